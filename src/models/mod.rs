@@ -1,0 +1,3 @@
+//! The networks, each readable beside its paper.
+
+pub mod spec;

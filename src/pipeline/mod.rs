@@ -1,0 +1,3 @@
+//! One picture, from text to pixels.
+
+pub mod request;
