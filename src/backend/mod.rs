@@ -1,7 +1,238 @@
 //! Buffers and kernels: knows sizes, does not know tensors.
+//!
+//! A [`Backend`] is what a kind of device can do. Its ops get a filled-in parameter struct and may trust it: shapes,
+//! types and devices are compared once, in `tensor/ops.rs`. Every op only enqueues, in order; `read` waits.
+//!
+//! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the numerics
+//! class and its own image: never on the batch, the number of rows, threads or the position of a tile. It is what makes
+//! the same request give the same picture wherever its parts run.
 
+pub mod arena;
+pub mod cpu;
+pub mod device;
+pub mod dry;
 pub mod dtype;
 pub mod id;
+pub mod params;
 
+use std::sync::Arc;
+
+pub use arena::{Arena, Buffer};
+pub use device::{Device, DeviceInfo, Keep, open, visible};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
+
+use crate::error::Result;
+use params::{
+    Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
+};
+
+/// Memory of one kind of device.
+#[derive(Clone)]
+pub enum Slab {
+    /// Host memory.
+    Cpu(Arc<cpu::memory::HostSlab>),
+    /// None: only its size is known.
+    Dry,
+}
+
+/// The shape of a layer's parameters, from which its packed form follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// `[out, k]`.
+    Linear {
+        /// Output channels.
+        out: usize,
+        /// Input channels.
+        k: usize,
+    },
+    /// A linear layer whose output is halved by GEGLU: rows `0..out/2` are the hidden half, the rest the gate.
+    Geglu {
+        /// Output channels before halving.
+        out: usize,
+        /// Input channels.
+        k: usize,
+    },
+    /// `[out, channels, kernel, kernel]` as stored, OHWI once packed.
+    Conv2d {
+        /// Output channels.
+        out: usize,
+        /// Input channels.
+        channels: usize,
+        /// Height and width of the window.
+        kernel: usize,
+    },
+    /// Scale and shift of a norm, `[channels]` each.
+    Norm {
+        /// Channels.
+        channels: usize,
+    },
+    /// A table of rows, `[rows, channels]`.
+    Embedding {
+        /// Rows.
+        rows: usize,
+        /// Channels.
+        channels: usize,
+    },
+}
+
+/// A tensor as its file has it: the only form in which a weight reaches a backend.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// Little-endian elements, not necessarily aligned.
+    Data {
+        /// Element type: a float.
+        dtype: DType,
+        /// The elements.
+        bytes: &'a [u8],
+    },
+    /// The file is not here; planning needs none.
+    ShapeOnly,
+}
+
+/// A layer's parameters in the form that a backend wants. Clones share them.
+#[derive(Clone)]
+pub struct Weight {
+    /// What it is.
+    pub layer: Layer,
+    /// Whether a bias was packed along.
+    pub has_bias: bool,
+    /// What it occupies, in bytes.
+    pub bytes: usize,
+    /// Devices in this memory can use it.
+    memory: DeviceId,
+    data: WeightData,
+}
+
+impl Weight {
+    /// Whether `device` can use it.
+    pub(crate) fn is_on(&self, device: &Device) -> bool {
+        self.memory == device.memory()
+    }
+}
+
+#[derive(Clone)]
+enum WeightData {
+    Cpu(Arc<cpu::pack::Packed>),
+    Dry,
+}
+
+/// A function applied to each output element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// None.
+    #[default]
+    None,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Phi(x)`, the exact form with erf.
+    Gelu,
+    /// `x * sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `hidden * gelu(gate)`; halves the channels.
+    Geglu,
+}
+
+/// What follows a matrix product while its result is still in registers:
+/// `out = activation(x w + bias + channel_add) + residual`.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// `[batch or 1, out]` and its rows: added to every row of an image.
+    pub channel_add: Option<(&'a Buffer, u32)>,
+    /// Applied to the sum.
+    pub activation: Activation,
+    /// The shape of the output; added last.
+    pub residual: Option<&'a Buffer>,
+}
+
+/// Which parts of an [`Epilogue`] a call would use: the question [`Backend::supports`] answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Fusion {
+    /// A per-channel sum.
+    pub channel_add: bool,
+    /// An activation.
+    pub activation: Activation,
+    /// A residual.
+    pub residual: bool,
+}
+
+/// One term of [`Backend::scale_add`]: the factor, the buffer and the element to begin at.
+pub type Term<'a> = (f32, &'a Buffer, usize);
+
+/// What a kind of device can do. Sizes are already checked; buffers and weights are this backend's own.
+pub trait Backend: Send + Sync {
+    /// Everything that decides the bits of a result: kind, kernel path and type, `cpu avx512 f32` for example.
+    fn class(&self) -> &str;
+
+    /// Who may share packed weights: devices with equal answers do.
+    fn memory(&self) -> DeviceId;
+
+    /// Reserves memory.
+    fn slab(&self, bytes: usize) -> Result<Slab>;
+
+    /// Brings a layer's parameters into this backend's form.
+    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight>;
+
+    /// Whether a matrix product can do this by itself; if not, plain ops follow it.
+    fn supports(&self, fusion: Fusion) -> bool;
+
+    /// Bytes that [`Backend::attention`] needs beside its output.
+    fn attention_scratch(&self, p: &Attention) -> usize;
+
+    /// Bytes that [`Backend::group_norm`] needs beside its output.
+    fn group_norm_scratch(&self, p: &GroupNorm) -> usize;
+
+    /// Matrix product with an epilogue.
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()>;
+
+    /// Convolution with an epilogue.
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()>;
+
+    /// Attention with an online softmax: the score matrix never exists. Milakov and Gimelshein 2018; Dao et al. 2022.
+    fn attention(
+        &self,
+        p: Attention,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        scratch: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()>;
+
+    /// Group norm, SiLU on request.
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()>;
+
+    /// Layer norm.
+    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()>;
+
+    /// Token plus position embedding. Ids beyond the table must not come here.
+    fn embedding(&self, p: Embedding, ids: &Buffer, table: &Weight, positions: &Weight, out: &mut Buffer)
+    -> Result<()>;
+
+    /// Nearest-neighbour upsampling to a given size.
+    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()>;
+
+    /// Two tensors side by side along the channels.
+    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()>;
+
+    /// An activation by itself.
+    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()>;
+
+    /// Adds a vector to every row of an image.
+    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()>;
+
+    /// A weighted sum of up to six terms.
+    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()>;
+
+    /// Converts `elements` between float types.
+    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()>;
+
+    /// Host to device.
+    fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()>;
+
+    /// Device to host, after everything enqueued so far.
+    fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()>;
+
+    /// Copies `bytes` from byte `from` of x to byte `to` of out, on this device.
+    fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()>;
+}

@@ -1,1 +1,149 @@
-//! tensor
+//! A shape, a type and a buffer on one device.
+//!
+//! A tensor is dense, row-major, channels-last and never changes: kernels have no stride branch, tensors need no lock,
+//! and any thread may read one. Feature maps are `[batch, height, width, channels]`, sequences `[batch, tokens,
+//! channels]`.
+
+pub mod ops;
+pub mod shape;
+
+use std::sync::Arc;
+
+use crate::{
+    backend::{Buffer, DType, Device, Keep},
+    error::{Error, Result},
+};
+pub use ops::Fuse;
+pub use shape::Shape;
+
+/// An immutable tensor. Clones share the memory, which is free again when the last one drops.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Shape,
+    dtype: DType,
+    device: Device,
+    buffer: Arc<Buffer>,
+}
+
+impl Tensor {
+    /// Copies f32 values to a device.
+    ///
+    /// # Errors
+    /// If the shape does not have as many elements, or the device's arena is full.
+    pub fn new(device: &Device, shape: impl Into<Shape>, values: &[f32]) -> Result<Self> {
+        Self::upload(device, shape.into(), DType::F32, values.len(), bytemuck::cast_slice(values))
+    }
+
+    /// Copies token ids to a device.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn ids(device: &Device, shape: impl Into<Shape>, values: &[u32]) -> Result<Self> {
+        Self::upload(device, shape.into(), DType::U32, values.len(), bytemuck::cast_slice(values))
+    }
+
+    fn upload(device: &Device, shape: Shape, dtype: DType, count: usize, bytes: &[u8]) -> Result<Self> {
+        if count != shape.elements() {
+            return Err(Error::request(format!("a tensor {shape} needs {} values, not {count}", shape.elements())));
+        }
+        let mut buffer = Self::room(device, shape, dtype)?;
+        device.backend().write(bytes, &mut buffer)?;
+        Ok(Self::from_buffer(device, shape, dtype, buffer))
+    }
+
+    /// Memory for a tensor, not written yet.
+    fn room(device: &Device, shape: Shape, dtype: DType) -> Result<Buffer> {
+        // Kernels count elements in 32 bits, some of them signed.
+        if shape.elements() >= 1 << 31 {
+            return Err(Error::request(format!("a tensor {shape} has 2^31 elements or more"))
+                .hint("a smaller width and height, or fewer pictures at once"));
+        }
+        device.alloc(shape.elements() * dtype.size())
+    }
+
+    fn from_buffer(device: &Device, shape: Shape, dtype: DType, buffer: Buffer) -> Self {
+        Self { shape, dtype, device: device.clone(), buffer: Arc::new(buffer) }
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Size `i` of its shape.
+    ///
+    /// # Panics
+    /// If it has fewer sizes.
+    pub fn dim(&self, i: usize) -> usize {
+        self.shape.dims()[i]
+    }
+
+    /// The type of its elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The same elements under another shape; free.
+    ///
+    /// # Errors
+    /// If the number of elements differs.
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.elements() != self.shape.elements() {
+            return Err(Error::request(format!("reshape: {} cannot become {shape}", self.shape)));
+        }
+        Ok(Self { shape, ..self.clone() })
+    }
+
+    /// Copies the values to the host as f32. This is the only op that waits.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        if self.dtype != DType::F32 {
+            return self.cast(DType::F32)?.read();
+        }
+        let mut values = vec![0.0; self.shape.elements()];
+        self.device.backend().read(&self.buffer, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// The same tensor on `device`: itself if it is there already, else a copy in that device's transient arena.
+    ///
+    /// # Errors
+    /// If that arena is full or a device fails.
+    pub fn to(&self, device: &Device) -> Result<Self> {
+        if self.device == *device {
+            return Ok(self.clone());
+        }
+        let buffer = Self::room(device, self.shape, self.dtype)?;
+        self.copy_into(device, buffer)
+    }
+
+    /// A copy in an arena that outlives the section; ops on it still use the transient arena.
+    ///
+    /// # Errors
+    /// If that arena is full or a device fails.
+    pub fn keep(&self, keep: &Keep) -> Result<Self> {
+        let buffer = keep.alloc(self.shape.elements() * self.dtype.size())?;
+        self.copy_into(keep.device(), buffer)
+    }
+
+    fn copy_into(&self, device: &Device, mut buffer: Buffer) -> Result<Self> {
+        let bytes = self.shape.elements() * self.dtype.size();
+        if self.device == *device {
+            device.backend().copy(&self.buffer, 0, &mut buffer, 0, bytes)?;
+        } else {
+            // No two kinds of device share a link here: every copy passes through the host.
+            let mut staging = vec![0; bytes];
+            self.device.backend().read(&self.buffer, &mut staging)?;
+            device.backend().write(&staging, &mut buffer)?;
+        }
+        Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
+    }
+}

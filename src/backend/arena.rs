@@ -1,0 +1,233 @@
+//! One slab of memory, handed out in ranges. The same code serves every backend and the planner, so planned bytes are
+//! measured bytes.
+//!
+//! Best fit among the holes, ties by offset; a range is put at the top only if no hole holds it. The top is never
+//! compared with the holes, so the capacity decides whether an allocation succeeds and never where it lies: a dry run
+//! without a limit and a real run in exactly its peak make the same choices.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{DeviceId, Slab};
+use crate::error::{Error, Result};
+
+/// Every range starts at a multiple of this, which suits vector loads and GPU bindings.
+pub const ALIGNMENT: usize = 256;
+
+/// Rounds up to [`ALIGNMENT`]: what an allocation of `bytes` really takes.
+pub const fn aligned(bytes: usize) -> usize {
+    bytes.div_ceil(ALIGNMENT) * ALIGNMENT
+}
+
+/// A slab and the list of what is free in it. Clones share both.
+#[derive(Clone)]
+pub struct Arena(Arc<Inner>);
+
+struct Inner {
+    device: DeviceId,
+    name: &'static str,
+    slab: Slab,
+    capacity: usize,
+    state: Mutex<State>,
+}
+
+/// A range of an arena's slab. It returns to the arena on drop.
+pub struct Buffer {
+    arena: Arena,
+    offset: usize,
+    bytes: usize,
+}
+
+/// Free ranges below `top`; above it all is free.
+#[derive(Default)]
+struct State {
+    /// `(offset, bytes)`, by offset, never adjacent to each other or to `top`.
+    holes: Vec<(usize, usize)>,
+    top: usize,
+    peak: usize,
+    live: usize,
+}
+
+impl State {
+    /// Best fit among the holes, else the top.
+    fn take(&mut self, bytes: usize, capacity: usize) -> Option<usize> {
+        let best = (0..self.holes.len()).filter(|&i| self.holes[i].1 >= bytes).min_by_key(|&i| self.holes[i].1);
+        let offset = match best {
+            Some(i) => {
+                let (offset, hole) = self.holes[i];
+                if hole == bytes {
+                    self.holes.remove(i);
+                } else {
+                    self.holes[i] = (offset + bytes, hole - bytes);
+                }
+                offset
+            }
+            None => {
+                let end = self.top.checked_add(bytes).filter(|&end| end <= capacity)?;
+                std::mem::replace(&mut self.top, end)
+            }
+        };
+        self.live += 1;
+        self.peak = self.peak.max(self.top);
+        Some(offset)
+    }
+
+    /// Joins the range with its neighbours, the top included.
+    fn give_back(&mut self, mut offset: usize, mut bytes: usize) {
+        self.live -= 1;
+        let mut i = self.holes.partition_point(|hole| hole.0 < offset);
+        if i < self.holes.len() && offset + bytes == self.holes[i].0 {
+            bytes += self.holes.remove(i).1;
+        }
+        if i > 0 && self.holes[i - 1].0 + self.holes[i - 1].1 == offset {
+            i -= 1;
+            let left = self.holes.remove(i);
+            (offset, bytes) = (left.0, left.1 + bytes);
+        }
+        if offset + bytes == self.top {
+            self.top = offset;
+        } else {
+            self.holes.insert(i, (offset, bytes));
+        }
+    }
+}
+
+impl Arena {
+    /// An arena over `slab`, which holds `capacity` bytes. `name` says in messages what it is for.
+    pub(super) fn new(device: DeviceId, name: &'static str, slab: Slab, capacity: usize) -> Self {
+        Self(Arc::new(Inner { device, name, slab, capacity, state: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere cannot leave the list half-changed: nothing in this file panics between two writes.
+        self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A range of `bytes` with unspecified contents.
+    ///
+    /// # Errors
+    /// If the arena has no room: the request is larger than what the plan was made for.
+    pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        let mut state = self.state();
+        // Nothing is not a range: an empty tensor still gets an address of its own.
+        let Some(offset) = state.take(aligned(bytes.max(1)), self.0.capacity) else {
+            let (used, capacity) = (state.top, self.0.capacity);
+            return Err(Error::request(format!(
+                "{}: the {} arena is full: {bytes} bytes more than its {used} in use are asked of {capacity}",
+                self.0.device, self.0.name
+            ))
+            .hint("plan for a larger request"));
+        };
+        Ok(Buffer { arena: self.clone(), offset, bytes })
+    }
+
+    /// The most that was ever in use: the arena's planned and measured size, in bytes.
+    pub fn peak_bytes(&self) -> usize {
+        self.state().peak
+    }
+
+    /// Ranges in use.
+    pub fn live(&self) -> usize {
+        self.state().live
+    }
+
+    /// What it may hold, in bytes.
+    pub fn capacity_bytes(&self) -> usize {
+        self.0.capacity
+    }
+}
+
+impl Buffer {
+    /// Its size as asked for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The memory that it is a range of.
+    pub(super) fn slab(&self) -> &Slab {
+        &self.arena.0.slab
+    }
+
+    /// Where in the slab it begins.
+    pub(super) fn offset(&self) -> usize {
+        self.offset
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.arena.state().give_back(self.offset, aligned(self.bytes.max(1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena(capacity: usize) -> Arena {
+        Arena::new(DeviceId::CPU, "test", Slab::Dry, capacity)
+    }
+
+    #[test]
+    fn the_smallest_hole_that_fits_is_taken_before_the_top() {
+        let arena = arena(usize::MAX);
+        let mut buffers: Vec<_> = [1024, 256, 512, 256, 256].iter().map(|&n| Some(arena.alloc(n).unwrap())).collect();
+        let (large, small) = (buffers[0].as_ref().unwrap().offset(), buffers[2].as_ref().unwrap().offset());
+        (buffers[0], buffers[2]) = (None, None);
+        assert_eq!(arena.alloc(300).unwrap().offset(), small);
+        assert_eq!(arena.alloc(600).unwrap().offset(), large);
+        assert_eq!(arena.alloc(1025).unwrap().offset(), 2304, "no hole is large enough");
+    }
+
+    #[test]
+    fn freed_neighbours_become_one_hole_and_the_top_comes_down() {
+        let arena = arena(usize::MAX);
+        let mut buffers: Vec<_> = (0..4).map(|_| Some(arena.alloc(256).unwrap())).collect();
+        (buffers[0], buffers[2], buffers[1]) = (None, None, None);
+        assert_eq!(arena.alloc(768).unwrap().offset(), 0);
+        buffers.clear();
+        assert_eq!(arena.live(), 0);
+        assert_eq!(arena.alloc(4096).unwrap().offset(), 0, "all free again");
+        assert_eq!(arena.peak_bytes(), 4096);
+    }
+
+    /// The invariant that makes planned bytes measured bytes.
+    #[test]
+    fn capacity_decides_whether_and_never_where() {
+        let mut seed = 1u64;
+        let mut next = |n: usize| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) as usize % n
+        };
+        let script: Vec<(bool, usize)> = (0..5000).map(|_| (next(5) < 3, next(5000))).collect();
+        let run = |arena: &Arena| {
+            let (mut live, mut offsets) = (Vec::new(), Vec::new());
+            for &(alloc, n) in &script {
+                if alloc {
+                    let buffer = arena.alloc(n).unwrap();
+                    offsets.push(buffer.offset());
+                    live.push(buffer);
+                } else if !live.is_empty() {
+                    live.swap_remove(n % live.len());
+                }
+            }
+            let mut ranges: Vec<_> =
+                live.iter().map(|b| (b.offset(), b.offset() + aligned(b.bytes().max(1)))).collect();
+            ranges.sort();
+            assert!(ranges.windows(2).all(|w| w[0].1 <= w[1].0), "live ranges overlap");
+            offsets
+        };
+        let free = arena(usize::MAX);
+        let offsets = run(&free);
+        let tight = arena(free.peak_bytes());
+        assert_eq!(run(&tight), offsets);
+        assert_eq!(tight.peak_bytes(), free.peak_bytes());
+    }
+
+    #[test]
+    fn a_full_arena_says_so() {
+        let arena = arena(1024);
+        let _held = arena.alloc(1000).unwrap();
+        let error = arena.alloc(1).err().unwrap().to_string();
+        assert!(error.contains("test arena is full"), "{error}");
+    }
+}

@@ -1,0 +1,61 @@
+//! What things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
+
+use super::simd::Path;
+use crate::backend::{
+    Layer,
+    arena::aligned,
+    params::{Attention, GroupNorm},
+};
+
+/// Pixels whose statistics are summed before they are combined with others.
+pub const NORM_CHUNK: usize = 64;
+/// Keys that attention looks at before it rescales its sums.
+pub const KEY_BLOCK: usize = 128;
+
+/// Elements of a layer's packed weight: panels of two vectors, each `[k, panel]`, the last one padded with zeros.
+pub fn packed_elements(path: Path, layer: Layer) -> usize {
+    let panels = |out: usize, k: usize| out.div_ceil(path.panel()) * path.panel() * k;
+    match layer {
+        Layer::Linear { out, k } => panels(out, k),
+        // Half a panel of hidden channels, half of gates.
+        Layer::Geglu { out, k } => panels((out / 2).next_multiple_of(path.lanes()) * 2, k),
+        Layer::Conv2d { out, channels, kernel } => panels(out, channels * kernel * kernel),
+        Layer::Norm { channels } => channels,
+        Layer::Embedding { rows, channels } => rows * channels,
+    }
+}
+
+/// Elements of a layer's packed bias: as many as its panels have columns.
+pub fn bias_elements(path: Path, layer: Layer) -> usize {
+    match layer {
+        Layer::Linear { out, .. } | Layer::Conv2d { out, .. } => out.next_multiple_of(path.panel()),
+        Layer::Geglu { out, .. } => (out / 2).next_multiple_of(path.lanes()) * 2,
+        Layer::Norm { channels } => channels,
+        Layer::Embedding { .. } => 0,
+    }
+}
+
+/// Bytes of a packed layer.
+pub fn packed_bytes(path: Path, layer: Layer, has_bias: bool) -> usize {
+    4 * (packed_elements(path, layer) + if has_bias { bias_elements(path, layer) } else { 0 })
+}
+
+/// Keys of one image and head as packed, `[key panels, head_dim, panel]`, then the values, `[head_dim panels, keys,
+/// panel]`, in elements.
+pub fn packed_keys_and_values(path: Path, p: &Attention) -> (usize, usize) {
+    let keys = (p.keys as usize).next_multiple_of(path.panel());
+    (keys * p.head_dim as usize, keys * (p.head_dim as usize).next_multiple_of(path.panel()))
+}
+
+/// Bytes that attention needs beside its output: packed keys and values.
+pub fn attention_scratch(path: Path, p: &Attention) -> usize {
+    let (keys, values) = packed_keys_and_values(path, p);
+    aligned(4 * (keys + values) * (p.batch * p.heads) as usize)
+}
+
+/// Bytes that group norm needs beside its output: a mean and a sum of squares for each chunk and group, then a factor
+/// and an offset for each channel.
+pub fn group_norm_scratch(p: &GroupNorm) -> usize {
+    let chunks = (p.pixels as usize).div_ceil(NORM_CHUNK);
+    4 * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize)
+}

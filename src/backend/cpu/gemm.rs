@@ -1,0 +1,405 @@
+//! Matrix product and convolution: one driver, one f32 micro-kernel.
+//!
+//! The micro-kernel multiplies a few rows, given by pointers, with one packed panel. A convolution is the same product
+//! with one set of row pointers for each tap of its window (an implicit GEMM: no patch matrix is built; padding points
+//! to zeros). Goto and van de Geijn 2008; the indirection follows Dukhan 2019.
+//!
+//! Each output element is one chain of multiply-adds over taps and channels in order. Blocks of k go through memory
+//! without rounding, and tails use the same kernel with fewer rows, so neither changes the chain.
+
+use std::{cell::RefCell, ops::Range};
+
+use super::{
+    memory::Parts,
+    pack::Packed,
+    simd::{Kernel, Path, Simd, math},
+    threads::Pool,
+};
+use crate::backend::{
+    Activation,
+    params::{Conv2d, Linear},
+};
+
+/// The largest window: 7 x 7.
+pub const MAX_TAPS: usize = 49;
+/// The most channels that a convolution may have: padding reads this many zeros.
+pub const MAX_CHANNELS: usize = 1 << 14;
+/// The most rows of a micro-kernel's tile, on any path.
+const MAX_ROWS: usize = 12;
+
+/// Bytes of packed weight that are reused from the second-level cache.
+const BLOCK_BYTES: usize = 320 << 10;
+/// Rows that one task takes, at most.
+const TASK_ROWS: usize = 384;
+/// Tasks per thread to aim at, so that no thread waits long for the last.
+const TASKS_PER_THREAD: usize = 8;
+
+static ZEROS: [f32; MAX_CHANNELS] = [0.0; MAX_CHANNELS];
+
+/// One matrix product. The epilogue's buffers as slices.
+pub struct Product<'a> {
+    /// Rows on the left.
+    pub lhs: Lhs<'a>,
+    /// Weights on the right.
+    pub packed: &'a Packed,
+    /// Columns of the result, before GEGLU halves them.
+    pub columns: usize,
+    /// Rows of one image: which row of `channel_add` a row takes.
+    pub rows_per_image: usize,
+    /// `[1 or images, columns]`.
+    pub channel_add: Option<&'a [f32]>,
+    /// Applied to the sum.
+    pub activation: Activation,
+    /// As the result.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// Where the rows on the left are.
+pub enum Lhs<'a> {
+    /// Rows of x, each of `k` elements.
+    Linear(Linear, &'a [f32]),
+    /// Windows over x.
+    Conv2d(Conv2d, &'a [f32]),
+}
+
+impl Lhs<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Lhs::Linear(p, _) => p.rows as usize,
+            Lhs::Conv2d(p, _) => (p.batch * p.out_height * p.out_width) as usize,
+        }
+    }
+
+    fn taps(&self) -> usize {
+        match self {
+            Lhs::Linear(..) => 1,
+            Lhs::Conv2d(p, _) => (p.kernel * p.kernel) as usize,
+        }
+    }
+
+    /// Elements of one tap.
+    fn channels(&self) -> usize {
+        match self {
+            Lhs::Linear(p, _) => p.k as usize,
+            Lhs::Conv2d(p, _) => p.channels as usize,
+        }
+    }
+
+    /// Points `to[tap * MAX_ROWS + i]` at tap `tap` of row `row + i`, for `count` rows.
+    #[inline(always)]
+    fn point(&self, row: usize, count: usize, to: &mut [*const f32; MAX_TAPS * MAX_ROWS]) {
+        match *self {
+            Lhs::Linear(p, x) => {
+                for i in 0..count {
+                    to[i] = x[(row + i) * p.k as usize..].as_ptr();
+                }
+            }
+            Lhs::Conv2d(p, x) => {
+                let (width, height, channels) = (p.width as usize, p.height as usize, p.channels as usize);
+                let (out_width, out_height) = (p.out_width as usize, p.out_height as usize);
+                let (kernel, stride, padding) = (p.kernel as usize, p.stride as usize, p.padding as usize);
+                for i in 0..count {
+                    let pixel = row + i;
+                    let (image, y, x_out) =
+                        (pixel / (out_width * out_height), pixel / out_width % out_height, pixel % out_width);
+                    for ky in 0..kernel {
+                        // Above or left of the picture, the subtraction wraps to something larger than it.
+                        let y_in = (y * stride + ky).wrapping_sub(padding);
+                        for kx in 0..kernel {
+                            let x_in = (x_out * stride + kx).wrapping_sub(padding);
+                            to[(ky * kernel + kx) * MAX_ROWS + i] = if y_in < height && x_in < width {
+                                x[((image * height + y_in) * width + x_in) * channels..].as_ptr()
+                            } else {
+                                ZEROS.as_ptr()
+                            };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Product<'_> {
+    fn out_columns(&self) -> usize {
+        if self.activation == Activation::Geglu { self.columns / 2 } else { self.columns }
+    }
+
+    /// Computes the product into `out`, all of it.
+    pub fn run(&self, path: Path, pool: &Pool, out: &mut [f32]) {
+        let (rows, k) = (self.lhs.rows(), self.lhs.channels() * self.lhs.taps());
+        let panels = self.packed.weight.len() / (path.panel() * k);
+        let task_rows = rows.min(TASK_ROWS).next_multiple_of(path.rows());
+        let row_tasks = rows.div_ceil(task_rows);
+        let wanted = (pool.threads() * TASKS_PER_THREAD).div_ceil(row_tasks);
+        let task_panels = if pool.threads() == 1 { panels } else { panels.div_ceil(wanted).max(1) };
+        let panel_tasks = panels.div_ceil(task_panels);
+        let out = Parts::new(out);
+        // Neighbouring tasks share the weights: those are what does not fit the caches.
+        pool.run(row_tasks * panel_tasks, |task| {
+            let (first_row, first_panel) = (task % row_tasks * task_rows, task / row_tasks * task_panels);
+            path.run(Task {
+                product: self,
+                out: &out,
+                rows: first_row..rows.min(first_row + task_rows),
+                panels: first_panel..panels.min(first_panel + task_panels),
+            });
+        });
+    }
+}
+
+/// A rectangle of the result.
+struct Task<'a> {
+    product: &'a Product<'a>,
+    out: &'a Parts<'a, f32>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+/// A stretch of k: some taps, and of each the same channels. Either is whole unless the other is one.
+#[derive(Clone)]
+struct Block {
+    taps: Range<usize>,
+    channels: Range<usize>,
+}
+
+impl Block {
+    /// Block `i` of a sum over `taps * channels`, or `None` after the last.
+    fn nth(i: usize, taps: usize, channels: usize, most: usize) -> Option<Self> {
+        if taps > 1 {
+            let step = (most / channels).max(1);
+            let start = i * step;
+            (start < taps).then(|| Self { taps: start..taps.min(start + step), channels: 0..channels })
+        } else {
+            let start = i * most;
+            (start < channels).then(|| Self { taps: 0..1, channels: start..channels.min(start + most) })
+        }
+    }
+
+    fn is_first(&self) -> bool {
+        self.taps.start == 0 && self.channels.start == 0
+    }
+
+    fn is_last(&self, taps: usize, channels: usize) -> bool {
+        self.taps.end == taps && self.channels.end == channels
+    }
+}
+
+thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+
+impl Kernel for Task<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (lhs, panel) = (&self.product.lhs, 2 * S::LANES);
+        let (taps, channels) = (lhs.taps(), lhs.channels());
+        let most = BLOCK_BYTES / 4 / panel;
+        let group = (most / (taps * channels)).max(1);
+        // Sums between blocks of k: one panel wide, as many rows as the task has.
+        SUMS.with_borrow_mut(|sums| {
+            sums.resize(TASK_ROWS.next_multiple_of(S::ROWS) * panel, 0.0);
+            let mut pointers = [ZEROS.as_ptr(); MAX_TAPS * MAX_ROWS];
+            for first in self.panels.clone().step_by(group) {
+                let panels = first..self.panels.end.min(first + group);
+                for block in (0..).map_while(|i| Block::nth(i, taps, channels, most)) {
+                    for row in self.rows.clone().step_by(S::ROWS) {
+                        let count = S::ROWS.min(self.rows.end - row);
+                        lhs.point(row, count, &mut pointers);
+                        for panel in panels.clone() {
+                            let sums = &mut sums[(row - self.rows.start) * 2 * S::LANES..];
+                            // SAFETY: inside `Kernel::run`; pointers, panel and sums are as `tiles` asks.
+                            unsafe { self.tiles::<S>(&pointers, row, count, panel, &block, sums) }
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Task<'_> {
+    /// One panel wide, `count` rows high, one block deep: picks the tile's size.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s; `pointers` as [`Lhs::point`] leaves them; `sums` has room for `S::ROWS` rows.
+    #[inline(always)]
+    unsafe fn tiles<S: Simd>(
+        &self,
+        pointers: &[*const f32; MAX_TAPS * MAX_ROWS],
+        row: usize,
+        count: usize,
+        panel: usize,
+        block: &Block,
+        sums: &mut [f32],
+    ) {
+        let narrow =
+            self.product.activation != Activation::Geglu && self.product.columns - panel * 2 * S::LANES <= S::LANES;
+        // SAFETY: the caller's contract, passed on.
+        unsafe {
+            match (S::ROWS, count, narrow) {
+                (12, 7.., false) => self.tile::<S, 12, 2>(pointers, row, count, panel, block, sums),
+                (12, 7.., true) => self.tile::<S, 12, 1>(pointers, row, count, panel, block, sums),
+                (6.., 4.., false) => self.tile::<S, 6, 2>(pointers, row, count, panel, block, sums),
+                (6.., 4.., true) => self.tile::<S, 6, 1>(pointers, row, count, panel, block, sums),
+                (6.., 2.., false) => self.tile::<S, 3, 2>(pointers, row, count, panel, block, sums),
+                (6.., 2.., true) => self.tile::<S, 3, 1>(pointers, row, count, panel, block, sums),
+                (_, 2.., _) => self.tile::<S, 2, 2>(pointers, row, count, panel, block, sums),
+                _ => self.tile::<S, 1, 2>(pointers, row, count, panel, block, sums),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Task::tiles`], with `count <= M` rows.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const N: usize>(
+        &self,
+        pointers: &[*const f32; MAX_TAPS * MAX_ROWS],
+        row: usize,
+        count: usize,
+        panel: usize,
+        block: &Block,
+        sums: &mut [f32],
+    ) {
+        let (taps, channels) = (self.product.lhs.taps(), self.product.lhs.channels());
+        let width = 2 * S::LANES;
+        let k = block.taps.start * channels + block.channels.start;
+        let weights = &self.product.packed.weight[(panel * taps * channels + k) * width..];
+        // SAFETY: rows beyond `count` repeat the first one, so every pointer has `channels` elements; the panel has
+        // `width` for each of the block's k; `sums` has M rows of `width`.
+        unsafe {
+            let mut acc = [[S::zero(); N]; M];
+            if !block.is_first() {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    for (j, acc) in acc.iter_mut().enumerate() {
+                        *acc = S::load(sums[i * width + j * S::LANES..].as_ptr());
+                    }
+                }
+            }
+            let mut b = weights.as_ptr();
+            for tap in block.taps.clone() {
+                let mut rows = [pointers[tap * MAX_ROWS]; M];
+                for (i, row) in rows.iter_mut().enumerate().take(count) {
+                    *row = pointers[tap * MAX_ROWS + i];
+                }
+                b = accumulate::<S, M, N>(&rows, block.channels.clone(), b, &mut acc);
+            }
+            if block.is_last(taps, channels) {
+                self.finish::<S, M, N>(&acc, row, count, panel);
+            } else {
+                for (i, acc) in acc.iter().enumerate() {
+                    for (j, &acc) in acc.iter().enumerate() {
+                        S::store(acc, sums[i * width + j * S::LANES..].as_mut_ptr());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The epilogue: `activation(sum + bias + channel_add) + residual`, each step rounded by itself, as the plain ops do.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const M: usize, const N: usize>(
+        &self,
+        acc: &[[S::V; N]; M],
+        row: usize,
+        count: usize,
+        panel: usize,
+    ) {
+        let product = self.product;
+        let out_columns = product.out_columns();
+        let geglu = product.activation == Activation::Geglu;
+        let bias = product.packed.bias.as_ref().map(|bias| &bias[panel * 2 * S::LANES..]);
+        let first = if geglu { panel * S::LANES } else { panel * 2 * S::LANES };
+        // SAFETY: bias is as wide as the panels; reads and writes of rows are cut to `out_columns`, and the output's
+        // rows and columns of this task are its own.
+        unsafe {
+            for (i, acc) in acc.iter().enumerate().take(count) {
+                let row = row + i;
+                let mut sum = *acc;
+                if let Some(bias) = bias {
+                    for (j, sum) in sum.iter_mut().enumerate() {
+                        *sum = S::add(*sum, S::load(bias[j * S::LANES..].as_ptr()));
+                    }
+                }
+                if geglu {
+                    sum[0] = S::mul(sum[0], math::gelu::<S>(sum[N - 1]));
+                }
+                for (j, &sum) in sum.iter().enumerate().take(if geglu { 1 } else { N }) {
+                    let column = first + j * S::LANES;
+                    if column >= out_columns {
+                        break;
+                    }
+                    let width = S::LANES.min(out_columns - column);
+                    let mut value = sum;
+                    if let Some(add) = product.channel_add {
+                        let image = if add.len() == out_columns { 0 } else { row / product.rows_per_image };
+                        value = S::add(value, load_up_to::<S>(&add[image * out_columns + column..], width));
+                    }
+                    value = math::activate::<S>(product.activation, value);
+                    let at = row * out_columns + column;
+                    if let Some(residual) = product.residual {
+                        value = S::add(value, load_up_to::<S>(&residual[at..], width));
+                    }
+                    store_up_to::<S>(value, self.out.at(at), width);
+                }
+            }
+        }
+    }
+}
+
+/// `acc += rows[channels] * panel`, one multiply-add for each k in order; returns where the panel goes on.
+///
+/// # Safety
+/// As [`Simd`]'s; each row has `channels.end` elements, the panel two vectors for each channel.
+#[inline(always)]
+pub unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
+    rows: &[*const f32; M],
+    channels: Range<usize>,
+    mut panel: *const f32,
+    acc: &mut [[S::V; N]; M],
+) -> *const f32 {
+    let mut sums = *acc;
+    for channel in channels {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut b = [S::zero(); N];
+            for (j, b) in b.iter_mut().enumerate() {
+                *b = S::load(panel.add(j * S::LANES));
+            }
+            for i in 0..M {
+                let a = S::splat(*rows[i].add(channel));
+                for j in 0..N {
+                    sums[i][j] = S::mul_add(a, b[j], sums[i][j]);
+                }
+            }
+            panel = panel.add(2 * S::LANES);
+        }
+    }
+    *acc = sums;
+    panel
+}
+
+/// The first `width` elements; the other lanes are zero.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+pub unsafe fn load_up_to<S: Simd>(from: &[f32], width: usize) -> S::V {
+    debug_assert!(from.len() >= width);
+    // SAFETY: `from` has `width` elements, LANES of them in the first case.
+    unsafe { if width >= S::LANES { S::load(from.as_ptr()) } else { S::load_first(from.as_ptr(), width) } }
+}
+
+/// Writes the first `width` lanes.
+///
+/// # Safety
+/// As [`Simd`]'s; `to` has room for them.
+#[inline(always)]
+pub unsafe fn store_up_to<S: Simd>(v: S::V, to: *mut f32, width: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { if width >= S::LANES { S::store(v, to) } else { S::store_first(v, to, width) } }
+}

@@ -1,0 +1,127 @@
+//! Host memory for arenas and packed weights: zeroed pages from the system, huge ones where it has them.
+
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{AnyBitPattern, NoUninit};
+use memmap2::MmapMut;
+
+use crate::{
+    backend::{Buffer, Slab},
+    error::{Error, Result},
+};
+
+/// Below this, a huge page would be mostly air.
+const HUGE_FROM: usize = 4 << 20;
+
+fn pages(bytes: usize) -> Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes.max(1))
+        .map_err(|e| Error::device("cpu", format!("{bytes} bytes of memory cannot be had")).source(e))?;
+    #[cfg(target_os = "linux")]
+    if bytes >= HUGE_FROM {
+        // Only a wish: without huge pages all is the same, a little slower.
+        let _ = map.advise(memmap2::Advice::HugePage);
+    }
+    Ok(map)
+}
+
+/// The memory of an arena. Its ranges are read and written through [`read`], [`write()`] by whoever holds a [`Buffer`].
+pub struct HostSlab {
+    base: *mut u8,
+    _map: MmapMut,
+}
+
+// SAFETY: the memory is only reached through buffers. Arenas never hand out overlapping ranges, `write` needs `&mut`,
+// and a buffer is shared only once it is written.
+unsafe impl Send for HostSlab {}
+// SAFETY: as above.
+unsafe impl Sync for HostSlab {}
+
+impl HostSlab {
+    /// `bytes` of zeroed memory, touched only when used.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let mut map = pages(bytes)?;
+        Ok(Self { base: map.as_mut_ptr(), _map: map })
+    }
+}
+
+fn base(buffer: &Buffer) -> *mut u8 {
+    match buffer.slab() {
+        // SAFETY: an arena hands out offsets inside its slab only.
+        Slab::Cpu(slab) => unsafe { slab.base.add(buffer.offset()) },
+        Slab::Dry => unreachable!("a buffer without data reached the CPU: tensor/ops.rs compares devices"),
+    }
+}
+
+/// The buffer's elements.
+pub fn read<T: AnyBitPattern>(buffer: &Buffer) -> &[T] {
+    // SAFETY: the range is this buffer's alone, aligned to more than any element, initialised (pages start as zero),
+    // and not written while it is shared; any bits are a T.
+    unsafe { std::slice::from_raw_parts(base(buffer).cast(), buffer.bytes() / size_of::<T>()) }
+}
+
+/// The buffer's elements, to be written.
+pub fn write<T: AnyBitPattern + NoUninit>(buffer: &mut Buffer) -> &mut [T] {
+    // SAFETY: as in `read`, and `&mut` says that nobody else has the buffer.
+    unsafe { std::slice::from_raw_parts_mut(base(buffer).cast(), buffer.bytes() / size_of::<T>()) }
+}
+
+/// f32 elements on pages of their own: packed weights.
+pub struct Pages(MmapMut);
+
+impl Pages {
+    /// `count` zeros.
+    pub fn zeroed(count: usize) -> Result<Self> {
+        pages(count * size_of::<f32>()).map(Self)
+    }
+}
+
+impl Deref for Pages {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        let bytes = &self.0[..self.0.len() / 4 * 4];
+        bytemuck::cast_slice(bytes)
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let whole = self.0.len() / 4 * 4;
+        bytemuck::cast_slice_mut(&mut self.0[..whole])
+    }
+}
+
+/// A slice that tasks write in parts which never overlap.
+pub struct Parts<'a, T> {
+    base: *mut T,
+    len: usize,
+    _slice: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a `&mut [T]` may be sent; `part`'s callers never overlap.
+unsafe impl<T: Send> Send for Parts<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    /// All of `slice`.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { base: slice.as_mut_ptr(), len: slice.len(), _slice: std::marker::PhantomData }
+    }
+
+    /// `len` elements from `start`.
+    ///
+    /// # Safety
+    /// No two parts in use at one time may overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.len);
+        // SAFETY: inside the slice, as just checked; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
+    }
+
+    /// Where element `start` is, for kernels that write rows with gaps between them.
+    pub fn at(&self, start: usize) -> *mut T {
+        debug_assert!(start <= self.len);
+        self.base.wrapping_add(start)
+    }
+}

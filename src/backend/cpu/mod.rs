@@ -1,0 +1,294 @@
+//! CPU cores. Ops run where they are called and have finished when they return: a queue of length zero is in order.
+
+mod attention;
+pub mod cost;
+mod elementwise;
+mod gemm;
+pub mod memory;
+mod norm;
+pub mod pack;
+pub mod simd;
+pub mod threads;
+
+use std::{num::NonZero, sync::Arc};
+
+use super::{
+    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
+    WeightData,
+    params::{
+        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
+    },
+};
+use crate::error::{Error, Result};
+use gemm::{Lhs, Product};
+use memory::{read, write};
+pub use simd::Path;
+use threads::Pool;
+
+/// Some of this machine's cores.
+pub struct Cpu {
+    path: Path,
+    pool: Pool,
+    class: String,
+    fuse: bool,
+}
+
+/// The kernel path of this process: the best that is here, or what `SDSHARD_CPU_PATH` names.
+pub fn path() -> Result<Path> {
+    let here = || Path::ALL.into_iter().filter(|path| path.is_here());
+    match std::env::var("SDSHARD_CPU_PATH") {
+        Ok(name) => here().find(|path| path.name() == name).ok_or_else(|| {
+            let possible: Vec<_> = here().map(Path::name).collect();
+            Error::input(format!("SDSHARD_CPU_PATH: \"{name}\" is not a kernel path of this machine"))
+                .found(possible.join(", "))
+        }),
+        Err(_) => Ok(here().next().expect("the portable path is everywhere")),
+    }
+}
+
+/// The numerics class of a path, weights in f32.
+pub fn class(path: Path) -> String {
+    format!("cpu {path} f32")
+}
+
+/// What this machine has under the name `cpu`.
+pub fn info() -> DeviceInfo {
+    let (memory_bytes, available) = system_memory();
+    DeviceInfo {
+        id: DeviceId::CPU,
+        name: model_name(),
+        class: class(path().unwrap_or(Path::Portable)),
+        cores: threads::cores().len(),
+        memory_bytes,
+        free_bytes: super::device::plannable(available),
+    }
+}
+
+/// All memory and what could be had now, in bytes.
+fn system_memory() -> (u64, u64) {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let kib = meminfo.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+        kib.unwrap_or(0u64) * 1024
+    };
+    let (mut all, mut free) = (field("MemTotal:"), field("MemAvailable:"));
+    // A container's limit counts where it is lower (control groups, version 2).
+    let number = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    if let Some(limit) = number("/sys/fs/cgroup/memory.max") {
+        let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
+        (all, free) = (all.min(limit), free.min(limit.saturating_sub(used)));
+    }
+    (all, free)
+}
+
+fn model_name() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+}
+
+impl Cpu {
+    /// Cores by number; `fuse` false leaves every epilogue but the bias to plain ops.
+    ///
+    /// # Panics
+    /// If `cores` is empty or the path is not here.
+    pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Self {
+        assert!(path.is_here(), "{path} is not a kernel path of this machine");
+        Self { path, pool: Pool::new(threads, cores), class: class(path), fuse }
+    }
+
+    /// All cores that this process may use, wherever the system puts the threads.
+    pub fn whole() -> Result<Self> {
+        let threads = NonZero::new(threads::cores().len()).expect("a process has a core");
+        Ok(Self::new(path()?, threads, Vec::new(), true))
+    }
+
+    /// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
+    pub fn share(index: usize, count: usize) -> Result<Self> {
+        let all = threads::cores();
+        let mine: Vec<usize> = if count >= all.len() {
+            vec![all[index % all.len()]]
+        } else {
+            all[index * all.len() / count..(index + 1) * all.len() / count].to_vec()
+        };
+        let threads = NonZero::new(mine.len()).expect("a share has a core");
+        Ok(Self::new(path()?, threads, mine, true))
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn product(&self, lhs: Lhs, columns: usize, rows_per_image: usize, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+        let product = Product {
+            lhs,
+            packed: packed(w),
+            columns,
+            rows_per_image,
+            channel_add: e.channel_add.map(|(add, _)| read(add)),
+            activation: e.activation,
+            residual: e.residual.map(read),
+        };
+        product.run(self.path, &self.pool, write(out));
+    }
+}
+
+fn packed(w: &Weight) -> &pack::Packed {
+    match &w.data {
+        WeightData::Cpu(packed) => packed,
+        WeightData::Dry => unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices"),
+    }
+}
+
+impl Backend for Cpu {
+    fn class(&self) -> &str {
+        &self.class
+    }
+
+    fn memory(&self) -> DeviceId {
+        DeviceId::CPU
+    }
+
+    fn slab(&self, bytes: usize) -> Result<Slab> {
+        Ok(Slab::Cpu(Arc::new(memory::HostSlab::new(bytes)?)))
+    }
+
+    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        if let Layer::Conv2d { channels, kernel, .. } = layer
+            && (kernel * kernel > gemm::MAX_TAPS || channels > gemm::MAX_CHANNELS)
+        {
+            return Err(Error::input(format!(
+                "a {kernel}x{kernel} convolution of {channels} channels: the CPU goes up to 7x7 and {} channels",
+                gemm::MAX_CHANNELS
+            )));
+        }
+        let has_bias = bias.is_some();
+        let packed = pack::pack(self.path, &self.pool, layer, weight, bias)?;
+        Ok(Weight {
+            layer,
+            has_bias,
+            bytes: cost::packed_bytes(self.path, layer, has_bias),
+            memory: self.memory(),
+            data: WeightData::Cpu(Arc::new(packed)),
+        })
+    }
+
+    fn supports(&self, fusion: Fusion) -> bool {
+        supports(fusion) && (self.fuse || fusion == Fusion::default())
+    }
+
+    fn attention_scratch(&self, p: &Attention) -> usize {
+        cost::attention_scratch(self.path, p)
+    }
+
+    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
+        cost::group_norm_scratch(p)
+    }
+
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
+        self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
+        Ok(())
+    }
+
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        let pixels = p.out_height * p.out_width;
+        // A 1x1 convolution is a linear layer: channels lie last.
+        let lhs = if p.kernel == 1 && p.stride == 1 {
+            Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
+        } else {
+            Lhs::Conv2d(p, read(x))
+        };
+        self.product(lhs, p.out as usize, pixels as usize, w, e, out);
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        p: Attention,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        scratch: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
+        call.run(self.path, &self.pool, write(scratch), write(out));
+        Ok(())
+    }
+
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
+        norm::group_norm(self.path, &self.pool, p, read(x), packed(w), write(scratch), write(out));
+        Ok(())
+    }
+
+    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
+        norm::layer_norm(self.path, &self.pool, p, read(x), packed(w), write(out));
+        Ok(())
+    }
+
+    fn embedding(
+        &self,
+        p: Embedding,
+        ids: &Buffer,
+        table: &Weight,
+        positions: &Weight,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        elementwise::embedding(&self.pool, p, read(ids), packed(table), packed(positions), write(out));
+        Ok(())
+    }
+
+    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        elementwise::upsample2x(&self.pool, p, read(x), write(out));
+        Ok(())
+    }
+
+    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
+        elementwise::concat_channels(&self.pool, p, read(a), read(b), write(out));
+        Ok(())
+    }
+
+    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        elementwise::activate(self.path, &self.pool, p, activation, read(x), write(out));
+        Ok(())
+    }
+
+    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
+        elementwise::add_channels(&self.pool, p, read(x), read(per_channel), write(out));
+        Ok(())
+    }
+
+    fn scale_add(&self, _: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
+        let terms: Vec<(f32, &[f32])> =
+            terms.iter().map(|&(scale, x, start)| (scale, &read::<f32>(x)[start..])).collect();
+        elementwise::scale_add(self.path, &self.pool, &terms, write(out));
+        Ok(())
+    }
+
+    fn cast(&self, _: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
+        elementwise::cast(from, read(x), to, write(out));
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
+        write(out)[..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(&read(x)[..bytes.len()]);
+        Ok(())
+    }
+
+    fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
+        write::<u8>(out)[to..to + bytes].copy_from_slice(&read(x)[from..from + bytes]);
+        Ok(())
+    }
+}
+
+/// What the micro-kernel's epilogue can do: all but a per-channel sum in front of GEGLU, which no model has.
+pub fn supports(fusion: Fusion) -> bool {
+    !(fusion.activation == Activation::Geglu && fusion.channel_add)
+}

@@ -1,0 +1,91 @@
+//! Arrays that the compiler vectorises as it can. Multiplies and adds are rounded apart: a fused multiply-add without
+//! hardware is a slow library call.
+
+use super::Simd;
+
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+const LANES: usize = 8;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
+    std::array::from_fn(f)
+}
+
+// SAFETY of every block: pointers are the caller's, who promises as many elements as are read or written.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    const ROWS: usize = 2;
+    type V = [f32; LANES];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::V {
+        [0.0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::V {
+        each(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store(v: Self::V, to: *mut f32) {
+        unsafe { to.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(v: Self::V, to: *mut f32, count: usize) {
+        for (i, x) in v.into_iter().enumerate().take(count) {
+            unsafe { *to.add(i) = x }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        each(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::V) -> Self::V {
+        // Exact for |a| < 2^22, ties to even; the exponential never asks for more. No SSE4.1 `roundps` is assumed.
+        const MAGIC: f32 = 12_582_912.0;
+        each(|i| (a[i] + MAGIC) - MAGIC)
+    }
+    #[inline(always)]
+    unsafe fn exp2_integral(a: Self::V) -> Self::V {
+        each(|i| f32::from_bits(((a[i] as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V {
+        each(|i| magnitude[i].copysign(sign[i]))
+    }
+}

@@ -1,0 +1,249 @@
+//! The cores of one CPU device.
+//!
+//! A call is cut into numbered tasks that depend on nothing but the call; whoever is free takes the next number. The
+//! calling thread works too, so a device of one core has no helper and switches no thread.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    num::NonZero,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+/// How often an idle helper looks for work before it sleeps: some tens of microseconds, the gap between two ops.
+const SPINS: usize = 4000;
+
+/// A fixed set of cores.
+pub struct Pool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+    /// The cores to stay on; empty for no preference.
+    cores: Vec<usize>,
+    /// One call at a time.
+    turn: Mutex<()>,
+}
+
+/// A call: `work(task)` for each task below `tasks`. The pointer lives as long as the call.
+#[derive(Clone, Copy)]
+struct Job {
+    work: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+// SAFETY: the closure is `Sync`, and `Pool::run` does not return while a helper may still call it.
+unsafe impl Send for Job {}
+
+#[derive(Default)]
+struct Shared {
+    /// Counts calls; helpers watch it for work.
+    call: AtomicU64,
+    /// The next task of the current call.
+    next: AtomicUsize,
+    /// Helpers at work on the current call.
+    busy: AtomicUsize,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    job: Option<Job>,
+    panic: Option<Box<dyn Any + Send>>,
+    stop: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes tasks until none is left.
+    fn work(&self, work: &(dyn Fn(usize) + Sync), tasks: usize) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let task = self.next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                work(task);
+            }
+        }));
+        if let Err(panic) = result {
+            self.next.store(usize::MAX / 2, Ordering::Relaxed);
+            self.state().panic = Some(panic);
+        }
+    }
+
+    fn help(&self) {
+        let mut seen = 0;
+        loop {
+            for _ in 0..SPINS {
+                if self.call.load(Ordering::Acquire) != seen {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            let mut state = self.state();
+            while self.call.load(Ordering::Acquire) == seen && !state.stop {
+                state = self.wake.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            }
+            if state.stop {
+                return;
+            }
+            seen = self.call.load(Ordering::Acquire);
+            // Joining under the lock: once `run` has taken the job away, nobody joins it.
+            let Some(job) = state.job else { continue };
+            self.busy.fetch_add(1, Ordering::Relaxed);
+            drop(state);
+            // SAFETY: `run` waits for `busy` to fall to zero before its closure goes away.
+            self.work(unsafe { &*job.work }, job.tasks);
+            self.busy.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+impl Pool {
+    /// A pool of `threads`, the caller among them, kept on `cores` if any are given.
+    pub fn new(threads: NonZero<usize>, cores: Vec<usize>) -> Self {
+        let shared = Arc::<Shared>::default();
+        let helpers = (1..threads.get())
+            .map(|i| {
+                let (shared, cores) = (shared.clone(), cores.clone());
+                std::thread::Builder::new()
+                    .name(format!("cpu {i}"))
+                    .spawn(move || {
+                        stay_on(&cores);
+                        shared.help();
+                    })
+                    .expect("the system can start a thread for each core")
+            })
+            .collect();
+        Self { shared, helpers, cores, turn: Mutex::default() }
+    }
+
+    /// Threads that work, the caller included.
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `work` once for each task below `tasks`, on all cores, and waits.
+    ///
+    /// # Panics
+    /// If `work` panics, with its panic.
+    pub fn run(&self, tasks: usize, work: impl Fn(usize) + Sync) {
+        let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        stay_on(&self.cores);
+        let shared = &*self.shared;
+        if self.helpers.is_empty() || tasks <= 1 {
+            return (0..tasks).for_each(work);
+        }
+        let work: &(dyn Fn(usize) + Sync) = &work;
+        {
+            let mut state = shared.state();
+            // SAFETY: only the lifetime is forgotten; this function waits below until no helper uses it.
+            let work = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const _>(work) };
+            state.job = Some(Job { work, tasks });
+            shared.next.store(0, Ordering::Relaxed);
+            shared.call.fetch_add(1, Ordering::Release);
+        }
+        shared.wake.notify_all();
+        shared.work(work, tasks);
+        // A helper that wakes only now is not waited for.
+        shared.state().job = None;
+        let mut spins = 0;
+        while shared.busy.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        let panic = shared.state().panic.take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.state().stop = true;
+        self.shared.wake.notify_all();
+        for helper in self.helpers.drain(..) {
+            // A helper catches the panics of its tasks; there is nothing to report here.
+            let _ = helper.join();
+        }
+    }
+}
+
+/// Binds this thread to `cores`, unless it already is or none are given.
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
+fn stay_on(cores: &[usize]) {
+    thread_local!(static BOUND: Cell<u64> = const { Cell::new(0) });
+    // Zero stands for "not bound"; one bit per core, wrapping, is enough to tell the shares of one process apart.
+    let mask = cores.iter().fold(0u64, |mask, core| mask | 1 << (core % 64));
+    if mask == 0 || BOUND.get() == mask {
+        return;
+    }
+    BOUND.set(mask);
+    #[cfg(target_os = "linux")]
+    {
+        let mut set = rustix::thread::CpuSet::new();
+        cores.iter().for_each(|&core| set.set(core));
+        // A core that was taken away meanwhile costs speed, not results.
+        let _ = rustix::thread::sched_setaffinity(None, &set);
+    }
+}
+
+/// The cores that this process may use: its affinity, cut to its share by control groups.
+pub fn cores() -> Vec<usize> {
+    let count = std::env::var("SDSHARD_THREADS").ok().and_then(|n| n.parse::<NonZero<usize>>().ok());
+    let allowed = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let count = count.map_or(allowed, |n| n.get().min(allowed));
+    #[cfg(target_os = "linux")]
+    let all: Vec<usize> = rustix::thread::sched_getaffinity(None)
+        .map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
+        .unwrap_or_default();
+    #[cfg(not(target_os = "linux"))]
+    let all: Vec<usize> = (0..count).collect();
+    if all.is_empty() { vec![0] } else { all.into_iter().take(count).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(threads: usize) -> Pool {
+        Pool::new(NonZero::new(threads).unwrap(), Vec::new())
+    }
+
+    #[test]
+    fn every_task_runs_exactly_once() {
+        for threads in [1, 2, 3] {
+            let pool = pool(threads);
+            for tasks in [0, 1, 2, 3, 100] {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                for _ in 0..50 {
+                    pool.run(tasks, |task| {
+                        counts[task].fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                assert!(counts.iter().all(|n| n.load(Ordering::Relaxed) == 50), "{threads} threads, {tasks} tasks");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = pool(2);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(10, |task| assert!(task != 7, "task seven"))));
+        assert!(result.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(10, |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 10);
+    }
+}

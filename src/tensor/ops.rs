@@ -1,0 +1,456 @@
+//! Every op: check, make room, call the backend.
+//!
+//! Shapes, types and devices are compared here and nowhere else. What a backend cannot fuse becomes plain ops here, so
+//! all backends see the same stream.
+
+use std::fmt::Display;
+
+use super::{Shape, Tensor};
+use crate::{
+    backend::{
+        Activation, DType, Device, Epilogue, Fusion, Layer, Weight,
+        params::{
+            Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd,
+            Upsample,
+        },
+    },
+    error::{Error, Result},
+};
+
+/// What follows a matrix product: `activation(x w + bias + channel_add) + residual`.
+#[derive(Clone, Copy, Default)]
+pub struct Fuse<'a> {
+    /// `[batch or 1, out]`, added to every row of an image.
+    pub channel_add: Option<&'a Tensor>,
+    /// Applied to the sum.
+    pub activation: Activation,
+    /// The shape of the output; added last.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl<'a> Fuse<'a> {
+    /// Only an activation.
+    pub fn activation(activation: Activation) -> Self {
+        Self { activation, ..Self::default() }
+    }
+
+    /// Only a residual.
+    pub fn residual(residual: &'a Tensor) -> Self {
+        Self { residual: Some(residual), ..Self::default() }
+    }
+
+    /// Only a per-channel sum.
+    pub fn channel_add(channel_add: &'a Tensor) -> Self {
+        Self { channel_add: Some(channel_add), ..Self::default() }
+    }
+}
+
+/// Where a convolution's window stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// Zeros all around, so that stride 1 keeps the size: `kernel / 2`.
+    Same,
+    /// One row below and one column to the right: the VAE encoder's downsampling.
+    BottomRight,
+}
+
+fn wrong(op: &str, what: impl Display) -> Error {
+    Error::request(format!("{op}: {what}"))
+}
+
+fn ensure(condition: bool, op: &str, what: impl FnOnce() -> String) -> Result<()> {
+    if condition { Ok(()) } else { Err(wrong(op, what())) }
+}
+
+/// Sizes are below 2^31 by the check on every tensor.
+fn u(n: usize) -> u32 {
+    n as u32
+}
+
+impl Tensor {
+    fn same_device(&self, op: &str, other: &Tensor) -> Result<()> {
+        ensure(self.device == other.device, op, || format!("tensors on {} and {}", self.device.id(), other.device.id()))
+    }
+
+    fn holds(&self, op: &str, w: &Weight) -> Result<()> {
+        ensure(w.is_on(&self.device), op, || format!("the weight is not in the memory of {}", self.device.id()))
+    }
+
+    fn is_f32(&self, op: &str) -> Result<()> {
+        ensure(self.dtype == DType::F32, op, || format!("{} in place of f32", self.dtype))
+    }
+
+    fn fused<'a>(&self, op: &str, out: Shape, fuse: &'a Fuse<'a>) -> Result<(Epilogue<'a>, Fuse<'a>)> {
+        if let Some(residual) = fuse.residual {
+            self.same_device(op, residual)?;
+            ensure(residual.shape == out, op, || format!("residual {} beside {out}", residual.shape))?;
+        }
+        if let Some(add) = fuse.channel_add {
+            self.same_device(op, add)?;
+            let sizes = add.shape.dims();
+            let rows_fit = sizes.len() == 2 && (sizes[0] == 1 || sizes[0] == out.dims()[0]);
+            ensure(rows_fit && sizes[1] == out.channels(), op, || format!("channel sum {} beside {out}", add.shape))?;
+        }
+        let fusion = Fusion {
+            channel_add: fuse.channel_add.is_some(),
+            activation: fuse.activation,
+            residual: fuse.residual.is_some(),
+        };
+        if !self.device.backend().supports(fusion) {
+            return Ok((Epilogue::default(), *fuse));
+        }
+        let epilogue = Epilogue {
+            channel_add: fuse.channel_add.map(|add| (&*add.buffer, u(add.dim(0)))),
+            activation: fuse.activation,
+            residual: fuse.residual.map(|residual| &*residual.buffer),
+        };
+        Ok((epilogue, Fuse::default()))
+    }
+
+    /// What the backend did not fuse, in the same order.
+    fn finish(self, rest: &Fuse) -> Result<Tensor> {
+        let mut x = self;
+        if let Some(add) = rest.channel_add {
+            x = x.add_channels(add)?;
+        }
+        x = x.activate(rest.activation)?;
+        if let Some(residual) = rest.residual {
+            x = x.add(residual)?;
+        }
+        Ok(x)
+    }
+
+    /// `[.., k]` to `[.., out]`; half of it with GEGLU.
+    ///
+    /// # Errors
+    /// As all ops: if a shape, a type or a device does not fit, if the arena is full, or if the device fails.
+    pub fn linear(&self, w: &Weight, fuse: &Fuse) -> Result<Tensor> {
+        const OP: &str = "linear";
+        self.is_f32(OP)?;
+        self.holds(OP, w)?;
+        let geglu = fuse.activation == Activation::Geglu;
+        let (out, k) = match w.layer {
+            Layer::Linear { out, k } if !geglu => (out, k),
+            Layer::Geglu { out, k } if geglu => (out, k),
+            layer => return Err(wrong(OP, format!("a weight {layer:?} with {:?}", fuse.activation))),
+        };
+        ensure(self.shape.channels() == k, OP, || format!("{} into a layer of {k} channels", self.shape))?;
+        let final_shape = self.shape.with_channels(if geglu { out / 2 } else { out });
+        let (epilogue, rest) = self.fused(OP, final_shape, fuse)?;
+        let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
+        if geglu && rest.activation == Activation::Geglu {
+            return Err(wrong(OP, "this backend packs GEGLU's halves side by side but does not fuse it"));
+        }
+        let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
+        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        self.device.backend().linear(p, &self.buffer, w, &epilogue, &mut buffer)?;
+        Self::from_buffer(&self.device, shape, DType::F32, buffer).finish(&rest)
+    }
+
+    /// `[batch, height, width, channels]` to `[batch, height', width', out]`.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn conv2d(&self, w: &Weight, stride: usize, padding: Padding, fuse: &Fuse) -> Result<Tensor> {
+        const OP: &str = "conv2d";
+        self.is_f32(OP)?;
+        self.holds(OP, w)?;
+        let Layer::Conv2d { out, channels, kernel } = w.layer else {
+            return Err(wrong(OP, format!("a weight {:?}", w.layer)));
+        };
+        let &[batch, height, width, c] = self.shape.dims() else {
+            return Err(wrong(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
+        };
+        ensure(c == channels, OP, || format!("{} into a layer of {channels} channels", self.shape))?;
+        ensure(fuse.activation != Activation::Geglu, OP, || "GEGLU belongs to linear layers".into())?;
+        let (before, both) = match padding {
+            Padding::Same => (kernel / 2, kernel / 2 * 2),
+            Padding::BottomRight => (0, 1),
+        };
+        ensure(height + both >= kernel && width + both >= kernel, OP, || {
+            format!("{} is smaller than a {kernel}x{kernel} window", self.shape)
+        })?;
+        let size = |n: usize| (n + both - kernel) / stride + 1;
+        let shape = Shape::from([batch, size(height), size(width), out]);
+        let (epilogue, rest) = self.fused(OP, shape, fuse)?;
+        let p = Conv2d {
+            batch: u(batch),
+            height: u(height),
+            width: u(width),
+            channels: u(channels),
+            out: u(out),
+            kernel: u(kernel),
+            stride: u(stride),
+            padding: u(before),
+            out_height: u(size(height)),
+            out_width: u(size(width)),
+        };
+        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        self.device.backend().conv2d(p, &self.buffer, w, &epilogue, &mut buffer)?;
+        Self::from_buffer(&self.device, shape, DType::F32, buffer).finish(&rest)
+    }
+
+    /// `softmax(q k^T / sqrt(head_dim)) v` with `heads` heads side by side in the channels.
+    /// self `[batch, queries, channels]`, k and v `[batch, keys, channels]`.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn attention(&self, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+        const OP: &str = "attention";
+        for x in [self, k, v] {
+            x.is_f32(OP)?;
+            self.same_device(OP, x)?;
+        }
+        let (&[batch, queries, channels], &[k_batch, keys, k_channels]) = (self.shape.dims(), k.shape.dims()) else {
+            return Err(wrong(OP, format!("{} and {} are not [batch, tokens, channels]", self.shape, k.shape)));
+        };
+        ensure(k.shape == v.shape && k_batch == batch && k_channels == channels, OP, || {
+            format!("q {}, k {}, v {}", self.shape, k.shape, v.shape)
+        })?;
+        ensure(heads > 0 && channels % heads == 0 && keys > 0, OP, || format!("{channels} channels, {heads} heads"))?;
+        ensure(!causal || queries == keys, OP, || format!("causal over {queries} queries and {keys} keys"))?;
+        let head_dim = channels / heads;
+        let p = Attention {
+            batch: u(batch),
+            queries: u(queries),
+            keys: u(keys),
+            heads: u(heads),
+            head_dim: u(head_dim),
+            causal: u32::from(causal),
+            scale: (1.0 / (head_dim as f64).sqrt()) as f32,
+        };
+        let backend = self.device.backend();
+        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
+        let mut scratch = self.device.alloc(backend.attention_scratch(&p))?;
+        backend.attention(p, &self.buffer, &k.buffer, &v.buffer, &mut scratch, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+    }
+
+    /// Group norm of `[batch, .., channels]`, followed by SiLU if `activation` says so.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`]; no other activation is fused with a norm.
+    pub fn group_norm(&self, w: &Weight, groups: usize, eps: f32, activation: Activation) -> Result<Tensor> {
+        const OP: &str = "group_norm";
+        self.is_f32(OP)?;
+        self.holds(OP, w)?;
+        let channels = self.shape.channels();
+        ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
+        ensure(groups > 0 && channels % groups == 0, OP, || format!("{channels} channels in {groups} groups"))?;
+        ensure(matches!(activation, Activation::None | Activation::Silu), OP, || format!("with {activation:?}"))?;
+        let batch = self.dim(0);
+        let p = GroupNorm {
+            batch: u(batch),
+            pixels: u(self.shape.rows() / batch.max(1)),
+            channels: u(channels),
+            groups: u(groups),
+            eps,
+            silu: u32::from(activation == Activation::Silu),
+        };
+        let backend = self.device.backend();
+        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
+        let mut scratch = self.device.alloc(backend.group_norm_scratch(&p))?;
+        backend.group_norm(p, &self.buffer, w, &mut scratch, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+    }
+
+    /// Layer norm of each row of `[.., channels]`.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn layer_norm(&self, w: &Weight, eps: f32) -> Result<Tensor> {
+        const OP: &str = "layer_norm";
+        self.is_f32(OP)?;
+        self.holds(OP, w)?;
+        let channels = self.shape.channels();
+        ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
+        let p = LayerNorm { rows: u(self.shape.rows()), channels: u(channels), eps };
+        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
+        self.device.backend().layer_norm(p, &self.buffer, w, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+    }
+
+    /// Token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`], and if there are more tokens than positions. `ids` are the values that self was made
+    /// from: they are checked on the host, where they come from anyway.
+    pub fn embedding(device: &Device, ids: &[Vec<u32>], table: &Weight, positions: &Weight) -> Result<Tensor> {
+        const OP: &str = "embedding";
+        let (Layer::Embedding { rows, channels }, Layer::Embedding { rows: most, channels: same }) =
+            (table.layer, positions.layer)
+        else {
+            return Err(wrong(OP, format!("weights {:?} and {:?}", table.layer, positions.layer)));
+        };
+        let tokens = ids.first().map_or(0, Vec::len);
+        ensure(channels == same && tokens <= most, OP, || format!("{tokens} tokens, {most} positions"))?;
+        ensure(ids.iter().all(|text| text.len() == tokens), OP, || "texts of different lengths".into())?;
+        let ids_flat: Vec<u32> = ids.iter().flatten().copied().collect();
+        if let Some(id) = ids_flat.iter().find(|&&id| id as usize >= rows) {
+            return Err(wrong(OP, format!("token {id} of a table of {rows} rows")));
+        }
+        let p = Embedding { batch: u(ids.len()), tokens: u(tokens), channels: u(channels), vocab: u(rows) };
+        let ids = Tensor::ids(device, [ids.len(), tokens], &ids_flat)?;
+        ids.holds(OP, table)?;
+        ids.holds(OP, positions)?;
+        let shape = Shape::from([ids.dim(0), tokens, channels]);
+        let mut buffer = Self::room(device, shape, DType::F32)?;
+        device.backend().embedding(p, &ids.buffer, table, positions, &mut buffer)?;
+        Ok(Self::from_buffer(device, shape, DType::F32, buffer))
+    }
+
+    /// Nearest neighbour to `[batch, height, width, channels]`, about twice the size.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn upsample2x(&self, height: usize, width: usize) -> Result<Tensor> {
+        const OP: &str = "upsample2x";
+        self.is_f32(OP)?;
+        let &[batch, h, w, channels] = self.shape.dims() else {
+            return Err(wrong(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
+        };
+        ensure(height.abs_diff(2 * h) <= 1 && width.abs_diff(2 * w) <= 1, OP, || {
+            format!("{} to {height}x{width} is not about twice the size", self.shape)
+        })?;
+        let p = Upsample {
+            batch: u(batch),
+            height: u(h),
+            width: u(w),
+            channels: u(channels),
+            out_height: u(height),
+            out_width: u(width),
+        };
+        let shape = Shape::from([batch, height, width, channels]);
+        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        self.device.backend().upsample2x(p, &self.buffer, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, shape, DType::F32, buffer))
+    }
+
+    /// `[.., a]` and `[.., b]` to `[.., a + b]`.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn concat_channels(&self, other: &Tensor) -> Result<Tensor> {
+        const OP: &str = "concat_channels";
+        self.is_f32(OP)?;
+        other.is_f32(OP)?;
+        self.same_device(OP, other)?;
+        let (left, right) = (self.shape.channels(), other.shape.channels());
+        ensure(other.shape.with_channels(left) == self.shape, OP, || format!("{} and {}", self.shape, other.shape))?;
+        let p = Concat { rows: u(self.shape.rows()), left: u(left), right: u(right) };
+        let shape = self.shape.with_channels(left + right);
+        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        self.device.backend().concat_channels(p, &self.buffer, &other.buffer, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, shape, DType::F32, buffer))
+    }
+
+    /// An activation by itself; GEGLU halves the channels, none is free.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn activate(&self, activation: Activation) -> Result<Tensor> {
+        const OP: &str = "activate";
+        if activation == Activation::None {
+            return Ok(self.clone());
+        }
+        self.is_f32(OP)?;
+        let channels = match activation {
+            Activation::Geglu => {
+                ensure(self.shape.channels() % 2 == 0, OP, || format!("GEGLU of {}", self.shape))?;
+                self.shape.channels() / 2
+            }
+            _ => self.shape.channels(),
+        };
+        let shape = self.shape.with_channels(channels);
+        let p = Activate { rows: u(shape.rows()), channels: u(channels) };
+        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        self.device.backend().activate(p, activation, &self.buffer, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, shape, DType::F32, buffer))
+    }
+
+    /// `[batch, .., channels]` plus a row of `[batch or 1, channels]` on every pixel.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn add_channels(&self, add: &Tensor) -> Result<Tensor> {
+        const OP: &str = "add_channels";
+        self.is_f32(OP)?;
+        self.same_device(OP, add)?;
+        let (batch, channels) = (self.dim(0), self.shape.channels());
+        let rows = add.shape.rows();
+        ensure(add.shape.channels() == channels && (rows == 1 || rows == batch), OP, || {
+            format!("{} and {}", self.shape, add.shape)
+        })?;
+        let p = AddChannels {
+            batch: u(batch),
+            pixels: u(self.shape.rows() / batch.max(1)),
+            channels: u(channels),
+            per_channel_rows: u(rows),
+        };
+        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
+        self.device.backend().add_channels(p, &self.buffer, &add.buffer, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+    }
+
+    /// The sum of two tensors of one shape.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn add(&self, other: &Tensor) -> Result<Tensor> {
+        ensure(self.shape == other.shape, "add", || format!("{} and {}", self.shape, other.shape))?;
+        Tensor::scale_add(self.shape, &[(1.0, self, 0), (1.0, other, 0)])
+    }
+
+    /// `sum of scale * term`, a fused chain in this order. Each term is the part of a tensor that begins at the given
+    /// row of its outermost size and has `shape`.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn scale_add(shape: Shape, terms: &[(f32, &Tensor, usize)]) -> Result<Tensor> {
+        const OP: &str = "scale_add";
+        let Some((_, first, _)) = terms.first() else { return Err(wrong(OP, "no terms")) };
+        let mut parts = Vec::with_capacity(terms.len());
+        for (scale, x, row) in terms {
+            x.is_f32(OP)?;
+            first.same_device(OP, x)?;
+            let start = row * (x.shape.elements() / x.dim(0).max(1));
+            ensure(start + shape.elements() <= x.shape.elements(), OP, || {
+                format!("{shape} from row {row} of {}", x.shape)
+            })?;
+            parts.push((*scale, &*x.buffer, start));
+        }
+        let p = ScaleAdd { elements: u(shape.elements()) };
+        let mut buffer = Self::room(&first.device, shape, DType::F32)?;
+        first.device.backend().scale_add(p, &parts, &mut buffer)?;
+        Ok(Self::from_buffer(&first.device, shape, DType::F32, buffer))
+    }
+
+    /// The same rows `times` over, along the outermost size.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn repeat(&self, times: usize) -> Result<Tensor> {
+        let bytes = self.shape.elements() * self.dtype.size();
+        let shape = self.shape.with_batch(self.dim(0) * times);
+        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
+        for i in 0..times {
+            self.device.backend().copy(&self.buffer, 0, &mut buffer, i * bytes, bytes)?;
+        }
+        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
+    }
+
+    /// The values in another float type.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn cast(&self, dtype: DType) -> Result<Tensor> {
+        const OP: &str = "cast";
+        if dtype == self.dtype {
+            return Ok(self.clone());
+        }
+        ensure(self.dtype != DType::U32 && dtype != DType::U32, OP, || format!("{} to {dtype}", self.dtype))?;
+        let mut buffer = Self::room(&self.device, self.shape, dtype)?;
+        self.device.backend().cast(self.shape.elements(), self.dtype, &self.buffer, dtype, &mut buffer)?;
+        Ok(Self::from_buffer(&self.device, self.shape, dtype, buffer))
+    }
+}

@@ -1,0 +1,71 @@
+//! Up to four sizes.
+
+use std::fmt;
+
+/// The sizes of a tensor, outermost first. Prints as `[2, 64, 64, 320]`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    dims: [usize; 4],
+    rank: usize,
+}
+
+impl Shape {
+    /// The sizes.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims[..self.rank]
+    }
+
+    /// How many elements there are; saturates where no memory could hold them.
+    pub fn elements(&self) -> usize {
+        self.dims().iter().fold(1, |n: usize, &dim| n.saturating_mul(dim))
+    }
+
+    /// The last size.
+    pub fn channels(&self) -> usize {
+        self.dims().last().copied().unwrap_or(1)
+    }
+
+    /// The product of all sizes but the last.
+    pub fn rows(&self) -> usize {
+        self.dims().split_last().map_or(1, |(_, outer)| outer.iter().product())
+    }
+
+    /// The same with another outermost size.
+    #[must_use]
+    pub fn with_batch(mut self, batch: usize) -> Self {
+        if self.rank > 0 {
+            self.dims[0] = batch;
+        }
+        self
+    }
+
+    /// The same with another last size.
+    #[must_use]
+    pub fn with_channels(mut self, channels: usize) -> Self {
+        if self.rank > 0 {
+            self.dims[self.rank - 1] = channels;
+        }
+        self
+    }
+}
+
+impl<const N: usize> From<[usize; N]> for Shape {
+    fn from(dims: [usize; N]) -> Self {
+        const { assert!(N <= 4, "a tensor has at most four sizes") };
+        let mut shape = Self { dims: [1; 4], rank: N };
+        shape.dims[..N].copy_from_slice(&dims);
+        shape
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.dims())
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.dims())
+    }
+}
