@@ -4,7 +4,7 @@
 //! sums. Scores exist for a few rows and [`KEY_BLOCK`] keys at a time. A row's chain depends on the number of keys only:
 //! the blocks begin at multiples of `KEY_BLOCK`, and what a mask hides is a suffix of a block, added as exact zeros.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 
 use super::{
     cost::{self, KEY_BLOCK},
@@ -106,7 +106,7 @@ struct Task<'a> {
     v: &'a [f32],
 }
 
-thread_local!(static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+thread_local!(static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
 
 impl Kernel for Task<'_> {
     type Out = ();
@@ -137,66 +137,67 @@ impl Task<'_> {
             let row = self.first + row.min(self.count - 1);
             self.call.q[(self.image * p.queries as usize + row) * width + self.head * dim..][..dim].as_ptr()
         };
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.resize(TILES * M * (KEY_BLOCK + padded_dim), 0.0);
-            let (scores, sums) = scratch.split_at_mut(TILES * M * KEY_BLOCK);
-            sums.fill(0.0);
-            let mut largest = [[f32::NEG_INFINITY; M]; TILES];
-            let mut total = [[0f32; M]; TILES];
-            let tiles = self.count.div_ceil(M);
-            for block in (0..keys).step_by(KEY_BLOCK) {
-                let count = KEY_BLOCK.min(padded_keys - block);
-                for tile in 0..tiles {
-                    let scores = &mut scores[tile * M * KEY_BLOCK..][..M * KEY_BLOCK];
-                    let sums = &mut sums[tile * M * padded_dim..][..M * padded_dim];
-                    let rows: [*const f32; M] = std::array::from_fn(|i| q(tile * M + i));
-                    let mut factors = [0f32; M];
-                    // SAFETY: inside `Kernel::run`; each pointer has `dim` elements, each row of scores KEY_BLOCK, and
-                    // the panels lie in the packed keys and values.
-                    unsafe {
-                        for column in (0..count).step_by(panel) {
-                            let mut acc = [[S::zero(); 2]; M];
-                            accumulate::<S, M, 2>(&rows, 0..dim, self.k[(block + column) * dim..].as_ptr(), &mut acc);
-                            for (i, acc) in acc.iter().enumerate() {
-                                for (j, &acc) in acc.iter().enumerate() {
-                                    let to = scores[i * KEY_BLOCK + column + j * S::LANES..].as_mut_ptr();
-                                    S::store(S::mul(acc, S::splat(p.scale)), to);
-                                }
+        // Taken out and put back, as a closure would be compiled without the path's features.
+        let mut scratch = SCRATCH.take();
+        scratch.resize(TILES * M * (KEY_BLOCK + padded_dim), 0.0);
+        let (scores, sums) = scratch.split_at_mut(TILES * M * KEY_BLOCK);
+        sums.fill(0.0);
+        let mut largest = [[f32::NEG_INFINITY; M]; TILES];
+        let mut total = [[0f32; M]; TILES];
+        let tiles = self.count.div_ceil(M);
+        for block in (0..keys).step_by(KEY_BLOCK) {
+            let count = KEY_BLOCK.min(padded_keys - block);
+            for tile in 0..tiles {
+                let scores = &mut scores[tile * M * KEY_BLOCK..][..M * KEY_BLOCK];
+                let sums = &mut sums[tile * M * padded_dim..][..M * padded_dim];
+                let rows: [*const f32; M] = std::array::from_fn(|i| q(tile * M + i));
+                let mut factors = [0f32; M];
+                // SAFETY: inside `Kernel::run`; each pointer has `dim` elements, each row of scores KEY_BLOCK, and
+                // the panels lie in the packed keys and values.
+                unsafe {
+                    for column in (0..count).step_by(panel) {
+                        let mut acc = [[S::zero(); 2]; M];
+                        accumulate::<S, M, 2>(&rows, 0..dim, self.k[(block + column) * dim..].as_ptr(), &mut acc);
+                        for (i, acc) in acc.iter().enumerate() {
+                            for (j, &acc) in acc.iter().enumerate() {
+                                let to = scores[i * KEY_BLOCK + column + j * S::LANES..].as_mut_ptr();
+                                S::store(S::mul(acc, S::splat(p.scale)), to);
                             }
                         }
-                        for i in 0..M {
-                            let last = if p.causal == 1 { keys.min(self.first + tile * M + i + 1) } else { keys };
-                            let seen = last.saturating_sub(block).min(count);
-                            let row = &mut scores[i * KEY_BLOCK..][..count];
-                            factors[i] = softmax::<S>(row, seen, &mut largest[tile][i], &mut total[tile][i]);
-                        }
-                        let rows: [*const f32; M] = std::array::from_fn(|i| scores[i * KEY_BLOCK..].as_ptr());
-                        for column in (0..dim).step_by(panel) {
-                            let v = self.v[column * padded_keys + block * panel..].as_ptr();
-                            let sums = &mut sums[column..];
-                            if dim - column <= S::LANES {
-                                weighted::<S, M, 1>(&rows, count, v, &factors, sums, padded_dim);
-                            } else {
-                                weighted::<S, M, 2>(&rows, count, v, &factors, sums, padded_dim);
-                            }
+                    }
+                    for i in 0..M {
+                        let last = if p.causal == 1 { keys.min(self.first + tile * M + i + 1) } else { keys };
+                        let seen = last.saturating_sub(block).min(count);
+                        let row = &mut scores[i * KEY_BLOCK..][..count];
+                        factors[i] = softmax::<S>(row, seen, &mut largest[tile][i], &mut total[tile][i]);
+                    }
+                    let rows: [*const f32; M] = std::array::from_fn(|i| scores[i * KEY_BLOCK..].as_ptr());
+                    for column in (0..dim).step_by(panel) {
+                        let v = self.v[column * padded_keys + block * panel..].as_ptr();
+                        let sums = &mut sums[column..];
+                        if dim - column <= S::LANES {
+                            weighted::<S, M, 1>(&rows, count, v, &factors, sums, padded_dim);
+                        } else {
+                            weighted::<S, M, 2>(&rows, count, v, &factors, sums, padded_dim);
                         }
                     }
                 }
             }
-            for row in 0..self.count {
-                let total = total[row / M][row % M];
-                let from = &sums[row * padded_dim..][..dim];
-                let to = (self.image * p.queries as usize + self.first + row) * width + self.head * dim;
-                for column in (0..dim).step_by(S::LANES) {
-                    let count = S::LANES.min(dim - column);
-                    // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone.
-                    unsafe {
-                        let value = S::div(load_up_to::<S>(&from[column..], count), S::splat(total));
-                        store_up_to::<S>(value, self.out.at(to + column), count);
-                    }
+        }
+        for row in 0..self.count {
+            let total = total[row / M][row % M];
+            let from = &sums[row * padded_dim..][..dim];
+            let to = (self.image * p.queries as usize + self.first + row) * width + self.head * dim;
+            for column in (0..dim).step_by(S::LANES) {
+                let count = S::LANES.min(dim - column);
+                // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone.
+                unsafe {
+                    let value = S::div(load_up_to::<S>(&from[column..], count), S::splat(total));
+                    store_up_to::<S>(value, self.out.at(to + column), count);
                 }
             }
-        });
+        }
+        SCRATCH.set(scratch);
     }
 }
 

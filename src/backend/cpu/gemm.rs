@@ -7,7 +7,7 @@
 //! Each output element is one chain of multiply-adds over taps and channels in order. Blocks of k go through memory
 //! without rounding, and tails use the same kernel with fewer rows, so neither changes the chain.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::Cell, ops::Range};
 
 use super::{
     memory::Parts,
@@ -185,7 +185,7 @@ impl Block {
     }
 }
 
-thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+thread_local!(static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
 
 impl Kernel for Task<'_> {
     type Out = ();
@@ -196,25 +196,28 @@ impl Kernel for Task<'_> {
         let (taps, channels) = (lhs.taps(), lhs.channels());
         let most = BLOCK_BYTES / 4 / panel;
         let group = (most / (taps * channels)).max(1);
-        // Sums between blocks of k: one panel wide, as many rows as the task has.
-        SUMS.with_borrow_mut(|sums| {
-            sums.resize(TASK_ROWS.next_multiple_of(S::ROWS) * panel, 0.0);
-            let mut pointers = [ZEROS.as_ptr(); MAX_TAPS * MAX_ROWS];
-            for first in self.panels.clone().step_by(group) {
-                let panels = first..self.panels.end.min(first + group);
-                for block in (0..).map_while(|i| Block::nth(i, taps, channels, most)) {
-                    for row in self.rows.clone().step_by(S::ROWS) {
-                        let count = S::ROWS.min(self.rows.end - row);
-                        lhs.point(row, count, &mut pointers);
-                        for panel in panels.clone() {
-                            let sums = &mut sums[(row - self.rows.start) * 2 * S::LANES..];
-                            // SAFETY: inside `Kernel::run`; pointers, panel and sums are as `tiles` asks.
-                            unsafe { self.tiles::<S>(&pointers, row, count, panel, &block, sums) }
-                        }
+        // Sums between blocks of k: one panel wide, as many rows as the task has. Taken out and put back, as a closure
+        // would be compiled without the path's features.
+        let mut sums = SUMS.take();
+        sums.resize(TASK_ROWS.next_multiple_of(S::ROWS) * panel, 0.0);
+        let mut pointers = [ZEROS.as_ptr(); MAX_TAPS * MAX_ROWS];
+        for first in self.panels.clone().step_by(group) {
+            let panels = first..self.panels.end.min(first + group);
+            let mut i = 0;
+            while let Some(block) = Block::nth(i, taps, channels, most) {
+                i += 1;
+                for row in self.rows.clone().step_by(S::ROWS) {
+                    let count = S::ROWS.min(self.rows.end - row);
+                    lhs.point(row, count, &mut pointers);
+                    for panel in panels.clone() {
+                        let sums = &mut sums[(row - self.rows.start) * 2 * S::LANES..];
+                        // SAFETY: inside `Kernel::run`; pointers, panel and sums are as `tiles` asks.
+                        unsafe { self.tiles::<S>(&pointers, row, count, panel, &block, sums) }
                     }
                 }
             }
-        });
+        }
+        SUMS.set(sums);
     }
 }
 
