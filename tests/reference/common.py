@@ -56,28 +56,32 @@ def f32(values):
     return [float(str(v)) for v in flat]
 
 
-def random_weight(name, shape, generator):
+# Parameters that write into a residual stream, and those that only add a bias to what is already of its size.
+STREAM = ("conv_in.", "conv2.", "proj_in.", "to_out.0.", "net.2.", "fc2.", "out_proj.", "token_embedding.",
+          "position_embedding.", "conv_shortcut.bias", "samplers.0.conv.bias", "proj_out.bias")
+# The last matrix of each residual branch is weaker, or deep stacks would grow.
+LAST = ("conv2.weight", "to_out.0.weight", "out_proj.weight", "fc2.weight", "net.2.weight", "proj_out.weight")
+
+
+def random_weight(name, shape, generator, stream=1.0):
     """One random parameter, f32. Matrices keep the variance of what goes in; norms and biases are all different, so
-    that a forgotten or swapped one shows. Nothing is zero."""
+    that a forgotten or swapped one shows. Nothing is zero. `stream` is the size of the residual streams: a small one
+    makes the epsilons of the norms that read them visible (1e-5 taken for 1e-6 changes outputs by about 1%)."""
     x = torch.randn(shape, generator=generator)
+    if any(part in name for part in STREAM):
+        x = x * stream
     if len(shape) == 1:
         return 1 + 0.2 * x if name.endswith("weight") else 0.1 * x
-    if "token_embedding" in name:
-        return x
-    if "position_embedding" in name:
-        return 0.3 * x
-    fan_in = math.prod(shape[1:])
-    # The last matrix of each residual branch is weaker, or deep stacks would grow.
-    last = name.endswith(("conv2.weight", "to_out.0.weight", "out_proj.weight", "fc2.weight", "net.2.weight",
-                          "proj_out.weight"))
-    return x * ((0.6 if last else 1.0) / math.sqrt(fan_in))
+    if "embedding.weight" in name:
+        return x * (0.3 if "position" in name else 1.0)
+    return x * ((0.6 if name.endswith(LAST) else 1.0) / math.sqrt(math.prod(shape[1:])))
 
 
-def randomise(module, seed):
+def randomise(module, seed, stream):
     """Give every parameter of a module its random weight, in the order of the sorted names."""
     generator = torch.Generator("cpu").manual_seed(seed)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name in sorted(parameters):
-            parameters[name].copy_(random_weight(name, tuple(parameters[name].shape), generator))
+            parameters[name].copy_(random_weight(name, tuple(parameters[name].shape), generator, stream))
     return module.eval()

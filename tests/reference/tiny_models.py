@@ -5,6 +5,8 @@ with epsilon prediction, padding <|endoftext|>; text encoder names with `text_mo
 merges.txt; VAE attention under its old names.
 tiny-sd2: SD 2.x form. f16, gelu, linear projections, heads per level, upcast_attention, DDIM with v prediction, padding
 "!" (id 0); text encoder names without the prefix; tokenizer.json alone; UNet in two shards.
+
+No group norm has one channel per group: such a norm would cancel every bias and time embedding before it.
 """
 
 import json
@@ -18,11 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from clip_vocab import write_tokenizer
 from common import GOLDEN, randomise
 
+STREAM_SIZE = 0.03
 MERGES = 486  # 256 + 256 + 486 + 2 = 1000 tokens
 OLD_VAE_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
-# The keys of the published SD 1.5 configs. Its VAE's has no scaling_factor (0.18215) and no norm_num_groups (32); ours
-# needs the latter.
+# The keys of the published SD 1.5 configs: among others there is no scaling_factor (0.18215).
 PUBLISHED_UNET_KEYS = """_class_name _diffusers_version act_fn attention_head_dim block_out_channels center_input_sample
     cross_attention_dim down_block_types downsample_padding flip_sin_to_cos freq_shift in_channels layers_per_block
     mid_block_scale_factor norm_eps norm_num_groups out_channels sample_size up_block_types""".split()
@@ -58,9 +60,9 @@ SD2 = dict(
     name="tiny-sd2", seed=202,
     clip=CLIPTextConfig(**CLIP, num_hidden_layers=3, hidden_act="gelu", bos_token_id=998, eos_token_id=999,
                         pad_token_id=0),
-    unet=dict(UNET, block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=16,
+    unet=dict(UNET, block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8,
               attention_head_dim=(1, 4, 2), use_linear_projection=True, upcast_attention=True),
-    vae=dict(VAE, block_out_channels=(8, 16, 24, 32), norm_num_groups=8),
+    vae=dict(VAE, block_out_channels=(8, 16, 24, 32), norm_num_groups=4),
     # Like the published SD 2.1 file, this one says skip_prk_steps and has no timestep_spacing: the classes' defaults
     # differ (leading for DDIM and PNDM, linspace for the others), and a scheduler made from this config takes its own.
     scheduler=DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type="v_prediction"),
@@ -129,9 +131,9 @@ def make(spec):
     folder.mkdir(parents=True)
     sd1 = spec is SD1
     seed = spec["seed"]
-    text = randomise(CLIPTextModel(spec["clip"]), seed)
-    unet = randomise(UNet2DConditionModel(**spec["unet"]), seed + 1)
-    vae = randomise(AutoencoderKL(**spec["vae"]), seed + 2)
+    text = randomise(CLIPTextModel(spec["clip"]), seed, STREAM_SIZE)
+    unet = randomise(UNet2DConditionModel(**spec["unet"]), seed + 1, STREAM_SIZE)
+    vae = randomise(AutoencoderKL(**spec["vae"]), seed + 2, STREAM_SIZE)
     calibrate(unet, vae)
     if not sd1:
         text, unet, vae = text.half(), unet.half(), vae.half()
