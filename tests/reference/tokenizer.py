@@ -1,4 +1,8 @@
-"""tests/golden/tokenizer.json: token ids of transformers' CLIPTokenizer on CLIP's real merges."""
+"""tests/golden/tokenizer.json: token ids of transformers' CLIPTokenizer on CLIP's real merges.
+
+Special tokens typed in a prompt: <|startoftext|> is looked for after lower-casing (`normalized`), so in any case. So is
+<|endoftext|> when the padding is "!"; when it is the padding itself, only its exact spelling counts, and another case
+is split like any text. "!" as padding is a special token wherever it stands."""
 
 import tempfile
 import unicodedata
@@ -31,6 +35,7 @@ TEXTS = [
     "a <|endoftext|> b",
     "<|startoftext|>x<|endoftext|>y",
     "a <|ENDOFTEXT|> b",
+    "<|StartOfText|>A",
     "一只猫在月球上",
     "ねこ と 犬、東京。",
     "고양이",
