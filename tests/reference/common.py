@@ -25,10 +25,15 @@ def versions():
             "numpy": numpy.__version__}
 
 
+def plain_config(scheduler):
+    """A scheduler's config without private keys, infinities (which JSON has not) as text."""
+    return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in scheduler.config.items() if k[0] != "_"}
+
+
 def write_tensors(path, tensors, metadata):
     """Write a safetensors file with string metadata; what is not a string is written as JSON. The library writes the
     metadata in random order, this in sorted order, so that equal contents give equal files."""
-    header = {"__metadata__": {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True)
+    header = {"__metadata__": {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True, allow_nan=False)
                                for k, v in sorted(metadata.items())}}
     data = bytearray()
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common import versions, write_tensors
+from common import plain_config, versions, write_tensors
 from pipelines import SCHEDULERS, load, token_ids
 
 
@@ -29,10 +29,9 @@ def compare(model, prompt, seed, steps, guidance, height=None, width=None, sched
     out = {"initial_latents": torch.randn(shape, generator=generator()), "latents": latents,
            "image": torch.from_numpy((image * 255).round().astype("uint8"))}
     out |= {f"ids.{i}": token_ids(pipe.tokenizer, text)[0].to(torch.int32) for i, text in enumerate(ids_of)}
-    config = {k: v for k, v in pipe.scheduler.config.items() if k[0] != "_"}
     about = {"versions": versions(), "prompt": prompt, "seed": seed, "steps": steps, "guidance": guidance,
              "height": height, "width": width, "dtype": "float32", "ids_of": list(ids_of),
-             "scheduler": {"class": type(pipe.scheduler).__name__, "config": config}}
+             "scheduler": {"class": type(pipe.scheduler).__name__, "config": plain_config(pipe.scheduler)}}
     return out, about
 
 

@@ -1,12 +1,11 @@
 """tests/golden/tiny-sd1.safetensors and tiny-sd2.safetensors: each part of the tiny pipelines, then whole pictures."""
 
-import json
-
 import torch
 from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler,
                        EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline)
 
-from common import GOLDEN, versions, write_tensors
+from common import GOLDEN, plain_config, versions, write_tensors
+from tiny_models import SD1, SD2
 
 PROMPT = "a photo of the red fox, in the rain!"
 HEIGHT, WIDTH, STEPS, SEED = 96, 64, 10, 7
@@ -82,7 +81,7 @@ def pictures(pipe, out, about):
             out[f"{name}.sigmas"] = pipe.scheduler.sigmas.to(torch.float32)
         out[f"{name}.init_noise_sigma"] = torch.as_tensor(pipe.scheduler.init_noise_sigma).float().reshape(1)
         about[f"scheduler.{name}"] = {"class": kind.__name__, "overrides": overrides,
-                                      "config": {k: v for k, v in pipe.scheduler.config.items() if k[0] != "_"}}
+                                      "config": plain_config(pipe.scheduler)}
 
     pipe.scheduler = PNDMScheduler.from_config(config)
     out["pndm.image"] = torch.tensor((run(7.5, output_type="np")[0] * 255).round().astype("uint8"))
@@ -91,12 +90,13 @@ def pictures(pipe, out, about):
 
 
 @torch.inference_mode()
-def golden(name):
+def golden(spec):
+    name = spec["name"]
     pipe = load(GOLDEN / name)
     out = {}
     about = {"versions": versions(), "prompts": [PROMPT, ""], "prompt": PROMPT, "negative_prompt": "",
              "seed": SEED, "steps": STEPS, "height": HEIGHT, "width": WIDTH, "guided": 7.5, "unguided": 1.0,
-             "dtype": "float32", "parts_seed": 1}
+             "dtype": "float32", "parts_seed": 1, "weights_seed": spec["seed"]}
     parts(pipe, out)
     pictures(pipe, out, about)
     for tensor_name, tensor in out.items():
@@ -105,8 +105,8 @@ def golden(name):
 
 
 def main():
-    for name in ("tiny-sd1", "tiny-sd2"):
-        golden(name)
+    for spec in (SD1, SD2):
+        golden(spec)
 
 
 if __name__ == "__main__":
