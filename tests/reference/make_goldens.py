@@ -1,0 +1,12 @@
+"""Remakes everything in tests/golden except clip-tokenizer/, which is the input: python make_goldens.py"""
+
+import emoji
+import noise
+import pipelines
+import schedulers
+import tiny_models
+import tokenizer
+
+for part in (tokenizer, tiny_models, pipelines, schedulers, noise, emoji):
+    part.main()
+    print(part.__name__, "done")
