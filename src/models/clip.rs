@@ -1,0 +1,93 @@
+//! The text encoder of CLIP. Radford et al. 2021; matches transformers' `CLIPTextModel`.
+
+use super::spec::{ClipSpec, TextActivation};
+use crate::{
+    backend::{Activation, Device},
+    error::Result,
+    nn::{Embedding, LayerNorm, Linear},
+    tensor::{Fuse, Tensor},
+    weights::Scope,
+};
+
+/// Token ids to features.
+pub struct ClipTextEncoder {
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipTextEncoder {
+    /// Reads all of `text_encoder/`.
+    pub fn load(w: &Scope, spec: &ClipSpec) -> Result<Self> {
+        let (width, embeddings) = (spec.hidden_size, w.at("embeddings"));
+        Ok(Self {
+            token_embedding: Embedding::load(&embeddings.at("token_embedding"), spec.vocab_size, width)?,
+            position_embedding: Embedding::load(
+                &embeddings.at("position_embedding"),
+                spec.max_position_embeddings,
+                width,
+            )?,
+            layers: (0..spec.num_hidden_layers)
+                .map(|i| EncoderLayer::load(&w.at("encoder.layers").at(i), spec))
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::load(&w.at("final_layer_norm"), width, spec.layer_norm_eps)?,
+        })
+    }
+
+    /// Texts of equal length to features `[texts, tokens, hidden_size]`, after the final norm.
+    pub fn forward(&self, device: &Device, ids: &[Vec<u32>]) -> Result<Tensor> {
+        let mut h = Tensor::embedding(device, ids, &self.token_embedding.weight, &self.position_embedding.weight)?;
+        for layer in &self.layers {
+            h = layer.forward(&h)?;
+        }
+        self.final_layer_norm.forward(&h)
+    }
+}
+
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    activation: Activation,
+}
+
+impl EncoderLayer {
+    fn load(w: &Scope, spec: &ClipSpec) -> Result<Self> {
+        let (width, inner, eps) = (spec.hidden_size, spec.intermediate_size, spec.layer_norm_eps);
+        let (attention, mlp) = (w.at("self_attn"), w.at("mlp"));
+        Ok(Self {
+            layer_norm1: LayerNorm::load(&w.at("layer_norm1"), width, eps)?,
+            q_proj: Linear::load(&attention.at("q_proj"), width, width)?,
+            k_proj: Linear::load(&attention.at("k_proj"), width, width)?,
+            v_proj: Linear::load(&attention.at("v_proj"), width, width)?,
+            out_proj: Linear::load(&attention.at("out_proj"), width, width)?,
+            layer_norm2: LayerNorm::load(&w.at("layer_norm2"), width, eps)?,
+            fc1: Linear::load(&mlp.at("fc1"), width, inner)?,
+            fc2: Linear::load(&mlp.at("fc2"), inner, width)?,
+            heads: spec.num_attention_heads,
+            activation: match spec.activation {
+                TextActivation::QuickGelu => Activation::QuickGelu,
+                TextActivation::Gelu => Activation::Gelu,
+            },
+        })
+    }
+
+    /// `x = x + attention(norm1(x)); x + mlp(norm2(x))`, each token seeing those before it.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.attention(&self.layer_norm1.forward(x)?, x)?;
+        let h = self.fc1.forward_with(&self.layer_norm2.forward(&x)?, &Fuse::activation(self.activation))?;
+        self.fc2.forward_with(&h, &Fuse::residual(&x))
+    }
+
+    fn attention(&self, h: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.q_proj.forward(h)?, self.k_proj.forward(h)?, self.v_proj.forward(h)?);
+        self.out_proj.forward_with(&q.attention(&k, &v, self.heads, true)?, &Fuse::residual(residual))
+    }
+}

@@ -1,0 +1,207 @@
+//! The autoencoder. Esser et al. 2021; matches diffusers' `AutoencoderKL`.
+
+use super::{
+    blocks::{Attention, Downsample, ResnetBlock, ResnetFacts, Upsample},
+    spec::VaeSpec,
+};
+use crate::{
+    error::Result,
+    nn::{Conv2d, GroupNorm, Linear},
+    tensor::{Fuse, Tensor, ops::Padding},
+    weights::Scope,
+};
+
+/// Epsilon of every norm.
+const EPS: f32 = 1e-6;
+
+fn facts(spec: &VaeSpec) -> ResnetFacts {
+    ResnetFacts { groups: spec.norm_num_groups, eps: EPS, time_channels: None }
+}
+
+/// `UNetMidBlock2D`: attention between two residual blocks.
+struct MidBlock {
+    resnet_1: ResnetBlock,
+    attention: Option<(GroupNorm, Attention)>,
+    resnet_2: ResnetBlock,
+}
+
+impl MidBlock {
+    fn load(w: &Scope, channels: usize, spec: &VaeSpec) -> Result<Self> {
+        let attention = w.at("attentions.0");
+        Ok(Self {
+            resnet_1: ResnetBlock::load(&w.at("resnets.0"), channels, channels, facts(spec))?,
+            attention: spec
+                .mid_block_add_attention
+                .then(|| {
+                    let norm = GroupNorm::load(&attention.at("group_norm"), channels, spec.norm_num_groups, EPS)?;
+                    Ok((norm, Attention::load_with_bias(&attention, channels)?))
+                })
+                .transpose()?,
+            resnet_2: ResnetBlock::load(&w.at("resnets.1"), channels, channels, facts(spec))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut h = self.resnet_1.forward(x, None)?;
+        if let Some((norm, attention)) = &self.attention {
+            let shape = h.shape();
+            let tokens = h.reshape([h.dim(0), h.dim(1) * h.dim(2), h.dim(3)])?;
+            drop(h);
+            let normed = norm.forward(&tokens)?;
+            h = Tensor::reshape(&attention.forward_self(&normed, &tokens)?, shape)?;
+        }
+        self.resnet_2.forward(&h, None)
+    }
+}
+
+/// Latents to pictures.
+pub struct VaeDecoder {
+    post_quant_conv: Option<Linear>,
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+    scaling_factor: f32,
+    shift_factor: f32,
+}
+
+impl VaeDecoder {
+    /// Reads `decoder` and `post_quant_conv` of `vae/`.
+    pub fn load(w: &Scope, spec: &VaeSpec) -> Result<Self> {
+        let (widths, latent) = (&spec.block_out_channels, spec.latent_channels);
+        let last = widths.len() - 1;
+        let decoder = w.at("decoder");
+        let up_block = |i: usize| -> Result<_> {
+            let (w, level) = (decoder.at("up_blocks").at(i), last - i);
+            let below = widths[(level + 1).min(last)];
+            let resnets = (0..spec.layers_per_block + 1)
+                .map(|j| {
+                    let channels = if j == 0 { below } else { widths[level] };
+                    ResnetBlock::load(&w.at("resnets").at(j), channels, widths[level], facts(spec))
+                })
+                .collect::<Result<_>>()?;
+            let upsample =
+                (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?;
+            Ok((resnets, upsample))
+        };
+        Ok(Self {
+            post_quant_conv: spec
+                .use_post_quant_conv
+                .then(|| Linear::load_conv1x1(&w.at("post_quant_conv"), latent, latent))
+                .transpose()?,
+            conv_in: Conv2d::load(&decoder.at("conv_in"), latent, widths[last], 3)?,
+            mid_block: MidBlock::load(&decoder.at("mid_block"), widths[last], spec)?,
+            up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
+            conv_norm_out: GroupNorm::load(
+                &decoder.at("conv_norm_out"),
+                widths[0],
+                spec.norm_num_groups,
+                EPS,
+            )?,
+            conv_out: Conv2d::load(&decoder.at("conv_out"), widths[0], spec.out_channels, 3)?,
+            scaling_factor: spec.scaling_factor,
+            shift_factor: spec.shift_factor,
+        })
+    }
+
+    /// Latents as the denoiser has them, `[batch, height, width, latent_channels]`, to pictures in -1 to 1,
+    /// `[batch, 8 height, 8 width, out_channels]`.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut z = Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?;
+        if self.shift_factor != 0.0 {
+            let channels = z.shape().channels();
+            z = z.add_channels(&Tensor::new(z.device(), [1, channels], &vec![self.shift_factor; channels])?)?;
+        }
+        self.forward(z)
+    }
+
+    /// The network alone: latents before scaling and shift.
+    pub fn forward(&self, z: Tensor) -> Result<Tensor> {
+        let mut h = z;
+        if let Some(conv) = &self.post_quant_conv {
+            h = conv.forward(&h)?;
+        }
+        h = self.conv_in.forward(&h)?;
+        h = self.mid_block.forward(&h)?;
+        for (resnets, upsample) in &self.up_blocks {
+            for resnet in resnets {
+                h = resnet.forward(&h, None)?;
+            }
+            if let Some(upsample) = upsample {
+                h = upsample.forward(&h, 2 * h.dim(1), 2 * h.dim(2))?;
+            }
+        }
+        h = self.conv_norm_out.forward_silu(&h)?;
+        self.conv_out.forward(&h)
+    }
+}
+
+/// Pictures to latents.
+pub struct VaeEncoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<(Vec<ResnetBlock>, Option<Downsample>)>,
+    mid_block: MidBlock,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+    quant_conv: Option<Linear>,
+}
+
+impl VaeEncoder {
+    /// Reads `encoder` and `quant_conv` of `vae/`.
+    pub fn load(w: &Scope, spec: &VaeSpec) -> Result<Self> {
+        let (widths, moments) = (&spec.block_out_channels, 2 * spec.latent_channels);
+        let last = widths.len() - 1;
+        let encoder = w.at("encoder");
+        let down_block = |level: usize| -> Result<_> {
+            let w = encoder.at("down_blocks").at(level);
+            let resnets = (0..spec.layers_per_block)
+                .map(|i| {
+                    let channels = if i == 0 { widths[level.saturating_sub(1)] } else { widths[level] };
+                    ResnetBlock::load(&w.at("resnets").at(i), channels, widths[level], facts(spec))
+                })
+                .collect::<Result<_>>()?;
+            let downsample = (level < last)
+                .then(|| Downsample::load(&w.at("downsamplers.0"), widths[level], Padding::BottomRight))
+                .transpose()?;
+            Ok((resnets, downsample))
+        };
+        Ok(Self {
+            conv_in: Conv2d::load(&encoder.at("conv_in"), spec.in_channels, widths[0], 3)?,
+            down_blocks: (0..widths.len()).map(down_block).collect::<Result<_>>()?,
+            mid_block: MidBlock::load(&encoder.at("mid_block"), widths[last], spec)?,
+            conv_norm_out: GroupNorm::load(
+                &encoder.at("conv_norm_out"),
+                widths[last],
+                spec.norm_num_groups,
+                EPS,
+            )?,
+            conv_out: Conv2d::load(&encoder.at("conv_out"), widths[last], moments, 3)?,
+            quant_conv: spec
+                .use_quant_conv
+                .then(|| Linear::load_conv1x1(&w.at("quant_conv"), moments, moments))
+                .transpose()?,
+        })
+    }
+
+    /// Pictures in -1 to 1, `[batch, height, width, in_channels]`, to the moments of the latents before scaling,
+    /// `[batch, height / 8, width / 8, 2 latent_channels]`: means, then log variances.
+    pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
+        let mut h = self.conv_in.forward(pictures)?;
+        for (resnets, downsample) in &self.down_blocks {
+            for resnet in resnets {
+                h = resnet.forward(&h, None)?;
+            }
+            if let Some(downsample) = downsample {
+                h = downsample.forward(&h)?;
+            }
+        }
+        h = self.mid_block.forward(&h)?;
+        h = self.conv_norm_out.forward_silu(&h)?;
+        h = self.conv_out.forward(&h)?;
+        match &self.quant_conv {
+            Some(conv) => conv.forward(&h),
+            None => Ok(h),
+        }
+    }
+}

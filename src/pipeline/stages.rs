@@ -1,0 +1,215 @@
+//! The three sections of a request, each on one device: text to features, noise to latents, latents to pixels.
+//!
+//! They name no device but the one they are given, so the planner runs the same code on devices without data.
+
+use super::request::{Request, Rng, Start};
+use crate::{
+    backend::{Device, Keep},
+    error::{Error, Result},
+    models::{
+        clip::ClipTextEncoder,
+        spec::ModelSpec,
+        unet::{Conditioning, DenoiserInput, Unet, time_features},
+        vae::VaeDecoder,
+    },
+    scheduler::{Schedule, Step},
+    tensor::{
+        Shape, Tensor,
+        random::{Generator, TorchCpu, TorchCuda},
+    },
+};
+
+/// Features of one text, `[tokens, width]`, on the host.
+pub type Features = std::sync::Arc<[f32]>;
+
+/// Runs the text encoder over one text.
+///
+/// # Errors
+/// If the device fails or its arena is full.
+pub fn encode(encoder: &ClipTextEncoder, device: &Device, ids: Vec<u32>) -> Result<Features> {
+    let features = encoder.forward(device, &[ids])?.read()?;
+    finite(&features, "the text encoder")?;
+    Ok(features.into())
+}
+
+/// What the denoising loop starts from and works towards.
+pub struct Denoise<'a> {
+    /// The model's facts.
+    pub spec: &'a ModelSpec,
+    /// The steps.
+    pub schedule: &'a Schedule,
+    /// Strength of guidance; at most 1 means that `texts` is the prompt alone.
+    pub guidance_scale: f32,
+    /// Features of the negative prompt and the prompt, or of the prompt alone.
+    pub texts: &'a [Features],
+    /// Height of the latents.
+    pub height: usize,
+    /// Width of the latents.
+    pub width: usize,
+    /// What the first latents are made of, then the noise of those steps that add some.
+    pub noise: Noise,
+}
+
+/// Where the noise of one request comes from.
+pub struct Noise {
+    start: Option<std::sync::Arc<[f32]>>,
+    generator: Box<dyn Generator + Send>,
+}
+
+impl Noise {
+    /// The noise that the request asks for.
+    pub fn new(request: &Request) -> Self {
+        let generator: Box<dyn Generator + Send> = match request.rng {
+            Rng::TorchCpu => Box::new(TorchCpu::new(request.seed)),
+            Rng::TorchCuda => Box::new(TorchCuda::new(request.seed)),
+        };
+        let start = match &request.start {
+            Start::Noise => None,
+            Start::Latents(latents) => Some(latents.clone()),
+        };
+        Self { start, generator }
+    }
+
+    /// The first `shape` of it, channels last.
+    fn first(&mut self, shape: Shape) -> Vec<f32> {
+        match self.start.take() {
+            Some(latents) => channels_last(&latents, shape),
+            None => self.next(shape),
+        }
+    }
+
+    /// The next `shape` of it, channels last. Drawn as `[batch, channels, height, width]`, as the reference does.
+    fn next(&mut self, shape: Shape) -> Vec<f32> {
+        channels_last(&self.generator.normal(shape.elements()), shape)
+    }
+}
+
+/// Runs the denoising loop. The latents that it ends with are in `keep`; `progress` hears of each step done and may
+/// stop the loop with an error. Ho and Salimans 2022 for the guidance.
+///
+/// # Errors
+/// If the device fails, an arena is full, or `progress` says so.
+pub fn denoise(
+    unet: &Unet,
+    device: &Device,
+    keep: &Keep,
+    mut request: Denoise,
+    mut progress: impl FnMut(usize) -> Result<()>,
+) -> Result<Tensor> {
+    let (spec, texts) = (&request.spec.unet, request.texts);
+    let width = spec.cross_attention_dim;
+    let text = {
+        let tokens = texts[0].len() / width;
+        let context = Tensor::new(device, [texts.len(), tokens, width], &texts.concat())?;
+        unet.condition(&Conditioning { context, pooled: None, added: None }, keep)?
+    };
+    let shape = Shape::from([1, request.height, request.width, spec.in_channels]);
+    let noise = Tensor::new(device, shape, &request.noise.first(shape))?;
+    let mut latents = Tensor::scale_add(shape, &[(request.schedule.init_noise_sigma, &noise, 0)])?.keep(keep)?;
+    drop(noise);
+
+    let history = request.schedule.history();
+    let mut estimates: Vec<Tensor> = Vec::with_capacity(history + 1);
+    for (done, step) in request.schedule.steps.iter().enumerate() {
+        let out = {
+            let features = time_features(step.timestep, spec);
+            let time_features = Tensor::new(device, [1, features.len()], &features)?;
+            let scaled = Tensor::scale_add(shape, &[(step.input_scale, &latents, 0)])?;
+            let scaled = if texts.len() > 1 { scaled.repeat(texts.len())? } else { scaled };
+            let out = unet.forward(&DenoiserInput { latents: &scaled, time_features: &time_features, text: &text })?;
+            guide(&out, shape, request.guidance_scale)?
+        };
+        estimates.insert(0, weighted(&[(step.p, &latents), (step.q, &out)])?.keep(keep)?);
+        drop(out);
+        estimates.truncate(history.max(1));
+        let fresh = match step.noise {
+            0.0 => None,
+            _ => Some(Tensor::new(device, shape, &request.noise.next(shape))?),
+        };
+        latents = advance(step, &latents, &estimates, fresh.as_ref())?.keep(keep)?;
+        progress(done + 1)?;
+    }
+    Ok(latents)
+}
+
+/// `negative + scale * (positive - negative)`, as one weighted sum; a single branch is what it is.
+fn guide(out: &Tensor, shape: Shape, scale: f32) -> Result<Tensor> {
+    if out.dim(0) == 1 {
+        return Ok(out.clone());
+    }
+    Tensor::scale_add(shape, &[(1.0 - scale, out, 0), (scale, out, 1)])
+}
+
+/// The next latents: see [`Step`].
+fn advance(step: &Step, latents: &Tensor, estimates: &[Tensor], noise: Option<&Tensor>) -> Result<Tensor> {
+    let mut terms = vec![(step.a, latents)];
+    terms.extend(step.b.iter().copied().zip(estimates));
+    terms.extend(noise.map(|noise| (step.noise, noise)));
+    weighted(&terms)
+}
+
+/// The weighted sum of those terms whose weight is not zero; at least one is not.
+fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
+    let used: Vec<_> = terms.iter().filter(|(weight, _)| *weight != 0.0).map(|&(weight, x)| (weight, x, 0)).collect();
+    Tensor::scale_add(terms[0].1.shape(), &used)
+}
+
+/// Runs the decoder: latents on any device to pixels in about -1 to 1, `[8 height, 8 width, 3]`, on the host.
+///
+/// # Errors
+/// If the device fails, its arena is full, or a value is not finite.
+pub fn decode(decoder: &VaeDecoder, device: &Device, latents: &Tensor) -> Result<Vec<f32>> {
+    let pixels = decoder.decode(&latents.to(device)?)?.read()?;
+    finite(&pixels, "the VAE")?;
+    Ok(pixels)
+}
+
+/// Refuses infinities and NaN, which would end as a black picture.
+pub fn finite(values: &[f32], component: &str) -> Result<()> {
+    let bad = values.iter().filter(|x| !x.is_finite()).count();
+    if bad == 0 {
+        return Ok(());
+    }
+    Err(Error::request(format!("{component} gave {bad} values of {} that are not finite", values.len()))
+        .hint("another dtype for this component, a lower guidance scale, or another checkpoint"))
+}
+
+/// `[batch, channels, height, width]` to `[batch, height, width, channels]`, which is `shape`.
+pub fn channels_last(values: &[f32], shape: Shape) -> Vec<f32> {
+    let channels = shape.channels();
+    let pixels = shape.dims()[1..shape.dims().len() - 1].iter().product::<usize>();
+    let image = |values: &[f32]| -> Vec<f32> {
+        (0..pixels * channels).map(|i| values[i % channels * pixels + i / channels]).collect()
+    };
+    values.chunks(pixels * channels).flat_map(image).collect()
+}
+
+/// The way back.
+pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
+    let channels = shape.channels();
+    let pixels = shape.dims()[1..shape.dims().len() - 1].iter().product::<usize>();
+    let image = |values: &[f32]| -> Vec<f32> {
+        (0..pixels * channels).map(|i| values[i % pixels * channels + i / pixels]).collect()
+    };
+    values.chunks(pixels * channels).flat_map(image).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_move_there_and_back() {
+        let shape = Shape::from([2, 1, 3, 2]);
+        let first: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let last = channels_last(&first, shape);
+        assert_eq!(&last[..6], [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        assert_eq!(channels_first(&last, shape), first);
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_named() {
+        let message = finite(&[1.0, f32::NAN, f32::INFINITY], "the VAE").unwrap_err().to_string();
+        assert!(message.contains("the VAE gave 2 values of 3"), "{message}");
+    }
+}
