@@ -163,7 +163,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("[components]\nunet = cuda:0", "map.toml:2:8: ", "text needs quotes: unet = \"cuda:0\""),
         ("strategy = balanced # even", "map.toml:1:12: ", "text needs quotes: strategy = \"balanced\""),
         ("[device.wgpu:1]\nadapter = 0", "map.toml:1:13: ", "needs quotes: [device.\"wgpu:1\"]"),
-        ("[components]\nunet.down_blocks = \"cuda:0\"", "map.toml:2:6: components.unet: one device", "a device is"),
+        ("[components]\nunet.down_blocks = \"cuda:0\"", "map.toml:2:1: components.unet: one device", "as a whole"),
         (
             "[components]\nunet = \"cuda:0\"\nreplicas = 1",
             "map.toml:3:1: components.replicas: no such component",
