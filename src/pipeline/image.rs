@@ -64,8 +64,8 @@ mod tests {
 
     #[test]
     fn values_are_clamped_and_halves_round_to_even() {
-        // 0.5 / 255 and 1.5 / 255 are not exact in f32, so halves are made from bytes: v = (b + 0.5) / 127.5 - 1.
-        for (value, byte) in [(-1.0, 0), (1.0, 255), (-7.0, 0), (7.0, 255), (0.0, 128), (-0.0, 128), (0.5, 191)] {
+        // 0.0 is byte 127.5 and 0.9333333 is 246.5, both exactly.
+        for (value, byte) in [(-1.0, 0), (1.0, 255), (-7.0, 0), (7.0, 255), (0.0, 128), (0.9333333, 246), (0.5, 191)] {
             assert_eq!(Image::from_f32(1, 1, &[value; 3]).unwrap().rgb, [byte; 3], "{value}");
         }
         // Every byte comes back from the middle of its interval.
