@@ -129,7 +129,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("max_memory = \"8GB\"", "map.toml:1:14: max_memory: a table is wanted", "[max_memory], then"),
         (
             "devices = [\"cuda:0\"]\n[max_memory]\n\"cuda:1\" = \"8GB\"",
-            "map.toml:3:1: max_memory.cuda:1: cuda:1 is not among the `devices`",
+            "map.toml:3:1: max_memory.cuda:1: cuda:1 is not among the devices that may be used",
             "found: devices = [\"cuda:0\"]",
         ),
         // Components.
@@ -144,7 +144,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ),
         (
             "devices = [\"cuda:0\"]\n[components]\nvae = \"cuda:1\"",
-            "map.toml:3:7: components.vae: cuda:1 is not among the `devices`",
+            "map.toml:3:7: components.vae: cuda:1 is not among the devices that may be used",
             "add \"cuda:1\"",
         ),
         (
@@ -208,7 +208,7 @@ fn a_map_made_in_code_is_checked_alike() {
     assert!(map.check().is_ok());
     map.components.insert("unet".into(), cpu(2).into());
     let message = map.check().unwrap_err().to_string();
-    assert!(message.starts_with("components.unet: cpu:2 is not among the `devices`"), "{message}");
+    assert!(message.starts_with("components.unet: cpu:2 is not among the devices"), "{message}");
     map.components.clear();
     map.components.insert("transformer".into(), cpu(0).into());
     assert!(map.check().unwrap_err().to_string().contains("no such component"));
@@ -222,6 +222,10 @@ fn devices_are_the_listed_ones_or_the_defaults_and_the_named_ones() {
     assert_eq!(usable(""), defaults);
     assert_eq!(usable("[components]\nvae = \"cpu\""), [cuda(0), cuda(1), DeviceId::CPU]);
     assert_eq!(parse("[components]\nvae = \"cpu:1\"").usable(&[DeviceId::CPU]).unwrap(), [cpu(1)]);
+
+    let message = parse("[max_memory]\n\"cpu\" = \"8GiB\"").usable(&defaults).unwrap_err().to_string();
+    assert!(message.starts_with("map.toml:2:1: max_memory.cpu: cpu is not among the devices"), "{message}");
+    assert!(message.contains("found: devices = [\"cuda:0\", \"cuda:1\"]"), "{message}");
 
     let message = parse("replicas = 3").usable(&defaults).unwrap_err().to_string();
     assert!(message.starts_with("map.toml:1:12: replicas: every replica needs a device of its own"), "{message}");

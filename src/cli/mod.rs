@@ -7,7 +7,12 @@ mod names;
 mod progress;
 mod prompts;
 
-use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
@@ -274,7 +279,8 @@ fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
     if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error}");
+    // Whoever closed stderr does not want to read it.
+    let _ = writeln!(std::io::stderr(), "error: {error}");
     match (error.scope(), interrupt.and_then(Interrupt::exit_code)) {
         (Scope::Interrupted, Some(code)) => ExitCode::from(code),
         _ => ExitCode::from(error.exit_code()),

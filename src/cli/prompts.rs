@@ -23,7 +23,7 @@ pub struct Options {
     /// Denoising steps [default: the model's]
     #[arg(long)]
     pub steps: Option<usize>,
-    /// How closely to follow the prompt; up to 1 is not at all beyond the model's own [default: the model's]
+    /// How closely to follow the prompt; 1 is no guidance [default: the model's]
     #[arg(long, allow_negative_numbers = true)]
     pub guidance_scale: Option<f32>,
     /// The solver [default: the model's]

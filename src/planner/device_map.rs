@@ -192,23 +192,23 @@ impl DeviceMap {
             }
         }
         let places = self.components.iter().map(|(name, place)| (format!("components.{name}"), place.clone()));
-        let limits = self.max_memory.iter().map(|(&device, limit)| {
-            (format!("max_memory.{device}"), Located { value: device, location: limit.location.clone() })
-        });
-        for (key, device) in places.chain(limits) {
+        for (key, device) in places.chain(self.limited_devices()) {
             if let Some(other) = seen.iter().copied().find(|other| mixes_cpu(*other, device.value)) {
                 return Err(refuse_mixed_cpu(&device, &key, other));
             }
             if !self.devices.is_empty() && !seen.contains(&device.value) {
-                let devices: Vec<_> = self.devices.iter().map(|d| format!("\"{}\"", d.value)).collect();
-                return Err(device
-                    .refuse(&key, format!("{} is not among the `devices` of this map", device.value))
-                    .found(format!("devices = [{}]", devices.join(", ")))
-                    .hint(format!("add \"{}\" to `devices`, or name one of those here", device.value)));
+                return Err(refuse_unlisted(&device, &key, seen));
             }
             seen.insert(device.value);
         }
         Ok(())
+    }
+
+    /// The devices with a limit, each with its key.
+    fn limited_devices(&self) -> impl Iterator<Item = (String, Located<DeviceId>)> {
+        self.max_memory.iter().map(|(&device, limit)| {
+            (format!("max_memory.{device}"), Located { value: device, location: limit.location.clone() })
+        })
     }
 
     /// At least one replica, no more than devices, and no named components beside several.
@@ -242,19 +242,18 @@ impl DeviceMap {
 
     /// The devices that this map may use on a machine whose default devices are `defaults`, the preferred one first.
     ///
-    /// Without `devices` these are the defaults and whatever the map names besides. A map that names shares of the CPU
-    /// (`cpu:0`) does not use the whole `cpu` as well. Fails if there are more replicas than devices.
+    /// Without `devices` these are the defaults and those that components name besides. A map that names shares of the
+    /// CPU (`cpu:0`) does not use the whole `cpu` as well. Fails if there are more replicas than devices, or a limit on
+    /// a device that is not used: a limit alone does not ask for a device.
     pub fn usable(&self, defaults: &[DeviceId]) -> Result<Vec<DeviceId>> {
         let mut usable: Vec<DeviceId> = self.devices.iter().map(|d| d.value).collect();
         if usable.is_empty() {
-            let named = self.components.values().map(|place| place.value).chain(self.max_memory.keys().copied());
-            let named: BTreeSet<DeviceId> = named.collect();
+            let named: BTreeSet<DeviceId> = self.components.values().map(|place| place.value).collect();
             usable.extend(defaults.iter().filter(|d| !named.iter().any(|n| mixes_cpu(*n, **d))));
-            for device in named {
-                if !usable.contains(&device) {
-                    usable.push(device);
-                }
-            }
+            usable.extend(named.difference(&usable.iter().copied().collect()));
+        }
+        if let Some((key, device)) = self.limited_devices().find(|(_, device)| !usable.contains(&device.value)) {
+            return Err(refuse_unlisted(&device, &key, usable));
         }
         self.check_enough_devices(usable.len())?;
         Ok(usable)
@@ -444,6 +443,14 @@ fn refuse_mixed_cpu(device: &Located<DeviceId>, key: &str, other: DeviceId) -> E
         .refuse(key, "`cpu` is all cores and `cpu:N` a share of them: a map has one or the other")
         .found(format!("{} beside {other}", device.value))
         .hint("\"cpu\" everywhere, or \"cpu:0\", \"cpu:1\" and so on")
+}
+
+fn refuse_unlisted(device: &Located<DeviceId>, key: &str, devices: impl IntoIterator<Item = DeviceId>) -> Error {
+    let devices: Vec<_> = devices.into_iter().map(|device| format!("\"{device}\"")).collect();
+    device
+        .refuse(key, format!("{} is not among the devices that may be used", device.value))
+        .found(format!("devices = [{}]", devices.join(", ")))
+        .hint(format!("add \"{}\" to `devices`, or name one of those", device.value))
 }
 
 impl Strategy {

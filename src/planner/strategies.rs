@@ -93,7 +93,7 @@ pub fn place_replicas(
     }
 }
 
-/// Deals `items` into contiguous groups whose sizes differ by at most one, the larger ones first.
+/// Deals `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
 pub fn deal<T>(items: &[T], groups: usize) -> Vec<&[T]> {
     let (share, remainder) = (items.len() / groups, items.len() % groups);
     let start = |group: usize| group * share + group.min(remainder);
