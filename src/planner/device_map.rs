@@ -1,8 +1,8 @@
 //! The device map: a TOML file that says where each component may live.
 //!
 //! The file is read from the spanned TOML tree by hand, so that every message has the file, the line and the column,
-//! what was found and what is possible. Whatever names a device or a limit keeps its [`Location`], because some slips
-//! show only later: `unet = "cuda:7"` is good TOML on a machine with one GPU.
+//! what was found and what is possible. Whatever names a device or a limit keeps its [`Location`](super::Location),
+//! because some slips show only later: `unet = "cuda:7"` is good TOML on a machine with one GPU.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
