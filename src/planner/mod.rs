@@ -1,1 +1,8 @@
-//! planner
+//! Which device holds what.
+
+pub mod device_map;
+mod fields;
+pub mod size;
+pub mod strategies;
+
+pub use fields::{Located, Location};

@@ -1,0 +1,58 @@
+//! Ctrl-C and SIGTERM: the first asks the run to stop where it can, a second one stops it at once.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use sdshard::error::{Error, Result};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+/// What signals have asked for so far.
+#[derive(Debug)]
+pub struct Interrupt {
+    requested: Arc<AtomicBool>,
+    /// Exit code for the last signal; 0 before the first.
+    code: Arc<AtomicUsize>,
+}
+
+impl Interrupt {
+    /// Takes over both signals.
+    pub fn install() -> Result<Self> {
+        let interrupt = Self { requested: Arc::default(), code: Arc::default() };
+        for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
+            // Actions run in this order: only a second signal finds the flag set.
+            flag::register_conditional_shutdown(signal, code, Arc::clone(&interrupt.requested))
+                .and_then(|_| flag::register_usize(signal, Arc::clone(&interrupt.code), code as usize))
+                .and_then(|_| flag::register(signal, Arc::clone(&interrupt.requested)))
+                .map_err(|error| Error::process("taking over Ctrl-C").source(error))?;
+        }
+        Ok(interrupt)
+    }
+
+    /// Set as soon as somebody wants the run to stop.
+    pub fn requested(&self) -> &Arc<AtomicBool> {
+        &self.requested
+    }
+
+    /// 130 after Ctrl-C, 143 after SIGTERM.
+    pub fn exit_code(&self) -> Option<u8> {
+        u8::try_from(self.code.load(Ordering::Relaxed)).ok().filter(|code| *code != 0)
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_signal_sets_the_flag() {
+        let interrupt = Interrupt::install().unwrap();
+        assert_eq!((interrupt.requested().load(Ordering::Relaxed), interrupt.exit_code()), (false, None));
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert_eq!((interrupt.requested().load(Ordering::Relaxed), interrupt.exit_code()), (true, Some(143)));
+    }
+}

@@ -1,0 +1,355 @@
+//! The command line: arguments, messages and exit codes. What a subcommand does is in the file of its name.
+
+mod generate;
+mod interrupt;
+mod names;
+#[expect(dead_code, reason = "the engine reports through it")]
+mod progress;
+mod prompts;
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sdshard::{
+    backend::DType,
+    error::{Error, Result, Scope},
+    pipeline::request::Rng,
+    planner::device_map::DTypes,
+};
+use tracing_subscriber::EnvFilter;
+
+use self::{interrupt::Interrupt, progress::Console};
+
+/// First words that will be subcommands, kept free so that no script comes to rely on them as prompts.
+const RESERVED: [&str; 3] = ["serve", "convert", "completions"];
+
+const EXAMPLES: &str = "\
+Examples:
+  sdshard \"a red fox\"                                   a picture, in out/
+  sdshard --num-images 4 --seed 7 \"a red fox\"           seeds 7 to 10
+  sdshard --device-map balanced.toml \"a red fox\"        text encoder, UNet and VAE on several devices
+  sdshard --prompts-file prompts.txt --output-dir day1  a prompt on each line
+  sdshard -- plan                                       a picture of the word \"plan\"";
+
+/// Stable Diffusion, sharded over whatever devices you have.
+#[derive(Debug, Parser)]
+#[command(name = "sdshard", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// What stands as the first word.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show which device would hold what, and how much, without reading a weight
+    Plan(PlanArgs),
+    /// List the devices of this machine
+    Devices(DevicesArgs),
+    /// Measure how fast pictures are made here
+    Bench(BenchArgs),
+}
+
+/// How much is said on stderr.
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// Only results and errors, no progress
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Say more; again for more still (the variable RUST_LOG beats this)
+    #[arg(long, short, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+}
+
+/// Which model, and where it runs.
+#[derive(Debug, Args)]
+struct ModelArgs {
+    /// A diffusers folder, or an id on the hub [default: the built-in model]
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, replicas.toml, single.toml), or a
+    /// strategy: balanced, single
+    #[arg(long, value_name = "MAP")]
+    device_map: Option<String>,
+    /// The type of weights; beats the device map's
+    #[arg(long)]
+    dtype: Option<DTypeArg>,
+}
+
+/// `sdshard PROMPT...`
+#[derive(Debug, Args)]
+struct GenerateArgs {
+    /// What to draw; each prompt is a picture
+    #[arg(value_name = "PROMPT")]
+    prompts: Vec<String>,
+    /// More prompts: one on each line, or a JSON object on each line with "prompt" and, if wanted, "negative_prompt",
+    /// "seed", "steps", "guidance_scale", "scheduler", "width", "height", "num_images"
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    options: prompts::Options,
+    /// Seed of the first picture, counted up for the next ones; or "random" [default: 0]
+    #[arg(long, value_name = "N|random", allow_negative_numbers = true)]
+    seed: Option<Seed>,
+    /// The generator of the noise: PyTorch's on a CPU or on a GPU
+    #[arg(long, default_value = "torch-cpu")]
+    rng: RngArg,
+    /// The folder for the pictures; made if it is missing
+    #[arg(long, value_name = "FOLDER", default_value = "out")]
+    output_dir: PathBuf,
+    /// Pictures, or the latents that the VAE would turn into them
+    #[arg(long, default_value = "png")]
+    output_type: OutputType,
+    /// Start from the noise in this file rather than from the seed's (tensor `latent`, f32 [1, 4, height/8, width/8])
+    #[arg(long, value_name = "FILE")]
+    latents: Option<PathBuf>,
+    /// Replace files that were made from another request
+    #[arg(long)]
+    overwrite: bool,
+    /// A line of JSON on stdout for each picture, rather than its path
+    #[arg(long)]
+    json: bool,
+}
+
+/// `sdshard plan`
+#[derive(Debug, Args)]
+struct PlanArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Pixels of the largest picture [default: the model's]
+    #[arg(long)]
+    width: Option<usize>,
+    /// Pixels of the largest picture [default: the model's]
+    #[arg(long)]
+    height: Option<usize>,
+    /// The plan as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `sdshard devices`
+#[derive(Debug, Args)]
+struct DevicesArgs {
+    /// The devices as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `sdshard bench`
+#[derive(Debug, Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Pixels [default: the model's]
+    #[arg(long)]
+    width: Option<usize>,
+    /// Pixels [default: the model's]
+    #[arg(long)]
+    height: Option<usize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// The results as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `--dtype`
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    /// What suits each device
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl DTypeArg {
+    /// The same for every component.
+    fn dtypes(self) -> DTypes {
+        let default = match self {
+            DTypeArg::Auto => None,
+            DTypeArg::F32 => Some(DType::F32),
+            DTypeArg::F16 => Some(DType::F16),
+            DTypeArg::Bf16 => Some(DType::BF16),
+        };
+        DTypes { default, ..DTypes::default() }
+    }
+}
+
+/// `--rng`
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RngArg {
+    /// What diffusers users get with torch.Generator("cpu")
+    TorchCpu,
+    /// What they get with torch.Generator("cuda")
+    TorchCuda,
+}
+
+impl From<RngArg> for Rng {
+    fn from(arg: RngArg) -> Self {
+        match arg {
+            RngArg::TorchCpu => Rng::TorchCpu,
+            RngArg::TorchCuda => Rng::TorchCuda,
+        }
+    }
+}
+
+/// `--output-type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputType {
+    /// PNG files
+    Png,
+    /// safetensors files with the tensor `latent`
+    Latent,
+}
+
+/// `--seed`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seed {
+    Number(u64),
+    Random,
+}
+
+impl std::str::FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "random" => Ok(Seed::Random),
+            number => number.parse().map(Seed::Number).map_err(|_| format!("from 0 to {}, or random", u64::MAX)),
+        }
+    }
+}
+
+/// The whole program: reads the arguments, runs, says what went wrong, and chooses the exit code.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(word) = RESERVED.iter().find(|word| arguments.get(1).is_some_and(|first| first == *word)) {
+        let refused = Error::input(format!("`{word}` is not a subcommand yet, but will be one"))
+            .hint(format!("as a prompt it goes after two dashes: sdshard -- {word}"));
+        return report(&refused, None);
+    }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(refused) => {
+            // Nobody is there to be told if this cannot be printed. Help and version are exit code 0.
+            let _ = refused.print();
+            return ExitCode::from(if refused.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let console = Console::new(cli.log.quiet);
+    let interrupt = match Interrupt::install() {
+        Ok(interrupt) => interrupt,
+        Err(error) => return report(&error, None),
+    };
+    match start_logging(&cli.log, &console).and_then(|()| run(&cli, &console, &interrupt)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error, Some(&interrupt)),
+    }
+}
+
+fn run(cli: &Cli, console: &Console, interrupt: &Interrupt) -> Result<()> {
+    match &cli.command {
+        None => generate::run(&cli.generate, console, interrupt),
+        Some(Command::Plan(_)) => Err(not_built("plan")),
+        Some(Command::Devices(_)) => Err(not_built("devices")),
+        Some(Command::Bench(_)) => Err(not_built("bench")),
+    }
+}
+
+fn not_built(name: &str) -> Error {
+    Error::process(format!("this build of sdshard cannot `{name}`: it has no engine"))
+}
+
+/// Prints an error and gives its exit code. A reader of stdout who went away wanted no more, so that is no error.
+fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    // Whoever closed stderr does not want to read it.
+    let _ = writeln!(std::io::stderr(), "error: {error}");
+    match (error.scope(), interrupt.and_then(Interrupt::exit_code)) {
+        (Scope::Interrupted, Some(code)) => ExitCode::from(code),
+        _ => ExitCode::from(error.exit_code()),
+    }
+}
+
+/// Log lines go to stderr, above the progress bars: warnings, and more with `-v` or `RUST_LOG`.
+fn start_logging(args: &LogArgs, console: &Console) -> Result<()> {
+    let filter = match (std::env::var("RUST_LOG"), args.quiet, args.verbose) {
+        (Ok(filter), _, _) if !filter.is_empty() => filter,
+        (_, true, _) => "error".to_string(),
+        (_, _, 0) => "warn".to_string(),
+        (_, _, 1) => "warn,sdshard=info".to_string(),
+        (_, _, 2) => "info,sdshard=debug".to_string(),
+        _ => "debug,sdshard=trace".to_string(),
+    };
+    let filter = EnvFilter::try_new(&filter)
+        .map_err(|e| Error::input(format!("RUST_LOG={filter}")).source(e).hint("RUST_LOG=sdshard=debug"))?;
+    let console = console.clone();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(move || console.log_writer())
+        .init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Cli {
+        Cli::try_parse_from([&["sdshard"], arguments].concat()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_subcommand_is_one_only_as_the_first_word() {
+        assert!(matches!(parse(&["plan", "--json"]).command, Some(Command::Plan(PlanArgs { json: true, .. }))));
+        assert!(matches!(
+            parse(&["devices", "-q"]),
+            Cli { command: Some(Command::Devices(_)), log: LogArgs { quiet: true, .. }, .. }
+        ));
+        for arguments in [&["--", "plan"][..], &["--steps", "3", "plan"], &["--json", "plan"]] {
+            let cli = parse(arguments);
+            assert!(cli.command.is_none(), "{arguments:?}");
+            assert_eq!(cli.generate.prompts, ["plan"], "{arguments:?}");
+        }
+        assert_eq!(parse(&["a fox", "bench"]).generate.prompts, ["a fox", "bench"]);
+        assert_eq!(parse(&["a fox", "--width", "64", "plan"]).generate.prompts, ["a fox", "plan"]);
+    }
+
+    #[test]
+    fn seeds_are_numbers_or_random() {
+        for (text, seed) in [
+            ("0", Some(Seed::Number(0))),
+            ("18446744073709551615", Some(Seed::Number(u64::MAX))),
+            ("random", Some(Seed::Random)),
+            ("18446744073709551616", None),
+            ("-1", None),
+            ("1.5", None),
+            ("", None),
+        ] {
+            assert_eq!(text.parse().ok(), seed, "{text}");
+        }
+        assert_eq!(parse(&["--seed", "7", "a fox"]).generate.seed, Some(Seed::Number(7)));
+    }
+}

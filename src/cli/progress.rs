@@ -1,0 +1,166 @@
+//! What people see while they wait, on stderr: bars on a terminal, plain lines in a pipe, nothing with `--quiet`. And
+//! the one door to stdout, so that results and bars do not run into each other.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sdshard::error::{Error, Result};
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Bars,
+    Lines,
+    Quiet,
+}
+
+/// Both streams of the program. Clones are the same console.
+#[derive(Debug, Clone)]
+pub struct Console {
+    mode: Mode,
+    bars: MultiProgress,
+}
+
+impl Console {
+    /// For this process's own stderr.
+    pub fn new(quiet: bool) -> Self {
+        let mode = match (quiet, io::stderr().is_terminal()) {
+            (true, _) => Mode::Quiet,
+            (false, true) => Mode::Bars,
+            (false, false) => Mode::Lines,
+        };
+        let target = if mode == Mode::Bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { mode, bars: MultiProgress::with_draw_target(target) }
+    }
+
+    /// A line on stderr, unless `--quiet`.
+    pub fn note(&self, line: &str) {
+        if self.mode != Mode::Quiet {
+            // Whoever closed stderr does not want to read it.
+            let _ = self.bars.suspend(|| writeln!(io::stderr(), "{line}"));
+        }
+    }
+
+    /// A line on stdout: a result. Fails with the cause [`io::ErrorKind::BrokenPipe`] if nobody reads it any more.
+    pub fn print(&self, line: &str) -> Result<()> {
+        self.bars
+            .suspend(|| {
+                let mut stdout = io::stdout().lock();
+                writeln!(stdout, "{line}")?;
+                stdout.flush()
+            })
+            .map_err(|error| Error::process("writing to stdout").source(error))
+    }
+
+    /// Where log lines go.
+    pub fn log_writer(&self) -> LogWriter {
+        LogWriter(self.bars.clone())
+    }
+
+    /// Progress of one picture; `title` tells it from others: `3/8 a red fox`.
+    pub fn start(&self, title: &str) -> Progress {
+        let bar = ProgressBar::new(0).with_prefix(title.to_string());
+        let bar = if self.mode == Mode::Bars { self.bars.add(bar) } else { bar };
+        Progress { console: self.clone(), title: title.to_string(), bar, started: Instant::now() }
+    }
+}
+
+/// Writes above the bars. One call is one line, which is how the subscriber calls it.
+pub struct LogWriter(MultiProgress);
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One picture on its way. Its bar goes away with it.
+pub struct Progress {
+    console: Console,
+    title: String,
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl Progress {
+    /// The next component is at work; `steps` of it are to come, 0 if that is not known.
+    pub fn stage(&self, name: &'static str, steps: usize) {
+        let style = if steps > 0 {
+            "{prefix}  {msg} {bar:30} {pos}/{len} {per_sec:>10} {eta:>4}"
+        } else {
+            "{prefix}  {msg} {spinner}"
+        };
+        self.bar.set_style(ProgressStyle::with_template(style).expect("both templates are right"));
+        self.bar.set_length(steps as u64);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+        self.bar.set_message(name);
+        if self.console.mode == Mode::Lines && steps > 0 {
+            self.console.note(&format!("{}: {name}, {steps} steps", self.title));
+        }
+    }
+
+    /// So many steps of the stage are done.
+    pub fn step(&self, done: usize) {
+        self.bar.set_position(done as u64);
+    }
+
+    /// The picture is there, or its failure is: `outcome` says which.
+    pub fn finish(self, outcome: &str) {
+        self.bar.finish_and_clear();
+        self.console.note(&format!("{}: {outcome} after {}", self.title, seconds(self.started.elapsed())));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.console.bars.remove(&self.bar);
+    }
+}
+
+/// `0.42 s`, `12.3 s`, `3 min 05 s`.
+fn seconds(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 9.995 {
+        format!("{seconds:.2} s")
+    } else if seconds < 99.95 {
+        format!("{seconds:.1} s")
+    } else {
+        let seconds = seconds.round() as u64;
+        format!("{} min {:02} s", seconds / 60, seconds % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_as_long_as_they_need_to_be() {
+        for (ms, text) in
+            [(0, "0.00 s"), (420, "0.42 s"), (9_996, "10.0 s"), (99_949, "99.9 s"), (185_000, "3 min 05 s")]
+        {
+            assert_eq!(seconds(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn every_mode_goes_through_all_stages() {
+        for mode in [Mode::Bars, Mode::Lines, Mode::Quiet] {
+            let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+            let progress = Console { mode, bars }.start("1/1 a fox");
+            progress.stage("text encoder", 0);
+            progress.stage("unet", 3);
+            progress.step(3);
+            progress.finish("saved");
+        }
+    }
+}

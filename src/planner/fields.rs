@@ -1,0 +1,270 @@
+//! TOML as fields that know where they stand, so that every message can show the line it is about.
+
+use std::{
+    fmt::{self, Display},
+    ops::Range,
+};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use crate::error::{Error, Result};
+
+/// A value, and where a file says it; no location if it was made in code.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Its place in the file.
+    pub location: Option<Location>,
+}
+
+impl<T> Located<T> {
+    /// An input error about this value: `file:line:column: key: problem`, then the line itself where there is one.
+    pub fn refuse(&self, key: &str, problem: impl Display) -> Error {
+        match &self.location {
+            Some(location) => location.refuse(key, problem),
+            None => Error::input(format!("{key}: {problem}")),
+        }
+    }
+}
+
+impl<T> From<T> for Located<T> {
+    fn from(value: T) -> Self {
+        Self { value, location: None }
+    }
+}
+
+/// A place in a file. Lines and columns count from 1, columns in characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// As the user named it.
+    pub file: String,
+    /// Line.
+    pub line: usize,
+    /// First column.
+    pub column: usize,
+    /// Characters of this line that are meant, at least one.
+    pub width: usize,
+    /// The line itself.
+    pub text: String,
+}
+
+impl Location {
+    /// An input error about this place: `file:line:column: key: problem`, and the line with carets underneath.
+    pub fn refuse(&self, key: &str, problem: impl Display) -> Error {
+        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+        let number = self.line.to_string();
+        let margin = " ".repeat(number.len());
+        let text = self.text.replace('\t', " "); // a tab would move the carets
+        let carets = " ".repeat(self.column - 1) + &"^".repeat(self.width);
+        Error::input(format!("{self}: {key}{problem}\n  {margin} |\n  {number} | {text}\n  {margin} | {carets}"))
+    }
+}
+
+impl Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// A file's text.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// What messages call the file.
+    pub file: &'a str,
+    /// All of it.
+    pub text: &'a str,
+}
+
+impl<'a> Source<'a> {
+    /// The file as a tree. `hint` may know what to try from the line that is no TOML.
+    pub fn parse(&self, hint: impl Fn(&str) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
+        DeTable::parse(self.text).map_err(|error| {
+            let at = self.locate(error.span().unwrap_or(0..0));
+            let refused = at.refuse("", error.message().replace('\n', "; "));
+            match hint(&at.text) {
+                Some(hint) => refused.hint(hint),
+                None => refused,
+            }
+        })
+    }
+
+    /// The entries of the whole file, in its order.
+    pub fn fields(&self, root: &'a DeTable<'a>) -> Vec<Field<'a>> {
+        self.table_fields("", root)
+    }
+
+    fn table_fields(&self, path: &str, table: &'a DeTable<'a>) -> Vec<Field<'a>> {
+        let key = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
+        let field = |(name, value): (&'a Spanned<_>, _)| {
+            let text: &'a std::borrow::Cow<'a, str> = name.get_ref();
+            Field { source: *self, key: key(text), name: text, name_span: name.span(), value }
+        };
+        let mut fields: Vec<_> = table.iter().map(field).collect();
+        fields.sort_by_key(|field| field.name_span.start);
+        fields
+    }
+
+    /// Where a span of bytes is; one of several lines is cut off at the end of its first.
+    fn locate(&self, span: Range<usize>) -> Location {
+        let start = floor_char(self.text, span.start);
+        let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line_end = self.text[start..].find('\n').map_or(self.text.len(), |newline| start + newline);
+        let line = self.text[line_start..line_end].trim_end_matches('\r');
+        let end = floor_char(self.text, span.end).clamp(start, (line_start + line.len()).max(start));
+        Location {
+            file: self.file.to_string(),
+            line: self.text[..start].matches('\n').count() + 1,
+            column: self.text[line_start..start].chars().count() + 1,
+            width: self.text[start..end].chars().count().max(1),
+            text: line.to_string(),
+        }
+    }
+}
+
+/// The largest border between characters that is not behind `at`.
+fn floor_char(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
+
+/// A key and its value.
+pub(super) struct Field<'a> {
+    source: Source<'a>,
+    /// As one would point at it: `components.unet`.
+    pub key: String,
+    /// The last part of the key; empty for an element of an array.
+    pub name: &'a str,
+    name_span: Range<usize>,
+    /// What the key is set to.
+    pub value: &'a Spanned<DeValue<'a>>,
+}
+
+impl<'a> Field<'a> {
+    /// `value`, as said by this field's value.
+    pub fn located<T>(&self, value: T) -> Located<T> {
+        Located { value, location: Some(self.source.locate(self.value.span())) }
+    }
+
+    /// `value`, as said by this field as a whole: the location is the name's.
+    pub fn located_at_name<T>(&self, value: T) -> Located<T> {
+        Located { value, location: Some(self.source.locate(self.name_span.clone())) }
+    }
+
+    /// An error about the value, which is shown as what was found.
+    pub fn refuse(&self, problem: impl Display) -> Error {
+        self.located(()).refuse(&self.key, problem).found(self.describe())
+    }
+
+    /// An error about the name.
+    pub fn refuse_name(&self, problem: impl Display) -> Error {
+        self.located_at_name(()).refuse(&self.key, problem).found(format!("`{}`", self.name))
+    }
+
+    /// Whether the name is followed by a dot, which makes a table of what may have been meant as one name.
+    pub fn is_dotted(&self) -> bool {
+        self.source.text[self.name_span.end..].trim_start_matches([' ', '\t']).starts_with('.')
+    }
+
+    /// The value as text, if it is text.
+    pub fn str(&self) -> Option<&'a str> {
+        match self.value.get_ref() {
+            DeValue::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The value as a number of things, if it is one.
+    pub fn count(&self) -> Option<usize> {
+        match self.value.get_ref() {
+            DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        }
+    }
+
+    /// The elements, if the value is an array; they have the array's key.
+    pub fn items(&self) -> Option<Vec<Field<'a>>> {
+        let DeValue::Array(items) = self.value.get_ref() else { return None };
+        let item = |value: &'a Spanned<DeValue<'a>>| Field {
+            source: self.source,
+            key: self.key.clone(),
+            name: "",
+            name_span: value.span(),
+            value,
+        };
+        Some(items.iter().map(item).collect())
+    }
+
+    /// The entries, if the value is a table.
+    pub fn table(&self) -> Option<Vec<Field<'a>>> {
+        let DeValue::Table(table) = self.value.get_ref() else { return None };
+        Some(self.source.table_fields(&self.key, table))
+    }
+
+    /// The value for a message.
+    fn describe(&self) -> String {
+        match self.value.get_ref() {
+            DeValue::String(text) => format!("\"{}\"", text.escape_debug()),
+            DeValue::Integer(number) => format!("the number {number}"),
+            DeValue::Float(number) => format!("the number {number}"),
+            DeValue::Boolean(value) => value.to_string(),
+            DeValue::Datetime(value) => format!("the date {value}"),
+            DeValue::Array(items) => format!("an array of {}", items.len()),
+            DeValue::Table(_) => "a table".to_string(),
+        }
+    }
+}
+
+/// Which of `known` is most like `word`, if one is: a third of the letters may differ.
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, best) = known.iter().map(|&k| (edit_distance(word, k), k)).min()?;
+    (distance <= best.len().div_ceil(3)).then_some(best)
+}
+
+/// How many letters must be changed, put in or taken out to turn `a` into `b`.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.chars().count()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_near() {
+        let known = ["strategy", "devices", "dtype", "unet"];
+        for (word, near) in [
+            ("stratgy", Some("strategy")),
+            ("device", Some("devices")),
+            ("Unet", Some("unet")),
+            ("zzz", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, &known), near, "{word}");
+        }
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "abc"), 3);
+    }
+
+    #[test]
+    fn a_location_counts_characters_and_keeps_to_one_line() {
+        let source = Source { file: "m.toml", text: "a = 1\r\nü = [\n 2]" };
+        let at = source.locate(source.text.find('[').unwrap()..source.text.len());
+        assert_eq!((at.line, at.column, at.width, at.text.as_str()), (2, 5, 1, "ü = ["));
+        let end = source.locate(source.text.len()..source.text.len());
+        assert_eq!((end.line, end.column, end.width), (3, 4, 1));
+        let newline = source.locate(5..6);
+        assert_eq!((newline.line, newline.column, newline.width, newline.text.as_str()), (1, 6, 1, "a = 1"));
+    }
+}

@@ -1,0 +1,117 @@
+//! Sizes in memory, as people write and read them. Bytes stay bytes everywhere else.
+
+/// What may follow the number. Powers of two carry the `i`.
+const UNITS: [(&str, u64); 8] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+/// Reads `8GiB`, `1.5 GB`, `512MiB`: a number and a unit, in bytes rounded down. The error says what is possible.
+///
+/// The prefix may be in either case, but a decimal unit must end in a capital `B`: to accelerate, `8Gb` is eight
+/// gigabits, so it is refused rather than guessed at.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let forms = || "a number and a unit: \"6GiB\", \"6.5GB\", \"512MiB\"".to_string();
+    let text = text.trim();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (&text[..unit_at], text[unit_at..].trim_start());
+    if unit.is_empty() && !number.is_empty() {
+        return Err(format!("a unit is missing; did you mean \"{number}GiB\"?"));
+    }
+    let &(name, unit_bytes) = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(forms)?;
+    if unit.ends_with('b') && !name.contains('i') {
+        return Err(format!("a small b counts bits; did you mean {name}?"));
+    }
+    scale(number, unit_bytes).ok_or_else(forms)
+}
+
+/// `number * unit` in whole bytes, without going through floats. `None` if it is no number or does not fit.
+fn scale(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    // Twelve digits behind the point are finer than a byte for every unit.
+    if whole.is_empty() || fraction.is_empty() || fraction.len() > 12 || fraction.contains('.') {
+        return None;
+    }
+    let parts = 10_u64.pow(fraction.len() as u32);
+    let fraction = u128::from(fraction.parse::<u64>().ok()?) * u128::from(unit) / u128::from(parts);
+    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(u64::try_from(fraction).ok()?)
+}
+
+/// Bytes for people: `3.1 GiB`, `512 MiB`, `12 KiB`, `100 B`. Rounded, so it is never read back.
+pub fn format_bytes(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..MIB => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        // From here on 1023.5 MiB and more would round to 1024 MiB.
+        _ if bytes < 1023 * MIB => format!("{} MiB", bytes.div_ceil(MIB)),
+        _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_exactly() {
+        for (text, bytes) in [
+            ("8GB", 8_000_000_000),
+            ("8GiB", 8 << 30),
+            ("8 GB", 8_000_000_000),
+            (" 512MiB ", 512 << 20),
+            ("1.5GiB", 3 << 29),
+            ("0.1KB", 100),
+            ("6gib", 6 << 30),
+            ("2gB", 2_000_000_000),
+            ("1TiB", 1 << 40),
+            ("0GiB", 0),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused_with_a_way_out() {
+        for (text, hint) in [
+            ("8Gb", "did you mean GB?"),
+            ("8gb", "did you mean GB?"),
+            ("8", "did you mean \"8GiB\"?"),
+            ("", "a number and a unit"),
+            ("GiB", "a number and a unit"),
+            ("8G", "a number and a unit"),
+            ("-1", "a number and a unit"),
+            ("-1GiB", "a number and a unit"),
+            ("1e400GB", "a number and a unit"),
+            ("99999999999GiB", "a number and a unit"),
+            ("1.2.3GiB", "a number and a unit"),
+            (".5GiB", "a number and a unit"),
+            ("inf", "a number and a unit"),
+        ] {
+            let message = parse_size(text).unwrap_err();
+            assert!(message.contains(hint), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_printed_in_the_unit_that_people_think_in() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1025, "2 KiB"),
+            (512 << 20, "512 MiB"),
+            (1 << 30, "1.0 GiB"),
+            ((1 << 30) - 1, "1.0 GiB"),
+            (3_328_599_654, "3.1 GiB"),
+        ] {
+            assert_eq!(format_bytes(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Which component goes to which device: pure functions of sizes and budgets, so that a placement can be foreseen and
+//! tested for machines that are not here.
+
+use super::{
+    device_map::{Replicas, Strategy},
+    size::format_bytes,
+};
+use crate::{
+    backend::DeviceId,
+    error::{Error, Result},
+};
+
+/// What one component needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentSize {
+    /// As in `model_index.json`.
+    pub name: String,
+    /// Packed weights; there from loading to the end.
+    pub weight_bytes: u64,
+    /// The largest transient arena. Components on one device take turns, so they share the largest of theirs.
+    pub activation_bytes: u64,
+    /// What a request keeps on this component's device between sections.
+    pub keep_bytes: u64,
+}
+
+impl ComponentSize {
+    fn resident_bytes(&self) -> u64 {
+        self.weight_bytes + self.keep_bytes
+    }
+
+    /// What it needs on a device of its own.
+    pub fn alone_bytes(&self) -> u64 {
+        self.resident_bytes() + self.activation_bytes
+    }
+}
+
+/// What a device may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceBudget {
+    /// The device.
+    pub id: DeviceId,
+    /// Bytes for weights and arenas.
+    pub bytes: u64,
+}
+
+/// What components need together on one device: weights and keep arenas add up, the transient arena is shared.
+pub fn needed_bytes<'a>(components: impl IntoIterator<Item = &'a ComponentSize>) -> u64 {
+    let (resident, arena) = components.into_iter().fold((0, 0), |(resident, arena), component| {
+        (resident + component.resident_bytes(), component.activation_bytes.max(arena))
+    });
+    resident + arena
+}
+
+/// A device for each of `components`, in their order, out of `devices`, the preferred one first.
+///
+/// `named` has one entry for each component: a device that the map demands, or `None` for the strategy to choose.
+/// The same input always gives the same placement. Fails if something does not fit, and says by how much.
+pub fn place(
+    strategy: Strategy,
+    components: &[ComponentSize],
+    named: &[Option<DeviceId>],
+    devices: &[DeviceBudget],
+) -> Result<Vec<DeviceId>> {
+    let search = Search::new(components, named, devices)?;
+    let found = match strategy {
+        Strategy::Balanced => search.balanced(),
+        Strategy::Single => search.single(),
+    };
+    match found {
+        Some(placement) => Ok(placement.iter().map(|&device| devices[device].id).collect()),
+        None => Err(search.refuse(strategy)),
+    }
+}
+
+/// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
+/// groups in which every group holds a whole pipeline.
+pub fn place_replicas(
+    strategy: Strategy,
+    replicas: Replicas,
+    components: &[ComponentSize],
+    named: &[Option<DeviceId>],
+    devices: &[DeviceBudget],
+) -> Result<Vec<Vec<DeviceId>>> {
+    let place_groups = |count: usize| -> Result<Vec<_>> {
+        deal(devices, count).into_iter().map(|group| place(strategy, components, named, group)).collect()
+    };
+    match replicas {
+        Replicas::Count(1) => place_groups(1),
+        Replicas::Count(count) => place_groups(count).map_err(|e| e.context(format!("{count} replicas"))),
+        Replicas::Max => {
+            (2..=devices.len()).rev().find_map(|count| place_groups(count).ok()).map_or_else(|| place_groups(1), Ok)
+        }
+    }
+}
+
+/// Deals `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
+pub fn deal<T>(items: &[T], groups: usize) -> Vec<&[T]> {
+    let (share, remainder) = (items.len() / groups, items.len() % groups);
+    let start = |group: usize| group * share + group.min(remainder);
+    (0..groups).map(|group| &items[start(group)..start(group + 1)]).collect()
+}
+
+/// One pipeline looking for its devices. Devices are indices into `devices`.
+struct Search<'a> {
+    components: &'a [ComponentSize],
+    devices: &'a [DeviceBudget],
+    /// Where the map demands a device, its index.
+    named: Vec<Option<usize>>,
+    /// Components in the order in which they choose: the largest first.
+    order: Vec<usize>,
+}
+
+impl<'a> Search<'a> {
+    fn new(components: &'a [ComponentSize], named: &[Option<DeviceId>], devices: &'a [DeviceBudget]) -> Result<Self> {
+        if devices.is_empty() {
+            return Err(Error::input("there is no device to place the pipeline on"));
+        }
+        let index = |(component, id): (&ComponentSize, &Option<DeviceId>)| match id {
+            None => Ok(None),
+            Some(id) => match devices.iter().position(|device| device.id == *id) {
+                Some(index) => Ok(Some(index)),
+                None => Err(Error::input(format!("the {} is to be on {id}, which may not be used", component.name))
+                    .found(list(devices.iter().map(|d| d.id.to_string())))),
+            },
+        };
+        let named = components.iter().zip(named).map(index).collect::<Result<_>>()?;
+        let mut order: Vec<usize> = (0..components.len()).collect();
+        order.sort_by_key(|&c| std::cmp::Reverse(components[c].alone_bytes()));
+        Ok(Self { components, devices, named, order })
+    }
+
+    /// What `placement` puts on each device; components without a device yet are left out.
+    fn loads(&self, placement: &[Option<usize>]) -> Vec<u64> {
+        let on = |device| {
+            let here = self.components.iter().zip(placement).filter(move |(_, d)| **d == Some(device));
+            needed_bytes(here.map(|(component, _)| component))
+        };
+        (0..self.devices.len()).map(on).collect()
+    }
+
+    fn fits(&self, loads: &[u64]) -> bool {
+        loads.iter().zip(self.devices).all(|(load, device)| *load <= device.bytes)
+    }
+
+    /// Everything that is not named on the first device that holds it.
+    fn single(&self) -> Option<Vec<usize>> {
+        (0..self.devices.len()).find_map(|device| {
+            let placement: Vec<usize> = self.named.iter().map(|named| named.unwrap_or(device)).collect();
+            let loads = self.loads(&placement.iter().copied().map(Some).collect::<Vec<_>>());
+            self.fits(&loads).then_some(placement)
+        })
+    }
+
+    /// Tries every placement: the one whose fullest device is emptiest, then the next fullest, and so on. Of equal
+    /// ones, the one that has the largest component on the earliest device, then the next largest, and so on.
+    fn balanced(&self) -> Option<Vec<usize>> {
+        let mut best = None;
+        self.improve(0, &mut self.named.clone(), &mut best);
+        best.map(|(_, placement)| placement)
+    }
+
+    /// Tries all devices for the component that is `next` in order, and so all placements that start like this one.
+    /// `best` keeps the first of the best: its loads, the fullest first, and its devices.
+    fn improve(&self, next: usize, placement: &mut Vec<Option<usize>>, best: &mut Option<(Vec<u64>, Vec<usize>)>) {
+        let mut loads = self.loads(placement);
+        if !self.fits(&loads) {
+            return;
+        }
+        loads.sort_unstable_by(|a, b| b.cmp(a));
+        // More components never make a load smaller, so what is no better now will not be.
+        if best.as_ref().is_some_and(|(best_loads, _)| loads[0] > best_loads[0]) {
+            return;
+        }
+        let Some(&component) = self.order.get(next) else {
+            if best.as_ref().is_none_or(|(best_loads, _)| loads < *best_loads) {
+                *best = Some((loads, placement.iter().flatten().copied().collect()));
+            }
+            return;
+        };
+        if self.named[component].is_some() {
+            return self.improve(next + 1, placement, best);
+        }
+        for device in 0..self.devices.len() {
+            placement[component] = Some(device);
+            self.improve(next + 1, placement, best);
+        }
+        placement[component] = None;
+    }
+
+    /// Why there is no placement: what the map itself demands, else one component, else all together.
+    fn refuse(&self, strategy: Strategy) -> Error {
+        let budget = |device: &DeviceBudget| format!("{} free on {}", format_bytes(device.bytes), device.id);
+        let room = || list(self.devices.iter().map(budget));
+        let hint = "dtype = \"f16\", a smaller picture, more `devices`, or more in [max_memory] if it is set";
+
+        for (index, load) in self.loads(&self.named).into_iter().enumerate() {
+            let device = &self.devices[index];
+            if load > device.bytes {
+                let here = self.components.iter().zip(&self.named).filter(|(_, named)| **named == Some(index));
+                let names = list(here.map(|(component, _)| component.name.clone()));
+                return Error::input(format!("{names} placed on {} by name: {} needed", device.id, format_bytes(load)))
+                    .found(budget(device))
+                    .hint(hint);
+            }
+        }
+        let roomiest = self.devices.iter().map(|d| d.bytes).max().unwrap_or(0);
+        if let Some(component) = self.components.iter().find(|c| c.alone_bytes() > roomiest) {
+            return Error::input(format!(
+                "the {} fits on no device: it needs {} ({} of weights, {} for one request)",
+                component.name,
+                format_bytes(component.alone_bytes()),
+                format_bytes(component.weight_bytes),
+                format_bytes(component.activation_bytes + component.keep_bytes),
+            ))
+            .found(room())
+            .hint(hint);
+        }
+        let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.alone_bytes()))));
+        match strategy {
+            Strategy::Single => Error::input(format!(
+                "the pipeline fits on no single device: it needs {} ({parts})",
+                format_bytes(needed_bytes(self.components))
+            ))
+            .found(room())
+            .hint(format!("strategy = \"balanced\"; or {hint}")),
+            Strategy::Balanced => Error::input(format!("the components do not fit on the devices together: {parts}"))
+                .found(room())
+                .hint(hint),
+        }
+    }
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    items.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::DeviceKind;
+
+    const GIB: u64 = 1 << 30;
+
+    fn component(name: &str, weights: u64, activations: u64) -> ComponentSize {
+        ComponentSize { name: name.into(), weight_bytes: weights, activation_bytes: activations, keep_bytes: 0 }
+    }
+
+    /// Roughly SD 1.5 in f16, in tenths of a GiB.
+    fn pipeline() -> Vec<ComponentSize> {
+        let tenth = GIB / 10;
+        vec![
+            component("text_encoder", 2 * tenth, tenth),
+            component("unet", 16 * tenth, 6 * tenth),
+            component("vae", 2 * tenth, 19 * tenth),
+        ]
+    }
+
+    fn devices(gib: &[u64]) -> Vec<DeviceBudget> {
+        let device =
+            |(i, gib): (usize, &u64)| DeviceBudget { id: DeviceId::new(DeviceKind::Cuda, i), bytes: gib * GIB };
+        gib.iter().enumerate().map(device).collect()
+    }
+
+    /// The device numbers of a placement.
+    fn indices(placement: &[DeviceId]) -> Vec<usize> {
+        placement.iter().map(|id| id.index.unwrap()).collect()
+    }
+
+    fn placed(strategy: Strategy, gib: &[u64]) -> Vec<usize> {
+        indices(&place(strategy, &pipeline(), &[None; 3], &devices(gib)).unwrap())
+    }
+
+    #[test]
+    fn arenas_on_one_device_are_shared_and_weights_add_up() {
+        let mut two = [component("a", 10, 5), component("b", 20, 7)];
+        two[0].keep_bytes = 1;
+        assert_eq!(needed_bytes(&two), 10 + 1 + 20 + 7);
+        assert_eq!(needed_bytes(&[]), 0);
+    }
+
+    #[test]
+    fn balanced_evens_out_the_fullest_device() {
+        for (gib, expected) in [
+            (&[24][..], [0, 0, 0]),
+            // The text encoder fills up the VAE's 2.1 GiB to 2.3; with the UNet it would be 2.4.
+            (&[24, 24], [1, 0, 1]),
+            (&[24, 24, 24], [2, 0, 1]),
+            (&[24, 24, 24, 24], [2, 0, 1]),
+            // The first device is too small for the UNet and the VAE: everything that fits nowhere else is kept.
+            (&[1, 24], [0, 1, 1]),
+            (&[1, 4, 1], [0, 1, 1]),
+        ] {
+            assert_eq!(placed(Strategy::Balanced, gib), expected, "{gib:?}");
+        }
+    }
+
+    #[test]
+    fn balanced_finds_the_only_placement_that_fits() {
+        // Largest first onto the emptiest device would put 5 and 3 + 3 apart and have no room for the last 4.
+        let sizes = [5, 4, 3, 3].map(|gib| component(&format!("c{gib}"), gib * GIB, 0));
+        let placement = place(Strategy::Balanced, &sizes, &[None; 4], &devices(&[9, 6])).unwrap();
+        assert_eq!(indices(&placement), [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn single_takes_the_first_device_that_holds_all() {
+        assert_eq!(placed(Strategy::Single, &[24, 24]), [0, 0, 0]);
+        assert_eq!(placed(Strategy::Single, &[3, 24]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn named_components_stay_where_they_are_named() {
+        let ids = devices(&[24, 24]);
+        for strategy in [Strategy::Balanced, Strategy::Single] {
+            let placement = place(strategy, &pipeline(), &[None, Some(ids[1].id), None], &ids).unwrap();
+            assert_eq!(indices(&placement), [0, 1, 0], "{strategy:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_with_its_numbers() {
+        let refused = |strategy, named: [Option<usize>; 3], gib: &[u64]| {
+            let devices = devices(gib);
+            let named = named.map(|n| n.map(|n| devices[n].id));
+            let error = place(strategy, &pipeline(), &named, &devices).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        for (message, says) in [
+            (
+                refused(Strategy::Balanced, [None; 3], &[2, 1]),
+                "the unet fits on no device: it needs 2.2 GiB (1.6 GiB of weights, 615 MiB for one request)\n  \
+                 found: 2.0 GiB free on cuda:0, 1.0 GiB free on cuda:1",
+            ),
+            (
+                refused(Strategy::Balanced, [None; 3], &[3]),
+                "the components do not fit on the devices together: text_encoder 308 MiB, unet 2.2 GiB, vae 2.1 GiB",
+            ),
+            (refused(Strategy::Single, [None; 3], &[3, 3]), "fits on no single device: it needs 3.9 GiB"),
+            (
+                refused(Strategy::Balanced, [None, Some(0), None], &[1, 24]),
+                "unet placed on cuda:0 by name: 2.2 GiB needed\n  found: 1.0 GiB free on cuda:0",
+            ),
+        ] {
+            assert!(message.contains(says), "wanted: {says}\n{message}");
+            assert!(message.contains("try:"), "{message}");
+        }
+    }
+
+    #[test]
+    fn devices_are_dealt_in_neighbours_the_remainder_first() {
+        for (items, groups, sizes) in [
+            (3, 2, &[2, 1][..]),
+            (5, 4, &[2, 1, 1, 1]),
+            (2, 4, &[1, 1, 0, 0]),
+            (17, 8, &[3, 2, 2, 2, 2, 2, 2, 2]),
+            (0, 2, &[0, 0]),
+        ] {
+            let all: Vec<usize> = (0..items).collect();
+            let dealt = deal(&all, groups);
+            assert_eq!(dealt.iter().map(|group| group.len()).collect::<Vec<_>>(), sizes);
+            assert_eq!(dealt.concat(), all);
+        }
+    }
+
+    #[test]
+    fn replicas_get_groups_and_max_gets_as_many_as_hold_a_pipeline() {
+        let replicas = |replicas, gib: &[u64]| {
+            let placed = place_replicas(Strategy::Balanced, replicas, &pipeline(), &[None; 3], &devices(gib));
+            placed.map(|placed| placed.iter().map(|placement| indices(placement)).collect::<Vec<_>>())
+        };
+        assert_eq!(replicas(Replicas::Count(2), &[24, 24, 24]).unwrap(), [[1, 0, 1], [2, 2, 2]]);
+        assert_eq!(replicas(Replicas::Max, &[24, 24]).unwrap(), [[0, 0, 0], [1, 1, 1]]);
+        assert_eq!(replicas(Replicas::Max, &[3, 3, 3, 3]).unwrap(), [[1, 0, 1], [3, 2, 3]]);
+        assert_eq!(replicas(Replicas::Max, &[3, 3]).unwrap(), [[1, 0, 1]]);
+        assert!(replicas(Replicas::Max, &[1]).is_err());
+        let message = replicas(Replicas::Count(2), &[24, 1]).unwrap_err().to_string();
+        assert!(message.starts_with("2 replicas: the unet fits on no device"), "{message}");
+    }
+}
