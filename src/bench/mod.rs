@@ -1,1 +1,213 @@
-//! bench
+//! How fast each component is here, beside what the machine could do.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::{
+    backend::{Device, DeviceId, cpu, dry},
+    error::Result,
+    models::{
+        clip::ClipTextEncoder,
+        spec::ModelSpec,
+        unet::{Conditioning, DenoiserInput, Unet, time_features},
+        vae::VaeDecoder,
+    },
+    pipeline::{
+        Component, Model,
+        model::{load_text_encoder, load_unet, load_vae},
+    },
+    tensor::Tensor,
+    weights::Weights,
+};
+
+/// What to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Latents: height and width.
+    pub latents: (usize, usize),
+    /// Texts of one encoder call and latents of one UNet call. The VAE decodes one picture.
+    pub batch: usize,
+    /// Calls that are counted, after one that is not.
+    pub repeat: usize,
+}
+
+/// All figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The machine.
+    pub machine: Machine,
+    /// `batch` texts.
+    pub text_encoder: Figures,
+    /// One call with `batch` latents.
+    pub unet: Figures,
+    /// One picture.
+    pub vae: Figures,
+}
+
+/// What the figures are measured against.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// What it is.
+    pub name: String,
+    /// The numerics class.
+    pub class: String,
+    /// Threads that computed.
+    pub threads: usize,
+    /// Measured: the most f32 operations per second, in 10^9.
+    pub peak_gflops: f64,
+}
+
+/// One component's figures.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures {
+    /// Median of the counted calls, in seconds.
+    pub median_s: f64,
+    /// The fastest, in seconds.
+    pub min_s: f64,
+    /// The slowest, in seconds.
+    pub max_s: f64,
+    /// Matrix products, convolutions and attention of one call, a multiply-add counted as two, in 10^9.
+    pub gflop: f64,
+    /// `gflop / median_s`.
+    pub gflops: f64,
+    /// The share of the machine's peak.
+    pub peak_share: f64,
+    /// Packed weights and arena, in bytes.
+    pub peak_bytes: u64,
+}
+
+/// Loads one component after the other on all cores and measures it.
+///
+/// # Errors
+/// If the model cannot be read or does not fit.
+pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
+    let machine = cpu::Cpu::whole()?;
+    let machine = Machine {
+        name: cpu::info().name,
+        class: cpu::info().class,
+        threads: machine.threads(),
+        peak_gflops: machine.measure_peak() / 1e9,
+    };
+    let measure = |component| measure(component, model, settings, machine.peak_gflops);
+    Ok(Report {
+        text_encoder: measure(Component::TextEncoder)?,
+        unet: measure(Component::Unet)?,
+        vae: measure(Component::Vae)?,
+        machine,
+    })
+}
+
+/// A component, loaded, with the input of one call.
+enum Call {
+    TextEncoder(ClipTextEncoder),
+    Unet(Box<Unet>),
+    Vae(Box<VaeDecoder>),
+}
+
+impl Call {
+    fn load(component: Component, weights: Weights, device: &Device, spec: &ModelSpec) -> Result<Self> {
+        Ok(match component {
+            Component::TextEncoder => Self::TextEncoder(load_text_encoder(weights, device, spec)?),
+            Component::Unet => Self::Unet(Box::new(load_unet(weights, device, spec)?)),
+            Component::Vae => Self::Vae(Box::new(load_vae(weights, device, spec)?)),
+        })
+    }
+
+    /// Makes the input and calls `timed` with the call itself.
+    fn run(
+        &self,
+        device: &Device,
+        spec: &ModelSpec,
+        settings: &Settings,
+        timed: &mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        let (height, width) = settings.latents;
+        let values = |count: usize| -> Vec<f32> { (0..count).map(|i| (i as f32 * 0.7).sin()).collect() };
+        let latents = |batch: usize, channels: usize| {
+            Tensor::new(device, [batch, height, width, channels], &values(batch * height * width * channels))
+        };
+        match self {
+            Self::TextEncoder(encoder) => {
+                let ids = vec![vec![1; spec.text_encoder.max_position_embeddings]; settings.batch];
+                timed(&|| encoder.forward(device, &ids))
+            }
+            Self::Unet(unet) => {
+                let (tokens, context) = (spec.text_encoder.max_position_embeddings, spec.unet.cross_attention_dim);
+                let keep = device.keep(KEEP_BYTES)?;
+                let text = {
+                    let values = values(settings.batch * tokens * context);
+                    let context = Tensor::new(device, [settings.batch, tokens, context], &values)?;
+                    unet.condition(&Conditioning { context, pooled: None, added: None }, &keep)?
+                };
+                let latents = latents(settings.batch, spec.unet.in_channels)?;
+                let features = time_features(500.0, &spec.unet);
+                let time_features = Tensor::new(device, [1, features.len()], &features)?;
+                timed(&|| {
+                    unet.forward(&DenoiserInput { latents: &latents, time_features: &time_features, text: &text })
+                })
+            }
+            Self::Vae(decoder) => {
+                let latents = latents(1, spec.vae.latent_channels)?;
+                timed(&|| decoder.decode(&latents))
+            }
+        }
+    }
+}
+
+/// Room for the text's keys and values; touched only as far as it is used.
+const KEEP_BYTES: usize = 1 << 30;
+
+fn measure(component: Component, model: &Model, settings: &Settings, peak_gflops: f64) -> Result<Figures> {
+    let spec = &model.spec;
+    let (dry, ledger) = Device::dry(DeviceId::CPU, dry::Rules::Cpu(cpu::path()?));
+    let planned = Call::load(component, Weights::shapes_only(component.name()), &dry, spec)?;
+    let weight_bytes = ledger.take().weight_bytes;
+    let mut gflop = 0.0;
+    planned.run(&dry, spec, settings, &mut |call| {
+        ledger.take();
+        call()?;
+        gflop = ledger.take().flops / 1e9;
+        Ok(())
+    })?;
+
+    let device = Device::cpu(dry.peak_bytes())?;
+    let weights = Weights::open(&model.files, component.name(), model.variant.as_deref())?;
+    let loaded = Call::load(component, weights, &device, spec)?;
+    let mut seconds = Vec::with_capacity(settings.repeat);
+    loaded.run(&device, spec, settings, &mut |call| {
+        call()?;
+        for _ in 0..settings.repeat {
+            let started = Instant::now();
+            call()?;
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        Ok(())
+    })?;
+    seconds.sort_by(f64::total_cmp);
+    let median_s = median(&seconds);
+    Ok(Figures {
+        median_s,
+        min_s: seconds[0],
+        max_s: seconds[seconds.len() - 1],
+        gflop,
+        gflops: gflop / median_s,
+        peak_share: gflop / median_s / peak_gflops,
+        peak_bytes: weight_bytes + device.peak_bytes() as u64,
+    })
+}
+
+/// The middle of sorted values, or the mean of the two middle ones.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(super::median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(super::median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+    }
+}

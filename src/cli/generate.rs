@@ -1,30 +1,38 @@
 //! `sdshard PROMPT...`: from arguments to a checked list of pictures to make.
 
 use std::{
+    collections::HashMap,
     hash::{BuildHasher, RandomState},
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use sdshard::{
-    error::{Error, Result},
+    backend,
+    engine::{Engine, Event},
+    error::{Error, Result, Scope},
     models::spec::Defaults,
     pipeline::{
-        Metadata,
+        self, Component, Metadata, Model, Picture,
         latents::{self, Latents},
         output,
-        request::{Request, Rng, Start},
+        request::{Output, Request, Rng, Start},
     },
-    planner::device_map::{DeviceMap, Replicas},
-    scheduler::SchedulerKind,
+    planner::{
+        device_map::{DeviceMap, Replicas},
+        plan::{Largest, Plan},
+    },
+    scheduler::{SchedulerKind, schedule},
 };
+use serde_json::json;
 
 use super::{
     GenerateArgs, ModelArgs, OutputType, Seed,
     interrupt::Interrupt,
+    model,
     names::file_name,
-    not_built,
-    progress::Console,
+    progress::{Console, Progress},
     prompts::{self, Options},
 };
 
@@ -34,20 +42,265 @@ const MAX_JOBS: usize = 1_000_000;
 /// Makes the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let (jobs, first_seed) = jobs(args)?;
-    let _map = device_map(&args.model)?;
-    let _latents = args.latents.as_deref().map(Latents::read).transpose()?;
+    let map = device_map(&args.model)?;
+    let latents = args.latents.as_deref().map(Latents::read).transpose()?;
     output::check_writable(&args.output_dir)?;
     let swept = output::sweep(&args.output_dir);
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
+    let model = Arc::new(model::open(&args.model, console)?);
+    let requests = requests(&jobs, args, &model, latents.as_ref())?;
+    let metadata = metadata(&requests, &model, latents.as_ref())?;
+    if !args.overwrite {
+        check_existing(&args.output_dir, jobs.iter().map(|job| job.file.as_str()).zip(&metadata))?;
+    }
+    let Some(largest) = Largest::of(&requests, &model.spec)? else { return Ok(()) };
+    let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible())?;
+    tracing::info!("plan:\n{plan}");
     if args.seed.is_none_or(|seed| seed == Seed::Random) && jobs.iter().any(|job| !job.has_own_seed) {
         console.note(&format!("seed {first_seed} (--seed {first_seed} makes the same again)"));
     }
-    if interrupt.requested().load(std::sync::atomic::Ordering::Relaxed) {
-        return Err(Error::interrupted());
+    if args.model.device_map.is_none() {
+        let replicas = plan.replicas.len();
+        let devices: Vec<_> = plan.devices.iter().map(|device| device.id.to_string()).collect();
+        console.note(&format!(
+            "no --device-map: {} as balanced, {replicas} replica{}",
+            devices.join(", "),
+            if replicas == 1 { "" } else { "s" }
+        ));
     }
-    Err(not_built("generate"))
+    let engine = Engine::load(model, &plan)?;
+    let mut run = Run::new(args, console, interrupt, &jobs, &metadata, &requests, &plan);
+    let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
+    run.finish(outcome, &engine)
+}
+
+/// The jobs with the model's defaults filled in.
+fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&Latents>) -> Result<Vec<Request>> {
+    let (defaults, scale) = (&model.spec.defaults, model.spec.vae.scale());
+    let output = match args.output_type {
+        OutputType::Png => Output::Image,
+        OutputType::Latent => Output::Latents,
+    };
+    jobs.iter()
+        .map(|job| {
+            let scheduler = job.scheduler.as_deref().map(str::parse).transpose()?;
+            let request = job.request(defaults, scale, scheduler, args.rng.into(), output, latents)?;
+            request.check(&model.spec).map_err(|e| e.context(&job.file))?;
+            // A solver may refuse a number of steps: better now than after the first pictures.
+            let config = model.spec.scheduler_for(request.scheduler)?;
+            schedule(&config, request.steps).map_err(|e| e.context(&job.file))?;
+            Ok(request)
+        })
+        .collect()
+}
+
+/// What each finished file will say about itself.
+fn metadata(requests: &[Request], model: &Model, latents: Option<&Latents>) -> Result<Vec<Metadata>> {
+    let hash = model.identity()?;
+    let latents = latents.map(Latents::digest);
+    requests
+        .iter()
+        .map(|request| {
+            Ok(Metadata {
+                model: model.files.name().to_string(),
+                model_hash: hash.clone(),
+                prompt: request.prompt.clone(),
+                negative_prompt: request.negative_prompt.clone(),
+                seed: request.seed,
+                steps: request.steps,
+                guidance_scale: request.guidance_scale,
+                scheduler: model.spec.scheduler_for(request.scheduler)?.kind().to_string(),
+                width: request.width,
+                height: request.height,
+                dtype: "f32".to_string(),
+                rng: match request.rng {
+                    Rng::TorchCpu => "torch-cpu",
+                    Rng::TorchCuda => "torch-cuda",
+                }
+                .to_string(),
+                latents: latents.clone(),
+            })
+        })
+        .collect()
+}
+
+/// A run under way: what is shown, what is saved, what failed.
+struct Run<'a> {
+    args: &'a GenerateArgs,
+    console: &'a Console,
+    interrupt: &'a Interrupt,
+    jobs: &'a [Job],
+    metadata: &'a [Metadata],
+    requests: &'a [Request],
+    plan: &'a Plan,
+    started: Instant,
+    under_way: HashMap<usize, UnderWay>,
+    saved: usize,
+    failed: Vec<String>,
+}
+
+/// One picture on its way.
+struct UnderWay {
+    progress: Progress,
+    replica: usize,
+    attempts: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        args: &'a GenerateArgs,
+        console: &'a Console,
+        interrupt: &'a Interrupt,
+        jobs: &'a [Job],
+        metadata: &'a [Metadata],
+        requests: &'a [Request],
+        plan: &'a Plan,
+    ) -> Self {
+        let (started, under_way) = (Instant::now(), HashMap::new());
+        Self {
+            args,
+            console,
+            interrupt,
+            jobs,
+            metadata,
+            requests,
+            plan,
+            started,
+            under_way,
+            saved: 0,
+            failed: Vec::new(),
+        }
+    }
+
+    /// Hears what happens to request `index`; an error stops the run.
+    fn on(&mut self, index: usize, event: Event) -> Result<()> {
+        match event {
+            Event::Taken { replica, attempt } => {
+                let title = format!("{}/{} {}", index + 1, self.jobs.len(), self.jobs[index].prompt);
+                let progress = self.console.start(&title);
+                self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
+            }
+            Event::Progress(progress) => {
+                if let Some(under_way) = self.under_way.get(&index) {
+                    match progress {
+                        pipeline::Progress::Started(component, steps) => {
+                            under_way.progress.stage(component.name(), steps);
+                        }
+                        pipeline::Progress::Step(done) => under_way.progress.step(done),
+                        pipeline::Progress::Finished(..) => {}
+                    }
+                }
+            }
+            Event::Done(result) => self.done(index, result)?,
+        }
+        if self.interrupt.requested().load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+    }
+
+    fn done(&mut self, index: usize, result: Result<Picture>) -> Result<()> {
+        let under_way = self.under_way.remove(&index);
+        let saved = result.and_then(|picture| Ok((self.save(index, &picture)?, picture)));
+        match saved {
+            Ok((path, picture)) => {
+                self.saved += 1;
+                let (replica, attempts) = under_way.as_ref().map_or((0, 1), |u| (u.replica, u.attempts));
+                if let Some(under_way) = under_way {
+                    under_way.progress.finish("saved");
+                }
+                if self.args.json {
+                    self.console.print(&self.line(index, &path, replica, attempts, &picture).to_string())
+                } else {
+                    self.console.print(&path.display().to_string())
+                }
+            }
+            Err(error) if *error.scope() == Scope::Interrupted => Ok(()),
+            Err(error) => {
+                let job = &self.jobs[index];
+                if let Some(under_way) = under_way {
+                    under_way.progress.finish("failed");
+                }
+                self.failed.push(format!("{}: {error}", job.file));
+                if self.args.json {
+                    let line = json!({
+                        "index": job.prompt_index,
+                        "image": job.image_index,
+                        "prompt": job.prompt,
+                        "seed": job.seed,
+                        "file": job.file,
+                        "error": error.to_string(),
+                    });
+                    self.console.print(&line.to_string())?;
+                }
+                if *error.scope() == Scope::Process { Err(error) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Writes the file of one picture.
+    fn save(&self, index: usize, picture: &Picture) -> Result<PathBuf> {
+        let metadata = &self.metadata[index];
+        let bytes = match &picture.image {
+            Some(image) => image.encode_png(metadata)?,
+            None => picture.latents.encode(metadata)?,
+        };
+        let path = self.args.output_dir.join(&self.jobs[index].file);
+        output::write(&path, &bytes)?;
+        Ok(path)
+    }
+
+    /// One picture as a line of JSON.
+    fn line(&self, index: usize, path: &Path, replica: usize, attempts: usize, picture: &Picture) -> serde_json::Value {
+        let (job, placement) = (&self.jobs[index], &self.plan.replicas[replica].placement);
+        let class = |id| self.plan.devices.iter().find(|device| device.id == id).map_or("", |device| &device.class);
+        let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
+            Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
+        };
+        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let mut timings = of(&|component| json!(ms(*picture.timings.get(component))));
+        timings["total"] = json!(ms(picture.timings.iter().map(|(_, time)| *time).sum()));
+        json!({
+            "index": job.prompt_index,
+            "image": job.image_index,
+            "prompt": job.prompt,
+            "seed": job.seed,
+            "file": path.display().to_string(),
+            "replica": replica,
+            "rank": 0,
+            "world_size": 1,
+            "attempts": attempts,
+            "devices": of(&|component| json!(placement.get(component).to_string())),
+            "numerics": of(&|component| json!(class(*placement.get(component)))),
+            "timings_ms": timings,
+            "steps": self.requests[index].steps,
+        })
+    }
+
+    /// The summary, what failed, and the run's own outcome.
+    fn finish(self, outcome: Result<()>, engine: &Engine) -> Result<()> {
+        let seconds = self.started.elapsed().as_secs_f64();
+        if self.args.json {
+            let peaks = engine.peak_bytes().into_iter().map(|(id, bytes)| (id.to_string(), json!(bytes)));
+            let summary = json!({
+                "images": self.saved,
+                "failed": self.failed.len(),
+                "skipped": 0,
+                "seconds": seconds,
+                "images_per_second": self.saved as f64 / seconds,
+                "peak_bytes": peaks.collect::<serde_json::Map<_, _>>(),
+            });
+            self.console.print(&json!({ "summary": summary }).to_string())?;
+        }
+        outcome?;
+        match self.failed.len() {
+            0 => Ok(()),
+            n => Err(Error::request(format!(
+                "{n} of {} pictures failed\n  {}",
+                self.jobs.len(),
+                self.failed.join("\n  ")
+            ))),
+        }
+    }
 }
 
 /// One picture to make. What is `None` is the model's to say.
@@ -131,7 +384,6 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "called between reading the model and starting the engine"))]
 impl Job {
     /// The request, with the model's defaults for what is not said. `scale` is the model's pixels per latent, and
     /// `scheduler` the job's own.
@@ -141,6 +393,7 @@ impl Job {
         scale: usize,
         scheduler: Option<SchedulerKind>,
         rng: Rng,
+        output: Output,
         latents: Option<&Latents>,
     ) -> Result<Request> {
         let (width, height) = (self.width.unwrap_or(defaults.width), self.height.unwrap_or(defaults.height));
@@ -171,6 +424,7 @@ impl Job {
             height,
             rng,
             start: latents.map_or(Start::Noise, |latents| Start::Latents(Arc::from(latents.values.as_slice()))),
+            output,
         })
     }
 }
@@ -189,7 +443,6 @@ pub fn device_map(args: &ModelArgs) -> Result<DeviceMap> {
 
 /// Refuses to replace files that were made from anything but what is about to be made: from another request, by
 /// another program, by hand. A file with equal metadata may be replaced, since it becomes what it was.
-#[cfg_attr(not(test), expect(dead_code, reason = "called between reading the model and starting the engine"))]
 pub fn check_existing<'a>(folder: &Path, files: impl IntoIterator<Item = (&'a str, &'a Metadata)>) -> Result<()> {
     let mut others = Vec::new();
     for (name, metadata) in files {
@@ -285,15 +538,15 @@ mod tests {
     #[test]
     fn the_model_fills_in_what_is_not_said() {
         let (jobs, _) = jobs(&args(&["a fox", "--width", "72", "--steps", "3"])).unwrap();
-        let request = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, None).unwrap();
+        let request = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, None).unwrap();
         assert_eq!((request.width, request.height, request.steps), (72, 64, 3));
         assert_eq!((request.guidance_scale, request.start), (7.5, Start::Noise));
 
         let latents = Latents { channels: 4, height: 8, width: 9, values: vec![1.0; 288] };
-        let request = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Some(&latents)).unwrap();
+        let request = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, Some(&latents)).unwrap();
         assert!(matches!(request.start, Start::Latents(values) if values.len() == 288));
         let latents = Latents { channels: 4, height: 8, width: 8, values: vec![1.0; 256] };
-        let error = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Some(&latents)).unwrap_err();
+        let error = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, Some(&latents)).unwrap_err();
         assert!(error.to_string().contains("--width 64 --height 64"), "{error}");
     }
 
@@ -301,7 +554,7 @@ mod tests {
     fn sizes_are_multiples_of_the_models_scale() {
         for (width, hint) in [("70", "64 or 72"), ("3", "try:   8")] {
             let (jobs, _) = jobs(&args(&["a fox", "--width", width])).unwrap();
-            let error = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, None).unwrap_err();
+            let error = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, None).unwrap_err();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(hint), "{error}");
         }

@@ -1,9 +1,12 @@
 //! The command line: arguments, messages and exit codes. What a subcommand does is in the file of its name.
 
+mod bench;
+mod devices;
 mod generate;
 mod interrupt;
+mod model;
 mod names;
-#[expect(dead_code, reason = "the engine reports through it")]
+mod plan;
 mod progress;
 mod prompts;
 
@@ -76,6 +79,12 @@ struct ModelArgs {
     /// A diffusers folder, or an id on the hub [default: the built-in model]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
+    /// A branch, tag or commit of a model on the hub
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+    /// Which weights to read where a model has several: "fp16" for example
+    #[arg(long, value_name = "VARIANT")]
+    variant: Option<String>,
     /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, replicas.toml, single.toml), or a
     /// strategy: balanced, single
     #[arg(long, value_name = "MAP")]
@@ -149,20 +158,44 @@ struct DevicesArgs {
 /// `sdshard bench`
 #[derive(Debug, Args)]
 struct BenchArgs {
+    /// What to measure
+    #[arg(default_value = "components")]
+    what: BenchWhat,
     #[command(flatten)]
     model: ModelArgs,
-    /// Pixels [default: the model's]
-    #[arg(long)]
-    width: Option<usize>,
-    /// Pixels [default: the model's]
-    #[arg(long)]
-    height: Option<usize>,
-    /// Denoising steps [default: the model's]
-    #[arg(long)]
-    steps: Option<usize>,
+    /// Height and width of the latents, an eighth of the picture's [default: the model's]
+    #[arg(long, value_name = "HEIGHTxWIDTH")]
+    latent_size: Option<LatentSize>,
+    /// Texts and latents of one call; the VAE decodes one picture
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    /// Calls that are counted, after one that is not
+    #[arg(long, default_value_t = 5)]
+    repeat: usize,
     /// The results as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What `sdshard bench` measures.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum BenchWhat {
+    /// Text encoder, UNet and VAE, each by itself
+    Components,
+}
+
+/// `--latent-size`
+#[derive(Debug, Clone, Copy)]
+struct LatentSize((usize, usize));
+
+impl std::str::FromStr for LatentSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let side = |side: &str| side.parse().ok().filter(|side| (1..=1024).contains(side));
+        let sides = text.split_once('x').and_then(|(height, width)| Some((side(height)?, side(width)?)));
+        sides.map(Self).ok_or_else(|| "two numbers from 1 to 1024, as 64x64".to_string())
+    }
 }
 
 /// `--dtype`
@@ -263,14 +296,10 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli, console: &Console, interrupt: &Interrupt) -> Result<()> {
     match &cli.command {
         None => generate::run(&cli.generate, console, interrupt),
-        Some(Command::Plan(_)) => Err(not_built("plan")),
-        Some(Command::Devices(_)) => Err(not_built("devices")),
-        Some(Command::Bench(_)) => Err(not_built("bench")),
+        Some(Command::Plan(args)) => plan::run(args, console),
+        Some(Command::Devices(args)) => devices::run(args, console),
+        Some(Command::Bench(args)) => bench::run(args, console),
     }
-}
-
-fn not_built(name: &str) -> Error {
-    Error::process(format!("this build of sdshard cannot `{name}`: it has no engine"))
 }
 
 /// Prints an error and gives its exit code. A reader of stdout who went away wanted no more, so that is no error.

@@ -1,1 +1,242 @@
-//! engine
+//! Replicas side by side over one queue.
+//!
+//! A replica is a thread with a pipeline. It takes the oldest request, works on it, and says what happens to whoever
+//! holds the [`Ticket`]. A device that fails takes its replicas along; what they were working on is tried again
+//! elsewhere.
+
+mod queue;
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+};
+
+use crate::{
+    backend::{self, Device, DeviceId},
+    error::{Error, Result, Scope},
+    pipeline::{Component, Model, PerComponent, Picture, Pipeline, Progress, TextCache, request::Request},
+    planner::plan::Plan,
+};
+use queue::{Job, Queue};
+
+/// How often a request is tried again after a device failed under it.
+const RETRIES: usize = 2;
+
+/// What happens to a request.
+#[derive(Debug)]
+pub enum Event {
+    /// A replica has taken it, for the so-manieth time.
+    Taken {
+        /// Which replica, counted from 0.
+        replica: usize,
+        /// 1 the first time.
+        attempt: usize,
+    },
+    /// It goes on.
+    Progress(Progress),
+    /// It is done, or it failed. Nothing follows.
+    Done(Result<Picture>),
+}
+
+/// A request on its way.
+pub struct Ticket {
+    events: mpsc::Receiver<Event>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Ticket {
+    /// The next event; `None` after [`Event::Done`].
+    pub fn next(&self) -> Option<Event> {
+        self.events.recv().ok()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// If the request failed or was cancelled.
+    pub fn wait(self) -> Result<Picture> {
+        while let Some(event) = self.next() {
+            if let Event::Done(result) = event {
+                return result;
+            }
+        }
+        Err(Error::process("the engine stopped before the request was done"))
+    }
+
+    /// Asks the request to stop after its current step.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A loaded plan.
+pub struct Engine {
+    queue: Arc<Queue>,
+    replicas: Vec<JoinHandle<()>>,
+    devices: Vec<Device>,
+    placements: Vec<PerComponent<DeviceId>>,
+}
+
+impl Engine {
+    /// Opens the plan's devices, reserves its arenas, reads the weights and starts the replicas.
+    ///
+    /// # Errors
+    /// If a device cannot be opened, has no room, or a weight is not as the model's configs say.
+    pub fn load(model: Arc<Model>, plan: &Plan) -> Result<Self> {
+        let ids: Vec<DeviceId> = plan.devices.iter().map(|device| device.id).collect();
+        let devices = backend::open(&ids)?;
+        for (device, planned) in devices.iter().zip(&plan.devices) {
+            device.reserve(planned.activation_bytes as usize)?;
+        }
+        let device = |id: DeviceId| {
+            let index = ids.iter().position(|known| *known == id).expect("a plan places on its own devices");
+            devices[index].clone()
+        };
+        // One copy of the weights for each set of memories, however many replicas use it.
+        let mut loaded = HashMap::new();
+        let texts = Arc::new(TextCache::default());
+        let queue = Arc::new(Queue::new(plan.replicas.len()));
+        let mut pipelines = Vec::with_capacity(plan.replicas.len());
+        for replica in &plan.replicas {
+            let placement = PerComponent::new(|component| device(*replica.placement.get(component)));
+            let memories = Component::ALL.map(|component| placement.get(component).memory());
+            let parts = match loaded.get(&memories) {
+                Some(parts) => parts,
+                None => loaded.entry(memories).or_insert(model.load(|component| placement.get(component).clone())?),
+            };
+            let keep = placement.unet.keep(plan.costs.unet.keep_bytes as usize)?;
+            pipelines.push(Pipeline::new(model.clone(), parts.clone(), placement, keep, texts.clone()));
+        }
+        let replicas = pipelines
+            .into_iter()
+            .enumerate()
+            .map(|(index, pipeline)| {
+                let queue = queue.clone();
+                std::thread::Builder::new()
+                    .name(format!("replica {index}"))
+                    .spawn(move || work(index, &pipeline, &queue))
+                    .map_err(|e| Error::process("starting a replica's thread").source(e))
+            })
+            .collect::<Result<_>>()?;
+        let placements = plan.replicas.iter().map(|replica| replica.placement).collect();
+        Ok(Self { queue, replicas, devices, placements })
+    }
+
+    /// Hands a request over. Waits while the queue is full.
+    pub fn submit(&self, request: Request) -> Ticket {
+        let (events, receiver) = mpsc::channel();
+        let cancel = Arc::<AtomicBool>::default();
+        let send = move |event| {
+            // Whoever dropped the ticket does not want to know.
+            let _ = events.send(event);
+        };
+        self.queue.put(Job { request, cancel: cancel.clone(), attempts: 0, events: Box::new(send) });
+        Ticket { events: receiver, cancel }
+    }
+
+    /// Draws every request, a few ahead of the replicas at a time, and tells `on` what happens to which. Returns when
+    /// all are done. Results that have been told are not held.
+    ///
+    /// # Errors
+    /// If `on` says so; requests that are under way are cancelled then, and the rest are not begun.
+    pub fn generate(
+        &self,
+        requests: impl IntoIterator<Item = Request>,
+        mut on: impl FnMut(usize, Event) -> Result<()>,
+    ) -> Result<()> {
+        let (sender, events) = mpsc::channel();
+        let cancel = Arc::<AtomicBool>::default();
+        let mut requests = requests.into_iter().enumerate();
+        let mut open = 0;
+        let mut outcome = Ok(());
+        loop {
+            while outcome.is_ok() && open < 2 * self.placements.len() {
+                let Some((index, request)) = requests.next() else { break };
+                let sender = sender.clone();
+                let send = move |event| {
+                    // The receiver lives until every request is done.
+                    let _ = sender.send((index, event));
+                };
+                self.queue.put(Job { request, cancel: cancel.clone(), attempts: 0, events: Box::new(send) });
+                open += 1;
+            }
+            if open == 0 {
+                return outcome;
+            }
+            let Ok((index, event)) = events.recv() else { return outcome };
+            if matches!(event, Event::Done(_)) {
+                open -= 1;
+            }
+            // After an error only ends are told: a picture that is done all the same need not be lost.
+            if outcome.is_ok() || matches!(event, Event::Done(_)) {
+                let told = on(index, event);
+                if told.is_err() {
+                    cancel.store(true, Ordering::Relaxed);
+                }
+                outcome = outcome.and(told);
+            }
+        }
+    }
+
+    /// Where each replica's components run.
+    pub fn placements(&self) -> &[PerComponent<DeviceId>] {
+        &self.placements
+    }
+
+    /// The most that each device's transient arena ever held, in bytes.
+    pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
+        self.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
+        for replica in self.replicas.drain(..) {
+            // A replica catches what its requests throw; there is nothing to report here.
+            let _ = replica.join();
+        }
+    }
+}
+
+/// A replica's life: until the queue closes or its device fails.
+fn work(replica: usize, pipeline: &Pipeline, queue: &Queue) {
+    while let Some(mut job) = queue.take() {
+        if job.cancel.load(Ordering::Relaxed) {
+            (job.events)(Event::Done(Err(Error::interrupted())));
+            continue;
+        }
+        job.attempts += 1;
+        (job.events)(Event::Taken { replica, attempt: job.attempts });
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pipeline.generate(&job.request, &mut |progress| {
+                (job.events)(Event::Progress(progress));
+                // A request that has come to the VAE is as good as done.
+                let stops = !matches!(progress, Progress::Started(Component::Vae, _) | Progress::Finished(..));
+                if stops && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+            })
+        }));
+        // A panic is a bug of ours, in a kernel for example: as if the device had failed.
+        let result = result.unwrap_or_else(|panic| Err(Error::device(format!("replica {replica}"), message(&*panic))));
+        match result {
+            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                tracing::error!("replica {replica} leaves: {error}");
+                queue.leave(job, error, RETRIES);
+                return;
+            }
+            result => (job.events)(Event::Done(result)),
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_string())
+}

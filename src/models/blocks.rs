@@ -36,9 +36,7 @@ impl ResnetBlock {
         Ok(Self {
             norm1: GroupNorm::load(&w.at("norm1"), channels, groups, eps)?,
             conv1: Conv2d::load(&w.at("conv1"), channels, out, 3)?,
-            time_emb_proj: time_channels
-                .map(|width| Linear::load(&w.at("time_emb_proj"), width, out))
-                .transpose()?,
+            time_emb_proj: time_channels.map(|width| Linear::load(&w.at("time_emb_proj"), width, out)).transpose()?,
             norm2: GroupNorm::load(&w.at("norm2"), out, groups, eps)?,
             conv2: Conv2d::load(&w.at("conv2"), out, out, 3)?,
             conv_shortcut: (channels != out)

@@ -1,3 +1,7 @@
 //! The networks, each readable beside its paper.
 
+pub mod blocks;
+pub mod clip;
 pub mod spec;
+pub mod unet;
+pub mod vae;

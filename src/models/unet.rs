@@ -71,9 +71,8 @@ struct UpBlock {
 /// reference computes them. Vaswani et al. 2017; matches diffusers' `get_timestep_embedding`.
 pub fn time_features(timestep: f32, spec: &UnetSpec) -> Vec<f32> {
     let half = spec.block_out_channels[0] / 2;
-    let angles: Vec<f32> = (0..half)
-        .map(|i| timestep * (-(10000f32.ln()) * i as f32 / (half as f32 - spec.freq_shift)).exp())
-        .collect();
+    let angles: Vec<f32> =
+        (0..half).map(|i| timestep * (-(10000f32.ln()) * i as f32 / (half as f32 - spec.freq_shift)).exp()).collect();
     let (sin, cos) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
     if spec.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
 }
@@ -84,8 +83,7 @@ impl Unet {
         let widths = &spec.block_out_channels;
         let time = 4 * widths[0];
         let last = widths.len() - 1;
-        let facts =
-            ResnetFacts { groups: spec.norm_num_groups, eps: spec.norm_eps, time_channels: Some(time) };
+        let facts = ResnetFacts { groups: spec.norm_num_groups, eps: spec.norm_eps, time_channels: Some(time) };
         let transformer = |w: &Scope, level: usize| {
             let facts = TransformerFacts {
                 layers: spec.transformer_layers[level],
@@ -137,9 +135,7 @@ impl Unet {
                     .filter(|_| spec.up_attention[i])
                     .map(|j| transformer(&w.at("attentions").at(j), level))
                     .collect::<Result<_>>()?,
-                upsample: (i < last)
-                    .then(|| Upsample::load(&w.at("upsamplers.0"), widths[level]))
-                    .transpose()?,
+                upsample: (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?,
             })
         };
 
@@ -155,12 +151,7 @@ impl Unet {
                 resnet_2: ResnetBlock::load(&mid.at("resnets.1"), widths[last], widths[last], facts)?,
             },
             up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
-            conv_norm_out: GroupNorm::load(
-                &w.at("conv_norm_out"),
-                widths[0],
-                spec.norm_num_groups,
-                spec.norm_eps,
-            )?,
+            conv_norm_out: GroupNorm::load(&w.at("conv_norm_out"), widths[0], spec.norm_num_groups, spec.norm_eps)?,
             conv_out: Conv2d::load(&w.at("conv_out"), widths[0], spec.out_channels, 3)?,
         })
     }

@@ -81,8 +81,7 @@ impl VaeDecoder {
                     ResnetBlock::load(&w.at("resnets").at(j), channels, widths[level], facts(spec))
                 })
                 .collect::<Result<_>>()?;
-            let upsample =
-                (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?;
+            let upsample = (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?;
             Ok((resnets, upsample))
         };
         Ok(Self {
@@ -93,12 +92,7 @@ impl VaeDecoder {
             conv_in: Conv2d::load(&decoder.at("conv_in"), latent, widths[last], 3)?,
             mid_block: MidBlock::load(&decoder.at("mid_block"), widths[last], spec)?,
             up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
-            conv_norm_out: GroupNorm::load(
-                &decoder.at("conv_norm_out"),
-                widths[0],
-                spec.norm_num_groups,
-                EPS,
-            )?,
+            conv_norm_out: GroupNorm::load(&decoder.at("conv_norm_out"), widths[0], spec.norm_num_groups, EPS)?,
             conv_out: Conv2d::load(&decoder.at("conv_out"), widths[0], spec.out_channels, 3)?,
             scaling_factor: spec.scaling_factor,
             shift_factor: spec.shift_factor,
@@ -170,12 +164,7 @@ impl VaeEncoder {
             conv_in: Conv2d::load(&encoder.at("conv_in"), spec.in_channels, widths[0], 3)?,
             down_blocks: (0..widths.len()).map(down_block).collect::<Result<_>>()?,
             mid_block: MidBlock::load(&encoder.at("mid_block"), widths[last], spec)?,
-            conv_norm_out: GroupNorm::load(
-                &encoder.at("conv_norm_out"),
-                widths[last],
-                spec.norm_num_groups,
-                EPS,
-            )?,
+            conv_norm_out: GroupNorm::load(&encoder.at("conv_norm_out"), widths[last], spec.norm_num_groups, EPS)?,
             conv_out: Conv2d::load(&encoder.at("conv_out"), widths[last], moments, 3)?,
             quant_conv: spec
                 .use_quant_conv

@@ -43,6 +43,15 @@ impl Latents {
         safetensors::serialize([(NAME, tensor)], Some(header)).map_err(refuse)
     }
 
+    /// Sixteen hexadecimal digits over shape and values, to tell one starting noise from another (FNV-1a).
+    pub fn digest(&self) -> String {
+        let shape = [self.channels, self.height, self.width].map(|n| n as u64);
+        let bytes = shape.iter().flat_map(|n| n.to_le_bytes()).chain(self.values.iter().flat_map(|v| v.to_le_bytes()));
+        let hash = bytes
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        format!("{hash:016x}")
+    }
+
     /// Reads such a file. Every value has to be finite.
     pub fn read(path: &Path) -> Result<Self> {
         let doing = || format!("reading the latents in {}", path.display());

@@ -8,7 +8,7 @@ use crate::{
     error::Result,
     models::{clip::ClipTextEncoder, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
-    weights::{ModelFiles, Scope, Weights},
+    weights::{self, ModelFiles, Scope, Weights},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -32,6 +32,16 @@ impl Model {
         let spec = ModelSpec::load(&files)?;
         let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.max_position_embeddings)?;
         Ok(Self { files, spec, tokenizer, variant })
+    }
+
+    /// Ten hexadecimal digits that tell this model from others: see [`weights::identity`].
+    ///
+    /// # Errors
+    /// If a weight file cannot be opened.
+    pub fn identity(&self) -> Result<String> {
+        let open = |component: Component| Weights::open(&self.files, component.name(), self.variant.as_deref());
+        let opened = Component::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())
     }
 
     /// Reads all weights, each component packed for the memory of the device that `device_of` names for it.
@@ -76,9 +86,9 @@ pub fn load_unet(weights: Weights, device: &Device, spec: &ModelSpec) -> Result<
 ///
 /// # Errors
 /// As [`Model::load`].
-pub fn load_vae(mut weights: Weights, device: &Device, spec: &ModelSpec) -> Result<VaeDecoder> {
-    weights.leave("encoder.");
-    weights.leave("quant_conv.");
+pub fn load_vae(weights: Weights, device: &Device, spec: &ModelSpec) -> Result<VaeDecoder> {
+    weights.skip("encoder.");
+    weights.skip("quant_conv.");
     let decoder = VaeDecoder::load(&Scope::new(&weights, device), &spec.vae)?;
     weights.finish()?;
     Ok(decoder)

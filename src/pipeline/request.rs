@@ -1,6 +1,10 @@
 //! One picture that somebody wants, checked once.
 
-use crate::scheduler::SchedulerKind;
+use crate::{
+    error::{Error, Result},
+    models::spec::ModelSpec,
+    scheduler::SchedulerKind,
+};
 
 /// Where denoising starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -9,6 +13,16 @@ pub enum Start {
     Noise,
     /// From given starting noise, `[1, channels, height / 8, width / 8]` in that order, before the scheduler scales it.
     Latents(std::sync::Arc<[f32]>),
+}
+
+/// What a request ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// A picture.
+    #[default]
+    Image,
+    /// The latents alone.
+    Latents,
 }
 
 /// Which generator makes the noise.
@@ -44,4 +58,39 @@ pub struct Request {
     pub rng: Rng,
     /// Where denoising starts.
     pub start: Start,
+    /// What it ends with.
+    pub output: Output,
+}
+
+impl Request {
+    /// What must hold for a request to a model.
+    ///
+    /// # Errors
+    /// If a size is not a multiple of the model's scale, there is no step, the guidance scale is not finite, or the
+    /// starting noise has another size.
+    pub fn check(&self, spec: &ModelSpec) -> Result<()> {
+        let scale = spec.vae.scale();
+        for (name, pixels) in [("width", self.width), ("height", self.height)] {
+            if pixels == 0 || !pixels.is_multiple_of(scale) {
+                return Err(
+                    Error::input(format!("the {name} has to be a multiple of {scale}")).found(pixels.to_string())
+                );
+            }
+        }
+        if self.steps == 0 {
+            return Err(Error::input("a request needs at least one step"));
+        }
+        if !self.guidance_scale.is_finite() {
+            return Err(Error::input("the guidance scale has to be finite").found(self.guidance_scale.to_string()));
+        }
+        if let Start::Latents(latents) = &self.start {
+            let wanted = spec.unet.in_channels * (self.width / scale) * (self.height / scale);
+            if latents.len() != wanted {
+                return Err(
+                    Error::input(format!("the starting noise needs {wanted} values")).found(latents.len().to_string())
+                );
+            }
+        }
+        Ok(())
+    }
 }

@@ -1,6 +1,7 @@
 //! The three sections of a request, each on one device: text to features, noise to latents, latents to pixels.
 //!
-//! They name no device but the one they are given, so the planner runs the same code on devices without data.
+//! Each begins and ends on the host. What crosses is small (a few hundred KiB), so a section asks the same of its
+//! device's arena wherever the others are, and the planner runs this very code on devices without data.
 
 use super::request::{Request, Rng, Start};
 use crate::{
@@ -84,18 +85,19 @@ impl Noise {
     }
 }
 
-/// Runs the denoising loop. The latents that it ends with are in `keep`; `progress` hears of each step done and may
-/// stop the loop with an error. Ho and Salimans 2022 for the guidance.
+/// Runs the denoising loop and gives the latents that it ends with, `[height, width, channels]`. `progress` hears of
+/// each step done, the text's preparation being step 0, and may stop the loop with an error. Ho and Salimans 2022 for
+/// the guidance.
 ///
 /// # Errors
-/// If the device fails, an arena is full, or `progress` says so.
+/// If the device fails, an arena is full, a value is not finite, or `progress` says so.
 pub fn denoise(
     unet: &Unet,
     device: &Device,
     keep: &Keep,
     mut request: Denoise,
     mut progress: impl FnMut(usize) -> Result<()>,
-) -> Result<Tensor> {
+) -> Result<Vec<f32>> {
     let (spec, texts) = (&request.spec.unet, request.texts);
     let width = spec.cross_attention_dim;
     let text = {
@@ -103,6 +105,7 @@ pub fn denoise(
         let context = Tensor::new(device, [texts.len(), tokens, width], &texts.concat())?;
         unet.condition(&Conditioning { context, pooled: None, added: None }, keep)?
     };
+    progress(0)?;
     let shape = Shape::from([1, request.height, request.width, spec.in_channels]);
     let noise = Tensor::new(device, shape, &request.noise.first(shape))?;
     let mut latents = Tensor::scale_add(shape, &[(request.schedule.init_noise_sigma, &noise, 0)])?.keep(keep)?;
@@ -129,7 +132,9 @@ pub fn denoise(
         latents = advance(step, &latents, &estimates, fresh.as_ref())?.keep(keep)?;
         progress(done + 1)?;
     }
-    Ok(latents)
+    let values = latents.read()?;
+    finite(&values, "the UNet")?;
+    Ok(values)
 }
 
 /// `negative + scale * (positive - negative)`, as one weighted sum; a single branch is what it is.
@@ -154,12 +159,13 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     Tensor::scale_add(terms[0].1.shape(), &used)
 }
 
-/// Runs the decoder: latents on any device to pixels in about -1 to 1, `[8 height, 8 width, 3]`, on the host.
+/// Runs the decoder: latents, whose `shape` is `[1, height, width, channels]`, to pixels in about -1 to 1,
+/// `[8 height, 8 width, 3]`.
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn decode(decoder: &VaeDecoder, device: &Device, latents: &Tensor) -> Result<Vec<f32>> {
-    let pixels = decoder.decode(&latents.to(device)?)?.read()?;
+pub fn decode(decoder: &VaeDecoder, device: &Device, shape: Shape, latents: &[f32]) -> Result<Vec<f32>> {
+    let pixels = decoder.decode(&Tensor::new(device, shape, latents)?)?.read()?;
     finite(&pixels, "the VAE")?;
     Ok(pixels)
 }

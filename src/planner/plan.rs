@@ -21,6 +21,7 @@ use crate::{
         stages::{self, Denoise, Noise},
     },
     scheduler::{Schedule, SchedulerKind, schedule},
+    tensor::Shape,
     weights::Weights,
 };
 
@@ -44,7 +45,7 @@ impl Largest {
     pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
         let mut largest: Option<(Self, usize)> = None;
         for request in requests {
-            let kept = schedule(&spec.scheduler_for(request.scheduler), request.steps)?.history();
+            let kept = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history();
             let one = Self {
                 width: request.width,
                 height: request.height,
@@ -85,7 +86,7 @@ pub struct Cost {
 /// If the request does not fit the model.
 pub fn costs(spec: &ModelSpec, rules: dry::Rules, largest: &Largest) -> Result<PerComponent<Cost>> {
     // The arenas depend on the last steps only through how many estimates a solver keeps.
-    let mut schedule = schedule(&spec.scheduler_for(largest.scheduler), largest.steps)?;
+    let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
     schedule.steps.truncate(2 * crate::scheduler::HISTORY);
     PerComponent::try_new(|component| cost(component, spec, rules, largest, &schedule))
 }
@@ -136,28 +137,20 @@ fn cost(
                 width,
                 noise: Noise::new(&request),
             };
-            let mut condition = None;
             stages::denoise(&unet, &device, &keep, denoise, |done| {
-                // The text's keys and values are computed once, before the first step.
-                if done == 1 {
-                    condition = Some(ledger.take());
+                if done == 0 {
+                    // The text's keys and values belong to no step.
+                    ledger.take();
                 }
                 Ok(())
             })?;
-            (loaded.weight_bytes, schedule.steps.len().saturating_sub(1).max(1))
+            (loaded.weight_bytes, schedule.steps.len())
         }
         Component::Vae => {
             let decoder = load_vae(weights, &device, spec)?;
             let loaded = ledger.take();
-            let shape = [1, height, width, spec.vae.latent_channels];
-            // Latents come from another section: outside this one's arena, as they are in a real run.
-            let elsewhere = device.keep(usize::MAX)?;
-            let latents = {
-                let values = vec![0.0; shape.iter().product()];
-                let (source, _) = Device::dry(DeviceId::CPU, rules);
-                crate::tensor::Tensor::new(&source, shape, &values)?.keep(&elsewhere)?
-            };
-            stages::decode(&decoder, &device, &latents)?;
+            let shape = Shape::from([1, height, width, spec.vae.latent_channels]);
+            stages::decode(&decoder, &device, shape, &vec![0.0; shape.elements()])?;
             (loaded.weight_bytes, 1)
         }
     };
@@ -168,4 +161,257 @@ fn cost(
         keep_bytes: keep.peak_bytes() as u64,
         flops: work.flops / calls as f64,
     })
+}
+
+/// Where one replica's components run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaPlan {
+    /// The device of each component.
+    pub placement: PerComponent<DeviceId>,
+}
+
+/// What one device holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DevicePlan {
+    /// The device.
+    pub id: DeviceId,
+    /// Its numerics class.
+    pub class: String,
+    /// The most it may hold, in bytes.
+    pub budget_bytes: u64,
+    /// Components that run on it, each once.
+    pub components: Vec<Component>,
+    /// Their packed weights, in bytes.
+    pub weight_bytes: u64,
+    /// The transient arena, in bytes.
+    pub activation_bytes: u64,
+    /// The keep arenas of all replicas that use it, in bytes.
+    pub keep_bytes: u64,
+}
+
+impl DevicePlan {
+    /// All of it, in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.weight_bytes + self.activation_bytes + self.keep_bytes
+    }
+}
+
+/// A device map resolved for one model, one largest request and one machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// What it is made for.
+    pub largest: Largest,
+    /// What each component needs.
+    pub costs: PerComponent<Cost>,
+    /// The type of each component's weights.
+    pub dtypes: PerComponent<DType>,
+    /// Whole pipelines side by side.
+    pub replicas: Vec<ReplicaPlan>,
+    /// The devices that are used, in the map's order.
+    pub devices: Vec<DevicePlan>,
+    /// Bytes of weights in host memory, where `cpu:N` devices share them; `None` without such sharing.
+    pub shared_weight_bytes: Option<u64>,
+}
+
+impl Plan {
+    /// Resolves `map` on a machine that has `devices`, the preferred one first.
+    ///
+    /// # Errors
+    /// If a device is not there, a type is not supported, or something does not fit.
+    pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
+        map.check()?;
+        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component))?;
+        let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
+        let usable = map.usable(&defaults)?;
+        let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
+
+        let costs = costs(spec, dry::Rules::Cpu(cpu::path()?), largest)?;
+        let sizes: Vec<ComponentSize> = costs
+            .iter()
+            .map(|(component, cost)| ComponentSize {
+                name: component.name().to_string(),
+                weight_bytes: cost.weight_bytes,
+                activation_bytes: cost.activation_bytes,
+                keep_bytes: cost.keep_bytes,
+            })
+            .collect();
+        let named = Component::ALL.map(|component| map.components.get(component.name()).map(|place| place.value));
+        let budgets: Vec<DeviceBudget> = infos
+            .iter()
+            .map(|info| {
+                let limit = map.max_memory.get(&info.id).map_or(u64::MAX, |limit| limit.value);
+                DeviceBudget { id: info.id, bytes: info.free_bytes.min(limit) }
+            })
+            .collect();
+        let placed = strategies::place_replicas(map.strategy, map.replicas.value, &sizes, &named, &budgets)?;
+        let replicas: Vec<ReplicaPlan> = placed
+            .into_iter()
+            .map(|devices| {
+                let mut devices = devices.into_iter();
+                ReplicaPlan { placement: PerComponent::new(|_| devices.next().expect("one device for each component")) }
+            })
+            .collect();
+
+        let used: Vec<DevicePlan> = infos
+            .iter()
+            .zip(&budgets)
+            .map(|(info, budget)| load(info, budget.bytes, &replicas, &costs))
+            .filter(|device| !device.components.is_empty())
+            .collect();
+        let sharing = used.iter().filter(|device| device.id.kind == DeviceKind::Cpu).count() > 1;
+        let on_cpu = |component: &Component| {
+            replicas.iter().any(|replica| replica.placement.get(*component).kind == DeviceKind::Cpu)
+        };
+        let shared_weight_bytes =
+            sharing.then(|| Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum());
+        Ok(Self { largest: *largest, costs, dtypes, replicas, devices: used, shared_weight_bytes })
+    }
+
+    /// What the process should occupy in all: weights once, arenas of every device, in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        let arenas: u64 = self.devices.iter().map(|device| device.activation_bytes + device.keep_bytes).sum();
+        let weights = self.shared_weight_bytes.unwrap_or_else(|| self.devices.iter().map(|d| d.weight_bytes).sum());
+        arenas + weights
+    }
+
+    /// `{component: device}`, or a list of devices where replicas differ.
+    pub fn device_map(&self) -> BTreeMap<&'static str, Vec<DeviceId>> {
+        let mut map = BTreeMap::<_, Vec<DeviceId>>::new();
+        for replica in &self.replicas {
+            for (component, &device) in replica.placement.iter() {
+                let devices = map.entry(component.name()).or_default();
+                if !devices.contains(&device) {
+                    devices.push(device);
+                }
+            }
+        }
+        map
+    }
+}
+
+/// One device's share of the replicas.
+fn load(info: &DeviceInfo, budget_bytes: u64, replicas: &[ReplicaPlan], costs: &PerComponent<Cost>) -> DevicePlan {
+    let mut device = DevicePlan {
+        id: info.id,
+        class: info.class.clone(),
+        budget_bytes,
+        components: Vec::new(),
+        weight_bytes: 0,
+        activation_bytes: 0,
+        keep_bytes: 0,
+    };
+    for replica in replicas {
+        for (component, _) in replica.placement.iter().filter(|(_, id)| **id == info.id) {
+            let cost = costs.get(component);
+            if !device.components.contains(&component) {
+                device.components.push(component);
+                device.weight_bytes += cost.weight_bytes;
+                device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
+            }
+            device.keep_bytes += cost.keep_bytes;
+        }
+    }
+    device
+}
+
+/// The type of a component's weights on the CPU, which computes in f32.
+fn resolve_dtype(map: &DeviceMap, component: Component) -> Result<DType> {
+    match map.dtype.of(component.name()) {
+        None | Some(DType::F32) => Ok(DType::F32),
+        Some(other) => Err(Error::input(format!("dtype of the {}: the CPU has no {other} kernels", component.name()))
+            .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")),
+    }
+}
+
+/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer.
+fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    if let Some(info) = devices.iter().find(|device| device.id == id) {
+        return Ok(info.clone());
+    }
+    if let (DeviceKind::Cpu, Some(_), Some(whole)) =
+        (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
+    {
+        let shares = usable.iter().filter(|id| id.kind == DeviceKind::Cpu).count();
+        return Ok(DeviceInfo {
+            id,
+            cores: (whole.cores / shares).max(1),
+            free_bytes: whole.free_bytes / shares as u64,
+            memory_bytes: whole.memory_bytes / shares as u64,
+            ..whole.clone()
+        });
+    }
+    let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
+    let component = map.components.iter().find(|(_, place)| place.value == id);
+    let listed = map.devices.iter().find(|device| device.value == id);
+    let refused = match (component, listed) {
+        (Some((name, place)), _) => {
+            place.refuse(&format!("components.{name}"), format!("device \"{id}\" is not on this machine"))
+        }
+        (None, Some(device)) => device.refuse("devices", format!("device \"{id}\" is not on this machine")),
+        (None, None) => Error::input(format!("device \"{id}\" is not on this machine")),
+    };
+    Err(refused.found(found.join(", ")).hint("`sdshard devices` lists what can be used"))
+}
+
+impl fmt::Display for Plan {
+    /// A table for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = format_bytes;
+        writeln!(
+            f,
+            "{:<13} {:<18} {:>10} {:>12} {:>10}  numerics",
+            "component", "device", "weights", "activations", "GFLOP"
+        )?;
+        for (component, cost) in self.costs.iter() {
+            let devices: Vec<String> = self.device_map()[component.name()].iter().map(ToString::to_string).collect();
+            let class = self.devices.iter().find(|device| device.components.contains(&component));
+            writeln!(
+                f,
+                "{:<13} {:<18} {:>10} {:>12} {:>10.1}  {}",
+                component.name(),
+                devices.join(", "),
+                bytes(cost.weight_bytes),
+                bytes(cost.activation_bytes + cost.keep_bytes),
+                cost.flops / 1e9,
+                class.map_or("", |device| &device.class),
+            )?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
+            "device", "weights", "activations", "kept", "in all", "of"
+        )?;
+        for device in &self.devices {
+            writeln!(
+                f,
+                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
+                device.id.to_string(),
+                bytes(device.weight_bytes),
+                bytes(device.activation_bytes),
+                bytes(device.keep_bytes),
+                bytes(device.total_bytes()),
+                bytes(device.budget_bytes),
+            )?;
+        }
+        if let Some(shared) = self.shared_weight_bytes {
+            writeln!(
+                f,
+                "{:<13} {:>10}  one copy of the weights in host memory, for all of cpu:N",
+                "cpu",
+                bytes(shared)
+            )?;
+        }
+        let replicas = match self.replicas.len() {
+            1 => "1 replica".to_string(),
+            n => format!("{n} replicas"),
+        };
+        write!(
+            f,
+            "\n{replicas}; pictures up to {}x{}; {} in all",
+            self.largest.width,
+            self.largest.height,
+            bytes(self.total_bytes())
+        )
+    }
 }

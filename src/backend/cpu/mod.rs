@@ -7,6 +7,7 @@ mod gemm;
 pub mod memory;
 mod norm;
 pub mod pack;
+mod peak;
 pub mod simd;
 pub mod threads;
 

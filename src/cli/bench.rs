@@ -1,0 +1,46 @@
+//! `sdshard bench`: how fast each component is.
+
+use sdshard::{
+    bench::{self, Figures, Settings},
+    error::{Error, Result},
+};
+
+use super::{BenchArgs, BenchWhat, model, progress::Console};
+
+/// Measures and prints.
+pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
+    let BenchWhat::Components = args.what;
+    let model = model::open(&args.model, console)?;
+    let latents = match args.latent_size {
+        Some(size) => size.0,
+        None => (model.spec.unet.sample_size, model.spec.unet.sample_size),
+    };
+    for (name, count) in [("batch", args.batch), ("repeat", args.repeat)] {
+        if count == 0 {
+            return Err(Error::input(format!("--{name}: at least 1")));
+        }
+    }
+    let report = bench::components(&model, &Settings { latents, batch: args.batch, repeat: args.repeat })?;
+    if args.json {
+        let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
+        return console.print(&json);
+    }
+    console.print(&format!(
+        "{}, {} threads, {}: {:.0} GFLOP/s at most\n",
+        report.machine.name, report.machine.threads, report.machine.class, report.machine.peak_gflops
+    ))?;
+    console.print("component        median       min       max     GFLOP   GFLOP/s  of peak")?;
+    let (height, width) = latents;
+    for (name, figures) in [("text_encoder", &report.text_encoder), ("unet", &report.unet), ("vae", &report.vae)] {
+        let Figures { median_s, min_s, max_s, gflop, gflops, peak_share, .. } = figures;
+        console.print(&format!(
+            "{name:<13} {median_s:>8.4} s {min_s:>7.4} s {max_s:>7.4} s {gflop:>9.2} {gflops:>9.1} {:>6.0} %",
+            100.0 * peak_share
+        ))?;
+    }
+    console.note(&format!(
+        "texts and latents {} at a time, latents {height}x{width}; one picture for the VAE",
+        args.batch
+    ));
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! `sdshard devices`: what this machine has.
+
+use sdshard::{backend, error::Result, planner::size::format_bytes};
+use serde_json::json;
+
+use super::{DevicesArgs, progress::Console};
+
+/// Prints a line for each device.
+pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
+    let devices = backend::visible();
+    if args.json {
+        let devices: Vec<_> = devices
+            .iter()
+            .map(|device| {
+                json!({
+                    "device": device.id.to_string(),
+                    "name": device.name,
+                    "numerics": device.class,
+                    "cores": device.cores,
+                    "memory_bytes": device.memory_bytes,
+                    "free_bytes": device.free_bytes,
+                })
+            })
+            .collect();
+        return console.print(&json!(devices).to_string());
+    }
+    for device in &devices {
+        console.print(&format!(
+            "{}  {}, {} cores, {} of {} free, numerics {}",
+            device.id,
+            device.name,
+            device.cores,
+            format_bytes(device.free_bytes),
+            format_bytes(device.memory_bytes),
+            device.class,
+        ))?;
+    }
+    console.note("the cores can be shared out: a device map may name cpu:0, cpu:1, ...");
+    console.note("cuda, wgpu: not in this version");
+    Ok(())
+}
