@@ -194,8 +194,9 @@ impl Backend for Cpu {
 
     fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
         let pixels = p.out_height * p.out_width;
-        // A 1x1 convolution is a linear layer: channels lie last.
-        let lhs = if p.kernel == 1 && p.stride == 1 {
+        // A 1x1 convolution without padding is a linear layer: channels lie last.
+        let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
+        let lhs = if every_pixel_once {
             Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
         } else {
             Lhs::Conv2d(p, read(x))
