@@ -173,7 +173,8 @@ pub trait Backend: Send + Sync {
     /// Brings a layer's parameters into this backend's form.
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
-    /// Whether a matrix product can do this by itself; if not, plain ops follow it.
+    /// Whether a matrix product can do this by itself; if not, plain ops follow it. Who fuses GEGLU does so beside a
+    /// residual too and may pack its layers for it; who does not packs them in the order of the file.
     fn supports(&self, fusion: Fusion) -> bool;
 
     /// Bytes that [`Backend::attention`] needs beside its output.

@@ -51,6 +51,14 @@ impl Tensor {
         Ok(Self::from_buffer(device, shape, dtype, buffer))
     }
 
+    /// An f32 tensor of whatever its memory holds: tests look in it for stray writes.
+    #[doc(hidden)]
+    pub fn uninitialized(device: &Device, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        let buffer = Self::room(device, shape, DType::F32)?;
+        Ok(Self::from_buffer(device, shape, DType::F32, buffer))
+    }
+
     /// Memory for a tensor, not written yet.
     fn room(device: &Device, shape: Shape, dtype: DType) -> Result<Buffer> {
         // Kernels count elements in 32 bits, some of them signed.

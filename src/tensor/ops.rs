@@ -135,12 +135,10 @@ impl Tensor {
             layer => return Err(wrong(OP, format!("a weight {layer:?} with {:?}", fuse.activation))),
         };
         ensure(self.shape.channels() == k, OP, || format!("{} into a layer of {k} channels", self.shape))?;
+        ensure(!geglu || fuse.channel_add.is_none(), OP, || "no per-channel sum in front of GEGLU".into())?;
         let final_shape = self.shape.with_channels(if geglu { out / 2 } else { out });
         let (epilogue, rest) = self.fused(OP, final_shape, fuse)?;
         let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
-        if geglu && rest.activation == Activation::Geglu {
-            return Err(wrong(OP, "this backend packs GEGLU's halves side by side but does not fuse it"));
-        }
         let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
         let mut buffer = Self::room(&self.device, shape, DType::F32)?;
         self.device.backend().linear(p, &self.buffer, w, &epilogue, &mut buffer)?;

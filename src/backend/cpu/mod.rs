@@ -164,18 +164,23 @@ impl Backend for Cpu {
             )));
         }
         let has_bias = bias.is_some();
-        let packed = pack::pack(self.path, &self.pool, layer, weight, bias)?;
+        // Hidden channels and gates only lie side by side for an epilogue that multiplies them.
+        let form = match layer {
+            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
+            layer => layer,
+        };
+        let packed = pack::pack(self.path, &self.pool, form, weight, bias)?;
         Ok(Weight {
             layer,
             has_bias,
-            bytes: cost::packed_bytes(self.path, layer, has_bias),
+            bytes: cost::packed_bytes(self.path, form, has_bias),
             memory: self.memory(),
             data: WeightData::Cpu(Arc::new(packed)),
         })
     }
 
     fn supports(&self, fusion: Fusion) -> bool {
-        supports(fusion) && (self.fuse || fusion == Fusion::default())
+        self.fuse || fusion == Fusion::default()
     }
 
     fn attention_scratch(&self, p: &Attention) -> usize {
@@ -287,9 +292,4 @@ impl Backend for Cpu {
         write::<u8>(out)[to..to + bytes].copy_from_slice(&read(x)[from..from + bytes]);
         Ok(())
     }
-}
-
-/// What the micro-kernel's epilogue can do: all but a per-channel sum in front of GEGLU, which no model has.
-pub fn supports(fusion: Fusion) -> bool {
-    !(fusion.activation == Activation::Geglu && fusion.channel_add)
 }
