@@ -76,6 +76,18 @@ pub enum Layer {
     },
 }
 
+impl Layer {
+    /// Elements of its weight and, if it has one, of its bias.
+    pub fn elements(self) -> (usize, usize) {
+        match self {
+            Layer::Linear { out, k } | Layer::Geglu { out, k } => (out * k, out),
+            Layer::Conv2d { out, channels, kernel } => (out * channels * kernel * kernel, out),
+            Layer::Norm { channels } => (channels, channels),
+            Layer::Embedding { rows, channels } => (rows * channels, 0),
+        }
+    }
+}
+
 /// A tensor as its file has it: the only form in which a weight reaches a backend.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
