@@ -61,6 +61,9 @@ impl Tensor {
 
     /// Memory for a tensor, not written yet.
     fn room(device: &Device, shape: Shape, dtype: DType) -> Result<Buffer> {
+        if shape.elements() == 0 {
+            return Err(Error::request(format!("a tensor {shape} has no elements")));
+        }
         // Kernels count elements in 32 bits, some of them signed.
         if shape.elements() >= 1 << 31 {
             return Err(Error::request(format!("a tensor {shape} has 2^31 elements or more"))
