@@ -127,8 +127,30 @@ impl Device {
     }
 
     /// Brings a layer's parameters into this device's form.
+    ///
+    /// # Errors
+    /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
     pub fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        let (elements, bias_elements) = layer.elements();
+        let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
+        if elements == 0 || odd_halves {
+            return Err(Error::input(format!("{layer:?} is not a layer")));
+        }
+        check_size(layer, "weight", elements, weight)?;
+        if let Some(bias) = bias {
+            check_size(layer, "bias", bias_elements, bias)?;
+        }
         self.backend().pack(layer, weight, bias)
+    }
+}
+
+fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Result<()> {
+    match values {
+        Values::Data { dtype, bytes } if bytes.len() != elements * dtype.size() => {
+            Err(Error::input(format!("{layer:?} needs a {part} of {elements} {dtype} elements"))
+                .found(format!("{} bytes", bytes.len())))
+        }
+        _ => Ok(()),
     }
 }
 

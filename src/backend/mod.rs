@@ -76,6 +76,18 @@ pub enum Layer {
     },
 }
 
+impl Layer {
+    /// Elements of its weight and, if it has one, of its bias.
+    pub fn elements(self) -> (usize, usize) {
+        match self {
+            Layer::Linear { out, k } | Layer::Geglu { out, k } => (out * k, out),
+            Layer::Conv2d { out, channels, kernel } => (out * channels * kernel * kernel, out),
+            Layer::Norm { channels } => (channels, channels),
+            Layer::Embedding { rows, channels } => (rows * channels, 0),
+        }
+    }
+}
+
 /// A tensor as its file has it: the only form in which a weight reaches a backend.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
@@ -173,7 +185,8 @@ pub trait Backend: Send + Sync {
     /// Brings a layer's parameters into this backend's form.
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
-    /// Whether a matrix product can do this by itself; if not, plain ops follow it.
+    /// Whether a matrix product can do this by itself; if not, plain ops follow it. Who fuses GEGLU does so beside a
+    /// residual too and may pack its layers for it; who does not packs them in the order of the file.
     fn supports(&self, fusion: Fusion) -> bool;
 
     /// Bytes that [`Backend::attention`] needs beside its output.

@@ -51,8 +51,19 @@ impl Tensor {
         Ok(Self::from_buffer(device, shape, dtype, buffer))
     }
 
+    /// An f32 tensor of whatever its memory holds: tests look in it for stray writes.
+    #[doc(hidden)]
+    pub fn uninitialized(device: &Device, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        let buffer = Self::room(device, shape, DType::F32)?;
+        Ok(Self::from_buffer(device, shape, DType::F32, buffer))
+    }
+
     /// Memory for a tensor, not written yet.
     fn room(device: &Device, shape: Shape, dtype: DType) -> Result<Buffer> {
+        if shape.elements() == 0 {
+            return Err(Error::request(format!("a tensor {shape} has no elements")));
+        }
         // Kernels count elements in 32 bits, some of them signed.
         if shape.elements() >= 1 << 31 {
             return Err(Error::request(format!("a tensor {shape} has 2^31 elements or more"))

@@ -54,6 +54,9 @@ pub enum Padding {
     BottomRight,
 }
 
+/// The most terms of a weighted sum: what a fourth-order solver needs.
+pub const MAX_TERMS: usize = 6;
+
 fn wrong(op: &str, what: impl Display) -> Error {
     Error::request(format!("{op}: {what}"))
 }
@@ -83,12 +86,14 @@ impl Tensor {
     fn fused<'a>(&self, op: &str, out: Shape, fuse: &'a Fuse<'a>) -> Result<(Epilogue<'a>, Fuse<'a>)> {
         if let Some(residual) = fuse.residual {
             self.same_device(op, residual)?;
+            residual.is_f32(op)?;
             ensure(residual.shape == out, op, || format!("residual {} beside {out}", residual.shape))?;
         }
         if let Some(add) = fuse.channel_add {
             self.same_device(op, add)?;
+            add.is_f32(op)?;
             let sizes = add.shape.dims();
-            let rows_fit = sizes.len() == 2 && (sizes[0] == 1 || sizes[0] == out.dims()[0]);
+            let rows_fit = sizes.len() == 2 && (sizes[0] == 1 || sizes[0] == out.batch());
             ensure(rows_fit && sizes[1] == out.channels(), op, || format!("channel sum {} beside {out}", add.shape))?;
         }
         let fusion = Fusion {
@@ -120,7 +125,7 @@ impl Tensor {
         Ok(x)
     }
 
-    /// `[.., k]` to `[.., out]`; half of it with GEGLU.
+    /// `[.., k]` to `[.., out]`; half of it with GEGLU, which takes no per-channel sum.
     ///
     /// # Errors
     /// As all ops: if a shape, a type or a device does not fit, if the arena is full, or if the device fails.
@@ -135,12 +140,10 @@ impl Tensor {
             layer => return Err(wrong(OP, format!("a weight {layer:?} with {:?}", fuse.activation))),
         };
         ensure(self.shape.channels() == k, OP, || format!("{} into a layer of {k} channels", self.shape))?;
+        ensure(!geglu || fuse.channel_add.is_none(), OP, || "no per-channel sum in front of GEGLU".into())?;
         let final_shape = self.shape.with_channels(if geglu { out / 2 } else { out });
         let (epilogue, rest) = self.fused(OP, final_shape, fuse)?;
         let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
-        if geglu && rest.activation == Activation::Geglu {
-            return Err(wrong(OP, "this backend packs GEGLU's halves side by side but does not fuse it"));
-        }
         let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
         let mut buffer = Self::room(&self.device, shape, DType::F32)?;
         self.device.backend().linear(p, &self.buffer, w, &epilogue, &mut buffer)?;
@@ -163,6 +166,10 @@ impl Tensor {
         };
         ensure(c == channels, OP, || format!("{} into a layer of {channels} channels", self.shape))?;
         ensure(fuse.activation != Activation::Geglu, OP, || "GEGLU belongs to linear layers".into())?;
+        ensure(stride > 0, OP, || "a window that does not move: stride 0".into())?;
+        ensure(kernel % 2 == 1 || padding == Padding::BottomRight, OP, || {
+            format!("a {kernel}x{kernel} window has no middle to keep the size with")
+        })?;
         let (before, both) = match padding {
             Padding::Same => (kernel / 2, kernel / 2 * 2),
             Padding::BottomRight => (0, 1),
@@ -238,10 +245,10 @@ impl Tensor {
         ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
         ensure(groups > 0 && channels % groups == 0, OP, || format!("{channels} channels in {groups} groups"))?;
         ensure(matches!(activation, Activation::None | Activation::Silu), OP, || format!("with {activation:?}"))?;
-        let batch = self.dim(0);
+        let batch = self.shape.batch();
         let p = GroupNorm {
             batch: u(batch),
-            pixels: u(self.shape.rows() / batch.max(1)),
+            pixels: u(self.shape.rows() / batch),
             channels: u(channels),
             groups: u(groups),
             eps,
@@ -273,8 +280,7 @@ impl Tensor {
     /// Token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
     ///
     /// # Errors
-    /// As [`Tensor::linear`], and if there are more tokens than positions. `ids` are the values that self was made
-    /// from: they are checked on the host, where they come from anyway.
+    /// As [`Tensor::linear`], and if there are more tokens than positions or an id is beyond the table.
     pub fn embedding(device: &Device, ids: &[Vec<u32>], table: &Weight, positions: &Weight) -> Result<Tensor> {
         const OP: &str = "embedding";
         let (Layer::Embedding { rows, channels }, Layer::Embedding { rows: most, channels: same }) =
@@ -375,15 +381,16 @@ impl Tensor {
     pub fn add_channels(&self, add: &Tensor) -> Result<Tensor> {
         const OP: &str = "add_channels";
         self.is_f32(OP)?;
+        add.is_f32(OP)?;
         self.same_device(OP, add)?;
-        let (batch, channels) = (self.dim(0), self.shape.channels());
+        let (batch, channels) = (self.shape.batch(), self.shape.channels());
         let rows = add.shape.rows();
         ensure(add.shape.channels() == channels && (rows == 1 || rows == batch), OP, || {
             format!("{} and {}", self.shape, add.shape)
         })?;
         let p = AddChannels {
             batch: u(batch),
-            pixels: u(self.shape.rows() / batch.max(1)),
+            pixels: u(self.shape.rows() / batch),
             channels: u(channels),
             per_channel_rows: u(rows),
         };
@@ -409,11 +416,12 @@ impl Tensor {
     pub fn scale_add(shape: Shape, terms: &[(f32, &Tensor, usize)]) -> Result<Tensor> {
         const OP: &str = "scale_add";
         let Some((_, first, _)) = terms.first() else { return Err(wrong(OP, "no terms")) };
+        ensure(terms.len() <= MAX_TERMS, OP, || format!("{} terms, up to {MAX_TERMS} are possible", terms.len()))?;
         let mut parts = Vec::with_capacity(terms.len());
         for (scale, x, row) in terms {
             x.is_f32(OP)?;
             first.same_device(OP, x)?;
-            let start = row * (x.shape.elements() / x.dim(0).max(1));
+            let start = row * (x.shape.elements() / x.dim(0));
             ensure(start + shape.elements() <= x.shape.elements(), OP, || {
                 format!("{shape} from row {row} of {}", x.shape)
             })?;

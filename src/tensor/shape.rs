@@ -1,4 +1,4 @@
-//! Up to four sizes.
+//! One to four sizes.
 
 use std::fmt;
 
@@ -20,38 +20,39 @@ impl Shape {
         self.dims().iter().fold(1, |n: usize, &dim| n.saturating_mul(dim))
     }
 
+    /// Images: the outermost size, or 1 where there is but one row of channels.
+    pub fn batch(&self) -> usize {
+        if self.rank > 1 { self.dims[0] } else { 1 }
+    }
+
     /// The last size.
     pub fn channels(&self) -> usize {
-        self.dims().last().copied().unwrap_or(1)
+        self.dims[self.rank - 1]
     }
 
     /// The product of all sizes but the last.
     pub fn rows(&self) -> usize {
-        self.dims().split_last().map_or(1, |(_, outer)| outer.iter().product())
+        self.dims[..self.rank - 1].iter().product()
     }
 
     /// The same with another outermost size.
     #[must_use]
     pub fn with_batch(mut self, batch: usize) -> Self {
-        if self.rank > 0 {
-            self.dims[0] = batch;
-        }
+        self.dims[0] = batch;
         self
     }
 
     /// The same with another last size.
     #[must_use]
     pub fn with_channels(mut self, channels: usize) -> Self {
-        if self.rank > 0 {
-            self.dims[self.rank - 1] = channels;
-        }
+        self.dims[self.rank - 1] = channels;
         self
     }
 }
 
 impl<const N: usize> From<[usize; N]> for Shape {
     fn from(dims: [usize; N]) -> Self {
-        const { assert!(N <= 4, "a tensor has at most four sizes") };
+        const { assert!(N >= 1 && N <= 4, "a tensor has one to four sizes") };
         let mut shape = Self { dims: [1; 4], rank: N };
         shape.dims[..N].copy_from_slice(&dims);
         shape

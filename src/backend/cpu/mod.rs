@@ -165,18 +165,23 @@ impl Backend for Cpu {
             )));
         }
         let has_bias = bias.is_some();
-        let packed = pack::pack(self.path, &self.pool, layer, weight, bias)?;
+        // Hidden channels and gates only lie side by side for an epilogue that multiplies them.
+        let form = match layer {
+            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
+            layer => layer,
+        };
+        let packed = pack::pack(self.path, &self.pool, form, weight, bias)?;
         Ok(Weight {
             layer,
             has_bias,
-            bytes: cost::packed_bytes(self.path, layer, has_bias),
+            bytes: cost::packed_bytes(self.path, form, has_bias),
             memory: self.memory(),
             data: WeightData::Cpu(Arc::new(packed)),
         })
     }
 
     fn supports(&self, fusion: Fusion) -> bool {
-        supports(fusion) && (self.fuse || fusion == Fusion::default())
+        self.fuse || fusion == Fusion::default()
     }
 
     fn attention_scratch(&self, p: &Attention) -> usize {
@@ -195,8 +200,9 @@ impl Backend for Cpu {
 
     fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
         let pixels = p.out_height * p.out_width;
-        // A 1x1 convolution is a linear layer: channels lie last.
-        let lhs = if p.kernel == 1 && p.stride == 1 {
+        // A 1x1 convolution without padding is a linear layer: channels lie last.
+        let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
+        let lhs = if every_pixel_once {
             Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
         } else {
             Lhs::Conv2d(p, read(x))
@@ -287,9 +293,4 @@ impl Backend for Cpu {
         write::<u8>(out)[to..to + bytes].copy_from_slice(&read(x)[from..from + bytes]);
         Ok(())
     }
-}
-
-/// What the micro-kernel's epilogue can do: all but a per-channel sum in front of GEGLU, which no model has.
-pub fn supports(fusion: Fusion) -> bool {
-    !(fusion.activation == Activation::Geglu && fusion.channel_add)
 }

@@ -1,0 +1,122 @@
+//! When a result counts as right, and how an op is called so that its mistakes show.
+
+use sdshard::{
+    backend::{Device, arena::aligned},
+    tensor::Tensor,
+};
+
+use super::cases::{Case, Data};
+
+/// Whether `got` is `want`, each element within `tolerance` times the largest of them. NaN is never close.
+pub fn close(want: &[f64], got: &[f32], tolerance: f64) -> Result<(), String> {
+    if want.len() != got.len() {
+        return Err(format!("{} elements in place of {}", got.len(), want.len()));
+    }
+    // Below the normal range f32 has fewer digits.
+    let largest = want.iter().fold(f64::from(f32::MIN_POSITIVE), |most, x| most.max(x.abs()));
+    let allowed = tolerance * largest;
+    let error = |i: &usize| (f64::from(got[*i]) - want[*i]).abs();
+    // Not `error > allowed`: a NaN is neither.
+    match (0..want.len()).filter(|i| !(error(i) <= allowed)).max_by(|a, b| error(a).total_cmp(&error(b))) {
+        Some(i) => Err(format!("element {i} is {:e} in place of {:e}, allowed is {allowed:.1e}", got[i], want[i])),
+        None => Ok(()),
+    }
+}
+
+/// Whether two results are the same bits.
+pub fn same_bits(want: &[f32], got: &[f32]) -> Result<(), String> {
+    if want.len() != got.len() {
+        return Err(format!("{} elements in place of {}", got.len(), want.len()));
+    }
+    match want.iter().zip(got).position(|(want, got)| want.to_bits() != got.to_bits()) {
+        Some(i) => Err(format!("element {i} is {:e} in place of {:e}", got[i], want[i])),
+        None => Ok(()),
+    }
+}
+
+/// Large enough for every case.
+const ARENA: usize = 64 << 20;
+/// What free memory holds: all ones, a NaN in every float type.
+const POISON: f32 = f32::from_bits(u32::MAX);
+/// Elements of a guard, and of what is looked at beyond the last byte in use.
+const GUARD: usize = 64;
+
+/// Computes `case` in memory that is watched: inputs, a guard, the output, a guard, then what the op takes by itself.
+/// Whatever is free begins as NaN, and nothing but the output may change.
+pub fn watched(device: &Device, case: &Case, data: &Data, outputs: usize) -> Result<Vec<f32>, String> {
+    let fail = |e: sdshard::error::Error| e.to_string();
+    let weights = data.pack(device).map_err(fail)?;
+    let guard: Vec<f32> = (0..GUARD).map(|i| i as f32).collect();
+    let run = || {
+        let x = data.upload(device)?;
+        let _before = Tensor::new(device, [GUARD], &guard)?;
+        let hole = Tensor::new(device, [outputs], &vec![POISON; outputs])?;
+        let _after = Tensor::new(device, [GUARD], &guard)?;
+        drop(hole);
+        case.op.run(device, &x, &weights, &data.ids)?.read()
+    };
+
+    // Once to see how much memory it takes, once with that much filled with NaN.
+    device.reserve(ARENA).map_err(fail)?;
+    let clean = run().map_err(fail)?;
+    let end = device.peak_bytes() / 4;
+    Tensor::new(device, [end + GUARD], &vec![POISON; end + GUARD]).map_err(fail)?;
+    let dirty = run().map_err(fail)?;
+    same_bits(&clean, &dirty).map_err(|e| format!("the memory's old contents show: {e}"))?;
+
+    let image = Tensor::uninitialized(device, [end + GUARD]).and_then(|image| image.read()).map_err(fail)?;
+    let mut at = 0;
+    let mut expect = |name: String, values: Option<&[f32]>, count: usize| {
+        let range = at..at + aligned(4 * count) / 4;
+        at = range.end;
+        for (i, got) in image[range].iter().enumerate() {
+            let want = if i < count { values.map(|values| values[i]) } else { Some(POISON) };
+            if want.is_some_and(|want| want.to_bits() != got.to_bits()) {
+                return Err(format!("a stray write: {name} has {got:e} at element {i} of {count}"));
+            }
+        }
+        Ok(())
+    };
+    for (i, x) in data.tensors.iter().enumerate() {
+        expect(format!("input {i}"), Some(&x.values), x.values.len())?;
+    }
+    expect("the guard before the output".into(), Some(&guard), GUARD)?;
+    expect("the output".into(), None, outputs)?;
+    expect("the guard behind the output".into(), Some(&guard), GUARD)?;
+    match image[end..].iter().position(|x| x.to_bits() != POISON.to_bits()) {
+        Some(i) => Err(format!("a stray write {i} elements beyond the memory in use")),
+        None => Ok(dirty),
+    }
+}
+
+/// Computes `case` plainly.
+pub fn plain(device: &Device, case: &Case, data: &Data) -> Result<Vec<f32>, String> {
+    let run = || {
+        let (x, weights) = (data.upload(device)?, data.pack(device)?);
+        case.op.run(device, &x, &weights, &data.ids)?.read()
+    };
+    device.reserve(ARENA).and_then(|()| run()).map_err(|e| e.to_string())
+}
+
+/// The order contract for one case: each image of it has the bits that it has alone, and all devices of one numerics
+/// class agree.
+pub fn order(devices: &[(String, Device)], case: &Case) -> Result<(), String> {
+    let data = case.data();
+    let images: Vec<Data> = (0..case.images()).map(|i| data.image(i)).collect();
+    let mut classes: Vec<(&str, &str, Vec<f32>)> = Vec::new();
+    for (name, device) in devices {
+        let whole = plain(device, case, &data)?;
+        for (i, image) in images.iter().enumerate() {
+            let size = whole.len() / images.len();
+            same_bits(&whole[i * size..][..size], &plain(device, case, image)?)
+                .map_err(|e| format!("{name}: {:?}: image {i} alone: {e}", case.op))?;
+        }
+        match classes.iter().find(|(class, ..)| *class == device.class()) {
+            Some((_, first, want)) => {
+                same_bits(want, &whole).map_err(|e| format!("{name} and {first}: {:?}: {e}", case.op))?;
+            }
+            None => classes.push((device.class(), name, whole)),
+        }
+    }
+    Ok(())
+}
