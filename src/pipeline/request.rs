@@ -1,6 +1,7 @@
 //! One picture that somebody wants, checked once.
 
 use crate::scheduler::SchedulerKind;
+pub use crate::tensor::random::Rng;
 
 /// Where denoising starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -9,16 +10,6 @@ pub enum Start {
     Noise,
     /// From given starting noise, `[1, channels, height / 8, width / 8]` in that order, before the scheduler scales it.
     Latents(std::sync::Arc<[f32]>),
-}
-
-/// Which generator makes the noise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Rng {
-    /// PyTorch's CPU generator (Mersenne Twister): what diffusers users get with `torch.Generator("cpu")`.
-    #[default]
-    TorchCpu,
-    /// PyTorch's CUDA generator (Philox), as on a GPU large enough to draw every value in one go.
-    TorchCuda,
 }
 
 /// One picture: the text, the seed and how to draw it.

@@ -1,1 +1,3 @@
-//! tensor
+//! A shape, a type and a buffer on one device.
+
+pub mod random;
