@@ -4,6 +4,7 @@ pub mod backend;
 pub mod bench;
 pub mod engine;
 pub mod error;
+pub mod json;
 pub mod models;
 pub mod nn;
 pub mod pipeline;

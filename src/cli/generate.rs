@@ -86,7 +86,7 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
     jobs.iter()
         .map(|job| {
             let scheduler = job.scheduler.as_deref().map(str::parse).transpose()?;
-            let request = job.request(defaults, scale, scheduler, args.rng.into(), output, latents)?;
+            let request = job.request(defaults, scale, scheduler, args.rng, output, latents)?;
             request.check(&model.spec).map_err(|e| e.context(&job.file))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
             let config = model.spec.scheduler_for(request.scheduler)?;
@@ -115,11 +115,7 @@ fn metadata(requests: &[Request], model: &Model, latents: Option<&Latents>) -> R
                 width: request.width,
                 height: request.height,
                 dtype: "f32".to_string(),
-                rng: match request.rng {
-                    Rng::TorchCpu => "torch-cpu",
-                    Rng::TorchCuda => "torch-cuda",
-                }
-                .to_string(),
+                rng: request.rng.to_string(),
                 latents: latents.clone(),
             })
         })
@@ -575,7 +571,7 @@ mod tests {
             width: 1,
             height: 1,
             dtype: "f32".into(),
-            rng: "torch-cpu".into(),
+            rng: "cpu".into(),
             latents: None,
         };
         let image = sdshard::pipeline::Image { width: 1, height: 1, rgb: vec![0; 3] };

@@ -111,9 +111,9 @@ struct GenerateArgs {
     /// Seed of the first picture, counted up for the next ones; or "random" [default: 0]
     #[arg(long, value_name = "N|random", allow_negative_numbers = true)]
     seed: Option<Seed>,
-    /// The generator of the noise: PyTorch's on a CPU or on a GPU
-    #[arg(long, default_value = "torch-cpu")]
-    rng: RngArg,
+    /// The generator of the noise: what diffusers users get with torch.Generator("cpu"), or with "cuda"
+    #[arg(long, default_value_t, value_name = "cpu|cuda")]
+    rng: Rng,
     /// The folder for the pictures; made if it is missing
     #[arg(long, value_name = "FOLDER", default_value = "out")]
     output_dir: PathBuf,
@@ -218,24 +218,6 @@ impl DTypeArg {
             DTypeArg::Bf16 => Some(DType::BF16),
         };
         DTypes { default, ..DTypes::default() }
-    }
-}
-
-/// `--rng`
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum RngArg {
-    /// What diffusers users get with torch.Generator("cpu")
-    TorchCpu,
-    /// What they get with torch.Generator("cuda")
-    TorchCuda,
-}
-
-impl From<RngArg> for Rng {
-    fn from(arg: RngArg) -> Self {
-        match arg {
-            RngArg::TorchCpu => Rng::TorchCpu,
-            RngArg::TorchCuda => Rng::TorchCuda,
-        }
     }
 }
 

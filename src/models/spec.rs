@@ -1,5 +1,36 @@
 //! Every fact about a checkpoint: widths, heads, latent scale, prediction type. Read from the model's own JSON files,
 //! checked once, and trusted everywhere else.
+//!
+//! A key that a file leaves out has the default of its class in diffusers or transformers. A value that the networks
+//! here do not implement is an error that names file and key: a wrong picture would be the alternative.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Error, Result},
+    json::Object,
+    scheduler::{SchedulerConfig, SchedulerKind},
+    weights::{ModelFiles, files::MODEL_INDEX},
+};
+
+/// The optional file of defaults beside `model_index.json`.
+const DEFAULTS: &str = "sdshard.toml";
+/// Where the scheduler's file is.
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+/// Widths that some network could have: a guard against absurd files.
+const WIDTHS: RangeInclusive<usize> = 1..=65_536;
+/// Counts of layers, heads and groups.
+const COUNTS: RangeInclusive<usize> = 1..=1024;
+/// Levels of resolution.
+const LEVELS: RangeInclusive<usize> = 1..=8;
+/// Epsilons of norms.
+const EPSILONS: RangeInclusive<f64> = 1e-12..=1e-1;
+/// Pixels along one side.
+const PIXELS: RangeInclusive<usize> = 8..=16_384;
 
 /// Activation of a text encoder's MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +60,30 @@ pub struct ClipSpec {
     pub activation: TextActivation,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f32,
+}
+
+impl ClipSpec {
+    /// Reads the text of a `text_encoder/config.json`; `file` is its name in messages.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        let activation = match config.text("hidden_act")? {
+            None | Some("quick_gelu") => TextActivation::QuickGelu,
+            Some("gelu") => TextActivation::Gelu,
+            Some(_) => return Err(config.refuse("hidden_act", "\"quick_gelu\" or \"gelu\"")),
+        };
+        let spec = Self {
+            vocab_size: config.size("vocab_size", 2..=1 << 20)?.unwrap_or(49_408),
+            max_position_embeddings: config.size("max_position_embeddings", 2..=4096)?.unwrap_or(77),
+            hidden_size: config.size("hidden_size", WIDTHS)?.unwrap_or(512),
+            intermediate_size: config.size("intermediate_size", WIDTHS)?.unwrap_or(2048),
+            num_hidden_layers: config.size("num_hidden_layers", COUNTS)?.unwrap_or(12),
+            num_attention_heads: config.size("num_attention_heads", COUNTS)?.unwrap_or(8),
+            activation,
+            layer_norm_eps: config.float("layer_norm_eps", EPSILONS)?.unwrap_or(1e-5) as f32,
+        };
+        divides(&config, "num_attention_heads", spec.num_attention_heads, spec.hidden_size)?;
+        Ok(spec)
+    }
 }
 
 /// A `UNet2DConditionModel`: `unet/config.json`. Levels are counted from the full resolution downwards.
@@ -66,6 +121,102 @@ pub struct UnetSpec {
     pub freq_shift: f32,
 }
 
+impl UnetSpec {
+    /// Reads the text of a `unet/config.json`; `file` is its name in messages.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        if config.text("addition_embed_type")? == Some("text_time") {
+            return Err(config
+                .refuse("addition_embed_type", "null")
+                .hint("this is an SDXL UNet; sdshard runs Stable Diffusion 1 and 2 so far"));
+        }
+        if config.get("time_cond_proj_dim").is_some() {
+            return Err(config.refuse("time_cond_proj_dim", "null").hint(
+                "this UNet was distilled to take the guidance as an input (LCM), which sdshard does not run yet",
+            ));
+        }
+        // `upcast_attention` needs no mention: scores and their softmax are f32 here in any case.
+        config.only(&[
+            ("act_fn", json!("silu")),
+            ("addition_embed_type", Value::Null),
+            ("attention_type", json!("default")),
+            ("center_input_sample", json!(false)),
+            ("class_embed_type", Value::Null),
+            ("class_embeddings_concat", json!(false)),
+            ("conv_in_kernel", json!(3)),
+            ("conv_out_kernel", json!(3)),
+            ("cross_attention_norm", Value::Null),
+            ("downsample_padding", json!(1)),
+            ("dual_cross_attention", json!(false)),
+            ("encoder_hid_dim", Value::Null),
+            ("encoder_hid_dim_type", Value::Null),
+            ("mid_block_only_cross_attention", json!(false)),
+            ("mid_block_scale_factor", json!(1)),
+            ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+            ("num_class_embeds", Value::Null),
+            ("only_cross_attention", json!(false)),
+            ("resnet_out_scale_factor", json!(1)),
+            ("resnet_skip_time_act", json!(false)),
+            ("resnet_time_scale_shift", json!("default")),
+            ("reverse_transformer_layers_per_block", Value::Null),
+            ("time_embedding_act_fn", Value::Null),
+            ("time_embedding_dim", Value::Null),
+            ("time_embedding_type", json!("positional")),
+            ("timestep_post_act", Value::Null),
+        ])?;
+
+        let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![320, 640, 1280, 1280]);
+        let levels = block_out_channels.len();
+        if !LEVELS.contains(&levels) {
+            return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
+        }
+        const CROSS_DOWN: &str = "CrossAttnDownBlock2D";
+        const CROSS_UP: &str = "CrossAttnUpBlock2D";
+        let down = [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, "DownBlock2D"];
+        let up = ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP];
+        let layers_per_block = per_level(&config, "layers_per_block", levels)?.unwrap_or(vec![2; levels]);
+        if layers_per_block.iter().any(|&layers| layers != layers_per_block[0]) {
+            return Err(config.refuse("layers_per_block", "the same number for every level"));
+        }
+        let heads_key =
+            if config.get("num_attention_heads").is_some() { "num_attention_heads" } else { "attention_head_dim" };
+        let cross_attention_dim = config.size("cross_attention_dim", WIDTHS)?.unwrap_or(1280);
+        let spec = Self {
+            in_channels: config.size("in_channels", COUNTS)?.unwrap_or(4),
+            out_channels: config.size("out_channels", COUNTS)?.unwrap_or(4),
+            layers_per_block: layers_per_block[0],
+            down_attention: attention(&config, "down_block_types", down, levels)?,
+            up_attention: attention(&config, "up_block_types", up, levels)?,
+            heads: per_level(&config, heads_key, levels)?.unwrap_or(vec![8; levels]),
+            transformer_layers: per_level(&config, "transformer_layers_per_block", levels)?.unwrap_or(vec![1; levels]),
+            cross_attention_dim,
+            use_linear_projection: config.flag("use_linear_projection", false)?,
+            norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
+            norm_eps: config.float("norm_eps", EPSILONS)?.unwrap_or(1e-5) as f32,
+            sample_size: required(&config, "sample_size", config.size("sample_size", 1..=2048)?)?,
+            flip_sin_to_cos: config.flag("flip_sin_to_cos", true)?,
+            freq_shift: config.float("freq_shift", 0.0..=1.0)?.unwrap_or(0.0) as f32,
+            block_out_channels,
+        };
+        if spec.in_channels == 9 {
+            return Err(config
+                .refuse("in_channels", "the number of latent channels")
+                .hint("nine input channels is an inpainting checkpoint, which sdshard does not run"));
+        }
+        if spec.block_out_channels[0] % 2 == 1 {
+            return Err(config.refuse("block_out_channels", "a list that begins with an even width"));
+        }
+        for (level, &channels) in spec.block_out_channels.iter().enumerate() {
+            divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
+            // The middle block attends at the lowest resolution whatever the blocks around it do.
+            if spec.down_attention[level] || spec.up_attention[levels - 1 - level] || level == levels - 1 {
+                divides(&config, heads_key, spec.heads[level], channels)?;
+            }
+        }
+        Ok(spec)
+    }
+}
+
 /// An `AutoencoderKL`: `vae/config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeSpec {
@@ -96,6 +247,45 @@ pub struct VaeSpec {
 }
 
 impl VaeSpec {
+    /// Reads the text of a `vae/config.json`; `file` is its name in messages.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        config.only(&[("act_fn", json!("silu")), ("latents_mean", Value::Null), ("latents_std", Value::Null)])?;
+        let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![64]);
+        if !LEVELS.contains(&block_out_channels.len()) {
+            return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
+        }
+        for (key, class) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
+            let blocks = config.texts(key)?.unwrap_or(vec![class]);
+            if blocks.len() != block_out_channels.len() || blocks.iter().any(|block| *block != class) {
+                return Err(config.refuse(key, &format!("\"{class}\" for each of {} levels", block_out_channels.len())));
+            }
+        }
+        let spec = Self {
+            in_channels: config.size("in_channels", COUNTS)?.unwrap_or(3),
+            out_channels: config.size("out_channels", COUNTS)?.unwrap_or(3),
+            latent_channels: config.size("latent_channels", COUNTS)?.unwrap_or(4),
+            layers_per_block: config.size("layers_per_block", COUNTS)?.unwrap_or(1),
+            norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
+            scaling_factor: config.float("scaling_factor", 1e-6..=1e6)?.unwrap_or(0.18215) as f32,
+            shift_factor: config.float("shift_factor", -1e6..=1e6)?.unwrap_or(0.0) as f32,
+            mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
+            use_quant_conv: config.flag("use_quant_conv", true)?,
+            use_post_quant_conv: config.flag("use_post_quant_conv", true)?,
+            // The class says true where the key is missing, and only the pipelines of SDXL, whose files all have the
+            // key, ever ask. The VAEs of Stable Diffusion 1 and 2 stay within f16.
+            force_upcast: config.flag("force_upcast", false)?,
+            block_out_channels,
+        };
+        if spec.out_channels != 3 {
+            return Err(config.refuse("out_channels", "3: red, green and blue"));
+        }
+        for &channels in &spec.block_out_channels {
+            divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
+        }
+        Ok(spec)
+    }
+
     /// Pixels per latent, along each side: 8 for four levels.
     pub fn scale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
@@ -112,7 +302,7 @@ pub struct ModelSpec {
     /// The autoencoder.
     pub vae: VaeSpec,
     /// `scheduler/scheduler_config.json`.
-    pub scheduler: crate::scheduler::SchedulerConfig,
+    pub scheduler: SchedulerConfig,
     /// What a request uses where the user says nothing.
     pub defaults: Defaults,
 }
@@ -129,5 +319,343 @@ pub struct Defaults {
     /// Pixels.
     pub height: usize,
     /// A scheduler's name, where the model wants another than its `scheduler_config.json`.
-    pub scheduler: Option<crate::scheduler::SchedulerKind>,
+    pub scheduler: Option<SchedulerKind>,
+}
+
+impl ModelSpec {
+    /// Reads `model_index.json`, every component's config and, where there is one, `sdshard.toml`.
+    ///
+    /// Fails where the pipeline or a component is of another class, where a value is not supported, and where two
+    /// components do not fit together.
+    pub fn load(files: &ModelFiles) -> Result<Self> {
+        check_classes(&Object::parse(&files.text(MODEL_INDEX)?, files.path_of(MODEL_INDEX))?)?;
+        let read = |path: &str| Ok::<_, Error>((files.text(path)?, files.path_of(path)));
+        let (text, file) = read("text_encoder/config.json")?;
+        let text_encoder = ClipSpec::from_json(&text, &file)?;
+        let (text, file) = read("unet/config.json")?;
+        let unet = UnetSpec::from_json(&text, &file)?;
+        let (text, file) = read("vae/config.json")?;
+        let vae = VaeSpec::from_json(&text, &file)?;
+        let (text, file) = read(SCHEDULER)?;
+        let scheduler = SchedulerConfig::from_json(&text, &file)?;
+        for (what, wanted, found) in [
+            (
+                "cross_attention_dim of the UNet, the text encoder's hidden_size,",
+                text_encoder.hidden_size,
+                unet.cross_attention_dim,
+            ),
+            ("in_channels of the UNet, the VAE's latent_channels,", vae.latent_channels, unet.in_channels),
+            ("out_channels of the UNet, the VAE's latent_channels,", vae.latent_channels, unet.out_channels),
+        ] {
+            if wanted != found {
+                let parts = format!("the parts of the model {} do not fit together", files.name());
+                return Err(Error::input(format!("{parts}: {what} must be {wanted}")).found(found.to_string()));
+            }
+        }
+        let text = if files.exists(DEFAULTS) { files.text(DEFAULTS)? } else { String::new() };
+        let defaults =
+            Defaults::from_toml(&text, &files.path_of(DEFAULTS), unet.sample_size * vae.scale(), vae.scale())?;
+        if let Some(kind) = defaults.scheduler {
+            scheduler.with_kind(kind)?;
+        }
+        Ok(Self { text_encoder, unet, vae, scheduler, defaults })
+    }
+}
+
+/// Fails unless this is the index of a pipeline that sdshard runs.
+fn check_classes(index: &Object) -> Result<()> {
+    const PIPELINE: &str = "StableDiffusionPipeline";
+    let class = index.text("_class_name")?;
+    if class != Some(PIPELINE) {
+        let error = index.refuse("_class_name", &format!("\"{PIPELINE}\""));
+        return Err(match class {
+            Some(class) if class.contains("XL") => error.hint("sdshard runs Stable Diffusion 1 and 2; SDXL not yet"),
+            Some(class) if class.contains("Inpaint") => error.hint("inpainting checkpoints are not supported"),
+            _ => error.hint("sdshard runs Stable Diffusion 1 and 2, and models made like them"),
+        });
+    }
+    for (component, classes) in [
+        ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"][..]),
+        ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+        ("unet", &["UNet2DConditionModel"]),
+        ("vae", &["AutoencoderKL"]),
+    ] {
+        let class = index.get(component).and_then(|entry| entry.get(1)).and_then(Value::as_str);
+        if !class.is_some_and(|class| classes.contains(&class)) {
+            return Err(index.refuse(component, &format!("of the class {}", classes[0])));
+        }
+    }
+    Ok(())
+}
+
+/// `sdshard.toml` as it is written.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DefaultsFile {
+    steps: Option<usize>,
+    guidance_scale: Option<f32>,
+    width: Option<usize>,
+    height: Option<usize>,
+    scheduler: Option<String>,
+}
+
+impl Defaults {
+    /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Pictures have `size` pixels along each side
+    /// where it says nothing, and sides are multiples of `unit`.
+    fn from_toml(text: &str, file: &str, size: usize, unit: usize) -> Result<Self> {
+        let written: DefaultsFile =
+            toml::from_str(text).map_err(|error| Error::input(format!("{file}: cannot be used")).source(error))?;
+        let refuse = |key: &str, wanted: String, found: String| {
+            Error::input(format!("{file}: `{key}` must be {wanted}")).found(found)
+        };
+        let side = |key: &str, written: Option<usize>| match written {
+            Some(side) if !PIXELS.contains(&side) || side % unit != 0 => {
+                let wanted = format!("a multiple of {unit} from {} to {}", PIXELS.start(), PIXELS.end());
+                Err(refuse(key, wanted, side.to_string()))
+            }
+            side => Ok(side.unwrap_or(size)),
+        };
+        let steps = written.steps.unwrap_or(50);
+        if !(1..=1000).contains(&steps) {
+            return Err(refuse("steps", "a whole number from 1 to 1000".to_owned(), steps.to_string()));
+        }
+        let guidance_scale = written.guidance_scale.unwrap_or(7.5);
+        if !(0.0..=1000.0).contains(&guidance_scale) {
+            return Err(refuse("guidance_scale", "a number from 0 to 1000".to_owned(), guidance_scale.to_string()));
+        }
+        let scheduler = written.scheduler.as_deref().map(str::parse).transpose();
+        Ok(Self {
+            steps,
+            guidance_scale,
+            width: side("width", written.width)?,
+            height: side("height", written.height)?,
+            scheduler: scheduler.map_err(|error: Error| error.context(format!("{file}: `scheduler`")))?,
+        })
+    }
+}
+
+/// Fails where `parts` does not divide `whole`; `key` holds the parts.
+fn divides(config: &Object, key: &str, parts: usize, whole: usize) -> Result<()> {
+    if whole.is_multiple_of(parts) {
+        return Ok(());
+    }
+    Err(config.refuse(key, &format!("a divisor of {whole}, which is a width of this network")))
+}
+
+/// The value of a key that has no default.
+fn required<T>(config: &Object, key: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| config.refuse(key, "a whole number"))
+}
+
+/// A count for each level: one number stands for all.
+fn per_level(config: &Object, key: &str, levels: usize) -> Result<Option<Vec<usize>>> {
+    if config.get(key).is_some_and(Value::is_number) {
+        return Ok(config.size(key, COUNTS)?.map(|count| vec![count; levels]));
+    }
+    let list = config.sizes(key, COUNTS)?;
+    if list.as_ref().is_some_and(|list| list.len() != levels) {
+        return Err(config.refuse(key, &format!("a number or a list of {levels}, one for each level")));
+    }
+    Ok(list)
+}
+
+/// Which levels have cross attention, from a list of block types that begins like `CrossAttn` or not.
+fn attention(config: &Object, key: &str, default: [&str; 4], levels: usize) -> Result<Vec<bool>> {
+    let blocks = config.texts(key)?.unwrap_or(default.to_vec());
+    if blocks.len() != levels || blocks.iter().any(|block| !default.contains(block)) {
+        let [mut plain, mut cross] = [default[0], default[3]];
+        if plain.starts_with("Cross") {
+            (plain, cross) = (cross, plain);
+        }
+        return Err(config.refuse(key, &format!("{levels} blocks, each \"{cross}\" or \"{plain}\"")));
+    }
+    Ok(blocks.iter().map(|block| block.starts_with("CrossAttn")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SD15_UNET: &str = r#"{
+        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": false, "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}"#;
+    const SD15_VAE: &str = r#"{
+        "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+        "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3,
+        "sample_size": 512, "up_block_types":
+        ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+
+    /// `text` with `key` set to the JSON `value`, or without `key` where `value` is empty.
+    fn with(text: &str, key: &str, value: &str) -> String {
+        let mut object: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();
+        if value.is_empty() {
+            object.remove(key).unwrap();
+        } else {
+            object.insert(key.to_owned(), serde_json::from_str(value).unwrap());
+        }
+        Value::Object(object).to_string()
+    }
+
+    #[test]
+    fn reads_the_built_in_model() {
+        let files = ModelFiles::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji")).unwrap();
+        let spec = ModelSpec::load(&files).unwrap();
+        assert_eq!(spec.text_encoder.max_position_embeddings, 32);
+        assert_eq!(spec.text_encoder.activation, TextActivation::QuickGelu);
+        assert_eq!(spec.unet.block_out_channels, [64, 128, 224]);
+        assert_eq!(spec.unet.down_attention, [false, true, true]);
+        assert_eq!(spec.unet.up_attention, [true, true, false]);
+        assert_eq!(spec.unet.heads, [4, 4, 4]);
+        assert_eq!((spec.vae.norm_num_groups, spec.vae.scale(), spec.vae.force_upcast), (8, 8, true));
+        assert_eq!(spec.scheduler.prediction(), crate::scheduler::Prediction::Velocity);
+        let defaults = Defaults { steps: 25, guidance_scale: 2.0, width: 128, height: 128, scheduler: None };
+        assert_eq!(spec.defaults, defaults);
+    }
+
+    #[test]
+    fn reads_stable_diffusion_1_5() {
+        let unet = UnetSpec::from_json(SD15_UNET, "unet/config.json").unwrap();
+        assert_eq!(unet.heads, [8, 8, 8, 8]);
+        assert_eq!(unet.down_attention, [true, true, true, false]);
+        assert_eq!((unet.cross_attention_dim, unet.use_linear_projection, unet.norm_eps), (768, false, 1e-5));
+        let vae = VaeSpec::from_json(SD15_VAE, "vae/config.json").unwrap();
+        assert_eq!((vae.scaling_factor, vae.scale(), vae.force_upcast), (0.18215, 8, false));
+        assert!(vae.use_quant_conv && vae.use_post_quant_conv && vae.mid_block_add_attention);
+    }
+
+    #[test]
+    fn heads_are_given_per_level_and_under_either_name() {
+        let unet = |key, value| UnetSpec::from_json(&with(SD15_UNET, key, value), "x");
+        assert_eq!(unet("attention_head_dim", "[5, 10, 20, 20]").unwrap().heads, [5, 10, 20, 20]);
+        assert_eq!(unet("num_attention_heads", "4").unwrap().heads, [4; 4]);
+        assert_eq!(unet("attention_head_dim", "").unwrap().heads, [8; 4]);
+        assert_eq!(unet("transformer_layers_per_block", "[1, 2, 10, 1]").unwrap().transformer_layers, [1, 2, 10, 1]);
+        assert_eq!(unet("layers_per_block", "[2, 2, 2, 2]").unwrap().layers_per_block, 2);
+    }
+
+    #[test]
+    fn missing_keys_have_the_defaults_of_their_class() {
+        let unet = UnetSpec::from_json(r#"{"sample_size": 64}"#, "x").unwrap();
+        let full = UnetSpec::from_json(&with(SD15_UNET, "cross_attention_dim", "1280"), "x").unwrap();
+        assert_eq!(unet, full);
+        let clip = ClipSpec::from_json("{}", "x").unwrap();
+        assert_eq!((clip.vocab_size, clip.hidden_size, clip.num_attention_heads), (49_408, 512, 8));
+        assert_eq!(VaeSpec::from_json("{}", "x").unwrap().block_out_channels, [64]);
+    }
+
+    #[test]
+    fn says_which_value_of_the_unet_it_cannot_run() {
+        for (key, value, words) in [
+            ("addition_embed_type", r#""text_time""#, "SDXL"),
+            ("addition_embed_type", r#""image""#, "sdshard supports nothing else"),
+            ("time_cond_proj_dim", "256", "LCM"),
+            ("class_embed_type", r#""timestep""#, "found: \"timestep\""),
+            ("act_fn", r#""gelu""#, "\"silu\""),
+            ("mid_block_type", r#""UNetMidBlock2D""#, "UNetMidBlock2DCrossAttn"),
+            ("downsample_padding", "0", "must be 1"),
+            ("dual_cross_attention", "true", "must be false"),
+            ("only_cross_attention", "[true, true]", "must be false"),
+            ("resnet_time_scale_shift", r#""scale_shift""#, "must be \"default\""),
+            ("encoder_hid_dim", "64", "must be null"),
+            ("in_channels", "9", "inpainting"),
+            ("block_out_channels", "[1099511627776, 1, 1, 1]", "from 1 to 65536"),
+            ("block_out_channels", "[]", "1 to 8 widths"),
+            ("block_out_channels", "[320, 640, 1280, 1290]", "norm_num_groups"),
+            ("block_out_channels", "[320, 640, 1280]", "3 blocks"),
+            (
+                "down_block_types",
+                r#"["DownBlock2D", "DownBlock2D", "DownBlock2D", "SkipDownBlock2D"]"#,
+                "4 blocks, each",
+            ),
+            ("down_block_types", "7", "a list of texts"),
+            ("layers_per_block", "[2, 2, 2, 3]", "the same number"),
+            ("layers_per_block", "0", "from 1 to 1024"),
+            ("attention_head_dim", "7", "a divisor of 320"),
+            ("attention_head_dim", "[8, 8]", "a list of 4"),
+            ("norm_num_groups", "0", "from 1 to"),
+            ("norm_eps", "-1", "a number from"),
+            ("sample_size", "", "the key is missing"),
+            ("sample_size", "[64, 64]", "a whole number"),
+        ] {
+            let error = UnetSpec::from_json(&with(SD15_UNET, key, value), "unet/config.json").unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("unet/config.json: `"), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn says_which_value_of_the_vae_or_the_text_encoder_it_cannot_run() {
+        for (key, value, words) in [
+            ("act_fn", r#""relu""#, "\"silu\""),
+            ("latents_mean", "[0.1]", "must be null"),
+            ("up_block_types", r#"["UpDecoderBlock2D"]"#, "for each of 4 levels"),
+            ("down_block_types", r#"["AttnDownEncoderBlock2D"]"#, "\"DownEncoderBlock2D\""),
+            ("norm_num_groups", "48", "a divisor of 128"),
+            ("out_channels", "4", "red, green and blue"),
+            ("scaling_factor", "0", "a number from"),
+        ] {
+            let error = VaeSpec::from_json(&with(SD15_VAE, key, value), "vae/config.json").unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("vae/config.json: `"), "{key}: {error}");
+        }
+        for (text, words) in [
+            (r#"{"hidden_act": "gelu_new"}"#, "\"quick_gelu\" or \"gelu\""),
+            (r#"{"num_attention_heads": 7}"#, "a divisor of 512"),
+            (r#"{"vocab_size": -1}"#, "from 2 to"),
+        ] {
+            let error = ClipSpec::from_json(text, "x").unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_the_class_that_it_does_not_run() {
+        let index = |class: &str, vae: &str| {
+            let text = format!(
+                r#"{{"_class_name": {class}, "text_encoder": ["transformers", "CLIPTextModel"], "vae": {vae},
+                    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]}}"#
+            );
+            check_classes(&Object::parse(&text, "model_index.json").unwrap())
+        };
+        let vae = r#"["diffusers", "AutoencoderKL"]"#;
+        index(r#""StableDiffusionPipeline""#, vae).unwrap();
+        for (class, vae, words) in [
+            (r#""StableDiffusionXLPipeline""#, vae, "SDXL not yet"),
+            (r#""StableDiffusionInpaintPipeline""#, vae, "inpainting"),
+            (r#""FluxPipeline""#, vae, "found: \"FluxPipeline\""),
+            ("null", vae, "the key is missing"),
+            ("7", vae, "a text"),
+            (r#""StableDiffusionPipeline""#, "[null, null]", "`vae` must be of the class AutoencoderKL"),
+            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AutoencoderTiny"]"#, "AutoencoderTiny"),
+            (r#""StableDiffusionPipeline""#, "7", "`vae` must be"),
+        ] {
+            let error = index(class, vae).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("model_index.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_read_and_checked() {
+        let read = |text| Defaults::from_toml(text, "sdshard.toml", 512, 8);
+        let plain = Defaults { steps: 50, guidance_scale: 7.5, width: 512, height: 512, scheduler: None };
+        assert_eq!(read("").unwrap(), plain);
+        let scheduler = Some(SchedulerKind::DpmSolverMultistep);
+        assert_eq!(read("scheduler = \"dpm++2m\"\nwidth = 640").unwrap(), Defaults { width: 640, scheduler, ..plain });
+        for (text, words) in [
+            ("step = 4", "unknown field `step`"),
+            ("steps = 0", "`steps` must be"),
+            ("steps = \"4\"", "invalid type"),
+            ("guidance_scale = nan", "`guidance_scale` must be"),
+            ("width = 500", "`width` must be a multiple of 8"),
+            ("height = 0", "`height` must be"),
+            ("scheduler = \"dpm\"", "`scheduler`: \"dpm\" is not a scheduler"),
+            ("steps = ", "cannot be used"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("sdshard.toml"), "{error}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use crate::{
     models::spec::ModelSpec,
     scheduler::SchedulerKind,
 };
+pub use crate::tensor::random::Rng;
 
 /// Where denoising starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,16 +24,6 @@ pub enum Output {
     Image,
     /// The latents alone.
     Latents,
-}
-
-/// Which generator makes the noise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Rng {
-    /// PyTorch's CPU generator (Mersenne Twister): what diffusers users get with `torch.Generator("cpu")`.
-    #[default]
-    TorchCpu,
-    /// PyTorch's CUDA generator (Philox), as on a GPU large enough to draw every value in one go.
-    TorchCuda,
 }
 
 /// One picture: the text, the seed and how to draw it.

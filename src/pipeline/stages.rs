@@ -3,7 +3,7 @@
 //! Each begins and ends on the host. What crosses is small (a few hundred KiB), so a section asks the same of its
 //! device's arena wherever the others are, and the planner runs this very code on devices without data.
 
-use super::request::{Request, Rng, Start};
+use super::request::{Request, Start};
 use crate::{
     backend::{Device, Keep},
     error::{Error, Result},
@@ -16,7 +16,7 @@ use crate::{
     scheduler::{Schedule, Step},
     tensor::{
         Shape, Tensor,
-        random::{Generator, TorchCpu, TorchCuda},
+        random::Generator,
     },
 };
 
@@ -54,21 +54,17 @@ pub struct Denoise<'a> {
 /// Where the noise of one request comes from.
 pub struct Noise {
     start: Option<std::sync::Arc<[f32]>>,
-    generator: Box<dyn Generator + Send>,
+    generator: Generator,
 }
 
 impl Noise {
     /// The noise that the request asks for.
     pub fn new(request: &Request) -> Self {
-        let generator: Box<dyn Generator + Send> = match request.rng {
-            Rng::TorchCpu => Box::new(TorchCpu::new(request.seed)),
-            Rng::TorchCuda => Box::new(TorchCuda::new(request.seed)),
-        };
         let start = match &request.start {
             Start::Noise => None,
             Start::Latents(latents) => Some(latents.clone()),
         };
-        Self { start, generator }
+        Self { start, generator: request.rng.generator(request.seed) }
     }
 
     /// The first `shape` of it, channels last.

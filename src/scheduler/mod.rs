@@ -1,25 +1,386 @@
 //! Solvers as tables of plain numbers: timesteps and the coefficients of one run. No tensors, no randomness, no state.
+//!
+//! Every solver here calls the network once per step and then takes weighted sums, so that all a solver has to say is
+//! the weights. They are worked out in f64 and rounded to f32 once.
 
-/// A solver by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SchedulerKind {
-    /// Pseudo linear multi-step, with PLMS warm-up (`skip_prk_steps`). Liu et al. 2022.
-    Pndm,
-    /// Denoising diffusion implicit models, eta 0. Song et al. 2020.
-    Ddim,
-    /// Euler on the probability flow, Karras et al. 2022.
-    Euler,
-    /// Euler with ancestral noise.
-    EulerAncestral,
-    /// DPM-Solver++ of second order, multi-step. Lu et al. 2022.
-    DpmSolverMultistep,
-    /// The same on Karras' noise levels.
-    DpmSolverMultistepKarras,
+mod config;
+mod ddim;
+mod dpm_solver;
+mod euler;
+mod noise;
+mod pndm;
+
+pub use config::{Prediction, SchedulerConfig, SchedulerKind, Spacing};
+
+use crate::error::{Error, Result};
+
+/// How many estimates, the newest included, a step can draw on.
+pub const HISTORY: usize = 5;
+
+/// One call of the network, and how its output moves the latents. With `out` for the output:
+///
+/// ```text
+/// out       = network(input_scale * latents, timestep)
+/// estimates = [p * latents + q * out] + estimates        the newest first, at most HISTORY of them kept
+/// latents   = a * latents + Σ b[i] * estimates[i] + noise * z
+/// ```
+///
+/// `z` is fresh normal noise, drawn only where `noise` is not 0. A weight of 0 may stand beside an estimate that does
+/// not exist yet, so a driver leaves it out of the sum. The estimate is of the clean latents, but for PNDM, which
+/// averages outputs as they are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Training time, from 999 down to 0; some solvers stop between two whole numbers.
+    pub timestep: f32,
+    /// What the latents are multiplied with before the network sees them.
+    pub input_scale: f32,
+    /// The latents' weight in the new estimate.
+    pub p: f32,
+    /// The output's weight in the new estimate.
+    pub q: f32,
+    /// The latents' weight in the next latents.
+    pub a: f32,
+    /// The estimates' weights in the next latents, the newest first.
+    pub b: [f32; HISTORY],
+    /// The weight of fresh noise in the next latents.
+    pub noise: f32,
 }
 
-/// `scheduler_config.json`, checked.
+/// All steps of one run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SchedulerConfig {
-    /// The solver that the model asks for.
-    pub kind: SchedulerKind,
+pub struct Schedule {
+    /// What unit noise is multiplied with to give the first latents.
+    pub init_noise_sigma: f32,
+    /// One entry per call of the network: with PNDM one more than the steps asked for, as in diffusers.
+    pub steps: Vec<Step>,
+}
+
+impl Schedule {
+    /// How many estimates any step of this run looks at, the newest included: no driver has to keep more.
+    pub fn history(&self) -> usize {
+        let used = |step: &Step| step.b.iter().rposition(|&weight| weight != 0.0).map_or(0, |last| last + 1);
+        self.steps.iter().map(used).max().unwrap_or(0)
+    }
+
+    /// Runs all steps over plain numbers, as the reference for drivers on tensors. `noise` is the unit noise to begin
+    /// with; `network` gets scaled latents and a timestep; `fresh_noise` gives one more unit noise of the same length.
+    pub fn run(
+        &self,
+        noise: &[f32],
+        mut network: impl FnMut(&[f32], f32) -> Vec<f32>,
+        mut fresh_noise: impl FnMut() -> Vec<f32>,
+    ) -> Vec<f32> {
+        let mut latents: Vec<f32> = noise.iter().map(|z| z * self.init_noise_sigma).collect();
+        let mut estimates: Vec<Vec<f32>> = Vec::new();
+        for step in &self.steps {
+            let input: Vec<f32> = latents.iter().map(|x| x * step.input_scale).collect();
+            let out = network(&input, step.timestep);
+            estimates.insert(0, latents.iter().zip(&out).map(|(x, out)| step.p * x + step.q * out).collect());
+            estimates.truncate(self.history());
+            latents.iter_mut().for_each(|x| *x *= step.a);
+            for (weight, estimate) in step.b.iter().zip(&estimates).filter(|(weight, _)| **weight != 0.0) {
+                latents.iter_mut().zip(estimate).for_each(|(x, estimate)| *x += weight * estimate);
+            }
+            if step.noise != 0.0 {
+                latents.iter_mut().zip(fresh_noise()).for_each(|(x, z)| *x += step.noise * z);
+            }
+        }
+        latents
+    }
+}
+
+/// The run of `steps` steps by the configured solver, as diffusers does it.
+///
+/// Fails where `steps` is 0 or more than the model's training steps, and where two of the run's noise levels would
+/// coincide in a solver that divides by their distance.
+pub fn schedule(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
+    let most = config.num_train_timesteps;
+    if !(1..=most).contains(&steps) {
+        return Err(
+            Error::input(format!("{} runs from 1 to {most} steps", config.kind)).found(format!("{steps} steps"))
+        );
+    }
+    let schedule = match config.kind {
+        SchedulerKind::Pndm => pndm::schedule(config, steps),
+        SchedulerKind::Ddim => ddim::schedule(config, steps),
+        SchedulerKind::Euler => euler::schedule(config, steps),
+        SchedulerKind::EulerAncestral => euler::ancestral_schedule(config, steps),
+        SchedulerKind::DpmSolverMultistep | SchedulerKind::DpmSolverMultistepKarras => {
+            dpm_solver::schedule(config, steps)
+        }
+    };
+    schedule.ok_or_else(|| {
+        Error::input(format!("{} cannot make {steps} steps with the spacing of this model's scheduler", config.kind))
+            .found("timesteps that coincide or lie beyond the training range")
+            .hint(format!("fewer steps; {} is a common number", 50.min(steps / 2).max(1)))
+    })
+}
+
+impl Step {
+    /// A step whose estimate is the network's output as it is, and whose weights are still to be filled in.
+    fn new(timestep: f64) -> Self {
+        Self { timestep: timestep as f32, input_scale: 1.0, p: 0.0, q: 1.0, a: 0.0, b: [0.0; HISTORY], noise: 0.0 }
+    }
+}
+
+impl Prediction {
+    /// The weights of what the network sees and of its output in the clean latents, where it sees
+    /// `alpha` · clean + `sigma` · noise with α² + σ² = 1.
+    fn clean(self, alpha: f64, sigma: f64) -> (f64, f64) {
+        match self {
+            Self::Epsilon => (1.0 / alpha, -sigma / alpha),
+            Self::Velocity => (alpha, -sigma),
+            Self::Sample => (0.0, 1.0),
+        }
+    }
+}
+
+/// `weights` in f32, with zeros behind.
+fn weights<const N: usize>(weights: [f64; N]) -> [f32; HISTORY] {
+    let mut b = [0.0; HISTORY];
+    b.iter_mut().zip(weights).for_each(|(b, weight)| *b = weight as f32);
+    b
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stable Diffusion's own scheduler file, with `more` keys in front.
+    fn config(kind: &str, more: &str) -> SchedulerConfig {
+        let text = format!(
+            r#"{{{more} "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+                "beta_schedule": "scaled_linear", "clip_sample": false, "set_alpha_to_one": false,
+                "skip_prk_steps": true, "steps_offset": 1, "trained_betas": null}}"#
+        );
+        SchedulerConfig::from_json(&text, "scheduler_config.json").unwrap().with_kind(kind.parse().unwrap()).unwrap()
+    }
+
+    fn run(kind: &str, spacing: &str, steps: usize) -> Schedule {
+        schedule(&config(kind, &format!("\"timestep_spacing\": \"{spacing}\",")), steps).unwrap()
+    }
+
+    fn timesteps(schedule: &Schedule) -> Vec<f32> {
+        schedule.steps.iter().map(|step| step.timestep).collect()
+    }
+
+    /// σ of each step, from the scale that the network's input has.
+    fn sigmas(schedule: &Schedule) -> Vec<f64> {
+        schedule.steps.iter().map(|step| (f64::from(step.input_scale).powi(-2) - 1.0).sqrt()).collect()
+    }
+
+    #[track_caller]
+    fn assert_near(found: &[f64], wanted: &[f64], tolerance: f64) {
+        assert_eq!(found.len(), wanted.len());
+        for (found, wanted) in found.iter().zip(wanted) {
+            assert!((found - wanted).abs() <= tolerance * wanted.abs().max(1.0), "{found} is not {wanted}");
+        }
+    }
+
+    #[test]
+    fn timesteps_are_those_of_diffusers() {
+        for (kind, spacing, steps, wanted) in [
+            ("ddim", "leading", 4, &[751.0, 501.0, 251.0, 1.0][..]),
+            ("ddim", "trailing", 4, &[999.0, 749.0, 499.0, 249.0]),
+            ("ddim", "trailing", 3, &[999.0, 666.0, 332.0]),
+            ("ddim", "trailing", 1, &[999.0]),
+            ("euler", "trailing", 4, &[999.0, 749.0, 499.0, 249.0]),
+            ("pndm", "leading", 1, &[1.0]),
+            ("pndm", "leading", 2, &[501.0, 1.0, 1.0]),
+            ("pndm", "linspace", 3, &[999.0, 500.0, 500.0, 0.0]),
+            ("euler", "linspace", 1, &[0.0]),
+            (
+                "dpm++2m-karras",
+                "leading",
+                20,
+                &[
+                    999.0, 962.0, 921.0, 876.0, 827.0, 772.0, 710.0, 640.0, 561.0, 474.0, 380.0, 285.0, 197.0, 123.0,
+                    69.0, 35.0, 15.0, 6.0, 2.0, 0.0,
+                ],
+            ),
+            (
+                "dpm++2m-karras",
+                "linspace",
+                25,
+                &[
+                    999.0, 970.0, 938.0, 905.0, 868.0, 829.0, 786.0, 739.0, 687.0, 630.0, 568.0, 500.0, 427.0, 352.0,
+                    278.0, 207.0, 146.0, 96.0, 59.0, 34.0, 18.0, 9.0, 4.0, 1.0, 0.0,
+                ],
+            ),
+        ] {
+            assert_eq!(timesteps(&run(kind, spacing, steps)), wanted, "{kind} {spacing} {steps}");
+        }
+    }
+
+    #[test]
+    fn long_runs_begin_and_end_as_in_diffusers() {
+        for (kind, spacing, steps, first, last) in [
+            ("ddim", "leading", 50, [981.0, 961.0, 941.0], [41.0, 21.0, 1.0]),
+            ("ddim", "leading", 30, [958.0, 925.0, 892.0], [67.0, 34.0, 1.0]),
+            ("ddim", "leading", 20, [951.0, 901.0, 851.0], [101.0, 51.0, 1.0]),
+            ("ddim", "trailing", 50, [999.0, 979.0, 959.0], [59.0, 39.0, 19.0]),
+            ("ddim", "trailing", 30, [999.0, 966.0, 932.0], [99.0, 66.0, 32.0]),
+            ("pndm", "leading", 50, [981.0, 961.0, 961.0], [41.0, 21.0, 1.0]),
+            ("pndm", "leading", 20, [951.0, 901.0, 901.0], [101.0, 51.0, 1.0]),
+            ("dpm++2m", "linspace", 20, [999.0, 949.0, 899.0], [150.0, 100.0, 50.0]),
+            ("dpm++2m", "leading", 20, [941.0, 894.0, 847.0], [142.0, 95.0, 48.0]),
+        ] {
+            let timesteps = timesteps(&run(kind, spacing, steps));
+            assert_eq!(timesteps.len(), steps + usize::from(kind == "pndm"));
+            assert_eq!((&timesteps[..3], &timesteps[timesteps.len() - 3..]), (&first[..], &last[..]), "{kind} {steps}");
+        }
+        // Euler keeps the fractions of a linear spacing.
+        let euler: Vec<f64> = timesteps(&run("euler", "linspace", 20)).into_iter().map(f64::from).collect();
+        assert_near(&euler[..3], &[999.0, 946.4211, 893.8421], 1e-7);
+    }
+
+    #[test]
+    fn euler_has_diffusers_noise_levels() {
+        let leading_30 = run("euler", "leading", 30);
+        assert_near(&sigmas(&leading_30)[..3], &[11.476851, 9.543586, 8.004313], 1e-6);
+        assert_near(&sigmas(&leading_30)[29..], &[0.041314], 1e-4);
+        assert_near(&[leading_30.init_noise_sigma.into()], &[11.520334], 1e-7);
+
+        let leading_50 = run("euler", "leading", 50);
+        assert_near(&sigmas(&leading_50)[..3], &[13.120416, 11.676050, 10.425045], 1e-6);
+        assert_near(&[leading_50.init_noise_sigma.into()], &[13.158469], 1e-7);
+
+        let trailing_4 = run("euler", "trailing", 4);
+        assert_near(&sigmas(&trailing_4), &[14.614647, 4.081731, 1.612887, 0.693205], 1e-6);
+        assert_near(&[trailing_4.init_noise_sigma.into()], &[14.614647], 1e-7);
+    }
+
+    #[test]
+    fn the_last_step_keeps_only_the_clean_estimate() {
+        for kind in ["euler", "euler-ancestral", "dpm++2m", "dpm++2m-karras"] {
+            for steps in [1, 2, 15, 50] {
+                let last = *run(kind, "leading", steps).steps.last().unwrap();
+                assert_eq!((last.a, last.b, last.noise), (0.0, [1.0, 0.0, 0.0, 0.0, 0.0], 0.0), "{kind} {steps}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_weight_is_finite() {
+        for kind in SchedulerKind::ALL {
+            for spacing in ["leading", "linspace", "trailing"] {
+                for prediction in ["epsilon", "v_prediction"] {
+                    let more = format!("\"timestep_spacing\": \"{spacing}\", \"prediction_type\": \"{prediction}\",");
+                    let config = config(kind.name(), &more);
+                    for steps in (1..=60).chain([61, 103, 121, 499, 999]) {
+                        let Ok(schedule) = schedule(&config, steps) else {
+                            assert!(steps > 60, "{kind} {spacing} {steps}");
+                            continue;
+                        };
+                        assert!(schedule.init_noise_sigma > 0.0 && schedule.history() <= HISTORY);
+                        for step in &schedule.steps {
+                            let numbers = [step.timestep, step.input_scale, step.p, step.q, step.a, step.noise];
+                            assert!(numbers.iter().chain(&step.b).all(|x| x.is_finite()), "{kind} {spacing} {step:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A network that knows the clean latents: whatever it predicts, every solver must arrive there.
+    #[test]
+    fn a_perfect_network_is_followed_to_the_clean_latents() {
+        let clean = [0.5_f32, -1.25, 0.0, 3.0];
+        let noise = [1.0_f32, -0.5, 2.0, 0.25];
+        for kind in SchedulerKind::ALL {
+            for prediction in ["epsilon", "v_prediction"] {
+                let more = format!("\"timestep_spacing\": \"trailing\", \"prediction_type\": \"{prediction}\",");
+                let config = config(kind.name(), &more);
+                let table = noise::NoiseTable::new(&config);
+                for steps in [1, 2, 3, 10, 30] {
+                    let schedule = schedule(&config, steps).unwrap();
+                    let network = |seen: &[f32], timestep: f32| {
+                        let sigma = table.sigma(timestep.into());
+                        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+                        let out = |(&seen, &clean): (&f32, &f32)| {
+                            let noise = (f64::from(seen) - alpha * f64::from(clean)) / (sigma * alpha);
+                            match config.prediction() {
+                                Prediction::Epsilon => noise as f32,
+                                _ => (alpha * noise - sigma * alpha * f64::from(clean)) as f32,
+                            }
+                        };
+                        seen.iter().zip(&clean).map(out).collect()
+                    };
+                    let end = schedule.run(&noise, network, || vec![0.1; 4]);
+                    // PNDM and DDIM stop at the noise of timestep 0, and PNDM averages velocities of several timesteps.
+                    let averages = kind == SchedulerKind::Pndm && prediction == "v_prediction";
+                    let tolerance = if averages { 0.8 } else { 0.15 };
+                    for (end, clean) in end.iter().zip(&clean) {
+                        assert!((end - clean).abs() < tolerance, "{kind} {prediction} {steps}: {end} for {clean}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_step_counts_that_cannot_be_made() {
+        let refusal = |kind, spacing: &str, steps| {
+            schedule(&config(kind, &format!("\"timestep_spacing\": \"{spacing}\",")), steps).unwrap_err().to_string()
+        };
+        assert!(refusal("ddim", "leading", 0).contains("runs from 1 to 1000 steps"));
+        assert!(refusal("euler", "leading", 1001).contains("found: 1001 steps"));
+        assert!(refusal("ddim", "leading", 1000).contains("beyond the training range"));
+        assert!(refusal("dpm++2m", "leading", 1000).contains("coincide"));
+        assert!(refusal("dpm++2m", "linspace", 1000).contains("coincide"));
+    }
+
+    #[test]
+    fn another_class_fills_in_its_own_defaults() {
+        let bare =
+            SchedulerConfig::from_json(r#"{"_class_name": "EulerDiscreteScheduler", "clip_sample": false}"#, "s");
+        let euler = bare.unwrap();
+        assert_eq!((euler.spacing, euler.set_alpha_to_one), (Spacing::Linspace, false));
+        let ddim = euler.with_kind(SchedulerKind::Ddim).unwrap();
+        assert_eq!((ddim.spacing, ddim.set_alpha_to_one), (Spacing::Leading, true));
+        assert_eq!(ddim.with_kind(SchedulerKind::Euler).unwrap(), euler);
+    }
+
+    #[test]
+    fn says_which_key_it_cannot_follow() {
+        for (text, words) in [
+            (r#"{}"#, "`_class_name` must be the scheduler's class"),
+            (r#"{"_class_name": "HeunDiscreteScheduler"}"#, "found: \"HeunDiscreteScheduler\""),
+            (r#"{"_class_name": "PNDMScheduler"}"#, "`skip_prk_steps` must be true"),
+            (r#"{"_class_name": "DDIMScheduler"}"#, "`clip_sample` must be false"),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "trained_betas": [0.1]}"#, "`trained_betas` must be null"),
+            (
+                r#"{"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": true}"#,
+                "`use_beta_sigmas` must be false",
+            ),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "prediction_type": "flow"}"#, "`prediction_type` must be"),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "beta_schedule": "x"}"#, "`beta_schedule` must be"),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": -1}"#, "`beta_end` must be a number from 0.0001"),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "num_train_timesteps": 1e9}"#, "`num_train_timesteps`"),
+            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"}"#, "`solver_type` must be \"mid"),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}"#,
+                "`algorithm_type`",
+            ),
+            (r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -1.0}"#, "`lambda_min_clipped`"),
+            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#, "`solver_order`"),
+        ] {
+            let error = SchedulerConfig::from_json(text, "scheduler/scheduler_config.json").unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("scheduler/scheduler_config.json"), "{error}");
+        }
+        let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity,
+                       "use_karras_sigmas": true, "algorithm_type": "dpmsolver++", "unknown": [1]}"#;
+        let config = SchedulerConfig::from_json(text, "s").unwrap();
+        assert_eq!(config.kind(), SchedulerKind::DpmSolverMultistepKarras);
+    }
+
+    #[test]
+    fn names_are_read_and_printed() {
+        for kind in SchedulerKind::ALL {
+            assert_eq!(kind.to_string().parse::<SchedulerKind>().unwrap(), kind);
+        }
+        assert_eq!("DPMSolverMultistepScheduler".parse::<SchedulerKind>().unwrap(), SchedulerKind::DpmSolverMultistep);
+        assert!("dpm".parse::<SchedulerKind>().unwrap_err().to_string().contains("dpm++2m-karras"));
+    }
 }

@@ -5,6 +5,7 @@
 //! channels]`.
 
 pub mod ops;
+pub mod random;
 pub mod shape;
 
 use std::sync::Arc;

@@ -1,1 +1,397 @@
-//! weights
+//! Named tensors on disk: where they are, what they are called, and that each is read once in the right shape.
+
+pub mod files;
+mod index;
+mod names;
+mod safetensors;
+mod scope;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+};
+
+use ::safetensors::Dtype;
+pub use files::ModelFiles;
+pub use scope::Scope;
+
+use crate::{
+    backend::{DType, Values},
+    error::{Error, Result},
+};
+
+/// How many names an error lists before it only counts.
+const LISTED: usize = 8;
+
+/// The tensors of one component.
+#[derive(Debug)]
+pub struct Weights {
+    component: String,
+    /// `None` where only shapes are asked for and every tensor exists.
+    stored: Option<Stored>,
+    /// Names that somebody read or declared unused.
+    seen: Mutex<HashSet<String>>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    files: Vec<safetensors::File>,
+    /// By today's name: the file and the tensor within it.
+    places: HashMap<String, (usize, usize)>,
+    is_variant: bool,
+}
+
+impl Weights {
+    /// Opens the weights of `component`, a folder of the model such as `unet`, and checks every header.
+    ///
+    /// Takes the files of `variant` where there are any, else the plain ones. Reads no tensor yet.
+    pub fn open(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Self> {
+        let doing = |error: Error| error.context(format!("loading {component}"));
+        let stored = Stored::open(files, component, variant).map_err(doing)?;
+        Ok(Self { component: component.to_owned(), stored: Some(stored), seen: Mutex::default() })
+    }
+
+    /// Weights that exist in every shape asked for and have no values: for plans.
+    pub fn shapes_only(component: &str) -> Self {
+        Self { component: component.to_owned(), stored: None, seen: Mutex::default() }
+    }
+
+    /// The component's name.
+    pub fn component(&self) -> &str {
+        &self.component
+    }
+
+    /// Whether the files are those of the variant that was asked for.
+    pub fn is_variant(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.is_variant)
+    }
+
+    /// Whether there is such a tensor; always, where only shapes are asked for.
+    pub fn has(&self, name: &str) -> bool {
+        self.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
+    }
+
+    /// The tensor `name`, which must have this shape. Names are today's, without `text_model.`.
+    ///
+    /// Fails where it is missing, has another shape, or holds anything but F32, F16 or BF16.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Values<'_>> {
+        let Some(stored) = &self.stored else { return Ok(Values::ShapeOnly) };
+        self.mark(name);
+        let doing = |what: String| Error::input(format!("loading {}: {what}", self.component));
+        let Some((file, tensor)) = stored.find(name) else {
+            let files: Vec<&str> = stored.files.iter().map(|file| file.path.as_str()).collect();
+            return Err(doing(format!(
+                "there is no `{name}` in {}, this model needs one of {shape:?}",
+                files.join(", ")
+            )));
+        };
+        if !names::shape_fits(name, &tensor.shape, shape) {
+            let error = doing(format!("`{}` is {:?}, this model needs {shape:?}", tensor.name, tensor.shape))
+                .found(format!("that shape in {}", file.path));
+            return Err(match (name, tensor.shape.get(1)) {
+                ("conv_in.weight", Some(9)) => {
+                    error.hint("nine input channels is an inpainting checkpoint, which sdshard does not run")
+                }
+                ("conv_in.weight", Some(8)) => {
+                    error.hint("eight input channels is an image-editing checkpoint, which sdshard does not run")
+                }
+                _ => error,
+            });
+        }
+        let dtype = match tensor.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return Err(doing(format!("`{}` must be F32, F16 or BF16", tensor.name))
+                    .found(format!("{other} in {}", file.path)));
+            }
+        };
+        Ok(Values::Data { dtype, bytes: file.data(tensor) })
+    }
+
+    /// Declares that all tensors whose names begin with `prefix` stay unread on purpose: a VAE's encoder, for one.
+    pub fn skip(&self, prefix: &str) {
+        let names = self.stored.iter().flat_map(|stored| stored.places.keys());
+        names.filter(|name| name.starts_with(prefix)).for_each(|name| self.mark(name));
+    }
+
+    /// Ends the reading. Fails where the files hold a tensor that nobody read, and names it: then they are of another
+    /// model than the config says.
+    pub fn finish(self) -> Result<()> {
+        let Some(stored) = self.stored else { return Ok(()) };
+        let seen = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let is_left = |name: &&String| !seen.contains(*name) && !names::is_ignorable(name);
+        let mut left: Vec<&str> = stored.places.keys().filter(is_left).map(String::as_str).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        left.sort_unstable();
+        let more = left.len().saturating_sub(LISTED);
+        let listed = left[..left.len() - more].iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Err(Error::input(format!(
+            "loading {}: {} tensors have no place in the model that config.json describes",
+            self.component,
+            left.len()
+        ))
+        .found(format!("{listed}{and_more} in {}", stored.files[0].path))
+        .hint("are config.json and the weights of the same model?"))
+    }
+
+    /// Gives the pages that were read back to the system, once all is packed. They come back when read again.
+    pub fn release(&self) {
+        self.stored.iter().flat_map(|stored| &stored.files).for_each(safetensors::File::release);
+    }
+
+    fn mark(&self, name: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+}
+
+impl Stored {
+    fn open(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Self> {
+        let sources = index::find(files, component, variant)?;
+        let opened =
+            sources.files.iter().map(|path| safetensors::File::open(files, path)).collect::<Result<Vec<_>>>()?;
+        let mut places = HashMap::new();
+        for (file_index, file) in opened.iter().enumerate() {
+            for (tensor_index, tensor) in file.tensors.iter().enumerate() {
+                let name = names::modern(&tensor.name).into_owned();
+                if let Some((other, _)) = places.insert(name, (file_index, tensor_index)) {
+                    return Err(Error::input(format!("`{}` is stored twice", tensor.name))
+                        .found(format!("once in {} and once in {}", opened[other].path, file.path)));
+                }
+            }
+        }
+        for (tensor, home) in &sources.homes {
+            if places.get(&*names::modern(tensor)).is_none_or(|(file, _)| file != home) {
+                return Err(Error::input(format!("the index says that `{tensor}` is in {}", opened[*home].path))
+                    .found("no such tensor in that file"));
+            }
+        }
+        Ok(Self { files: opened, places, is_variant: sources.is_variant })
+    }
+
+    fn find(&self, name: &str) -> Option<(&safetensors::File, &safetensors::Tensor)> {
+        let &(file, tensor) = self.places.get(name)?;
+        Some((&self.files[file], &self.files[file].tensors[tensor]))
+    }
+}
+
+/// The components among `components` that have no files of `variant` and would use their plain ones.
+///
+/// Fails where none has any: the variant is then a slip of the pen.
+pub fn without_variant(files: &ModelFiles, components: &[&str], variant: &str) -> Result<Vec<String>> {
+    let mut without = Vec::new();
+    for &component in components {
+        if !index::find(files, component, Some(variant))?.is_variant {
+            without.push(component.to_owned());
+        }
+    }
+    if without.len() == components.len() {
+        return Err(Error::input(format!("the model {} has no files of the variant \"{variant}\"", files.name()))
+            .hint("leave the variant out to use its plain files"));
+    }
+    Ok(without)
+}
+
+/// Ten hexadecimal digits that differ between models: a hash of the configs and of the headers of the weights.
+///
+/// Two models that agree in every shape, type and setting have the same digits: they say what was run, not who made it.
+pub fn identity(files: &ModelFiles, weights: &[&Weights]) -> Result<String> {
+    let mut hash = Fnv::new();
+    for path in [files::MODEL_INDEX, "scheduler/scheduler_config.json"] {
+        hash.write_part(files.text(path)?.as_bytes());
+    }
+    for weights in weights {
+        hash.write_part(files.text(&format!("{}/config.json", weights.component))?.as_bytes());
+        weights.stored.iter().flat_map(|stored| &stored.files).for_each(|file| hash.write_part(file.header()));
+    }
+    Ok(format!("{:010x}", hash.0 >> 24))
+}
+
+/// FNV-1a, 64 bits.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// The length goes in first, so that parts do not run together.
+    fn write_part(&mut self, part: &[u8]) {
+        self.write(&(part.len() as u64).to_le_bytes());
+        self.write(part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+    fn model(files: Vec<(&'static str, Vec<u8>)>) -> ModelFiles {
+        let files: Vec<files::EmbeddedFile> =
+            files.into_iter().map(|(name, bytes)| (name, &*Vec::leak(bytes))).collect();
+        ModelFiles::embedded("m", files.leak())
+    }
+
+    /// A safetensors file of F16 tensors full of zeros.
+    fn tensors(list: &[(&str, &[usize])]) -> Vec<u8> {
+        let mut end = 0;
+        let entries: Vec<String> = list
+            .iter()
+            .map(|(name, shape)| {
+                let start = end;
+                end += 2 * shape.iter().product::<usize>();
+                format!(r#""{name}":{{"dtype":"F16","shape":{shape:?},"data_offsets":[{start},{end}]}}"#)
+            })
+            .collect();
+        safetensors::tests::file(&format!("{{{}}}", entries.join(",")), end)
+    }
+
+    #[test]
+    fn every_tensor_is_read_in_its_shape() {
+        let files = model(vec![(UNET, tensors(&[("a.weight", &[2, 3]), ("b", &[4]), ("text_model.c", &[1])]))]);
+        let weights = Weights::open(&files, "unet", None).unwrap();
+        let Values::Data { dtype, bytes } = weights.get("a.weight", &[2, 3]).unwrap() else { panic!() };
+        assert_eq!((dtype, bytes.len()), (DType::F16, 12));
+        weights.get("b", &[4]).unwrap();
+        assert!(weights.has("c") && !weights.has("d"));
+        weights.get("c", &[1]).unwrap();
+        weights.release();
+        weights.finish().unwrap();
+    }
+
+    #[test]
+    fn a_wrong_or_missing_tensor_is_named() {
+        let list: &[(&str, &[usize])] = &[("conv_in.weight", &[320, 9, 3, 3]), ("b", &[4])];
+        let files = model(vec![(UNET, tensors(list))]);
+        let weights = Weights::open(&files, "unet", None).unwrap();
+        let error = weights.get("conv_in.weight", &[320, 4, 3, 3]).unwrap_err().to_string();
+        assert!(error.contains("`conv_in.weight` is [320, 9, 3, 3], this model needs [320, 4, 3, 3]"), "{error}");
+        assert!(error.contains("inpainting") && error.contains(UNET), "{error}");
+        let error = weights.get("b", &[2, 2]).unwrap_err().to_string();
+        assert!(error.contains("`b` is [4], this model needs [2, 2]") && !error.contains("try:"), "{error}");
+        let error = weights.get("d", &[7]).unwrap_err().to_string();
+        assert!(error.contains("loading unet: there is no `d` in m:unet/") && error.contains("[7]"), "{error}");
+    }
+
+    #[test]
+    fn what_nobody_read_is_listed() {
+        let names: Vec<String> = (0..20).map(|i| format!("x{i:02}")).collect();
+        let mut list: Vec<(&str, &[usize])> = names.iter().map(|name| (name.as_str(), &[1][..])).collect();
+        list.extend([("encoder.y", &[1][..]), ("text_model.embeddings.position_ids", &[1])]);
+        let files = model(vec![(UNET, tensors(&list))]);
+        let weights = Weights::open(&files, "unet", None).unwrap();
+        weights.skip("encoder.");
+        for name in &names[10..] {
+            weights.get(name, &[1]).unwrap();
+        }
+        let error = weights.finish().unwrap_err().to_string();
+        assert!(error.contains("loading unet: 10 tensors") && error.contains("`x00`, `x01`"), "{error}");
+        assert!(error.contains("`x07` and 2 more") && !error.contains("encoder.y"), "{error}");
+    }
+
+    #[test]
+    fn types_that_are_no_floats_are_refused() {
+        let header = r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#;
+        let files = model(vec![(UNET, safetensors::tests::file(header, 8))]);
+        let error = Weights::open(&files, "unet", None).unwrap().get("a", &[1]).unwrap_err().to_string();
+        assert!(error.contains("`a` must be F32, F16 or BF16") && error.contains("found: I64"), "{error}");
+    }
+
+    #[test]
+    fn shards_are_read_as_one_and_must_keep_their_index() {
+        const INDEX: &str = "unet/diffusion_pytorch_model.safetensors.index.json";
+        let open = |map: &str, second: &[(&str, &[usize])]| {
+            let index = format!(r#"{{"weight_map": {{{map}}}}}"#).into_bytes();
+            let files = model(vec![
+                (INDEX, index),
+                ("unet/1.safetensors", tensors(&[("a", &[1])])),
+                ("unet/2.safetensors", tensors(second)),
+            ]);
+            Weights::open(&files, "unet", None)
+        };
+        let weights = open(r#""a": "1.safetensors", "b": "2.safetensors""#, &[("b", &[2])]).unwrap();
+        weights.get("a", &[1]).unwrap();
+        weights.get("b", &[2]).unwrap();
+        weights.finish().unwrap();
+
+        let error = open(r#""a": "2.safetensors", "b": "2.safetensors", "c": "1.safetensors""#, &[("b", &[2])]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("loading unet: the index says that `a` is in m:unet/2.safetensors"), "{error}");
+        let error = open(r#""a": "1.safetensors", "b": "2.safetensors""#, &[("a", &[1])]).unwrap_err().to_string();
+        assert!(error.contains("`a` is stored twice"), "{error}");
+        let error = open(r#""a": "1.safetensors", "b": "3.safetensors""#, &[]).unwrap_err().to_string();
+        assert!(error.contains("m:unet/3.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn old_vae_attention_is_read_by_its_new_name() {
+        let list: &[(&str, &[usize])] = &[
+            ("decoder.mid_block.attentions.0.query.weight", &[4, 4, 1, 1]),
+            ("decoder.mid_block.attentions.0.proj_attn.weight", &[4, 4]),
+        ];
+        let files = model(vec![("vae/diffusion_pytorch_model.safetensors", tensors(list))]);
+        let weights = Weights::open(&files, "vae", None).unwrap();
+        weights.get("decoder.mid_block.attentions.0.to_q.weight", &[4, 4]).unwrap();
+        weights.get("decoder.mid_block.attentions.0.to_out.0.weight", &[4, 4]).unwrap();
+        weights.finish().unwrap();
+    }
+
+    #[test]
+    fn a_variant_must_exist_somewhere() {
+        let files = model(vec![
+            (UNET, tensors(&[])),
+            ("vae/diffusion_pytorch_model.fp16.safetensors", tensors(&[])),
+            ("vae/diffusion_pytorch_model.safetensors", tensors(&[])),
+        ]);
+        assert_eq!(without_variant(&files, &["unet", "vae"], "fp16").unwrap(), ["unet"]);
+        let error = without_variant(&files, &["unet", "vae"], "fp61").unwrap_err().to_string();
+        assert!(error.contains("no files of the variant \"fp61\""), "{error}");
+        assert!(Weights::open(&files, "vae", Some("fp16")).unwrap().is_variant());
+        assert!(!Weights::open(&files, "unet", Some("fp16")).unwrap().is_variant());
+    }
+
+    #[test]
+    fn plans_have_every_shape() {
+        let weights = Weights::shapes_only("unet");
+        assert!(matches!(weights.get("anything", &[1 << 40]).unwrap(), Values::ShapeOnly));
+        weights.finish().unwrap();
+    }
+
+    #[test]
+    fn the_identity_follows_configs_and_headers() {
+        let identity = |config: &[u8], shape: &[usize]| {
+            let files = model(vec![
+                (files::MODEL_INDEX, b"{}".to_vec()),
+                ("scheduler/scheduler_config.json", b"{}".to_vec()),
+                ("unet/config.json", config.to_vec()),
+                (UNET, tensors(&[("a", shape)])),
+            ]);
+            let weights = Weights::open(&files, "unet", None).unwrap();
+            super::identity(&files, &[&weights]).unwrap()
+        };
+        let one = identity(b"{}", &[1]);
+        assert_eq!(one.len(), 10);
+        assert_eq!(one, identity(b"{}", &[1]));
+        assert_ne!(one, identity(b"{}", &[2]));
+        assert_ne!(one, identity(b"{ }", &[1]));
+    }
+
+    #[test]
+    fn fnv_gives_the_known_answer_of_its_authors() {
+        let mut hash = Fnv::new();
+        hash.write(b"foobar");
+        assert_eq!(hash.0, 0x8594_4171_f739_67e8);
+    }
+}

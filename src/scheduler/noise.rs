@@ -1,0 +1,172 @@
+//! The noise that a model was trained on, and the timesteps and noise levels of one run.
+
+use super::config::{BetaSchedule, SchedulerConfig, Spacing};
+
+/// ᾱ and σ of every training timestep, with the roundings of PyTorch.
+pub(super) struct NoiseTable {
+    /// `ᾱ(t)`, the share of the picture in the squared latents.
+    alpha_bar: Vec<f32>,
+    /// `σ(t) = √((1 − ᾱ) / ᾱ)`, the noise beside a picture of unit scale.
+    sigma: Vec<f32>,
+    /// What DDIM and PNDM take for the timestep below 0.
+    final_alpha_bar: f32,
+}
+
+impl NoiseTable {
+    /// `alpha_bar` and `sigma` in f32, their product summed up in f64, as PyTorch does on a CPU.
+    pub(super) fn new(config: &SchedulerConfig) -> Self {
+        let count = config.num_train_timesteps;
+        let betas: Vec<f32> = match config.beta_schedule {
+            BetaSchedule::Linear => linspace_f32(config.beta_start as f32, config.beta_end as f32, count),
+            BetaSchedule::ScaledLinear => {
+                let roots = linspace_f32(config.beta_start.sqrt() as f32, config.beta_end.sqrt() as f32, count);
+                roots.into_iter().map(|root| root * root).collect()
+            }
+        };
+        let mut product = 1.0_f64;
+        let alpha_bar: Vec<f32> = betas
+            .into_iter()
+            .map(|beta| {
+                product *= f64::from(1.0 - beta);
+                product as f32
+            })
+            .collect();
+        let sigma = alpha_bar.iter().map(|alpha_bar| ((1.0 - alpha_bar) / alpha_bar).sqrt()).collect();
+        let final_alpha_bar = if config.set_alpha_to_one { 1.0 } else { alpha_bar[0] };
+        Self { alpha_bar, sigma, final_alpha_bar }
+    }
+
+    /// ᾱ at a training timestep; below 0 the value that ends a run.
+    pub(super) fn alpha_bar(&self, timestep: i64) -> f64 {
+        usize::try_from(timestep).map_or(self.final_alpha_bar, |timestep| self.alpha_bar[timestep]).into()
+    }
+
+    /// σ at a timestep that may lie between two training timesteps.
+    pub(super) fn sigma(&self, timestep: f64) -> f64 {
+        let last = self.sigma.len() - 1;
+        let below = (timestep.max(0.0) as usize).min(last);
+        let (low, high) = (f64::from(self.sigma[below]), f64::from(self.sigma[(below + 1).min(last)]));
+        low + (high - low) * (timestep - below as f64)
+    }
+
+    /// σ of timestep 0.
+    pub(super) fn sigma_min(&self) -> f64 {
+        self.sigma[0].into()
+    }
+
+    /// σ of the last training timestep.
+    pub(super) fn sigma_max(&self) -> f64 {
+        self.sigma[self.sigma.len() - 1].into()
+    }
+
+    /// The timestep whose noise level is `sigma`, by linear interpolation of log σ.
+    pub(super) fn timestep(&self, sigma: f64) -> f64 {
+        let log = |index: usize| f64::from(self.sigma[index].ln());
+        let at_most = self.sigma.partition_point(|&level| f64::from(level.ln()) <= sigma.ln());
+        let below = at_most.saturating_sub(1).min(self.sigma.len() - 2);
+        let weight = (log(below) - sigma.ln()) / (log(below) - log(below + 1));
+        below as f64 + weight.clamp(0.0, 1.0)
+    }
+}
+
+/// PyTorch's `linspace`: counted from the nearer end.
+fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
+    let step = (end - start) / (count - 1) as f32;
+    let value = |i: usize| if i < count / 2 { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 };
+    (0..count).map(value).collect()
+}
+
+/// `count` timesteps from the noisiest down, not rounded: with [`Spacing::Linspace`] they have fractions. `None` where
+/// they coincide or go beyond the training range.
+pub(super) fn timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<f64>> {
+    let train = config.num_train_timesteps as f64;
+    let timesteps: Vec<f64> = match config.spacing {
+        Spacing::Leading if count > config.num_train_timesteps => return None,
+        Spacing::Leading => {
+            let stride = config.num_train_timesteps / count;
+            (0..count).rev().map(|i| (i * stride + config.steps_offset) as f64).collect()
+        }
+        Spacing::Linspace if count == 1 => vec![0.0],
+        Spacing::Linspace => {
+            let stride = (train - 1.0) / (count - 1) as f64;
+            (0..count).rev().map(|i| if i == count - 1 { train - 1.0 } else { i as f64 * stride }).collect()
+        }
+        // numpy's `arange`, whose stride is the difference of its first two values. For a few counts, 61 of 1000 for
+        // one, arange ends one value too late, at timestep -1; diffusers then makes that extra step, we do not.
+        Spacing::Trailing => {
+            let stride = (train - train / count as f64) - train;
+            (0..count).map(|i| (train + i as f64 * stride).round_ties_even() - 1.0).collect()
+        }
+    };
+    (timesteps[0] < train).then_some(timesteps)
+}
+
+/// The same, rounded to training timesteps.
+pub(super) fn whole_timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<i64>> {
+    Some(timesteps(config, count)?.into_iter().map(|timestep| timestep.round_ties_even() as i64).collect())
+}
+
+/// `count` noise levels from `max` down to `min`, evenly in σ^(1/7). Karras et al. 2022, equation 5.
+pub(super) fn karras(max: f64, min: f64, count: usize) -> Vec<f64> {
+    const RHO: f64 = 7.0;
+    let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
+    let share = |i: usize| if count == 1 { 0.0 } else { i as f64 / (count - 1) as f64 };
+    (0..count).map(|i| (max + share(i) * (min - max)).powf(RHO)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> SchedulerConfig {
+        SchedulerConfig::from_json(text, "scheduler_config.json").unwrap()
+    }
+
+    #[test]
+    fn alpha_bar_and_sigma_have_pytorchs_values() {
+        let table = NoiseTable::new(&config(
+            r#"{"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+                "beta_schedule": "scaled_linear"}"#,
+        ));
+        for (timestep, want) in [(0, 0.99914998), (1, 0.99829602), (500, 0.27633247), (999, 0.00466010)] {
+            assert!((table.alpha_bar(timestep) - want).abs() < 1e-8, "{timestep}: {}", table.alpha_bar(timestep));
+        }
+        assert!((table.sigma_min() - 0.02916753).abs() < 1e-8);
+        assert!((table.sigma_max() - 14.6146469).abs() < 1e-6);
+        // torch 2.15.0: torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000)**2, 0), to the last bit.
+        let bits = [
+            (0, 0x3f7fc84b),
+            (1, 0x3f7f9054),
+            (250, 0x3f2c7da7),
+            (500, 0x3e8d7b73),
+            (750, 0x3d66124f),
+            (999, 0x3b98b3b6),
+        ];
+        for (timestep, bits) in bits {
+            assert_eq!(table.alpha_bar[timestep].to_bits(), bits, "timestep {timestep}");
+        }
+    }
+
+    #[test]
+    fn a_timestep_is_found_again_from_its_noise_level() {
+        let table = NoiseTable::new(&config(
+            r#"{"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+                "beta_schedule": "scaled_linear"}"#,
+        ));
+        for timestep in [0.0, 1.0, 77.0, 500.0, 998.0, 999.0] {
+            assert!((table.timestep(table.sigma(timestep)) - timestep).abs() < 1e-3);
+        }
+        assert_eq!(table.timestep(1e-6), 0.0);
+        assert_eq!(table.timestep(1e6), 999.0);
+    }
+
+    #[test]
+    fn trailing_timesteps_never_fall_below_zero() {
+        let config = config(r#"{"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}"#);
+        for count in 1..=1000 {
+            let timesteps = timesteps(&config, count).unwrap();
+            assert_eq!((timesteps.len(), timesteps[0]), (count, 999.0));
+            assert!(timesteps[count - 1] >= 0.0, "{count}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! PNDM with its linear multi-step warm-up (`skip_prk_steps`), which Stable Diffusion 1 calls PLMS. Liu et al. 2022.
+
+use super::{HISTORY, Prediction, Schedule, SchedulerConfig, Step, noise, weights};
+
+/// Goes along a weighted mean of the last outputs. The second timestep is visited twice: the first visit is a plain
+/// step, the second makes that step again with the mean of both outputs. `None` where a timestep would lie beyond the
+/// training range.
+pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
+    let table = noise::NoiseTable::new(config);
+    let stride = (config.num_train_timesteps / count) as i64;
+    let mut timesteps = noise::whole_timesteps(config, count)?;
+    if count > 1 {
+        timesteps.insert(1, timesteps[1]);
+    }
+
+    // The weights of the latents and of the mean output in a step between two timesteps: equation 9 of the paper.
+    let transfer = |from: i64, to: i64| {
+        let (alpha_bar, alpha_bar_prev) = (table.alpha_bar(from), table.alpha_bar(to));
+        let sample = (alpha_bar_prev / alpha_bar).sqrt();
+        let noise = (alpha_bar - alpha_bar_prev)
+            / (alpha_bar * (1.0 - alpha_bar_prev).sqrt() + (alpha_bar * (1.0 - alpha_bar) * alpha_bar_prev).sqrt());
+        match config.prediction {
+            // The noise in v is sqrt(alpha_bar) * v + sqrt(1 - alpha_bar) * sample.
+            Prediction::Velocity => (sample + noise * (1.0 - alpha_bar).sqrt(), noise * alpha_bar.sqrt()),
+            Prediction::Epsilon | Prediction::Sample => (sample, noise),
+        }
+    };
+    let step = |(call, &timestep): (usize, &i64)| {
+        let (a, b) = if call == 1 {
+            // From the first latents again, which are (latents - b0 * first output) / a0.
+            let (a, b) = transfer(timestep + stride, timestep);
+            let (a0, b0) = transfer(timesteps[0], timesteps[0] - stride);
+            (a / a0, weights([b / 2.0, b / 2.0 - a / a0 * b0]))
+        } else {
+            let (a, b) = transfer(timestep, timestep - stride);
+            (a, weights(mean(call).map(|share| share * b)))
+        };
+        Step { a: a as f32, b, ..Step::new(timestep as f64) }
+    };
+    Some(Schedule { init_noise_sigma: 1.0, steps: timesteps.iter().enumerate().map(step).collect() })
+}
+
+/// The outputs' shares in the mean at one call of the network, the newest first: Adams and Bashforth's weights, of as
+/// high an order as there are outputs. The output of call 1 is never looked at again: it stands in the list with 0.
+fn mean(call: usize) -> [f64; HISTORY] {
+    let (shares, sum) = match call {
+        0 => ([1.0, 0.0, 0.0, 0.0, 0.0], 1.0),
+        2 => ([3.0, 0.0, -1.0, 0.0, 0.0], 2.0),
+        3 => ([23.0, -16.0, 0.0, 5.0, 0.0], 12.0),
+        4 => ([55.0, -59.0, 37.0, 0.0, -9.0], 24.0),
+        _ => ([55.0, -59.0, 37.0, -9.0, 0.0], 24.0),
+    };
+    shares.map(|share| share / sum)
+}

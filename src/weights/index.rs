@@ -1,0 +1,189 @@
+//! Which files hold a component's tensors: one, or several with an index, in all the forms that their names take.
+
+use std::collections::BTreeSet;
+
+use super::files::ModelFiles;
+use crate::{
+    error::{Error, Result},
+    json::Object,
+};
+
+/// More shards than any model has.
+const MOST_SHARDS: usize = 1000;
+
+/// A component's files, relative to the model's folder.
+#[derive(Debug, PartialEq)]
+pub(super) struct Sources {
+    pub(super) files: Vec<String>,
+    /// For each tensor the position in `files` of the one that must hold it; empty where there is no index.
+    pub(super) homes: Vec<(String, usize)>,
+    /// Whether these are the files of the variant that was asked for.
+    pub(super) is_variant: bool,
+}
+
+/// Finds the files of `component`: those of `variant` first, then the plain ones.
+pub(super) fn find(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Sources> {
+    let stem = stem(component);
+    if let Some(variant) = variant {
+        if !variant.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) || variant.is_empty() {
+            return Err(Error::input("the variant of a model's files must be letters and digits")
+                .found(variant)
+                .hint("\"fp16\" is the usual one"));
+        }
+        let indexes = [
+            format!("{component}/{stem}.safetensors.index.{variant}.json"),
+            format!("{component}/{stem}.safetensors.{variant}.index.json"),
+            format!("{component}/{stem}.{variant}.safetensors.index.json"),
+        ];
+        let single = format!("{component}/{stem}.{variant}.safetensors");
+        if let Some(sources) = first(files, component, &indexes, single)? {
+            return Ok(Sources { is_variant: true, ..sources });
+        }
+    }
+    let single = format!("{component}/{stem}.safetensors");
+    match first(files, component, &[format!("{single}.index.json")], single.clone())? {
+        Some(sources) => Ok(sources),
+        None => Err(nothing_found(files, component, stem, &single)),
+    }
+}
+
+/// The name of a component's weight files, without what follows the first dot.
+fn stem(component: &str) -> &'static str {
+    match component {
+        "unet" | "vae" => "diffusion_pytorch_model",
+        _ => "model",
+    }
+}
+
+/// The first index that is there, else the single file.
+fn first(files: &ModelFiles, component: &str, indexes: &[String], single: String) -> Result<Option<Sources>> {
+    if let Some(index) = indexes.iter().find(|index| files.exists(index)) {
+        return read(files, component, index).map(Some);
+    }
+    let sources = || Sources { files: vec![single.clone()], homes: Vec::new(), is_variant: false };
+    Ok(files.exists(&single).then(sources))
+}
+
+/// Reads an index: `{"weight_map": {tensor: file}}`.
+fn read(files: &ModelFiles, component: &str, path: &str) -> Result<Sources> {
+    let index = Object::parse(&files.text(path)?, files.path_of(path))?;
+    let map = index.get("weight_map").and_then(serde_json::Value::as_object);
+    let map = map.ok_or_else(|| index.refuse("weight_map", "an object of tensors and the files that hold them"))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let name = file.as_str().filter(|name| is_plain(name));
+        names.insert(name.ok_or_else(|| {
+            Error::input(format!("{}: `{tensor}` must be in a safetensors file beside the index", index.file()))
+                .found(file.to_string())
+        })?);
+    }
+    if !(1..=MOST_SHARDS).contains(&names.len()) {
+        return Err(Error::input(format!("{}: an index names 1 to {MOST_SHARDS} files", index.file()))
+            .found(format!("{} files", names.len())));
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    let home = |file: &serde_json::Value| {
+        let name = file.as_str().expect("checked above: every file is a text");
+        names.binary_search(&name).expect("every file's name was collected above")
+    };
+    Ok(Sources {
+        homes: map.iter().map(|(tensor, file)| (tensor.clone(), home(file))).collect(),
+        files: names.iter().map(|name| format!("{component}/{name}")).collect(),
+        is_variant: false,
+    })
+}
+
+/// A file's name alone, with no way out of the folder.
+fn is_plain(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.contains(['/', '\\', ':', '\0']) && !name.contains("..")
+}
+
+/// The error for a component without weights, with what else is there.
+fn nothing_found(files: &ModelFiles, component: &str, stem: &str, single: &str) -> Error {
+    let error =
+        Error::input(format!("{}: there is no such file, so {component} has no weights", files.path_of(single)));
+    let there = files.list(component);
+    let variant = there.iter().find_map(|name| {
+        name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".safetensors")?.split(['-', '.']).next()
+    });
+    if let Some(variant) = variant {
+        return error.hint(format!("this folder has the variant \"{variant}\""));
+    }
+    if there.iter().any(|name| [".bin", ".ckpt", ".pt"].iter().any(|end| name.ends_with(end))) {
+        return error
+            .found("pickle files, which sdshard never reads")
+            .hint("the same model with safetensors files: most are published in both forms");
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(names: &[&'static str], index: &'static str) -> ModelFiles {
+        let files: Vec<_> = names.iter().map(|&name| (name, index.as_bytes())).collect();
+        ModelFiles::embedded("m", files.leak())
+    }
+
+    #[test]
+    fn finds_single_files_and_falls_back_to_the_plain_one() {
+        let both =
+            files(&["unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"], "");
+        let found = find(&both, "unet", Some("fp16")).unwrap();
+        assert_eq!((&*found.files[0], found.is_variant), ("unet/diffusion_pytorch_model.fp16.safetensors", true));
+        let found = find(&both, "unet", Some("bf16")).unwrap();
+        assert_eq!((&*found.files[0], found.is_variant), ("unet/diffusion_pytorch_model.safetensors", false));
+        assert!(find(&files(&["text_encoder/model.safetensors"], ""), "text_encoder", None).is_ok());
+    }
+
+    #[test]
+    fn reads_an_index_under_each_of_its_names() {
+        const INDEX: &str = r#"{"metadata": {"total_size": 8}, "weight_map": {
+            "b": "x-00002-of-00002.fp16.safetensors", "a": "x-00001-of-00002.fp16.safetensors"}}"#;
+        for name in [
+            "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+            "unet/diffusion_pytorch_model.safetensors.fp16.index.json",
+            "unet/diffusion_pytorch_model.fp16.safetensors.index.json",
+            "unet/diffusion_pytorch_model.safetensors.index.json",
+        ] {
+            let found = find(&files(&[name], INDEX), "unet", Some("fp16")).unwrap();
+            assert_eq!(
+                found.files,
+                ["unet/x-00001-of-00002.fp16.safetensors", "unet/x-00002-of-00002.fp16.safetensors"]
+            );
+            assert_eq!(found.homes, [("b".to_owned(), 1), ("a".to_owned(), 0)]);
+            assert_eq!(found.is_variant, name.contains("fp16"));
+        }
+    }
+
+    #[test]
+    fn refuses_an_index_that_leads_elsewhere() {
+        for (index, words) in [
+            (r#"{"weight_map": {"a": "../x.safetensors"}}"#, "found: \"../x.safetensors\""),
+            (r#"{"weight_map": {"a": "/x.safetensors"}}"#, "`a` must be in a safetensors file beside the index"),
+            (r#"{"weight_map": {"a": "x\\y.safetensors"}}"#, "beside the index"),
+            (r#"{"weight_map": {"a": "x.bin"}}"#, "found: \"x.bin\""),
+            (r#"{"weight_map": {"a": 1}}"#, "found: 1"),
+            (r#"{"weight_map": {}}"#, "found: 0 files"),
+            (r#"{"weight_map": []}"#, "`weight_map` must be"),
+            (r#"{}"#, "`weight_map` must be"),
+            ("", "not JSON"),
+        ] {
+            let name = "vae/diffusion_pytorch_model.safetensors.index.json";
+            let error = find(&files(&[name], index), "vae", None).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_there_instead() {
+        let error = |name| find(&files(&[name], ""), "unet", None).unwrap_err().to_string();
+        assert!(error("unet/diffusion_pytorch_model.fp16.safetensors").contains("the variant \"fp16\""));
+        assert!(error("unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors").contains("the variant \"fp16\""));
+        assert!(error("unet/diffusion_pytorch_model.bin").contains("pickle"));
+        assert!(error("vae/x").contains("m:unet/diffusion_pytorch_model.safetensors: there is no such file"));
+        let error = find(&files(&[], ""), "unet", Some("../x")).unwrap_err().to_string();
+        assert!(error.contains("found: ../x"), "{error}");
+    }
+}

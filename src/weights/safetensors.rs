@@ -1,0 +1,242 @@
+//! The safetensors format: a JSON header in front of plain tensors. Every number in the header is checked before use.
+//!
+//! `u64` little-endian header length, header, tensors. Offsets in the header count from its end.
+
+use std::{fmt, ops::Range};
+
+use safetensors::Dtype;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+
+use super::files::{Bytes, ModelFiles};
+use crate::error::{Error, Result};
+
+/// Bytes of the length in front of the header.
+const PREFIX: usize = 8;
+/// The longest header that is read, as in the reference implementation.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// One safetensors file, its header read and checked.
+#[derive(Debug)]
+pub(super) struct File {
+    /// How messages call it.
+    pub(super) path: String,
+    /// In the order in which they lie in the file.
+    pub(super) tensors: Vec<Tensor>,
+    bytes: Bytes,
+    header_len: usize,
+}
+
+/// What the header says of one tensor.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Within the file.
+    range: Range<usize>,
+}
+
+impl File {
+    /// Maps the file and checks its header: that it is whole, that every tensor has the bytes its shape and type need,
+    /// and that tensors lie one after another, with neither holes nor overlaps, to the end of the file.
+    pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
+        let bytes = files.bytes(path)?;
+        let path = files.path_of(path);
+        let (tensors, header_len) =
+            read_header(&bytes).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
+        Ok(Self { path, tensors, bytes, header_len })
+    }
+
+    /// The JSON text of the header.
+    pub(super) fn header(&self) -> &[u8] {
+        &self.bytes[PREFIX..PREFIX + self.header_len]
+    }
+
+    /// A tensor's values, row by row, little-endian, at whatever address they happen to lie.
+    pub(super) fn data(&self, tensor: &Tensor) -> &[u8] {
+        &self.bytes[tensor.range.clone()]
+    }
+
+    /// See [`Bytes::release`].
+    pub(super) fn release(&self) {
+        self.bytes.release();
+    }
+}
+
+/// The tensors, ordered by their place in the file, and the length of the header.
+fn read_header(bytes: &[u8]) -> Result<(Vec<Tensor>, usize)> {
+    let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
+        return Err(Error::input("the file ends before its header").found(format!("{} bytes", bytes.len())));
+    };
+    let declared = u64::from_le_bytes(*prefix);
+    if declared > LONGEST_HEADER {
+        return Err(Error::input(format!("the header may have {LONGEST_HEADER} bytes at most"))
+            .found(format!("{declared} bytes"))
+            .hint("this may not be a safetensors file at all"));
+    }
+    let header_len = declared as usize; // at most LONGEST_HEADER
+    let Some(header) = rest.get(..header_len) else {
+        return Err(Error::input(format!("the header has {declared} bytes, and the file ends before that"))
+            .found(format!("a file of {} bytes", bytes.len()))
+            .hint("was the download interrupted?"));
+    };
+    let Header(entries) =
+        serde_json::from_slice(header).map_err(|error| Error::input("the header cannot be read").source(error))?;
+
+    let data_start = PREFIX + header_len;
+    let mut tensors =
+        entries.into_iter().map(|(name, entry)| place(name, entry, data_start)).collect::<Result<Vec<_>>>()?;
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    let mut end = data_start;
+    for tensor in &tensors {
+        if tensor.range.start != end {
+            let what = if tensor.range.start < end { "overlaps the tensor before it" } else { "follows a hole" };
+            return Err(Error::input(format!(
+                "`{}` {what}: it must begin at offset {}",
+                tensor.name,
+                end - data_start
+            ))
+            .found(format!("offset {}", tensor.range.start - data_start)));
+        }
+        end = tensor.range.end;
+    }
+    if end != bytes.len() {
+        let error = Error::input(format!("the tensors need a file of {end} bytes"))
+            .found(format!("a file of {} bytes", bytes.len()));
+        return Err(if end > bytes.len() { error.hint("was the download interrupted?") } else { error });
+    }
+    Ok((tensors, header_len))
+}
+
+/// Checks one tensor's numbers against each other.
+fn place(name: String, entry: Entry, data_start: usize) -> Result<Tensor> {
+    let [start, end] = entry.data_offsets;
+    let elements = entry.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+    let bits = elements.and_then(|elements| elements.checked_mul(entry.dtype.bitsize()));
+    let Some(bits) = bits.filter(|bits| bits % 8 == 0) else {
+        return Err(
+            Error::input(format!("the shape of `{name}` is no possible one")).found(format!("{:?}", entry.shape))
+        );
+    };
+    if end.checked_sub(start) != Some(bits / 8) {
+        let wanted = format!("`{name}`, {:?} of {}, needs {} bytes", entry.shape, entry.dtype, bits / 8);
+        return Err(Error::input(wanted).found(format!("offsets {start} to {end}")));
+    }
+    let (Some(start), Some(end)) = (start.checked_add(data_start), end.checked_add(data_start)) else {
+        return Err(Error::input(format!("`{name}` lies beyond any file")).found(format!("offsets {start} to {end}")));
+    };
+    Ok(Tensor { name, dtype: entry.dtype, shape: entry.shape, range: start..end })
+}
+
+/// A tensor as the header spells it.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+/// The whole header. A name that comes twice is an error, where a map would keep the last one.
+struct Header(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let mut seen = std::collections::HashSet::new();
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format!("`{name}` comes twice")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A file with this header and so many bytes of data.
+    pub(crate) fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    }
+
+    #[test]
+    fn reads_tensors_in_file_order_at_any_alignment() {
+        let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]},"__metadata__":{"format":"pt"},
+            "a":{"dtype":"F16","shape":[3,1],"data_offsets":[0,6]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[6,6]},
+            "scalar":{"dtype":"BF16","shape":[],"data_offsets":[10,12]}}"#;
+        let (tensors, header_len) = read_header(&file(header, 12)).unwrap();
+        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!((names, header_len), (vec!["a", "empty", "b", "scalar"], header.len()));
+        assert_eq!(tensors[0].range, PREFIX + header.len()..PREFIX + header.len() + 6);
+    }
+
+    #[test]
+    fn refuses_every_broken_header() {
+        let t = |offsets: &str| format!(r#"{{"t":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}}}"#);
+        let two = |a: &str, b: &str| {
+            format!(
+                r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":{a}}},"b":{{"dtype":"F32","shape":[2],"data_offsets":{b}}}}}"#
+            )
+        };
+        let shape = |shape: &str| format!(r#"{{"t":{{"dtype":"F32","shape":{shape},"data_offsets":[0,8]}}}}"#);
+        for (bytes, words) in [
+            (vec![], "ends before its header"),
+            (vec![1, 0, 0, 0], "ends before its header"),
+            ((1_u64 << 60).to_le_bytes().to_vec(), "found: 1152921504606846976 bytes"),
+            (u64::MAX.to_le_bytes().to_vec(), "at most"),
+            (200_u64.to_le_bytes().to_vec(), "the file ends before that"),
+            (file("", 0), "cannot be read"),
+            (file("[]", 0), "an object of tensors"),
+            (file("{\"t\"", 0), "cannot be read"),
+            (file(r#"{"t":{}}"#, 0), "missing field"),
+            (file(r#"{"t":{"dtype":"F33","shape":[],"data_offsets":[0,4]}}"#, 4), "F33"),
+            (file(&t("[0,-8]"), 8), "cannot be read"),
+            (file(&t("[0,8,9]"), 8), "cannot be read"),
+            (file(&t("[0,18446744073709551616]"), 8), "cannot be read"),
+            (file(&t("[0,4]"), 4), "`t`, [2] of F32, needs 8 bytes"),
+            (file(&t("[8,0]"), 8), "needs 8 bytes"),
+            (file(&t("[0,8]"), 7), "was the download interrupted?"),
+            (file(&t("[0,8]"), 9), "the tensors need a file of"),
+            (file(&t("[4,12]"), 12), "`t` follows a hole: it must begin at offset 0"),
+            (file(&t("[18446744073709551607,18446744073709551615]"), 8), "lies beyond any file"),
+            (file(&two("[0,8]", "[4,12]"), 12), "`b` overlaps the tensor before it: it must begin at offset 8"),
+            (file(&two("[0,8]", "[0,8]"), 8), "overlaps"),
+            (file(&two("[0,8]", "[12,20]"), 20), "`b` follows a hole"),
+            (file(&two("[0,8]", "[8,16]").replace("\"b\"", "\"a\""), 16), "`a` comes twice"),
+            (file(&shape("[9223372036854775807,3]"), 8), "no possible one"),
+            (file(&shape("[4611686018427387904]"), 8), "no possible one"),
+            (file(&shape("[2.5]"), 8), "cannot be read"),
+            (file(&"[".repeat(100_000), 0), "cannot be read"),
+        ] {
+            let error = read_header(&bytes).unwrap_err().to_string();
+            assert!(error.contains(words), "{error:?} lacks {words:?}");
+        }
+    }
+}
