@@ -67,7 +67,7 @@ fn bad_arguments_are_refused_with_one_message() {
         (&["a fox", "--seed", "-1"], "from 0 to 18446744073709551615, or random"),
         (&["a fox", "--scheduler", "eular"], "'euler'"),
         (&["a fox", "--output-type", "jpg"], "[possible values: png, latent]"),
-        (&["a fox", "--rng", "numpy"], "torch-cpu"),
+        (&["a fox", "--rng", "numpy"], "cpu, cuda"),
         (&["a fox", "--dtype", "fp16"], "'f16'"),
         (&["a fox", "--latents", "/nowhere/l.safetensors"], "reading the latents in /nowhere/l.safetensors"),
         (&["a fox", "--device-map", "balancd"], "did you mean \"balanced\"?"),

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use sdshard::{
-    error::{Error, Result},
+    error::Result,
     pipeline::Model,
-    weights::{ModelFiles, hub},
+    weights::ModelFiles,
 };
 
 use super::{ModelArgs, progress::Console};
@@ -41,9 +41,6 @@ pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
         None => built_in(console)?,
         // An existing folder is a folder, also where it looks like an id.
         Some(name) if Path::new(name).exists() => ModelFiles::folder(name)?,
-        Some(name) if hub::is_id(name) => {
-            ModelFiles::folder(hub::resolve(name, args.revision.as_deref(), args.variant.as_deref())?)?.with_name(name)
-        }
         Some(name) => ModelFiles::folder(name)?,
     };
     Model::open(files, args.variant.clone())

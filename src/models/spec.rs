@@ -323,6 +323,18 @@ pub struct Defaults {
 }
 
 impl ModelSpec {
+    /// The scheduler that a request asks for, else the model's default, as diffusers' `from_config` makes it.
+    ///
+    /// # Errors
+    /// If that solver understands a key of the model's scheduler file that this program cannot follow.
+    pub fn scheduler_for(&self, asked: Option<SchedulerKind>) -> Result<SchedulerConfig> {
+        match asked.or(self.defaults.scheduler) {
+            None => Ok(self.scheduler.clone()),
+            Some(kind) if kind == self.scheduler.kind() => Ok(self.scheduler.clone()),
+            Some(kind) => self.scheduler.with_kind(kind),
+        }
+    }
+
     /// Reads `model_index.json`, every component's config and, where there is one, `sdshard.toml`.
     ///
     /// Fails where the pipeline or a component is of another class, where a value is not supported, and where two

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     error::Result,
     nn::{Conv2d, GroupNorm, Linear},
-    tensor::{Fuse, Tensor, ops::Padding},
+    tensor::{Tensor, ops::Padding},
     weights::Scope,
 };
 

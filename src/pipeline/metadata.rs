@@ -130,7 +130,7 @@ pub(super) mod tests {
             width: 64,
             height: 32,
             dtype: "f32".into(),
-            rng: "torch-cpu".into(),
+            rng: "cpu".into(),
             latents: None,
         }
     }

@@ -1,11 +1,11 @@
 //! One picture that somebody wants, checked once.
 
+pub use crate::tensor::random::Rng;
 use crate::{
     error::{Error, Result},
     models::spec::ModelSpec,
     scheduler::SchedulerKind,
 };
-pub use crate::tensor::random::Rng;
 
 /// Where denoising starts.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,10 +14,7 @@ use crate::{
         vae::VaeDecoder,
     },
     scheduler::{Schedule, Step},
-    tensor::{
-        Shape, Tensor,
-        random::Generator,
-    },
+    tensor::{Shape, Tensor, random::Generator},
 };
 
 /// Features of one text, `[tokens, width]`, on the host.

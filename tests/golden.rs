@@ -1,0 +1,350 @@
+//! Real code on small random-weight pipelines, and on the built-in model, against what diffusers and torch computed in
+//! f32: `tests/reference/` makes the numbers. Both sides read the same weights and draw the same noise.
+//!
+//! The bounds: parts to 1e-4 of the output's largest value, latents after ten steps to 1e-3 of theirs, pictures to one
+//! step of 255. Sums are taken in another order there, and ten steps with guidance 7.5 magnify the difference.
+
+use std::{path::Path, sync::Arc};
+
+use safetensors::{Dtype, SafeTensors};
+use sdshard::{
+    backend::{self, Device},
+    engine::Engine,
+    models::{
+        unet::{Conditioning, DenoiserInput, time_features},
+        vae::VaeEncoder,
+    },
+    pipeline::{
+        Component, Model, Picture,
+        model::{load_text_encoder, load_unet, load_vae},
+        request::{Output, Request, Rng, Start},
+        stages::{channels_first, channels_last},
+    },
+    planner::{
+        device_map::DeviceMap,
+        plan::{Largest, Plan},
+    },
+    scheduler::{SchedulerKind, schedule},
+    tensor::{Shape, Tensor},
+    weights::{ModelFiles, Scope, Weights},
+};
+use serde_json::Value;
+
+const TINY: [&str; 2] = ["tiny-sd1", "tiny-sd2"];
+const ARENA: usize = 256 << 20;
+
+/// The golden file's name for each scheduler.
+const SCHEDULERS: [(&str, SchedulerKind); 6] = [
+    ("pndm", SchedulerKind::Pndm),
+    ("ddim", SchedulerKind::Ddim),
+    ("euler", SchedulerKind::Euler),
+    ("euler_ancestral", SchedulerKind::EulerAncestral),
+    ("dpmpp_2m", SchedulerKind::DpmSolverMultistep),
+    ("dpmpp_2m_karras", SchedulerKind::DpmSolverMultistepKarras),
+];
+
+fn golden(name: &str) -> String {
+    format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Tensors that the reference made.
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn open(name: &str) -> Self {
+        Self(std::fs::read(golden(&format!("{name}.safetensors"))).expect("the golden files are in the repository"))
+    }
+
+    /// Values as f32 and the shape.
+    fn get(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+        let file = SafeTensors::deserialize(&self.0).expect("a golden file is well-formed");
+        let tensor = file.tensor(name).unwrap_or_else(|_| panic!("no golden tensor {name}"));
+        let bytes = tensor.data();
+        let values = match tensor.dtype() {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::I32 => bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+            Dtype::U8 => bytes.iter().map(|b| f32::from(*b)).collect(),
+            other => panic!("{name} is {other:?}"),
+        };
+        (values, tensor.shape().to_vec())
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        self.get(name).0
+    }
+
+    fn text(&self, key: &str) -> String {
+        let (_, metadata) = SafeTensors::read_metadata(&self.0).expect("a golden file is well-formed");
+        metadata.metadata().as_ref().and_then(|m| m.get(key)).unwrap_or_else(|| panic!("no metadata {key}")).clone()
+    }
+
+    /// A feature map as we have it: channels last.
+    fn feature_map(&self, device: &Device, name: &str) -> Tensor {
+        let (values, shape) = self.get(name);
+        let &[batch, channels, height, width] = shape.as_slice() else { panic!("{name} is {shape:?}") };
+        let shape = Shape::from([batch, height, width, channels]);
+        Tensor::new(device, shape, &channels_last(&values, shape)).unwrap()
+    }
+}
+
+/// The largest difference, in units of the largest expected value. NaN where one of them is.
+fn difference(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len(), "the number of values");
+    let scale = want.iter().fold(f32::MIN_POSITIVE, |most, x| most.max(x.abs()));
+    let differences = got.iter().zip(want).map(|(a, b)| (a - b).abs());
+    // Unlike `max`, a sum keeps a NaN.
+    if differences.clone().sum::<f32>().is_nan() { f32::NAN } else { differences.fold(0.0, f32::max) / scale }
+}
+
+#[track_caller]
+fn close(what: &str, got: &[f32], want: &[f32], bound: f32) {
+    let difference = difference(got, want);
+    println!("{what}: {difference:.2e} of {bound:.0e}");
+    assert!(difference <= bound, "{what}: off by {difference:.2e} of the largest value, {bound:.0e} is allowed");
+}
+
+/// A feature map as the reference has it: channels first.
+fn first(x: &Tensor) -> Vec<f32> {
+    channels_first(&x.read().unwrap(), x.shape())
+}
+
+fn model(name: &str) -> Model {
+    Model::open(ModelFiles::folder(golden(name)).unwrap(), None).unwrap()
+}
+
+fn weights(model: &Model, component: Component) -> Weights {
+    Weights::open(&model.files, component.name(), None).unwrap()
+}
+
+#[test]
+fn a_difference_is_seen() {
+    assert!(difference(&[1.0, 2.0], &[1.0, 2.1]) > 0.04);
+    assert!(!(difference(&[1.0, f32::NAN], &[1.0, 2.0]) <= 1.0));
+    assert!(!(difference(&[f32::NAN, 1.0], &[1.0, 1.0]) <= 1.0));
+}
+
+#[test]
+fn text_features_match_the_reference() {
+    for name in TINY {
+        let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
+        let prompts: Vec<String> = serde_json::from_str(&golden.text("prompts")).unwrap();
+        let ids: Vec<Vec<u32>> = prompts.iter().map(|text| model.tokenizer.encode(text).unwrap().ids).collect();
+        let flat: Vec<f32> = ids.iter().flatten().map(|id| *id as f32).collect();
+        assert_eq!(flat, golden.values("text.ids"), "{name}");
+
+        let encoder = load_text_encoder(weights(&model, Component::TextEncoder), &device, &model.spec).unwrap();
+        let features = encoder.forward(&device, &ids).unwrap().read().unwrap();
+        close(&format!("{name} text"), &features, &golden.values("text.output"), 1e-4);
+    }
+}
+
+#[test]
+fn one_unet_call_matches_the_reference() {
+    for name in TINY {
+        let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
+        let unet = load_unet(weights(&model, Component::Unet), &device, &model.spec).unwrap();
+        let keep = device.keep(ARENA).unwrap();
+        for size in ["even", "odd"] {
+            let part = |part: &str| format!("unet.{size}.{part}");
+            let (context, shape) = golden.get(&part("context"));
+            let context = Tensor::new(&device, [shape[0], shape[1], shape[2]], &context).unwrap();
+            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &keep).unwrap();
+            let features = time_features(golden.values(&part("timestep"))[0], &model.spec.unet);
+            let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
+            let latents = golden.feature_map(&device, &part("latents"));
+            let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
+            let out = unet.forward(&input).unwrap();
+            close(&format!("{name} unet {size}"), &first(&out), &golden.values(&part("output")), 1e-4);
+        }
+    }
+}
+
+#[test]
+fn the_vae_decodes_and_encodes_as_the_reference() {
+    for name in TINY {
+        let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
+        let decoder = load_vae(weights(&model, Component::Vae), &device, &model.spec).unwrap();
+        for size in ["even", "odd"] {
+            let latents = golden.feature_map(&device, &format!("vae.decode.{size}.latents"));
+            let out = decoder.forward(latents).unwrap();
+            let want = golden.values(&format!("vae.decode.{size}.output"));
+            close(&format!("{name} vae decode {size}"), &first(&out), &want, 1e-4);
+        }
+
+        let weights = weights(&model, Component::Vae);
+        let encoder = VaeEncoder::load(&Scope::new(&weights, &device), &model.spec.vae).unwrap();
+        let moments = encoder.forward(&golden.feature_map(&device, "vae.encode.image")).unwrap();
+        let want = golden.values("vae.encode.mean");
+        close(&format!("{name} vae encode"), &first(&moments)[..want.len()], &want, 1e-4);
+    }
+}
+
+/// Draws one picture through the engine.
+fn draw(model: &Arc<Model>, request: Request) -> Picture {
+    let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
+    let plan = Plan::resolve(&DeviceMap::default(), &model.spec, &largest, &backend::visible()).unwrap();
+    let engine = Engine::load(model.clone(), &plan).unwrap();
+    let picture = engine.submit(request).wait().unwrap();
+    for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
+        assert_eq!((planned.id, planned.activation_bytes), (id, peak as u64), "planned and measured arena bytes");
+    }
+    picture
+}
+
+#[test]
+fn latents_after_ten_steps_match_the_reference_with_every_scheduler() {
+    for name in TINY {
+        let (model, golden) = (Arc::new(model(name)), Golden::open(name));
+        let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+        for (key, kind) in SCHEDULERS {
+            let config = model.spec.scheduler_for(Some(kind)).unwrap();
+            let schedule = schedule(&config, number("steps") as usize).unwrap();
+            let timesteps: Vec<f32> = schedule.steps.iter().map(|step| step.timestep).collect();
+            close(&format!("{name} {key} timesteps"), &timesteps, &golden.values(&format!("{key}.timesteps")), 1e-6);
+            let sigma = golden.values(&format!("{key}.init_noise_sigma"));
+            close(&format!("{name} {key} first sigma"), &[schedule.init_noise_sigma], &sigma, 1e-6);
+
+            for guidance in ["guided", "unguided"] {
+                let request = Request {
+                    prompt: golden.text("prompt"),
+                    negative_prompt: golden.text("negative_prompt"),
+                    seed: number("seed") as u64,
+                    steps: number("steps") as usize,
+                    guidance_scale: number(guidance),
+                    scheduler: Some(kind),
+                    width: number("width") as usize,
+                    height: number("height") as usize,
+                    rng: Rng::TorchCpu,
+                    start: Start::Noise,
+                    output: Output::Image,
+                };
+                let picture = draw(&model, request);
+                let want = golden.values(&format!("{key}.latents.{guidance}"));
+                close(&format!("{name} {key} {guidance}"), &picture.latents.values, &want, 1e-3);
+                if key == "pndm" && guidance == "guided" {
+                    let image = picture.image.unwrap();
+                    let off = image.rgb.iter().zip(golden.values("pndm.image")).map(|(a, b)| (f32::from(*a) - b).abs());
+                    assert!(off.fold(0.0, f32::max) <= 1.0, "{name}: a pixel is off by more than 1 of 255");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_built_in_model_draws_what_the_reference_draws() {
+    let files = ModelFiles::folder(format!("{}/models/emoji", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (model, golden) = (Arc::new(Model::open(files, None).unwrap()), Golden::open("emoji"));
+    let texts: Vec<String> = serde_json::from_str(&golden.text("ids_of")).unwrap();
+    for (i, text) in texts.iter().enumerate() {
+        let ids: Vec<f32> = model.tokenizer.encode(text).unwrap().ids.iter().map(|id| *id as f32).collect();
+        assert_eq!(ids, golden.values(&format!("ids.{i}")), "{text:?}");
+    }
+    let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+    let defaults = &model.spec.defaults;
+    assert_eq!((defaults.steps, defaults.guidance_scale), (number("steps") as usize, number("guidance")));
+    assert_eq!((defaults.height, defaults.width), (number("height") as usize, number("width") as usize));
+    let picture = draw(
+        &model,
+        Request {
+            prompt: golden.text("prompt"),
+            negative_prompt: String::new(),
+            seed: number("seed") as u64,
+            steps: defaults.steps,
+            guidance_scale: defaults.guidance_scale,
+            scheduler: None,
+            width: defaults.width,
+            height: defaults.height,
+            rng: Rng::TorchCpu,
+            start: Start::Noise,
+            output: Output::Image,
+        },
+    );
+    close("emoji latents", &picture.latents.values, &golden.values("latents"), 2e-3);
+    let want = golden.values("image");
+    let got = picture.image.unwrap().rgb;
+    let mean = got.iter().zip(&want).map(|(a, b)| (f32::from(*a) - b).abs()).sum::<f32>() / want.len() as f32;
+    println!("emoji picture: mean difference {mean:.4} of 255");
+    assert!(mean < 0.5, "the picture differs by {mean} of 255 on average");
+}
+
+fn json(name: &str) -> Value {
+    let text = std::fs::read_to_string(golden(name)).expect("the golden files are in the repository");
+    serde_json::from_str(&text).expect("a golden file is well-formed")
+}
+
+fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number") as f32).collect()
+}
+
+#[test]
+fn noise_is_torchs_own_to_a_millionth() {
+    let file = json("noise.json");
+    let seed = |row: &Value| row["seed"].as_str().unwrap().parse::<u64>().unwrap();
+    let compare = |what: &str, got: &[f32], row: &Value| {
+        let near = |got: &[f32], want: &Value| {
+            let want = floats(want);
+            assert_eq!(got.len(), want.len(), "{what}");
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0)), "{what}: {got:?}");
+        };
+        match row.get("values") {
+            Some(values) => near(got, values),
+            None => {
+                let (first, last) = (&row["first"], &row["last"]);
+                near(&got[..first.as_array().unwrap().len()], first);
+                near(&got[got.len() - last.as_array().unwrap().len()..], last);
+            }
+        }
+    };
+    for row in file["single"].as_array().unwrap() {
+        let count = row["n"].as_u64().unwrap() as usize;
+        let got = Rng::TorchCpu.generator(seed(row)).normal(count);
+        compare(&format!("seed {}, {count} values", seed(row)), &got, row);
+    }
+    for row in file["consecutive"].as_array().unwrap() {
+        let mut generator = Rng::TorchCpu.generator(seed(row));
+        for (i, call) in row["calls"].as_array().unwrap().iter().enumerate() {
+            let got = generator.normal(call["n"].as_u64().unwrap() as usize);
+            compare(&format!("seed {}, call {i}", seed(row)), &got, call);
+        }
+    }
+}
+
+#[test]
+fn every_schedule_runs_as_the_reference() {
+    let file = json("schedulers.json");
+    let kind = |row: &Value| {
+        let name = row["kind"].as_str().unwrap();
+        SCHEDULERS.iter().find(|(key, _)| *key == name).unwrap_or_else(|| panic!("{name}")).1
+    };
+    let config = |row: &Value| {
+        let mut config = file["config"].clone();
+        config["timestep_spacing"] = row["spacing"].clone();
+        if let Some(prediction) = row.get("prediction") {
+            config["prediction_type"] = prediction.clone();
+        }
+        config["_class_name"] = kind(row).class_name().into();
+        if kind(row) == SchedulerKind::DpmSolverMultistepKarras {
+            config["use_karras_sigmas"] = true.into();
+        }
+        sdshard::scheduler::SchedulerConfig::from_json(&config.to_string(), "scheduler_config.json").unwrap()
+    };
+    for row in file["schedules"].as_array().unwrap() {
+        let n = row["n"].as_u64().unwrap() as usize;
+        let what = format!("{} {} {n}", row["kind"], row["spacing"]);
+        let schedule = schedule(&config(row), n).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let timesteps: Vec<f32> = schedule.steps.iter().map(|step| step.timestep).collect();
+        close(&format!("{what} timesteps"), &timesteps, &floats(&row["timesteps"]), 1e-6);
+        close(&what, &[schedule.init_noise_sigma], &[row["init_noise_sigma"].as_f64().unwrap() as f32], 1e-6);
+    }
+    for row in file["runs"].as_array().unwrap() {
+        let n = row["n"].as_u64().unwrap() as usize;
+        let what = format!("{} {} {} {n}", row["kind"], row["spacing"], row["prediction"]);
+        let schedule = schedule(&config(row), n).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let start: Vec<f32> = floats(&row["start"]).iter().map(|x| x / schedule.init_noise_sigma).collect();
+        let mut generator = Rng::TorchCpu.generator(12);
+        let network = |x: &[f32], t: f32| -> Vec<f32> { x.iter().map(|x| 0.3 * x + 0.1 * t.sin()).collect() };
+        let end = schedule.run(&start, network, || generator.normal(start.len()));
+        close(&what, &end, &floats(row["after"].as_array().unwrap().last().unwrap()), 1e-4);
+    }
+}
