@@ -267,7 +267,9 @@ fn wrong_answers_are_objected_to() {
         let objection = close(&want, wrong, 1e-5).unwrap_err();
         assert!(objection.contains(why), "{objection}");
     }
-    close(&[f64::NAN], &[f32::NAN], 1.0).expect_err("NaN is never close");
+    for beyond in [f64::NAN, f64::INFINITY] {
+        close(&[beyond, 1.0], &[beyond as f32, 1.0], 1e-5).expect_err("a reference must be finite");
+    }
 
     same_bits(&right, &right).unwrap();
     same_bits(&[f32::NAN], &[f32::NAN]).unwrap();
