@@ -11,15 +11,18 @@ mod conformance {
 use std::num::NonZero;
 
 use conformance::{
-    cases::{BARE, Case, Op, around_a_tile, cases},
+    cases::{BARE, BIAS, Case, Op, Tail, around_a_tile, cases},
     check::{close, order, plain, same_bits, watched},
     reference::reference,
     seeded::{Fault, Seeded},
 };
-use sdshard::backend::{
-    Device, DeviceId, DeviceKind,
-    cpu::{Cpu, Path},
-    open, visible,
+use sdshard::{
+    backend::{
+        Activation, DType, Device, DeviceId, DeviceKind,
+        cpu::{Cpu, Path},
+        open, visible,
+    },
+    tensor::{Tensor, ops::Padding},
 };
 
 fn paths() -> impl Iterator<Item = Path> {
@@ -95,6 +98,119 @@ fn bits_do_not_depend_on_where_tiles_end() {
     }
 }
 
+/// The magnitudes that a float type has, from its definition, by their bits; the last stands in infinity's place.
+fn magnitudes(exponent_bits: u32, fraction_bits: i32) -> Vec<f64> {
+    let (bias, one) = ((1 << (exponent_bits - 1)) - 1, 1 << fraction_bits);
+    let magnitude = |bits: i32| match (bits >> fraction_bits, bits % one) {
+        (0, fraction) => f64::from(fraction) * 2f64.powi(1 - bias - fraction_bits),
+        (exponent, fraction) => f64::from(one + fraction) * 2f64.powi(exponent - bias - fraction_bits),
+    };
+    (0..=((1 << exponent_bits) - 1) << fraction_bits).map(magnitude).collect()
+}
+
+/// The nearest of a type's values, ties to the one with even bits.
+fn nearest(magnitudes: &[f64], x: f32) -> f32 {
+    let (size, infinity) = (f64::from(x.abs()), magnitudes.len() - 1);
+    let above = magnitudes.partition_point(|&m| m < size).min(infinity);
+    let below = above.saturating_sub(1);
+    let (up, down) = (magnitudes[above] - size, size - magnitudes[below]);
+    let chosen = if up < down || (up == down && above % 2 == 0) { above } else { below };
+    let size = if chosen == infinity { f32::INFINITY } else { magnitudes[chosen] as f32 };
+    size.copysign(x)
+}
+
+#[test]
+fn casts_round_to_the_nearest_and_keep_what_is_not_a_number() {
+    let types = [(DType::F16, magnitudes(5, 10)), (DType::BF16, magnitudes(8, 7))];
+    let mut values = vec![f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001), f32::INFINITY, f32::MAX, f32::from_bits(1)];
+    for pair in types.iter().flat_map(|(_, magnitudes)| magnitudes.windows(2)) {
+        // Each value, each tie between two, and what stands beside the tie.
+        let tie = ((pair[0] + pair[1]) / 2.0) as f32;
+        values.extend([pair[0] as f32, tie.next_down(), tie, tie.next_up()]);
+    }
+    values.extend(values.clone().iter().map(|x| -x));
+    for (name, device) in devices() {
+        device.reserve(16 << 20).unwrap();
+        let x = Tensor::new(&device, [values.len()], &values).unwrap();
+        for (dtype, magnitudes) in &types {
+            let got = x.cast(*dtype).unwrap().read().unwrap();
+            assert_eq!(got.len(), values.len());
+            for (&x, &got) in values.iter().zip(&got) {
+                let right = if x.is_nan() { got.is_nan() } else { got.to_bits() == nearest(magnitudes, x).to_bits() };
+                assert!(right, "{name}: {x:e} became {got:e} in {dtype}");
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_keep_every_bit() {
+    let values: Vec<f32> =
+        [0, 1, 0x8000_0000, 0x7f80_0000, 0x7f80_0001, 0xffff_ffff, 0x3f80_0000].map(f32::from_bits).into();
+    let devices = devices();
+    let (_, other) = &cpus()[0];
+    other.reserve(1 << 20).unwrap();
+    for (name, device) in &devices {
+        device.reserve(1 << 20).unwrap();
+        let keep = device.keep(1 << 10).unwrap();
+        let x = Tensor::new(device, [1, 7], &values).unwrap();
+        let far = x.to(other).unwrap();
+        for (copy, place, on) in [
+            (x.to(device).unwrap(), "itself", device),
+            (far.clone(), "another device", other),
+            (far.to(device).unwrap(), "there and back", device),
+            (x.keep(&keep).unwrap(), "a keep arena", device),
+            (far.keep(&keep).unwrap(), "a keep arena from afar", device),
+            (x.reshape([7, 1]).unwrap().reshape([1, 7]).unwrap(), "another shape", device),
+        ] {
+            assert!(copy.device() == on && copy.shape() == x.shape(), "{name}: {place}");
+            same_bits(&values, &copy.read().unwrap()).unwrap_or_else(|e| panic!("{name}: {place}: {e}"));
+        }
+        let half = x.cast(DType::F16).unwrap();
+        let back = half.to(other).unwrap();
+        assert_eq!(back.dtype(), DType::F16);
+        same_bits(&half.read().unwrap(), &back.read().unwrap()).unwrap();
+    }
+}
+
+/// Weights are rounded where they are stored and nowhere else, and a file may hold them at any address.
+#[test]
+fn weights_of_every_type_and_address_are_read_as_they_are() {
+    const BIG: usize = 600; // more than one piece of a conversion
+    let x = [1, 3, 4, 5];
+    let ops = [
+        Op::Linear { x: [2, 3, BIG], out: 37, tail: BIAS },
+        Op::Linear { x: [2, 3, 5], out: 42, tail: Tail { activation: Activation::Geglu, ..BIAS } },
+        Op::Conv2d { x, out: 9, kernel: 3, stride: 1, padding: Padding::Same, tail: BIAS },
+        Op::GroupNorm { x, groups: 5, activation: Activation::None },
+        Op::LayerNorm { x: [1, 2, BIG] },
+        Op::Embedding { batch: 2, tokens: 3, vocab: 5, channels: BIG },
+    ];
+    let devices = devices();
+    for op in ops {
+        let case = Case { op, center: 0.0, spread: 1.0, tolerance: 0.0 };
+        for (dtype, round) in [
+            (DType::F32, (|x| x) as fn(f32) -> f32),
+            (DType::F16, |x| half::f16::from_f32(x).to_f32()),
+            (DType::BF16, |x| half::bf16::from_f32(x).to_f32()),
+        ] {
+            let mut data = case.data();
+            for values in data.weights.iter_mut().flat_map(|w| std::iter::once(&mut w.weight).chain(&mut w.bias)) {
+                values.iter_mut().for_each(|x| *x = round(*x));
+            }
+            for (name, device) in &devices {
+                let want = plain(device, &case, &data).unwrap();
+                for shift in 0..4 {
+                    let weights: Vec<_> = data.weights.iter().map(|w| w.pack(device, dtype, shift).unwrap()).collect();
+                    let got = case.op.run(device, &data.upload(device).unwrap(), &weights, &data.ids).unwrap();
+                    same_bits(&want, &got.read().unwrap())
+                        .unwrap_or_else(|e| panic!("{name}: {:?}: {dtype} at byte {shift}: {e}", case.op));
+                }
+            }
+        }
+    }
+}
+
 const ONE_ROW: Case =
     Case { op: Op::Linear { x: [3, 1, 70], out: 37, tail: BARE }, center: 0.0, spread: 1.0, tolerance: 2e-6 };
 
@@ -151,7 +267,9 @@ fn wrong_answers_are_objected_to() {
         let objection = close(&want, wrong, 1e-5).unwrap_err();
         assert!(objection.contains(why), "{objection}");
     }
-    close(&[f64::NAN], &[f32::NAN], 1.0).expect_err("NaN is never close");
+    for beyond in [f64::NAN, f64::INFINITY] {
+        close(&[beyond, 1.0], &[beyond as f32, 1.0], 1e-5).expect_err("a reference must be finite");
+    }
 
     same_bits(&right, &right).unwrap();
     same_bits(&[f32::NAN], &[f32::NAN]).unwrap();

@@ -15,9 +15,13 @@ pub fn close(want: &[f64], got: &[f32], tolerance: f64) -> Result<(), String> {
     // Below the normal range f32 has fewer digits.
     let largest = want.iter().fold(f64::from(f32::MIN_POSITIVE), |most, x| most.max(x.abs()));
     let allowed = tolerance * largest;
+    if !allowed.is_finite() || want.iter().any(|x| x.is_nan()) {
+        return Err("the reference is not finite: nothing is close to it".into());
+    }
     let error = |i: &usize| (f64::from(got[*i]) - want[*i]).abs();
     // Not `error > allowed`: a NaN is neither.
-    match (0..want.len()).filter(|i| !(error(i) <= allowed)).max_by(|a, b| error(a).total_cmp(&error(b))) {
+    let is_close = |i: &usize| error(i) <= allowed;
+    match (0..want.len()).filter(|i| !is_close(i)).max_by(|a, b| error(a).total_cmp(&error(b))) {
         Some(i) => Err(format!("element {i} is {:e} in place of {:e}, allowed is {allowed:.1e}", got[i], want[i])),
         None => Ok(()),
     }
