@@ -54,6 +54,11 @@ impl Object {
         copy
     }
 
+    /// The whole object.
+    pub fn to_value(&self) -> Value {
+        Value::Object(self.keys.clone())
+    }
+
     /// The error for a value that cannot be used: the file, the key, what was found and what was `wanted`.
     pub fn refuse(&self, key: &str, wanted: &str) -> Error {
         let found = self.get(key).map_or_else(|| "nothing: the key is missing".to_owned(), brief);
