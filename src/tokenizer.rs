@@ -13,7 +13,7 @@ use crate::{
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Token ids are read up to this one.
-const LARGEST_ID: u32 = (1 << 20) - 1;
+const LARGEST_ID: u64 = (1 << 20) - 1;
 /// A text's bytes are looked at up to so many: no token is longer than a few dozen, and a text has some 75 tokens.
 const LONGEST_TEXT: usize = 1 << 16;
 
@@ -73,9 +73,6 @@ impl Tokenizer {
             }
         }
         let vocab = library.get_vocab(true);
-        if let Some((token, id)) = vocab.iter().find(|(_, id)| **id > LARGEST_ID) {
-            return Err(Error::input(format!("the id of `{token}` must be at most {LARGEST_ID}")).found(id.to_string()));
-        }
         let id = |token: &AddedToken| vocab[&token.content];
         let (begin, end, pad) = (id(&special.begin), id(&special.end), id(&special.pad));
         let largest_id = vocab.into_values().max().unwrap_or(0);
@@ -172,15 +169,32 @@ fn read_whole(files: &ModelFiles, path: &str) -> Result<Library> {
     if kind != Some("BPE") || prefix.is_some_and(|prefix| !prefix.is_empty()) {
         return Err(file.refuse("model", "of type \"BPE\" without a prefix for continued words, as CLIP's is"));
     }
+    if model.and_then(|model| model.get("dropout")).is_some_and(|dropout| !dropout.is_null()) {
+        return Err(file.refuse("model", "without dropout: equal texts must give equal tokens"));
+    }
+    // The library counts on from the largest id, and takes it on trust.
+    let vocab = model.and_then(|model| model.get("vocab")?.as_object()).into_iter().flatten();
+    let added = file.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    let added = added.map(|token| (token["content"].as_str().unwrap_or("added_tokens"), &token["id"]));
+    for (token, id) in vocab.map(|(token, id)| (token.as_str(), id)).chain(added) {
+        if !is_id(id) {
+            let what = format!("{name}: the id of `{token}` must be a whole number, {LARGEST_ID} at most");
+            return Err(Error::input(what).found(id.to_string()));
+        }
+    }
     let text = file.with("padding", Value::Null).with("truncation", Value::Null).to_value().to_string();
     Library::from_bytes(text).map_err(|error| Error::input(format!("{name}: this is not a tokenizer")).source(error))
+}
+
+fn is_id(value: &Value) -> bool {
+    value.as_u64().is_some_and(|id| id <= LARGEST_ID)
 }
 
 /// Makes of a vocabulary and its merges what transformers makes of them.
 fn build(files: &ModelFiles, vocab: &str, merges: &str, special: &SpecialTokens) -> Result<Library> {
     let object = Object::parse(&files.text(vocab)?, files.path_of(vocab))?;
     for token in object.keys() {
-        if object.get(token).and_then(Value::as_u64).is_none_or(|id| id > LARGEST_ID.into()) {
+        if !object.get(token).is_some_and(is_id) {
             return Err(object.refuse(token, &format!("a token's id, {LARGEST_ID} at most")));
         }
     }
@@ -216,4 +230,139 @@ fn build(files: &ModelFiles, vocab: &str, merges: &str, special: &SpecialTokens)
     });
     Library::from_bytes(tokenizer.to_string())
         .map_err(|error| Error::input(format!("{}: this is not a vocabulary", object.file())).source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::files::EmbeddedFile;
+
+    fn emoji() -> Tokenizer {
+        let files = ModelFiles::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji")).unwrap();
+        Tokenizer::load(&files, "tokenizer", 32).unwrap()
+    }
+
+    /// Files in `tokenizer/` of an embedded model.
+    fn files(list: &[(&str, String)]) -> ModelFiles {
+        let leak = |text: String| -> &'static str { text.leak() };
+        let list: Vec<EmbeddedFile> = list
+            .iter()
+            .map(|(name, text)| (leak(format!("tokenizer/{name}")), leak(text.clone()).as_bytes()))
+            .collect();
+        ModelFiles::embedded("m", list.leak())
+    }
+
+    /// Ten tokens over the letters of "cat" and the sign "!".
+    fn small_vocab() -> String {
+        let tokens = ["!", "c", "a", "t", "t</w>", "!</w>", "at</w>", "cat</w>", "<|startoftext|>", "<|endoftext|>"];
+        let entries: Vec<String> = tokens.iter().enumerate().map(|(id, token)| format!("\"{token}\": {id}")).collect();
+        format!("{{{}}}", entries.join(", "))
+    }
+
+    fn small(special: &str, length: usize) -> Result<Tokenizer> {
+        let merges = "#version: 0.2\na t</w>\nc at</w>\n".to_owned();
+        let list =
+            [("vocab.json", small_vocab()), ("merges.txt", merges), ("special_tokens_map.json", special.to_owned())];
+        Tokenizer::load(&files(&list), "tokenizer", length)
+    }
+
+    #[test]
+    fn a_text_stands_between_begin_and_end_and_is_padded() {
+        let tokenizer = emoji();
+        let encoded = tokenizer.encode("a dog").unwrap();
+        assert_eq!(encoded.ids.len(), tokenizer.max_length());
+        assert_eq!((encoded.ids[0], encoded.truncated), (3503, None));
+        assert_eq!(encoded.ids, tokenizer.encode("  A\n\tDOG ").unwrap().ids);
+        assert_eq!(tokenizer.encode("").unwrap().ids, [vec![3503], vec![3504; 31]].concat());
+        assert_eq!(tokenizer.largest_id(), 3504);
+    }
+
+    #[test]
+    fn the_same_files_in_both_forms_give_the_same_ids() {
+        let read =
+            |name| std::fs::read_to_string(format!("{}/models/emoji/tokenizer/{name}", env!("CARGO_MANIFEST_DIR")));
+        let names = ["vocab.json", "merges.txt", "special_tokens_map.json"];
+        let built = Tokenizer::load(&files(&names.map(|name| (name, read(name).unwrap()))), "tokenizer", 32).unwrap();
+        for text in ["a red fox, 4k", "it's WE'RE", "naïve e\u{301}", "😀 一只猫", "<|endoftext|>!", "x_y\u{3000}z"]
+        {
+            assert_eq!(built.encode(text).unwrap(), emoji().encode(text).unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn builds_the_fast_form_from_vocabulary_and_merges() {
+        let tokenizer = small("{}", 6).unwrap();
+        assert_eq!(tokenizer.encode("Cat !cat").unwrap().ids, [8, 7, 5, 7, 9, 9]);
+        // Letters that the vocabulary lacks are unknown, one by one.
+        assert_eq!(tokenizer.encode("dd").unwrap().ids, [8, 9, 9, 9, 9, 9]);
+    }
+
+    #[test]
+    fn a_long_text_loses_its_end_but_not_the_end_token() {
+        let tokenizer = small("{}", 4).unwrap();
+        let encoded = tokenizer.encode("cat cat").unwrap();
+        assert_eq!((encoded.ids, encoded.truncated), (vec![8, 7, 7, 9], None));
+        let encoded = tokenizer.encode("cat  CAT\u{3000}Cat !").unwrap();
+        assert_eq!((encoded.ids, encoded.truncated.as_deref()), (vec![8, 7, 7, 9], Some("Cat !")));
+        let long = "é".repeat(LONGEST_TEXT);
+        assert!(long.ends_with(&tokenizer.encode(&long).unwrap().truncated.unwrap()));
+        let blank = tokenizer.encode(&" ".repeat(LONGEST_TEXT + 3)).unwrap();
+        assert_eq!((blank.ids, blank.truncated.as_deref()), (vec![8, 9, 9, 9], Some("   ")));
+    }
+
+    #[test]
+    fn padding_is_the_models_and_a_typed_special_token_is_that_token() {
+        let bang = small(r#"{"pad_token": "!"}"#, 7).unwrap();
+        assert_eq!(bang.encode("cat!").unwrap().ids, [8, 7, 0, 9, 0, 0, 0]);
+        let end =
+            small(r#"{"eos_token": {"content": "<|endoftext|>", "normalized": true}, "pad_token": "!"}"#, 7).unwrap();
+        assert_eq!(end.encode("cat<|EndOfText|>cat").unwrap().ids, [8, 7, 9, 7, 9, 0, 0]);
+    }
+
+    #[test]
+    fn every_byte_can_be_encoded() {
+        let tokenizer = emoji();
+        for text in ["\0\u{1}\u{7f}", "\u{fffd}\u{10ffff}", "\u{200d}\u{202e}", "a\u{300}\u{301}\u{302}", "İ ŉ ǅ ß ẞ"]
+        {
+            assert!(tokenizer.encode(text).unwrap().ids.iter().all(|&id| id <= 3504));
+        }
+    }
+
+    #[test]
+    fn refuses_files_that_are_no_tokenizer() {
+        let vocab = small_vocab();
+        let load = |list: &[(&str, &str)]| {
+            let list: Vec<_> = list.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
+            Tokenizer::load(&files(&list), "tokenizer", 8).unwrap_err().to_string()
+        };
+        for (list, words) in [
+            (&[][..], "m:tokenizer/vocab.json: the built-in model has no such file"),
+            (&[("vocab.json", &*vocab)], "merges.txt: the built-in model has no such file"),
+            (&[("vocab.json", &vocab), ("merges.txt", "a b")], "found: \"a b\""),
+            (&[("vocab.json", &vocab), ("merges.txt", "a  t")], "merges.txt: a merge is two tokens"),
+            (&[("vocab.json", &vocab), ("merges.txt", "at")], "merges.txt: a merge is two tokens"),
+            (&[("vocab.json", r#"{"a": 4294967296}"#), ("merges.txt", "")], "`a` must be a token's id"),
+            (&[("vocab.json", r#"{"a": -1}"#), ("merges.txt", "")], "found: -1"),
+            (&[("vocab.json", r#"{"a": "b"}"#), ("merges.txt", "")], "`a` must be a token's id"),
+            (&[("vocab.json", "[]"), ("merges.txt", "")], "a JSON object is wanted"),
+            (&[("vocab.json", "{}"), ("merges.txt", "")], "there is no token `<|endoftext|>`"),
+            (&[("tokenizer.json", "[1]")], "a JSON object is wanted"),
+            (&[("tokenizer.json", "{}")], "`model` must be of type \"BPE\""),
+            (&[("tokenizer.json", r#"{"model": {"type": "BPE"}}"#)], "this is not a tokenizer"),
+            (
+                &[("tokenizer.json", r#"{"model": {"type": "BPE", "continuing_subword_prefix": "é"}}"#)],
+                "without a prefix",
+            ),
+            (&[("tokenizer.json", r#"{"model": {"type": "BPE", "dropout": 0.1}}"#)], "without dropout"),
+            (&[("special_tokens_map.json", r#"{"pad_token": 3}"#)], "`pad_token` must be a token"),
+            (&[("tokenizer_config.json", r#"{"bos_token": ""}"#)], "`bos_token` must be a token"),
+        ] {
+            let error = load(list);
+            assert!(error.contains(words), "{error:?} lacks {words:?}");
+        }
+        let whole = r#"{"model": {"type": "BPE", "vocab": {"<|startoftext|>": 0, "<|endoftext|>": 4294967295},
+                        "merges": []}}"#;
+        assert!(load(&[("tokenizer.json", whole)]).contains("the id of `<|endoftext|>` must be a whole number"));
+        assert!(small("{}", 1).unwrap_err().to_string().contains("found: 1 positions"));
+    }
 }

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Top to bottom. A module may use those behind it.
-const ORDER: [&str; 10] =
-    ["cli", "bench", "engine", "planner", "pipeline", "models", "nn", "weights", "tensor", "backend"];
+const ORDER: [&str; 11] =
+    ["cli", "bench", "engine", "planner", "pipeline", "models", "nn", "tokenizer", "weights", "tensor", "backend"];
 /// Below all of [`ORDER`], and what each of them may use.
-const SIDE: [(&str, &[&str]); 3] = [("scheduler", &["error"]), ("tokenizer", &["error"]), ("error", &[])];
+const SIDE: [(&str, &[&str]); 3] = [("scheduler", &["error", "json"]), ("json", &["error"]), ("error", &[])];
 /// They name every module and belong to none.
 const ROOTS: [&str; 2] = ["lib", "main"];
 

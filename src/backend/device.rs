@@ -78,8 +78,8 @@ impl Device {
     }
 
     /// Devices with equal answers share packed weights.
-    pub fn memory(&self) -> DeviceId {
-        self.0.backend.memory()
+    pub fn weight_home(&self) -> &str {
+        self.0.backend.weight_home()
     }
 
     pub(crate) fn backend(&self) -> &dyn Backend {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Slab, Term, Values, Weight, WeightData,
+    Backend, Buffer, DType, Epilogue, Fusion, Layer, Slab, Term, Values, Weight, WeightData,
     cpu::{self, Path},
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
@@ -51,6 +51,7 @@ impl Ledger {
 pub struct Dry {
     rules: Rules,
     class: String,
+    home: Arc<str>,
     ledger: Arc<Ledger>,
 }
 
@@ -59,7 +60,8 @@ impl Dry {
         let class = match rules {
             Rules::Cpu(path) => cpu::class(path),
         };
-        Self { rules, class, ledger }
+        let home = format!("nowhere, for {class}").into();
+        Self { rules, class, home, ledger }
     }
 
     fn done(&self, flops: f64) -> Result<()> {
@@ -78,10 +80,8 @@ impl Backend for Dry {
         &self.class
     }
 
-    fn memory(&self) -> DeviceId {
-        match self.rules {
-            Rules::Cpu(_) => DeviceId::CPU,
-        }
+    fn weight_home(&self) -> &str {
+        &self.home
     }
 
     fn slab(&self, _: usize) -> Result<Slab> {
@@ -94,7 +94,7 @@ impl Backend for Dry {
             Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
         };
         self.ledger.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).weight_bytes += bytes as u64;
-        Ok(Weight { layer, has_bias, bytes, memory: self.memory(), data: WeightData::Dry })
+        Ok(Weight { layer, has_bias, bytes, home: self.home.clone(), data: WeightData::Dry })
     }
 
     fn supports(&self, _: Fusion) -> bool {

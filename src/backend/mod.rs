@@ -111,15 +111,15 @@ pub struct Weight {
     pub has_bias: bool,
     /// What it occupies, in bytes.
     pub bytes: usize,
-    /// Devices in this memory can use it.
-    memory: DeviceId,
+    /// Devices with this [`Backend::weight_home`] can use it.
+    home: Arc<str>,
     data: WeightData,
 }
 
 impl Weight {
     /// Whether `device` can use it.
     pub(crate) fn is_on(&self, device: &Device) -> bool {
-        self.memory == device.memory()
+        *self.home == *device.weight_home()
     }
 }
 
@@ -176,8 +176,8 @@ pub trait Backend: Send + Sync {
     /// Everything that decides the bits of a result: kind, kernel path and type, `cpu avx512 f32` for example.
     fn class(&self) -> &str;
 
-    /// Who may share packed weights: devices with equal answers do.
-    fn memory(&self) -> DeviceId;
+    /// In which memory and form packed weights are: devices with equal answers share them.
+    fn weight_home(&self) -> &str;
 
     /// Reserves memory.
     fn slab(&self, bytes: usize) -> Result<Slab>;

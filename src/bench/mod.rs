@@ -98,9 +98,12 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     })
 }
 
+/// What times a call.
+type Timer<'a> = &'a mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>;
+
 /// A component, loaded, with the input of one call.
 enum Call {
-    TextEncoder(ClipTextEncoder),
+    TextEncoder(Box<ClipTextEncoder>),
     Unet(Box<Unet>),
     Vae(Box<VaeDecoder>),
 }
@@ -108,20 +111,14 @@ enum Call {
 impl Call {
     fn load(component: Component, weights: Weights, device: &Device, spec: &ModelSpec) -> Result<Self> {
         Ok(match component {
-            Component::TextEncoder => Self::TextEncoder(load_text_encoder(weights, device, spec)?),
+            Component::TextEncoder => Self::TextEncoder(Box::new(load_text_encoder(weights, device, spec)?)),
             Component::Unet => Self::Unet(Box::new(load_unet(weights, device, spec)?)),
             Component::Vae => Self::Vae(Box::new(load_vae(weights, device, spec)?)),
         })
     }
 
     /// Makes the input and calls `timed` with the call itself.
-    fn run(
-        &self,
-        device: &Device,
-        spec: &ModelSpec,
-        settings: &Settings,
-        timed: &mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>,
-    ) -> Result<()> {
+    fn run(&self, device: &Device, spec: &ModelSpec, settings: &Settings, timed: Timer) -> Result<()> {
         let (height, width) = settings.latents;
         let values = |count: usize| -> Vec<f32> { (0..count).map(|i| (i as f32 * 0.7).sin()).collect() };
         let latents = |batch: usize, channels: usize| {

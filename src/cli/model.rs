@@ -2,11 +2,7 @@
 
 use std::path::Path;
 
-use sdshard::{
-    error::Result,
-    pipeline::Model,
-    weights::ModelFiles,
-};
+use sdshard::{error::Result, pipeline::Model, weights::ModelFiles};
 
 use super::{ModelArgs, progress::Console};
 

@@ -8,7 +8,7 @@ mod queue;
 
 use std::{
     any::Any,
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -99,17 +99,17 @@ impl Engine {
             let index = ids.iter().position(|known| *known == id).expect("a plan places on its own devices");
             devices[index].clone()
         };
-        // One copy of the weights for each set of memories, however many replicas use it.
+        // One copy of the weights for each set of homes, however many replicas use it.
         let mut loaded = HashMap::new();
         let texts = Arc::new(TextCache::default());
         let queue = Arc::new(Queue::new(plan.replicas.len()));
         let mut pipelines = Vec::with_capacity(plan.replicas.len());
         for replica in &plan.replicas {
             let placement = PerComponent::new(|component| device(*replica.placement.get(component)));
-            let memories = Component::ALL.map(|component| placement.get(component).memory());
-            let parts = match loaded.get(&memories) {
-                Some(parts) => parts,
-                None => loaded.entry(memories).or_insert(model.load(|component| placement.get(component).clone())?),
+            let homes = Component::ALL.map(|component| placement.get(component).weight_home().to_string());
+            let parts = match loaded.entry(homes) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(model.load(|component| placement.get(component).clone())?),
             };
             let keep = placement.unet.keep(plan.costs.unet.keep_bytes as usize)?;
             pipelines.push(Pipeline::new(model.clone(), parts.clone(), placement, keep, texts.clone()));

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{
-    device_map::{DeviceMap, Strategy},
+    device_map::DeviceMap,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget},
 };

@@ -243,7 +243,9 @@ impl Tensor {
         self.holds(OP, w)?;
         let channels = self.shape.channels();
         ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
-        ensure(groups > 0 && channels % groups == 0, OP, || format!("{channels} channels in {groups} groups"))?;
+        ensure(groups > 0 && channels.is_multiple_of(groups), OP, || {
+            format!("{channels} channels in {groups} groups")
+        })?;
         ensure(matches!(activation, Activation::None | Activation::Silu), OP, || format!("with {activation:?}"))?;
         let batch = self.shape.batch();
         let p = GroupNorm {
@@ -362,7 +364,7 @@ impl Tensor {
         self.is_f32(OP)?;
         let channels = match activation {
             Activation::Geglu => {
-                ensure(self.shape.channels() % 2 == 0, OP, || format!("GEGLU of {}", self.shape))?;
+                ensure(self.shape.channels().is_multiple_of(2), OP, || format!("GEGLU of {}", self.shape))?;
                 self.shape.channels() / 2
             }
             _ => self.shape.channels(),

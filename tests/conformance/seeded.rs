@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use sdshard::{
     backend::{
-        Activation, Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
+        Activation, Backend, Buffer, DType, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
         cpu::{
             Cpu,
             memory::{read, write},
@@ -76,8 +76,8 @@ impl Backend for Seeded {
     fn class(&self) -> &str {
         self.cpu.class()
     }
-    fn memory(&self) -> DeviceId {
-        self.cpu.memory()
+    fn weight_home(&self) -> &str {
+        self.cpu.weight_home()
     }
     fn slab(&self, bytes: usize) -> Result<Slab> {
         self.cpu.slab(bytes)

@@ -31,6 +31,7 @@ pub struct Cpu {
     path: Path,
     pool: Pool,
     class: String,
+    home: Arc<str>,
     fuse: bool,
 }
 
@@ -95,7 +96,8 @@ impl Cpu {
     /// If `cores` is empty or the path is not here.
     pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Self {
         assert!(path.is_here(), "{path} is not a kernel path of this machine");
-        Self { path, pool: Pool::new(threads, cores), class: class(path), fuse }
+        let home = format!("host memory, {path} panels{}", if fuse { "" } else { ", nothing fused" });
+        Self { path, pool: Pool::new(threads, cores), class: class(path), home: home.into(), fuse }
     }
 
     /// All cores that this process may use, wherever the system puts the threads.
@@ -147,8 +149,8 @@ impl Backend for Cpu {
         &self.class
     }
 
-    fn memory(&self) -> DeviceId {
-        DeviceId::CPU
+    fn weight_home(&self) -> &str {
+        &self.home
     }
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
@@ -175,7 +177,7 @@ impl Backend for Cpu {
             layer,
             has_bias,
             bytes: cost::packed_bytes(self.path, form, has_bias),
-            memory: self.memory(),
+            home: self.home.clone(),
             data: WeightData::Cpu(Arc::new(packed)),
         })
     }

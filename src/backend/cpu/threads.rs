@@ -9,7 +9,7 @@ use std::{
     num::NonZero,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
@@ -197,18 +197,22 @@ fn stay_on(cores: &[usize]) {
     }
 }
 
-/// The cores that this process may use: its affinity, cut to its share by control groups.
-pub fn cores() -> Vec<usize> {
-    let count = std::env::var("SDSHARD_THREADS").ok().and_then(|n| n.parse::<NonZero<usize>>().ok());
-    let allowed = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let count = count.map_or(allowed, |n| n.get().min(allowed));
-    #[cfg(target_os = "linux")]
-    let all: Vec<usize> = rustix::thread::sched_getaffinity(None)
-        .map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
-        .unwrap_or_default();
-    #[cfg(not(target_os = "linux"))]
-    let all: Vec<usize> = (0..count).collect();
-    if all.is_empty() { vec![0] } else { all.into_iter().take(count).collect() }
+/// The cores that this process may use: its affinity, cut to its share by control groups and by `SDSHARD_THREADS`.
+/// Asked once, before any thread is bound.
+pub fn cores() -> &'static [usize] {
+    static CORES: OnceLock<Vec<usize>> = OnceLock::new();
+    CORES.get_or_init(|| {
+        let asked = std::env::var("SDSHARD_THREADS").ok().and_then(|n| n.parse::<NonZero<usize>>().ok());
+        let allowed = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let count = asked.map_or(allowed, |n| n.get().min(allowed));
+        #[cfg(target_os = "linux")]
+        let all: Vec<usize> = rustix::thread::sched_getaffinity(None)
+            .map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
+            .unwrap_or_default();
+        #[cfg(not(target_os = "linux"))]
+        let all: Vec<usize> = (0..count).collect();
+        if all.is_empty() { vec![0] } else { all.into_iter().take(count).collect() }
+    })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use std::fmt;
 ///
 /// # Safety
 /// Methods may only be called where the path's target features are switched on: inside [`Kernel::run`].
+#[allow(clippy::missing_safety_doc, reason = "the trait's own section speaks for every method")]
 pub trait Simd: Copy {
     /// Lanes of f32.
     const LANES: usize;
