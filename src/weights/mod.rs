@@ -146,7 +146,7 @@ impl Weights {
         let listed = left[..left.len() - more].iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
         Err(Error::input(format!(
-            "loading {}: {} tensors have no place in the model that config.json describes",
+            "loading {}: stored tensors without a place in the model that config.json describes: {}",
             self.component,
             left.len()
         ))
@@ -351,7 +351,12 @@ mod tests {
             weights.get(name, &[1]).unwrap();
         }
         let error = weights.finish().unwrap_err().to_string();
-        assert!(error.contains("loading unet: 10 tensors") && error.contains("`x00`, `x01`"), "{error}");
+        assert!(
+            error.contains("loading unet: stored tensors without a place")
+                && error.contains("describes: 10")
+                && error.contains("`x00`, `x01`"),
+            "{error}"
+        );
         assert!(error.contains("`x07` and 2 more") && !error.contains("encoder.y"), "{error}");
     }
 
