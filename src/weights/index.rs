@@ -23,28 +23,45 @@ pub(super) struct Sources {
 
 /// Finds the files of `component`: those of `variant` first, then the plain ones.
 pub(super) fn find(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Sources> {
-    let stem = stem(component);
-    if let Some(variant) = variant {
-        if !variant.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) || variant.is_empty() {
-            return Err(Error::input("the variant of a model's files must be letters and digits")
+    check_variant(variant)?;
+    let first = |candidates: Vec<String>| candidates.into_iter().find(|path| files.exists(path));
+    if let Some(path) = variant.and_then(|variant| first(variant_candidates(component, variant))) {
+        return Ok(Sources { is_variant: true, ..read(files, component, path)? });
+    }
+    match first(plain_candidates(component)) {
+        Some(path) => read(files, component, path),
+        None => Err(nothing_found(files, component)),
+    }
+}
+
+/// Fails where the name of a variant could not be part of a file's name.
+pub(super) fn check_variant(variant: Option<&str>) -> Result<()> {
+    let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    match variant {
+        Some(variant) if variant.is_empty() || !is_word(variant) => {
+            Err(Error::input("the variant of a model's files must be letters and digits")
                 .found(variant)
-                .hint("\"fp16\" is the usual one"));
+                .hint("\"fp16\" is the usual one"))
         }
-        let indexes = [
-            format!("{component}/{stem}.safetensors.index.{variant}.json"),
-            format!("{component}/{stem}.safetensors.{variant}.index.json"),
-            format!("{component}/{stem}.{variant}.safetensors.index.json"),
-        ];
-        let single = format!("{component}/{stem}.{variant}.safetensors");
-        if let Some(sources) = first(files, component, &indexes, single)? {
-            return Ok(Sources { is_variant: true, ..sources });
-        }
+        _ => Ok(()),
     }
-    let single = format!("{component}/{stem}.safetensors");
-    match first(files, component, &[format!("{single}.index.json")], single.clone())? {
-        Some(sources) => Ok(sources),
-        None => Err(nothing_found(files, component, stem, &single)),
-    }
+}
+
+/// The paths that can lead to a variant's tensors, the preferred ones first: indexes, then the single file.
+pub(super) fn variant_candidates(component: &str, variant: &str) -> Vec<String> {
+    let stem = stem(component);
+    vec![
+        format!("{component}/{stem}.safetensors.index.{variant}.json"),
+        format!("{component}/{stem}.safetensors.{variant}.index.json"),
+        format!("{component}/{stem}.{variant}.safetensors.index.json"),
+        format!("{component}/{stem}.{variant}.safetensors"),
+    ]
+}
+
+/// The same for the files without a variant.
+pub(super) fn plain_candidates(component: &str) -> Vec<String> {
+    let stem = stem(component);
+    vec![format!("{component}/{stem}.safetensors.index.json"), format!("{component}/{stem}.safetensors")]
 }
 
 /// The name of a component's weight files, without what follows the first dot.
@@ -55,18 +72,12 @@ fn stem(component: &str) -> &'static str {
     }
 }
 
-/// The first index that is there, else the single file.
-fn first(files: &ModelFiles, component: &str, indexes: &[String], single: String) -> Result<Option<Sources>> {
-    if let Some(index) = indexes.iter().find(|index| files.exists(index)) {
-        return read(files, component, index).map(Some);
+/// The files behind a candidate: itself, or those that an index `{"weight_map": {tensor: file}}` names.
+fn read(files: &ModelFiles, component: &str, path: String) -> Result<Sources> {
+    if path.ends_with(".safetensors") {
+        return Ok(Sources { files: vec![path], homes: Vec::new(), is_variant: false });
     }
-    let sources = || Sources { files: vec![single.clone()], homes: Vec::new(), is_variant: false };
-    Ok(files.exists(&single).then(sources))
-}
-
-/// Reads an index: `{"weight_map": {tensor: file}}`.
-fn read(files: &ModelFiles, component: &str, path: &str) -> Result<Sources> {
-    let index = Object::parse(&files.text(path)?, files.path_of(path))?;
+    let index = Object::parse(&files.text(&path)?, files.path_of(&path))?;
     let map = index.get("weight_map").and_then(serde_json::Value::as_object);
     let map = map.ok_or_else(|| index.refuse("weight_map", "an object of tensors and the files that hold them"))?;
     let mut names = BTreeSet::new();
@@ -99,7 +110,9 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// The error for a component without weights, with what else is there.
-fn nothing_found(files: &ModelFiles, component: &str, stem: &str, single: &str) -> Error {
+fn nothing_found(files: &ModelFiles, component: &str) -> Error {
+    let stem = stem(component);
+    let single = &format!("{component}/{stem}.safetensors");
     let error =
         Error::input(format!("{}: there is no such file, so {component} has no weights", files.path_of(single)));
     let there = files.list(component);

@@ -1,6 +1,8 @@
 //! Named tensors on disk: where they are, what they are called, and that each is read once in the right shape.
 
 pub mod files;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod index;
 mod names;
 mod safetensors;
@@ -8,6 +10,7 @@ mod scope;
 
 use std::{
     collections::{HashMap, HashSet},
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
@@ -131,7 +134,7 @@ impl Weights {
         let listed = left[..left.len() - more].iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
         Err(Error::input(format!(
-            "loading {}: {} tensors have no place in the model that config.json describes",
+            "loading {}: stored tensors without a place in the model that config.json describes: {}",
             self.component,
             left.len()
         ))
@@ -177,6 +180,45 @@ impl Stored {
         let &(file, tensor) = self.places.get(name)?;
         Some((&self.files[file], &self.files[file].tensors[tensor]))
     }
+}
+
+/// The files of the model that somebody calls `model`: a diffusers folder, or the id of a model on the hub, which may
+/// have a revision and is downloaded where the cache lacks it. `on_download` gets the name of each file on its way.
+///
+/// Fails where it is neither, and where the hub or its cache has no such model.
+pub fn locate(
+    model: &str,
+    revision: Option<&str>,
+    variant: Option<&str>,
+    on_download: impl FnMut(&str),
+) -> Result<ModelFiles> {
+    if !is_hub_id(model) || Path::new(model).exists() {
+        return ModelFiles::folder(model).map_err(|error| match Path::new(model).exists() {
+            true => error,
+            false => error.hint("a diffusers folder, or a hub id such as org/name"),
+        });
+    }
+    #[cfg(feature = "hub")]
+    {
+        let snapshot = hub::resolve(model, revision, variant, on_download)
+            .map_err(|error| error.context(format!("there is no folder {model} here, so it is taken for a hub id")))?;
+        Ok(ModelFiles::folder(snapshot)?.with_name(model))
+    }
+    #[cfg(not(feature = "hub"))]
+    {
+        let _ = (revision, variant, on_download);
+        Err(Error::input(format!("the model {model}: there is no such folder"))
+            .hint("this sdshard was built without the feature `hub`, so it reads folders only"))
+    }
+}
+
+/// Whether a text has the form `org/name`.
+fn is_hub_id(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        (1..=96).contains(&name.len()) && !name.starts_with('.') && !name.contains("..") && name.bytes().all(plain)
+    };
+    text.split_once('/').is_some_and(|(org, name)| is_name(org) && is_name(name))
 }
 
 /// The components among `components` that have no files of `variant` and would use their plain ones.
@@ -297,7 +339,12 @@ mod tests {
             weights.get(name, &[1]).unwrap();
         }
         let error = weights.finish().unwrap_err().to_string();
-        assert!(error.contains("loading unet: 10 tensors") && error.contains("`x00`, `x01`"), "{error}");
+        assert!(
+            error.contains("loading unet: stored tensors without a place")
+                && error.contains("describes: 10")
+                && error.contains("`x00`, `x01`"),
+            "{error}"
+        );
         assert!(error.contains("`x07` and 2 more") && !error.contains("encoder.y"), "{error}");
     }
 
@@ -360,6 +407,30 @@ mod tests {
         assert!(error.contains("no files of the variant \"fp61\""), "{error}");
         assert!(Weights::open(&files, "vae", Some("fp16")).unwrap().is_variant());
         assert!(!Weights::open(&files, "unet", Some("fp16")).unwrap().is_variant());
+    }
+
+    #[test]
+    fn a_model_is_a_folder_or_a_hub_id() {
+        for id in ["org/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d"] {
+            assert!(is_hub_id(id), "{id}");
+        }
+        for text in ["", "name", "/", "/org/name", "a/b/c", "../x", "a/..", "./x", "~/x", "a b/c", "a/b:c", "a/"] {
+            assert!(!is_hub_id(text), "{text}");
+        }
+        assert_eq!(locate("models/emoji", None, None, |_| ()).unwrap().name(), "emoji");
+        let error = locate("no-such-model", None, None, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("there is no such folder") && error.contains("org/name"), "{error}");
+    }
+
+    #[test]
+    fn the_built_in_model_opens() {
+        let files = ModelFiles::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji")).unwrap();
+        let open = |component| Weights::open(&files, component, None).unwrap();
+        let (text_encoder, unet, vae) = (open("text_encoder"), open("unet"), open("vae"));
+        text_encoder.get("encoder.layers.1.self_attn.q_proj.weight", &[192, 192]).unwrap();
+        unet.get("conv_in.weight", &[64, 4, 3, 3]).unwrap();
+        vae.get("decoder.mid_block.attentions.0.to_out.0.weight", &[128, 128]).unwrap();
+        assert_eq!(identity(&files, &[&text_encoder, &unet, &vae]).unwrap().len(), 10);
     }
 
     #[test]

@@ -1,0 +1,371 @@
+//! Where a hub model's files are: in the standard cache, or on the hub.
+//!
+//! The cache and its variables are those of Python's huggingface_hub, so that both programs share their downloads:
+//! `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` and `HF_ENDPOINT`.
+
+use std::{env, fs, path::PathBuf};
+
+use hf_hub::{
+    Cache, Repo, RepoType,
+    api::sync::{ApiBuilder, ApiError, ApiRepo},
+};
+
+use super::{
+    files::{MODEL_INDEX, ModelFiles},
+    index,
+};
+use crate::error::{Error, Result};
+
+/// Files that a model must have.
+const REQUIRED: [&str; 5] =
+    [MODEL_INDEX, "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"];
+/// Files that are read where there are any.
+const OPTIONAL: [&str; 6] = [
+    "sdshard.toml",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+];
+/// Folders with weights.
+const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
+
+/// The folder with the files of the model `id`, in the form `org/name`, at a branch, tag or commit, `main` by default.
+///
+/// What the cache has is used without asking the hub. Otherwise the files that sdshard reads are downloaded into it:
+/// configs, tokenizer, and each component's safetensors of `variant` or, where there are none, the plain ones.
+/// `on_download` gets the name of each file before it is fetched.
+///
+/// Fails where the cache lacks the model and the hub may not or cannot be reached, or does not have it.
+pub fn resolve(
+    id: &str,
+    revision: Option<&str>,
+    variant: Option<&str>,
+    on_download: impl FnMut(&str),
+) -> Result<PathBuf> {
+    Settings::new(|name| env::var(name).ok(), env::home_dir())?.resolve(id, revision, variant, on_download)
+}
+
+/// What the environment says.
+#[derive(Debug, PartialEq)]
+struct Settings {
+    cache: PathBuf,
+    token: Option<String>,
+    offline: bool,
+    endpoint: Option<String>,
+}
+
+impl Settings {
+    fn new(variable: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Result<Self> {
+        let text = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let path = |name: &str| {
+            let text = text(name)?;
+            match (text.strip_prefix("~/"), &home) {
+                (Some(rest), Some(home)) => Some(home.join(rest)),
+                _ => Some(PathBuf::from(text)),
+            }
+        };
+        let hf_home = path("HF_HOME")
+            .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface")))
+            .or_else(|| Some(home.as_ref()?.join(".cache/huggingface")));
+        let cache = path("HF_HUB_CACHE").or_else(|| Some(hf_home.as_ref()?.join("hub")));
+        let cache = cache.ok_or_else(|| {
+            Error::input("looking for the hub's cache: there is no home directory").hint("set HF_HOME to a folder")
+        })?;
+        let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home?.join("token")));
+        let stored = || fs::read_to_string(token_file?).ok();
+        let token = text("HF_TOKEN").or_else(stored).map(|token| token.trim().to_owned());
+        let offline = text("HF_HUB_OFFLINE").map(|word| word.to_ascii_uppercase());
+        Ok(Self {
+            cache,
+            token: token.filter(|token| !token.is_empty()),
+            offline: offline.is_some_and(|word| ["1", "ON", "YES", "TRUE"].contains(&word.as_str())),
+            endpoint: text("HF_ENDPOINT"),
+        })
+    }
+
+    fn resolve(
+        &self,
+        id: &str,
+        revision: Option<&str>,
+        variant: Option<&str>,
+        on_download: impl FnMut(&str),
+    ) -> Result<PathBuf> {
+        let revision = revision.unwrap_or("main");
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if !super::is_hub_id(id) {
+            return Err(Error::input("the id of a model on the hub has the form org/name").found(id));
+        }
+        if revision.is_empty()
+            || revision.starts_with('/')
+            || revision.contains("..")
+            || !revision.bytes().all(is_plain)
+        {
+            return Err(Error::input("a revision is a branch, a tag or a commit").found(revision));
+        }
+        index::check_variant(variant)?;
+
+        let cached = self.cached(id, revision);
+        let lacking = match &cached {
+            None => "no such model and revision".to_owned(),
+            Some(snapshot) => match first_missing(snapshot, variant) {
+                None => return Ok(snapshot.clone()),
+                Some(missing) => format!("a copy without {missing}"),
+            },
+        };
+        if self.offline {
+            return Err(Error::input(format!("the model {id} ({revision}) is not whole in {}", self.cache.display()))
+                .found(lacking)
+                .hint("HF_HUB_OFFLINE forbids downloads: unset it, or give a folder as the model"));
+        }
+        self.download(id, revision, variant, on_download)
+    }
+
+    /// The model's snapshot in the cache, whole or not.
+    fn cached(&self, id: &str, revision: &str) -> Option<PathBuf> {
+        let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+        let root = self.cache.join(repo.folder_name());
+        let commit = fs::read_to_string(root.join("refs").join(revision)).unwrap_or_else(|_| revision.to_owned());
+        let commit = commit.trim();
+        let is_name = !commit.is_empty() && !commit.contains(['/', '\\']) && !commit.starts_with('.');
+        let snapshot = root.join("snapshots").join(commit);
+        (is_name && snapshot.is_dir()).then_some(snapshot)
+    }
+
+    fn download(
+        &self,
+        id: &str,
+        revision: &str,
+        variant: Option<&str>,
+        mut on_download: impl FnMut(&str),
+    ) -> Result<PathBuf> {
+        let doing = |error: ApiError| {
+            Error::input(format!("downloading the model {id} ({revision}) into {}", self.cache.display()))
+                .source(error)
+                .hint("is the id right, and the network there? A gated model needs HF_TOKEN; a folder needs neither")
+        };
+        let mut builder = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
+            .with_progress(false)
+            .with_token(self.token.clone())
+            .with_user_agent("sdshard", env!("CARGO_PKG_VERSION"));
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        let api = builder.build().map_err(doing)?;
+        let named = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+        let info = api.repo(named.clone()).info().map_err(doing)?;
+        let on_hub: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+
+        // All files of one commit, even if somebody pushes another one meanwhile.
+        let repo: ApiRepo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, info.sha.clone()));
+        let mut fetch = |path: &str| {
+            on_download(path);
+            repo.get(path).map_err(doing)
+        };
+        for path in wanted(id, &on_hub, variant)? {
+            fetch(&path)?;
+        }
+        let snapshot = Cache::new(self.cache.clone()).repo(named.clone()).pointer_path(&info.sha);
+        let files = ModelFiles::folder(&snapshot)?;
+        for component in WEIGHTS {
+            for path in index::find(&files, component, variant)?.files {
+                if !files.exists(&path) {
+                    fetch(&path)?;
+                }
+            }
+        }
+        let reference = Cache::new(self.cache.clone()).repo(named).create_ref(&info.sha);
+        reference.map_err(|error| doing(ApiError::IoError(error)))?;
+        Ok(snapshot)
+    }
+}
+
+/// The files to fetch of those that the hub has; of a component in shards its index, which names them.
+///
+/// Fails where a config or a component's safetensors are not there.
+fn wanted(id: &str, on_hub: &[&str], variant: Option<&str>) -> Result<Vec<String>> {
+    let refuse = |what: String| Error::input(format!("the model {id} on the hub has no {what}"));
+    let mut paths = Vec::new();
+    for path in REQUIRED {
+        if !on_hub.contains(&path) {
+            return Err(refuse(path.to_owned()).hint("only models in the diffusers layout can be read"));
+        }
+        paths.push(path.to_owned());
+    }
+    paths.extend(OPTIONAL.iter().filter(|path| on_hub.contains(path)).map(|path| (*path).to_owned()));
+    for component in WEIGHTS {
+        let candidates = variant.map(|variant| index::variant_candidates(component, variant)).unwrap_or_default();
+        let mut candidates = candidates.into_iter().chain(index::plain_candidates(component));
+        let Some(path) = candidates.find(|path| on_hub.contains(&path.as_str())) else {
+            return Err(refuse(format!("safetensors files in {component}/")).hint(
+                "a pickle file (.bin, .ckpt) is never read; a variant such as \"fp16\" may have what is wanted",
+            ));
+        };
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// The first file that a snapshot lacks, or `None` where it is whole.
+fn first_missing(snapshot: &std::path::Path, variant: Option<&str>) -> Option<String> {
+    let Ok(files) = ModelFiles::folder(snapshot) else { return Some(MODEL_INDEX.to_owned()) };
+    if let Some(missing) = REQUIRED.iter().find(|path| !files.exists(path)) {
+        return Some((*missing).to_owned());
+    }
+    if !["tokenizer/tokenizer.json", "tokenizer/vocab.json"].iter().any(|path| files.exists(path)) {
+        return Some("tokenizer/tokenizer.json".to_owned());
+    }
+    WEIGHTS.iter().find_map(|component| match index::find(&files, component, variant) {
+        Ok(sources) => sources.files.into_iter().find(|path| !files.exists(path)),
+        Err(_) => Some(format!("safetensors files in {component}/")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn settings(variables: &[(&str, &str)]) -> Settings {
+        let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, text)| (*text).to_owned());
+        Settings::new(variable, Some(PathBuf::from("/home/u"))).unwrap()
+    }
+
+    /// A cache with one whole model `org/name`, and settings that forbid the network.
+    fn cache(weights: &[&str]) -> (tempfile::TempDir, Settings) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("models--org--name");
+        fs::create_dir_all(root.join("refs")).unwrap();
+        fs::write(root.join("refs/main"), format!("{COMMIT}\n")).unwrap();
+        let snapshot = root.join("snapshots").join(COMMIT);
+        for path in REQUIRED.iter().chain(&["tokenizer/vocab.json", "tokenizer/merges.txt"]).chain(weights) {
+            let path = snapshot.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "{}").unwrap();
+        }
+        let settings = settings(&[("HF_HUB_CACHE", folder.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "1")]);
+        (folder, settings)
+    }
+
+    const PLAIN: [&str; 3] = [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+
+    #[test]
+    fn variables_have_the_precedence_of_huggingface_hub() {
+        for (variables, cache) in [
+            (&[][..], "/home/u/.cache/huggingface/hub"),
+            (&[("XDG_CACHE_HOME", "/xdg")], "/xdg/huggingface/hub"),
+            (&[("XDG_CACHE_HOME", "/xdg"), ("HF_HOME", "/hf")], "/hf/hub"),
+            (&[("HF_HOME", "~/hf")], "/home/u/hf/hub"),
+            (&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/cache")], "/cache"),
+            (&[("HF_HOME", " ")], "/home/u/.cache/huggingface/hub"),
+        ] {
+            assert_eq!(settings(variables).cache, Path::new(cache), "{variables:?}");
+        }
+        for (word, offline) in [("1", true), ("true", true), ("Yes", true), ("0", false), ("", false)] {
+            assert_eq!(settings(&[("HF_HUB_OFFLINE", word)]).offline, offline, "{word}");
+        }
+        assert!(Settings::new(|_| None, None).unwrap_err().to_string().contains("HF_HOME"));
+    }
+
+    #[test]
+    fn a_token_comes_from_its_variable_or_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("token"), "from-file\n").unwrap();
+        let home = ("HF_HOME", folder.path().to_str().unwrap());
+        assert_eq!(settings(&[home]).token.as_deref(), Some("from-file"));
+        assert_eq!(settings(&[home, ("HF_TOKEN", "from-variable")]).token.as_deref(), Some("from-variable"));
+        assert_eq!(settings(&[]).token, None);
+    }
+
+    #[test]
+    fn a_whole_model_in_the_cache_is_used_as_it_is() {
+        let (folder, settings) = cache(&PLAIN);
+        let wanted = folder.path().join("models--org--name/snapshots").join(COMMIT);
+        for revision in [None, Some("main"), Some(COMMIT)] {
+            let found = settings.resolve("org/name", revision, None, |_| panic!("nothing to fetch")).unwrap();
+            assert_eq!(found, wanted);
+        }
+        // Without files of the variant the plain ones do.
+        assert_eq!(settings.resolve("org/name", None, Some("fp16"), |_| ()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn offline_it_says_what_the_cache_lacks() {
+        let (_folder, settings) = cache(&PLAIN[..2]);
+        let error = |id, revision| settings.resolve(id, revision, None, |_| ()).unwrap_err().to_string();
+        assert!(error("org/name", None).contains("found: a copy without safetensors files in vae/"));
+        assert!(error("org/name", Some("v2")).contains("found: no such model and revision"));
+        let error = error("org/other", None);
+        assert!(error.contains("the model org/other (main)") && error.contains("HF_HUB_OFFLINE forbids"), "{error}");
+    }
+
+    #[test]
+    fn a_hub_that_cannot_be_reached_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        // Nobody listens on the discard port of this machine.
+        let settings =
+            settings(&[("HF_HUB_CACHE", folder.path().to_str().unwrap()), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
+        let error = settings.resolve("org/name", None, None, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("downloading the model org/name (main)") && error.contains("try:"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_shard_is_noticed() {
+        let (folder, settings) = cache(&[PLAIN[0], PLAIN[2], "unet/1.safetensors"]);
+        let unet = folder.path().join("models--org--name/snapshots").join(COMMIT).join("unet");
+        let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        fs::write(unet.join("diffusion_pytorch_model.safetensors.index.json"), index).unwrap();
+        let error = settings.resolve("org/name", None, None, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("a copy without unet/2.safetensors"), "{error}");
+        fs::write(unet.join("2.safetensors"), "").unwrap();
+        settings.resolve("org/name", None, None, |_| ()).unwrap();
+    }
+
+    #[test]
+    fn ids_and_revisions_stay_inside_the_cache() {
+        let (_folder, settings) = cache(&PLAIN);
+        for (id, revision) in [("../name", "main"), ("org/name/x", "main"), ("org/name", "../main"), ("org/name", "/x")]
+        {
+            let error = settings.resolve(id, Some(revision), None, |_| ()).unwrap_err().to_string();
+            assert!(
+                error.contains("found: ") && error.contains(if id == "org/name" { revision } else { id }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_is_read_is_fetched() {
+        let mut on_hub = REQUIRED.to_vec();
+        on_hub.extend(PLAIN);
+        on_hub.extend([
+            "v1-5.ckpt",
+            "README.md",
+            "safety_checker/model.safetensors",
+            "unet/diffusion_pytorch_model.bin",
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "tokenizer/vocab.json",
+        ]);
+        let plain = wanted("org/name", &on_hub, None).unwrap();
+        assert_eq!(plain[REQUIRED.len()..], ["tokenizer/vocab.json", PLAIN[0], PLAIN[1], PLAIN[2]]);
+        let half = wanted("org/name", &on_hub, Some("fp16")).unwrap();
+        assert_eq!(half[REQUIRED.len() + 2], "unet/diffusion_pytorch_model.fp16.safetensors");
+        assert_eq!(half[REQUIRED.len() + 3], PLAIN[2]);
+        on_hub.push("unet/diffusion_pytorch_model.safetensors.index.json");
+        let sharded = wanted("org/name", &on_hub, None).unwrap();
+        assert!(sharded.contains(&"unet/diffusion_pytorch_model.safetensors.index.json".to_owned()));
+
+        let error = wanted("org/name", &["x.ckpt"], None).unwrap_err().to_string();
+        assert!(error.contains("the model org/name on the hub has no model_index.json"), "{error}");
+        let error = wanted("org/name", &REQUIRED, None).unwrap_err().to_string();
+        assert!(error.contains("safetensors files in text_encoder/") && error.contains("pickle"), "{error}");
+    }
+}
