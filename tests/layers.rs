@@ -139,7 +139,7 @@ fn a_made_up_violation_is_found() {
         ("error", "use crate::backend::DType;", "error uses backend"),
         ("error", "use crate::scheduler;", "error uses scheduler"),
         ("scheduler", "pub use crate :: tensor::Tensor;", "scheduler uses tensor"),
-        ("tokenizer", "use crate::weights::Weights as W;", "tokenizer uses weights"),
+        ("tokenizer", "use crate::models::spec as s;", "tokenizer uses models"),
         ("planner", "mod tests {\n    use crate::engine::Engine;\n}", "planner uses engine"),
         ("bench", "use crate::{cli};", "bench uses cli"),
         ("weights", "use sdshard::pipeline;", "weights uses pipeline"),
