@@ -1,15 +1,11 @@
 //! `--model`: a folder, a hub id, or the model that is built in.
 
-use std::path::Path;
-
-#[cfg(not(all(feature = "hub", feature = "builtin-model")))]
+#[cfg(not(feature = "builtin-model"))]
 use sdshard::error::Error;
-#[cfg(feature = "hub")]
-use sdshard::weights::hub;
 use sdshard::{
     error::Result,
     pipeline::{Component, Model},
-    weights::{ModelFiles, without_variant},
+    weights::{self, ModelFiles},
 };
 
 use super::{ModelArgs, progress::Console};
@@ -43,40 +39,16 @@ const BUILT_IN: &[sdshard::weights::files::EmbeddedFile] = embed![
 pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
     let files = match &args.model {
         None => built_in(console)?,
-        // An existing folder is a folder, also where it looks like an id.
-        Some(name) if !Path::new(name).exists() && is_hub_id(name) => from_hub(name, args, console)?,
-        Some(name) => ModelFiles::folder(name)?,
+        Some(name) => weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), |file| {
+            console.note(&format!("downloading {name}: {file}"));
+        })?,
     };
     if let Some(variant) = &args.variant {
-        for component in without_variant(&files, &Component::ALL.map(Component::name), variant)? {
+        for component in weights::without_variant(&files, &Component::ALL.map(Component::name), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));
         }
     }
     Model::open(files, args.variant.clone())
-}
-
-/// `org/name`: two plain words.
-fn is_hub_id(name: &str) -> bool {
-    let plain = |word: &str| {
-        !word.is_empty()
-            && !word.starts_with('.')
-            && word.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    name.split_once('/').is_some_and(|(org, name)| plain(org) && plain(name))
-}
-
-#[cfg(feature = "hub")]
-fn from_hub(id: &str, args: &ModelArgs, console: &Console) -> Result<ModelFiles> {
-    let folder = hub::resolve(id, args.revision.as_deref(), args.variant.as_deref(), |file| {
-        console.note(&format!("downloading {id}: {file}"));
-    })?;
-    Ok(ModelFiles::folder(folder)?.with_name(id))
-}
-
-#[cfg(not(feature = "hub"))]
-fn from_hub(id: &str, _: &ModelArgs, _: &Console) -> Result<ModelFiles> {
-    Err(Error::input(format!("the model {id}: there is no such folder, and this build does not ask the hub"))
-        .hint("--model FOLDER"))
 }
 
 #[cfg(feature = "builtin-model")]
