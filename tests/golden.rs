@@ -11,12 +11,13 @@ use sdshard::{
     backend::{self, Device},
     engine::Engine,
     models::{
+        route::{Keeps, Route},
         unet::{Conditioning, DenoiserInput, time_features},
         vae::VaeEncoder,
     },
     pipeline::{
         Component, Model, Picture,
-        model::{load_text_encoder, load_unet, load_vae},
+        model::{load_text_encoder, load_unet, load_vae, sections},
         request::{Output, Request, Rng, Start},
         stages::{channels_first, channels_last},
     },
@@ -112,6 +113,11 @@ fn model(name: &str) -> Model {
     Model::open(ModelFiles::folder(golden(name)).unwrap(), None).unwrap()
 }
 
+/// All of a component on one device.
+fn whole(component: Component, device: &Device, model: &Model) -> Route {
+    Route::whole(device, sections(component, &model.spec).len())
+}
+
 fn weights(model: &Model, component: Component) -> Weights {
     Weights::open(&model.files, component.name(), None).unwrap()
 }
@@ -132,8 +138,9 @@ fn text_features_match_the_reference() {
         let flat: Vec<f32> = ids.iter().flatten().map(|id| *id as f32).collect();
         assert_eq!(flat, golden.values("text.ids"), "{name}");
 
-        let encoder = load_text_encoder(weights(&model, Component::TextEncoder), &device, &model.spec).unwrap();
-        let features = encoder.forward(&device, &ids).unwrap().read().unwrap();
+        let route = whole(Component::TextEncoder, &device, &model);
+        let encoder = load_text_encoder(weights(&model, Component::TextEncoder), &model.spec, &route).unwrap();
+        let features = encoder.forward(&ids, &route).unwrap().read().unwrap();
         close(&format!("{name} text"), &features, &golden.values("text.output"), 1e-4);
     }
 }
@@ -142,18 +149,19 @@ fn text_features_match_the_reference() {
 fn one_unet_call_matches_the_reference() {
     for name in TINY {
         let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
-        let unet = load_unet(weights(&model, Component::Unet), &device, &model.spec).unwrap();
-        let keep = device.keep(ARENA).unwrap();
+        let route = whole(Component::Unet, &device, &model);
+        let unet = load_unet(weights(&model, Component::Unet), &model.spec, &route).unwrap();
+        let keeps = Keeps::new(vec![device.keep(ARENA).unwrap()]);
         for size in ["even", "odd"] {
             let part = |part: &str| format!("unet.{size}.{part}");
             let (context, shape) = golden.get(&part("context"));
             let context = Tensor::new(&device, [shape[0], shape[1], shape[2]], &context).unwrap();
-            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &keep).unwrap();
+            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &route, &keeps).unwrap();
             let features = time_features(golden.values(&part("timestep"))[0], &model.spec.unet);
             let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
             let latents = golden.feature_map(&device, &part("latents"));
             let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
-            let out = unet.forward(&input).unwrap();
+            let out = unet.forward(&input, &route).unwrap();
             close(&format!("{name} unet {size}"), &first(&out), &golden.values(&part("output")), 1e-4);
         }
     }
@@ -163,10 +171,11 @@ fn one_unet_call_matches_the_reference() {
 fn the_vae_decodes_and_encodes_as_the_reference() {
     for name in TINY {
         let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
-        let decoder = load_vae(weights(&model, Component::Vae), &device, &model.spec).unwrap();
+        let route = whole(Component::Vae, &device, &model);
+        let decoder = load_vae(weights(&model, Component::Vae), &model.spec, &route).unwrap();
         for size in ["even", "odd"] {
             let latents = golden.feature_map(&device, &format!("vae.decode.{size}.latents"));
-            let out = decoder.forward(latents).unwrap();
+            let out = decoder.forward(latents, &route).unwrap();
             let want = golden.values(&format!("vae.decode.{size}.output"));
             close(&format!("{name} vae decode {size}"), &first(&out), &want, 1e-4);
         }

@@ -1,4 +1,4 @@
-//! A device in use: its backend, its transient arena and its gate.
+//! A device in use: its backend and its transient arena.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -13,13 +13,6 @@ struct Inner {
     id: DeviceId,
     backend: Box<dyn Backend>,
     transient: Mutex<Option<Arena>>,
-    gate: Mutex<()>,
-}
-
-/// The right to use a device's transient arena. Leave nothing in it.
-pub struct Section<'a> {
-    device: &'a Device,
-    _gate: MutexGuard<'a, ()>,
 }
 
 /// A small arena for what outlives a section: latents, text features, keys and values.
@@ -49,7 +42,7 @@ pub struct DeviceInfo {
 impl Device {
     /// A device over a backend.
     pub fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
-        Self(Arc::new(Inner { id, backend: Box::new(backend), transient: Mutex::default(), gate: Mutex::default() }))
+        Self(Arc::new(Inner { id, backend: Box::new(backend), transient: Mutex::default() }))
     }
 
     /// One CPU device by itself, with room for `arena_bytes` of intermediate results.
@@ -115,9 +108,9 @@ impl Device {
         self.transient().as_ref().map_or(0, Arena::peak_bytes)
     }
 
-    /// Waits for the device and holds it until the guard drops.
-    pub fn enter(&self) -> Section<'_> {
-        Section { device: self, _gate: self.0.gate.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) }
+    /// Tensors in the transient arena; none between sections.
+    pub fn live(&self) -> usize {
+        self.transient().as_ref().map_or(0, Arena::live)
     }
 
     /// An arena of `bytes` beside the transient one.
@@ -157,13 +150,6 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 impl PartialEq for Device {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Drop for Section<'_> {
-    fn drop(&mut self) {
-        let live = self.device.transient().as_ref().map_or(0, Arena::live);
-        debug_assert!(live == 0 || std::thread::panicking(), "{}: a section left {live} tensors", self.device.id());
     }
 }
 

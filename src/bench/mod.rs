@@ -9,13 +9,14 @@ use crate::{
     error::Result,
     models::{
         clip::ClipTextEncoder,
+        route::{Keeps, Route},
         spec::ModelSpec,
         unet::{Conditioning, DenoiserInput, Unet, time_features},
         vae::VaeDecoder,
     },
     pipeline::{
         Component, Model,
-        model::{load_text_encoder, load_unet, load_vae},
+        model::{load_text_encoder, load_unet, load_vae, sections},
     },
     tensor::Tensor,
     weights::Weights,
@@ -98,6 +99,11 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     })
 }
 
+/// All of a component on one device.
+fn route(component: Component, device: &Device, spec: &ModelSpec) -> Route {
+    Route::whole(device, sections(component, spec).len())
+}
+
 /// What times a call.
 type Timer<'a> = &'a mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>;
 
@@ -111,9 +117,11 @@ enum Call {
 impl Call {
     fn load(component: Component, weights: Weights, device: &Device, spec: &ModelSpec) -> Result<Self> {
         Ok(match component {
-            Component::TextEncoder => Self::TextEncoder(Box::new(load_text_encoder(weights, device, spec)?)),
-            Component::Unet => Self::Unet(Box::new(load_unet(weights, device, spec)?)),
-            Component::Vae => Self::Vae(Box::new(load_vae(weights, device, spec)?)),
+            Component::TextEncoder => {
+                Self::TextEncoder(Box::new(load_text_encoder(weights, spec, &route(component, device, spec))?))
+            }
+            Component::Unet => Self::Unet(Box::new(load_unet(weights, spec, &route(component, device, spec))?)),
+            Component::Vae => Self::Vae(Box::new(load_vae(weights, spec, &route(component, device, spec))?)),
         })
     }
 
@@ -127,26 +135,32 @@ impl Call {
         match self {
             Self::TextEncoder(encoder) => {
                 let ids = vec![vec![1; spec.text_encoder.max_position_embeddings]; settings.batch];
-                timed(&|| encoder.forward(device, &ids))
+                let route = route(Component::TextEncoder, device, spec);
+                timed(&|| encoder.forward(&ids, &route))
             }
             Self::Unet(unet) => {
                 let (tokens, context) = (spec.text_encoder.max_position_embeddings, spec.unet.cross_attention_dim);
-                let keep = device.keep(KEEP_BYTES)?;
+                let route = route(Component::Unet, device, spec);
+                let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
                 let text = {
                     let values = values(settings.batch * tokens * context);
                     let context = Tensor::new(device, [settings.batch, tokens, context], &values)?;
-                    unet.condition(&Conditioning { context, pooled: None, added: None }, &keep)?
+                    unet.condition(&Conditioning { context, pooled: None, added: None }, &route, &keeps)?
                 };
                 let latents = latents(settings.batch, spec.unet.in_channels)?;
                 let features = time_features(500.0, &spec.unet);
                 let time_features = Tensor::new(device, [1, features.len()], &features)?;
                 timed(&|| {
-                    unet.forward(&DenoiserInput { latents: &latents, time_features: &time_features, text: &text })
+                    unet.forward(
+                        &DenoiserInput { latents: &latents, time_features: &time_features, text: &text },
+                        &route,
+                    )
                 })
             }
             Self::Vae(decoder) => {
                 let latents = latents(1, spec.vae.latent_channels)?;
-                timed(&|| decoder.decode(&latents))
+                let route = route(Component::Vae, device, spec);
+                timed(&|| decoder.decode(&latents, &route))
             }
         }
     }

@@ -14,7 +14,7 @@ use sdshard::{
     error::{Error, Result, Scope},
     models::spec::Defaults,
     pipeline::{
-        self, Component, Metadata, Model, Picture,
+        self, Component, Metadata, Model, PerComponent, Picture,
         latents::{self, Latents},
         output,
         request::{Output, Request, Rng, Start},
@@ -32,6 +32,7 @@ use super::{
     interrupt::Interrupt,
     model,
     names::file_name,
+    plan::one_or_all,
     progress::{Console, Progress},
     prompts::{self, Options},
 };
@@ -247,7 +248,13 @@ impl<'a> Run<'a> {
 
     /// One picture as a line of JSON.
     fn line(&self, index: usize, path: &Path, replica: usize, attempts: usize, picture: &Picture) -> serde_json::Value {
-        let (job, placement) = (&self.jobs[index], &self.plan.replicas[replica].placement);
+        let job = &self.jobs[index];
+        // A text that was remembered used no device this time: then those that would have.
+        let placement = &self.plan.replicas[replica].placement;
+        let devices = PerComponent::new(|component| match picture.devices.get(component).as_slice() {
+            [] => placement.get(component)[0].devices(),
+            used => used.to_vec(),
+        });
         let class = |id| self.plan.devices.iter().find(|device| device.id == id).map_or("", |device| &device.class);
         let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
             Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
@@ -265,8 +272,8 @@ impl<'a> Run<'a> {
             "rank": 0,
             "world_size": 1,
             "attempts": attempts,
-            "devices": of(&|component| json!(placement.get(component).to_string())),
-            "numerics": of(&|component| json!(class(*placement.get(component)))),
+            "devices": of(&|component| one_or_all(devices.get(component))),
+            "numerics": of(&|component| json!(class(devices.get(component)[0]))),
             "timings_ms": timings,
             "steps": self.requests[index].steps,
         })

@@ -30,14 +30,18 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
 }
 
-/// The plan as one JSON object.
-pub fn as_json(plan: &Plan) -> serde_json::Value {
-    let names = |devices: &[backend::DeviceId]| match devices {
+/// The name of a single device, or a list.
+pub fn one_or_all(devices: &[backend::DeviceId]) -> serde_json::Value {
+    match devices {
         [one] => json!(one.to_string()),
         several => json!(several.iter().map(ToString::to_string).collect::<Vec<_>>()),
-    };
+    }
+}
+
+/// The plan as one JSON object.
+pub fn as_json(plan: &Plan) -> serde_json::Value {
     let device_map: serde_json::Map<String, serde_json::Value> =
-        plan.device_map().iter().map(|(name, devices)| (name.to_string(), names(devices))).collect();
+        plan.device_map().iter().map(|(name, devices)| (name.to_string(), one_or_all(devices))).collect();
     let components: serde_json::Map<String, serde_json::Value> = plan
         .costs
         .iter()
@@ -56,11 +60,11 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
         .replicas
         .iter()
         .map(|replica| {
-            replica
-                .placement
-                .iter()
-                .map(|(component, device)| (component.name().to_string(), json!(device.to_string())))
-                .collect::<serde_json::Map<_, _>>()
+            let places = replica.placement.iter().map(|(component, places)| {
+                let devices: Vec<_> = places.iter().flat_map(|place| place.devices()).collect();
+                (component.name().to_string(), one_or_all(&devices))
+            });
+            json!({ "placement": places.collect::<serde_json::Map<_, _>>(), "in_flight": replica.in_flight })
         })
         .collect();
     let devices: Vec<_> = plan

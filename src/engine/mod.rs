@@ -1,14 +1,13 @@
 //! Replicas side by side over one queue.
 //!
-//! A replica is a thread with a pipeline. It takes the oldest request, works on it, and says what happens to whoever
-//! holds the [`Ticket`]. A device that fails takes its replicas along; what they were working on is tried again
-//! elsewhere.
+//! A replica is a pipeline with a thread for each request that it works on at once. A thread takes the oldest request,
+//! works on it, and says what happens to whoever holds the [`Ticket`]. A device that fails takes its replicas along;
+//! what they were working on is tried again elsewhere.
 
 mod queue;
 
 use std::{
     any::Any,
-    collections::{HashMap, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -21,7 +20,14 @@ use std::{
 use crate::{
     backend::{self, Device, DeviceId},
     error::{Error, Result, Scope},
-    pipeline::{Component, Model, PerComponent, Picture, Pipeline, Progress, TextCache, request::Request},
+    models::route::{Keeps, Route},
+    pipeline::{
+        Component, Model, Parts, Picture, Pipeline, Progress, TextCache, UnetPlace,
+        gate::Gates,
+        model::Loader,
+        placement::{Place, Placement},
+        request::Request,
+    },
     planner::plan::Plan,
 };
 use queue::{Job, Queue};
@@ -79,9 +85,10 @@ impl Ticket {
 /// A loaded plan.
 pub struct Engine {
     queue: Arc<Queue>,
-    replicas: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
     devices: Vec<Device>,
-    placements: Vec<PerComponent<DeviceId>>,
+    /// How many there were at the start.
+    threads: usize,
 }
 
 impl Engine {
@@ -99,34 +106,31 @@ impl Engine {
             let index = ids.iter().position(|known| *known == id).expect("a plan places on its own devices");
             devices[index].clone()
         };
-        // One copy of the weights for each set of homes, however many replicas use it.
-        let mut loaded = HashMap::new();
-        let texts = Arc::new(TextCache::default());
-        let queue = Arc::new(Queue::new(plan.replicas.len()));
-        let mut pipelines = Vec::with_capacity(plan.replicas.len());
-        for replica in &plan.replicas {
-            let placement = PerComponent::new(|component| device(*replica.placement.get(component)));
-            let homes = Component::ALL.map(|component| placement.get(component).weight_home().to_string());
-            let parts = match loaded.entry(homes) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(model.load(|component| placement.get(component).clone())?),
-            };
-            let keep = placement.unet.keep(plan.costs.unet.keep_bytes as usize)?;
-            pipelines.push(Pipeline::new(model.clone(), parts.clone(), placement, keep, texts.clone()));
+        let route = |ids: &[DeviceId]| Route::new(ids.iter().map(|id| device(*id)).collect());
+        let (texts, gates) = (Arc::new(TextCache::default()), Arc::new(Gates::default()));
+        let threads: usize = plan.replicas.iter().map(|replica| replica.in_flight).sum();
+        let queue = Arc::new(Queue::new(plan.replicas.len(), threads));
+        let mut loader = Loader::new(&model);
+        let mut workers = Vec::with_capacity(threads);
+        for (index, replica) in plan.replicas.iter().enumerate() {
+            let parts = load(&mut loader, &replica.placement, route)?;
+            let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
+            for _ in 0..replica.in_flight {
+                let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
+                workers.push((index, pipeline.clone(), Keeps::new(keeps.collect::<Result<_>>()?)));
+            }
         }
-        let replicas = pipelines
+        let workers = workers
             .into_iter()
-            .enumerate()
-            .map(|(index, pipeline)| {
+            .map(|(index, pipeline, keeps)| {
                 let queue = queue.clone();
                 std::thread::Builder::new()
                     .name(format!("replica {index}"))
-                    .spawn(move || work(index, &pipeline, &queue))
+                    .spawn(move || work(index, &pipeline, &keeps, &queue))
                     .map_err(|e| Error::process("starting a replica's thread").source(e))
             })
             .collect::<Result<_>>()?;
-        let placements = plan.replicas.iter().map(|replica| replica.placement).collect();
-        Ok(Self { queue, replicas, devices, placements })
+        Ok(Self { queue, workers, devices, threads })
     }
 
     /// Hands a request over. Waits while the queue is full.
@@ -137,7 +141,7 @@ impl Engine {
             // Whoever dropped the ticket does not want to know.
             let _ = events.send(event);
         };
-        self.queue.put(Job { request, cancel: cancel.clone(), attempts: 0, events: Box::new(send) });
+        self.queue.put(Job::new(request, cancel.clone(), send));
         Ticket { events: receiver, cancel }
     }
 
@@ -157,14 +161,14 @@ impl Engine {
         let mut open = 0;
         let mut outcome = Ok(());
         loop {
-            while outcome.is_ok() && open < 2 * self.placements.len() {
+            while outcome.is_ok() && open < 2 * self.threads {
                 let Some((index, request)) = requests.next() else { break };
                 let sender = sender.clone();
                 let send = move |event| {
                     // The receiver lives until every request is done.
                     let _ = sender.send((index, event));
                 };
-                self.queue.put(Job { request, cancel: cancel.clone(), attempts: 0, events: Box::new(send) });
+                self.queue.put(Job::new(request, cancel.clone(), send));
                 open += 1;
             }
             if open == 0 {
@@ -185,30 +189,47 @@ impl Engine {
         }
     }
 
-    /// Where each replica's components run.
-    pub fn placements(&self) -> &[PerComponent<DeviceId>] {
-        &self.placements
-    }
-
     /// The most that each device's transient arena ever held, in bytes.
     pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
         self.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect()
     }
 }
 
+/// The networks of one replica.
+fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[DeviceId]) -> Route) -> Result<Parts> {
+    let whole =
+        |places: &[Place<DeviceId>]| -> Vec<Route> { places.iter().flat_map(Place::routes).map(&route).collect() };
+    let unet = |loader: &mut Loader, place: &Place<DeviceId>| -> Result<UnetPlace> {
+        Ok(match place {
+            Place::Route(ids) => UnetPlace { negative: None, positive: loader.unet(route(ids))? },
+            Place::Guided { negative, positive } => {
+                UnetPlace { negative: Some(loader.unet(route(negative))?), positive: loader.unet(route(positive))? }
+            }
+        })
+    };
+    Ok(Parts {
+        text_encoders: whole(&placement.text_encoder)
+            .into_iter()
+            .map(|route| loader.text_encoder(route))
+            .collect::<Result<_>>()?,
+        unets: placement.unet.iter().map(|place| unet(loader, place)).collect::<Result<_>>()?,
+        vaes: whole(&placement.vae).into_iter().map(|route| loader.vae(route)).collect::<Result<_>>()?,
+    })
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         self.queue.close();
-        for replica in self.replicas.drain(..) {
-            // A replica catches what its requests throw; there is nothing to report here.
-            let _ = replica.join();
+        for worker in self.workers.drain(..) {
+            // A worker catches what its requests throw; there is nothing to report here.
+            let _ = worker.join();
         }
     }
 }
 
-/// A replica's life: until the queue closes or its device fails.
-fn work(replica: usize, pipeline: &Pipeline, queue: &Queue) {
-    while let Some(mut job) = queue.take() {
+/// One of a replica's threads: until the queue closes or the replica's device fails.
+fn work(replica: usize, pipeline: &Pipeline, keeps: &Keeps, queue: &Queue) {
+    while let Some(mut job) = queue.take(replica) {
         if job.cancel.load(Ordering::Relaxed) {
             (job.events)(Event::Done(Err(Error::interrupted())));
             continue;
@@ -216,7 +237,7 @@ fn work(replica: usize, pipeline: &Pipeline, queue: &Queue) {
         job.attempts += 1;
         (job.events)(Event::Taken { replica, attempt: job.attempts });
         let result = catch_unwind(AssertUnwindSafe(|| {
-            pipeline.generate(&job.request, &mut |progress| {
+            pipeline.generate(&job.request, job.age, keeps, &mut |progress| {
                 (job.events)(Event::Progress(progress));
                 // A request that has come to the VAE is as good as done.
                 let stops = !matches!(progress, Progress::Started(Component::Vae, _) | Progress::Finished(..));
@@ -228,7 +249,7 @@ fn work(replica: usize, pipeline: &Pipeline, queue: &Queue) {
         match result {
             Err(error) if matches!(error.scope(), Scope::Device(_)) => {
                 tracing::error!("replica {replica} leaves: {error}");
-                queue.leave(job, error, RETRIES);
+                queue.leave(replica, job, error, RETRIES);
                 return;
             }
             result => (job.events)(Event::Done(result)),

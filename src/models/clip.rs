@@ -1,8 +1,11 @@
 //! The text encoder of CLIP. Radford et al. 2021; matches transformers' `CLIPTextModel`.
 
-use super::spec::{ClipSpec, TextActivation};
+use super::{
+    route::Route,
+    spec::{ClipSpec, TextActivation},
+};
 use crate::{
-    backend::{Activation, Device},
+    backend::Activation,
     error::Result,
     nn::{Embedding, LayerNorm, Linear},
     tensor::{Fuse, Tensor},
@@ -18,9 +21,16 @@ pub struct ClipTextEncoder {
 }
 
 impl ClipTextEncoder {
-    /// Reads all of `text_encoder/`.
-    pub fn load(w: &Scope, spec: &ClipSpec) -> Result<Self> {
-        let (width, embeddings) = (spec.hidden_size, w.at("embeddings"));
+    /// Where it can be cut: the names of its sections, in order.
+    pub fn sections(spec: &ClipSpec) -> Vec<String> {
+        let layers = (0..spec.num_hidden_layers).map(|i| format!("encoder.layers.{i}"));
+        ["embeddings".to_string()].into_iter().chain(layers).chain(["final_layer_norm".to_string()]).collect()
+    }
+
+    /// Reads all of `text_encoder/`, each section for the device that runs it.
+    pub fn load(w: &Scope, spec: &ClipSpec, route: &Route) -> Result<Self> {
+        let (width, layers) = (spec.hidden_size, spec.num_hidden_layers);
+        let embeddings = w.at("embeddings").on(route.first());
         Ok(Self {
             token_embedding: Embedding::load(&embeddings.at("token_embedding"), spec.vocab_size, width)?,
             position_embedding: Embedding::load(
@@ -28,20 +38,25 @@ impl ClipTextEncoder {
                 spec.max_position_embeddings,
                 width,
             )?,
-            layers: (0..spec.num_hidden_layers)
-                .map(|i| EncoderLayer::load(&w.at("encoder.layers").at(i), spec))
+            layers: (0..layers)
+                .map(|i| EncoderLayer::load(&w.at("encoder.layers").at(i).on(route.at(1 + i)), spec))
                 .collect::<Result<_>>()?,
-            final_layer_norm: LayerNorm::load(&w.at("final_layer_norm"), width, spec.layer_norm_eps)?,
+            final_layer_norm: LayerNorm::load(
+                &w.at("final_layer_norm").on(route.at(1 + layers)),
+                width,
+                spec.layer_norm_eps,
+            )?,
         })
     }
 
     /// Texts of equal length to features `[texts, tokens, hidden_size]`, after the final norm.
-    pub fn forward(&self, device: &Device, ids: &[Vec<u32>]) -> Result<Tensor> {
-        let mut h = Tensor::embedding(device, ids, &self.token_embedding.weight, &self.position_embedding.weight)?;
-        for layer in &self.layers {
-            h = layer.forward(&h)?;
+    pub fn forward(&self, ids: &[Vec<u32>], route: &Route) -> Result<Tensor> {
+        let (tokens, positions) = (&self.token_embedding.weight, &self.position_embedding.weight);
+        let mut h = Tensor::embedding(route.first(), ids, tokens, positions)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = layer.forward(&h.to(route.at(1 + i))?)?;
         }
-        self.final_layer_norm.forward(&h)
+        self.final_layer_norm.forward(&h.to(route.at(1 + self.layers.len()))?)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod clip;
+pub mod route;
 pub mod spec;
 pub mod unet;
 pub mod vae;

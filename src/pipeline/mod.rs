@@ -1,10 +1,12 @@
 //! One picture, from text to pixels.
 
+pub mod gate;
 pub mod image;
 pub mod latents;
 pub mod metadata;
 pub mod model;
 pub mod output;
+pub mod placement;
 pub mod request;
 pub mod stages;
 
@@ -15,18 +17,24 @@ use std::{
 };
 
 use crate::{
-    backend::{Device, Keep},
+    backend::DeviceId,
     error::Result,
-    models::{clip::ClipTextEncoder, unet::Unet, vae::VaeDecoder},
+    models::{
+        clip::ClipTextEncoder,
+        route::{Keeps, Route},
+        unet::Unet,
+        vae::VaeDecoder,
+    },
     scheduler::schedule,
     tensor::Shape,
 };
+use gate::Gates;
 pub use image::Image;
 pub use latents::Latents;
 pub use metadata::Metadata;
 pub use model::Model;
 use request::{Output, Request};
-use stages::{Denoise, Features, Noise};
+use stages::{Branch, Denoise, Features, Noise};
 
 /// A component of a pipeline: what a device map places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,7 +62,7 @@ impl Component {
 }
 
 /// One thing for each component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PerComponent<T> {
     /// The text encoder's.
     pub text_encoder: T,
@@ -90,9 +98,6 @@ impl<T> PerComponent<T> {
     }
 }
 
-/// Which device runs each component.
-pub type Placement = PerComponent<Device>;
-
 /// What happens to a request while it is worked on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Progress {
@@ -113,106 +118,143 @@ pub struct Picture {
     pub image: Option<Image>,
     /// Time on each component; nothing for a text that was remembered or a picture that was not asked for.
     pub timings: PerComponent<Duration>,
+    /// The devices that each component used; none as with `timings`.
+    pub devices: PerComponent<Vec<DeviceId>>,
 }
 
-/// The loaded components; replicas in one memory share them.
-#[derive(Clone)]
+/// A network and where its sections run.
+pub struct Network<N> {
+    /// The network.
+    pub network: Arc<N>,
+    /// A device for each section.
+    pub route: Route,
+}
+
+impl<N> Network<N> {
+    fn devices(&self) -> Vec<DeviceId> {
+        self.route.devices().into_iter().map(|device| device.id()).collect()
+    }
+}
+
+/// A UNet's place: one network for all texts of a request, or two for the negative and the positive one.
+pub struct UnetPlace {
+    /// The negative prompt's, if it has one of its own.
+    pub negative: Option<Network<Unet>>,
+    /// The prompt's, or that of both.
+    pub positive: Network<Unet>,
+}
+
+impl UnetPlace {
+    /// The devices that a request needs, with guidance or without.
+    fn devices(&self, guided: bool) -> Vec<DeviceId> {
+        let mut devices = self.positive.devices();
+        if let (true, Some(negative)) = (guided, &self.negative) {
+            devices.extend(negative.devices());
+            devices.sort();
+            devices.dedup();
+        }
+        devices
+    }
+}
+
+/// The places of every component. Several are a pool, of which a request takes the first that is free.
 pub struct Parts {
     /// Text to features.
-    pub text_encoder: Arc<ClipTextEncoder>,
+    pub text_encoders: Vec<Network<ClipTextEncoder>>,
     /// The denoiser.
-    pub unet: Arc<Unet>,
+    pub unets: Vec<UnetPlace>,
     /// Latents to pictures.
-    pub vae: Arc<VaeDecoder>,
+    pub vaes: Vec<Network<VaeDecoder>>,
 }
 
-/// One placement of one model, ready to draw.
+/// One placement of one model, ready to draw. Several requests may pass through at once, each with its own [`Keeps`].
 pub struct Pipeline {
     model: Arc<Model>,
     parts: Parts,
-    placement: Placement,
-    keep: Keep,
+    gates: Arc<Gates>,
     texts: Arc<TextCache>,
 }
 
 impl Pipeline {
-    /// `keep` is on the UNet's device and outlives its sections.
-    pub fn new(model: Arc<Model>, parts: Parts, placement: Placement, keep: Keep, texts: Arc<TextCache>) -> Self {
-        Self { model, parts, placement, keep, texts }
+    /// `gates` are those of all pipelines that share a device with this one.
+    pub fn new(model: Arc<Model>, parts: Parts, gates: Arc<Gates>, texts: Arc<TextCache>) -> Self {
+        Self { model, parts, gates, texts }
     }
 
-    /// Which device runs each component.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
-    }
-
-    /// The keep arena beside the UNet.
-    pub fn keep(&self) -> &Keep {
-        &self.keep
-    }
-
-    /// Draws one picture. `progress` hears what happens and may stop the request with an error.
+    /// Draws one picture. `keeps` has an arena on every device of the UNet's places that nobody else uses meanwhile;
+    /// `age` tells older requests from younger ones. `progress` hears what happens and may stop the request with an
+    /// error.
     ///
     /// # Errors
     /// If the request does not fit the model or the plan, a device fails, a value is not finite, or `progress` says so.
-    pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(Progress) -> Result<()>) -> Result<Picture> {
+    pub fn generate(
+        &self,
+        request: &Request,
+        age: u64,
+        keeps: &Keeps,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
+    ) -> Result<Picture> {
         let spec = &self.model.spec;
         request.check(spec)?;
         let schedule = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?;
-        let mut timings = PerComponent::new(|_| Duration::ZERO);
-
         let guided = request.guidance_scale > 1.0;
+        let mut timings = PerComponent::new(|_| Duration::ZERO);
+        let mut devices = PerComponent::new(|_| Vec::new());
+
         let mut texts = Vec::with_capacity(2);
-        let started = Instant::now();
-        progress(Progress::Started(Component::TextEncoder, 0))?;
         for text in guided.then_some(&request.negative_prompt).into_iter().chain([&request.prompt]) {
-            texts.push(self.features(text)?);
+            texts.push(self.features(text, age, &mut timings.text_encoder, &mut devices.text_encoder, progress)?);
         }
-        timings.text_encoder = started.elapsed();
-        progress(Progress::Finished(Component::TextEncoder, timings.text_encoder))?;
 
         let scale = spec.vae.scale();
         let (height, width) = (request.height / scale, request.width / scale);
-        let started = Instant::now();
-        progress(Progress::Started(Component::Unet, schedule.steps.len()))?;
+        let choices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
         let values = {
-            let _section = self.placement.unet.enter();
-            let denoise = Denoise {
-                spec,
-                schedule: &schedule,
-                guidance_scale: request.guidance_scale,
-                texts: &texts,
-                height,
-                width,
-                noise: Noise::new(request),
-            };
-            stages::denoise(&self.parts.unet, &self.placement.unet, &self.keep, denoise, |done| {
-                progress(Progress::Step(done))
-            })?
+            let (choice, _section) = self.gates.enter(age, &choices);
+            let started = Instant::now();
+            devices.unet = choices[choice].clone();
+            progress(Progress::Started(Component::Unet, schedule.steps.len()))?;
+            let noise = Noise::new(request);
+            let denoise =
+                Denoise { spec, schedule: &schedule, guidance_scale: request.guidance_scale, height, width, noise };
+            let branches = branches(&self.parts.unets[choice], texts, keeps);
+            let values = stages::denoise(&branches, denoise, |done| progress(Progress::Step(done)))?;
+            timings.unet = started.elapsed();
+            values
         };
-        timings.unet = started.elapsed();
         progress(Progress::Finished(Component::Unet, timings.unet))?;
 
         let shape = Shape::from([1, height, width, spec.unet.in_channels]);
         let mut image = None;
         if request.output == Output::Image {
-            let started = Instant::now();
-            progress(Progress::Started(Component::Vae, 0))?;
+            let choices: Vec<_> = self.parts.vaes.iter().map(Network::devices).collect();
             let pixels = {
-                let _section = self.placement.vae.enter();
-                stages::decode(&self.parts.vae, &self.placement.vae, shape, &values)?
+                let (choice, _section) = self.gates.enter(age, &choices);
+                let started = Instant::now();
+                devices.vae = choices[choice].clone();
+                progress(Progress::Started(Component::Vae, 0))?;
+                let vae = &self.parts.vaes[choice];
+                let pixels = stages::decode(&vae.network, &vae.route, shape, &values)?;
+                timings.vae = started.elapsed();
+                pixels
             };
-            image = Some(Image::from_f32(request.width, request.height, &pixels)?);
-            timings.vae = started.elapsed();
             progress(Progress::Finished(Component::Vae, timings.vae))?;
+            image = Some(Image::from_f32(request.width, request.height, &pixels)?);
         }
         let latents =
             Latents { channels: shape.channels(), height, width, values: stages::channels_first(&values, shape) };
-        Ok(Picture { latents, image, timings })
+        Ok(Picture { latents, image, timings, devices })
     }
 
     /// The features of a text: remembered, or made now.
-    fn features(&self, text: &str) -> Result<Features> {
+    fn features(
+        &self,
+        text: &str,
+        age: u64,
+        timing: &mut Duration,
+        devices: &mut Vec<DeviceId>,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
+    ) -> Result<Features> {
         if let Some(features) = self.texts.get(text) {
             return Ok(features);
         }
@@ -220,13 +262,32 @@ impl Pipeline {
         if let Some(rest) = &encoded.truncated {
             tracing::warn!("the prompt is too long for this model; left out: {rest}");
         }
-        let device = &self.placement.text_encoder;
+        let choices: Vec<_> = self.parts.text_encoders.iter().map(Network::devices).collect();
         let features = {
-            let _section = device.enter();
-            stages::encode(&self.parts.text_encoder, device, encoded.ids)?
+            let (choice, _section) = self.gates.enter(age, &choices);
+            let started = Instant::now();
+            devices.clone_from(&choices[choice]);
+            progress(Progress::Started(Component::TextEncoder, 0))?;
+            let encoder = &self.parts.text_encoders[choice];
+            let features = stages::encode(&encoder.network, &encoder.route, encoded.ids)?;
+            *timing += started.elapsed();
+            features
         };
+        progress(Progress::Finished(Component::TextEncoder, *timing))?;
         self.texts.put(text, features.clone());
         Ok(features)
+    }
+}
+
+/// How a place works on texts: `[negative, positive]` or `[positive]`.
+pub fn branches<'a>(place: &'a UnetPlace, mut texts: Vec<Features>, keeps: &'a Keeps) -> Vec<Branch<'a>> {
+    let branch = |unet: &'a Network<Unet>, texts| Branch { unet: &unet.network, route: &unet.route, keeps, texts };
+    match &place.negative {
+        Some(negative) if texts.len() == 2 => {
+            let positive = texts.split_off(1);
+            vec![branch(negative, texts), branch(&place.positive, positive)]
+        }
+        _ => vec![branch(&place.positive, texts)],
     }
 }
 

@@ -1,12 +1,11 @@
 //! A model that is about to be used: its files, its facts and its tokenizer.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use super::{Component, Parts};
+use super::{Component, Network};
 use crate::{
-    backend::Device,
     error::Result,
-    models::{clip::ClipTextEncoder, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
+    models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
     weights::{self, ModelFiles, Scope, Weights},
 };
@@ -43,31 +42,88 @@ impl Model {
         let opened = Component::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())
     }
+}
 
-    /// Reads all weights, each component packed for the memory of the device that `device_of` names for it.
+/// Reads weights, each network once for each set of memories that it is spread over: devices that can share, do.
+pub struct Loader<'a> {
+    model: &'a Model,
+    text_encoders: Shared<ClipTextEncoder>,
+    unets: Shared<Unet>,
+    vaes: Shared<VaeDecoder>,
+}
+
+/// Networks by where each of their sections' weights are.
+type Shared<N> = HashMap<Vec<String>, Arc<N>>;
+
+impl<'a> Loader<'a> {
+    /// Of one model.
+    pub fn new(model: &'a Model) -> Self {
+        Self { model, text_encoders: HashMap::new(), unets: HashMap::new(), vaes: HashMap::new() }
+    }
+
+    fn open(&self, component: Component) -> Result<Weights> {
+        Weights::open(&self.model.files, component.name(), self.model.variant.as_deref())
+    }
+
+    /// The text encoder for a route.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or left over, or a device has no room.
-    pub fn load(&self, device_of: impl Fn(Component) -> Device) -> Result<Parts> {
-        let open = |component: Component| Weights::open(&self.files, component.name(), self.variant.as_deref());
-        Ok(Parts {
-            text_encoder: Arc::new(load_text_encoder(
-                open(Component::TextEncoder)?,
-                &device_of(Component::TextEncoder),
-                &self.spec,
-            )?),
-            unet: Arc::new(load_unet(open(Component::Unet)?, &device_of(Component::Unet), &self.spec)?),
-            vae: Arc::new(load_vae(open(Component::Vae)?, &device_of(Component::Vae), &self.spec)?),
-        })
+    pub fn text_encoder(&mut self, route: Route) -> Result<Network<ClipTextEncoder>> {
+        let network = match self.text_encoders.get(&homes(&route)) {
+            Some(network) => network.clone(),
+            None => Arc::new(load_text_encoder(self.open(Component::TextEncoder)?, &self.model.spec, &route)?),
+        };
+        self.text_encoders.insert(homes(&route), network.clone());
+        Ok(Network { network, route })
+    }
+
+    /// The UNet for a route.
+    ///
+    /// # Errors
+    /// As [`Loader::text_encoder`].
+    pub fn unet(&mut self, route: Route) -> Result<Network<Unet>> {
+        let network = match self.unets.get(&homes(&route)) {
+            Some(network) => network.clone(),
+            None => Arc::new(load_unet(self.open(Component::Unet)?, &self.model.spec, &route)?),
+        };
+        self.unets.insert(homes(&route), network.clone());
+        Ok(Network { network, route })
+    }
+
+    /// The VAE's decoder for a route.
+    ///
+    /// # Errors
+    /// As [`Loader::text_encoder`].
+    pub fn vae(&mut self, route: Route) -> Result<Network<VaeDecoder>> {
+        let network = match self.vaes.get(&homes(&route)) {
+            Some(network) => network.clone(),
+            None => Arc::new(load_vae(self.open(Component::Vae)?, &self.model.spec, &route)?),
+        };
+        self.vaes.insert(homes(&route), network.clone());
+        Ok(Network { network, route })
+    }
+}
+
+fn homes(route: &Route) -> Vec<String> {
+    route.iter().map(|device| device.weight_home().to_string()).collect()
+}
+
+/// The sections of a component: where a device map may cut it.
+pub fn sections(component: Component, spec: &ModelSpec) -> Vec<String> {
+    match component {
+        Component::TextEncoder => ClipTextEncoder::sections(&spec.text_encoder),
+        Component::Unet => Unet::sections(&spec.unet),
+        Component::Vae => VaeDecoder::sections(&spec.vae),
     }
 }
 
 /// Reads all of `text_encoder/`.
 ///
 /// # Errors
-/// As [`Model::load`].
-pub fn load_text_encoder(weights: Weights, device: &Device, spec: &ModelSpec) -> Result<ClipTextEncoder> {
-    let encoder = ClipTextEncoder::load(&Scope::new(&weights, device), &spec.text_encoder)?;
+/// If a tensor is missing, misshapen or left over, or a device has no room.
+pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<ClipTextEncoder> {
+    let encoder = ClipTextEncoder::load(&Scope::new(&weights, route.first()), &spec.text_encoder, route)?;
     weights.finish()?;
     Ok(encoder)
 }
@@ -75,9 +131,9 @@ pub fn load_text_encoder(weights: Weights, device: &Device, spec: &ModelSpec) ->
 /// Reads all of `unet/`.
 ///
 /// # Errors
-/// As [`Model::load`].
-pub fn load_unet(weights: Weights, device: &Device, spec: &ModelSpec) -> Result<Unet> {
-    let unet = Unet::load(&Scope::new(&weights, device), &spec.unet)?;
+/// If a tensor is missing, misshapen or left over, or a device has no room.
+pub fn load_unet(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<Unet> {
+    let unet = Unet::load(&Scope::new(&weights, route.first()), &spec.unet, route)?;
     weights.finish()?;
     Ok(unet)
 }
@@ -85,11 +141,11 @@ pub fn load_unet(weights: Weights, device: &Device, spec: &ModelSpec) -> Result<
 /// Reads the decoder of `vae/`. The encoder stays where it is: pictures as a start do not exist yet.
 ///
 /// # Errors
-/// As [`Model::load`].
-pub fn load_vae(weights: Weights, device: &Device, spec: &ModelSpec) -> Result<VaeDecoder> {
+/// If a tensor is missing, misshapen or left over, or a device has no room.
+pub fn load_vae(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<VaeDecoder> {
     weights.skip("encoder.");
     weights.skip("quant_conv.");
-    let decoder = VaeDecoder::load(&Scope::new(&weights, device), &spec.vae)?;
+    let decoder = VaeDecoder::load(&Scope::new(&weights, route.first()), &spec.vae, route)?;
     weights.finish()?;
     Ok(decoder)
 }

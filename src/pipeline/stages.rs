@@ -1,16 +1,16 @@
-//! The three sections of a request, each on one device: text to features, noise to latents, latents to pixels.
+//! The three stages of a request: text to features, noise to latents, latents to pixels.
 //!
-//! Each begins and ends on the host. What crosses is small (a few hundred KiB), so a section asks the same of its
-//! device's arena wherever the others are, and the planner runs this very code on devices without data.
+//! Each begins and ends on the host. What crosses is small (a few hundred KiB), so a stage asks the same of its devices'
+//! arenas wherever the others are, and the planner runs this very code on devices without data.
 
-use super::request::{Request, Start};
+use super::request::{Request, Rng, Start};
 use crate::{
-    backend::{Device, Keep},
     error::{Error, Result},
     models::{
         clip::ClipTextEncoder,
-        spec::ModelSpec,
-        unet::{Conditioning, DenoiserInput, Unet, time_features},
+        route::{Keeps, Route},
+        spec::{ModelSpec, UnetSpec},
+        unet::{Conditioning, DenoiserInput, TextKeysValues, Unet, time_features},
         vae::VaeDecoder,
     },
     scheduler::{Schedule, Step},
@@ -24,8 +24,8 @@ pub type Features = std::sync::Arc<[f32]>;
 ///
 /// # Errors
 /// If the device fails or its arena is full.
-pub fn encode(encoder: &ClipTextEncoder, device: &Device, ids: Vec<u32>) -> Result<Features> {
-    let features = encoder.forward(device, &[ids])?.read()?;
+pub fn encode(encoder: &ClipTextEncoder, route: &Route, ids: Vec<u32>) -> Result<Features> {
+    let features = encoder.forward(&[ids], route)?.read()?;
     finite(&features, "the text encoder")?;
     Ok(features.into())
 }
@@ -36,16 +36,50 @@ pub struct Denoise<'a> {
     pub spec: &'a ModelSpec,
     /// The steps.
     pub schedule: &'a Schedule,
-    /// Strength of guidance; at most 1 means that `texts` is the prompt alone.
+    /// Strength of guidance; only used with two texts.
     pub guidance_scale: f32,
-    /// Features of the negative prompt and the prompt, or of the prompt alone.
-    pub texts: &'a [Features],
     /// Height of the latents.
     pub height: usize,
     /// Width of the latents.
     pub width: usize,
     /// What the first latents are made of, then the noise of those steps that add some.
     pub noise: Noise,
+}
+
+/// A UNet at work on some texts. A request has one branch for all of its texts, or one for the negative prompt and one
+/// for the prompt, which run at the same time if they share no device.
+pub struct Branch<'a> {
+    /// The network.
+    pub unet: &'a Unet,
+    /// Where its sections run.
+    pub route: &'a Route,
+    /// What is kept on each of these devices.
+    pub keeps: &'a Keeps,
+    /// The texts, each as [`encode`] gave it.
+    pub texts: Vec<Features>,
+}
+
+impl Branch<'_> {
+    fn condition(&self, spec: &UnetSpec) -> Result<TextKeysValues> {
+        let (rows, width) = (self.texts.len(), spec.cross_attention_dim);
+        let tokens = self.texts[0].len() / width;
+        let context = Tensor::new(self.route.first(), [rows, tokens, width], &self.texts.concat())?;
+        self.unet.condition(&Conditioning { context, pooled: None, added: None }, self.route, self.keeps)
+    }
+
+    /// The network's output for each text, on the device of the last section.
+    fn call(&self, step: &Step, latents: &Tensor, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
+        let device = self.route.first();
+        let features = time_features(step.timestep, spec);
+        let time_features = Tensor::new(device, [1, features.len()], &features)?;
+        let latents = latents.to(device)?;
+        let mut scaled = Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)])?;
+        drop(latents);
+        if self.texts.len() > 1 {
+            scaled = scaled.repeat(self.texts.len())?;
+        }
+        self.unet.forward(&DenoiserInput { latents: &scaled, time_features: &time_features, text }, self.route)
+    }
 }
 
 /// Where the noise of one request comes from.
@@ -64,6 +98,11 @@ impl Noise {
         Self { start, generator: request.rng.generator(request.seed) }
     }
 
+    /// For runs without data.
+    pub fn zeros() -> Self {
+        Self { start: None, generator: Rng::default().generator(0) }
+    }
+
     /// The first `shape` of it, channels last.
     fn first(&mut self, shape: Shape) -> Vec<f32> {
         match self.start.take() {
@@ -78,26 +117,21 @@ impl Noise {
     }
 }
 
-/// Runs the denoising loop and gives the latents that it ends with, `[height, width, channels]`. `progress` hears of
-/// each step done, the text's preparation being step 0, and may stop the loop with an error. Ho and Salimans 2022 for
-/// the guidance.
+/// Runs the denoising loop and gives the latents that it ends with, `[height, width, channels]`. Its latents live with
+/// the last branch. `progress` hears of each step done, the text's preparation being step 0, and may stop the loop with
+/// an error. Ho and Salimans 2022 for the guidance.
 ///
 /// # Errors
-/// If the device fails, an arena is full, a value is not finite, or `progress` says so.
+/// If a device fails, an arena is full, a value is not finite, or `progress` says so.
 pub fn denoise(
-    unet: &Unet,
-    device: &Device,
-    keep: &Keep,
+    branches: &[Branch],
     mut request: Denoise,
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<f32>> {
-    let (spec, texts) = (&request.spec.unet, request.texts);
-    let width = spec.cross_attention_dim;
-    let text = {
-        let tokens = texts[0].len() / width;
-        let context = Tensor::new(device, [texts.len(), tokens, width], &texts.concat())?;
-        unet.condition(&Conditioning { context, pooled: None, added: None }, keep)?
-    };
+    let spec = &request.spec.unet;
+    let home = branches.last().expect("a request has a prompt");
+    let (device, keep) = (home.route.first(), home.keeps.on(home.route.first()));
+    let texts = branches.iter().map(|branch| branch.condition(spec)).collect::<Result<Vec<_>>>()?;
     progress(0)?;
     let shape = Shape::from([1, request.height, request.width, spec.in_channels]);
     let noise = Tensor::new(device, shape, &request.noise.first(shape))?;
@@ -107,14 +141,11 @@ pub fn denoise(
     let history = request.schedule.history();
     let mut estimates: Vec<Tensor> = Vec::with_capacity(history + 1);
     for (done, step) in request.schedule.steps.iter().enumerate() {
-        let out = {
-            let features = time_features(step.timestep, spec);
-            let time_features = Tensor::new(device, [1, features.len()], &features)?;
-            let scaled = Tensor::scale_add(shape, &[(step.input_scale, &latents, 0)])?;
-            let scaled = if texts.len() > 1 { scaled.repeat(texts.len())? } else { scaled };
-            let out = unet.forward(&DenoiserInput { latents: &scaled, time_features: &time_features, text: &text })?;
-            guide(&out, shape, request.guidance_scale)?
-        };
+        let outs = call(branches, &texts, step, &latents, spec)?;
+        // In order, on this thread: the home's arena always sees the same.
+        let outs = outs.into_iter().map(|out| out.to(device)).collect::<Result<Vec<_>>>()?;
+        let out = guide(&outs, shape, request.guidance_scale)?;
+        drop(outs);
         estimates.insert(0, weighted(&[(step.p, &latents), (step.q, &out)])?.keep(keep)?);
         drop(out);
         estimates.truncate(history.max(1));
@@ -130,12 +161,34 @@ pub fn denoise(
     Ok(values)
 }
 
-/// `negative + scale * (positive - negative)`, as one weighted sum; a single branch is what it is.
-fn guide(out: &Tensor, shape: Shape, scale: f32) -> Result<Tensor> {
-    if out.dim(0) == 1 {
-        return Ok(out.clone());
+/// Every branch's output. Two branches without a common device run at the same time.
+fn call(
+    branches: &[Branch],
+    texts: &[TextKeysValues],
+    step: &Step,
+    latents: &Tensor,
+    spec: &UnetSpec,
+) -> Result<Vec<Tensor>> {
+    let call = |i: usize| branches[i].call(step, latents, &texts[i], spec);
+    let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
+    match branches {
+        [negative, positive] if apart(negative, positive) => std::thread::scope(|scope| {
+            let negative = scope.spawn(|| call(0));
+            let positive = call(1);
+            let negative = negative.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(vec![negative?, positive?])
+        }),
+        _ => (0..branches.len()).map(call).collect(),
     }
-    Tensor::scale_add(shape, &[(1.0 - scale, out, 0), (scale, out, 1)])
+}
+
+/// `negative + scale * (positive - negative)`, as one weighted sum; a single text is what it is.
+fn guide(outs: &[Tensor], shape: Shape, scale: f32) -> Result<Tensor> {
+    match outs {
+        [negative, positive] => Tensor::scale_add(shape, &[(1.0 - scale, negative, 0), (scale, positive, 0)]),
+        [both] if both.dim(0) == 2 => Tensor::scale_add(shape, &[(1.0 - scale, both, 0), (scale, both, 1)]),
+        outs => Ok(outs[0].clone()),
+    }
 }
 
 /// The next latents: see [`Step`].
@@ -157,8 +210,8 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn decode(decoder: &VaeDecoder, device: &Device, shape: Shape, latents: &[f32]) -> Result<Vec<f32>> {
-    let pixels = decoder.decode(&Tensor::new(device, shape, latents)?)?.read()?;
+pub fn decode(decoder: &VaeDecoder, route: &Route, shape: Shape, latents: &[f32]) -> Result<Vec<f32>> {
+    let pixels = decoder.decode(&Tensor::new(route.first(), shape, latents)?, route)?.read()?;
     finite(&pixels, "the VAE")?;
     Ok(pixels)
 }

@@ -3,7 +3,7 @@
 //! The sizes are not estimates. The real model code runs on devices without data, and the arenas that it fills there
 //! are those that it fills later, byte for byte.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use super::{
     device_map::DeviceMap,
@@ -11,13 +11,18 @@ use super::{
     strategies::{self, ComponentSize, DeviceBudget},
 };
 use crate::{
-    backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Keep, cpu, dry},
+    backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, cpu, dry},
     error::{Error, Result},
-    models::spec::ModelSpec,
+    models::{
+        route::{Keeps, Route},
+        spec::ModelSpec,
+        unet::Unet,
+    },
     pipeline::{
-        Component, PerComponent,
-        model::{load_text_encoder, load_unet, load_vae},
-        request::{Output, Request, Rng, Start},
+        Component, Network, PerComponent, UnetPlace, branches,
+        model::{load_text_encoder, load_unet, load_vae, sections},
+        placement::{Place, Placement},
+        request::Request,
         stages::{self, Denoise, Noise},
     },
     scheduler::{Schedule, SchedulerKind, schedule},
@@ -67,107 +72,122 @@ impl Largest {
     }
 }
 
-/// What one component needs and does, on one kind of device.
+/// What one component needs of a device and does there.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
     /// Packed weights.
     pub weight_bytes: u64,
-    /// The most that the transient arena holds during its section.
+    /// The most that the transient arena holds meanwhile.
     pub activation_bytes: u64,
-    /// The most that outlives its sections, for one request.
+    /// The most that one request keeps there between sections.
     pub keep_bytes: u64,
     /// Floating-point operations of one call: one text, one UNet call, one picture.
     pub flops: f64,
 }
 
-/// Runs the model without data and writes down what it asks for.
-///
-/// # Errors
-/// If the request does not fit the model.
-pub fn costs(spec: &ModelSpec, rules: dry::Rules, largest: &Largest) -> Result<PerComponent<Cost>> {
-    // The arenas depend on the last steps only through how many estimates a solver keeps.
-    let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
-    schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-    PerComponent::try_new(|component| cost(component, spec, rules, largest, &schedule))
+/// What the planner runs the model with.
+struct Trial<'a> {
+    spec: &'a ModelSpec,
+    rules: dry::Rules,
+    largest: &'a Largest,
+    schedule: Schedule,
 }
 
-fn cost(
-    component: Component,
-    spec: &ModelSpec,
-    rules: dry::Rules,
-    largest: &Largest,
-    schedule: &Schedule,
-) -> Result<Cost> {
-    let (device, ledger) = Device::dry(DeviceId::CPU, rules);
-    let weights = Weights::shapes_only(component.name());
-    let keep: Keep = device.keep(usize::MAX)?;
-    let scale = spec.vae.scale();
-    let (height, width) = (largest.height / scale, largest.width / scale);
-    let (weight_bytes, calls) = match component {
-        Component::TextEncoder => {
-            let encoder = load_text_encoder(weights, &device, spec)?;
-            let loaded = ledger.take();
-            stages::encode(&encoder, &device, vec![0; spec.text_encoder.max_position_embeddings])?;
-            (loaded.weight_bytes, 1)
-        }
-        Component::Unet => {
-            let unet = load_unet(weights, &device, spec)?;
-            let loaded = ledger.take();
-            let request = Request {
-                seed: 0,
-                prompt: String::new(),
-                negative_prompt: String::new(),
-                steps: largest.steps,
-                guidance_scale: if largest.guided { 2.0 } else { 1.0 },
-                scheduler: largest.scheduler,
-                width: largest.width,
-                height: largest.height,
-                rng: Rng::TorchCpu,
-                start: Start::Noise,
-                output: Output::Image,
-            };
-            let text = vec![0.0; spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim];
-            let texts = vec![text.into(); if largest.guided { 2 } else { 1 }];
-            let denoise = Denoise {
-                spec,
-                schedule,
-                guidance_scale: request.guidance_scale,
-                texts: &texts,
-                height,
-                width,
-                noise: Noise::new(&request),
-            };
-            stages::denoise(&unet, &device, &keep, denoise, |done| {
-                if done == 0 {
-                    // The text's keys and values belong to no step.
-                    ledger.take();
-                }
-                Ok(())
-            })?;
-            (loaded.weight_bytes, schedule.steps.len())
-        }
-        Component::Vae => {
-            let decoder = load_vae(weights, &device, spec)?;
-            let loaded = ledger.take();
-            let shape = Shape::from([1, height, width, spec.vae.latent_channels]);
-            stages::decode(&decoder, &device, shape, &vec![0.0; shape.elements()])?;
-            (loaded.weight_bytes, 1)
-        }
-    };
-    let work = ledger.take();
-    Ok(Cost {
-        weight_bytes,
-        activation_bytes: device.peak_bytes() as u64,
-        keep_bytes: keep.peak_bytes() as u64,
-        flops: work.flops / calls as f64,
-    })
+impl<'a> Trial<'a> {
+    fn new(spec: &'a ModelSpec, rules: dry::Rules, largest: &'a Largest) -> Result<Self> {
+        let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
+        // The arenas depend on the later steps only through how many estimates a solver keeps.
+        schedule.steps.truncate(2 * crate::scheduler::HISTORY);
+        Ok(Self { spec, rules, largest, schedule })
+    }
+
+    /// Runs a component without data, placed as `place` says, and gives what it asked of each device.
+    fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
+        let ids = place.devices();
+        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| Device::dry(id, self.rules)).collect();
+        let device = |id: &DeviceId| dry[ids.iter().position(|known| known == id).expect("its own device")].0.clone();
+        let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
+        let routes: Vec<Route> = place.map(device).routes().into_iter().map(|r| Route::new(r.to_vec())).collect();
+        let route = &routes[0];
+
+        let weights = || Weights::shapes_only(component.name());
+        let (spec, scale) = (self.spec, self.spec.vae.scale());
+        let (height, width) = (self.largest.height / scale, self.largest.width / scale);
+        let keeps = Keeps::new(dry.iter().map(|(device, _)| device.keep(usize::MAX)).collect::<Result<_>>()?);
+        let (loaded, calls) = match component {
+            Component::TextEncoder => {
+                let encoder = load_text_encoder(weights(), spec, route)?;
+                let loaded = take();
+                stages::encode(&encoder, route, vec![0; spec.text_encoder.max_position_embeddings])?;
+                (loaded, 1)
+            }
+            Component::Unet => {
+                let unets: Vec<Arc<Unet>> =
+                    routes.iter().map(|r| load_unet(weights(), spec, r).map(Arc::new)).collect::<Result<_>>()?;
+                let loaded = take();
+                let mut networks = unets
+                    .into_iter()
+                    .zip(routes)
+                    .map(|(network, route)| Network { network, route })
+                    .collect::<Vec<_>>();
+                let positive = networks.pop().expect("a place has a route");
+                let place = UnetPlace { negative: networks.pop(), positive };
+                let text = vec![0.0; spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim];
+                let texts = vec![text.into(); if self.largest.guided { 2 } else { 1 }];
+                let denoise = Denoise {
+                    spec,
+                    schedule: &self.schedule,
+                    guidance_scale: 2.0,
+                    height,
+                    width,
+                    noise: Noise::zeros(),
+                };
+                stages::denoise(&branches(&place, texts, &keeps), denoise, |done| {
+                    if done == 0 {
+                        // The text's keys and values belong to no step.
+                        take();
+                    }
+                    Ok(())
+                })?;
+                (loaded, self.schedule.steps.len())
+            }
+            Component::Vae => {
+                let decoder = load_vae(weights(), spec, route)?;
+                let loaded = take();
+                let shape = Shape::from([1, height, width, spec.vae.latent_channels]);
+                stages::decode(&decoder, route, shape, &vec![0.0; shape.elements()])?;
+                (loaded, 1)
+            }
+        };
+        let costs =
+            dry.iter().zip(loaded).zip(take()).zip(keeps.iter()).map(|((((device, _), loaded), work), keep)| {
+                let cost = Cost {
+                    weight_bytes: loaded.weight_bytes,
+                    activation_bytes: device.peak_bytes() as u64,
+                    keep_bytes: keep.peak_bytes() as u64,
+                    flops: work.flops / calls as f64,
+                };
+                (device.id(), cost)
+            });
+        Ok(costs.collect())
+    }
+
+    /// What a component costs whole, on one device.
+    fn whole(&self, component: Component) -> Result<Cost> {
+        let place = Place::whole(DeviceId::CPU, sections(component, self.spec).len());
+        Ok(self.cost(component, &place)?[0].1)
+    }
 }
 
 /// Where one replica's components run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaPlan {
-    /// The device of each component.
-    pub placement: PerComponent<DeviceId>,
+    /// The places of each component.
+    pub placement: Placement<DeviceId>,
+    /// Requests that it works on at once.
+    pub in_flight: usize,
+    /// What each of these keeps on which device, in bytes.
+    pub keep_bytes: Vec<(DeviceId, u64)>,
 }
 
 /// What one device holds.
@@ -179,13 +199,13 @@ pub struct DevicePlan {
     pub class: String,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
-    /// Components that run on it, each once.
+    /// Components that run on it, at least in part.
     pub components: Vec<Component>,
     /// Their packed weights, in bytes.
     pub weight_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
-    /// The keep arenas of all replicas that use it, in bytes.
+    /// The keep arenas of all requests in flight, in bytes.
     pub keep_bytes: u64,
 }
 
@@ -201,7 +221,7 @@ impl DevicePlan {
 pub struct Plan {
     /// What it is made for.
     pub largest: Largest,
-    /// What each component needs.
+    /// What each component needs, whole and on one device.
     pub costs: PerComponent<Cost>,
     /// The type of each component's weights.
     pub dtypes: PerComponent<DType>,
@@ -225,7 +245,8 @@ impl Plan {
         let usable = map.usable(&defaults)?;
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
-        let costs = costs(spec, dry::Rules::Cpu(cpu::path()?), largest)?;
+        let trial = Trial::new(spec, dry::Rules::Cpu(cpu::path()?), largest)?;
+        let costs = PerComponent::try_new(|component| trial.whole(component))?;
         let sizes: Vec<ComponentSize> = costs
             .iter()
             .map(|(component, cost)| ComponentSize {
@@ -244,27 +265,95 @@ impl Plan {
             })
             .collect();
         let placed = strategies::place_replicas(map.strategy, map.replicas.value, &sizes, &named, &budgets)?;
-        let replicas: Vec<ReplicaPlan> = placed
+        let placements: Vec<Placement<DeviceId>> = placed
             .into_iter()
             .map(|devices| {
                 let mut devices = devices.into_iter();
-                ReplicaPlan { placement: PerComponent::new(|_| devices.next().expect("one device for each component")) }
+                PerComponent::new(|component| {
+                    let device = devices.next().expect("one device for each component");
+                    vec![Place::whole(device, sections(component, spec).len())]
+                })
             })
             .collect();
+        Self::assemble(&trial, costs, dtypes, placements, &infos, &budgets)
+    }
 
-        let used: Vec<DevicePlan> = infos
+    /// Adds up what the placements need.
+    fn assemble(
+        trial: &Trial,
+        costs: PerComponent<Cost>,
+        dtypes: PerComponent<DType>,
+        placements: Vec<Placement<DeviceId>>,
+        infos: &[DeviceInfo],
+        budgets: &[DeviceBudget],
+    ) -> Result<Self> {
+        let mut devices: Vec<DevicePlan> = infos
             .iter()
-            .zip(&budgets)
-            .map(|(info, budget)| load(info, budget.bytes, &replicas, &costs))
-            .filter(|device| !device.components.is_empty())
+            .zip(budgets)
+            .map(|(info, budget)| DevicePlan {
+                id: info.id,
+                class: info.class.clone(),
+                budget_bytes: budget.bytes,
+                components: Vec::new(),
+                weight_bytes: 0,
+                activation_bytes: 0,
+                keep_bytes: 0,
+            })
             .collect();
-        let sharing = used.iter().filter(|device| device.id.kind == DeviceKind::Cpu).count() > 1;
-        let on_cpu = |component: &Component| {
-            replicas.iter().any(|replica| replica.placement.get(*component).kind == DeviceKind::Cpu)
-        };
-        let shared_weight_bytes =
-            sharing.then(|| Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum());
-        Ok(Self { largest: *largest, costs, dtypes, replicas, devices: used, shared_weight_bytes })
+        let mut weights = BTreeMap::<(DeviceId, Component), u64>::new();
+        let mut replicas = Vec::with_capacity(placements.len());
+        for placement in placements {
+            let in_flight = auto_in_flight(&placement, &costs, trial.largest);
+            let mut keep_bytes: Vec<(DeviceId, u64)> = Vec::new();
+            for (component, places) in placement.iter() {
+                for (id, cost) in
+                    places.iter().map(|place| trial.cost(component, place)).collect::<Result<Vec<_>>>()?.concat()
+                {
+                    let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
+                    if !device.components.contains(&component) {
+                        device.components.push(component);
+                    }
+                    device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
+                    // Places of one component on one device have their weights in common.
+                    let held = weights.entry((id, component)).or_default();
+                    *held = cost.weight_bytes.max(*held);
+                    match keep_bytes.iter_mut().find(|(known, _)| *known == id) {
+                        Some((_, bytes)) => *bytes = cost.keep_bytes.max(*bytes),
+                        None if cost.keep_bytes > 0 => keep_bytes.push((id, cost.keep_bytes)),
+                        None => {}
+                    }
+                }
+            }
+            for (id, bytes) in &keep_bytes {
+                let device = devices.iter_mut().find(|device| device.id == *id).expect("counted above");
+                device.keep_bytes += bytes * in_flight as u64;
+            }
+            replicas.push(ReplicaPlan { placement, in_flight, keep_bytes });
+        }
+        for device in &mut devices {
+            device.weight_bytes = weights.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
+        }
+        devices.retain(|device| !device.components.is_empty());
+        if let Some(device) = devices.iter().find(|device| device.total_bytes() > device.budget_bytes) {
+            return Err(Error::input(format!(
+                "the plan does not fit on {}: needs {}, {} may be used",
+                device.id,
+                format_bytes(device.total_bytes()),
+                format_bytes(device.budget_bytes)
+            ))
+            .hint("another device for one of its components, or a smaller width and height"));
+        }
+        let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
+        let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
+        let shared_weight_bytes = sharing.then(|| {
+            let on_cpu = |component: &Component| {
+                replicas
+                    .iter()
+                    .any(|r| r.placement.get(*component).iter().flat_map(Place::devices).any(|id| on_cpu(&id)))
+            };
+            Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum()
+        });
+        Ok(Self { largest: *trial.largest, costs, dtypes, replicas, devices, shared_weight_bytes })
     }
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
@@ -274,14 +363,16 @@ impl Plan {
         arenas + weights
     }
 
-    /// `{component: device}`, or a list of devices where replicas differ.
+    /// The devices of each component, over all places and replicas.
     pub fn device_map(&self) -> BTreeMap<&'static str, Vec<DeviceId>> {
         let mut map = BTreeMap::<_, Vec<DeviceId>>::new();
         for replica in &self.replicas {
-            for (component, &device) in replica.placement.iter() {
+            for (component, places) in replica.placement.iter() {
                 let devices = map.entry(component.name()).or_default();
-                if !devices.contains(&device) {
-                    devices.push(device);
+                for device in places.iter().flat_map(Place::devices) {
+                    if !devices.contains(&device) {
+                        devices.push(device);
+                    }
                 }
             }
         }
@@ -289,29 +380,26 @@ impl Plan {
     }
 }
 
-/// One device's share of the replicas.
-fn load(info: &DeviceInfo, budget_bytes: u64, replicas: &[ReplicaPlan], costs: &PerComponent<Cost>) -> DevicePlan {
-    let mut device = DevicePlan {
-        id: info.id,
-        class: info.class.clone(),
-        budget_bytes,
-        components: Vec::new(),
-        weight_bytes: 0,
-        activation_bytes: 0,
-        keep_bytes: 0,
+/// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
+/// of the slowest stage and one for each other stage that has devices of its own.
+fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, largest: &Largest) -> usize {
+    let work = |component: Component| match component {
+        Component::Unet => costs.unet.flops * largest.steps as f64,
+        other => costs.get(other).flops,
     };
-    for replica in replicas {
-        for (component, _) in replica.placement.iter().filter(|(_, id)| **id == info.id) {
-            let cost = costs.get(component);
-            if !device.components.contains(&component) {
-                device.components.push(component);
-                device.weight_bytes += cost.weight_bytes;
-                device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
-            }
-            device.keep_bytes += cost.keep_bytes;
+    let mut stages = Component::ALL;
+    stages.sort_by(|a, b| work(*b).total_cmp(&work(*a)));
+    let devices = |component: Component| placement.get(component).iter().flat_map(Place::devices).collect::<Vec<_>>();
+    let mut taken = devices(stages[0]);
+    let mut in_flight = placement.get(stages[0]).len();
+    for stage in &stages[1..] {
+        let own = devices(*stage);
+        if own.iter().all(|device| !taken.contains(device)) {
+            in_flight += 1;
+            taken.extend(own);
         }
     }
-    device
+    in_flight
 }
 
 /// The type of a component's weights on the CPU, which computes in f32.
@@ -402,10 +490,13 @@ impl fmt::Display for Plan {
                 bytes(shared)
             )?;
         }
-        let replicas = match self.replicas.len() {
+        let mut replicas = match self.replicas.len() {
             1 => "1 replica".to_string(),
             n => format!("{n} replicas"),
         };
+        if let Some(most) = self.replicas.iter().map(|replica| replica.in_flight).max().filter(|most| *most > 1) {
+            replicas += &format!(", {most} requests in flight");
+        }
         write!(
             f,
             "\n{replicas}; pictures up to {}x{}; {} in all",

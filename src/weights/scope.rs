@@ -31,6 +31,12 @@ impl<'a> Scope<'a> {
         Self { prefix, ..*self }
     }
 
+    /// The same place, packed for another device.
+    #[must_use]
+    pub fn on(&self, device: &'a Device) -> Self {
+        Self { device, prefix: self.prefix.clone(), ..*self }
+    }
+
     /// Reads `weight` here, which the file must have in `shape`, and the bias if there is to be one, and packs them.
     ///
     /// # Errors
