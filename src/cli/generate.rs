@@ -22,6 +22,7 @@ use sdshard::{
     planner::{
         device_map::{DeviceMap, Replicas},
         plan::{Largest, Plan},
+        world::World,
     },
     scheduler::{SchedulerKind, schedule},
 };
@@ -42,7 +43,12 @@ const MAX_JOBS: usize = 1_000_000;
 
 /// Makes the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    let (jobs, first_seed) = jobs(args)?;
+    let world = World::new(args.rank, args.world_size, |name| std::env::var(name).ok())?;
+    let (mut jobs, first_seed) = jobs(args)?;
+    if world.world_size > 1 && !mine(&mut jobs, &world, console) {
+        return Ok(());
+    }
+    backend::cpu::threads::share_cores(world.local_rank, world.local_world_size);
     let map = device_map(&args.model)?;
     let latents = args.latents.as_deref().map(Latents::read).transpose()?;
     output::check_writable(&args.output_dir)?;
@@ -57,7 +63,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         check_existing(&args.output_dir, jobs.iter().map(|job| job.file.as_str()).zip(&metadata))?;
     }
     let Some(largest) = Largest::of(&requests, &model.spec)? else { return Ok(()) };
-    let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible())?;
+    let visible = backend::visible();
+    let plan = Plan::resolve(&map, &model.spec, &largest, world.devices(&visible, 1)?)?;
     tracing::info!("plan:\n{plan}");
     if args.seed.is_none_or(|seed| seed == Seed::Random) && jobs.iter().any(|job| !job.has_own_seed) {
         console.note(&format!("seed {first_seed} (--seed {first_seed} makes the same again)"));
@@ -72,9 +79,36 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         ));
     }
     let engine = Engine::load(model, &plan)?;
-    let mut run = Run::new(args, console, interrupt, &jobs, &metadata, &requests, &plan);
+    let mut run = Run {
+        args,
+        console,
+        interrupt,
+        world: &world,
+        jobs: &jobs,
+        metadata: &metadata,
+        requests: &requests,
+        plan: &plan,
+        started: Instant::now(),
+        under_way: HashMap::new(),
+        saved: 0,
+        failed: Vec::new(),
+    };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
     run.finish(outcome, &engine)
+}
+
+/// Leaves the jobs of this process's prompts and says which they are; `false` if there are none.
+fn mine(jobs: &mut Vec<Job>, world: &World, console: &Console) -> bool {
+    let prompts = jobs.last().map_or(0, |job| job.prompt_index + 1);
+    let slice = world.slice(prompts);
+    let which = match slice.len() {
+        0 => "none of the prompts".to_string(),
+        1 => format!("prompt {}", slice.start),
+        _ => format!("prompts {} to {}", slice.start, slice.end - 1),
+    };
+    console.note(&format!("rank {} of {} ({}): {which}", world.rank, world.world_size, world.launcher));
+    jobs.retain(|job| slice.contains(&job.prompt_index));
+    !jobs.is_empty()
 }
 
 /// The jobs with the model's defaults filled in.
@@ -128,6 +162,7 @@ struct Run<'a> {
     args: &'a GenerateArgs,
     console: &'a Console,
     interrupt: &'a Interrupt,
+    world: &'a World,
     jobs: &'a [Job],
     metadata: &'a [Metadata],
     requests: &'a [Request],
@@ -145,32 +180,7 @@ struct UnderWay {
     attempts: usize,
 }
 
-impl<'a> Run<'a> {
-    fn new(
-        args: &'a GenerateArgs,
-        console: &'a Console,
-        interrupt: &'a Interrupt,
-        jobs: &'a [Job],
-        metadata: &'a [Metadata],
-        requests: &'a [Request],
-        plan: &'a Plan,
-    ) -> Self {
-        let (started, under_way) = (Instant::now(), HashMap::new());
-        Self {
-            args,
-            console,
-            interrupt,
-            jobs,
-            metadata,
-            requests,
-            plan,
-            started,
-            under_way,
-            saved: 0,
-            failed: Vec::new(),
-        }
-    }
-
+impl Run<'_> {
     /// Hears what happens to request `index`; an error stops the run.
     fn on(&mut self, index: usize, event: Event) -> Result<()> {
         match event {
@@ -269,8 +279,8 @@ impl<'a> Run<'a> {
             "seed": job.seed,
             "file": path.display().to_string(),
             "replica": replica,
-            "rank": 0,
-            "world_size": 1,
+            "rank": self.world.rank,
+            "world_size": self.world.world_size,
             "attempts": attempts,
             "devices": of(&|component| one_or_all(devices.get(component))),
             "numerics": of(&|component| json!(class(devices.get(component)[0]))),

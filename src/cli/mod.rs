@@ -37,6 +37,7 @@ Examples:
   sdshard --num-images 4 --seed 7 \"a red fox\"           seeds 7 to 10
   sdshard --device-map balanced.toml \"a red fox\"        text encoder, UNet and VAE on several devices
   sdshard --prompts-file prompts.txt --output-dir day1  a prompt on each line
+  torchrun --no-python --nproc-per-node 2 sdshard ...   the prompts shared by two processes
   sdshard -- plan                                       a picture of the word \"plan\"";
 
 /// Stable Diffusion, sharded over whatever devices you have.
@@ -129,6 +130,13 @@ struct GenerateArgs {
     /// A line of JSON on stdout for each picture, rather than its path
     #[arg(long)]
     json: bool,
+    /// This process among several that share the prompts, counted from 0 [default: what torchrun, accelerate, mpirun,
+    /// srun or an indexed Kubernetes job says]
+    #[arg(long, value_name = "N")]
+    rank: Option<usize>,
+    /// How many processes share the prompts
+    #[arg(long, value_name = "N")]
+    world_size: Option<usize>,
 }
 
 /// `sdshard plan`

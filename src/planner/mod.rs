@@ -5,5 +5,6 @@ mod fields;
 pub mod plan;
 pub mod size;
 pub mod strategies;
+pub mod world;
 
 pub use fields::{Located, Location};

@@ -108,12 +108,7 @@ impl Cpu {
 
     /// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
     pub fn share(index: usize, count: usize) -> Result<Self> {
-        let all = threads::cores();
-        let mine: Vec<usize> = if count >= all.len() {
-            vec![all[index % all.len()]]
-        } else {
-            all[index * all.len() / count..(index + 1) * all.len() / count].to_vec()
-        };
+        let mine = threads::share(threads::cores(), index, count);
         let threads = NonZero::new(mine.len()).expect("a share has a core");
         Ok(Self::new(path()?, threads, mine, true))
     }

@@ -197,8 +197,18 @@ fn stay_on(cores: &[usize]) {
     }
 }
 
-/// The cores that this process may use: its affinity, cut to its share by control groups and by `SDSHARD_THREADS`.
-/// Asked once, before any thread is bound.
+/// This process's share of the machine's cores, if it has to share them: index and count.
+static SHARE: OnceLock<(usize, usize)> = OnceLock::new();
+
+/// Leaves this process share `index` of `count` equal shares of the cores that it may use. To be said before the first
+/// device is opened; what is said later has no effect.
+pub fn share_cores(index: usize, count: usize) {
+    // Whoever was first decides.
+    let _ = SHARE.set((index, count.max(1)));
+}
+
+/// The cores that this process may use: its affinity, cut to its share by control groups, by `SDSHARD_THREADS` and by
+/// [`share_cores`]. Asked once, before any thread is bound.
 pub fn cores() -> &'static [usize] {
     static CORES: OnceLock<Vec<usize>> = OnceLock::new();
     CORES.get_or_init(|| {
@@ -211,8 +221,19 @@ pub fn cores() -> &'static [usize] {
             .unwrap_or_default();
         #[cfg(not(target_os = "linux"))]
         let all: Vec<usize> = (0..count).collect();
-        if all.is_empty() { vec![0] } else { all.into_iter().take(count).collect() }
+        let all = if all.is_empty() { vec![0] } else { all.into_iter().take(count).collect() };
+        let &(index, count) = SHARE.get().unwrap_or(&(0, 1));
+        share(&all, index, count)
     })
+}
+
+/// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
+pub fn share(cores: &[usize], index: usize, count: usize) -> Vec<usize> {
+    if count >= cores.len() {
+        vec![cores[index % cores.len()]]
+    } else {
+        cores[index * cores.len() / count..(index + 1) * cores.len() / count].to_vec()
+    }
 }
 
 #[cfg(test)]
@@ -237,6 +258,14 @@ mod tests {
                 assert!(counts.iter().all(|n| n.load(Ordering::Relaxed) == 50), "{threads} threads, {tasks} tasks");
             }
         }
+    }
+
+    #[test]
+    fn cores_are_shared_out_whole() {
+        let shares = |cores: &[usize], count| (0..count).map(|i| share(cores, i, count)).collect::<Vec<_>>();
+        assert_eq!(shares(&[0, 1, 2, 3, 4], 2), [vec![0, 1], vec![2, 3, 4]]);
+        assert_eq!(shares(&[4, 6], 3), [[4], [6], [4]]);
+        assert_eq!(shares(&[7], 1), [[7]]);
     }
 
     #[test]
