@@ -1,4 +1,4 @@
-//! `sdshard PROMPT...`: from arguments to a checked list of pictures to make.
+//! `sdshard PROMPT...`: from arguments to a checked list of pictures to make, and from there to files.
 
 use std::{
     collections::HashMap,

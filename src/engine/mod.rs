@@ -32,11 +32,11 @@ const RETRIES: usize = 2;
 /// What happens to a request.
 #[derive(Debug)]
 pub enum Event {
-    /// A replica has taken it, for the so-manieth time.
+    /// A replica has taken it: once, or again after a device failed under it.
     Taken {
         /// Which replica, counted from 0.
         replica: usize,
-        /// 1 the first time.
+        /// Which try this is, counted from 1.
         attempt: usize,
     },
     /// It goes on.

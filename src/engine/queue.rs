@@ -31,7 +31,7 @@ struct State {
 }
 
 impl Queue {
-    /// For so many replicas; as many requests may wait.
+    /// For so many replicas; twice as many requests may wait.
     pub fn new(replicas: usize) -> Self {
         let state = State { jobs: VecDeque::new(), replicas, closed: false };
         Self { state: Mutex::new(state), changed: Condvar::new(), most: 2 * replicas }
