@@ -60,8 +60,8 @@
 //! 4. **Sums are taken in f32** or wider, whatever the type that weights are stored in.
 //! 5. **Noise comes in from outside.** No scheduler, model or backend owns a random generator: same seed and request,
 //!    same start, on any device and in any replica.
-//! 6. **Nothing is allocated on a device while a request runs.** Arenas are reserved at load, in the size that the plan
-//!    counted with the same code.
+//! 6. **No tensor asks the system for memory.** Arenas are reserved at load, in the size that the plan counted with the
+//!    same code.
 //! 7. **The library prints nothing and does not exit.** Progress is a callback, warnings go to `tracing`; printing
 //!    belongs to the program.
 
