@@ -1,8 +1,7 @@
 //! Replicas side by side over one queue.
 //!
 //! A replica is a thread with a pipeline. It takes the oldest request, works on it, and says what happens to whoever
-//! holds the [`Ticket`]. A device that fails takes its replicas along; what they were working on is tried again
-//! elsewhere.
+//! holds the [`Ticket`]. A replica whose device fails under a request leaves; the others try that request again.
 
 mod queue;
 
