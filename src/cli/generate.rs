@@ -1,4 +1,4 @@
-//! `sdshard PROMPT...`: from arguments to a checked list of pictures to make.
+//! `sdshard PROMPT...`: from arguments to a checked list of pictures to make, and from there to files.
 
 use std::{
     collections::HashMap,
@@ -58,7 +58,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let model = Arc::new(model::open(&args.model, console)?);
     let requests = requests(&jobs, args, &model, latents.as_ref())?;
-    let metadata = metadata(&requests, &model, latents.as_ref())?;
+    let metadata = metadata(&requests, &model)?;
     if !args.overwrite {
         check_existing(&args.output_dir, jobs.iter().map(|job| job.file.as_str()).zip(&metadata))?;
     }
@@ -132,29 +132,9 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
 }
 
 /// What each finished file will say about itself.
-fn metadata(requests: &[Request], model: &Model, latents: Option<&Latents>) -> Result<Vec<Metadata>> {
+fn metadata(requests: &[Request], model: &Model) -> Result<Vec<Metadata>> {
     let hash = model.identity()?;
-    let latents = latents.map(Latents::digest);
-    requests
-        .iter()
-        .map(|request| {
-            Ok(Metadata {
-                model: model.files.name().to_string(),
-                model_hash: hash.clone(),
-                prompt: request.prompt.clone(),
-                negative_prompt: request.negative_prompt.clone(),
-                seed: request.seed,
-                steps: request.steps,
-                guidance_scale: request.guidance_scale,
-                scheduler: model.spec.scheduler_for(request.scheduler)?.kind().to_string(),
-                width: request.width,
-                height: request.height,
-                dtype: "f32".to_string(),
-                rng: request.rng.to_string(),
-                latents: latents.clone(),
-            })
-        })
-        .collect()
+    requests.iter().map(|request| Metadata::new(request, model, &hash)).collect()
 }
 
 /// A run under way: what is shown, what is saved, what failed.

@@ -3,11 +3,22 @@
 use std::path::Path;
 
 use clap::Args;
-use sdshard::error::{Error, Result};
+use sdshard::{
+    error::{Error, Result},
+    scheduler::SchedulerKind,
+};
 use serde::Deserialize;
 
 /// The names of the schedulers.
-pub const SCHEDULERS: [&str; 6] = ["pndm", "ddim", "euler", "euler-ancestral", "dpm++2m", "dpm++2m-karras"];
+pub const SCHEDULERS: [&str; SchedulerKind::ALL.len()] = {
+    let mut names = [""; SchedulerKind::ALL.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = SchedulerKind::ALL[i].name();
+        i += 1;
+    }
+    names
+};
 /// Pixels along a side.
 const MAX_SIDE: usize = 8192;
 /// Of one prompt. A slip of the finger must not fill the memory with requests.

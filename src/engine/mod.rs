@@ -1,8 +1,8 @@
 //! Replicas side by side over one queue.
 //!
 //! A replica is a pipeline with a thread for each request that it works on at once. A thread takes the oldest request,
-//! works on it, and says what happens to whoever holds the [`Ticket`]. A device that fails takes its replicas along;
-//! what they were working on is tried again elsewhere.
+//! works on it, and says what happens to whoever holds the [`Ticket`]. A replica whose device fails under a request
+//! leaves; the others try that request again.
 
 mod queue;
 
@@ -38,11 +38,11 @@ const RETRIES: usize = 2;
 /// What happens to a request.
 #[derive(Debug)]
 pub enum Event {
-    /// A replica has taken it, for the so-manieth time.
+    /// A replica has taken it: once, or again after a device failed under it.
     Taken {
         /// Which replica, counted from 0.
         replica: usize,
-        /// 1 the first time.
+        /// Which try this is, counted from 1.
         attempt: usize,
     },
     /// It goes on.

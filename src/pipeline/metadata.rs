@@ -4,7 +4,11 @@ use std::{fs::File, io::BufReader, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::latents;
+use super::{
+    latents::{self, Latents},
+    model::Model,
+    request::{Request, Start},
+};
 use crate::error::{Error, Result};
 
 /// Text chunk in the form that Stable Diffusion web UIs read.
@@ -48,6 +52,36 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// What a picture of `request` says about itself; `model_hash` is the model's [`identity`](Model::identity).
+    ///
+    /// # Errors
+    /// If the model has no such scheduler.
+    pub fn new(request: &Request, model: &Model, model_hash: &str) -> Result<Self> {
+        let (spec, scale) = (&model.spec, model.spec.vae.scale());
+        let digest = |values: &std::sync::Arc<[f32]>| {
+            let (height, width) = (request.height / scale, request.width / scale);
+            Latents { channels: spec.unet.in_channels, height, width, values: values.to_vec() }.digest()
+        };
+        Ok(Self {
+            model: model.files.name().to_string(),
+            model_hash: model_hash.to_string(),
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            seed: request.seed,
+            steps: request.steps,
+            guidance_scale: request.guidance_scale,
+            scheduler: spec.scheduler_for(request.scheduler)?.kind().to_string(),
+            width: request.width,
+            height: request.height,
+            dtype: "f32".to_string(),
+            rng: request.rng.to_string(),
+            latents: match &request.start {
+                Start::Noise => None,
+                Start::Latents(values) => Some(digest(values)),
+            },
+        })
+    }
+
     /// The JSON of the `sdshard` text chunk.
     pub fn json(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers can always be written as JSON")
@@ -115,7 +149,7 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::pipeline::{Image, latents::Latents, output};
+    use crate::pipeline::{Image, output};
 
     pub(crate) fn metadata() -> Metadata {
         Metadata {

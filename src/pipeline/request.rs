@@ -54,6 +54,24 @@ pub struct Request {
 }
 
 impl Request {
+    /// A picture of `prompt` from seed 0, and for the rest what the model says.
+    pub fn new(prompt: impl Into<String>, spec: &ModelSpec) -> Self {
+        let defaults = &spec.defaults;
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            seed: 0,
+            steps: defaults.steps,
+            guidance_scale: defaults.guidance_scale,
+            scheduler: defaults.scheduler,
+            width: defaults.width,
+            height: defaults.height,
+            rng: Rng::default(),
+            start: Start::Noise,
+            output: Output::default(),
+        }
+    }
+
     /// What must hold for a request to a model.
     ///
     /// # Errors

@@ -16,10 +16,11 @@ use super::{
 use crate::{
     backend::{DType, DeviceId, DeviceKind},
     error::{Error, Result},
+    pipeline::Component,
 };
 
 /// The components that a map can place, in the order in which a picture passes through them.
-pub const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
+pub const COMPONENTS: [&str; 3] = [Component::TextEncoder.name(), Component::Unet.name(), Component::Vae.name()];
 
 /// The maps that come with sdshard: file name and text.
 pub const SHIPPED: [(&str, &str); 4] = [

@@ -46,7 +46,8 @@ pub struct Largest {
 }
 
 impl Largest {
-    /// The largest of `requests` in each respect.
+    /// What to plan for `requests`: the size of the one with the most pixels, guidance if one of them has it, and the
+    /// solver that keeps most.
     pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
         let mut largest: Option<(Self, usize)> = None;
         for request in requests {
