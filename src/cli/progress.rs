@@ -40,7 +40,8 @@ impl Console {
     pub fn note(&self, line: &str) {
         if self.mode != Mode::Quiet {
             // Whoever closed stderr does not want to read it.
-            let _ = self.bars.suspend(|| writeln!(io::stderr(), "{line}"));
+            // In one piece, so that lines of several processes do not mix.
+            let _ = self.bars.suspend(|| io::stderr().write_all(format!("{line}\n").as_bytes()));
         }
     }
 

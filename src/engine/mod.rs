@@ -244,8 +244,10 @@ fn work(replica: usize, pipeline: &Pipeline, keeps: &Keeps, queue: &Queue) {
                 if stops && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
             })
         }));
-        // A panic is a bug of ours, in a kernel for example: as if the device had failed.
-        let result = result.unwrap_or_else(|panic| Err(Error::device(format!("replica {replica}"), message(&*panic))));
+        // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
+        let result = result.unwrap_or_else(|panic| {
+            Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
+        });
         match result {
             Err(error) if matches!(error.scope(), Scope::Device(_)) => {
                 tracing::error!("replica {replica} leaves: {error}");

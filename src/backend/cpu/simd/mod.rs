@@ -130,11 +130,11 @@ impl Path {
         }
     }
 
-    /// Runs a kernel compiled for this path.
-    pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
+    /// Runs a kernel compiled for this path, which must be here: [`Cpu::new`](super::Cpu::new) has asked.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         debug_assert!(self.is_here());
         match self {
-            // SAFETY: a `Path` is only made after `is_here` said that the machine has its features.
+            // SAFETY: only a `Cpu` runs kernels, and it is made after `is_here` said that the machine has the features.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512::run(kernel) },
             // SAFETY: as above.
