@@ -3,7 +3,11 @@
 //! The sizes are not estimates. The real model code runs on devices without data, and the arenas that it fills there
 //! are those that it fills later, byte for byte.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use super::{
     device_map::DeviceMap,
@@ -31,12 +35,14 @@ use crate::{
 };
 
 /// The largest request that a plan is made for.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Largest {
     /// Pixels.
     pub width: usize,
     /// Pixels.
     pub height: usize,
+    /// Width and height of those requests that have other sizes: a long strip needs more than a square of its area.
+    pub also: Vec<(usize, usize)>,
     /// Whether negative prompts are used: two texts instead of one.
     pub guided: bool,
     /// The solver, which decides how many past estimates are kept; `None` is the model's own.
@@ -50,24 +56,26 @@ impl Largest {
     /// solver that keeps most.
     pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
         let mut largest: Option<(Self, usize)> = None;
+        let mut sizes = BTreeSet::new();
         for request in requests {
             let kept = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history();
-            let one = Self {
-                width: request.width,
-                height: request.height,
-                guided: request.guidance_scale > 1.0,
-                scheduler: request.scheduler,
-                steps: request.steps,
-            };
-            largest = Some(match largest {
-                None => (one, kept),
-                Some((most, most_kept)) => {
-                    let (scheduler, steps) =
-                        if kept > most_kept { (one.scheduler, one.steps) } else { (most.scheduler, most.steps) };
-                    let size = if one.width * one.height > most.width * most.height { one } else { most };
-                    (Self { guided: most.guided || one.guided, scheduler, steps, ..size }, kept.max(most_kept))
-                }
+            let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
+            sizes.insert((width, height));
+            let (most, most_kept) = largest.get_or_insert_with(|| {
+                let (scheduler, steps) = (request.scheduler, request.steps);
+                (Self { width, height, also: Vec::new(), guided, scheduler, steps }, kept)
             });
+            most.guided |= guided;
+            if kept > *most_kept {
+                (most.scheduler, most.steps, *most_kept) = (request.scheduler, request.steps, kept);
+            }
+            if width * height > most.width * most.height {
+                (most.width, most.height) = (width, height);
+            }
+        }
+        if let Some((most, _)) = &mut largest {
+            sizes.remove(&(most.width, most.height));
+            most.also = sizes.into_iter().collect();
         }
         Ok(largest.map(|(largest, _)| largest))
     }
@@ -86,6 +94,18 @@ pub struct Cost {
     pub flops: f64,
 }
 
+impl Cost {
+    /// The larger one in each respect.
+    fn max(self, other: Self) -> Self {
+        Self {
+            weight_bytes: self.weight_bytes.max(other.weight_bytes),
+            activation_bytes: self.activation_bytes.max(other.activation_bytes),
+            keep_bytes: self.keep_bytes.max(other.keep_bytes),
+            flops: self.flops.max(other.flops),
+        }
+    }
+}
+
 /// What the planner runs the model with.
 struct Trial<'a> {
     spec: &'a ModelSpec,
@@ -102,8 +122,27 @@ impl<'a> Trial<'a> {
         Ok(Self { spec, rules, largest, schedule })
     }
 
-    /// Runs a component without data, placed as `place` says, and gives what it asked of each device.
+    /// Runs a component without data, placed as `place` says, and gives the most that it asked of each device for any
+    /// of the sizes.
     fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
+        let mut costs = self.cost_of(component, place, (self.largest.width, self.largest.height))?;
+        if component != Component::TextEncoder {
+            for &size in &self.largest.also {
+                for ((_, most), (_, cost)) in costs.iter_mut().zip(self.cost_of(component, place, size)?) {
+                    *most = most.max(cost);
+                }
+            }
+        }
+        Ok(costs)
+    }
+
+    /// The same for one size in pixels.
+    fn cost_of(
+        &self,
+        component: Component,
+        place: &Place<DeviceId>,
+        (width, height): (usize, usize),
+    ) -> Result<Vec<(DeviceId, Cost)>> {
         let ids = place.devices();
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| Device::dry(id, self.rules)).collect();
         let device = |id: &DeviceId| dry[ids.iter().position(|known| known == id).expect("its own device")].0.clone();
@@ -113,7 +152,7 @@ impl<'a> Trial<'a> {
 
         let weights = || Weights::shapes_only(component.name());
         let (spec, scale) = (self.spec, self.spec.vae.scale());
-        let (height, width) = (self.largest.height / scale, self.largest.width / scale);
+        let (height, width) = (height / scale, width / scale);
         let keeps = Keeps::new(dry.iter().map(|(device, _)| device.keep(usize::MAX)).collect::<Result<_>>()?);
         let (loaded, calls) = match component {
             Component::TextEncoder => {

@@ -1,0 +1,284 @@
+//! Many requests at once: many replicas give what one gives, and what befalls one request befalls no other.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use sdshard::{
+    backend,
+    engine::{Engine, Event, Ticket},
+    error::{Error, Scope},
+    pipeline::{
+        Component, Model, Picture, Progress,
+        request::{Output, Request, Rng, Start},
+    },
+    planner::{
+        device_map::DeviceMap,
+        plan::{Largest, Plan},
+    },
+    weights::ModelFiles,
+};
+
+const SINGLE: &str = "devices = [\"cpu\"]";
+const THREE: &str = "devices = [\"cpu:0\", \"cpu:1\", \"cpu:2\"]\nreplicas = 3";
+const SPLIT: &str = "devices = [\"cpu:0\", \"cpu:1\"]\n[components]\nunet = \"cpu:1\"\nvae = \"cpu:0\"";
+
+fn model() -> Arc<Model> {
+    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    Arc::new(Model::open(files, None).unwrap())
+}
+
+fn request(n: u64) -> Request {
+    Request {
+        prompt: format!("picture {n}"),
+        negative_prompt: "blur".into(),
+        seed: n,
+        steps: 2,
+        guidance_scale: 7.5,
+        scheduler: None,
+        width: 64,
+        height: 64,
+        rng: Rng::TorchCpu,
+        start: Start::Noise,
+        output: Output::Image,
+    }
+}
+
+/// Starting noise that is no number: the UNet's answer is none either.
+fn poisoned(n: u64) -> Request {
+    Request { start: Start::Latents(vec![f32::NAN; 4 * 8 * 8].into()), ..request(n) }
+}
+
+/// An engine whose plan is made for requests like [`request`].
+fn engine(model: &Arc<Model>, map: &str) -> Engine {
+    let largest = Largest::of([&request(0)], &model.spec).unwrap().unwrap();
+    let map = DeviceMap::parse(map, "map.toml").unwrap();
+    let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
+    Engine::load(model.clone(), &plan).unwrap()
+}
+
+/// What a picture is, times apart.
+fn look(picture: &Picture) -> (Vec<u32>, Vec<u8>) {
+    let bits = picture.latents.values.iter().map(|value| value.to_bits()).collect();
+    (bits, picture.image.as_ref().map_or(Vec::new(), |image| image.rgb.clone()))
+}
+
+/// Fails rather than waits for ever.
+fn within<T: Send + 'static>(seconds: u64, what: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(f()));
+    receiver.recv_timeout(Duration::from_secs(seconds)).unwrap_or_else(|_| panic!("{what} takes more than {seconds} s"))
+}
+
+fn failed(ticket: Ticket) -> Error {
+    ticket.wait().expect_err("this request had to fail")
+}
+
+#[test]
+fn three_replicas_draw_what_one_draws() {
+    let model = model();
+    let draw = |map: &str| -> Vec<_> {
+        let engine = engine(&model, map);
+        let (mut pictures, mut replicas) = (vec![None; 12], BTreeSet::new());
+        engine
+            .generate((0..12).map(request), |index, event| {
+                match event {
+                    Event::Taken { replica, attempt } => {
+                        assert_eq!(attempt, 1);
+                        replicas.insert(replica);
+                    }
+                    Event::Progress(_) => {}
+                    Event::Done(result) => assert!(pictures[index].replace(look(&result?)).is_none(), "done twice"),
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(replicas.iter().all(|replica| *replica < engine.placements().len()));
+        pictures.into_iter().map(|picture| picture.expect("every request is done")).collect()
+    };
+    let want = draw(SINGLE);
+    assert_eq!(want.iter().collect::<BTreeSet<_>>().len(), 12, "every seed is another picture");
+    assert!(draw(THREE) == want);
+    assert!(draw(SPLIT) == want);
+}
+
+#[test]
+fn events_come_in_the_order_of_the_work() {
+    let engine = engine(&model(), SPLIT);
+    let steps = [Progress::Step(0), Progress::Step(1), Progress::Step(2)];
+    for (request, steps, image) in [
+        (Request { scheduler: Some("ddim".parse().unwrap()), ..request(1) }, &steps[..], true),
+        (Request { scheduler: Some("ddim".parse().unwrap()), steps: 1, ..request(2) }, &steps[..2], true),
+        (
+            Request { scheduler: Some("ddim".parse().unwrap()), output: Output::Latents, ..request(3) },
+            &steps[..],
+            false,
+        ),
+    ] {
+        let ticket = engine.submit(request);
+        let Some(Event::Taken { replica: 0, attempt: 1 }) = ticket.next() else { panic!("taken first") };
+        let mut seen = Vec::new();
+        let picture = loop {
+            match ticket.next().expect("an end") {
+                // How long is not of interest here.
+                Event::Progress(Progress::Finished(component, _)) => {
+                    seen.push(Progress::Finished(component, Duration::ZERO));
+                }
+                Event::Progress(progress) => seen.push(progress),
+                Event::Taken { .. } => panic!("taken twice"),
+                Event::Done(result) => break result.unwrap(),
+            }
+        };
+        assert!(ticket.next().is_none(), "nothing follows the end");
+        let finished = |component| Progress::Finished(component, Duration::ZERO);
+        let mut want = vec![Progress::Started(Component::TextEncoder, 0), finished(Component::TextEncoder)];
+        want.push(Progress::Started(Component::Unet, steps.len() - 1));
+        want.extend(steps);
+        want.push(finished(Component::Unet));
+        if image {
+            want.extend([Progress::Started(Component::Vae, 0), finished(Component::Vae)]);
+        }
+        assert_eq!(seen, want);
+        assert_eq!(picture.image.is_some(), image);
+    }
+}
+
+#[test]
+fn a_cancelled_request_ends_interrupted_and_others_do_not() {
+    let engine = engine(&model(), SINGLE);
+    let first = engine.submit(Request { steps: 400, ..request(0) });
+    let second = engine.submit(request(1));
+    let third = engine.submit(request(2));
+    // The first while it runs, the third before anybody has taken it.
+    third.cancel();
+    while !matches!(first.next(), Some(Event::Progress(Progress::Step(1)))) {}
+    first.cancel();
+    assert_eq!(failed(first).scope(), &Scope::Interrupted);
+    second.wait().unwrap();
+    let error = failed(third);
+    assert_eq!((error.scope(), error.exit_code()), (&Scope::Interrupted, 130));
+    engine.submit(request(3)).wait().unwrap();
+}
+
+#[test]
+fn a_request_that_fails_fails_alone() {
+    let model = model();
+    let want: Vec<_> = {
+        let engine = engine(&model, SINGLE);
+        (0..4).map(|n| look(&engine.submit(request(n)).wait().unwrap())).collect()
+    };
+    for map in [SINGLE, SPLIT, THREE] {
+        let engine = engine(&model, map);
+        // Twice: a failure leaves nothing in the arenas.
+        for _ in 0..2 {
+            let mut results: Vec<_> = (0..7).map(|_| None).collect();
+            let large = Request { width: 256, height: 256, ..request(9) };
+            let odd = Request { width: 60, ..request(9) };
+            let mixed = [request(0), poisoned(9), request(1), large, request(2), odd, request(3)];
+            engine
+                .generate(mixed, |index, event| {
+                    if let Event::Done(result) = event {
+                        results[index] = Some(result);
+                    }
+                    Ok(())
+                })
+                .unwrap();
+            let mut results: Vec<_> = results.into_iter().map(|result| result.expect("every request ends")).collect();
+            for (index, scope, says) in [
+                (5, Scope::Input, "multiple of 8"),
+                (3, Scope::Request, "arena"),
+                (1, Scope::Request, "the UNet gave 256 values of 256 that are not finite"),
+            ] {
+                let error = results.remove(index).expect_err("a bad request");
+                assert_eq!(error.scope(), &scope, "{error}");
+                assert!(error.to_string().contains(says), "wanted: {says}\n{error}");
+            }
+            let got: Vec<_> = results.into_iter().map(|result| look(&result.unwrap())).collect();
+            assert!(got == want, "{map}: other pictures beside requests that fail");
+        }
+    }
+}
+
+#[test]
+fn a_caller_who_wants_no_more_gets_no_more() {
+    let engine = engine(&model(), THREE);
+    let (mut done, mut begun) = (0, 0);
+    let error = engine
+        .generate((0..1000).map(request), |_, event| match event {
+            Event::Taken { .. } => {
+                begun += 1;
+                Ok(())
+            }
+            Event::Progress(_) => Ok(()),
+            Event::Done(_) => {
+                done += 1;
+                Err(Error::process("the disk is full"))
+            }
+        })
+        .unwrap_err();
+    assert!(error.to_string().contains("the disk is full"), "the first error is the one that is told: {error}");
+    assert!(done >= 1 && begun < 20, "{done} done, {begun} begun");
+    engine.submit(request(0)).wait().unwrap();
+}
+
+#[test]
+fn an_engine_can_be_dropped_while_requests_wait() {
+    let model = model();
+    for map in [SINGLE, THREE] {
+        let engine = engine(&model, map);
+        let tickets: Vec<_> = (0..2).map(|n| engine.submit(request(n))).collect();
+        drop(engine.submit(request(2))); // nobody waits for this one
+        let ends = within(30, "dropping an engine", move || {
+            drop(engine);
+            tickets.into_iter().map(|ticket| ticket.wait().is_ok()).collect::<Vec<_>>()
+        });
+        assert_eq!(ends, [true; 2], "what was accepted is done");
+    }
+}
+
+#[test]
+fn two_engines_do_not_know_each_other() {
+    let model = model();
+    let want = look(&engine(&model, SINGLE).submit(request(5)).wait().unwrap());
+    let (one, two) = (engine(&model, SPLIT), engine(&model, THREE));
+    let tickets: Vec<_> = (0..3).flat_map(|_| [one.submit(request(5)), two.submit(request(5))]).collect();
+    for ticket in tickets {
+        assert!(look(&ticket.wait().unwrap()) == want);
+    }
+}
+
+#[test]
+fn a_plan_holds_every_request_of_its_list() {
+    // The same area is not the same memory: a long strip halves in one direction only.
+    let model = model();
+    let of = |width, height, guidance_scale, scheduler: &str, steps| Request {
+        width,
+        height,
+        guidance_scale,
+        steps,
+        scheduler: Some(scheduler.parse().unwrap()),
+        ..request(1)
+    };
+    for list in [
+        [of(64, 64, 1.0, "ddim", 2), of(8, 512, 1.0, "ddim", 2)],
+        [of(8, 512, 1.0, "ddim", 2), of(64, 64, 1.0, "ddim", 2)],
+        [of(72, 64, 1.0, "ddim", 2), of(64, 72, 1.0, "ddim", 2)],
+        [of(128, 64, 1.0, "ddim", 2), of(64, 64, 7.5, "pndm", 9)],
+        [of(64, 64, 1.0, "pndm", 9), of(64, 64, 1.0, "pndm", 1)],
+        [of(64, 64, 1.0, "dpm++2m", 1), of(64, 64, 1.0, "euler", 9)],
+        [of(120, 120, 7.5, "euler", 1), of(8, 1800, 7.5, "euler", 1)],
+    ] {
+        let largest = Largest::of(&list, &model.spec).unwrap().unwrap();
+        let map = DeviceMap::parse(SPLIT, "map.toml").unwrap();
+        let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
+        let engine = Engine::load(model.clone(), &plan).unwrap();
+        for request in list {
+            let what = format!("{}x{} of {largest:?}", request.width, request.height);
+            if let Err(error) = engine.submit(request).wait() {
+                panic!("{what}: {error}");
+            }
+        }
+    }
+}
