@@ -7,7 +7,7 @@ use sdshard::{
 };
 use serde_json::json;
 
-use super::{PlanArgs, generate::device_map, model, progress::Console};
+use super::{PlanArgs, generate::device_map, model, progress::Console, prompts::MAX_SIDE};
 
 /// Prints the plan for the largest picture.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
@@ -17,11 +17,15 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let largest = Largest {
         width: args.width.unwrap_or(defaults.width),
         height: args.height.unwrap_or(defaults.height),
+        also: Vec::new(),
         guided: defaults.guidance_scale > 1.0,
         scheduler: None,
         steps: defaults.steps,
     };
     for (name, pixels) in [("width", largest.width), ("height", largest.height)] {
+        if pixels > MAX_SIDE {
+            return Err(Error::input(format!("--{name}: at most {MAX_SIDE} is possible")).found(pixels.to_string()));
+        }
         if pixels == 0 || !pixels.is_multiple_of(scale) {
             return Err(Error::input(format!("--{name}: has to be a multiple of {scale}")).found(pixels.to_string()));
         }

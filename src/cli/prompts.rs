@@ -20,7 +20,7 @@ pub const SCHEDULERS: [&str; SchedulerKind::ALL.len()] = {
     names
 };
 /// Pixels along a side.
-const MAX_SIDE: usize = 8192;
+pub const MAX_SIDE: usize = 8192;
 /// Of one prompt. A slip of the finger must not fill the memory with requests.
 const MAX_IMAGES: usize = 100_000;
 
