@@ -1,0 +1,151 @@
+//! The program and the small model, for tests from outside.
+#![allow(dead_code)] // each test file uses its part
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The program, with none of the variables that change what it does.
+pub fn sdshard(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sdshard"));
+    command.args(arguments).stdin(Stdio::null());
+    for variable in ["RUST_LOG", "SDSHARD_THREADS", "SDSHARD_CPU_PATH"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+pub fn run(arguments: &[&str]) -> Output {
+    sdshard(arguments).output().expect("the program was built for this test")
+}
+
+pub fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the program writes UTF-8")
+}
+
+/// Runs what has to work, and gives what it wrote to stdout.
+#[track_caller]
+pub fn succeeds(command: &mut Command) -> String {
+    let output = command.output().expect("the program was built for this test");
+    assert_eq!(output.status.code(), Some(0), "{command:?}\n{}", text(&output.stderr));
+    text(&output.stdout).to_string()
+}
+
+/// Runs what has to be refused before anything is done, and gives the message.
+#[track_caller]
+pub fn refused(arguments: &[&str]) -> String {
+    message_of(sdshard(arguments).output().expect("the program was built for this test"), &format!("{arguments:?}"))
+}
+
+/// The one message of a run that was refused.
+#[track_caller]
+pub fn message_of(output: Output, what: &str) -> String {
+    let message = text(&output.stderr).to_string();
+    assert_eq!(output.status.code(), Some(2), "{what}\n{message}");
+    assert_eq!(text(&output.stdout), "", "{what}");
+    assert_eq!(message.matches("error: ").count(), 1, "{what}\n{message}");
+    assert!(message.starts_with("error: "), "{what}\n{message}");
+    message
+}
+
+/// Where the small model with random weights is.
+pub fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-sd1")
+}
+
+/// A new folder with a copy of the small model in `model`, to be broken.
+pub fn copy_of_tiny() -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            match entry.file_type().unwrap().is_dir() {
+                true => copy(&entry.path(), &to),
+                false => fs::write(to, fs::read(entry.path()).unwrap()).unwrap(),
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy(&tiny(), &folder.path().join("model"));
+    folder
+}
+
+/// The names in a folder, in order; none if it is not there.
+pub fn files(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Each line of stdout as JSON.
+pub fn json_lines(stdout: &str) -> Vec<Value> {
+    stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// Names and kinds of an object's fields, as in `{"seed": 7}` is `seed: number`.
+pub fn fields(object: &Value) -> Vec<String> {
+    let kind = |value: &Value| match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "list",
+        Value::Object(_) => "object",
+    };
+    let object = object.as_object().unwrap_or_else(|| panic!("no object: {object}"));
+    object.iter().map(|(name, value)| format!("{name}: {}", kind(value))).collect()
+}
+
+/// `sdshard` with the small model at 64x64 and two steps, into `out`.
+pub struct Tiny {
+    pub folder: TempDir,
+}
+
+impl Tiny {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn out(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    /// A file beside the output folder.
+    pub fn file(&self, name: &str, contents: &str) -> String {
+        let path = self.folder.path().join(name);
+        fs::write(&path, contents).unwrap();
+        path.to_str().unwrap().to_string()
+    }
+
+    pub fn draw(&self, arguments: &[&str]) -> Command {
+        let mut command = sdshard(arguments);
+        command.arg("--model").arg(tiny()).arg("--output-dir").arg(self.out());
+        for (option, value) in [("--width", "64"), ("--height", "64"), ("--steps", "2")] {
+            if !arguments.contains(&option) {
+                command.args([option, value]);
+            }
+        }
+        command
+    }
+
+    /// The bytes of each file that was made, by name.
+    pub fn made(&self) -> Vec<(String, Vec<u8>)> {
+        let read = |name: String| (name.clone(), fs::read(self.out().join(name)).unwrap());
+        files(&self.out()).into_iter().map(read).collect()
+    }
+}
+
+/// Pixels of a PNG: width, height, RGB.
+pub fn pixels(png: &[u8]) -> (u32, u32, Vec<u8>) {
+    let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    (info.width, info.height, pixels)
+}

@@ -1,0 +1,114 @@
+//! What the planner counts for Stable Diffusion 1.5, beside figures from elsewhere: floating-point operations as torch
+//! counts them and parameters as the published checkpoints have them. The real model code runs, without data.
+
+use std::sync::Arc;
+
+use sdshard::{
+    backend::{
+        Device, DeviceId,
+        cpu::Path,
+        dry::{Ledger, Rules},
+    },
+    models::{
+        clip::ClipTextEncoder,
+        spec::{ClipSpec, UnetSpec, VaeSpec},
+        unet::{Conditioning, DenoiserInput, Unet, time_features},
+        vae::{VaeDecoder, VaeEncoder},
+    },
+    tensor::Tensor,
+    weights::{Scope, Weights},
+};
+
+const TEXT_ENCODER: &str = r#"{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu"}"#;
+const UNET: &str = r#"{"sample_size": 64, "in_channels": 4, "out_channels": 4, "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768, "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}"#;
+const VAE: &str = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
+
+fn dry() -> (Device, Arc<Ledger>) {
+    Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable))
+}
+
+fn unet(device: &Device) -> (Unet, UnetSpec) {
+    let spec = UnetSpec::from_json(UNET, "unet/config.json").unwrap();
+    (Unet::load(&Scope::new(&Weights::shapes_only("unet"), device), &spec).unwrap(), spec)
+}
+
+fn text_encoder(device: &Device) -> ClipTextEncoder {
+    let spec = ClipSpec::from_json(TEXT_ENCODER, "text_encoder/config.json").unwrap();
+    ClipTextEncoder::load(&Scope::new(&Weights::shapes_only("text_encoder"), device), &spec).unwrap()
+}
+
+fn vae(device: &Device) -> (VaeEncoder, VaeDecoder) {
+    let spec = VaeSpec::from_json(VAE, "vae/config.json").unwrap();
+    let weights = Weights::shapes_only("vae");
+    let scope = Scope::new(&weights, device);
+    (VaeEncoder::load(&scope, &spec).unwrap(), VaeDecoder::load(&scope, &spec).unwrap())
+}
+
+/// Floating-point operations of `work`, in 10^9.
+fn gflop(ledger: &Ledger, work: impl FnOnce() -> Tensor) -> f64 {
+    ledger.take();
+    work();
+    ledger.take().flops / 1e9
+}
+
+/// `[batch, side, side, channels]` of nothing in particular.
+fn latents(device: &Device, batch: usize, side: usize) -> Tensor {
+    Tensor::new(device, [batch, side, side, 4], &vec![0.0; batch * side * side * 4]).unwrap()
+}
+
+#[test]
+fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
+    let mut rows = Vec::new();
+    {
+        let (device, ledger) = dry();
+        let encoder = text_encoder(&device);
+        let ids = vec![vec![0; 77]; 2];
+        rows.push(("text encoder, two texts", gflop(&ledger, || encoder.forward(&device, &ids).unwrap()), 26.6));
+    }
+    for (what, side, want) in [("unet, two of 32x32", 32, 360.0), ("unet, two of 64x64", 64, 1607.0)] {
+        let (device, ledger) = dry();
+        let (unet, spec) = unet(&device);
+        let features = time_features(500.0, &spec);
+        let got = gflop(&ledger, || {
+            let keep = device.keep(usize::MAX).unwrap();
+            let context = Tensor::new(&device, [2, 77, 768], &vec![0.0; 2 * 77 * 768]).unwrap();
+            // Torch makes the text's keys and values anew in every call.
+            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &keep).unwrap();
+            let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
+            let latents = latents(&device, 2, side);
+            unet.forward(&DenoiserInput { latents: &latents, time_features: &time_features, text: &text }).unwrap()
+        });
+        rows.push((what, got, want));
+    }
+    for (what, side, want) in [("vae, 32x32", 32, 622.0), ("vae, 64x64", 64, 2515.0)] {
+        let (device, ledger) = dry();
+        let (_, decoder) = vae(&device);
+        rows.push((what, gflop(&ledger, || decoder.decode(&latents(&device, 1, side)).unwrap()), want));
+    }
+    for (what, got, want) in rows {
+        println!("{what}: {got:.1} of {want} GFLOP");
+        assert!((got / want - 1.0).abs() < 0.01, "{what}: {got:.1} GFLOP, {want} are wanted");
+    }
+}
+
+#[test]
+fn stable_diffusion_1_5_has_as_many_parameters_as_its_checkpoint() {
+    for (component, want) in [("text_encoder", 123_060_480.0), ("unet", 859_520_964.0), ("vae", 83_653_863.0)] {
+        let (device, ledger) = dry();
+        match component {
+            "text_encoder" => drop(text_encoder(&device)),
+            "unet" => drop(unet(&device)),
+            _ => drop(vae(&device)),
+        }
+        // Packed as f32, rows filled up to whole panels: a little more than the parameters.
+        let got = ledger.take().weight_bytes as f64 / 4.0;
+        println!("{component}: room for {got} parameters of {want}");
+        assert!((1.0..1.002).contains(&(got / want)), "{component}: room for {got} parameters, {want} are wanted");
+    }
+}

@@ -1,0 +1,150 @@
+//! The promise: a picture depends on the request, the model and the numerics class, and on nothing else. And what the
+//! plan says of memory is what is used.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Tiny, json_lines, pixels, sdshard, succeeds, tiny};
+use sdshard::planner::device_map::SHIPPED;
+use serde_json::Value;
+
+const PROMPTS: [&str; 4] = ["a red fox", "an owl", "zwei Hühner", ""];
+
+/// One pipeline on each of three devices, more than this test wants cores.
+const THREE_REPLICAS: &str = "devices = [\"cpu:0\", \"cpu:1\", \"cpu:2\"]\nreplicas = 3\n";
+
+/// The pictures of [`PROMPTS`] with seeds of their own, by prompt.
+fn draw(prompts: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+    let tiny = Tiny::new();
+    let lines: Vec<String> = prompts
+        .iter()
+        .map(|prompt| {
+            let seed = 100 + PROMPTS.iter().position(|known| known == prompt).unwrap();
+            serde_json::json!({ "prompt": prompt, "seed": seed, "negative_prompt": "blur" }).to_string()
+        })
+        .collect();
+    let prompts_file = tiny.file("p.jsonl", &lines.join("\n"));
+    let arguments: Vec<&str> = ["--prompts-file", &prompts_file, "--json"].iter().chain(arguments).copied().collect();
+    let stdout = succeeds(tiny.draw(&arguments).envs(variables.iter().copied()));
+    let lines = json_lines(&stdout);
+    assert_eq!(lines.len(), prompts.len() + 1);
+    lines[..prompts.len()]
+        .iter()
+        .map(|line| {
+            let file = line["file"].as_str().unwrap();
+            (line["prompt"].as_str().unwrap().to_string(), std::fs::read(file).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_picture_is_the_same_wherever_its_parts_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let three = folder.path().join("three.toml");
+    std::fs::write(&three, THREE_REPLICAS).unwrap();
+    let three = three.to_str().unwrap();
+    let want = draw(&PROMPTS, &["--device-map", "single.toml"], &[]);
+    for map in ["single.toml", "balanced.toml", "cpu-split.toml", "replicas.toml", three] {
+        for threads in ["1", "2"] {
+            let got = draw(&PROMPTS, &["--device-map", map], &[("SDSHARD_THREADS", threads)]);
+            assert!(got == want, "{map} with {threads} threads draws other pictures than single.toml");
+        }
+    }
+    assert!(draw(&PROMPTS, &[], &[]) == want, "another picture without a map");
+}
+
+#[test]
+fn a_picture_does_not_know_its_neighbours() {
+    let want = draw(&PROMPTS, &["--device-map", "replicas.toml"], &[]);
+    let mut backwards = PROMPTS;
+    backwards.reverse();
+    assert!(draw(&backwards, &["--device-map", "cpu-split.toml"], &[]) == want, "another order, other pictures");
+    for prompt in PROMPTS {
+        assert!(draw(&[prompt], &[], &[])[prompt] == want[prompt], "{prompt:?} alone is another picture");
+    }
+}
+
+/// Peak signal-to-noise ratio in dB; infinite for equal pictures.
+fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squares: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    10.0 * (255.0_f64.powi(2) * a.len() as f64 / squares).log10()
+}
+
+#[test]
+fn a_difference_is_measured() {
+    assert!(psnr(&[0, 10], &[0, 10]).is_infinite());
+    assert!((psnr(&[0, 0], &[255, 255])).abs() < 1e-9);
+    assert!(psnr(&[100; 4], &[104; 4]) < 40.0);
+}
+
+#[test]
+fn every_kernel_path_draws_the_same_picture_to_the_eye() {
+    // The message for a path that does not exist lists those that do.
+    let output =
+        sdshard(&["plan", "--model", tiny().to_str().unwrap()]).env("SDSHARD_CPU_PATH", "no").output().unwrap();
+    let message = common::message_of(output, "SDSHARD_CPU_PATH=no");
+    let found = message.lines().find_map(|line| line.trim().strip_prefix("found: ")).expect("the paths that are here");
+    let paths: Vec<&str> = found.split(", ").collect();
+    assert!(paths.contains(&"portable"), "{message}");
+
+    let pictures: Vec<_> = paths.iter().map(|path| draw(&PROMPTS, &[], &[("SDSHARD_CPU_PATH", path)])).collect();
+    for (path, other) in paths.iter().zip(&pictures) {
+        for prompt in PROMPTS {
+            let (a, b) = (pixels(&pictures[0][prompt]), pixels(&other[prompt]));
+            let psnr = psnr(&a.2, &b.2);
+            println!("{} and {path}, {prompt:?}: {psnr:.1} dB", paths[0]);
+            assert!(psnr >= 40.0, "{} and {path} differ: {psnr:.1} dB for {prompt:?}", paths[0]);
+        }
+    }
+}
+
+fn plan(map: &str, width: usize, height: usize) -> Value {
+    let (width, height) = (width.to_string(), height.to_string());
+    let (model, arguments) = (tiny(), ["plan", "--json", "--device-map", map, "--width", &width, "--height", &height]);
+    let stdout = succeeds(sdshard(&arguments).arg("--model").arg(model));
+    serde_json::from_str(&stdout).unwrap()
+}
+
+/// What a plan and a run say of each device: its name and the bytes of its arena.
+fn check_bytes(map: &str, width: usize, height: usize) {
+    let plan = plan(map, width, height);
+    let planned: BTreeMap<&str, &Value> = plan["devices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|device| (device["name"].as_str().unwrap(), &device["activation_bytes"]))
+        .collect();
+
+    let tiny = Tiny::new();
+    let (w, h) = (width.to_string(), height.to_string());
+    // Two steps of PNDM keep fewer estimates than the fifty that the plan is made for; the arena is the same. So many
+    // pictures that every replica gets one.
+    let stdout = succeeds(&mut tiny.draw(&[
+        "a fox",
+        "--num-images",
+        "16",
+        "--device-map",
+        map,
+        "--width",
+        &w,
+        "--height",
+        &h,
+        "--json",
+    ]));
+    let lines = json_lines(&stdout);
+    let measured = &lines.last().unwrap()["summary"]["peak_bytes"];
+    let measured: BTreeMap<&str, &Value> =
+        measured.as_object().unwrap().iter().map(|(name, bytes)| (name.as_str(), bytes)).collect();
+    assert_eq!(planned, measured, "{map} at {width}x{height}: planned and measured arena bytes");
+}
+
+#[test]
+fn a_run_uses_the_bytes_of_its_plan() {
+    for (map, _) in SHIPPED {
+        check_bytes(map, 64, 64);
+    }
+    // Latents of odd sizes are rounded on their way down and up.
+    check_bytes("cpu-split.toml", 72, 40);
+}
