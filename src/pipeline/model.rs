@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{Component, Network};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
     weights::{self, ModelFiles, Scope, Weights},
@@ -26,10 +26,21 @@ impl Model {
     /// Reads the configs and the tokenizer.
     ///
     /// # Errors
-    /// If a file is missing, broken, or says what this program cannot do.
+    /// If a file is missing, broken, or says what this program cannot do, or the tokenizer has more tokens than the text
+    /// encoder.
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
         let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.max_position_embeddings)?;
+        let (rows, largest) = (spec.text_encoder.vocab_size, tokenizer.largest_id() as usize);
+        if largest >= rows {
+            return Err(Error::input(format!(
+                "the parts of the model {} do not fit together: vocab_size of the text encoder must be {} at least, so \
+                 that every token of the tokenizer has a row",
+                files.name(),
+                largest + 1
+            ))
+            .found(rows.to_string()));
+        }
         Ok(Self { files, spec, tokenizer, variant })
     }
 

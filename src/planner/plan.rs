@@ -393,7 +393,7 @@ impl Plan {
             };
             Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum()
         });
-        Ok(Self { largest: *trial.largest, costs, dtypes, replicas, devices, shared_weight_bytes })
+        Ok(Self { largest: trial.largest.clone(), costs, dtypes, replicas, devices, shared_weight_bytes })
     }
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.

@@ -1,0 +1,377 @@
+//! Bad input is refused before anything is drawn: one message that names file, key and what was wanted, exit code 2,
+//! nothing on stdout and no file in the output folder.
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::{Tiny, copy_of_tiny, files, message_of, sdshard};
+use safetensors::{SafeTensors, tensor::TensorView};
+use serde_json::{Value, json};
+
+/// The message for a request that the small model is asked for.
+fn refused(tiny: &Tiny, arguments: &[&str]) -> String {
+    let message = message_of(tiny.draw(arguments).output().unwrap(), &format!("{arguments:?}"));
+    assert_eq!(files(&tiny.out()), [""; 0], "{arguments:?} left files behind");
+    message
+}
+
+#[track_caller]
+fn says(what: &str, message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{what}: wanted: {part}\n{message}");
+    }
+    assert!(!message.contains("panicked"), "{what}: {message}");
+}
+
+#[test]
+fn a_bad_device_map_is_named_with_line_and_column() {
+    for (map, at, parts) in [
+        ("strategy = \n", ":1:", &[][..]),
+        ("strategy = \"single\"\ndevises = [\"cpu\"]\n", ":2:1: devises: ", &["did you mean"]),
+        (
+            "[components]\nunet = \"gpu0\"\n",
+            ":2:8: components.unet: ",
+            &["found: \"gpu0\"", "did you mean \"cuda:0\"?"],
+        ),
+        (
+            "[components]\nvae = \"cpu\"\nunet = \"cuda:7\"\n",
+            ":3:8: components.unet: ",
+            &["device \"cuda:7\" is not on this machine", "unet = \"cuda:7\"", "found: cpu", "`sdshard devices`"],
+        ),
+        (
+            "devices = [\"cpu\", \"wgpu:3\"]\n",
+            ":1:19: devices: ",
+            &["device \"wgpu:3\" is not on this machine", "found: cpu"],
+        ),
+        ("devices = [\"cpu\", \"cpu:1\"]\n", ":1:", &["cpu:1"]),
+        ("replicas = 5000\n", ":1:12: replicas: ", &[]),
+        ("[max_memory]\n\"cpu\" = \"8Gb\"\n", ":2:9: max_memory.cpu: ", &["did you mean"]),
+    ] {
+        let tiny = Tiny::new();
+        let path = tiny.file("map.toml", map);
+        let message = refused(&tiny, &["a fox", "--device-map", &path]);
+        says(map, &message, &[&format!("error: {path}{at}")]);
+        says(map, &message, parts);
+    }
+}
+
+#[test]
+fn too_little_memory_is_an_error_that_says_how_much_is_needed() {
+    for (strategy, memory) in [("single", "64KiB"), ("balanced", "64KiB"), ("single", "2MiB"), ("balanced", "1KiB")] {
+        let tiny = Tiny::new();
+        let map = tiny.file("map.toml", &format!("strategy = \"{strategy}\"\n[max_memory]\n\"cpu\" = \"{memory}\"\n"));
+        let message = refused(&tiny, &["a fox", "--device-map", &map]);
+        says(strategy, &message, &["cpu", "need", "iB"]);
+    }
+}
+
+#[test]
+fn a_request_that_the_model_cannot_draw_is_refused() {
+    for (arguments, parts) in [
+        (&["a fox", "--width", "100"][..], &["width", "multiple of 8", "found: 100", "96 or 104"][..]),
+        (&["a fox", "--height", "63"], &["height", "multiple of 8", "found: 63", "56 or 64"]),
+        (&["a fox", "--steps", "0"], &["--steps: at least 1"]),
+        (&["a fox", "--steps", "1001"], &["1001", "1000"]),
+        (&["a fox", "--scheduler", "heun"], &["'heun'", "pndm, ddim, euler"]),
+        (&[], &["there is no prompt"]),
+        (&["a fox", "--variant", "fp16"], &["no files of the variant \"fp16\""]),
+        (&["a fox", "--dtype", "f16"], &["f16", "f32"]),
+    ] {
+        says(&format!("{arguments:?}"), &refused(&Tiny::new(), arguments), parts);
+    }
+}
+
+#[test]
+fn an_absurd_size_is_refused_and_not_tried() {
+    for (option, size) in [("--width", "1000000000000"), ("--height", "18446744073709551608"), ("--width", "8200")] {
+        let model = common::tiny();
+        let output = sdshard(&["plan", option, size]).arg("--model").arg(model).output().unwrap();
+        says(size, &message_of(output, size), &[option, "at most 8192"]);
+    }
+    for size in ["1025x1", "0x8", "8", "x8"] {
+        let model = common::tiny();
+        let output = sdshard(&["bench", "--latent-size", size]).arg("--model").arg(model).output().unwrap();
+        says(size, &message_of(output, size), &["from 1 to 1024"]);
+    }
+}
+
+#[test]
+fn a_prompts_file_is_refused_by_the_line() {
+    for (line, part) in [
+        ("{\"prompt\": \"x\", \"width\": 100}", "multiple of 8"),
+        ("{\"prompt\": \"x\", \"steps\": 0}", "p.jsonl:2: steps: at least 1"),
+        ("{\"prompt\": \"x\", \"scheduler\": \"heun\"}", "p.jsonl:2: scheduler: one of pndm"),
+        ("{\"text\": \"x\"}", "p.jsonl:2:7: unknown field `text`"),
+    ] {
+        let tiny = Tiny::new();
+        let path = tiny.file("p.jsonl", &format!("{{\"prompt\": \"good\"}}\n{line}\n"));
+        says(line, &refused(&tiny, &["--prompts-file", &path]), &[part]);
+    }
+    let tiny = Tiny::new();
+    let path = tiny.file("empty.txt", "\n \n");
+    says("no prompt", &refused(&tiny, &["--prompts-file", &path]), &["there is no prompt in", "empty.txt"]);
+}
+
+#[test]
+fn latents_of_another_shape_are_refused() {
+    let bytes = |count: usize| vec![0_u8; 4 * count];
+    for (name, shape, parts) in [
+        ("latent", vec![1, 4, 8, 9], &["latents are for another size", "64x64", "--width 72 --height 64"][..]),
+        ("latent", vec![1, 3, 8, 8], &["256 values", "found: 192"]),
+        ("latent", vec![4, 8, 8], &["[1, channels, height, width]", "found: F32 [4, 8, 8]"]),
+        ("latents", vec![1, 4, 8, 8], &["one tensor named `latent`"]),
+    ] {
+        let tiny = Tiny::new();
+        let bytes = bytes(shape.iter().product());
+        let tensor = TensorView::new(safetensors::Dtype::F32, shape.clone(), &bytes).unwrap();
+        let path = tiny.folder.path().join("l.safetensors");
+        fs::write(&path, safetensors::serialize([(name, tensor)], None).unwrap()).unwrap();
+        let message = refused(&tiny, &["a fox", "--latents", path.to_str().unwrap()]);
+        says(&format!("{name} {shape:?}"), &message, parts);
+    }
+}
+
+#[test]
+fn an_output_folder_below_a_file_is_refused() {
+    let tiny = Tiny::new();
+    let file = tiny.file("out", "not a folder");
+    let output = tiny.draw(&["a fox"]).output().unwrap();
+    let message = message_of(output, "a file for a folder");
+    says("a file", &message, &["the output folder", &file, "cannot be written to"]);
+    let below = Path::new(&file).join("deeper");
+    let arguments = ["a fox", "--output-dir", below.to_str().unwrap()];
+    says("below a file", &common::refused(&arguments), &["the output folder", "deeper", "cannot be written to"]);
+}
+
+// ---- models ----
+
+/// The message for a prompt to a copy of the small model that `broken` has changed.
+fn with_model(what: &str, broken: impl FnOnce(&Path)) -> String {
+    let folder = copy_of_tiny();
+    let (model, out) = (folder.path().join("model"), folder.path().join("out"));
+    broken(&model);
+    let arguments = ["a fox", "--steps", "1", "--quiet"];
+    let output = sdshard(&arguments).arg("--model").arg(&model).arg("--output-dir").arg(&out).output().unwrap();
+    let message = message_of(output, what);
+    assert_eq!(files(&out), [""; 0], "{what} left files behind");
+    message
+}
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+/// The tensors of a file, as `edit` leaves them: name, shape, bytes; all F32.
+fn edit_tensors(path: PathBuf, edit: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<u8>)>)) {
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<_> =
+        file.tensors().into_iter().map(|(name, t)| (name, t.shape().to_vec(), t.data().to_vec())).collect();
+    edit(&mut tensors);
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name, TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// A JSON file with another value at `key`; the value `null` takes the key out.
+fn edit_json(path: PathBuf, key: &str, value: Value) {
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    match value {
+        Value::Null => drop(json.as_object_mut().unwrap().remove(key)),
+        value => json[key] = value,
+    }
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn broken_weights_are_named() {
+    let weights = "diffusion_pytorch_model.safetensors";
+    let rows: [(&str, Box<dyn FnOnce(&Path)>, &[&str]); 9] = [
+        (
+            "a truncated file",
+            Box::new(|model| {
+                let bytes = fs::read(model.join(UNET)).unwrap();
+                fs::write(model.join(UNET), &bytes[..bytes.len() - 100]).unwrap();
+            }),
+            &["loading unet", weights, "the tensors need a file of 1148864 bytes", "found: a file of 1148764 bytes"],
+        ),
+        (
+            "a file that ends within its header",
+            Box::new(|model| {
+                let bytes = fs::read(model.join(UNET)).unwrap();
+                fs::write(model.join(UNET), &bytes[..1000]).unwrap();
+            }),
+            &["loading unet", weights, "the file ends before that", "found: a file of 1000 bytes", "interrupted?"],
+        ),
+        ("an empty file", Box::new(|model| fs::write(model.join(UNET), b"").unwrap()), &[weights, "found: 0 bytes"]),
+        (
+            "a header of 2^60 bytes",
+            Box::new(|model| {
+                let mut bytes = fs::read(model.join(UNET)).unwrap();
+                bytes[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
+                fs::write(model.join(UNET), bytes).unwrap();
+            }),
+            &["loading unet", weights, "100000000 bytes at most", "found: 1152921504606846976 bytes"],
+        ),
+        ("no file", Box::new(|model| fs::remove_file(model.join(UNET)).unwrap()), &["loading unet", weights]),
+        (
+            "a missing tensor",
+            Box::new(|model| {
+                edit_tensors(model.join(UNET), |tensors| {
+                    tensors.retain(|(name, ..)| name != "mid_block.resnets.0.conv1.weight")
+                });
+            }),
+            &["loading unet", "there is no `mid_block.resnets.0.conv1.weight`", weights, "[24, 24, 3, 3]"],
+        ),
+        (
+            "a tensor of another shape",
+            Box::new(|model| {
+                edit_tensors(model.join(UNET), |tensors| {
+                    let tensor = tensors.iter_mut().find(|(name, ..)| name == "conv_in.weight").unwrap();
+                    (tensor.1, tensor.2) = (vec![16, 9, 3, 3], vec![0; 4 * 16 * 9 * 9]);
+                });
+            }),
+            &[
+                "loading unet",
+                "`conv_in.weight` is [16, 9, 3, 3], this model needs [16, 4, 3, 3]",
+                weights,
+                "inpainting checkpoint",
+            ],
+        ),
+        (
+            "an embedding with too few rows",
+            Box::new(|model| {
+                edit_json(model.join("text_encoder/config.json"), "vocab_size", json!(900));
+                edit_tensors(model.join("text_encoder/model.safetensors"), |tensors| {
+                    let tensor = tensors.iter_mut().find(|(name, ..)| name.contains("token_embedding")).unwrap();
+                    tensor.1[0] = 900;
+                    tensor.2.truncate(4 * 900 * 32);
+                });
+            }),
+            &["tokenizer", "text encoder", "vocab_size", "1000", "found: 900"],
+        ),
+        (
+            "a tensor too many",
+            Box::new(|model| {
+                edit_tensors(model.join(UNET), |tensors| {
+                    tensors.push(("class_embedding.weight".into(), vec![1], vec![0; 4]))
+                });
+            }),
+            &["loading unet", "without a place", "`class_embedding.weight`", weights, "config.json"],
+        ),
+    ];
+    for (what, broken, parts) in rows {
+        says(what, &with_model(what, broken), parts);
+    }
+}
+
+#[test]
+fn an_index_may_not_lead_out_of_its_folder() {
+    for (file, parts) in [
+        ("../x.safetensors", &["`conv_in.weight`", "beside the index", "../x.safetensors"][..]),
+        ("/etc/passwd", &["`conv_in.weight`", "beside the index", "/etc/passwd"]),
+        ("a.bin", &["`conv_in.weight`", "safetensors file", "a.bin"]),
+        ("absent.safetensors", &["absent.safetensors", "there is no such file"]),
+        ("other.safetensors", &["`conv_in.weight` is in", "other.safetensors", "no such tensor in that file"]),
+    ] {
+        let message = with_model(file, |model| {
+            let index = json!({ "metadata": {}, "weight_map": { "conv_in.weight": file } });
+            fs::write(model.join(UNET).with_extension("safetensors.index.json"), index.to_string()).unwrap();
+            let tensor = TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+            fs::write(model.join("unet/other.safetensors"), safetensors::serialize([("a", tensor)], None).unwrap())
+                .unwrap();
+        });
+        says(file, &message, &["loading unet"]);
+        says(file, &message, parts);
+    }
+}
+
+#[test]
+fn a_config_that_cannot_be_followed_is_named_by_file_and_key() {
+    for (file, key, value, parts) in [
+        (
+            "model_index.json",
+            "_class_name",
+            json!("StableDiffusionXLPipeline"),
+            &["\"StableDiffusionPipeline\"", "SDXL"][..],
+        ),
+        ("model_index.json", "_class_name", json!("FluxPipeline"), &["\"StableDiffusionPipeline\"", "FluxPipeline"]),
+        ("model_index.json", "unet", json!(["diffusers", "Unet3D"]), &["UNet2DConditionModel", "Unet3D"]),
+        ("unet/config.json", "addition_embed_type", json!("text_time"), &["SDXL"]),
+        ("unet/config.json", "time_cond_proj_dim", json!(256), &["LCM"]),
+        ("unet/config.json", "act_fn", json!("gelu"), &["\"silu\"", "gelu"]),
+        ("unet/config.json", "sample_size", Value::Null, &["a whole number"]),
+        ("unet/config.json", "block_out_channels", json!([16, 16, -24]), &["-24"]),
+        ("unet/config.json", "cross_attention_dim", json!(48), &["hidden_size", "32", "48"]),
+        ("text_encoder/config.json", "hidden_act", json!("relu"), &["\"quick_gelu\" or \"gelu\"", "relu"]),
+        ("text_encoder/config.json", "vocab_size", json!(999), &["999", "tokenizer"]),
+        ("vae/config.json", "out_channels", json!(4), &["red, green and blue"]),
+        ("vae/config.json", "norm_num_groups", json!(3), &["divisor of 8"]),
+        (
+            "scheduler/scheduler_config.json",
+            "_class_name",
+            json!("UniPCMultistepScheduler"),
+            &["PNDMScheduler", "UniPC"],
+        ),
+        ("scheduler/scheduler_config.json", "prediction_type", json!("sample"), &["\"epsilon\" or \"v_prediction\""]),
+        ("scheduler/scheduler_config.json", "skip_prk_steps", json!(false), &["true"]),
+    ] {
+        let what = format!("{file}: {key} = {value}");
+        let message = with_model(&what, |model| edit_json(model.join(file), key, value));
+        if !matches!(key, "cross_attention_dim" | "vocab_size") {
+            says(&what, &message, &[file, key]); // those two concern two files
+        }
+        says(&what, &message, parts);
+    }
+}
+
+#[test]
+fn a_broken_text_file_is_named() {
+    for (file, contents, parts) in [
+        ("unet/config.json", &b"{\"sample_size\": "[..], &["unet/config.json"][..]),
+        ("unet/config.json", b"[]", &["unet/config.json"]),
+        ("model_index.json", b"\xff\xfe", &["model_index.json", "not UTF-8"]),
+        ("tokenizer/vocab.json", b"{}", &["tokenizer/"]),
+        ("tokenizer/merges.txt", b"a\n", &["merges.txt", "\"a\""]),
+        ("sdshard.toml", b"steps = 0\n", &["sdshard.toml", "`steps`", "1 to 1000", "found: 0"]),
+        ("sdshard.toml", b"stepz = 3\n", &["sdshard.toml", "stepz"]),
+    ] {
+        let what = format!("{file} {:?}", String::from_utf8_lossy(contents));
+        says(&what, &with_model(&what, |model| fs::write(model.join(file), contents).unwrap()), parts);
+    }
+    for file in ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "vae/config.json"] {
+        let message = with_model(file, |model| fs::remove_file(model.join(file)).unwrap());
+        says(file, &message, &[file, "there is no such file"]);
+    }
+}
+
+#[test]
+fn what_is_no_model_says_what_one_is() {
+    let tiny = Tiny::new();
+    let checkpoint = tiny.file("model.ckpt", "");
+    let single = tiny.file("model.safetensors", "");
+    let folder = tiny.folder.path().to_str().unwrap();
+    for (model, parts) in [
+        ("/nowhere/model", &["/nowhere/model", "there is no such folder"][..]),
+        (&checkpoint, &["model.ckpt", "pickle", "safetensors"]),
+        (&single, &["model.safetensors", "single-file checkpoints", "diffusers folder"]),
+        (folder, &["no model_index.json"]),
+        ("org/model", &["org/model", "HF_HUB_OFFLINE"]),
+    ] {
+        let (empty, out) = (tiny.folder.path().join("hub"), tiny.out());
+        let output = sdshard(&["a fox", "--model", model])
+            .arg("--output-dir")
+            .arg(&out)
+            .env("HF_HOME", &empty)
+            .env_remove("HF_HUB_CACHE")
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap();
+        says(model, &message_of(output, model), parts);
+        assert_eq!(files(&out), [""; 0], "{model} left files behind");
+        assert!(!empty.exists(), "{model} wrote to the hub's cache");
+    }
+}
