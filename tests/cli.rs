@@ -1,34 +1,18 @@
 //! The program from outside: output, messages, exit codes.
 
+mod common;
+
 use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::Stdio,
+    time::{Duration, Instant},
 };
 
-fn sdshard(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sdshard"));
-    command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    sdshard(arguments).output().expect("the program was built for this test")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("the program writes UTF-8")
-}
-
-/// Runs what has to be refused before anything is done, and gives the message.
-fn refused(arguments: &[&str]) -> String {
-    let output = run(arguments);
-    let message = text(&output.stderr).to_string();
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}\n{message}");
-    assert_eq!(text(&output.stdout), "", "{arguments:?}");
-    assert_eq!(message.matches("error: ").count(), 1, "{arguments:?}\n{message}");
-    assert!(message.starts_with("error: "), "{arguments:?}\n{message}");
-    message
-}
+use common::{Tiny, fields, files, json_lines, pixels, refused, run, sdshard, succeeds, text, tiny};
+use safetensors::SafeTensors;
+use serde_json::Value;
 
 #[test]
 fn help_has_examples_and_lists_what_there_is() {
@@ -55,7 +39,7 @@ fn the_version_is_the_crates() {
 fn bad_arguments_are_refused_with_one_message() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("empty.txt");
-    std::fs::write(&empty, "\n\n").unwrap();
+    fs::write(&empty, "\n\n").unwrap();
     let empty = empty.to_str().unwrap();
     for (arguments, says) in [
         (&[][..], "there is no prompt"),
@@ -87,26 +71,6 @@ fn reserved_words_are_not_prompts_by_accident() {
 }
 
 #[test]
-fn a_bad_device_map_is_shown_line_and_all() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("map.toml");
-    std::fs::write(&path, "[components]\nunet = \"gpu0\"\n").unwrap();
-    let path = path.to_str().unwrap();
-    let message = refused(&["a fox", "--device-map", path]);
-    assert!(message.starts_with(&format!("error: {path}:2:8: components.unet: ")), "{message}");
-    assert!(message.contains("  2 | unet = \"gpu0\"\n    |        ^^^^^^\n"), "{message}");
-}
-
-#[test]
-fn an_output_folder_that_cannot_be_written_is_refused_first() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file");
-    std::fs::write(&file, "").unwrap();
-    let message = refused(&["a fox", "--output-dir", file.to_str().unwrap()]);
-    assert!(message.contains("the output folder") && message.contains("cannot be written to"), "{message}");
-}
-
-#[test]
 fn a_bad_log_filter_is_refused() {
     let output = sdshard(&["devices"]).env("RUST_LOG", "sdshard=loud").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -115,10 +79,18 @@ fn a_bad_log_filter_is_refused() {
 
 #[test]
 fn a_closed_pipe_ends_quietly() {
-    let mut child = sdshard(&["--help"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    let tiny = Tiny::new();
+    for mut command in [
+        sdshard(&["--help"]),
+        sdshard(&["devices", "--quiet"]),
+        tiny.draw(&["a fox", "an owl", "a hen", "--quiet"]),
+        tiny.draw(&["a fox", "an owl", "a hen", "--quiet", "--json", "--overwrite"]),
+    ] {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{command:?}");
+    }
 }
 
 #[test]
@@ -127,4 +99,459 @@ fn nothing_is_left_in_a_folder_by_a_refused_run() {
     let out = folder.path().join("out");
     refused(&["a fox", "--steps", "0", "--output-dir", out.to_str().unwrap()]);
     assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn stdout_has_one_path_for_each_picture() {
+    let tiny = Tiny::new();
+    let output = tiny.draw(&["A red fox!", "an owl", "狐狸", "--num-images", "2", "--seed", "7"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let names = [
+        "00000_00-a-red-fox.png",
+        "00000_01-a-red-fox.png",
+        "00001_00-an-owl.png",
+        "00001_01-an-owl.png",
+        "00002_00.png",
+        "00002_01.png",
+    ];
+    let mut paths: Vec<&str> = text(&output.stdout).lines().collect();
+    paths.sort_unstable();
+    let wanted: Vec<String> = names.iter().map(|name| tiny.out().join(name).display().to_string()).collect();
+    assert_eq!(paths, wanted);
+    assert_eq!(files(&tiny.out()), names);
+    assert_eq!(text(&output.stderr).matches("saved after").count(), 6);
+    for (_, bytes) in tiny.made() {
+        let (width, height, pixels) = pixels(&bytes);
+        assert_eq!((width, height, pixels.len()), (64, 64, 64 * 64 * 3));
+    }
+}
+
+#[test]
+fn quiet_is_quiet() {
+    let tiny = Tiny::new();
+    let output = tiny.draw(&["a fox", "--quiet"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+}
+
+#[test]
+fn json_lines_have_the_documented_fields() {
+    let tiny = Tiny::new();
+    let arguments =
+        ["a fox", "an owl", "--num-images", "2", "--seed", "40", "--json", "--device-map", "cpu-split.toml"];
+    let lines = json_lines(&succeeds(&mut tiny.draw(&arguments)));
+    assert_eq!(lines.len(), 5);
+    for (n, line) in lines[..4].iter().enumerate() {
+        assert_eq!(
+            fields(line),
+            [
+                "index: number",
+                "image: number",
+                "prompt: string",
+                "seed: number",
+                "file: string",
+                "replica: number",
+                "rank: number",
+                "world_size: number",
+                "attempts: number",
+                "devices: object",
+                "numerics: object",
+                "timings_ms: object",
+                "steps: number",
+            ]
+        );
+        assert_eq!(line["index"], n / 2);
+        assert_eq!(line["image"], n % 2);
+        assert_eq!(line["prompt"], ["a fox", "an owl"][n / 2]);
+        assert_eq!(line["seed"], 40 + n);
+        assert_eq!((&line["replica"], &line["rank"], &line["world_size"]), (&0.into(), &0.into(), &1.into()));
+        assert_eq!((&line["attempts"], &line["steps"]), (&1.into(), &2.into()));
+        assert!(Path::new(line["file"].as_str().unwrap()).is_file());
+        assert_eq!(line["devices"].to_string(), r#"{"text_encoder":"cpu:0","unet":"cpu:1","vae":"cpu:0"}"#);
+        assert_eq!(fields(&line["numerics"]), ["text_encoder: string", "unet: string", "vae: string"]);
+        assert!(line["numerics"]["unet"].as_str().unwrap().starts_with("cpu "));
+        let timings = &line["timings_ms"];
+        assert_eq!(fields(timings), ["text_encoder: number", "unet: number", "vae: number", "total: number"]);
+        let ms = |name: &str| timings[name].as_f64().unwrap();
+        assert!(ms("unet") > 0.0 && ms("vae") > 0.0);
+        assert!((ms("text_encoder") + ms("unet") + ms("vae") - ms("total")).abs() < 0.01, "{timings}");
+    }
+    assert_eq!(fields(&lines[4]), ["summary: object"]);
+    let summary = &lines[4]["summary"];
+    assert_eq!(
+        fields(summary),
+        [
+            "images: number",
+            "failed: number",
+            "skipped: number",
+            "seconds: number",
+            "images_per_second: number",
+            "peak_bytes: object",
+        ]
+    );
+    assert_eq!((&summary["images"], &summary["failed"], &summary["skipped"]), (&4.into(), &0.into(), &0.into()));
+    assert_eq!(fields(&summary["peak_bytes"]), ["cpu:0: number", "cpu:1: number"]);
+    let per_second = summary["images_per_second"].as_f64().unwrap();
+    assert!((per_second * summary["seconds"].as_f64().unwrap() - 4.0).abs() < 1e-6);
+}
+
+#[test]
+fn a_prompts_file_may_say_everything_about_each_request() {
+    let tiny = Tiny::new();
+    let path = tiny.file(
+        "p.jsonl",
+        r#"{"prompt": "a fox", "seed": 9, "steps": 1, "width": 72, "height": 40, "scheduler": "ddim", "guidance_scale": 1}
+{"prompt": "an owl", "negative_prompt": "blur", "num_images": 2, "guidance_scale": 3.5}
+"#,
+    );
+    let lines = json_lines(&succeeds(&mut tiny.draw(&["--prompts-file", &path, "--json", "--scheduler", "euler"])));
+    let got: Vec<_> = lines[..3].iter().map(|line| (line["seed"].as_u64(), line["steps"].as_u64())).collect();
+    assert_eq!(got, [(Some(9), Some(1)), (Some(1), Some(2)), (Some(2), Some(2))]);
+    let made = tiny.made();
+    let sizes: Vec<_> = made.iter().map(|(_, bytes)| (pixels(bytes).0, pixels(bytes).1)).collect();
+    assert_eq!(sizes, [(72, 40), (64, 64), (64, 64)]);
+    let said = |n: usize| -> Value { serde_json::from_str(&text_chunks(&made[n].1)[1].1).unwrap() };
+    assert_eq!((&said(0)["scheduler"], &said(1)["scheduler"]), (&"ddim".into(), &"euler".into()));
+    assert_eq!((&said(0)["guidance_scale"], &said(1)["guidance_scale"]), (&1.0.into(), &3.5.into()));
+    assert_eq!((&said(0)["negative_prompt"], &said(1)["negative_prompt"]), (&"".into(), &"blur".into()));
+}
+
+/// The text chunks of a PNG that stand before its image data: keyword and text.
+fn text_chunks(png: &[u8]) -> Vec<(String, String)> {
+    let (mut rest, mut texts) = (&png[8..], Vec::new());
+    loop {
+        let length = u32::from_be_bytes(rest[..4].try_into().unwrap()) as usize;
+        let (kind, data) = (&rest[4..8], &rest[8..8 + length]);
+        match kind {
+            b"tEXt" | b"iTXt" => {
+                let (keyword, value) = data.split_at(data.iter().position(|byte| *byte == 0).unwrap());
+                // iTXt: compression flag and method, then language and translated keyword, both empty here.
+                let value = if kind == b"tEXt" { &value[1..] } else { &value[5..] };
+                texts.push((text(keyword).to_string(), text(value).to_string()));
+            }
+            b"IDAT" => return texts,
+            _ => {}
+        }
+        rest = &rest[12 + length..];
+    }
+}
+
+#[test]
+fn a_picture_says_how_it_was_made_before_its_image_data() {
+    for prompt in ["a fox", "лиса 🦊"] {
+        let tiny = Tiny::new();
+        succeeds(&mut tiny.draw(&[prompt, "--seed", "5", "--guidance-scale", "3.5", "--negative-prompt", "blur"]));
+        let texts = text_chunks(&tiny.made()[0].1);
+        let keywords: Vec<&str> = texts.iter().map(|(keyword, _)| keyword.as_str()).collect();
+        assert_eq!(keywords, ["parameters", "sdshard"]);
+        let said: Value = serde_json::from_str(&texts[1].1).unwrap();
+        let hash = said["model_hash"].as_str().unwrap();
+        assert!(hash.len() == 10 && hash.chars().all(|c| c.is_ascii_hexdigit()), "{hash}");
+        assert_eq!(
+            texts[0].1,
+            format!(
+                "{prompt}\nNegative prompt: blur\nSteps: 2, Sampler: PLMS, CFG scale: 3.5, Seed: 5, Size: 64x64, \
+                 Model hash: {hash}, Model: tiny-sd1"
+            )
+        );
+        let wanted = format!(
+            r#"{{"model":"tiny-sd1","model_hash":"{hash}","prompt":"{prompt}","negative_prompt":"blur","seed":5,"steps":2,"guidance_scale":3.5,"scheduler":"pndm","width":64,"height":64,"dtype":"f32","rng":"cpu"}}"#
+        );
+        assert_eq!(texts[1].1, wanted);
+        // Nothing about where or when: the same request is the same file.
+        let again = Tiny::new();
+        let arguments = [prompt, "--seed", "5", "--guidance-scale", "3.5", "--negative-prompt", "blur"];
+        succeeds(again.draw(&arguments).args(["--device-map", "cpu-split.toml"]));
+        assert!(tiny.made() == again.made());
+    }
+}
+
+#[test]
+fn latents_are_files_and_files_are_latents() {
+    let tiny = Tiny::new();
+    let stdout = succeeds(&mut tiny.draw(&["a fox", "--output-type", "latent", "--width", "72", "--height", "40"]));
+    assert!(stdout.ends_with("00000-a-fox.safetensors\n"), "{stdout}");
+    let path = stdout.trim();
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.names(), ["latent"]);
+    let tensor = file.tensor("latent").unwrap();
+    assert_eq!((tensor.dtype(), tensor.shape()), (safetensors::Dtype::F32, &[1, 4, 5, 9][..]));
+
+    // As a start they are noise like any other; the file says that they were used.
+    let from = |seed: &str| {
+        let other = Tiny::new();
+        let arguments = ["a fox", "--latents", path, "--seed", seed, "--width", "72", "--height", "40"];
+        succeeds(&mut other.draw(&arguments));
+        other.made().remove(0).1
+    };
+    let (one, two) = (from("1"), from("2"));
+    assert_eq!(pixels(&one), pixels(&two), "the seed has no part in given noise");
+    assert_eq!((pixels(&one).0, pixels(&one).1), (72, 40));
+    let said: Value = serde_json::from_str(&text_chunks(&one)[1].1).unwrap();
+    assert_eq!(said["latents"].as_str().unwrap().len(), 16);
+}
+
+#[test]
+fn an_existing_file_is_replaced_only_by_itself() {
+    let tiny = Tiny::new();
+    succeeds(&mut tiny.draw(&["a fox", "--seed", "1"]));
+    let first = tiny.made();
+
+    let age = || fs::metadata(tiny.out().join("00000-a-fox.png")).unwrap().modified().unwrap();
+    let before = age();
+    succeeds(&mut tiny.draw(&["a fox", "--seed", "1"]));
+    assert!(tiny.made() == first && age() > before, "equal metadata is written anew");
+
+    // The refusal comes before loading: a model whose weights cannot be packed would be found otherwise.
+    let started = Instant::now();
+    let output = tiny.draw(&["a fox", "--seed", "2"]).output().unwrap();
+    let message = common::message_of(output, "another seed");
+    assert!(message.contains("00000-a-fox.png would be replaced") && message.contains("--overwrite"), "{message}");
+    assert!(!message.contains("no --device-map"), "refused after the plan: {message}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(tiny.made() == first);
+
+    succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--overwrite"]));
+    let second = tiny.made();
+    assert!(second.len() == 1 && second != first);
+}
+
+#[test]
+fn any_prompt_can_be_drawn() {
+    let tiny = Tiny::new();
+    let long = "a very long story about a fox ".repeat(400);
+    let prompts = [
+        "",
+        " ",
+        "🦊🦊🦊",
+        "ᚠᛇᚻ kwyjibo",
+        "a\tb\nc",
+        &long,
+        "<|endoftext|> <|startoftext|>",
+        "e\u{301}",
+        "(a:1.2) [b]",
+    ];
+    let stdout = succeeds(&mut tiny.draw(&prompts));
+    assert_eq!(stdout.lines().count(), prompts.len());
+    assert_eq!(files(&tiny.out()).len(), prompts.len());
+}
+
+#[test]
+fn what_is_cut_off_a_long_prompt_is_said() {
+    let tiny = Tiny::new();
+    let output = tiny.draw(&[&format!("{}\nowl", "fox ".repeat(200))]).output().unwrap();
+    let message = text(&output.stderr);
+    assert!(message.contains("too long for this model; left out: ") && message.contains("owl"), "{message}");
+    // Progress shows enough of it to tell it from others, on one line.
+    let shown = message.lines().find(|line| line.starts_with("1/1 fox")).expect("progress");
+    assert!(shown.len() < 100, "{shown}");
+    assert!(message.lines().all(|line| !line.starts_with("owl")), "{message}");
+}
+
+#[test]
+fn a_word_that_is_a_subcommand_can_be_drawn_after_two_dashes() {
+    let tiny = Tiny::new();
+    let mut command = tiny.draw(&[]);
+    let stdout = succeeds(command.args(["--", "plan"]));
+    assert!(stdout.ends_with("00000-plan.png\n"), "{stdout}");
+}
+
+fn of_tiny(arguments: &[&str]) -> Value {
+    let stdout = succeeds(sdshard(arguments).arg("--model").arg(tiny()));
+    assert_eq!(stdout.lines().count(), 1, "one object");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+#[test]
+fn the_plan_as_json_has_the_documented_fields() {
+    let plan = of_tiny(&["plan", "--json", "--device-map", "cpu-split.toml", "--width", "72", "--height", "40"]);
+    assert_eq!(
+        fields(&plan),
+        [
+            "width: number",
+            "height: number",
+            "device_map: object",
+            "components: object",
+            "replicas: list",
+            "devices: list",
+            "shared_weight_bytes: number",
+            "total_bytes: number",
+        ]
+    );
+    assert_eq!((&plan["width"], &plan["height"]), (&72.into(), &40.into()));
+    let map = r#"{"text_encoder":"cpu:0","unet":"cpu:1","vae":"cpu:0"}"#;
+    assert_eq!((plan["device_map"].to_string(), plan["replicas"][0].to_string()), (map.into(), map.into()));
+    for name in ["text_encoder", "unet", "vae"] {
+        let wanted = [
+            "weight_bytes: number",
+            "activation_bytes: number",
+            "keep_bytes: number",
+            "gflop: number",
+            "dtype: string",
+        ];
+        assert_eq!(fields(&plan["components"][name]), wanted, "{name}");
+    }
+    let bytes = |value: &Value, name: &str| value[name].as_u64().unwrap();
+    let mut arenas = 0;
+    for device in plan["devices"].as_array().unwrap() {
+        assert_eq!(
+            fields(device),
+            [
+                "name: string",
+                "numerics: string",
+                "components: list",
+                "budget_bytes: number",
+                "weight_bytes: number",
+                "activation_bytes: number",
+                "keep_bytes: number",
+            ]
+        );
+        arenas += bytes(device, "activation_bytes") + bytes(device, "keep_bytes");
+    }
+    assert_eq!(bytes(&plan, "total_bytes"), arenas + bytes(&plan, "shared_weight_bytes"));
+    let plan = of_tiny(&["plan", "--json", "--device-map", "replicas.toml"]);
+    assert_eq!(plan["replicas"].as_array().unwrap().len(), 2);
+    assert_eq!(plan["device_map"]["unet"].to_string(), r#"["cpu:0","cpu:1"]"#);
+}
+
+#[test]
+fn a_plan_for_people_is_a_table_and_reads_no_weight() {
+    let folder = common::copy_of_tiny();
+    let model = folder.path().join("model");
+    for file in ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"] {
+        fs::remove_file(model.join(format!("{file}.safetensors"))).unwrap();
+    }
+    let stdout = succeeds(sdshard(&["plan"]).arg("--model").arg(&model));
+    for word in ["text_encoder", "unet", "vae", "numerics", "1 replica; pictures up to 64x64", "KiB"] {
+        assert!(stdout.contains(word), "wanted: {word}\n{stdout}");
+    }
+}
+
+#[test]
+fn devices_as_json_have_the_documented_fields() {
+    let devices: Value = serde_json::from_str(&succeeds(&mut sdshard(&["devices", "--json"]))).unwrap();
+    for device in devices.as_array().unwrap() {
+        let wanted = [
+            "device: string",
+            "name: string",
+            "numerics: string",
+            "cores: number",
+            "memory_bytes: number",
+            "free_bytes: number",
+        ];
+        assert_eq!(fields(device), wanted);
+    }
+    assert_eq!(devices[0]["device"], "cpu");
+    let two = succeeds(sdshard(&["devices", "--json"]).env("SDSHARD_THREADS", "1"));
+    assert_eq!(serde_json::from_str::<Value>(&two).unwrap()[0]["cores"], 1);
+}
+
+#[test]
+fn the_benchmark_as_json_has_the_documented_fields() {
+    let report = of_tiny(&["bench", "components", "--json", "--repeat", "1", "--latent-size", "5x9", "--batch", "1"]);
+    assert_eq!(fields(&report), ["machine: object", "text_encoder: object", "unet: object", "vae: object"]);
+    assert_eq!(fields(&report["machine"]), ["name: string", "class: string", "threads: number", "peak_gflops: number"]);
+    let plan = of_tiny(&["plan", "--json", "--width", "72", "--height", "40"]);
+    for name in ["text_encoder", "unet", "vae"] {
+        let figures = &report[name];
+        assert_eq!(
+            fields(figures),
+            [
+                "median_s: number",
+                "min_s: number",
+                "max_s: number",
+                "gflop: number",
+                "gflops: number",
+                "peak_share: number",
+                "peak_bytes: number",
+            ]
+        );
+        let of = |field: &str| figures[field].as_f64().unwrap();
+        assert!(of("min_s") > 0.0 && of("min_s") == of("median_s") && of("median_s") == of("max_s"), "{figures}");
+        assert!((of("gflop") / of("median_s") / of("gflops") - 1.0).abs() < 1e-9);
+        let peak = report["machine"]["peak_gflops"].as_f64().unwrap();
+        assert!((of("gflops") / peak / of("peak_share") - 1.0).abs() < 1e-9);
+        // One text, one latent, one picture: what the plan counts, where guidance is not in it.
+        if name != "unet" {
+            assert_eq!(figures["gflop"], plan["components"][name]["gflop"], "{name}");
+        }
+    }
+    let text = succeeds(sdshard(&["bench", "--repeat", "1", "--quiet"]).arg("--model").arg(tiny()));
+    for word in ["GFLOP/s at most", "median", "of peak", "text_encoder", "unet", "vae"] {
+        assert!(text.contains(word), "{text}");
+    }
+    for option in ["--repeat", "--batch"] {
+        let model = tiny();
+        let message = refused(&["bench", option, "0", "--model", model.to_str().unwrap()]);
+        assert!(message.contains(&format!("{option}: at least 1")), "{message}");
+    }
+}
+
+/// Starts a long run of the built-in model, sends `signal` after the first picture, and gives the exit code.
+#[cfg(unix)]
+fn interrupted(signal: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let arguments = ["a red fox", "--num-images", "1000", "--width", "32", "--height", "32", "--steps", "2", "--json"];
+    let mut command = sdshard(&arguments);
+    command.arg("--output-dir").arg(&out).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    stdout.read_line(&mut first).unwrap();
+    assert!(first.contains("\"index\":0"), "{first}");
+    let pid = rustix::process::Pid::from_child(&child);
+    let signal_number = if signal == "INT" { rustix::process::Signal::INT } else { rustix::process::Signal::TERM };
+    rustix::process::kill_process(pid, signal_number).unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(if signal == "INT" { 130 } else { 143 }), "{message}");
+    assert!(message.contains("error: interrupted"), "{message}");
+
+    let lines = json_lines(&(first + &rest));
+    let saved: Vec<&str> = lines.iter().filter_map(|line| line["file"].as_str()).collect();
+    assert!((1..1000).contains(&saved.len()));
+    assert_eq!(lines.last().unwrap()["summary"]["images"], saved.len());
+    // Every file that is there was told, and is whole.
+    assert_eq!(files(&out).len(), saved.len());
+    for file in saved {
+        assert_eq!(pixels(&fs::read(file).unwrap()).2.len(), 32 * 32 * 3);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_whole_files_only() {
+    interrupted("INT");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminated_run_leaves_whole_files_only() {
+    interrupted("TERM");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_subcommand_can_be_interrupted() {
+    let mut command = sdshard(&["bench", "--repeat", "100000", "--quiet"]);
+    let mut child = command.arg("--model").arg(tiny()).stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            // Killed by the signal, which shells show as 130, or stopped by the program itself.
+            assert!(!status.success(), "{status}");
+            return;
+        }
+        if started.elapsed() > Duration::from_secs(5) {
+            child.kill().unwrap();
+            panic!("Ctrl-C had no effect on `sdshard bench`");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -40,6 +40,8 @@ use super::{
 
 /// The most pictures of one run.
 const MAX_JOBS: usize = 1_000_000;
+/// The most characters of a prompt beside its progress.
+const TITLE: usize = 50;
 
 /// Makes the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
@@ -165,7 +167,7 @@ impl Run<'_> {
     fn on(&mut self, index: usize, event: Event) -> Result<()> {
         match event {
             Event::Taken { replica, attempt } => {
-                let title = format!("{}/{} {}", index + 1, self.jobs.len(), self.jobs[index].prompt);
+                let title = title(index + 1, self.jobs.len(), &self.jobs[index].prompt);
                 let progress = self.console.start(&title);
                 self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
             }
@@ -294,6 +296,15 @@ impl Run<'_> {
             ))),
         }
     }
+}
+
+/// `3/8 a red fox`: enough of a prompt to tell it from others, on one line.
+fn title(number: usize, count: usize, prompt: &str) -> String {
+    let words = prompt.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let line = words.collect::<Vec<_>>().join(" ");
+    let shown: String = line.chars().take(TITLE).collect();
+    let more = if shown.len() < line.len() { "..." } else { "" };
+    format!("{number}/{count} {shown}{more}")
 }
 
 /// One picture to make. What is `None` is the model's to say.

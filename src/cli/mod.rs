@@ -273,23 +273,27 @@ pub fn main() -> ExitCode {
         }
     };
     let console = Console::new(cli.log.quiet);
-    let interrupt = match Interrupt::install() {
-        Ok(interrupt) => interrupt,
-        Err(error) => return report(&error, None),
+    let logging = start_logging(&cli.log, &console);
+    let Some(command) = &cli.command else {
+        return match Interrupt::install() {
+            Ok(interrupt) => {
+                let outcome = logging.and_then(|()| generate::run(&cli.generate, &console, &interrupt));
+                exit(outcome, Some(&interrupt))
+            }
+            Err(error) => report(&error, None),
+        };
     };
-    match start_logging(&cli.log, &console).and_then(|()| run(&cli, &console, &interrupt)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error, Some(&interrupt)),
-    }
+    // They have no file to finish, so a signal ends them as it ends any program.
+    let outcome = logging.and_then(|()| match command {
+        Command::Plan(args) => plan::run(args, &console),
+        Command::Devices(args) => devices::run(args, &console),
+        Command::Bench(args) => bench::run(args, &console),
+    });
+    exit(outcome, None)
 }
 
-fn run(cli: &Cli, console: &Console, interrupt: &Interrupt) -> Result<()> {
-    match &cli.command {
-        None => generate::run(&cli.generate, console, interrupt),
-        Some(Command::Plan(args)) => plan::run(args, console),
-        Some(Command::Devices(args)) => devices::run(args, console),
-        Some(Command::Bench(args)) => bench::run(args, console),
-    }
+fn exit(outcome: Result<()>, interrupt: Option<&Interrupt>) -> ExitCode {
+    outcome.map_or_else(|error| report(&error, interrupt), |()| ExitCode::SUCCESS)
 }
 
 /// Prints an error and gives its exit code. A reader of stdout who went away wanted no more, so that is no error.

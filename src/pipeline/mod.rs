@@ -260,7 +260,7 @@ impl Pipeline {
         }
         let encoded = self.model.tokenizer.encode(text)?;
         if let Some(rest) = &encoded.truncated {
-            tracing::warn!("the prompt is too long for this model; left out: {rest}");
+            tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
         }
         let choices: Vec<_> = self.parts.text_encoders.iter().map(Network::devices).collect();
         let features = {
