@@ -127,3 +127,167 @@ impl Queue {
 fn no_replica() -> Error {
     Error::device("engine", "no replica is left")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            atomic::{AtomicUsize, Ordering},
+            mpsc::{Receiver, channel},
+        },
+        thread,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        error::Scope,
+        pipeline::request::{Output, Rng, Start},
+    };
+
+    const RETRIES: usize = 2;
+
+    /// A request with `seed`, and what is told about it.
+    fn job(seed: u64) -> (Job, Receiver<Event>) {
+        let (sender, events) = channel();
+        let request = Request {
+            seed,
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            steps: 1,
+            guidance_scale: 1.0,
+            scheduler: None,
+            width: 8,
+            height: 8,
+            rng: Rng::TorchCpu,
+            start: Start::Noise,
+            output: Output::Image,
+        };
+        let send = move |event| drop(sender.send(event));
+        (Job { request, cancel: Arc::default(), attempts: 0, events: Box::new(send) }, events)
+    }
+
+    /// As a replica does it.
+    fn take(queue: &Queue) -> Job {
+        let mut job = queue.take().expect("a job waits");
+        job.attempts += 1;
+        job
+    }
+
+    fn dead() -> Error {
+        Error::device("cuda:1", "fell off the bus")
+    }
+
+    /// The error that a request ended with; `None` while it is under way.
+    fn end(events: &Receiver<Event>) -> Option<Error> {
+        match events.try_recv().ok()? {
+            Event::Done(result) => Some(result.expect_err("nobody draws here")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let queue = Queue::new(2);
+        for seed in 0..4 {
+            queue.put(job(seed).0);
+        }
+        assert_eq!([0; 4].map(|_| take(&queue).request.seed), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_waits_is_still_done_after_the_end() {
+        let queue = Queue::new(1);
+        queue.put(job(7).0);
+        queue.close();
+        assert_eq!(queue.take().map(|job| job.request.seed), Some(7));
+        assert!(queue.take().is_none());
+        assert!(queue.take().is_none());
+    }
+
+    #[test]
+    fn a_full_queue_makes_the_sender_wait() {
+        let queue = Queue::new(1);
+        let sent = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for seed in 0..4 {
+                    queue.put(job(seed).0);
+                    sent.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            while sent.load(Ordering::SeqCst) < 2 {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(20));
+            assert_eq!(sent.load(Ordering::SeqCst), 2, "two wait for the one replica, and no more");
+            assert_eq!([0; 4].map(|_| take(&queue).request.seed), [0, 1, 2, 3]);
+        });
+    }
+
+    #[test]
+    fn no_prompt_is_lost_when_its_device_dies() {
+        let queue = Queue::new(2);
+        let (first, events) = job(0);
+        queue.put(first);
+        queue.put(job(1).0);
+        queue.leave(take(&queue), dead(), RETRIES);
+        assert!(end(&events).is_none());
+        // The other replica goes on with it, before what came later.
+        let again = take(&queue);
+        assert_eq!((again.request.seed, again.attempts), (0, 2));
+        assert_eq!(take(&queue).request.seed, 1);
+    }
+
+    #[test]
+    fn a_request_is_tried_again_twice_and_then_suspect() {
+        let queue = Queue::new(4);
+        let (suspect, events) = job(0);
+        queue.put(suspect);
+        let (innocent, others) = job(1);
+        queue.put(innocent);
+        for attempt in 1..=3 {
+            assert!(end(&events).is_none());
+            let job = take(&queue);
+            assert_eq!((job.request.seed, job.attempts), (0, attempt));
+            queue.leave(job, dead(), RETRIES);
+        }
+        let error = end(&events).expect("three replicas died under it");
+        assert_eq!(error.scope(), &Scope::Device("cuda:1".into()));
+        assert!(error.to_string().contains("fell off the bus"), "{error}");
+        // The fourth replica lives and has the next one.
+        assert!(end(&others).is_none());
+        assert_eq!(take(&queue).request.seed, 1);
+    }
+
+    #[test]
+    fn everything_fails_once_no_replica_is_left() {
+        let queue = Queue::new(1);
+        let (running, running_events) = job(0);
+        let (waiting, waiting_events) = job(1);
+        queue.put(running);
+        queue.put(waiting);
+        queue.leave(take(&queue), dead(), RETRIES);
+        assert!(end(&running_events).expect("nobody can try it again").to_string().contains("fell off the bus"));
+        assert!(end(&waiting_events).expect("nobody will take it").to_string().contains("no replica is left"));
+        let (late, late_events) = job(2);
+        queue.put(late);
+        assert!(end(&late_events).expect("refused at once").to_string().contains("no replica is left"));
+    }
+
+    #[test]
+    fn a_sender_who_waits_is_told_when_the_last_replica_dies() {
+        let queue = Queue::new(1);
+        queue.put(job(0).0);
+        let running = take(&queue);
+        queue.put(job(1).0);
+        queue.put(job(2).0);
+        let (late, events) = job(3);
+        thread::scope(|scope| {
+            scope.spawn(|| queue.put(late));
+            thread::sleep(Duration::from_millis(20));
+            queue.leave(running, dead(), RETRIES);
+        });
+        assert!(end(&events).expect("told").to_string().contains("no replica is left"));
+    }
+}
