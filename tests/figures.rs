@@ -11,6 +11,7 @@ use sdshard::{
     },
     models::{
         clip::ClipTextEncoder,
+        route::{Keeps, Route},
         spec::{ClipSpec, UnetSpec, VaeSpec},
         unet::{Conditioning, DenoiserInput, Unet, time_features},
         vae::{VaeDecoder, VaeEncoder},
@@ -29,25 +30,30 @@ const VAE: &str = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_bl
     "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
     "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
 
+/// Everything on one device.
+fn whole(device: &Device) -> Route {
+    Route::whole(device, 100) // more than any of the networks has sections
+}
+
 fn dry() -> (Device, Arc<Ledger>) {
     Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable))
 }
 
 fn unet(device: &Device) -> (Unet, UnetSpec) {
     let spec = UnetSpec::from_json(UNET, "unet/config.json").unwrap();
-    (Unet::load(&Scope::new(&Weights::shapes_only("unet"), device), &spec).unwrap(), spec)
+    (Unet::load(&Scope::new(&Weights::shapes_only("unet"), device), &spec, &whole(device)).unwrap(), spec)
 }
 
 fn text_encoder(device: &Device) -> ClipTextEncoder {
     let spec = ClipSpec::from_json(TEXT_ENCODER, "text_encoder/config.json").unwrap();
-    ClipTextEncoder::load(&Scope::new(&Weights::shapes_only("text_encoder"), device), &spec).unwrap()
+    ClipTextEncoder::load(&Scope::new(&Weights::shapes_only("text_encoder"), device), &spec, &whole(device)).unwrap()
 }
 
 fn vae(device: &Device) -> (VaeEncoder, VaeDecoder) {
     let spec = VaeSpec::from_json(VAE, "vae/config.json").unwrap();
     let weights = Weights::shapes_only("vae");
     let scope = Scope::new(&weights, device);
-    (VaeEncoder::load(&scope, &spec).unwrap(), VaeDecoder::load(&scope, &spec).unwrap())
+    (VaeEncoder::load(&scope, &spec).unwrap(), VaeDecoder::load(&scope, &spec, &whole(device)).unwrap())
 }
 
 /// Floating-point operations of `work`, in 10^9.
@@ -69,27 +75,36 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let (device, ledger) = dry();
         let encoder = text_encoder(&device);
         let ids = vec![vec![0; 77]; 2];
-        rows.push(("text encoder, two texts", gflop(&ledger, || encoder.forward(&device, &ids).unwrap()), 26.6));
+        rows.push((
+            "text encoder, two texts",
+            gflop(&ledger, || encoder.forward(&ids, &whole(&device)).unwrap()),
+            26.6,
+        ));
     }
     for (what, side, want) in [("unet, two of 32x32", 32, 360.0), ("unet, two of 64x64", 64, 1607.0)] {
         let (device, ledger) = dry();
         let (unet, spec) = unet(&device);
         let features = time_features(500.0, &spec);
         let got = gflop(&ledger, || {
-            let keep = device.keep(usize::MAX).unwrap();
+            let (route, keeps) = (whole(&device), Keeps::new(vec![device.keep(usize::MAX).unwrap()]));
             let context = Tensor::new(&device, [2, 77, 768], &vec![0.0; 2 * 77 * 768]).unwrap();
             // Torch makes the text's keys and values anew in every call.
-            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &keep).unwrap();
+            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &route, &keeps).unwrap();
             let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
             let latents = latents(&device, 2, side);
-            unet.forward(&DenoiserInput { latents: &latents, time_features: &time_features, text: &text }).unwrap()
+            let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
+            unet.forward(&input, &route).unwrap()
         });
         rows.push((what, got, want));
     }
     for (what, side, want) in [("vae, 32x32", 32, 622.0), ("vae, 64x64", 64, 2515.0)] {
         let (device, ledger) = dry();
         let (_, decoder) = vae(&device);
-        rows.push((what, gflop(&ledger, || decoder.decode(&latents(&device, 1, side)).unwrap()), want));
+        rows.push((
+            what,
+            gflop(&ledger, || decoder.decode(&latents(&device, 1, side), &whole(&device)).unwrap()),
+            want,
+        ));
     }
     for (what, got, want) in rows {
         println!("{what}: {got:.1} of {want} GFLOP");

@@ -163,13 +163,12 @@ mod tests {
             start: Start::Noise,
             output: Output::Image,
         };
-        let send = move |event| drop(sender.send(event));
-        (Job { request, cancel: Arc::default(), attempts: 0, events: Box::new(send) }, events)
+        (Job::new(request, Arc::default(), move |event| drop(sender.send(event))), events)
     }
 
     /// As a replica does it.
-    fn take(queue: &Queue) -> Job {
-        let mut job = queue.take().expect("a job waits");
+    fn take(queue: &Queue, replica: usize) -> Job {
+        let mut job = queue.take(replica).expect("a job waits");
         job.attempts += 1;
         job
     }
@@ -188,26 +187,26 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_first() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, 2);
         for seed in 0..4 {
             queue.put(job(seed).0);
         }
-        assert_eq!([0; 4].map(|_| take(&queue).request.seed), [0, 1, 2, 3]);
+        assert_eq!([0; 4].map(|_| take(&queue, 0).request.seed), [0, 1, 2, 3]);
     }
 
     #[test]
     fn what_waits_is_still_done_after_the_end() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, 1);
         queue.put(job(7).0);
         queue.close();
-        assert_eq!(queue.take().map(|job| job.request.seed), Some(7));
-        assert!(queue.take().is_none());
-        assert!(queue.take().is_none());
+        assert_eq!(queue.take(0).map(|job| job.request.seed), Some(7));
+        assert!(queue.take(0).is_none());
+        assert!(queue.take(0).is_none());
     }
 
     #[test]
     fn a_full_queue_makes_the_sender_wait() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, 1);
         let sent = AtomicUsize::new(0);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -221,53 +220,68 @@ mod tests {
             }
             thread::sleep(Duration::from_millis(20));
             assert_eq!(sent.load(Ordering::SeqCst), 2, "two wait for the one replica, and no more");
-            assert_eq!([0; 4].map(|_| take(&queue).request.seed), [0, 1, 2, 3]);
+            assert_eq!([0; 4].map(|_| take(&queue, 0).request.seed), [0, 1, 2, 3]);
         });
     }
 
     #[test]
     fn no_prompt_is_lost_when_its_device_dies() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, 2);
         let (first, events) = job(0);
         queue.put(first);
         queue.put(job(1).0);
-        queue.leave(take(&queue), dead(), RETRIES);
+        queue.leave(0, take(&queue, 0), dead(), RETRIES);
         assert!(end(&events).is_none());
         // The other replica goes on with it, before what came later.
-        let again = take(&queue);
+        let again = take(&queue, 1);
         assert_eq!((again.request.seed, again.attempts), (0, 2));
-        assert_eq!(take(&queue).request.seed, 1);
+        assert_eq!(take(&queue, 1).request.seed, 1);
+        assert!(queue.take(0).is_none(), "who has left gets no more");
+    }
+
+    #[test]
+    fn a_replica_dies_once_however_many_of_its_threads_notice() {
+        let queue = Queue::new(2, 4);
+        for seed in 0..2 {
+            queue.put(job(seed).0);
+        }
+        let (first, second) = (take(&queue, 0), take(&queue, 0));
+        queue.leave(0, first, dead(), RETRIES);
+        queue.leave(0, second, dead(), RETRIES);
+        let mut seeds = [0; 2].map(|_| take(&queue, 1).request.seed);
+        seeds.sort_unstable();
+        assert_eq!(seeds, [0, 1]);
     }
 
     #[test]
     fn a_request_is_tried_again_twice_and_then_suspect() {
-        let queue = Queue::new(4);
+        let queue = Queue::new(4, 4);
         let (suspect, events) = job(0);
         queue.put(suspect);
         let (innocent, others) = job(1);
         queue.put(innocent);
-        for attempt in 1..=3 {
+        for replica in 0..3 {
             assert!(end(&events).is_none());
-            let job = take(&queue);
-            assert_eq!((job.request.seed, job.attempts), (0, attempt));
-            queue.leave(job, dead(), RETRIES);
+            let job = take(&queue, replica);
+            assert_eq!((job.request.seed, job.attempts), (0, replica + 1));
+            queue.leave(replica, job, dead(), RETRIES);
         }
         let error = end(&events).expect("three replicas died under it");
         assert_eq!(error.scope(), &Scope::Device("cuda:1".into()));
         assert!(error.to_string().contains("fell off the bus"), "{error}");
         // The fourth replica lives and has the next one.
         assert!(end(&others).is_none());
-        assert_eq!(take(&queue).request.seed, 1);
+        assert_eq!(take(&queue, 3).request.seed, 1);
     }
 
     #[test]
     fn everything_fails_once_no_replica_is_left() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, 1);
         let (running, running_events) = job(0);
         let (waiting, waiting_events) = job(1);
         queue.put(running);
         queue.put(waiting);
-        queue.leave(take(&queue), dead(), RETRIES);
+        queue.leave(0, take(&queue, 0), dead(), RETRIES);
         assert!(end(&running_events).expect("nobody can try it again").to_string().contains("fell off the bus"));
         assert!(end(&waiting_events).expect("nobody will take it").to_string().contains("no replica is left"));
         let (late, late_events) = job(2);
@@ -277,16 +291,16 @@ mod tests {
 
     #[test]
     fn a_sender_who_waits_is_told_when_the_last_replica_dies() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, 1);
         queue.put(job(0).0);
-        let running = take(&queue);
+        let running = take(&queue, 0);
         queue.put(job(1).0);
         queue.put(job(2).0);
         let (late, events) = job(3);
         thread::scope(|scope| {
             scope.spawn(|| queue.put(late));
             thread::sleep(Duration::from_millis(20));
-            queue.leave(running, dead(), RETRIES);
+            queue.leave(0, running, dead(), RETRIES);
         });
         assert!(end(&events).expect("told").to_string().contains("no replica is left"));
     }
