@@ -79,6 +79,7 @@ fn a_request_that_the_model_cannot_draw_is_refused() {
         (&["a fox", "--scheduler", "heun"], &["'heun'", "pndm, ddim, euler"]),
         (&[], &["there is no prompt"]),
         (&["a fox", "--variant", "fp16"], &["no files of the variant \"fp16\""]),
+        (&["a fox", "--revision", "main"], &["tiny-sd1", "only the hub", "found: revision \"main\""]),
         (&["a fox", "--dtype", "f16"], &["f16", "f32"]),
     ] {
         says(&format!("{arguments:?}"), &refused(&Tiny::new(), arguments), parts);
@@ -96,6 +97,19 @@ fn an_absurd_size_is_refused_and_not_tried() {
         let model = common::tiny();
         let output = sdshard(&["bench", "--latent-size", size]).arg("--model").arg(model).output().unwrap();
         says(size, &message_of(output, size), &["from 1 to 1024"]);
+    }
+}
+
+#[test]
+fn a_variable_that_cannot_be_followed_is_refused() {
+    for (variable, value) in [("SDSHARD_THREADS", "0"), ("SDSHARD_THREADS", "two"), ("SDSHARD_CPU_PATH", "sse9")] {
+        for map in ["single.toml", "cpu-split.toml"] {
+            let tiny = Tiny::new();
+            let output = tiny.draw(&["a fox", "--quiet", "--device-map", map]).env(variable, value).output().unwrap();
+            let found = if variable == "SDSHARD_THREADS" { format!("found: \"{value}\"") } else { value.to_string() };
+            says(value, &message_of(output, value), &[variable, &found]);
+            assert_eq!(files(&tiny.out()), [""; 0]);
+        }
     }
 }
 

@@ -1,9 +1,7 @@
 //! `--model`: a folder, a hub id, or the model that is built in.
 
-#[cfg(not(feature = "builtin-model"))]
-use sdshard::error::Error;
 use sdshard::{
-    error::Result,
+    error::{Error, Result},
     pipeline::{Component, Model},
     weights::{self, ModelFiles},
 };
@@ -38,6 +36,9 @@ const BUILT_IN: &[sdshard::weights::files::EmbeddedFile] = embed![
 /// Opens the model that the arguments name.
 pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
     let files = match &args.model {
+        None if args.revision.is_some() => {
+            return Err(Error::input("--revision: only a model on the hub has revisions").hint("--model ORG/NAME"));
+        }
         None => built_in(console)?,
         Some(name) => weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), |file| {
             console.note(&format!("downloading {name}: {file}"));

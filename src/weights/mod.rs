@@ -193,6 +193,12 @@ pub fn locate(
     on_download: impl FnMut(&str),
 ) -> Result<ModelFiles> {
     if !is_hub_id(model) || Path::new(model).exists() {
+        if let Some(revision) = revision {
+            return Err(Error::input(format!(
+                "the model {model}: a revision is asked for, and only the hub has those"
+            ))
+            .found(format!("revision \"{revision}\"")));
+        }
         return ModelFiles::folder(model).map_err(|error| match Path::new(model).exists() {
             true => error,
             false => error.hint("a diffusers folder, or a hub id such as org/name"),

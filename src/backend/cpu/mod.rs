@@ -102,12 +102,14 @@ impl Cpu {
 
     /// All cores that this process may use, wherever the system puts the threads.
     pub fn whole() -> Result<Self> {
+        threads::asked()?;
         let threads = NonZero::new(threads::cores().len()).expect("a process has a core");
         Ok(Self::new(path()?, threads, Vec::new(), true))
     }
 
     /// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
     pub fn share(index: usize, count: usize) -> Result<Self> {
+        threads::asked()?;
         let mine = threads::share(threads::cores(), index, count);
         let threads = NonZero::new(mine.len()).expect("a share has a core");
         Ok(Self::new(path()?, threads, mine, true))

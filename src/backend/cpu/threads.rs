@@ -15,6 +15,8 @@ use std::{
     thread::JoinHandle,
 };
 
+use crate::error::{Error, Result};
+
 /// How often an idle helper looks for work before it sleeps: some tens of microseconds, the gap between two ops.
 const SPINS: usize = 4000;
 
@@ -207,12 +209,22 @@ pub fn share_cores(index: usize, count: usize) {
     let _ = SHARE.set((index, count.max(1)));
 }
 
+/// What `SDSHARD_THREADS` says, if anything.
+pub fn asked() -> Result<Option<NonZero<usize>>> {
+    match std::env::var("SDSHARD_THREADS") {
+        Ok(text) if !text.is_empty() => text.parse().map(Some).map_err(|_| {
+            Error::input("SDSHARD_THREADS: a whole number, 1 at least, is needed").found(format!("\"{text}\""))
+        }),
+        _ => Ok(None),
+    }
+}
+
 /// The cores that this process may use: its affinity, cut to its share by control groups, by `SDSHARD_THREADS` and by
 /// [`share_cores`]. Asked once, before any thread is bound.
 pub fn cores() -> &'static [usize] {
     static CORES: OnceLock<Vec<usize>> = OnceLock::new();
     CORES.get_or_init(|| {
-        let asked = std::env::var("SDSHARD_THREADS").ok().and_then(|n| n.parse::<NonZero<usize>>().ok());
+        let asked = asked().ok().flatten(); // what is no number is refused before anything is computed
         let allowed = std::thread::available_parallelism().map_or(1, NonZero::get);
         let count = asked.map_or(allowed, |n| n.get().min(allowed));
         #[cfg(target_os = "linux")]
