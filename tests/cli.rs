@@ -139,8 +139,10 @@ fn json_lines_have_the_documented_fields() {
     let tiny = Tiny::new();
     let arguments =
         ["a fox", "an owl", "--num-images", "2", "--seed", "40", "--json", "--device-map", "cpu-split.toml"];
-    let lines = json_lines(&succeeds(&mut tiny.draw(&arguments)));
+    let mut lines = json_lines(&succeeds(&mut tiny.draw(&arguments)));
     assert_eq!(lines.len(), 5);
+    // Two are in flight at once, so they may come in another order.
+    lines[..4].sort_by_key(|line| line["seed"].as_u64());
     for (n, line) in lines[..4].iter().enumerate() {
         assert_eq!(
             fields(line),
@@ -193,6 +195,56 @@ fn json_lines_have_the_documented_fields() {
     assert_eq!(fields(&summary["peak_bytes"]), ["cpu:0: number", "cpu:1: number"]);
     let per_second = summary["images_per_second"].as_f64().unwrap();
     assert!((per_second * summary["seconds"].as_f64().unwrap() - 4.0).abs() < 1e-6);
+}
+
+#[test]
+fn a_run_that_draws_latents_has_the_same_json() {
+    let tiny = Tiny::new();
+    let lines = json_lines(&succeeds(&mut tiny.draw(&["a fox", "a fox", "--output-type", "latent", "--json"])));
+    assert_eq!(lines.len(), 3);
+    for line in &lines[..2] {
+        assert_eq!(fields(&line["devices"]), ["text_encoder: string", "unet: string", "vae: string"], "{line}");
+        assert_eq!(line["timings_ms"]["vae"], 0.0);
+    }
+}
+
+#[test]
+fn what_fails_while_it_runs_is_listed_and_exit_code_1() {
+    let folder = common::copy_of_tiny();
+    let (model, out) = (folder.path().join("model"), folder.path().join("out"));
+    let unet = model.join("unet/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&unet).unwrap();
+    let end = bytes.len() - 4;
+    bytes[end..].copy_from_slice(&f32::NAN.to_le_bytes()); // one weight that is no number
+    fs::write(&unet, bytes).unwrap();
+    let arguments = ["a fox", "an owl", "--steps", "1", "--json", "--quiet"];
+    let output = sdshard(&arguments).arg("--model").arg(&model).arg("--output-dir").arg(&out).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    for part in ["error: 2 of 2 pictures failed", "00000-a-fox.png", "00001-an-owl.png", "the UNet", "not finite"] {
+        assert!(message.contains(part), "wanted: {part}\n{message}");
+    }
+    let lines = json_lines(text(&output.stdout));
+    for line in &lines[..2] {
+        let said = fields(line);
+        for field in
+            ["index: number", "image: number", "prompt: string", "seed: number", "file: string", "error: string"]
+        {
+            assert!(said.iter().any(|said| said == field), "wanted: {field}\n{line}");
+        }
+    }
+    assert_eq!((&lines[2]["summary"]["images"], &lines[2]["summary"]["failed"]), (&0.into(), &2.into()));
+    assert_eq!(files(&out), [""; 0]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_stops_the_run_and_leaves_nothing_behind() {
+    let tiny = Tiny::new();
+    fs::create_dir_all(tiny.out().join("00000-a-fox.png/inside")).unwrap(); // a folder where the picture should be
+    let output = tiny.draw(&["a fox", "--overwrite", "--quiet"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("error: writing "), "{}", text(&output.stderr));
+    assert_eq!(files(&tiny.out()), ["00000-a-fox.png"]);
 }
 
 #[test]
@@ -381,7 +433,11 @@ fn the_plan_as_json_has_the_documented_fields() {
     );
     assert_eq!((&plan["width"], &plan["height"]), (&72.into(), &40.into()));
     let map = r#"{"text_encoder":"cpu:0","unet":"cpu:1","vae":"cpu:0"}"#;
-    assert_eq!((plan["device_map"].to_string(), plan["replicas"][0].to_string()), (map.into(), map.into()));
+    assert_eq!(
+        (plan["device_map"].to_string(), plan["replicas"][0]["placement"].to_string()),
+        (map.into(), map.into())
+    );
+    assert_eq!(fields(&plan["replicas"][0]), ["placement: object", "in_flight: number"]);
     for name in ["text_encoder", "unet", "vae"] {
         let wanted = [
             "weight_bytes: number",

@@ -79,7 +79,7 @@ fn failed(ticket: Ticket) -> Error {
 #[test]
 fn three_replicas_draw_what_one_draws() {
     let model = model();
-    let draw = |map: &str| -> Vec<_> {
+    let draw = |map: &str, most: usize| -> Vec<_> {
         let engine = engine(&model, map);
         let (mut pictures, mut replicas) = (vec![None; 12], BTreeSet::new());
         engine
@@ -95,24 +95,26 @@ fn three_replicas_draw_what_one_draws() {
                 Ok(())
             })
             .unwrap();
-        assert!(replicas.iter().all(|replica| *replica < engine.placements().len()));
+        assert!(replicas.iter().all(|replica| *replica < most), "{map}: {replicas:?}");
         pictures.into_iter().map(|picture| picture.expect("every request is done")).collect()
     };
-    let want = draw(SINGLE);
+    let want = draw(SINGLE, 1);
     assert_eq!(want.iter().collect::<BTreeSet<_>>().len(), 12, "every seed is another picture");
-    assert!(draw(THREE) == want);
-    assert!(draw(SPLIT) == want);
+    assert!(draw(THREE, 3) == want);
+    assert!(draw(SPLIT, 1) == want);
 }
 
 #[test]
 fn events_come_in_the_order_of_the_work() {
     let engine = engine(&model(), SPLIT);
     let steps = [Progress::Step(0), Progress::Step(1), Progress::Step(2)];
-    for (request, steps, image) in [
-        (Request { scheduler: Some("ddim".parse().unwrap()), ..request(1) }, &steps[..], true),
-        (Request { scheduler: Some("ddim".parse().unwrap()), steps: 1, ..request(2) }, &steps[..2], true),
+    // The negative prompt is the same each time, and remembered.
+    for (request, texts, steps, image) in [
+        (Request { scheduler: Some("ddim".parse().unwrap()), ..request(1) }, 2, &steps[..], true),
+        (Request { scheduler: Some("ddim".parse().unwrap()), steps: 1, ..request(2) }, 1, &steps[..2], true),
         (
             Request { scheduler: Some("ddim".parse().unwrap()), output: Output::Latents, ..request(3) },
+            1,
             &steps[..],
             false,
         ),
@@ -133,7 +135,7 @@ fn events_come_in_the_order_of_the_work() {
         };
         assert!(ticket.next().is_none(), "nothing follows the end");
         let finished = |component| Progress::Finished(component, Duration::ZERO);
-        let mut want = vec![Progress::Started(Component::TextEncoder, 0), finished(Component::TextEncoder)];
+        let mut want = [Progress::Started(Component::TextEncoder, 0), finished(Component::TextEncoder)].repeat(texts);
         want.push(Progress::Started(Component::Unet, steps.len() - 1));
         want.extend(steps);
         want.push(finished(Component::Unet));

@@ -101,7 +101,8 @@ impl<T> PerComponent<T> {
 /// What happens to a request while it is worked on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Progress {
-    /// A component begins; the UNet with this many calls to come, the others with 0.
+    /// A component begins; the UNet with this many calls to come, the others with 0. The text encoder begins once for
+    /// each text that is not remembered.
     Started(Component, usize),
     /// So many calls of the UNet are done.
     Step(usize),
