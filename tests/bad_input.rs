@@ -203,7 +203,8 @@ fn edit_json(path: PathBuf, key: &str, value: Value) {
 #[test]
 fn broken_weights_are_named() {
     let weights = "diffusion_pytorch_model.safetensors";
-    let rows: [(&str, Box<dyn FnOnce(&Path)>, &[&str]); 9] = [
+    type Break = Box<dyn FnOnce(&Path)>;
+    let rows: [(&str, Break, &[&str]); 9] = [
         (
             "a truncated file",
             Box::new(|model| {

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     path::Path,
+    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -367,6 +368,48 @@ fn an_existing_file_is_replaced_only_by_itself() {
     succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--overwrite"]));
     let second = tiny.made();
     assert!(second.len() == 1 && second != first);
+}
+
+#[test]
+fn a_run_that_is_resumed_makes_what_is_missing_and_nothing_else() {
+    let tiny = Tiny::new();
+    let prompts = ["a fox", "an owl", "a bee"];
+    let first = succeeds(&mut tiny.draw(&prompts));
+    let files: Vec<PathBuf> = first.lines().map(PathBuf::from).collect();
+    let whole: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    fs::remove_file(&files[1]).unwrap();
+    let made = |file: &PathBuf| fs::metadata(file).unwrap().modified().unwrap();
+    let before = (made(&files[0]), made(&files[2]));
+
+    let lines = json_lines(&succeeds(&mut tiny.draw(&[&prompts[..], &["--resume", "--json"]].concat())));
+    let drawn: Vec<_> = lines[..lines.len() - 1].iter().map(|line| line["index"].as_u64()).collect();
+    assert_eq!(drawn, [Some(1)]);
+    let summary = &lines[lines.len() - 1]["summary"];
+    assert_eq!((summary["images"].as_u64(), summary["skipped"].as_u64()), (Some(1), Some(2)));
+    assert_eq!((made(&files[0]), made(&files[2])), before, "a finished file was made again");
+    assert_eq!(files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>(), whole);
+
+    let lines = json_lines(&succeeds(&mut tiny.draw(&[&prompts[..], &["--resume", "--json"]].concat())));
+    assert_eq!(lines.len(), 1, "nothing is left to do");
+    assert_eq!(lines[0]["summary"]["skipped"], 3);
+}
+
+#[test]
+fn a_trace_has_a_lane_for_each_device_and_a_span_for_each_stage() {
+    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.json");
+    let arguments = ["a fox", "an owl", "--device-map", "cpu-split.toml", "--trace", file.to_str().unwrap()];
+    succeeds(&mut tiny.draw(&arguments));
+    let trace: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let lanes: Vec<_> = events.iter().filter(|e| e["ph"] == "M").map(|e| e["args"]["name"].as_str().unwrap()).collect();
+    assert_eq!(lanes, ["cpu:0", "cpu:1"]);
+    for (name, lane, count) in [("text_encoder", 0, 3), ("unet", 1, 2), ("vae", 0, 2)] {
+        let of = events.iter().filter(|e| e["ph"] == "X" && e["name"] == name);
+        assert_eq!(of.clone().count(), count, "{name}: the negative prompt is encoded once");
+        assert!(of.clone().all(|e| e["tid"] == lane && e["dur"].as_f64().unwrap() > 0.0), "{name}");
+    }
 }
 
 #[test]

@@ -9,12 +9,12 @@ use std::{
 };
 
 use sdshard::{
-    backend,
+    backend::{self, DeviceId},
     engine::{Engine, Event},
     error::{Error, Result, Scope},
     models::spec::Defaults,
     pipeline::{
-        self, Component, Metadata, Model, PerComponent, Picture,
+        self, Component, Metadata, Model, PerComponent, Picture, Span,
         latents::{self, Latents},
         output,
         request::{Output, Request, Rng, Start},
@@ -59,12 +59,24 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
     let model = Arc::new(model::open(&args.model, console)?);
-    let requests = requests(&jobs, args, &model, latents.as_ref())?;
-    let metadata = metadata(&requests, &model)?;
+    let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
+    let mut metadata = metadata(&requests, &model)?;
     if !args.overwrite {
         check_existing(&args.output_dir, jobs.iter().map(|job| job.file.as_str()).zip(&metadata))?;
     }
-    let Some(largest) = Largest::of(&requests, &model.spec)? else { return Ok(()) };
+    let asked = jobs.len();
+    if args.resume {
+        let is_there = |(job, metadata): (&Job, &Metadata)| -> Result<bool> {
+            let path = args.output_dir.join(&job.file);
+            Ok(path.exists() && Metadata::read(&path)?.as_ref() == Some(metadata))
+        };
+        let there = jobs.iter().zip(&metadata).map(is_there).collect::<Result<Vec<_>>>()?;
+        (jobs, requests, metadata) = (missing(jobs, &there), missing(requests, &there), missing(metadata, &there));
+    }
+    let Some(largest) = Largest::of(&requests, &model.spec)? else {
+        console.note(&format!("nothing to do: all {asked} pictures are there"));
+        return if args.json { console.print(&summary(0, 0, asked, 0.0, [])) } else { Ok(()) };
+    };
     let visible = backend::visible();
     let plan = Plan::resolve(&map, &model.spec, &largest, world.devices(&visible, 1)?)?;
     tracing::info!("plan:\n{plan}");
@@ -93,10 +105,37 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         started: Instant::now(),
         under_way: HashMap::new(),
         saved: 0,
+        skipped: asked - jobs.len(),
         failed: Vec::new(),
+        trace: Vec::new(),
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
     run.finish(outcome, &engine)
+}
+
+/// The last line of `--json`.
+fn summary(
+    images: usize,
+    failed: usize,
+    skipped: usize,
+    seconds: f64,
+    peaks: impl IntoIterator<Item = (DeviceId, usize)>,
+) -> String {
+    let peaks = peaks.into_iter().map(|(id, bytes)| (id.to_string(), json!(bytes)));
+    let summary = json!({
+        "images": images,
+        "failed": failed,
+        "skipped": skipped,
+        "seconds": seconds,
+        "images_per_second": if seconds > 0.0 { images as f64 / seconds } else { 0.0 },
+        "peak_bytes": peaks.collect::<serde_json::Map<_, _>>(),
+    });
+    json!({ "summary": summary }).to_string()
+}
+
+/// Those of `all` whose files are not `there` yet.
+fn missing<T>(all: Vec<T>, there: &[bool]) -> Vec<T> {
+    all.into_iter().zip(there).filter(|(_, there)| !**there).map(|(one, _)| one).collect()
 }
 
 /// Leaves the jobs of this process's prompts and says which they are; `false` if there are none.
@@ -152,7 +191,11 @@ struct Run<'a> {
     started: Instant,
     under_way: HashMap<usize, UnderWay>,
     saved: usize,
+    /// Pictures that were there already.
+    skipped: usize,
     failed: Vec<String>,
+    /// What worked when, for `--trace`: the request and its spans.
+    trace: Vec<(usize, Vec<Span>)>,
 }
 
 /// One picture on its way.
@@ -193,6 +236,9 @@ impl Run<'_> {
         match saved {
             Ok((path, picture)) => {
                 self.saved += 1;
+                if self.args.trace.is_some() {
+                    self.trace.push((index, picture.spans.clone()));
+                }
                 let (replica, attempts) = under_way.as_ref().map_or((0, 1), |u| (u.replica, u.attempts));
                 if let Some(under_way) = under_way {
                     under_way.progress.finish("saved");
@@ -243,7 +289,7 @@ impl Run<'_> {
         let job = &self.jobs[index];
         // A text that was remembered used no device this time: then those that would have.
         let placement = &self.plan.replicas[replica].placement;
-        let devices = PerComponent::new(|component| match picture.devices.get(component).as_slice() {
+        let devices = PerComponent::new(|component| match picture.devices(component) {
             [] => placement.get(component)[0].devices(),
             used => used.to_vec(),
         });
@@ -252,8 +298,8 @@ impl Run<'_> {
             Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
         };
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-        let mut timings = of(&|component| json!(ms(*picture.timings.get(component))));
-        timings["total"] = json!(ms(picture.timings.iter().map(|(_, time)| *time).sum()));
+        let mut timings = of(&|component| json!(ms(picture.time(component))));
+        timings["total"] = json!(ms(picture.spans.iter().map(|span| span.elapsed).sum()));
         json!({
             "index": job.prompt_index,
             "image": job.image_index,
@@ -275,16 +321,16 @@ impl Run<'_> {
     fn finish(self, outcome: Result<()>, engine: &Engine) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
         if self.args.json {
-            let peaks = engine.peak_bytes().into_iter().map(|(id, bytes)| (id.to_string(), json!(bytes)));
-            let summary = json!({
-                "images": self.saved,
-                "failed": self.failed.len(),
-                "skipped": 0,
-                "seconds": seconds,
-                "images_per_second": self.saved as f64 / seconds,
-                "peak_bytes": peaks.collect::<serde_json::Map<_, _>>(),
-            });
-            self.console.print(&json!({ "summary": summary }).to_string())?;
+            let (failed, peaks) = (self.failed.len(), engine.peak_bytes());
+            self.console.print(&summary(self.saved, failed, self.skipped, seconds, peaks))?;
+        }
+        if let Some(path) = &self.args.trace {
+            output::write(path, self.trace().as_bytes())?;
+        }
+        if let Err(error) = &outcome
+            && *error.scope() == Scope::Interrupted
+        {
+            self.console.note(&format!("to go on: {}", command_to_resume(std::env::args())));
         }
         outcome?;
         match self.failed.len() {
@@ -305,6 +351,47 @@ fn title(number: usize, count: usize, prompt: &str) -> String {
     let shown: String = line.chars().take(TITLE).collect();
     let more = if shown.len() < line.len() { "..." } else { "" };
     format!("{number}/{count} {shown}{more}")
+}
+
+impl Run<'_> {
+    /// The spans of all pictures as a Chrome trace: a lane for each device. Chrome's `about:tracing` and Perfetto show it.
+    fn trace(&self) -> String {
+        let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        let lane = |id| self.plan.devices.iter().position(|device| device.id == id).unwrap_or(0);
+        let names = self.plan.devices.iter().enumerate().map(|(lane, device)| {
+            let args = json!({ "name": device.id.to_string() });
+            json!({ "ph": "M", "name": "thread_name", "pid": self.world.rank, "tid": lane, "args": args })
+        });
+        let spans = self.trace.iter().flat_map(|(index, spans)| spans.iter().map(move |span| (index, span)));
+        let spans = spans.flat_map(|(index, span)| {
+            span.devices.iter().map(move |device| {
+                json!({
+                    "ph": "X",
+                    "name": span.component.name(),
+                    "cat": self.jobs[*index].file,
+                    "pid": self.world.rank,
+                    "tid": lane(*device),
+                    "ts": micros(span.started.saturating_duration_since(self.started)),
+                    "dur": micros(span.elapsed),
+                    "args": { "prompt": self.jobs[*index].prompt, "seed": self.jobs[*index].seed },
+                })
+            })
+        });
+        json!({ "traceEvents": names.chain(spans).collect::<Vec<_>>() }).to_string()
+    }
+}
+
+/// The command line with `--resume`, quoted for a shell.
+fn command_to_resume(arguments: impl Iterator<Item = String>) -> String {
+    let quote = |word: String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
+        if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    };
+    let mut words: Vec<String> = arguments.map(quote).collect();
+    if !words.iter().any(|word| word == "--resume") {
+        words.insert(1.min(words.len()), "--resume".to_string());
+    }
+    words.join(" ")
 }
 
 /// One picture to make. What is `None` is the model's to say.
@@ -514,6 +601,13 @@ mod tests {
             ]
         );
         assert!(jobs.iter().all(|job| job.steps == Some(3) && job.width.is_none()));
+    }
+
+    #[test]
+    fn the_way_to_go_on_can_be_pasted_into_a_shell() {
+        let command = |words: &[&str]| command_to_resume(words.iter().map(ToString::to_string));
+        assert_eq!(command(&["sdshard", "a dog", "--steps=3"]), "sdshard --resume 'a dog' --steps=3");
+        assert_eq!(command(&["sdshard", "it's", "", "--resume"]), r"sdshard 'it'\''s' '' --resume");
     }
 
     #[test]

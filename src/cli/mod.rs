@@ -127,6 +127,12 @@ struct GenerateArgs {
     /// Replace files that were made from another request
     #[arg(long)]
     overwrite: bool,
+    /// Leave out pictures whose files are there already, made from the same request
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
+    /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// A line of JSON on stdout for each picture, rather than its path
     #[arg(long)]
     json: bool,

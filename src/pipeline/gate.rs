@@ -126,7 +126,7 @@ mod tests {
                 scope.spawn(move || {
                     let (a, b) = (age as usize % 4, (age as usize * 7 + 1) % 4);
                     let set = if a == b { vec![cpu(a)] } else { vec![cpu(a), cpu(b)] };
-                    let _section = gates.enter(age, &[set.clone()]);
+                    let _section = gates.enter(age, std::slice::from_ref(&set));
                     for device in &set {
                         let index = device.index.unwrap();
                         assert_eq!(users[index].fetch_add(1, Ordering::SeqCst), 0, "two in one section");

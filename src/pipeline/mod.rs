@@ -12,7 +12,7 @@ pub mod stages;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -117,10 +117,34 @@ pub struct Picture {
     pub latents: Latents,
     /// Pixels, unless only the latents were asked for.
     pub image: Option<Image>,
-    /// Time on each component; nothing for a text that was remembered or a picture that was not asked for.
-    pub timings: PerComponent<Duration>,
-    /// The devices that each component used; none as with `timings`.
-    pub devices: PerComponent<Vec<DeviceId>>,
+    /// Every stretch of work on it, in order. A text that was remembered and a picture that was not asked for took none.
+    pub spans: Vec<Span>,
+}
+
+/// A component's work on one request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// What worked.
+    pub component: Component,
+    /// Where.
+    pub devices: Vec<DeviceId>,
+    /// From when.
+    pub started: Instant,
+    /// For how long.
+    pub elapsed: Duration,
+}
+
+impl Picture {
+    /// Time on a component, in all.
+    pub fn time(&self, component: Component) -> Duration {
+        self.spans.iter().filter(|span| span.component == component).map(|span| span.elapsed).sum()
+    }
+
+    /// The devices that a component used last; none if it did nothing.
+    pub fn devices(&self, component: Component) -> &[DeviceId] {
+        let last = self.spans.iter().rfind(|span| span.component == component);
+        last.map_or(&[], |span| span.devices.as_slice())
+    }
 }
 
 /// A network and where its sections run.
@@ -199,52 +223,62 @@ impl Pipeline {
         request.check(spec)?;
         let schedule = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?;
         let guided = request.guidance_scale > 1.0;
-        let mut timings = PerComponent::new(|_| Duration::ZERO);
-        let mut devices = PerComponent::new(|_| Vec::new());
+        let mut spans = Vec::with_capacity(4);
 
         let mut texts = Vec::with_capacity(2);
         for text in guided.then_some(&request.negative_prompt).into_iter().chain([&request.prompt]) {
-            texts.push(self.features(text, age, &mut timings.text_encoder, &mut devices.text_encoder, progress)?);
+            texts.push(self.features(text, age, &mut spans, progress)?);
         }
 
         let scale = spec.vae.scale();
         let (height, width) = (request.height / scale, request.width / scale);
         let choices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
-        let values = {
-            let (choice, _section) = self.gates.enter(age, &choices);
-            let started = Instant::now();
-            devices.unet = choices[choice].clone();
-            progress(Progress::Started(Component::Unet, schedule.steps.len()))?;
-            let noise = Noise::new(request);
-            let denoise =
-                Denoise { spec, schedule: &schedule, guidance_scale: request.guidance_scale, height, width, noise };
-            let branches = branches(&self.parts.unets[choice], texts, keeps);
-            let values = stages::denoise(&branches, denoise, |done| progress(Progress::Step(done)))?;
-            timings.unet = started.elapsed();
-            values
-        };
-        progress(Progress::Finished(Component::Unet, timings.unet))?;
+        let calls = schedule.steps.len();
+        let values =
+            self.section(Component::Unet, calls, age, &choices, &mut spans, progress, |choice, progress| {
+                let noise = Noise::new(request);
+                let denoise =
+                    Denoise { spec, schedule: &schedule, guidance_scale: request.guidance_scale, height, width, noise };
+                let branches = branches(&self.parts.unets[choice], texts, keeps);
+                stages::denoise(&branches, denoise, |done| progress(Progress::Step(done)))
+            })?;
 
         let shape = Shape::from([1, height, width, spec.unet.in_channels]);
         let mut image = None;
         if request.output == Output::Image {
             let choices: Vec<_> = self.parts.vaes.iter().map(Network::devices).collect();
-            let pixels = {
-                let (choice, _section) = self.gates.enter(age, &choices);
-                let started = Instant::now();
-                devices.vae = choices[choice].clone();
-                progress(Progress::Started(Component::Vae, 0))?;
+            let pixels = self.section(Component::Vae, 0, age, &choices, &mut spans, progress, |choice, _| {
                 let vae = &self.parts.vaes[choice];
-                let pixels = stages::decode(&vae.network, &vae.route, shape, &values)?;
-                timings.vae = started.elapsed();
-                pixels
-            };
-            progress(Progress::Finished(Component::Vae, timings.vae))?;
+                stages::decode(&vae.network, &vae.route, shape, &values)
+            })?;
             image = Some(Image::from_f32(request.width, request.height, &pixels)?);
         }
         let latents =
             Latents { channels: shape.channels(), height, width, values: stages::channels_first(&values, shape) };
-        Ok(Picture { latents, image, timings, devices })
+        Ok(Picture { latents, image, spans })
+    }
+
+    /// Waits for the devices of one of `choices`, works there, and writes down where and how long.
+    #[expect(clippy::too_many_arguments, reason = "what all three stages have in common stands here once")]
+    fn section<R>(
+        &self,
+        component: Component,
+        calls: usize,
+        age: u64,
+        choices: &[Vec<DeviceId>],
+        spans: &mut Vec<Span>,
+        progress: &mut dyn FnMut(Progress) -> Result<()>,
+        work: impl FnOnce(usize, &mut dyn FnMut(Progress) -> Result<()>) -> Result<R>,
+    ) -> Result<R> {
+        let (choice, section) = self.gates.enter(age, choices);
+        let started = Instant::now();
+        progress(Progress::Started(component, calls))?;
+        let result = work(choice, progress)?;
+        let elapsed = started.elapsed();
+        drop(section);
+        spans.push(Span { component, devices: choices[choice].clone(), started, elapsed });
+        progress(Progress::Finished(component, elapsed))?;
+        Ok(result)
     }
 
     /// The features of a text: remembered, or made now.
@@ -252,10 +286,14 @@ impl Pipeline {
         &self,
         text: &str,
         age: u64,
-        timing: &mut Duration,
-        devices: &mut Vec<DeviceId>,
+        spans: &mut Vec<Span>,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Features> {
+        if let Some(features) = self.texts.get(text) {
+            return Ok(features);
+        }
+        // One text at a time: whoever waited here may find that it was theirs. Nobody holds a device meanwhile.
+        let _turn = self.texts.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(features) = self.texts.get(text) {
             return Ok(features);
         }
@@ -264,17 +302,10 @@ impl Pipeline {
             tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
         }
         let choices: Vec<_> = self.parts.text_encoders.iter().map(Network::devices).collect();
-        let features = {
-            let (choice, _section) = self.gates.enter(age, &choices);
-            let started = Instant::now();
-            devices.clone_from(&choices[choice]);
-            progress(Progress::Started(Component::TextEncoder, 0))?;
+        let features = self.section(Component::TextEncoder, 0, age, &choices, spans, progress, |choice, _| {
             let encoder = &self.parts.text_encoders[choice];
-            let features = stages::encode(&encoder.network, &encoder.route, encoded.ids)?;
-            *timing += started.elapsed();
-            features
-        };
-        progress(Progress::Finished(Component::TextEncoder, *timing))?;
+            stages::encode(&encoder.network, &encoder.route, encoded.ids)
+        })?;
         self.texts.put(text, features.clone());
         Ok(features)
     }
@@ -296,18 +327,20 @@ pub fn branches<'a>(place: &'a UnetPlace, mut texts: Vec<Features>, keeps: &'a K
 /// encoder is of the same numerics class may use them.
 pub struct TextCache {
     entries: Mutex<VecDeque<(String, Features)>>,
+    /// Held by the request whose text is being encoded.
+    turn: Mutex<()>,
     most: usize,
 }
 
 impl Default for TextCache {
     fn default() -> Self {
-        Self { entries: Mutex::default(), most: 64 }
+        Self { entries: Mutex::default(), turn: Mutex::default(), most: 64 }
     }
 }
 
 impl TextCache {
     fn entries(&self) -> std::sync::MutexGuard<'_, VecDeque<(String, Features)>> {
-        self.entries.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, text: &str) -> Option<Features> {
