@@ -159,7 +159,14 @@ fn added_token(value: &Value) -> Option<AddedToken> {
     (1..=256).contains(&content.len()).then_some(token)
 }
 
-/// Reads a `tokenizer.json`. Padding and truncation are ours to do.
+/// What CLIP's files do to a text before it is split, and how they split it. The library knows more kinds of steps, and
+/// some of them panic on a file that is not as they expect.
+const STEPS: [(&str, &str, &[&str]); 2] = [
+    ("normalizer", "normalizers", &["Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Replace"]),
+    ("pre_tokenizer", "pretokenizers", &["ByteLevel", "Split"]),
+];
+
+/// Reads a `tokenizer.json`. Padding, truncation and special tokens are ours to do.
 fn read_whole(files: &ModelFiles, path: &str) -> Result<Library> {
     let name = files.path_of(path);
     let file = Object::parse(&files.text(path)?, name.clone())?;
@@ -172,6 +179,11 @@ fn read_whole(files: &ModelFiles, path: &str) -> Result<Library> {
     if model.and_then(|model| model.get("dropout")).is_some_and(|dropout| !dropout.is_null()) {
         return Err(file.refuse("model", "without dropout: equal texts must give equal tokens"));
     }
+    for (key, list, kinds) in STEPS {
+        if file.get(key).is_some_and(|step| !is_known(step, list, kinds)) {
+            return Err(file.refuse(key, &format!("made of the types {}", kinds.join(", "))));
+        }
+    }
     // The library counts on from the largest id, and takes it on trust.
     let vocab = model.and_then(|model| model.get("vocab")?.as_object()).into_iter().flatten();
     let added = file.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
@@ -182,8 +194,20 @@ fn read_whole(files: &ModelFiles, path: &str) -> Result<Library> {
             return Err(Error::input(what).found(id.to_string()));
         }
     }
-    let text = file.with("padding", Value::Null).with("truncation", Value::Null).to_value().to_string();
+    let ours = ["padding", "truncation", "post_processor", "decoder"];
+    let text = ours.into_iter().fold(file, |file, key| file.with(key, Value::Null)).to_value().to_string();
     Library::from_bytes(text).map_err(|error| Error::input(format!("{name}: this is not a tokenizer")).source(error))
+}
+
+/// Whether `step` is of one of these kinds, or a sequence of such, which has them under `list`.
+fn is_known(step: &Value, list: &str, kinds: &[&str]) -> bool {
+    match step.get("type").and_then(Value::as_str) {
+        Some("Sequence") => step
+            .get(list)
+            .and_then(Value::as_array)
+            .is_some_and(|all| all.iter().all(|step| is_known(step, list, kinds))),
+        kind => kind.is_some_and(|kind| kinds.contains(&kind)),
+    }
 }
 
 fn is_id(value: &Value) -> bool {
@@ -354,6 +378,18 @@ mod tests {
                 "without a prefix",
             ),
             (&[("tokenizer.json", r#"{"model": {"type": "BPE", "dropout": 0.1}}"#)], "without dropout"),
+            (
+                &[("tokenizer.json", r#"{"model": {"type": "BPE"}, "normalizer": {"type": "Precompiled"}}"#)],
+                "`normalizer` must be made of the types Lowercase",
+            ),
+            (
+                &[(
+                    "tokenizer.json",
+                    r#"{"model": {"type": "BPE"}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                        {"type": "ByteLevel"}, {"type": "FixedLength", "length": 0}]}}"#,
+                )],
+                "`pre_tokenizer` must be made of the types ByteLevel, Split",
+            ),
             (&[("special_tokens_map.json", r#"{"pad_token": 3}"#)], "`pad_token` must be a token"),
             (&[("tokenizer_config.json", r#"{"bos_token": ""}"#)], "`bos_token` must be a token"),
         ] {

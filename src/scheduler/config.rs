@@ -236,6 +236,11 @@ impl SchedulerConfig {
             euler_at_final: source.flag("euler_at_final", false)?,
             source,
         };
+        if !NoiseTable::new(&config).sigma_max().is_finite() {
+            return Err(config
+                .source
+                .refuse("beta_end", "small enough to leave something of the picture at the last training timestep"));
+        }
         if kind.is_dpm() {
             config.check_lambda_clip().map_err(at)?;
         }

@@ -355,6 +355,8 @@ mod tests {
                 "`use_beta_sigmas` must be false",
             ),
             (r#"{"_class_name": "EulerDiscreteScheduler", "prediction_type": "flow"}"#, "`prediction_type` must be"),
+            // Noise that leaves nothing of the picture made steps of NaN.
+            (r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": 0.9}"#, "`beta_end` must be small enough"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_schedule": "x"}"#, "`beta_schedule` must be"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": -1}"#, "`beta_end` must be a number from 0.0001"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "num_train_timesteps": 1e9}"#, "`num_train_timesteps`"),

@@ -1,0 +1,67 @@
+//! A model's configs: any texts are a model that can be scheduled, or a message.
+//!
+//! Parts of the input: the configs of text encoder, UNet, VAE and scheduler, model_index.json, sdshard.toml.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sdshard::{
+    models::spec::{ClipSpec, ModelSpec, UnetSpec, VaeSpec},
+    scheduler::{SchedulerConfig, SchedulerKind, schedule},
+};
+use sdshard_fuzz::{parts, refused, with_model};
+
+const PATHS: [&str; 6] = [
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+    "sdshard.toml",
+];
+
+/// Every solver that can be made of the file: all its numbers have to be finite.
+fn run(config: &SchedulerConfig) {
+    for kind in SchedulerKind::ALL {
+        let config = match config.with_kind(kind) {
+            Ok(config) => config,
+            Err(error) => {
+                refused(&error);
+                continue;
+            }
+        };
+        for steps in [1, 2, 7, 30] {
+            match schedule(&config, steps) {
+                Ok(schedule) => {
+                    assert!(schedule.steps.len() >= steps && schedule.init_noise_sigma.is_finite());
+                    for step in &schedule.steps {
+                        let single = [step.timestep, step.input_scale, step.p, step.q, step.a, step.noise];
+                        assert!(single.iter().chain(&step.b).all(|x| x.is_finite()), "{kind}, {steps}: {step:?}");
+                    }
+                }
+                Err(error) => refused(&error),
+            }
+        }
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let parts: [_; 6] = parts(input);
+    let text = |part: Option<&[u8]>| String::from_utf8_lossy(part.unwrap_or_default()).into_owned();
+    let files: Vec<_> = PATHS.into_iter().zip(parts).filter_map(|(path, text)| Some((path, text?))).collect();
+    let [clip, unet, vae, scheduler, ..] = parts.map(text);
+    let refusals = [
+        ClipSpec::from_json(&clip, "clip").err(),
+        UnetSpec::from_json(&unet, "unet").err(),
+        VaeSpec::from_json(&vae, "vae").err(),
+    ];
+    refusals.iter().flatten().for_each(refused);
+    match SchedulerConfig::from_json(&scheduler, "scheduler") {
+        Ok(config) => run(&config),
+        Err(error) => refused(&error),
+    }
+    with_model(&files, |model| {
+        if let Err(error) = ModelSpec::load(model) {
+            refused(&error);
+        }
+    });
+});
