@@ -19,7 +19,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
-    backend::DType,
+    backend::{DType, cpu},
     error::{Error, Result, Scope},
     pipeline::request::Rng,
     planner::device_map::DTypes,
@@ -279,18 +279,18 @@ pub fn main() -> ExitCode {
         }
     };
     let console = Console::new(cli.log.quiet);
-    let logging = start_logging(&cli.log, &console);
+    let ready = start_logging(&cli.log, &console).and_then(|()| check_environment());
     let Some(command) = &cli.command else {
         return match Interrupt::install() {
             Ok(interrupt) => {
-                let outcome = logging.and_then(|()| generate::run(&cli.generate, &console, &interrupt));
+                let outcome = ready.and_then(|()| generate::run(&cli.generate, &console, &interrupt));
                 exit(outcome, Some(&interrupt))
             }
             Err(error) => report(&error, None),
         };
     };
     // They have no file to finish, so a signal ends them as it ends any program.
-    let outcome = logging.and_then(|()| match command {
+    let outcome = ready.and_then(|()| match command {
         Command::Plan(args) => plan::run(args, &console),
         Command::Devices(args) => devices::run(args, &console),
         Command::Bench(args) => bench::run(args, &console),
@@ -314,6 +314,13 @@ fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
         (Scope::Interrupted, Some(code)) => ExitCode::from(code),
         _ => ExitCode::from(error.exit_code()),
     }
+}
+
+/// What the environment says wrong is refused, not ignored.
+fn check_environment() -> Result<()> {
+    cpu::path()?;
+    cpu::threads::asked()?;
+    Ok(())
 }
 
 /// Log lines go to stderr, above the progress bars: warnings, and more with `-v` or `RUST_LOG`.

@@ -22,7 +22,7 @@ impl Image {
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let (x, y) = (at / 3 % width, at / 3 / width);
             return Err(Error::request(format!("the VAE made {} at pixel {x}, {y}", values[at]))
-                .hint("a wider type for the VAE: dtype = \"f32\" or \"bf16\""));
+                .hint("dtype = \"f32\" for the VAE, or another checkpoint"));
         }
         // In this order and with this rounding, as diffusers and numpy do it.
         let byte = |v: &f32| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;

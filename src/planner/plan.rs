@@ -398,9 +398,11 @@ impl Plan {
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        let arenas: u64 = self.devices.iter().map(|device| device.activation_bytes + device.keep_bytes).sum();
-        let weights = self.shared_weight_bytes.unwrap_or_else(|| self.devices.iter().map(|d| d.weight_bytes).sum());
-        arenas + weights
+        let held = |device: &DevicePlan| match self.shared_weight_bytes {
+            Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
+            _ => device.total_bytes(),
+        };
+        self.devices.iter().map(held).sum::<u64>() + self.shared_weight_bytes.unwrap_or(0)
     }
 
     /// The devices of each component, over all places and replicas.

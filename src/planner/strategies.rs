@@ -191,7 +191,7 @@ impl<'a> Search<'a> {
     fn refuse(&self, strategy: Strategy) -> Error {
         let budget = |device: &DeviceBudget| format!("{} free on {}", format_bytes(device.bytes), device.id);
         let room = || list(self.devices.iter().map(budget));
-        let hint = "dtype = \"f16\", a smaller picture, more `devices`, or more in [max_memory] if it is set";
+        let hint = "a smaller picture, more `devices`, or more in [max_memory] if it is set";
 
         for (index, load) in self.loads(&self.named).into_iter().enumerate() {
             let device = &self.devices[index];
