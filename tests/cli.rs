@@ -72,6 +72,13 @@ fn reserved_words_are_not_prompts_by_accident() {
 }
 
 #[test]
+fn a_subcommand_behind_an_option_is_no_prompt_by_accident() {
+    for arguments in [&["-q", "bench"][..], &["--seed", "3", "plan"], &["a fox", "devices"]] {
+        assert!(refused(arguments).contains("is a subcommand only as the first word"), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_bad_log_filter_is_refused() {
     let output = sdshard(&["devices"]).env("RUST_LOG", "sdshard=loud").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -17,7 +17,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use sdshard::{
     backend::{DType, cpu},
     error::{Error, Result, Scope},
@@ -270,6 +270,7 @@ pub fn main() -> ExitCode {
             .hint(format!("as a prompt it goes after two dashes: sdshard -- {word}"));
         return report(&refused, None);
     }
+    let dashes = arguments.iter().any(|argument| argument == "--");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(refused) => {
@@ -278,6 +279,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if refused.use_stderr() { 2 } else { 0 });
         }
     };
+    if let Some(word) = misplaced_subcommand(&cli).filter(|_| !dashes) {
+        let refused = Error::input(format!("`{word}` is a subcommand only as the first word"))
+            .hint(format!("sdshard {word} ...; as a prompt it goes after two dashes: sdshard ... -- {word}"));
+        return report(&refused, None);
+    }
     let console = Console::new(cli.log.quiet);
     let ready = start_logging(&cli.log, &console).and_then(|()| check_environment());
     let Some(command) = &cli.command else {
@@ -314,6 +320,12 @@ fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
         (Scope::Interrupted, Some(code)) => ExitCode::from(code),
         _ => ExitCode::from(error.exit_code()),
     }
+}
+
+/// A prompt that is the name of a subcommand: `sdshard -q bench` most likely means another thing than a picture.
+fn misplaced_subcommand(cli: &Cli) -> Option<&str> {
+    let is_subcommand = |prompt: &&String| <Cli as CommandFactory>::command().find_subcommand(prompt).is_some();
+    if cli.command.is_some() { None } else { cli.generate.prompts.iter().find(is_subcommand).map(String::as_str) }
 }
 
 /// What the environment says wrong is refused, not ignored.
@@ -354,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_arguments_are_consistent() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        <Cli as CommandFactory>::command().debug_assert();
     }
 
     #[test]
