@@ -67,7 +67,7 @@ pub trait Kernel {
     /// Does it. Implementations are `#[inline(always)]`.
     ///
     /// # Safety
-    /// Only to be called through [`Path::run`], which has the target features on.
+    /// Only to be called through `Path::run`, which has the target features on.
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
