@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{
-    device_map::DeviceMap,
+    device_map::{DeviceMap, InFlight, Numerics, Place, Reside},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget},
 };
@@ -217,9 +217,10 @@ impl Plan {
     /// Resolves `map` on a machine that has `devices`, the preferred one first.
     ///
     /// # Errors
-    /// If a device is not there, a type is not supported, or something does not fit.
+    /// If a device is not there, a type is not supported, something comes later, or something does not fit.
     pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
         map.check()?;
+        check_served(map)?;
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component))?;
         let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let usable = map.usable(&defaults)?;
@@ -235,7 +236,10 @@ impl Plan {
                 keep_bytes: cost.keep_bytes,
             })
             .collect();
-        let named = Component::ALL.map(|component| map.components.get(component.name()).map(|place| place.value));
+        let named = Component::ALL.map(|component| match map.components.get(component.name())?.value.as_slice() {
+            [place] => place.single().map(|device| device.value),
+            _ => None,
+        });
         let budgets: Vec<DeviceBudget> = infos
             .iter()
             .map(|info| {
@@ -243,7 +247,7 @@ impl Plan {
                 DeviceBudget { id: info.id, bytes: info.free_bytes.min(limit) }
             })
             .collect();
-        let placed = strategies::place_replicas(map.strategy, map.replicas.value, &sizes, &named, &budgets)?;
+        let placed = strategies::place_replicas(map.strategy.value, map.replicas.value, &sizes, &named, &budgets)?;
         let replicas: Vec<ReplicaPlan> = placed
             .into_iter()
             .map(|devices| {
@@ -314,6 +318,58 @@ fn load(info: &DeviceInfo, budget_bytes: u64, replicas: &[ReplicaPlan], costs: &
     device
 }
 
+/// Refuses what a map can say and this version does not do yet, so that no wish is passed over in silence.
+///
+/// # Errors
+/// If there is such a wish; the message says what is possible.
+pub fn check_served(map: &DeviceMap) -> Result<()> {
+    strategies::check_served(&map.strategy)?;
+    if let InFlight::Count(count @ 2..) = map.in_flight.value {
+        return Err(map
+            .in_flight
+            .refuse("in_flight", "several requests at once in one replica come later")
+            .found(count.to_string())
+            .hint("in_flight = 1 or \"auto\""));
+    }
+    if map.batch.value > 1 {
+        return Err(map
+            .batch
+            .refuse("batch", "several requests in one forward pass come later")
+            .found(map.batch.value.to_string())
+            .hint("batch = 1"));
+    }
+    if map.numerics.value == Numerics::Same {
+        return Err(map
+            .numerics
+            .refuse("numerics", "this check comes later")
+            .found("\"same\"")
+            .hint("numerics = \"any\"; `sdshard plan` shows the class of each component"));
+    }
+    if let Some((id, facts)) = map.device.first_key_value() {
+        return Err(facts
+            .refuse(&format!("device.{id}"), "facts about a device come later")
+            .hint("`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses"));
+    }
+    if let Some(replica) = map.replica.first() {
+        return Err(replica
+            .refuse("replica[0]", "replicas written out one by one come later")
+            .hint("replicas = 2 deals the `devices` into two groups of neighbours"));
+    }
+    for (name, pool) in &map.components {
+        let key = format!("components.{name}");
+        let first = pool.value.iter().flat_map(Place::devices).next().map_or(DeviceId::CPU, |device| device.value);
+        let refused = match pool.value.as_slice() {
+            [Place::On { reside, .. }] if reside.value == Reside::Device => continue,
+            [Place::On { reside, .. }] => reside.refuse(&key, "weights that live elsewhere come later"),
+            [Place::Cut { .. }] => pool.refuse(&key, "a component cut into pieces comes later"),
+            [Place::Guided { .. }] => pool.refuse(&key, "the branches of guidance on two devices come later"),
+            _ => pool.refuse(&key, "a pool comes later"),
+        };
+        return Err(refused.hint(format!("one device for all of it: {name} = \"{first}\"")));
+    }
+    Ok(())
+}
+
 /// The type of a component's weights on the CPU, which computes in f32.
 fn resolve_dtype(map: &DeviceMap, component: Component) -> Result<DType> {
     match map.dtype.of(component.name()) {
@@ -341,12 +397,10 @@ fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[Devic
         });
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
-    let component = map.components.iter().find(|(_, place)| place.value == id);
+    let component = map.placed_devices().find(|(_, device)| device.value == id);
     let listed = map.devices.iter().find(|device| device.value == id);
     let refused = match (component, listed) {
-        (Some((name, place)), _) => {
-            place.refuse(&format!("components.{name}"), format!("device \"{id}\" is not on this machine"))
-        }
+        (Some((key, device)), _) => device.refuse(&key, format!("device \"{id}\" is not on this machine")),
         (None, Some(device)) => device.refuse("devices", format!("device \"{id}\" is not on this machine")),
         (None, None) => Error::input(format!("device \"{id}\" is not on this machine")),
     };
