@@ -45,7 +45,7 @@ fn a_picture_is_the_same_wherever_its_parts_are_made() {
     std::fs::write(&three, THREE_REPLICAS).unwrap();
     let three = three.to_str().unwrap();
     let want = draw(&PROMPTS, &["--device-map", "single.toml"], &[]);
-    for map in ["single.toml", "balanced.toml", "cpu-split.toml", "replicas.toml", three] {
+    for map in SHIPPED.map(|(map, _)| map).into_iter().chain([three]) {
         for threads in ["1", "2"] {
             let got = draw(&PROMPTS, &["--device-map", map], &[("SDSHARD_THREADS", threads)]);
             assert!(got == want, "{map} with {threads} threads draws other pictures than single.toml");

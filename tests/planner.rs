@@ -2,7 +2,12 @@
 
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
-    planner::device_map::{COMPONENTS, DeviceMap, Replicas, SHIPPED, Strategy},
+    planner::{
+        device_map::{
+            COMPONENTS, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, SHIPPED, Strategy,
+        },
+        plan::check_served,
+    },
 };
 
 fn cpu(index: usize) -> DeviceId {
@@ -15,6 +20,28 @@ fn cuda(index: usize) -> DeviceId {
 
 fn parse(text: &str) -> DeviceMap {
     DeviceMap::parse(text, "map.toml").unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+/// A place in short: `cuda:0`, `cuda:0@host`, `-cuda:0 +cuda:1`, `=cuda:1 down_blocks=cuda:0`.
+fn short(place: &Place) -> String {
+    let at = |reside: Reside| match reside {
+        Reside::Device => "",
+        Reside::Host => "@host",
+        Reside::Disk => "@disk",
+    };
+    match place {
+        Place::On { device, reside } => format!("{}{}", device.value, at(reside.value)),
+        Place::Cut { shards, reside } => {
+            let shards: Vec<_> = shards.iter().map(|(path, device)| format!("{path}={}", device.value)).collect();
+            format!("{}{}", shards.join(" "), at(reside.value))
+        }
+        Place::Guided { negative, positive } => format!("-{} +{}", short(negative), short(positive)),
+    }
+}
+
+/// The places of a component in short, those of a pool with bars between.
+fn places(map: &DeviceMap, component: &str) -> String {
+    map.components[component].value.iter().map(short).collect::<Vec<_>>().join(" | ")
 }
 
 /// The whole message for a bad map.
@@ -35,9 +62,9 @@ fn every_key_is_read() {
 strategy = "single"
 devices = ["cuda:0", "cuda:1"]
 replicas = 1
-in_flight = "auto"
-batch = 1
-numerics = "any"
+in_flight = 3
+batch = 4
+numerics = "same"
 
 [dtype]
 unet = "f16"
@@ -50,18 +77,106 @@ vae = "auto"
 unet = "cuda:1"
 "#,
     );
-    assert_eq!(map.strategy, Strategy::Single);
+    assert_eq!(map.strategy.value, Strategy::Single);
     assert_eq!(map.devices.iter().map(|d| d.value).collect::<Vec<_>>(), [cuda(0), cuda(1)]);
     assert_eq!(map.replicas.value, Replicas::Count(1));
     assert_eq!(COMPONENTS.map(|name| map.dtype.of(name)), [None, Some(DType::F16), None]);
     assert_eq!(map.max_memory[&cuda(0)].value, 6 << 30);
-    assert_eq!(map.components["unet"].value, cuda(1));
+    assert_eq!(map.in_flight.value, InFlight::Count(3));
+    assert_eq!(map.batch.value, 4);
+    assert_eq!(map.numerics.value, Numerics::Same);
+    assert_eq!(places(&map, "unet"), "cuda:1");
+}
+
+#[test]
+fn every_place_is_read() {
+    for (component, expected) in [
+        (r#"unet = "cuda:0""#, "cuda:0"),
+        (r#"unet = { execute = "cuda:0" }"#, "cuda:0"),
+        (r#"vae = { execute = "cuda:0", reside = "host" }"#, "cuda:0@host"),
+        (r#"text_encoder = { execute = "cpu", reside = "disk" }"#, "cpu@disk"),
+        (r#"vae.execute = "cuda:0""#, "cuda:0"),
+        (r#"unet = { negative = "cuda:0", positive = "cuda:1" }"#, "-cuda:0 +cuda:1"),
+        (
+            r#"unet = { negative = { execute = "cuda:0", reside = "host" }, positive = "cuda:1" }"#,
+            "-cuda:0@host +cuda:1",
+        ),
+        (
+            r#"unet = { negative = "cuda:0", positive = { shards = { "" = "cuda:1", "mid_block" = "cuda:2" } } }"#,
+            "-cuda:0 +=cuda:1 mid_block=cuda:2",
+        ),
+        (r#"unet = { shards = { "" = "cuda:1", "down_blocks" = "cuda:0" } }"#, "=cuda:1 down_blocks=cuda:0"),
+        (r#"unet = { shards = { "" = "cuda:1", "down_blocks.0" = "cuda:0" } }"#, "=cuda:1 down_blocks.0=cuda:0"),
+        (r#"unet = { shards = { "" = "cuda:1" }, reside = "host" }"#, "=cuda:1@host"),
+        ("[components.unet.shards]\n\"\" = \"cuda:1\"\nmid_block = \"cuda:0\"", "=cuda:1 mid_block=cuda:0"),
+        (r#"vae = { shards = { "encoder" = "cpu:0", "decoder" = "cpu:1" } }"#, "decoder=cpu:1 encoder=cpu:0"),
+        (r#"unet = ["cuda:1"]"#, "cuda:1"),
+        (r#"unet = ["cuda:1", "cuda:2", "cuda:3"]"#, "cuda:1 | cuda:2 | cuda:3"),
+        (r#"vae = ["cuda:0", { execute = "cuda:1", reside = "host" }]"#, "cuda:0 | cuda:1@host"),
+        (
+            r#"unet = ["cuda:0", { negative = "cuda:1", positive = "cuda:2" }, { shards = { "" = "cuda:3" } }]"#,
+            "cuda:0 | -cuda:1 +cuda:2 | =cuda:3",
+        ),
+    ] {
+        let map = parse(&format!("[components]\n{component}"));
+        let name = map.components.first_key_value().unwrap().0.clone();
+        assert_eq!(places(&map, &name), expected, "{component}");
+    }
+}
+
+#[test]
+fn every_strategy_has_a_name() {
+    for (name, strategy) in [
+        ("balanced", Strategy::Balanced),
+        ("balanced_low_0", Strategy::BalancedLow0),
+        ("sequential", Strategy::Sequential),
+        ("single", Strategy::Single),
+        ("diffusers-balanced", Strategy::DiffusersBalanced),
+        ("throughput", Strategy::Throughput),
+        ("latency", Strategy::Latency),
+    ] {
+        assert_eq!(parse(&format!("strategy = \"{name}\"")).strategy.value, strategy);
+        assert_eq!(DeviceMap::load(name).unwrap().strategy.value, strategy);
+        assert_eq!(strategy.name(), name);
+    }
+    assert_eq!(parse("strategy = \"auto\"").strategy.value, Strategy::Balanced);
+}
+
+#[test]
+fn every_fact_is_read() {
+    let map = parse(
+        r#"
+[device."wgpu:1"]
+adapter = 0
+reserve = "1GiB"
+memory = "24GB"
+like = "NVIDIA L4"
+flops = 121e12
+bandwidth = "300GB/s"
+link = "16GB"
+count = 4
+
+[device."cpu:0"]
+cores = "0-3, 8,10-11"
+"#,
+    );
+    let facts = &map.device[&DeviceId::new(DeviceKind::Wgpu, 1)].value;
+    assert_eq!(facts.adapter.as_ref().unwrap().value, 0);
+    assert_eq!(facts.reserve.as_ref().unwrap().value, 1 << 30);
+    assert_eq!(facts.memory.as_ref().unwrap().value, 24_000_000_000);
+    assert_eq!(facts.like.as_ref().unwrap().value, "NVIDIA L4");
+    assert_eq!(facts.flops.as_ref().unwrap().value, 121e12);
+    assert_eq!(facts.bandwidth.as_ref().unwrap().value, 300_000_000_000);
+    assert_eq!(facts.link.as_ref().unwrap().value, 16_000_000_000);
+    assert_eq!(facts.count.as_ref().unwrap().value, 4);
+    assert_eq!(facts.cores, None);
+    assert_eq!(map.device[&cpu(0)].value.cores.as_ref().unwrap().value, [0, 1, 2, 3, 8, 10, 11]);
 }
 
 #[test]
 fn an_empty_map_is_the_default_map() {
     assert_eq!(parse(""), DeviceMap::default());
-    assert_eq!(parse("strategy = \"auto\"\nreplicas = 1").strategy, Strategy::Balanced);
+    assert_eq!(parse("strategy = \"auto\"\nreplicas = 1").strategy.value, Strategy::Balanced);
     assert_eq!(COMPONENTS.map(|name| parse("dtype = \"bf16\"").dtype.of(name)), [Some(DType::BF16); 3]);
 }
 
@@ -76,14 +191,14 @@ fn every_shipped_map_is_read_and_needs_no_gpu() {
 
 #[test]
 fn a_map_is_a_path_a_shipped_name_or_a_strategy() {
-    assert_eq!(DeviceMap::load("single").unwrap().strategy, Strategy::Single);
+    assert_eq!(DeviceMap::load("single").unwrap().strategy.value, Strategy::Single);
     assert_eq!(DeviceMap::load("cpu-split.toml").unwrap().components.len(), 3);
     assert_eq!(DeviceMap::load("device_maps/replicas.toml").unwrap().replicas.value, Replicas::Count(2));
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("balanced.toml");
     std::fs::write(&path, "strategy = \"single\"").unwrap();
-    assert_eq!(DeviceMap::load(path.to_str().unwrap()).unwrap().strategy, Strategy::Single);
+    assert_eq!(DeviceMap::load(path.to_str().unwrap()).unwrap().strategy.value, Strategy::Single);
 
     let message = DeviceMap::load("balancd").unwrap_err().to_string();
     assert!(message.contains("did you mean \"balanced\"?"), "{message}");
@@ -99,7 +214,9 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         // Keys and values.
         ("stratgy = \"single\"", "map.toml:1:1: stratgy: no such key", "did you mean \"strategy\"?"),
         ("strategy = \"singel\"", "map.toml:1:12: strategy: no such strategy", "did you mean \"single\"?"),
-        ("strategy = \"throughput\"", "map.toml:1:12: strategy:", "a strategy is \"balanced\""),
+        ("strategy = \"fast\"", "map.toml:1:12: strategy: no such strategy", "a strategy is \"balanced\""),
+        ("strategy = \"sequentially\"", "map.toml:1:12: strategy:", "did you mean \"sequential\"?"),
+        ("strategy = \"diffusers_balanced\"", "map.toml:1:12: strategy:", "did you mean \"diffusers-balanced\"?"),
         ("strategy = 3", "map.toml:1:12: strategy:", "found: the number 3"),
         ("devices = \"cuda:0\"", "map.toml:1:11: devices: an array", "devices = [\"cuda:0\", \"cuda:1\"]"),
         ("devices = []", "map.toml:1:11: devices: an array", "found: an array of 0"),
@@ -115,13 +232,15 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("replicas = 1.5", "map.toml:1:12: replicas: not a number", "found: the number 1.5"),
         ("replicas = \"all\"", "map.toml:1:12: replicas: not a number", "or \"max\""),
         ("devices = [\"cuda:0\"]\nreplicas = 2", "map.toml:2:12: replicas:", "found: 2 replicas, 1 devices"),
-        ("batch = 4", "map.toml:1:9: batch: this value is not possible so far", "batch = 1"),
-        ("in_flight = 2", "map.toml:1:13: in_flight:", "in_flight = 1 or \"auto\""),
-        ("numerics = \"same\"", "map.toml:1:12: numerics:", "numerics = \"any\""),
+        ("batch = 0", "map.toml:1:9: batch: there has to be at least one", "a whole number from 1"),
+        ("batch = \"max\"", "map.toml:1:9: batch: not a number of requests", "found: \"max\""),
+        ("in_flight = 0", "map.toml:1:13: in_flight: there has to be at least one", "\"auto\", or a whole number"),
+        ("in_flight = \"many\"", "map.toml:1:13: in_flight: not a number", "found: \"many\""),
+        ("in_flight = -2", "map.toml:1:13: in_flight: not a number", "\"auto\""),
+        ("numerics = \"exact\"", "map.toml:1:12: numerics: not a rule", "\"any\", or \"same\""),
+        ("numerics = true", "map.toml:1:12: numerics: not a rule", "found: true"),
         ("dtype = \"fp16\"", "map.toml:1:9: dtype: not a type", "did you mean \"f16\"?"),
         ("[dtype]\nunnet = \"f16\"", "map.toml:2:1: dtype.unnet: no such component", "did you mean \"unet\"?"),
-        ("[device.\"wgpu:1\"]\nadapter = 0", "map.toml:1:2: device:", "[max_memory]"),
-        ("[[replica]]\ndevices = [\"cuda:0\"]", "map.toml:1:3: replica:", "replicas = 2"),
         // Memory.
         ("[max_memory]\n\"cuda:0\" = \"8Gb\"", "map.toml:2:12: max_memory.cuda:0: not a size", "did you mean GB?"),
         ("[max_memory]\n\"cuda:0\" = 8", "map.toml:2:12: max_memory.cuda:0: not a size", "\"8GiB\"?"),
@@ -136,12 +255,6 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("[components]\nunett = \"cuda:0\"", "map.toml:2:1: components.unett: no such component", "mean \"unet\"?"),
         ("[components]\nunet = \"gpu0\"", "map.toml:2:8: components.unet: not the name", "did you mean \"cuda:0\"?"),
         ("[components]\nunet = 1", "map.toml:2:8: components.unet: one device", "\"cuda:1\" is a GPU"),
-        ("[components]\nunet = [\"cuda:0\"]", "map.toml:2:8: components.unet: one device", "found: an array of 1"),
-        (
-            "[components]\nvae = { execute = \"cuda:0\", reside = \"host\" }",
-            "map.toml:2:7: components.vae: one device",
-            "found: a table",
-        ),
         (
             "devices = [\"cuda:0\"]\n[components]\nvae = \"cuda:1\"",
             "map.toml:3:7: components.vae: cuda:1 is not among the devices that may be used",
@@ -163,7 +276,18 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("[components]\nunet = cuda:0", "map.toml:2:8: ", "text needs quotes: unet = \"cuda:0\""),
         ("strategy = balanced # even", "map.toml:1:12: ", "text needs quotes: strategy = \"balanced\""),
         ("[device.wgpu:1]\nadapter = 0", "map.toml:1:13: ", "needs quotes: [device.\"wgpu:1\"]"),
-        ("[components]\nunet.down_blocks = \"cuda:0\"", "map.toml:2:1: components.unet: one device", "as a whole"),
+        (
+            "[components]\nunet.down_blocks = \"cuda:0\"",
+            "map.toml:2:6: components.unet.down_blocks: no such",
+            "shards = {",
+        ),
+        ("[components]\nvae = { execute = cuda:0 }", "map.toml:2:19: ", "text needs quotes: execute = \"cuda:0\""),
+        ("[components]\nunet = [cuda:0, cuda:1]", "map.toml:2:9: ", "text needs quotes: \"cuda:0\""),
+        (
+            "[components]\nunet = { shards = { cuda:0 = \"down_blocks\" } }",
+            "map.toml:2:25: ",
+            "a name with a colon needs quotes: \"cuda:0\" = …",
+        ),
         (
             "[components]\nunet = \"cuda:0\"\nreplicas = 1",
             "map.toml:3:1: components.replicas: no such component",
@@ -183,6 +307,447 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
 }
 
 #[test]
+fn a_bad_place_says_where_what_and_what_is_possible() {
+    // The line under [components], where the message points in it, and what else it must say.
+    for (component, at, says) in [
+        // One place.
+        ("unet = true", "8: components.unet: not a place", "a place is \"cuda:0\", { execute ="),
+        ("unet = 1.5", "8: components.unet: not a place", "found: the number 1.5"),
+        ("unet = {}", "8: components.unet: `execute` is missing", "a place is"),
+        ("vae = { reside = \"host\" }", "7: components.vae: `execute` is missing", "{ execute = \"cuda:0\", reside ="),
+        ("vae = { execute = \"gpu1\" }", "19: components.vae.execute: not the name", "did you mean \"cuda:1\"?"),
+        ("vae = { execute = [\"cuda:0\"] }", "19: components.vae.execute: one device", "found: an array of 1"),
+        ("vae = { exeute = \"cuda:0\" }", "9: components.vae.exeute: no such key", "did you mean `execute`?"),
+        (
+            "vae = { decoder = \"cuda:0\" }",
+            "9: components.vae.decoder: no such key",
+            "is cut into pieces by shards = {",
+        ),
+        (
+            "vae = { execute = \"cuda:0\", reside = \"hsot\" }",
+            "38: components.vae.reside: weights cannot live there",
+            "did you mean \"host\"?",
+        ),
+        (
+            "vae = { execute = \"cuda:0\", reside = \"cpu\" }",
+            "38: components.vae.reside: weights cannot",
+            "did you mean \"host\"?",
+        ),
+        (
+            "vae = { execute = \"cuda:0\", reside = \"cuda:0\" }",
+            "38: components.vae.reside: weights cannot",
+            "without `reside` they live where they are used",
+        ),
+        (
+            "vae = { execute = \"cuda:0\", reside = 1 }",
+            "38: components.vae.reside: weights cannot",
+            "found: the number 1",
+        ),
+        // Guidance apart.
+        ("unet = { negative = \"cuda:0\" }", "8: components.unet: `positive` is missing", "positive = \"cuda:1\" }"),
+        ("unet = { positive = \"cuda:0\" }", "8: components.unet: `negative` is missing", "negative = \"cuda:0\""),
+        (
+            "unet = { negative = \"gpu0\", positive = \"cuda:1\" }",
+            "21: components.unet.negative: not the name",
+            "did you mean \"cuda:0\"?",
+        ),
+        (
+            "unet = { negative = [\"cuda:0\"], positive = \"cuda:1\" }",
+            "21: components.unet.negative: one place is wanted here, not a pool",
+            "a pool is all of a component",
+        ),
+        (
+            "vae = { negative = \"cuda:0\", positive = \"cuda:1\" }",
+            "20: components.vae.negative: guidance is a matter of the unet alone",
+            "one place here: vae = \"cuda:0\"",
+        ),
+        (
+            "unet = { negative = \"cuda:0\", positive = { negative = \"cuda:1\", positive = \"cuda:2\" } }",
+            "55: components.unet.positive.negative: a branch of guidance is not guided again",
+            "found: `negative` and `positive`",
+        ),
+        (
+            "unet = { negative = \"cuda:0\", positive = \"cuda:1\", reside = \"host\" }",
+            "52: components.unet.reside: this does not go with `negative`",
+            "{ negative = { execute = \"cuda:0\", reside = \"host\" }",
+        ),
+        (
+            "unet = { execute = \"cuda:0\", positive = \"cuda:1\" }",
+            "10: components.unet.execute: this does not go with `negative`",
+            "a place is",
+        ),
+        // Cuts.
+        ("unet = { shards = \"cuda:0\" }", "19: components.unet.shards: a table of paths", "\"\" is the rest"),
+        ("unet = { shards = {} }", "8: components.unet: a cut needs at least one path", "\"down_blocks\" = \"cuda:0\""),
+        (
+            "unet = { shards = { \"\" = \"cuda:0\" }, execute = \"cuda:1\" }",
+            "38: components.unet.execute: this does not go with `shards`",
+            "a place is",
+        ),
+        (
+            "unet = { shards = { \"\" = \"gpu0\" } }",
+            "26: components.unet.shards.\"\": not the name",
+            "did you mean \"cuda:0\"?",
+        ),
+        (
+            "unet = { shards = { \"\" = [\"cuda:0\"] } }",
+            "26: components.unet.shards.\"\": one device",
+            "found: an array of 1",
+        ),
+        (
+            "unet = { shards = { \"\" = { execute = \"cuda:0\", reside = \"host\" } } }",
+            "26: components.unet.shards.\"\": one device",
+            "`reside` stands beside `shards`",
+        ),
+        (
+            "unet = { shards = { down_blocks.0 = \"cuda:0\" } }",
+            "21: components.unet.shards.down_blocks: a path with a dot needs quotes",
+            "\"down_blocks.0\" = …",
+        ),
+        (
+            "unet = { shards = { \"down_blocks.\" = \"cuda:0\" } }",
+            "21: components.unet.shards.\"down_blocks.\": not the path of a part",
+            "\"down_blocks.1\", or \"\" for the rest",
+        ),
+        (
+            "unet = { shards = { \"down_blocks[0]\" = \"cuda:0\" } }",
+            "21: components.unet.shards.down_blocks[0]: not the path",
+            "names and numbers with dots between",
+        ),
+        (
+            "unet = { shards = { \"unet.down_blocks\" = \"cuda:0\" } }",
+            "21: components.unet.shards.\"unet.down_blocks\": not the path",
+            "did you mean \"down_blocks\"?",
+        ),
+        // Pools.
+        ("unet = []", "8: components.unet: a pool needs at least one place", "unet = [\"cuda:0\", \"cuda:1\"]"),
+        (
+            "unet = [\"cuda:0\", [\"cuda:1\"]]",
+            "19: components.unet: one place is wanted here, not a pool",
+            "found: an array of 1",
+        ),
+        ("unet = [\"cuda:0\", 1]", "19: components.unet: one device", "\"cuda:1\" is a GPU"),
+        ("unet = [\"cuda:0\", \"cuda:0\"]", "19: components.unet: cuda:0 is twice in one pool", "`in_flight`"),
+        (
+            "vae = [\"cuda:0\", { negative = \"cuda:1\", positive = \"cuda:2\" }]",
+            "31: components.vae.negative: guidance is a matter of the unet",
+            "one place here",
+        ),
+        (
+            "unet = { negative = \"cpu:0\", positive = \"cpu\" }",
+            "41: components.unet.positive: `cpu` is all cores",
+            "cpu beside cpu:0",
+        ),
+    ] {
+        let message = message(&format!("[components]\n{component}"));
+        let at = format!("map.toml:2:{at}");
+        assert!(message.starts_with(&at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+}
+
+#[test]
+fn a_bad_fact_says_where_what_and_what_is_possible() {
+    // The device, the line under it, where the message points in it, and what else it must say.
+    for (device, fact, at, says) in [
+        ("wgpu:0", "adaptor = 0", "1: device.wgpu:0.adaptor: no such key", "did you mean \"adapter\"?"),
+        ("wgpu:0", "adapter = \"one\"", "11: device.wgpu:0.adapter: not the number", "`sdshard devices` lists them"),
+        ("cuda:0", "adapter = 1", "11: device.cuda:0.adapter: cuda:0 has no adapter", "CUDA_VISIBLE_DEVICES"),
+        ("cuda:0", "cores = \"0-3\"", "9: device.cuda:0.cores: cuda:0 has no cores", "[device.\"cpu:0\"]"),
+        ("cpu:0", "cores = 4", "9: device.cpu:0.cores: not a list of cores", "cores = \"4\""),
+        ("cpu:0", "cores = \"all\"", "9: device.cpu:0.cores: not a list of cores", "cores = \"0-3,8\""),
+        ("cpu:0", "cores = \"\"", "9: device.cpu:0.cores: not a list of cores", "cores = \"0-15\""),
+        ("cpu:0", "cores = \"3-0\"", "9: device.cpu:0.cores: the cores are not in ascending", "found: \"3-0\""),
+        ("cpu:0", "cores = \"0-3,3\"", "9: device.cpu:0.cores: the cores are not in ascending", "found: \"0-3,3\""),
+        ("cpu:0", "cores = \"0-99999999999\"", "9: device.cpu:0.cores: there is no core beyond", "65535"),
+        ("cuda:0", "reserve = 1", "11: device.cuda:0.reserve: not a size", "\"1GiB\"?"),
+        ("cuda:0", "memory = \"8Gb\"", "10: device.cuda:0.memory: not a size", "did you mean GB?"),
+        ("cuda:0", "like = \" \"", "8: device.cuda:0.like: not the name", "like = \"NVIDIA L4\""),
+        ("cuda:0", "flops = \"fast\"", "9: device.cuda:0.flops: not a number of operations", "82.6 TFLOP/s"),
+        ("cuda:0", "flops = inf", "9: device.cuda:0.flops: not a number of operations", "found: the number inf"),
+        ("cuda:0", "flops = 0", "9: device.cuda:0.flops: not a number of operations", "flops = 82.6e12"),
+        ("cuda:0", "bandwidth = 300", "13: device.cuda:0.bandwidth: not a rate", "\"1008GB/s\""),
+        ("cuda:0", "link = \"16Gb/s\"", "8: device.cuda:0.link: not a rate", "did you mean GB?"),
+        ("cuda:0", "link = \"0GB\"", "8: device.cuda:0.link: nothing would ever arrive", "bytes per second"),
+        ("cuda:0", "count = 0", "9: device.cuda:0.count: there has to be at least one", "a whole number from 1"),
+        ("cuda:0", "dtype = \"f16\"", "1: device.cuda:0.dtype: no such key", "`dtype` belongs above the first [table]"),
+    ] {
+        let message = message(&format!("[device.\"{device}\"]\n{fact}"));
+        let at = format!("map.toml:2:{at}");
+        assert!(message.starts_with(&at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+    for (text, at, says) in [
+        ("device = 1", "map.toml:1:10: device: a table is wanted", "[device.\"cpu:0\"], then cores ="),
+        ("[device]\n\"gpu0\" = {}", "map.toml:2:1: device.gpu0: not the name", "did you mean \"cuda:0\"?"),
+        ("[device]\n\"cuda:0\" = 1", "map.toml:2:12: device.cuda:0: a table is wanted", "[device.\"cuda:0\"], then"),
+        (
+            "devices = [\"cuda:0\"]\n[device.\"cuda:1\"]\nreserve = \"1GB\"",
+            "map.toml:2:9: device.cuda:1: cuda:1 is not among the devices that may be used",
+            "add \"cuda:1\"",
+        ),
+        (
+            "devices = [\"cpu\"]\n[device.\"cpu:0\"]\ncores = \"0-3\"",
+            "map.toml:2:9: device.cpu:0: `cpu` is all cores",
+            "cpu:0 beside cpu",
+        ),
+    ] {
+        let message = message(text);
+        assert!(message.starts_with(at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+}
+
+#[test]
+fn a_bad_replica_says_where_what_and_what_is_possible() {
+    for (text, at, says) in [
+        ("[replica]\nbatch = 1", "map.toml:1:1: replica: an array of tables is wanted", "[[replica]] above each"),
+        ("replica = []", "map.toml:1:11: replica: an array of tables is wanted", "found: an array of 0"),
+        ("replica = [\"cuda:0\"]", "map.toml:1:12: replica[0]: a table is wanted", "[[replica]], then devices = ["),
+        ("[[replica]]\n[[replica]]\nbatch = 0", "map.toml:3:9: replica[1].batch: there has", "a whole number from 1"),
+        ("[[replica]]\nin_flight = 0", "map.toml:2:13: replica[0].in_flight: there has to be", "\"auto\""),
+        ("[[replica]]\nstrategy = \"x\"", "map.toml:2:12: replica[0].strategy: no such", "a strategy is \"balanced\""),
+        ("[[replica]]\ndevices = [\"gpu0\"]", "map.toml:2:12: replica[0].devices: not the name", "mean \"cuda:0\"?"),
+        ("[[replica]]\nbatsh = 1", "map.toml:2:1: replica[0].batsh: no such key", "did you mean \"batch\"?"),
+        (
+            "[[replica]]\ndtype = \"f16\"",
+            "map.toml:2:1: replica[0].dtype: replicas share one type of weights",
+            "`dtype` belongs above",
+        ),
+        (
+            "[[replica]]\nreplicas = 2",
+            "map.toml:2:1: replica[0].replicas: this is said once",
+            "belongs above the first [[replica]]",
+        ),
+        (
+            "[[replica]]\n[replica.device.\"cuda:0\"]\nreserve = \"1GB\"",
+            "map.toml:2:10: replica[0].device: this is said once",
+            "`device` belongs above",
+        ),
+        (
+            "[[replica]]\n[replica.components]\nunet = \"cuda:0\"\nbatch = 1",
+            "map.toml:4:1: replica[0].components.batch: no such component",
+            "`batch` belongs directly under [[replica]]: TOML puts every key that follows [replica.components] into it",
+        ),
+        (
+            "[[replica]]\ncomponents = { unet = { negative = \"cuda:0\" } }",
+            "map.toml:2:23: replica[0].components.unet: `positive` is missing",
+            "positive = \"cuda:1\"",
+        ),
+        (
+            "[[replica]]\nmax_memory = { \"cuda:0\" = \"8Gb\" }",
+            "map.toml:2:27: replica[0].max_memory.cuda:0: not a size",
+            "did you mean GB?",
+        ),
+        (
+            "[[replica]]\ndevices = [\"cuda:0\", \"cuda:0\"]",
+            "map.toml:2:22: replica[0].devices: cuda:0 is named twice",
+            "each device once",
+        ),
+        (
+            "replicas = 2\n[[replica]]\n[[replica]]",
+            "map.toml:1:12: replicas: the replicas are written out one by one",
+            "found: 2 of [[replica]]",
+        ),
+        ("replicas = 1\n[[replica]]", "map.toml:1:12: replicas: the replicas are written", "leave out `replicas`"),
+        (
+            "[[replica]]\ndevices = [\"cpu:0\"]\n[[replica]]\ndevices = [\"cpu\"]",
+            "map.toml:4:12: replica[1].devices: `cpu` is all cores",
+            "cpu beside cpu:0",
+        ),
+        // What the top level says has to suit the replicas.
+        (
+            "[components]\nvae = \"cuda:0\"\n[[replica]]\ndevices = [\"cuda:1\"]",
+            "map.toml:2:7: components.vae: cuda:0 is not among the devices that may be used",
+            "found: devices = [\"cuda:1\"]",
+        ),
+        (
+            "[max_memory]\n\"cuda:7\" = \"6GiB\"\n[[replica]]\ndevices = [\"cuda:0\"]",
+            "map.toml:2:1: max_memory.cuda:7: cuda:7 is not among",
+            "found: devices = [\"cuda:0\"]",
+        ),
+        (
+            "[components]\nvae = \"cuda:0\"\n[[replica]]\nstrategy = \"diffusers-balanced\"",
+            "map.toml:2:7: components.vae: strategy \"diffusers-balanced\" places every component itself",
+            "leave out [components]",
+        ),
+    ] {
+        let message = message(text);
+        assert!(message.starts_with(at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+}
+
+#[test]
+fn a_replica_replaces_values_and_merges_tables() {
+    let map = parse(
+        r#"
+strategy = "single"
+devices = ["cuda:0", "cuda:1"]
+batch = 2
+in_flight = 3
+
+[max_memory]
+"cuda:0" = "6GiB"
+"cuda:1" = "7GiB"
+
+[components]
+text_encoder = "cuda:0"
+unet = { negative = "cuda:0", positive = "cuda:1" }
+
+[[replica]]
+
+[[replica]]
+devices = ["cuda:2", "cuda:0"]
+strategy = "sequential"
+batch = 4
+numerics = "same"
+max_memory = { "cuda:2" = "8GiB" }
+[replica.components]
+unet = ["cuda:2"]
+vae = "cuda:0"
+"#,
+    );
+    let maps = map.replica_maps();
+    assert_eq!(maps.len(), 2);
+    assert_eq!(maps[0], DeviceMap { replica: vec![], ..map.clone() });
+
+    let merged = &maps[1];
+    assert_eq!(merged.devices.iter().map(|device| device.value).collect::<Vec<_>>(), [cuda(2), cuda(0)]);
+    assert_eq!((merged.strategy.value, merged.batch.value), (Strategy::Sequential, 4));
+    assert_eq!((merged.numerics.value, merged.in_flight.value), (Numerics::Same, InFlight::Count(3)));
+    let limits: Vec<_> = merged.max_memory.iter().map(|(id, limit)| (*id, limit.value >> 30)).collect();
+    assert_eq!(limits, [(cuda(0), 6), (cuda(2), 8)], "a limit on a device of other replicas is theirs");
+    assert_eq!(COMPONENTS.map(|name| places(merged, name)), ["cuda:0", "cuda:2", "cuda:0"]);
+
+    assert_eq!(map.usable(&[DeviceId::CPU]).unwrap(), [cuda(0), cuda(1), cuda(2)]);
+    assert_eq!(parse("").replica_maps(), [parse("")]);
+}
+
+#[test]
+fn replicas_without_devices_of_their_own_share_the_defaults() {
+    let map = parse("[[replica]]\n[[replica]]\ncomponents = { vae = \"cpu\" }");
+    assert_eq!(map.usable(&[cuda(0)]).unwrap(), [cuda(0), DeviceId::CPU]);
+    let error = parse("[[replica]]\n[[replica]]\ndevices = [\"cpu:0\"]").usable(&[DeviceId::CPU]).unwrap_err();
+    let message = error.to_string();
+    assert!(message.starts_with("map.toml:2:1: replica[1]: this replica would use"), "{message}");
+    assert!(message.contains("cpu:0 beside cpu"), "{message}");
+}
+
+#[test]
+fn a_place_tells_its_devices_and_where_a_part_runs() {
+    let map = parse(
+        r#"[components]
+unet = { negative = { shards = { "" = "cuda:1", "up_blocks" = "cuda:2", "up_blocks.1" = "cuda:3" } }, positive = "cuda:0" }
+vae = { execute = "cuda:4", reside = "host" }
+text_encoder = "cuda:5""#,
+    );
+    let of = |name: &str| &map.components[name].value[0];
+    let devices = |place: &Place| place.devices().iter().map(|device| device.value.index.unwrap()).collect::<Vec<_>>();
+    assert_eq!(COMPONENTS.map(|name| devices(of(name))), [vec![5], vec![1, 2, 3, 0], vec![4]]);
+    assert_eq!(COMPONENTS.map(|name| of(name).single().is_some()), [true, false, false]);
+    assert!(of("unet").device_at("conv_in").is_none());
+    let Place::Guided { negative, .. } = of("unet") else { panic!("guided") };
+    for (part, device) in [
+        ("conv_in", 1),
+        ("up_blocks", 2),
+        ("up_blocks.0.resnets.1", 2),
+        ("up_blocks.1.resnets.0", 3),
+        ("up_blocks.10", 2),
+        ("up_blocks_extra", 1),
+    ] {
+        assert_eq!(negative.device_at(part).unwrap().value, cuda(device), "{part}");
+    }
+}
+
+#[test]
+fn a_cut_follows_the_borders_of_the_model() {
+    let borders = ["conv_in", "down_blocks.0", "down_blocks.1", "mid_block"].map(String::from);
+    let check = |shards: &str| {
+        parse(&format!("[components]\nunet = {{ shards = {{ {shards} }} }}")).check_borders("unet", &borders)
+    };
+    for good in [
+        r#""" = "cpu:0""#,
+        r#""" = "cpu:0", "down_blocks" = "cpu:1""#,
+        r#""" = "cpu:0", "down_blocks.1" = "cpu:1", "mid_block" = "cpu:1""#,
+        r#""conv_in" = "cpu:0", "down_blocks" = "cpu:0", "mid_block" = "cpu:1""#,
+    ] {
+        check(good).unwrap_or_else(|error| panic!("{good}\n{error}"));
+    }
+    for (bad, at, says) in [
+        (
+            r#""" = "cpu:0", "down_blocks.0.resnets.1" = "cpu:1""#,
+            "35: components.unet.shards.\"down_blocks.0.resnets.1\": finer than a border",
+            "\"down_blocks.0\"; it can be cut at conv_in, down_blocks.0, down_blocks.1, mid_block",
+        ),
+        (
+            r#""" = "cpu:0", "downblocks.1" = "cpu:1""#,
+            "35: components.unet.shards.\"downblocks.1\": the model has no such part",
+            "did you mean \"down_blocks.1\"?",
+        ),
+        (
+            r#""" = "cpu:0", "down_blocks.11" = "cpu:1""#,
+            "35: components.unet.shards.\"down_blocks.11\": the model has no such part",
+            "it can be cut at conv_in",
+        ),
+        (r#""" = "cpu:0", "down" = "cpu:1""#, "35: components.unet.shards.down: the model has no", "conv_in"),
+        (
+            r#""down_blocks" = "cpu:0""#,
+            "21: components.unet.shards.down_blocks: no device for a part",
+            "found: conv_in, mid_block",
+        ),
+    ] {
+        let error = check(bad).unwrap_err();
+        let (message, at) = (error.to_string(), format!("map.toml:2:{at}"));
+        assert_eq!(error.exit_code(), 2);
+        assert!(message.starts_with(&at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+    // Also in a pool, in a branch of guidance and in a replica; other components have other borders.
+    for map in [
+        r#"components.unet = ["cpu:0", { shards = { "x" = "cpu:1" } }]"#,
+        r#"components.unet = { negative = "cpu:0", positive = { shards = { "x" = "cpu:1" } } }"#,
+        r#"replica = [{ components = { unet = { shards = { "x" = "cpu:1" } } } }]"#,
+    ] {
+        assert!(parse(map).check_borders("unet", &borders).is_err(), "{map}");
+        assert!(parse(map).check_borders("vae", &borders).is_ok(), "{map}");
+    }
+}
+
+#[test]
+fn what_comes_later_is_refused_where_it_stands() {
+    for served in [
+        "",
+        "strategy = \"sequential\"",
+        "in_flight = 4\nbatch = 1\nnumerics = \"same\"",
+        "[components]\nunet = [\"cpu:0\", { shards = { \"\" = \"cpu:1\" } }]",
+        "[components]\nunet = { negative = \"cpu:0\", positive = \"cpu:1\" }",
+        "[[replica]]\ndevices = [\"cpu:0\"]",
+    ] {
+        check_served(&parse(served)).unwrap_or_else(|error| panic!("{served}\n{error}"));
+    }
+    for (text, at, says) in [
+        (
+            "strategy = \"throughput\"",
+            "map.toml:1:12: strategy: this strategy comes later",
+            "possible now: \"balanced\"",
+        ),
+        ("strategy = \"latency\"", "map.toml:1:12: strategy: this strategy comes later", "found: \"latency\""),
+        ("batch = 4", "map.toml:1:9: batch: several requests", "batch = 1"),
+        ("[device.\"wgpu:1\"]\nadapter = 0", "map.toml:1:9: device.wgpu:1: facts", "[max_memory]"),
+        (
+            "[components]\nvae = { execute = \"cuda:0\", reside = \"host\" }",
+            "map.toml:2:38: components.vae.reside: weights that live elsewhere come later",
+            "leave out `reside`",
+        ),
+    ] {
+        let message = check_served(&parse(text)).unwrap_err().to_string();
+        assert!(message.starts_with(at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+}
+
+#[test]
 fn a_message_shows_the_line_and_marks_the_place() {
     let expected = r#"map.toml:2:8: components.unet: not the name of a device
     |
@@ -196,7 +761,8 @@ fn a_message_shows_the_line_and_marks_the_place() {
 #[test]
 fn a_later_error_can_still_point_at_the_map() {
     let map = parse("[components]\nunet = \"cuda:7\"");
-    let error = map.components["unet"].refuse("components.unet", "cuda:7 is not on this machine").found("cpu");
+    let device = map.components["unet"].value[0].single().unwrap();
+    let error = device.refuse("components.unet", "cuda:7 is not on this machine").found("cpu");
     let message = error.to_string();
     assert!(message.starts_with("map.toml:2:8: components.unet: cuda:7 is not on this machine\n"), "{message}");
     assert!(message.contains("unet = \"cuda:7\"") && message.ends_with("found: cpu"), "{message}");
@@ -212,6 +778,17 @@ fn a_map_made_in_code_is_checked_alike() {
     map.components.clear();
     map.components.insert("transformer".into(), cpu(0).into());
     assert!(map.check().unwrap_err().to_string().contains("no such component"));
+    map.components.clear();
+
+    let cut = Place::Cut { shards: [("down blocks".to_string(), cpu(1).into())].into(), reside: Reside::Host.into() };
+    map.components.insert("unet".into(), vec![cut].into());
+    let message = map.check().unwrap_err().to_string();
+    assert!(message.starts_with("components.unet.shards.\"down blocks\": not the path of a part"), "{message}");
+    map.components.clear();
+
+    map.replica.push(ReplicaMap { devices: vec![cpu(2).into()], batch: Some(0.into()), ..Default::default() }.into());
+    let message = map.check().unwrap_err().to_string();
+    assert!(message.starts_with("replica[0].batch: there has to be at least one request"), "{message}");
 }
 
 #[test]

@@ -86,8 +86,9 @@ struct ModelArgs {
     /// Which weights to read where a model has several: "fp16" for example
     #[arg(long, value_name = "VARIANT")]
     variant: Option<String>,
-    /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, replicas.toml, single.toml), or a
-    /// strategy: balanced, single
+    /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, guidance-split.toml, pool.toml,
+    /// replicas.toml, sharded-unet.toml, single.toml), or a strategy: balanced, balanced_low_0, sequential, single,
+    /// diffusers-balanced
     #[arg(long, value_name = "MAP")]
     device_map: Option<String>,
     /// The type of weights; beats the device map's

@@ -1,8 +1,9 @@
 //! The device map: a TOML file that says where each component may live.
 //!
-//! The file is read from the spanned TOML tree by hand, so that every message has the file, the line and the column,
-//! what was found and what is possible. Whatever names a device or a limit keeps its [`Location`](super::Location),
-//! because some slips show only later: `unet = "cuda:7"` is good TOML on a machine with one GPU.
+//! The file is read from the spanned TOML tree by hand (`grammar.rs`), so that every message has the file, the line and
+//! the column, what was found and what is possible. Whatever names a device, a limit or a wish keeps its
+//! [`Location`](super::Location), because some slips show only later: `unet = "cuda:7"` is good TOML on a machine with
+//! one GPU.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +11,8 @@ use std::{
 };
 
 use super::{
-    fields::{Field, Located, Source, nearest},
-    size::parse_size,
+    fields::{Located, nearest},
+    grammar,
 };
 use crate::{
     backend::{DType, DeviceId, DeviceKind},
@@ -22,43 +23,164 @@ use crate::{
 /// The components that a map can place, in the order in which a picture passes through them.
 pub const COMPONENTS: [&str; 3] = [Component::TextEncoder.name(), Component::Unet.name(), Component::Vae.name()];
 
+/// The component whose two guidance branches may run on different devices.
+const GUIDED: &str = "unet";
+
 /// The maps that come with sdshard: file name and text.
-pub const SHIPPED: [(&str, &str); 4] = [
+pub const SHIPPED: [(&str, &str); 7] = [
     ("balanced.toml", include_str!("../../device_maps/balanced.toml")),
     ("cpu-split.toml", include_str!("../../device_maps/cpu-split.toml")),
+    ("guidance-split.toml", include_str!("../../device_maps/guidance-split.toml")),
+    ("pool.toml", include_str!("../../device_maps/pool.toml")),
     ("replicas.toml", include_str!("../../device_maps/replicas.toml")),
+    ("sharded-unet.toml", include_str!("../../device_maps/sharded-unet.toml")),
     ("single.toml", include_str!("../../device_maps/single.toml")),
 ];
 
-/// The keys that stand before the first `[table]`, and the tables.
-const TOP_LEVEL: [&str; 9] =
-    ["strategy", "devices", "replicas", "in_flight", "batch", "dtype", "numerics", "max_memory", "components"];
-
 /// Where the components may live, and how.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DeviceMap {
     /// Places whatever `components` does not name.
-    pub strategy: Strategy,
+    pub strategy: Located<Strategy>,
     /// The devices that may be used, the preferred one first. Empty: the machine's defaults, see [`usable`](Self::usable).
     pub devices: Vec<Located<DeviceId>>,
-    /// Whole pipelines side by side.
+    /// Whole pipelines side by side, each placed by the strategy.
     pub replicas: Located<Replicas>,
+    /// Requests that one replica works on at once.
+    pub in_flight: Located<InFlight>,
+    /// Compatible requests put through one forward pass, at most.
+    pub batch: Located<usize>,
+    /// Whether devices may round differently.
+    pub numerics: Located<Numerics>,
     /// The most bytes that may be used on a device.
     pub max_memory: BTreeMap<DeviceId, Located<u64>>,
     /// The type of each component's weights.
     pub dtype: DTypes,
-    /// Components with a device of their own; names from [`COMPONENTS`].
-    pub components: BTreeMap<String, Located<DeviceId>>,
+    /// What the map says about devices, on top of what they say themselves.
+    pub device: BTreeMap<DeviceId, Located<DeviceFacts>>,
+    /// Components with places of their own; names from [`COMPONENTS`]. Several places are a pool: an instance on each.
+    pub components: BTreeMap<String, Located<Vec<Place>>>,
+    /// Replicas written out one by one; see [`replica_maps`](Self::replica_maps).
+    pub replica: Vec<Located<ReplicaMap>>,
 }
 
-/// How components without a named device are placed.
+impl Default for DeviceMap {
+    fn default() -> Self {
+        Self {
+            strategy: Located::default(),
+            devices: Vec::new(),
+            replicas: Located::default(),
+            in_flight: Located::default(),
+            batch: 1.into(),
+            numerics: Located::default(),
+            max_memory: BTreeMap::new(),
+            dtype: DTypes::default(),
+            device: BTreeMap::new(),
+            components: BTreeMap::new(),
+            replica: Vec::new(),
+        }
+    }
+}
+
+/// One `[[replica]]`: what it says in place of the map's top level.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ReplicaMap {
+    /// In place of the top level's.
+    pub strategy: Option<Located<Strategy>>,
+    /// In place of the top level's, if there are any.
+    pub devices: Vec<Located<DeviceId>>,
+    /// In place of the top level's.
+    pub in_flight: Option<Located<InFlight>>,
+    /// In place of the top level's.
+    pub batch: Option<Located<usize>>,
+    /// In place of the top level's.
+    pub numerics: Option<Located<Numerics>>,
+    /// Limits beside the top level's, or in place of one for the same device.
+    pub max_memory: BTreeMap<DeviceId, Located<u64>>,
+    /// Components beside the top level's, or in place of one of the same name, as a whole.
+    pub components: BTreeMap<String, Located<Vec<Place>>>,
+}
+
+/// Where one instance of a component runs and where its weights live.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Place {
+    /// All of it on one device.
+    On {
+        /// Runs here.
+        device: Located<DeviceId>,
+        /// The weights live there.
+        reside: Located<Reside>,
+    },
+    /// Cut into pieces: the longest path that a part's name starts with has its device. The path "" is the rest.
+    Cut {
+        /// A device for each path, such as `down_blocks.1`.
+        shards: BTreeMap<String, Located<DeviceId>>,
+        /// The weights of all pieces live there.
+        reside: Located<Reside>,
+    },
+    /// The two branches of guidance apart. What the loop keeps lives with `positive`, which is also the only one that
+    /// runs without guidance. Only the UNet has them.
+    Guided {
+        /// For the negative prompt; not guided again.
+        negative: Box<Place>,
+        /// For the prompt; not guided again.
+        positive: Box<Place>,
+    },
+}
+
+/// Where weights live while nobody needs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reside {
+    /// On the device that runs them.
+    #[default]
+    Device,
+    /// In the host's memory: they visit the device.
+    Host,
+    /// In their file: they are streamed through the device.
+    Disk,
+}
+
+/// What a map says about one device. `None`: what the device says itself.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DeviceFacts {
+    /// The number of the wgpu adapter behind this device.
+    pub adapter: Option<Located<usize>>,
+    /// The cores of this share of the CPU, in ascending order.
+    pub cores: Option<Located<Vec<usize>>>,
+    /// Bytes left free for others.
+    pub reserve: Option<Located<u64>>,
+    /// Bytes of memory in all.
+    pub memory: Option<Located<u64>>,
+    /// A kind of device that this one is planned as.
+    pub like: Option<Located<String>>,
+    /// Floating-point operations per second.
+    pub flops: Option<Located<f64>>,
+    /// Bytes per second between its memory and its cores.
+    pub bandwidth: Option<Located<u64>>,
+    /// Bytes per second between it and the host.
+    pub link: Option<Located<u64>>,
+    /// So many of them, numbered on from this one.
+    pub count: Option<Located<usize>>,
+}
+
+/// How components without places of their own are placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
     /// Evens out the bytes on all devices; also called `auto`.
     #[default]
     Balanced,
+    /// Like `balanced`, with as little as possible on the first device.
+    BalancedLow0,
+    /// Fills the devices in order.
+    Sequential,
     /// Everything on the first device that holds it.
     Single,
+    /// The placement that diffusers calls `balanced`.
+    DiffusersBalanced,
+    /// The most pictures per second.
+    Throughput,
+    /// The shortest time for one picture.
+    Latency,
 }
 
 /// How many whole pipelines stand side by side.
@@ -74,6 +196,26 @@ impl Default for Replicas {
     fn default() -> Self {
         Self::Count(1)
     }
+}
+
+/// How many requests one replica works on at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InFlight {
+    /// As many as keep its devices busy.
+    #[default]
+    Auto,
+    /// So many.
+    Count(usize),
+}
+
+/// Which numerics classes may meet in one plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Numerics {
+    /// Any: pictures may differ in their last bits from device to device.
+    #[default]
+    Any,
+    /// One: a plan with several is refused.
+    Same,
 }
 
 /// The weight type of each component; `None` is `auto`: what suits the device.
@@ -92,10 +234,99 @@ impl DTypes {
     }
 }
 
+impl Strategy {
+    /// Every strategy, with its name in a map.
+    const NAMED: [(&str, Self); 8] = [
+        ("balanced", Self::Balanced),
+        ("auto", Self::Balanced),
+        ("balanced_low_0", Self::BalancedLow0),
+        ("sequential", Self::Sequential),
+        ("single", Self::Single),
+        ("diffusers-balanced", Self::DiffusersBalanced),
+        ("throughput", Self::Throughput),
+        ("latency", Self::Latency),
+    ];
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::NAMED.iter().find(|(n, _)| *n == name).map(|(_, strategy)| *strategy)
+    }
+
+    /// The name in a map.
+    pub fn name(self) -> &'static str {
+        Self::NAMED.iter().find(|(_, strategy)| *strategy == self).map_or("", |(name, _)| name)
+    }
+
+    /// What is possible, and what was probably meant by `word`.
+    pub(super) fn possible(word: &str) -> String {
+        let names = Self::NAMED.map(|(name, _)| name);
+        let possible = "a strategy is \"balanced\" (the same as \"auto\"), \"balanced_low_0\", \"sequential\", \
+                        \"single\", \"diffusers-balanced\", \"throughput\" or \"latency\"";
+        with_nearest(possible, word, &names)
+    }
+}
+
+impl From<DeviceId> for Place {
+    fn from(device: DeviceId) -> Self {
+        Self::On { device: device.into(), reside: Reside::Device.into() }
+    }
+}
+
+impl From<DeviceId> for Located<Vec<Place>> {
+    fn from(device: DeviceId) -> Self {
+        vec![Place::from(device)].into()
+    }
+}
+
+impl Place {
+    /// Every device that runs some of it, as often as it is named; of a guided place the negative branch's first.
+    pub fn devices(&self) -> Vec<&Located<DeviceId>> {
+        match self {
+            Place::On { device, .. } => vec![device],
+            Place::Cut { shards, .. } => shards.values().collect(),
+            Place::Guided { negative, positive } => [negative.devices(), positive.devices()].concat(),
+        }
+    }
+
+    /// The device, if all of it runs on one and its weights live there too.
+    pub fn single(&self) -> Option<&Located<DeviceId>> {
+        match self {
+            Place::On { device, reside: Located { value: Reside::Device, .. } } => Some(device),
+            _ => None,
+        }
+    }
+
+    /// The device of the part with this name: the longest path's that it starts with. `None` in a guided place, which
+    /// has every part twice, and in a cut without the path "" for parts that no path names.
+    pub fn device_at(&self, part: &str) -> Option<&Located<DeviceId>> {
+        match self {
+            Place::On { device, .. } => Some(device),
+            Place::Cut { shards, .. } => {
+                let names = shards.iter().filter(|(path, _)| starts_with(part, path));
+                names.max_by_key(|(path, _)| path.len()).map(|(_, device)| device)
+            }
+            Place::Guided { .. } => None,
+        }
+    }
+
+    /// The cuts in it: itself, or those of the branches of guidance.
+    fn cuts(&self) -> Vec<&BTreeMap<String, Located<DeviceId>>> {
+        match self {
+            Place::On { .. } => Vec::new(),
+            Place::Cut { shards, .. } => vec![shards],
+            Place::Guided { negative, positive } => [negative.cuts(), positive.cuts()].concat(),
+        }
+    }
+}
+
+/// Whether `path` is the beginning of `name` in whole steps: `a.b` of `a.b.c`, but not of `a.bc`.
+fn starts_with(name: &str, path: &str) -> bool {
+    path.is_empty() || name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 impl DeviceMap {
     /// A map that is nothing but a strategy.
     pub fn from_strategy(strategy: Strategy) -> Self {
-        Self { strategy, ..Self::default() }
+        Self { strategy: strategy.into(), ..Self::default() }
     }
 
     /// What `--device-map` takes: a path (it contains `/` or ends in `.toml`), the name of a shipped map that is not a
@@ -103,10 +334,8 @@ impl DeviceMap {
     pub fn load(name: &str) -> Result<Self> {
         if !name.contains('/') && !name.ends_with(".toml") {
             return Strategy::named(name).map(Self::from_strategy).ok_or_else(|| {
-                Error::input(format!("--device-map {name}: this is neither a file nor a strategy")).hint(format!(
-                    "{}; the path of a file contains a / or ends in .toml",
-                    with_nearest(Strategy::POSSIBLE, name, &Strategy::NAMES)
-                ))
+                Error::input(format!("--device-map {name}: this is neither a file nor a strategy"))
+                    .hint(format!("{}; the path of a file contains a / or ends in .toml", Strategy::possible(name)))
             });
         }
         match (std::fs::read_to_string(name), SHIPPED.iter().find(|(shipped, _)| *shipped == name)) {
@@ -116,106 +345,178 @@ impl DeviceMap {
                 let shipped = SHIPPED.map(|(shipped, _)| shipped).join(", ");
                 Err(Error::input(format!("reading the device map {name}"))
                     .source(error)
-                    .hint(format!("a file, a map that comes with sdshard ({shipped}), or {}", Strategy::POSSIBLE)))
+                    .hint(format!("a file, a map that comes with sdshard ({shipped}), or {}", Strategy::possible(""))))
             }
         }
     }
 
-    /// Reads a map; `file` is what messages call it. Checks everything that can be checked without knowing the machine.
+    /// Reads a map; `file` is what messages call it. Checks everything that can be checked without knowing the model or
+    /// the machine.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
-        let source = Source { file, text };
-        let root = source.parse(syntax_hint)?;
-        let mut map = Self::default();
-        for field in source.fields(root.get_ref()) {
-            match field.name {
-                "strategy" => map.strategy = field.strategy()?,
-                "devices" => map.devices = field.devices()?,
-                "replicas" => map.replicas = field.replicas()?,
-                "in_flight" => field.only("1 or \"auto\"", |f| f.count() == Some(1) || f.str() == Some("auto"))?,
-                "batch" => field.only("1", |f| f.count() == Some(1))?,
-                "numerics" => field.only("\"any\"", |f| f.str() == Some("any"))?,
-                "dtype" => map.dtype = field.dtypes()?,
-                "max_memory" => {
-                    for limit in field.entries("a device and a size on each line: \"cuda:0\" = \"6GiB\"")? {
-                        map.max_memory.insert(limit.device_name()?, limit.size()?);
-                    }
-                }
-                "components" => {
-                    for component in field.entries("a component and a device on each line: unet = \"cuda:0\"")? {
-                        map.components.insert(component.component_name()?, component.device()?);
-                    }
-                }
-                "device" => {
-                    return Err(field.refuse_name("facts about a device cannot be given so far").hint(
-                        "`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses",
-                    ));
-                }
-                "replica" => {
-                    return Err(field
-                        .refuse_name("replicas cannot be written out one by one so far")
-                        .hint("replicas = 2 deals the `devices` into two groups of neighbours"));
-                }
-                name => {
-                    let keys = format!("the keys of a device map are {}", TOP_LEVEL.join(", "));
-                    return Err(field.refuse_name("no such key").hint(with_nearest(&keys, name, &TOP_LEVEL)));
-                }
-            }
-        }
+        let map = grammar::read(text, file)?;
         map.check()?;
         Ok(map)
     }
 
-    /// What must hold in a map on any machine. `parse` has called it; a map made in code needs it.
-    pub fn check(&self) -> Result<()> {
-        self.check_devices()?;
-        self.check_replicas()?;
-        for (name, place) in &self.components {
-            if !COMPONENTS.contains(&name.as_str()) {
-                return Err(place
-                    .refuse(&format!("components.{name}"), "no such component")
-                    .hint(COMPONENTS.join(", ")));
-            }
+    /// The whole map of each replica that is written out: the top level with what its `[[replica]]` says instead. The
+    /// map itself if there is none.
+    ///
+    /// What the top level says about a device that a replica does not list concerns other replicas, and is left out.
+    pub fn replica_maps(&self) -> Vec<Self> {
+        if self.replica.is_empty() {
+            return vec![self.clone()];
         }
-        Ok(())
+        let merged = |replica: &Located<ReplicaMap>| {
+            let own = &replica.value;
+            let devices = if own.devices.is_empty() { &self.devices } else { &own.devices };
+            let listed = |id: &DeviceId| devices.is_empty() || devices.iter().any(|device| device.value == *id);
+            let mut map = Self {
+                strategy: own.strategy.clone().unwrap_or_else(|| self.strategy.clone()),
+                devices: devices.clone(),
+                replicas: Located::default(),
+                in_flight: own.in_flight.clone().unwrap_or_else(|| self.in_flight.clone()),
+                batch: own.batch.clone().unwrap_or_else(|| self.batch.clone()),
+                numerics: own.numerics.clone().unwrap_or_else(|| self.numerics.clone()),
+                replica: Vec::new(),
+                ..self.clone()
+            };
+            map.max_memory.retain(|id, _| listed(id));
+            map.device.retain(|id, _| listed(id));
+            map.max_memory.extend(own.max_memory.clone());
+            map.components.extend(own.components.clone());
+            map
+        };
+        self.replica.iter().map(merged).collect()
     }
 
-    /// No device twice, none outside `devices`, and not both `cpu` and `cpu:N`.
-    fn check_devices(&self) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        for device in &self.devices {
-            if let Some(other) = seen.iter().copied().find(|other| mixes_cpu(*other, device.value)) {
-                return Err(refuse_mixed_cpu(device, "devices", other));
-            }
-            if !seen.insert(device.value) {
-                return Err(device
-                    .refuse("devices", format!("{} is named twice", device.value))
-                    .hint("name each device once; two shares of the cores are \"cpu:0\" and \"cpu:1\""));
-            }
-        }
-        let places = self.components.iter().map(|(name, place)| (format!("components.{name}"), place.clone()));
-        for (key, device) in places.chain(self.limited_devices()) {
-            if let Some(other) = seen.iter().copied().find(|other| mixes_cpu(*other, device.value)) {
-                return Err(refuse_mixed_cpu(&device, &key, other));
-            }
-            if !self.devices.is_empty() && !seen.contains(&device.value) {
-                return Err(refuse_unlisted(&device, &key, seen));
-            }
-            seen.insert(device.value);
-        }
-        Ok(())
-    }
-
-    /// The devices with a limit, each with its key.
-    fn limited_devices(&self) -> impl Iterator<Item = (String, Located<DeviceId>)> {
-        self.max_memory.iter().map(|(&device, limit)| {
-            (format!("max_memory.{device}"), Located { value: device, location: limit.location.clone() })
+    /// Every device that a component is placed on, with the component's key for a value made in code. The replicas' own
+    /// places are in [`replica_maps`](Self::replica_maps).
+    pub fn placed_devices(&self) -> impl Iterator<Item = (String, &Located<DeviceId>)> {
+        self.components.iter().flat_map(|(name, pool)| {
+            let devices = pool.value.iter().flat_map(Place::devices);
+            devices.map(move |device| (format!("components.{name}"), device))
         })
     }
 
-    /// At least one replica, no more than devices, and no named components beside several.
+    /// What must hold in a map for any model on any machine. `parse` has called it; a map made in code needs it.
+    pub fn check(&self) -> Result<()> {
+        self.check_values("")?;
+        self.check_cpu()?;
+        self.check_replicas()?;
+        if self.replica.is_empty() {
+            return self.check_listed("");
+        }
+        let maps = self.replica_maps();
+        for (index, map) in maps.iter().enumerate() {
+            let prefix = format!("replica[{index}].");
+            map.check_values(&prefix)?;
+            map.check_listed(&prefix)?;
+        }
+        // What the top level says about a device must reach a replica.
+        for (key, device) in self.limited_devices() {
+            let id = &device.value;
+            if !maps.iter().any(|map| map.max_memory.contains_key(id) || map.device.contains_key(id)) {
+                let listed: BTreeSet<_> = maps.iter().flat_map(|map| &map.devices).map(|d| d.value).collect();
+                return Err(refuse_unlisted(&device, &key, listed));
+            }
+        }
+        Ok(())
+    }
+
+    /// Single values: counts from 1, no device twice in `devices`, facts that suit their device, good places.
+    fn check_values(&self, prefix: &str) -> Result<()> {
+        let key = |name: &str| format!("{prefix}{name}");
+        if self.in_flight.value == InFlight::Count(0) {
+            let refused = self.in_flight.refuse(&key("in_flight"), "there has to be at least one request");
+            return Err(refused.hint("\"auto\", or a whole number from 1"));
+        }
+        if self.batch.value == 0 {
+            let refused = self.batch.refuse(&key("batch"), "there has to be at least one request");
+            return Err(refused.hint("a whole number from 1"));
+        }
+        let mut seen = BTreeSet::new();
+        for device in &self.devices {
+            if !seen.insert(device.value) {
+                return Err(device
+                    .refuse(&key("devices"), format!("{} is named twice", device.value))
+                    .hint("name each device once; two shares of the cores are \"cpu:0\" and \"cpu:1\""));
+            }
+        }
+        for (id, facts) in &self.device {
+            facts.value.check(*id)?;
+        }
+        for (name, pool) in &self.components {
+            let key = key(&format!("components.{name}"));
+            if !COMPONENTS.contains(&name.as_str()) {
+                return Err(pool.refuse(&key, "no such component").hint(COMPONENTS.join(", ")));
+            }
+            if self.strategy.value == Strategy::DiffusersBalanced {
+                return Err(pool
+                    .refuse(&key, "strategy \"diffusers-balanced\" places every component itself, as diffusers does")
+                    .hint("leave out [components], or take strategy = \"balanced\""));
+            }
+            check_pool(name, &key, pool)?;
+        }
+        Ok(())
+    }
+
+    /// Not both `cpu` and `cpu:N` in one map.
+    fn check_cpu(&self) -> Result<()> {
+        let mut named: Vec<(String, Located<DeviceId>)> = Vec::new();
+        for (index, map) in [self.clone()].iter().chain(&self.replica_maps()).enumerate() {
+            let prefix = if index == 0 { String::new() } else { format!("replica[{}].", index - 1) };
+            let listed = map.devices.iter().map(|device| ("devices".to_string(), device.clone()));
+            let placed = map.placed_devices().map(|(key, device)| (key, device.clone()));
+            let here = listed.chain(placed).chain(map.limited_devices());
+            named.extend(here.map(|(key, device)| (prefix.clone() + &key, device)));
+        }
+        for (index, (key, device)) in named.iter().enumerate() {
+            if let Some((_, other)) = named[..index].iter().find(|(_, other)| mixes_cpu(other.value, device.value)) {
+                return Err(device
+                    .refuse(key, "`cpu` is all cores and `cpu:N` a share of them: a map has one or the other")
+                    .found(format!("{} beside {}", device.value, other.value))
+                    .hint("\"cpu\" everywhere, or \"cpu:0\", \"cpu:1\" and so on"));
+            }
+        }
+        Ok(())
+    }
+
+    /// No device outside `devices`, if there are any.
+    fn check_listed(&self, prefix: &str) -> Result<()> {
+        let listed = || self.devices.iter().map(|device| device.value);
+        let placed = self.placed_devices().map(|(key, device)| (key, device.clone()));
+        let outside = placed
+            .chain(self.limited_devices())
+            .find(|(_, device)| !self.devices.is_empty() && !listed().any(|id| id == device.value));
+        match outside {
+            Some((key, device)) => Err(refuse_unlisted(&device, &format!("{prefix}{key}"), listed())),
+            None => Ok(()),
+        }
+    }
+
+    /// The devices with a limit or with facts, each with its key. Neither asks for the device.
+    fn limited_devices(&self) -> impl Iterator<Item = (String, Located<DeviceId>)> {
+        let limits = self.max_memory.iter().map(|(&id, limit)| ("max_memory", id, &limit.location));
+        let facts = self.device.iter().map(|(&id, facts)| ("device", id, &facts.location));
+        limits
+            .chain(facts)
+            .map(|(table, id, location)| (format!("{table}.{id}"), Located { value: id, location: location.clone() }))
+    }
+
+    /// At least one replica, no more than devices, no named components beside several, and not both ways to say it.
     fn check_replicas(&self) -> Result<()> {
         if self.replicas.value == Replicas::Count(0) {
             return Err(self.replicas.refuse("replicas", "there has to be at least one").hint("replicas = 1"));
+        }
+        if !self.replica.is_empty() {
+            if self.replicas != Located::default() {
+                return Err(self
+                    .replicas
+                    .refuse("replicas", "the replicas are written out one by one, which says how many there are")
+                    .found(format!("{} of [[replica]]", self.replica.len()))
+                    .hint("leave out `replicas`, or every [[replica]]"));
+            }
+            return Ok(());
         }
         if !self.devices.is_empty() {
             self.check_enough_devices(self.devices.len())?;
@@ -226,7 +527,10 @@ impl DeviceMap {
                 .replicas
                 .refuse("replicas", "several replicas cannot share a component that has a device of its own")
                 .found(format!("components.{name}"))
-                .hint("leave out [components], and each replica spreads its own over its devices; or replicas = 1")),
+                .hint(
+                    "leave out [components], and each replica spreads its own over its devices; or replicas = 1; or \
+                     write each out as [[replica]]",
+                )),
         }
     }
 
@@ -244,12 +548,16 @@ impl DeviceMap {
     /// The devices that this map may use on a machine whose default devices are `defaults`, the preferred one first.
     ///
     /// Without `devices` these are the defaults and those that components name besides. A map that names shares of the
-    /// CPU (`cpu:0`) does not use the whole `cpu` as well. Fails if there are more replicas than devices, or a limit on
-    /// a device that is not used: a limit alone does not ask for a device.
+    /// CPU (`cpu:0`) does not use the whole `cpu` as well. With replicas written out these are all of theirs. Fails if
+    /// there are more replicas than devices, or a limit on a device that is not used: a limit alone does not ask for a
+    /// device.
     pub fn usable(&self, defaults: &[DeviceId]) -> Result<Vec<DeviceId>> {
+        if !self.replica.is_empty() {
+            return self.usable_by_replicas(defaults);
+        }
         let mut usable: Vec<DeviceId> = self.devices.iter().map(|d| d.value).collect();
         if usable.is_empty() {
-            let named: BTreeSet<DeviceId> = self.components.values().map(|place| place.value).collect();
+            let named: BTreeSet<DeviceId> = self.placed_devices().map(|(_, device)| device.value).collect();
             usable.extend(defaults.iter().filter(|d| !named.iter().any(|n| mixes_cpu(*n, **d))));
             usable.extend(named.difference(&usable.iter().copied().collect()));
         }
@@ -259,175 +567,185 @@ impl DeviceMap {
         self.check_enough_devices(usable.len())?;
         Ok(usable)
     }
-}
 
-/// The grammar of single values.
-impl Field<'_> {
-    fn strategy(&self) -> Result<Strategy> {
-        self.str().and_then(Strategy::named).ok_or_else(|| {
-            let hint = with_nearest(Strategy::POSSIBLE, self.str().unwrap_or_default(), &Strategy::NAMES);
-            self.refuse("no such strategy").hint(hint)
-        })
-    }
-
-    fn device(&self) -> Result<Located<DeviceId>> {
-        match self.str().map(str::parse) {
-            Some(Ok(device)) => Ok(self.located(device)),
-            Some(Err(_)) => {
-                Err(self.refuse("not the name of a device").hint(device_hint(self.str().unwrap_or_default())))
-            }
-            None => Err(self.refuse("one device has to be named here").hint(match self.count() {
-                Some(index) => format!("\"cuda:{index}\" is a GPU; {DEVICE_FORMS}"),
-                None => format!("a component runs on one device, as a whole; {DEVICE_FORMS}"),
-            })),
-        }
-    }
-
-    fn devices(&self) -> Result<Vec<Located<DeviceId>>> {
-        let hint = "devices = [\"cuda:0\", \"cuda:1\"]; without this key: all that suit";
-        match self.items() {
-            Some(items) if !items.is_empty() => items.iter().map(Self::device).collect(),
-            _ => Err(self.refuse("an array of devices is wanted, with at least one").hint(hint)),
-        }
-    }
-
-    fn replicas(&self) -> Result<Located<Replicas>> {
-        match (self.count(), self.str()) {
-            (Some(count), _) => Ok(self.located(Replicas::Count(count))),
-            (_, Some("max")) => Ok(self.located(Replicas::Max)),
-            _ => Err(self.refuse("not a number of replicas").hint("a whole number from 1, or \"max\"")),
-        }
-    }
-
-    /// A key of which the rest of the grammar is not served: `possible` is the only value.
-    fn only(&self, possible: &str, is_possible: impl Fn(&Self) -> bool) -> Result<()> {
-        if is_possible(self) {
-            return Ok(());
-        }
-        Err(self.refuse("this value is not possible so far").hint(format!("{} = {possible}", self.name)))
-    }
-
-    fn dtypes(&self) -> Result<DTypes> {
-        let Some(entries) = self.table() else {
-            return Ok(DTypes { default: self.dtype()?, components: BTreeMap::new() });
-        };
-        let components = entries.iter().map(|entry| Ok((entry.component_name()?, entry.dtype()?)));
-        Ok(DTypes { default: None, components: components.collect::<Result<_>>()? })
-    }
-
-    fn dtype(&self) -> Result<Option<DType>> {
-        match self.str() {
-            Some("auto") => Ok(None),
-            Some("f32") => Ok(Some(DType::F32)),
-            Some("f16") => Ok(Some(DType::F16)),
-            Some("bf16") => Ok(Some(DType::BF16)),
-            other => {
-                let near = match other.unwrap_or_default() {
-                    "float32" | "fp32" => "; did you mean \"f32\"?",
-                    "float16" | "fp16" | "half" => "; did you mean \"f16\"?",
-                    "bfloat16" => "; did you mean \"bf16\"?",
-                    _ => "",
-                };
-                Err(self.refuse("not a type of weights").hint(format!("\"auto\", \"f32\", \"f16\" or \"bf16\"{near}")))
+    fn usable_by_replicas(&self, defaults: &[DeviceId]) -> Result<Vec<DeviceId>> {
+        let mut all = Vec::new();
+        for (index, map) in self.replica_maps().iter().enumerate() {
+            for device in map.usable(defaults)? {
+                if let Some(other) = all.iter().find(|other| mixes_cpu(**other, device)) {
+                    return Err(self.replica[index]
+                        .refuse(
+                            &format!("replica[{index}]"),
+                            "this replica would use the machine's default devices, which do not go with the others'",
+                        )
+                        .found(format!("{device} beside {other}"))
+                        .hint("give every [[replica]] `devices` of its own"));
+                }
+                if !all.contains(&device) {
+                    all.push(device);
+                }
             }
         }
+        Ok(all)
     }
 
-    fn size(&self) -> Result<Located<u64>> {
-        let Some(text) = self.str() else {
-            return Err(self.refuse("not a size").hint(match self.count() {
-                Some(number) => format!("a size is text with a unit: \"{number}GiB\"?"),
-                None => "a number and a unit: \"6GiB\", \"6.5GB\", \"512MiB\"".to_string(),
-            }));
-        };
-        match parse_size(text) {
-            Ok(bytes) => Ok(self.located_at_name(bytes)),
-            Err(hint) => Err(self.refuse("not a size").hint(hint)),
+    /// Whether every cut of `component` follows `borders`, the model's own list of parts that can be apart: each path is
+    /// "" or a whole-step beginning of a border, and each border has a device.
+    pub fn check_borders(&self, component: &str, borders: &[String]) -> Result<()> {
+        let key = format!("components.{component}");
+        for map in [self.clone()].iter().chain(&self.replica_maps()) {
+            let Some(pool) = map.components.get(component) else { continue };
+            for shards in pool.value.iter().flat_map(Place::cuts) {
+                check_shards(&key, pool, shards, borders)?;
+            }
         }
-    }
-
-    fn entries(&self, form: &str) -> Result<Vec<Self>> {
-        self.table().ok_or_else(|| self.refuse("a table is wanted").hint(format!("[{}], then {form}", self.name)))
-    }
-
-    /// The name as a component's.
-    fn component_name(&self) -> Result<String> {
-        if COMPONENTS.contains(&self.name) {
-            return Ok(self.name.to_string());
-        }
-        let components = format!("the components are {}", COMPONENTS.join(", "));
-        let hint = self.misplaced().unwrap_or_else(|| with_nearest(&components, self.name, &COMPONENTS));
-        Err(self.refuse_name("no such component").hint(hint))
-    }
-
-    /// The name as a device's.
-    fn device_name(&self) -> Result<DeviceId> {
-        self.name.parse().map_err(|_| {
-            let dotted = match (self.is_dotted(), self.table().as_deref()) {
-                (true, Some([inner])) => Some(format!(
-                    "a dot makes a table in TOML; a device has a colon and quotes: \"{}:{}\" = …",
-                    self.name, inner.name
-                )),
-                _ => None,
-            };
-            let hint = self.misplaced().or(dotted).unwrap_or_else(|| device_hint(self.name));
-            self.refuse_name("not the name of a device").hint(hint)
-        })
-    }
-
-    /// What to say of a name that belongs to the top of the file and not to this table.
-    fn misplaced(&self) -> Option<String> {
-        let table = self.key.strip_suffix(self.name)?.trim_end_matches('.');
-        TOP_LEVEL.contains(&self.name).then(|| {
-            format!(
-                "`{}` belongs above the first [table]: TOML puts every key that follows [{table}] into it",
-                self.name
-            )
-        })
+        Ok(())
     }
 }
 
-const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\" or \"wgpu:N\", N counted from 0";
-
-/// What may have been meant by a device's name.
-fn device_hint(text: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    let kind_end = lower.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(lower.len());
-    let (kind, rest) = lower.split_at(kind_end);
-    let kind = match kind {
-        "cuda" | "gpu" | "nvidia" | "" => Some(DeviceKind::Cuda),
-        "wgpu" | "vulkan" | "metal" | "mps" | "dx" | "rocm" | "hip" | "xpu" => Some(DeviceKind::Wgpu),
-        "cpu" | "host" => Some(DeviceKind::Cpu),
-        _ => None,
+/// One cut against the model's borders.
+fn check_shards(
+    key: &str,
+    pool: &Located<Vec<Place>>,
+    shards: &BTreeMap<String, Located<DeviceId>>,
+    borders: &[String],
+) -> Result<()> {
+    let all = || format!("it can be cut at {}", borders.join(", "));
+    for (path, device) in shards {
+        if borders.iter().any(|border| starts_with(border, path)) {
+            continue;
+        }
+        let key = format!("{key}.shards.{path:?}");
+        if let Some(border) = borders.iter().find(|border| starts_with(path, border)) {
+            return Err(device
+                .refuse(&key, "finer than a border: this part stays in one piece")
+                .found(format!("{path:?}"))
+                .hint(format!("{border:?}; {}", all())));
+        }
+        let names: Vec<&str> = borders.iter().map(String::as_str).collect();
+        let refused = device.refuse(&key, "the model has no such part").found(format!("{path:?}"));
+        return Err(refused.hint(with_nearest(&all(), path, &names)));
+    }
+    let homeless: Vec<_> =
+        borders.iter().filter(|border| !shards.keys().any(|path| starts_with(border, path))).cloned().collect();
+    if homeless.is_empty() {
+        return Ok(());
+    }
+    // The first shard shows which cut of a pool is meant.
+    let refused = match shards.values().next() {
+        Some(device) => device.refuse(key, "no device for a part that no path of this cut names"),
+        None => pool.refuse(key, "no device for any part"),
     };
-    let index = rest.trim_start_matches([':', '.', '-', '_', ' ']);
-    match (kind, index, index.parse::<u16>()) {
-        (Some(DeviceKind::Cpu), "", _) => format!("did you mean \"cpu\"? {DEVICE_FORMS}"),
-        (Some(kind), "", _) if !text.is_empty() => format!("did you mean \"{}:0\"? {DEVICE_FORMS}", kind.name()),
-        (Some(kind), _, Ok(index)) => format!("did you mean \"{}:{index}\"? {DEVICE_FORMS}", kind.name()),
-        _ => DEVICE_FORMS.to_string(),
+    Err(refused.found(homeless.join(", ")).hint("the path \"\" is the rest: shards = { \"\" = \"cuda:0\", … }"))
+}
+
+/// One component's places: at least one, none twice, and each of a good form.
+fn check_pool(component: &str, key: &str, pool: &Located<Vec<Place>>) -> Result<()> {
+    if pool.value.is_empty() {
+        let refused = pool.refuse(key, "a pool needs at least one place").found("an empty array");
+        return Err(refused.hint(format!("{component} = [\"cuda:0\", \"cuda:1\"] is an instance on each")));
+    }
+    let mut seen = BTreeSet::new();
+    for place in &pool.value {
+        if let Place::On { device, .. } = place
+            && !seen.insert(device.value)
+        {
+            return Err(device
+                .refuse(key, format!("{} is twice in one pool, which has an instance on each place", device.value))
+                .hint("name each device once; `in_flight` says how many requests are worked on at once"));
+        }
+        check_place(component, key, pool, place, true)?;
+    }
+    Ok(())
+}
+
+fn check_place(
+    component: &str,
+    key: &str,
+    pool: &Located<Vec<Place>>,
+    place: &Place,
+    may_be_guided: bool,
+) -> Result<()> {
+    match place {
+        Place::On { .. } => Ok(()),
+        Place::Cut { shards, .. } if shards.is_empty() => Err(pool
+            .refuse(key, "a cut needs at least one path")
+            .found("no shards")
+            .hint("shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" }; \"\" is the rest")),
+        Place::Cut { shards, .. } => {
+            let is_step = |step: &str| !step.is_empty() && step.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            for (path, device) in shards {
+                let inside = path.strip_prefix(component).and_then(|rest| rest.strip_prefix('.'));
+                if path.is_empty() || (path.split('.').all(is_step) && path != component && inside.is_none()) {
+                    continue;
+                }
+                let form = "a path is names and numbers with dots between, \"down_blocks.1\", or \"\" for the rest";
+                return Err(device
+                    .refuse(&format!("{key}.shards.{path:?}"), "not the path of a part")
+                    .found(format!("{path:?}"))
+                    .hint(match inside {
+                        Some(inside) => format!("did you mean {inside:?}? paths begin inside the {component}; {form}"),
+                        None => form.to_string(),
+                    }));
+            }
+            Ok(())
+        }
+        Place::Guided { negative, positive } => {
+            let problem = match (may_be_guided, component == GUIDED) {
+                (true, true) => {
+                    check_place(component, key, pool, negative, false)?;
+                    return check_place(component, key, pool, positive, false);
+                }
+                (false, _) => "a branch of guidance is not guided again".to_string(),
+                (true, false) => format!("guidance is a matter of the {GUIDED} alone"),
+            };
+            let refused = match place.devices().first() {
+                Some(device) => device.refuse(key, problem),
+                None => pool.refuse(key, problem),
+            };
+            Err(refused
+                .found("`negative` and `positive`")
+                .hint(format!("one place here: {component} = \"cuda:0\"; guidance apart is {GUIDED_FORM}")))
+        }
     }
 }
 
-/// What may have been meant by a line that is no TOML.
-fn syntax_hint(line: &str) -> Option<String> {
-    let line = line.split('#').next().unwrap_or_default().trim();
-    if let Some(header) = line.strip_prefix("[device.").and_then(|rest| rest.strip_suffix(']')) {
-        return Some(format!("a name with a colon needs quotes: [device.\"{header}\"]"));
+pub(super) const GUIDED_FORM: &str = "unet = { negative = \"cuda:0\", positive = \"cuda:1\" }";
+
+impl DeviceFacts {
+    /// Whether the facts are ones that a device of this kind can have.
+    fn check(&self, id: DeviceId) -> Result<()> {
+        let key = |name: &str| format!("device.{id}.{name}");
+        match &self.adapter {
+            Some(adapter) if id.kind != DeviceKind::Wgpu => {
+                return Err(adapter
+                    .refuse(&key("adapter"), format!("{id} has no adapter, only wgpu:N has"))
+                    .hint("[device.\"wgpu:0\"]; CUDA_VISIBLE_DEVICES renumbers cuda:N"));
+            }
+            _ => {}
+        }
+        match &self.cores {
+            Some(cores) if id.kind != DeviceKind::Cpu => {
+                return Err(cores
+                    .refuse(&key("cores"), format!("{id} has no cores to choose from, only cpu:N has"))
+                    .hint("[device.\"cpu:0\"]"));
+            }
+            Some(cores) if cores.value.is_empty() => {
+                return Err(cores.refuse(&key("cores"), "there has to be at least one core").hint("cores = \"0-15\""));
+            }
+            _ => {}
+        }
+        match &self.count {
+            Some(count) if count.value == 0 => {
+                Err(count.refuse(&key("count"), "there has to be at least one").hint("a whole number from 1"))
+            }
+            _ => Ok(()),
+        }
     }
-    let (key, value) = line.split_once('=')?;
-    let (key, value) = (key.trim(), value.trim());
-    if key.contains(':') && !key.contains('"') {
-        return Some(format!("a name with a colon needs quotes: \"{key}\" = …"));
-    }
-    if value.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        return Some(format!("text needs quotes: {key} = \"{value}\""));
-    }
-    None
 }
 
 /// `possible`, and which of `names` was probably meant.
-fn with_nearest(possible: &str, word: &str, names: &[&str]) -> String {
+pub(super) fn with_nearest(possible: &str, word: &str, names: &[&str]) -> String {
     match nearest(word, names) {
         Some(near) => format!("{possible}; did you mean \"{near}\"?"),
         None => possible.to_string(),
@@ -439,38 +757,10 @@ fn mixes_cpu(a: DeviceId, b: DeviceId) -> bool {
     a.kind == DeviceKind::Cpu && b.kind == DeviceKind::Cpu && a.index.is_some() != b.index.is_some()
 }
 
-fn refuse_mixed_cpu(device: &Located<DeviceId>, key: &str, other: DeviceId) -> Error {
-    device
-        .refuse(key, "`cpu` is all cores and `cpu:N` a share of them: a map has one or the other")
-        .found(format!("{} beside {other}", device.value))
-        .hint("\"cpu\" everywhere, or \"cpu:0\", \"cpu:1\" and so on")
-}
-
 fn refuse_unlisted(device: &Located<DeviceId>, key: &str, devices: impl IntoIterator<Item = DeviceId>) -> Error {
     let devices: Vec<_> = devices.into_iter().map(|device| format!("\"{device}\"")).collect();
     device
         .refuse(key, format!("{} is not among the devices that may be used", device.value))
         .found(format!("devices = [{}]", devices.join(", ")))
         .hint(format!("add \"{}\" to `devices`, or name one of those", device.value))
-}
-
-impl Strategy {
-    const NAMES: [&str; 3] = ["balanced", "auto", "single"];
-    const POSSIBLE: &str = "a strategy is \"balanced\" (the same as \"auto\") or \"single\"";
-
-    fn named(name: &str) -> Option<Self> {
-        match name {
-            "balanced" | "auto" => Some(Self::Balanced),
-            "single" => Some(Self::Single),
-            _ => None,
-        }
-    }
-
-    /// The name in a map.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Strategy::Balanced => "balanced",
-            Strategy::Single => "single",
-        }
-    }
 }

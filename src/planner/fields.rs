@@ -23,9 +23,10 @@ pub struct Located<T> {
 
 impl<T> Located<T> {
     /// An input error about this value: `file:line:column: key: problem`, then the line itself where there is one.
+    /// `key` is for values made in code; one from a file knows its own.
     pub fn refuse(&self, key: &str, problem: impl Display) -> Error {
         match &self.location {
-            Some(location) => location.refuse(key, problem),
+            Some(location) => location.refuse(problem),
             None => Error::input(format!("{key}: {problem}")),
         }
     }
@@ -42,6 +43,8 @@ impl<T> From<T> for Located<T> {
 pub struct Location {
     /// As the user named it.
     pub file: String,
+    /// What is set here: `components.unet`.
+    pub key: String,
     /// Line.
     pub line: usize,
     /// First column.
@@ -54,8 +57,8 @@ pub struct Location {
 
 impl Location {
     /// An input error about this place: `file:line:column: key: problem`, and the line with carets underneath.
-    pub fn refuse(&self, key: &str, problem: impl Display) -> Error {
-        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+    pub fn refuse(&self, problem: impl Display) -> Error {
+        let key = if self.key.is_empty() { String::new() } else { format!("{}: ", self.key) };
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         let text = self.text.replace('\t', " "); // a tab would move the carets
@@ -80,12 +83,12 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// The file as a tree. `hint` may know what to try from the line that is no TOML.
-    pub fn parse(&self, hint: impl Fn(&str) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
+    /// The file as a tree. `hint` may know what to try from the place that is no TOML.
+    pub fn parse(&self, hint: impl Fn(&Location) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
         DeTable::parse(self.text).map_err(|error| {
-            let at = self.locate(error.span().unwrap_or(0..0));
-            let refused = at.refuse("", error.message().replace('\n', "; "));
-            match hint(&at.text) {
+            let at = self.locate("", error.span().unwrap_or(0..0));
+            let refused = at.refuse(error.message().replace('\n', "; "));
+            match hint(&at) {
                 Some(hint) => refused.hint(hint),
                 None => refused,
             }
@@ -98,7 +101,10 @@ impl<'a> Source<'a> {
     }
 
     fn table_fields(&self, path: &str, table: &'a DeTable<'a>) -> Vec<Field<'a>> {
-        let key = |name: &str| if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
+        // A name with a dot is no path of keys, so it keeps its quotes.
+        let quoted =
+            |name: &str| if name.is_empty() || name.contains('.') { format!("{name:?}") } else { name.to_string() };
+        let key = |name: &str| if path.is_empty() { quoted(name) } else { format!("{path}.{}", quoted(name)) };
         let field = |(name, value): (&'a Spanned<_>, _)| {
             let text: &'a std::borrow::Cow<'a, str> = name.get_ref();
             Field { source: *self, key: key(text), name: text, name_span: name.span(), value }
@@ -109,7 +115,7 @@ impl<'a> Source<'a> {
     }
 
     /// Where a span of bytes is; one of several lines is cut off at the end of its first.
-    fn locate(&self, span: Range<usize>) -> Location {
+    fn locate(&self, key: &str, span: Range<usize>) -> Location {
         let start = floor_char(self.text, span.start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = self.text[start..].find('\n').map_or(self.text.len(), |newline| start + newline);
@@ -117,6 +123,7 @@ impl<'a> Source<'a> {
         let end = floor_char(self.text, span.end).clamp(start, (line_start + line.len()).max(start));
         Location {
             file: self.file.to_string(),
+            key: key.to_string(),
             line: self.text[..start].matches('\n').count() + 1,
             column: self.text[line_start..start].chars().count() + 1,
             width: self.text[start..end].chars().count().max(1),
@@ -145,22 +152,28 @@ pub(super) struct Field<'a> {
 impl<'a> Field<'a> {
     /// `value`, as said by this field's value.
     pub fn located<T>(&self, value: T) -> Located<T> {
-        Located { value, location: Some(self.source.locate(self.value.span())) }
+        Located { value, location: Some(self.source.locate(&self.key, self.value.span())) }
     }
 
     /// `value`, as said by this field as a whole: the location is the name's.
     pub fn located_at_name<T>(&self, value: T) -> Located<T> {
-        Located { value, location: Some(self.source.locate(self.name_span.clone())) }
+        Located { value, location: Some(self.source.locate(&self.key, self.name_span.clone())) }
+    }
+
+    /// `value`, as said by the name and the value together.
+    pub fn located_as_entry<T>(&self, value: T) -> Located<T> {
+        let span = self.name_span.start..self.value.span().end;
+        Located { value, location: Some(self.source.locate(&self.key, span)) }
     }
 
     /// An error about the value, which is shown as what was found.
     pub fn refuse(&self, problem: impl Display) -> Error {
-        self.located(()).refuse(&self.key, problem).found(self.describe())
+        self.located(()).refuse("", problem).found(self.describe())
     }
 
     /// An error about the name.
     pub fn refuse_name(&self, problem: impl Display) -> Error {
-        self.located_at_name(()).refuse(&self.key, problem).found(format!("`{}`", self.name))
+        self.located_at_name(()).refuse("", problem).found(format!("`{}`", self.name))
     }
 
     /// Whether the name is followed by a dot, which makes a table of what may have been meant as one name.
@@ -182,6 +195,16 @@ impl<'a> Field<'a> {
             DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
             _ => None,
         }
+    }
+
+    /// The value as a number of any kind, if it is one that can be counted with.
+    pub fn number(&self) -> Option<f64> {
+        let number = match self.value.get_ref() {
+            DeValue::Integer(_) => self.count()? as f64,
+            DeValue::Float(number) => number.as_str().parse().ok()?,
+            _ => return None,
+        };
+        number.is_finite().then_some(number)
     }
 
     /// The elements, if the value is an array; they have the array's key.
@@ -260,11 +283,12 @@ mod tests {
     #[test]
     fn a_location_counts_characters_and_keeps_to_one_line() {
         let source = Source { file: "m.toml", text: "a = 1\r\nü = [\n 2]" };
-        let at = source.locate(source.text.find('[').unwrap()..source.text.len());
+        let at = source.locate("ü", source.text.find('[').unwrap()..source.text.len());
         assert_eq!((at.line, at.column, at.width, at.text.as_str()), (2, 5, 1, "ü = ["));
-        let end = source.locate(source.text.len()..source.text.len());
+        assert!(at.refuse("no").to_string().starts_with("m.toml:2:5: ü: no\n"));
+        let end = source.locate("", source.text.len()..source.text.len());
         assert_eq!((end.line, end.column, end.width), (3, 4, 1));
-        let newline = source.locate(5..6);
+        let newline = source.locate("", 5..6);
         assert_eq!((newline.line, newline.column, newline.width, newline.text.as_str()), (1, 6, 1, "a = 1"));
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod device_map;
 mod fields;
+mod grammar;
 pub mod plan;
 pub mod size;
 pub mod strategies;

@@ -10,7 +10,8 @@ use std::{
 };
 
 use super::{
-    device_map::DeviceMap,
+    Located,
+    device_map::{self, DeviceMap, InFlight, Numerics, Reside},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget},
 };
@@ -277,45 +278,66 @@ impl Plan {
     /// Resolves `map` on a machine that has `devices`, the preferred one first.
     ///
     /// # Errors
-    /// If a device is not there, a type is not supported, or something does not fit.
+    /// If a device is not there, a type is not supported, something comes later, or something does not fit.
     pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
         map.check()?;
+        check_served(map)?;
+        for component in Component::ALL {
+            map.check_borders(component.name(), &sections(component, spec))?;
+        }
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component))?;
         let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
-        let usable = map.usable(&defaults)?;
+        let maps = map.replica_maps();
+        let mut usable: Vec<DeviceId> = Vec::new();
+        for id in maps.iter().map(|map| map.usable(&defaults)).collect::<Result<Vec<_>>>()?.concat() {
+            if !usable.contains(&id) {
+                usable.push(id);
+            }
+        }
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let trial = Trial::new(spec, dry::Rules::Cpu(cpu::path()?), largest)?;
         let costs = PerComponent::try_new(|component| trial.whole(component))?;
-        let sizes: Vec<ComponentSize> = costs
-            .iter()
-            .map(|(component, cost)| ComponentSize {
-                name: component.name().to_string(),
-                weight_bytes: cost.weight_bytes,
-                activation_bytes: cost.activation_bytes,
-                keep_bytes: cost.keep_bytes,
-            })
-            .collect();
-        let named = Component::ALL.map(|component| map.components.get(component.name()).map(|place| place.value));
-        let budgets: Vec<DeviceBudget> = infos
-            .iter()
-            .map(|info| {
-                let limit = map.max_memory.get(&info.id).map_or(u64::MAX, |limit| limit.value);
-                DeviceBudget { id: info.id, bytes: info.free_bytes.min(limit) }
-            })
-            .collect();
-        let placed = strategies::place_replicas(map.strategy, map.replicas.value, &sizes, &named, &budgets)?;
-        let placements: Vec<Placement<DeviceId>> = placed
-            .into_iter()
-            .map(|devices| {
-                let mut devices = devices.into_iter();
-                PerComponent::new(|component| {
-                    let device = devices.next().expect("one device for each component");
-                    vec![Place::whole(device, sections(component, spec).len())]
-                })
-            })
-            .collect();
-        Self::assemble(&trial, costs, dtypes, placements, &infos, &budgets)
+        let mut replicas = Vec::new();
+        for map in &maps {
+            let own = map.usable(&defaults)?;
+            let infos: Vec<&DeviceInfo> = infos.iter().filter(|info| own.contains(&info.id)).collect();
+            for placement in placements(map, &trial, &costs, &infos)? {
+                let in_flight = match map.in_flight.value {
+                    InFlight::Auto => auto_in_flight(&placement, &costs, trial.largest),
+                    InFlight::Count(count) => count,
+                };
+                replicas.push((placement, in_flight));
+            }
+        }
+        // A limit of one replica's map holds for the device, whoever else uses it.
+        let budget = |info: &DeviceInfo| {
+            let limits = maps.iter().filter_map(|map| map.max_memory.get(&info.id)).map(|limit| limit.value);
+            limits.chain([info.free_bytes]).min().unwrap_or(0)
+        };
+        let budgets: Vec<u64> = infos.iter().map(budget).collect();
+        let plan = Self::assemble(&trial, costs, dtypes, replicas, &infos, &budgets)?;
+        plan.check_numerics(map)?;
+        Ok(plan)
+    }
+
+    /// Refuses a plan in which devices of different numerics classes run the same component, if the map wants that.
+    fn check_numerics(&self, map: &DeviceMap) -> Result<()> {
+        if map.numerics.value == Numerics::Any {
+            return Ok(());
+        }
+        for component in Component::ALL {
+            let on = self.devices.iter().filter(|device| device.components.contains(&component));
+            let classes: BTreeSet<&str> = on.map(|device| device.class.as_str()).collect();
+            if classes.len() > 1 {
+                return Err(map
+                    .numerics
+                    .refuse("numerics", format!("the {} has mixed numerics", component.name()))
+                    .found(classes.into_iter().collect::<Vec<_>>().join(", "))
+                    .hint("devices of one class for this component, or numerics = \"any\""));
+            }
+        }
+        Ok(())
     }
 
     /// Adds up what the placements need.
@@ -323,17 +345,17 @@ impl Plan {
         trial: &Trial,
         costs: PerComponent<Cost>,
         dtypes: PerComponent<DType>,
-        placements: Vec<Placement<DeviceId>>,
+        placements: Vec<(Placement<DeviceId>, usize)>,
         infos: &[DeviceInfo],
-        budgets: &[DeviceBudget],
+        budgets: &[u64],
     ) -> Result<Self> {
         let mut devices: Vec<DevicePlan> = infos
             .iter()
             .zip(budgets)
-            .map(|(info, budget)| DevicePlan {
+            .map(|(info, &budget_bytes)| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
-                budget_bytes: budget.bytes,
+                budget_bytes,
                 components: Vec::new(),
                 weight_bytes: 0,
                 activation_bytes: 0,
@@ -342,8 +364,7 @@ impl Plan {
             .collect();
         let mut weights = BTreeMap::<(DeviceId, Component), u64>::new();
         let mut replicas = Vec::with_capacity(placements.len());
-        for placement in placements {
-            let in_flight = auto_in_flight(&placement, &costs, trial.largest);
+        for (placement, in_flight) in placements {
             let mut keep_bytes: Vec<(DeviceId, u64)> = Vec::new();
             for (component, places) in placement.iter() {
                 for (id, cost) in
@@ -422,6 +443,98 @@ impl Plan {
     }
 }
 
+/// The places of each replica that one map describes: what it names, and what its strategy makes of the rest.
+fn placements(
+    map: &DeviceMap,
+    trial: &Trial,
+    costs: &PerComponent<Cost>,
+    infos: &[&DeviceInfo],
+) -> Result<Vec<Placement<DeviceId>>> {
+    let named = PerComponent::try_new(|component| match map.components.get(component.name()) {
+        None => Ok(None),
+        Some(pool) => {
+            let sections = sections(component, trial.spec);
+            pool.value
+                .iter()
+                .map(|place| convert(component, pool, place, &sections))
+                .collect::<Result<Vec<_>>>()
+                .map(Some)
+        }
+    })?;
+    let mut budgets: Vec<DeviceBudget> = infos
+        .iter()
+        .map(|info| {
+            let limit = map.max_memory.get(&info.id).map_or(u64::MAX, |limit| limit.value);
+            DeviceBudget { id: info.id, bytes: info.free_bytes.min(limit) }
+        })
+        .collect();
+    // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
+    let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
+    for (component, places) in named.iter() {
+        let single = match places.as_deref() {
+            None => None,
+            Some([place]) if place.devices().len() == 1 => Some(place.devices()[0]),
+            Some(places) => {
+                for (id, cost) in places.iter().map(|p| trial.cost(component, p)).collect::<Result<Vec<_>>>()?.concat()
+                {
+                    if let Some(budget) = budgets.iter_mut().find(|budget| budget.id == id) {
+                        budget.bytes = budget.bytes.saturating_sub(cost.weight_bytes + cost.keep_bytes);
+                    }
+                }
+                continue;
+            }
+        };
+        let cost = costs.get(component);
+        sizes.push(ComponentSize {
+            name: component.name().to_string(),
+            weight_bytes: cost.weight_bytes,
+            activation_bytes: cost.activation_bytes,
+            keep_bytes: cost.keep_bytes,
+        });
+        wishes.push(single);
+    }
+    if sizes.is_empty() {
+        return PerComponent::try_new(|component| Ok(named.get(component).clone().unwrap_or_default()))
+            .map(|p| vec![p]);
+    }
+    let placed = strategies::place_replicas(map.strategy.value, map.replicas.value, &sizes, &wishes, &budgets)?;
+    let with_names = |devices: Vec<DeviceId>| {
+        let mut placed = sizes.iter().map(|size| size.name.as_str()).zip(devices).collect::<BTreeMap<_, _>>();
+        PerComponent::new(|component| match (named.get(component), placed.remove(component.name())) {
+            (Some(places), _) => places.clone(),
+            (None, device) => {
+                let device = device.expect("a component that is not named is the strategy's");
+                vec![Place::whole(device, sections(component, trial.spec).len())]
+            }
+        })
+    };
+    Ok(placed.into_iter().map(with_names).collect())
+}
+
+/// A place of a map as a device for each section.
+fn convert(
+    component: Component,
+    pool: &Located<Vec<device_map::Place>>,
+    place: &device_map::Place,
+    sections: &[String],
+) -> Result<Place<DeviceId>> {
+    let route = |place: &device_map::Place| -> Result<Vec<DeviceId>> {
+        let device = |section: &String| {
+            place.device_at(section).map(|device| device.value).ok_or_else(|| {
+                pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
+                    .hint("\"\" = \"...\" among the shards is the device of the rest")
+            })
+        };
+        sections.iter().map(device).collect()
+    };
+    Ok(match place {
+        device_map::Place::Guided { negative, positive } => {
+            Place::Guided { negative: route(negative)?, positive: route(positive)? }
+        }
+        place => Place::Route(route(place)?),
+    })
+}
+
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
 /// of the slowest stage and one for each other stage that has devices of its own.
 fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, largest: &Largest) -> usize {
@@ -442,6 +555,50 @@ fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, l
         }
     }
     in_flight
+}
+
+/// Refuses what a map can say and this version does not do yet, so that no wish is passed over in silence.
+///
+/// # Errors
+/// If there is such a wish; the message says what is possible.
+pub fn check_served(map: &DeviceMap) -> Result<()> {
+    if map.batch.value > 1 {
+        return Err(map
+            .batch
+            .refuse("batch", "several requests in one forward pass come later")
+            .found(map.batch.value.to_string())
+            .hint("batch = 1"));
+    }
+    if let Some((id, facts)) = map.device.first_key_value() {
+        return Err(facts
+            .refuse(&format!("device.{id}"), "facts about a device come later")
+            .hint("`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses"));
+    }
+    let elsewhere = |place: &device_map::Place| -> Vec<Located<Reside>> {
+        match place {
+            device_map::Place::On { reside, .. } | device_map::Place::Cut { reside, .. } => vec![reside.clone()],
+            device_map::Place::Guided { negative, positive } => [negative, positive]
+                .iter()
+                .filter_map(|place| match &***place {
+                    device_map::Place::On { reside, .. } | device_map::Place::Cut { reside, .. } => {
+                        Some(reside.clone())
+                    }
+                    device_map::Place::Guided { .. } => None,
+                })
+                .collect(),
+        }
+    };
+    for map in [map.clone()].iter().chain(&map.replica_maps()) {
+        strategies::check_served(&map.strategy)?;
+        for (name, pool) in &map.components {
+            if let Some(reside) = pool.value.iter().flat_map(elsewhere).find(|reside| reside.value != Reside::Device) {
+                return Err(reside
+                    .refuse(&format!("components.{name}"), "weights that live elsewhere come later")
+                    .hint("leave out `reside`: the weights live on the device that runs them"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The type of a component's weights on the CPU, which computes in f32.
@@ -471,12 +628,10 @@ fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[Devic
         });
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
-    let component = map.components.iter().find(|(_, place)| place.value == id);
+    let component = map.placed_devices().find(|(_, device)| device.value == id);
     let listed = map.devices.iter().find(|device| device.value == id);
     let refused = match (component, listed) {
-        (Some((name, place)), _) => {
-            place.refuse(&format!("components.{name}"), format!("device \"{id}\" is not on this machine"))
-        }
+        (Some((key, device)), _) => device.refuse(&key, format!("device \"{id}\" is not on this machine")),
         (None, Some(device)) => device.refuse("devices", format!("device \"{id}\" is not on this machine")),
         (None, None) => Error::input(format!("device \"{id}\" is not on this machine")),
     };

@@ -3,6 +3,7 @@
 
 use super::{
     device_map::{Replicas, Strategy},
+    fields::Located,
     size::format_bytes,
 };
 use crate::{
@@ -43,12 +44,32 @@ pub struct DeviceBudget {
     pub bytes: u64,
 }
 
+impl DeviceBudget {
+    fn room(&self) -> String {
+        format!("{} free on {}", format_bytes(self.bytes), self.id)
+    }
+}
+
 /// What components need together on one device: weights and keep arenas add up, the transient arena is shared.
 pub fn needed_bytes<'a>(components: impl IntoIterator<Item = &'a ComponentSize>) -> u64 {
     let (resident, arena) = components.into_iter().fold((0, 0), |(resident, arena), component| {
         (resident + component.resident_bytes(), component.activation_bytes.max(arena))
     });
     resident + arena
+}
+
+/// Refuses a strategy that is known but comes later.
+pub fn check_served(strategy: &Located<Strategy>) -> Result<()> {
+    match strategy.value {
+        Strategy::Throughput | Strategy::Latency => Err(strategy
+            .refuse("strategy", "this strategy comes later")
+            .found(format!("\"{}\"", strategy.value.name()))
+            .hint(
+                "possible now: \"balanced\" (the same as \"auto\"), \"balanced_low_0\", \"sequential\", \"single\" or \
+                 \"diffusers-balanced\"",
+            )),
+        _ => Ok(()),
+    }
 }
 
 /// A device for each of `components`, in their order, out of `devices`, the preferred one first.
@@ -61,15 +82,65 @@ pub fn place(
     named: &[Option<DeviceId>],
     devices: &[DeviceBudget],
 ) -> Result<Vec<DeviceId>> {
+    check_served(&strategy.into())?;
     let search = Search::new(components, named, devices)?;
     let found = match strategy {
-        Strategy::Balanced => search.balanced(),
+        Strategy::Sequential => search.sequential(),
         Strategy::Single => search.single(),
+        Strategy::DiffusersBalanced => search.diffusers_balanced()?,
+        // The last two have been refused.
+        Strategy::Balanced | Strategy::BalancedLow0 | Strategy::Throughput | Strategy::Latency => {
+            search.balanced(strategy == Strategy::BalancedLow0)
+        }
     };
     match found {
         Some(placement) => Ok(placement.iter().map(|&device| devices[device].id).collect()),
         None => Err(search.refuse(strategy)),
     }
+}
+
+/// Where diffusers' `device_map="balanced"` puts a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upstream {
+    /// On the device with this index.
+    Device(usize),
+    /// On the host, because the device whose turn it was had no room; its weights go to a device in every forward pass.
+    Host,
+}
+
+/// The placement of diffusers' `device_map="balanced"`, down to its order: what has been placed where, in the order in
+/// which places were first used. `components` are the bytes of weights in the order of `model_index.json`, `devices` the
+/// bytes of each GPU. The host holds one component: one that comes there later drives it out, and it is nowhere.
+///
+/// Components are dealt out, the largest first, to devices in the order 0, 1, 1, 0, 0, 1 … (the roomiest is 0). One that
+/// is too large for the device whose turn it is goes to the host, and no other device is asked.
+pub fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<usize>)> {
+    let by_size = |sizes: &[u64]| {
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(sizes[i])); // stable: equal ones keep their order
+        order
+    };
+    let device_order = by_size(devices);
+    let cycle: Vec<usize> = device_order.iter().chain(device_order.iter().rev()).copied().collect();
+    let mut free = devices.to_vec();
+    let mut placed: Vec<(Upstream, Vec<usize>)> = Vec::new();
+    let mut turn = 0;
+    for component in by_size(components) {
+        let Some(&device) = cycle.get(turn % cycle.len().max(1)) else { break };
+        let place = if components[component] > free[device] {
+            Upstream::Host
+        } else {
+            free[device] -= components[component];
+            turn += 1;
+            Upstream::Device(device)
+        };
+        match placed.iter_mut().find(|(other, _)| *other == place) {
+            Some((Upstream::Host, here)) => *here = vec![component],
+            Some((_, here)) => here.push(component),
+            None => placed.push((place, vec![component])),
+        }
+    }
+    placed
 }
 
 /// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
@@ -151,22 +222,96 @@ impl<'a> Search<'a> {
         })
     }
 
+    /// Fills the devices in order: what does not fit beside what is there opens the next one, and nothing goes back.
+    fn sequential(&self) -> Option<Vec<usize>> {
+        let mut placement = self.named.clone();
+        let mut device = 0;
+        for component in 0..self.components.len() {
+            if self.named[component].is_some() {
+                continue;
+            }
+            loop {
+                placement[component] = Some(device);
+                if self.fits(&self.loads(&placement)) {
+                    break;
+                }
+                device += 1;
+                if device == self.devices.len() {
+                    return None;
+                }
+            }
+        }
+        self.fits(&self.loads(&placement)).then(|| placement.into_iter().flatten().collect())
+    }
+
+    /// [`diffusers_map`] of the weights, where it has a device for every component and the arenas fit as well.
+    fn diffusers_balanced(&self) -> Result<Option<Vec<usize>>> {
+        if let Some((component, _)) = self.components.iter().zip(&self.named).find(|(_, named)| named.is_some()) {
+            return Err(Error::input(format!("the {} has a device by name", component.name))
+                .hint("strategy = \"balanced\"; \"diffusers-balanced\" places every component itself"));
+        }
+        let weights: Vec<u64> = self.components.iter().map(|component| component.weight_bytes).collect();
+        let memory: Vec<u64> = self.devices.iter().map(|device| device.bytes).collect();
+        let mut placement = vec![None; self.components.len()];
+        let mut visitor = None;
+        for (place, components) in diffusers_map(&weights, &memory) {
+            for component in components {
+                match place {
+                    Upstream::Device(device) => placement[component] = Some(device),
+                    Upstream::Host => visitor = Some(component),
+                }
+            }
+        }
+        let name = |component: usize| self.components[component].name.as_str();
+        let lost = (0..placement.len()).find(|&c| placement[c].is_none() && visitor != Some(c));
+        let (problem, why) = match (lost, visitor) {
+            (Some(lost), visitor) => (
+                format!("diffusers would lose the {}", name(lost)),
+                format!(
+                    "diffusers asks one device and then puts a component on the host, which holds one: the {} drove it \
+                     out, and the first picture would fail",
+                    visitor.map_or("next", name)
+                ),
+            ),
+            (None, Some(visitor)) => (
+                format!("diffusers would run the {} from the host", name(visitor)),
+                "diffusers asks one device and no other, then copies the weights from the host in every step"
+                    .to_string(),
+            ),
+            (None, None) => {
+                let loads = self.loads(&placement);
+                let placement: Vec<usize> = placement.into_iter().flatten().collect();
+                return Ok(self.fits(&loads).then_some(placement));
+            }
+        };
+        Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}; {why}"))
+            .found(self.room())
+            .hint("strategy = \"balanced\" asks every device"))
+    }
+
     /// Tries every placement: the one whose fullest device is emptiest, then the next fullest, and so on. Of equal
     /// ones, the one that has the largest component on the earliest device, then the next largest, and so on.
-    fn balanced(&self) -> Option<Vec<usize>> {
+    /// With `low_0`, what lies on the first device counts before all this.
+    fn balanced(&self, low_0: bool) -> Option<Vec<usize>> {
         let mut best = None;
-        self.improve(0, &mut self.named.clone(), &mut best);
+        self.improve(0, low_0, &mut self.named.clone(), &mut best);
         best.map(|(_, placement)| placement)
     }
 
     /// Tries all devices for the component that is `next` in order, and so all placements that start like this one.
-    /// `best` keeps the first of the best: its loads, the fullest first, and its devices.
-    fn improve(&self, next: usize, placement: &mut Vec<Option<usize>>, best: &mut Option<(Vec<u64>, Vec<usize>)>) {
+    /// `best` keeps the first of the best: its loads, the one that counts most first, and its devices.
+    fn improve(
+        &self,
+        next: usize,
+        low_0: bool,
+        placement: &mut Vec<Option<usize>>,
+        best: &mut Option<(Vec<u64>, Vec<usize>)>,
+    ) {
         let mut loads = self.loads(placement);
         if !self.fits(&loads) {
             return;
         }
-        loads.sort_unstable_by(|a, b| b.cmp(a));
+        loads[usize::from(low_0)..].sort_unstable_by(|a, b| b.cmp(a));
         // More components never make a load smaller, so what is no better now will not be.
         if best.as_ref().is_some_and(|(best_loads, _)| loads[0] > best_loads[0]) {
             return;
@@ -178,19 +323,21 @@ impl<'a> Search<'a> {
             return;
         };
         if self.named[component].is_some() {
-            return self.improve(next + 1, placement, best);
+            return self.improve(next + 1, low_0, placement, best);
         }
         for device in 0..self.devices.len() {
             placement[component] = Some(device);
-            self.improve(next + 1, placement, best);
+            self.improve(next + 1, low_0, placement, best);
         }
         placement[component] = None;
     }
 
+    fn room(&self) -> String {
+        list(self.devices.iter().map(DeviceBudget::room))
+    }
+
     /// Why there is no placement: what the map itself demands, else one component, else all together.
     fn refuse(&self, strategy: Strategy) -> Error {
-        let budget = |device: &DeviceBudget| format!("{} free on {}", format_bytes(device.bytes), device.id);
-        let room = || list(self.devices.iter().map(budget));
         let hint = "a smaller picture, more `devices`, or more in [max_memory] if it is set";
 
         for (index, load) in self.loads(&self.named).into_iter().enumerate() {
@@ -199,7 +346,7 @@ impl<'a> Search<'a> {
                 let here = self.components.iter().zip(&self.named).filter(|(_, named)| **named == Some(index));
                 let names = list(here.map(|(component, _)| component.name.clone()));
                 return Error::input(format!("{names} placed on {} by name: {} needed", device.id, format_bytes(load)))
-                    .found(budget(device))
+                    .found(device.room())
                     .hint(hint);
             }
         }
@@ -212,7 +359,7 @@ impl<'a> Search<'a> {
                 format_bytes(component.weight_bytes),
                 format_bytes(component.activation_bytes + component.keep_bytes),
             ))
-            .found(room())
+            .found(self.room())
             .hint(hint);
         }
         let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.alone_bytes()))));
@@ -221,11 +368,18 @@ impl<'a> Search<'a> {
                 "the pipeline fits on no single device: it needs {} ({parts})",
                 format_bytes(needed_bytes(self.components))
             ))
-            .found(room())
+            .found(self.room())
             .hint(format!("strategy = \"balanced\"; or {hint}")),
-            Strategy::Balanced => Error::input(format!("the components do not fit on the devices together: {parts}"))
-                .found(room())
-                .hint(hint),
+            Strategy::Sequential | Strategy::DiffusersBalanced => {
+                Error::input(format!("strategy \"{}\" leaves a device too full: {parts}", strategy.name()))
+                    .found(self.room())
+                    .hint(format!("strategy = \"balanced\", which tries every placement; or {hint}"))
+            }
+            Strategy::Balanced | Strategy::BalancedLow0 | Strategy::Throughput | Strategy::Latency => {
+                Error::input(format!("the components do not fit on the devices together: {parts}"))
+                    .found(self.room())
+                    .hint(hint)
+            }
         }
     }
 }
@@ -309,9 +463,130 @@ mod tests {
     }
 
     #[test]
+    fn balanced_low_0_keeps_the_first_device_empty() {
+        for (gib, expected) in [
+            (&[24][..], [0, 0, 0]),
+            (&[24, 24], [1, 1, 1]),
+            (&[24, 24, 24], [2, 1, 2]),
+            // The second device cannot hold all; what goes to the first is the least that can.
+            (&[24, 3], [1, 1, 0]),
+        ] {
+            assert_eq!(placed(Strategy::BalancedLow0, gib), expected, "{gib:?}");
+        }
+    }
+
+    #[test]
+    fn sequential_fills_the_devices_in_order() {
+        for (gib, expected) in [
+            (&[24, 24][..], [0, 0, 0]),
+            (&[3, 24], [0, 0, 1]),
+            (&[1, 24], [0, 1, 1]),
+            // The VAE would fit beside the text encoder, but that device is closed.
+            (&[3, 1, 24], [0, 0, 2]),
+        ] {
+            assert_eq!(placed(Strategy::Sequential, gib), expected, "{gib:?}");
+        }
+        let ids = devices(&[3, 3]);
+        let message = place(Strategy::Sequential, &pipeline(), &[None, None, Some(ids[0].id)], &ids);
+        assert_eq!(indices(&message.unwrap()), [0, 1, 0]);
+        let message = place(Strategy::Sequential, &pipeline(), &[None; 3], &devices(&[1, 3])).unwrap_err().to_string();
+        assert!(message.contains("\"sequential\" leaves a device too full"), "{message}");
+        assert!(message.contains("strategy = \"balanced\""), "{message}");
+    }
+
+    #[test]
+    fn strategies_that_come_later_are_refused() {
+        for strategy in [Strategy::Throughput, Strategy::Latency] {
+            let message = place(strategy, &pipeline(), &[None; 3], &devices(&[24])).unwrap_err().to_string();
+            assert!(message.starts_with("strategy: this strategy comes later"), "{message}");
+        }
+    }
+
+    /// Components in the order of `model_index.json`, bytes in f16.
+    const SD15_SAFE: &[(&str, u64)] = &[
+        ("vae", 167_307_726),
+        ("text_encoder", 246_121_576),
+        ("unet", 1_719_041_928),
+        ("safety_checker", 607_965_232),
+    ];
+    const SD15: &[(&str, u64)] = SD15_SAFE.split_at(3).0;
+    const SD21: &[(&str, u64)] = &[("vae", 167_307_726), ("text_encoder", 680_776_296), ("unet", 1_731_821_448)];
+    const SDXL: &[(&str, u64)] = &[
+        ("vae", 167_307_726),
+        ("text_encoder", 246_121_576),
+        ("text_encoder_2", 1_389_320_296),
+        ("unet", 5_134_927_368),
+    ];
+
+    #[test]
+    fn diffusers_map_is_that_of_diffusers() {
+        // The model, 1 for f16 or 2 for f32, GB of each device, and the map.
+        for (model, width, gb, expected) in [
+            (SD15_SAFE, 1, &[8, 8][..], "0: unet, vae; 1: safety_checker, text_encoder"),
+            (SD15_SAFE, 1, &[8, 24], "1: unet, vae; 0: safety_checker, text_encoder"),
+            (SD15_SAFE, 1, &[2, 1], "0: unet, vae; 1: safety_checker, text_encoder"),
+            (SD15_SAFE, 1, &[1, 1], "cpu: unet; 0: safety_checker; 1: text_encoder, vae"),
+            (SD15_SAFE, 1, &[8, 8, 8], "0: unet; 1: safety_checker; 2: text_encoder, vae"),
+            (SD15, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
+            (SD15, 1, &[8, 8, 8], "0: unet; 1: text_encoder; 2: vae"),
+            (SD21, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
+            (SDXL, 1, &[8, 8], "0: unet, vae; 1: text_encoder_2, text_encoder"),
+            (SDXL, 1, &[8, 24], "1: unet, vae; 0: text_encoder_2, text_encoder"),
+            (SDXL, 1, &[8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder, vae"),
+            (SDXL, 1, &[8, 8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder; 3: vae"),
+            (SDXL, 1, &[4, 4], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
+            (SDXL, 1, &[6, 1], "0: unet; cpu: text_encoder_2; 1: text_encoder, vae"),
+            // Here the UNet is nowhere.
+            (SDXL, 1, &[1, 1], "cpu: text_encoder_2; 0: text_encoder; 1: vae"),
+            (SDXL, 2, &[8, 8], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
+            (SDXL, 2, &[24, 24], "0: unet, vae; 1: text_encoder_2, text_encoder"),
+            (SD15_SAFE, 1, &[24], "0: unet, safety_checker, text_encoder, vae"),
+            (SDXL, 1, &[24], "0: unet, text_encoder_2, text_encoder, vae"),
+            (SD15, 1, &[], ""),
+        ] {
+            let bytes: Vec<u64> = model.iter().map(|(_, bytes)| bytes * width).collect();
+            let memory: Vec<u64> = gb.iter().map(|gb| gb * 1_000_000_000).collect();
+            let map = diffusers_map(&bytes, &memory).into_iter().map(|(place, here)| {
+                let place = match place {
+                    Upstream::Device(device) => device.to_string(),
+                    Upstream::Host => "cpu".to_string(),
+                };
+                format!("{place}: {}", list(here.into_iter().map(|c| model[c].0.to_string())))
+            });
+            assert_eq!(map.collect::<Vec<_>>().join("; "), expected, "{gb:?} GB");
+        }
+    }
+
+    #[test]
+    fn diffusers_balanced_explains_what_diffusers_would_do() {
+        let place = |model: &[(&str, u64)], arena, gb: &[u64]| {
+            let components: Vec<_> = model.iter().map(|(name, bytes)| component(name, *bytes, arena)).collect();
+            let mut devices = devices(gb);
+            for (device, gb) in devices.iter_mut().zip(gb) {
+                device.bytes = gb * 1_000_000_000;
+            }
+            super::place(Strategy::DiffusersBalanced, &components, &vec![None; model.len()], &devices)
+        };
+        assert_eq!(indices(&place(SDXL, 0, &[8, 8]).unwrap()), [0, 1, 1, 0]);
+        for (message, says) in [
+            (
+                place(SDXL, 0, &[1, 1]),
+                "strategy \"diffusers-balanced\": diffusers would lose the unet; diffusers asks one device and then \
+                 puts a component on the host, which holds one: the text_encoder_2 drove it out",
+            ),
+            (place(SDXL, 0, &[6, 1]), "diffusers would run the text_encoder_2 from the host"),
+            (place(SD15, GIB, &[3]), "strategy \"diffusers-balanced\" leaves a device too full"),
+        ] {
+            let message = message.unwrap_err().to_string();
+            assert!(message.contains(says), "wanted: {says}\n{message}");
+            assert!(message.contains("strategy = \"balanced\""), "{message}");
+        }
+    }
+
+    #[test]
     fn named_components_stay_where_they_are_named() {
         let ids = devices(&[24, 24]);
-        for strategy in [Strategy::Balanced, Strategy::Single] {
+        for strategy in [Strategy::Balanced, Strategy::Single, Strategy::Sequential] {
             let placement = place(strategy, &pipeline(), &[None, Some(ids[1].id), None], &ids).unwrap();
             assert_eq!(indices(&placement), [0, 1, 0], "{strategy:?}");
         }

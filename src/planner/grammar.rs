@@ -1,0 +1,498 @@
+//! The grammar of a device map: from a spanned TOML tree to a [`DeviceMap`]. What a key means is said there.
+
+use std::collections::BTreeMap;
+
+use super::{
+    device_map::{
+        COMPONENTS, DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Numerics, Place, ReplicaMap, Replicas,
+        Reside, Strategy, with_nearest,
+    },
+    fields::{Field, Located, Location, Source, nearest},
+    size::parse_size,
+};
+use crate::{
+    backend::{DType, DeviceId, DeviceKind},
+    error::{Error, Result},
+};
+
+/// The keys that stand before the first `[table]`, and the tables.
+const TOP_LEVEL: [&str; 11] = [
+    "strategy",
+    "devices",
+    "replicas",
+    "in_flight",
+    "batch",
+    "dtype",
+    "numerics",
+    "max_memory",
+    "device",
+    "components",
+    "replica",
+];
+/// Those of a `[[replica]]`.
+const REPLICA: [&str; 7] = ["strategy", "devices", "in_flight", "batch", "numerics", "max_memory", "components"];
+const FACTS: [&str; 9] = ["adapter", "cores", "reserve", "memory", "like", "flops", "bandwidth", "link", "count"];
+/// The keys of a place that is a table: those that go together.
+const PLACES: [&[&str]; 3] = [&["shards", "reside"], &["negative", "positive"], &["execute", "reside"]];
+const PLACE_KEYS: [&str; 5] = ["execute", "reside", "negative", "positive", "shards"];
+
+const LIMITS_FORM: &str = "a device and a size on each line: \"cuda:0\" = \"6GiB\"";
+const COMPONENTS_FORM: &str = "a component and a device on each line: unet = \"cuda:0\"";
+const SHARDS_FORM: &str = "shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" }; \"\" is the rest";
+const RESIDE_FORM: &str =
+    "reside = \"host\" (the weights visit from the host's memory) or \"disk\" (they are streamed)";
+const PLACE_FORMS: &str = "a place is \"cuda:0\", { execute = \"cuda:0\", reside = \"host\" }, \
+     { negative = \"cuda:0\", positive = \"cuda:1\" } or { shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" } }";
+/// The largest number of a core that `cores` may name.
+const MAX_CORE: usize = 65_535;
+
+/// Reads a map; `file` is what messages call it.
+pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
+    let source = Source { file, text };
+    let root = source.parse(syntax_hint)?;
+    let mut map = DeviceMap::default();
+    for field in source.fields(root.get_ref()) {
+        match field.name {
+            "strategy" => map.strategy = field.strategy()?,
+            "devices" => map.devices = field.devices()?,
+            "replicas" => map.replicas = field.replicas()?,
+            "in_flight" => map.in_flight = field.in_flight()?,
+            "batch" => map.batch = field.number_from_1("requests in one forward pass")?,
+            "numerics" => map.numerics = field.numerics()?,
+            "dtype" => map.dtype = field.dtypes()?,
+            "max_memory" => map.max_memory = field.limits()?,
+            "device" => {
+                for device in field.entries("[device.\"cpu:0\"], then cores = \"0-15\"")? {
+                    map.device.insert(device.device_name()?, device.facts()?);
+                }
+            }
+            "components" => map.components = field.components()?,
+            "replica" => {
+                let form = "[[replica]] above each one, then devices = [\"cuda:0\"]";
+                let replicas = match field.items() {
+                    Some(items) if !items.is_empty() => items,
+                    _ => return Err(field.refuse("an array of tables is wanted").hint(form)),
+                };
+                for (index, mut replica) in replicas.into_iter().enumerate() {
+                    replica.key = format!("replica[{index}]");
+                    map.replica.push(replica.replica()?);
+                }
+            }
+            name => {
+                let keys = format!("the keys of a device map are {}", TOP_LEVEL.join(", "));
+                return Err(field.refuse_name("no such key").hint(with_nearest(&keys, name, &TOP_LEVEL)));
+            }
+        }
+    }
+    Ok(map)
+}
+
+/// The grammar of single values.
+impl<'a> Field<'a> {
+    fn replica(&self) -> Result<Located<ReplicaMap>> {
+        let mut map = ReplicaMap::default();
+        for field in self.entries("devices = [\"cuda:0\"]")? {
+            match field.name {
+                "strategy" => map.strategy = Some(field.strategy()?),
+                "devices" => map.devices = field.devices()?,
+                "in_flight" => map.in_flight = Some(field.in_flight()?),
+                "batch" => map.batch = Some(field.number_from_1("requests in one forward pass")?),
+                "numerics" => map.numerics = Some(field.numerics()?),
+                "max_memory" => map.max_memory = field.limits()?,
+                "components" => map.components = field.components()?,
+                name if TOP_LEVEL.contains(&name) => {
+                    let problem = match name {
+                        "dtype" => "replicas share one type of weights, or a prompt would give another picture in each",
+                        _ => "this is said once, for the whole map",
+                    };
+                    let hint = format!("`{name}` belongs above the first [[replica]]; {}", replica_keys());
+                    return Err(field.refuse_name(problem).hint(hint));
+                }
+                name => {
+                    return Err(field.refuse_name("no such key").hint(with_nearest(&replica_keys(), name, &REPLICA)));
+                }
+            }
+        }
+        Ok(self.located(map))
+    }
+
+    fn strategy(&self) -> Result<Located<Strategy>> {
+        match self.str().and_then(Strategy::named) {
+            Some(strategy) => Ok(self.located(strategy)),
+            None => Err(self.refuse("no such strategy").hint(Strategy::possible(self.str().unwrap_or_default()))),
+        }
+    }
+
+    fn device(&self) -> Result<Located<DeviceId>> {
+        match self.str().map(str::parse) {
+            Some(Ok(device)) => Ok(self.located(device)),
+            Some(Err(_)) => {
+                Err(self.refuse("not the name of a device").hint(device_hint(self.str().unwrap_or_default())))
+            }
+            None => Err(self.refuse("one device has to be named here").hint(match self.count() {
+                Some(index) => format!("\"cuda:{index}\" is a GPU; {DEVICE_FORMS}"),
+                None => DEVICE_FORMS.to_string(),
+            })),
+        }
+    }
+
+    fn devices(&self) -> Result<Vec<Located<DeviceId>>> {
+        let hint = "devices = [\"cuda:0\", \"cuda:1\"]; without this key: all that suit";
+        match self.items() {
+            Some(items) if !items.is_empty() => items.iter().map(Self::device).collect(),
+            _ => Err(self.refuse("an array of devices is wanted, with at least one").hint(hint)),
+        }
+    }
+
+    fn replicas(&self) -> Result<Located<Replicas>> {
+        match (self.count(), self.str()) {
+            (Some(count), _) => Ok(self.located(Replicas::Count(count))),
+            (_, Some("max")) => Ok(self.located(Replicas::Max)),
+            _ => Err(self.refuse("not a number of replicas").hint("a whole number from 1, or \"max\"")),
+        }
+    }
+
+    fn in_flight(&self) -> Result<Located<InFlight>> {
+        match (self.count(), self.str()) {
+            (Some(count), _) => Ok(self.located(InFlight::Count(count))),
+            (_, Some("auto")) => Ok(self.located(InFlight::Auto)),
+            _ => Err(self.refuse("not a number of requests").hint("a whole number from 1, or \"auto\"")),
+        }
+    }
+
+    /// A number of `things`. That it is at least one is left to [`DeviceMap::check`], where there is a rule for it.
+    fn number_from_1(&self, things: &str) -> Result<Located<usize>> {
+        let count = self
+            .count()
+            .ok_or_else(|| self.refuse(format!("not a number of {things}")).hint("a whole number from 1"))?;
+        Ok(self.located(count))
+    }
+
+    fn numerics(&self) -> Result<Located<Numerics>> {
+        match self.str() {
+            Some("any") => Ok(self.located(Numerics::Any)),
+            Some("same") => Ok(self.located(Numerics::Same)),
+            _ => Err(self
+                .refuse("not a rule for numerics")
+                .hint("\"any\", or \"same\": refuse a plan whose devices round differently")),
+        }
+    }
+
+    fn limits(&self) -> Result<BTreeMap<DeviceId, Located<u64>>> {
+        self.entries(LIMITS_FORM)?.iter().map(|limit| Ok((limit.device_name()?, limit.size()?))).collect()
+    }
+
+    fn components(&self) -> Result<BTreeMap<String, Located<Vec<Place>>>> {
+        let entries = self.entries(COMPONENTS_FORM)?;
+        entries.iter().map(|entry| Ok((entry.component_name()?, entry.pool()?))).collect()
+    }
+
+    /// A place, or an array of them.
+    fn pool(&self) -> Result<Located<Vec<Place>>> {
+        Ok(self.located(match self.items() {
+            Some(items) => items.iter().map(Self::place).collect::<Result<_>>()?,
+            None => vec![self.place()?],
+        }))
+    }
+
+    fn place(&self) -> Result<Place> {
+        let Some(entries) = self.table() else {
+            return match (self.str(), self.count(), self.items()) {
+                (None, None, None) => Err(self.refuse("not a place").hint(PLACE_FORMS)),
+                (_, _, Some(_)) => Err(self
+                    .refuse("one place is wanted here, not a pool")
+                    .hint(format!("a pool is all of a component: unet = [\"cuda:0\", \"cuda:1\"]; {PLACE_FORMS}"))),
+                _ => Ok(Place::On { device: self.device()?, reside: Located::default() }),
+            };
+        };
+        let has = |names: &[&str]| entries.iter().any(|entry| names.contains(&entry.name));
+        let form = match () {
+            () if has(&["shards"]) => PLACES[0],
+            () if has(&["negative", "positive"]) => PLACES[1],
+            () => PLACES[2],
+        };
+        if let Some(entry) = entries.iter().find(|entry| !form.contains(&entry.name)) {
+            if !PLACE_KEYS.contains(&entry.name) {
+                return Err(entry.refuse_place_key());
+            }
+            let hint = match entry.name {
+                "reside" => "{ negative = { execute = \"cuda:0\", reside = \"host\" }, positive = … }",
+                _ => PLACE_FORMS,
+            };
+            return Err(entry.refuse_name(format!("this does not go with `{}`", form[0])).hint(hint));
+        }
+        let find = |name: &str| entries.iter().find(|entry| entry.name == name);
+        let wanted = |name: &str, hint: &str| {
+            find(name).ok_or_else(|| self.refuse(format!("`{name}` is missing")).hint(hint.to_string()))
+        };
+        let reside = || find("reside").map_or_else(|| Ok(Located::default()), Self::reside);
+        match form[0] {
+            "shards" => Ok(Place::Cut { shards: wanted("shards", SHARDS_FORM)?.shards()?, reside: reside()? }),
+            "negative" => Ok(Place::Guided {
+                negative: Box::new(wanted("negative", GUIDED_FORM)?.place()?),
+                positive: Box::new(wanted("positive", GUIDED_FORM)?.place()?),
+            }),
+            _ => Ok(Place::On { device: wanted("execute", PLACE_FORMS)?.device()?, reside: reside()? }),
+        }
+    }
+
+    /// An unknown key of a place: a slip, or a path of the model without `shards` around it.
+    fn refuse_place_key(&self) -> Error {
+        let hint = match nearest(self.name, &PLACE_KEYS) {
+            Some(near) => format!("did you mean `{near}`? {PLACE_FORMS}"),
+            None => format!("a component is cut into pieces by {SHARDS_FORM}"),
+        };
+        self.refuse_name("no such key").hint(hint)
+    }
+
+    fn shards(&self) -> Result<BTreeMap<String, Located<DeviceId>>> {
+        let Some(entries) = self.table() else {
+            return Err(self.refuse("a table of paths and devices is wanted").hint(SHARDS_FORM));
+        };
+        let shard = |entry: &Field<'a>| match (entry.is_dotted(), entry.table().as_deref()) {
+            (true, Some([inner, ..])) => Err(entry
+                .refuse_name("a path with a dot needs quotes")
+                .hint(format!("\"{}.{}\" = …; without them, a dot makes a table in TOML", entry.name, inner.name))),
+            (false, Some(_)) => Err(entry
+                .refuse("one device has to be named here")
+                .hint(format!("`reside` stands beside `shards` and holds for all of them; {DEVICE_FORMS}"))),
+            _ => Ok((entry.name.to_string(), entry.located_as_entry(entry.device()?.value))),
+        };
+        entries.iter().map(shard).collect()
+    }
+
+    fn reside(&self) -> Result<Located<Reside>> {
+        match self.str() {
+            Some("host") => Ok(self.located(Reside::Host)),
+            Some("disk") => Ok(self.located(Reside::Disk)),
+            other => Err(self.refuse("weights cannot live there").hint(match other.map(str::parse::<DeviceId>) {
+                Some(Ok(DeviceId::CPU)) => format!("did you mean \"host\"? {RESIDE_FORM}"),
+                Some(Ok(_)) => format!("{RESIDE_FORM}; without `reside` they live where they are used"),
+                _ => with_nearest(RESIDE_FORM, other.unwrap_or_default(), &["host", "disk"]),
+            })),
+        }
+    }
+
+    fn facts(&self) -> Result<Located<DeviceFacts>> {
+        let mut facts = DeviceFacts::default();
+        for fact in self.entries("reserve = \"1GiB\"")? {
+            match fact.name {
+                "adapter" => {
+                    let number = fact.count().ok_or_else(|| {
+                        fact.refuse("not the number of an adapter").hint("`sdshard devices` lists them, from 0")
+                    })?;
+                    facts.adapter = Some(fact.located(number));
+                }
+                "cores" => facts.cores = Some(fact.cores()?),
+                "reserve" => facts.reserve = Some(fact.size()?),
+                "memory" => facts.memory = Some(fact.size()?),
+                "like" => match fact.str() {
+                    Some(name) if !name.trim().is_empty() => facts.like = Some(fact.located(name.trim().to_string())),
+                    _ => return Err(fact.refuse("not the name of a kind of device").hint("like = \"NVIDIA L4\"")),
+                },
+                "flops" => match fact.number() {
+                    Some(flops) if flops > 0.0 => facts.flops = Some(fact.located(flops)),
+                    _ => {
+                        return Err(fact
+                            .refuse("not a number of operations per second")
+                            .hint("flops = 82.6e12 is 82.6 TFLOP/s"));
+                    }
+                },
+                "bandwidth" => facts.bandwidth = Some(fact.bytes_per_second()?),
+                "link" => facts.link = Some(fact.bytes_per_second()?),
+                "count" => facts.count = Some(fact.number_from_1("devices")?),
+                name => {
+                    let known = format!("the facts about a device are {}", FACTS.join(", "));
+                    let hint = fact.misplaced().unwrap_or_else(|| with_nearest(&known, name, &FACTS));
+                    return Err(fact.refuse_name("no such key").hint(hint));
+                }
+            }
+        }
+        Ok(self.located_at_name(facts))
+    }
+
+    /// `"0-3,8"`: numbers of cores, in ascending order.
+    fn cores(&self) -> Result<Located<Vec<usize>>> {
+        let refuse = |problem: &str| {
+            self.refuse(problem).hint(match self.count() {
+                Some(core) => format!("a list is text: cores = \"{core}\""),
+                None => "numbers and ranges in ascending order: cores = \"0-15\", cores = \"0-3,8\"".to_string(),
+            })
+        };
+        let mut cores = Vec::new();
+        for range in self.str().ok_or_else(|| refuse("not a list of cores"))?.split(',') {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (Ok(first), Ok(last)) = (first.trim().parse::<usize>(), last.trim().parse::<usize>()) else {
+                return Err(refuse("not a list of cores"));
+            };
+            if first > last || cores.last().is_some_and(|&before| first <= before) {
+                return Err(refuse("the cores are not in ascending order"));
+            }
+            if last > MAX_CORE {
+                return Err(refuse(&format!("there is no core beyond {MAX_CORE}")));
+            }
+            cores.extend(first..=last);
+        }
+        Ok(self.located(cores))
+    }
+
+    fn bytes_per_second(&self) -> Result<Located<u64>> {
+        let forms = "bytes per second, written as a size: \"1008GB/s\"";
+        let text = self.str().ok_or_else(|| self.refuse("not a rate").hint(forms))?;
+        match parse_size(text.trim().strip_suffix("/s").unwrap_or(text)) {
+            Ok(0) => Err(self.refuse("nothing would ever arrive").hint(forms)),
+            Ok(bytes) => Ok(self.located(bytes)),
+            Err(hint) => Err(self.refuse("not a rate").hint(format!("{forms}; {hint}"))),
+        }
+    }
+
+    fn dtypes(&self) -> Result<DTypes> {
+        let Some(entries) = self.table() else {
+            return Ok(DTypes { default: self.dtype()?, components: BTreeMap::new() });
+        };
+        let components = entries.iter().map(|entry| Ok((entry.component_name()?, entry.dtype()?)));
+        Ok(DTypes { default: None, components: components.collect::<Result<_>>()? })
+    }
+
+    fn dtype(&self) -> Result<Option<DType>> {
+        match self.str() {
+            Some("auto") => Ok(None),
+            Some("f32") => Ok(Some(DType::F32)),
+            Some("f16") => Ok(Some(DType::F16)),
+            Some("bf16") => Ok(Some(DType::BF16)),
+            other => {
+                let near = match other.unwrap_or_default() {
+                    "float32" | "fp32" => "; did you mean \"f32\"?",
+                    "float16" | "fp16" | "half" => "; did you mean \"f16\"?",
+                    "bfloat16" => "; did you mean \"bf16\"?",
+                    _ => "",
+                };
+                Err(self.refuse("not a type of weights").hint(format!("\"auto\", \"f32\", \"f16\" or \"bf16\"{near}")))
+            }
+        }
+    }
+
+    fn size(&self) -> Result<Located<u64>> {
+        let Some(text) = self.str() else {
+            return Err(self.refuse("not a size").hint(match self.count() {
+                Some(number) => format!("a size is text with a unit: \"{number}GiB\"?"),
+                None => "a number and a unit: \"6GiB\", \"6.5GB\", \"512MiB\"".to_string(),
+            }));
+        };
+        match parse_size(text) {
+            Ok(bytes) => Ok(self.located_at_name(bytes)),
+            Err(hint) => Err(self.refuse("not a size").hint(hint)),
+        }
+    }
+
+    fn entries(&self, form: &str) -> Result<Vec<Self>> {
+        self.table().ok_or_else(|| {
+            let header = match self.name {
+                "" => "[[replica]]".to_string(),
+                name if name.contains(':') => format!("[device.\"{name}\"]"),
+                name if self.key.starts_with("replica[") => format!("[replica.{name}]"),
+                name => format!("[{name}]"),
+            };
+            self.refuse("a table is wanted").hint(format!("{header}, then {form}"))
+        })
+    }
+
+    /// The name as a component's.
+    fn component_name(&self) -> Result<String> {
+        if COMPONENTS.contains(&self.name) {
+            return Ok(self.name.to_string());
+        }
+        let components = format!("the components are {}", COMPONENTS.join(", "));
+        let hint = self.misplaced().unwrap_or_else(|| with_nearest(&components, self.name, &COMPONENTS));
+        Err(self.refuse_name("no such component").hint(hint))
+    }
+
+    /// The name as a device's.
+    fn device_name(&self) -> Result<DeviceId> {
+        self.name.parse().map_err(|_| {
+            let dotted = match (self.is_dotted(), self.table().as_deref()) {
+                (true, Some([inner])) => Some(format!(
+                    "a dot makes a table in TOML; a device has a colon and quotes: \"{}:{}\" = …",
+                    self.name, inner.name
+                )),
+                _ => None,
+            };
+            let hint = self.misplaced().or(dotted).unwrap_or_else(|| device_hint(self.name));
+            self.refuse_name("not the name of a device").hint(hint)
+        })
+    }
+
+    /// What to say of a name that belongs further up and not to this table.
+    fn misplaced(&self) -> Option<String> {
+        let table = self.key.strip_suffix(self.name)?.trim_end_matches('.');
+        let name = self.name;
+        match table.strip_prefix("replica[").and_then(|rest| rest.split_once("].")) {
+            Some((_, table)) if REPLICA.contains(&name) => Some(format!(
+                "`{name}` belongs directly under [[replica]]: TOML puts every key that follows [replica.{table}] into it"
+            )),
+            _ => TOP_LEVEL.contains(&name).then(|| {
+                format!("`{name}` belongs above the first [table]: TOML puts every key that follows [{table}] into it")
+            }),
+        }
+    }
+}
+
+fn replica_keys() -> String {
+    format!("the keys of a [[replica]] are {}", REPLICA.join(", "))
+}
+
+const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\" or \"wgpu:N\", N counted from 0";
+
+/// What may have been meant by a device's name.
+fn device_hint(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let kind_end = lower.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(lower.len());
+    let (kind, rest) = lower.split_at(kind_end);
+    let kind = match kind {
+        "cuda" | "gpu" | "nvidia" | "" => Some(DeviceKind::Cuda),
+        "wgpu" | "vulkan" | "metal" | "mps" | "dx" | "rocm" | "hip" | "xpu" => Some(DeviceKind::Wgpu),
+        "cpu" | "host" => Some(DeviceKind::Cpu),
+        _ => None,
+    };
+    let index = rest.trim_start_matches([':', '.', '-', '_', ' ']);
+    match (kind, index, index.parse::<u16>()) {
+        (Some(DeviceKind::Cpu), "", _) => format!("did you mean \"cpu\"? {DEVICE_FORMS}"),
+        (Some(kind), "", _) if !text.is_empty() => format!("did you mean \"{}:0\"? {DEVICE_FORMS}", kind.name()),
+        (Some(kind), _, Ok(index)) => format!("did you mean \"{}:{index}\"? {DEVICE_FORMS}", kind.name()),
+        _ => DEVICE_FORMS.to_string(),
+    }
+}
+
+/// What may have been meant by something that is no TOML.
+fn syntax_hint(at: &Location) -> Option<String> {
+    let line = at.text.split('#').next().unwrap_or_default().trim();
+    if let Some(header) = line.strip_prefix("[device.").and_then(|rest| rest.strip_suffix(']')) {
+        return Some(format!("a name with a colon needs quotes: [device.\"{header}\"]"));
+    }
+    // Inside braces and brackets, the words around the place that TOML stumbled over; else the line's.
+    let end = at.text.char_indices().nth(at.column - 1).map_or(at.text.len(), |(end, _)| end);
+    let (before, rest) = at.text.split_at(end);
+    let start = before.rfind(['{', '[', ',']);
+    let piece = match start {
+        Some(start) if line.contains('=') => {
+            let inner = rest.find(['}', ']', ',']).map_or(at.text.len(), |stop| end + stop);
+            at.text[start + 1..inner].trim()
+        }
+        _ => line,
+    };
+    let Some((key, value)) = piece.split_once('=') else {
+        let is_word = start.is_some() && piece.starts_with(|c: char| c.is_ascii_alphabetic());
+        return is_word.then(|| format!("text needs quotes: \"{piece}\""));
+    };
+    let (key, value) = (key.trim(), value.trim());
+    if key.contains(':') && !key.contains('"') {
+        return Some(format!("a name with a colon needs quotes: \"{key}\" = …"));
+    }
+    if key.contains('.') && !key.contains('"') && value.starts_with('"') {
+        return Some(format!("a path with a dot needs quotes: \"{key}\" = …"));
+    }
+    if value.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        return Some(format!("text needs quotes: {key} = \"{value}\""));
+    }
+    None
+}
