@@ -1,6 +1,9 @@
 //! A model that is about to be used: its files, its facts and its tokenizer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use super::{Component, Network};
 use crate::{
@@ -44,13 +47,17 @@ impl Model {
         Ok(Self { files, spec, tokenizer, variant })
     }
 
+    /// A component's weights, headers checked, no tensor read.
+    fn weights(&self, component: Component) -> Result<Weights> {
+        Weights::open(&self.files, component.name(), self.variant.as_deref())
+    }
+
     /// Ten hexadecimal digits that tell this model from others: see [`weights::identity`].
     ///
     /// # Errors
     /// If a weight file cannot be opened.
     pub fn identity(&self) -> Result<String> {
-        let open = |component: Component| Weights::open(&self.files, component.name(), self.variant.as_deref());
-        let opened = Component::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let opened = Component::ALL.into_iter().map(|component| self.weights(component)).collect::<Result<Vec<_>>>()?;
         weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())
     }
 }
@@ -72,21 +79,13 @@ impl<'a> Loader<'a> {
         Self { model, text_encoders: HashMap::new(), unets: HashMap::new(), vaes: HashMap::new() }
     }
 
-    fn open(&self, component: Component) -> Result<Weights> {
-        Weights::open(&self.model.files, component.name(), self.model.variant.as_deref())
-    }
-
     /// The text encoder for a route.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or left over, or a device has no room.
     pub fn text_encoder(&mut self, route: Route) -> Result<Network<ClipTextEncoder>> {
-        let network = match self.text_encoders.get(&homes(&route)) {
-            Some(network) => network.clone(),
-            None => Arc::new(load_text_encoder(self.open(Component::TextEncoder)?, &self.model.spec, &route)?),
-        };
-        self.text_encoders.insert(homes(&route), network.clone());
-        Ok(Network { network, route })
+        let (open, spec) = (|| self.model.weights(Component::TextEncoder), &self.model.spec);
+        shared(&mut self.text_encoders, route, |route| load_text_encoder(open()?, spec, route))
     }
 
     /// The UNet for a route.
@@ -94,12 +93,8 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::text_encoder`].
     pub fn unet(&mut self, route: Route) -> Result<Network<Unet>> {
-        let network = match self.unets.get(&homes(&route)) {
-            Some(network) => network.clone(),
-            None => Arc::new(load_unet(self.open(Component::Unet)?, &self.model.spec, &route)?),
-        };
-        self.unets.insert(homes(&route), network.clone());
-        Ok(Network { network, route })
+        let (open, spec) = (|| self.model.weights(Component::Unet), &self.model.spec);
+        shared(&mut self.unets, route, |route| load_unet(open()?, spec, route))
     }
 
     /// The VAE's decoder for a route.
@@ -107,17 +102,19 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::text_encoder`].
     pub fn vae(&mut self, route: Route) -> Result<Network<VaeDecoder>> {
-        let network = match self.vaes.get(&homes(&route)) {
-            Some(network) => network.clone(),
-            None => Arc::new(load_vae(self.open(Component::Vae)?, &self.model.spec, &route)?),
-        };
-        self.vaes.insert(homes(&route), network.clone());
-        Ok(Network { network, route })
+        let (open, spec) = (|| self.model.weights(Component::Vae), &self.model.spec);
+        shared(&mut self.vaes, route, |route| load_vae(open()?, spec, route))
     }
 }
 
-fn homes(route: &Route) -> Vec<String> {
-    route.iter().map(|device| device.weight_home().to_string()).collect()
+/// A network whose sections' weights are where this route wants them: one that is there, or a new one.
+fn shared<N>(networks: &mut Shared<N>, route: Route, load: impl FnOnce(&Route) -> Result<N>) -> Result<Network<N>> {
+    let homes = route.iter().map(|device| device.weight_home().to_string()).collect();
+    let network = match networks.entry(homes) {
+        Entry::Occupied(entry) => entry.get().clone(),
+        Entry::Vacant(entry) => entry.insert(Arc::new(load(&route)?)).clone(),
+    };
+    Ok(Network { network, route })
 }
 
 /// The sections of a component: where a device map may cut it.

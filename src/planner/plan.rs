@@ -163,8 +163,14 @@ impl<'a> Trial<'a> {
                 (loaded, 1)
             }
             Component::Unet => {
-                let unets: Vec<Arc<Unet>> =
-                    routes.iter().map(|r| load_unet(weights(), spec, r).map(Arc::new)).collect::<Result<_>>()?;
+                let mut unets: Vec<Arc<Unet>> = Vec::with_capacity(2);
+                for (i, route) in routes.iter().enumerate() {
+                    // Two branches in the same place share the weights.
+                    unets.push(match unets.first() {
+                        Some(unet) if place.routes()[i] == place.routes()[0] => unet.clone(),
+                        _ => Arc::new(load_unet(weights(), spec, route)?),
+                    });
+                }
                 let loaded = take();
                 let mut networks = unets
                     .into_iter()

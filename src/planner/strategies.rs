@@ -5,6 +5,7 @@ use super::{
     device_map::{Replicas, Strategy},
     fields::Located,
     size::format_bytes,
+    world::share,
 };
 use crate::{
     backend::DeviceId,
@@ -166,9 +167,7 @@ pub fn place_replicas(
 
 /// Deals `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
 pub fn deal<T>(items: &[T], groups: usize) -> Vec<&[T]> {
-    let (share, remainder) = (items.len() / groups, items.len() % groups);
-    let start = |group: usize| group * share + group.min(remainder);
-    (0..groups).map(|group| &items[start(group)..start(group + 1)]).collect()
+    (0..groups).map(|group| &items[share(items.len(), group, groups)]).collect()
 }
 
 /// One pipeline looking for its devices. Devices are indices into `devices`.

@@ -172,8 +172,8 @@ impl World {
     }
 }
 
-/// Share `index` of `count` things dealt into `shares`.
-fn share(count: usize, index: usize, shares: usize) -> Range<usize> {
+/// Share `index` of `count` things dealt into `shares`: contiguous, the larger ones first.
+pub(super) fn share(count: usize, index: usize, shares: usize) -> Range<usize> {
     let (size, larger) = (count / shares, count % shares);
     let start = |index: usize| index * size + index.min(larger);
     start(index)..start(index + 1)
