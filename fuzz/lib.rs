@@ -29,3 +29,17 @@ pub fn refused(error: &sdshard::error::Error) {
     assert_eq!(error.exit_code(), 2, "{error}");
     assert!(!error.to_string().is_empty());
 }
+
+/// Ends the program at a panic, as libFuzzer wants it, unless it is the tokenizer library's: those are caught and told.
+pub fn let_the_tokenizer_library_panic() {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let end = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let file = panic.location().map_or("", |place| place.file());
+            if !file.contains("/tokenizers-") {
+                end(panic);
+            }
+        }));
+    });
+}

@@ -89,6 +89,13 @@ impl Error {
         self
     }
 
+    /// The same, found before anything ran: the input is refused.
+    #[must_use]
+    pub fn refused(mut self) -> Self {
+        self.scope = Scope::Input;
+        self
+    }
+
     /// How far the failure reaches.
     pub fn scope(&self) -> &Scope {
         &self.scope

@@ -1,5 +1,7 @@
 //! Texts to token ids: CLIP's byte-pair encoding, over a library.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer as Library};
 
@@ -46,13 +48,17 @@ impl Tokenizer {
     pub fn load(files: &ModelFiles, folder: &str, max_length: usize) -> Result<Self> {
         let special = SpecialTokens::read(files, folder)?;
         let whole = format!("{folder}/tokenizer.json");
-        let (library, file) = if files.exists(&whole) {
-            (read_whole(files, &whole)?, files.path_of(&whole))
-        } else {
-            let vocab = format!("{folder}/vocab.json");
-            (build(files, &vocab, &format!("{folder}/merges.txt"), &special)?, files.path_of(&vocab))
-        };
-        Self::new(library, &special, max_length).map_err(|error| error.context(file))
+        let vocab = format!("{folder}/vocab.json");
+        let is_whole = files.exists(&whole);
+        let file = files.path_of(if is_whole { &whole } else { &vocab });
+        guarded(|| {
+            let library = match is_whole {
+                true => read_whole(files, &whole)?,
+                false => build(files, &vocab, &format!("{folder}/merges.txt"), &special)?,
+            };
+            Self::new(library, &special, max_length).map_err(|error| error.context(&file))
+        })
+        .unwrap_or_else(|| Err(Error::input(format!("{file}: the tokenizer library cannot follow this file"))))
     }
 
     fn new(mut library: Library, special: &SpecialTokens, max_length: usize) -> Result<Self> {
@@ -93,7 +99,9 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Encoded> {
         let doing = |error| Error::request("turning the prompt into tokens").source(error);
         let (looked_at, rest) = text.split_at(text.floor_char_boundary(LONGEST_TEXT));
-        let encoding = self.library.encode(looked_at, false).map_err(doing)?;
+        let encoding = guarded(|| self.library.encode(looked_at, false).map_err(doing)).unwrap_or_else(|| {
+            Err(Error::request("turning the prompt into tokens: the tokenizer library cannot follow this prompt"))
+        })?;
         let room = self.max_length - 2;
         let tokens = encoding.get_ids();
         let kept = tokens.len().min(room);
@@ -108,6 +116,12 @@ impl Tokenizer {
         let truncated = cut.map(|start| text[text.floor_char_boundary(start)..].to_owned());
         Ok(Encoded { ids, truncated })
     }
+}
+
+/// What a call of the library gives; `None` if it panics, as it does over some files that it should refuse.
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    // What the call had half made is dropped with it.
+    catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
 /// The tokens that mean something to the model.
@@ -288,6 +302,19 @@ mod tests {
         let list =
             [("vocab.json", small_vocab()), ("merges.txt", merges), ("special_tokens_map.json", special.to_owned())];
         Tokenizer::load(&files(&list), "tokenizer", length)
+    }
+
+    #[test]
+    fn a_file_that_the_library_cannot_follow_is_refused() {
+        let emoji = concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji/tokenizer/tokenizer.json");
+        let text = std::fs::read_to_string(emoji).unwrap();
+        let broken = text.replacen(r"\\s+", r"\\s*", 1);
+        assert_ne!(text, broken);
+        let refused = Tokenizer::load(&files(&[("tokenizer.json", broken)]), "tokenizer", 32);
+        match refused {
+            Err(error) => assert!(error.to_string().contains("tokenizer/tokenizer.json"), "{error}"),
+            Ok(tokenizer) => assert!(tokenizer.encode("a dog").is_err()),
+        }
     }
 
     #[test]

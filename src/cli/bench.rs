@@ -15,9 +15,12 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         Some(size) => size.0,
         None => (model.spec.unet.sample_size, model.spec.unet.sample_size),
     };
-    for (name, count) in [("batch", args.batch), ("repeat", args.repeat)] {
+    for (name, count, most) in [("batch", args.batch, 256), ("repeat", args.repeat, 1_000_000)] {
         if count == 0 {
             return Err(Error::input(format!("--{name}: at least 1")));
+        }
+        if count > most {
+            return Err(Error::input(format!("--{name}: at most {most}")).found(count.to_string()));
         }
     }
     let report = bench::components(&model, &Settings { latents, batch: args.batch, repeat: args.repeat })?;

@@ -46,14 +46,22 @@ const TITLE: usize = 50;
 /// Makes the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let world = World::new(args.rank, args.world_size, |name| std::env::var(name).ok())?;
+    if world.world_size > 1 && args.seed == Some(Seed::Random) {
+        return Err(Error::input("--seed random: several processes would each draw a seed of their own")
+            .hint("--seed N, with the same N for all"));
+    }
     let (mut jobs, first_seed) = jobs(args)?;
     if world.world_size > 1 && !mine(&mut jobs, &world, console) {
-        return Ok(());
+        return if args.json { console.print(&summary(0, 0, 0, 0.0, [])) } else { Ok(()) };
     }
     backend::cpu::threads::share_cores(world.local_rank, world.local_world_size);
     let map = device_map(&args.model)?;
     let latents = args.latents.as_deref().map(Latents::read).transpose()?;
     output::check_writable(&args.output_dir)?;
+    let trace_file = args.trace.as_ref().map(|path| trace_file(path, &world));
+    if let Some(folder) = trace_file.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new("")) {
+        output::check_writable(folder)?;
+    }
     let swept = output::sweep(&args.output_dir);
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
@@ -108,6 +116,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         skipped: asked - jobs.len(),
         failed: Vec::new(),
         trace: Vec::new(),
+        trace_file,
+        first_seed,
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
     run.finish(outcome, &engine)
@@ -196,6 +206,8 @@ struct Run<'a> {
     failed: Vec<String>,
     /// What worked when, for `--trace`: the request and its spans.
     trace: Vec<(usize, Vec<Span>)>,
+    trace_file: Option<PathBuf>,
+    first_seed: u64,
 }
 
 /// One picture on its way.
@@ -324,15 +336,16 @@ impl Run<'_> {
             let (failed, peaks) = (self.failed.len(), engine.peak_bytes());
             self.console.print(&summary(self.saved, failed, self.skipped, seconds, peaks))?;
         }
-        if let Some(path) = &self.args.trace {
-            output::write(path, self.trace().as_bytes())?;
-        }
-        if let Err(error) = &outcome
-            && *error.scope() == Scope::Interrupted
-        {
-            self.console.note(&format!("to go on: {}", command_to_resume(std::env::args())));
+        let traced = self.trace_file.as_ref().map_or(Ok(()), |path| output::write(path, self.trace().as_bytes()));
+        if let Err(error) = &outcome {
+            self.failed.iter().for_each(|failed| self.console.note(failed));
+            if *error.scope() == Scope::Interrupted {
+                let arguments = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+                self.console.note(&format!("to go on: {}", command_to_resume(arguments, self.first_seed)));
+            }
         }
         outcome?;
+        traced?;
         match self.failed.len() {
             0 => Ok(()),
             n => Err(Error::request(format!(
@@ -381,17 +394,37 @@ impl Run<'_> {
     }
 }
 
-/// The command line with `--resume`, quoted for a shell.
-fn command_to_resume(arguments: impl Iterator<Item = String>) -> String {
-    let quote = |word: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
-        if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
-    };
-    let mut words: Vec<String> = arguments.map(quote).collect();
-    if !words.iter().any(|word| word == "--resume") {
-        words.insert(1.min(words.len()), "--resume".to_string());
+/// Where the trace goes: several processes write a file each.
+fn trace_file(path: &Path, world: &World) -> PathBuf {
+    if world.world_size == 1 {
+        return path.to_path_buf();
     }
-    words.join(" ")
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}-rank{}{extension}", world.rank))
+}
+
+/// The command line that goes on where this one stopped, quoted for a shell: with `--resume`, and with the seed that was
+/// drawn.
+fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64) -> String {
+    let quote = |word: &String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    let mut words: Vec<String> = arguments.filter(|word| word != "--overwrite" && word != "--resume").collect();
+    for i in 1..words.len() {
+        match words[i].as_str() {
+            "--seed=random" => words[i] = format!("--seed={first_seed}"),
+            "random" if words[i - 1] == "--seed" => words[i] = first_seed.to_string(),
+            _ => {}
+        }
+    }
+    words.insert(1.min(words.len()), "--resume".to_string());
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
 /// One picture to make. What is `None` is the model's to say.
@@ -605,9 +638,10 @@ mod tests {
 
     #[test]
     fn the_way_to_go_on_can_be_pasted_into_a_shell() {
-        let command = |words: &[&str]| command_to_resume(words.iter().map(ToString::to_string));
+        let command = |words: &[&str]| command_to_resume(words.iter().map(ToString::to_string), 7);
         assert_eq!(command(&["sdshard", "a dog", "--steps=3"]), "sdshard --resume 'a dog' --steps=3");
-        assert_eq!(command(&["sdshard", "it's", "", "--resume"]), r"sdshard 'it'\''s' '' --resume");
+        assert_eq!(command(&["sdshard", "it's", "", "--resume"]), r"sdshard --resume 'it'\''s' ''");
+        assert_eq!(command(&["sdshard", "a", "--overwrite", "--seed", "random"]), "sdshard --resume a --seed 7");
     }
 
     #[test]

@@ -120,17 +120,17 @@ impl Engine {
                 workers.push((index, pipeline.clone(), Keeps::new(keeps.collect::<Result<_>>()?)));
             }
         }
-        let workers = workers
-            .into_iter()
-            .map(|(index, pipeline, keeps)| {
-                let queue = queue.clone();
-                std::thread::Builder::new()
-                    .name(format!("replica {index}"))
-                    .spawn(move || work(index, &pipeline, &keeps, &queue))
-                    .map_err(|e| Error::process("starting a replica's thread").source(e))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { queue, workers, devices, threads })
+        // From here on the engine itself ends the threads that it has, should one more not start.
+        let mut engine = Self { queue, workers: Vec::with_capacity(threads), devices, threads };
+        for (index, pipeline, keeps) in workers {
+            let queue = engine.queue.clone();
+            let worker = std::thread::Builder::new()
+                .name(format!("replica {index}"))
+                .spawn(move || work(index, &pipeline, &keeps, &queue))
+                .map_err(|e| Error::process("starting a replica's thread").source(e))?;
+            engine.workers.push(worker);
+        }
+        Ok(engine)
     }
 
     /// Hands a request over. Waits while the queue is full.

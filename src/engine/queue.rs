@@ -104,7 +104,8 @@ impl Queue {
         let mut state = self.state();
         state.here[replica] = false;
         let orphans = if state.is_deserted() { std::mem::take(&mut state.jobs) } else { VecDeque::new() };
-        if !state.is_deserted() && job.attempts <= retries {
+        // Once the queue is closed, others may have gone home.
+        if !state.is_deserted() && !state.closed && job.attempts <= retries {
             state.jobs.push_front(job);
             drop(state);
         } else {

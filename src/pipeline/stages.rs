@@ -5,7 +5,7 @@
 
 use super::request::{Request, Rng, Start};
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, Scope},
     models::{
         clip::ClipTextEncoder,
         route::{Keeps, Route},
@@ -176,7 +176,11 @@ fn call(
             let negative = scope.spawn(|| call(0));
             let positive = call(1);
             let negative = negative.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok(vec![negative?, positive?])
+            match (negative, positive) {
+                // A device that failed is worse news than a request that did.
+                (Ok(_) | Err(_), Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
+                (negative, positive) => Ok(vec![negative?, positive?]),
+            }
         }),
         _ => (0..branches.len()).map(call).collect(),
     }

@@ -126,10 +126,11 @@ impl<'a> Trial<'a> {
     /// Runs a component without data, placed as `place` says, and gives the most that it asked of each device for any
     /// of the sizes.
     fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
-        let mut costs = self.cost_of(component, place, (self.largest.width, self.largest.height))?;
+        let cost_of = |size| self.cost_of(component, place, size).map_err(Error::refused);
+        let mut costs = cost_of((self.largest.width, self.largest.height))?;
         if component != Component::TextEncoder {
             for &size in &self.largest.also {
-                for ((_, most), (_, cost)) in costs.iter_mut().zip(self.cost_of(component, place, size)?) {
+                for ((_, most), (_, cost)) in costs.iter_mut().zip(cost_of(size)?) {
                     *most = most.max(cost);
                 }
             }
@@ -323,7 +324,7 @@ impl Plan {
         };
         let budgets: Vec<u64> = infos.iter().map(budget).collect();
         let plan = Self::assemble(&trial, costs, dtypes, replicas, &infos, &budgets)?;
-        plan.check_numerics(map)?;
+        maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         Ok(plan)
     }
 
@@ -386,7 +387,8 @@ impl Plan {
                     *held = cost.weight_bytes.max(*held);
                     match keep_bytes.iter_mut().find(|(known, _)| *known == id) {
                         Some((_, bytes)) => *bytes = cost.keep_bytes.max(*bytes),
-                        None if cost.keep_bytes > 0 => keep_bytes.push((id, cost.keep_bytes)),
+                        // Also where it keeps nothing: a request finds an arena on every device of the UNet.
+                        None if component == Component::Unet => keep_bytes.push((id, cost.keep_bytes)),
                         None => {}
                     }
                 }
@@ -568,13 +570,6 @@ fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, l
 /// # Errors
 /// If there is such a wish; the message says what is possible.
 pub fn check_served(map: &DeviceMap) -> Result<()> {
-    if map.batch.value > 1 {
-        return Err(map
-            .batch
-            .refuse("batch", "several requests in one forward pass come later")
-            .found(map.batch.value.to_string())
-            .hint("batch = 1"));
-    }
     if let Some((id, facts)) = map.device.first_key_value() {
         return Err(facts
             .refuse(&format!("device.{id}"), "facts about a device come later")
@@ -596,6 +591,13 @@ pub fn check_served(map: &DeviceMap) -> Result<()> {
     };
     for map in [map.clone()].iter().chain(&map.replica_maps()) {
         strategies::check_served(&map.strategy)?;
+        if map.batch.value > 1 {
+            return Err(map
+                .batch
+                .refuse("batch", "several requests in one forward pass come later")
+                .found(map.batch.value.to_string())
+                .hint("batch = 1"));
+        }
         for (name, pool) in &map.components {
             if let Some(reside) = pool.value.iter().flat_map(elsewhere).find(|reside| reside.value != Reside::Device) {
                 return Err(reside
@@ -702,9 +704,13 @@ impl fmt::Display for Plan {
         }
         write!(
             f,
-            "\n{replicas}; pictures up to {}x{}; {} in all",
+            "\n{replicas}; pictures up to {}x{}{}; {} in all",
             self.largest.width,
             self.largest.height,
+            match self.largest.also.len() {
+                0 => String::new(),
+                n => format!(" and {n} other sizes"),
+            },
             bytes(self.total_bytes())
         )
     }

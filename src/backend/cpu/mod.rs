@@ -56,6 +56,8 @@ pub fn class(path: Path) -> String {
 /// What this machine has under the name `cpu`.
 pub fn info() -> DeviceInfo {
     let (memory_bytes, available) = system_memory();
+    // Processes that share the cores share the memory.
+    let available = available / threads::processes() as u64;
     DeviceInfo {
         id: DeviceId::CPU,
         name: model_name(),
@@ -77,7 +79,10 @@ fn system_memory() -> (u64, u64) {
     // A container's limit counts where it is lower (control groups, version 2).
     let number = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
     if let Some(limit) = number("/sys/fs/cgroup/memory.max") {
-        let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
+        // Files that were read and could be forgotten again count as used there: a checkpoint, for one.
+        let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok());
+        let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0).saturating_sub(cached.unwrap_or(0));
         (all, free) = (all.min(limit), free.min(limit.saturating_sub(used)));
     }
     (all, free)

@@ -24,6 +24,8 @@ const SPINS: usize = 4000;
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    /// Tells pools apart, counted from 1.
+    id: u64,
     /// The cores to stay on; empty for no preference.
     cores: Vec<usize>,
     /// One call at a time.
@@ -119,13 +121,15 @@ impl Pool {
                 std::thread::Builder::new()
                     .name(format!("cpu {i}"))
                     .spawn(move || {
-                        stay_on(&cores);
+                        // Whoever starts it may be bound to other cores.
+                        bind(if cores.is_empty() { allowed() } else { &cores });
                         shared.help();
                     })
                     .expect("the system can start a thread for each core")
             })
             .collect();
-        Self { shared, helpers, cores, turn: Mutex::default() }
+        static POOLS: AtomicU64 = AtomicU64::new(1);
+        Self { shared, helpers, id: POOLS.fetch_add(1, Ordering::Relaxed), cores, turn: Mutex::default() }
     }
 
     /// Threads that work, the caller included.
@@ -139,7 +143,7 @@ impl Pool {
     /// If `work` panics, with its panic.
     pub fn run(&self, tasks: usize, work: impl Fn(usize) + Sync) {
         let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        stay_on(&self.cores);
+        stay_on(self.id, &self.cores);
         let shared = &*self.shared;
         if self.helpers.is_empty() || tasks <= 1 {
             return (0..tasks).for_each(work);
@@ -180,16 +184,18 @@ impl Drop for Pool {
     }
 }
 
-/// Binds this thread to `cores`, unless it already is or none are given.
-#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
-fn stay_on(cores: &[usize]) {
+/// Keeps this thread on `cores` for as long as it works for pool `pool`; none are given for no preference.
+fn stay_on(pool: u64, cores: &[usize]) {
+    // The pool that this thread was bound for; 0 for none.
     thread_local!(static BOUND: Cell<u64> = const { Cell::new(0) });
-    // Zero stands for "not bound"; one bit per core, wrapping, is enough to tell the shares of one process apart.
-    let mask = cores.iter().fold(0u64, |mask, core| mask | 1 << (core % 64));
-    if mask == 0 || BOUND.get() == mask {
-        return;
+    let wanted = if cores.is_empty() { 0 } else { pool };
+    if BOUND.replace(wanted) != wanted {
+        bind(if cores.is_empty() { allowed() } else { cores });
     }
-    BOUND.set(mask);
+}
+
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
+fn bind(cores: &[usize]) {
     #[cfg(target_os = "linux")]
     {
         let mut set = rustix::thread::CpuSet::new();
@@ -197,6 +203,20 @@ fn stay_on(cores: &[usize]) {
         // A core that was taken away meanwhile costs speed, not results.
         let _ = rustix::thread::sched_setaffinity(None, &set);
     }
+}
+
+/// The cores that the system lets this process use. Asked once, before any thread is bound.
+fn allowed() -> &'static [usize] {
+    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
+    ALLOWED.get_or_init(|| {
+        #[cfg(target_os = "linux")]
+        let all: Vec<usize> = rustix::thread::sched_getaffinity(None)
+            .map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
+            .unwrap_or_default();
+        #[cfg(not(target_os = "linux"))]
+        let all: Vec<usize> = (0..std::thread::available_parallelism().map_or(1, NonZero::get)).collect();
+        if all.is_empty() { vec![0] } else { all }
+    })
 }
 
 /// This process's share of the machine's cores, if it has to share them: index and count.
@@ -225,18 +245,19 @@ pub fn cores() -> &'static [usize] {
     static CORES: OnceLock<Vec<usize>> = OnceLock::new();
     CORES.get_or_init(|| {
         let asked = asked().ok().flatten(); // what is no number is refused before anything is computed
-        let allowed = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let count = asked.map_or(allowed, |n| n.get().min(allowed));
-        #[cfg(target_os = "linux")]
-        let all: Vec<usize> = rustix::thread::sched_getaffinity(None)
-            .map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect())
-            .unwrap_or_default();
-        #[cfg(not(target_os = "linux"))]
-        let all: Vec<usize> = (0..count).collect();
-        let all = if all.is_empty() { vec![0] } else { all.into_iter().take(count).collect() };
+        // The system's list first: it is what a thread that was bound later would no longer see.
+        let system = allowed().len();
+        let most = std::thread::available_parallelism().map_or(1, NonZero::get).min(system);
+        let count = asked.map_or(most, |n| n.get().min(most));
+        let all: Vec<usize> = allowed().iter().copied().take(count).collect();
         let &(index, count) = SHARE.get().unwrap_or(&(0, 1));
         share(&all, index, count)
     })
+}
+
+/// Among how many processes this machine is shared, as [`share_cores`] was told.
+pub fn processes() -> usize {
+    SHARE.get().map_or(1, |share| share.1)
 }
 
 /// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
