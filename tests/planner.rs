@@ -734,6 +734,7 @@ fn what_comes_later_is_refused_where_it_stands() {
         ),
         ("strategy = \"latency\"", "map.toml:1:12: strategy: this strategy comes later", "found: \"latency\""),
         ("batch = 4", "map.toml:1:9: batch: several requests", "batch = 1"),
+        ("[[replica]]\nbatch = 4", "map.toml:2:9: replica[0].batch: several requests", "batch = 1"),
         ("[device.\"wgpu:1\"]\nadapter = 0", "map.toml:1:9: device.wgpu:1: facts", "[max_memory]"),
         (
             "[components]\nvae = { execute = \"cuda:0\", reside = \"host\" }",

@@ -89,7 +89,6 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
     json!({
         "width": plan.largest.width,
         "height": plan.largest.height,
-        "also": plan.largest.also,
         "device_map": device_map,
         "components": components,
         "replicas": replicas,
