@@ -3,18 +3,18 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    path::Path,
+    sync::Arc,
+    time::Instant,
 };
 
 use sdshard::{
-    backend::{self, DeviceId},
-    engine::{Engine, Event},
-    error::{Error, Result, Scope},
+    backend::{self},
+    engine::Engine,
+    error::{Error, Result},
     models::spec::Defaults,
     pipeline::{
-        self, Component, Metadata, Model, PerComponent, Picture, Span,
+        Metadata, Model,
         latents::{self, Latents},
         output,
         request::{Output, Request, Rng, Start},
@@ -26,23 +26,19 @@ use sdshard::{
     },
     scheduler::{SchedulerKind, schedule},
 };
-use serde_json::json;
 
 use super::{
     GenerateArgs, ModelArgs, OutputType, Seed,
     interrupt::Interrupt,
     model,
     names::file_name,
-    plan::one_or_all,
-    progress::{Console, Progress},
+    progress::Console,
     prompts::{self, Options},
+    run::{Run, summary, trace_file},
 };
 
 /// The most pictures of one run.
 const MAX_JOBS: usize = 1_000_000;
-/// The most characters of a prompt beside its progress.
-const TITLE: usize = 50;
-
 /// Makes the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let world = World::new(args.rank, args.world_size, |name| std::env::var(name).ok())?;
@@ -123,26 +119,6 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     run.finish(outcome, &engine)
 }
 
-/// The last line of `--json`.
-fn summary(
-    images: usize,
-    failed: usize,
-    skipped: usize,
-    seconds: f64,
-    peaks: impl IntoIterator<Item = (DeviceId, usize)>,
-) -> String {
-    let peaks = peaks.into_iter().map(|(id, bytes)| (id.to_string(), json!(bytes)));
-    let summary = json!({
-        "images": images,
-        "failed": failed,
-        "skipped": skipped,
-        "seconds": seconds,
-        "images_per_second": if seconds > 0.0 { images as f64 / seconds } else { 0.0 },
-        "peak_bytes": peaks.collect::<serde_json::Map<_, _>>(),
-    });
-    json!({ "summary": summary }).to_string()
-}
-
 /// Those of `all` whose files are not `there` yet.
 fn missing<T>(all: Vec<T>, there: &[bool]) -> Vec<T> {
     all.into_iter().zip(there).filter(|(_, there)| !**there).map(|(one, _)| one).collect()
@@ -186,245 +162,6 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
 fn metadata(requests: &[Request], model: &Model) -> Result<Vec<Metadata>> {
     let hash = model.identity()?;
     requests.iter().map(|request| Metadata::new(request, model, &hash)).collect()
-}
-
-/// A run under way: what is shown, what is saved, what failed.
-struct Run<'a> {
-    args: &'a GenerateArgs,
-    console: &'a Console,
-    interrupt: &'a Interrupt,
-    world: &'a World,
-    jobs: &'a [Job],
-    metadata: &'a [Metadata],
-    requests: &'a [Request],
-    plan: &'a Plan,
-    started: Instant,
-    under_way: HashMap<usize, UnderWay>,
-    saved: usize,
-    /// Pictures that were there already.
-    skipped: usize,
-    failed: Vec<String>,
-    /// What worked when, for `--trace`: the request and its spans.
-    trace: Vec<(usize, Vec<Span>)>,
-    trace_file: Option<PathBuf>,
-    first_seed: u64,
-}
-
-/// One picture on its way.
-struct UnderWay {
-    progress: Progress,
-    replica: usize,
-    attempts: usize,
-}
-
-impl Run<'_> {
-    /// Hears what happens to request `index`; an error stops the run.
-    fn on(&mut self, index: usize, event: Event) -> Result<()> {
-        match event {
-            Event::Taken { replica, attempt } => {
-                let title = title(index + 1, self.jobs.len(), &self.jobs[index].prompt);
-                let progress = self.console.start(&title);
-                self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
-            }
-            Event::Progress(progress) => {
-                if let Some(under_way) = self.under_way.get(&index) {
-                    match progress {
-                        pipeline::Progress::Started(component, steps) => {
-                            under_way.progress.stage(component.name(), steps);
-                        }
-                        pipeline::Progress::Step(done) => under_way.progress.step(done),
-                        pipeline::Progress::Finished(..) => {}
-                    }
-                }
-            }
-            Event::Done(result) => self.done(index, result)?,
-        }
-        if self.interrupt.requested().load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
-    }
-
-    fn done(&mut self, index: usize, result: Result<Picture>) -> Result<()> {
-        let under_way = self.under_way.remove(&index);
-        let saved = result.and_then(|picture| Ok((self.save(index, &picture)?, picture)));
-        match saved {
-            Ok((path, picture)) => {
-                self.saved += 1;
-                if self.args.trace.is_some() {
-                    self.trace.push((index, picture.spans.clone()));
-                }
-                let (replica, attempts) = under_way.as_ref().map_or((0, 1), |u| (u.replica, u.attempts));
-                if let Some(under_way) = under_way {
-                    under_way.progress.finish("saved");
-                }
-                if self.args.json {
-                    self.console.print(&self.line(index, &path, replica, attempts, &picture).to_string())
-                } else {
-                    self.console.print(&path.display().to_string())
-                }
-            }
-            Err(error) if *error.scope() == Scope::Interrupted => Ok(()),
-            Err(error) => {
-                let job = &self.jobs[index];
-                if let Some(under_way) = under_way {
-                    under_way.progress.finish("failed");
-                }
-                self.failed.push(format!("{}: {error}", job.file));
-                if self.args.json {
-                    let line = json!({
-                        "index": job.prompt_index,
-                        "image": job.image_index,
-                        "prompt": job.prompt,
-                        "seed": job.seed,
-                        "file": job.file,
-                        "error": error.to_string(),
-                    });
-                    self.console.print(&line.to_string())?;
-                }
-                if *error.scope() == Scope::Process { Err(error) } else { Ok(()) }
-            }
-        }
-    }
-
-    /// Writes the file of one picture.
-    fn save(&self, index: usize, picture: &Picture) -> Result<PathBuf> {
-        let metadata = &self.metadata[index];
-        let bytes = match &picture.image {
-            Some(image) => image.encode_png(metadata)?,
-            None => picture.latents.encode(metadata)?,
-        };
-        let path = self.args.output_dir.join(&self.jobs[index].file);
-        output::write(&path, &bytes)?;
-        Ok(path)
-    }
-
-    /// One picture as a line of JSON.
-    fn line(&self, index: usize, path: &Path, replica: usize, attempts: usize, picture: &Picture) -> serde_json::Value {
-        let job = &self.jobs[index];
-        // A text that was remembered used no device this time: then those that would have.
-        let placement = &self.plan.replicas[replica].placement;
-        let devices = PerComponent::new(|component| match picture.devices(component) {
-            [] => placement.get(component)[0].devices(),
-            used => used.to_vec(),
-        });
-        let class = |id| self.plan.devices.iter().find(|device| device.id == id).map_or("", |device| &device.class);
-        let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
-            Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
-        };
-        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-        let mut timings = of(&|component| json!(ms(picture.time(component))));
-        timings["total"] = json!(ms(picture.spans.iter().map(|span| span.elapsed).sum()));
-        json!({
-            "index": job.prompt_index,
-            "image": job.image_index,
-            "prompt": job.prompt,
-            "seed": job.seed,
-            "file": path.display().to_string(),
-            "replica": replica,
-            "rank": self.world.rank,
-            "world_size": self.world.world_size,
-            "attempts": attempts,
-            "devices": of(&|component| one_or_all(devices.get(component))),
-            "numerics": of(&|component| json!(class(devices.get(component)[0]))),
-            "timings_ms": timings,
-            "steps": self.requests[index].steps,
-        })
-    }
-
-    /// The summary, what failed, and the run's own outcome.
-    fn finish(self, outcome: Result<()>, engine: &Engine) -> Result<()> {
-        let seconds = self.started.elapsed().as_secs_f64();
-        if self.args.json {
-            let (failed, peaks) = (self.failed.len(), engine.peak_bytes());
-            self.console.print(&summary(self.saved, failed, self.skipped, seconds, peaks))?;
-        }
-        let traced = self.trace_file.as_ref().map_or(Ok(()), |path| output::write(path, self.trace().as_bytes()));
-        if let Err(error) = &outcome {
-            self.failed.iter().for_each(|failed| self.console.note(failed));
-            if *error.scope() == Scope::Interrupted {
-                let arguments = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-                self.console.note(&format!("to go on: {}", command_to_resume(arguments, self.first_seed)));
-            }
-        }
-        outcome?;
-        traced?;
-        match self.failed.len() {
-            0 => Ok(()),
-            n => Err(Error::request(format!(
-                "{n} of {} pictures failed\n  {}",
-                self.jobs.len(),
-                self.failed.join("\n  ")
-            ))),
-        }
-    }
-}
-
-/// `3/8 a red fox`: enough of a prompt to tell it from others, on one line.
-fn title(number: usize, count: usize, prompt: &str) -> String {
-    let words = prompt.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-    let line = words.collect::<Vec<_>>().join(" ");
-    let shown: String = line.chars().take(TITLE).collect();
-    let more = if shown.len() < line.len() { "..." } else { "" };
-    format!("{number}/{count} {shown}{more}")
-}
-
-impl Run<'_> {
-    /// The spans of all pictures as a Chrome trace: a lane for each device. Chrome's `about:tracing` and Perfetto show it.
-    fn trace(&self) -> String {
-        let micros = |time: Duration| time.as_secs_f64() * 1e6;
-        let lane = |id| self.plan.devices.iter().position(|device| device.id == id).unwrap_or(0);
-        let names = self.plan.devices.iter().enumerate().map(|(lane, device)| {
-            let args = json!({ "name": device.id.to_string() });
-            json!({ "ph": "M", "name": "thread_name", "pid": self.world.rank, "tid": lane, "args": args })
-        });
-        let spans = self.trace.iter().flat_map(|(index, spans)| spans.iter().map(move |span| (index, span)));
-        let spans = spans.flat_map(|(index, span)| {
-            span.devices.iter().map(move |device| {
-                json!({
-                    "ph": "X",
-                    "name": span.component.name(),
-                    "cat": self.jobs[*index].file,
-                    "pid": self.world.rank,
-                    "tid": lane(*device),
-                    "ts": micros(span.started.saturating_duration_since(self.started)),
-                    "dur": micros(span.elapsed),
-                    "args": { "prompt": self.jobs[*index].prompt, "seed": self.jobs[*index].seed },
-                })
-            })
-        });
-        json!({ "traceEvents": names.chain(spans).collect::<Vec<_>>() }).to_string()
-    }
-}
-
-/// Where the trace goes: several processes write a file each.
-fn trace_file(path: &Path, world: &World) -> PathBuf {
-    if world.world_size == 1 {
-        return path.to_path_buf();
-    }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
-    path.with_file_name(format!("{stem}-rank{}{extension}", world.rank))
-}
-
-/// The command line that goes on where this one stopped, quoted for a shell: with `--resume`, and with the seed that was
-/// drawn.
-fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64) -> String {
-    let quote = |word: &String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
-        if !word.is_empty() && word.chars().all(plain) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    let mut words: Vec<String> = arguments.filter(|word| word != "--overwrite" && word != "--resume").collect();
-    for i in 1..words.len() {
-        match words[i].as_str() {
-            "--seed=random" => words[i] = format!("--seed={first_seed}"),
-            "random" if words[i - 1] == "--seed" => words[i] = first_seed.to_string(),
-            _ => {}
-        }
-    }
-    words.insert(1.min(words.len()), "--resume".to_string());
-    words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
 /// One picture to make. What is `None` is the model's to say.
@@ -634,14 +371,6 @@ mod tests {
             ]
         );
         assert!(jobs.iter().all(|job| job.steps == Some(3) && job.width.is_none()));
-    }
-
-    #[test]
-    fn the_way_to_go_on_can_be_pasted_into_a_shell() {
-        let command = |words: &[&str]| command_to_resume(words.iter().map(ToString::to_string), 7);
-        assert_eq!(command(&["sdshard", "a dog", "--steps=3"]), "sdshard --resume 'a dog' --steps=3");
-        assert_eq!(command(&["sdshard", "it's", "", "--resume"]), r"sdshard --resume 'it'\''s' ''");
-        assert_eq!(command(&["sdshard", "a", "--overwrite", "--seed", "random"]), "sdshard --resume a --seed 7");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod names;
 mod plan;
 mod progress;
 mod prompts;
+mod run;
 
 use std::{
     ffi::OsString,

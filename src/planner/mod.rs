@@ -6,6 +6,8 @@ mod grammar;
 pub mod plan;
 pub mod size;
 pub mod strategies;
+mod trial;
 pub mod world;
 
 pub use fields::{Located, Location};
+pub use trial::Cost;
