@@ -82,8 +82,5 @@ pub mod weights;
 pub use engine::{Engine, Event, Ticket};
 pub use error::{Error, Result};
 pub use pipeline::{Component, Image, Metadata, Model, Picture, Progress, request::Request};
-pub use planner::{
-    device_map::DeviceMap,
-    plan::{Largest, Plan},
-};
+pub use planner::{Largest, device_map::DeviceMap, plan::Plan};
 pub use weights::ModelFiles;

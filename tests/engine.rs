@@ -14,10 +14,7 @@ use sdshard::{
         Component, Model, Picture, Progress,
         request::{Output, Request, Rng, Start},
     },
-    planner::{
-        device_map::DeviceMap,
-        plan::{Largest, Plan},
-    },
+    planner::{Largest, device_map::DeviceMap, plan::Plan},
     weights::ModelFiles,
 };
 

@@ -21,10 +21,7 @@ use sdshard::{
         request::{Output, Request, Rng, Start},
         stages::{channels_first, channels_last},
     },
-    planner::{
-        device_map::DeviceMap,
-        plan::{Largest, Plan},
-    },
+    planner::{Largest, device_map::DeviceMap, plan::Plan},
     scheduler::{SchedulerKind, schedule},
     tensor::{Shape, Tensor},
     weights::{ModelFiles, Scope, Weights},

@@ -11,10 +11,7 @@ use sdshard::{
     engine::Engine,
     models::spec::ModelSpec,
     pipeline::{Component, Model, Picture, model::sections, request::Request},
-    planner::{
-        device_map::DeviceMap,
-        plan::{Largest, Plan},
-    },
+    planner::{Largest, device_map::DeviceMap, plan::Plan},
     weights::ModelFiles,
 };
 

@@ -20,8 +20,9 @@ use sdshard::{
         request::{Output, Request, Rng, Start},
     },
     planner::{
+        Largest,
         device_map::{DeviceMap, Replicas},
-        plan::{Largest, Plan},
+        plan::Plan,
         world::World,
     },
     scheduler::{SchedulerKind, schedule},

@@ -3,7 +3,7 @@
 use sdshard::{
     backend,
     error::{Error, Result},
-    planner::plan::{Largest, Plan},
+    planner::{Largest, plan::Plan},
 };
 use serde_json::json;
 

@@ -10,4 +10,4 @@ mod trial;
 pub mod world;
 
 pub use fields::{Located, Location};
-pub use trial::Cost;
+pub use trial::{Cost, Largest};

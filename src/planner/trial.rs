@@ -1,8 +1,7 @@
 //! What a placed component asks of its devices, to the byte: the real model code, run without data.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::plan::Largest;
 use crate::{
     backend::{Device, DeviceId, dry},
     error::{Error, Result},
@@ -15,12 +14,60 @@ use crate::{
         Component, Network, UnetPlace, branches,
         model::{load_text_encoder, load_unet, load_vae, sections},
         placement::Place,
+        request::Request,
         stages::{self, Denoise, Noise},
     },
-    scheduler::{Schedule, schedule},
+    scheduler::{Schedule, SchedulerKind, schedule},
     tensor::Shape,
     weights::Weights,
 };
+
+/// The largest request that a plan is made for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Largest {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Width and height of those requests that have other sizes: a long strip needs more than a square of its area.
+    pub also: Vec<(usize, usize)>,
+    /// Whether negative prompts are used: two texts instead of one.
+    pub guided: bool,
+    /// The solver, which decides how many past estimates are kept; `None` is the model's own.
+    pub scheduler: Option<SchedulerKind>,
+    /// Steps; a run shorter than a solver's memory keeps less.
+    pub steps: usize,
+}
+
+impl Largest {
+    /// What to plan for `requests`: the size of the one with the most pixels, guidance if one of them has it, and the
+    /// solver that keeps most.
+    pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
+        let mut largest: Option<(Self, usize)> = None;
+        let mut sizes = BTreeSet::new();
+        for request in requests {
+            let kept = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history();
+            let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
+            sizes.insert((width, height));
+            let (most, most_kept) = largest.get_or_insert_with(|| {
+                let (scheduler, steps) = (request.scheduler, request.steps);
+                (Self { width, height, also: Vec::new(), guided, scheduler, steps }, kept)
+            });
+            most.guided |= guided;
+            if kept > *most_kept {
+                (most.scheduler, most.steps, *most_kept) = (request.scheduler, request.steps, kept);
+            }
+            if width * height > most.width * most.height {
+                (most.width, most.height) = (width, height);
+            }
+        }
+        if let Some((most, _)) = &mut largest {
+            sizes.remove(&(most.width, most.height));
+            most.also = sizes.into_iter().collect();
+        }
+        Ok(largest.map(|(largest, _)| largest))
+    }
+}
 
 /// What one component needs of a device and does there.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
