@@ -9,7 +9,7 @@ use std::{
 };
 
 use sdshard::{
-    backend::{self},
+    backend,
     engine::Engine,
     error::{Error, Result},
     models::spec::Defaults,
@@ -40,6 +40,7 @@ use super::{
 
 /// The most pictures of one run.
 const MAX_JOBS: usize = 1_000_000;
+
 /// Makes the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let world = World::new(args.rank, args.world_size, |name| std::env::var(name).ok())?;
@@ -71,11 +72,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let asked = jobs.len();
     if args.resume {
-        let is_there = |(job, metadata): (&Job, &Metadata)| -> Result<bool> {
-            let path = args.output_dir.join(&job.file);
-            Ok(path.exists() && Metadata::read(&path)?.as_ref() == Some(metadata))
-        };
-        let there = jobs.iter().zip(&metadata).map(is_there).collect::<Result<Vec<_>>>()?;
+        // It excludes `--overwrite`, so a file that is there has just been found to be this picture.
+        let there: Vec<bool> = jobs.iter().map(|job| args.output_dir.join(&job.file).exists()).collect();
         (jobs, requests, metadata) = (missing(jobs, &there), missing(requests, &there), missing(metadata, &there));
     }
     let Some(largest) = Largest::of(&requests, &model.spec)? else {

@@ -10,7 +10,10 @@ use std::{
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::metadata::{Metadata, SDSHARD};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    weights::Fnv,
+};
 
 /// What the files end in.
 pub const EXTENSION: &str = "safetensors";
@@ -45,11 +48,10 @@ impl Latents {
 
     /// Sixteen hexadecimal digits over shape and values, to tell one starting noise from another (FNV-1a).
     pub fn digest(&self) -> String {
-        let shape = [self.channels, self.height, self.width].map(|n| n as u64);
-        let bytes = shape.iter().flat_map(|n| n.to_le_bytes()).chain(self.values.iter().flat_map(|v| v.to_le_bytes()));
-        let hash = bytes
-            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        format!("{hash:016x}")
+        let mut hash = Fnv::new();
+        [self.channels, self.height, self.width].iter().for_each(|n| hash.write(&(*n as u64).to_le_bytes()));
+        self.values.iter().for_each(|value| hash.write(&value.to_le_bytes()));
+        format!("{:016x}", hash.0)
     }
 
     /// Reads such a file. Every value has to be finite.

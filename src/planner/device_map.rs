@@ -308,6 +308,14 @@ impl Place {
         }
     }
 
+    /// Where its weights live: one answer, or one for each branch of guidance.
+    pub fn resides(&self) -> Vec<&Located<Reside>> {
+        match self {
+            Place::On { reside, .. } | Place::Cut { reside, .. } => vec![reside],
+            Place::Guided { negative, positive } => [negative.resides(), positive.resides()].concat(),
+        }
+    }
+
     /// The cuts in it: itself, or those of the branches of guidance.
     fn cuts(&self) -> Vec<&BTreeMap<String, Located<DeviceId>>> {
         match self {

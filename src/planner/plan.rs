@@ -117,11 +117,8 @@ impl Plan {
             }
         }
         // A limit of one replica's map holds for the device, whoever else uses it.
-        let budget = |info: &DeviceInfo| {
-            let limits = maps.iter().filter_map(|map| map.max_memory.get(&info.id)).map(|limit| limit.value);
-            limits.chain([info.free_bytes]).min().unwrap_or(0)
-        };
-        let budgets: Vec<u64> = infos.iter().map(budget).collect();
+        let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
+        let budgets: Vec<u64> = infos.iter().map(least).collect();
         let plan = Self::assemble(&trial, costs, dtypes, replicas, &infos, &budgets)?;
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         Ok(plan)
@@ -250,6 +247,11 @@ impl Plan {
     }
 }
 
+/// What a map lets a device hold, in bytes.
+fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
+    map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
+}
+
 /// The places of each replica that one map describes: what it names, and what its strategy makes of the rest.
 fn placements(
     map: &DeviceMap,
@@ -268,13 +270,8 @@ fn placements(
                 .map(Some)
         }
     })?;
-    let mut budgets: Vec<DeviceBudget> = infos
-        .iter()
-        .map(|info| {
-            let limit = map.max_memory.get(&info.id).map_or(u64::MAX, |limit| limit.value);
-            DeviceBudget { id: info.id, bytes: info.free_bytes.min(limit) }
-        })
-        .collect();
+    let mut budgets: Vec<DeviceBudget> =
+        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: budget(map, info) }).collect();
     // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
     let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
     for (component, places) in named.iter() {
@@ -301,8 +298,7 @@ fn placements(
         wishes.push(single);
     }
     if sizes.is_empty() {
-        return PerComponent::try_new(|component| Ok(named.get(component).clone().unwrap_or_default()))
-            .map(|p| vec![p]);
+        return Ok(vec![PerComponent::new(|component| named.get(component).clone().unwrap_or_default())]);
     }
     let placed = strategies::place_replicas(map.strategy.value, map.replicas.value, &sizes, &wishes, &budgets)?;
     let with_names = |devices: Vec<DeviceId>| {
@@ -374,20 +370,6 @@ pub fn check_served(map: &DeviceMap) -> Result<()> {
             .refuse(&format!("device.{id}"), "facts about a device come later")
             .hint("`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses"));
     }
-    let elsewhere = |place: &device_map::Place| -> Vec<Located<Reside>> {
-        match place {
-            device_map::Place::On { reside, .. } | device_map::Place::Cut { reside, .. } => vec![reside.clone()],
-            device_map::Place::Guided { negative, positive } => [negative, positive]
-                .iter()
-                .filter_map(|place| match &***place {
-                    device_map::Place::On { reside, .. } | device_map::Place::Cut { reside, .. } => {
-                        Some(reside.clone())
-                    }
-                    device_map::Place::Guided { .. } => None,
-                })
-                .collect(),
-        }
-    };
     for map in [map.clone()].iter().chain(&map.replica_maps()) {
         strategies::check_served(&map.strategy)?;
         if map.batch.value > 1 {
@@ -398,7 +380,8 @@ pub fn check_served(map: &DeviceMap) -> Result<()> {
                 .hint("batch = 1"));
         }
         for (name, pool) in &map.components {
-            if let Some(reside) = pool.value.iter().flat_map(elsewhere).find(|reside| reside.value != Reside::Device) {
+            let resides = pool.value.iter().flat_map(device_map::Place::resides);
+            if let Some(reside) = resides.into_iter().find(|reside| reside.value != Reside::Device) {
                 return Err(reside
                     .refuse(&format!("components.{name}"), "weights that live elsewhere come later")
                     .hint("leave out `reside`: the weights live on the device that runs them"));
@@ -437,10 +420,11 @@ fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[Devic
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);
     let listed = map.devices.iter().find(|device| device.value == id);
+    let problem = format!("device \"{id}\" is not on this machine");
     let refused = match (component, listed) {
-        (Some((key, device)), _) => device.refuse(&key, format!("device \"{id}\" is not on this machine")),
-        (None, Some(device)) => device.refuse("devices", format!("device \"{id}\" is not on this machine")),
-        (None, None) => Error::input(format!("device \"{id}\" is not on this machine")),
+        (Some((key, device)), _) => device.refuse(&key, problem),
+        (None, Some(device)) => device.refuse("devices", problem),
+        (None, None) => Error::input(problem),
     };
     Err(refused.found(found.join(", ")).hint("`sdshard devices` lists what can be used"))
 }

@@ -1,6 +1,6 @@
 //! What a placed component asks of its devices, to the byte: the real model code, run without data.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
 use crate::{
     backend::{Device, DeviceId, dry},
@@ -100,19 +100,28 @@ pub(super) struct Trial<'a> {
     pub rules: dry::Rules,
     pub largest: &'a Largest,
     pub schedule: Schedule,
+    /// What was tried already: resolving a map asks for the same places several times.
+    known: RefCell<Vec<(Component, Place<DeviceId>, Costs)>>,
 }
+
+/// What a component asks of each of its devices.
+type Costs = Vec<(DeviceId, Cost)>;
 
 impl<'a> Trial<'a> {
     pub fn new(spec: &'a ModelSpec, rules: dry::Rules, largest: &'a Largest) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, rules, largest, schedule })
+        Ok(Self { spec, rules, largest, schedule, known: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, and gives the most that it asked of each device for any
     /// of the sizes.
-    pub fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
+    pub fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Costs> {
+        let same = |(c, p, _): &&(Component, Place<DeviceId>, Costs)| *c == component && p == place;
+        if let Some((_, _, costs)) = self.known.borrow().iter().find(same) {
+            return Ok(costs.clone());
+        }
         let cost_of = |size| self.cost_of(component, place, size).map_err(Error::refused);
         let mut costs = cost_of((self.largest.width, self.largest.height))?;
         if component != Component::TextEncoder {
@@ -122,16 +131,12 @@ impl<'a> Trial<'a> {
                 }
             }
         }
+        self.known.borrow_mut().push((component, place.clone(), costs.clone()));
         Ok(costs)
     }
 
     /// The same for one size in pixels.
-    fn cost_of(
-        &self,
-        component: Component,
-        place: &Place<DeviceId>,
-        (width, height): (usize, usize),
-    ) -> Result<Vec<(DeviceId, Cost)>> {
+    fn cost_of(&self, component: Component, place: &Place<DeviceId>, (width, height): (usize, usize)) -> Result<Costs> {
         let ids = place.devices();
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| Device::dry(id, self.rules)).collect();
         let device = |id: &DeviceId| dry[ids.iter().position(|known| known == id).expect("its own device")].0.clone();
