@@ -86,7 +86,7 @@ fn flops() -> f64 {
 #[test]
 fn a_dry_run_holds_what_a_real_run_holds() {
     for path in paths() {
-        let (dry, ledger) = Device::dry(DeviceId::CPU, Rules::Cpu(path));
+        let (dry, ledger) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
         let dry_keep = dry.keep(ROOM).unwrap();
         network(&dry, &dry_keep).unwrap();
         assert_eq!(ledger.take().flops, flops(), "{path}");
@@ -110,7 +110,7 @@ fn a_dry_run_holds_what_a_real_run_holds() {
 #[test]
 fn a_dry_run_counts_the_bytes_of_real_weights() {
     for path in paths() {
-        let (dry, ledger) = Device::dry(DeviceId::CPU, Rules::Cpu(path));
+        let (dry, ledger) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
         for layer in [
             Layer::Linear { out: 37, k: 5 },
             Layer::Geglu { out: 42, k: 5 },

@@ -34,7 +34,7 @@ fn devices() -> Vec<Device> {
 /// The same in name only.
 fn dry() -> Vec<Device> {
     let rules = Rules::Cpu(cpu::path().unwrap());
-    (0..3).map(|i| Device::dry(DeviceId::new(DeviceKind::Cpu, i), rules).0).collect()
+    (0..3).map(|i| Device::dry(DeviceId::new(DeviceKind::Cpu, i), rules, cpu::info().rates).0).collect()
 }
 
 /// Which of three devices runs each of `count` sections: every place to cut once, then some patterns.

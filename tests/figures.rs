@@ -36,7 +36,7 @@ fn whole(device: &Device) -> Route {
 }
 
 fn dry() -> (Device, Arc<Ledger>) {
-    Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable))
+    Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates)
 }
 
 fn unet(device: &Device) -> (Unet, UnetSpec) {

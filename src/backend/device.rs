@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Slab, Values, Weight, cpu, dry};
+use super::{Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry};
 use crate::error::{Error, Result};
 
 /// A device that work can be given to. Clones are the same device.
@@ -37,6 +37,10 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// What a plan may use, in bytes.
     pub free_bytes: u64,
+    /// What things occupy there and which ops it fuses.
+    pub rules: dry::Rules,
+    /// How fast it is.
+    pub rates: Rates,
 }
 
 impl Device {
@@ -52,10 +56,10 @@ impl Device {
         Ok(device)
     }
 
-    /// A device without data, in place of `id` with numerics class `class`, and the ledger that it fills.
-    pub fn dry(id: DeviceId, rules: dry::Rules) -> (Self, Arc<dry::Ledger>) {
+    /// A device without data in place of `id`, and the ledger that it fills.
+    pub fn dry(id: DeviceId, rules: dry::Rules, rates: Rates) -> (Self, Arc<dry::Ledger>) {
         let ledger = Arc::new(dry::Ledger::default());
-        let device = Self::new(id, dry::Dry::new(rules, ledger.clone()));
+        let device = Self::new(id, dry::Dry::new(rules, rates, ledger.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
         (device, ledger)
     }

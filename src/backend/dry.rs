@@ -1,10 +1,10 @@
 //! A device without data. It takes the same calls, counts their work, and lets the arenas show what a real device would
 //! hold: the planner runs the real model code on it, for hardware that may not be here.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Backend, Buffer, DType, Epilogue, Fusion, Layer, Slab, Term, Values, Weight, WeightData,
+    Backend, Buffer, DType, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight, WeightData,
     cpu::{self, Path},
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
@@ -24,6 +24,10 @@ pub enum Rules {
 pub struct Work {
     /// Multiplies and adds of matrix products, convolutions and attention, each counted as one.
     pub flops: f64,
+    /// Bytes that the ops read and write, weights among them.
+    pub bytes: f64,
+    /// How long the ops take at the device's rates.
+    pub seconds: f64,
     /// Ops.
     pub calls: u64,
     /// Bytes of packed weights.
@@ -35,39 +39,48 @@ pub struct Work {
 pub struct Ledger(Mutex<Work>);
 
 impl Ledger {
-    fn add(&self, flops: f64) {
-        let mut work = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        work.calls += 1;
-        work.flops += flops;
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The work since the last time, and begins anew.
     pub fn take(&self) -> Work {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        std::mem::take(&mut self.work())
     }
 }
 
 /// The backend without data.
 pub struct Dry {
     rules: Rules,
+    rates: Rates,
     class: String,
     home: Arc<str>,
     ledger: Arc<Ledger>,
 }
 
 impl Dry {
-    pub(super) fn new(rules: Rules, ledger: Arc<Ledger>) -> Self {
+    pub(super) fn new(rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
         let class = match rules {
             Rules::Cpu(path) => cpu::class(path),
         };
         let home = format!("nowhere, for {class}").into();
-        Self { rules, class, home, ledger }
+        Self { rules, rates, class, home, ledger }
     }
 
-    fn done(&self, flops: f64) -> Result<()> {
-        self.ledger.add(flops);
+    /// An op of `flops` operations that reads and writes `bytes`.
+    fn done(&self, flops: f64, bytes: usize) -> Result<()> {
+        let mut work = self.ledger.work();
+        work.calls += 1;
+        work.flops += flops;
+        work.bytes += bytes as f64;
+        work.seconds += self.rates.seconds(flops, bytes as f64);
         Ok(())
     }
+}
+
+/// Bytes that an epilogue reads.
+fn epilogue_bytes(e: &Epilogue) -> usize {
+    e.channel_add.map_or(0, |(add, _)| add.bytes()) + e.residual.map_or(0, Buffer::bytes)
 }
 
 /// As a factor of a count of operations.
@@ -93,7 +106,7 @@ impl Backend for Dry {
         let bytes = match self.rules {
             Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
         };
-        self.ledger.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).weight_bytes += bytes as u64;
+        self.ledger.work().weight_bytes += bytes as u64;
         Ok(Weight { layer, has_bias, bytes, home: self.home.clone(), data: WeightData::Dry })
     }
 
@@ -115,74 +128,78 @@ impl Backend for Dry {
         }
     }
 
-    fn linear(&self, p: Linear, _: &Buffer, _: &Weight, _: &Epilogue, _: &mut Buffer) -> Result<()> {
-        self.done(2.0 * f(p.rows) * f(p.out) * f(p.k))
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + out.bytes();
+        self.done(2.0 * f(p.rows) * f(p.out) * f(p.k), bytes)
     }
 
-    fn conv2d(&self, p: Conv2d, _: &Buffer, _: &Weight, _: &Epilogue, _: &mut Buffer) -> Result<()> {
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
         let window = f(p.kernel) * f(p.kernel) * f(p.channels);
-        self.done(2.0 * f(p.batch) * f(p.out_height) * f(p.out_width) * f(p.out) * window)
+        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + out.bytes();
+        self.done(2.0 * f(p.batch) * f(p.out_height) * f(p.out_width) * f(p.out) * window, bytes)
     }
 
     fn attention(
         &self,
         p: Attention,
-        _: &Buffer,
-        _: &Buffer,
-        _: &Buffer,
-        _: &mut Buffer,
-        _: &mut Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        scratch: &mut Buffer,
+        out: &mut Buffer,
     ) -> Result<()> {
-        self.done(4.0 * f(p.batch) * f(p.heads) * f(p.queries) * f(p.keys) * f(p.head_dim))
+        let bytes = q.bytes() + k.bytes() + v.bytes() + 2 * scratch.bytes() + out.bytes();
+        self.done(4.0 * f(p.batch) * f(p.heads) * f(p.queries) * f(p.keys) * f(p.head_dim), bytes)
     }
 
-    fn group_norm(&self, _: GroupNorm, _: &Buffer, _: &Weight, _: &mut Buffer, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn group_norm(&self, _: GroupNorm, x: &Buffer, w: &Weight, _: &mut Buffer, out: &mut Buffer) -> Result<()> {
+        // Statistics first, then the values once more.
+        self.done(0.0, 2 * x.bytes() + w.bytes + out.bytes())
     }
 
-    fn layer_norm(&self, _: LayerNorm, _: &Buffer, _: &Weight, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn layer_norm(&self, _: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, x.bytes() + w.bytes + out.bytes())
     }
 
-    fn embedding(&self, _: Embedding, _: &Buffer, _: &Weight, _: &Weight, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn embedding(&self, _: Embedding, ids: &Buffer, _: &Weight, _: &Weight, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, ids.bytes() + 3 * out.bytes())
     }
 
-    fn upsample2x(&self, _: Upsample, _: &Buffer, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn upsample2x(&self, _: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, x.bytes() + out.bytes())
     }
 
-    fn concat_channels(&self, _: Concat, _: &Buffer, _: &Buffer, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn concat_channels(&self, _: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, a.bytes() + b.bytes() + out.bytes())
     }
 
-    fn activate(&self, _: Activate, _: super::Activation, _: &Buffer, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn activate(&self, _: Activate, _: super::Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, x.bytes() + out.bytes())
     }
 
-    fn add_channels(&self, _: AddChannels, _: &Buffer, _: &Buffer, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn add_channels(&self, _: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, x.bytes() + per_channel.bytes() + out.bytes())
     }
 
-    fn scale_add(&self, _: ScaleAdd, _: &[Term], _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn scale_add(&self, _: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
+        self.done(0.0, (terms.len() + 1) * out.bytes())
     }
 
-    fn cast(&self, _: usize, _: DType, _: &Buffer, _: DType, _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn cast(&self, _: usize, _: DType, x: &Buffer, _: DType, out: &mut Buffer) -> Result<()> {
+        self.done(0.0, x.bytes() + out.bytes())
     }
 
-    fn write(&self, _: &[u8], _: &mut Buffer) -> Result<()> {
-        self.done(0.0)
+    fn write(&self, bytes: &[u8], _: &mut Buffer) -> Result<()> {
+        self.done(0.0, bytes.len())
     }
 
     /// Zeros: ids and pixels that every check accepts.
     fn read(&self, _: &Buffer, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
-        self.done(0.0)
+        self.done(0.0, bytes.len())
     }
 
-    fn copy(&self, _: &Buffer, _: usize, _: &mut Buffer, _: usize, _: usize) -> Result<()> {
-        self.done(0.0)
+    fn copy(&self, _: &Buffer, _: usize, _: &mut Buffer, _: usize, bytes: usize) -> Result<()> {
+        self.done(0.0, 2 * bytes)
     }
 }

@@ -14,6 +14,7 @@ pub mod dry;
 pub mod dtype;
 pub mod id;
 pub mod params;
+pub mod rates;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use arena::{Arena, Buffer};
 pub use device::{Device, DeviceInfo, Keep, open, visible};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
+pub use rates::Rates;
 
 use crate::error::Result;
 use params::{

@@ -171,7 +171,7 @@ const KEEP_BYTES: usize = 1 << 30;
 
 fn measure(component: Component, model: &Model, settings: &Settings, peak_gflops: f64) -> Result<Figures> {
     let spec = &model.spec;
-    let (dry, ledger) = Device::dry(DeviceId::CPU, dry::Rules::Cpu(cpu::path()?));
+    let (dry, ledger) = Device::dry(DeviceId::CPU, dry::Rules::Cpu(cpu::path()?), cpu::info().rates);
     let planned = Call::load(component, Weights::shapes_only(component.name()), &dry, spec)?;
     let weight_bytes = ledger.take().weight_bytes;
     let mut gflop = 0.0;

@@ -16,7 +16,7 @@ use super::{
     trial::{Largest, Trial},
 };
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, cpu, dry},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
@@ -102,8 +102,9 @@ impl Plan {
         }
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
-        let trial = Trial::new(spec, dry::Rules::Cpu(cpu::path()?), largest)?;
-        let costs = PerComponent::try_new(|component| trial.whole(component))?;
+        let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
+        let trial = Trial::new(spec, &infos, largest)?;
+        let costs = PerComponent::try_new(|component| trial.whole(component, first))?;
         let mut replicas = Vec::new();
         for map in &maps {
             let own = map.usable(&defaults)?;

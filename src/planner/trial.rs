@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
 use crate::{
-    backend::{Device, DeviceId, dry},
+    backend::{Device, DeviceId, DeviceInfo, dry},
     error::{Error, Result},
     models::{
         route::{Keeps, Route},
@@ -97,7 +97,8 @@ impl Cost {
 /// What the planner runs the model with.
 pub(super) struct Trial<'a> {
     pub spec: &'a ModelSpec,
-    pub rules: dry::Rules,
+    /// The devices that places may name.
+    pub devices: &'a [DeviceInfo],
     pub largest: &'a Largest,
     pub schedule: Schedule,
     /// What was tried already: resolving a map asks for the same places several times.
@@ -108,11 +109,11 @@ pub(super) struct Trial<'a> {
 type Costs = Vec<(DeviceId, Cost)>;
 
 impl<'a> Trial<'a> {
-    pub fn new(spec: &'a ModelSpec, rules: dry::Rules, largest: &'a Largest) -> Result<Self> {
+    pub fn new(spec: &'a ModelSpec, devices: &'a [DeviceInfo], largest: &'a Largest) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, rules, largest, schedule, known: RefCell::default() })
+        Ok(Self { spec, devices, largest, schedule, known: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, and gives the most that it asked of each device for any
@@ -138,7 +139,7 @@ impl<'a> Trial<'a> {
     /// The same for one size in pixels.
     fn cost_of(&self, component: Component, place: &Place<DeviceId>, (width, height): (usize, usize)) -> Result<Costs> {
         let ids = place.devices();
-        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| Device::dry(id, self.rules)).collect();
+        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(id)).collect();
         let device = |id: &DeviceId| dry[ids.iter().position(|known| known == id).expect("its own device")].0.clone();
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
         let routes: Vec<Route> = place.map(device).routes().into_iter().map(|r| Route::new(r.to_vec())).collect();
@@ -212,9 +213,14 @@ impl<'a> Trial<'a> {
         Ok(costs.collect())
     }
 
+    fn dry(&self, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
+        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+        Device::dry(id, info.rules, info.rates)
+    }
+
     /// What a component costs whole, on one device.
-    pub fn whole(&self, component: Component) -> Result<Cost> {
-        let place = Place::whole(DeviceId::CPU, sections(component, self.spec).len());
+    pub fn whole(&self, component: Component, device: DeviceId) -> Result<Cost> {
+        let place = Place::whole(device, sections(component, self.spec).len());
         Ok(self.cost(component, &place)?[0].1)
     }
 }

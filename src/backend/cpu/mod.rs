@@ -14,8 +14,8 @@ pub mod threads;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
-    WeightData,
+    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Rates, Slab, Term, Values,
+    Weight, WeightData,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
@@ -58,13 +58,16 @@ pub fn info() -> DeviceInfo {
     let (memory_bytes, available) = system_memory();
     // Processes that share the cores share the memory.
     let available = available / threads::processes() as u64;
+    let path = path().unwrap_or(Path::Portable);
     DeviceInfo {
         id: DeviceId::CPU,
         name: model_name(),
-        class: class(path().unwrap_or(Path::Portable)),
+        class: class(path),
         cores: threads::cores().len(),
         memory_bytes,
         free_bytes: super::device::plannable(available),
+        rules: super::dry::Rules::Cpu(path),
+        rates: Rates { flops: 1e11, bandwidth: 2e10, link: 1e10 },
     }
 }
 
