@@ -4,6 +4,7 @@ pub mod device_map;
 mod fields;
 mod grammar;
 pub mod plan;
+pub mod predict;
 pub mod size;
 pub mod strategies;
 mod trial;
