@@ -1,5 +1,6 @@
 //! Which device holds what.
 
+pub mod cuts;
 pub mod device_map;
 mod fields;
 mod grammar;
