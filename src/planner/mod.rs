@@ -1,11 +1,15 @@
 //! Which device holds what.
 
+pub mod choose;
 pub mod cuts;
 pub mod device_map;
 mod fields;
 mod grammar;
+pub mod layout;
 pub mod plan;
 pub mod predict;
+mod report;
+mod search;
 pub mod size;
 pub mod strategies;
 mod trial;

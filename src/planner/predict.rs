@@ -195,6 +195,16 @@ impl Load {
         open.min_by_key(|&replica| self.replicas[replica].in_flight - free[replica])
     }
 
+    /// Leaves out the devices that are not `used`, and counts the others anew.
+    pub fn keep_devices(&mut self, used: &[bool]) {
+        let number: Vec<usize> = (0..used.len()).map(|i| used[..i].iter().filter(|used| **used).count()).collect();
+        self.devices = used.iter().filter(|used| **used).count();
+        let stages = self.replicas.iter_mut().flat_map(|replica| &mut replica.stages);
+        for stretch in stages.flatten().flat_map(|place| &mut place.stretches) {
+            stretch.work.iter_mut().for_each(|(device, _)| *device = number[*device]);
+        }
+    }
+
     /// Requests under way at once, in all.
     pub fn in_flight(&self) -> usize {
         self.replicas.iter().map(|replica| replica.in_flight).sum()
