@@ -30,8 +30,10 @@ pub struct Work {
     pub seconds: f64,
     /// Ops.
     pub calls: u64,
-    /// Bytes of packed weights.
+    /// Bytes of weights that were packed.
     pub weight_bytes: u64,
+    /// Bytes of weights that came from the host's memory.
+    pub fetched_bytes: u64,
 }
 
 /// The sums of a dry device's work, shared with whoever made it.
@@ -41,6 +43,11 @@ pub struct Ledger(Mutex<Work>);
 impl Ledger {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The work since the last time it was taken.
+    pub fn so_far(&self) -> Work {
+        *self.work()
     }
 
     /// The work since the last time, and begins anew.
@@ -103,11 +110,20 @@ impl Backend for Dry {
 
     fn pack(&self, layer: Layer, _: Values, bias: Option<Values>) -> Result<Weight> {
         let has_bias = bias.is_some();
-        let bytes = match self.rules {
-            Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
-        };
+        let bytes = self.packed_bytes(layer, has_bias);
         self.ledger.work().weight_bytes += bytes as u64;
-        Ok(Weight { layer, has_bias, bytes, home: self.home.clone(), data: WeightData::Dry })
+        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Dry))
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        match self.rules {
+            Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
+        }
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        self.ledger.work().fetched_bytes += resting.bytes as u64;
+        Ok(resting.clone())
     }
 
     fn supports(&self, _: Fusion) -> bool {
