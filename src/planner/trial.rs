@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
 
 use crate::{
-    backend::{Device, DeviceId, DeviceInfo, dry},
+    backend::{DType, Device, DeviceId, DeviceInfo, dry},
     error::{Error, Result},
     models::{
         route::{Keeps, Route},
@@ -11,7 +11,7 @@ use crate::{
         unet::Unet,
     },
     pipeline::{
-        Component, Network, UnetPlace, branches,
+        Component, Network, PerComponent, UnetPlace, branches,
         model::{load_text_encoder, load_unet, load_vae, sections},
         placement::Place,
         request::Request,
@@ -101,6 +101,8 @@ pub(super) struct Trial<'a> {
     pub devices: &'a [DeviceInfo],
     pub largest: &'a Largest,
     pub schedule: Schedule,
+    /// The type of each component's weights; `None` is what suits the device.
+    dtypes: PerComponent<Option<DType>>,
     /// What was tried already: resolving a map asks for the same places several times.
     known: RefCell<Vec<(Component, Place<DeviceId>, Costs)>>,
 }
@@ -109,11 +111,16 @@ pub(super) struct Trial<'a> {
 type Costs = Vec<(DeviceId, Cost)>;
 
 impl<'a> Trial<'a> {
-    pub fn new(spec: &'a ModelSpec, devices: &'a [DeviceInfo], largest: &'a Largest) -> Result<Self> {
+    pub fn new(
+        spec: &'a ModelSpec,
+        devices: &'a [DeviceInfo],
+        largest: &'a Largest,
+        dtypes: PerComponent<Option<DType>>,
+    ) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, devices, largest, schedule, known: RefCell::default() })
+        Ok(Self { spec, devices, largest, schedule, dtypes, known: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, and gives the most that it asked of each device for any
@@ -139,7 +146,7 @@ impl<'a> Trial<'a> {
     /// The same for one size in pixels.
     fn cost_of(&self, component: Component, place: &Place<DeviceId>, (width, height): (usize, usize)) -> Result<Costs> {
         let ids = place.devices();
-        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(id)).collect();
+        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let device = |id: &DeviceId| dry[ids.iter().position(|known| known == id).expect("its own device")].0.clone();
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
         let routes: Vec<Route> = place.map(device).routes().into_iter().map(|r| Route::new(r.to_vec())).collect();
@@ -213,9 +220,15 @@ impl<'a> Trial<'a> {
         Ok(costs.collect())
     }
 
-    fn dry(&self, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
-        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+    fn dry(&self, component: Component, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
+        let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
+    }
+
+    /// A device with the weights of `component` in their type.
+    pub fn info(&self, component: Component, id: DeviceId) -> DeviceInfo {
+        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+        info.in_type(*self.dtypes.get(component)).expect("planning begins with a look at the types")
     }
 
     /// What a component costs whole, on one device.
