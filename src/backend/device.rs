@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, weight::Meter,
+    Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, weight::Meter,
 };
 use crate::error::{Error, Result};
 
@@ -32,18 +32,57 @@ pub struct DeviceInfo {
     pub id: DeviceId,
     /// What a person would call it.
     pub name: String,
-    /// Its numerics class in f32.
+    /// Its numerics class, with weights in the type of its rules.
     pub class: String,
-    /// Cores that compute.
+    /// Cores that compute; 0 for a GPU.
     pub cores: usize,
+    /// Which ones, by the system's numbers.
+    pub allowed_cores: Vec<usize>,
     /// All memory, in bytes.
     pub memory_bytes: u64,
     /// What a plan may use, in bytes.
     pub free_bytes: u64,
+    /// What a process occupies there before it holds anything: the driver's context and the kernels, in bytes.
+    pub overhead_bytes: u64,
     /// What things occupy there and which ops it fuses.
     pub rules: dry::Rules,
-    /// How fast it is.
+    /// How fast it is, with weights in the type of its rules.
     pub rates: Rates,
+    /// Floating-point operations per second with weights in f32.
+    pub f32_flops: f64,
+}
+
+impl DeviceInfo {
+    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such kernels.
+    pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
+        let Some(dtype) = dtype else { return Some(self.clone()) };
+        let rules = self.rules.in_type(dtype)?;
+        let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
+        Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
+    }
+}
+
+/// A numerics class with weights in another type, which is its last word.
+pub fn class_in(class: &str, dtype: DType) -> String {
+    match class.rsplit_once(' ') {
+        Some((kind, _)) => format!("{kind} {dtype}"),
+        None => dtype.to_string(),
+    }
+}
+
+/// A device to open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// Which one.
+    pub id: DeviceId,
+    /// The cores that it shall compute on; `None` for its even share. Only the CPU has cores to choose from.
+    pub cores: Option<Vec<usize>>,
+}
+
+impl From<DeviceId> for Opening {
+    fn from(id: DeviceId) -> Self {
+        Self { id, cores: None }
+    }
 }
 
 impl Device {
@@ -77,7 +116,7 @@ impl Device {
     /// A device without data in place of `id`, and the ledger that it fills.
     pub fn dry(id: DeviceId, rules: dry::Rules, rates: Rates) -> (Self, Arc<dry::Ledger>) {
         let ledger = Arc::new(dry::Ledger::default());
-        let device = Self::new(id, dry::Dry::new(rules, rates, ledger.clone()));
+        let device = Self::new(id, dry::Dry::new(id, rules, rates, ledger.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
         (device, ledger)
     }
@@ -225,34 +264,56 @@ impl Keep {
     }
 }
 
-/// Opens devices, in the order given. `cpu:N` devices share the cores of this process evenly among those named.
+/// Opens devices, in the order given: names alone, or [`Opening`]s. `cpu:N` devices that ask for no cores of their own
+/// share evenly what the others leave of this process's.
 ///
 /// # Errors
-/// If one of them is not on this machine.
-pub fn open(ids: &[DeviceId]) -> Result<Vec<Device>> {
-    let shares = ids.iter().filter(|id| id.kind == DeviceKind::Cpu && id.index.is_some()).count();
-    let mut share = 0;
-    ids.iter()
-        .map(|&id| match (id.kind, id.index) {
-            (DeviceKind::Cpu, None) => Ok(Device::new(id, cpu::Cpu::whole()?)),
-            (DeviceKind::Cpu, Some(_)) => {
-                share += 1;
-                Ok(Device::new(id, cpu::Cpu::share(share - 1, shares)?))
+/// If one of them is not on this machine, or cores are asked for that this process may not use.
+pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
+    let openings: Vec<Opening> = devices.iter().cloned().map(Into::into).collect();
+    let is_share = |opening: &&Opening| opening.id.kind == DeviceKind::Cpu && opening.id.index.is_some();
+    let wishes: Vec<_> = openings.iter().filter(is_share).map(|opening| opening.cores.as_deref()).collect();
+    let mut shares = cpu::threads::shares(cpu::threads::cores(), &wishes).into_iter();
+    openings
+        .iter()
+        .map(|Opening { id, cores }| {
+            if let (DeviceKind::Cpu, Some(cores)) = (id.kind, cores) {
+                check_cores(*id, cores)?;
             }
-            _ => Err(absent(id)),
+            match (id.kind, id.index, cores) {
+                (DeviceKind::Cpu, None, None) => Ok(Device::new(*id, cpu::Cpu::whole()?)),
+                (DeviceKind::Cpu, None, Some(cores)) => Ok(Device::new(*id, cpu::Cpu::on(cores.clone())?)),
+                (DeviceKind::Cpu, Some(_), _) => {
+                    let cores = shares.next().expect("there is a share for each of them");
+                    Ok(Device::new(*id, cpu::Cpu::on(cores)?))
+                }
+                _ => Err(absent(*id)),
+            }
         })
         .collect()
 }
 
+/// Refuses cores that this process may not use.
+fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
+    let allowed = cpu::threads::cores();
+    match cores.iter().find(|core| !allowed.contains(core)) {
+        None if cores.is_empty() => Err(Error::input(format!("{id}: there has to be at least one core"))),
+        None => Ok(()),
+        Some(core) => Err(Error::input(format!("{id}: this process may not use core {core}"))
+            .found(format!("cores {}", cpu::threads::list(allowed)))
+            .hint("`sdshard devices` says how many cores there are; SDSHARD_THREADS and the affinity limit them")),
+    }
+}
+
 /// The message for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
-    let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
     Error::input(format!("device \"{id}\" is not on this machine"))
-        .found(found.join(", "))
+        .found(DeviceId::CPU.to_string())
         .hint("`sdshard devices` lists what can be used")
 }
 
-/// The devices of this machine, best first.
+/// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
+/// [`rates`](super::rates).
 pub fn visible() -> Vec<DeviceInfo> {
     vec![cpu::info()]
 }

@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod device;
 pub mod dry;
 pub mod dtype;
+pub mod gpu_cost;
 pub mod id;
 pub mod params;
 pub mod rates;
@@ -20,7 +21,7 @@ mod weight;
 use std::sync::Arc;
 
 pub use arena::{Arena, Buffer};
-pub use device::{Device, DeviceInfo, Keep, open, visible};
+pub use device::{Device, DeviceInfo, Keep, Opening, open, visible};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use rates::Rates;

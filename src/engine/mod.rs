@@ -18,7 +18,7 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId},
+    backend::{self, Device, DeviceId, Opening},
     error::{Error, Result, Scope},
     models::route::{Keeps, Route},
     pipeline::{
@@ -28,7 +28,7 @@ use crate::{
         placement::{Place, Placement, Sections},
         request::Request,
     },
-    planner::plan::Plan,
+    planner::plan::{DevicePlan, Plan},
 };
 use queue::{Job, Queue};
 
@@ -98,7 +98,8 @@ impl Engine {
     /// If a device cannot be opened, has no room, or a weight is not as the model's configs say.
     pub fn load(model: Arc<Model>, plan: &Plan) -> Result<Self> {
         let ids: Vec<DeviceId> = plan.devices.iter().map(|device| device.id).collect();
-        let devices = backend::open(&ids)?;
+        let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone() };
+        let devices = backend::open(&plan.devices.iter().map(opening).collect::<Vec<_>>())?;
         for (device, planned) in devices.iter().zip(&plan.devices) {
             device.reserve(planned.activation_bytes as usize)?;
         }

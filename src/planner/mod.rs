@@ -1,8 +1,10 @@
 //! Which device holds what.
 
 pub mod device_map;
+mod diffusers;
 mod fields;
 mod grammar;
+pub mod hardware;
 pub mod plan;
 pub mod size;
 pub mod strategies;

@@ -10,13 +10,14 @@ use std::{
 
 use super::{
     Cost, Located,
-    device_map::{self, DeviceMap, InFlight, Numerics},
+    device_map::{self, DeviceFacts, DeviceMap, InFlight, Numerics, Strategy},
+    diffusers, hardware,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget},
     trial::{Largest, Trial},
 };
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, device::class_in},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
@@ -49,8 +50,12 @@ pub struct DevicePlan {
     pub id: DeviceId,
     /// Its numerics class.
     pub class: String,
+    /// The cores that the map names for it, if it does.
+    pub cores: Option<Vec<usize>>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
+    /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
+    pub overhead_bytes: u64,
     /// Components that run on it, at least in part.
     pub components: Vec<Component>,
     /// Their packed weights that stay, in bytes.
@@ -66,7 +71,7 @@ pub struct DevicePlan {
 impl DevicePlan {
     /// All of it, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
+        self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
@@ -77,7 +82,7 @@ pub struct Plan {
     pub largest: Largest,
     /// What each component needs, whole and on one device.
     pub costs: PerComponent<Cost>,
-    /// The type of each component's weights.
+    /// The type of each component's weights, on the first of its devices.
     pub dtypes: PerComponent<DType>,
     /// Whole pipelines side by side.
     pub replicas: Vec<ReplicaPlan>,
@@ -100,7 +105,6 @@ impl Plan {
         for component in Component::ALL {
             map.check_borders(component.name(), &sections(component, spec))?;
         }
-        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component))?;
         let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let maps = map.replica_maps();
         let mut usable: Vec<DeviceId> = Vec::new();
@@ -112,7 +116,8 @@ impl Plan {
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
-        let trial = Trial::new(spec, &infos, largest)?;
+        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
+        let trial = Trial::new(spec, &infos, largest, dtypes)?;
         let costs = PerComponent::try_new(|component| trial.whole(component, first))?;
         let mut replicas = Vec::new();
         for map in &maps {
@@ -129,7 +134,7 @@ impl Plan {
         // A limit of one replica's map holds for the device, whoever else uses it.
         let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
         let budgets: Vec<u64> = infos.iter().map(least).collect();
-        let plan = Self::assemble(&trial, costs, dtypes, replicas, &infos, &budgets)?;
+        let plan = Self::assemble(&trial, costs, replicas, &infos, &budgets, &map.device)?;
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         Ok(plan)
     }
@@ -157,10 +162,10 @@ impl Plan {
     fn assemble(
         trial: &Trial,
         costs: PerComponent<Cost>,
-        dtypes: PerComponent<DType>,
         placements: Vec<(Placement<DeviceId>, usize, usize)>,
         infos: &[DeviceInfo],
         budgets: &[u64],
+        facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
     ) -> Result<Self> {
         let mut devices: Vec<DevicePlan> = infos
             .iter()
@@ -168,7 +173,9 @@ impl Plan {
             .map(|(info, &budget_bytes)| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
+                cores: facts.get(&info.id).and_then(|facts| facts.value.cores.clone()).map(|cores| cores.value),
                 budget_bytes,
+                overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
                 weight_bytes: 0,
                 visitor_bytes: 0,
@@ -222,6 +229,13 @@ impl Plan {
             device.visitor_bytes = visiting.get(&device.id).copied().unwrap_or(0);
         }
         devices.retain(|device| !device.components.is_empty());
+        for device in &mut devices {
+            device.class = trial.info(device.components[0], device.id).class;
+        }
+        let dtypes = PerComponent::new(|component| {
+            let first = replicas[0].placement.get(component)[0].devices()[0];
+            trial.info(component, first).rules.dtype()
+        });
         if let Some(device) = devices.iter().find(|device| device.total_bytes() > device.budget_bytes) {
             return Err(Error::input(format!(
                 "the plan does not fit on {}: needs {}, {} may be used",
@@ -284,8 +298,12 @@ fn at_least(entries: &mut Vec<(DeviceId, u64)>, id: DeviceId, bytes: u64) {
     }
 }
 
-/// What a map lets a device hold, in bytes.
+/// What a map lets a device hold, in bytes. To `diffusers-balanced`, limits are what they are to diffusers: they guide
+/// the weights, and what else the components need may lie beyond them.
 fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
+    if map.strategy.value == Strategy::DiffusersBalanced {
+        return info.free_bytes;
+    }
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
@@ -296,6 +314,12 @@ fn placements(
     costs: &PerComponent<Cost>,
     infos: &[&DeviceInfo],
 ) -> Result<Vec<Placement<DeviceId>>> {
+    if map.strategy.value == Strategy::DiffusersBalanced {
+        let whole = |device: DeviceId, component| Place::whole(device, sections(component, trial.spec).len());
+        let placed = diffusers::place(map, trial.spec, infos)?.into_iter();
+        let placed = placed.map(|devices| PerComponent::new(|c| vec![whole(*devices.get(c), c)]));
+        return Ok(placed.collect());
+    }
     let named = PerComponent::try_new(|component| match map.components.get(component.name()) {
         None => Ok(None),
         Some(pool) => {
@@ -307,8 +331,9 @@ fn placements(
                 .map(Some)
         }
     })?;
+    let room = |info: &&DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
     let mut budgets: Vec<DeviceBudget> =
-        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: budget(map, info) }).collect();
+        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: room(info) }).collect();
     // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
     let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
     for (component, places) in named.iter() {
@@ -404,10 +429,12 @@ fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, l
 /// # Errors
 /// If there is such a wish; the message says what is possible.
 pub fn check_served(map: &DeviceMap) -> Result<()> {
-    if let Some((id, facts)) = map.device.first_key_value() {
-        return Err(facts
-            .refuse(&format!("device.{id}"), "facts about a device come later")
-            .hint("`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses"));
+    for (id, facts) in &map.device {
+        if let Some(adapter) = &facts.value.adapter {
+            return Err(adapter
+                .refuse(&format!("device.{id}.adapter"), "this version drives no wgpu adapter")
+                .hint("leave out `adapter`; `sdshard devices` shows what sdshard finds by itself"));
+        }
     }
     for map in [map.clone()].iter().chain(&map.replica_maps()) {
         strategies::check_served(&map.strategy)?;
@@ -415,31 +442,51 @@ pub fn check_served(map: &DeviceMap) -> Result<()> {
     Ok(())
 }
 
-/// The type of a component's weights on the CPU, which computes in f32.
-fn resolve_dtype(map: &DeviceMap, component: Component) -> Result<DType> {
-    match map.dtype.of(component.name()) {
-        None | Some(DType::F32) => Ok(DType::F32),
-        Some(other) => Err(Error::input(format!("dtype of the {}: the CPU has no {other} kernels", component.name()))
-            .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")),
+/// The type of a component's weights; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
+/// overflows f16 has f32 unless the map says otherwise.
+fn resolve_dtype(
+    map: &DeviceMap,
+    component: Component,
+    spec: &ModelSpec,
+    infos: &[DeviceInfo],
+) -> Result<Option<DType>> {
+    let Some(asked) = map.dtype.of(component.name()) else {
+        return Ok((component == Component::Vae && spec.vae.force_upcast).then_some(DType::F32));
+    };
+    match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
+        None => Ok(Some(asked)),
+        Some(info) => Err(match info.id.kind {
+            DeviceKind::Cpu => {
+                Error::input(format!("dtype of the {}: the CPU has no {asked} kernels", component.name()))
+                    .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")
+            }
+            _ => Error::input(format!("dtype of the {}: {} has no {asked} kernels", component.name(), info.id))
+                .hint("dtype = \"auto\""),
+        }),
     }
 }
 
-/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer.
+/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer, and what the map
+/// says of it.
 fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let info = find(map, id, usable, devices)?;
+    match map.device.get(&id) {
+        Some(facts) => hardware::apply(info, &facts.value),
+        None => Ok(info),
+    }
+}
+
+fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
     if let Some(info) = devices.iter().find(|device| device.id == id) {
-        return Ok(info.clone());
+        return cores(&id).map_or_else(|| Ok(info.clone()), |cores| hardware::with_cores(info, cores));
     }
     if let (DeviceKind::Cpu, Some(_), Some(whole)) =
         (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
     {
-        let shares = usable.iter().filter(|id| id.kind == DeviceKind::Cpu).count();
-        return Ok(DeviceInfo {
-            id,
-            cores: (whole.cores / shares).max(1),
-            free_bytes: whole.free_bytes / shares as u64,
-            memory_bytes: whole.memory_bytes / shares as u64,
-            ..whole.clone()
-        });
+        let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
+        let wishes: Vec<_> = shares.iter().map(cores).collect();
+        return hardware::share(whole, id, &shares, &wishes);
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);
@@ -473,23 +520,24 @@ impl fmt::Display for Plan {
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
-                class.map_or("", |device| &device.class),
+                class.map_or_else(String::new, |device| class_in(&device.class, *self.dtypes.get(component))),
             )?;
         }
         writeln!(f)?;
         writeln!(
             f,
-            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
-            "device", "weights", "activations", "kept", "in all", "of"
+            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
+            "device", "weights", "activations", "kept", "driver", "in all", "of"
         )?;
         for device in &self.devices {
             writeln!(
                 f,
-                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
+                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
                 device.id.to_string(),
                 bytes(device.weight_bytes),
                 bytes(device.activation_bytes),
                 bytes(device.keep_bytes),
+                bytes(device.overhead_bytes),
                 bytes(device.total_bytes()),
                 bytes(device.budget_bytes),
             )?;

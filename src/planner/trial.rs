@@ -8,14 +8,14 @@ use std::{
 };
 
 use crate::{
-    backend::{Device, DeviceId, DeviceInfo, Keep, dry},
+    backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
     error::{Error, Result},
     models::{
         route::{Borders, Keeps, Open, Route},
         spec::ModelSpec,
     },
     pipeline::{
-        Component, Network, Slot, UnetPlace, branches,
+        Component, Network, PerComponent, Slot, UnetPlace, branches,
         model::{Source, load_text_encoder, load_unet, load_vae, sections},
         placement::{Place, Reside, Sections},
         request::Request,
@@ -212,6 +212,8 @@ pub(super) struct Trial<'a> {
     pub devices: &'a [DeviceInfo],
     pub largest: &'a Largest,
     pub schedule: Schedule,
+    /// The type of each component's weights; `None` is what suits the device.
+    dtypes: PerComponent<Option<DType>>,
     /// What was tried already: resolving a map asks for the same places several times.
     known: RefCell<HashMap<Key, Rc<Ran>>>,
 }
@@ -220,11 +222,16 @@ pub(super) struct Trial<'a> {
 type Key = (Component, Place<DeviceId>, usize);
 
 impl<'a> Trial<'a> {
-    pub fn new(spec: &'a ModelSpec, devices: &'a [DeviceInfo], largest: &'a Largest) -> Result<Self> {
+    pub fn new(
+        spec: &'a ModelSpec,
+        devices: &'a [DeviceInfo],
+        largest: &'a Largest,
+        dtypes: PerComponent<Option<DType>>,
+    ) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, devices, largest, schedule, known: RefCell::default() })
+        Ok(Self { spec, devices, largest, schedule, dtypes, known: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
@@ -266,7 +273,7 @@ impl<'a> Trial<'a> {
         batch: usize,
     ) -> Result<Ran> {
         let ids = place.devices();
-        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(id)).collect();
+        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
         let resting = Resting::default();
@@ -362,9 +369,15 @@ impl<'a> Trial<'a> {
         Ok(Ran { costs, sections, carried, host_bytes })
     }
 
-    fn dry(&self, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
-        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+    fn dry(&self, component: Component, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
+        let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
+    }
+
+    /// A device with the weights of `component` in their type.
+    pub fn info(&self, component: Component, id: DeviceId) -> DeviceInfo {
+        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+        info.in_type(*self.dtypes.get(component)).expect("planning begins with a look at the types")
     }
 
     /// What a component costs whole, on one device.
