@@ -1,6 +1,9 @@
 //! A device in use: its backend and its transient arena.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
 use super::{Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry};
 use crate::error::{Error, Result};
@@ -13,6 +16,8 @@ struct Inner {
     id: DeviceId,
     backend: Box<dyn Backend>,
     transient: Mutex<Option<Arena>>,
+    /// Ranges that were ever asked for: whoever works asks.
+    calls: AtomicU64,
 }
 
 /// A small arena for what outlives a section: latents, text features, keys and values.
@@ -46,7 +51,7 @@ pub struct DeviceInfo {
 impl Device {
     /// A device over a backend.
     pub fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
-        Self(Arc::new(Inner { id, backend: Box::new(backend), transient: Mutex::default() }))
+        Self(Arc::new(Inner { id, backend: Box::new(backend), transient: Mutex::default(), calls: AtomicU64::new(0) }))
     }
 
     /// One CPU device by itself, with room for `arena_bytes` of intermediate results.
@@ -101,10 +106,21 @@ impl Device {
 
     /// A range of the transient arena.
     pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
         match &*self.transient() {
             Some(arena) => arena.alloc(bytes),
             None => Err(Error::device(self.id(), "no arena is reserved yet")),
         }
+    }
+
+    /// How often an op has asked for room. It grows while the device works.
+    pub fn calls(&self) -> u64 {
+        self.0.calls.load(Ordering::Relaxed)
+    }
+
+    /// Whether its memory holds anything; dry and simulated devices only count.
+    pub fn has_data(&self) -> bool {
+        !matches!(self.backend().slab(0), Ok(Slab::Dry))
     }
 
     /// The most that the transient arena ever held, in bytes.

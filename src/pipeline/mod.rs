@@ -12,7 +12,7 @@ pub mod stages;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ use crate::{
         vae::VaeDecoder,
     },
     scheduler::schedule,
+    sync::{Clock, Monitor},
     tensor::Shape,
 };
 use gate::Gates;
@@ -98,16 +99,31 @@ impl<T> PerComponent<T> {
     }
 }
 
-/// What happens to a request while it is worked on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What happens to a request while it is worked on, by the engine's clock.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
-    /// A component begins; the UNet with this many calls to come, the others with 0. The text encoder begins once for
-    /// each text that is not remembered.
-    Started(Component, usize),
-    /// So many calls of the UNet are done.
-    Step(usize),
-    /// A component has finished after this long.
-    Finished(Component, Duration),
+    /// A component begins. The text encoder begins once for each text that is not remembered.
+    Started {
+        /// Which.
+        component: Component,
+        /// Where.
+        devices: Vec<DeviceId>,
+        /// Calls of the UNet to come; 0 for the others.
+        calls: usize,
+        /// When.
+        at: Instant,
+    },
+    /// The UNet goes on.
+    Step {
+        /// Calls that are done.
+        done: usize,
+        /// Calls in all.
+        of: usize,
+        /// When.
+        at: Instant,
+    },
+    /// A component has finished.
+    Finished(Span),
 }
 
 /// What came out.
@@ -170,6 +186,11 @@ pub struct UnetPlace {
 }
 
 impl UnetPlace {
+    /// Its one or two networks.
+    pub fn networks(&self) -> impl Iterator<Item = &Network<Unet>> {
+        self.negative.iter().chain([&self.positive])
+    }
+
     /// The devices that a request needs, with guidance or without.
     fn devices(&self, guided: bool) -> Vec<DeviceId> {
         let mut devices = self.positive.devices();
@@ -206,6 +227,11 @@ impl Pipeline {
         Self { model, parts, gates, texts }
     }
 
+    /// Its networks and where they run.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
     /// Draws one picture. `keeps` has an arena on every device of the UNet's places that nobody else uses meanwhile;
     /// `age` tells older requests from younger ones. `progress` hears what happens and may stop the request with an
     /// error.
@@ -240,7 +266,10 @@ impl Pipeline {
                 let denoise =
                     Denoise { spec, schedule: &schedule, guidance_scale: request.guidance_scale, height, width, noise };
                 let branches = branches(&self.parts.unets[choice], texts, keeps);
-                stages::denoise(&branches, denoise, |done| progress(Progress::Step(done)))
+                let clock = self.gates.clock();
+                stages::denoise(&branches, denoise, |done| {
+                    progress(Progress::Step { done, of: calls, at: clock.now() })
+                })
             })?;
 
         let shape = Shape::from([1, height, width, spec.unet.in_channels]);
@@ -270,14 +299,17 @@ impl Pipeline {
         progress: &mut dyn FnMut(Progress) -> Result<()>,
         work: impl FnOnce(usize, &mut dyn FnMut(Progress) -> Result<()>) -> Result<R>,
     ) -> Result<R> {
-        let (choice, section) = self.gates.enter(age, choices);
-        let started = Instant::now();
-        progress(Progress::Started(component, calls))?;
+        let clock = self.gates.clock();
+        let (choice, section) = self.gates.enter(age, choices)?;
+        let devices = &choices[choice];
+        let started = clock.now();
+        progress(Progress::Started { component, devices: devices.clone(), calls, at: started })?;
         let result = work(choice, progress)?;
-        let elapsed = started.elapsed();
+        let elapsed = clock.now() - started;
         drop(section);
-        spans.push(Span { component, devices: choices[choice].clone(), started, elapsed });
-        progress(Progress::Finished(component, elapsed))?;
+        let span = Span { component, devices: devices.clone(), started, elapsed };
+        spans.push(span.clone());
+        progress(Progress::Finished(span))?;
         Ok(result)
     }
 
@@ -289,14 +321,11 @@ impl Pipeline {
         spans: &mut Vec<Span>,
         progress: &mut dyn FnMut(Progress) -> Result<()>,
     ) -> Result<Features> {
-        if let Some(features) = self.texts.get(text) {
-            return Ok(features);
-        }
-        // One text at a time: whoever waited here may find that it was theirs. Nobody holds a device meanwhile.
-        let _turn = self.texts.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(features) = self.texts.get(text) {
-            return Ok(features);
-        }
+        // Nobody holds a device while another request makes what it wants.
+        let _turn = match self.texts.get_or_begin(text, age) {
+            Known::Features(features) => return Ok(features),
+            Known::Begun(turn) => turn,
+        };
         let encoded = self.model.tokenizer.encode(text)?;
         if let Some(rest) = &encoded.truncated {
             tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
@@ -324,35 +353,116 @@ pub fn branches<'a>(place: &'a UnetPlace, mut texts: Vec<Features>, keeps: &'a K
 }
 
 /// The features of the texts that were used last, on the host. They depend on the text alone, so any replica whose text
-/// encoder is of the same numerics class may use them.
+/// encoder is of the same numerics class may use them. Each is made once: who wants one that is being made waits for it.
 pub struct TextCache {
-    entries: Mutex<VecDeque<(String, Features)>>,
-    /// Held by the request whose text is being encoded.
-    turn: Mutex<()>,
+    state: Monitor<Texts>,
     most: usize,
+}
+
+#[derive(Default)]
+struct Texts {
+    /// The last one used first.
+    known: VecDeque<(String, Features)>,
+    /// Texts that are being encoded, each with the number of the turn and the age of the request.
+    begun: Vec<(String, u64, u64)>,
+    turns: u64,
+}
+
+/// What is known of a text.
+enum Known<'a> {
+    Features(Features),
+    /// Nothing: whoever asked encodes it, and is waited for until this drops.
+    Begun(Turn<'a>),
+}
+
+struct Turn<'a> {
+    texts: &'a TextCache,
+    number: u64,
 }
 
 impl Default for TextCache {
     fn default() -> Self {
-        Self { entries: Mutex::default(), turn: Mutex::default(), most: 64 }
+        Self::new(Clock::default())
     }
 }
 
 impl TextCache {
-    fn entries(&self) -> std::sync::MutexGuard<'_, VecDeque<(String, Features)>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An empty one.
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Monitor::new(Texts::default(), clock), most: 64 }
     }
 
-    fn get(&self, text: &str) -> Option<Features> {
-        let mut entries = self.entries();
-        let entry = entries.iter().position(|(known, _)| known == text).and_then(|i| entries.remove(i))?;
-        entries.push_front(entry);
-        entries.front().map(|(_, features)| features.clone())
+    fn get_or_begin(&self, text: &str, age: u64) -> Known<'_> {
+        self.state.wait_until(|texts| {
+            if let Some(i) = texts.known.iter().position(|(known, _)| known == text) {
+                let entry = texts.known.remove(i)?;
+                let features = entry.1.clone();
+                texts.known.push_front(entry);
+                return Some(Known::Features(features));
+            }
+            if texts.begun.iter().any(|(begun, ..)| begun == text) {
+                return None;
+            }
+            texts.turns += 1;
+            texts.begun.push((text.to_string(), texts.turns, age));
+            Some(Known::Begun(Turn { texts: self, number: texts.turns }))
+        })
     }
 
     fn put(&self, text: &str, features: Features) {
-        let mut entries = self.entries();
-        entries.push_front((text.to_string(), features));
-        entries.truncate(self.most);
+        self.state.update(|texts| {
+            texts.known.push_front((text.to_string(), features));
+            texts.known.truncate(self.most);
+        });
+    }
+
+    /// Nobody waits any longer for what this request has begun: it will not come to an end.
+    pub fn give_up(&self, age: u64) {
+        self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != age));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.texts.state.update(|texts| texts.begun.retain(|(_, number, _)| *number != self.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_text_is_made_once_and_a_request_that_hangs_holds_up_nobody() {
+        let texts = TextCache::default();
+        let begin = |text, age| match texts.get_or_begin(text, age) {
+            Known::Begun(turn) => turn,
+            Known::Features(_) => panic!("{text} is not known yet"),
+        };
+        let first = begin("a fox", 1);
+        let _other = begin("a dog", 2);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| matches!(texts.get_or_begin("a fox", 3), Known::Features(_)));
+            texts.put("a fox", Features::from([1.0]));
+            drop(first);
+            assert!(waits.join().unwrap());
+            let waits = scope.spawn(|| matches!(texts.get_or_begin("a dog", 3), Known::Begun(_)));
+            texts.give_up(2);
+            assert!(waits.join().unwrap(), "the third does what the second will not");
+        });
+    }
+
+    #[test]
+    fn the_texts_used_last_are_remembered() {
+        let texts = TextCache { most: 2, ..TextCache::default() };
+        let known = |text| matches!(texts.get_or_begin(text, 0), Known::Features(_));
+        for text in ["a", "b"] {
+            texts.put(text, Features::from([1.0]));
+        }
+        assert!(known("a"));
+        texts.put("c", Features::from([1.0]));
+        assert_eq!(["a", "b", "c"].map(known), [true, false, true]);
     }
 }

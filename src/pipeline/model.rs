@@ -5,8 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Component, Network};
+use super::{Component, Network, Parts, UnetPlace};
 use crate::{
+    backend::Device,
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
@@ -79,13 +80,28 @@ impl<'a> Loader<'a> {
         Self { model, text_encoders: HashMap::new(), unets: HashMap::new(), vaes: HashMap::new() }
     }
 
+    /// Knows these networks already, and reads none of them again.
+    pub fn know(&mut self, parts: &Parts) {
+        for Network { network, route } in &parts.text_encoders {
+            self.text_encoders.insert(homes(route), network.clone());
+        }
+        for Network { network, route } in parts.unets.iter().flat_map(UnetPlace::networks) {
+            self.unets.insert(homes(route), network.clone());
+        }
+        for Network { network, route } in &parts.vaes {
+            self.vaes.insert(homes(route), network.clone());
+        }
+    }
+
     /// The text encoder for a route.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or left over, or a device has no room.
     pub fn text_encoder(&mut self, route: Route) -> Result<Network<ClipTextEncoder>> {
-        let (open, spec) = (|| self.model.weights(Component::TextEncoder), &self.model.spec);
-        shared(&mut self.text_encoders, route, |route| load_text_encoder(open()?, spec, route))
+        let model = self.model;
+        shared(&mut self.text_encoders, route, |route| {
+            load_text_encoder(weights_for(model, Component::TextEncoder, route)?, &model.spec, route)
+        })
     }
 
     /// The UNet for a route.
@@ -93,8 +109,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::text_encoder`].
     pub fn unet(&mut self, route: Route) -> Result<Network<Unet>> {
-        let (open, spec) = (|| self.model.weights(Component::Unet), &self.model.spec);
-        shared(&mut self.unets, route, |route| load_unet(open()?, spec, route))
+        let model = self.model;
+        shared(&mut self.unets, route, |route| {
+            load_unet(weights_for(model, Component::Unet, route)?, &model.spec, route)
+        })
     }
 
     /// The VAE's decoder for a route.
@@ -102,19 +120,31 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::text_encoder`].
     pub fn vae(&mut self, route: Route) -> Result<Network<VaeDecoder>> {
-        let (open, spec) = (|| self.model.weights(Component::Vae), &self.model.spec);
-        shared(&mut self.vaes, route, |route| load_vae(open()?, spec, route))
+        let model = self.model;
+        shared(&mut self.vaes, route, |route| load_vae(weights_for(model, Component::Vae, route)?, &model.spec, route))
     }
 }
 
 /// A network whose sections' weights are where this route wants them: one that is there, or a new one.
 fn shared<N>(networks: &mut Shared<N>, route: Route, load: impl FnOnce(&Route) -> Result<N>) -> Result<Network<N>> {
-    let homes = route.iter().map(|device| device.weight_home().to_string()).collect();
-    let network = match networks.entry(homes) {
+    let network = match networks.entry(homes(&route)) {
         Entry::Occupied(entry) => entry.get().clone(),
         Entry::Vacant(entry) => entry.insert(Arc::new(load(&route)?)).clone(),
     };
     Ok(Network { network, route })
+}
+
+/// A component's weights, without values where the devices want none.
+fn weights_for(model: &Model, component: Component, route: &Route) -> Result<Weights> {
+    match route.iter().any(Device::has_data) {
+        true => model.weights(component),
+        false => Ok(Weights::shapes_only(component.name())),
+    }
+}
+
+/// Where the weights of each section are.
+fn homes(route: &Route) -> Vec<String> {
+    route.iter().map(|device| device.weight_home().to_string()).collect()
 }
 
 /// The sections of a component: where a device map may cut it.
