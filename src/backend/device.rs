@@ -1,6 +1,9 @@
 //! A device in use: its backend and its transient arena.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, weight::Meter,
@@ -16,6 +19,8 @@ struct Inner {
     backend: Arc<dyn Backend>,
     weights: Arc<Meter>,
     transient: Mutex<Option<Arena>>,
+    /// Ranges that were ever asked for: whoever works asks.
+    calls: Arc<AtomicU64>,
 }
 
 /// A small arena for what outlives a section: latents, text features, keys and values.
@@ -88,11 +93,11 @@ impl From<DeviceId> for Opening {
 impl Device {
     /// A device over a backend.
     pub fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
-        Self::over(id, Arc::new(backend), Arc::default())
+        Self::over(id, Arc::new(backend), Arc::default(), Arc::default())
     }
 
-    fn over(id: DeviceId, backend: Arc<dyn Backend>, weights: Arc<Meter>) -> Self {
-        Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default() }))
+    fn over(id: DeviceId, backend: Arc<dyn Backend>, weights: Arc<Meter>, calls: Arc<AtomicU64>) -> Self {
+        Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default(), calls }))
     }
 
     /// The same device with a transient arena of its own, of `bytes`: for work that shares the device with others
@@ -101,7 +106,8 @@ impl Device {
     /// # Errors
     /// If the device has no room.
     pub fn lane(&self, bytes: usize) -> Result<Self> {
-        let lane = Self::over(self.id(), self.0.backend.clone(), self.0.weights.clone());
+        let Inner { id, backend, weights, calls, .. } = &*self.0;
+        let lane = Self::over(*id, backend.clone(), weights.clone(), calls.clone());
         lane.reserve(bytes)?;
         Ok(lane)
     }
@@ -158,10 +164,21 @@ impl Device {
 
     /// A range of the transient arena.
     pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
         match &*self.transient() {
             Some(arena) => arena.alloc(bytes),
             None => Err(Error::device(self.id(), "no arena is reserved yet")),
         }
+    }
+
+    /// How often an op has asked for room. It grows while the device works.
+    pub fn calls(&self) -> u64 {
+        self.0.calls.load(Ordering::Relaxed)
+    }
+
+    /// Whether its memory holds anything; dry and simulated devices only count.
+    pub fn has_data(&self) -> bool {
+        !matches!(self.backend().slab(0), Ok(Slab::Dry))
     }
 
     /// The most that the transient arena ever held, in bytes.

@@ -26,6 +26,7 @@ use crate::{
         vae::VaeDecoder,
     },
     scheduler::schedule,
+    sync::{Clock, Monitor},
     tensor::Shape,
     weights::Visitors,
 };
@@ -99,16 +100,31 @@ impl<T> PerComponent<T> {
     }
 }
 
-/// What happens to a request while it is worked on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What happens to a request while it is worked on, by the engine's clock.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
-    /// A component begins; the UNet with this many calls to come, the others with 0. The text encoder begins once for
-    /// each text that is not remembered.
-    Started(Component, usize),
-    /// So many calls of the UNet are done.
-    Step(usize),
-    /// A component has finished after this long.
-    Finished(Component, Duration),
+    /// A component begins. The text encoder begins once for each text that is not remembered.
+    Started {
+        /// Which.
+        component: Component,
+        /// Where.
+        devices: Vec<DeviceId>,
+        /// Calls of the UNet to come; 0 for the others.
+        calls: usize,
+        /// When.
+        at: Instant,
+    },
+    /// The UNet goes on.
+    Step {
+        /// Calls that are done.
+        done: usize,
+        /// Calls in all.
+        of: usize,
+        /// When.
+        at: Instant,
+    },
+    /// A component has finished.
+    Finished(Span),
 }
 
 /// What came out.
@@ -178,6 +194,11 @@ pub struct UnetPlace {
 }
 
 impl UnetPlace {
+    /// Its one or two networks.
+    pub fn networks(&self) -> impl Iterator<Item = &Network<Unet>> {
+        self.negative.iter().chain([&self.positive])
+    }
+
     /// The devices that a request needs, with guidance or without.
     fn devices(&self, guided: bool) -> Vec<DeviceId> {
         let mut devices = self.positive.devices();
@@ -287,8 +308,8 @@ impl Batch<'_> {
     }
 
     /// Tells all of them.
-    fn tell_all(&mut self, progress: Progress) -> Result<()> {
-        (0..self.requests.len()).try_for_each(|i| self.tell(i, progress))
+    fn tell_all(&mut self, progress: &Progress) -> Result<()> {
+        (0..self.requests.len()).try_for_each(|i| self.tell(i, progress.clone()))
     }
 
     /// Those that go on.
@@ -301,6 +322,11 @@ impl Pipeline {
     /// `gates` are those of all pipelines that share a device with this one.
     pub fn new(model: Arc<Model>, parts: Parts, gates: Arc<Gates>, texts: Arc<TextCache>) -> Self {
         Self { model, parts, gates, texts }
+    }
+
+    /// Its networks and where they run.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// What one request under way needs in each of the UNet's places: `keeps` has an arena on every one of their devices
@@ -401,29 +427,28 @@ impl Pipeline {
         slots: &[Slot],
         batch: &mut Batch,
     ) -> Result<Vec<Result<Vec<f32>>>> {
-        let devices = |(place, slot): (&UnetPlace, &Slot)| {
-            let devices = place.devices(guided);
-            // Who passes begins with the first.
-            if slot.passes { vec![place.positive.route.first().id()] } else { devices }
+        let devices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
+        // Who passes from device to device begins with the first.
+        let begins = |i: usize| match slots[i].passes {
+            true => vec![self.parts.unets[i].positive.route.first().id()],
+            false => devices[i].clone(),
         };
-        let choices: Vec<_> = self.parts.unets.iter().zip(slots).map(devices).collect();
-        let (choice, section) = self.gates.enter(age, &choices);
+        let choices: Vec<_> = (0..devices.len()).map(begins).collect();
+        let clock = self.gates.clock();
+        let (choice, section) = self.gates.enter(age, &choices)?;
         let (place, slot) = (&self.parts.unets[choice], &slots[choice]);
         let passage = Passage::new(&self.gates, age, section, slot.passes.then_some(&place.positive.route));
-        let calls = denoise.schedule.steps.len();
-        batch.tell_all(Progress::Started(Component::Unet, calls))?;
+        let (component, calls, started) = (Component::Unet, denoise.schedule.steps.len(), clock.now());
+        batch.tell_all(&Progress::Started { component, devices: devices[choice].clone(), calls, at: started })?;
         let branches = branches(place, slot, texts, guided, &passage);
-        let latents = stages::denoise(&branches, denoise, |done| batch.tell_all(Progress::Step(done)))?;
+        let latents = stages::denoise(&branches, denoise, |done| {
+            batch.tell_all(&Progress::Step { done, of: calls, at: clock.now() })
+        })?;
         let stretches = passage.leave();
-        let elapsed = stretches.iter().map(|(_, _, elapsed)| *elapsed).sum();
+        let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
         for i in batch.going().collect::<Vec<_>>() {
-            batch.under_way[i].spans.extend(stretches.iter().map(|(devices, started, elapsed)| Span {
-                component: Component::Unet,
-                devices: devices.clone(),
-                started: *started,
-                elapsed: *elapsed,
-            }));
-            batch.tell(i, Progress::Finished(Component::Unet, elapsed))?;
+            batch.under_way[i].spans.extend(stretches.iter().cloned());
+            batch.tell(i, Progress::Finished(whole.clone()))?;
         }
         Ok(latents)
     }
@@ -454,27 +479,27 @@ impl Pipeline {
         batch: &mut Batch,
         work: impl FnOnce(usize) -> Result<R>,
     ) -> Result<R> {
-        let (choice, section) = self.gates.enter(age, choices);
-        let started = Instant::now();
-        batch.tell(i, Progress::Started(component, 0))?;
+        let clock = self.gates.clock();
+        let (choice, section) = self.gates.enter(age, choices)?;
+        let devices = &choices[choice];
+        let started = clock.now();
+        batch.tell(i, Progress::Started { component, devices: devices.clone(), calls: 0, at: started })?;
         let result = work(choice)?;
-        let elapsed = started.elapsed();
+        let elapsed = clock.now() - started;
         drop(section);
-        batch.under_way[i].spans.push(Span { component, devices: choices[choice].clone(), started, elapsed });
-        batch.tell(i, Progress::Finished(component, elapsed))?;
+        let span = Span { component, devices: devices.clone(), started, elapsed };
+        batch.under_way[i].spans.push(span.clone());
+        batch.tell(i, Progress::Finished(span))?;
         Ok(result)
     }
 
     /// The features of a text of request `i`: remembered, or made now.
     fn features(&self, text: &str, age: u64, i: usize, batch: &mut Batch) -> Result<Features> {
-        if let Some(features) = self.texts.get(text) {
-            return Ok(features);
-        }
-        // One text at a time: whoever waited here may find that it was theirs. Nobody holds a device meanwhile.
-        let _turn = self.texts.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(features) = self.texts.get(text) {
-            return Ok(features);
-        }
+        // Nobody holds a device while another request makes what it wants.
+        let _turn = match self.texts.get_or_begin(text, age) {
+            Known::Features(features) => return Ok(features),
+            Known::Begun(turn) => turn,
+        };
         let encoded = self.model.tokenizer.encode(text)?;
         if let Some(rest) = &encoded.truncated {
             tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
@@ -495,9 +520,6 @@ enum Text {
     Positive,
 }
 
-/// Devices, from when, for how long.
-type Stretch = (Vec<DeviceId>, Instant, Duration);
-
 /// The way of a request through the UNet: it holds all devices from the beginning to the end, or passes the gate of each
 /// device of a cut as it comes there, having left the one before.
 struct Passage<'a> {
@@ -505,25 +527,33 @@ struct Passage<'a> {
     age: u64,
     /// The device of each section, where the gates are passed one by one.
     route: Option<&'a Route>,
-    state: Mutex<(Option<(Section<'a>, Instant)>, Vec<Stretch>)>,
+    /// What it holds, and since when.
+    held: Mutex<Option<(Section<'a>, Instant)>>,
+    stretches: Mutex<Vec<Span>>,
 }
 
 impl<'a> Passage<'a> {
     fn new(gates: &'a Gates, age: u64, section: Section<'a>, route: Option<&'a Route>) -> Self {
-        Self { gates, age, route, state: Mutex::new((Some((section, Instant::now())), Vec::new())) }
+        let held = Mutex::new(Some((section, gates.clock().now())));
+        Self { gates, age, route, held, stretches: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, (Option<(Section<'a>, Instant)>, Vec<Stretch>)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Option<(Section<'a>, Instant)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves the devices that it holds, and gives all stretches so far.
-    fn leave(&self) -> Vec<Stretch> {
-        let (held, stretches) = &mut *self.state();
-        if let Some((section, started)) = held.take() {
-            stretches.push((section.devices().to_vec(), started, started.elapsed()));
+    /// Leaves the devices that it holds, and gives all stretches since the last time.
+    fn leave(&self) -> Vec<Span> {
+        self.pause();
+        std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn pause(&self) {
+        if let Some((section, started)) = self.held().take() {
+            let elapsed = self.gates.clock().now() - started;
+            let span = Span { component: Component::Unet, devices: section.devices().to_vec(), started, elapsed };
+            self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
         }
-        stretches.clone()
     }
 }
 
@@ -531,46 +561,127 @@ impl Borders for Passage<'_> {
     fn enter(&self, section: usize) -> Result<()> {
         let Some(route) = self.route else { return Ok(()) };
         let device = route.at(section).id();
-        if self.state().0.as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
+        if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
             return Ok(());
         }
-        self.leave();
-        let (_, held) = self.gates.enter(self.age, &[vec![device]]);
-        self.state().0 = Some((held, Instant::now()));
+        self.pause();
+        let (_, section) = self.gates.enter(self.age, &[vec![device]])?;
+        *self.held() = Some((section, self.gates.clock().now()));
         Ok(())
     }
 }
 
 /// The features of the texts that were used last, on the host. They depend on the text alone, so any replica whose text
-/// encoder is of the same numerics class may use them.
+/// encoder is of the same numerics class may use them. Each is made once: who wants one that is being made waits for it.
 pub struct TextCache {
-    entries: Mutex<VecDeque<(String, Features)>>,
-    /// Held by the request whose text is being encoded.
-    turn: Mutex<()>,
+    state: Monitor<Texts>,
     most: usize,
+}
+
+#[derive(Default)]
+struct Texts {
+    /// The last one used first.
+    known: VecDeque<(String, Features)>,
+    /// Texts that are being encoded, each with the number of the turn and the age of the request.
+    begun: Vec<(String, u64, u64)>,
+    turns: u64,
+}
+
+/// What is known of a text.
+enum Known<'a> {
+    Features(Features),
+    /// Nothing: whoever asked encodes it, and is waited for until this drops.
+    Begun(Turn<'a>),
+}
+
+struct Turn<'a> {
+    texts: &'a TextCache,
+    number: u64,
 }
 
 impl Default for TextCache {
     fn default() -> Self {
-        Self { entries: Mutex::default(), turn: Mutex::default(), most: 64 }
+        Self::new(Clock::default())
     }
 }
 
 impl TextCache {
-    fn entries(&self) -> std::sync::MutexGuard<'_, VecDeque<(String, Features)>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An empty one.
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Monitor::new(Texts::default(), clock), most: 64 }
     }
 
-    fn get(&self, text: &str) -> Option<Features> {
-        let mut entries = self.entries();
-        let entry = entries.iter().position(|(known, _)| known == text).and_then(|i| entries.remove(i))?;
-        entries.push_front(entry);
-        entries.front().map(|(_, features)| features.clone())
+    fn get_or_begin(&self, text: &str, age: u64) -> Known<'_> {
+        self.state.wait_until(|texts| {
+            if let Some(i) = texts.known.iter().position(|(known, _)| known == text) {
+                let entry = texts.known.remove(i)?;
+                let features = entry.1.clone();
+                texts.known.push_front(entry);
+                return Some(Known::Features(features));
+            }
+            if texts.begun.iter().any(|(begun, ..)| begun == text) {
+                return None;
+            }
+            texts.turns += 1;
+            texts.begun.push((text.to_string(), texts.turns, age));
+            Some(Known::Begun(Turn { texts: self, number: texts.turns }))
+        })
     }
 
     fn put(&self, text: &str, features: Features) {
-        let mut entries = self.entries();
-        entries.push_front((text.to_string(), features));
-        entries.truncate(self.most);
+        self.state.update(|texts| {
+            texts.known.push_front((text.to_string(), features));
+            texts.known.truncate(self.most);
+        });
+    }
+
+    /// Nobody waits any longer for what this request has begun: it will not come to an end.
+    pub fn give_up(&self, age: u64) {
+        self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != age));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.texts.state.update(|texts| texts.begun.retain(|(_, number, _)| *number != self.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_text_is_made_once_and_a_request_that_hangs_holds_up_nobody() {
+        let texts = TextCache::default();
+        let begin = |text, age| match texts.get_or_begin(text, age) {
+            Known::Begun(turn) => turn,
+            Known::Features(_) => panic!("{text} is not known yet"),
+        };
+        let first = begin("a fox", 1);
+        let _other = begin("a dog", 2);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| matches!(texts.get_or_begin("a fox", 3), Known::Features(_)));
+            texts.put("a fox", Features::from([1.0]));
+            drop(first);
+            assert!(waits.join().unwrap());
+            let waits = scope.spawn(|| matches!(texts.get_or_begin("a dog", 3), Known::Begun(_)));
+            texts.give_up(2);
+            assert!(waits.join().unwrap(), "the third does what the second will not");
+        });
+    }
+
+    #[test]
+    fn the_texts_used_last_are_remembered() {
+        let texts = TextCache { most: 2, ..TextCache::default() };
+        let known = |text| matches!(texts.get_or_begin(text, 0), Known::Features(_));
+        for text in ["a", "b"] {
+            texts.put(text, Features::from([1.0]));
+        }
+        assert!(known("a"));
+        texts.put("c", Features::from([1.0]));
+        assert_eq!(["a", "b", "c"].map(known), [true, false, true]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{Component, Network};
+use super::{Component, Network, Parts, UnetPlace};
 use crate::{
     backend::Device,
     error::{Error, Result},
@@ -87,14 +87,39 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Knows these networks already, and reads none of them again whose weights stay where they are.
+    pub fn know(&mut self, parts: &Parts) {
+        fn know<'n, N: 'n>(networks: &mut Shared<N>, parts: impl IntoIterator<Item = &'n Network<N>>) {
+            for network in parts.into_iter().filter(|network| network.visitors.is_none()) {
+                networks.insert(key(&network.route, Reside::Device), (network.network.clone(), None));
+            }
+        }
+        know(&mut self.text_encoders, &parts.text_encoders);
+        know(&mut self.unets, parts.unets.iter().flat_map(UnetPlace::networks));
+        know(&mut self.vaes, &parts.vaes);
+    }
+
+    /// A component's weights, without values where the devices want none, and where they go.
+    fn open(&self, component: Component, route: Route, reside: Reside) -> Result<(Weights, Source)> {
+        let has_data = route.iter().any(Device::has_data);
+        let weights = match has_data {
+            true => self.model.weights(component)?,
+            false => Weights::shapes_only(component.name()),
+        };
+        let ahead = if has_data { Ahead::Thread } else { Ahead::Caller };
+        Ok((weights, Source { route, reside, resting: self.resting.clone(), ahead }))
+    }
+
     /// The text encoder for a route.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or left over, or a device has no room.
     pub fn text_encoder(&mut self, route: Route, reside: Reside) -> Result<Network<ClipTextEncoder>> {
-        let (open, spec) = (|| self.model.weights(Component::TextEncoder), &self.model.spec);
-        let source = |route| Source { route, reside, resting: self.resting.clone(), ahead: Ahead::Thread };
-        shared(&mut self.text_encoders, route, reside, |route| load_text_encoder(open()?, spec, &source(route)))
+        if let Some(known) = known(&self.text_encoders, &route, reside) {
+            return Ok(known);
+        }
+        let (weights, source) = self.open(Component::TextEncoder, route, reside)?;
+        keep(&mut self.text_encoders, reside, load_text_encoder(weights, &self.model.spec, &source)?)
     }
 
     /// The UNet for a route.
@@ -102,9 +127,11 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::text_encoder`].
     pub fn unet(&mut self, route: Route, reside: Reside) -> Result<Network<Unet>> {
-        let (open, spec) = (|| self.model.weights(Component::Unet), &self.model.spec);
-        let source = |route| Source { route, reside, resting: self.resting.clone(), ahead: Ahead::Thread };
-        shared(&mut self.unets, route, reside, |route| load_unet(open()?, spec, &source(route)))
+        if let Some(known) = known(&self.unets, &route, reside) {
+            return Ok(known);
+        }
+        let (weights, source) = self.open(Component::Unet, route, reside)?;
+        keep(&mut self.unets, reside, load_unet(weights, &self.model.spec, &source)?)
     }
 
     /// The VAE's decoder for a route.
@@ -112,30 +139,32 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::text_encoder`].
     pub fn vae(&mut self, route: Route, reside: Reside) -> Result<Network<VaeDecoder>> {
-        let (open, spec) = (|| self.model.weights(Component::Vae), &self.model.spec);
-        let source = |route| Source { route, reside, resting: self.resting.clone(), ahead: Ahead::Thread };
-        shared(&mut self.vaes, route, reside, |route| load_vae(open()?, spec, &source(route)))
+        if let Some(known) = known(&self.vaes, &route, reside) {
+            return Ok(known);
+        }
+        let (weights, source) = self.open(Component::Vae, route, reside)?;
+        keep(&mut self.vaes, reside, load_vae(weights, &self.model.spec, &source)?)
     }
 }
 
-/// A network whose sections' weights are where this route wants them: one that is there, or a new one. Visitors come to
-/// one device, so they are shared only by those who use that very one.
-fn shared<N>(
-    networks: &mut Shared<N>,
-    route: Route,
-    reside: Reside,
-    load: impl FnOnce(Route) -> Result<Network<N>>,
-) -> Result<Network<N>> {
+/// Where the weights of each section are. Visitors come to one device, so they are shared only by those who use that very
+/// one.
+fn key(route: &Route, reside: Reside) -> (Reside, Vec<String>) {
     let home = |device: &Device| match reside {
         Reside::Device => device.weight_home().to_string(),
         Reside::Host | Reside::Disk => device.id().to_string(),
     };
-    let key = (reside, route.iter().map(home).collect());
-    if let Some((network, visitors)) = networks.get(&key) {
-        return Ok(Network { network: network.clone(), visitors: visitors.clone(), route });
-    }
-    let loaded = load(route)?;
-    networks.insert(key, (loaded.network.clone(), loaded.visitors.clone()));
+    (reside, route.iter().map(home).collect())
+}
+
+/// A network that is there already whose weights are where this route wants them.
+fn known<N>(networks: &Shared<N>, route: &Route, reside: Reside) -> Option<Network<N>> {
+    let (network, visitors) = networks.get(&key(route, reside))?.clone();
+    Some(Network { network, visitors, route: route.clone() })
+}
+
+fn keep<N>(networks: &mut Shared<N>, reside: Reside, loaded: Network<N>) -> Result<Network<N>> {
+    networks.insert(key(&loaded.route, reside), (loaded.network.clone(), loaded.visitors.clone()));
     Ok(loaded)
 }
 

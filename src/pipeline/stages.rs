@@ -17,6 +17,7 @@ use crate::{
         vae::VaeDecoder,
     },
     scheduler::{Schedule, Step},
+    sync,
     tensor::{Shape, Tensor, random::Generator},
     weights::Visitors,
 };
@@ -202,16 +203,11 @@ fn call(
     let call = |i: usize| branches[i].call(step, latents, &texts[i], spec);
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
     match branches {
-        [negative, positive] if apart(negative, positive) => std::thread::scope(|scope| {
-            let negative = scope.spawn(|| call(0));
-            let positive = call(1);
-            let negative = negative.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match (negative, positive) {
-                // A device that failed is worse news than a request that did.
-                (Ok(_) | Err(_), Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
-                (negative, positive) => Ok(vec![negative?, positive?]),
-            }
-        }),
+        [negative, positive] if apart(negative, positive) => match sync::both(|| call(0), || call(1)) {
+            // A device that failed is worse news than a request that did.
+            (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
+            (negative, positive) => Ok(vec![negative?, positive?]),
+        },
         _ => (0..branches.len()).map(call).collect(),
     }
 }
