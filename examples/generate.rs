@@ -32,10 +32,10 @@ fn main() -> Result<()> {
     engine.generate(requests.iter().cloned(), |index, event| {
         match event {
             Event::Taken { replica, .. } => println!("{index}: taken by replica {replica}"),
-            Event::Progress(Progress::Finished(component, time)) => {
-                println!("{index}: {} {time:.0?}", component.name())
+            Event::Progress(Progress::Finished(span)) => {
+                println!("{index}: {} {:.0?}", span.component.name(), span.elapsed)
             }
-            Event::Progress(_) => {}
+            Event::Queued { .. } | Event::Retry { .. } | Event::Progress(_) => {}
             Event::Done(picture) => {
                 let image = picture?.image.expect("these requests ask for pictures");
                 let metadata = Metadata::new(&requests[index], &model, &hash)?;

@@ -44,7 +44,7 @@
 //! | [`weights`] | named tensors on disk, in a folder or on the hub |
 //! | [`tensor`] | shapes, ops, seeded noise |
 //! | [`backend`] | devices, memory, kernels |
-//! | [`scheduler`], `json`, [`error`] | beside all of them, and knowing none of them |
+//! | [`scheduler`], `json`, [`sync`], [`error`] | beside all of them, and knowing none of them |
 //!
 //! # Invariants
 //!
@@ -75,6 +75,7 @@ pub mod nn;
 pub mod pipeline;
 pub mod planner;
 pub mod scheduler;
+pub mod sync;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;

@@ -11,7 +11,7 @@ use sdshard::{
     engine::{Engine, Event, Ticket},
     error::{Error, Scope},
     pipeline::{
-        Component, Model, Picture, Progress,
+        Model, Picture, Progress,
         request::{Output, Request, Rng, Start},
     },
     planner::{Largest, device_map::DeviceMap, plan::Plan},
@@ -82,11 +82,12 @@ fn three_replicas_draw_what_one_draws() {
         engine
             .generate((0..12).map(request), |index, event| {
                 match event {
-                    Event::Taken { replica, attempt } => {
+                    Event::Taken { replica, attempt, .. } => {
                         assert_eq!(attempt, 1);
                         replicas.insert(replica);
                     }
-                    Event::Progress(_) => {}
+                    Event::Queued { .. } | Event::Progress(_) => {}
+                    Event::Retry { error, .. } => panic!("{error}"),
                     Event::Done(result) => assert!(pictures[index].replace(look(&result?)).is_none(), "done twice"),
                 }
                 Ok(())
@@ -101,46 +102,57 @@ fn three_replicas_draw_what_one_draws() {
     assert!(draw(SPLIT, 1) == want);
 }
 
+/// What happened, without its time.
+fn name(event: &Event) -> String {
+    match event {
+        Event::Queued { .. } => "queued".into(),
+        Event::Taken { replica, attempt, .. } => format!("taken by {replica}, try {attempt}"),
+        Event::Progress(Progress::Started { component, devices, calls, .. }) => {
+            format!("{} begins on {}, {calls} calls", component.name(), devices[0])
+        }
+        Event::Progress(Progress::Step { done, of, .. }) => format!("{done} of {of}"),
+        Event::Progress(Progress::Finished(span)) => format!("{} ends on {}", span.component.name(), span.devices[0]),
+        Event::Retry { error, .. } => format!("again: {error}"),
+        Event::Done(Ok(_)) => "done".into(),
+        Event::Done(Err(error)) => error.to_string(),
+    }
+}
+
 #[test]
 fn events_come_in_the_order_of_the_work() {
     let engine = engine(&model(), SPLIT);
-    let steps = [Progress::Step(0), Progress::Step(1), Progress::Step(2)];
+    let ddim = |n| Request { scheduler: Some("ddim".parse().unwrap()), ..request(n) };
     // The negative prompt is the same each time, and remembered.
-    for (request, texts, steps, image) in [
-        (Request { scheduler: Some("ddim".parse().unwrap()), ..request(1) }, 2, &steps[..], true),
-        (Request { scheduler: Some("ddim".parse().unwrap()), steps: 1, ..request(2) }, 1, &steps[..2], true),
-        (
-            Request { scheduler: Some("ddim".parse().unwrap()), output: Output::Latents, ..request(3) },
-            1,
-            &steps[..],
-            false,
-        ),
+    for (request, texts, calls, image) in [
+        (ddim(1), 2, 2, true),
+        (Request { steps: 1, ..ddim(2) }, 1, 1, true),
+        (Request { output: Output::Latents, ..ddim(3) }, 1, 2, false),
     ] {
         let ticket = engine.submit(request);
-        let Some(Event::Taken { replica: 0, attempt: 1 }) = ticket.next() else { panic!("taken first") };
-        let mut seen = Vec::new();
-        let picture = loop {
-            match ticket.next().expect("an end") {
-                // How long is not of interest here.
-                Event::Progress(Progress::Finished(component, _)) => {
-                    seen.push(Progress::Finished(component, Duration::ZERO));
-                }
-                Event::Progress(progress) => seen.push(progress),
-                Event::Taken { .. } => panic!("taken twice"),
-                Event::Done(result) => break result.unwrap(),
+        let (mut seen, mut times) = (Vec::new(), Vec::new());
+        while let Some(event) = ticket.next() {
+            match &event {
+                Event::Queued { at }
+                | Event::Taken { at, .. }
+                | Event::Progress(Progress::Started { at, .. } | Progress::Step { at, .. }) => times.push(*at),
+                Event::Progress(Progress::Finished(span)) => times.push(span.started + span.elapsed),
+                Event::Retry { .. } => {}
+                Event::Done(result) => assert_eq!(result.as_ref().unwrap().image.is_some(), image),
             }
-        };
-        assert!(ticket.next().is_none(), "nothing follows the end");
-        let finished = |component| Progress::Finished(component, Duration::ZERO);
-        let mut want = [Progress::Started(Component::TextEncoder, 0), finished(Component::TextEncoder)].repeat(texts);
-        want.push(Progress::Started(Component::Unet, steps.len() - 1));
-        want.extend(steps);
-        want.push(finished(Component::Unet));
-        if image {
-            want.extend([Progress::Started(Component::Vae, 0), finished(Component::Vae)]);
+            seen.push(name(&event));
         }
+        let mut want = vec!["queued".to_string(), "taken by 0, try 1".to_string()];
+        let text = ["text_encoder begins on cpu:0, 0 calls", "text_encoder ends on cpu:0"];
+        want.extend(text.repeat(texts).iter().map(ToString::to_string));
+        want.push(format!("unet begins on cpu:1, {calls} calls"));
+        want.extend((0..=calls).map(|done| format!("{done} of {calls}")));
+        want.push("unet ends on cpu:1".into());
+        if image {
+            want.extend(["vae begins on cpu:0, 0 calls".into(), "vae ends on cpu:0".into()]);
+        }
+        want.push("done".into());
         assert_eq!(seen, want);
-        assert_eq!(picture.image.is_some(), image);
+        assert!(times.is_sorted());
     }
 }
 
@@ -152,7 +164,7 @@ fn a_cancelled_request_ends_interrupted_and_others_do_not() {
     let third = engine.submit(request(2));
     // The first while it runs, the third before anybody has taken it.
     third.cancel();
-    while !matches!(first.next(), Some(Event::Progress(Progress::Step(1)))) {}
+    while !matches!(first.next(), Some(Event::Progress(Progress::Step { done: 1, .. }))) {}
     first.cancel();
     assert_eq!(failed(first).scope(), &Scope::Interrupted);
     second.wait().unwrap();
@@ -210,7 +222,7 @@ fn a_caller_who_wants_no_more_gets_no_more() {
                 begun += 1;
                 Ok(())
             }
-            Event::Progress(_) => Ok(()),
+            Event::Queued { .. } | Event::Retry { .. } | Event::Progress(_) => Ok(()),
             Event::Done(_) => {
                 done += 1;
                 Err(Error::process("the disk is full"))

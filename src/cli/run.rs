@@ -60,7 +60,12 @@ impl Run<'_> {
     /// Hears what happens to request `index`; an error stops the run.
     pub fn on(&mut self, index: usize, event: Event) -> Result<()> {
         match event {
-            Event::Taken { replica, attempt } => {
+            Event::Queued { .. } => {}
+            Event::Retry { error, .. } => {
+                self.under_way.remove(&index);
+                self.console.note(&format!("{}: tried again: {error}", self.jobs[index].file));
+            }
+            Event::Taken { replica, attempt, .. } => {
                 let title = title(index + 1, self.jobs.len(), &self.jobs[index].prompt);
                 let progress = self.console.start(&title);
                 self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
@@ -68,10 +73,10 @@ impl Run<'_> {
             Event::Progress(progress) => {
                 if let Some(under_way) = self.under_way.get(&index) {
                     match progress {
-                        pipeline::Progress::Started(component, steps) => {
-                            under_way.progress.stage(component.name(), steps);
+                        pipeline::Progress::Started { component, calls, .. } => {
+                            under_way.progress.stage(component.name(), calls);
                         }
-                        pipeline::Progress::Step(done) => under_way.progress.step(done),
+                        pipeline::Progress::Step { done, .. } => under_way.progress.step(done),
                         pipeline::Progress::Finished(..) => {}
                     }
                 }

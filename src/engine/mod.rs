@@ -1,66 +1,88 @@
 //! Replicas side by side over one queue.
 //!
 //! A replica is a pipeline with a thread for each request that it works on at once. A thread takes the oldest request,
-//! works on it, and says what happens to whoever holds the [`Ticket`]. A replica whose device fails under a request
-//! leaves; the others try that request again.
+//! works on it, and says what happens to whoever holds the [`Ticket`].
+//!
+//! **Failures.** A request that fails fails alone. A device that fails is lost: all replicas that use it leave, and what
+//! they were working on is tried again by others, at most twice; a request under which two devices failed is suspected
+//! to be the cause and fails. A device from which nothing is heard for too long is lost too, and the thread that waits
+//! for it is given up. Every request has exactly one end: what a thread that was given up says later is not heard.
 
 mod queue;
+mod watch;
 
 use std::{
     any::Any,
+    collections::{BTreeMap, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use crate::{
-    backend::{self, Device, DeviceId},
+    backend::{self, Device, DeviceId, DeviceKind, Opening},
     error::{Error, Result, Scope},
     models::route::{Keeps, Route},
     pipeline::{
-        Component, Model, Parts, Picture, Pipeline, Progress, TextCache, UnetPlace,
+        Component, Model, Parts, Picture, Pipeline, Progress, Slot, TextCache, UnetPlace,
         gate::Gates,
         model::Loader,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Sections},
         request::Request,
     },
-    planner::plan::Plan,
+    planner::plan::{DevicePlan, Plan, ReplicaPlan},
+    sync::{Clock, Monitor, Receiver, channel},
 };
-use queue::{Job, Queue};
+use queue::{Claim, Fallout, Next, Noticed, Queue, Worker};
+use watch::{Silent, Watch};
 
-/// How often a request is tried again after a device failed under it.
-const RETRIES: usize = 2;
+/// The shortest silence after which a device is given up.
+const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happens to a request.
 #[derive(Debug)]
 pub enum Event {
+    /// It waits for a replica.
+    Queued {
+        /// Since when.
+        at: Instant,
+    },
     /// A replica has taken it: once, or again after a device failed under it.
     Taken {
         /// Which replica, counted from 0.
         replica: usize,
         /// Which try this is, counted from 1.
         attempt: usize,
+        /// When.
+        at: Instant,
     },
     /// It goes on.
     Progress(Progress),
+    /// A device failed under it, and it waits to be tried again.
+    Retry {
+        /// How the device failed.
+        error: Error,
+        /// When.
+        at: Instant,
+    },
     /// It is done, or it failed. Nothing follows.
     Done(Result<Picture>),
 }
 
 /// A request on its way.
 pub struct Ticket {
-    events: mpsc::Receiver<Event>,
+    events: Receiver<Event>,
     cancel: Arc<AtomicBool>,
 }
 
 impl Ticket {
     /// The next event; `None` after [`Event::Done`].
     pub fn next(&self) -> Option<Event> {
-        self.events.recv().ok()
+        self.events.receive()
     }
 
     /// Waits for the end.
@@ -82,13 +104,56 @@ impl Ticket {
     }
 }
 
+/// A request and whom to tell.
+struct Job {
+    request: Request,
+    cancel: Arc<AtomicBool>,
+    events: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+impl Job {
+    fn tell(&self, event: Event) {
+        (self.events)(event);
+    }
+
+    fn end(&self, result: Result<Picture>) {
+        self.tell(Event::Done(result));
+    }
+}
+
+/// What all threads of an engine share.
+struct Core {
+    queue: Queue<Arc<Job>>,
+    watch: Watch,
+    clock: Clock,
+    /// Why the last replica left that did.
+    last_words: Mutex<String>,
+}
+
+/// What all threads of one plan share.
+struct Crew {
+    devices: Vec<Device>,
+    gates: Arc<Gates>,
+    /// One for each numerics class.
+    texts: HashMap<Vec<String>, Arc<TextCache>>,
+    patience: Duration,
+}
+
+/// A plan that is worked by.
+struct Loaded {
+    plan: Plan,
+    crew: Arc<Crew>,
+    pipelines: Vec<Arc<Pipeline>>,
+    workers: Vec<(Worker, JoinHandle<()>)>,
+}
+
 /// A loaded plan.
 pub struct Engine {
-    queue: Arc<Queue>,
-    workers: Vec<JoinHandle<()>>,
-    devices: Vec<Device>,
-    /// How many there were at the start.
-    threads: usize,
+    model: Arc<Model>,
+    core: Arc<Core>,
+    /// Taken out while another plan is applied.
+    loaded: Monitor<Option<Loaded>>,
+    watchdog: Option<JoinHandle<()>>,
 }
 
 impl Engine {
@@ -97,52 +162,93 @@ impl Engine {
     /// # Errors
     /// If a device cannot be opened, has no room, or a weight is not as the model's configs say.
     pub fn load(model: Arc<Model>, plan: &Plan) -> Result<Self> {
-        let ids: Vec<DeviceId> = plan.devices.iter().map(|device| device.id).collect();
-        let devices = backend::open(&ids)?;
-        for (device, planned) in devices.iter().zip(&plan.devices) {
-            device.reserve(planned.activation_bytes as usize)?;
-        }
-        let device = |id: DeviceId| {
-            let index = ids.iter().position(|known| *known == id).expect("a plan places on its own devices");
-            devices[index].clone()
-        };
-        let route = |ids: &[DeviceId]| Route::new(ids.iter().map(|id| device(*id)).collect());
-        let (texts, gates) = (Arc::new(TextCache::default()), Arc::new(Gates::default()));
-        let threads: usize = plan.replicas.iter().map(|replica| replica.in_flight).sum();
-        let queue = Arc::new(Queue::new(plan.replicas.len(), threads));
-        let mut loader = Loader::new(&model);
-        let mut workers = Vec::with_capacity(threads);
-        for (index, replica) in plan.replicas.iter().enumerate() {
-            let parts = load(&mut loader, &replica.placement, route)?;
-            let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
-            for _ in 0..replica.in_flight {
-                let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
-                workers.push((index, pipeline.clone(), Keeps::new(keeps.collect::<Result<_>>()?)));
+        Self::load_on(model, plan, backend::open(&openings(plan))?, Clock::default())
+    }
+
+    /// As [`Engine::load`], on devices that the caller has opened and with a clock of the caller's: for programs that use
+    /// devices for something else besides, and for simulations.
+    ///
+    /// # Errors
+    /// If a device of the plan is not among them, has no room, or a weight is not as the model's configs say.
+    pub fn load_on(model: Arc<Model>, plan: &Plan, devices: Vec<Device>, clock: Clock) -> Result<Self> {
+        let core = Arc::new(Core {
+            queue: Queue::new(clock.clone()),
+            watch: Watch::new(clock.clone()),
+            clock,
+            last_words: Mutex::default(),
+        });
+        let prepared = Prepared::new(&model, plan, devices, &[], &core.clock)?;
+        let watchdog = start(&core, "watchdog", watch)?;
+        let nobody =
+            Loaded { plan: plan.clone(), crew: prepared.crew.clone(), pipelines: Vec::new(), workers: Vec::new() };
+        // From here on the engine itself ends the threads that it has, should one more not start.
+        let engine = Self { model, loaded: Monitor::new(None, core.clock.clone()), core, watchdog: Some(watchdog) };
+        let (loaded, outcome) = engine.begin(plan, prepared, nobody);
+        engine.loaded.update(|place| *place = Some(loaded));
+        outcome.map(|()| engine)
+    }
+
+    fn look<R>(&self, look: impl FnOnce(&Loaded) -> R) -> R {
+        let mut look = Some(look);
+        self.loaded.wait_until(|loaded| loaded.as_ref().and_then(|loaded| look.take().map(|look| look(loaded))))
+    }
+
+    /// Starts the threads of a plan once those of the one before have gone home.
+    fn begin(&self, plan: &Plan, prepared: Prepared, before: Loaded) -> (Loaded, Result<()>) {
+        let Prepared { crew, pipelines, mut slots } = prepared;
+        let replicas = plan.replicas.iter().map(|replica| (replica.placement.devices(), replica.in_flight));
+        let workers = self.core.queue.open(replicas.collect());
+        self.dismiss(before.workers);
+        let mut loaded = Loaded { plan: plan.clone(), crew, pipelines, workers: Vec::with_capacity(workers.len()) };
+        let mut outcome = Ok(());
+        for worker in workers {
+            let slots = slots[worker.replica].pop().expect("slots for each thread");
+            let (pipeline, crew) = (loaded.pipelines[worker.replica].clone(), loaded.crew.clone());
+            let batch = plan.replicas[worker.replica].batch;
+            let started = start(&self.core, &format!("replica {}", worker.replica), move |core| {
+                let left = work(core, worker, batch, &crew, &Post { pipeline: &pipeline, slots: &slots });
+                drop((pipeline, crew, slots));
+                // A thread that was given up is not waited for.
+                if left == Left::Heard {
+                    core.queue.go_home(worker);
+                }
+            });
+            match started {
+                Ok(thread) => loaded.workers.push((worker, thread)),
+                Err(error) => {
+                    self.core.queue.go_home(worker);
+                    outcome = Err(error);
+                }
             }
         }
-        // From here on the engine itself ends the threads that it has, should one more not start.
-        let mut engine = Self { queue, workers: Vec::with_capacity(threads), devices, threads };
-        for (index, pipeline, keeps) in workers {
-            let queue = engine.queue.clone();
-            let worker = std::thread::Builder::new()
-                .name(format!("replica {index}"))
-                .spawn(move || work(index, &pipeline, &keeps, &queue))
-                .map_err(|e| Error::process("starting a replica's thread").source(e))?;
-            engine.workers.push(worker);
+        (loaded, outcome)
+    }
+
+    /// Waits for threads of one plan that have nothing more to do.
+    fn dismiss(&self, workers: Vec<(Worker, JoinHandle<()>)>) {
+        let Some((first, _)) = workers.first() else { return };
+        let given_up = self.core.queue.all_home(first.plan);
+        for (worker, thread) in workers {
+            if !given_up.contains(&worker.thread) {
+                // A worker catches what its requests throw; there is nothing to report here.
+                let _ = thread.join();
+            }
         }
-        Ok(engine)
     }
 
     /// Hands a request over. Waits while the queue is full.
     pub fn submit(&self, request: Request) -> Ticket {
-        let (events, receiver) = mpsc::channel();
+        let (sender, events) = channel(self.core.clock.clone());
         let cancel = Arc::<AtomicBool>::default();
-        let send = move |event| {
-            // Whoever dropped the ticket does not want to know.
-            let _ = events.send(event);
-        };
-        self.queue.put(Job::new(request, cancel.clone(), send));
-        Ticket { events: receiver, cancel }
+        self.put(Job { request, cancel: cancel.clone(), events: Box::new(move |event| sender.send(event)) });
+        Ticket { events, cancel }
+    }
+
+    fn put(&self, job: Job) {
+        job.tell(Event::Queued { at: self.core.clock.now() });
+        if let Err(job) = self.core.queue.put(Arc::new(job)) {
+            job.end(Err(self.core.nobody()));
+        }
     }
 
     /// Draws every request, a few ahead of the replicas at a time, and tells `on` what happens to which. Returns when
@@ -155,26 +261,24 @@ impl Engine {
         requests: impl IntoIterator<Item = Request>,
         mut on: impl FnMut(usize, Event) -> Result<()>,
     ) -> Result<()> {
-        let (sender, events) = mpsc::channel();
+        let (sender, events) = channel(self.core.clock.clone());
         let cancel = Arc::<AtomicBool>::default();
         let mut requests = requests.into_iter().enumerate();
         let mut open = 0;
         let mut outcome = Ok(());
         loop {
-            while outcome.is_ok() && open < 2 * self.threads {
+            // Asked each time: another plan may have more threads.
+            while outcome.is_ok() && open < self.core.queue.most() {
                 let Some((index, request)) = requests.next() else { break };
                 let sender = sender.clone();
-                let send = move |event| {
-                    // The receiver lives until every request is done.
-                    let _ = sender.send((index, event));
-                };
-                self.queue.put(Job::new(request, cancel.clone(), send));
+                let send = move |event| sender.send((index, event));
+                self.put(Job { request, cancel: cancel.clone(), events: Box::new(send) });
                 open += 1;
             }
             if open == 0 {
                 return outcome;
             }
-            let Ok((index, event)) = events.recv() else { return outcome };
+            let Some((index, event)) = events.receive() else { return outcome };
             if matches!(event, Event::Done(_)) {
                 open -= 1;
             }
@@ -189,74 +293,367 @@ impl Engine {
         }
     }
 
+    /// Works by another plan from here on: requests that are under way are done by the old one, those that wait by the
+    /// new one. Networks whose weights stay where they are, are not read again. Meanwhile there has to be room for the
+    /// weights of both.
+    ///
+    /// # Errors
+    /// If the new plan cannot be loaded: then the old one stays.
+    pub fn apply(&self, plan: &Plan) -> Result<()> {
+        self.replace(plan, |loaded| {
+            let shares = |ids: &[DeviceId]| -> Vec<DeviceId> {
+                let mut shares: Vec<_> = ids.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
+                shares.sort();
+                shares
+            };
+            let ids = ids(plan);
+            // Who else has a share of the cores decides about each share.
+            let same_shares = shares(&ids) == shares(&self::ids(&loaded.plan));
+            let lost = loaded.crew.gates.lost();
+            let stays =
+                |id: DeviceId| ids.contains(&id) && !lost.contains(&id) && (id.kind != DeviceKind::Cpu || same_shares);
+            let mut devices = loaded.crew.devices.clone();
+            devices.retain(|device| stays(device.id()));
+            let is_here = |id: &DeviceId| devices.iter().any(|device| device.id() == *id);
+            let missing: Vec<_> = openings(plan).into_iter().filter(|opening| !is_here(&opening.id)).collect();
+            devices.extend(backend::open(&missing)?);
+            Ok(devices)
+        })
+    }
+
+    /// As [`Engine::apply`], on devices that the caller has opened.
+    ///
+    /// # Errors
+    /// As [`Engine::apply`].
+    pub fn apply_on(&self, plan: &Plan, devices: Vec<Device>) -> Result<()> {
+        self.replace(plan, |_| Ok(devices))
+    }
+
+    fn replace(&self, plan: &Plan, devices: impl FnOnce(&Loaded) -> Result<Vec<Device>>) -> Result<()> {
+        let loaded = self.loaded.wait_until(Option::take);
+        // Until nothing is under way a device may be lost, and the arenas are in use.
+        self.core.queue.pause();
+        let prepared = devices(&loaded)
+            .and_then(|devices| Prepared::new(&self.model, plan, devices, &loaded.pipelines, &self.core.clock));
+        let (loaded, outcome) = match prepared {
+            Ok(prepared) => self.begin(plan, prepared, loaded),
+            Err(error) => {
+                let restored = reserve(&loaded.plan, &loaded.crew.devices);
+                self.core.queue.resume();
+                (loaded, restored.and(Err(error)))
+            }
+        };
+        self.loaded.update(|place| *place = Some(loaded));
+        outcome
+    }
+
+    /// The plan that is worked by.
+    pub fn plan(&self) -> Plan {
+        self.look(|loaded| loaded.plan.clone())
+    }
+
+    /// The devices of each component, over all places and replicas.
+    pub fn device_map(&self) -> BTreeMap<&'static str, Vec<DeviceId>> {
+        self.look(|loaded| loaded.plan.device_map())
+    }
+
     /// The most that each device's transient arena ever held, in bytes.
     pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
-        self.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect()
+        self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
     }
-}
-
-/// The networks of one replica.
-fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[DeviceId]) -> Route) -> Result<Parts> {
-    let whole =
-        |places: &[Place<DeviceId>]| -> Vec<Route> { places.iter().flat_map(Place::routes).map(&route).collect() };
-    let unet = |loader: &mut Loader, place: &Place<DeviceId>| -> Result<UnetPlace> {
-        Ok(match place {
-            Place::Route(ids) => UnetPlace { negative: None, positive: loader.unet(route(ids))? },
-            Place::Guided { negative, positive } => {
-                UnetPlace { negative: Some(loader.unet(route(negative))?), positive: loader.unet(route(positive))? }
-            }
-        })
-    };
-    Ok(Parts {
-        text_encoders: whole(&placement.text_encoder)
-            .into_iter()
-            .map(|route| loader.text_encoder(route))
-            .collect::<Result<_>>()?,
-        unets: placement.unet.iter().map(|place| unet(loader, place)).collect::<Result<_>>()?,
-        vaes: whole(&placement.vae).into_iter().map(|route| loader.vae(route)).collect::<Result<_>>()?,
-    })
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.queue.close();
-        for worker in self.workers.drain(..) {
-            // A worker catches what its requests throw; there is nothing to report here.
-            let _ = worker.join();
+        self.core.queue.close();
+        if let Some(loaded) = self.loaded.update(Option::take) {
+            self.dismiss(loaded.workers);
+        }
+        self.core.watch.stop();
+        if let Some(watchdog) = self.watchdog.take() {
+            let _ = watchdog.join();
         }
     }
 }
 
-/// One of a replica's threads: until the queue closes or the replica's device fails.
-fn work(replica: usize, pipeline: &Pipeline, keeps: &Keeps, queue: &Queue) {
-    while let Some(mut job) = queue.take(replica) {
-        if job.cancel.load(Ordering::Relaxed) {
-            (job.events)(Event::Done(Err(Error::interrupted())));
-            continue;
-        }
-        job.attempts += 1;
-        (job.events)(Event::Taken { replica, attempt: job.attempts });
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            pipeline.generate(&job.request, job.age, keeps, &mut |progress| {
-                (job.events)(Event::Progress(progress));
-                // A request that has come to the VAE is as good as done.
-                let stops = !matches!(progress, Progress::Started(Component::Vae, _) | Progress::Finished(..));
-                if stops && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
-            })
-        }));
-        // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
-        let result = result.unwrap_or_else(|panic| {
-            Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
-        });
-        match result {
-            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
-                tracing::error!("replica {replica} leaves: {error}");
-                queue.leave(replica, job, error, RETRIES);
-                return;
-            }
-            result => (job.events)(Event::Done(result)),
+/// A thread of the engine, with a seat at its clock.
+fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 'static) -> Result<JoinHandle<()>> {
+    let (core, seat) = (core.clone(), core.clock.seat());
+    std::thread::Builder::new()
+        .name(name.to_string())
+        .spawn(move || {
+            let _seated = seat.take();
+            work(&core);
+        })
+        .map_err(|e| Error::process(format!("starting the thread \"{name}\"")).source(e))
+}
+
+/// The devices of a plan.
+fn ids(plan: &Plan) -> Vec<DeviceId> {
+    plan.devices.iter().map(|device| device.id).collect()
+}
+
+/// How they are opened.
+fn openings(plan: &Plan) -> Vec<Opening> {
+    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone() };
+    plan.devices.iter().map(opening).collect()
+}
+
+/// Makes the transient arenas as large as a plan says.
+fn reserve(plan: &Plan, devices: &[Device]) -> Result<()> {
+    for planned in &plan.devices {
+        if let Some(device) = devices.iter().find(|device| device.id() == planned.id) {
+            device.reserve(planned.activation_bytes as usize)?;
         }
     }
+    Ok(())
+}
+
+/// A plan with everything that its threads need.
+struct Prepared {
+    crew: Arc<Crew>,
+    pipelines: Vec<Arc<Pipeline>>,
+    /// For each thread of each replica, one for each of the UNet's places.
+    slots: Vec<Vec<Vec<Slot>>>,
+}
+
+/// Where a thread works.
+struct Post<'a> {
+    pipeline: &'a Pipeline,
+    slots: &'a [Slot],
+}
+
+impl Prepared {
+    /// Reads what `known` does not have yet.
+    fn new(
+        model: &Arc<Model>,
+        plan: &Plan,
+        devices: Vec<Device>,
+        known: &[Arc<Pipeline>],
+        clock: &Clock,
+    ) -> Result<Self> {
+        if let Some(id) = ids(plan).into_iter().find(|id| !devices.iter().any(|device| device.id() == *id)) {
+            return Err(Error::input(format!("the plan uses {id}, which is not among the devices that were opened")));
+        }
+        let device = |id: DeviceId| {
+            devices.iter().find(|device| device.id() == id).expect("a plan places on its own devices").clone()
+        };
+        let route = |ids: &[DeviceId]| Route::new(ids.iter().map(|id| device(*id)).collect());
+        let mut loader = Loader::new(model);
+        known.iter().for_each(|pipeline| loader.know(pipeline.parts()));
+        let mut parts = Vec::with_capacity(plan.replicas.len());
+        for replica in &plan.replicas {
+            parts.push(load(&mut loader, &replica.placement, route)?);
+        }
+        reserve(plan, &devices)?;
+        let gates = Arc::new(Gates::new(clock.clone()));
+        let mut texts = HashMap::new();
+        let (mut pipelines, mut slots) = (Vec::new(), Vec::new());
+        for (replica, parts) in plan.replicas.iter().zip(parts) {
+            let texts = texts.entry(text_classes(&parts)).or_insert_with(|| Arc::new(TextCache::new(clock.clone())));
+            let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
+            let of_one = |_| -> Result<Vec<Slot>> {
+                let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
+                let lanes = replica.lane_bytes.iter().map(|(id, bytes)| device(*id).lane(*bytes as usize));
+                Ok(pipeline.slots(&Keeps::new(keeps.collect::<Result<_>>()?), &lanes.collect::<Result<Vec<_>>>()?))
+            };
+            slots.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
+            pipelines.push(pipeline);
+        }
+        let crew = Arc::new(Crew { devices, gates, texts, patience: patience(&plan.replicas) });
+        Ok(Self { crew, pipelines, slots })
+    }
+}
+
+/// The numerics classes that a replica's text encoders may have: features are the same where these are.
+fn text_classes(parts: &Parts) -> Vec<String> {
+    let routes = parts.text_encoders.iter().flat_map(|network| network.route.iter());
+    let mut classes: Vec<String> = routes.map(|device| device.class().to_string()).collect();
+    classes.sort();
+    classes.dedup();
+    classes
+}
+
+/// The networks of one replica.
+fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[DeviceId]) -> Route) -> Result<Parts> {
+    let mut parts = Parts { text_encoders: Vec::new(), unets: Vec::new(), vaes: Vec::new() };
+    for sections in placement.text_encoder.iter().flat_map(Place::routes) {
+        parts.text_encoders.push(loader.text_encoder(route(sections), sections.reside)?);
+    }
+    for place in &placement.unet {
+        let mut unet = |sections: &Sections<DeviceId>| loader.unet(route(sections), sections.reside);
+        parts.unets.push(match place {
+            Place::Route(sections) => UnetPlace { negative: None, positive: unet(sections)? },
+            Place::Guided { negative, positive } => {
+                UnetPlace { negative: Some(unet(negative)?), positive: unet(positive)? }
+            }
+        });
+    }
+    for sections in placement.vae.iter().flat_map(Place::routes) {
+        parts.vaes.push(loader.vae(route(sections), sections.reside)?);
+    }
+    Ok(parts)
+}
+
+/// For how long a device that works may be silent. An op that takes a minute is not to be expected of any device.
+fn patience(_: &[ReplicaPlan]) -> Duration {
+    LEAST_PATIENCE
+}
+
+impl Core {
+    /// The end of a request that nobody is left to take.
+    fn nobody(&self) -> Error {
+        let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = Error::device("engine", "no replica is left");
+        if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
+    }
+
+    /// Devices failed under a claim: whoever uses them leaves, and those are told who need to know.
+    fn lose(&self, crew: &Crew, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
+        crew.gates.lose(devices);
+        let Ok(Fallout { jobs, left, orphans }) = self.queue.fail(claim, devices, noticed) else {
+            return Left::Unheard;
+        };
+        if !left.is_empty() {
+            *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+            tracing::error!("{error}; replicas that leave: {left:?}");
+        }
+        for (job, next) in jobs {
+            let error = error.again();
+            match next {
+                Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
+                Next::Nobody => job.end(Err(error)),
+                Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
+                Next::Suspect => job.end(Err(error.context(
+                    "a second device failed under this request, which may be the cause and is not tried again",
+                ))),
+            }
+        }
+        orphans.into_iter().for_each(|job| job.end(Err(self.nobody())));
+        Left::Heard
+    }
+}
+
+impl Core {
+    /// The end of a claim, or of this try at it.
+    fn end(&self, claim: &Claim<Arc<Job>>, crew: &Crew, result: Result<Picture>) -> Left {
+        match result {
+            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                let devices: Vec<DeviceId> = match error.scope() {
+                    Scope::Device(name) => name.parse().into_iter().collect(),
+                    _ => Vec::new(),
+                };
+                self.lose(crew, claim.number, &devices, error, Noticed::ByError)
+            }
+            result => {
+                if self.queue.finish(claim.number).is_err() {
+                    return Left::Unheard;
+                }
+                let stops = result.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
+                claim.job.end(result);
+                if stops {
+                    let error = || Error::process("the engine stopped after another request's failure");
+                    self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
+                }
+                Left::Heard
+            }
+        }
+    }
+}
+
+/// Whether a thread was waited for until it had nothing more to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Heard,
+    Unheard,
+}
+
+/// The thread that gives up others.
+fn watch(core: &Arc<Core>) {
+    while let Some(Silent { crew, claim, age, devices, patience }) = core.watch.next_silent() {
+        let Some(first) = devices.first() else { continue };
+        let error = Error::device(first, format!("nothing was heard of it for {} s", patience.as_secs()));
+        // Nobody waits for what it was about to find out.
+        crew.texts.values().for_each(|texts| texts.give_up(age));
+        core.lose(&crew, claim, &devices, error, Noticed::BySilence);
+    }
+}
+
+/// One of a replica's threads: until there is nothing more for it to do, or it was given up.
+fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Crew>, post: &Post) -> Left {
+    let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
+    while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
+        for claim in &claims {
+            let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
+            if core.queue.if_current(claim.number, || claim.job.tell(taken)).is_err() {
+                return Left::Unheard;
+            }
+        }
+        if claims.len() > 1 {
+            let drawn = draw(core, &claims, crew, post);
+            match drawn {
+                Ok(results) => {
+                    for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
+                        if core.end(claim, crew, result) == Left::Unheard {
+                            return Left::Unheard;
+                        }
+                    }
+                }
+                Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                    let first = std::mem::take(&mut claims).swap_remove(0);
+                    if core.end(&first, crew, Err(error)) == Left::Unheard {
+                        return Left::Unheard;
+                    }
+                }
+                // One of them is the reason, and shows it when each is drawn alone.
+                Err(error) => tracing::debug!("a batch is taken apart: {error}"),
+            }
+        }
+        for claim in claims {
+            let result = draw(core, std::slice::from_ref(&claim), crew, post).and_then(|mut results| results.remove(0));
+            if core.end(&claim, crew, result) == Left::Unheard {
+                return Left::Unheard;
+            }
+        }
+    }
+    Left::Heard
+}
+
+/// Works on requests that go together, and tells of each as long as it is this thread's.
+fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) -> Result<Vec<Result<Picture>>> {
+    let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
+    let age = claims[0].age;
+    let mut on = |i: usize, progress: Progress| {
+        let Claim { job, number, .. } = &claims[i];
+        match &progress {
+            Progress::Started { devices, .. } => core.watch.begin(Silent {
+                crew: crew.clone(),
+                claim: *number,
+                age,
+                devices: devices.clone(),
+                patience: crew.patience,
+            }),
+            Progress::Step { .. } => core.watch.heard(*number),
+            Progress::Finished(_) => core.watch.end(*number),
+        }
+        // A request that has come to the VAE is as good as done.
+        let may_stop =
+            !matches!(&progress, Progress::Started { component: Component::Vae, .. } | Progress::Finished(_));
+        core.queue
+            .if_current(*number, || job.tell(Event::Progress(progress)))
+            .map_err(|_| Error::request("this request was taken from its thread"))?;
+        if may_stop && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+    };
+    let one_waits = claims.iter().any(|claim| !claim.job.cancel.load(Ordering::Relaxed));
+    let drawn = match one_waits {
+        true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
+        false => Ok(Err(Error::interrupted())),
+    };
+    claims.iter().for_each(|claim| core.watch.end(claim.number));
+    // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
+    drawn.unwrap_or_else(|panic| {
+        Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
+    })
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {

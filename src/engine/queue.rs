@@ -1,218 +1,431 @@
-//! The one queue: bounded, oldest first.
+//! The one queue: bounded, oldest first; and who works on what, so that each request has one end whatever happens to
+//! those who work on it.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+use std::collections::VecDeque;
+
+use crate::{
+    backend::DeviceId,
+    sync::{Clock, Monitor},
 };
 
-use super::Event;
-use crate::{error::Error, pipeline::request::Request};
+/// How often a request is tried again after a device failed under it.
+pub(super) const RETRIES: usize = 2;
+/// A request under which so many devices failed may be the cause, and is not tried again.
+pub(super) const SUSPICIONS: usize = 2;
 
-/// A request and whom to tell.
-pub(super) struct Job {
-    pub request: Request,
-    pub cancel: Arc<AtomicBool>,
-    /// Its place among all requests; the queue gives it.
+/// Requests that wait for a replica, and those that one works on. `J` is what the engine knows of a request.
+pub(super) struct Queue<J>(Monitor<State<J>>);
+
+/// A thread of a replica of one of the engine's plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Worker {
+    /// Which plan, counted from 1.
+    pub plan: usize,
+    pub replica: usize,
+    /// Among the threads of all plans.
+    pub thread: usize,
+}
+
+/// A request that a thread works on.
+pub(super) struct Claim<J> {
+    pub job: J,
+    /// Its place among all requests.
     pub age: u64,
-    /// How often a replica has taken it.
-    pub attempts: usize,
-    pub events: Box<dyn Fn(Event) + Send>,
+    /// How often it was taken, this time included.
+    pub attempt: usize,
+    /// Tells it from earlier and later claims to the same request.
+    pub number: u64,
 }
 
-impl Job {
-    pub fn new(request: Request, cancel: Arc<AtomicBool>, events: impl Fn(Event) + Send + 'static) -> Self {
-        Self { request, cancel, age: 0, attempts: 0, events: Box::new(events) }
-    }
+/// How a device's failure was noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Noticed {
+    /// By the thread that worked there, which can go on.
+    ByError,
+    /// By somebody else: the thread may never come back.
+    BySilence,
 }
 
-/// Requests that wait for a replica.
-pub(super) struct Queue {
-    state: Mutex<State>,
-    changed: Condvar,
+/// What becomes of a request whose device failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It waits to be tried again.
+    Again,
+    /// It was tried too often.
+    TooOften,
+    /// Too many devices failed under it.
+    Suspect,
+    /// Nobody is left to try it again.
+    Nobody,
+}
+
+/// What follows from a device's failure.
+pub(super) struct Fallout<J> {
+    /// The requests that met it.
+    pub jobs: Vec<(J, Next)>,
+    /// Replicas that leave.
+    pub left: Vec<usize>,
+    /// Requests that waited and that nobody will take.
+    pub orphans: Vec<J>,
+}
+
+struct State<J> {
+    /// By age.
+    waiting: VecDeque<Entry<J>>,
+    running: Vec<(Worker, u64, Entry<J>)>,
+    /// The plan that is worked by.
+    plan: usize,
+    replicas: Vec<Replica>,
+    /// Threads that have not gone home, of all plans.
+    present: Vec<Worker>,
+    /// Threads that nobody waits for any longer.
+    given_up: Vec<usize>,
     most: usize,
-}
-
-struct State {
-    jobs: VecDeque<Job>,
-    /// Whether each replica is still there.
-    here: Vec<bool>,
     requests: u64,
+    claims: u64,
+    paused: bool,
     closed: bool,
 }
 
-impl State {
+struct Entry<J> {
+    job: J,
+    age: u64,
+    attempts: usize,
+    suspicions: usize,
+}
+
+struct Replica {
+    devices: Vec<DeviceId>,
+    here: bool,
+}
+
+impl<J> State<J> {
     fn is_deserted(&self) -> bool {
-        !self.here.contains(&true)
+        self.replicas.iter().all(|replica| !replica.here)
+    }
+
+    /// Adds a request where its age says.
+    fn wait(&mut self, entry: Entry<J>) {
+        let place = self.waiting.partition_point(|other| other.age < entry.age);
+        self.waiting.insert(place, entry);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
     }
 }
 
-impl Queue {
-    /// For so many replicas with so many threads in all; twice as many requests may wait.
-    pub fn new(replicas: usize, threads: usize) -> Self {
-        let state = State { jobs: VecDeque::new(), here: vec![true; replicas], requests: 0, closed: false };
-        Self { state: Mutex::new(state), changed: Condvar::new(), most: 2 * threads }
+impl<J: Clone> Queue<J> {
+    /// Without a plan: nobody takes anything.
+    pub fn new(clock: Clock) -> Self {
+        Self(Monitor::new(
+            State {
+                waiting: VecDeque::new(),
+                running: Vec::new(),
+                plan: 0,
+                replicas: Vec::new(),
+                present: Vec::new(),
+                given_up: Vec::new(),
+                most: 0,
+                requests: 0,
+                claims: 0,
+                paused: false,
+                closed: false,
+            },
+            clock,
+        ))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// From here on a plan with these replicas is worked by: the devices of each, and how many threads it has. Twice as
+    /// many requests as threads may wait. Threads of the plan before it go home.
+    pub fn open(&self, replicas: Vec<(Vec<DeviceId>, usize)>) -> Vec<Worker> {
+        self.0.update(|state| {
+            state.plan += 1;
+            state.paused = false;
+            let mut workers = Vec::new();
+            for (replica, (_, threads)) in replicas.iter().enumerate() {
+                for _ in 0..*threads {
+                    state.claims += 1;
+                    workers.push(Worker { plan: state.plan, replica, thread: state.claims as usize });
+                }
+            }
+            state.present.extend(&workers);
+            state.most = 2 * workers.len();
+            state.replicas = replicas.into_iter().map(|(devices, _)| Replica { devices, here: true }).collect();
+            workers
+        })
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a request at the end, once there is room. Fails it at once if nobody is left to take it.
-    pub fn put(&self, mut job: Job) {
-        let mut state = self.state();
-        while state.jobs.len() >= self.most && !state.is_deserted() {
-            state = self.wait(state);
-        }
-        if state.is_deserted() {
-            drop(state);
-            (job.events)(Event::Done(Err(no_replica())));
-            return;
-        }
-        job.age = state.requests;
-        state.requests += 1;
-        state.jobs.push_back(job);
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// The oldest request, for a thread of `replica`; `None` once the queue is closed and empty, or the replica is gone.
-    pub fn take(&self, replica: usize) -> Option<Job> {
-        let mut state = self.state();
-        loop {
-            if !state.here[replica] {
+    /// Adds a request at the end, once there is room; gives it back if nobody is left to take it.
+    pub fn put(&self, job: J) -> Result<(), J> {
+        let mut job = Some(job);
+        self.0.wait_until(|state| {
+            if state.is_deserted() || state.closed {
+                return job.take().map(Err);
+            }
+            if state.waiting.len() >= state.most {
                 return None;
             }
-            if let Some(job) = state.jobs.pop_front() {
-                drop(state);
-                self.changed.notify_all();
-                return Some(job);
+            let (age, job) = (state.requests, job.take()?);
+            state.requests += 1;
+            state.waiting.push_back(Entry { job, age, attempts: 0, suspicions: 0 });
+            Some(Ok(()))
+        })
+    }
+
+    /// The oldest request, and up to `most` in all with those waiting ones that go with it, which is never waited for. A
+    /// request that was tried before is tried alone. `None` once there will be none for this thread: its replica or its
+    /// plan is gone, or the queue is closed and nothing is under way that may have to be tried again.
+    pub fn take(&self, worker: Worker, most: usize, goes_with: impl Fn(&J, &J) -> bool) -> Option<Vec<Claim<J>>> {
+        self.0.wait_until(|state| {
+            if worker.plan != state.plan || !state.replicas[worker.replica].here || (state.closed && state.is_idle()) {
+                return Some(None);
             }
-            if state.closed {
+            if state.paused {
                 return None;
             }
-            state = self.wait(state);
-        }
+            let first = state.waiting.pop_front()?;
+            let mut taken = vec![first];
+            let mut i = 0;
+            while i < state.waiting.len() && taken.len() < most && taken[0].attempts == 0 {
+                let other = &state.waiting[i];
+                if other.attempts == 0 && goes_with(&taken[0].job, &other.job) {
+                    taken.extend(state.waiting.remove(i));
+                } else {
+                    i += 1;
+                }
+            }
+            let claim = |mut entry: Entry<J>| {
+                entry.attempts += 1;
+                state.claims += 1;
+                let (number, attempt) = (state.claims, entry.attempts);
+                let claim = Claim { job: entry.job.clone(), age: entry.age, attempt, number };
+                state.running.push((worker, number, entry));
+                claim
+            };
+            Some(Some(taken.into_iter().map(claim).collect()))
+        })
     }
 
-    /// A replica is gone, with this job under its hands: others try it again, before all that wait, unless it was tried
-    /// too often or nobody is left. In the latter case all that wait fail.
-    pub fn leave(&self, replica: usize, job: Job, error: Error, retries: usize) {
-        let mut state = self.state();
-        state.here[replica] = false;
-        let orphans = if state.is_deserted() { std::mem::take(&mut state.jobs) } else { VecDeque::new() };
-        // Once the queue is closed, others may have gone home.
-        if !state.is_deserted() && !state.closed && job.attempts <= retries {
-            state.jobs.push_front(job);
-            drop(state);
-        } else {
-            drop(state);
-            (job.events)(Event::Done(Err(error)));
-        }
-        for orphan in orphans {
-            (orphan.events)(Event::Done(Err(no_replica())));
-        }
-        self.changed.notify_all();
+    /// Does something for a claim, unless it was taken from its thread.
+    ///
+    /// # Errors
+    /// If it was.
+    pub fn if_current(&self, claim: u64, act: impl FnOnce()) -> Result<(), Gone> {
+        self.0.look(|state| match state.running.iter().any(|(_, number, _)| *number == claim) {
+            true => {
+                act();
+                Ok(())
+            }
+            false => Err(Gone),
+        })
     }
 
-    /// Lets replicas go once nothing waits.
+    /// A claim has come to its end; whoever asked is the one to tell it.
+    ///
+    /// # Errors
+    /// If it was taken from its thread meanwhile.
+    pub fn finish(&self, claim: u64) -> Result<(), Gone> {
+        self.0.update(|state| {
+            let i = state.running.iter().position(|(_, number, _)| *number == claim).ok_or(Gone)?;
+            state.running.swap_remove(i);
+            Ok(())
+        })
+    }
+
+    /// These devices failed under a claim, and under all others of its thread. All replicas that use one of them leave, or
+    /// the claim's own if nobody knows which device it was. The requests wait again, unless there is a reason why not; they
+    /// are suspected if they were the first to meet the failure.
+    ///
+    /// # Errors
+    /// If the claim was taken from its thread meanwhile.
+    pub fn fail(&self, claim: u64, devices: &[DeviceId], noticed: Noticed) -> Result<Fallout<J>, Gone> {
+        self.0.update(|state| {
+            let of = |(worker, number, _): &(Worker, u64, _)| (*number == claim).then_some(*worker);
+            let worker = state.running.iter().find_map(of).ok_or(Gone)?;
+            let mut left = Vec::new();
+            if worker.plan == state.plan {
+                for (i, replica) in state.replicas.iter_mut().enumerate() {
+                    let uses = devices.iter().any(|device| replica.devices.contains(device));
+                    if replica.here && (uses || (devices.is_empty() && i == worker.replica)) {
+                        replica.here = false;
+                        left.push(i);
+                    }
+                }
+            }
+            if noticed == Noticed::BySilence {
+                state.given_up.push(worker.thread);
+                state.present.retain(|other| *other != worker);
+            }
+            let mut jobs = Vec::new();
+            while let Some(i) = state.running.iter().position(|(other, ..)| *other == worker) {
+                let (_, _, mut entry) = state.running.remove(i);
+                if !left.is_empty() {
+                    entry.suspicions += 1;
+                }
+                let job = entry.job.clone();
+                let next = if entry.suspicions >= SUSPICIONS {
+                    Next::Suspect
+                } else if state.is_deserted() {
+                    Next::Nobody
+                } else if entry.attempts > RETRIES {
+                    Next::TooOften
+                } else {
+                    state.wait(entry);
+                    Next::Again
+                };
+                jobs.push((job, next));
+            }
+            let orphans = if state.is_deserted() { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
+            Ok(Fallout { jobs, left, orphans: orphans.into_iter().map(|entry| entry.job).collect() })
+        })
+    }
+
+    /// Nobody takes anything any more; gives what waited.
+    pub fn stop(&self) -> Vec<J> {
+        self.0.update(|state| {
+            state.replicas.iter_mut().for_each(|replica| replica.here = false);
+            std::mem::take(&mut state.waiting).into_iter().map(|entry| entry.job).collect()
+        })
+    }
+
+    /// Hands out nothing more, and waits until nothing is under way.
+    pub fn pause(&self) {
+        self.0.update(|state| state.paused = true);
+        self.0.wait_until(|state| state.running.is_empty().then_some(()));
+    }
+
+    /// Hands out again.
+    pub fn resume(&self) {
+        self.0.update(|state| state.paused = false);
+    }
+
+    /// Lets threads go once nothing is left to do.
     pub fn close(&self) {
-        self.state().closed = true;
-        self.changed.notify_all();
+        self.0.update(|state| state.closed = true);
+    }
+
+    /// A thread's last word.
+    pub fn go_home(&self, worker: Worker) {
+        self.0.update(|state| state.present.retain(|other| *other != worker));
+    }
+
+    /// Waits until the threads of a plan have gone home, and says which of all threads were given up.
+    pub fn all_home(&self, plan: usize) -> Vec<usize> {
+        self.0
+            .wait_until(|state| state.present.iter().all(|worker| worker.plan != plan).then(|| state.given_up.clone()))
+    }
+
+    /// How many requests may wait.
+    pub fn most(&self) -> usize {
+        self.0.look(|state| state.most)
     }
 }
 
-fn no_replica() -> Error {
-    Error::device("engine", "no replica is left")
-}
+/// The claim is no longer the thread's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gone;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::{
-        sync::{
-            atomic::{AtomicUsize, Ordering},
-            mpsc::{Receiver, channel},
-        },
+        sync::atomic::{AtomicUsize, Ordering},
         thread,
         time::Duration,
     };
 
     use super::*;
-    use crate::{
-        error::Scope,
-        pipeline::request::{Output, Rng, Start},
-    };
+    use crate::backend::DeviceKind;
 
-    const RETRIES: usize = 2;
-
-    /// A request with `seed`, and what is told about it.
-    fn job(seed: u64) -> (Job, Receiver<Event>) {
-        let (sender, events) = channel();
-        let request = Request {
-            seed,
-            prompt: String::new(),
-            negative_prompt: String::new(),
-            steps: 1,
-            guidance_scale: 1.0,
-            scheduler: None,
-            width: 8,
-            height: 8,
-            rng: Rng::TorchCpu,
-            start: Start::Noise,
-            output: Output::Image,
-        };
-        (Job::new(request, Arc::default(), move |event| drop(sender.send(event))), events)
+    fn gpu(index: usize) -> DeviceId {
+        DeviceId::new(DeviceKind::Cuda, index)
     }
 
-    /// As a replica does it.
-    fn take(queue: &Queue, replica: usize) -> Job {
-        let mut job = queue.take(replica).expect("a job waits");
-        job.attempts += 1;
-        job
-    }
-
-    fn dead() -> Error {
-        Error::device("cuda:1", "fell off the bus")
-    }
-
-    /// The error that a request ended with; `None` while it is under way.
-    fn end(events: &Receiver<Event>) -> Option<Error> {
-        match events.try_recv().ok()? {
-            Event::Done(result) => Some(result.expect_err("nobody draws here")),
-            other => panic!("{other:?}"),
+    impl Queue<u32> {
+        /// One request, whatever it goes with.
+        fn take_one(&self, worker: Worker) -> Option<Claim<u32>> {
+            self.take(worker, 1, |_, _| true).map(|mut claims| claims.remove(0))
         }
+    }
+
+    /// A queue of numbers and a thread for each of its replicas, which have a device each.
+    fn queue(replicas: usize) -> (Queue<u32>, Vec<Worker>) {
+        let queue = Queue::new(Clock::default());
+        let workers = queue.open((0..replicas).map(|i| (vec![gpu(i)], 1)).collect());
+        (queue, workers)
+    }
+
+    fn take(queue: &Queue<u32>, worker: Worker) -> Claim<u32> {
+        queue.take_one(worker).expect("a job waits")
+    }
+
+    /// The device of this worker's replica fails under a claim.
+    fn die(queue: &Queue<u32>, worker: Worker, claim: &Claim<u32>) -> Fallout<u32> {
+        queue.fail(claim.number, &[gpu(worker.replica)], Noticed::ByError).expect("it is under way")
+    }
+
+    #[test]
+    fn requests_that_go_together_are_taken_together_and_nobody_waits_for_more() {
+        let (queue, workers) = queue(2);
+        (0..6).for_each(|n| queue.put(n).unwrap());
+        let even_with_even = |a: &u32, b: &u32| a % 2 == b % 2;
+        let take = |worker: Worker| {
+            let claims = queue.take(worker, 2, even_with_even).unwrap();
+            claims.into_iter().map(|claim| (claim.number, claim.job)).collect::<Vec<_>>()
+        };
+        let jobs = |claims: &[(u64, u32)]| claims.iter().map(|(_, job)| *job).collect::<Vec<_>>();
+        let first = take(workers[0]);
+        assert_eq!(jobs(&first), [0, 2]);
+        let fallout = queue.fail(first[0].0, &[gpu(0)], Noticed::ByError).unwrap();
+        assert_eq!(fallout.jobs, [(0, Next::Again), (2, Next::Again)]);
+        assert!(queue.finish(first[1].0).is_err(), "it is no longer the thread's");
+        // What was tried before is tried alone.
+        assert_eq!([0, 1, 2, 3].map(|_| jobs(&take(workers[1]))), [vec![0], vec![2], vec![1, 3], vec![4]]);
+        assert_eq!(jobs(&take(workers[1])), [5]);
     }
 
     #[test]
     fn the_oldest_goes_first() {
-        let queue = Queue::new(2, 2);
-        for seed in 0..4 {
-            queue.put(job(seed).0);
+        let (queue, workers) = queue(2);
+        for job in 0..4 {
+            queue.put(job).unwrap();
         }
-        assert_eq!([0; 4].map(|_| take(&queue, 0).request.seed), [0, 1, 2, 3]);
+        assert_eq!([0; 4].map(|_| take(&queue, workers[0]).job), [0, 1, 2, 3]);
     }
 
     #[test]
     fn what_waits_is_still_done_after_the_end() {
-        let queue = Queue::new(1, 1);
-        queue.put(job(7).0);
+        let (queue, workers) = queue(1);
+        queue.put(7).unwrap();
         queue.close();
-        assert_eq!(queue.take(0).map(|job| job.request.seed), Some(7));
-        assert!(queue.take(0).is_none());
-        assert!(queue.take(0).is_none());
+        let claim = take(&queue, workers[0]);
+        queue.finish(claim.number).unwrap();
+        assert!(queue.take_one(workers[0]).is_none());
+        assert!(queue.take_one(workers[0]).is_none());
+        assert_eq!(queue.put(8), Err(8));
+    }
+
+    #[test]
+    fn who_might_be_needed_again_stays_after_the_end() {
+        let (queue, workers) = queue(2);
+        queue.put(7).unwrap();
+        let claim = take(&queue, workers[0]);
+        queue.close();
+        thread::scope(|scope| {
+            let other = scope.spawn(|| queue.take_one(workers[1]).map(|claim| claim.job));
+            assert_eq!(die(&queue, workers[0], &claim).jobs[0].1, Next::Again);
+            assert_eq!(other.join().unwrap(), Some(7));
+        });
     }
 
     #[test]
     fn a_full_queue_makes_the_sender_wait() {
-        let queue = Queue::new(1, 1);
+        let (queue, workers) = queue(1);
         let sent = AtomicUsize::new(0);
         thread::scope(|scope| {
             scope.spawn(|| {
-                for seed in 0..4 {
-                    queue.put(job(seed).0);
+                for job in 0..4 {
+                    queue.put(job).unwrap();
                     sent.fetch_add(1, Ordering::SeqCst);
                 }
             });
@@ -221,88 +434,130 @@ mod tests {
             }
             thread::sleep(Duration::from_millis(20));
             assert_eq!(sent.load(Ordering::SeqCst), 2, "two wait for the one replica, and no more");
-            assert_eq!([0; 4].map(|_| take(&queue, 0).request.seed), [0, 1, 2, 3]);
+            assert_eq!([0; 4].map(|_| take(&queue, workers[0]).job), [0, 1, 2, 3]);
         });
     }
 
     #[test]
     fn no_prompt_is_lost_when_its_device_dies() {
-        let queue = Queue::new(2, 2);
-        let (first, events) = job(0);
-        queue.put(first);
-        queue.put(job(1).0);
-        queue.leave(0, take(&queue, 0), dead(), RETRIES);
-        assert!(end(&events).is_none());
+        let (queue, workers) = queue(2);
+        queue.put(0).unwrap();
+        queue.put(1).unwrap();
+        let claim = take(&queue, workers[0]);
+        let fallout = die(&queue, workers[0], &claim);
+        assert_eq!((fallout.jobs, fallout.left, fallout.orphans), (vec![(0, Next::Again)], vec![0], vec![]));
         // The other replica goes on with it, before what came later.
-        let again = take(&queue, 1);
-        assert_eq!((again.request.seed, again.attempts), (0, 2));
-        assert_eq!(take(&queue, 1).request.seed, 1);
-        assert!(queue.take(0).is_none(), "who has left gets no more");
+        let again = take(&queue, workers[1]);
+        assert_eq!((again.job, again.attempt), (0, 2));
+        assert_eq!(take(&queue, workers[1]).job, 1);
+        assert!(queue.take_one(workers[0]).is_none(), "who has left gets no more");
     }
 
     #[test]
-    fn a_replica_dies_once_however_many_of_its_threads_notice() {
-        let queue = Queue::new(2, 4);
-        for seed in 0..2 {
-            queue.put(job(seed).0);
+    fn all_replicas_of_a_lost_device_leave_and_only_the_first_to_meet_it_is_suspected() {
+        let queue = Queue::new(Clock::default());
+        let workers = queue.open(vec![(vec![gpu(0), gpu(1)], 2), (vec![gpu(1), gpu(2)], 1), (vec![gpu(2)], 1)]);
+        for job in 0..3 {
+            queue.put(job).unwrap();
         }
-        let (first, second) = (take(&queue, 0), take(&queue, 0));
-        queue.leave(0, first, dead(), RETRIES);
-        queue.leave(0, second, dead(), RETRIES);
-        let mut seeds = [0; 2].map(|_| take(&queue, 1).request.seed);
-        seeds.sort_unstable();
-        assert_eq!(seeds, [0, 1]);
+        let claims: Vec<_> = workers[..3].iter().map(|worker| take(&queue, *worker)).collect();
+        let fallout = queue.fail(claims[2].number, &[gpu(1)], Noticed::ByError).unwrap();
+        assert_eq!(fallout.left, [0, 1]);
+        // The others meet it too, and are tried again as often as any.
+        for claim in &claims[..2] {
+            let fallout = queue.fail(claim.number, &[gpu(1)], Noticed::ByError).unwrap();
+            assert_eq!((fallout.jobs[0].1, fallout.left), (Next::Again, vec![]));
+        }
+        assert_eq!([0; 3].map(|_| take(&queue, workers[3]).job), [0, 1, 2]);
     }
 
     #[test]
-    fn a_request_is_tried_again_twice_and_then_suspect() {
-        let queue = Queue::new(4, 4);
-        let (suspect, events) = job(0);
-        queue.put(suspect);
-        let (innocent, others) = job(1);
-        queue.put(innocent);
-        for replica in 0..3 {
-            assert!(end(&events).is_none());
-            let job = take(&queue, replica);
-            assert_eq!((job.request.seed, job.attempts), (0, replica + 1));
-            queue.leave(replica, job, dead(), RETRIES);
+    fn a_request_under_which_two_devices_fail_is_suspect() {
+        let (queue, workers) = queue(3);
+        queue.put(0).unwrap();
+        queue.put(1).unwrap();
+        for (worker, next) in workers.iter().zip([Next::Again, Next::Suspect]) {
+            let claim = take(&queue, *worker);
+            assert_eq!(claim.job, 0);
+            assert_eq!(die(&queue, *worker, &claim).jobs[0].1, next);
         }
-        let error = end(&events).expect("three replicas died under it");
-        assert_eq!(error.scope(), &Scope::Device("cuda:1".into()));
-        assert!(error.to_string().contains("fell off the bus"), "{error}");
-        // The fourth replica lives and has the next one.
-        assert!(end(&others).is_none());
-        assert_eq!(take(&queue, 3).request.seed, 1);
+        assert_eq!(take(&queue, workers[2]).job, 1);
+    }
+
+    #[test]
+    fn a_request_is_tried_again_twice() {
+        let queue = Queue::new(Clock::default());
+        let replicas = (0..4).map(|i| (vec![gpu(i)], 2)).collect();
+        let workers = queue.open(replicas);
+        for job in 0..4 {
+            queue.put(job).unwrap();
+        }
+        // Each time another request of the same replica meets the failure first.
+        for (replica, next) in [Next::Again, Next::Again, Next::TooOften].into_iter().enumerate() {
+            let worker = workers[2 * replica];
+            let (innocent, other) = (take(&queue, worker), take(&queue, worker));
+            assert_eq!((innocent.job, innocent.attempt), (0, replica + 1));
+            die(&queue, worker, &other);
+            assert_eq!(die(&queue, worker, &innocent).jobs[0].1, next);
+        }
     }
 
     #[test]
     fn everything_fails_once_no_replica_is_left() {
-        let queue = Queue::new(1, 1);
-        let (running, running_events) = job(0);
-        let (waiting, waiting_events) = job(1);
-        queue.put(running);
-        queue.put(waiting);
-        queue.leave(0, take(&queue, 0), dead(), RETRIES);
-        assert!(end(&running_events).expect("nobody can try it again").to_string().contains("fell off the bus"));
-        assert!(end(&waiting_events).expect("nobody will take it").to_string().contains("no replica is left"));
-        let (late, late_events) = job(2);
-        queue.put(late);
-        assert!(end(&late_events).expect("refused at once").to_string().contains("no replica is left"));
+        let (queue, workers) = queue(1);
+        queue.put(0).unwrap();
+        queue.put(1).unwrap();
+        let claim = take(&queue, workers[0]);
+        let fallout = die(&queue, workers[0], &claim);
+        assert_eq!((fallout.jobs[0].1, fallout.orphans), (Next::Nobody, vec![1]));
+        assert_eq!(queue.put(2), Err(2));
     }
 
     #[test]
     fn a_sender_who_waits_is_told_when_the_last_replica_dies() {
-        let queue = Queue::new(1, 1);
-        queue.put(job(0).0);
-        let running = take(&queue, 0);
-        queue.put(job(1).0);
-        queue.put(job(2).0);
-        let (late, events) = job(3);
+        let (queue, workers) = queue(1);
+        queue.put(0).unwrap();
+        let running = take(&queue, workers[0]);
+        queue.put(1).unwrap();
+        queue.put(2).unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| queue.put(late));
+            let late = scope.spawn(|| queue.put(3));
             thread::sleep(Duration::from_millis(20));
-            queue.leave(0, running, dead(), RETRIES);
+            assert_eq!(die(&queue, workers[0], &running).orphans, [1, 2]);
+            assert_eq!(late.join().unwrap(), Err(3));
         });
-        assert!(end(&events).expect("told").to_string().contains("no replica is left"));
+    }
+
+    #[test]
+    fn what_a_thread_that_was_given_up_says_later_counts_for_nothing() {
+        let (queue, workers) = queue(2);
+        queue.put(0).unwrap();
+        let claim = take(&queue, workers[0]);
+        let fallout = queue.fail(claim.number, &[gpu(0)], Noticed::BySilence).unwrap();
+        assert_eq!(fallout.jobs[0].1, Next::Again);
+        assert_eq!(queue.finish(claim.number), Err(Gone));
+        assert_eq!(queue.if_current(claim.number, || panic!("nobody should hear of it")), Err(Gone));
+        assert!(queue.fail(claim.number, &[gpu(0)], Noticed::ByError).is_err());
+        let again = take(&queue, workers[1]);
+        queue.finish(again.number).unwrap();
+        queue.close();
+        queue.go_home(workers[1]);
+        assert_eq!(queue.all_home(1), [workers[0].thread]);
+    }
+
+    #[test]
+    fn another_plan_takes_over_what_waits() {
+        let (queue, workers) = queue(1);
+        queue.put(0).unwrap();
+        queue.put(1).unwrap();
+        let claim = take(&queue, workers[0]);
+        thread::scope(|scope| {
+            let paused = scope.spawn(|| queue.pause());
+            queue.finish(claim.number).unwrap();
+            paused.join().unwrap();
+        });
+        let new = queue.open(vec![(vec![gpu(5)], 1)]);
+        assert!(queue.take_one(workers[0]).is_none());
+        assert_eq!(take(&queue, new[0]).job, 1);
     }
 }

@@ -1,71 +1,130 @@
 //! Who may use which device: a request asks for all devices of its next section at once and holds nothing while it
 //! waits, so there is no deadlock; and nobody takes a device that an older request waits for, so nobody starves.
 
-use std::sync::{Condvar, Mutex, MutexGuard};
-
-use crate::backend::DeviceId;
+use crate::{
+    backend::DeviceId,
+    error::{Error, Result},
+    sync::{Clock, Monitor},
+};
 
 /// The gates of all devices of an engine.
-#[derive(Default)]
-pub struct Gates {
-    state: Mutex<State>,
-    changed: Condvar,
-}
+pub struct Gates(Monitor<State>);
 
 #[derive(Default)]
 struct State {
-    held: Vec<DeviceId>,
+    /// Sections so far.
+    sections: u64,
+    /// Sections in use: their number, the age of their request, and their devices.
+    held: Vec<(u64, u64, Vec<DeviceId>)>,
     /// Requests that wait, with everything that they could use.
     waiting: Vec<(u64, Vec<DeviceId>)>,
+    lost: Vec<DeviceId>,
 }
 
 /// The right to use some devices, until it drops.
 pub struct Section<'a> {
     gates: &'a Gates,
+    number: u64,
     devices: Vec<DeviceId>,
 }
 
+impl Default for Gates {
+    fn default() -> Self {
+        Self::new(Clock::default())
+    }
+}
+
 impl Gates {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// All open.
+    pub fn new(clock: Clock) -> Self {
+        Self(Monitor::new(State::default(), clock))
+    }
+
+    /// The clock of those who wait here.
+    pub fn clock(&self) -> &Clock {
+        self.0.clock()
     }
 
     /// Waits until all devices of one of `choices` are free of others and of older requests' wishes, and takes them.
     /// Returns which choice it is: the first that can be had. `age` is smaller for older requests, and no two have the
     /// same.
-    pub fn enter(&self, age: u64, choices: &[Vec<DeviceId>]) -> (usize, Section<'_>) {
-        let mut state = self.state();
-        state.waiting.push((age, choices.concat()));
-        loop {
-            let free = |device: &DeviceId| {
-                let wanted = state.waiting.iter().any(|(other, wanted)| *other < age && wanted.contains(device));
-                !wanted && !state.held.contains(device)
+    ///
+    /// # Errors
+    /// If each choice has a device that is lost, now or meanwhile.
+    pub fn enter(&self, age: u64, choices: &[Vec<DeviceId>]) -> Result<(usize, Section<'_>)> {
+        // Its wish counts before it waits: a younger one must not slip in between.
+        self.0.look(|state| state.waiting.push((age, choices.concat())));
+        let entered = self.0.wait_until(|state| {
+            let lost = |devices: &Vec<DeviceId>| devices.iter().copied().find(|device| state.lost.contains(device));
+            let entered = if choices.iter().all(|devices| lost(devices).is_some()) {
+                Err(choices.iter().find_map(lost))
+            } else {
+                Ok(choices.iter().position(|devices| state.is_free(age, devices))?)
             };
-            if let Some(choice) = choices.iter().position(|devices| devices.iter().all(free)) {
-                let devices = choices[choice].clone();
-                state.held.extend(&devices);
-                state.waiting.retain(|(other, _)| *other != age);
-                drop(state);
-                // What this request waited for besides may be free for younger ones.
-                self.changed.notify_all();
-                return (choice, Section { gates: self, devices });
-            }
-            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state.waiting.retain(|(other, _)| *other != age);
+            Some(entered.map(|choice| {
+                state.sections += 1;
+                let number = state.sections;
+                state.held.push((number, age, choices[choice].clone()));
+                (choice, number)
+            }))
+        });
+        match entered {
+            Ok((choice, number)) => Ok((choice, Section { gates: self, number, devices: choices[choice].clone() })),
+            Err(Some(device)) => Err(Error::device(device, "it failed while this request waited for it")),
+            Err(None) => Err(Error::request("there is no device to run on")),
         }
+    }
+
+    /// These devices will not be free again. Who waits for them is told; who uses them is not.
+    pub fn lose(&self, devices: &[DeviceId]) {
+        self.0.update(|state| state.lost.extend(devices));
+    }
+
+    /// The devices that the request of this age uses now.
+    pub fn held_by(&self, age: u64) -> Vec<DeviceId> {
+        let of =
+            |(_, other, devices): &(u64, u64, Vec<DeviceId>)| if *other == age { devices.clone() } else { Vec::new() };
+        self.0.look(|state| state.held.iter().flat_map(of).collect())
+    }
+
+    /// Devices that will not be free again.
+    pub fn lost(&self) -> Vec<DeviceId> {
+        self.0.look(|state| state.lost.clone())
+    }
+}
+
+impl State {
+    /// Whether a request may have these devices now.
+    fn is_free(&self, age: u64, devices: &[DeviceId]) -> bool {
+        devices.iter().all(|device| {
+            let wanted = self.waiting.iter().any(|(other, wanted)| *other < age && wanted.contains(device));
+            let held = self.held.iter().any(|(_, _, held)| held.contains(device));
+            !wanted && !held && !self.lost.contains(device)
+        })
+    }
+}
+
+impl Section<'_> {
+    /// What may be used.
+    pub fn devices(&self) -> &[DeviceId] {
+        &self.devices
     }
 }
 
 impl Drop for Section<'_> {
     fn drop(&mut self) {
-        self.gates.state().held.retain(|device| !self.devices.contains(device));
-        self.gates.changed.notify_all();
+        self.gates.0.update(|state| state.held.retain(|(number, ..)| *number != self.number));
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::{
-        sync::atomic::{AtomicUsize, Ordering},
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
         thread,
         time::Duration,
     };
@@ -80,33 +139,33 @@ mod tests {
     #[test]
     fn a_free_choice_is_taken_and_the_first_of_several() {
         let gates = Gates::default();
-        let (choice, first) = gates.enter(0, &[vec![cpu(0)], vec![cpu(1)]]);
+        let (choice, first) = gates.enter(0, &[vec![cpu(0)], vec![cpu(1)]]).unwrap();
         assert_eq!(choice, 0);
-        let (choice, second) = gates.enter(1, &[vec![cpu(0)], vec![cpu(1)]]);
+        let (choice, second) = gates.enter(1, &[vec![cpu(0)], vec![cpu(1)]]).unwrap();
         assert_eq!(choice, 1);
         drop((first, second));
-        assert_eq!(gates.enter(2, &[vec![cpu(0), cpu(1)]]).0, 0);
+        assert_eq!(gates.enter(2, &[vec![cpu(0), cpu(1)]]).unwrap().0, 0);
     }
 
     #[test]
     fn an_older_wish_is_not_overtaken() {
         let gates = Gates::default();
         let order = Mutex::new(Vec::new());
-        let (_, held) = gates.enter(0, &[vec![cpu(0)]]);
+        let (_, held) = gates.enter(0, &[vec![cpu(0)]]).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                let _section = gates.enter(1, &[vec![cpu(0), cpu(1)]]);
+                let _section = gates.enter(1, &[vec![cpu(0), cpu(1)]]).unwrap();
                 order.lock().unwrap().push(1);
             });
-            while gates.state().waiting.is_empty() {
+            while gates.0.look(|state| state.waiting.is_empty()) {
                 thread::yield_now();
             }
             // cpu:1 is free, but the older request waits for it.
             scope.spawn(|| {
-                let _section = gates.enter(2, &[vec![cpu(1)]]);
+                let _section = gates.enter(2, &[vec![cpu(1)]]).unwrap();
                 order.lock().unwrap().push(2);
             });
-            while gates.state().waiting.len() < 2 {
+            while gates.0.look(|state| state.waiting.len() < 2) {
                 thread::yield_now();
             }
             thread::sleep(Duration::from_millis(5));
@@ -126,7 +185,7 @@ mod tests {
                 scope.spawn(move || {
                     let (a, b) = (age as usize % 4, (age as usize * 7 + 1) % 4);
                     let set = if a == b { vec![cpu(a)] } else { vec![cpu(a), cpu(b)] };
-                    let _section = gates.enter(age, std::slice::from_ref(&set));
+                    let _section = gates.enter(age, std::slice::from_ref(&set)).unwrap();
                     for device in &set {
                         let index = device.index.unwrap();
                         assert_eq!(users[index].fetch_add(1, Ordering::SeqCst), 0, "two in one section");
@@ -138,5 +197,24 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn a_lost_device_is_nobodys_and_the_rest_goes_on() {
+        let gates = Gates::default();
+        let (_, held) = gates.enter(0, &[vec![cpu(0)]]).unwrap();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| gates.enter(1, &[vec![cpu(0), cpu(1)]]).map(|(choice, _)| choice));
+            while gates.0.look(|state| state.waiting.is_empty()) {
+                thread::yield_now();
+            }
+            gates.lose(&[cpu(0)]);
+            let error = waits.join().unwrap().unwrap_err();
+            assert!(error.to_string().starts_with("cpu:0: it failed"), "{error}");
+        });
+        // A pool goes on without it, and whoever used it may still leave.
+        assert_eq!(gates.enter(2, &[vec![cpu(0)], vec![cpu(1)]]).unwrap().0, 1);
+        drop(held);
+        assert!(gates.enter(3, &[vec![cpu(0)]]).is_err());
     }
 }

@@ -5,15 +5,20 @@ use std::collections::BTreeMap;
 use super::{
     Located,
     device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
-    layout::{Costs, Layout, Seat},
+    diffusers,
+    layout::{Costs, Layout, resident},
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
 };
 use crate::{
-    backend::DeviceId,
-    error::Result,
-    pipeline::{Component, PerComponent, model::sections, placement::Place},
+    backend::{DeviceId, DeviceInfo},
+    error::{Error, Result},
+    pipeline::{
+        Component, PerComponent,
+        model::sections,
+        placement::{Place, Placement, Reside, Sections},
+    },
 };
 
 /// An alternative that was looked at.
@@ -38,19 +43,33 @@ pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budge
     let named = named(map, costs)?;
     let free = Component::ALL.iter().any(|component| named.get(*component).is_none());
     if !free {
-        let seats = PerComponent::new(|component| named.get(component).clone().unwrap_or_default());
-        let layout = with_in_flight(map, costs, seats)?;
+        let placement = PerComponent::new(|component| named.get(component).clone().unwrap_or_default());
+        let layout = with_in_flight(map, costs, placement)?;
         return Ok(Chosen { layouts: vec![layout], why: String::new(), rejected: Vec::new() });
     }
     match map.strategy.value {
         Strategy::Throughput => by_time(map, costs, devices, budgets, &named, Goal::Throughput),
         Strategy::Latency => by_time(map, costs, devices, budgets, &named, Goal::Latency),
+        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices),
         _ => by_bytes(map, costs, devices, budgets, &named),
     }
 }
 
-/// The seats that the map names.
-fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Seat>>>> {
+/// Where diffusers would put everything.
+fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId]) -> Result<Chosen> {
+    let spec = costs.trial.spec;
+    let infos: Vec<&DeviceInfo> = devices.iter().map(|id| costs.info(*id)).collect();
+    let whole = |device: DeviceId, component| vec![Place::whole(device, sections(component, spec).len())];
+    let placed = diffusers::place(map, spec, &infos)?.into_iter();
+    let layouts = placed.map(|devices| {
+        with_in_flight(map, costs, PerComponent::new(|component| whole(*devices.get(component), component)))
+    });
+    let why = "where diffusers puts it".to_string();
+    Ok(Chosen { layouts: layouts.collect::<Result<_>>()?, why, rejected: Vec::new() })
+}
+
+/// The places that the map names.
+fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Place<DeviceId>>>>> {
     PerComponent::try_new(|component| match map.components.get(component.name()) {
         None => Ok(None),
         Some(pool) => {
@@ -67,53 +86,53 @@ fn convert(
     pool: &Located<Vec<device_map::Place>>,
     place: &device_map::Place,
     sections: &[String],
-) -> Result<Seat> {
-    let route = |place: &device_map::Place| -> Result<Vec<DeviceId>> {
+) -> Result<Place<DeviceId>> {
+    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
         let device = |section: &String| {
             place.device_at(section).map(|device| device.value).ok_or_else(|| {
                 pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
                     .hint("\"\" = \"...\" among the shards is the device of the rest")
             })
         };
-        sections.iter().map(device).collect()
+        // Neither form has two answers.
+        let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
+        Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
     };
-    let reside = place.resides().into_iter().map(|reside| reside.value).collect();
-    let place = match place {
+    Ok(match place {
         device_map::Place::Guided { negative, positive } => {
             Place::Guided { negative: route(negative)?, positive: route(positive)? }
         }
         place => Place::Route(route(place)?),
-    };
-    Ok(Seat { place, reside })
+    })
 }
 
-fn with_in_flight(map: &DeviceMap, costs: &Costs, seats: PerComponent<Vec<Seat>>) -> Result<Layout> {
+fn with_in_flight(map: &DeviceMap, costs: &Costs, placement: Placement<DeviceId>) -> Result<Layout> {
     let in_flight = match map.in_flight.value {
-        InFlight::Auto => auto_in_flight(&seats, costs)?,
+        InFlight::Auto => auto_in_flight(&placement, costs)?,
         InFlight::Count(count) => count,
     };
-    Ok(Layout { seats, in_flight })
+    Ok(Layout { placement, in_flight, batch: map.batch.value })
 }
 
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
 /// of the slowest stage and one for each other stage that has devices of its own. Each device of a cut UNet is a stage.
-pub(super) fn auto_in_flight(seats: &PerComponent<Vec<Seat>>, costs: &Costs) -> Result<usize> {
+pub(super) fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> Result<usize> {
     let seconds = PerComponent::try_new(|component| -> Result<f64> {
-        let Some(seat) = seats.get(component).first() else { return Ok(0.0) };
+        let Some(place) = placement.get(component).first() else { return Ok(0.0) };
         let calls = if component == Component::Unet { costs.calls } else { 1 };
-        Ok(calls as f64 * costs.of(component, seat)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
+        Ok(calls as f64 * costs.of(component, place, 1)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
     })?;
     let mut stages = Component::ALL;
     stages.sort_by(|a, b| seconds.get(*b).total_cmp(seconds.get(*a)));
     let instances = |component: Component| -> usize {
-        let pieces = |seat: &Seat| match component {
-            Component::Unet if seat.is_cut() => seat.place.devices().len(),
+        let pieces = |place: &Place<DeviceId>| match component {
+            Component::Unet if place.is_cut() => place.devices().len(),
             _ => 1,
         };
-        seats.get(component).iter().map(pieces).sum()
+        placement.get(component).iter().map(pieces).sum()
     };
     let devices = |component: Component| -> Vec<DeviceId> {
-        seats.get(component).iter().flat_map(|seat| seat.place.devices()).collect()
+        placement.get(component).iter().flat_map(Place::devices).collect()
     };
     let mut taken = devices(stages[0]);
     let mut in_flight = instances(stages[0]);
@@ -133,21 +152,19 @@ fn by_bytes(
     costs: &Costs,
     devices: &[DeviceId],
     budgets: &[u64],
-    named: &PerComponent<Option<Vec<Seat>>>,
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
 ) -> Result<Chosen> {
     let mut left: Vec<DeviceBudget> =
         devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect();
     // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
     let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
-    for (component, seats) in named.iter() {
-        let wish = match seats.as_deref() {
+    for (component, places) in named.iter() {
+        let wish = match places.as_deref() {
             None => None,
-            Some([seat]) if seat.whole().is_some_and(|id| seat.reside_on(id) == device_map::Reside::Device) => {
-                seat.whole()
-            }
-            Some(seats) => {
-                for seat in seats {
-                    for (id, cost) in costs.of(component, seat)? {
+            Some([place]) if resident(place).is_some() => resident(place),
+            Some(places) => {
+                for place in places {
+                    for (id, cost) in costs.of(component, place, 1)? {
                         if let Some(budget) = left.iter_mut().find(|budget| budget.id == id) {
                             budget.bytes = budget.bytes.saturating_sub(cost.weight_bytes + cost.keep_bytes);
                         }
@@ -160,13 +177,13 @@ fn by_bytes(
         wishes.push(wish);
     }
     let (components, sizes): (Vec<Component>, Vec<ComponentSize>) = sizes.into_iter().unzip();
-    let seats = |placed: Vec<DeviceId>| -> PerComponent<Vec<Seat>> {
+    let placement = |placed: Vec<DeviceId>| -> Placement<DeviceId> {
         let placed: BTreeMap<Component, DeviceId> = components.iter().copied().zip(placed).collect();
         PerComponent::new(|component| match (named.get(component), placed.get(&component)) {
-            (Some(seats), _) => seats.clone(),
+            (Some(places), _) => places.clone(),
             (None, device) => {
                 let device = *device.expect("a component that is not named is the strategy's");
-                vec![Seat::at(Place::whole(device, sections(component, costs.trial.spec).len()))]
+                vec![Place::whole(device, sections(component, costs.trial.spec).len())]
             }
         })
     };
@@ -179,14 +196,13 @@ fn by_bytes(
                 [one] => other_strategies(strategy, one, &sizes, &wishes, &left),
                 _ => Vec::new(),
             };
-            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, seats(placed)));
+            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, placement(placed)));
             let layouts = layouts.collect::<Result<Vec<_>>>()?;
             let why = match strategy {
                 Strategy::Balanced | Strategy::BalancedLow0 => evens_out(costs, &layouts, budgets)?,
                 Strategy::Sequential => "the devices are filled in order".to_string(),
                 Strategy::Single => "the first device that holds the whole pipeline".to_string(),
-                Strategy::DiffusersBalanced => "where diffusers puts it".to_string(),
-                Strategy::Throughput | Strategy::Latency => strategy.name().to_string(),
+                Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => strategy.name().to_string(),
             };
             Ok(Chosen { layouts, why, rejected })
         }
@@ -281,7 +297,7 @@ fn search<'a>(
     map: &DeviceMap,
     costs: &'a Costs<'a>,
     budgets: &'a [u64],
-    named: &'a PerComponent<Option<Vec<Seat>>>,
+    named: &'a PerComponent<Option<Vec<Place<DeviceId>>>>,
     goal: Goal,
 ) -> Search<'a> {
     let in_flight = match map.in_flight.value {
@@ -289,7 +305,7 @@ fn search<'a>(
         InFlight::Count(count) => Some(count),
     };
     let one_class = map.numerics.value == Numerics::Same;
-    Search { costs, budgets, named, in_flight, goal, one_class, known: Default::default() }
+    Search { costs, budgets, named, in_flight, batch: map.batch.value, goal, one_class, known: Default::default() }
 }
 
 /// The strategies that know time.
@@ -298,7 +314,7 @@ fn by_time(
     costs: &Costs,
     devices: &[DeviceId],
     budgets: &[u64],
-    named: &PerComponent<Option<Vec<Seat>>>,
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
     goal: Goal,
 ) -> Result<Chosen> {
     let search = search(map, costs, budgets, named, goal);
@@ -423,16 +439,16 @@ fn nothing_fits(
     costs: &Costs,
     devices: &[DeviceId],
     budgets: &[u64],
-    named: &PerComponent<Option<Vec<Seat>>>,
-) -> crate::error::Error {
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
+) -> Error {
     let left: Vec<DeviceBudget> =
         devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect();
-    let wish = |component: &Component| named.get(*component).as_ref().and_then(|seats| seats[0].whole());
+    let wish = |component: &Component| named.get(*component).as_ref().and_then(|places| resident(&places[0]));
     let wishes: Vec<Option<DeviceId>> = Component::ALL.iter().map(wish).collect();
     let sizes = Component::ALL.into_iter().map(|component| component_size(costs, component, devices));
     match sizes.collect::<Result<Vec<_>>>().map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
         Err(error) | Ok(Err(error)) => error,
-        Ok(Ok(_)) => crate::error::Error::input("no placement fits beside what the map names")
+        Ok(Ok(_)) => Error::input("no placement fits beside what the map names")
             .hint("fewer [components], a smaller in_flight, or a smaller picture"),
     }
 }

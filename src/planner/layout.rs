@@ -1,25 +1,22 @@
-//! What a layout asks of its devices: bytes and seconds of every component, wherever its seats are.
+//! What a layout asks of its devices: bytes and seconds of every component, wherever its places are.
 //!
-//! A seat is a place with where its weights live. Devices that are alike (kind, rates, what things occupy there) are
-//! tried once for all of them.
+//! Devices that are alike (kind, rates, what things occupy there) are tried once for all of them.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use super::{
-    Cost, Largest,
+    Cost,
     cuts::{Needs, Section},
-    device_map::Reside,
     predict::{self, Load, Stretch},
-    trial::Trial,
+    trial::{Ran, Trial},
 };
 use crate::{
-    backend::{DeviceId, DeviceInfo, Rates},
+    backend::{DType, DeviceId, DeviceInfo},
     error::Result,
-    models::spec::ModelSpec,
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Reside, Sections},
     },
     scheduler::schedule,
 };
@@ -27,72 +24,22 @@ use crate::{
 /// What reading weights from a file gives, in bytes per second: a small solid-state disk.
 const DISK: f64 = 1e9;
 
-/// A place of a component, and where its weights live.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seat {
-    /// Where it runs.
-    pub place: Place<DeviceId>,
-    /// Where its weights live while nobody needs them: an answer for each of the place's routes.
-    pub reside: Vec<Reside>,
-}
-
-impl Seat {
-    /// Weights live where they are used.
-    pub fn at(place: Place<DeviceId>) -> Self {
-        Self::visiting(place, Reside::Device)
-    }
-
-    /// Weights live at `reside`.
-    pub fn visiting(place: Place<DeviceId>, reside: Reside) -> Self {
-        let reside = vec![reside; place.routes().len()];
-        Self { place, reside }
-    }
-
-    /// Where the weights that one of its devices uses live.
-    pub fn reside_on(&self, id: DeviceId) -> Reside {
-        let routes = self.place.routes().into_iter().zip(&self.reside);
-        let mut here = routes.filter(|(route, _)| route.contains(&id)).map(|(_, reside)| *reside);
-        here.find(|reside| *reside != Reside::Device).unwrap_or(Reside::Device)
-    }
-
-    /// The device, if all of it runs on one.
-    pub fn whole(&self) -> Option<DeviceId> {
-        match &self.place {
-            Place::Route(route) if !self.is_cut() => Some(route[0]),
-            _ => None,
-        }
-    }
-
-    /// Whether it is cut: one network over several devices.
-    pub fn is_cut(&self) -> bool {
-        matches!(&self.place, Place::Route(route) if route.iter().any(|device| *device != route[0]))
-    }
-}
-
-/// One replica: the seats of each component, several being a pool.
+/// One replica: where its components are, and how it works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// The seats.
-    pub seats: PerComponent<Vec<Seat>>,
+    /// The places of each component, several being a pool.
+    pub placement: Placement<DeviceId>,
     /// Requests that it works on at once.
     pub in_flight: usize,
+    /// Requests that go through the UNet in one call, at most.
+    pub batch: usize,
 }
 
 impl Layout {
-    /// The places alone.
-    pub fn placement(&self) -> Placement<DeviceId> {
-        PerComponent::new(|component| self.seats.get(component).iter().map(|seat| seat.place.clone()).collect())
-    }
-
-    /// Every device that it uses, each once.
-    pub fn devices(&self) -> Vec<DeviceId> {
-        self.placement().devices()
-    }
-
-    /// The devices of one component.
+    /// The devices of one component, each once.
     pub fn devices_of(&self, component: Component) -> Vec<DeviceId> {
         let mut devices = Vec::new();
-        for device in self.seats.get(component).iter().flat_map(|seat| seat.place.devices()) {
+        for device in self.placement.get(component).iter().flat_map(Place::devices) {
             if !devices.contains(&device) {
                 devices.push(device);
             }
@@ -100,38 +47,50 @@ impl Layout {
         devices
     }
 
-    /// Whether requests pass a cut seat piece by piece, so that several are inside at once. A request that has the replica
-    /// for itself holds all of them instead.
-    pub fn overlaps(&self, seat: &Seat) -> bool {
-        self.in_flight > 1 && seat.is_cut()
+    /// Whether requests pass this UNet device by device, so that several are inside at once. A request that has the
+    /// replica for itself holds all of them instead.
+    pub fn passes(&self, component: Component, place: &Place<DeviceId>) -> bool {
+        component == Component::Unet && place.is_cut() && self.in_flight > 1
     }
 }
 
 /// What one device holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Packed weights, and the largest that visit.
+    /// Packed weights that stay.
     pub weight_bytes: u64,
-    /// The transient arena that whoever has the device's gate uses.
+    /// The most that visiting weights occupy at one time.
+    pub visitor_bytes: u64,
+    /// The transient arena.
     pub activation_bytes: u64,
-    /// The transient arenas of requests that are inside a cut UNet, one for each in flight.
-    pub lane_bytes: u64,
-    /// Keep arenas of all requests in flight.
+    /// The arenas of all requests in flight.
     pub keep_bytes: u64,
 }
 
 impl Held {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weight_bytes + self.activation_bytes + self.lane_bytes + self.keep_bytes
+        self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
-/// The costs of seats, tried when first asked for.
+/// Devices with bytes.
+pub type Bytes = Vec<(DeviceId, u64)>;
+
+/// The device, if all of a place is on one and its weights stay there.
+pub fn resident(place: &Place<DeviceId>) -> Option<DeviceId> {
+    match place {
+        Place::Route(route) if !place.is_cut() && route.reside == Reside::Device => Some(route[0]),
+        _ => None,
+    }
+}
+
+/// The costs of places, tried when first asked for.
 pub(super) struct Costs<'a> {
     pub trial: &'a Trial<'a>,
     /// UNet calls of one request.
     pub calls: usize,
+    dtypes: PerComponent<Option<DType>>,
     /// For each device the first one that is like it.
     kinds: Vec<usize>,
     tables: RefCell<BTreeMap<Component, Rc<Vec<Section>>>>,
@@ -140,15 +99,15 @@ pub(super) struct Costs<'a> {
 }
 
 impl<'a> Costs<'a> {
-    pub fn new(trial: &'a Trial<'a>) -> Result<Self> {
+    pub fn new(trial: &'a Trial<'a>, dtypes: PerComponent<Option<DType>>) -> Result<Self> {
         let (spec, largest) = (trial.spec, trial.largest);
         let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
         let alike = |a: &DeviceInfo, b: &DeviceInfo| {
-            a.id.kind == b.id.kind && a.rules == b.rules && a.rates == b.rates && a.class == b.class
+            (a.id.kind, a.rules, &a.rates, a.f32_flops, &a.class) == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)
         };
         let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
         let kinds = trial.devices.iter().map(first).collect();
-        Ok(Self { trial, calls, kinds, tables: RefCell::default(), wholes: RefCell::default() })
+        Ok(Self { trial, calls, dtypes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
     }
 
     /// The number of a device.
@@ -176,52 +135,71 @@ impl<'a> Costs<'a> {
         Ok(cost)
     }
 
-    /// What a seat asks of each of its devices. Exact for weights that stay.
-    pub fn of(&self, component: Component, seat: &Seat) -> Result<Vec<(DeviceId, Cost)>> {
-        if let Some(id) = seat.whole().filter(|id| seat.reside_on(*id) == Reside::Device) {
-            return Ok(vec![(id, self.whole(component, id)?)]);
-        }
-        // The n-th device of a kind costs what the n-th of all of that kind costs.
+    /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
+    /// of all of that kind costs. Also gives these names.
+    fn ran(
+        &self,
+        component: Component,
+        place: &Place<DeviceId>,
+        batch: usize,
+    ) -> Result<(Rc<Ran>, Vec<(DeviceId, DeviceId)>)> {
         let mut names: Vec<(DeviceId, DeviceId)> = Vec::new();
-        for id in seat.place.devices() {
+        for id in place.devices() {
             let kind = self.kind(id);
             let before = names.iter().filter(|(known, _)| self.kind(*known) == kind).count();
             let alike = self.trial.devices.iter().zip(&self.kinds).filter(|(_, other)| **other == kind);
             names.push((id, alike.map(|(info, _)| info.id).nth(before).unwrap_or(id)));
         }
         let renamed = |id: &DeviceId| names.iter().find(|(known, _)| known == id).map_or(*id, |(_, name)| *name);
-        let costs = self.trial.cost(component, &seat.place.map(renamed))?;
-        let back = |name: DeviceId| names.iter().find(|(_, other)| *other == name).map_or(name, |(id, _)| *id);
-        let costs = costs.into_iter().map(|(id, cost)| (back(id), cost));
-        costs
-            .map(|(id, cost)| match seat.reside_on(id) {
-                Reside::Device => Ok((id, cost)),
-                reside => Ok((id, self.visited(component, seat, reside, id, cost)?)),
-            })
-            .collect()
+        Ok((self.trial.run(component, &place.map(renamed), batch)?, names))
     }
 
-    /// The cost on one device when weights visit it a section at a time, the next one on its way meanwhile.
-    fn visited(&self, component: Component, seat: &Seat, reside: Reside, id: DeviceId, cost: Cost) -> Result<Cost> {
-        let table = self.table(component)?;
-        let (kind, link) = (self.kind_in_table(id), self.info(id).rates.link);
-        let rate = if reside == Reside::Disk { link.min(DISK) } else { link };
-        let (mut most, mut seconds) = (0, 0.0);
-        for route in seat.place.routes() {
-            let here: Vec<Needs> =
-                table.iter().zip(route).filter(|(_, at)| **at == id).map(|(section, _)| section.needs[kind]).collect();
-            let bytes = |i: usize| here.get(i).map_or(0, |needs| needs.weight_bytes);
-            most = (0..here.len()).map(|i| bytes(i) + bytes(i + 1)).max().unwrap_or(0).max(most);
-            let visit = |i: usize| bytes(i) as f64 / rate;
-            seconds += visit(0) + (0..here.len()).map(|i| here[i].seconds.max(visit(i + 1))).sum::<f64>();
+    /// What a place asks of each of its devices, bytes exactly.
+    pub fn of(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<Vec<(DeviceId, Cost)>> {
+        if let (Some(id), true) = (resident(place), batch == 1 || component != Component::Unet) {
+            return Ok(vec![(id, self.whole(component, id)?)]);
         }
-        Ok(Cost { weight_bytes: most, seconds: seconds.max(cost.seconds), ..cost })
+        let (ran, names) = self.ran(component, place, batch)?;
+        let back = |name: DeviceId| names.iter().find(|(_, other)| *other == name).map_or(name, |(id, _)| *id);
+        let mut costs: Vec<(DeviceId, Cost)> = ran.costs.iter().map(|(id, cost)| (back(*id), *cost)).collect();
+        for route in place.routes().into_iter().filter(|route| route.reside != Reside::Device) {
+            for (id, cost) in costs.iter_mut().filter(|(id, _)| route.contains(id)) {
+                cost.seconds = self.visited(component, route, *id, cost.seconds)?;
+            }
+        }
+        Ok(costs)
+    }
+
+    /// Packed weights that rest in the host's memory for a place.
+    pub fn host_bytes(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<u64> {
+        match place.routes().iter().any(|route| route.reside == Reside::Host) {
+            true => Ok(self.ran(component, place, batch)?.0.host_bytes),
+            false => Ok(0),
+        }
+    }
+
+    /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
+    fn visited(
+        &self,
+        component: Component,
+        route: &Sections<DeviceId>,
+        id: DeviceId,
+        seconds: f64,
+    ) -> Result<f64> {
+        let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
+        let rate = if route.reside == Reside::Disk { link.min(DISK) } else { link };
+        let here: Vec<Needs> =
+            table.iter().zip(&route.devices).filter(|(_, at)| **at == id).map(|(section, _)| section.needs[kind]).collect();
+        let all: f64 = here.iter().map(|needs| needs.seconds).sum();
+        let work = |i: usize| seconds * here[i].seconds / all.max(f64::MIN_POSITIVE);
+        let visit = |i: usize| here.get(i).map_or(0.0, |needs| needs.weight_bytes as f64 / rate);
+        Ok(visit(0) + (0..here.len()).map(|i| work(i).max(visit(i + 1))).sum::<f64>())
     }
 
     /// Which of a section's needs are a device's: kinds in the order of their first devices.
     pub fn kind_in_table(&self, id: DeviceId) -> usize {
         let kind = self.kind(id);
-        self.kinds.iter().enumerate().filter(|(i, first)| i == *first && *first < &kind).count()
+        (0..kind).filter(|&other| self.kinds[other] == other).count()
     }
 
     /// The sections of a component, with what they need of each kind of device.
@@ -229,72 +207,98 @@ impl<'a> Costs<'a> {
         if let Some(table) = self.tables.borrow().get(&component) {
             return Ok(table.clone());
         }
-        let (spec, largest) = (self.trial.spec, self.trial.largest);
-        let names = sections(component, spec);
         let firsts = self.trial.devices.iter().enumerate().filter(|(i, _)| self.kinds[*i] == *i);
-        let by_kind =
-            firsts.map(|(_, info)| needs(spec, largest, info, component, names.len())).collect::<Result<Vec<_>>>()?;
-        let crossing = crossing(spec, largest, &self.trial.devices[0], component, names.len())?;
-        let section = |(i, name): (usize, String)| Section {
-            name,
-            needs: by_kind.iter().map(|needs| needs[i]).collect(),
-            out_bytes: crossing.get(i).copied().unwrap_or(0),
-            skips: Vec::new(),
+        let by_kind = firsts
+            .map(|(_, info)| Ok((self.trial.table(component, info.id)?, self.arenas(component, info)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let section = |(i, name): (usize, String)| {
+            let needs = by_kind.iter().map(|(ran, arenas)| Needs {
+                weight_bytes: ran.sections[i].weight_bytes,
+                keep_bytes: ran.sections[i].keep_bytes,
+                activation_bytes: arenas[i],
+                seconds: ran.sections[i].seconds,
+            });
+            let carried = by_kind[0].0.carried.iter().filter(|carried| carried.from == i);
+            let next = |to: usize| to == i + 1;
+            Section {
+                name,
+                needs: needs.collect(),
+                out_bytes: carried.clone().filter(|carried| next(carried.to)).map(|carried| carried.bytes).sum(),
+                skips: carried.filter(|carried| !next(carried.to)).map(|carried| (carried.to, carried.bytes)).collect(),
+            }
         };
+        let names = sections(component, self.trial.spec);
         let table = Rc::new(names.into_iter().enumerate().map(section).collect::<Vec<_>>());
         self.tables.borrow_mut().insert(component, table.clone());
         Ok(table)
     }
 
+    /// The transient arena that each section needs on a device of its own.
+    fn arenas(&self, component: Component, info: &DeviceInfo) -> Result<Vec<u64>> {
+        let count = sections(component, self.trial.spec).len();
+        let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
+        let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
+        let trial = Trial::new(self.trial.spec, &devices, self.trial.largest, self.dtypes)?;
+        let route: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
+        let costs = trial.cost(component, &Place::Route(route.into()))?;
+        Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())
+    }
+
+    /// What one request of a layout has for itself on each device: what it keeps, and what it works in on the devices of a
+    /// cut UNet that others pass as well.
+    pub fn arenas_of(&self, layout: &Layout) -> Result<(Bytes, Bytes)> {
+        let (mut keep_bytes, mut lane_bytes) = (Bytes::new(), Bytes::new());
+        for place in &layout.placement.unet {
+            for (id, cost) in self.of(Component::Unet, place, layout.batch)? {
+                // Also where it keeps nothing: a request finds an arena on every device of the UNet.
+                at_least(&mut keep_bytes, id, cost.keep_bytes);
+                if layout.passes(Component::Unet, place) {
+                    at_least(&mut lane_bytes, id, cost.activation_bytes);
+                }
+            }
+        }
+        Ok((keep_bytes, lane_bytes))
+    }
+
     /// What each device holds of all these layouts, in the order of the trial's devices.
-    pub fn held(&self, layouts: &[Layout]) -> Result<Vec<Held>> {
-        let count = self.trial.devices.len();
-        let mut held = vec![Held::default(); count];
-        let mut weights = BTreeMap::<(usize, Component), u64>::new();
-        let mut visitors = vec![0; count];
+    pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<Held>> {
+        let mut held = vec![Held::default(); self.trial.devices.len()];
+        // Places of one component on one device have their weights in common; visitors come one component at a time.
+        let mut staying = BTreeMap::<(usize, Component), u64>::new();
         for layout in layouts {
-            let (mut keeps, mut lanes) = (vec![0; count], vec![0; count]);
-            for (component, seats) in layout.seats.iter() {
-                for seat in seats {
-                    for (id, cost) in self.of(component, seat)? {
-                        let device = self.index(id);
-                        if layout.overlaps(seat) && component == Component::Unet {
-                            // Every request inside has an arena of its own: others use the device between its pieces.
-                            lanes[device] = cost.activation_bytes.max(lanes[device]);
-                        } else {
-                            held[device].activation_bytes = held[device].activation_bytes.max(cost.activation_bytes);
+            for (component, places) in layout.placement.iter() {
+                for place in places {
+                    for (id, cost) in self.of(component, place, layout.batch)? {
+                        let index = self.index(id);
+                        let device = &mut held[index];
+                        if !layout.passes(component, place) {
+                            device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
                         }
-                        keeps[device] = cost.keep_bytes.max(keeps[device]);
-                        if seat.reside_on(id) == Reside::Device {
-                            // Seats of one component on one device have their weights in common.
-                            let here = weights.entry((device, component)).or_default();
-                            *here = cost.weight_bytes.max(*here);
-                        } else {
-                            visitors[device] = cost.weight_bytes.max(visitors[device]);
-                        }
+                        let weights = match place.visits() {
+                            false => staying.entry((index, component)).or_default(),
+                            true => &mut device.visitor_bytes,
+                        };
+                        *weights = cost.weight_bytes.max(*weights);
                     }
                 }
             }
-            for (held, (keep, lane)) in held.iter_mut().zip(keeps.into_iter().zip(lanes)) {
-                held.keep_bytes += layout.in_flight as u64 * keep;
-                held.lane_bytes += layout.in_flight as u64 * lane;
+            let (keep_bytes, lane_bytes) = self.arenas_of(layout)?;
+            for (id, bytes) in keep_bytes.into_iter().chain(lane_bytes) {
+                held[self.index(id)].keep_bytes += layout.in_flight as u64 * bytes;
             }
         }
-        for ((device, _), bytes) in weights {
+        for ((device, _), bytes) in staying {
             held[device].weight_bytes += bytes;
-        }
-        for (device, held) in held.iter_mut().enumerate() {
-            held.weight_bytes += visitors[device];
         }
         Ok(held)
     }
 
-    /// The layouts as a prediction takes them; devices are the trial's.
+    /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
     pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
         let replica = |layout: &Layout| -> Result<predict::Replica> {
             let stage = |component| {
-                let seats = layout.seats.get(component).iter();
-                seats.map(|seat| self.place(component, seat, layout)).collect::<Result<Vec<_>>>()
+                let places = layout.placement.get(component).iter();
+                places.map(|place| self.place(component, place, layout)).collect::<Result<Vec<_>>>()
             };
             let stages = Component::ALL.into_iter().map(stage).collect::<Result<_>>()?;
             Ok(predict::Replica { stages, in_flight: layout.in_flight })
@@ -303,47 +307,44 @@ impl<'a> Costs<'a> {
             devices: self.trial.devices.len(),
             replicas: layouts.iter().map(replica).collect::<Result<_>>()?,
             first_stage_twice: self.trial.largest.guided,
+            batch: layouts.iter().map(|layout| layout.batch).min().unwrap_or(1),
         })
     }
 
-    fn place(&self, component: Component, seat: &Seat, layout: &Layout) -> Result<predict::Place> {
-        let calls = if component == Component::Unet { self.calls } else { 1 };
-        let costs = self.of(component, seat)?;
+    fn place(&self, component: Component, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Place> {
+        let costs = self.of(component, place, layout.batch)?;
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
-        let work = |times: usize| -> Vec<(usize, f64)> {
-            costs.iter().map(|(id, cost)| (self.index(*id), times as f64 * cost.seconds)).collect()
-        };
+        // Texts are encoded and pictures decoded one by one.
+        let (calls, times) = if component == Component::Unet { (self.calls, 1) } else { (1, layout.batch) };
+        let work = || costs.iter().map(|(id, cost)| (self.index(*id), calls as f64 * cost.seconds)).collect();
         let of_route = |route: &[DeviceId]| -> Result<f64> {
-            let devices = Place::Route(route.to_vec()).devices();
+            let devices = Place::Route(route.to_vec().into()).devices();
             let moved = if devices.len() > 1 { self.moved(component, route)?.iter().sum() } else { 0.0 };
             Ok(devices.into_iter().map(seconds).sum::<f64>() + moved)
         };
-        Ok(match &seat.place {
-            Place::Route(route) if layout.overlaps(seat) && component == Component::Unet => {
-                predict::Place { stretches: self.pieces(component, route, &seconds)?, times: calls }
+        let one = match place {
+            Place::Route(route) if layout.passes(component, place) => {
+                return Ok(predict::Place { stretches: self.pieces(component, route, &seconds)?, times: calls });
             }
-            Place::Route(route) => {
-                let seconds = calls as f64 * of_route(route)?;
-                predict::Place::once(Stretch { work: work(calls), seconds })
-            }
+            Place::Route(route) => of_route(route)?,
             Place::Guided { negative, positive } => {
                 let apart = negative.iter().all(|device| !positive.contains(device));
-                let one = match apart && self.trial.largest.guided {
+                match apart && self.trial.largest.guided {
                     true => of_route(negative)?.max(of_route(positive)?),
                     // One after the other on what they share.
-                    false => work(1).iter().map(|(_, seconds)| seconds).sum(),
-                };
-                predict::Place::once(Stretch { work: work(calls), seconds: calls as f64 * one })
+                    false => costs.iter().map(|(_, cost)| cost.seconds).sum(),
+                }
             }
-        })
+        };
+        let stretch = Stretch { work: work(), seconds: calls as f64 * one };
+        Ok(predict::Place { stretches: vec![stretch], times })
     }
 
     /// Seconds that one call's tensors take to enter each run of sections of a route, over the links of both sides.
     fn moved(&self, component: Component, route: &[DeviceId]) -> Result<Vec<f64>> {
         let seconds_per_byte = |id: DeviceId| 1.0 / self.info(id).rates.link;
-        let crossings = self.crossings(component, route)?;
         let mut moved = vec![0.0; runs(route).len()];
-        for crossing in crossings {
+        for crossing in self.crossings(component, route)? {
             moved[crossing.run] +=
                 crossing.bytes as f64 * (seconds_per_byte(crossing.from) + seconds_per_byte(crossing.to));
         }
@@ -353,22 +354,15 @@ impl<'a> Costs<'a> {
     /// What crosses from device to device in one call.
     pub fn crossings(&self, component: Component, route: &[DeviceId]) -> Result<Vec<Crossing>> {
         let table = self.table(component)?;
-        let run_of = run_numbers(route);
+        let runs = runs(route);
+        let run_of = |section: usize| runs.iter().position(|(_, sections)| sections.contains(&section)).unwrap_or(0);
         let mut crossings = Vec::new();
         for (i, section) in table.iter().enumerate() {
-            if i + 1 < table.len() && route[i] != route[i + 1] {
-                let (from, to, run) = (route[i], route[i + 1], run_of[i + 1]);
-                crossings.push(Crossing { from, to, run, skip: false, bytes: section.out_bytes });
-            }
-            for &(taker, bytes) in &section.skips {
-                if route[i] != route[taker] {
-                    crossings.push(Crossing {
-                        from: route[i],
-                        to: route[taker],
-                        run: run_of[taker],
-                        skip: true,
-                        bytes,
-                    });
+            let next = (i + 1 < table.len()).then_some((i + 1, section.out_bytes));
+            for (to, bytes) in next.into_iter().chain(section.skips.iter().copied()) {
+                if route[i] != route[to] {
+                    let (from, run, skip) = (route[i], run_of(to), to != i + 1);
+                    crossings.push(Crossing { from, to: route[to], run, skip, bytes });
                 }
             }
         }
@@ -387,8 +381,7 @@ impl<'a> Costs<'a> {
             let kind = self.kind_in_table(id);
             sections.iter().map(|&section| table[section].needs[kind].seconds).sum()
         };
-        let moved = self.moved(component, route)?;
-        let runs = runs(route);
+        let (moved, runs) = (self.moved(component, route)?, runs(route));
         let stretch = |(run, moved): (&(DeviceId, Vec<usize>), f64)| {
             let (id, sections) = run;
             // A device may have several runs: what it does is theirs in proportion.
@@ -410,10 +403,18 @@ pub struct Crossing {
     pub to: DeviceId,
     /// The run of sections that takes it.
     pub run: usize,
-    /// Whether it passes by the sections between.
+    /// Whether it passes by sections between.
     pub skip: bool,
     /// Its bytes.
     pub bytes: u64,
+}
+
+/// Makes the entry of `id` as large as `bytes` at least.
+fn at_least(entries: &mut Bytes, id: DeviceId, bytes: u64) {
+    match entries.iter_mut().find(|(known, _)| *known == id) {
+        Some((_, known)) => *known = bytes.max(*known),
+        None => entries.push((id, bytes)),
+    }
 }
 
 /// The runs of sections on one device, in order.
@@ -426,55 +427,4 @@ fn runs(route: &[DeviceId]) -> Vec<(DeviceId, Vec<usize>)> {
         }
     }
     runs
-}
-
-/// For each section the number of its run.
-fn run_numbers(route: &[DeviceId]) -> Vec<usize> {
-    let runs = runs(route);
-    runs.iter().enumerate().flat_map(|(number, (_, sections))| vec![number; sections.len()]).collect()
-}
-
-/// So many devices like `info`.
-fn alike(info: &DeviceInfo, count: usize) -> Vec<DeviceInfo> {
-    (0..count).map(|i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() }).collect()
-}
-
-/// What each section needs of a kind of device: every one runs on a device of its own.
-fn needs(
-    spec: &ModelSpec,
-    largest: &Largest,
-    info: &DeviceInfo,
-    component: Component,
-    count: usize,
-) -> Result<Vec<Needs>> {
-    let devices = alike(info, count);
-    let trial = Trial::new(spec, &devices, largest)?;
-    let costs = trial.cost(component, &Place::Route(devices.iter().map(|device| device.id).collect()))?;
-    let needs = |(_, cost): (DeviceId, Cost)| Needs {
-        weight_bytes: cost.weight_bytes,
-        keep_bytes: cost.keep_bytes,
-        activation_bytes: cost.activation_bytes,
-        seconds: cost.seconds,
-    };
-    Ok(costs.into_iter().map(needs).collect())
-}
-
-/// Bytes that cross each border in one call: what a cut there reads and writes beyond what the whole does.
-fn crossing(
-    spec: &ModelSpec,
-    largest: &Largest,
-    info: &DeviceInfo,
-    component: Component,
-    count: usize,
-) -> Result<Vec<u64>> {
-    // On such devices a byte takes a second.
-    let rates = Rates { flops: f64::INFINITY, bandwidth: 1.0, link: 1.0 };
-    let devices = alike(&DeviceInfo { rates, ..info.clone() }, 2);
-    let trial = Trial::new(spec, &devices, largest)?;
-    let bytes = |border: usize| -> Result<f64> {
-        let route = (0..count).map(|section| devices[usize::from(section >= border)].id).collect();
-        Ok(trial.cost(component, &Place::Route(route))?.iter().map(|(_, cost)| cost.seconds).sum())
-    };
-    let whole = bytes(count)?;
-    (1..count).map(|border| Ok(((bytes(border)? - whole) / 2.0).max(0.0) as u64)).collect()
 }

@@ -3,8 +3,10 @@
 pub mod choose;
 pub mod cuts;
 pub mod device_map;
+mod diffusers;
 mod fields;
 mod grammar;
+pub mod hardware;
 pub mod layout;
 pub mod plan;
 pub mod predict;

@@ -10,19 +10,20 @@ use std::{
 
 use super::{
     Cost, Located,
-    device_map::{self, DeviceMap, InFlight, Numerics, Reside},
+    device_map::{self, DeviceFacts, DeviceMap, InFlight, Numerics, Strategy},
+    diffusers, hardware,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget},
     trial::{Largest, Trial},
 };
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, device::class_in},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Reside, Sections},
     },
 };
 
@@ -33,8 +34,13 @@ pub struct ReplicaPlan {
     pub placement: Placement<DeviceId>,
     /// Requests that it works on at once.
     pub in_flight: usize,
-    /// What each of these keeps on which device, in bytes.
+    /// Requests that go through the UNet in one call, at most.
+    pub batch: usize,
+    /// What each request under way keeps on which device, in bytes.
     pub keep_bytes: Vec<(DeviceId, u64)>,
+    /// The arena that each of them works in on the devices of a cut UNet, in bytes; none where a request has these devices
+    /// for itself.
+    pub lane_bytes: Vec<(DeviceId, u64)>,
 }
 
 /// What one device holds.
@@ -44,22 +50,28 @@ pub struct DevicePlan {
     pub id: DeviceId,
     /// Its numerics class.
     pub class: String,
+    /// The cores that the map names for it, if it does.
+    pub cores: Option<Vec<usize>>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
+    /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
+    pub overhead_bytes: u64,
     /// Components that run on it, at least in part.
     pub components: Vec<Component>,
-    /// Their packed weights, in bytes.
+    /// Their packed weights that stay, in bytes.
     pub weight_bytes: u64,
+    /// The most that weights from elsewhere occupy at one time, in bytes.
+    pub visitor_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
-    /// The keep arenas of all requests in flight, in bytes.
+    /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
     pub keep_bytes: u64,
 }
 
 impl DevicePlan {
     /// All of it, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes + self.activation_bytes + self.keep_bytes
+        self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
@@ -70,7 +82,7 @@ pub struct Plan {
     pub largest: Largest,
     /// What each component needs, whole and on one device.
     pub costs: PerComponent<Cost>,
-    /// The type of each component's weights.
+    /// The type of each component's weights, on the first of its devices.
     pub dtypes: PerComponent<DType>,
     /// Whole pipelines side by side.
     pub replicas: Vec<ReplicaPlan>,
@@ -78,6 +90,8 @@ pub struct Plan {
     pub devices: Vec<DevicePlan>,
     /// Bytes of weights in host memory, where `cpu:N` devices share them; `None` without such sharing.
     pub shared_weight_bytes: Option<u64>,
+    /// Bytes of weights that rest in the host's memory and visit devices.
+    pub host_weight_bytes: u64,
 }
 
 impl Plan {
@@ -91,7 +105,6 @@ impl Plan {
         for component in Component::ALL {
             map.check_borders(component.name(), &sections(component, spec))?;
         }
-        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component))?;
         let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let maps = map.replica_maps();
         let mut usable: Vec<DeviceId> = Vec::new();
@@ -103,7 +116,8 @@ impl Plan {
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
-        let trial = Trial::new(spec, &infos, largest)?;
+        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
+        let trial = Trial::new(spec, &infos, largest, dtypes)?;
         let costs = PerComponent::try_new(|component| trial.whole(component, first))?;
         let mut replicas = Vec::new();
         for map in &maps {
@@ -114,13 +128,13 @@ impl Plan {
                     InFlight::Auto => auto_in_flight(&placement, &costs, trial.largest),
                     InFlight::Count(count) => count,
                 };
-                replicas.push((placement, in_flight));
+                replicas.push((placement, in_flight, map.batch.value));
             }
         }
         // A limit of one replica's map holds for the device, whoever else uses it.
         let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
         let budgets: Vec<u64> = infos.iter().map(least).collect();
-        let plan = Self::assemble(&trial, costs, dtypes, replicas, &infos, &budgets)?;
+        let plan = Self::assemble(&trial, costs, replicas, &infos, &budgets, &map.device)?;
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         Ok(plan)
     }
@@ -148,10 +162,10 @@ impl Plan {
     fn assemble(
         trial: &Trial,
         costs: PerComponent<Cost>,
-        dtypes: PerComponent<DType>,
-        placements: Vec<(Placement<DeviceId>, usize)>,
+        placements: Vec<(Placement<DeviceId>, usize, usize)>,
         infos: &[DeviceInfo],
         budgets: &[u64],
+        facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
     ) -> Result<Self> {
         let mut devices: Vec<DevicePlan> = infos
             .iter()
@@ -159,47 +173,69 @@ impl Plan {
             .map(|(info, &budget_bytes)| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
+                cores: facts.get(&info.id).and_then(|facts| facts.value.cores.clone()).map(|cores| cores.value),
                 budget_bytes,
+                overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
                 weight_bytes: 0,
+                visitor_bytes: 0,
                 activation_bytes: 0,
                 keep_bytes: 0,
             })
             .collect();
-        let mut weights = BTreeMap::<(DeviceId, Component), u64>::new();
+        // Places of one component on one device have their weights in common; visitors come one component at a time.
+        let mut staying = BTreeMap::<(DeviceId, Component), u64>::new();
+        let mut visiting = BTreeMap::<DeviceId, u64>::new();
+        let mut resting = BTreeMap::<Component, u64>::new();
         let mut replicas = Vec::with_capacity(placements.len());
-        for (placement, in_flight) in placements {
-            let mut keep_bytes: Vec<(DeviceId, u64)> = Vec::new();
+        for (placement, in_flight, batch) in placements {
+            let (mut keep_bytes, mut lane_bytes) = (Vec::new(), Vec::new());
             for (component, places) in placement.iter() {
-                for (id, cost) in
-                    places.iter().map(|place| trial.cost(component, place)).collect::<Result<Vec<_>>>()?.concat()
-                {
-                    let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
-                    if !device.components.contains(&component) {
-                        device.components.push(component);
-                    }
-                    device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
-                    // Places of one component on one device have their weights in common.
-                    let held = weights.entry((id, component)).or_default();
-                    *held = cost.weight_bytes.max(*held);
-                    match keep_bytes.iter_mut().find(|(known, _)| *known == id) {
-                        Some((_, bytes)) => *bytes = cost.keep_bytes.max(*bytes),
-                        // Also where it keeps nothing: a request finds an arena on every device of the UNet.
-                        None if component == Component::Unet => keep_bytes.push((id, cost.keep_bytes)),
-                        None => {}
+                for place in places {
+                    let ran = trial.run(component, place, batch)?;
+                    let host = resting.entry(component).or_default();
+                    *host = ran.host_bytes.max(*host);
+                    let passes = component == Component::Unet && place.is_cut() && in_flight > 1;
+                    for &(id, cost) in &ran.costs {
+                        let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
+                        if !device.components.contains(&component) {
+                            device.components.push(component);
+                        }
+                        if component == Component::Unet {
+                            // Also where it keeps nothing: a request finds an arena on every device of the UNet.
+                            at_least(&mut keep_bytes, id, cost.keep_bytes);
+                        }
+                        if passes {
+                            at_least(&mut lane_bytes, id, cost.activation_bytes);
+                        } else {
+                            device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
+                        }
+                        let held = match place.visits() {
+                            false => staying.entry((id, component)).or_default(),
+                            true => visiting.entry(id).or_default(),
+                        };
+                        *held = cost.weight_bytes.max(*held);
                     }
                 }
             }
-            for (id, bytes) in &keep_bytes {
+            for (id, bytes) in keep_bytes.iter().chain(&lane_bytes) {
                 let device = devices.iter_mut().find(|device| device.id == *id).expect("counted above");
                 device.keep_bytes += bytes * in_flight as u64;
             }
-            replicas.push(ReplicaPlan { placement, in_flight, keep_bytes });
+            replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, lane_bytes });
         }
         for device in &mut devices {
-            device.weight_bytes = weights.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
+            device.weight_bytes = staying.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
+            device.visitor_bytes = visiting.get(&device.id).copied().unwrap_or(0);
         }
         devices.retain(|device| !device.components.is_empty());
+        for device in &mut devices {
+            device.class = trial.info(device.components[0], device.id).class;
+        }
+        let dtypes = PerComponent::new(|component| {
+            let first = replicas[0].placement.get(component)[0].devices()[0];
+            trial.info(component, first).rules.dtype()
+        });
         if let Some(device) = devices.iter().find(|device| device.total_bytes() > device.budget_bytes) {
             return Err(Error::input(format!(
                 "the plan does not fit on {}: needs {}, {} may be used",
@@ -212,14 +248,19 @@ impl Plan {
         let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
         let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
         let shared_weight_bytes = sharing.then(|| {
-            let on_cpu = |component: &Component| {
-                replicas
-                    .iter()
-                    .any(|r| r.placement.get(*component).iter().flat_map(Place::devices).any(|id| on_cpu(&id)))
-            };
-            Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum()
+            let stays = |component: &Component| staying.keys().any(|(id, stays)| on_cpu(id) && stays == component);
+            Component::ALL.iter().filter(|c| stays(c)).map(|c| costs.get(*c).weight_bytes).sum()
         });
-        Ok(Self { largest: trial.largest.clone(), costs, dtypes, replicas, devices, shared_weight_bytes })
+        let host_weight_bytes = resting.values().sum();
+        Ok(Self {
+            largest: trial.largest.clone(),
+            costs,
+            dtypes,
+            replicas,
+            devices,
+            shared_weight_bytes,
+            host_weight_bytes,
+        })
     }
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
@@ -228,7 +269,8 @@ impl Plan {
             Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
             _ => device.total_bytes(),
         };
-        self.devices.iter().map(held).sum::<u64>() + self.shared_weight_bytes.unwrap_or(0)
+        let held = self.devices.iter().map(held).sum::<u64>();
+        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
     }
 
     /// The devices of each component, over all places and replicas.
@@ -248,8 +290,20 @@ impl Plan {
     }
 }
 
-/// What a map lets a device hold, in bytes.
+/// Makes the entry of `id` as large as `bytes` at least.
+fn at_least(entries: &mut Vec<(DeviceId, u64)>, id: DeviceId, bytes: u64) {
+    match entries.iter_mut().find(|(known, _)| *known == id) {
+        Some((_, known)) => *known = bytes.max(*known),
+        None => entries.push((id, bytes)),
+    }
+}
+
+/// What a map lets a device hold, in bytes. To `diffusers-balanced`, limits are what they are to diffusers: they guide
+/// the weights, and what else the components need may lie beyond them.
 fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
+    if map.strategy.value == Strategy::DiffusersBalanced {
+        return info.free_bytes;
+    }
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
@@ -260,6 +314,12 @@ fn placements(
     costs: &PerComponent<Cost>,
     infos: &[&DeviceInfo],
 ) -> Result<Vec<Placement<DeviceId>>> {
+    if map.strategy.value == Strategy::DiffusersBalanced {
+        let whole = |device: DeviceId, component| Place::whole(device, sections(component, trial.spec).len());
+        let placed = diffusers::place(map, trial.spec, infos)?.into_iter();
+        let placed = placed.map(|devices| PerComponent::new(|c| vec![whole(*devices.get(c), c)]));
+        return Ok(placed.collect());
+    }
     let named = PerComponent::try_new(|component| match map.components.get(component.name()) {
         None => Ok(None),
         Some(pool) => {
@@ -271,14 +331,15 @@ fn placements(
                 .map(Some)
         }
     })?;
+    let room = |info: &&DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
     let mut budgets: Vec<DeviceBudget> =
-        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: budget(map, info) }).collect();
+        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: room(info) }).collect();
     // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
     let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
     for (component, places) in named.iter() {
         let single = match places.as_deref() {
             None => None,
-            Some([place]) if place.devices().len() == 1 => Some(place.devices()[0]),
+            Some([place]) if place.devices().len() == 1 && !place.visits() => Some(place.devices()[0]),
             Some(places) => {
                 for (id, cost) in places.iter().map(|p| trial.cost(component, p)).collect::<Result<Vec<_>>>()?.concat()
                 {
@@ -322,14 +383,16 @@ fn convert(
     place: &device_map::Place,
     sections: &[String],
 ) -> Result<Place<DeviceId>> {
-    let route = |place: &device_map::Place| -> Result<Vec<DeviceId>> {
+    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
         let device = |section: &String| {
             place.device_at(section).map(|device| device.value).ok_or_else(|| {
                 pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
                     .hint("\"\" = \"...\" among the shards is the device of the rest")
             })
         };
-        sections.iter().map(device).collect()
+        // Neither form has two answers.
+        let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
+        Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
     };
     Ok(match place {
         device_map::Place::Guided { negative, positive } => {
@@ -366,57 +429,64 @@ fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, l
 /// # Errors
 /// If there is such a wish; the message says what is possible.
 pub fn check_served(map: &DeviceMap) -> Result<()> {
-    if let Some((id, facts)) = map.device.first_key_value() {
-        return Err(facts
-            .refuse(&format!("device.{id}"), "facts about a device come later")
-            .hint("`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses"));
+    for (id, facts) in &map.device {
+        if let Some(adapter) = &facts.value.adapter {
+            return Err(adapter
+                .refuse(&format!("device.{id}.adapter"), "this version drives no wgpu adapter")
+                .hint("leave out `adapter`; `sdshard devices` shows what sdshard finds by itself"));
+        }
     }
     for map in [map.clone()].iter().chain(&map.replica_maps()) {
         strategies::check_served(&map.strategy)?;
-        if map.batch.value > 1 {
-            return Err(map
-                .batch
-                .refuse("batch", "several requests in one forward pass come later")
-                .found(map.batch.value.to_string())
-                .hint("batch = 1"));
-        }
-        for (name, pool) in &map.components {
-            let resides = pool.value.iter().flat_map(device_map::Place::resides);
-            if let Some(reside) = resides.into_iter().find(|reside| reside.value != Reside::Device) {
-                return Err(reside
-                    .refuse(&format!("components.{name}"), "weights that live elsewhere come later")
-                    .hint("leave out `reside`: the weights live on the device that runs them"));
-            }
-        }
     }
     Ok(())
 }
 
-/// The type of a component's weights on the CPU, which computes in f32.
-fn resolve_dtype(map: &DeviceMap, component: Component) -> Result<DType> {
-    match map.dtype.of(component.name()) {
-        None | Some(DType::F32) => Ok(DType::F32),
-        Some(other) => Err(Error::input(format!("dtype of the {}: the CPU has no {other} kernels", component.name()))
-            .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")),
+/// The type of a component's weights; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
+/// overflows f16 has f32 unless the map says otherwise.
+fn resolve_dtype(
+    map: &DeviceMap,
+    component: Component,
+    spec: &ModelSpec,
+    infos: &[DeviceInfo],
+) -> Result<Option<DType>> {
+    let Some(asked) = map.dtype.of(component.name()) else {
+        return Ok((component == Component::Vae && spec.vae.force_upcast).then_some(DType::F32));
+    };
+    match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
+        None => Ok(Some(asked)),
+        Some(info) => Err(match info.id.kind {
+            DeviceKind::Cpu => {
+                Error::input(format!("dtype of the {}: the CPU has no {asked} kernels", component.name()))
+                    .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")
+            }
+            _ => Error::input(format!("dtype of the {}: {} has no {asked} kernels", component.name(), info.id))
+                .hint("dtype = \"auto\""),
+        }),
     }
 }
 
-/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer.
+/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer, and what the map
+/// says of it.
 fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let info = find(map, id, usable, devices)?;
+    match map.device.get(&id) {
+        Some(facts) => hardware::apply(info, &facts.value),
+        None => Ok(info),
+    }
+}
+
+fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
     if let Some(info) = devices.iter().find(|device| device.id == id) {
-        return Ok(info.clone());
+        return cores(&id).map_or_else(|| Ok(info.clone()), |cores| hardware::with_cores(info, cores));
     }
     if let (DeviceKind::Cpu, Some(_), Some(whole)) =
         (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
     {
-        let shares = usable.iter().filter(|id| id.kind == DeviceKind::Cpu).count();
-        return Ok(DeviceInfo {
-            id,
-            cores: (whole.cores / shares).max(1),
-            free_bytes: whole.free_bytes / shares as u64,
-            memory_bytes: whole.memory_bytes / shares as u64,
-            ..whole.clone()
-        });
+        let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
+        let wishes: Vec<_> = shares.iter().map(cores).collect();
+        return hardware::share(whole, id, &shares, &wishes);
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);
@@ -450,23 +520,24 @@ impl fmt::Display for Plan {
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
-                class.map_or("", |device| &device.class),
+                class.map_or_else(String::new, |device| class_in(&device.class, *self.dtypes.get(component))),
             )?;
         }
         writeln!(f)?;
         writeln!(
             f,
-            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
-            "device", "weights", "activations", "kept", "in all", "of"
+            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
+            "device", "weights", "activations", "kept", "driver", "in all", "of"
         )?;
         for device in &self.devices {
             writeln!(
                 f,
-                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
+                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
                 device.id.to_string(),
                 bytes(device.weight_bytes),
                 bytes(device.activation_bytes),
                 bytes(device.keep_bytes),
+                bytes(device.overhead_bytes),
                 bytes(device.total_bytes()),
                 bytes(device.budget_bytes),
             )?;

@@ -69,6 +69,8 @@ pub struct Load {
     pub replicas: Vec<Replica>,
     /// Whether the first request passes its first stage twice: it is the one that encodes the negative prompt of all.
     pub first_stage_twice: bool,
+    /// Images of one request: those that pass as a batch count as one.
+    pub batch: usize,
 }
 
 /// Time on the clock: whole picoseconds, so that what ends at the same instant does so whatever was added up before.
@@ -210,9 +212,10 @@ impl Load {
         self.replicas.iter().map(|replica| replica.in_flight).sum()
     }
 
-    /// How long `count` requests take that all wait from the start. Beyond a few hundred the rest goes on as the last of
-    /// these did.
-    pub fn seconds_for(&self, count: usize) -> f64 {
+    /// How long `images` take that are all asked for at the start. Beyond a few hundred requests the rest goes on as the
+    /// last of these did.
+    pub fn seconds_for(&self, images: usize) -> f64 {
+        let count = images.div_ceil(self.batch);
         let most = SAMPLES.max(8 * self.in_flight());
         if count <= most {
             return self.run(count).makespan();
@@ -221,7 +224,7 @@ impl Load {
         run.makespan() + (count - most) as f64 / self.rate(&run).0
     }
 
-    /// Images per second in the steady part of a run, and that part: from the end of the first ones to the start of the
+    /// Requests per second in the steady part of a run, and that part: from the end of the first ones to the start of the
     /// last one. A request counts by the part of its work that is done meanwhile.
     fn rate(&self, run: &Run) -> (f64, Range<f64>) {
         let mut done = run.done.clone();
@@ -247,12 +250,13 @@ impl Load {
         let run = alone.run(samples.div_ceil(round).max(5) * round);
         let (images_per_second, time) = self.rate(&run);
         let seconds = time.end - time.start;
+        let images_per_second = self.batch as f64 * images_per_second;
         let idle = |busy: f64| if seconds > 0.0 { (1.0 - busy / seconds).clamp(0.0, 1.0) } else { 0.0 };
         let idle_share = run.busy(self.devices, time).into_iter().map(idle).collect();
         Prediction { seconds_per_image, images_per_second, idle_share }
     }
 
-    /// The most images per second that these devices can make, if nothing ever waits for its turn in vain: the least over
+    /// The most requests per second that these devices can serve, if nothing ever waits for its turn in vain: the least over
     /// all stages of the sum of 1/t over their places, and of what each device has time for.
     pub fn bound(&self) -> f64 {
         let of_replica = |replica: &Replica| {
@@ -376,7 +380,7 @@ mod tests {
     }
 
     fn load(devices: usize, in_flight: usize, stages: Vec<Stage>) -> Load {
-        Load { devices, replicas: vec![Replica { stages, in_flight }], first_stage_twice: false }
+        Load { devices, replicas: vec![Replica { stages, in_flight }], first_stage_twice: false, batch: 1 }
     }
 
     fn close(got: f64, want: f64, within: f64) {
@@ -445,7 +449,7 @@ mod tests {
         let stages = |device, seconds| vec![vec![whole(device, 0.1 * seconds)], vec![whole(device, 0.9 * seconds)]];
         let replicas =
             [1.0, 3.0, 10.0].iter().enumerate().map(|(i, &s)| Replica { stages: stages(i, s), in_flight: 1 });
-        let load = Load { devices: 3, replicas: replicas.collect(), first_stage_twice: false };
+        let load = Load { devices: 3, replicas: replicas.collect(), first_stage_twice: false, batch: 1 };
         let rate = 1.0 + 1.0 / 3.0 + 0.1;
         close(load.predict(SAMPLES).images_per_second, rate, 0.01);
         close(load.seconds_for(86), 60.0, 0.01);

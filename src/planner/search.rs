@@ -12,14 +12,17 @@ use std::{
 
 use super::{
     cuts::{self, Target},
-    device_map::Reside,
-    layout::{Costs, Layout, Seat},
+    layout::{Costs, Layout, resident},
     predict::SAMPLES,
 };
 use crate::{
     backend::{DeviceId, DeviceKind},
     error::Result,
-    pipeline::{Component, PerComponent, model::sections, placement::Place},
+    pipeline::{
+        Component, PerComponent,
+        model::sections,
+        placement::{Place, Placement, Reside, Sections},
+    },
 };
 
 /// What is best.
@@ -97,9 +100,11 @@ pub(super) struct Search<'a> {
     /// Bytes that may be used of each of the trial's devices.
     pub budgets: &'a [u64],
     /// Components that the map places.
-    pub named: &'a PerComponent<Option<Vec<Seat>>>,
+    pub named: &'a PerComponent<Option<Vec<Place<DeviceId>>>>,
     /// Requests that one replica works on at once, if the map says so.
     pub in_flight: Option<usize>,
+    /// Requests that go through the UNet in one call, at most.
+    pub batch: usize,
     pub goal: Goal,
     /// Which class a component may have, over all of its devices: any, or one alone.
     pub one_class: bool,
@@ -252,14 +257,8 @@ impl Search<'_> {
             let renamed = |id: &DeviceId| devices[known.0.iter().position(|other| other == id).expect("its own group")];
             let mut best = known.1.clone();
             for layout in best.values_mut().flat_map(|scored| &mut scored.layouts) {
-                let seats = |component| {
-                    let seats: &Vec<Seat> = layout.seats.get(component);
-                    seats
-                        .iter()
-                        .map(|seat| Seat { place: seat.place.map(renamed), reside: seat.reside.clone() })
-                        .collect()
-                };
-                layout.seats = PerComponent::new(seats);
+                let places = |component| layout.placement.get(component).iter().map(|place| place.map(renamed)).collect();
+                layout.placement = PerComponent::new(places);
             }
             return Ok(Rc::new((devices.to_vec(), best)));
         }
@@ -271,12 +270,21 @@ impl Search<'_> {
     }
 
     /// All of a component on one device.
-    fn whole(&self, component: Component, id: DeviceId) -> Seat {
-        Seat::at(Place::whole(id, sections(component, self.costs.trial.spec).len()))
+    fn whole(&self, component: Component, id: DeviceId) -> Place<DeviceId> {
+        Place::whole(id, sections(component, self.costs.trial.spec).len())
+    }
+
+    fn layout(&self, placement: Placement<DeviceId>, in_flight: usize) -> Layout {
+        Layout { placement, in_flight: self.in_flight.unwrap_or(in_flight), batch: self.batch }
+    }
+
+    /// For one request at a time.
+    fn single(&self, placement: Placement<DeviceId>) -> Layout {
+        self.layout(placement, 1)
     }
 
     fn fits(&self, layout: &Layout) -> Result<bool> {
-        let held = self.costs.held(std::slice::from_ref(layout))?;
+        let held = self.costs.held([layout])?;
         Ok(held.iter().zip(self.budgets).all(|(held, budget)| held.total() <= *budget))
     }
 
@@ -398,7 +406,7 @@ impl Group<'_> {
 
     /// Each device has as many components as it holds, the UNet before the others.
     fn dense(&mut self) -> Result<()> {
-        let mut seats = PerComponent::<Vec<Seat>>::default();
+        let mut placement = Placement::<DeviceId>::default();
         for &id in self.devices {
             for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
                 let has = |component: Component| wish >> component as usize & 1 == 1;
@@ -406,17 +414,17 @@ impl Group<'_> {
                     true => vec![self.search.whole(component, id)],
                     false => Vec::new(),
                 });
-                if self.search.fits(&Layout { seats: one.clone(), in_flight: 2 })? {
+                if self.search.fits(&self.search.layout(one.clone(), 2))? {
                     for component in Component::ALL {
-                        get_mut(&mut seats, component).extend(one.get(component).iter().cloned());
+                        get_mut(&mut placement, component).extend(one.get(component).iter().cloned());
                     }
                     break;
                 }
             }
         }
-        let auto = seats.unet.len();
+        let auto = placement.unet.len();
         for in_flight in [auto, auto + 1, auto + 2] {
-            self.consider(Family::Apart, Layout { seats: seats.clone(), in_flight })?;
+            self.consider(Family::Apart, self.search.layout(placement.clone(), in_flight))?;
         }
         Ok(())
     }
@@ -430,7 +438,7 @@ impl Group<'_> {
         let count = sections(Component::Unet, self.search.costs.trial.spec).len();
         for &negative in &devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
-                let place = Place::Guided { negative: vec![negative; count], positive: vec![positive; count] };
+                let place = Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
                 self.guided_with(place, &devices)?;
             }
         }
@@ -444,7 +452,7 @@ impl Group<'_> {
                 else {
                     continue;
                 };
-                self.guided_with(Place::Guided { negative, positive }, &[end])?;
+                self.guided_with(Place::Guided { negative: negative.into(), positive: positive.into() }, &[end])?;
             }
         }
         Ok(())
@@ -453,7 +461,7 @@ impl Group<'_> {
     fn guided_with(&mut self, place: Place<DeviceId>, ends: &[DeviceId]) -> Result<()> {
         for &front in ends {
             for &back in ends {
-                let unet = vec![Seat::at(place.clone())];
+                let unet = vec![place.clone()];
                 let outside = [front, back].iter().filter(|id| !place.devices().contains(id)).count();
                 let most = if self.search.goal == Goal::Latency { 1 } else { 1 + outside };
                 for in_flight in 1..=most {
@@ -483,7 +491,7 @@ impl Group<'_> {
                         continue;
                     }
                     if let Some(route) = self.route(&all, end, end, in_flight, without)? {
-                        let layout = self.with_unet(end, vec![Seat::at(Place::Route(route))], end, in_flight);
+                        let layout = self.with_unet(end, vec![Place::Route(route.into())], end, in_flight);
                         self.consider(Family::Cut, layout)?;
                     }
                 }
@@ -526,7 +534,7 @@ impl Group<'_> {
     ) -> Result<Option<Vec<DeviceId>>> {
         let costs = self.search.costs;
         let ends = self.layout(front, Vec::new(), back, in_flight);
-        let held = costs.held(std::slice::from_ref(&ends))?;
+        let held = costs.held([&ends])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
         let table = costs.table(Component::Unet)?;
@@ -536,14 +544,15 @@ impl Group<'_> {
             let targets = devices.iter().zip(&spare).map(|(id, spare)| {
                 let index = costs.index(*id);
                 let of = |component| {
-                    let seats: &Vec<Seat> = ends.seats.get(component);
-                    let here = seats.iter().filter(|seat| seat.whole() == Some(*id));
+                    let places: &Vec<Place<DeviceId>> = ends.placement.get(component);
+                    let here = places.iter().filter(|place| resident(place) == Some(*id));
                     here.map(|_| costs.whole(component, *id).map_or(0.0, |cost| cost.seconds)).sum::<f64>()
                 };
                 // A request of its own replica holds everything anyway.
                 let busy = if in_flight > 1 { of(Component::TextEncoder) + of(Component::Vae) } else { 0.0 };
                 let taken = match in_flight > 1 {
                     true => held[index].total(),
+                    // Arenas are shared by those who take turns.
                     false => held[index].weight_bytes,
                 };
                 Target {
@@ -555,8 +564,8 @@ impl Group<'_> {
             });
             let Some(cut) = cuts::best(&table, &targets.collect::<Vec<_>>(), in_flight, goal) else { return Ok(None) };
             let route: Vec<DeviceId> = cut.route().into_iter().map(|device| devices[device]).collect();
-            let layout = self.with_unet(front, vec![Seat::at(Place::Route(route.clone()))], back, in_flight);
-            let held = costs.held(std::slice::from_ref(&layout))?;
+            let layout = self.with_unet(front, vec![Place::Route(route.clone().into())], back, in_flight);
+            let held = costs.held([&layout])?;
             let mut fits = true;
             for (id, spare) in devices.iter().zip(&mut spare) {
                 let index = costs.index(*id);
@@ -580,18 +589,18 @@ impl Group<'_> {
             [Component::Unet, Component::Vae, Component::TextEncoder],
             [Component::Vae, Component::Unet, Component::TextEncoder],
         ] {
-            let mut seats = PerComponent::<Vec<Seat>>::default();
+            let mut placement = Placement::<DeviceId>::default();
             for component in Component::ALL {
                 if let Some(named) = self.search.named.get(component) {
-                    *get_mut(&mut seats, component) = named.clone();
+                    *get_mut(&mut placement, component) = named.clone();
                 }
             }
             for component in order {
                 if self.search.named.get(component).is_some() {
                     continue;
                 }
-                let mut choices: Vec<Seat> = self.devices.iter().map(|id| self.search.whole(component, *id)).collect();
-                let held = costs.held(&[Layout { seats: seats.clone(), in_flight: 1 }])?;
+                let mut choices: Vec<Place<DeviceId>> = self.devices.iter().map(|id| self.search.whole(component, *id)).collect();
+                let held = costs.held([&self.search.single(placement.clone())])?;
                 let targets = self.devices.iter().map(|id| {
                     let index = costs.index(*id);
                     // Arenas are shared by those who take turns.
@@ -602,18 +611,19 @@ impl Group<'_> {
                 });
                 let targets: Vec<Target> = targets.collect();
                 if let Some(cut) = cuts::best(&*costs.table(component)?, &targets, 1, cuts::Goal::Sum) {
-                    let route = cut.route().into_iter().map(|device| self.devices[device]).collect();
-                    choices.push(Seat::at(Place::Route(route)));
+                    let route: Vec<DeviceId> = cut.route().into_iter().map(|device| self.devices[device]).collect();
+                    let route = route.into();
+                    choices.push(Place::Route(route));
                 }
-                for seat in choices {
-                    *get_mut(&mut seats, component) = vec![seat];
-                    if self.search.fits(&Layout { seats: seats.clone(), in_flight: 1 })? {
+                for place in choices {
+                    *get_mut(&mut placement, component) = vec![place];
+                    if self.search.fits(&self.search.single(placement.clone()))? {
                         break;
                     }
-                    get_mut(&mut seats, component).clear();
+                    get_mut(&mut placement, component).clear();
                 }
             }
-            self.consider(Family::Cut, Layout { seats, in_flight: 1 })?;
+            self.consider(Family::Cut, self.search.single(placement))?;
         }
         Ok(())
     }
@@ -629,16 +639,15 @@ impl Group<'_> {
                 }
                 for visitors in 1..8 {
                     let visits = |component: Component| visitors >> component as usize & 1 == 1;
-                    let seats = |component| match self.search.named.get(component) {
+                    let places = |component| match self.search.named.get(component) {
                         Some(named) => named.clone(),
                         None if visits(component) => {
-                            vec![Seat::visiting(self.search.whole(component, id).place, reside)]
+                            let devices = vec![id; sections(component, costs.trial.spec).len()];
+                            vec![Place::Route(Sections { devices, reside })]
                         }
                         None => vec![self.search.whole(component, id)],
                     };
-                    let layout =
-                        Layout { seats: PerComponent::new(seats), in_flight: self.search.in_flight.unwrap_or(1) };
-                    self.consider(Family::Visiting, layout)?;
+                    self.consider(Family::Visiting, self.search.layout(PerComponent::new(places), 1))?;
                 }
             }
         }
@@ -650,15 +659,15 @@ impl Group<'_> {
         self.with_unet(front, unets, back, in_flight)
     }
 
-    fn with_unet(&self, front: DeviceId, unets: Vec<Seat>, back: DeviceId, in_flight: usize) -> Layout {
+    fn with_unet(&self, front: DeviceId, unets: Vec<Place<DeviceId>>, back: DeviceId, in_flight: usize) -> Layout {
         let named = |component| self.search.named.get(component).clone();
         let whole = |component, id| named(component).unwrap_or_else(|| vec![self.search.whole(component, id)]);
-        let seats = PerComponent {
+        let placement = PerComponent {
             text_encoder: whole(Component::TextEncoder, front),
             unet: named(Component::Unet).unwrap_or(unets),
             vae: whole(Component::Vae, back),
         };
-        Layout { seats, in_flight: self.search.in_flight.unwrap_or(in_flight) }
+        self.search.layout(placement, in_flight)
     }
 
     fn offer(
@@ -676,7 +685,7 @@ impl Group<'_> {
     /// Times a layout, unless it looks like one before or cannot be the best of its family.
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
         let search = self.search;
-        if Component::ALL.iter().any(|component| layout.seats.get(*component).is_empty())
+        if Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
             || search.one_class && !search.classes_agree(&layout)
         {
             return Ok(());
@@ -689,9 +698,9 @@ impl Group<'_> {
         let before = self.best.get(&family);
         let seconds_per_image: f64 =
             load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
-        let mut scored = Scored { layouts, images_per_second: 1.0 / seconds_per_image, seconds_per_image };
+        let mut scored = Scored { layouts, images_per_second: load.batch as f64 / seconds_per_image, seconds_per_image };
         if search.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
-            if before.is_some_and(|before| load.bound() < before.images_per_second * (1.0 + 1e-6)) {
+            if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
                 return Ok(());
             }
             scored.images_per_second = load.predict(SAMPLES / 2).images_per_second;
@@ -704,17 +713,17 @@ impl Group<'_> {
 
     /// A layout without its devices' numbers: their sort and the order in which they come.
     fn looks(&self, layout: &Layout) -> Looks {
-        let order = layout.devices();
+        let order = layout.placement.devices();
         let device = |id: &DeviceId| {
             let at = order.iter().position(|known| known == id).unwrap_or(0);
             (self.search.costs.kind(*id), self.search.budgets[self.search.costs.index(*id)], at)
         };
         let mut looks = vec![(layout.in_flight, 0, 0)];
-        for (_, seats) in layout.seats.iter() {
-            looks.push((seats.len(), 0, 0));
-            for seat in seats {
-                looks.extend(seat.reside.iter().map(|reside| (*reside as usize, 0, 0)));
-                looks.extend(seat.place.routes().concat().iter().map(device));
+        for (_, places) in layout.placement.iter() {
+            looks.push((places.len(), 0, 0));
+            for route in places.iter().flat_map(Place::routes) {
+                looks.push((route.reside as usize, 0, 0));
+                looks.extend(route.iter().map(device));
             }
         }
         looks

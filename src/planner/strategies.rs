@@ -154,6 +154,58 @@ pub fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<
     placed
 }
 
+/// A network of a pipeline as diffusers sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// As in `model_index.json`.
+    pub name: String,
+    /// Bytes of its weights.
+    pub bytes: u64,
+    /// Whether sdshard runs it. If not, it only takes its place.
+    pub runs: bool,
+}
+
+/// [`diffusers_map`] of the weights, where it has a device for every network that runs; `None` for others that it has
+/// nowhere or on the host.
+///
+/// # Errors
+/// If diffusers would run a network from the host, or lose it.
+pub fn diffusers_balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<DeviceId>>> {
+    let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
+    let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
+    let mut placement = vec![None; networks.len()];
+    let mut visitor = None;
+    for (place, here) in diffusers_map(&weights, &memory) {
+        for network in here {
+            match place {
+                Upstream::Device(device) => placement[network] = Some(devices[device].id),
+                Upstream::Host => visitor = Some(network),
+            }
+        }
+    }
+    let runs = |network: &usize| networks[*network].runs;
+    let name = |network: usize| networks[network].name.as_str();
+    let lost = (0..networks.len()).find(|&c| runs(&c) && placement[c].is_none() && visitor != Some(c));
+    let (problem, why) = match (lost, visitor, visitor.filter(runs)) {
+        (None, _, None) => return Ok(placement),
+        (Some(lost), visitor, _) => (
+            format!("diffusers would lose the {}", name(lost)),
+            format!(
+                "diffusers asks one device and then puts a component on the host, which holds one: the {} drove it \
+                 out, and the first picture would fail",
+                visitor.map_or("next", name)
+            ),
+        ),
+        (None, _, Some(visitor)) => (
+            format!("diffusers would run the {} from the host", name(visitor)),
+            "diffusers asks one device and no other, then copies the weights from the host in every step".to_string(),
+        ),
+    };
+    Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}; {why}"))
+        .found(list(devices.iter().map(DeviceBudget::room)))
+        .hint("strategy = \"balanced\" asks every device"))
+}
+
 /// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
 /// groups in which every group holds a whole pipeline.
 pub fn place_replicas(
@@ -166,11 +218,20 @@ pub fn place_replicas(
     let place_groups = |count: usize| -> Result<Vec<_>> {
         deal(devices, count).into_iter().map(|group| place(strategy, components, named, group)).collect()
     };
+    replica_counts(replicas, devices.len(), place_groups)
+}
+
+/// What `place_groups` makes of as many groups as `replicas` says, or of the most that work, out of `devices`.
+pub(super) fn replica_counts<T>(
+    replicas: Replicas,
+    devices: usize,
+    place_groups: impl Fn(usize) -> Result<T>,
+) -> Result<T> {
     match replicas {
         Replicas::Count(1) => place_groups(1),
         Replicas::Count(count) => place_groups(count).map_err(|e| e.context(format!("{count} replicas"))),
         Replicas::Max => {
-            (2..=devices.len()).rev().find_map(|count| place_groups(count).ok()).map_or_else(|| place_groups(1), Ok)
+            (2..=devices).rev().find_map(|count| place_groups(count).ok()).map_or_else(|| place_groups(1), Ok)
         }
     }
 }
@@ -270,44 +331,17 @@ impl<'a> Search<'a> {
             return Err(Error::input(format!("the {} has a device by name", component.name))
                 .hint("strategy = \"balanced\"; \"diffusers-balanced\" places every component itself"));
         }
-        let first = self.devices[0].id;
-        let weights: Vec<u64> = self.components.iter().map(|component| component.size(first).weight_bytes).collect();
-        let memory: Vec<u64> = self.devices.iter().map(|device| device.bytes).collect();
-        let mut placement = vec![None; self.components.len()];
-        let mut visitor = None;
-        for (place, components) in diffusers_map(&weights, &memory) {
-            for component in components {
-                match place {
-                    Upstream::Device(device) => placement[component] = Some(device),
-                    Upstream::Host => visitor = Some(component),
-                }
-            }
-        }
-        let name = |component: usize| self.components[component].name.as_str();
-        let lost = (0..placement.len()).find(|&c| placement[c].is_none() && visitor != Some(c));
-        let (problem, why) = match (lost, visitor) {
-            (Some(lost), visitor) => (
-                format!("diffusers would lose the {}", name(lost)),
-                format!(
-                    "diffusers asks one device and then puts a component on the host, which holds one: the {} drove it \
-                     out, and the first picture would fail",
-                    visitor.map_or("next", name)
-                ),
-            ),
-            (None, Some(visitor)) => (
-                format!("diffusers would run the {} from the host", name(visitor)),
-                "diffusers asks one device and no other, then copies the weights from the host in every step"
-                    .to_string(),
-            ),
-            (None, None) => {
-                let loads = self.loads(&placement);
-                let placement: Vec<usize> = placement.into_iter().flatten().collect();
-                return Ok(self.fits(&loads).then_some(placement));
-            }
+        let network = |component: &ComponentSize| Network {
+            name: component.name.clone(),
+            bytes: component.size(self.devices[0].id).weight_bytes,
+            runs: true,
         };
-        Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}; {why}"))
-            .found(self.room())
-            .hint("strategy = \"balanced\" asks every device"))
+        let networks: Vec<Network> = self.components.iter().map(network).collect();
+        let placed = diffusers_balanced(&networks, self.devices)?;
+        let index = |id: Option<DeviceId>| self.devices.iter().position(|device| Some(device.id) == id);
+        let placement: Vec<Option<usize>> = placed.into_iter().map(index).collect();
+        let loads = self.loads(&placement);
+        Ok(self.fits(&loads).then(|| placement.into_iter().flatten().collect()))
     }
 
     /// Tries every placement: the one whose fullest device is emptiest, then the next fullest, and so on. Of equal
