@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry};
+use super::{
+    Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, weight::Meter,
+};
 use crate::error::{Error, Result};
 
 /// A device that work can be given to. Clones are the same device.
@@ -11,7 +13,8 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     id: DeviceId,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
+    weights: Arc<Meter>,
     transient: Mutex<Option<Arena>>,
 }
 
@@ -85,7 +88,22 @@ impl From<DeviceId> for Opening {
 impl Device {
     /// A device over a backend.
     pub fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
-        Self(Arc::new(Inner { id, backend: Box::new(backend), transient: Mutex::default() }))
+        Self::over(id, Arc::new(backend), Arc::default())
+    }
+
+    fn over(id: DeviceId, backend: Arc<dyn Backend>, weights: Arc<Meter>) -> Self {
+        Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default() }))
+    }
+
+    /// The same device with a transient arena of its own, of `bytes`: for work that shares the device with others
+    /// between two of its ops.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn lane(&self, bytes: usize) -> Result<Self> {
+        let lane = Self::over(self.id(), self.0.backend.clone(), self.0.weights.clone());
+        lane.reserve(bytes)?;
+        Ok(lane)
     }
 
     /// One CPU device by itself, with room for `arena_bytes` of intermediate results.
@@ -167,6 +185,14 @@ impl Device {
     /// # Errors
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
     pub fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.pack_to_rest(layer, weight, bias)?.charged_to(&self.0.weights))
+    }
+
+    /// The same for a weight that is to rest in the host's memory: its bytes are not counted as the device's.
+    ///
+    /// # Errors
+    /// As [`Device::pack`].
+    pub fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let (elements, bias_elements) = layer.elements();
         let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
         if elements == 0 || odd_halves {
@@ -177,6 +203,25 @@ impl Device {
             check_size(layer, "bias", bias_elements, bias)?;
         }
         self.backend().pack(layer, weight, bias)
+    }
+
+    /// What a layer occupies here once it is packed, in bytes.
+    pub fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        self.backend().packed_bytes(layer, has_bias)
+    }
+
+    /// Copies a weight that rests in the host's memory to this device.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        Ok(self.backend().fetch(resting)?.charged_to(&self.0.weights))
+    }
+
+    /// The most bytes of packed weights that were ever here at one time. Weights that devices share count where they
+    /// were packed.
+    pub fn weight_peak_bytes(&self) -> usize {
+        self.0.weights.peak()
     }
 }
 
@@ -191,8 +236,9 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 }
 
 impl PartialEq for Device {
+    /// Lanes of one device are that device: what is on one is on all of them.
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        std::ptr::addr_eq(Arc::as_ptr(&self.0.backend), Arc::as_ptr(&other.0.backend))
     }
 }
 
@@ -200,6 +246,12 @@ impl Keep {
     /// The device it belongs to.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The same arena, with ops on what is in it going to `lane`, a lane of the same device.
+    #[must_use]
+    pub fn with_lane(&self, lane: &Device) -> Self {
+        Self { device: lane.clone(), arena: self.arena.clone() }
     }
 
     pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {

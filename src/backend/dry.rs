@@ -52,8 +52,10 @@ pub struct Work {
     pub seconds: f64,
     /// Ops.
     pub calls: u64,
-    /// Bytes of packed weights.
+    /// Bytes of weights that were packed.
     pub weight_bytes: u64,
+    /// Bytes of weights that came from the host's memory.
+    pub fetched_bytes: u64,
 }
 
 /// The sums of a dry device's work, shared with whoever made it.
@@ -63,6 +65,11 @@ pub struct Ledger(Mutex<Work>);
 impl Ledger {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The work since the last time it was taken.
+    pub fn so_far(&self) -> Work {
+        *self.work()
     }
 
     /// The work since the last time, and begins anew.
@@ -127,12 +134,21 @@ impl Backend for Dry {
 
     fn pack(&self, layer: Layer, _: Values, bias: Option<Values>) -> Result<Weight> {
         let has_bias = bias.is_some();
-        let bytes = match self.rules {
+        let bytes = self.packed_bytes(layer, has_bias);
+        self.ledger.work().weight_bytes += bytes as u64;
+        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Dry))
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        match self.rules {
             Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
             Rules::Gpu(dtype) => gpu_cost::packed_bytes(dtype, layer, has_bias),
-        };
-        self.ledger.work().weight_bytes += bytes as u64;
-        Ok(Weight { layer, has_bias, bytes, home: self.home.clone(), data: WeightData::Dry })
+        }
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        self.ledger.work().fetched_bytes += resting.bytes as u64;
+        Ok(resting.clone())
     }
 
     fn supports(&self, _: Fusion) -> bool {

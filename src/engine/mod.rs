@@ -22,10 +22,10 @@ use crate::{
     error::{Error, Result, Scope},
     models::route::{Keeps, Route},
     pipeline::{
-        Component, Model, Parts, Picture, Pipeline, Progress, TextCache, UnetPlace,
+        Component, Model, Parts, Picture, Pipeline, Progress, Slot, TextCache, UnetPlace,
         gate::Gates,
         model::Loader,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Sections},
         request::Request,
     },
     planner::plan::{DevicePlan, Plan},
@@ -118,16 +118,19 @@ impl Engine {
             let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
             for _ in 0..replica.in_flight {
                 let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
-                workers.push((index, pipeline.clone(), Keeps::new(keeps.collect::<Result<_>>()?)));
+                let lanes = replica.lane_bytes.iter().map(|(id, bytes)| device(*id).lane(*bytes as usize));
+                let lanes = lanes.collect::<Result<Vec<_>>>()?;
+                let slots = pipeline.slots(&Keeps::new(keeps.collect::<Result<_>>()?), &lanes);
+                workers.push((index, pipeline.clone(), slots));
             }
         }
         // From here on the engine itself ends the threads that it has, should one more not start.
         let mut engine = Self { queue, workers: Vec::with_capacity(threads), devices, threads };
-        for (index, pipeline, keeps) in workers {
+        for (index, pipeline, slots) in workers {
             let queue = engine.queue.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("replica {index}"))
-                .spawn(move || work(index, &pipeline, &keeps, &queue))
+                .spawn(move || work(index, &pipeline, &slots, &queue))
                 .map_err(|e| Error::process("starting a replica's thread").source(e))?;
             engine.workers.push(worker);
         }
@@ -198,24 +201,23 @@ impl Engine {
 
 /// The networks of one replica.
 fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[DeviceId]) -> Route) -> Result<Parts> {
-    let whole =
-        |places: &[Place<DeviceId>]| -> Vec<Route> { places.iter().flat_map(Place::routes).map(&route).collect() };
-    let unet = |loader: &mut Loader, place: &Place<DeviceId>| -> Result<UnetPlace> {
-        Ok(match place {
-            Place::Route(ids) => UnetPlace { negative: None, positive: loader.unet(route(ids))? },
+    let mut parts = Parts { text_encoders: Vec::new(), unets: Vec::new(), vaes: Vec::new() };
+    for sections in placement.text_encoder.iter().flat_map(Place::routes) {
+        parts.text_encoders.push(loader.text_encoder(route(sections), sections.reside)?);
+    }
+    for place in &placement.unet {
+        let mut unet = |sections: &Sections<DeviceId>| loader.unet(route(sections), sections.reside);
+        parts.unets.push(match place {
+            Place::Route(sections) => UnetPlace { negative: None, positive: unet(sections)? },
             Place::Guided { negative, positive } => {
-                UnetPlace { negative: Some(loader.unet(route(negative))?), positive: loader.unet(route(positive))? }
+                UnetPlace { negative: Some(unet(negative)?), positive: unet(positive)? }
             }
-        })
-    };
-    Ok(Parts {
-        text_encoders: whole(&placement.text_encoder)
-            .into_iter()
-            .map(|route| loader.text_encoder(route))
-            .collect::<Result<_>>()?,
-        unets: placement.unet.iter().map(|place| unet(loader, place)).collect::<Result<_>>()?,
-        vaes: whole(&placement.vae).into_iter().map(|route| loader.vae(route)).collect::<Result<_>>()?,
-    })
+        });
+    }
+    for sections in placement.vae.iter().flat_map(Place::routes) {
+        parts.vaes.push(loader.vae(route(sections), sections.reside)?);
+    }
+    Ok(parts)
 }
 
 impl Drop for Engine {
@@ -229,7 +231,7 @@ impl Drop for Engine {
 }
 
 /// One of a replica's threads: until the queue closes or the replica's device fails.
-fn work(replica: usize, pipeline: &Pipeline, keeps: &Keeps, queue: &Queue) {
+fn work(replica: usize, pipeline: &Pipeline, slots: &[Slot], queue: &Queue) {
     while let Some(mut job) = queue.take(replica) {
         if job.cancel.load(Ordering::Relaxed) {
             (job.events)(Event::Done(Err(Error::interrupted())));
@@ -238,12 +240,13 @@ fn work(replica: usize, pipeline: &Pipeline, keeps: &Keeps, queue: &Queue) {
         job.attempts += 1;
         (job.events)(Event::Taken { replica, attempt: job.attempts });
         let result = catch_unwind(AssertUnwindSafe(|| {
-            pipeline.generate(&job.request, job.age, keeps, &mut |progress| {
+            let pictures = pipeline.generate(&[&job.request], job.age, slots, &mut |_, progress| {
                 (job.events)(Event::Progress(progress));
                 // A request that has come to the VAE is as good as done.
                 let stops = !matches!(progress, Progress::Started(Component::Vae, _) | Progress::Finished(..));
                 if stops && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
-            })
+            });
+            pictures?.pop().expect("one request has one end")
         }));
         // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
         let result = result.unwrap_or_else(|panic| {

@@ -55,6 +55,13 @@ impl Gates {
     }
 }
 
+impl Section<'_> {
+    /// What may be used.
+    pub fn devices(&self) -> &[DeviceId] {
+        &self.devices
+    }
+}
+
 impl Drop for Section<'_> {
     fn drop(&mut self) {
         self.gates.state().held.retain(|device| !self.devices.contains(device));

@@ -1,16 +1,14 @@
 //! A model that is about to be used: its files, its facts and its tokenizer.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Component, Network};
 use crate::{
+    backend::Device,
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
-    weights::{self, ModelFiles, Scope, Weights},
+    weights::{self, Ahead, ModelFiles, Reside, Resting, Scope, Shelf, Visitors, Weights},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -65,56 +63,80 @@ impl Model {
 /// Reads weights, each network once for each set of memories that it is spread over: devices that can share, do.
 pub struct Loader<'a> {
     model: &'a Model,
+    resting: Resting,
     text_encoders: Shared<ClipTextEncoder>,
     unets: Shared<Unet>,
     vaes: Shared<VaeDecoder>,
 }
 
-/// Networks by where each of their sections' weights are.
-type Shared<N> = HashMap<Vec<String>, Arc<N>>;
+/// Networks by where each of their sections' weights are and rest.
+type Shared<N> = HashMap<(Reside, Vec<String>), Loaded<N>>;
+
+/// A network, and what has to be brought to it.
+type Loaded<N> = (Arc<N>, Option<Arc<Visitors>>);
 
 impl<'a> Loader<'a> {
     /// Of one model.
     pub fn new(model: &'a Model) -> Self {
-        Self { model, text_encoders: HashMap::new(), unets: HashMap::new(), vaes: HashMap::new() }
+        Self {
+            model,
+            resting: Resting::default(),
+            text_encoders: HashMap::new(),
+            unets: HashMap::new(),
+            vaes: HashMap::new(),
+        }
     }
 
     /// The text encoder for a route.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or left over, or a device has no room.
-    pub fn text_encoder(&mut self, route: Route) -> Result<Network<ClipTextEncoder>> {
+    pub fn text_encoder(&mut self, route: Route, reside: Reside) -> Result<Network<ClipTextEncoder>> {
         let (open, spec) = (|| self.model.weights(Component::TextEncoder), &self.model.spec);
-        shared(&mut self.text_encoders, route, |route| load_text_encoder(open()?, spec, route))
+        let source = |route| Source { route, reside, resting: self.resting.clone(), ahead: Ahead::Thread };
+        shared(&mut self.text_encoders, route, reside, |route| load_text_encoder(open()?, spec, &source(route)))
     }
 
     /// The UNet for a route.
     ///
     /// # Errors
     /// As [`Loader::text_encoder`].
-    pub fn unet(&mut self, route: Route) -> Result<Network<Unet>> {
+    pub fn unet(&mut self, route: Route, reside: Reside) -> Result<Network<Unet>> {
         let (open, spec) = (|| self.model.weights(Component::Unet), &self.model.spec);
-        shared(&mut self.unets, route, |route| load_unet(open()?, spec, route))
+        let source = |route| Source { route, reside, resting: self.resting.clone(), ahead: Ahead::Thread };
+        shared(&mut self.unets, route, reside, |route| load_unet(open()?, spec, &source(route)))
     }
 
     /// The VAE's decoder for a route.
     ///
     /// # Errors
     /// As [`Loader::text_encoder`].
-    pub fn vae(&mut self, route: Route) -> Result<Network<VaeDecoder>> {
+    pub fn vae(&mut self, route: Route, reside: Reside) -> Result<Network<VaeDecoder>> {
         let (open, spec) = (|| self.model.weights(Component::Vae), &self.model.spec);
-        shared(&mut self.vaes, route, |route| load_vae(open()?, spec, route))
+        let source = |route| Source { route, reside, resting: self.resting.clone(), ahead: Ahead::Thread };
+        shared(&mut self.vaes, route, reside, |route| load_vae(open()?, spec, &source(route)))
     }
 }
 
-/// A network whose sections' weights are where this route wants them: one that is there, or a new one.
-fn shared<N>(networks: &mut Shared<N>, route: Route, load: impl FnOnce(&Route) -> Result<N>) -> Result<Network<N>> {
-    let homes = route.iter().map(|device| device.weight_home().to_string()).collect();
-    let network = match networks.entry(homes) {
-        Entry::Occupied(entry) => entry.get().clone(),
-        Entry::Vacant(entry) => entry.insert(Arc::new(load(&route)?)).clone(),
+/// A network whose sections' weights are where this route wants them: one that is there, or a new one. Visitors come to
+/// one device, so they are shared only by those who use that very one.
+fn shared<N>(
+    networks: &mut Shared<N>,
+    route: Route,
+    reside: Reside,
+    load: impl FnOnce(Route) -> Result<Network<N>>,
+) -> Result<Network<N>> {
+    let home = |device: &Device| match reside {
+        Reside::Device => device.weight_home().to_string(),
+        Reside::Host | Reside::Disk => device.id().to_string(),
     };
-    Ok(Network { network, route })
+    let key = (reside, route.iter().map(home).collect());
+    if let Some((network, visitors)) = networks.get(&key) {
+        return Ok(Network { network: network.clone(), visitors: visitors.clone(), route });
+    }
+    let loaded = load(route)?;
+    networks.insert(key, (loaded.network.clone(), loaded.visitors.clone()));
+    Ok(loaded)
 }
 
 /// The sections of a component: where a device map may cut it.
@@ -126,34 +148,56 @@ pub fn sections(component: Component, spec: &ModelSpec) -> Vec<String> {
     }
 }
 
+/// Where a network goes and where its weights rest.
+pub struct Source {
+    /// A device for each section.
+    pub route: Route,
+    /// Where the weights rest.
+    pub reside: Reside,
+    /// Those that rest in the host's memory.
+    pub resting: Resting,
+    /// Who brings them.
+    pub ahead: Ahead,
+}
+
+impl Source {
+    /// For weights that are where they are used.
+    pub fn resident(route: Route) -> Self {
+        Self { route, reside: Reside::Device, resting: Resting::default(), ahead: Ahead::Thread }
+    }
+
+    /// Reads a network of so many sections.
+    fn load<N>(&self, weights: &Weights, load: impl FnOnce(&Scope, &Route) -> Result<N>) -> Result<Network<N>> {
+        let (route, count) = (self.route.clone(), self.route.iter().count());
+        let shelf = Shelf::new(self.reside, count, self.resting.clone());
+        let network = load(&Scope::new(weights, route.first()).on_shelf(&shelf), &route)?;
+        weights.finish()?;
+        Ok(Network { network: Arc::new(network), visitors: shelf.visitors(self.ahead).map(Arc::new), route })
+    }
+}
+
 /// Reads all of `text_encoder/`.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or left over, or a device has no room.
-pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<ClipTextEncoder> {
-    let encoder = ClipTextEncoder::load(&Scope::new(&weights, route.first()), &spec.text_encoder, route)?;
-    weights.finish()?;
-    Ok(encoder)
+pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<ClipTextEncoder>> {
+    source.load(&weights, |w, route| ClipTextEncoder::load(w, &spec.text_encoder, route))
 }
 
 /// Reads all of `unet/`.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or left over, or a device has no room.
-pub fn load_unet(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<Unet> {
-    let unet = Unet::load(&Scope::new(&weights, route.first()), &spec.unet, route)?;
-    weights.finish()?;
-    Ok(unet)
+pub fn load_unet(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<Unet>> {
+    source.load(&weights, |w, route| Unet::load(w, &spec.unet, route))
 }
 
 /// Reads the decoder of `vae/`. The encoder stays where it is: pictures as a start do not exist yet.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or left over, or a device has no room.
-pub fn load_vae(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<VaeDecoder> {
+pub fn load_vae(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<VaeDecoder>> {
     weights.skip("encoder.");
     weights.skip("quant_conv.");
-    let decoder = VaeDecoder::load(&Scope::new(&weights, route.first()), &spec.vae, route)?;
-    weights.finish()?;
-    Ok(decoder)
+    source.load(&weights, |w, route| VaeDecoder::load(w, &spec.vae, route))
 }

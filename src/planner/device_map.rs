@@ -14,6 +14,7 @@ use super::{
     fields::{Located, nearest},
     grammar, hardware,
 };
+pub use crate::weights::Reside;
 use crate::{
     backend::{DType, DeviceId, DeviceKind},
     error::{Error, Result},
@@ -126,18 +127,6 @@ pub enum Place {
         /// For the prompt; not guided again.
         positive: Box<Place>,
     },
-}
-
-/// Where weights live while nobody needs them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Reside {
-    /// On the device that runs them.
-    #[default]
-    Device,
-    /// In the host's memory: they visit the device.
-    Host,
-    /// In their file: they are streamed through the device.
-    Disk,
 }
 
 /// What a map says about one device. `None`: what the device says itself.

@@ -16,7 +16,7 @@ use crate::{
     },
     pipeline::{
         Component, PerComponent,
-        model::{load_text_encoder, load_unet, load_vae, sections},
+        model::{Source, load_text_encoder, load_unet, load_vae, sections},
     },
     weights::{Scope, Weights},
 };
@@ -27,13 +27,13 @@ fn parameters(component: Component, spec: &ModelSpec) -> Result<u64> {
     // With weights in f32, a GPU holds four bytes for each parameter and nothing else.
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, ledger) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
-    let route = Route::whole(&device, sections(component, spec).len());
+    let source = Source::resident(Route::whole(&device, sections(component, spec).len()));
     let weights = || Weights::shapes_only(component.name());
     match component {
-        Component::TextEncoder => drop(load_text_encoder(weights(), spec, &route)?),
-        Component::Unet => drop(load_unet(weights(), spec, &route)?),
+        Component::TextEncoder => drop(load_text_encoder(weights(), spec, &source)?),
+        Component::Unet => drop(load_unet(weights(), spec, &source)?),
         Component::Vae => {
-            drop(load_vae(weights(), spec, &route)?);
+            drop(load_vae(weights(), spec, &source)?);
             drop(VaeEncoder::load(&Scope::new(&weights(), &device), &spec.vae)?);
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Cost, Located,
-    device_map::{self, DeviceFacts, DeviceMap, InFlight, Numerics, Reside, Strategy},
+    device_map::{self, DeviceFacts, DeviceMap, InFlight, Numerics, Strategy},
     diffusers, hardware,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget},
@@ -23,7 +23,7 @@ use crate::{
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Reside, Sections},
     },
 };
 
@@ -34,8 +34,13 @@ pub struct ReplicaPlan {
     pub placement: Placement<DeviceId>,
     /// Requests that it works on at once.
     pub in_flight: usize,
-    /// What each of these keeps on which device, in bytes.
+    /// Requests that go through the UNet in one call, at most.
+    pub batch: usize,
+    /// What each request under way keeps on which device, in bytes.
     pub keep_bytes: Vec<(DeviceId, u64)>,
+    /// The arena that each of them works in on the devices of a cut UNet, in bytes; none where a request has these devices
+    /// for itself.
+    pub lane_bytes: Vec<(DeviceId, u64)>,
 }
 
 /// What one device holds.
@@ -53,18 +58,20 @@ pub struct DevicePlan {
     pub overhead_bytes: u64,
     /// Components that run on it, at least in part.
     pub components: Vec<Component>,
-    /// Their packed weights, in bytes.
+    /// Their packed weights that stay, in bytes.
     pub weight_bytes: u64,
+    /// The most that weights from elsewhere occupy at one time, in bytes.
+    pub visitor_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
-    /// The keep arenas of all requests in flight, in bytes.
+    /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
     pub keep_bytes: u64,
 }
 
 impl DevicePlan {
     /// All of it, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.overhead_bytes + self.weight_bytes + self.activation_bytes + self.keep_bytes
+        self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
@@ -83,6 +90,8 @@ pub struct Plan {
     pub devices: Vec<DevicePlan>,
     /// Bytes of weights in host memory, where `cpu:N` devices share them; `None` without such sharing.
     pub shared_weight_bytes: Option<u64>,
+    /// Bytes of weights that rest in the host's memory and visit devices.
+    pub host_weight_bytes: u64,
 }
 
 impl Plan {
@@ -119,7 +128,7 @@ impl Plan {
                     InFlight::Auto => auto_in_flight(&placement, &costs, trial.largest),
                     InFlight::Count(count) => count,
                 };
-                replicas.push((placement, in_flight));
+                replicas.push((placement, in_flight, map.batch.value));
             }
         }
         // A limit of one replica's map holds for the device, whoever else uses it.
@@ -153,7 +162,7 @@ impl Plan {
     fn assemble(
         trial: &Trial,
         costs: PerComponent<Cost>,
-        placements: Vec<(Placement<DeviceId>, usize)>,
+        placements: Vec<(Placement<DeviceId>, usize, usize)>,
         infos: &[DeviceInfo],
         budgets: &[u64],
         facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
@@ -169,42 +178,55 @@ impl Plan {
                 overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
                 weight_bytes: 0,
+                visitor_bytes: 0,
                 activation_bytes: 0,
                 keep_bytes: 0,
             })
             .collect();
-        let mut weights = BTreeMap::<(DeviceId, Component), u64>::new();
+        // Places of one component on one device have their weights in common; visitors come one component at a time.
+        let mut staying = BTreeMap::<(DeviceId, Component), u64>::new();
+        let mut visiting = BTreeMap::<DeviceId, u64>::new();
+        let mut resting = BTreeMap::<Component, u64>::new();
         let mut replicas = Vec::with_capacity(placements.len());
-        for (placement, in_flight) in placements {
-            let mut keep_bytes: Vec<(DeviceId, u64)> = Vec::new();
+        for (placement, in_flight, batch) in placements {
+            let (mut keep_bytes, mut lane_bytes) = (Vec::new(), Vec::new());
             for (component, places) in placement.iter() {
-                for (id, cost) in
-                    places.iter().map(|place| trial.cost(component, place)).collect::<Result<Vec<_>>>()?.concat()
-                {
-                    let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
-                    if !device.components.contains(&component) {
-                        device.components.push(component);
-                    }
-                    device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
-                    // Places of one component on one device have their weights in common.
-                    let held = weights.entry((id, component)).or_default();
-                    *held = cost.weight_bytes.max(*held);
-                    match keep_bytes.iter_mut().find(|(known, _)| *known == id) {
-                        Some((_, bytes)) => *bytes = cost.keep_bytes.max(*bytes),
-                        // Also where it keeps nothing: a request finds an arena on every device of the UNet.
-                        None if component == Component::Unet => keep_bytes.push((id, cost.keep_bytes)),
-                        None => {}
+                for place in places {
+                    let ran = trial.run(component, place, batch)?;
+                    let host = resting.entry(component).or_default();
+                    *host = ran.host_bytes.max(*host);
+                    let passes = component == Component::Unet && place.is_cut() && in_flight > 1;
+                    for &(id, cost) in &ran.costs {
+                        let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
+                        if !device.components.contains(&component) {
+                            device.components.push(component);
+                        }
+                        if component == Component::Unet {
+                            // Also where it keeps nothing: a request finds an arena on every device of the UNet.
+                            at_least(&mut keep_bytes, id, cost.keep_bytes);
+                        }
+                        if passes {
+                            at_least(&mut lane_bytes, id, cost.activation_bytes);
+                        } else {
+                            device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
+                        }
+                        let held = match place.visits() {
+                            false => staying.entry((id, component)).or_default(),
+                            true => visiting.entry(id).or_default(),
+                        };
+                        *held = cost.weight_bytes.max(*held);
                     }
                 }
             }
-            for (id, bytes) in &keep_bytes {
+            for (id, bytes) in keep_bytes.iter().chain(&lane_bytes) {
                 let device = devices.iter_mut().find(|device| device.id == *id).expect("counted above");
                 device.keep_bytes += bytes * in_flight as u64;
             }
-            replicas.push(ReplicaPlan { placement, in_flight, keep_bytes });
+            replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, lane_bytes });
         }
         for device in &mut devices {
-            device.weight_bytes = weights.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
+            device.weight_bytes = staying.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
+            device.visitor_bytes = visiting.get(&device.id).copied().unwrap_or(0);
         }
         devices.retain(|device| !device.components.is_empty());
         for device in &mut devices {
@@ -226,14 +248,19 @@ impl Plan {
         let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
         let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
         let shared_weight_bytes = sharing.then(|| {
-            let on_cpu = |component: &Component| {
-                replicas
-                    .iter()
-                    .any(|r| r.placement.get(*component).iter().flat_map(Place::devices).any(|id| on_cpu(&id)))
-            };
-            Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum()
+            let stays = |component: &Component| staying.keys().any(|(id, stays)| on_cpu(id) && stays == component);
+            Component::ALL.iter().filter(|c| stays(c)).map(|c| costs.get(*c).weight_bytes).sum()
         });
-        Ok(Self { largest: trial.largest.clone(), costs, dtypes, replicas, devices, shared_weight_bytes })
+        let host_weight_bytes = resting.values().sum();
+        Ok(Self {
+            largest: trial.largest.clone(),
+            costs,
+            dtypes,
+            replicas,
+            devices,
+            shared_weight_bytes,
+            host_weight_bytes,
+        })
     }
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
@@ -242,7 +269,8 @@ impl Plan {
             Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
             _ => device.total_bytes(),
         };
-        self.devices.iter().map(held).sum::<u64>() + self.shared_weight_bytes.unwrap_or(0)
+        let held = self.devices.iter().map(held).sum::<u64>();
+        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
     }
 
     /// The devices of each component, over all places and replicas.
@@ -259,6 +287,14 @@ impl Plan {
             }
         }
         map
+    }
+}
+
+/// Makes the entry of `id` as large as `bytes` at least.
+fn at_least(entries: &mut Vec<(DeviceId, u64)>, id: DeviceId, bytes: u64) {
+    match entries.iter_mut().find(|(known, _)| *known == id) {
+        Some((_, known)) => *known = bytes.max(*known),
+        None => entries.push((id, bytes)),
     }
 }
 
@@ -303,7 +339,7 @@ fn placements(
     for (component, places) in named.iter() {
         let single = match places.as_deref() {
             None => None,
-            Some([place]) if place.devices().len() == 1 => Some(place.devices()[0]),
+            Some([place]) if place.devices().len() == 1 && !place.visits() => Some(place.devices()[0]),
             Some(places) => {
                 for (id, cost) in places.iter().map(|p| trial.cost(component, p)).collect::<Result<Vec<_>>>()?.concat()
                 {
@@ -347,14 +383,16 @@ fn convert(
     place: &device_map::Place,
     sections: &[String],
 ) -> Result<Place<DeviceId>> {
-    let route = |place: &device_map::Place| -> Result<Vec<DeviceId>> {
+    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
         let device = |section: &String| {
             place.device_at(section).map(|device| device.value).ok_or_else(|| {
                 pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
                     .hint("\"\" = \"...\" among the shards is the device of the rest")
             })
         };
-        sections.iter().map(device).collect()
+        // Neither form has two answers.
+        let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
+        Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
     };
     Ok(match place {
         device_map::Place::Guided { negative, positive } => {
@@ -400,21 +438,6 @@ pub fn check_served(map: &DeviceMap) -> Result<()> {
     }
     for map in [map.clone()].iter().chain(&map.replica_maps()) {
         strategies::check_served(&map.strategy)?;
-        if map.batch.value > 1 {
-            return Err(map
-                .batch
-                .refuse("batch", "several requests in one forward pass come later")
-                .found(map.batch.value.to_string())
-                .hint("batch = 1"));
-        }
-        for (name, pool) in &map.components {
-            let resides = pool.value.iter().flat_map(device_map::Place::resides);
-            if let Some(reside) = resides.into_iter().find(|reside| reside.value != Reside::Device) {
-                return Err(reside
-                    .refuse(&format!("components.{name}"), "weights that live elsewhere come later")
-                    .hint("leave out `reside`: the weights live on the device that runs them"));
-            }
-        }
     }
     Ok(())
 }

@@ -148,6 +148,14 @@ impl Cpu {
         self.pool.threads()
     }
 
+    /// As what a layer is packed: hidden channels and gates only lie side by side for an epilogue that multiplies them.
+    fn form(&self, layer: Layer) -> Layer {
+        match layer {
+            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
+            layer => layer,
+        }
+    }
+
     fn product(&self, lhs: Lhs, columns: usize, rows_per_image: usize, w: &Weight, e: &Epilogue, out: &mut Buffer) {
         let product = Product {
             lhs,
@@ -163,9 +171,11 @@ impl Cpu {
 }
 
 fn packed(w: &Weight) -> &pack::Packed {
-    match &w.data {
+    match w.data() {
         WeightData::Cpu(packed) => packed,
-        WeightData::Dry => unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices"),
+        WeightData::Dry | WeightData::Visiting(_) => {
+            unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices")
+        }
     }
 }
 
@@ -192,19 +202,18 @@ impl Backend for Cpu {
             )));
         }
         let has_bias = bias.is_some();
-        // Hidden channels and gates only lie side by side for an epilogue that multiplies them.
-        let form = match layer {
-            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
-            layer => layer,
-        };
-        let packed = pack::pack(self.path, &self.pool, form, weight, bias)?;
-        Ok(Weight {
-            layer,
-            has_bias,
-            bytes: cost::packed_bytes(self.path, form, has_bias),
-            home: self.home.clone(),
-            data: WeightData::Cpu(Arc::new(packed)),
-        })
+        let packed = pack::pack(self.path, &self.pool, self.form(layer), weight, bias)?;
+        let bytes = self.packed_bytes(layer, has_bias);
+        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Cpu(Arc::new(packed))))
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        cost::packed_bytes(self.path, self.form(layer), has_bias)
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        let copy = Arc::new(packed(resting).copy()?);
+        Ok(Weight::new(resting.layer, resting.has_bias, resting.bytes, self.home.clone(), WeightData::Cpu(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {
