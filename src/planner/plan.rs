@@ -526,21 +526,32 @@ impl fmt::Display for Plan {
         writeln!(f)?;
         writeln!(
             f,
-            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
-            "device", "weights", "activations", "kept", "driver", "in all", "of"
+            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
+            "device", "weights", "activations", "kept", "in all", "of"
         )?;
         for device in &self.devices {
             writeln!(
                 f,
-                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
+                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
                 device.id.to_string(),
                 bytes(device.weight_bytes),
                 bytes(device.activation_bytes),
                 bytes(device.keep_bytes),
-                bytes(device.overhead_bytes),
                 bytes(device.total_bytes()),
                 bytes(device.budget_bytes),
             )?;
+        }
+        for overhead in self.devices.iter().map(|device| device.overhead_bytes).collect::<BTreeSet<_>>() {
+            let with = self.devices.iter().filter(|device| device.overhead_bytes == overhead);
+            let names: Vec<String> = with.map(|device| device.id.to_string()).collect();
+            if overhead > 0 {
+                let names = names.join(", ");
+                writeln!(
+                    f,
+                    "{names:<13} {:>10}  of the sum are the driver's: its context and kernels",
+                    bytes(overhead)
+                )?;
+            }
         }
         if let Some(shared) = self.shared_weight_bytes {
             writeln!(
