@@ -131,9 +131,8 @@ pub(super) fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> 
         };
         placement.get(component).iter().map(pieces).sum()
     };
-    let devices = |component: Component| -> Vec<DeviceId> {
-        placement.get(component).iter().flat_map(Place::devices).collect()
-    };
+    let devices =
+        |component: Component| -> Vec<DeviceId> { placement.get(component).iter().flat_map(Place::devices).collect() };
     let mut taken = devices(stages[0]);
     let mut in_flight = instances(stages[0]);
     for stage in &stages[1..] {

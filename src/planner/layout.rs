@@ -103,7 +103,8 @@ impl<'a> Costs<'a> {
         let (spec, largest) = (trial.spec, trial.largest);
         let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
         let alike = |a: &DeviceInfo, b: &DeviceInfo| {
-            (a.id.kind, a.rules, &a.rates, a.f32_flops, &a.class) == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)
+            (a.id.kind, a.rules, &a.rates, a.f32_flops, &a.class)
+                == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)
         };
         let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
         let kinds = trial.devices.iter().map(first).collect();
@@ -179,17 +180,15 @@ impl<'a> Costs<'a> {
     }
 
     /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
-    fn visited(
-        &self,
-        component: Component,
-        route: &Sections<DeviceId>,
-        id: DeviceId,
-        seconds: f64,
-    ) -> Result<f64> {
+    fn visited(&self, component: Component, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
         let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
         let rate = if route.reside == Reside::Disk { link.min(DISK) } else { link };
-        let here: Vec<Needs> =
-            table.iter().zip(&route.devices).filter(|(_, at)| **at == id).map(|(section, _)| section.needs[kind]).collect();
+        let here: Vec<Needs> = table
+            .iter()
+            .zip(&route.devices)
+            .filter(|(_, at)| **at == id)
+            .map(|(section, _)| section.needs[kind])
+            .collect();
         let all: f64 = here.iter().map(|needs| needs.seconds).sum();
         let work = |i: usize| seconds * here[i].seconds / all.max(f64::MIN_POSITIVE);
         let visit = |i: usize| here.get(i).map_or(0.0, |needs| needs.weight_bytes as f64 / rate);

@@ -1,13 +1,13 @@
 //! A plan as a table for people.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use super::{
     choose::{per_second, seconds},
     plan::Plan,
     size::format_bytes,
 };
-use crate::pipeline::Component;
+use crate::backend::device::class_in;
 
 impl fmt::Display for Plan {
     /// A table for people.
@@ -29,7 +29,7 @@ impl fmt::Display for Plan {
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
-                class.map_or("", |device| &device.class),
+                class.map_or_else(String::new, |device| class_in(&device.class, *self.dtypes.get(component))),
             )?;
         }
         writeln!(f)?;
@@ -49,6 +49,18 @@ impl fmt::Display for Plan {
                 bytes(device.total_bytes()),
                 bytes(device.budget_bytes),
             )?;
+        }
+        for overhead in self.devices.iter().map(|device| device.overhead_bytes).collect::<BTreeSet<_>>() {
+            let with = self.devices.iter().filter(|device| device.overhead_bytes == overhead);
+            let names: Vec<String> = with.map(|device| device.id.to_string()).collect();
+            if overhead > 0 {
+                let names = names.join(", ");
+                writeln!(
+                    f,
+                    "{names:<13} {:>10}  of the sum are the driver's: its context and kernels",
+                    bytes(overhead)
+                )?;
+            }
         }
         if let Some(shared) = self.shared_weight_bytes {
             writeln!(

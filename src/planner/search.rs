@@ -257,7 +257,8 @@ impl Search<'_> {
             let renamed = |id: &DeviceId| devices[known.0.iter().position(|other| other == id).expect("its own group")];
             let mut best = known.1.clone();
             for layout in best.values_mut().flat_map(|scored| &mut scored.layouts) {
-                let places = |component| layout.placement.get(component).iter().map(|place| place.map(renamed)).collect();
+                let places =
+                    |component| layout.placement.get(component).iter().map(|place| place.map(renamed)).collect();
                 layout.placement = PerComponent::new(places);
             }
             return Ok(Rc::new((devices.to_vec(), best)));
@@ -438,7 +439,8 @@ impl Group<'_> {
         let count = sections(Component::Unet, self.search.costs.trial.spec).len();
         for &negative in &devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
-                let place = Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
+                let place =
+                    Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
                 self.guided_with(place, &devices)?;
             }
         }
@@ -599,7 +601,8 @@ impl Group<'_> {
                 if self.search.named.get(component).is_some() {
                     continue;
                 }
-                let mut choices: Vec<Place<DeviceId>> = self.devices.iter().map(|id| self.search.whole(component, *id)).collect();
+                let mut choices: Vec<Place<DeviceId>> =
+                    self.devices.iter().map(|id| self.search.whole(component, *id)).collect();
                 let held = costs.held([&self.search.single(placement.clone())])?;
                 let targets = self.devices.iter().map(|id| {
                     let index = costs.index(*id);
@@ -698,7 +701,8 @@ impl Group<'_> {
         let before = self.best.get(&family);
         let seconds_per_image: f64 =
             load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
-        let mut scored = Scored { layouts, images_per_second: load.batch as f64 / seconds_per_image, seconds_per_image };
+        let mut scored =
+            Scored { layouts, images_per_second: load.batch as f64 / seconds_per_image, seconds_per_image };
         if search.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
             if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
                 return Ok(());
