@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry};
+use super::{Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, sim};
 use crate::error::{Error, Result};
 
 /// A device that work can be given to. Clones are the same device.
@@ -67,6 +67,12 @@ impl Device {
         let device = Self::new(id, dry::Dry::new(rules, rates, ledger.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
         (device, ledger)
+    }
+
+    /// A device on a simulated clock in place of `id`, and the record of what it does.
+    pub fn simulated(id: DeviceId, setup: sim::Setup) -> (Self, Arc<sim::Record>) {
+        let (backend, record) = sim::Sim::new(id, setup);
+        (Self::new(id, backend), record)
     }
 
     /// Its name.

@@ -15,6 +15,7 @@ pub mod dtype;
 pub mod id;
 pub mod params;
 pub mod rates;
+pub mod sim;
 
 use std::sync::Arc;
 
