@@ -429,7 +429,8 @@ fn the_program_plans_from_configs_for_devices_that_are_not_here() {
         assert_eq!(plan["components"]["unet"]["dtype"], "f16");
     }
     let table = succeeds(&mut run("balanced", &machine));
-    assert!(table.contains("driver") && table.contains("512 MiB"), "{table}");
+    assert!(table.contains("512 MiB  of the sum are the driver's: its context and kernels"), "{table}");
+    assert!(table.contains("cuda sm_86 f16"), "{table}");
 
     let bad = file("bad.toml", "[device.\"cuda:0\"]\nlike = \"h100\"\n");
     let message = message_of(run("balanced", &bad).output().unwrap(), "bad.toml");

@@ -164,7 +164,7 @@ pub enum Strategy {
     Sequential,
     /// Everything on the first device that holds it.
     Single,
-    /// The placement that diffusers calls `balanced`.
+    /// The placement that diffusers calls `balanced`. To it, `max_memory` is for the weights alone.
     DiffusersBalanced,
     /// The most pictures per second.
     Throughput,

@@ -9,7 +9,11 @@ use super::{
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, dry::Rules},
     error::{Error, Result},
-    models::{route::Route, spec::ModelSpec, vae::VaeEncoder},
+    models::{
+        route::Route,
+        spec::{Listed, ModelSpec},
+        vae::VaeEncoder,
+    },
     pipeline::{
         Component, PerComponent,
         model::{Source, load_text_encoder, load_unet, load_vae, sections},
@@ -39,12 +43,15 @@ fn parameters(component: Component, spec: &ModelSpec) -> Result<u64> {
 /// The networks of the model in the order of its `model_index.json`, with the bytes that diffusers counts for them.
 /// `auto` is the type for which the map has `"auto"`.
 pub fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Network>> {
-    let network = |listed: &crate::models::spec::Listed| {
+    let network = |listed: &Listed| {
         let ours = Component::ALL.into_iter().find(|component| component.name() == listed.name);
         let count = match (ours, listed.parameters) {
             (Some(component), _) => parameters(component, spec)?,
             (None, Some(count)) => count,
-            (None, None) => return Ok(None),
+            (None, None) => {
+                tracing::debug!("{}: not a network that diffusers would place, or without a config", listed.name);
+                return Ok(None);
+            }
         };
         let dtype = map.dtype.of(&listed.name).unwrap_or(auto);
         Ok(Some(Network { name: listed.name.clone(), bytes: count * dtype.size() as u64, runs: ours.is_some() }))

@@ -1,7 +1,10 @@
 //! Devices as plans see them: what a file says of hardware that is not here, what a map says of devices that are, and the
 //! catalogue of common ones.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 use serde::Deserialize;
 
@@ -291,8 +294,11 @@ pub(super) fn share(
     let wishes: Vec<Option<&[usize]>> = wishes.iter().map(|wish| wish.map(|cores| &cores.value[..])).collect();
     let cores = threads::shares(&whole.allowed_cores, &wishes);
     // A core that several shares wrap around to is divided.
-    let owners = |core: &usize| cores.iter().filter(|cores| cores.contains(core)).count() as f64;
-    let part: f64 = cores[index].iter().map(|core| 1.0 / owners(core)).sum::<f64>() / whole.cores as f64;
+    let mut owners = BTreeMap::<usize, f64>::new();
+    for core in cores.iter().flatten() {
+        *owners.entry(*core).or_default() += 1.0;
+    }
+    let part = cores[index].iter().map(|core| 1.0 / owners[core]).sum::<f64>() / whole.cores as f64;
     let rates = whole.rates.part(part);
     let count = shares.len() as u64;
     Ok(DeviceInfo {
@@ -325,7 +331,8 @@ pub(super) fn with_cores(whole: &DeviceInfo, cores: &Located<Vec<usize>>) -> Res
 
 fn check_cores(whole: &DeviceInfo, id: DeviceId, cores: Option<&Located<Vec<usize>>>) -> Result<()> {
     let Some(cores) = cores else { return Ok(()) };
-    match cores.value.iter().find(|core| !whole.allowed_cores.contains(core)) {
+    let allowed: BTreeSet<usize> = whole.allowed_cores.iter().copied().collect();
+    match cores.value.iter().find(|core| !allowed.contains(core)) {
         None => Ok(()),
         Some(core) => Err(cores
             .refuse(&format!("device.{id}.cores"), format!("core {core} may not be used"))
@@ -337,6 +344,21 @@ fn check_cores(whole: &DeviceInfo, id: DeviceId, cores: Option<&Located<Vec<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_divide_rates_by_their_cores() {
+        let whole = &parse("[device.cpu]\nmemory = \"8GiB\"\ncores = \"0-5\"\nflops = 6e11", "x").unwrap()[0];
+        let shares = [0, 1, 2].map(|index| DeviceId::new(DeviceKind::Cpu, index));
+        let flops = |wishes: [Option<Vec<usize>>; 3]| {
+            let wishes = wishes.map(|wish| wish.map(Located::from));
+            let wishes: Vec<_> = wishes.iter().map(Option::as_ref).collect();
+            shares.map(|id| share(whole, id, &shares, &wishes).unwrap().rates.flops / 1e11)
+        };
+        assert_eq!(flops([None, None, None]), [2.0, 2.0, 2.0]);
+        assert_eq!(flops([Some(vec![5]), None, None]), [1.0, 2.0, 3.0]);
+        // Two that want the same core have half of it each.
+        assert_eq!(flops([Some(vec![5]), Some(vec![4, 5]), None]), [0.5, 1.5, 4.0]);
+    }
 
     #[test]
     fn every_entry_of_the_catalogue_can_be_used_and_says_its_source() {

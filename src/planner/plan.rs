@@ -3,27 +3,27 @@
 //! The sizes are not estimates. The real model code runs on devices without data, and the arenas that it fills there
 //! are those that it fills later, byte for byte.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
+pub use super::choose::Rejected;
 use super::{
     Cost, Located,
-    device_map::{self, DeviceFacts, DeviceMap, InFlight, Numerics, Strategy},
-    diffusers, hardware,
+    choose::{Chosen, choose},
+    device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
+    hardware,
+    layout::{Costs, Layout},
+    predict::{Load, SAMPLES},
     size::format_bytes,
-    strategies::{self, ComponentSize, DeviceBudget},
     trial::{Largest, Trial},
 };
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, device::class_in},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement, Reside, Sections},
+        placement::{Place, Placement},
     },
 };
 
@@ -66,6 +66,8 @@ pub struct DevicePlan {
     pub activation_bytes: u64,
     /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
     pub keep_bytes: u64,
+    /// The part of the time in which it has nothing to do, while requests wait.
+    pub idle_share: f64,
 }
 
 impl DevicePlan {
@@ -73,6 +75,21 @@ impl DevicePlan {
     pub fn total_bytes(&self) -> u64 {
         self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
+}
+
+/// What goes from one device to another for one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edge {
+    /// The replica, counted from 0.
+    pub replica: usize,
+    /// Made here.
+    pub from: DeviceId,
+    /// Used there.
+    pub to: DeviceId,
+    /// What it is.
+    pub what: &'static str,
+    /// All of it for one image, in bytes.
+    pub bytes_per_image: u64,
 }
 
 /// A device map resolved for one model, one largest request and one machine.
@@ -92,6 +109,20 @@ pub struct Plan {
     pub shared_weight_bytes: Option<u64>,
     /// Bytes of weights that rest in the host's memory and visit devices.
     pub host_weight_bytes: u64,
+    /// How long each component takes for one image that never waits, in seconds.
+    pub seconds: PerComponent<f64>,
+    /// One image alone.
+    pub seconds_per_image: f64,
+    /// Of a queue that does not end.
+    pub images_per_second: f64,
+    /// What crosses between devices.
+    pub edges: Vec<Edge>,
+    /// Why everything is where it is.
+    pub reasons: Vec<String>,
+    /// The best of what was not chosen.
+    pub rejected: Vec<Rejected>,
+    /// What predictions are made of; its devices are numbered as [`Plan::devices`].
+    pub load: Load,
 }
 
 impl Plan {
@@ -118,23 +149,25 @@ impl Plan {
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
         let trial = Trial::new(spec, &infos, largest, dtypes)?;
-        let costs = PerComponent::try_new(|component| trial.whole(component, first))?;
-        let mut replicas = Vec::new();
+        let costs = Costs::new(&trial, dtypes)?;
+        let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for map in &maps {
             let own = map.usable(&defaults)?;
-            let infos: Vec<&DeviceInfo> = infos.iter().filter(|info| own.contains(&info.id)).collect();
-            for placement in placements(map, &trial, &costs, &infos)? {
-                let in_flight = match map.in_flight.value {
-                    InFlight::Auto => auto_in_flight(&placement, &costs, trial.largest),
-                    InFlight::Count(count) => count,
-                };
-                replicas.push((placement, in_flight, map.batch.value));
+            let room = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
+            let chosen = choose(map, &costs, &own, &infos.iter().map(room).collect::<Vec<_>>())?;
+            reasons.add(map, &chosen);
+            for one in chosen.rejected {
+                if !rejected.contains(&one) {
+                    rejected.push(one);
+                }
             }
+            layouts.extend(chosen.layouts);
         }
         // A limit of one replica's map holds for the device, whoever else uses it.
         let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
         let budgets: Vec<u64> = infos.iter().map(least).collect();
-        let plan = Self::assemble(&trial, costs, replicas, &infos, &budgets, &map.device)?;
+        let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
+        (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         Ok(plan)
     }
@@ -158,84 +191,57 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds up what the placements need.
+    /// Adds up what the layouts need, and foresees how long they take.
     fn assemble(
-        trial: &Trial,
-        costs: PerComponent<Cost>,
-        placements: Vec<(Placement<DeviceId>, usize, usize)>,
-        infos: &[DeviceInfo],
+        costs: &Costs,
+        first: DeviceId,
+        layouts: &[Layout],
         budgets: &[u64],
         facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
     ) -> Result<Self> {
-        let mut devices: Vec<DevicePlan> = infos
-            .iter()
-            .zip(budgets)
-            .map(|(info, &budget_bytes)| DevicePlan {
+        let trial = costs.trial;
+        let mut load = costs.load(layouts)?;
+        let prediction = load.predict(SAMPLES);
+        let held = costs.held(layouts)?.into_iter().zip(&prediction.idle_share);
+        let mut devices: Vec<DevicePlan> = (trial.devices.iter().zip(budgets).zip(held))
+            .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
                 cores: facts.get(&info.id).and_then(|facts| facts.value.cores.clone()).map(|cores| cores.value),
                 budget_bytes,
                 overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
-                weight_bytes: 0,
-                visitor_bytes: 0,
-                activation_bytes: 0,
-                keep_bytes: 0,
+                weight_bytes: held.weight_bytes,
+                visitor_bytes: held.visitor_bytes,
+                activation_bytes: held.activation_bytes,
+                keep_bytes: held.keep_bytes,
+                idle_share,
             })
             .collect();
-        // Places of one component on one device have their weights in common; visitors come one component at a time.
-        let mut staying = BTreeMap::<(DeviceId, Component), u64>::new();
-        let mut visiting = BTreeMap::<DeviceId, u64>::new();
         let mut resting = BTreeMap::<Component, u64>::new();
-        let mut replicas = Vec::with_capacity(placements.len());
-        for (placement, in_flight, batch) in placements {
-            let (mut keep_bytes, mut lane_bytes) = (Vec::new(), Vec::new());
-            for (component, places) in placement.iter() {
+        let mut replicas = Vec::with_capacity(layouts.len());
+        for layout in layouts {
+            for (component, places) in layout.placement.iter() {
                 for place in places {
-                    let ran = trial.run(component, place, batch)?;
                     let host = resting.entry(component).or_default();
-                    *host = ran.host_bytes.max(*host);
-                    let passes = component == Component::Unet && place.is_cut() && in_flight > 1;
-                    for &(id, cost) in &ran.costs {
-                        let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
-                        if !device.components.contains(&component) {
-                            device.components.push(component);
-                        }
-                        if component == Component::Unet {
-                            // Also where it keeps nothing: a request finds an arena on every device of the UNet.
-                            at_least(&mut keep_bytes, id, cost.keep_bytes);
-                        }
-                        if passes {
-                            at_least(&mut lane_bytes, id, cost.activation_bytes);
-                        } else {
-                            device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
-                        }
-                        let held = match place.visits() {
-                            false => staying.entry((id, component)).or_default(),
-                            true => visiting.entry(id).or_default(),
-                        };
-                        *held = cost.weight_bytes.max(*held);
+                    *host = costs.host_bytes(component, place, layout.batch)?.max(*host);
+                }
+                for id in layout.devices_of(component) {
+                    let components = &mut devices[costs.index(id)].components;
+                    if !components.contains(&component) {
+                        components.push(component);
                     }
                 }
             }
-            for (id, bytes) in keep_bytes.iter().chain(&lane_bytes) {
-                let device = devices.iter_mut().find(|device| device.id == *id).expect("counted above");
-                device.keep_bytes += bytes * in_flight as u64;
-            }
+            let (keep_bytes, lane_bytes) = costs.arenas_of(layout)?;
+            let Layout { placement, in_flight, batch } = layout.clone();
             replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, lane_bytes });
         }
-        for device in &mut devices {
-            device.weight_bytes = staying.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
-            device.visitor_bytes = visiting.get(&device.id).copied().unwrap_or(0);
-        }
+        load.keep_devices(&devices.iter().map(|device| !device.components.is_empty()).collect::<Vec<_>>());
         devices.retain(|device| !device.components.is_empty());
         for device in &mut devices {
             device.class = trial.info(device.components[0], device.id).class;
         }
-        let dtypes = PerComponent::new(|component| {
-            let first = replicas[0].placement.get(component)[0].devices()[0];
-            trial.info(component, first).rules.dtype()
-        });
         if let Some(device) = devices.iter().find(|device| device.total_bytes() > device.budget_bytes) {
             return Err(Error::input(format!(
                 "the plan does not fit on {}: needs {}, {} may be used",
@@ -245,22 +251,45 @@ impl Plan {
             ))
             .hint("another device for one of its components, or a smaller width and height"));
         }
+        let whole = PerComponent::try_new(|component| costs.whole(component, first))?;
+        // One copy for all shares of the CPU.
         let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
         let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
         let shared_weight_bytes = sharing.then(|| {
-            let stays = |component: &Component| staying.keys().any(|(id, stays)| on_cpu(id) && stays == component);
-            Component::ALL.iter().filter(|c| stays(c)).map(|c| costs.get(*c).weight_bytes).sum()
+            let stays = |component: &Component| {
+                let places = layouts.iter().flat_map(|layout| layout.placement.get(*component));
+                places.filter(|place| !place.visits()).flat_map(Place::devices).any(|id| on_cpu(&id))
+            };
+            Component::ALL.iter().filter(|c| stays(c)).map(|c| whole.get(*c).weight_bytes).sum()
         });
-        let host_weight_bytes = resting.values().sum();
+        let dtypes = PerComponent::new(|component| {
+            let first = replicas[0].placement.get(component)[0].devices()[0];
+            trial.info(component, first).rules.dtype()
+        });
+        let single = Layout { batch: 1, ..layouts[0].clone() };
+        let alone = costs.load(&[single])?;
+        let seconds = PerComponent::new(|component| alone.replicas[0].stages[component as usize][0].seconds());
         Ok(Self {
             largest: trial.largest.clone(),
-            costs,
+            costs: whole,
             dtypes,
             replicas,
             devices,
             shared_weight_bytes,
-            host_weight_bytes,
+            host_weight_bytes: resting.values().sum(),
+            seconds,
+            seconds_per_image: seconds.iter().map(|(_, seconds)| seconds).sum(),
+            images_per_second: prediction.images_per_second,
+            edges: edges(costs, layouts)?,
+            reasons: Vec::new(),
+            rejected: Vec::new(),
+            load,
         })
+    }
+
+    /// How long `images` take that are all asked for at once, in seconds.
+    pub fn seconds_for(&self, images: usize) -> f64 {
+        self.load.seconds_for(images)
     }
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
@@ -290,11 +319,95 @@ impl Plan {
     }
 }
 
-/// Makes the entry of `id` as large as `bytes` at least.
-fn at_least(entries: &mut Vec<(DeviceId, u64)>, id: DeviceId, bytes: u64) {
-    match entries.iter_mut().find(|(known, _)| *known == id) {
-        Some((_, known)) => *known = bytes.max(*known),
-        None => entries.push((id, bytes)),
+/// What crosses between the devices of each replica for one image.
+fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
+    let (spec, largest) = (costs.trial.spec, costs.trial.largest);
+    let texts = if largest.guided { 2 } else { 1 };
+    let features = 4 * (texts * spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim) as u64;
+    let scale = spec.vae.scale();
+    let latents = 4 * (largest.width / scale * (largest.height / scale) * spec.unet.in_channels) as u64;
+    let mut edges: Vec<Edge> = Vec::new();
+    for (replica, layout) in layouts.iter().enumerate() {
+        let mut add = |from: DeviceId, to: DeviceId, what: &'static str, bytes_per_image: u64| {
+            let edge = Edge { replica, from, to, what, bytes_per_image };
+            if from == to || bytes_per_image == 0 || edges.contains(&edge) {
+                return;
+            }
+            let same = |e: &&mut Edge| (e.replica, e.from, e.to, e.what) == (replica, from, to, what);
+            match edges.iter_mut().find(same) {
+                // Tensors of one kind add up; several places of a pool are alternatives.
+                Some(known) if matches!(what, BORDER | SKIPS) => known.bytes_per_image += bytes_per_image,
+                Some(known) => known.bytes_per_image = known.bytes_per_image.max(bytes_per_image),
+                None => edges.push(edge),
+            }
+        };
+        let last = |route: &[DeviceId]| *route.last().expect("a route has sections");
+        for place in &layout.placement.unet {
+            let routes = place.routes();
+            let home = routes.last().expect("a place has a route")[0];
+            for text in layout.placement.text_encoder.iter().flat_map(Place::routes) {
+                let each = features / routes.len() as u64;
+                routes.iter().for_each(|route| add(last(text), route[0], "text features", each));
+            }
+            if let [negative, _] = routes[..] {
+                add(home, negative[0], "latents", costs.calls as u64 * latents);
+                add(last(negative), home, "guidance", costs.calls as u64 * latents);
+            }
+            for vae in layout.placement.vae.iter().flat_map(Place::routes) {
+                add(home, vae[0], "latents", latents);
+            }
+        }
+        for (component, places) in layout.placement.iter() {
+            let calls = if component == Component::Unet { costs.calls as u64 } else { 1 };
+            for route in places.iter().flat_map(Place::routes) {
+                if route.iter().all(|id| *id == route[0]) {
+                    continue;
+                }
+                for crossing in costs.crossings(component, route)? {
+                    let what = if crossing.skip { SKIPS } else { BORDER };
+                    add(crossing.from, crossing.to, what, calls * crossing.bytes);
+                }
+                if component == Component::Unet {
+                    add(last(route), route[0], "model output", calls * latents);
+                }
+            }
+        }
+    }
+    Ok(edges)
+}
+
+const BORDER: &str = "section border";
+const SKIPS: &str = "skip tensors";
+
+/// Why each component is where it is: the same reason once for all replicas that share it.
+#[derive(Default)]
+struct Reasons(Vec<(Component, String, Vec<DeviceId>)>);
+
+impl Reasons {
+    fn add(&mut self, map: &DeviceMap, chosen: &Chosen) {
+        for layout in &chosen.layouts {
+            for component in Component::ALL {
+                let why = match map.components.get(component.name()) {
+                    Some(_) => "named in the map",
+                    None => &chosen.why,
+                };
+                let devices = layout.devices_of(component);
+                match self.0.iter_mut().find(|(c, known, _)| *c == component && known == why) {
+                    Some((.., known)) => known.extend(devices),
+                    None => self.0.push((component, why.to_string(), devices)),
+                }
+            }
+        }
+    }
+
+    fn sentences(self) -> Vec<String> {
+        let sentence = |(component, why, mut devices): (Component, String, Vec<DeviceId>)| {
+            let mut seen = BTreeSet::new();
+            devices.retain(|id| seen.insert(*id));
+            let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
+            format!("{} on {}: {why}", component.name(), devices.join(", "))
+        };
+        self.0.into_iter().map(sentence).collect()
     }
 }
 
@@ -305,123 +418,6 @@ fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
         return info.free_bytes;
     }
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
-}
-
-/// The places of each replica that one map describes: what it names, and what its strategy makes of the rest.
-fn placements(
-    map: &DeviceMap,
-    trial: &Trial,
-    costs: &PerComponent<Cost>,
-    infos: &[&DeviceInfo],
-) -> Result<Vec<Placement<DeviceId>>> {
-    if map.strategy.value == Strategy::DiffusersBalanced {
-        let whole = |device: DeviceId, component| Place::whole(device, sections(component, trial.spec).len());
-        let placed = diffusers::place(map, trial.spec, infos)?.into_iter();
-        let placed = placed.map(|devices| PerComponent::new(|c| vec![whole(*devices.get(c), c)]));
-        return Ok(placed.collect());
-    }
-    let named = PerComponent::try_new(|component| match map.components.get(component.name()) {
-        None => Ok(None),
-        Some(pool) => {
-            let sections = sections(component, trial.spec);
-            pool.value
-                .iter()
-                .map(|place| convert(component, pool, place, &sections))
-                .collect::<Result<Vec<_>>>()
-                .map(Some)
-        }
-    })?;
-    let room = |info: &&DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
-    let mut budgets: Vec<DeviceBudget> =
-        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: room(info) }).collect();
-    // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
-    let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
-    for (component, places) in named.iter() {
-        let single = match places.as_deref() {
-            None => None,
-            Some([place]) if place.devices().len() == 1 && !place.visits() => Some(place.devices()[0]),
-            Some(places) => {
-                for (id, cost) in places.iter().map(|p| trial.cost(component, p)).collect::<Result<Vec<_>>>()?.concat()
-                {
-                    if let Some(budget) = budgets.iter_mut().find(|budget| budget.id == id) {
-                        budget.bytes = budget.bytes.saturating_sub(cost.weight_bytes + cost.keep_bytes);
-                    }
-                }
-                continue;
-            }
-        };
-        let cost = costs.get(component);
-        sizes.push(ComponentSize {
-            name: component.name().to_string(),
-            weight_bytes: cost.weight_bytes,
-            activation_bytes: cost.activation_bytes,
-            keep_bytes: cost.keep_bytes,
-        });
-        wishes.push(single);
-    }
-    if sizes.is_empty() {
-        return Ok(vec![PerComponent::new(|component| named.get(component).clone().unwrap_or_default())]);
-    }
-    let placed = strategies::place_replicas(map.strategy.value, map.replicas.value, &sizes, &wishes, &budgets)?;
-    let with_names = |devices: Vec<DeviceId>| {
-        let mut placed = sizes.iter().map(|size| size.name.as_str()).zip(devices).collect::<BTreeMap<_, _>>();
-        PerComponent::new(|component| match (named.get(component), placed.remove(component.name())) {
-            (Some(places), _) => places.clone(),
-            (None, device) => {
-                let device = device.expect("a component that is not named is the strategy's");
-                vec![Place::whole(device, sections(component, trial.spec).len())]
-            }
-        })
-    };
-    Ok(placed.into_iter().map(with_names).collect())
-}
-
-/// A place of a map as a device for each section.
-fn convert(
-    component: Component,
-    pool: &Located<Vec<device_map::Place>>,
-    place: &device_map::Place,
-    sections: &[String],
-) -> Result<Place<DeviceId>> {
-    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
-        let device = |section: &String| {
-            place.device_at(section).map(|device| device.value).ok_or_else(|| {
-                pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
-                    .hint("\"\" = \"...\" among the shards is the device of the rest")
-            })
-        };
-        // Neither form has two answers.
-        let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
-        Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
-    };
-    Ok(match place {
-        device_map::Place::Guided { negative, positive } => {
-            Place::Guided { negative: route(negative)?, positive: route(positive)? }
-        }
-        place => Place::Route(route(place)?),
-    })
-}
-
-/// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
-/// of the slowest stage and one for each other stage that has devices of its own.
-fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, largest: &Largest) -> usize {
-    let work = |component: Component| match component {
-        Component::Unet => costs.unet.flops * largest.steps as f64,
-        other => costs.get(other).flops,
-    };
-    let mut stages = Component::ALL;
-    stages.sort_by(|a, b| work(*b).total_cmp(&work(*a)));
-    let devices = |component: Component| placement.get(component).iter().flat_map(Place::devices).collect::<Vec<_>>();
-    let mut taken = devices(stages[0]);
-    let mut in_flight = placement.get(stages[0]).len();
-    for stage in &stages[1..] {
-        let own = devices(*stage);
-        if own.iter().all(|device| !taken.contains(device)) {
-            in_flight += 1;
-            taken.extend(own);
-        }
-    }
-    in_flight
 }
 
 /// Refuses what a map can say and this version does not do yet, so that no wish is passed over in silence.
@@ -435,9 +431,6 @@ pub fn check_served(map: &DeviceMap) -> Result<()> {
                 .refuse(&format!("device.{id}.adapter"), "this version drives no wgpu adapter")
                 .hint("leave out `adapter`; `sdshard devices` shows what sdshard finds by itself"));
         }
-    }
-    for map in [map.clone()].iter().chain(&map.replica_maps()) {
-        strategies::check_served(&map.strategy)?;
     }
     Ok(())
 }
@@ -498,75 +491,4 @@ fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInf
         (None, None) => Error::input(problem),
     };
     Err(refused.found(found.join(", ")).hint("`sdshard devices` lists what can be used"))
-}
-
-impl fmt::Display for Plan {
-    /// A table for people.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = format_bytes;
-        writeln!(
-            f,
-            "{:<13} {:<18} {:>10} {:>12} {:>10}  numerics",
-            "component", "device", "weights", "activations", "GFLOP"
-        )?;
-        for (component, cost) in self.costs.iter() {
-            let devices: Vec<String> = self.device_map()[component.name()].iter().map(ToString::to_string).collect();
-            let class = self.devices.iter().find(|device| device.components.contains(&component));
-            writeln!(
-                f,
-                "{:<13} {:<18} {:>10} {:>12} {:>10.1}  {}",
-                component.name(),
-                devices.join(", "),
-                bytes(cost.weight_bytes),
-                bytes(cost.activation_bytes + cost.keep_bytes),
-                cost.flops / 1e9,
-                class.map_or_else(String::new, |device| class_in(&device.class, *self.dtypes.get(component))),
-            )?;
-        }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
-            "device", "weights", "activations", "kept", "driver", "in all", "of"
-        )?;
-        for device in &self.devices {
-            writeln!(
-                f,
-                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>10}",
-                device.id.to_string(),
-                bytes(device.weight_bytes),
-                bytes(device.activation_bytes),
-                bytes(device.keep_bytes),
-                bytes(device.overhead_bytes),
-                bytes(device.total_bytes()),
-                bytes(device.budget_bytes),
-            )?;
-        }
-        if let Some(shared) = self.shared_weight_bytes {
-            writeln!(
-                f,
-                "{:<13} {:>10}  one copy of the weights in host memory, for all of cpu:N",
-                "cpu",
-                bytes(shared)
-            )?;
-        }
-        let mut replicas = match self.replicas.len() {
-            1 => "1 replica".to_string(),
-            n => format!("{n} replicas"),
-        };
-        if let Some(most) = self.replicas.iter().map(|replica| replica.in_flight).max().filter(|most| *most > 1) {
-            replicas += &format!(", {most} requests in flight");
-        }
-        write!(
-            f,
-            "\n{replicas}; pictures up to {}x{}{}; {} in all",
-            self.largest.width,
-            self.largest.height,
-            match self.largest.also.len() {
-                0 => String::new(),
-                n => format!(" and {n} other sizes"),
-            },
-            bytes(self.total_bytes())
-        )
-    }
 }

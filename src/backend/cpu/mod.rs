@@ -88,7 +88,7 @@ fn measured_rates(path: Path) -> Rates {
             measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
         })
         // What cannot be measured cannot compute either: planning says why elsewhere.
-        .unwrap_or_else(|| Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
+        .unwrap_or(Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
     })
 }
 
