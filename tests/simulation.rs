@@ -65,9 +65,14 @@ fn poison(n: u64) -> Request {
     Request { start: Start::Latents(vec![POISON; 4 * 2 * 2].into()), ..request(n) }
 }
 
+/// With as many steps that the UNet takes longest, as it does outside of tests.
+fn long(n: u64) -> Request {
+    Request { steps: 8, ..request(n) }
+}
+
 /// So many operations and bytes per second; 1 is some small device.
 fn rates(speed: f64) -> Rates {
-    Rates { flops: 1e9 * speed, bandwidth: 1e10 * speed, link: 1e9 * speed }
+    Rates { flops: 1e9 * speed, bandwidth: 1e12 * speed, link: 1e12 * speed }
 }
 
 /// Simulated devices `cuda:0`, `cuda:1`, ... and their time.
@@ -112,11 +117,15 @@ impl World {
         Self::new(speeds, Fusions::Native, |_| Box::new(|_| None))
     }
 
-    /// Made for guided requests too.
+    /// Made for all of these requests.
     fn plan(&self, map: &str) -> Plan {
-        let largest = Largest::of([&guided(0)], &self.model.spec).unwrap().unwrap();
+        let largest = Largest::of([&long(0), &guided(0)], &self.model.spec).unwrap().unwrap();
         let map = DeviceMap::parse(map, "map.toml").unwrap();
-        Plan::resolve(&map, &self.model.spec, &largest, &self.infos).unwrap_or_else(|error| panic!("{error}"))
+        let plan = Plan::resolve(&map, &self.model.spec, &largest, &self.infos);
+        let mut plan = plan.unwrap_or_else(|error| panic!("{error}"));
+        // A plan counts with native fusions; plain ops need room for what lies between them.
+        plan.devices.iter_mut().for_each(|device| device.activation_bytes *= 4);
+        plan
     }
 
     fn engine(&self, map: &str) -> Engine {
@@ -242,7 +251,7 @@ fn times_alone(case: &Case) -> Vec<PerComponent<f64>> {
     let alone = |speed: &f64| {
         let world = World::healthy(&[*speed]);
         let _here = world.clock.take_part();
-        let picture = world.engine("").submit(request(0)).wait().unwrap();
+        let picture = world.engine("").submit(long(0)).wait().unwrap();
         PerComponent::new(|component| picture.time(component).as_secs_f64())
     };
     case.speeds.iter().map(alone).collect()
@@ -292,7 +301,7 @@ fn makespans(n: u64) -> Vec<(&'static Case, f64)> {
         .map(|case| {
             let world = World::healthy(case.speeds);
             let _here = world.clock.take_part();
-            let requests: Vec<Request> = (0..n).map(request).collect();
+            let requests: Vec<Request> = (0..n).map(long).collect();
             let ends = draw(&world, &world.engine(case.map), &requests, |_, _| {});
             assert!(ends.iter().all(|end| end.failure.is_none() && end.attempts == 1), "{}", case.name);
             world.assert_empty(case.name);
@@ -445,14 +454,18 @@ fn disaster(seed: u64, requests: u64, counts: &BTreeMap<&'static str, f64>) -> (
         output::write(&folder.path().join(&name), &picture.image.as_ref().unwrap().rgb).unwrap();
         assert!(written.insert(name), "{index} is written twice");
     });
+    // Whether somebody is still there.
+    let served = match engine.submit(request(0)).wait() {
+        Ok(_) => true,
+        Err(error) => !error.to_string().contains("no replica is left"),
+    };
     drop(engine);
 
     let what = format!("seed {seed}, {map:?}");
-    let left =
-        ends.iter().filter_map(|end| end.failure.as_ref()).all(|failure| !failure.contains("no replica is left"));
     for (i, end) in ends.iter().enumerate() {
         let Some(failure) = &end.failure else {
             assert!((1..=3).contains(&end.attempts), "{what}, {i}: {end:?}");
+            assert_eq!(requests[i].start, Start::Noise, "{what}, {i}: poison and done all the same");
             continue;
         };
         let suspect = failure.contains("a second device failed under this request");
@@ -460,12 +473,10 @@ fn disaster(seed: u64, requests: u64, counts: &BTreeMap<&'static str, f64>) -> (
         let by_device = failure.contains("it died at its op")
             || failure.contains("nothing was heard of it for 60 s")
             || failure.contains("it failed while this request waited for it");
-        let orphan = failure.contains("no replica is left");
-        assert!(by_device || orphan, "{what}, {i}: {end:?}");
+        assert!(by_device || (failure.contains("no replica is left") && !served), "{what}, {i}: {end:?}");
         assert!(!suspect || end.attempts >= 2, "{what}, {i}: {end:?}");
         assert!(!often || end.attempts == 3, "{what}, {i}: {end:?}");
-        // As long as somebody is there, nobody gives up early.
-        assert!(suspect || often || !left || i + 64 > ends.len(), "{what}, {i}: {end:?}");
+        assert!(suspect || often || !served, "{what}, {i} was given up while somebody was there: {end:?}");
     }
     // Files are those of the requests that were done, and whole.
     let size = 16 * 16 * 3;
@@ -601,7 +612,7 @@ fn a_device_that_falls_silent_is_left_behind_with_its_replica() {
     within(60, || {
         // Texts and pictures come from one device for both replicas; the first one's UNet hangs.
         let map = "[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\n\
-                   [[replica]]\ncomponents = { unet = \"cuda:1\" }\n[[replica]]\ncomponents = { unet = \"cuda:2\" }";
+                   [[replica]]\nin_flight = 1\ncomponents = { unet = \"cuda:1\" }\n[[replica]]\ncomponents = { unet = \"cuda:2\" }";
         let world = World::new(&[1.0; 3], Fusions::Native, hangs(1, FOR_EVER, |op| op.number == 300));
         let _here = world.clock.take_part();
         let engine = world.engine(map);
@@ -611,7 +622,7 @@ fn a_device_that_falls_silent_is_left_behind_with_its_replica() {
         let again: Vec<&End> = ends.iter().filter(|end| end.attempts == 2).collect();
         assert_eq!(again.len(), 1, "the one that it hung under");
         let waited = again[0].at.as_secs_f64();
-        assert!((60.0..65.0).contains(&waited), "tried again after {waited} s");
+        assert!((60.0..70.0).contains(&waited), "tried again after {waited} s");
         drop(engine);
         assert_eq!([0, 2].map(|i| world.devices[i].live()), [0, 0]);
     });
