@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use super::{
-    Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, weight::Meter,
+    Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, sim,
+    weight::Meter,
 };
 use crate::error::{Error, Result};
 
@@ -125,6 +126,12 @@ impl Device {
         let device = Self::new(id, dry::Dry::new(id, rules, rates, ledger.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
         (device, ledger)
+    }
+
+    /// A device on a simulated clock in place of `id`, and the record of what it does.
+    pub fn simulated(id: DeviceId, setup: sim::Setup) -> (Self, Arc<sim::Record>) {
+        let (backend, record) = sim::Sim::new(id, setup);
+        (Self::new(id, backend), record)
     }
 
     /// Its name.

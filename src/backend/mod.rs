@@ -16,6 +16,7 @@ pub mod gpu_cost;
 pub mod id;
 pub mod params;
 pub mod rates;
+pub mod sim;
 mod weight;
 
 use std::sync::Arc;

@@ -19,7 +19,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -35,7 +34,7 @@ use crate::{
         request::Request,
     },
     planner::plan::{DevicePlan, Plan, ReplicaPlan},
-    sync::{Clock, Monitor, Receiver, channel},
+    sync::{self, Clock, Monitor, Receiver, Thread, channel},
 };
 use queue::{Claim, Fallout, Next, Noticed, Queue, Worker};
 use watch::{Silent, Watch};
@@ -144,7 +143,7 @@ struct Loaded {
     plan: Plan,
     crew: Arc<Crew>,
     pipelines: Vec<Arc<Pipeline>>,
-    workers: Vec<(Worker, JoinHandle<()>)>,
+    workers: Vec<(Worker, Thread)>,
 }
 
 /// A loaded plan.
@@ -153,7 +152,7 @@ pub struct Engine {
     core: Arc<Core>,
     /// Taken out while another plan is applied.
     loaded: Monitor<Option<Loaded>>,
-    watchdog: Option<JoinHandle<()>>,
+    watchdog: Option<Thread>,
 }
 
 impl Engine {
@@ -225,13 +224,12 @@ impl Engine {
     }
 
     /// Waits for threads of one plan that have nothing more to do.
-    fn dismiss(&self, workers: Vec<(Worker, JoinHandle<()>)>) {
+    fn dismiss(&self, workers: Vec<(Worker, Thread)>) {
         let Some((first, _)) = workers.first() else { return };
         let given_up = self.core.queue.all_home(first.plan);
         for (worker, thread) in workers {
             if !given_up.contains(&worker.thread) {
-                // A worker catches what its requests throw; there is nothing to report here.
-                let _ = thread.join();
+                thread.join();
             }
         }
     }
@@ -361,6 +359,12 @@ impl Engine {
     pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
         self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
     }
+
+    /// The most bytes of packed weights that were on each device at one time. Those that `cpu:N` share count where they
+    /// were read first.
+    pub fn peak_weight_bytes(&self) -> Vec<(DeviceId, usize)> {
+        self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
+    }
 }
 
 impl Drop for Engine {
@@ -371,20 +375,15 @@ impl Drop for Engine {
         }
         self.core.watch.stop();
         if let Some(watchdog) = self.watchdog.take() {
-            let _ = watchdog.join();
+            watchdog.join();
         }
     }
 }
 
-/// A thread of the engine, with a seat at its clock.
-fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 'static) -> Result<JoinHandle<()>> {
-    let (core, seat) = (core.clone(), core.clock.seat());
-    std::thread::Builder::new()
-        .name(name.to_string())
-        .spawn(move || {
-            let _seated = seat.take();
-            work(&core);
-        })
+/// A thread of the engine.
+fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 'static) -> Result<Thread> {
+    let shared = core.clone();
+    sync::spawn(&core.clock, name, move || work(&shared))
         .map_err(|e| Error::process(format!("starting the thread \"{name}\"")).source(e))
 }
 

@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn requests_that_go_together_are_taken_together_and_nobody_waits_for_more() {
         let (queue, workers) = queue(2);
-        (0..6).for_each(|n| queue.put(n).unwrap());
+        (0..4).for_each(|n| queue.put(n).unwrap());
         let even_with_even = |a: &u32, b: &u32| a % 2 == b % 2;
         let take = |worker: Worker| {
             let claims = queue.take(worker, 2, even_with_even).unwrap();
@@ -380,8 +380,7 @@ mod tests {
         assert_eq!(fallout.jobs, [(0, Next::Again), (2, Next::Again)]);
         assert!(queue.finish(first[1].0).is_err(), "it is no longer the thread's");
         // What was tried before is tried alone.
-        assert_eq!([0, 1, 2, 3].map(|_| jobs(&take(workers[1]))), [vec![0], vec![2], vec![1, 3], vec![4]]);
-        assert_eq!(jobs(&take(workers[1])), [5]);
+        assert_eq!([0; 3].map(|_| jobs(&take(workers[1]))), [vec![0], vec![1, 3], vec![2]]);
     }
 
     #[test]
@@ -494,10 +493,10 @@ mod tests {
         }
         // Each time another request of the same replica meets the failure first.
         for (replica, next) in [Next::Again, Next::Again, Next::TooOften].into_iter().enumerate() {
-            let worker = workers[2 * replica];
-            let (innocent, other) = (take(&queue, worker), take(&queue, worker));
+            let (worker, beside) = (workers[2 * replica], workers[2 * replica + 1]);
+            let (innocent, other) = (take(&queue, worker), take(&queue, beside));
             assert_eq!((innocent.job, innocent.attempt), (0, replica + 1));
-            die(&queue, worker, &other);
+            die(&queue, beside, &other);
             assert_eq!(die(&queue, worker, &innocent).jobs[0].1, next);
         }
     }

@@ -24,10 +24,15 @@ struct State {
 struct Watched {
     silent: Silent,
     devices: Vec<Device>,
-    /// How much its devices had done when it was last heard of.
+    /// How much its devices had done when they were last looked at.
     done: u64,
+    looked: Instant,
+    /// When it or its devices were last heard of.
     last: Instant,
 }
+
+/// How often a device is looked at before it is given up.
+const LOOKS: u32 = 8;
 
 /// A request that has been silent for too long.
 #[derive(Clone)]
@@ -40,8 +45,9 @@ pub(super) struct Silent {
 }
 
 impl Watched {
-    fn deadline(&self) -> Instant {
-        self.last + self.silent.patience
+    /// When to look at its devices again.
+    fn next_look(&self) -> Instant {
+        self.looked + self.silent.patience / LOOKS
     }
 
     fn done(&self) -> u64 {
@@ -50,8 +56,8 @@ impl Watched {
 }
 
 impl State {
-    fn next_deadline(&self) -> Option<Instant> {
-        self.watched.iter().map(Watched::deadline).min()
+    fn next_look(&self) -> Option<Instant> {
+        self.watched.iter().map(Watched::next_look).min()
     }
 }
 
@@ -64,7 +70,8 @@ impl Watch {
     pub fn begin(&self, silent: Silent) {
         let known = silent.crew.devices.iter().filter(|device| silent.devices.contains(&device.id()));
         let devices = known.cloned().collect();
-        let mut watched = Watched { silent, devices, done: 0, last: self.0.clock().now() };
+        let now = self.0.clock().now();
+        let mut watched = Watched { silent, devices, done: 0, looked: now, last: now };
         watched.done = watched.done();
         self.0.update(|state| state.watched.push(watched));
     }
@@ -91,7 +98,7 @@ impl Watch {
     /// patience lasts. `None` once nothing is watched any more.
     pub fn next_silent(&self) -> Option<Silent> {
         loop {
-            let Some(deadline) = self.0.wait_until(|state| match state.next_deadline() {
+            let Some(deadline) = self.0.wait_until(|state| match state.next_look() {
                 _ if state.stopped => Some(None),
                 None => None,
                 some => Some(some),
@@ -100,7 +107,7 @@ impl Watch {
             };
             // A younger request may have less patience.
             let earlier = |state: &mut State| {
-                let changed = state.stopped || state.next_deadline().is_some_and(|next| next < deadline);
+                let changed = state.stopped || state.next_look().is_some_and(|next| next < deadline);
                 changed.then_some(())
             };
             if self.0.wait_before(deadline, earlier).is_some() {
@@ -108,13 +115,15 @@ impl Watch {
             }
             let now = self.0.clock().now();
             let silent = self.0.look(|state| {
-                for watched in state.watched.iter_mut().filter(|watched| watched.deadline() <= now) {
+                for watched in state.watched.iter_mut().filter(|watched| watched.next_look() <= now) {
                     let done = watched.done();
                     if done != watched.done {
-                        (watched.done, watched.last) = (done, now);
+                        watched.last = now;
                     }
+                    (watched.done, watched.looked) = (done, now);
                 }
-                for watched in state.watched.iter_mut().filter(|watched| watched.deadline() <= now) {
+                let silent = |watched: &Watched| watched.last + watched.silent.patience <= now;
+                for watched in state.watched.iter_mut().filter(|watched| silent(watched)) {
                     let Silent { crew, age, devices, .. } = &mut watched.silent;
                     // It may have passed on, or wait for a device that another request has.
                     *devices = crew.gates.held_by(*age);
@@ -122,7 +131,7 @@ impl Watch {
                         watched.last = now;
                     }
                 }
-                let i = state.watched.iter().position(|watched| watched.deadline() <= now)?;
+                let i = state.watched.iter().position(silent)?;
                 Some(state.watched.remove(i).silent)
             });
             if silent.is_some() {

@@ -88,6 +88,11 @@ impl Gates {
         self.0.look(|state| state.held.iter().flat_map(of).collect())
     }
 
+    /// How many requests wait.
+    pub fn waiting(&self) -> usize {
+        self.0.look(|state| state.waiting.len())
+    }
+
     /// Devices that will not be free again.
     pub fn lost(&self) -> Vec<DeviceId> {
         self.0.look(|state| state.lost.clone())
@@ -157,7 +162,7 @@ mod tests {
                 let _section = gates.enter(1, &[vec![cpu(0), cpu(1)]]).unwrap();
                 order.lock().unwrap().push(1);
             });
-            while gates.0.look(|state| state.waiting.is_empty()) {
+            while gates.waiting() == 0 {
                 thread::yield_now();
             }
             // cpu:1 is free, but the older request waits for it.
@@ -165,7 +170,7 @@ mod tests {
                 let _section = gates.enter(2, &[vec![cpu(1)]]).unwrap();
                 order.lock().unwrap().push(2);
             });
-            while gates.0.look(|state| state.waiting.len() < 2) {
+            while gates.waiting() < 2 {
                 thread::yield_now();
             }
             thread::sleep(Duration::from_millis(5));
@@ -205,7 +210,7 @@ mod tests {
         let (_, held) = gates.enter(0, &[vec![cpu(0)]]).unwrap();
         thread::scope(|scope| {
             let waits = scope.spawn(|| gates.enter(1, &[vec![cpu(0), cpu(1)]]).map(|(choice, _)| choice));
-            while gates.0.look(|state| state.waiting.is_empty()) {
+            while gates.waiting() == 0 {
                 thread::yield_now();
             }
             gates.lose(&[cpu(0)]);

@@ -8,6 +8,7 @@ use super::{
     request::{Request, Rng, Start},
 };
 use crate::{
+    backend::Device,
     error::{Error, Result, Scope},
     models::{
         clip::ClipTextEncoder,
@@ -86,16 +87,13 @@ impl Branch<'_> {
         self.unet.condition(&Conditioning { context, pooled: None, added: None }, &self.walk(), self.keeps)
     }
 
-    /// The network's output for each text, on the device of the last section.
-    fn call(&self, step: &Step, latents: &[Tensor], text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
+    /// The network's output for each text, on the device of the last section. The latents are on that of the first.
+    fn call(&self, step: &Step, latents: Vec<Tensor>, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
         let device = self.route.first();
         let features = time_features(step.timestep, spec);
         let time_features = Tensor::new(device, [1, features.len()], &features)?;
-        let scale = |latents: &Tensor| -> Result<Tensor> {
-            let latents = latents.to(device)?;
-            Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)])
-        };
-        let mut scaled = latents.iter().map(scale).collect::<Result<Vec<_>>>()?;
+        let scale = |latents: Tensor| Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)]);
+        let mut scaled = latents.into_iter().map(scale).collect::<Result<Vec<_>>>()?;
         if self.texts.len() > 1 {
             // Every picture once for each of its texts.
             let rows: Vec<&Tensor> = scaled.iter().cycle().take(self.texts.len()).collect();
@@ -200,15 +198,23 @@ fn call(
     latents: &[Tensor],
     spec: &UnetSpec,
 ) -> Result<Vec<Tensor>> {
-    let call = |i: usize| branches[i].call(step, latents, &texts[i], spec);
+    let call = |i: usize, latents: Vec<Tensor>| branches[i].call(step, latents, &texts[i], spec);
+    // All of them before the first branch begins: a copy waits for whatever its device was given before.
+    let on = |device: &Device| latents.iter().map(|latents| latents.to(device)).collect::<Result<Vec<_>>>();
+    let latents = branches.iter().map(|branch| on(branch.route.first())).collect::<Result<Vec<_>>>()?;
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
-    match branches {
-        [negative, positive] if apart(negative, positive) => match sync::both(|| call(0), || call(1)) {
-            // A device that failed is worse news than a request that did.
-            (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
-            (negative, positive) => Ok(vec![negative?, positive?]),
-        },
-        _ => (0..branches.len()).map(call).collect(),
+    match (branches, <[Vec<Tensor>; 2]>::try_from(latents)) {
+        ([negative, positive], Ok([first, second])) if apart(negative, positive) => {
+            match sync::both(|| call(0, first), || call(1, second)) {
+                // A device that failed is worse news than a request that did.
+                (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
+                (negative, positive) => Ok(vec![negative?, positive?]),
+            }
+        }
+        (_, latents) => {
+            let latents = latents.map_or_else(|latents| latents, Vec::from);
+            latents.into_iter().enumerate().map(|(i, latents)| call(i, latents)).collect()
+        }
     }
 }
 

@@ -7,10 +7,13 @@
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap, VecDeque},
+    io,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
+
+use super::{Receiver, Sender, channel};
 
 /// A source of time. Clones are the same clock; the default is the real one.
 #[derive(Clone, Default)]
@@ -228,12 +231,43 @@ impl Drop for Seated {
     }
 }
 
+/// A thread that takes part in a clock.
+pub struct Thread {
+    done: Receiver<()>,
+    handle: thread::JoinHandle<()>,
+}
+
+/// Starts a thread that takes part in a clock.
+///
+/// # Errors
+/// If the system has no thread to give.
+pub fn spawn(clock: &Clock, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+    let (told, done) = channel(clock.clone());
+    let seat = clock.seat();
+    let handle = thread::Builder::new().name(name.to_string()).spawn(move || {
+        let _seated = seat.take();
+        // Also told if `work` panics.
+        let _told: Sender<()> = told;
+        work();
+    })?;
+    Ok(Thread { done, handle })
+}
+
+impl Thread {
+    /// Waits for its end; a panic there ends it like anything else.
+    pub fn join(self) {
+        // First in the clock's time, and then for the little that is left.
+        self.done.receive();
+        let _ = self.handle.join();
+    }
+}
+
 /// Runs both at the same time, the first on a thread of its own, in the clock in which the current thread takes part.
 pub fn both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
     let clock = Clock(SEATED.with_borrow(|seated| seated.as_ref().map(|(clock, _)| clock.clone())));
     thread::scope(|scope| {
         // Also told if `first` panics: it is dropped then.
-        let (told, done) = super::channel::<()>(clock.clone());
+        let (told, done) = channel::<()>(clock.clone());
         let seat = clock.seat();
         let first = scope.spawn(move || {
             let _seated = seat.take();

@@ -8,5 +8,5 @@ pub mod clock;
 pub mod monitor;
 
 pub use channel::{Receiver, Sender, channel};
-pub use clock::{Clock, both};
+pub use clock::{Clock, Thread, both, spawn};
 pub use monitor::Monitor;

@@ -91,7 +91,10 @@ impl<'a> Scope<'a> {
                 let key = (self.prefix.clone(), device.weight_home().to_string());
                 let mut resting = shelf.resting.lock().unwrap_or_else(PoisonError::into_inner);
                 let packed = match resting.get(&key) {
-                    Some(packed) => packed.clone(),
+                    Some(packed) => {
+                        source.values()?; // read, as far as others are concerned
+                        packed.clone()
+                    }
                     None => {
                         let packed = source.pack(|weight, bias| device.pack_to_rest(layer, weight, bias))?;
                         resting.insert(key, packed.clone());

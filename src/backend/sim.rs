@@ -1,0 +1,284 @@
+//! A device that takes its time on a simulated clock and fails when it is told to: for everything that has to be right
+//! when devices are slow, unequal or broken.
+//!
+//! It computes nothing, as a dry device, so the real pipeline runs on it. An op is only put at the end of what the device
+//! still has to do; who reads waits for all of it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Activation, Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight,
+    dry::{Dry, Ledger, Rules},
+    params::{
+        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
+    },
+};
+use crate::{
+    error::{Error, Result},
+    sync::Clock,
+};
+
+/// How long ops take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pace {
+    /// As long as operations and bytes do at these rates.
+    Rates(Rates),
+    /// All the same.
+    PerOp(Duration),
+}
+
+/// What matrix products do by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fusions {
+    /// As the device that is imitated.
+    Native,
+    /// Nothing: plain ops follow.
+    None,
+}
+
+/// An op that is about to begin.
+#[derive(Debug, Clone, Copy)]
+pub struct Op<'a> {
+    /// Where.
+    pub device: DeviceId,
+    /// Ops before it on this device.
+    pub number: u64,
+    /// Its name in [`Backend`].
+    pub name: &'static str,
+    /// What comes from the host, if it is a write.
+    pub written: &'a [u8],
+}
+
+/// What befalls an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It fails, and so does every later one: the device is lost.
+    Dies,
+    /// It takes so long.
+    Hangs(Duration),
+}
+
+/// Decides what befalls which op.
+pub type Faults = Box<dyn Fn(&Op) -> Option<Fault> + Send + Sync>;
+
+/// What a simulated device is like.
+pub struct Setup {
+    /// What it holds and fuses.
+    pub rules: Rules,
+    /// How fast it is.
+    pub pace: Pace,
+    /// What it fuses of what it could.
+    pub fusions: Fusions,
+    /// What befalls its ops.
+    pub faults: Faults,
+    /// Its time.
+    pub clock: Clock,
+}
+
+/// What a simulated device has done, shared with whoever made it.
+#[derive(Default)]
+pub struct Record(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    ops: u64,
+    busy: Duration,
+    /// When everything that was enqueued will be done.
+    done_at: Option<Instant>,
+    died_at: Option<(u64, &'static str)>,
+}
+
+impl Record {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in this file panics between two writes.
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// How many ops it was given.
+    pub fn ops(&self) -> u64 {
+        self.state().ops
+    }
+
+    /// How long it worked.
+    pub fn busy(&self) -> Duration {
+        self.state().busy
+    }
+
+    /// At which op it died.
+    pub fn died_at(&self) -> Option<&'static str> {
+        self.state().died_at.map(|(_, name)| name)
+    }
+}
+
+/// The backend of a simulated device.
+pub struct Sim {
+    id: DeviceId,
+    dry: Dry,
+    ledger: Arc<Ledger>,
+    record: Arc<Record>,
+    setup: Setup,
+}
+
+impl Sim {
+    pub(super) fn new(id: DeviceId, setup: Setup) -> (Self, Arc<Record>) {
+        let rates = match setup.pace {
+            Pace::Rates(rates) => rates,
+            // The time of an op is known without them.
+            Pace::PerOp(_) => Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 },
+        };
+        let (ledger, record) = (Arc::<Ledger>::default(), Arc::<Record>::default());
+        let dry = Dry::new(id, setup.rules, rates, ledger.clone());
+        (Self { id, dry, ledger, record: record.clone(), setup }, record)
+    }
+
+    /// Puts an op at the end of the queue, and gives the time when it will be done.
+    fn enqueue(&self, name: &'static str, written: &[u8], op: impl FnOnce(&Dry) -> Result<()>) -> Result<Instant> {
+        let mut state = self.record.state();
+        let number = state.ops;
+        state.ops += 1;
+        let fault = (self.setup.faults)(&Op { device: self.id, number, name, written });
+        if fault == Some(Fault::Dies) && state.died_at.is_none() {
+            state.died_at = Some((number, name));
+        }
+        if let Some((number, name)) = state.died_at {
+            return Err(Error::device(self.id, format!("it died at its op {number}, {name}")));
+        }
+        self.ledger.take();
+        op(&self.dry)?;
+        let seconds = self.ledger.take().seconds;
+        let time = match (fault, self.setup.pace) {
+            (Some(Fault::Hangs(time)), _) | (None, Pace::PerOp(time)) => time,
+            (_, _) => Duration::from_secs_f64(seconds),
+        };
+        state.busy += time;
+        let now = self.setup.clock.now();
+        let done_at = state.done_at.map_or(now, |done_at| done_at.max(now)) + time;
+        state.done_at = Some(done_at);
+        Ok(done_at)
+    }
+
+    fn op(&self, name: &'static str, op: impl FnOnce(&Dry) -> Result<()>) -> Result<()> {
+        self.enqueue(name, &[], op).map(drop)
+    }
+}
+
+impl Backend for Sim {
+    fn class(&self) -> &str {
+        self.dry.class()
+    }
+
+    fn weight_home(&self) -> &str {
+        self.dry.weight_home()
+    }
+
+    fn slab(&self, bytes: usize) -> Result<Slab> {
+        self.dry.slab(bytes)
+    }
+
+    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.dry.pack(layer, weight, bias)
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        self.dry.packed_bytes(layer, has_bias)
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        self.dry.fetch(resting)
+    }
+
+    fn supports(&self, fusion: Fusion) -> bool {
+        match self.setup.fusions {
+            Fusions::Native => self.dry.supports(fusion),
+            Fusions::None => fusion == Fusion::default(),
+        }
+    }
+
+    fn attention_scratch(&self, p: &Attention) -> usize {
+        self.dry.attention_scratch(p)
+    }
+
+    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
+        self.dry.group_norm_scratch(p)
+    }
+
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        self.op("linear", |dry| dry.linear(p, x, w, e, out))
+    }
+
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        self.op("conv2d", |dry| dry.conv2d(p, x, w, e, out))
+    }
+
+    fn attention(
+        &self,
+        p: Attention,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        scratch: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.op("attention", |dry| dry.attention(p, q, k, v, scratch, out))
+    }
+
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
+        self.op("group_norm", |dry| dry.group_norm(p, x, w, scratch, out))
+    }
+
+    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
+        self.op("layer_norm", |dry| dry.layer_norm(p, x, w, out))
+    }
+
+    fn embedding(
+        &self,
+        p: Embedding,
+        ids: &Buffer,
+        table: &Weight,
+        positions: &Weight,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.op("embedding", |dry| dry.embedding(p, ids, table, positions, out))
+    }
+
+    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.op("upsample2x", |dry| dry.upsample2x(p, x, out))
+    }
+
+    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.op("concat_channels", |dry| dry.concat_channels(p, a, b, out))
+    }
+
+    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.op("activate", |dry| dry.activate(p, activation, x, out))
+    }
+
+    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.op("add_channels", |dry| dry.add_channels(p, x, per_channel, out))
+    }
+
+    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
+        self.op("scale_add", |dry| dry.scale_add(p, terms, out))
+    }
+
+    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
+        self.op("cast", |dry| dry.cast(elements, from, x, to, out))
+    }
+
+    fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
+        self.enqueue("write", bytes, |dry| dry.write(bytes, out)).map(drop)
+    }
+
+    fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
+        let done_at = self.enqueue("read", &[], |dry| dry.read(x, bytes))?;
+        self.setup.clock.sleep_until(done_at);
+        Ok(())
+    }
+
+    fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
+        self.op("copy", |dry| dry.copy(x, from, out, to, bytes))
+    }
+}
