@@ -180,15 +180,6 @@ fn an_empty_map_is_the_default_map() {
 }
 
 #[test]
-fn every_shipped_map_is_read_and_needs_no_gpu() {
-    for (name, text) in SHIPPED {
-        let map = DeviceMap::parse(text, name).unwrap_or_else(|error| panic!("{error}"));
-        let usable = map.usable(&[DeviceId::CPU]).unwrap();
-        assert!(usable.iter().all(|device| device.kind == DeviceKind::Cpu), "{name}: {usable:?}");
-    }
-}
-
-#[test]
 fn a_map_is_a_path_a_shipped_name_or_a_strategy() {
     assert_eq!(DeviceMap::load("single").unwrap().strategy.value, Strategy::Single);
     assert_eq!(DeviceMap::load("cpu-split.toml").unwrap().components.len(), 3);
@@ -720,6 +711,8 @@ fn what_comes_later_is_refused_where_it_stands() {
     for served in [
         "",
         "strategy = \"sequential\"",
+        "strategy = \"throughput\"",
+        "strategy = \"latency\"",
         "in_flight = 4\nbatch = 1\nnumerics = \"same\"",
         "[components]\nunet = [\"cpu:0\", { shards = { \"\" = \"cpu:1\" } }]",
         "[components]\nunet = { negative = \"cpu:0\", positive = \"cpu:1\" }",
@@ -728,18 +721,8 @@ fn what_comes_later_is_refused_where_it_stands() {
     ] {
         check_served(&parse(served)).unwrap_or_else(|error| panic!("{served}\n{error}"));
     }
-    for (text, at, says) in [
-        (
-            "strategy = \"throughput\"",
-            "map.toml:1:12: strategy: this strategy comes later",
-            "possible now: \"balanced\"",
-        ),
-        ("strategy = \"latency\"", "map.toml:1:12: strategy: this strategy comes later", "found: \"latency\""),
-    ] {
-        let message = check_served(&parse(text)).unwrap_err().to_string();
-        assert!(message.starts_with(at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
-    }
+    let message = check_served(&parse("[device.\"wgpu:0\"]\nadapter = 1")).unwrap_err().to_string();
+    assert!(message.starts_with("map.toml:2:11: device.wgpu:0.adapter: this version drives no wgpu adapter"), "{message}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use super::{
     choose::{per_second, seconds},
     plan::{DevicePlan, Edge, Plan, ReplicaPlan},
+    predict::Span,
     size::format_bytes,
 };
 use crate::{
@@ -151,11 +152,10 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
             a.1, b.1
         ));
         if labelled {
-            let style = format!(
-                "font-size=\"10.5\" fill=\"{INK}\" text-anchor=\"middle\" stroke=\"#ffffff\" stroke-width=\"4\" \
-                 paint-order=\"stroke\""
-            );
-            svg.text(((ax + bx) / 2.0, top + 3.5), &style, what);
+            let (middle, width) = ((ax + bx) / 2.0, 8.0 + 5.4 * what.len() as f64);
+            svg.rect((middle - width / 2.0, top - 5.0), (width, 10.0), "fill=\"#ffffff\"");
+            let style = format!("font-size=\"10.5\" fill=\"{INK}\" text-anchor=\"middle\"");
+            svg.text((middle, top + 3.5), &style, what);
         }
     }
     svg.y = places.iter().map(|(_, y)| y + BOX.1).fold(svg.y, f64::max) + 8.0;
@@ -256,24 +256,27 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         let style = format!("font-size=\"12\" fill=\"{INK}\"");
         svg.text((MARGIN, y + LANE / 2.0 + 4.0), &style, &device.id.to_string());
         // One after another of the same request in the same stage is one stretch: the steps of the loop.
-        let mut stretches: Vec<(usize, usize, f64, f64)> = Vec::new();
+        let mut stretches: Vec<Span> = Vec::new();
         for span in run.spans.iter().filter(|span| span.device == number) {
             match stretches.last_mut() {
-                Some((request, stage, _, to)) if (*request, *stage) == (span.request, span.stage) => {
-                    *to = span.from + span.seconds;
+                Some(last) if (last.request, last.stage) == (span.request, span.stage) => {
+                    last.seconds = span.from + span.seconds - last.from;
+                    last.held = span.from + span.held - last.from;
                 }
-                _ => stretches.push((span.request, span.stage, span.from, span.from + span.seconds)),
+                _ => stretches.push(span.clone()),
             }
         }
-        for (request, stage, from, to) in stretches {
-            let (from, width) = (x(from), (x(to) - x(from)).max(0.4));
-            let fill = colour(Component::ALL[stage]);
-            // Neighbours differ a little, so that requests can be told apart.
-            let shade = if request % 2 == 0 { 0.95 } else { 0.7 };
-            svg.rect((from, y + 3.0), (width, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"{shade}\""));
-            if width > 16.0 {
+        for span in stretches {
+            let width = |seconds: f64| ((right - left) * seconds / end).max(0.4);
+            let (from, busy, held) = (x(span.from), width(span.seconds), width(span.held));
+            let fill = colour(Component::ALL[span.stage]);
+            // Neighbours differ a little, so that requests can be told apart; what is only held is faint.
+            let shade = if span.request % 2 == 0 { 0.95 } else { 0.7 };
+            svg.rect((from, y + 3.0), (held, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"0.15\""));
+            svg.rect((from, y + 3.0), (busy, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"{shade}\""));
+            if busy > 16.0 {
                 let style = "font-size=\"11\" fill=\"#ffffff\" text-anchor=\"middle\"";
-                svg.text((from + width / 2.0, y + LANE / 2.0 + 4.0), style, &request.to_string());
+                svg.text((from + busy / 2.0, y + LANE / 2.0 + 4.0), style, &span.request.to_string());
             }
         }
     }

@@ -100,8 +100,10 @@ pub struct Span {
     pub stage: usize,
     /// From this second on.
     pub from: f64,
-    /// So many seconds.
+    /// At work for so many seconds.
     pub seconds: f64,
+    /// Held for so many, together with others.
+    pub held: f64,
 }
 
 /// What is to be expected of a plan.
@@ -326,7 +328,7 @@ impl Simulation<'_> {
             for (device, seconds) in &stretch.work {
                 self.held[*device] = true;
                 let from = self.now as f64 / TICKS_PER_SECOND;
-                let span = Span { device: *device, request: id, stage: request.stage, from, seconds: *seconds };
+                let span = Span { device: *device, request: id, stage: request.stage, from, seconds: *seconds, held: stretch.seconds };
                 self.run.spans.push(span);
             }
             (request.place, request.holds) = (place, true);
