@@ -89,6 +89,14 @@ impl Error {
         self
     }
 
+    /// The same for somebody else whom it concerns; the cause goes along as words.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let source = self.source.as_ref().map(|source| source.to_string().into());
+        let (what, found, hint) = (self.what.clone(), self.found.clone(), self.hint.clone());
+        Self { scope: self.scope.clone(), what, found, hint, source }
+    }
+
     /// The same, found before anything ran: the input is refused.
     #[must_use]
     pub fn refused(mut self) -> Self {

@@ -57,7 +57,8 @@ fn network(device: &Device, keep: &Keep) -> Result<Vec<f32>> {
     let text = Tensor::embedding(device, &vec![vec![0; TOKENS]; BATCH], &table(9), &table(TOKENS))?;
     let text = text.layer_norm(&norm, 1e-5)?.keep(keep)?;
     let time = zeros(device, [BATCH, WIDTH])?.linear(&linear(WIDTH, WIDTH), &Fuse::activation(Activation::Silu))?;
-    let latent = zeros(device, [1, SIZE, SIZE, 4])?.repeat(BATCH)?;
+    let latent = zeros(device, [1, SIZE, SIZE, 4])?;
+    let latent = Tensor::stack(&vec![&latent; BATCH])?;
     let skip = latent.conv2d(&conv(4, WIDTH), 1, Padding::Same, &Fuse::default())?;
     let down = skip.conv2d(&conv(WIDTH, WIDTH), 2, Padding::Same, &Fuse::channel_add(&time))?;
     let h = down.group_norm(&norm, 8, 1e-5, Activation::Silu)?.add_channels(&time)?;
@@ -150,10 +151,11 @@ fn ops_refuse_what_does_not_fit_and_leave_nothing_behind() {
         (|d| Tensor::new(d, [2, 3], &[0.0; 5]), "a tensor [2, 3] needs 6 values, not 5"),
         (|d| zeros(d, [2, 0]), "a tensor [2, 0] has no elements"),
         (|d| zeros(d, [2, 3])?.reshape([5]), "reshape: [2, 3] cannot become [5]"),
-        (|d| zeros(d, [2, 3])?.repeat(0), "a tensor [0, 3] has no elements"),
-        (|d| zeros(d, [1, 1, 1 << 17])?.repeat(1 << 14), "2^31 elements or more"),
+        (|_| Tensor::stack(&[]), "stack: nothing to stack"),
+        (|d| Tensor::stack(&vec![&zeros(d, [1, 1, 1 << 17])?; 1 << 14]), "2^31 elements or more"),
         (|d| zeros(d, [ROOM]), "the transient arena is full"),
         // Shapes.
+        (|d| Tensor::stack(&[&zeros(d, [1, 2])?, &zeros(d, [2, 1])?]), "stack: f32 [2, 1] beside f32 [1, 2]"),
         (|d| zeros(d, [2, 6])?.linear(&linear(d), &Fuse::default()), "linear: [2, 6] into a layer of 5 channels"),
         (|d| zeros(d, [2, 5])?.linear(&conv(d), &Fuse::default()), "linear: a weight Conv2d"),
         (|d| zeros(d, [2, 5])?.linear(&linear(d), &GEGLU), "with Geglu"),

@@ -508,6 +508,7 @@ fn the_plan_as_json_has_the_documented_fields() {
                 "numerics: string",
                 "components: list",
                 "budget_bytes: number",
+                "overhead_bytes: number",
                 "weight_bytes: number",
                 "activation_bytes: number",
                 "keep_bytes: number",
@@ -545,6 +546,9 @@ fn devices_as_json_have_the_documented_fields() {
             "cores: number",
             "memory_bytes: number",
             "free_bytes: number",
+            "gflops: number",
+            "bandwidth_gb_per_s: number",
+            "link_gb_per_s: number",
         ];
         assert_eq!(fields(device), wanted);
     }

@@ -3,15 +3,16 @@
 
 use sdshard::{
     backend::{self, Device, DeviceId, DeviceKind, cpu, dry::Rules},
-    models::route::{Keeps, Route},
+    models::route::{Keeps, Open, Route},
     pipeline::{
-        Component, Model, Network, UnetPlace, branches,
-        model::{Loader, load_text_encoder, load_unet, load_vae, sections},
-        stages::{self, Denoise, Features, Noise},
+        Component, Model, Network, Slot, UnetPlace, branches,
+        model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        placement::Reside,
+        stages::{self, Begin, Denoise, Features, Noise},
     },
     scheduler::schedule,
     tensor::Shape,
-    weights::{ModelFiles, Weights},
+    weights::{Ahead, ModelFiles, Weights},
 };
 
 const ARENA: usize = 64 << 20;
@@ -54,16 +55,51 @@ fn peaks(devices: &[Device]) -> Vec<usize> {
 
 /// Runs `work` on real devices and on devices without data, for each pattern; all results are equal to the bit, all
 /// arenas equal to the byte.
-fn every_cut(component: Component, model: &Model, work: impl Fn(&[Device], &[usize], bool) -> Vec<f32>) {
-    let patterns = patterns(sections(component, &model.spec).len());
-    let whole = work(&devices(), &patterns[0], false);
+fn every_cut(component: Component, model: &Model, work: impl Fn(&[Device], &[usize], From) -> Vec<f32>) {
+    let count = sections(component, &model.spec).len();
+    let patterns = patterns(count);
+    let whole = work(&devices(), &patterns[0], From::Files(Reside::Device));
     assert!(whole.iter().all(|x| x.is_finite()) && whole.iter().any(|x| *x != 0.0));
-    for pattern in &patterns {
+    let some = |pattern: &&Vec<usize>| pattern.iter().sum::<usize>() % 5 == 0 || pattern.contains(&2);
+    let elsewhere = [Reside::Host, Reside::Disk];
+    let elsewhere = elsewhere.into_iter().flat_map(|rest| patterns.iter().filter(some).map(move |p| (p, rest)));
+    for (pattern, reside) in patterns.iter().map(|pattern| (pattern, Reside::Device)).chain(elsewhere) {
         let (real, dry) = (devices(), dry());
-        assert!(work(&real, pattern, false) == whole, "{}: other bits with {pattern:?}", component.name());
-        work(&dry, pattern, true);
-        assert_eq!(peaks(&real), peaks(&dry), "{}: arenas with {pattern:?}", component.name());
-        assert!(real.iter().all(|device| device.live() == 0), "{}: {pattern:?} leaves tensors", component.name());
+        let what = format!("{}, {reside:?}, {pattern:?}", component.name());
+        assert!(work(&real, pattern, From::Files(reside)) == whole, "{what}: other bits");
+        work(&dry, pattern, From::Shapes(reside));
+        assert_eq!(peaks(&real), peaks(&dry), "{what}: arenas");
+        assert!(real.iter().all(|device| device.live() == 0), "{what}: tensors are left");
+        let weights = |devices: &[Device]| devices.iter().map(Device::weight_peak_bytes).collect::<Vec<_>>();
+        match reside {
+            Reside::Device => assert_eq!(weights(&real), weights(&dry), "{what}: weights"),
+            // What comes ahead may come late, but no more than two neighbours are ever there.
+            _ => assert!(weights(&real).iter().zip(weights(&dry)).all(|(real, dry)| *real <= dry), "{what}: weights"),
+        }
+    }
+}
+
+/// Where weights come from, and where they rest.
+#[derive(Clone, Copy)]
+enum From {
+    Files(Reside),
+    Shapes(Reside),
+}
+
+impl From {
+    fn source(self, route: Route) -> Source {
+        let (reside, ahead) = match self {
+            From::Files(reside) => (reside, Ahead::Thread),
+            From::Shapes(reside) => (reside, Ahead::Caller),
+        };
+        Source { reside, ahead, ..Source::resident(route) }
+    }
+
+    fn weights(self, model: &Model, component: Component) -> Weights {
+        match self {
+            From::Files(_) => Weights::open(&model.files, component.name(), None).unwrap(),
+            From::Shapes(_) => Weights::shapes_only(component.name()),
+        }
     }
 }
 
@@ -71,13 +107,10 @@ fn every_cut(component: Component, model: &Model, work: impl Fn(&[Device], &[usi
 fn a_text_encoder_can_be_cut_anywhere() {
     let model = model();
     let ids = model.tokenizer.encode("a fox in the snow").unwrap().ids;
-    every_cut(Component::TextEncoder, &model, |devices, pattern, is_dry| {
-        let route = route(devices, pattern);
-        let encoder = match is_dry {
-            true => load_text_encoder(Weights::shapes_only("text_encoder"), &model.spec, &route).unwrap().into(),
-            false => Loader::new(&model).text_encoder(route.clone()).unwrap().network,
-        };
-        stages::encode(&encoder, &route, ids.clone()).unwrap().to_vec()
+    every_cut(Component::TextEncoder, &model, |devices, pattern, from| {
+        let weights = from.weights(&model, Component::TextEncoder);
+        let encoder = load_text_encoder(weights, &model.spec, &from.source(route(devices, pattern))).unwrap();
+        stages::encode(&encoder, ids.clone(), &Open).unwrap().to_vec()
     });
 }
 
@@ -86,13 +119,10 @@ fn a_vae_can_be_cut_anywhere() {
     let model = model();
     let shape = Shape::from([1, HEIGHT, WIDTH, 4]);
     let latents: Vec<f32> = (0..shape.elements()).map(|i| (i as f32 * 0.7).sin()).collect();
-    every_cut(Component::Vae, &model, |devices, pattern, is_dry| {
-        let route = route(devices, pattern);
-        let vae = match is_dry {
-            true => load_vae(Weights::shapes_only("vae"), &model.spec, &route).unwrap().into(),
-            false => Loader::new(&model).vae(route.clone()).unwrap().network,
-        };
-        stages::decode(&vae, &route, shape, &latents).unwrap()
+    every_cut(Component::Vae, &model, |devices, pattern, from| {
+        let weights = from.weights(&model, Component::Vae);
+        let vae = load_vae(weights, &model.spec, &from.source(route(devices, pattern))).unwrap();
+        stages::decode(&vae, shape, &latents, &Open).unwrap()
     });
 }
 
@@ -103,28 +133,23 @@ fn denoise(model: &Model, place: &UnetPlace, devices: &[Device]) -> (Vec<f32>, V
     let length = spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim;
     let text = |phase: f32| -> Features { (0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect() };
     let schedule = schedule(&spec.scheduler, 3).unwrap();
-    let request =
-        Denoise { spec, schedule: &schedule, guidance_scale: 4.0, height: HEIGHT, width: WIDTH, noise: Noise::zeros() };
-    let branches = branches(place, vec![text(0.0), text(1.0)], &keeps);
-    let latents = stages::denoise(&branches, request, |_| Ok(())).unwrap();
-    (latents, keeps.iter().map(|keep| keep.peak_bytes()).collect())
+    let images = vec![Begin { guidance_scale: 4.0, noise: Noise::zeros() }];
+    let request = Denoise { spec, schedule: &schedule, images, height: HEIGHT, width: WIDTH };
+    let slot = Slot::new(place, &keeps, &[]);
+    let branches = branches(place, &slot, vec![text(0.0), text(1.0)], true, &Open);
+    let mut latents = stages::denoise(&branches, request, |_| Ok(())).unwrap();
+    (latents.remove(0).unwrap(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 
-fn unet(model: &Model, route: Route, is_dry: bool) -> Network<sdshard::models::unet::Unet> {
-    match is_dry {
-        true => {
-            let network = load_unet(Weights::shapes_only("unet"), &model.spec, &route).unwrap().into();
-            Network { network, route }
-        }
-        false => Loader::new(model).unet(route).unwrap(),
-    }
+fn unet(model: &Model, route: Route, from: From) -> Network<sdshard::models::unet::Unet> {
+    load_unet(from.weights(model, Component::Unet), &model.spec, &from.source(route)).unwrap()
 }
 
 #[test]
 fn a_unet_can_be_cut_anywhere() {
     let model = model();
-    every_cut(Component::Unet, &model, |devices, pattern, is_dry| {
-        let place = UnetPlace { negative: None, positive: unet(&model, route(devices, pattern), is_dry) };
+    every_cut(Component::Unet, &model, |devices, pattern, from| {
+        let place = UnetPlace { negative: None, positive: unet(&model, route(devices, pattern), from) };
         denoise(&model, &place, devices).0
     });
 }
@@ -133,20 +158,20 @@ fn a_unet_can_be_cut_anywhere() {
 fn guidance_can_be_split_over_any_two_routes() {
     let model = model();
     let count = sections(Component::Unet, &model.spec).len();
-    let place = |devices: &[Device], negative: &[usize], positive: &[usize], is_dry| UnetPlace {
-        negative: Some(unet(&model, route(devices, negative), is_dry)),
-        positive: unet(&model, route(devices, positive), is_dry),
+    let place = |devices: &[Device], negative: &[usize], positive: &[usize], from| UnetPlace {
+        negative: Some(unet(&model, route(devices, negative), from)),
+        positive: unet(&model, route(devices, positive), from),
     };
     let on = |device: usize| vec![device; count];
     let real = devices();
-    let whole = UnetPlace { negative: None, positive: unet(&model, route(&real, &on(0)), false) };
+    let whole = UnetPlace { negative: None, positive: unet(&model, route(&real, &on(0)), From::Files(Reside::Device)) };
     let whole = denoise(&model, &whole, &real).0;
     let cut: Vec<usize> = (0..count).map(|i| 1 + i % 2).collect();
     for (negative, positive) in [(on(0), on(1)), (on(1), on(0)), (on(0), on(0)), (on(0), cut.clone()), (cut, on(1))] {
         let (real, dry) = (devices(), dry());
-        let (latents, kept) = denoise(&model, &place(&real, &negative, &positive, false), &real);
+        let (latents, kept) = denoise(&model, &place(&real, &negative, &positive, From::Files(Reside::Device)), &real);
         assert!(latents == whole, "other bits with {negative:?} and {positive:?}");
-        let (_, planned) = denoise(&model, &place(&dry, &negative, &positive, true), &dry);
+        let (_, planned) = denoise(&model, &place(&dry, &negative, &positive, From::Shapes(Reside::Device)), &dry);
         assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{negative:?} and {positive:?}");
     }
 }

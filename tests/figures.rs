@@ -77,7 +77,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let ids = vec![vec![0; 77]; 2];
         rows.push((
             "text encoder, two texts",
-            gflop(&ledger, || encoder.forward(&ids, &whole(&device)).unwrap()),
+            gflop(&ledger, || encoder.forward(&ids, &whole(&device).walk()).unwrap()),
             26.6,
         ));
     }
@@ -89,11 +89,12 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
             let (route, keeps) = (whole(&device), Keeps::new(vec![device.keep(usize::MAX).unwrap()]));
             let context = Tensor::new(&device, [2, 77, 768], &vec![0.0; 2 * 77 * 768]).unwrap();
             // Torch makes the text's keys and values anew in every call.
-            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &route, &keeps).unwrap();
+            let text =
+                unet.condition(&Conditioning { context, pooled: None, added: None }, &route.walk(), &keeps).unwrap();
             let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
             let latents = latents(&device, 2, side);
             let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
-            unet.forward(&input, &route).unwrap()
+            unet.forward(&input, &route.walk()).unwrap()
         });
         rows.push((what, got, want));
     }
@@ -102,7 +103,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let (_, decoder) = vae(&device);
         rows.push((
             what,
-            gflop(&ledger, || decoder.decode(&latents(&device, 1, side), &whole(&device)).unwrap()),
+            gflop(&ledger, || decoder.decode(&latents(&device, 1, side), &whole(&device).walk()).unwrap()),
             want,
         ));
     }

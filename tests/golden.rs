@@ -17,7 +17,7 @@ use sdshard::{
     },
     pipeline::{
         Component, Model, Picture,
-        model::{load_text_encoder, load_unet, load_vae, sections},
+        model::{Source, load_text_encoder, load_unet, load_vae, sections},
         request::{Output, Request, Rng, Start},
         stages::{channels_first, channels_last},
     },
@@ -136,8 +136,10 @@ fn text_features_match_the_reference() {
         assert_eq!(flat, golden.values("text.ids"), "{name}");
 
         let route = whole(Component::TextEncoder, &device, &model);
-        let encoder = load_text_encoder(weights(&model, Component::TextEncoder), &model.spec, &route).unwrap();
-        let features = encoder.forward(&ids, &route).unwrap().read().unwrap();
+        let encoder =
+            load_text_encoder(weights(&model, Component::TextEncoder), &model.spec, &Source::resident(route.clone()))
+                .unwrap();
+        let features = encoder.network.forward(&ids, &route.walk()).unwrap().read().unwrap();
         close(&format!("{name} text"), &features, &golden.values("text.output"), 1e-4);
     }
 }
@@ -147,18 +149,21 @@ fn one_unet_call_matches_the_reference() {
     for name in TINY {
         let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
         let route = whole(Component::Unet, &device, &model);
-        let unet = load_unet(weights(&model, Component::Unet), &model.spec, &route).unwrap();
+        let unet = load_unet(weights(&model, Component::Unet), &model.spec, &Source::resident(route.clone())).unwrap();
         let keeps = Keeps::new(vec![device.keep(ARENA).unwrap()]);
         for size in ["even", "odd"] {
             let part = |part: &str| format!("unet.{size}.{part}");
             let (context, shape) = golden.get(&part("context"));
             let context = Tensor::new(&device, [shape[0], shape[1], shape[2]], &context).unwrap();
-            let text = unet.condition(&Conditioning { context, pooled: None, added: None }, &route, &keeps).unwrap();
+            let text = unet
+                .network
+                .condition(&Conditioning { context, pooled: None, added: None }, &route.walk(), &keeps)
+                .unwrap();
             let features = time_features(golden.values(&part("timestep"))[0], &model.spec.unet);
             let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
             let latents = golden.feature_map(&device, &part("latents"));
             let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
-            let out = unet.forward(&input, &route).unwrap();
+            let out = unet.network.forward(&input, &route.walk()).unwrap();
             close(&format!("{name} unet {size}"), &first(&out), &golden.values(&part("output")), 1e-4);
         }
     }
@@ -169,10 +174,10 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
     for name in TINY {
         let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
         let route = whole(Component::Vae, &device, &model);
-        let decoder = load_vae(weights(&model, Component::Vae), &model.spec, &route).unwrap();
+        let decoder = load_vae(weights(&model, Component::Vae), &model.spec, &Source::resident(route.clone())).unwrap();
         for size in ["even", "odd"] {
             let latents = golden.feature_map(&device, &format!("vae.decode.{size}.latents"));
-            let out = decoder.forward(latents, &route).unwrap();
+            let out = decoder.network.forward(latents, &route.walk()).unwrap();
             let want = golden.values(&format!("vae.decode.{size}.output"));
             close(&format!("{name} vae decode {size}"), &first(&out), &want, 1e-4);
         }

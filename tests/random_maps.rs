@@ -39,10 +39,12 @@ impl Random {
         format!("\"cpu:{}\"", self.below(devices))
     }
 
-    /// A device, or a cut at some borders.
+    /// A device, or a cut at some borders; one in three with weights that rest elsewhere.
     fn route(&mut self, devices: usize, sections: &[String]) -> String {
+        let reside = ["", "", "", "", ", reside = \"host\"", ", reside = \"disk\""][self.below(6)];
         if !self.one_in(3) {
-            return self.device(devices);
+            let device = self.device(devices);
+            return if reside.is_empty() { device } else { format!("{{ execute = {device}{reside} }}") };
         }
         let mut shards = format!("\"\" = {}", self.device(devices));
         for section in sections {
@@ -50,7 +52,7 @@ impl Random {
                 shards += &format!(", \"{section}\" = {}", self.device(devices));
             }
         }
-        format!("{{ shards = {{ {shards} }} }}")
+        format!("{{ shards = {{ {shards} }}{reside} }}")
     }
 
     fn place(&mut self, devices: usize, component: Component, sections: &[String]) -> String {
@@ -87,6 +89,7 @@ impl Random {
         let mut text = format!("devices = [{}]\n", names.join(", "));
         text += ["", "strategy = \"single\"\n", "strategy = \"sequential\"\n"][self.below(3)];
         text += ["", "in_flight = 1\n", "in_flight = 3\n"][self.below(3)];
+        text += ["", "batch = 2\n", "batch = 3\n"][self.below(3)];
         match self.below(4) {
             0 => text += &format!("replicas = {}\n", 1 + self.below(devices)),
             1 => {
@@ -119,7 +122,9 @@ fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
     let engine = Engine::load(model.clone(), &plan).unwrap();
     let tickets: Vec<_> = requests.into_iter().map(|request| engine.submit(request)).collect();
     let pictures = tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect();
-    let surely_all = plan.replicas.len() == 1 && plan.replicas[0].placement.iter().all(|(_, places)| places.len() == 1);
+    // Who comes first to which replica, place and batch is not known.
+    let one = |(_, places): (_, &Vec<_>)| places.len() == 1;
+    let surely_all = matches!(plan.replicas.as_slice(), [only] if only.batch == 1 && only.placement.iter().all(one));
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
         assert_eq!(planned.id, id);
         let planned = planned.activation_bytes as usize;
@@ -136,11 +141,13 @@ fn every_map_draws_the_same_pictures_in_its_planned_bytes() {
     let want = draw(&model, "strategy = \"single\"");
     assert!(want[0].image != want[1].image && want[0].image != want[2].image);
 
-    let mut forms = [0; 5];
+    let mut forms = [0; 8];
     for seed in 0..MAPS {
         let text = Random(seed).map(&model.spec);
         for (form, count) in
-            ["shards", "negative", "[[replica]]", "in_flight = 3", "[\"cpu:0\", \"cpu:1\"]\n"].iter().zip(&mut forms)
+            ["shards", "negative", "[[replica]]", "in_flight = 3", "[\"cpu:0\", \"cpu:1\"]\n", "host", "disk", "batch"]
+                .iter()
+                .zip(&mut forms)
         {
             *count += usize::from(text.contains(form));
         }

@@ -96,8 +96,11 @@ impl World {
             cores: 1,
             memory_bytes: 16 << 30,
             free_bytes: 16 << 30,
+            allowed_cores: Vec::new(),
+            overhead_bytes: 0,
             rules,
             rates: rates(speed),
+            f32_flops: rates(speed).flops,
         });
         let infos: Vec<DeviceInfo> = infos.collect();
         let simulated = infos.iter().enumerate().map(|(i, info)| {

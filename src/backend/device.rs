@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{Arena, Backend, Buffer, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, sim};
+use super::{
+    Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, sim,
+    weight::Meter,
+};
 use crate::error::{Error, Result};
 
 /// A device that work can be given to. Clones are the same device.
@@ -14,10 +17,11 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     id: DeviceId,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
+    weights: Arc<Meter>,
     transient: Mutex<Option<Arena>>,
     /// Ranges that were ever asked for: whoever works asks.
-    calls: AtomicU64,
+    calls: Arc<AtomicU64>,
 }
 
 /// A small arena for what outlives a section: latents, text features, keys and values.
@@ -34,24 +38,79 @@ pub struct DeviceInfo {
     pub id: DeviceId,
     /// What a person would call it.
     pub name: String,
-    /// Its numerics class in f32.
+    /// Its numerics class, with weights in the type of its rules.
     pub class: String,
-    /// Cores that compute.
+    /// Cores that compute; 0 for a GPU.
     pub cores: usize,
+    /// Which ones, by the system's numbers.
+    pub allowed_cores: Vec<usize>,
     /// All memory, in bytes.
     pub memory_bytes: u64,
     /// What a plan may use, in bytes.
     pub free_bytes: u64,
+    /// What a process occupies there before it holds anything: the driver's context and the kernels, in bytes.
+    pub overhead_bytes: u64,
     /// What things occupy there and which ops it fuses.
     pub rules: dry::Rules,
-    /// How fast it is.
+    /// How fast it is, with weights in the type of its rules.
     pub rates: Rates,
+    /// Floating-point operations per second with weights in f32.
+    pub f32_flops: f64,
+}
+
+impl DeviceInfo {
+    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such kernels.
+    pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
+        let Some(dtype) = dtype else { return Some(self.clone()) };
+        let rules = self.rules.in_type(dtype)?;
+        let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
+        Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
+    }
+}
+
+/// A numerics class with weights in another type, which is its last word.
+pub fn class_in(class: &str, dtype: DType) -> String {
+    match class.rsplit_once(' ') {
+        Some((kind, _)) => format!("{kind} {dtype}"),
+        None => dtype.to_string(),
+    }
+}
+
+/// A device to open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// Which one.
+    pub id: DeviceId,
+    /// The cores that it shall compute on; `None` for its even share. Only the CPU has cores to choose from.
+    pub cores: Option<Vec<usize>>,
+}
+
+impl From<DeviceId> for Opening {
+    fn from(id: DeviceId) -> Self {
+        Self { id, cores: None }
+    }
 }
 
 impl Device {
     /// A device over a backend.
     pub fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
-        Self(Arc::new(Inner { id, backend: Box::new(backend), transient: Mutex::default(), calls: AtomicU64::new(0) }))
+        Self::over(id, Arc::new(backend), Arc::default(), Arc::default())
+    }
+
+    fn over(id: DeviceId, backend: Arc<dyn Backend>, weights: Arc<Meter>, calls: Arc<AtomicU64>) -> Self {
+        Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default(), calls }))
+    }
+
+    /// The same device with a transient arena of its own, of `bytes`: for work that shares the device with others
+    /// between two of its ops.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn lane(&self, bytes: usize) -> Result<Self> {
+        let Inner { id, backend, weights, calls, .. } = &*self.0;
+        let lane = Self::over(*id, backend.clone(), weights.clone(), calls.clone());
+        lane.reserve(bytes)?;
+        Ok(lane)
     }
 
     /// One CPU device by itself, with room for `arena_bytes` of intermediate results.
@@ -64,7 +123,7 @@ impl Device {
     /// A device without data in place of `id`, and the ledger that it fills.
     pub fn dry(id: DeviceId, rules: dry::Rules, rates: Rates) -> (Self, Arc<dry::Ledger>) {
         let ledger = Arc::new(dry::Ledger::default());
-        let device = Self::new(id, dry::Dry::new(rules, rates, ledger.clone()));
+        let device = Self::new(id, dry::Dry::new(id, rules, rates, ledger.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
         (device, ledger)
     }
@@ -150,6 +209,14 @@ impl Device {
     /// # Errors
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
     pub fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.pack_to_rest(layer, weight, bias)?.charged_to(&self.0.weights))
+    }
+
+    /// The same for a weight that is to rest in the host's memory: its bytes are not counted as the device's.
+    ///
+    /// # Errors
+    /// As [`Device::pack`].
+    pub fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let (elements, bias_elements) = layer.elements();
         let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
         if elements == 0 || odd_halves {
@@ -160,6 +227,25 @@ impl Device {
             check_size(layer, "bias", bias_elements, bias)?;
         }
         self.backend().pack(layer, weight, bias)
+    }
+
+    /// What a layer occupies here once it is packed, in bytes.
+    pub fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        self.backend().packed_bytes(layer, has_bias)
+    }
+
+    /// Copies a weight that rests in the host's memory to this device.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        Ok(self.backend().fetch(resting)?.charged_to(&self.0.weights))
+    }
+
+    /// The most bytes of packed weights that were ever here at one time. Weights that devices share count where they
+    /// were packed.
+    pub fn weight_peak_bytes(&self) -> usize {
+        self.0.weights.peak()
     }
 }
 
@@ -174,8 +260,9 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 }
 
 impl PartialEq for Device {
+    /// Lanes of one device are that device: what is on one is on all of them.
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        std::ptr::addr_eq(Arc::as_ptr(&self.0.backend), Arc::as_ptr(&other.0.backend))
     }
 }
 
@@ -183,6 +270,12 @@ impl Keep {
     /// The device it belongs to.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The same arena, with ops on what is in it going to `lane`, a lane of the same device.
+    #[must_use]
+    pub fn with_lane(&self, lane: &Device) -> Self {
+        Self { device: lane.clone(), arena: self.arena.clone() }
     }
 
     pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
@@ -195,34 +288,56 @@ impl Keep {
     }
 }
 
-/// Opens devices, in the order given. `cpu:N` devices share the cores of this process evenly among those named.
+/// Opens devices, in the order given: names alone, or [`Opening`]s. `cpu:N` devices that ask for no cores of their own
+/// share evenly what the others leave of this process's.
 ///
 /// # Errors
-/// If one of them is not on this machine.
-pub fn open(ids: &[DeviceId]) -> Result<Vec<Device>> {
-    let shares = ids.iter().filter(|id| id.kind == DeviceKind::Cpu && id.index.is_some()).count();
-    let mut share = 0;
-    ids.iter()
-        .map(|&id| match (id.kind, id.index) {
-            (DeviceKind::Cpu, None) => Ok(Device::new(id, cpu::Cpu::whole()?)),
-            (DeviceKind::Cpu, Some(_)) => {
-                share += 1;
-                Ok(Device::new(id, cpu::Cpu::share(share - 1, shares)?))
+/// If one of them is not on this machine, or cores are asked for that this process may not use.
+pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
+    let openings: Vec<Opening> = devices.iter().cloned().map(Into::into).collect();
+    let is_share = |opening: &&Opening| opening.id.kind == DeviceKind::Cpu && opening.id.index.is_some();
+    let wishes: Vec<_> = openings.iter().filter(is_share).map(|opening| opening.cores.as_deref()).collect();
+    let mut shares = cpu::threads::shares(cpu::threads::cores(), &wishes).into_iter();
+    openings
+        .iter()
+        .map(|Opening { id, cores }| {
+            if let (DeviceKind::Cpu, Some(cores)) = (id.kind, cores) {
+                check_cores(*id, cores)?;
             }
-            _ => Err(absent(id)),
+            match (id.kind, id.index, cores) {
+                (DeviceKind::Cpu, None, None) => Ok(Device::new(*id, cpu::Cpu::whole()?)),
+                (DeviceKind::Cpu, None, Some(cores)) => Ok(Device::new(*id, cpu::Cpu::on(cores.clone())?)),
+                (DeviceKind::Cpu, Some(_), _) => {
+                    let cores = shares.next().expect("there is a share for each of them");
+                    Ok(Device::new(*id, cpu::Cpu::on(cores)?))
+                }
+                _ => Err(absent(*id)),
+            }
         })
         .collect()
 }
 
+/// Refuses cores that this process may not use.
+fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
+    let allowed = cpu::threads::cores();
+    match cores.iter().find(|core| !allowed.contains(core)) {
+        None if cores.is_empty() => Err(Error::input(format!("{id}: there has to be at least one core"))),
+        None => Ok(()),
+        Some(core) => Err(Error::input(format!("{id}: this process may not use core {core}"))
+            .found(format!("cores {}", cpu::threads::list(allowed)))
+            .hint("`sdshard devices` says how many cores there are; SDSHARD_THREADS and the affinity limit them")),
+    }
+}
+
 /// The message for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
-    let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
     Error::input(format!("device \"{id}\" is not on this machine"))
-        .found(found.join(", "))
+        .found(DeviceId::CPU.to_string())
         .hint("`sdshard devices` lists what can be used")
 }
 
-/// The devices of this machine, best first.
+/// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
+/// [`rates`](super::rates).
 pub fn visible() -> Vec<DeviceInfo> {
     vec![cpu::info()]
 }

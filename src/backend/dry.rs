@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Backend, Buffer, DType, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight, WeightData,
+    Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight, WeightData,
     cpu::{self, Path},
+    gpu_cost,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
@@ -17,6 +18,27 @@ use crate::error::Result;
 pub enum Rules {
     /// CPU cores with this kernel path.
     Cpu(Path),
+    /// A GPU whose weights have this type.
+    Gpu(DType),
+}
+
+impl Rules {
+    /// The type of weights.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Rules::Cpu(_) => DType::F32,
+            Rules::Gpu(dtype) => dtype,
+        }
+    }
+
+    /// The same with weights in `dtype`; `None` if there are no such kernels.
+    pub fn in_type(self, dtype: DType) -> Option<Self> {
+        match (self, dtype) {
+            (Rules::Cpu(_), DType::F32) => Some(self),
+            (Rules::Gpu(_), DType::F32 | DType::F16 | DType::BF16) => Some(Rules::Gpu(dtype)),
+            _ => None,
+        }
+    }
 }
 
 /// What was asked of a device.
@@ -30,8 +52,10 @@ pub struct Work {
     pub seconds: f64,
     /// Ops.
     pub calls: u64,
-    /// Bytes of packed weights.
+    /// Bytes of weights that were packed.
     pub weight_bytes: u64,
+    /// Bytes of weights that came from the host's memory.
+    pub fetched_bytes: u64,
 }
 
 /// The sums of a dry device's work, shared with whoever made it.
@@ -41,6 +65,11 @@ pub struct Ledger(Mutex<Work>);
 impl Ledger {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The work since the last time it was taken.
+    pub fn so_far(&self) -> Work {
+        *self.work()
     }
 
     /// The work since the last time, and begins anew.
@@ -59,11 +88,13 @@ pub struct Dry {
 }
 
 impl Dry {
-    pub(super) fn new(rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
-        let class = match rules {
-            Rules::Cpu(path) => cpu::class(path),
+    pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
+        // All CPU devices are one memory; a GPU's is its own.
+        let (class, home) = match rules {
+            Rules::Cpu(path) => (cpu::class(path), format!("nowhere, for {}", cpu::class(path))),
+            Rules::Gpu(dtype) => (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {dtype} on {id}")),
         };
-        let home = format!("nowhere, for {class}").into();
+        let home = home.into();
         Self { rules, rates, class, home, ledger }
     }
 
@@ -103,28 +134,40 @@ impl Backend for Dry {
 
     fn pack(&self, layer: Layer, _: Values, bias: Option<Values>) -> Result<Weight> {
         let has_bias = bias.is_some();
-        let bytes = match self.rules {
-            Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
-        };
+        let bytes = self.packed_bytes(layer, has_bias);
         self.ledger.work().weight_bytes += bytes as u64;
-        Ok(Weight { layer, has_bias, bytes, home: self.home.clone(), data: WeightData::Dry })
+        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Dry))
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        match self.rules {
+            Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
+            Rules::Gpu(dtype) => gpu_cost::packed_bytes(dtype, layer, has_bias),
+        }
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        self.ledger.work().fetched_bytes += resting.bytes as u64;
+        Ok(resting.clone())
     }
 
     fn supports(&self, _: Fusion) -> bool {
         match self.rules {
-            Rules::Cpu(_) => true,
+            Rules::Cpu(_) | Rules::Gpu(_) => true,
         }
     }
 
     fn attention_scratch(&self, p: &Attention) -> usize {
         match self.rules {
             Rules::Cpu(path) => cpu::cost::attention_scratch(path, p),
+            Rules::Gpu(_) => gpu_cost::attention_scratch(p),
         }
     }
 
     fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
         match self.rules {
             Rules::Cpu(_) => cpu::cost::group_norm_scratch(p),
+            Rules::Gpu(_) => gpu_cost::group_norm_scratch(p),
         }
     }
 

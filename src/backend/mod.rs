@@ -12,18 +12,22 @@ pub mod cpu;
 pub mod device;
 pub mod dry;
 pub mod dtype;
+pub mod gpu_cost;
 pub mod id;
 pub mod params;
 pub mod rates;
 pub mod sim;
+mod weight;
 
 use std::sync::Arc;
 
 pub use arena::{Arena, Buffer};
-pub use device::{Device, DeviceInfo, Keep, open, visible};
+pub use device::{Device, DeviceInfo, Keep, Opening, open, visible};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use rates::Rates;
+pub use weight::Weight;
+use weight::WeightData;
 
 use crate::error::Result;
 use params::{
@@ -105,33 +109,6 @@ pub enum Values<'a> {
     ShapeOnly,
 }
 
-/// A layer's parameters in the form that a backend wants. Clones share them.
-#[derive(Clone)]
-pub struct Weight {
-    /// What it is.
-    pub layer: Layer,
-    /// Whether a bias was packed along.
-    pub has_bias: bool,
-    /// What it occupies, in bytes.
-    pub bytes: usize,
-    /// Devices with this [`Backend::weight_home`] can use it.
-    home: Arc<str>,
-    data: WeightData,
-}
-
-impl Weight {
-    /// Whether `device` can use it.
-    pub(crate) fn is_on(&self, device: &Device) -> bool {
-        *self.home == *device.weight_home()
-    }
-}
-
-#[derive(Clone)]
-enum WeightData {
-    Cpu(Arc<cpu::pack::Packed>),
-    Dry,
-}
-
 /// A function applied to each output element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
@@ -187,6 +164,13 @@ pub trait Backend: Send + Sync {
 
     /// Brings a layer's parameters into this backend's form.
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight>;
+
+    /// What [`Backend::pack`] makes of a layer, in bytes.
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize;
+
+    /// A copy, in the memory where the device computes, of a weight that [`Backend::pack`] made and that rests in the
+    /// host's memory.
+    fn fetch(&self, resting: &Weight) -> Result<Weight>;
 
     /// Whether a matrix product can do this by itself; if not, plain ops follow it. Who fuses GEGLU does so beside a
     /// residual too and may pack its layers for it; who does not packs them in the order of the file.

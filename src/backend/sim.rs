@@ -130,7 +130,7 @@ impl Sim {
             Pace::PerOp(_) => Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 },
         };
         let (ledger, record) = (Arc::<Ledger>::default(), Arc::<Record>::default());
-        let dry = Dry::new(setup.rules, rates, ledger.clone());
+        let dry = Dry::new(id, setup.rules, rates, ledger.clone());
         (Self { id, dry, ledger, record: record.clone(), setup }, record)
     }
 
@@ -180,6 +180,14 @@ impl Backend for Sim {
 
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.dry.pack(layer, weight, bias)
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        self.dry.packed_bytes(layer, has_bias)
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        self.dry.fetch(resting)
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

@@ -9,14 +9,14 @@ use crate::{
     error::Result,
     models::{
         clip::ClipTextEncoder,
-        route::{Keeps, Route},
+        route::{Keeps, Open, Route},
         spec::ModelSpec,
         unet::{Conditioning, DenoiserInput, Unet, time_features},
         vae::VaeDecoder,
     },
     pipeline::{
-        Component, Model,
-        model::{load_text_encoder, load_unet, load_vae, sections},
+        Component, Model, Network,
+        model::{Source, load_text_encoder, load_unet, load_vae, sections},
     },
     tensor::Tensor,
     weights::Weights,
@@ -99,29 +99,23 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     })
 }
 
-/// All of a component on one device.
-fn route(component: Component, device: &Device, spec: &ModelSpec) -> Route {
-    Route::whole(device, sections(component, spec).len())
-}
-
 /// What times a call.
 type Timer<'a> = &'a mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>;
 
 /// A component, loaded, with the input of one call.
 enum Call {
-    TextEncoder(Box<ClipTextEncoder>),
-    Unet(Box<Unet>),
-    Vae(Box<VaeDecoder>),
+    TextEncoder(Network<ClipTextEncoder>),
+    Unet(Network<Unet>),
+    Vae(Network<VaeDecoder>),
 }
 
 impl Call {
     fn load(component: Component, weights: Weights, device: &Device, spec: &ModelSpec) -> Result<Self> {
+        let source = Source::resident(Route::whole(device, sections(component, spec).len()));
         Ok(match component {
-            Component::TextEncoder => {
-                Self::TextEncoder(Box::new(load_text_encoder(weights, spec, &route(component, device, spec))?))
-            }
-            Component::Unet => Self::Unet(Box::new(load_unet(weights, spec, &route(component, device, spec))?)),
-            Component::Vae => Self::Vae(Box::new(load_vae(weights, spec, &route(component, device, spec))?)),
+            Component::TextEncoder => Self::TextEncoder(load_text_encoder(weights, spec, &source)?),
+            Component::Unet => Self::Unet(load_unet(weights, spec, &source)?),
+            Component::Vae => Self::Vae(load_vae(weights, spec, &source)?),
         })
     }
 
@@ -135,32 +129,26 @@ impl Call {
         match self {
             Self::TextEncoder(encoder) => {
                 let ids = vec![vec![1; spec.text_encoder.max_position_embeddings]; settings.batch];
-                let route = route(Component::TextEncoder, device, spec);
-                timed(&|| encoder.forward(&ids, &route))
+                timed(&|| encoder.network.forward(&ids, &encoder.walk(&Open)))
             }
             Self::Unet(unet) => {
                 let (tokens, context) = (spec.text_encoder.max_position_embeddings, spec.unet.cross_attention_dim);
-                let route = route(Component::Unet, device, spec);
                 let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
                 let text = {
                     let values = values(settings.batch * tokens * context);
                     let context = Tensor::new(device, [settings.batch, tokens, context], &values)?;
-                    unet.condition(&Conditioning { context, pooled: None, added: None }, &route, &keeps)?
+                    let conditioning = Conditioning { context, pooled: None, added: None };
+                    unet.network.condition(&conditioning, &unet.walk(&Open), &keeps)?
                 };
                 let latents = latents(settings.batch, spec.unet.in_channels)?;
                 let features = time_features(500.0, &spec.unet);
                 let time_features = Tensor::new(device, [1, features.len()], &features)?;
-                timed(&|| {
-                    unet.forward(
-                        &DenoiserInput { latents: &latents, time_features: &time_features, text: &text },
-                        &route,
-                    )
-                })
+                let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
+                timed(&|| unet.network.forward(&input, &unet.walk(&Open)))
             }
             Self::Vae(decoder) => {
                 let latents = latents(1, spec.vae.latent_channels)?;
-                let route = route(Component::Vae, device, spec);
-                timed(&|| decoder.decode(&latents, &route))
+                timed(&|| decoder.network.decode(&latents, &decoder.walk(&Open)))
             }
         }
     }

@@ -19,6 +19,9 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
                     "cores": device.cores,
                     "memory_bytes": device.memory_bytes,
                     "free_bytes": device.free_bytes,
+                    "gflops": device.rates.flops / 1e9,
+                    "bandwidth_gb_per_s": device.rates.bandwidth / 1e9,
+                    "link_gb_per_s": device.rates.link / 1e9,
                 })
             })
             .collect();
@@ -26,12 +29,14 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     }
     for device in &devices {
         console.print(&format!(
-            "{}  {}, {} cores, {} of {} free, numerics {}",
+            "{}  {}, {} cores, {} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
             device.id,
             device.name,
             device.cores,
             format_bytes(device.free_bytes),
             format_bytes(device.memory_bytes),
+            device.rates.flops / 1e9,
+            device.rates.bandwidth / 1e9,
             device.class,
         ))?;
     }

@@ -158,6 +158,13 @@ struct PlanArgs {
     /// Pixels of the largest picture [default: the model's]
     #[arg(long)]
     height: Option<usize>,
+    /// Plan for the devices in this file rather than for those that are here. A TOML file: [device."cuda:0"], then
+    /// memory = "8GiB" and, if known, what long ops reach: flops = 20e12, bandwidth = "400GB/s", link = "12GB/s" (these
+    /// are assumed of CUDA devices; 2e12, "60GB/s", "10GB/s" of wgpu devices; 5e10 and "5GB/s" of each CPU core); or
+    /// like = "rtx-3070", a device of the catalogue, of whose peak half is counted on; count = 4 for as many, numbered on
+    /// from this one. The CPU is there only as [device."cpu"], with cores = "0-7"
+    #[arg(long, value_name = "FILE")]
+    devices: Option<PathBuf>,
     /// The plan as JSON
     #[arg(long)]
     json: bool,

@@ -33,17 +33,22 @@ const BUILT_IN: &[sdshard::weights::files::EmbeddedFile] = embed![
     "vae/diffusion_pytorch_model.safetensors",
 ];
 
-/// Opens the model that the arguments name.
-pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
-    let files = match &args.model {
+/// Where the model is that the arguments name.
+pub fn files(args: &ModelArgs, console: &Console) -> Result<ModelFiles> {
+    match &args.model {
         None if args.revision.is_some() => {
-            return Err(Error::input("--revision: only a model on the hub has revisions").hint("--model ORG/NAME"));
+            Err(Error::input("--revision: only a model on the hub has revisions").hint("--model ORG/NAME"))
         }
-        None => built_in(console)?,
+        None => built_in(console),
         Some(name) => weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), |file| {
             console.note(&format!("downloading {name}: {file}"));
-        })?,
-    };
+        }),
+    }
+}
+
+/// Opens the model that the arguments name.
+pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
+    let files = files(args, console)?;
     if let Some(variant) = &args.variant {
         for component in weights::without_variant(&files, &Component::ALL.map(Component::name), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));

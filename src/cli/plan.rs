@@ -3,7 +3,8 @@
 use sdshard::{
     backend,
     error::{Error, Result},
-    planner::{Largest, plan::Plan},
+    models::spec::ModelSpec,
+    planner::{Largest, hardware, plan::Plan},
 };
 use serde_json::json;
 
@@ -12,8 +13,8 @@ use super::{PlanArgs, generate::device_map, model, progress::Console, prompts::M
 /// Prints the plan for the largest picture.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let map = device_map(&args.model)?;
-    let model = model::open(&args.model, console)?;
-    let (defaults, scale) = (&model.spec.defaults, model.spec.vae.scale());
+    let spec = ModelSpec::load(&model::files(&args.model, console)?)?;
+    let (defaults, scale) = (&spec.defaults, spec.vae.scale());
     let largest = Largest {
         width: args.width.unwrap_or(defaults.width),
         height: args.height.unwrap_or(defaults.height),
@@ -30,7 +31,8 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
             return Err(Error::input(format!("--{name}: has to be a multiple of {scale}")).found(pixels.to_string()));
         }
     }
-    let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible())?;
+    let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
+    let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
 }
 
@@ -80,6 +82,7 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
                 "numerics": device.class,
                 "components": device.components.iter().map(|component| component.name()).collect::<Vec<_>>(),
                 "budget_bytes": device.budget_bytes,
+                "overhead_bytes": device.overhead_bytes,
                 "weight_bytes": device.weight_bytes,
                 "activation_bytes": device.activation_bytes,
                 "keep_bytes": device.keep_bytes,

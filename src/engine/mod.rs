@@ -23,17 +23,17 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, DeviceKind},
+    backend::{self, Device, DeviceId, DeviceKind, Opening},
     error::{Error, Result, Scope},
     models::route::{Keeps, Route},
     pipeline::{
-        Component, Model, Parts, Picture, Pipeline, Progress, TextCache, UnetPlace,
+        Component, Model, Parts, Picture, Pipeline, Progress, Slot, TextCache, UnetPlace,
         gate::Gates,
         model::Loader,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Sections},
         request::Request,
     },
-    planner::plan::{Plan, ReplicaPlan},
+    planner::plan::{DevicePlan, Plan, ReplicaPlan},
     sync::{self, Clock, Monitor, Receiver, Thread, channel},
 };
 use queue::{Claim, Fallout, Next, Noticed, Queue, Worker};
@@ -161,7 +161,7 @@ impl Engine {
     /// # Errors
     /// If a device cannot be opened, has no room, or a weight is not as the model's configs say.
     pub fn load(model: Arc<Model>, plan: &Plan) -> Result<Self> {
-        Self::load_on(model, plan, backend::open(&ids(plan))?, Clock::default())
+        Self::load_on(model, plan, backend::open(&openings(plan))?, Clock::default())
     }
 
     /// As [`Engine::load`], on devices that the caller has opened and with a clock of the caller's: for programs that use
@@ -194,18 +194,19 @@ impl Engine {
 
     /// Starts the threads of a plan once those of the one before have gone home.
     fn begin(&self, plan: &Plan, prepared: Prepared, before: Loaded) -> (Loaded, Result<()>) {
-        let Prepared { crew, pipelines, mut keeps } = prepared;
+        let Prepared { crew, pipelines, mut slots } = prepared;
         let replicas = plan.replicas.iter().map(|replica| (replica.placement.devices(), replica.in_flight));
         let workers = self.core.queue.open(replicas.collect());
         self.dismiss(before.workers);
         let mut loaded = Loaded { plan: plan.clone(), crew, pipelines, workers: Vec::with_capacity(workers.len()) };
         let mut outcome = Ok(());
         for worker in workers {
-            let keeps = keeps[worker.replica].pop().expect("a keep arena for each thread");
+            let slots = slots[worker.replica].pop().expect("slots for each thread");
             let (pipeline, crew) = (loaded.pipelines[worker.replica].clone(), loaded.crew.clone());
+            let batch = plan.replicas[worker.replica].batch;
             let started = start(&self.core, &format!("replica {}", worker.replica), move |core| {
-                let left = work(core, worker, &crew, &pipeline, &keeps);
-                drop((pipeline, crew, keeps));
+                let left = work(core, worker, batch, &crew, &Post { pipeline: &pipeline, slots: &slots });
+                drop((pipeline, crew, slots));
                 // A thread that was given up is not waited for.
                 if left == Left::Heard {
                     core.queue.go_home(worker);
@@ -312,7 +313,7 @@ impl Engine {
             let mut devices = loaded.crew.devices.clone();
             devices.retain(|device| stays(device.id()));
             let is_here = |id: &DeviceId| devices.iter().any(|device| device.id() == *id);
-            let missing: Vec<DeviceId> = ids.iter().copied().filter(|id| !is_here(id)).collect();
+            let missing: Vec<_> = openings(plan).into_iter().filter(|opening| !is_here(&opening.id)).collect();
             devices.extend(backend::open(&missing)?);
             Ok(devices)
         })
@@ -385,6 +386,12 @@ fn ids(plan: &Plan) -> Vec<DeviceId> {
     plan.devices.iter().map(|device| device.id).collect()
 }
 
+/// How they are opened.
+fn openings(plan: &Plan) -> Vec<Opening> {
+    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone() };
+    plan.devices.iter().map(opening).collect()
+}
+
 /// Makes the transient arenas as large as a plan says.
 fn reserve(plan: &Plan, devices: &[Device]) -> Result<()> {
     for planned in &plan.devices {
@@ -399,8 +406,14 @@ fn reserve(plan: &Plan, devices: &[Device]) -> Result<()> {
 struct Prepared {
     crew: Arc<Crew>,
     pipelines: Vec<Arc<Pipeline>>,
-    /// For each thread of each replica.
-    keeps: Vec<Vec<Keeps>>,
+    /// For each thread of each replica, one for each of the UNet's places.
+    slots: Vec<Vec<Vec<Slot>>>,
+}
+
+/// Where a thread works.
+struct Post<'a> {
+    pipeline: &'a Pipeline,
+    slots: &'a [Slot],
 }
 
 impl Prepared {
@@ -428,18 +441,20 @@ impl Prepared {
         reserve(plan, &devices)?;
         let gates = Arc::new(Gates::new(clock.clone()));
         let mut texts = HashMap::new();
-        let (mut pipelines, mut keeps) = (Vec::new(), Vec::new());
+        let (mut pipelines, mut slots) = (Vec::new(), Vec::new());
         for (replica, parts) in plan.replicas.iter().zip(parts) {
             let texts = texts.entry(text_classes(&parts)).or_insert_with(|| Arc::new(TextCache::new(clock.clone())));
-            pipelines.push(Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone())));
-            let of_one = |_| -> Result<Keeps> {
+            let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
+            let of_one = |_| -> Result<Vec<Slot>> {
                 let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
-                Ok(Keeps::new(keeps.collect::<Result<_>>()?))
+                let lanes = replica.lane_bytes.iter().map(|(id, bytes)| device(*id).lane(*bytes as usize));
+                Ok(pipeline.slots(&Keeps::new(keeps.collect::<Result<_>>()?), &lanes.collect::<Result<Vec<_>>>()?))
             };
-            keeps.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
+            slots.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
+            pipelines.push(pipeline);
         }
         let crew = Arc::new(Crew { devices, gates, texts, patience: patience(&plan.replicas) });
-        Ok(Self { crew, pipelines, keeps })
+        Ok(Self { crew, pipelines, slots })
     }
 }
 
@@ -454,24 +469,23 @@ fn text_classes(parts: &Parts) -> Vec<String> {
 
 /// The networks of one replica.
 fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[DeviceId]) -> Route) -> Result<Parts> {
-    let whole =
-        |places: &[Place<DeviceId>]| -> Vec<Route> { places.iter().flat_map(Place::routes).map(&route).collect() };
-    let unet = |loader: &mut Loader, place: &Place<DeviceId>| -> Result<UnetPlace> {
-        Ok(match place {
-            Place::Route(ids) => UnetPlace { negative: None, positive: loader.unet(route(ids))? },
+    let mut parts = Parts { text_encoders: Vec::new(), unets: Vec::new(), vaes: Vec::new() };
+    for sections in placement.text_encoder.iter().flat_map(Place::routes) {
+        parts.text_encoders.push(loader.text_encoder(route(sections), sections.reside)?);
+    }
+    for place in &placement.unet {
+        let mut unet = |sections: &Sections<DeviceId>| loader.unet(route(sections), sections.reside);
+        parts.unets.push(match place {
+            Place::Route(sections) => UnetPlace { negative: None, positive: unet(sections)? },
             Place::Guided { negative, positive } => {
-                UnetPlace { negative: Some(loader.unet(route(negative))?), positive: loader.unet(route(positive))? }
+                UnetPlace { negative: Some(unet(negative)?), positive: unet(positive)? }
             }
-        })
-    };
-    Ok(Parts {
-        text_encoders: whole(&placement.text_encoder)
-            .into_iter()
-            .map(|route| loader.text_encoder(route))
-            .collect::<Result<_>>()?,
-        unets: placement.unet.iter().map(|place| unet(loader, place)).collect::<Result<_>>()?,
-        vaes: whole(&placement.vae).into_iter().map(|route| loader.vae(route)).collect::<Result<_>>()?,
-    })
+        });
+    }
+    for sections in placement.vae.iter().flat_map(Place::routes) {
+        parts.vaes.push(loader.vae(route(sections), sections.reside)?);
+    }
+    Ok(parts)
 }
 
 /// For how long a device that works may be silent. An op that takes a minute is not to be expected of any device.
@@ -490,22 +504,53 @@ impl Core {
     /// Devices failed under a claim: whoever uses them leaves, and those are told who need to know.
     fn lose(&self, crew: &Crew, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
         crew.gates.lose(devices);
-        let Ok(Fallout { job, next, left, orphans }) = self.queue.fail(claim, devices, noticed) else {
+        let Ok(Fallout { jobs, left, orphans }) = self.queue.fail(claim, devices, noticed) else {
             return Left::Unheard;
         };
         if !left.is_empty() {
             *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
             tracing::error!("{error}; replicas that leave: {left:?}");
         }
-        match next {
-            Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
-            Next::Nobody => job.end(Err(error)),
-            Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
-            Next::Suspect => job.end(Err(error
-                .context("a second device failed under this request, which may be the cause and is not tried again"))),
+        for (job, next) in jobs {
+            let error = error.again();
+            match next {
+                Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
+                Next::Nobody => job.end(Err(error)),
+                Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
+                Next::Suspect => job.end(Err(error.context(
+                    "a second device failed under this request, which may be the cause and is not tried again",
+                ))),
+            }
         }
         orphans.into_iter().for_each(|job| job.end(Err(self.nobody())));
         Left::Heard
+    }
+}
+
+impl Core {
+    /// The end of a claim, or of this try at it.
+    fn end(&self, claim: &Claim<Arc<Job>>, crew: &Crew, result: Result<Picture>) -> Left {
+        match result {
+            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                let devices: Vec<DeviceId> = match error.scope() {
+                    Scope::Device(name) => name.parse().into_iter().collect(),
+                    _ => Vec::new(),
+                };
+                self.lose(crew, claim.number, &devices, error, Noticed::ByError)
+            }
+            result => {
+                if self.queue.finish(claim.number).is_err() {
+                    return Left::Unheard;
+                }
+                let stops = result.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
+                claim.job.end(result);
+                if stops {
+                    let error = || Error::process("the engine stopped after another request's failure");
+                    self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
+                }
+                Left::Heard
+            }
+        }
     }
 }
 
@@ -528,65 +573,56 @@ fn watch(core: &Arc<Core>) {
 }
 
 /// One of a replica's threads: until there is nothing more for it to do, or it was given up.
-fn work(core: &Arc<Core>, worker: Worker, crew: &Arc<Crew>, pipeline: &Pipeline, keeps: &Keeps) -> Left {
-    while let Some(claim) = core.queue.take(worker) {
-        let Claim { job, attempt, number, .. } = &claim;
-        if job.cancel.load(Ordering::Relaxed) {
-            if core.queue.finish(*number).is_err() {
+fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Crew>, post: &Post) -> Left {
+    let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
+    while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
+        for claim in &claims {
+            let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
+            if core.queue.if_current(claim.number, || claim.job.tell(taken)).is_err() {
                 return Left::Unheard;
             }
-            job.end(Err(Error::interrupted()));
-            continue;
         }
-        let taken = Event::Taken { replica: worker.replica, attempt: *attempt, at: core.clock.now() };
-        if core.queue.if_current(*number, || job.tell(taken)).is_err() {
-            return Left::Unheard;
-        }
-        let result = catch_unwind(AssertUnwindSafe(|| draw(core, &claim, crew, pipeline, keeps)));
-        core.watch.end(*number);
-        // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
-        let result = result.unwrap_or_else(|panic| {
-            Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
-        });
-        if let Err(error) = &result
-            && let Scope::Device(name) = error.scope()
-        {
-            let devices: Vec<DeviceId> = name.parse().into_iter().collect();
-            let Err(error) = result else { continue };
-            if core.lose(crew, *number, &devices, error, Noticed::ByError) == Left::Unheard {
-                return Left::Unheard;
+        if claims.len() > 1 {
+            let drawn = draw(core, &claims, crew, post);
+            match drawn {
+                Ok(results) => {
+                    for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
+                        if core.end(claim, crew, result) == Left::Unheard {
+                            return Left::Unheard;
+                        }
+                    }
+                }
+                Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                    let first = std::mem::take(&mut claims).swap_remove(0);
+                    if core.end(&first, crew, Err(error)) == Left::Unheard {
+                        return Left::Unheard;
+                    }
+                }
+                // One of them is the reason, and shows it when each is drawn alone.
+                Err(error) => tracing::debug!("a batch is taken apart: {error}"),
             }
-            continue;
         }
-        if core.queue.finish(*number).is_err() {
-            return Left::Unheard;
-        }
-        let stops = result.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
-        job.end(result);
-        if stops {
-            for job in core.queue.stop() {
-                job.end(Err(Error::process("the engine stopped after another request's failure")));
+        for claim in claims {
+            let result = draw(core, std::slice::from_ref(&claim), crew, post).and_then(|mut results| results.remove(0));
+            if core.end(&claim, crew, result) == Left::Unheard {
+                return Left::Unheard;
             }
         }
     }
     Left::Heard
 }
 
-/// Works on one request, and tells of it as long as it is this thread's.
-fn draw(
-    core: &Arc<Core>,
-    claim: &Claim<Arc<Job>>,
-    crew: &Arc<Crew>,
-    pipeline: &Pipeline,
-    keeps: &Keeps,
-) -> Result<Picture> {
-    let Claim { job, age, number, .. } = claim;
-    pipeline.generate(&job.request, *age, keeps, &mut |progress| {
+/// Works on requests that go together, and tells of each as long as it is this thread's.
+fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) -> Result<Vec<Result<Picture>>> {
+    let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
+    let age = claims[0].age;
+    let mut on = |i: usize, progress: Progress| {
+        let Claim { job, number, .. } = &claims[i];
         match &progress {
             Progress::Started { devices, .. } => core.watch.begin(Silent {
                 crew: crew.clone(),
                 claim: *number,
-                age: *age,
+                age,
                 devices: devices.clone(),
                 patience: crew.patience,
             }),
@@ -600,6 +636,16 @@ fn draw(
             .if_current(*number, || job.tell(Event::Progress(progress)))
             .map_err(|_| Error::request("this request was taken from its thread"))?;
         if may_stop && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+    };
+    let one_waits = claims.iter().any(|claim| !claim.job.cancel.load(Ordering::Relaxed));
+    let drawn = match one_waits {
+        true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
+        false => Ok(Err(Error::interrupted())),
+    };
+    claims.iter().for_each(|claim| core.watch.end(claim.number));
+    // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
+    drawn.unwrap_or_else(|panic| {
+        Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
     })
 }
 

@@ -61,9 +61,8 @@ pub(super) enum Next {
 
 /// What follows from a device's failure.
 pub(super) struct Fallout<J> {
-    /// The request that met it.
-    pub job: J,
-    pub next: Next,
+    /// The requests that met it.
+    pub jobs: Vec<(J, Next)>,
     /// Replicas that leave.
     pub left: Vec<usize>,
     /// Requests that waited and that nobody will take.
@@ -174,9 +173,10 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// The oldest request; `None` once there will be none for this thread: its replica or its plan is gone, or the queue
-    /// is closed and nothing is under way that may have to be tried again.
-    pub fn take(&self, worker: Worker) -> Option<Claim<J>> {
+    /// The oldest request, and up to `most` in all with those waiting ones that go with it, which is never waited for. A
+    /// request that was tried before is tried alone. `None` once there will be none for this thread: its replica or its
+    /// plan is gone, or the queue is closed and nothing is under way that may have to be tried again.
+    pub fn take(&self, worker: Worker, most: usize, goes_with: impl Fn(&J, &J) -> bool) -> Option<Vec<Claim<J>>> {
         self.0.wait_until(|state| {
             if worker.plan != state.plan || !state.replicas[worker.replica].here || (state.closed && state.is_idle()) {
                 return Some(None);
@@ -184,13 +184,26 @@ impl<J: Clone> Queue<J> {
             if state.paused {
                 return None;
             }
-            let mut entry = state.waiting.pop_front()?;
-            entry.attempts += 1;
-            state.claims += 1;
-            let (number, attempt) = (state.claims, entry.attempts);
-            let claim = Claim { job: entry.job.clone(), age: entry.age, attempt, number };
-            state.running.push((worker, number, entry));
-            Some(Some(claim))
+            let first = state.waiting.pop_front()?;
+            let mut taken = vec![first];
+            let mut i = 0;
+            while i < state.waiting.len() && taken.len() < most && taken[0].attempts == 0 {
+                let other = &state.waiting[i];
+                if other.attempts == 0 && goes_with(&taken[0].job, &other.job) {
+                    taken.extend(state.waiting.remove(i));
+                } else {
+                    i += 1;
+                }
+            }
+            let claim = |mut entry: Entry<J>| {
+                entry.attempts += 1;
+                state.claims += 1;
+                let (number, attempt) = (state.claims, entry.attempts);
+                let claim = Claim { job: entry.job.clone(), age: entry.age, attempt, number };
+                state.running.push((worker, number, entry));
+                claim
+            };
+            Some(Some(taken.into_iter().map(claim).collect()))
         })
     }
 
@@ -220,16 +233,16 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// These devices failed under a claim. All replicas that use one of them leave, or the claim's own if nobody knows
-    /// which device it was. Its request waits again, unless there is a reason why not; it is suspected if it was the
-    /// first to meet the failure.
+    /// These devices failed under a claim, and under all others of its thread. All replicas that use one of them leave, or
+    /// the claim's own if nobody knows which device it was. The requests wait again, unless there is a reason why not; they
+    /// are suspected if they were the first to meet the failure.
     ///
     /// # Errors
     /// If the claim was taken from its thread meanwhile.
     pub fn fail(&self, claim: u64, devices: &[DeviceId], noticed: Noticed) -> Result<Fallout<J>, Gone> {
         self.0.update(|state| {
-            let i = state.running.iter().position(|(_, number, _)| *number == claim).ok_or(Gone)?;
-            let (worker, _, mut entry) = state.running.swap_remove(i);
+            let of = |(worker, number, _): &(Worker, u64, _)| (*number == claim).then_some(*worker);
+            let worker = state.running.iter().find_map(of).ok_or(Gone)?;
             let mut left = Vec::new();
             if worker.plan == state.plan {
                 for (i, replica) in state.replicas.iter_mut().enumerate() {
@@ -240,26 +253,31 @@ impl<J: Clone> Queue<J> {
                     }
                 }
             }
-            if !left.is_empty() {
-                entry.suspicions += 1;
-            }
             if noticed == Noticed::BySilence {
                 state.given_up.push(worker.thread);
                 state.present.retain(|other| *other != worker);
             }
-            let job = entry.job.clone();
-            let next = if entry.suspicions >= SUSPICIONS {
-                Next::Suspect
-            } else if state.is_deserted() {
-                Next::Nobody
-            } else if entry.attempts > RETRIES {
-                Next::TooOften
-            } else {
-                state.wait(entry);
-                Next::Again
-            };
+            let mut jobs = Vec::new();
+            while let Some(i) = state.running.iter().position(|(other, ..)| *other == worker) {
+                let (_, _, mut entry) = state.running.remove(i);
+                if !left.is_empty() {
+                    entry.suspicions += 1;
+                }
+                let job = entry.job.clone();
+                let next = if entry.suspicions >= SUSPICIONS {
+                    Next::Suspect
+                } else if state.is_deserted() {
+                    Next::Nobody
+                } else if entry.attempts > RETRIES {
+                    Next::TooOften
+                } else {
+                    state.wait(entry);
+                    Next::Again
+                };
+                jobs.push((job, next));
+            }
             let orphans = if state.is_deserted() { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
-            Ok(Fallout { job, next, left, orphans: orphans.into_iter().map(|entry| entry.job).collect() })
+            Ok(Fallout { jobs, left, orphans: orphans.into_iter().map(|entry| entry.job).collect() })
         })
     }
 
@@ -323,6 +341,13 @@ mod tests {
         DeviceId::new(DeviceKind::Cuda, index)
     }
 
+    impl Queue<u32> {
+        /// One request, whatever it goes with.
+        fn take_one(&self, worker: Worker) -> Option<Claim<u32>> {
+            self.take(worker, 1, |_, _| true).map(|mut claims| claims.remove(0))
+        }
+    }
+
     /// A queue of numbers and a thread for each of its replicas, which have a device each.
     fn queue(replicas: usize) -> (Queue<u32>, Vec<Worker>) {
         let queue = Queue::new(Clock::default());
@@ -331,12 +356,31 @@ mod tests {
     }
 
     fn take(queue: &Queue<u32>, worker: Worker) -> Claim<u32> {
-        queue.take(worker).expect("a job waits")
+        queue.take_one(worker).expect("a job waits")
     }
 
     /// The device of this worker's replica fails under a claim.
     fn die(queue: &Queue<u32>, worker: Worker, claim: &Claim<u32>) -> Fallout<u32> {
         queue.fail(claim.number, &[gpu(worker.replica)], Noticed::ByError).expect("it is under way")
+    }
+
+    #[test]
+    fn requests_that_go_together_are_taken_together_and_nobody_waits_for_more() {
+        let (queue, workers) = queue(2);
+        (0..4).for_each(|n| queue.put(n).unwrap());
+        let even_with_even = |a: &u32, b: &u32| a % 2 == b % 2;
+        let take = |worker: Worker| {
+            let claims = queue.take(worker, 2, even_with_even).unwrap();
+            claims.into_iter().map(|claim| (claim.number, claim.job)).collect::<Vec<_>>()
+        };
+        let jobs = |claims: &[(u64, u32)]| claims.iter().map(|(_, job)| *job).collect::<Vec<_>>();
+        let first = take(workers[0]);
+        assert_eq!(jobs(&first), [0, 2]);
+        let fallout = queue.fail(first[0].0, &[gpu(0)], Noticed::ByError).unwrap();
+        assert_eq!(fallout.jobs, [(0, Next::Again), (2, Next::Again)]);
+        assert!(queue.finish(first[1].0).is_err(), "it is no longer the thread's");
+        // What was tried before is tried alone.
+        assert_eq!([0; 3].map(|_| jobs(&take(workers[1]))), [vec![0], vec![1, 3], vec![2]]);
     }
 
     #[test]
@@ -355,8 +399,8 @@ mod tests {
         queue.close();
         let claim = take(&queue, workers[0]);
         queue.finish(claim.number).unwrap();
-        assert!(queue.take(workers[0]).is_none());
-        assert!(queue.take(workers[0]).is_none());
+        assert!(queue.take_one(workers[0]).is_none());
+        assert!(queue.take_one(workers[0]).is_none());
         assert_eq!(queue.put(8), Err(8));
     }
 
@@ -367,8 +411,8 @@ mod tests {
         let claim = take(&queue, workers[0]);
         queue.close();
         thread::scope(|scope| {
-            let other = scope.spawn(|| queue.take(workers[1]).map(|claim| claim.job));
-            assert_eq!(die(&queue, workers[0], &claim).next, Next::Again);
+            let other = scope.spawn(|| queue.take_one(workers[1]).map(|claim| claim.job));
+            assert_eq!(die(&queue, workers[0], &claim).jobs[0].1, Next::Again);
             assert_eq!(other.join().unwrap(), Some(7));
         });
     }
@@ -400,12 +444,12 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.job, fallout.next, fallout.left, fallout.orphans), (0, Next::Again, vec![0], vec![]));
+        assert_eq!((fallout.jobs, fallout.left, fallout.orphans), (vec![(0, Next::Again)], vec![0], vec![]));
         // The other replica goes on with it, before what came later.
         let again = take(&queue, workers[1]);
         assert_eq!((again.job, again.attempt), (0, 2));
         assert_eq!(take(&queue, workers[1]).job, 1);
-        assert!(queue.take(workers[0]).is_none(), "who has left gets no more");
+        assert!(queue.take_one(workers[0]).is_none(), "who has left gets no more");
     }
 
     #[test]
@@ -421,7 +465,7 @@ mod tests {
         // The others meet it too, and are tried again as often as any.
         for claim in &claims[..2] {
             let fallout = queue.fail(claim.number, &[gpu(1)], Noticed::ByError).unwrap();
-            assert_eq!((fallout.next, fallout.left), (Next::Again, vec![]));
+            assert_eq!((fallout.jobs[0].1, fallout.left), (Next::Again, vec![]));
         }
         assert_eq!([0; 3].map(|_| take(&queue, workers[3]).job), [0, 1, 2]);
     }
@@ -434,7 +478,7 @@ mod tests {
         for (worker, next) in workers.iter().zip([Next::Again, Next::Suspect]) {
             let claim = take(&queue, *worker);
             assert_eq!(claim.job, 0);
-            assert_eq!(die(&queue, *worker, &claim).next, next);
+            assert_eq!(die(&queue, *worker, &claim).jobs[0].1, next);
         }
         assert_eq!(take(&queue, workers[2]).job, 1);
     }
@@ -449,11 +493,11 @@ mod tests {
         }
         // Each time another request of the same replica meets the failure first.
         for (replica, next) in [Next::Again, Next::Again, Next::TooOften].into_iter().enumerate() {
-            let worker = workers[2 * replica];
-            let (innocent, other) = (take(&queue, worker), take(&queue, worker));
+            let (worker, beside) = (workers[2 * replica], workers[2 * replica + 1]);
+            let (innocent, other) = (take(&queue, worker), take(&queue, beside));
             assert_eq!((innocent.job, innocent.attempt), (0, replica + 1));
-            die(&queue, worker, &other);
-            assert_eq!(die(&queue, worker, &innocent).next, next);
+            die(&queue, beside, &other);
+            assert_eq!(die(&queue, worker, &innocent).jobs[0].1, next);
         }
     }
 
@@ -464,7 +508,7 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.next, fallout.orphans), (Next::Nobody, vec![1]));
+        assert_eq!((fallout.jobs[0].1, fallout.orphans), (Next::Nobody, vec![1]));
         assert_eq!(queue.put(2), Err(2));
     }
 
@@ -489,7 +533,7 @@ mod tests {
         queue.put(0).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = queue.fail(claim.number, &[gpu(0)], Noticed::BySilence).unwrap();
-        assert_eq!(fallout.next, Next::Again);
+        assert_eq!(fallout.jobs[0].1, Next::Again);
         assert_eq!(queue.finish(claim.number), Err(Gone));
         assert_eq!(queue.if_current(claim.number, || panic!("nobody should hear of it")), Err(Gone));
         assert!(queue.fail(claim.number, &[gpu(0)], Noticed::ByError).is_err());
@@ -512,7 +556,7 @@ mod tests {
             paused.join().unwrap();
         });
         let new = queue.open(vec![(vec![gpu(5)], 1)]);
-        assert!(queue.take(workers[0]).is_none());
+        assert!(queue.take_one(workers[0]).is_none());
         assert_eq!(take(&queue, new[0]).job, 1);
     }
 }

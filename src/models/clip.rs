@@ -1,7 +1,7 @@
 //! The text encoder of CLIP. Radford et al. 2021; matches transformers' `CLIPTextModel`.
 
 use super::{
-    route::Route,
+    route::{Route, Walk},
     spec::{ClipSpec, TextActivation},
 };
 use crate::{
@@ -30,33 +30,27 @@ impl ClipTextEncoder {
     /// Reads all of `text_encoder/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &ClipSpec, route: &Route) -> Result<Self> {
         let (width, layers) = (spec.hidden_size, spec.num_hidden_layers);
-        let embeddings = w.at("embeddings").on(route.first());
+        let section = |i: usize| w.section(i, route.at(i));
+        let embeddings = section(0).at("embeddings");
+        let positions = spec.max_position_embeddings;
         Ok(Self {
             token_embedding: Embedding::load(&embeddings.at("token_embedding"), spec.vocab_size, width)?,
-            position_embedding: Embedding::load(
-                &embeddings.at("position_embedding"),
-                spec.max_position_embeddings,
-                width,
-            )?,
+            position_embedding: Embedding::load(&embeddings.at("position_embedding"), positions, width)?,
             layers: (0..layers)
-                .map(|i| EncoderLayer::load(&w.at("encoder.layers").at(i).on(route.at(1 + i)), spec))
+                .map(|i| EncoderLayer::load(&section(1 + i).at("encoder.layers").at(i), spec))
                 .collect::<Result<_>>()?,
-            final_layer_norm: LayerNorm::load(
-                &w.at("final_layer_norm").on(route.at(1 + layers)),
-                width,
-                spec.layer_norm_eps,
-            )?,
+            final_layer_norm: LayerNorm::load(&section(1 + layers).at("final_layer_norm"), width, spec.layer_norm_eps)?,
         })
     }
 
     /// Texts of equal length to features `[texts, tokens, hidden_size]`, after the final norm.
-    pub fn forward(&self, ids: &[Vec<u32>], route: &Route) -> Result<Tensor> {
+    pub fn forward(&self, ids: &[Vec<u32>], walk: &Walk) -> Result<Tensor> {
         let (tokens, positions) = (&self.token_embedding.weight, &self.position_embedding.weight);
-        let mut h = Tensor::embedding(route.first(), ids, tokens, positions)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            h = layer.forward(&h.to(route.at(1 + i))?)?;
+        let mut h = Tensor::embedding(walk.next()?, ids, tokens, positions)?;
+        for layer in &self.layers {
+            h = layer.forward(&walk.take(h)?)?;
         }
-        self.final_layer_norm.forward(&h.to(route.at(1 + self.layers.len()))?)
+        self.final_layer_norm.forward(&walk.take(h)?)
     }
 }
 

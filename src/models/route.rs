@@ -1,9 +1,16 @@
-//! Which device runs each section of a network.
+//! Which device runs each section of a network, and a walk through them.
 //!
-//! A network is a sequence of sections, the one list that cuts and messages use. Its code names no device: a section
-//! begins by asking its input to be where the route says, which is free when it is there already.
+//! A network is a sequence of sections, the one list that cuts, visiting weights, gates and messages use. Its code names no
+//! device: it walks, and what it works on comes along to wherever the next section runs, which is free when that is here.
 
-use crate::backend::{Device, Keep};
+use std::cell::{Cell, RefCell};
+
+use crate::{
+    backend::{Device, Keep},
+    error::Result,
+    tensor::Tensor,
+    weights::Visitors,
+};
 
 /// A device for each section, in the network's order.
 #[derive(Clone)]
@@ -49,6 +56,160 @@ impl Route {
         }
         devices
     }
+
+    /// The same with those devices that have a lane in `lanes` replaced by it.
+    #[must_use]
+    pub fn with_lanes(&self, lanes: &[Device]) -> Self {
+        let lane = |device: &Device| lanes.iter().find(|lane| *lane == device).unwrap_or(device).clone();
+        Self(self.0.iter().map(lane).collect())
+    }
+
+    /// A walk through all sections, whose weights are where they are used.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk::new(self, None, &Open)
+    }
+}
+
+/// Who is told when a walk comes to a section, and may let it wait there.
+pub trait Borders {
+    /// The walk comes to `section`.
+    ///
+    /// # Errors
+    /// If it may not go on.
+    fn enter(&self, section: usize) -> Result<()>;
+
+    /// `bytes` go from one section to another; over a link if these run on different devices.
+    fn carry(&self, _from: usize, _to: usize, _bytes: usize) {}
+}
+
+/// Nobody.
+pub struct Open;
+
+impl Borders for Open {
+    fn enter(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One way through the sections of a network. Weights that rest elsewhere come to each section as the walk does, and the
+/// next section's on the same device meanwhile.
+pub struct Walk<'a> {
+    route: &'a Route,
+    visitors: Option<&'a Visitors>,
+    borders: &'a dyn Borders,
+    /// The sections that it comes by; `None` for all.
+    stops: Option<Vec<usize>>,
+    /// Stops that it has come by.
+    passed: Cell<usize>,
+}
+
+impl<'a> Walk<'a> {
+    /// Through all sections.
+    pub fn new(route: &'a Route, visitors: Option<&'a Visitors>, borders: &'a dyn Borders) -> Self {
+        Self { route, visitors, borders, stops: None, passed: Cell::new(0) }
+    }
+
+    /// The same devices, through these sections only.
+    #[must_use]
+    pub fn through(&self, stops: Vec<usize>) -> Self {
+        Self { stops: Some(stops), passed: Cell::new(0), ..*self }
+    }
+
+    /// The section that is stop number `index`.
+    fn stop(&self, index: usize) -> Option<usize> {
+        match &self.stops {
+            Some(stops) => stops.get(index).copied(),
+            None => (index < self.route.0.len()).then_some(index),
+        }
+    }
+
+    /// Where it stands.
+    fn here(&self) -> Option<usize> {
+        self.passed.get().checked_sub(1).and_then(|last| self.stop(last))
+    }
+
+    /// Goes to the next section and gives its device.
+    ///
+    /// # Errors
+    /// If the walk may not go on, or weights cannot be brought.
+    ///
+    /// # Panics
+    /// If there is no further section: the network has gone another way than its list of sections.
+    pub fn next(&self) -> Result<&'a Device> {
+        let section = self.stop(self.passed.get()).expect("a network has as many sections as it lists");
+        let device = self.route.at(section);
+        if let (Some(visitors), Some(before)) = (self.visitors, self.here()) {
+            // Before the border: whoever comes to this device next has room for visitors of its own.
+            visitors.depart(before);
+        }
+        self.borders.enter(section)?;
+        self.passed.set(self.passed.get() + 1);
+        if let Some(visitors) = self.visitors {
+            visitors.arrive(section)?;
+            if let Some(next) = self.stop(self.passed.get()).filter(|&next| self.route.at(next) == device) {
+                visitors.expect(next)?;
+            }
+        }
+        Ok(device)
+    }
+
+    /// Goes to the next section and takes `x` along.
+    ///
+    /// # Errors
+    /// As [`Walk::next`], and if the device has no room.
+    pub fn take(&self, x: Tensor) -> Result<Tensor> {
+        let from = self.here();
+        let device = self.next()?;
+        if let (Some(from), Some(to)) = (from, self.here()) {
+            self.borders.carry(from, to, x.bytes());
+        }
+        x.to(device)
+    }
+
+    /// Sends `x` ahead to where `section` runs.
+    ///
+    /// # Errors
+    /// If that device has no room.
+    pub fn send(&self, x: &Tensor, section: usize) -> Result<Tensor> {
+        if let Some(here) = self.here() {
+            self.borders.carry(here, section, x.bytes());
+        }
+        x.to(self.route.at(section))
+    }
+}
+
+impl Drop for Walk<'_> {
+    fn drop(&mut self) {
+        if let Some(visitors) = self.visitors {
+            // Where it stands and what was expected there.
+            let last = self.here().into_iter().chain(self.here().and_then(|_| self.stop(self.passed.get())));
+            last.for_each(|section| visitors.depart(section));
+        }
+    }
+}
+
+/// A small tensor that every section needs: copied once to each device that asks for it.
+pub struct Shared(RefCell<Vec<Tensor>>);
+
+impl Shared {
+    /// `x`, so far where it is.
+    pub fn new(x: Tensor) -> Self {
+        Self(RefCell::new(vec![x]))
+    }
+
+    /// The copy on `device`.
+    ///
+    /// # Errors
+    /// If there is none yet and the device has no room.
+    pub fn on(&self, device: &Device) -> Result<Tensor> {
+        let mut copies = self.0.borrow_mut();
+        if let Some(copy) = copies.iter().find(|copy| copy.device() == device) {
+            return Ok(copy.clone());
+        }
+        let copy = copies[0].to(device)?;
+        copies.push(copy.clone());
+        Ok(copy)
+    }
 }
 
 /// What one request keeps on each device of a route.
@@ -67,6 +228,16 @@ impl Keeps {
     /// If there is none: a route's devices all have one.
     pub fn on(&self, device: &Device) -> &Keep {
         self.0.iter().find(|keep| keep.device() == device).expect("every device of a route has a keep arena")
+    }
+
+    /// The same arenas, ops on what they hold going to the lanes of their devices.
+    #[must_use]
+    pub fn with_lanes(&self, lanes: &[Device]) -> Self {
+        let own = |keep: &Keep| match lanes.iter().find(|lane| *lane == keep.device()) {
+            Some(lane) => keep.with_lane(lane),
+            None => keep.clone(),
+        };
+        Self(self.0.iter().map(own).collect())
     }
 
     /// All of them.

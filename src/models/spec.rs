@@ -305,6 +305,54 @@ pub struct ModelSpec {
     pub scheduler: SchedulerConfig,
     /// What a request uses where the user says nothing.
     pub defaults: Defaults,
+    /// What `model_index.json` lists, in its order, as far as it is there.
+    pub listed: Vec<Listed>,
+}
+
+/// A part of the pipeline that `model_index.json` lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its folder.
+    pub name: String,
+    /// The parameters of a network that is known and not run: the safety checker's.
+    pub parameters: Option<u64>,
+}
+
+/// The part that looks at finished pictures in diffusers.
+const SAFETY_CHECKER: &str = "safety_checker";
+
+/// The parameters of a `StableDiffusionSafetyChecker`, a CLIP vision tower with a projection and twenty concepts, from the
+/// text of its `config.json`.
+fn safety_checker_parameters(text: &str, file: &str) -> Result<u64> {
+    let config = Object::parse(text, file)?;
+    let vision = config.get("vision_config").map_or_else(|| "{}".to_owned(), Value::to_string);
+    let vision = Object::parse(&vision, format!("{file}: vision_config"))?;
+    let size = |key: &str, default: usize| Ok::<_, Error>(vision.size(key, WIDTHS)?.unwrap_or(default) as u64);
+    let (width, inner) = (size("hidden_size", 768)?, size("intermediate_size", 3072)?);
+    let layers = vision.size("num_hidden_layers", COUNTS)?.unwrap_or(12) as u64;
+    let (image, patch, channels) = (size("image_size", 224)?, size("patch_size", 32)?, size("num_channels", 3)?);
+    let projection = config.size("projection_dim", WIDTHS)?.unwrap_or(512) as u64;
+    let norm = 2 * width;
+    let embeddings = width + channels * patch * patch * width + ((image / patch).pow(2) + 1) * width;
+    let layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 2 * norm;
+    // 17 concepts and 3 that need special care: a direction and a threshold each.
+    Ok(embeddings + norm + layers * layer + norm + width * projection + 20 * (projection + 1))
+}
+
+/// What `index` lists and does not set to nothing.
+fn listed(index: &Object, files: &ModelFiles) -> Result<Vec<Listed>> {
+    let is_there = |name: &&str| index.get(name).and_then(|entry| entry.get(1)).is_some_and(Value::is_string);
+    let part = |name: &str| {
+        let config = format!("{name}/config.json");
+        let parameters = match name {
+            SAFETY_CHECKER if files.exists(&config) => {
+                Some(safety_checker_parameters(&files.text(&config)?, &files.path_of(&config))?)
+            }
+            _ => None,
+        };
+        Ok(Listed { name: name.to_owned(), parameters })
+    };
+    index.keys().filter(is_there).map(part).collect()
 }
 
 /// Defaults of a request: from the optional `sdshard.toml` beside `model_index.json`, else from the configs.
@@ -340,7 +388,8 @@ impl ModelSpec {
     /// Fails where the pipeline or a component is of another class, where a value is not supported, and where two
     /// components do not fit together.
     pub fn load(files: &ModelFiles) -> Result<Self> {
-        check_classes(&Object::parse(&files.text(MODEL_INDEX)?, files.path_of(MODEL_INDEX))?)?;
+        let index = Object::parse(&files.text(MODEL_INDEX)?, files.path_of(MODEL_INDEX))?;
+        check_classes(&index)?;
         let read = |path: &str| Ok::<_, Error>((files.text(path)?, files.path_of(path)));
         let (text, file) = read("text_encoder/config.json")?;
         let text_encoder = ClipSpec::from_json(&text, &file)?;
@@ -370,7 +419,7 @@ impl ModelSpec {
         if let Some(kind) = defaults.scheduler {
             scheduler.with_kind(kind)?;
         }
-        Ok(Self { text_encoder, unet, vae, scheduler, defaults })
+        Ok(Self { text_encoder, unet, vae, scheduler, defaults, listed: listed(&index, files)? })
     }
 }
 
@@ -538,6 +587,18 @@ mod tests {
         let vae = VaeSpec::from_json(SD15_VAE, "vae/config.json").unwrap();
         assert_eq!((vae.scaling_factor, vae.scale(), vae.force_upcast), (0.18215, 8, false));
         assert!(vae.use_quant_conv && vae.use_post_quant_conv && vae.mid_block_add_attention);
+    }
+
+    #[test]
+    fn the_safety_checker_is_counted_from_its_config() {
+        let sd15 = r#"{"projection_dim": 768, "vision_config": {"hidden_size": 1024, "intermediate_size": 4096,
+            "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224}}"#;
+        // In f16, 607,963,176 bytes; with the 257 position ids of 8 bytes that diffusers counts, 607,965,232.
+        assert_eq!(2 * safety_checker_parameters(sd15, "x").unwrap() + 257 * 8, 607_965_232);
+        // The tower of ViT-B/32 has 87,456,000 parameters, its projection 768 x 512.
+        assert_eq!(safety_checker_parameters("{}", "x").unwrap(), 87_456_000 + 768 * 512 + 20 * 513);
+        let error = safety_checker_parameters(r#"{"vision_config": {"patch_size": 0}}"#, "x").unwrap_err().to_string();
+        assert!(error.contains("x: vision_config: `patch_size` must be a whole number"), "{error}");
     }
 
     #[test]

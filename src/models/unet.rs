@@ -2,7 +2,7 @@
 
 use super::{
     blocks::{Downsample, KeysValues, ResnetBlock, ResnetFacts, Transformer, TransformerFacts, Upsample},
-    route::{Keeps, Route},
+    route::{Keeps, Route, Shared, Walk},
     spec::UnetSpec,
 };
 use crate::{
@@ -39,6 +39,8 @@ pub struct DenoiserInput<'a> {
 }
 
 /// Latents, time and text to the scheduler's model output.
+///
+/// It is cut finely: every residual block, transformer and sampler is a section of its own.
 pub struct Unet {
     conv_in: Conv2d,
     linear_1: Linear,
@@ -48,6 +50,10 @@ pub struct Unet {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    /// The sections of the transformers, in order.
+    attentions: Vec<usize>,
+    /// The sections of the up path's residual blocks, in order: each takes what a section of the down path left.
+    takers: Vec<usize>,
 }
 
 struct DownBlock {
@@ -82,11 +88,27 @@ impl Unet {
     /// Where it can be cut: the names of its sections, in order. `conv_in` has the time embedding with it, `conv_out`
     /// the norm before it.
     pub fn sections(spec: &UnetSpec) -> Vec<String> {
-        let levels = 0..spec.block_out_channels.len();
-        let down = levels.clone().map(|i| format!("down_blocks.{i}"));
-        let up = levels.map(|i| format!("up_blocks.{i}"));
+        let levels = spec.block_out_channels.len();
+        let block = |name: String, layers: usize, attention: bool, sampler: Option<&str>| {
+            let mut parts = Vec::new();
+            for i in 0..layers {
+                parts.push(format!("{name}.resnets.{i}"));
+                parts.extend(attention.then(|| format!("{name}.attentions.{i}")));
+            }
+            parts.extend(sampler.map(|sampler| format!("{name}.{sampler}.0")));
+            parts
+        };
+        let down = (0..levels).flat_map(|i| {
+            let sampler = (i + 1 < levels).then_some("downsamplers");
+            block(format!("down_blocks.{i}"), spec.layers_per_block, spec.down_attention[i], sampler)
+        });
+        let mid = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"].map(String::from);
+        let up = (0..levels).flat_map(|i| {
+            let sampler = (i + 1 < levels).then_some("upsamplers");
+            block(format!("up_blocks.{i}"), spec.layers_per_block + 1, spec.up_attention[i], sampler)
+        });
         let word = |word: &str| [word.to_string()];
-        word("conv_in").into_iter().chain(down).chain(word("mid_block")).chain(up).chain(word("conv_out")).collect()
+        word("conv_in").into_iter().chain(down).chain(mid).chain(up).chain(word("conv_out")).collect()
     }
 
     /// Reads all of `unet/`, each section for the device that runs it.
@@ -106,159 +128,170 @@ impl Unet {
             Transformer::load(w, widths[level], facts)
         };
 
-        let down_block = |level: usize| -> Result<DownBlock> {
-            let w = w.at("down_blocks").at(level).on(route.at(1 + level));
-            let layers = 0..spec.layers_per_block;
-            let before = widths[level.saturating_sub(1)];
-            Ok(DownBlock {
-                resnets: layers
-                    .clone()
-                    .map(|i| {
-                        let channels = if i == 0 { before } else { widths[level] };
-                        ResnetBlock::load(&w.at("resnets").at(i), channels, widths[level], facts)
-                    })
-                    .collect::<Result<_>>()?,
-                attentions: layers
-                    .filter(|_| spec.down_attention[level])
-                    .map(|i| transformer(&w.at("attentions").at(i), level))
-                    .collect::<Result<_>>()?,
-                downsample: (level < last)
-                    .then(|| Downsample::load(&w.at("downsamplers.0"), widths[level], Padding::Same))
-                    .transpose()?,
-            })
+        let mut section = {
+            let mut next = 0;
+            move || {
+                next += 1;
+                (next - 1, w.section(next - 1, route.at(next - 1)))
+            }
         };
-        // Up blocks are numbered from the lowest resolution; each layer also takes what a down layer left behind.
-        let up_block = |i: usize| -> Result<UpBlock> {
-            let (w, level) = (w.at("up_blocks").at(i).on(route.at(widths.len() + 2 + i)), last - i);
-            let layers = 0..spec.layers_per_block + 1;
-            let below = widths[(level + 1).min(last)];
-            let above = widths[level.saturating_sub(1)];
-            Ok(UpBlock {
-                resnets: layers
-                    .clone()
-                    .map(|j| {
-                        let channels = if j == 0 { below } else { widths[level] };
-                        let skip = if j == spec.layers_per_block { above } else { widths[level] };
-                        ResnetBlock::load(&w.at("resnets").at(j), channels + skip, widths[level], facts)
-                    })
-                    .collect::<Result<_>>()?,
-                attentions: layers
-                    .filter(|_| spec.up_attention[i])
-                    .map(|j| transformer(&w.at("attentions").at(j), level))
-                    .collect::<Result<_>>()?,
-                upsample: (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?,
-            })
+        let (mut attentions, mut takers) = (Vec::new(), Vec::new());
+        let (_, first) = section();
+        let conv_in = Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], 3)?;
+        let linear_1 = Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?;
+        let linear_2 = Linear::load(&first.at("time_embedding.linear_2"), time, time)?;
+
+        let mut down_blocks = Vec::with_capacity(widths.len());
+        for level in 0..widths.len() {
+            let name = format!("down_blocks.{level}");
+            let before = widths[level.saturating_sub(1)];
+            let mut block = DownBlock { resnets: Vec::new(), attentions: Vec::new(), downsample: None };
+            for i in 0..spec.layers_per_block {
+                let channels = if i == 0 { before } else { widths[level] };
+                let w = section().1.at(&name).at("resnets").at(i);
+                block.resnets.push(ResnetBlock::load(&w, channels, widths[level], facts)?);
+                if spec.down_attention[level] {
+                    let (index, w) = section();
+                    attentions.push(index);
+                    block.attentions.push(transformer(&w.at(&name).at("attentions").at(i), level)?);
+                }
+            }
+            if level < last {
+                let w = section().1.at(&name).at("downsamplers.0");
+                block.downsample = Some(Downsample::load(&w, widths[level], Padding::Same)?);
+            }
+            down_blocks.push(block);
+        }
+
+        let resnet_1 = ResnetBlock::load(&section().1.at("mid_block.resnets.0"), widths[last], widths[last], facts)?;
+        let (index, mid) = section();
+        attentions.push(index);
+        let mid_block = MidBlock {
+            resnet_1,
+            attention: transformer(&mid.at("mid_block.attentions.0"), last)?,
+            resnet_2: ResnetBlock::load(&section().1.at("mid_block.resnets.1"), widths[last], widths[last], facts)?,
         };
 
-        let embedding = w.at("time_embedding").on(route.first());
-        let mid = w.at("mid_block").on(route.at(widths.len() + 1));
-        let out = w.on(route.at(2 * widths.len() + 2));
+        // Up blocks are numbered from the lowest resolution; each layer also takes what a down layer left behind.
+        let mut up_blocks = Vec::with_capacity(widths.len());
+        for i in 0..widths.len() {
+            let (name, level) = (format!("up_blocks.{i}"), last - i);
+            let below = widths[(level + 1).min(last)];
+            let above = widths[level.saturating_sub(1)];
+            let mut block = UpBlock { resnets: Vec::new(), attentions: Vec::new(), upsample: None };
+            for j in 0..spec.layers_per_block + 1 {
+                let channels = if j == 0 { below } else { widths[level] };
+                let skip = if j == spec.layers_per_block { above } else { widths[level] };
+                let (index, w) = section();
+                takers.push(index);
+                let w = w.at(&name).at("resnets").at(j);
+                block.resnets.push(ResnetBlock::load(&w, channels + skip, widths[level], facts)?);
+                if spec.up_attention[i] {
+                    let (index, w) = section();
+                    attentions.push(index);
+                    block.attentions.push(transformer(&w.at(&name).at("attentions").at(j), level)?);
+                }
+            }
+            if i < last {
+                block.upsample = Some(Upsample::load(&section().1.at(&name).at("upsamplers.0"), widths[level])?);
+            }
+            up_blocks.push(block);
+        }
+
+        let (_, out) = section();
+        let conv_norm_out = GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, spec.norm_eps)?;
+        let conv_out = Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?;
         Ok(Self {
-            conv_in: Conv2d::load(&w.at("conv_in").on(route.first()), spec.in_channels, widths[0], 3)?,
-            linear_1: Linear::load(&embedding.at("linear_1"), widths[0], time)?,
-            linear_2: Linear::load(&embedding.at("linear_2"), time, time)?,
-            down_blocks: (0..widths.len()).map(down_block).collect::<Result<_>>()?,
-            mid_block: MidBlock {
-                resnet_1: ResnetBlock::load(&mid.at("resnets.0"), widths[last], widths[last], facts)?,
-                attention: transformer(&mid.at("attentions.0"), last)?,
-                resnet_2: ResnetBlock::load(&mid.at("resnets.1"), widths[last], widths[last], facts)?,
-            },
-            up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
-            conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, spec.norm_eps)?,
-            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,
+            conv_in,
+            linear_1,
+            linear_2,
+            down_blocks,
+            mid_block,
+            up_blocks,
+            conv_norm_out,
+            conv_out,
+            attentions,
+            takers,
         })
     }
 
-    /// The transformers of each section, in the order in which `forward` comes by.
-    fn transformers(&self) -> impl Iterator<Item = (usize, &Transformer)> {
-        let levels = self.down_blocks.len();
-        let down = self.down_blocks.iter().enumerate();
-        let down = down.flat_map(|(i, block)| block.attentions.iter().map(move |t| (1 + i, t)));
-        let up = self.up_blocks.iter().enumerate();
-        let up = up.flat_map(move |(i, block)| block.attentions.iter().map(move |t| (levels + 2 + i, t)));
-        down.chain([(levels + 1, &self.mid_block.attention)]).chain(up)
+    /// The transformers, in the order of their sections.
+    fn transformers(&self) -> impl Iterator<Item = &Transformer> {
+        let down = self.down_blocks.iter().flat_map(|block| &block.attentions);
+        let up = self.up_blocks.iter().flat_map(|block| &block.attentions);
+        down.chain([&self.mid_block.attention]).chain(up)
     }
 
     /// Keys and values of the text for every layer, kept for the whole request on the device that will use them.
-    pub fn condition(&self, conditioning: &Conditioning, route: &Route, keeps: &Keeps) -> Result<TextKeysValues> {
-        let keys_values = |(section, transformer): (usize, &Transformer)| -> Result<Vec<KeysValues>> {
-            let device = route.at(section);
+    pub fn condition(&self, conditioning: &Conditioning, walk: &Walk, keeps: &Keeps) -> Result<TextKeysValues> {
+        let walk = walk.through(self.attentions.clone());
+        let context = Shared::new(conditioning.context.clone());
+        let keys_values = |transformer: &Transformer| -> Result<Vec<KeysValues>> {
+            let device = walk.next()?;
             let keep = keeps.on(device);
             let kept = |kv: KeysValues| Ok(KeysValues { k: kv.k.keep(keep)?, v: kv.v.keep(keep)? });
-            transformer.keys_values(&conditioning.context.to(device)?)?.into_iter().map(kept).collect()
+            transformer.keys_values(&context.on(device)?)?.into_iter().map(kept).collect()
         };
         self.transformers().map(keys_values).collect::<Result<_>>().map(TextKeysValues)
     }
 
     /// `[batch, height, width, in_channels]` to `[batch, height, width, out_channels]`.
     ///
-    /// Sections follow the route. What the down path leaves for the up path goes to its consumer's device as soon as
-    /// it is made.
-    pub fn forward(&self, input: &DenoiserInput, route: &Route) -> Result<Tensor> {
-        let levels = self.down_blocks.len();
+    /// What the down path leaves for the up path goes to its consumer's device as soon as it is made.
+    pub fn forward(&self, input: &DenoiserInput, walk: &Walk) -> Result<Tensor> {
+        walk.next()?;
         // Every residual block begins with SiLU of the time embedding, so it ends with it.
         let silu = Fuse::activation(Activation::Silu);
         let time = self.linear_2.forward_with(&self.linear_1.forward_with(input.time_features, &silu)?, &silu)?;
+        let time = Shared::new(time);
+        let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device())?));
         let mut texts = input.text.0.iter();
         let mut text = || texts.next().expect("`condition` went by the same transformers").as_slice();
 
-        let skips_in_all =
-            1 + self.down_blocks.iter().map(|b| b.resnets.len() + b.downsample.iter().len()).sum::<usize>();
-        let mut skips: Vec<Tensor> = Vec::with_capacity(skips_in_all);
+        let mut skips: Vec<Tensor> = Vec::with_capacity(self.takers.len());
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
-            // The last one left is the first one taken; every up block takes one for each of its layers.
-            let up_block = (skips_in_all - 1 - skips.len()) / self.up_blocks[0].resnets.len();
-            skips.push(h.to(route.at(levels + 2 + up_block))?);
+            // The last one left is the first one taken.
+            let taker = self.takers[self.takers.len() - 1 - skips.len()];
+            skips.push(walk.send(h, taker)?);
             Ok(())
         };
 
         let mut h = self.conv_in.forward(input.latents)?;
         leave(&mut skips, &h)?;
-        for (level, block) in self.down_blocks.iter().enumerate() {
-            let device = route.at(1 + level);
-            let time = time.to(device)?;
-            h = h.to(device)?;
-            for (i, resnet) in block.resnets.iter().enumerate() {
-                h = resnet.forward(&h, Some(&time))?;
+        for block in &self.down_blocks {
+            for (i, layer) in block.resnets.iter().enumerate() {
+                h = resnet(layer, &walk.take(h)?)?;
                 if let Some(attention) = block.attentions.get(i) {
-                    h = attention.forward(&h, text())?;
+                    h = attention.forward(&walk.take(h)?, text())?;
                 }
                 leave(&mut skips, &h)?;
             }
             if let Some(downsample) = &block.downsample {
-                h = downsample.forward(&h)?;
+                h = downsample.forward(&walk.take(h)?)?;
                 leave(&mut skips, &h)?;
             }
         }
 
-        {
-            let device = route.at(levels + 1);
-            let time = time.to(device)?;
-            h = h.to(device)?;
-            h = self.mid_block.resnet_1.forward(&h, Some(&time))?;
-            h = self.mid_block.attention.forward(&h, text())?;
-            h = self.mid_block.resnet_2.forward(&h, Some(&time))?;
-        }
+        h = resnet(&self.mid_block.resnet_1, &walk.take(h)?)?;
+        h = self.mid_block.attention.forward(&walk.take(h)?, text())?;
+        h = resnet(&self.mid_block.resnet_2, &walk.take(h)?)?;
 
-        for (i, block) in self.up_blocks.iter().enumerate() {
-            let device = route.at(levels + 2 + i);
-            let time = time.to(device)?;
-            h = h.to(device)?;
-            for (j, resnet) in block.resnets.iter().enumerate() {
+        for block in &self.up_blocks {
+            for (j, layer) in block.resnets.iter().enumerate() {
                 let skip = skips.pop().expect("the down path left one for each layer of the up path");
-                h = h.concat_channels(&skip)?;
+                h = walk.take(h)?.concat_channels(&skip)?;
                 drop(skip);
-                h = resnet.forward(&h, Some(&time))?;
+                h = resnet(layer, &h)?;
                 if let Some(attention) = block.attentions.get(j) {
-                    h = attention.forward(&h, text())?;
+                    h = attention.forward(&walk.take(h)?, text())?;
                 }
             }
             if let (Some(upsample), Some(next)) = (&block.upsample, skips.last()) {
-                h = upsample.forward(&h, next.dim(1), next.dim(2))?;
+                h = upsample.forward(&walk.take(h)?, next.dim(1), next.dim(2))?;
             }
         }
 
-        h = h.to(route.at(2 * levels + 2))?;
+        h = walk.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
         self.conv_out.forward(&h)
     }

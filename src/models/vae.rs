@@ -2,7 +2,7 @@
 
 use super::{
     blocks::{Attention, Downsample, ResnetBlock, ResnetFacts, Upsample},
-    route::Route,
+    route::{Route, Walk},
     spec::VaeSpec,
 };
 use crate::{
@@ -80,9 +80,10 @@ impl VaeDecoder {
     pub fn load(w: &Scope, spec: &VaeSpec, route: &Route) -> Result<Self> {
         let (widths, latent) = (&spec.block_out_channels, spec.latent_channels);
         let last = widths.len() - 1;
-        let decoder = w.at("decoder");
+        let section = |i: usize| w.section(i, route.at(i));
+        let decoder = |i: usize| section(i).at("decoder");
         let up_block = |i: usize| -> Result<_> {
-            let (w, level) = (decoder.at("up_blocks").at(i).on(route.at(2 + i)), last - i);
+            let (w, level) = (decoder(2 + i).at("up_blocks").at(i), last - i);
             let below = widths[(level + 1).min(last)];
             let resnets = (0..spec.layers_per_block + 1)
                 .map(|j| {
@@ -93,14 +94,14 @@ impl VaeDecoder {
             let upsample = (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?;
             Ok((resnets, upsample))
         };
-        let out = decoder.on(route.at(2 + widths.len()));
+        let out = decoder(2 + widths.len());
         Ok(Self {
             post_quant_conv: spec
                 .use_post_quant_conv
-                .then(|| Linear::load_conv1x1(&w.at("post_quant_conv").on(route.first()), latent, latent))
+                .then(|| Linear::load_conv1x1(&section(0).at("post_quant_conv"), latent, latent))
                 .transpose()?,
-            conv_in: Conv2d::load(&decoder.at("conv_in").on(route.first()), latent, widths[last], 3)?,
-            mid_block: MidBlock::load(&decoder.at("mid_block").on(route.at(1)), widths[last], spec)?,
+            conv_in: Conv2d::load(&decoder(0).at("conv_in"), latent, widths[last], 3)?,
+            mid_block: MidBlock::load(&decoder(1).at("mid_block"), widths[last], spec)?,
             up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, EPS)?,
             conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,
@@ -111,26 +112,25 @@ impl VaeDecoder {
 
     /// Latents as the denoiser has them, `[batch, height, width, latent_channels]`, to pictures in -1 to 1,
     /// `[batch, 8 height, 8 width, out_channels]`.
-    pub fn decode(&self, latents: &Tensor, route: &Route) -> Result<Tensor> {
+    pub fn decode(&self, latents: &Tensor, walk: &Walk) -> Result<Tensor> {
         let mut z = Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?;
         if self.shift_factor != 0.0 {
             let channels = z.shape().channels();
             z = z.add_channels(&Tensor::new(z.device(), [1, channels], &vec![self.shift_factor; channels])?)?;
         }
-        self.forward(z, route)
+        self.forward(z, walk)
     }
 
     /// The network alone: latents before scaling and shift.
-    pub fn forward(&self, z: Tensor, route: &Route) -> Result<Tensor> {
-        let mut h = z;
+    pub fn forward(&self, z: Tensor, walk: &Walk) -> Result<Tensor> {
+        let mut h = walk.take(z)?;
         if let Some(conv) = &self.post_quant_conv {
             h = conv.forward(&h)?;
         }
         h = self.conv_in.forward(&h)?;
-        h = h.to(route.at(1))?;
-        h = self.mid_block.forward(&h)?;
-        for (i, (resnets, upsample)) in self.up_blocks.iter().enumerate() {
-            h = h.to(route.at(2 + i))?;
+        h = self.mid_block.forward(&walk.take(h)?)?;
+        for (resnets, upsample) in &self.up_blocks {
+            h = walk.take(h)?;
             for resnet in resnets {
                 h = resnet.forward(&h, None)?;
             }
@@ -138,7 +138,7 @@ impl VaeDecoder {
                 h = upsample.forward(&h, 2 * h.dim(1), 2 * h.dim(2))?;
             }
         }
-        h = h.to(route.at(2 + self.up_blocks.len()))?;
+        h = walk.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
         self.conv_out.forward(&h)
     }

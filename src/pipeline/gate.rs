@@ -14,8 +14,8 @@ pub struct Gates(Monitor<State>);
 struct State {
     /// Sections so far.
     sections: u64,
-    /// Devices in use, each with the section that uses it.
-    held: Vec<(DeviceId, u64)>,
+    /// Sections in use: their number, the age of their request, and their devices.
+    held: Vec<(u64, u64, Vec<DeviceId>)>,
     /// Requests that wait, with everything that they could use.
     waiting: Vec<(u64, Vec<DeviceId>)>,
     lost: Vec<DeviceId>,
@@ -25,6 +25,7 @@ struct State {
 pub struct Section<'a> {
     gates: &'a Gates,
     number: u64,
+    devices: Vec<DeviceId>,
 }
 
 impl Default for Gates {
@@ -64,12 +65,12 @@ impl Gates {
             Some(entered.map(|choice| {
                 state.sections += 1;
                 let number = state.sections;
-                state.held.extend(choices[choice].iter().map(|&device| (device, number)));
+                state.held.push((number, age, choices[choice].clone()));
                 (choice, number)
             }))
         });
         match entered {
-            Ok((choice, number)) => Ok((choice, Section { gates: self, number })),
+            Ok((choice, number)) => Ok((choice, Section { gates: self, number, devices: choices[choice].clone() })),
             Err(Some(device)) => Err(Error::device(device, "it failed while this request waited for it")),
             Err(None) => Err(Error::request("there is no device to run on")),
         }
@@ -78,6 +79,14 @@ impl Gates {
     /// These devices will not be free again. Who waits for them is told; who uses them is not.
     pub fn lose(&self, devices: &[DeviceId]) {
         self.0.update(|state| state.lost.extend(devices));
+    }
+
+    /// The devices that the request of this age uses now, but for those that are lost: an earlier try may still hold them.
+    pub fn held_by(&self, age: u64) -> Vec<DeviceId> {
+        self.0.look(|state| {
+            let own = state.held.iter().filter(|(_, other, _)| *other == age);
+            own.flat_map(|(.., devices)| devices).copied().filter(|device| !state.lost.contains(device)).collect()
+        })
     }
 
     /// How many requests wait.
@@ -96,15 +105,22 @@ impl State {
     fn is_free(&self, age: u64, devices: &[DeviceId]) -> bool {
         devices.iter().all(|device| {
             let wanted = self.waiting.iter().any(|(other, wanted)| *other < age && wanted.contains(device));
-            let held = self.held.iter().any(|(held, _)| held == device);
+            let held = self.held.iter().any(|(_, _, held)| held.contains(device));
             !wanted && !held && !self.lost.contains(device)
         })
     }
 }
 
+impl Section<'_> {
+    /// What may be used.
+    pub fn devices(&self) -> &[DeviceId] {
+        &self.devices
+    }
+}
+
 impl Drop for Section<'_> {
     fn drop(&mut self) {
-        self.gates.0.update(|state| state.held.retain(|(_, number)| *number != self.number));
+        self.gates.0.update(|state| state.held.retain(|(number, ..)| *number != self.number));
     }
 }
 

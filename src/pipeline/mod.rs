@@ -12,30 +12,31 @@ pub mod stages;
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use crate::{
-    backend::DeviceId,
-    error::Result,
+    backend::{Device, DeviceId},
+    error::{Error, Result, Scope},
     models::{
         clip::ClipTextEncoder,
-        route::{Keeps, Route},
+        route::{Borders, Keeps, Open, Route, Walk},
         unet::Unet,
         vae::VaeDecoder,
     },
     scheduler::schedule,
     sync::{Clock, Monitor},
     tensor::Shape,
+    weights::Visitors,
 };
-use gate::Gates;
+use gate::{Gates, Section};
 pub use image::Image;
 pub use latents::Latents;
 pub use metadata::Metadata;
 pub use model::Model;
 use request::{Output, Request};
-use stages::{Branch, Denoise, Features, Noise};
+use stages::{Begin, Branch, Denoise, Features, Noise};
 
 /// A component of a pipeline: what a device map places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -163,15 +164,22 @@ impl Picture {
     }
 }
 
-/// A network and where its sections run.
+/// A network, where its sections run, and what has to be brought to them.
 pub struct Network<N> {
     /// The network.
     pub network: Arc<N>,
+    /// Its weights, if they rest elsewhere.
+    pub visitors: Option<Arc<Visitors>>,
     /// A device for each section.
     pub route: Route,
 }
 
 impl<N> Network<N> {
+    /// A walk through its sections that `borders` hears of.
+    pub fn walk<'a>(&'a self, borders: &'a dyn Borders) -> Walk<'a> {
+        Walk::new(&self.route, self.visitors.as_deref(), borders)
+    }
+
     fn devices(&self) -> Vec<DeviceId> {
         self.route.devices().into_iter().map(|device| device.id()).collect()
     }
@@ -213,12 +221,101 @@ pub struct Parts {
     pub vaes: Vec<Network<VaeDecoder>>,
 }
 
-/// One placement of one model, ready to draw. Several requests may pass through at once, each with its own [`Keeps`].
+/// What one request under way has of its own in a UNet's place.
+pub struct Slot {
+    negative: Option<(Route, Keeps)>,
+    positive: (Route, Keeps),
+    /// It passes from device to device, and leaves those behind it to others.
+    passes: bool,
+}
+
+impl Slot {
+    /// For a request in `place`, with `keeps` on each of its devices. With `lanes`, one for each device of a cut UNet, it
+    /// works in these and passes the gates one by one.
+    pub fn new(place: &UnetPlace, keeps: &Keeps, lanes: &[Device]) -> Self {
+        let passes = !lanes.is_empty() && place.negative.is_none() && place.positive.route.devices().len() > 1;
+        let lanes = if passes { lanes } else { &[] };
+        let own = |network: &Network<Unet>| (network.route.with_lanes(lanes), keeps.with_lanes(lanes));
+        Self { negative: place.negative.as_ref().map(own), positive: own(&place.positive), passes }
+    }
+}
+
+/// How a place works on texts: `[negative, positive]` or `[positive]`. The negative texts come first.
+pub fn branches<'a>(
+    place: &'a UnetPlace,
+    slot: &'a Slot,
+    mut texts: Vec<Features>,
+    guided: bool,
+    borders: &'a (dyn Borders + Sync),
+) -> Vec<Branch<'a>> {
+    let branch = |network: &'a Network<Unet>, (route, keeps): &'a (Route, Keeps), texts| Branch {
+        unet: &network.network,
+        visitors: network.visitors.as_deref(),
+        route,
+        keeps,
+        borders,
+        texts,
+    };
+    match (&place.negative, &slot.negative) {
+        (Some(network), Some(own)) if guided => {
+            let positive = texts.split_off(texts.len() / 2);
+            vec![branch(network, own, texts), branch(&place.positive, &slot.positive, positive)]
+        }
+        _ => vec![branch(&place.positive, &slot.positive, texts)],
+    }
+}
+
+/// One placement of one model, ready to draw. Several requests may pass through at once, each with its own [`Slot`]s.
 pub struct Pipeline {
     model: Arc<Model>,
     parts: Parts,
     gates: Arc<Gates>,
     texts: Arc<TextCache>,
+}
+
+/// Hears what happens to a request, by its place in the batch, and may stop it with an error.
+pub type OnProgress<'a> = &'a mut dyn FnMut(usize, Progress) -> Result<()>;
+
+/// One request of a batch.
+struct UnderWay {
+    spans: Vec<Span>,
+    /// Why it goes no further.
+    stopped: Option<Error>,
+}
+
+/// The requests of one batch on their way.
+struct Batch<'a> {
+    requests: &'a [&'a Request],
+    under_way: Vec<UnderWay>,
+    progress: OnProgress<'a>,
+}
+
+impl Batch<'_> {
+    /// Tells one request's listener, who may stop it.
+    ///
+    /// # Errors
+    /// If no request is left that goes on.
+    fn tell(&mut self, i: usize, progress: Progress) -> Result<()> {
+        if self.under_way[i].stopped.is_none()
+            && let Err(error) = (self.progress)(i, progress)
+        {
+            self.under_way[i].stopped = Some(error);
+        }
+        match self.going().next() {
+            Some(_) => Ok(()),
+            None => Err(Error::interrupted()),
+        }
+    }
+
+    /// Tells all of them.
+    fn tell_all(&mut self, progress: &Progress) -> Result<()> {
+        (0..self.requests.len()).try_for_each(|i| self.tell(i, progress.clone()))
+    }
+
+    /// Those that go on.
+    fn going(&self) -> impl Iterator<Item = usize> {
+        (0..self.requests.len()).filter(|&i| self.under_way[i].stopped.is_none())
+    }
 }
 
 impl Pipeline {
@@ -232,95 +329,172 @@ impl Pipeline {
         &self.parts
     }
 
-    /// Draws one picture. `keeps` has an arena on every device of the UNet's places that nobody else uses meanwhile;
-    /// `age` tells older requests from younger ones. `progress` hears what happens and may stop the request with an
-    /// error.
+    /// What one request under way needs in each of the UNet's places: `keeps` has an arena on every one of their devices
+    /// that nobody else uses meanwhile, `lanes` one for each device of those that are cut and shared with others.
+    pub fn slots(&self, keeps: &Keeps, lanes: &[Device]) -> Vec<Slot> {
+        self.parts.unets.iter().map(|place| Slot::new(place, keeps, lanes)).collect()
+    }
+
+    /// Draws one picture for each of `requests`, which [go together](Request::goes_with). `age` tells older requests from
+    /// younger ones.
     ///
     /// # Errors
-    /// If the request does not fit the model or the plan, a device fails, a value is not finite, or `progress` says so.
+    /// For all: if a device fails, an arena is full, or every request has been stopped. For one: if it does not fit the
+    /// model, a value is not finite, or `progress` stops it.
     pub fn generate(
         &self,
-        request: &Request,
+        requests: &[&Request],
         age: u64,
-        keeps: &Keeps,
-        progress: &mut dyn FnMut(Progress) -> Result<()>,
-    ) -> Result<Picture> {
-        let spec = &self.model.spec;
-        request.check(spec)?;
-        let schedule = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?;
-        let guided = request.guidance_scale > 1.0;
-        let mut spans = Vec::with_capacity(4);
+        slots: &[Slot],
+        progress: OnProgress,
+    ) -> Result<Vec<Result<Picture>>> {
+        let under_way = requests
+            .iter()
+            .map(|request| UnderWay { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
+        let mut batch = Batch { requests, under_way: under_way.collect(), progress };
+        let drawn = if batch.going().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
+        let stopped = batch.under_way.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
+        match drawn {
+            // Nobody goes on, and each has its own reason.
+            Err(_) if stopped.iter().all(Option::is_some) => Ok(stopped.into_iter().flatten().map(Err).collect()),
+            Err(error) => Err(error),
+            Ok(mut pictures) => {
+                let mut picture = |i| pictures.iter().position(|(of, _)| *of == i).map(|at| pictures.swap_remove(at).1);
+                let result = |(i, stopped): (usize, Option<Error>)| match (stopped, picture(i)) {
+                    (Some(error), _) => Err(error),
+                    (None, Some(result)) => result,
+                    (None, None) => unreachable!("who was not stopped has a picture"),
+                };
+                Ok(stopped.into_iter().enumerate().map(result).collect())
+            }
+        }
+    }
 
-        let mut texts = Vec::with_capacity(2);
-        for text in guided.then_some(&request.negative_prompt).into_iter().chain([&request.prompt]) {
-            texts.push(self.features(text, age, &mut spans, progress)?);
+    /// The pictures of those that go on, each with its place in the batch.
+    fn draw(&self, batch: &mut Batch, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
+        let spec = &self.model.spec;
+        let members: Vec<usize> = batch.going().collect();
+        let first = batch.requests[members[0]];
+        let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
+        let guided = first.guidance_scale > 1.0;
+
+        let mut texts = Vec::with_capacity(2 * members.len());
+        for of in [guided.then_some(Text::Negative), Some(Text::Positive)].into_iter().flatten() {
+            for &i in &members {
+                let request = batch.requests[i];
+                let text = if of == Text::Negative { &request.negative_prompt } else { &request.prompt };
+                texts.push(self.features(text, age, i, batch)?);
+            }
         }
 
         let scale = spec.vae.scale();
-        let (height, width) = (request.height / scale, request.width / scale);
-        let choices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
-        let calls = schedule.steps.len();
-        let values =
-            self.section(Component::Unet, calls, age, &choices, &mut spans, progress, |choice, progress| {
-                let noise = Noise::new(request);
-                let denoise =
-                    Denoise { spec, schedule: &schedule, guidance_scale: request.guidance_scale, height, width, noise };
-                let branches = branches(&self.parts.unets[choice], texts, keeps);
-                let clock = self.gates.clock();
-                stages::denoise(&branches, denoise, |done| {
-                    progress(Progress::Step { done, of: calls, at: clock.now() })
-                })
-            })?;
+        let (height, width) = (first.height / scale, first.width / scale);
+        let begin = |&i: &usize| Begin {
+            guidance_scale: batch.requests[i].guidance_scale,
+            noise: Noise::new(batch.requests[i]),
+        };
+        let images = members.iter().map(begin).collect();
+        let denoise = Denoise { spec, schedule: &schedule, images, height, width };
+        let latents = self.denoise(denoise, texts, guided, age, slots, batch)?;
 
         let shape = Shape::from([1, height, width, spec.unet.in_channels]);
+        let mut pictures = Vec::with_capacity(members.len());
+        for (i, values) in members.into_iter().zip(latents) {
+            if batch.under_way[i].stopped.is_none() {
+                let picture = match values {
+                    Ok(values) => self.picture(&values, shape, age, i, batch),
+                    Err(error) => Err(error),
+                };
+                match picture {
+                    // A device that fails takes the others' pictures along.
+                    Err(error) if !matches!(error.scope(), Scope::Request | Scope::Input | Scope::Interrupted) => {
+                        return Err(error);
+                    }
+                    picture => pictures.push((i, picture)),
+                }
+            }
+        }
+        Ok(pictures)
+    }
+
+    /// The loop, in the first of the UNet's places that is free.
+    fn denoise(
+        &self,
+        denoise: Denoise,
+        texts: Vec<Features>,
+        guided: bool,
+        age: u64,
+        slots: &[Slot],
+        batch: &mut Batch,
+    ) -> Result<Vec<Result<Vec<f32>>>> {
+        let devices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
+        // Who passes from device to device begins with the first.
+        let begins = |i: usize| match slots[i].passes {
+            true => vec![self.parts.unets[i].positive.route.first().id()],
+            false => devices[i].clone(),
+        };
+        let choices: Vec<_> = (0..devices.len()).map(begins).collect();
+        let clock = self.gates.clock();
+        let (choice, section) = self.gates.enter(age, &choices)?;
+        let (place, slot) = (&self.parts.unets[choice], &slots[choice]);
+        let passage = Passage::new(&self.gates, age, section, slot.passes.then_some(&place.positive.route));
+        let (component, calls, started) = (Component::Unet, denoise.schedule.steps.len(), clock.now());
+        batch.tell_all(&Progress::Started { component, devices: devices[choice].clone(), calls, at: started })?;
+        let branches = branches(place, slot, texts, guided, &passage);
+        let latents = stages::denoise(&branches, denoise, |done| {
+            batch.tell_all(&Progress::Step { done, of: calls, at: clock.now() })
+        })?;
+        let stretches = passage.leave();
+        let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
+        for i in batch.going().collect::<Vec<_>>() {
+            batch.under_way[i].spans.extend(stretches.iter().cloned());
+            batch.tell(i, Progress::Finished(whole.clone()))?;
+        }
+        Ok(latents)
+    }
+
+    /// The picture of request `i` from its latents.
+    fn picture(&self, values: &[f32], shape: Shape, age: u64, i: usize, batch: &mut Batch) -> Result<Picture> {
+        let request = batch.requests[i];
         let mut image = None;
         if request.output == Output::Image {
             let choices: Vec<_> = self.parts.vaes.iter().map(Network::devices).collect();
-            let pixels = self.section(Component::Vae, 0, age, &choices, &mut spans, progress, |choice, _| {
-                let vae = &self.parts.vaes[choice];
-                stages::decode(&vae.network, &vae.route, shape, &values)
+            let pixels = self.section(Component::Vae, age, &choices, i, batch, |choice| {
+                stages::decode(&self.parts.vaes[choice], shape, values, &Open)
             })?;
             image = Some(Image::from_f32(request.width, request.height, &pixels)?);
         }
-        let latents =
-            Latents { channels: shape.channels(), height, width, values: stages::channels_first(&values, shape) };
-        Ok(Picture { latents, image, spans })
+        let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
+        let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
+        Ok(Picture { latents, image, spans: std::mem::take(&mut batch.under_way[i].spans) })
     }
 
-    /// Waits for the devices of one of `choices`, works there, and writes down where and how long.
-    #[expect(clippy::too_many_arguments, reason = "what all three stages have in common stands here once")]
+    /// Waits for the devices of one of `choices`, works there for request `i`, and writes down where and how long.
     fn section<R>(
         &self,
         component: Component,
-        calls: usize,
         age: u64,
         choices: &[Vec<DeviceId>],
-        spans: &mut Vec<Span>,
-        progress: &mut dyn FnMut(Progress) -> Result<()>,
-        work: impl FnOnce(usize, &mut dyn FnMut(Progress) -> Result<()>) -> Result<R>,
+        i: usize,
+        batch: &mut Batch,
+        work: impl FnOnce(usize) -> Result<R>,
     ) -> Result<R> {
         let clock = self.gates.clock();
         let (choice, section) = self.gates.enter(age, choices)?;
         let devices = &choices[choice];
         let started = clock.now();
-        progress(Progress::Started { component, devices: devices.clone(), calls, at: started })?;
-        let result = work(choice, progress)?;
+        batch.tell(i, Progress::Started { component, devices: devices.clone(), calls: 0, at: started })?;
+        let result = work(choice)?;
         let elapsed = clock.now() - started;
         drop(section);
         let span = Span { component, devices: devices.clone(), started, elapsed };
-        spans.push(span.clone());
-        progress(Progress::Finished(span))?;
+        batch.under_way[i].spans.push(span.clone());
+        batch.tell(i, Progress::Finished(span))?;
         Ok(result)
     }
 
-    /// The features of a text: remembered, or made now.
-    fn features(
-        &self,
-        text: &str,
-        age: u64,
-        spans: &mut Vec<Span>,
-        progress: &mut dyn FnMut(Progress) -> Result<()>,
-    ) -> Result<Features> {
+    /// The features of a text of request `i`: remembered, or made now.
+    fn features(&self, text: &str, age: u64, i: usize, batch: &mut Batch) -> Result<Features> {
         // Nobody holds a device while another request makes what it wants.
         let _turn = match self.texts.get_or_begin(text, age) {
             Known::Features(features) => return Ok(features),
@@ -331,24 +505,69 @@ impl Pipeline {
             tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
         }
         let choices: Vec<_> = self.parts.text_encoders.iter().map(Network::devices).collect();
-        let features = self.section(Component::TextEncoder, 0, age, &choices, spans, progress, |choice, _| {
-            let encoder = &self.parts.text_encoders[choice];
-            stages::encode(&encoder.network, &encoder.route, encoded.ids)
+        let features = self.section(Component::TextEncoder, age, &choices, i, batch, |choice| {
+            stages::encode(&self.parts.text_encoders[choice], encoded.ids, &Open)
         })?;
         self.texts.put(text, features.clone());
         Ok(features)
     }
 }
 
-/// How a place works on texts: `[negative, positive]` or `[positive]`.
-pub fn branches<'a>(place: &'a UnetPlace, mut texts: Vec<Features>, keeps: &'a Keeps) -> Vec<Branch<'a>> {
-    let branch = |unet: &'a Network<Unet>, texts| Branch { unet: &unet.network, route: &unet.route, keeps, texts };
-    match &place.negative {
-        Some(negative) if texts.len() == 2 => {
-            let positive = texts.split_off(1);
-            vec![branch(negative, texts), branch(&place.positive, positive)]
+/// Which of a request's texts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Negative,
+    Positive,
+}
+
+/// The way of a request through the UNet: it holds all devices from the beginning to the end, or passes the gate of each
+/// device of a cut as it comes there, having left the one before.
+struct Passage<'a> {
+    gates: &'a Gates,
+    age: u64,
+    /// The device of each section, where the gates are passed one by one.
+    route: Option<&'a Route>,
+    /// What it holds, and since when.
+    held: Mutex<Option<(Section<'a>, Instant)>>,
+    stretches: Mutex<Vec<Span>>,
+}
+
+impl<'a> Passage<'a> {
+    fn new(gates: &'a Gates, age: u64, section: Section<'a>, route: Option<&'a Route>) -> Self {
+        let held = Mutex::new(Some((section, gates.clock().now())));
+        Self { gates, age, route, held, stretches: Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<(Section<'a>, Instant)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the devices that it holds, and gives all stretches since the last time.
+    fn leave(&self) -> Vec<Span> {
+        self.pause();
+        std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn pause(&self) {
+        if let Some((section, started)) = self.held().take() {
+            let elapsed = self.gates.clock().now() - started;
+            let span = Span { component: Component::Unet, devices: section.devices().to_vec(), started, elapsed };
+            self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
         }
-        _ => vec![branch(&place.positive, texts)],
+    }
+}
+
+impl Borders for Passage<'_> {
+    fn enter(&self, section: usize) -> Result<()> {
+        let Some(route) = self.route else { return Ok(()) };
+        let device = route.at(section).id();
+        if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
+            return Ok(());
+        }
+        self.pause();
+        let (_, section) = self.gates.enter(self.age, &[vec![device]])?;
+        *self.held() = Some((section, self.gates.clock().now()));
+        Ok(())
     }
 }
 

@@ -1,9 +1,6 @@
 //! A model that is about to be used: its files, its facts and its tokenizer.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Component, Network, Parts, UnetPlace};
 use crate::{
@@ -11,7 +8,7 @@ use crate::{
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
-    weights::{self, ModelFiles, Scope, Weights},
+    weights::{self, Ahead, ModelFiles, Reside, Resting, Scope, Shelf, Visitors, Weights},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -66,85 +63,109 @@ impl Model {
 /// Reads weights, each network once for each set of memories that it is spread over: devices that can share, do.
 pub struct Loader<'a> {
     model: &'a Model,
+    resting: Resting,
     text_encoders: Shared<ClipTextEncoder>,
     unets: Shared<Unet>,
     vaes: Shared<VaeDecoder>,
 }
 
-/// Networks by where each of their sections' weights are.
-type Shared<N> = HashMap<Vec<String>, Arc<N>>;
+/// Networks by where each of their sections' weights are and rest.
+type Shared<N> = HashMap<(Reside, Vec<String>), Loaded<N>>;
+
+/// A network, and what has to be brought to it.
+type Loaded<N> = (Arc<N>, Option<Arc<Visitors>>);
 
 impl<'a> Loader<'a> {
     /// Of one model.
     pub fn new(model: &'a Model) -> Self {
-        Self { model, text_encoders: HashMap::new(), unets: HashMap::new(), vaes: HashMap::new() }
+        Self {
+            model,
+            resting: Resting::default(),
+            text_encoders: HashMap::new(),
+            unets: HashMap::new(),
+            vaes: HashMap::new(),
+        }
     }
 
-    /// Knows these networks already, and reads none of them again.
+    /// Knows these networks already, and reads none of them again whose weights stay where they are.
     pub fn know(&mut self, parts: &Parts) {
-        for Network { network, route } in &parts.text_encoders {
-            self.text_encoders.insert(homes(route), network.clone());
+        fn know<'n, N: 'n>(networks: &mut Shared<N>, parts: impl IntoIterator<Item = &'n Network<N>>) {
+            for network in parts.into_iter().filter(|network| network.visitors.is_none()) {
+                networks.insert(key(&network.route, Reside::Device), (network.network.clone(), None));
+            }
         }
-        for Network { network, route } in parts.unets.iter().flat_map(UnetPlace::networks) {
-            self.unets.insert(homes(route), network.clone());
-        }
-        for Network { network, route } in &parts.vaes {
-            self.vaes.insert(homes(route), network.clone());
-        }
+        know(&mut self.text_encoders, &parts.text_encoders);
+        know(&mut self.unets, parts.unets.iter().flat_map(UnetPlace::networks));
+        know(&mut self.vaes, &parts.vaes);
+    }
+
+    /// A component's weights, without values where the devices want none, and where they go.
+    fn open(&self, component: Component, route: Route, reside: Reside) -> Result<(Weights, Source)> {
+        let has_data = route.iter().any(Device::has_data);
+        let weights = match has_data {
+            true => self.model.weights(component)?,
+            false => Weights::shapes_only(component.name()),
+        };
+        let ahead = if has_data { Ahead::Thread } else { Ahead::Caller };
+        Ok((weights, Source { route, reside, resting: self.resting.clone(), ahead }))
     }
 
     /// The text encoder for a route.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or left over, or a device has no room.
-    pub fn text_encoder(&mut self, route: Route) -> Result<Network<ClipTextEncoder>> {
-        let model = self.model;
-        shared(&mut self.text_encoders, route, |route| {
-            load_text_encoder(weights_for(model, Component::TextEncoder, route)?, &model.spec, route)
-        })
+    pub fn text_encoder(&mut self, route: Route, reside: Reside) -> Result<Network<ClipTextEncoder>> {
+        if let Some(known) = known(&self.text_encoders, &route, reside) {
+            return Ok(known);
+        }
+        let (weights, source) = self.open(Component::TextEncoder, route, reside)?;
+        keep(&mut self.text_encoders, reside, load_text_encoder(weights, &self.model.spec, &source)?)
     }
 
     /// The UNet for a route.
     ///
     /// # Errors
     /// As [`Loader::text_encoder`].
-    pub fn unet(&mut self, route: Route) -> Result<Network<Unet>> {
-        let model = self.model;
-        shared(&mut self.unets, route, |route| {
-            load_unet(weights_for(model, Component::Unet, route)?, &model.spec, route)
-        })
+    pub fn unet(&mut self, route: Route, reside: Reside) -> Result<Network<Unet>> {
+        if let Some(known) = known(&self.unets, &route, reside) {
+            return Ok(known);
+        }
+        let (weights, source) = self.open(Component::Unet, route, reside)?;
+        keep(&mut self.unets, reside, load_unet(weights, &self.model.spec, &source)?)
     }
 
     /// The VAE's decoder for a route.
     ///
     /// # Errors
     /// As [`Loader::text_encoder`].
-    pub fn vae(&mut self, route: Route) -> Result<Network<VaeDecoder>> {
-        let model = self.model;
-        shared(&mut self.vaes, route, |route| load_vae(weights_for(model, Component::Vae, route)?, &model.spec, route))
+    pub fn vae(&mut self, route: Route, reside: Reside) -> Result<Network<VaeDecoder>> {
+        if let Some(known) = known(&self.vaes, &route, reside) {
+            return Ok(known);
+        }
+        let (weights, source) = self.open(Component::Vae, route, reside)?;
+        keep(&mut self.vaes, reside, load_vae(weights, &self.model.spec, &source)?)
     }
 }
 
-/// A network whose sections' weights are where this route wants them: one that is there, or a new one.
-fn shared<N>(networks: &mut Shared<N>, route: Route, load: impl FnOnce(&Route) -> Result<N>) -> Result<Network<N>> {
-    let network = match networks.entry(homes(&route)) {
-        Entry::Occupied(entry) => entry.get().clone(),
-        Entry::Vacant(entry) => entry.insert(Arc::new(load(&route)?)).clone(),
+/// Where the weights of each section are. Visitors come to one device, so they are shared only by those who use that very
+/// one.
+fn key(route: &Route, reside: Reside) -> (Reside, Vec<String>) {
+    let home = |device: &Device| match reside {
+        Reside::Device => device.weight_home().to_string(),
+        Reside::Host | Reside::Disk => device.id().to_string(),
     };
-    Ok(Network { network, route })
+    (reside, route.iter().map(home).collect())
 }
 
-/// A component's weights, without values where the devices want none.
-fn weights_for(model: &Model, component: Component, route: &Route) -> Result<Weights> {
-    match route.iter().any(Device::has_data) {
-        true => model.weights(component),
-        false => Ok(Weights::shapes_only(component.name())),
-    }
+/// A network that is there already whose weights are where this route wants them.
+fn known<N>(networks: &Shared<N>, route: &Route, reside: Reside) -> Option<Network<N>> {
+    let (network, visitors) = networks.get(&key(route, reside))?.clone();
+    Some(Network { network, visitors, route: route.clone() })
 }
 
-/// Where the weights of each section are.
-fn homes(route: &Route) -> Vec<String> {
-    route.iter().map(|device| device.weight_home().to_string()).collect()
+fn keep<N>(networks: &mut Shared<N>, reside: Reside, loaded: Network<N>) -> Result<Network<N>> {
+    networks.insert(key(&loaded.route, reside), (loaded.network.clone(), loaded.visitors.clone()));
+    Ok(loaded)
 }
 
 /// The sections of a component: where a device map may cut it.
@@ -156,34 +177,56 @@ pub fn sections(component: Component, spec: &ModelSpec) -> Vec<String> {
     }
 }
 
+/// Where a network goes and where its weights rest.
+pub struct Source {
+    /// A device for each section.
+    pub route: Route,
+    /// Where the weights rest.
+    pub reside: Reside,
+    /// Those that rest in the host's memory.
+    pub resting: Resting,
+    /// Who brings them.
+    pub ahead: Ahead,
+}
+
+impl Source {
+    /// For weights that are where they are used.
+    pub fn resident(route: Route) -> Self {
+        Self { route, reside: Reside::Device, resting: Resting::default(), ahead: Ahead::Thread }
+    }
+
+    /// Reads a network of so many sections.
+    fn load<N>(&self, weights: &Weights, load: impl FnOnce(&Scope, &Route) -> Result<N>) -> Result<Network<N>> {
+        let (route, count) = (self.route.clone(), self.route.iter().count());
+        let shelf = Shelf::new(self.reside, count, self.resting.clone());
+        let network = load(&Scope::new(weights, route.first()).on_shelf(&shelf), &route)?;
+        weights.finish()?;
+        Ok(Network { network: Arc::new(network), visitors: shelf.visitors(self.ahead).map(Arc::new), route })
+    }
+}
+
 /// Reads all of `text_encoder/`.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or left over, or a device has no room.
-pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<ClipTextEncoder> {
-    let encoder = ClipTextEncoder::load(&Scope::new(&weights, route.first()), &spec.text_encoder, route)?;
-    weights.finish()?;
-    Ok(encoder)
+pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<ClipTextEncoder>> {
+    source.load(&weights, |w, route| ClipTextEncoder::load(w, &spec.text_encoder, route))
 }
 
 /// Reads all of `unet/`.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or left over, or a device has no room.
-pub fn load_unet(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<Unet> {
-    let unet = Unet::load(&Scope::new(&weights, route.first()), &spec.unet, route)?;
-    weights.finish()?;
-    Ok(unet)
+pub fn load_unet(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<Unet>> {
+    source.load(&weights, |w, route| Unet::load(w, &spec.unet, route))
 }
 
 /// Reads the decoder of `vae/`. The encoder stays where it is: pictures as a start do not exist yet.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or left over, or a device has no room.
-pub fn load_vae(weights: Weights, spec: &ModelSpec, route: &Route) -> Result<VaeDecoder> {
+pub fn load_vae(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<VaeDecoder>> {
     weights.skip("encoder.");
     weights.skip("quant_conv.");
-    let decoder = VaeDecoder::load(&Scope::new(&weights, route.first()), &spec.vae, route)?;
-    weights.finish()?;
-    Ok(decoder)
+    source.load(&weights, |w, route| VaeDecoder::load(w, &spec.vae, route))
 }

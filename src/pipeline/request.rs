@@ -72,6 +72,16 @@ impl Request {
         }
     }
 
+    /// Whether both can go through the network in one call: the same size, schedule and kind of start, with guidance both or
+    /// neither. Texts, seeds and strengths of guidance may differ.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        let guided = |request: &Self| request.guidance_scale > 1.0;
+        let start = |request: &Self| matches!(request.start, Start::Noise);
+        (self.width, self.height, self.steps, self.scheduler)
+            == (other.width, other.height, other.steps, other.scheduler)
+            && (guided(self), start(self), self.output) == (guided(other), start(other), other.output)
+    }
+
     /// What must hold for a request to a model.
     ///
     /// # Errors

@@ -3,12 +3,15 @@
 //! Each begins and ends on the host. What crosses is small (a few hundred KiB), so a stage asks the same of its devices'
 //! arenas wherever the others are, and the planner runs this very code on devices without data.
 
-use super::request::{Request, Rng, Start};
+use super::{
+    Network,
+    request::{Request, Rng, Start},
+};
 use crate::{
     error::{Error, Result, Scope},
     models::{
         clip::ClipTextEncoder,
-        route::{Keeps, Route},
+        route::{Borders, Keeps, Route, Walk},
         spec::{ModelSpec, UnetSpec},
         unet::{Conditioning, DenoiserInput, TextKeysValues, Unet, time_features},
         vae::VaeDecoder,
@@ -16,6 +19,7 @@ use crate::{
     scheduler::{Schedule, Step},
     sync,
     tensor::{Shape, Tensor, random::Generator},
+    weights::Visitors,
 };
 
 /// Features of one text, `[tokens, width]`, on the host.
@@ -25,60 +29,83 @@ pub type Features = std::sync::Arc<[f32]>;
 ///
 /// # Errors
 /// If the device fails or its arena is full.
-pub fn encode(encoder: &ClipTextEncoder, route: &Route, ids: Vec<u32>) -> Result<Features> {
-    let features = encoder.forward(&[ids], route)?.read()?;
+pub fn encode(encoder: &Network<ClipTextEncoder>, ids: Vec<u32>, borders: &dyn Borders) -> Result<Features> {
+    let features = encoder.network.forward(&[ids], &encoder.walk(borders))?.read()?;
     finite(&features, "the text encoder")?;
     Ok(features.into())
 }
 
-/// What the denoising loop starts from and works towards.
+/// What the denoising loop starts from and works towards: one picture, or several of a size that go through together.
 pub struct Denoise<'a> {
     /// The model's facts.
     pub spec: &'a ModelSpec,
     /// The steps.
     pub schedule: &'a Schedule,
-    /// Strength of guidance; only used with two texts.
-    pub guidance_scale: f32,
+    /// The pictures.
+    pub images: Vec<Begin>,
     /// Height of the latents.
     pub height: usize,
     /// Width of the latents.
     pub width: usize,
+}
+
+/// What one picture begins with.
+pub struct Begin {
+    /// Strength of guidance; only used with two texts.
+    pub guidance_scale: f32,
     /// What the first latents are made of, then the noise of those steps that add some.
     pub noise: Noise,
 }
 
-/// A UNet at work on some texts. A request has one branch for all of its texts, or one for the negative prompt and one
-/// for the prompt, which run at the same time if they share no device.
+/// A UNet at work on some texts. A request has one branch for all of its texts, or one for the negative prompts and one
+/// for the prompts, which run at the same time if they share no device.
 pub struct Branch<'a> {
     /// The network.
     pub unet: &'a Unet,
+    /// What has to be brought to it.
+    pub visitors: Option<&'a Visitors>,
     /// Where its sections run.
     pub route: &'a Route,
     /// What is kept on each of these devices.
     pub keeps: &'a Keeps,
-    /// The texts, each as [`encode`] gave it.
+    /// Who is told of its way.
+    pub borders: &'a (dyn Borders + Sync),
+    /// The texts, each as [`encode`] gave it: one for each picture, or all negative ones and then all others.
     pub texts: Vec<Features>,
 }
 
 impl Branch<'_> {
+    fn walk(&self) -> Walk<'_> {
+        Walk::new(self.route, self.visitors, self.borders)
+    }
+
     fn condition(&self, spec: &UnetSpec) -> Result<TextKeysValues> {
         let (rows, width) = (self.texts.len(), spec.cross_attention_dim);
         let tokens = self.texts[0].len() / width;
         let context = Tensor::new(self.route.first(), [rows, tokens, width], &self.texts.concat())?;
-        self.unet.condition(&Conditioning { context, pooled: None, added: None }, self.route, self.keeps)
+        self.unet.condition(&Conditioning { context, pooled: None, added: None }, &self.walk(), self.keeps)
     }
 
-    /// The network's output for each text, on the device of the last section. The latents are on that of the first.
-    fn call(&self, step: &Step, latents: Tensor, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
-        let device = self.route.first();
-        let features = time_features(step.timestep, spec);
-        let time_features = Tensor::new(device, [1, features.len()], &features)?;
-        let mut scaled = Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)])?;
-        drop(latents);
+    /// What the network gets of these latents, a row for each text, on the device of the first section.
+    fn input(&self, step: &Step, latents: &[Tensor]) -> Result<Tensor> {
+        let scale = |latents: &Tensor| -> Result<Tensor> {
+            let latents = latents.to(self.route.first())?;
+            Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)])
+        };
+        let mut scaled = latents.iter().map(scale).collect::<Result<Vec<_>>>()?;
         if self.texts.len() > 1 {
-            scaled = scaled.repeat(self.texts.len())?;
+            // Every picture once for each of its texts.
+            let rows: Vec<&Tensor> = scaled.iter().cycle().take(self.texts.len()).collect();
+            return Tensor::stack(&rows);
         }
-        self.unet.forward(&DenoiserInput { latents: &scaled, time_features: &time_features, text }, self.route)
+        Ok(scaled.swap_remove(0))
+    }
+
+    /// The network's output for each text, on the device of the last section.
+    fn call(&self, step: &Step, latents: &Tensor, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
+        let features = time_features(step.timestep, spec);
+        let time_features = Tensor::new(self.route.first(), [1, features.len()], &features)?;
+        self.unet.forward(&DenoiserInput { latents, time_features: &time_features, text }, &self.walk())
     }
 }
 
@@ -117,48 +144,55 @@ impl Noise {
     }
 }
 
-/// Runs the denoising loop and gives the latents that it ends with, `[height, width, channels]`. Its latents live with
-/// the last branch. `progress` hears of each step done, the text's preparation being step 0, and may stop the loop with
-/// an error. Ho and Salimans 2022 for the guidance.
+/// Runs the denoising loop and gives the latents that it ends with, `[height, width, channels]` for each picture, or what
+/// is wrong with them. They live with the last branch. `progress` hears of each step done, the text's preparation being
+/// step 0, and may stop the loop with an error. Ho and Salimans 2022 for the guidance.
 ///
 /// # Errors
-/// If a device fails, an arena is full, a value is not finite, or `progress` says so.
+/// If a device fails, an arena is full, or `progress` says so.
 pub fn denoise(
     branches: &[Branch],
     mut request: Denoise,
     mut progress: impl FnMut(usize) -> Result<()>,
-) -> Result<Vec<f32>> {
+) -> Result<Vec<Result<Vec<f32>>>> {
     let spec = &request.spec.unet;
     let home = branches.last().expect("a request has a prompt");
     let (device, keep) = (home.route.first(), home.keeps.on(home.route.first()));
+    home.borders.enter(0)?;
     let texts = branches.iter().map(|branch| branch.condition(spec)).collect::<Result<Vec<_>>>()?;
     progress(0)?;
+    home.borders.enter(0)?;
     let shape = Shape::from([1, request.height, request.width, spec.in_channels]);
-    let noise = Tensor::new(device, shape, &request.noise.first(shape))?;
-    let mut latents = Tensor::scale_add(shape, &[(request.schedule.init_noise_sigma, &noise, 0)])?.keep(keep)?;
-    drop(noise);
+    let init_noise_sigma = request.schedule.init_noise_sigma;
+    let first = |image: &mut Begin| -> Result<Tensor> {
+        let noise = Tensor::new(device, shape, &image.noise.first(shape))?;
+        Tensor::scale_add(shape, &[(init_noise_sigma, &noise, 0)])?.keep(keep)
+    };
+    let mut latents = request.images.iter_mut().map(first).collect::<Result<Vec<_>>>()?;
 
     let history = request.schedule.history();
-    let mut estimates: Vec<Tensor> = Vec::with_capacity(history + 1);
+    let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
     for (done, step) in request.schedule.steps.iter().enumerate() {
         let outs = call(branches, &texts, step, &latents, spec)?;
+        home.borders.enter(0)?;
         // In order, on this thread: the home's arena always sees the same.
         let outs = outs.into_iter().map(|out| out.to(device)).collect::<Result<Vec<_>>>()?;
-        let out = guide(&outs, shape, request.guidance_scale)?;
+        for (i, image) in request.images.iter_mut().enumerate() {
+            let out = guide(&outs, i, latents.len(), shape, image.guidance_scale)?;
+            estimates[i].insert(0, weighted(&[(step.p, &latents[i]), (step.q, &out)])?.keep(keep)?);
+            drop(out);
+            estimates[i].truncate(history.max(1));
+            let fresh = match step.noise {
+                0.0 => None,
+                _ => Some(Tensor::new(device, shape, &image.noise.next(shape))?),
+            };
+            latents[i] = advance(step, &latents[i], &estimates[i], fresh.as_ref())?.keep(keep)?;
+        }
         drop(outs);
-        estimates.insert(0, weighted(&[(step.p, &latents), (step.q, &out)])?.keep(keep)?);
-        drop(out);
-        estimates.truncate(history.max(1));
-        let fresh = match step.noise {
-            0.0 => None,
-            _ => Some(Tensor::new(device, shape, &request.noise.next(shape))?),
-        };
-        latents = advance(step, &latents, &estimates, fresh.as_ref())?.keep(keep)?;
         progress(done + 1)?;
     }
-    let values = latents.read()?;
-    finite(&values, "the UNet")?;
-    Ok(values)
+    let values = latents.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
+    Ok(values.into_iter().map(|values| finite(&values, "the UNet").map(|()| values)).collect())
 }
 
 /// Every branch's output. Two branches without a common device run at the same time.
@@ -166,34 +200,41 @@ fn call(
     branches: &[Branch],
     texts: &[TextKeysValues],
     step: &Step,
-    latents: &Tensor,
+    latents: &[Tensor],
     spec: &UnetSpec,
 ) -> Result<Vec<Tensor>> {
-    let call = |i: usize, latents: Tensor| branches[i].call(step, latents, &texts[i], spec);
-    // All of them before the first branch begins: a copy waits for whatever its device was given before.
-    let latents = branches.iter().map(|branch| latents.to(branch.route.first())).collect::<Result<Vec<_>>>()?;
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
-    match (branches, <[Tensor; 2]>::try_from(latents)) {
-        ([negative, positive], Ok([first, second])) if apart(negative, positive) => {
-            match sync::both(|| call(0, first), || call(1, second)) {
+    match branches {
+        [negative, positive] if apart(negative, positive) => {
+            // Both before either begins: a copy waits for everything that its device was given before.
+            let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
+            match sync::both(
+                || negative.call(step, &inputs.0, &texts[0], spec),
+                || positive.call(step, &inputs.1, &texts[1], spec),
+            ) {
                 // A device that failed is worse news than a request that did.
                 (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
                 (negative, positive) => Ok(vec![negative?, positive?]),
             }
         }
-        (_, latents) => {
-            let latents = latents.map_or_else(|latents| latents, Vec::from);
-            latents.into_iter().enumerate().map(|(i, latents)| call(i, latents)).collect()
-        }
+        _ => branches
+            .iter()
+            .zip(texts)
+            .map(|(branch, text)| branch.call(step, &branch.input(step, latents)?, text, spec))
+            .collect(),
     }
 }
 
-/// `negative + scale * (positive - negative)`, as one weighted sum; a single text is what it is.
-fn guide(outs: &[Tensor], shape: Shape, scale: f32) -> Result<Tensor> {
+/// `negative + scale * (positive - negative)` of picture `i` among `images`, as one weighted sum; a single text is what it
+/// is.
+fn guide(outs: &[Tensor], i: usize, images: usize, shape: Shape, scale: f32) -> Result<Tensor> {
     match outs {
-        [negative, positive] => Tensor::scale_add(shape, &[(1.0 - scale, negative, 0), (scale, positive, 0)]),
-        [both] if both.dim(0) == 2 => Tensor::scale_add(shape, &[(1.0 - scale, both, 0), (scale, both, 1)]),
-        outs => Ok(outs[0].clone()),
+        [negative, positive] => Tensor::scale_add(shape, &[(1.0 - scale, negative, i), (scale, positive, i)]),
+        [both] if both.dim(0) == 2 * images => {
+            Tensor::scale_add(shape, &[(1.0 - scale, both, i), (scale, both, images + i)])
+        }
+        [one] if images == 1 => Ok(one.clone()),
+        outs => Tensor::scale_add(shape, &[(1.0, &outs[0], i)]),
     }
 }
 
@@ -216,8 +257,9 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn decode(decoder: &VaeDecoder, route: &Route, shape: Shape, latents: &[f32]) -> Result<Vec<f32>> {
-    let pixels = decoder.decode(&Tensor::new(route.first(), shape, latents)?, route)?.read()?;
+pub fn decode(decoder: &Network<VaeDecoder>, shape: Shape, latents: &[f32], borders: &dyn Borders) -> Result<Vec<f32>> {
+    let latents = Tensor::new(decoder.route.first(), shape, latents)?;
+    let pixels = decoder.network.decode(&latents, &decoder.walk(borders))?.read()?;
     finite(&pixels, "the VAE")?;
     Ok(pixels)
 }

@@ -12,8 +12,9 @@ use std::{
 
 use super::{
     fields::{Located, nearest},
-    grammar,
+    grammar, hardware,
 };
+pub use crate::weights::Reside;
 use crate::{
     backend::{DType, DeviceId, DeviceKind},
     error::{Error, Result},
@@ -128,18 +129,6 @@ pub enum Place {
     },
 }
 
-/// Where weights live while nobody needs them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Reside {
-    /// On the device that runs them.
-    #[default]
-    Device,
-    /// In the host's memory: they visit the device.
-    Host,
-    /// In their file: they are streamed through the device.
-    Disk,
-}
-
 /// What a map says about one device. `None`: what the device says itself.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct DeviceFacts {
@@ -151,15 +140,15 @@ pub struct DeviceFacts {
     pub reserve: Option<Located<u64>>,
     /// Bytes of memory in all.
     pub memory: Option<Located<u64>>,
-    /// A kind of device that this one is planned as.
+    /// A device of the catalogue whose rates this one is planned with: see [`hardware::catalogue`].
     pub like: Option<Located<String>>,
-    /// Floating-point operations per second.
+    /// Floating-point operations per second that long products reach.
     pub flops: Option<Located<f64>>,
     /// Bytes per second between its memory and its cores.
     pub bandwidth: Option<Located<u64>>,
     /// Bytes per second between it and the host.
     pub link: Option<Located<u64>>,
-    /// So many of them, numbered on from this one.
+    /// So many of them, numbered on from this one; not in a map, only in a file of devices that are not here.
     pub count: Option<Located<usize>>,
 }
 
@@ -175,7 +164,7 @@ pub enum Strategy {
     Sequential,
     /// Everything on the first device that holds it.
     Single,
-    /// The placement that diffusers calls `balanced`.
+    /// The placement that diffusers calls `balanced`. To it, `max_memory` is for the weights alone.
     DiffusersBalanced,
     /// The most pictures per second.
     Throughput,
@@ -452,6 +441,11 @@ impl DeviceMap {
         }
         for (id, facts) in &self.device {
             facts.value.check(*id)?;
+            if let Some(count) = &facts.value.count {
+                return Err(count
+                    .refuse(&format!("device.{id}.count"), "a map says something of one device at a time")
+                    .hint("leave out `count`; files for `sdshard plan --devices` have it"));
+            }
         }
         for (name, pool) in &self.components {
             let key = key(&format!("components.{name}"));
@@ -722,8 +716,11 @@ pub(super) const GUIDED_FORM: &str = "unet = { negative = \"cuda:0\", positive =
 
 impl DeviceFacts {
     /// Whether the facts are ones that a device of this kind can have.
-    fn check(&self, id: DeviceId) -> Result<()> {
+    pub(super) fn check(&self, id: DeviceId) -> Result<()> {
         let key = |name: &str| format!("device.{id}.{name}");
+        if let Some(like) = &self.like {
+            hardware::find(like, &key("like"))?;
+        }
         match &self.adapter {
             Some(adapter) if id.kind != DeviceKind::Wgpu => {
                 return Err(adapter

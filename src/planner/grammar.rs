@@ -87,6 +87,26 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
     Ok(map)
 }
 
+/// Reads a file of devices, in its order; `file` is what messages call it.
+pub(super) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Located<DeviceFacts>)>> {
+    let source = Source { file, text };
+    let root = source.parse(syntax_hint)?;
+    let form = "[device.\"cuda:0\"], then memory = \"8GiB\"";
+    let mut devices = Vec::new();
+    for field in source.fields(root.get_ref()) {
+        if field.name != "device" {
+            let hint = format!("a file of devices has {form}, and nothing else");
+            return Err(field.refuse_name("no such key").hint(hint));
+        }
+        for device in field.entries(form)? {
+            let (id, facts) = (device.device_name()?, device.facts()?);
+            facts.value.check(id)?;
+            devices.push((id, facts));
+        }
+    }
+    Ok(devices)
+}
+
 /// The grammar of single values.
 impl<'a> Field<'a> {
     fn replica(&self) -> Result<Located<ReplicaMap>> {
@@ -288,7 +308,11 @@ impl<'a> Field<'a> {
                 "memory" => facts.memory = Some(fact.size()?),
                 "like" => match fact.str() {
                     Some(name) if !name.trim().is_empty() => facts.like = Some(fact.located(name.trim().to_string())),
-                    _ => return Err(fact.refuse("not the name of a kind of device").hint("like = \"NVIDIA L4\"")),
+                    _ => {
+                        return Err(fact
+                            .refuse("not the name of a kind of device")
+                            .hint("like = \"l4\", a device of the catalogue"));
+                    }
                 },
                 "flops" => match fact.number() {
                     Some(flops) if flops > 0.0 => facts.flops = Some(fact.located(flops)),

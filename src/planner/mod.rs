@@ -1,9 +1,17 @@
 //! Which device holds what.
 
+pub mod choose;
+pub mod cuts;
 pub mod device_map;
+mod diffusers;
 mod fields;
 mod grammar;
+pub mod hardware;
+pub mod layout;
 pub mod plan;
+pub mod predict;
+mod report;
+mod search;
 pub mod size;
 pub mod strategies;
 mod trial;

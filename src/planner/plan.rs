@@ -3,16 +3,17 @@
 //! The sizes are not estimates. The real model code runs on devices without data, and the arenas that it fills there
 //! are those that it fills later, byte for byte.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
+pub use super::choose::Rejected;
 use super::{
     Cost, Located,
-    device_map::{self, DeviceMap, InFlight, Numerics, Reside},
+    choose::{Chosen, choose},
+    device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
+    hardware,
+    layout::{Costs, Layout},
+    predict::{Load, SAMPLES},
     size::format_bytes,
-    strategies::{self, ComponentSize, DeviceBudget},
     trial::{Largest, Trial},
 };
 use crate::{
@@ -33,8 +34,13 @@ pub struct ReplicaPlan {
     pub placement: Placement<DeviceId>,
     /// Requests that it works on at once.
     pub in_flight: usize,
-    /// What each of these keeps on which device, in bytes.
+    /// Requests that go through the UNet in one call, at most.
+    pub batch: usize,
+    /// What each request under way keeps on which device, in bytes.
     pub keep_bytes: Vec<(DeviceId, u64)>,
+    /// The arena that each of them works in on the devices of a cut UNet, in bytes; none where a request has these devices
+    /// for itself.
+    pub lane_bytes: Vec<(DeviceId, u64)>,
 }
 
 /// What one device holds.
@@ -44,23 +50,46 @@ pub struct DevicePlan {
     pub id: DeviceId,
     /// Its numerics class.
     pub class: String,
+    /// The cores that the map names for it, if it does.
+    pub cores: Option<Vec<usize>>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
+    /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
+    pub overhead_bytes: u64,
     /// Components that run on it, at least in part.
     pub components: Vec<Component>,
-    /// Their packed weights, in bytes.
+    /// Their packed weights that stay, in bytes.
     pub weight_bytes: u64,
+    /// The most that weights from elsewhere occupy at one time, in bytes.
+    pub visitor_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
-    /// The keep arenas of all requests in flight, in bytes.
+    /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
     pub keep_bytes: u64,
+    /// The part of the time in which it has nothing to do, while requests wait.
+    pub idle_share: f64,
 }
 
 impl DevicePlan {
     /// All of it, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes + self.activation_bytes + self.keep_bytes
+        self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
+}
+
+/// What goes from one device to another for one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edge {
+    /// The replica, counted from 0.
+    pub replica: usize,
+    /// Made here.
+    pub from: DeviceId,
+    /// Used there.
+    pub to: DeviceId,
+    /// What it is.
+    pub what: &'static str,
+    /// All of it for one image, in bytes.
+    pub bytes_per_image: u64,
 }
 
 /// A device map resolved for one model, one largest request and one machine.
@@ -70,7 +99,7 @@ pub struct Plan {
     pub largest: Largest,
     /// What each component needs, whole and on one device.
     pub costs: PerComponent<Cost>,
-    /// The type of each component's weights.
+    /// The type of each component's weights, on the first of its devices.
     pub dtypes: PerComponent<DType>,
     /// Whole pipelines side by side.
     pub replicas: Vec<ReplicaPlan>,
@@ -78,6 +107,22 @@ pub struct Plan {
     pub devices: Vec<DevicePlan>,
     /// Bytes of weights in host memory, where `cpu:N` devices share them; `None` without such sharing.
     pub shared_weight_bytes: Option<u64>,
+    /// Bytes of weights that rest in the host's memory and visit devices.
+    pub host_weight_bytes: u64,
+    /// How long each component takes for one image that never waits, in seconds.
+    pub seconds: PerComponent<f64>,
+    /// One image alone.
+    pub seconds_per_image: f64,
+    /// Of a queue that does not end.
+    pub images_per_second: f64,
+    /// What crosses between devices.
+    pub edges: Vec<Edge>,
+    /// Why everything is where it is.
+    pub reasons: Vec<String>,
+    /// The best of what was not chosen.
+    pub rejected: Vec<Rejected>,
+    /// What predictions are made of; its devices are numbered as [`Plan::devices`].
+    pub load: Load,
 }
 
 impl Plan {
@@ -91,7 +136,6 @@ impl Plan {
         for component in Component::ALL {
             map.check_borders(component.name(), &sections(component, spec))?;
         }
-        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component))?;
         let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let maps = map.replica_maps();
         let mut usable: Vec<DeviceId> = Vec::new();
@@ -103,24 +147,27 @@ impl Plan {
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
-        let trial = Trial::new(spec, &infos, largest)?;
-        let costs = PerComponent::try_new(|component| trial.whole(component, first))?;
-        let mut replicas = Vec::new();
+        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
+        let trial = Trial::new(spec, &infos, largest, dtypes)?;
+        let costs = Costs::new(&trial, dtypes)?;
+        let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for map in &maps {
             let own = map.usable(&defaults)?;
-            let infos: Vec<&DeviceInfo> = infos.iter().filter(|info| own.contains(&info.id)).collect();
-            for placement in placements(map, &trial, &costs, &infos)? {
-                let in_flight = match map.in_flight.value {
-                    InFlight::Auto => auto_in_flight(&placement, &costs, trial.largest),
-                    InFlight::Count(count) => count,
-                };
-                replicas.push((placement, in_flight));
+            let room = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
+            let chosen = choose(map, &costs, &own, &infos.iter().map(room).collect::<Vec<_>>())?;
+            reasons.add(map, &chosen);
+            for one in chosen.rejected {
+                if !rejected.contains(&one) {
+                    rejected.push(one);
+                }
             }
+            layouts.extend(chosen.layouts);
         }
         // A limit of one replica's map holds for the device, whoever else uses it.
         let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
         let budgets: Vec<u64> = infos.iter().map(least).collect();
-        let plan = Self::assemble(&trial, costs, dtypes, replicas, &infos, &budgets)?;
+        let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
+        (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         Ok(plan)
     }
@@ -144,62 +191,57 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds up what the placements need.
+    /// Adds up what the layouts need, and foresees how long they take.
     fn assemble(
-        trial: &Trial,
-        costs: PerComponent<Cost>,
-        dtypes: PerComponent<DType>,
-        placements: Vec<(Placement<DeviceId>, usize)>,
-        infos: &[DeviceInfo],
+        costs: &Costs,
+        first: DeviceId,
+        layouts: &[Layout],
         budgets: &[u64],
+        facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
     ) -> Result<Self> {
-        let mut devices: Vec<DevicePlan> = infos
-            .iter()
-            .zip(budgets)
-            .map(|(info, &budget_bytes)| DevicePlan {
+        let trial = costs.trial;
+        let mut load = costs.load(layouts)?;
+        let prediction = load.predict(SAMPLES);
+        let held = costs.held(layouts)?.into_iter().zip(&prediction.idle_share);
+        let mut devices: Vec<DevicePlan> = (trial.devices.iter().zip(budgets).zip(held))
+            .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
+                cores: facts.get(&info.id).and_then(|facts| facts.value.cores.clone()).map(|cores| cores.value),
                 budget_bytes,
+                overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
-                weight_bytes: 0,
-                activation_bytes: 0,
-                keep_bytes: 0,
+                weight_bytes: held.weight_bytes,
+                visitor_bytes: held.visitor_bytes,
+                activation_bytes: held.activation_bytes,
+                keep_bytes: held.keep_bytes,
+                idle_share,
             })
             .collect();
-        let mut weights = BTreeMap::<(DeviceId, Component), u64>::new();
-        let mut replicas = Vec::with_capacity(placements.len());
-        for (placement, in_flight) in placements {
-            let mut keep_bytes: Vec<(DeviceId, u64)> = Vec::new();
-            for (component, places) in placement.iter() {
-                for (id, cost) in
-                    places.iter().map(|place| trial.cost(component, place)).collect::<Result<Vec<_>>>()?.concat()
-                {
-                    let device = devices.iter_mut().find(|d| d.id == id).expect("a placement is on usable devices");
-                    if !device.components.contains(&component) {
-                        device.components.push(component);
-                    }
-                    device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
-                    // Places of one component on one device have their weights in common.
-                    let held = weights.entry((id, component)).or_default();
-                    *held = cost.weight_bytes.max(*held);
-                    match keep_bytes.iter_mut().find(|(known, _)| *known == id) {
-                        Some((_, bytes)) => *bytes = cost.keep_bytes.max(*bytes),
-                        // Also where it keeps nothing: a request finds an arena on every device of the UNet.
-                        None if component == Component::Unet => keep_bytes.push((id, cost.keep_bytes)),
-                        None => {}
+        let mut resting = BTreeMap::<Component, u64>::new();
+        let mut replicas = Vec::with_capacity(layouts.len());
+        for layout in layouts {
+            for (component, places) in layout.placement.iter() {
+                for place in places {
+                    let host = resting.entry(component).or_default();
+                    *host = costs.host_bytes(component, place, layout.batch)?.max(*host);
+                }
+                for id in layout.devices_of(component) {
+                    let components = &mut devices[costs.index(id)].components;
+                    if !components.contains(&component) {
+                        components.push(component);
                     }
                 }
             }
-            for (id, bytes) in &keep_bytes {
-                let device = devices.iter_mut().find(|device| device.id == *id).expect("counted above");
-                device.keep_bytes += bytes * in_flight as u64;
-            }
-            replicas.push(ReplicaPlan { placement, in_flight, keep_bytes });
+            let (keep_bytes, lane_bytes) = costs.arenas_of(layout)?;
+            let Layout { placement, in_flight, batch } = layout.clone();
+            replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, lane_bytes });
         }
-        for device in &mut devices {
-            device.weight_bytes = weights.iter().filter(|((id, _), _)| *id == device.id).map(|(_, bytes)| bytes).sum();
-        }
+        load.keep_devices(&devices.iter().map(|device| !device.components.is_empty()).collect::<Vec<_>>());
         devices.retain(|device| !device.components.is_empty());
+        for device in &mut devices {
+            device.class = trial.info(device.components[0], device.id).class;
+        }
         if let Some(device) = devices.iter().find(|device| device.total_bytes() > device.budget_bytes) {
             return Err(Error::input(format!(
                 "the plan does not fit on {}: needs {}, {} may be used",
@@ -209,17 +251,45 @@ impl Plan {
             ))
             .hint("another device for one of its components, or a smaller width and height"));
         }
+        let whole = PerComponent::try_new(|component| costs.whole(component, first))?;
+        // One copy for all shares of the CPU.
         let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
         let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
         let shared_weight_bytes = sharing.then(|| {
-            let on_cpu = |component: &Component| {
-                replicas
-                    .iter()
-                    .any(|r| r.placement.get(*component).iter().flat_map(Place::devices).any(|id| on_cpu(&id)))
+            let stays = |component: &Component| {
+                let places = layouts.iter().flat_map(|layout| layout.placement.get(*component));
+                places.filter(|place| !place.visits()).flat_map(Place::devices).any(|id| on_cpu(&id))
             };
-            Component::ALL.iter().filter(|c| on_cpu(c)).map(|c| costs.get(*c).weight_bytes).sum()
+            Component::ALL.iter().filter(|c| stays(c)).map(|c| whole.get(*c).weight_bytes).sum()
         });
-        Ok(Self { largest: trial.largest.clone(), costs, dtypes, replicas, devices, shared_weight_bytes })
+        let dtypes = PerComponent::new(|component| {
+            let first = replicas[0].placement.get(component)[0].devices()[0];
+            trial.info(component, first).rules.dtype()
+        });
+        let single = Layout { batch: 1, ..layouts[0].clone() };
+        let alone = costs.load(&[single])?;
+        let seconds = PerComponent::new(|component| alone.replicas[0].stages[component as usize][0].seconds());
+        Ok(Self {
+            largest: trial.largest.clone(),
+            costs: whole,
+            dtypes,
+            replicas,
+            devices,
+            shared_weight_bytes,
+            host_weight_bytes: resting.values().sum(),
+            seconds,
+            seconds_per_image: seconds.iter().map(|(_, seconds)| seconds).sum(),
+            images_per_second: prediction.images_per_second,
+            edges: edges(costs, layouts)?,
+            reasons: Vec::new(),
+            rejected: Vec::new(),
+            load,
+        })
+    }
+
+    /// How long `images` take that are all asked for at once, in seconds.
+    pub fn seconds_for(&self, images: usize) -> f64 {
+        self.load.seconds_for(images)
     }
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
@@ -228,7 +298,8 @@ impl Plan {
             Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
             _ => device.total_bytes(),
         };
-        self.devices.iter().map(held).sum::<u64>() + self.shared_weight_bytes.unwrap_or(0)
+        let held = self.devices.iter().map(held).sum::<u64>();
+        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
     }
 
     /// The devices of each component, over all places and replicas.
@@ -248,117 +319,105 @@ impl Plan {
     }
 }
 
-/// What a map lets a device hold, in bytes.
-fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
-    map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
-}
-
-/// The places of each replica that one map describes: what it names, and what its strategy makes of the rest.
-fn placements(
-    map: &DeviceMap,
-    trial: &Trial,
-    costs: &PerComponent<Cost>,
-    infos: &[&DeviceInfo],
-) -> Result<Vec<Placement<DeviceId>>> {
-    let named = PerComponent::try_new(|component| match map.components.get(component.name()) {
-        None => Ok(None),
-        Some(pool) => {
-            let sections = sections(component, trial.spec);
-            pool.value
-                .iter()
-                .map(|place| convert(component, pool, place, &sections))
-                .collect::<Result<Vec<_>>>()
-                .map(Some)
+/// What crosses between the devices of each replica for one image.
+fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
+    let (spec, largest) = (costs.trial.spec, costs.trial.largest);
+    let texts = if largest.guided { 2 } else { 1 };
+    let features = 4 * (texts * spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim) as u64;
+    let scale = spec.vae.scale();
+    let latents = 4 * (largest.width / scale * (largest.height / scale) * spec.unet.in_channels) as u64;
+    let mut edges: Vec<Edge> = Vec::new();
+    for (replica, layout) in layouts.iter().enumerate() {
+        let mut add = |from: DeviceId, to: DeviceId, what: &'static str, bytes_per_image: u64| {
+            let edge = Edge { replica, from, to, what, bytes_per_image };
+            if from == to || bytes_per_image == 0 || edges.contains(&edge) {
+                return;
+            }
+            let same = |e: &&mut Edge| (e.replica, e.from, e.to, e.what) == (replica, from, to, what);
+            match edges.iter_mut().find(same) {
+                // Tensors of one kind add up; several places of a pool are alternatives.
+                Some(known) if matches!(what, BORDER | SKIPS) => known.bytes_per_image += bytes_per_image,
+                Some(known) => known.bytes_per_image = known.bytes_per_image.max(bytes_per_image),
+                None => edges.push(edge),
+            }
+        };
+        let last = |route: &[DeviceId]| *route.last().expect("a route has sections");
+        for place in &layout.placement.unet {
+            let routes = place.routes();
+            let home = routes.last().expect("a place has a route")[0];
+            for text in layout.placement.text_encoder.iter().flat_map(Place::routes) {
+                let each = features / routes.len() as u64;
+                routes.iter().for_each(|route| add(last(text), route[0], "text features", each));
+            }
+            if let [negative, _] = routes[..] {
+                add(home, negative[0], "latents", costs.calls as u64 * latents);
+                add(last(negative), home, "guidance", costs.calls as u64 * latents);
+            }
+            for vae in layout.placement.vae.iter().flat_map(Place::routes) {
+                add(home, vae[0], "latents", latents);
+            }
         }
-    })?;
-    let mut budgets: Vec<DeviceBudget> =
-        infos.iter().map(|info| DeviceBudget { id: info.id, bytes: budget(map, info) }).collect();
-    // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
-    let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
-    for (component, places) in named.iter() {
-        let single = match places.as_deref() {
-            None => None,
-            Some([place]) if place.devices().len() == 1 => Some(place.devices()[0]),
-            Some(places) => {
-                for (id, cost) in places.iter().map(|p| trial.cost(component, p)).collect::<Result<Vec<_>>>()?.concat()
-                {
-                    if let Some(budget) = budgets.iter_mut().find(|budget| budget.id == id) {
-                        budget.bytes = budget.bytes.saturating_sub(cost.weight_bytes + cost.keep_bytes);
-                    }
+        for (component, places) in layout.placement.iter() {
+            let calls = if component == Component::Unet { costs.calls as u64 } else { 1 };
+            for route in places.iter().flat_map(Place::routes) {
+                if route.iter().all(|id| *id == route[0]) {
+                    continue;
                 }
-                continue;
+                for crossing in costs.crossings(component, route)? {
+                    let what = if crossing.skip { SKIPS } else { BORDER };
+                    add(crossing.from, crossing.to, what, calls * crossing.bytes);
+                }
+                if component == Component::Unet {
+                    add(last(route), route[0], "model output", calls * latents);
+                }
             }
-        };
-        let cost = costs.get(component);
-        sizes.push(ComponentSize {
-            name: component.name().to_string(),
-            weight_bytes: cost.weight_bytes,
-            activation_bytes: cost.activation_bytes,
-            keep_bytes: cost.keep_bytes,
-        });
-        wishes.push(single);
-    }
-    if sizes.is_empty() {
-        return Ok(vec![PerComponent::new(|component| named.get(component).clone().unwrap_or_default())]);
-    }
-    let placed = strategies::place_replicas(map.strategy.value, map.replicas.value, &sizes, &wishes, &budgets)?;
-    let with_names = |devices: Vec<DeviceId>| {
-        let mut placed = sizes.iter().map(|size| size.name.as_str()).zip(devices).collect::<BTreeMap<_, _>>();
-        PerComponent::new(|component| match (named.get(component), placed.remove(component.name())) {
-            (Some(places), _) => places.clone(),
-            (None, device) => {
-                let device = device.expect("a component that is not named is the strategy's");
-                vec![Place::whole(device, sections(component, trial.spec).len())]
-            }
-        })
-    };
-    Ok(placed.into_iter().map(with_names).collect())
-}
-
-/// A place of a map as a device for each section.
-fn convert(
-    component: Component,
-    pool: &Located<Vec<device_map::Place>>,
-    place: &device_map::Place,
-    sections: &[String],
-) -> Result<Place<DeviceId>> {
-    let route = |place: &device_map::Place| -> Result<Vec<DeviceId>> {
-        let device = |section: &String| {
-            place.device_at(section).map(|device| device.value).ok_or_else(|| {
-                pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
-                    .hint("\"\" = \"...\" among the shards is the device of the rest")
-            })
-        };
-        sections.iter().map(device).collect()
-    };
-    Ok(match place {
-        device_map::Place::Guided { negative, positive } => {
-            Place::Guided { negative: route(negative)?, positive: route(positive)? }
-        }
-        place => Place::Route(route(place)?),
-    })
-}
-
-/// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
-/// of the slowest stage and one for each other stage that has devices of its own.
-fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, largest: &Largest) -> usize {
-    let work = |component: Component| match component {
-        Component::Unet => costs.unet.flops * largest.steps as f64,
-        other => costs.get(other).flops,
-    };
-    let mut stages = Component::ALL;
-    stages.sort_by(|a, b| work(*b).total_cmp(&work(*a)));
-    let devices = |component: Component| placement.get(component).iter().flat_map(Place::devices).collect::<Vec<_>>();
-    let mut taken = devices(stages[0]);
-    let mut in_flight = placement.get(stages[0]).len();
-    for stage in &stages[1..] {
-        let own = devices(*stage);
-        if own.iter().all(|device| !taken.contains(device)) {
-            in_flight += 1;
-            taken.extend(own);
         }
     }
-    in_flight
+    Ok(edges)
+}
+
+const BORDER: &str = "section border";
+const SKIPS: &str = "skip tensors";
+
+/// Why each component is where it is: the same reason once for all replicas that share it.
+#[derive(Default)]
+struct Reasons(Vec<(Component, String, Vec<DeviceId>)>);
+
+impl Reasons {
+    fn add(&mut self, map: &DeviceMap, chosen: &Chosen) {
+        for layout in &chosen.layouts {
+            for component in Component::ALL {
+                let why = match map.components.get(component.name()) {
+                    Some(_) => "named in the map",
+                    None => &chosen.why,
+                };
+                let devices = layout.devices_of(component);
+                match self.0.iter_mut().find(|(c, known, _)| *c == component && known == why) {
+                    Some((.., known)) => known.extend(devices),
+                    None => self.0.push((component, why.to_string(), devices)),
+                }
+            }
+        }
+    }
+
+    fn sentences(self) -> Vec<String> {
+        let sentence = |(component, why, mut devices): (Component, String, Vec<DeviceId>)| {
+            let mut seen = BTreeSet::new();
+            devices.retain(|id| seen.insert(*id));
+            let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
+            format!("{} on {}: {why}", component.name(), devices.join(", "))
+        };
+        self.0.into_iter().map(sentence).collect()
+    }
+}
+
+/// What a map lets a device hold, in bytes. To `diffusers-balanced`, limits are what they are to diffusers: they guide
+/// the weights, and what else the components need may lie beyond them.
+fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
+    if map.strategy.value == Strategy::DiffusersBalanced {
+        return info.free_bytes;
+    }
+    map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
 /// Refuses what a map can say and this version does not do yet, so that no wish is passed over in silence.
@@ -366,57 +425,61 @@ fn auto_in_flight(placement: &Placement<DeviceId>, costs: &PerComponent<Cost>, l
 /// # Errors
 /// If there is such a wish; the message says what is possible.
 pub fn check_served(map: &DeviceMap) -> Result<()> {
-    if let Some((id, facts)) = map.device.first_key_value() {
-        return Err(facts
-            .refuse(&format!("device.{id}"), "facts about a device come later")
-            .hint("`sdshard devices` shows what sdshard finds by itself; [max_memory] limits what it uses"));
-    }
-    for map in [map.clone()].iter().chain(&map.replica_maps()) {
-        strategies::check_served(&map.strategy)?;
-        if map.batch.value > 1 {
-            return Err(map
-                .batch
-                .refuse("batch", "several requests in one forward pass come later")
-                .found(map.batch.value.to_string())
-                .hint("batch = 1"));
-        }
-        for (name, pool) in &map.components {
-            let resides = pool.value.iter().flat_map(device_map::Place::resides);
-            if let Some(reside) = resides.into_iter().find(|reside| reside.value != Reside::Device) {
-                return Err(reside
-                    .refuse(&format!("components.{name}"), "weights that live elsewhere come later")
-                    .hint("leave out `reside`: the weights live on the device that runs them"));
-            }
+    for (id, facts) in &map.device {
+        if let Some(adapter) = &facts.value.adapter {
+            return Err(adapter
+                .refuse(&format!("device.{id}.adapter"), "this version drives no wgpu adapter")
+                .hint("leave out `adapter`; `sdshard devices` shows what sdshard finds by itself"));
         }
     }
     Ok(())
 }
 
-/// The type of a component's weights on the CPU, which computes in f32.
-fn resolve_dtype(map: &DeviceMap, component: Component) -> Result<DType> {
-    match map.dtype.of(component.name()) {
-        None | Some(DType::F32) => Ok(DType::F32),
-        Some(other) => Err(Error::input(format!("dtype of the {}: the CPU has no {other} kernels", component.name()))
-            .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")),
+/// The type of a component's weights; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
+/// overflows f16 has f32 unless the map says otherwise.
+fn resolve_dtype(
+    map: &DeviceMap,
+    component: Component,
+    spec: &ModelSpec,
+    infos: &[DeviceInfo],
+) -> Result<Option<DType>> {
+    let Some(asked) = map.dtype.of(component.name()) else {
+        return Ok((component == Component::Vae && spec.vae.force_upcast).then_some(DType::F32));
+    };
+    match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
+        None => Ok(Some(asked)),
+        Some(info) => Err(match info.id.kind {
+            DeviceKind::Cpu => {
+                Error::input(format!("dtype of the {}: the CPU has no {asked} kernels", component.name()))
+                    .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")
+            }
+            _ => Error::input(format!("dtype of the {}: {} has no {asked} kernels", component.name(), info.id))
+                .hint("dtype = \"auto\""),
+        }),
     }
 }
 
-/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer.
+/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer, and what the map
+/// says of it.
 fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let info = find(map, id, usable, devices)?;
+    match map.device.get(&id) {
+        Some(facts) => hardware::apply(info, &facts.value),
+        None => Ok(info),
+    }
+}
+
+fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
     if let Some(info) = devices.iter().find(|device| device.id == id) {
-        return Ok(info.clone());
+        return cores(&id).map_or_else(|| Ok(info.clone()), |cores| hardware::with_cores(info, cores));
     }
     if let (DeviceKind::Cpu, Some(_), Some(whole)) =
         (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
     {
-        let shares = usable.iter().filter(|id| id.kind == DeviceKind::Cpu).count();
-        return Ok(DeviceInfo {
-            id,
-            cores: (whole.cores / shares).max(1),
-            free_bytes: whole.free_bytes / shares as u64,
-            memory_bytes: whole.memory_bytes / shares as u64,
-            ..whole.clone()
-        });
+        let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
+        let wishes: Vec<_> = shares.iter().map(cores).collect();
+        return hardware::share(whole, id, &shares, &wishes);
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);
@@ -428,74 +491,4 @@ fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[Devic
         (None, None) => Error::input(problem),
     };
     Err(refused.found(found.join(", ")).hint("`sdshard devices` lists what can be used"))
-}
-
-impl fmt::Display for Plan {
-    /// A table for people.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = format_bytes;
-        writeln!(
-            f,
-            "{:<13} {:<18} {:>10} {:>12} {:>10}  numerics",
-            "component", "device", "weights", "activations", "GFLOP"
-        )?;
-        for (component, cost) in self.costs.iter() {
-            let devices: Vec<String> = self.device_map()[component.name()].iter().map(ToString::to_string).collect();
-            let class = self.devices.iter().find(|device| device.components.contains(&component));
-            writeln!(
-                f,
-                "{:<13} {:<18} {:>10} {:>12} {:>10.1}  {}",
-                component.name(),
-                devices.join(", "),
-                bytes(cost.weight_bytes),
-                bytes(cost.activation_bytes + cost.keep_bytes),
-                cost.flops / 1e9,
-                class.map_or("", |device| &device.class),
-            )?;
-        }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
-            "device", "weights", "activations", "kept", "in all", "of"
-        )?;
-        for device in &self.devices {
-            writeln!(
-                f,
-                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
-                device.id.to_string(),
-                bytes(device.weight_bytes),
-                bytes(device.activation_bytes),
-                bytes(device.keep_bytes),
-                bytes(device.total_bytes()),
-                bytes(device.budget_bytes),
-            )?;
-        }
-        if let Some(shared) = self.shared_weight_bytes {
-            writeln!(
-                f,
-                "{:<13} {:>10}  one copy of the weights in host memory, for all of cpu:N",
-                "cpu",
-                bytes(shared)
-            )?;
-        }
-        let mut replicas = match self.replicas.len() {
-            1 => "1 replica".to_string(),
-            n => format!("{n} replicas"),
-        };
-        if let Some(most) = self.replicas.iter().map(|replica| replica.in_flight).max().filter(|most| *most > 1) {
-            replicas += &format!(", {most} requests in flight");
-        }
-        write!(
-            f,
-            "\n{replicas}; pictures up to {}x{}{}; {} in all",
-            self.largest.width,
-            self.largest.height,
-            match self.largest.also.len() {
-                0 => String::new(),
-                n => format!(" and {n} other sizes"),
-            },
-            bytes(self.total_bytes())
-        )
-    }
 }

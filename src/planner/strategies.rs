@@ -1,9 +1,10 @@
 //! Which component goes to which device: pure functions of sizes and budgets, so that a placement can be foreseen and
 //! tested for machines that are not here.
 
+use std::collections::BTreeMap;
+
 use super::{
     device_map::{Replicas, Strategy},
-    fields::Located,
     size::format_bytes,
     world::share,
 };
@@ -12,11 +13,35 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What one component needs.
+/// One component, with what it needs on each device: weights are smaller where they are computed in f16.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComponentSize {
     /// As in `model_index.json`.
     pub name: String,
+    /// Its size on each device that it may be placed on.
+    pub on: BTreeMap<DeviceId, Size>,
+}
+
+impl ComponentSize {
+    /// The same on every device.
+    pub fn everywhere(name: &str, size: Size, devices: impl IntoIterator<Item = DeviceId>) -> Self {
+        Self { name: name.to_string(), on: devices.into_iter().map(|id| (id, size)).collect() }
+    }
+
+    /// Its size on a device; nothing is known of others than it was made for.
+    fn size(&self, id: DeviceId) -> Size {
+        self.on.get(&id).copied().unwrap_or_default()
+    }
+
+    /// The most that it needs on a device of its own.
+    fn most_alone(&self) -> u64 {
+        self.on.values().map(Size::alone_bytes).max().unwrap_or(0)
+    }
+}
+
+/// What one component needs on one device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
     /// Packed weights; there from loading to the end.
     pub weight_bytes: u64,
     /// The largest transient arena. Components on one device take turns, so they share the largest of theirs.
@@ -25,7 +50,7 @@ pub struct ComponentSize {
     pub keep_bytes: u64,
 }
 
-impl ComponentSize {
+impl Size {
     fn resident_bytes(&self) -> u64 {
         self.weight_bytes + self.keep_bytes
     }
@@ -52,25 +77,11 @@ impl DeviceBudget {
 }
 
 /// What components need together on one device: weights and keep arenas add up, the transient arena is shared.
-pub fn needed_bytes<'a>(components: impl IntoIterator<Item = &'a ComponentSize>) -> u64 {
-    let (resident, arena) = components.into_iter().fold((0, 0), |(resident, arena), component| {
-        (resident + component.resident_bytes(), component.activation_bytes.max(arena))
-    });
+pub fn needed_bytes(components: impl IntoIterator<Item = Size>) -> u64 {
+    let (resident, arena) = components
+        .into_iter()
+        .fold((0, 0), |(resident, arena), size| (resident + size.resident_bytes(), size.activation_bytes.max(arena)));
     resident + arena
-}
-
-/// Refuses a strategy that is known but comes later.
-pub fn check_served(strategy: &Located<Strategy>) -> Result<()> {
-    match strategy.value {
-        Strategy::Throughput | Strategy::Latency => Err(strategy
-            .refuse("strategy", "this strategy comes later")
-            .found(format!("\"{}\"", strategy.value.name()))
-            .hint(
-                "possible now: \"balanced\" (the same as \"auto\"), \"balanced_low_0\", \"sequential\", \"single\" or \
-                 \"diffusers-balanced\"",
-            )),
-        _ => Ok(()),
-    }
 }
 
 /// A device for each of `components`, in their order, out of `devices`, the preferred one first.
@@ -83,13 +94,12 @@ pub fn place(
     named: &[Option<DeviceId>],
     devices: &[DeviceBudget],
 ) -> Result<Vec<DeviceId>> {
-    check_served(&strategy.into())?;
     let search = Search::new(components, named, devices)?;
     let found = match strategy {
         Strategy::Sequential => search.sequential(),
         Strategy::Single => search.single(),
         Strategy::DiffusersBalanced => search.diffusers_balanced()?,
-        // The last two have been refused.
+        // The last two know time and search for themselves; by bytes alone they are this.
         Strategy::Balanced | Strategy::BalancedLow0 | Strategy::Throughput | Strategy::Latency => {
             search.balanced(strategy == Strategy::BalancedLow0)
         }
@@ -144,6 +154,58 @@ pub fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<
     placed
 }
 
+/// A network of a pipeline as diffusers sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// As in `model_index.json`.
+    pub name: String,
+    /// Bytes of its weights.
+    pub bytes: u64,
+    /// Whether sdshard runs it. If not, it only takes its place.
+    pub runs: bool,
+}
+
+/// [`diffusers_map`] of the weights, where it has a device for every network that runs; `None` for others that it has
+/// nowhere or on the host.
+///
+/// # Errors
+/// If diffusers would run a network from the host, or lose it.
+pub fn diffusers_balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<DeviceId>>> {
+    let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
+    let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
+    let mut placement = vec![None; networks.len()];
+    let mut visitor = None;
+    for (place, here) in diffusers_map(&weights, &memory) {
+        for network in here {
+            match place {
+                Upstream::Device(device) => placement[network] = Some(devices[device].id),
+                Upstream::Host => visitor = Some(network),
+            }
+        }
+    }
+    let runs = |network: &usize| networks[*network].runs;
+    let name = |network: usize| networks[network].name.as_str();
+    let lost = (0..networks.len()).find(|&c| runs(&c) && placement[c].is_none() && visitor != Some(c));
+    let (problem, why) = match (lost, visitor, visitor.filter(runs)) {
+        (None, _, None) => return Ok(placement),
+        (Some(lost), visitor, _) => (
+            format!("diffusers would lose the {}", name(lost)),
+            format!(
+                "diffusers asks one device and then puts a component on the host, which holds one: the {} drove it \
+                 out, and the first picture would fail",
+                visitor.map_or("next", name)
+            ),
+        ),
+        (None, _, Some(visitor)) => (
+            format!("diffusers would run the {} from the host", name(visitor)),
+            "diffusers asks one device and no other, then copies the weights from the host in every step".to_string(),
+        ),
+    };
+    Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}; {why}"))
+        .found(list(devices.iter().map(DeviceBudget::room)))
+        .hint("strategy = \"balanced\" asks every device"))
+}
+
 /// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
 /// groups in which every group holds a whole pipeline.
 pub fn place_replicas(
@@ -156,11 +218,20 @@ pub fn place_replicas(
     let place_groups = |count: usize| -> Result<Vec<_>> {
         deal(devices, count).into_iter().map(|group| place(strategy, components, named, group)).collect()
     };
+    replica_counts(replicas, devices.len(), place_groups)
+}
+
+/// What `place_groups` makes of as many groups as `replicas` says, or of the most that work, out of `devices`.
+pub(super) fn replica_counts<T>(
+    replicas: Replicas,
+    devices: usize,
+    place_groups: impl Fn(usize) -> Result<T>,
+) -> Result<T> {
     match replicas {
         Replicas::Count(1) => place_groups(1),
         Replicas::Count(count) => place_groups(count).map_err(|e| e.context(format!("{count} replicas"))),
         Replicas::Max => {
-            (2..=devices.len()).rev().find_map(|count| place_groups(count).ok()).map_or_else(|| place_groups(1), Ok)
+            (2..=devices).rev().find_map(|count| place_groups(count).ok()).map_or_else(|| place_groups(1), Ok)
         }
     }
 }
@@ -168,6 +239,17 @@ pub fn place_replicas(
 /// Deals `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
 pub fn deal<T>(items: &[T], groups: usize) -> Vec<&[T]> {
     (0..groups).map(|group| &items[share(items.len(), group, groups)]).collect()
+}
+
+/// The fullest device of a placement, and its bytes.
+pub(super) fn fullest(components: &[ComponentSize], placed: &[DeviceId], devices: &[DeviceBudget]) -> (DeviceId, u64) {
+    let load = |id: DeviceId| {
+        let here = components.iter().zip(placed).filter(move |(_, device)| **device == id);
+        needed_bytes(here.map(|(component, _)| component.size(id)))
+    };
+    let loads = devices.iter().map(|device| (device.id, load(device.id)));
+    // The first of equals.
+    loads.reduce(|most, one| if one.1 > most.1 { one } else { most }).expect("a placement has devices")
 }
 
 /// One pipeline looking for its devices. Devices are indices into `devices`.
@@ -195,15 +277,15 @@ impl<'a> Search<'a> {
         };
         let named = components.iter().zip(named).map(index).collect::<Result<_>>()?;
         let mut order: Vec<usize> = (0..components.len()).collect();
-        order.sort_by_key(|&c| std::cmp::Reverse(components[c].alone_bytes()));
+        order.sort_by_key(|&c| std::cmp::Reverse(components[c].most_alone()));
         Ok(Self { components, devices, named, order })
     }
 
     /// What `placement` puts on each device; components without a device yet are left out.
     fn loads(&self, placement: &[Option<usize>]) -> Vec<u64> {
-        let on = |device| {
+        let on = |device: usize| {
             let here = self.components.iter().zip(placement).filter(move |(_, d)| **d == Some(device));
-            needed_bytes(here.map(|(component, _)| component))
+            needed_bytes(here.map(|(component, _)| component.size(self.devices[device].id)))
         };
         (0..self.devices.len()).map(on).collect()
     }
@@ -249,43 +331,17 @@ impl<'a> Search<'a> {
             return Err(Error::input(format!("the {} has a device by name", component.name))
                 .hint("strategy = \"balanced\"; \"diffusers-balanced\" places every component itself"));
         }
-        let weights: Vec<u64> = self.components.iter().map(|component| component.weight_bytes).collect();
-        let memory: Vec<u64> = self.devices.iter().map(|device| device.bytes).collect();
-        let mut placement = vec![None; self.components.len()];
-        let mut visitor = None;
-        for (place, components) in diffusers_map(&weights, &memory) {
-            for component in components {
-                match place {
-                    Upstream::Device(device) => placement[component] = Some(device),
-                    Upstream::Host => visitor = Some(component),
-                }
-            }
-        }
-        let name = |component: usize| self.components[component].name.as_str();
-        let lost = (0..placement.len()).find(|&c| placement[c].is_none() && visitor != Some(c));
-        let (problem, why) = match (lost, visitor) {
-            (Some(lost), visitor) => (
-                format!("diffusers would lose the {}", name(lost)),
-                format!(
-                    "diffusers asks one device and then puts a component on the host, which holds one: the {} drove it \
-                     out, and the first picture would fail",
-                    visitor.map_or("next", name)
-                ),
-            ),
-            (None, Some(visitor)) => (
-                format!("diffusers would run the {} from the host", name(visitor)),
-                "diffusers asks one device and no other, then copies the weights from the host in every step"
-                    .to_string(),
-            ),
-            (None, None) => {
-                let loads = self.loads(&placement);
-                let placement: Vec<usize> = placement.into_iter().flatten().collect();
-                return Ok(self.fits(&loads).then_some(placement));
-            }
+        let network = |component: &ComponentSize| Network {
+            name: component.name.clone(),
+            bytes: component.size(self.devices[0].id).weight_bytes,
+            runs: true,
         };
-        Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}; {why}"))
-            .found(self.room())
-            .hint("strategy = \"balanced\" asks every device"))
+        let networks: Vec<Network> = self.components.iter().map(network).collect();
+        let placed = diffusers_balanced(&networks, self.devices)?;
+        let index = |id: Option<DeviceId>| self.devices.iter().position(|device| Some(device.id) == id);
+        let placement: Vec<Option<usize>> = placed.into_iter().map(index).collect();
+        let loads = self.loads(&placement);
+        Ok(self.fits(&loads).then(|| placement.into_iter().flatten().collect()))
     }
 
     /// Tries every placement: the one whose fullest device is emptiest, then the next fullest, and so on. Of equal
@@ -349,23 +405,27 @@ impl<'a> Search<'a> {
                     .hint(hint);
             }
         }
-        let roomiest = self.devices.iter().map(|d| d.bytes).max().unwrap_or(0);
-        if let Some(component) = self.components.iter().find(|c| c.alone_bytes() > roomiest) {
+        let roomiest = self.devices.iter().max_by_key(|device| device.bytes).map(|device| device.id);
+        let on_roomiest = |component: &ComponentSize| roomiest.map(|id| component.size(id)).unwrap_or_default();
+        let fits_nowhere =
+            |c: &&ComponentSize| self.devices.iter().all(|device| c.size(device.id).alone_bytes() > device.bytes);
+        if let Some(component) = self.components.iter().find(fits_nowhere) {
+            let size = on_roomiest(component);
             return Error::input(format!(
                 "the {} fits on no device: it needs {} ({} of weights, {} for one request)",
                 component.name,
-                format_bytes(component.alone_bytes()),
-                format_bytes(component.weight_bytes),
-                format_bytes(component.activation_bytes + component.keep_bytes),
+                format_bytes(size.alone_bytes()),
+                format_bytes(size.weight_bytes),
+                format_bytes(size.activation_bytes + size.keep_bytes),
             ))
             .found(self.room())
             .hint(hint);
         }
-        let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.alone_bytes()))));
+        let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.most_alone()))));
         match strategy {
             Strategy::Single => Error::input(format!(
                 "the pipeline fits on no single device: it needs {} ({parts})",
-                format_bytes(needed_bytes(self.components))
+                format_bytes(needed_bytes(self.components.iter().map(on_roomiest)))
             ))
             .found(self.room())
             .hint(format!("strategy = \"balanced\"; or {hint}")),
@@ -395,7 +455,8 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn component(name: &str, weights: u64, activations: u64) -> ComponentSize {
-        ComponentSize { name: name.into(), weight_bytes: weights, activation_bytes: activations, keep_bytes: 0 }
+        let size = Size { weight_bytes: weights, activation_bytes: activations, keep_bytes: 0 };
+        ComponentSize::everywhere(name, size, (0..8).map(|i| DeviceId::new(DeviceKind::Cuda, i)))
     }
 
     /// Roughly SD 1.5 in f16, in tenths of a GiB.
@@ -425,10 +486,9 @@ mod tests {
 
     #[test]
     fn arenas_on_one_device_are_shared_and_weights_add_up() {
-        let mut two = [component("a", 10, 5), component("b", 20, 7)];
-        two[0].keep_bytes = 1;
-        assert_eq!(needed_bytes(&two), 10 + 1 + 20 + 7);
-        assert_eq!(needed_bytes(&[]), 0);
+        let size = |weight_bytes, activation_bytes, keep_bytes| Size { weight_bytes, activation_bytes, keep_bytes };
+        assert_eq!(needed_bytes([size(10, 5, 1), size(20, 7, 0)]), 10 + 1 + 20 + 7);
+        assert_eq!(needed_bytes([]), 0);
     }
 
     #[test]
@@ -453,6 +513,18 @@ mod tests {
         let sizes = [5, 4, 3, 3].map(|gib| component(&format!("c{gib}"), gib * GIB, 0));
         let placement = place(Strategy::Balanced, &sizes, &[None; 4], &devices(&[9, 6])).unwrap();
         assert_eq!(indices(&placement), [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_component_has_the_size_of_the_device_that_it_is_on() {
+        let ids = devices(&[3, 3]);
+        let mut sizes = pipeline();
+        // In f32 it is twice as large.
+        for size in sizes.iter_mut().filter_map(|component| component.on.get_mut(&ids[0].id)) {
+            size.weight_bytes *= 2;
+        }
+        assert_eq!(indices(&place(Strategy::Balanced, &sizes[..2], &[None; 2], &ids).unwrap()), [0, 1]);
+        assert_eq!(indices(&place(Strategy::Single, &sizes[..2], &[None; 2], &ids).unwrap()), [1, 1]);
     }
 
     #[test]
@@ -491,14 +563,6 @@ mod tests {
         let message = place(Strategy::Sequential, &pipeline(), &[None; 3], &devices(&[1, 3])).unwrap_err().to_string();
         assert!(message.contains("\"sequential\" leaves a device too full"), "{message}");
         assert!(message.contains("strategy = \"balanced\""), "{message}");
-    }
-
-    #[test]
-    fn strategies_that_come_later_are_refused() {
-        for strategy in [Strategy::Throughput, Strategy::Latency] {
-            let message = place(strategy, &pipeline(), &[None; 3], &devices(&[24])).unwrap_err().to_string();
-            assert!(message.starts_with("strategy: this strategy comes later"), "{message}");
-        }
     }
 
     /// Components in the order of `model_index.json`, bytes in f16.

@@ -1,25 +1,29 @@
 //! What a placed component asks of its devices, to the byte: the real model code, run without data.
 
-use std::{cell::RefCell, collections::BTreeSet, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use crate::{
-    backend::{Device, DeviceId, DeviceInfo, dry},
+    backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
     error::{Error, Result},
     models::{
-        route::{Keeps, Route},
+        route::{Borders, Keeps, Open, Route},
         spec::ModelSpec,
-        unet::Unet,
     },
     pipeline::{
-        Component, Network, UnetPlace, branches,
-        model::{load_text_encoder, load_unet, load_vae, sections},
-        placement::Place,
+        Component, Network, PerComponent, Slot, UnetPlace, branches,
+        model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        placement::{Place, Reside, Sections},
         request::Request,
-        stages::{self, Denoise, Noise},
+        stages::{self, Begin, Denoise, Noise},
     },
     scheduler::{Schedule, SchedulerKind, schedule},
     tensor::Shape,
-    weights::Weights,
+    weights::{Ahead, Resting, Weights},
 };
 
 /// The largest request that a plan is made for.
@@ -72,7 +76,7 @@ impl Largest {
 /// What one component needs of a device and does there.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
-    /// Packed weights.
+    /// The most bytes of packed weights that are there at one time: all, or two neighbouring sections of those that visit.
     pub weight_bytes: u64,
     /// The most that the transient arena holds meanwhile.
     pub activation_bytes: u64,
@@ -80,6 +84,8 @@ pub struct Cost {
     pub keep_bytes: u64,
     /// Floating-point operations of one call: one text, one UNet call, one picture.
     pub flops: f64,
+    /// How long one call takes there at the device's rates, in seconds.
+    pub seconds: f64,
 }
 
 impl Cost {
@@ -90,7 +96,112 @@ impl Cost {
             activation_bytes: self.activation_bytes.max(other.activation_bytes),
             keep_bytes: self.keep_bytes.max(other.keep_bytes),
             flops: self.flops.max(other.flops),
+            seconds: self.seconds.max(other.seconds),
         }
+    }
+}
+
+/// What a component did in one place.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ran {
+    /// What it asked of each device.
+    pub costs: Vec<(DeviceId, Cost)>,
+    /// One call, section by section. A guided place has none: its branches run beside each other.
+    pub sections: Vec<SectionWork>,
+    /// What went from section to section in one call.
+    pub carried: Vec<Carried>,
+    /// Packed weights that rest in the host's memory, in bytes.
+    pub host_bytes: u64,
+}
+
+/// One section's part of a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SectionWork {
+    /// Operations of matrix products.
+    pub flops: f64,
+    /// Time at the rates of its device, in seconds.
+    pub seconds: f64,
+    /// Bytes of its packed weights.
+    pub weight_bytes: u64,
+    /// Bytes that a request keeps on its device: the text's keys and values, and the latents with the first section.
+    pub keep_bytes: u64,
+}
+
+/// A tensor on its way between two sections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Carried {
+    /// Where it was made.
+    pub from: usize,
+    /// Where it is used.
+    pub to: usize,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Writes down what each section of a dry run does.
+struct Recorder<'a> {
+    /// The ledger of each section's device.
+    ledgers: Vec<&'a dry::Ledger>,
+    /// The keep arena of each section's device.
+    keeps: Vec<&'a Keep>,
+    state: Mutex<Recording>,
+}
+
+#[derive(Default)]
+struct Recording {
+    /// Where the walk is, what its device had done when it came there, and what was kept there.
+    at: Option<(usize, dry::Work, usize)>,
+    sections: Vec<SectionWork>,
+    carried: Vec<Carried>,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(ledgers: Vec<&'a dry::Ledger>, keeps: Vec<&'a Keep>) -> Self {
+        let sections = vec![SectionWork::default(); ledgers.len()];
+        Self { ledgers, keeps, state: Mutex::new(Recording { sections, ..Recording::default() }) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Recording> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds up the work since the walk came to where it is.
+    fn close(&self) {
+        let state = &mut *self.state();
+        if let Some((section, before, kept)) = state.at.take() {
+            let now = self.ledgers[section].so_far();
+            let work = &mut state.sections[section];
+            work.flops += now.flops - before.flops;
+            work.seconds += now.seconds - before.seconds;
+            work.keep_bytes += (self.keeps[section].peak_bytes() - kept) as u64;
+        }
+    }
+
+    /// Forgets the work so far, but not what is kept.
+    fn begin_call(&self) {
+        self.close();
+        let state = &mut *self.state();
+        state.sections.iter_mut().for_each(|work| (work.flops, work.seconds) = (0.0, 0.0));
+        state.carried.clear();
+    }
+
+    fn finish(self) -> (Vec<SectionWork>, Vec<Carried>) {
+        self.close();
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (state.sections, state.carried)
+    }
+}
+
+impl Borders for Recorder<'_> {
+    fn enter(&self, section: usize) -> Result<()> {
+        self.close();
+        let at = (section, self.ledgers[section].so_far(), self.keeps[section].peak_bytes());
+        self.state().at = Some(at);
+        Ok(())
+    }
+
+    fn carry(&self, from: usize, to: usize, bytes: usize) {
+        self.state().carried.push(Carried { from, to, bytes: bytes as u64 });
     }
 }
 
@@ -101,126 +212,184 @@ pub(super) struct Trial<'a> {
     pub devices: &'a [DeviceInfo],
     pub largest: &'a Largest,
     pub schedule: Schedule,
+    /// The type of each component's weights; `None` is what suits the device.
+    dtypes: PerComponent<Option<DType>>,
     /// What was tried already: resolving a map asks for the same places several times.
-    known: RefCell<Vec<(Component, Place<DeviceId>, Costs)>>,
+    known: RefCell<HashMap<Key, Rc<Ran>>>,
 }
 
-/// What a component asks of each of its devices.
-type Costs = Vec<(DeviceId, Cost)>;
+/// A component, its place, and how many pictures go through it at once.
+type Key = (Component, Place<DeviceId>, usize);
 
 impl<'a> Trial<'a> {
-    pub fn new(spec: &'a ModelSpec, devices: &'a [DeviceInfo], largest: &'a Largest) -> Result<Self> {
+    pub fn new(
+        spec: &'a ModelSpec,
+        devices: &'a [DeviceInfo],
+        largest: &'a Largest,
+        dtypes: PerComponent<Option<DType>>,
+    ) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, devices, largest, schedule, known: RefCell::default() })
+        Ok(Self { spec, devices, largest, schedule, dtypes, known: RefCell::default() })
     }
 
-    /// Runs a component without data, placed as `place` says, and gives the most that it asked of each device for any
-    /// of the sizes.
-    pub fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Costs> {
-        let same = |(c, p, _): &&(Component, Place<DeviceId>, Costs)| *c == component && p == place;
-        if let Some((_, _, costs)) = self.known.borrow().iter().find(same) {
-            return Ok(costs.clone());
+    /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
+    /// asked of each device for any size and number of pictures, and the work of the largest.
+    pub fn run(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<Rc<Ran>> {
+        // Texts are encoded and pictures decoded one by one.
+        let batch = if component == Component::Unet { batch } else { 1 };
+        let key = (component, place.clone(), batch);
+        if let Some(ran) = self.known.borrow().get(&key) {
+            return Ok(ran.clone());
         }
-        let cost_of = |size| self.cost_of(component, place, size).map_err(Error::refused);
-        let mut costs = cost_of((self.largest.width, self.largest.height))?;
-        if component != Component::TextEncoder {
-            for &size in &self.largest.also {
-                for ((_, most), (_, cost)) in costs.iter_mut().zip(cost_of(size)?) {
-                    *most = most.max(cost);
-                }
+        let run = |size, batch| self.run_one(component, place, size, batch).map_err(Error::refused);
+        let size = (self.largest.width, self.largest.height);
+        let mut ran = run(size, batch)?;
+        let sizes = if component == Component::TextEncoder { &[][..] } else { &self.largest.also };
+        let others =
+            (1..batch).map(|batch| (size, batch)).chain(sizes.iter().flat_map(|&s| (1..=batch).map(move |b| (s, b))));
+        for (size, batch) in others {
+            for ((_, most), (_, cost)) in ran.costs.iter_mut().zip(run(size, batch)?.costs) {
+                *most = most.max(cost);
             }
         }
-        self.known.borrow_mut().push((component, place.clone(), costs.clone()));
-        Ok(costs)
+        let ran = Rc::new(ran);
+        self.known.borrow_mut().insert(key, ran.clone());
+        Ok(ran)
     }
 
-    /// The same for one size in pixels.
-    fn cost_of(&self, component: Component, place: &Place<DeviceId>, (width, height): (usize, usize)) -> Result<Costs> {
+    /// What it asks of each device, for one picture at a time.
+    pub fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
+        Ok(self.run(component, place, 1)?.costs.clone())
+    }
+
+    /// One run, for a size in pixels.
+    fn run_one(
+        &self,
+        component: Component,
+        place: &Place<DeviceId>,
+        (width, height): (usize, usize),
+        batch: usize,
+    ) -> Result<Ran> {
         let ids = place.devices();
-        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(id)).collect();
-        let device = |id: &DeviceId| dry[ids.iter().position(|known| known == id).expect("its own device")].0.clone();
+        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
+        let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
-        let routes: Vec<Route> = place.map(device).routes().into_iter().map(|r| Route::new(r.to_vec())).collect();
-        let route = &routes[0];
+        let resting = Resting::default();
+        let source = |sections: &Sections<DeviceId>| Source {
+            route: Route::new(sections.iter().map(|id| dry[index(id)].0.clone()).collect()),
+            reside: sections.reside,
+            resting: resting.clone(),
+            ahead: Ahead::Caller,
+        };
+        let routes = place.routes();
+        let positive = routes[routes.len() - 1];
 
         let weights = || Weights::shapes_only(component.name());
         let (spec, scale) = (self.spec, self.spec.vae.scale());
         let (height, width) = (height / scale, width / scale);
         let keeps = Keeps::new(dry.iter().map(|(device, _)| device.keep(usize::MAX)).collect::<Result<_>>()?);
-        let (loaded, calls) = match component {
+        let kept: Vec<&Keep> = keeps.iter().collect();
+        let recorder = Recorder::new(
+            positive.iter().map(|id| &*dry[index(id)].1).collect(),
+            positive.iter().map(|id| kept[index(id)]).collect(),
+        );
+        let (calls, visitors) = match component {
             Component::TextEncoder => {
-                let encoder = load_text_encoder(weights(), spec, route)?;
-                let loaded = take();
-                stages::encode(&encoder, route, vec![0; spec.text_encoder.max_position_embeddings])?;
-                (loaded, 1)
+                let encoder = load_text_encoder(weights(), spec, &source(positive))?;
+                take();
+                stages::encode(&encoder, vec![0; spec.text_encoder.max_position_embeddings], &recorder)?;
+                (1, encoder.visitors)
             }
             Component::Unet => {
-                let mut unets: Vec<Arc<Unet>> = Vec::with_capacity(2);
-                for (i, route) in routes.iter().enumerate() {
+                let load = |sections| load_unet(weights(), spec, &source(sections));
+                let unet = load(positive)?;
+                let negative = match routes.as_slice() {
                     // Two branches in the same place share the weights.
-                    unets.push(match unets.first() {
-                        Some(unet) if place.routes()[i] == place.routes()[0] => unet.clone(),
-                        _ => Arc::new(load_unet(weights(), spec, route)?),
-                    });
-                }
-                let loaded = take();
-                let mut networks = unets
-                    .into_iter()
-                    .zip(routes)
-                    .map(|(network, route)| Network { network, route })
-                    .collect::<Vec<_>>();
-                let positive = networks.pop().expect("a place has a route");
-                let place = UnetPlace { negative: networks.pop(), positive };
-                let text = vec![0.0; spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim];
-                let texts = vec![text.into(); if self.largest.guided { 2 } else { 1 }];
-                let denoise = Denoise {
-                    spec,
-                    schedule: &self.schedule,
-                    guidance_scale: 2.0,
-                    height,
-                    width,
-                    noise: Noise::zeros(),
+                    [negative, _] if *negative == positive => Some(Network {
+                        network: unet.network.clone(),
+                        visitors: unet.visitors.clone(),
+                        route: unet.route.clone(),
+                    }),
+                    [negative, _] => Some(load(negative)?),
+                    _ => None,
                 };
-                stages::denoise(&branches(&place, texts, &keeps), denoise, |done| {
+                take();
+                let visitors = unet.visitors.clone();
+                let place = UnetPlace { negative, positive: unet };
+                let slot = Slot::new(&place, &keeps, &[]);
+                let guided = self.largest.guided;
+                let text = vec![0.0; spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim];
+                let texts = vec![text.into(); if guided { 2 * batch } else { batch }];
+                let begin = || Begin { guidance_scale: 2.0, noise: Noise::zeros() };
+                let images = (0..batch).map(|_| begin()).collect();
+                let denoise = Denoise { spec, schedule: &self.schedule, images, height, width };
+                let branches =
+                    branches(&place, &slot, texts, guided, if routes.len() == 1 { &recorder } else { &Open });
+                let steps = self.schedule.steps.len();
+                stages::denoise(&branches, denoise, |done| {
                     if done == 0 {
                         // The text's keys and values belong to no step.
                         take();
                     }
+                    if done == 0 || done + 1 == steps {
+                        recorder.begin_call();
+                    }
                     Ok(())
                 })?;
-                (loaded, self.schedule.steps.len())
+                (steps, visitors)
             }
             Component::Vae => {
-                let decoder = load_vae(weights(), spec, route)?;
-                let loaded = take();
+                let decoder = load_vae(weights(), spec, &source(positive))?;
+                take();
                 let shape = Shape::from([1, height, width, spec.vae.latent_channels]);
-                stages::decode(&decoder, route, shape, &vec![0.0; shape.elements()])?;
-                (loaded, 1)
+                stages::decode(&decoder, shape, &vec![0.0; shape.elements()], &recorder)?;
+                (1, decoder.visitors)
             }
         };
-        let costs =
-            dry.iter().zip(loaded).zip(take()).zip(keeps.iter()).map(|((((device, _), loaded), work), keep)| {
-                let cost = Cost {
-                    weight_bytes: loaded.weight_bytes,
-                    activation_bytes: device.peak_bytes() as u64,
-                    keep_bytes: keep.peak_bytes() as u64,
-                    flops: work.flops / calls as f64,
-                };
-                (device.id(), cost)
-            });
-        Ok(costs.collect())
+        let costs = dry.iter().zip(take()).zip(&kept).map(|(((device, _), work), keep)| {
+            let cost = Cost {
+                weight_bytes: device.weight_peak_bytes() as u64,
+                activation_bytes: device.peak_bytes() as u64,
+                keep_bytes: keep.peak_bytes() as u64,
+                flops: work.flops / calls as f64,
+                seconds: work.seconds / calls as f64,
+            };
+            (device.id(), cost)
+        });
+        let costs = costs.collect();
+        let (mut sections, carried) = recorder.finish();
+        for (i, section) in sections.iter_mut().enumerate() {
+            section.weight_bytes = visitors.as_ref().map_or(0, |visitors| visitors.bytes(i) as u64);
+        }
+        let host_bytes =
+            resting.lock().unwrap_or_else(PoisonError::into_inner).values().map(|weight| weight.bytes as u64).sum();
+        let sections = if routes.len() == 1 { sections } else { Vec::new() };
+        Ok(Ran { costs, sections, carried, host_bytes })
     }
 
-    fn dry(&self, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
-        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+    fn dry(&self, component: Component, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
+        let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
+    }
+
+    /// A device with the weights of `component` in their type.
+    pub fn info(&self, component: Component, id: DeviceId) -> DeviceInfo {
+        let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
+        info.in_type(*self.dtypes.get(component)).expect("planning begins with a look at the types")
     }
 
     /// What a component costs whole, on one device.
     pub fn whole(&self, component: Component, device: DeviceId) -> Result<Cost> {
         let place = Place::whole(device, sections(component, self.spec).len());
         Ok(self.cost(component, &place)?[0].1)
+    }
+
+    /// What each section does, and what it hands on, whole on one device: what an automatic cut is chosen from.
+    pub fn table(&self, component: Component, device: DeviceId) -> Result<Rc<Ran>> {
+        let devices = vec![device; sections(component, self.spec).len()];
+        // Resting in a file, so that each section's weights are known apart.
+        self.run(component, &Place::Route(Sections { devices, reside: Reside::Disk }), 1)
     }
 }

@@ -95,6 +95,11 @@ impl Tensor {
         self.dtype
     }
 
+    /// What its elements occupy.
+    pub fn bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.size()
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &Device {
         &self.device
@@ -142,12 +147,12 @@ impl Tensor {
     /// # Errors
     /// If that arena is full or a device fails.
     pub fn keep(&self, keep: &Keep) -> Result<Self> {
-        let buffer = keep.alloc(self.shape.elements() * self.dtype.size())?;
+        let buffer = keep.alloc(self.bytes())?;
         self.copy_into(keep.device(), buffer)
     }
 
     fn copy_into(&self, device: &Device, mut buffer: Buffer) -> Result<Self> {
-        let bytes = self.shape.elements() * self.dtype.size();
+        let bytes = self.bytes();
         if self.device == *device {
             device.backend().copy(&self.buffer, 0, &mut buffer, 0, bytes)?;
         } else {

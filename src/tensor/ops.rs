@@ -75,8 +75,10 @@ impl Tensor {
         ensure(self.device == other.device, op, || format!("tensors on {} and {}", self.device.id(), other.device.id()))
     }
 
-    fn holds(&self, op: &str, w: &Weight) -> Result<()> {
-        ensure(w.is_on(&self.device), op, || format!("the weight is not in the memory of {}", self.device.id()))
+    /// The weight as the backend wants it; a visitor has to be here.
+    fn holds(&self, op: &str, w: &Weight) -> Result<Weight> {
+        ensure(w.is_on(&self.device), op, || format!("the weight is not in the memory of {}", self.device.id()))?;
+        w.packed()
     }
 
     fn is_f32(&self, op: &str) -> Result<()> {
@@ -132,7 +134,7 @@ impl Tensor {
     pub fn linear(&self, w: &Weight, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "linear";
         self.is_f32(OP)?;
-        self.holds(OP, w)?;
+        let w = &self.holds(OP, w)?;
         let geglu = fuse.activation == Activation::Geglu;
         let (out, k) = match w.layer {
             Layer::Linear { out, k } if !geglu => (out, k),
@@ -157,7 +159,7 @@ impl Tensor {
     pub fn conv2d(&self, w: &Weight, stride: usize, padding: Padding, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "conv2d";
         self.is_f32(OP)?;
-        self.holds(OP, w)?;
+        let w = &self.holds(OP, w)?;
         let Layer::Conv2d { out, channels, kernel } = w.layer else {
             return Err(wrong(OP, format!("a weight {:?}", w.layer)));
         };
@@ -240,7 +242,7 @@ impl Tensor {
     pub fn group_norm(&self, w: &Weight, groups: usize, eps: f32, activation: Activation) -> Result<Tensor> {
         const OP: &str = "group_norm";
         self.is_f32(OP)?;
-        self.holds(OP, w)?;
+        let w = &self.holds(OP, w)?;
         let channels = self.shape.channels();
         ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
         ensure(groups > 0 && channels.is_multiple_of(groups), OP, || {
@@ -270,7 +272,7 @@ impl Tensor {
     pub fn layer_norm(&self, w: &Weight, eps: f32) -> Result<Tensor> {
         const OP: &str = "layer_norm";
         self.is_f32(OP)?;
-        self.holds(OP, w)?;
+        let w = &self.holds(OP, w)?;
         let channels = self.shape.channels();
         ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
         let p = LayerNorm { rows: u(self.shape.rows()), channels: u(channels), eps };
@@ -299,8 +301,7 @@ impl Tensor {
         }
         let p = Embedding { batch: u(ids.len()), tokens: u(tokens), channels: u(channels), vocab: u(rows) };
         let ids = Tensor::ids(device, [ids.len(), tokens], &ids_flat)?;
-        ids.holds(OP, table)?;
-        ids.holds(OP, positions)?;
+        let (table, positions) = (&ids.holds(OP, table)?, &ids.holds(OP, positions)?);
         let shape = Shape::from([ids.dim(0), tokens, channels]);
         let mut buffer = Self::room(device, shape, DType::F32)?;
         device.backend().embedding(p, &ids.buffer, table, positions, &mut buffer)?;
@@ -435,18 +436,24 @@ impl Tensor {
         Ok(Self::from_buffer(&first.device, shape, DType::F32, buffer))
     }
 
-    /// The same rows `times` over, along the outermost size.
+    /// Tensors of one shape below each other, along the outermost size.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
-    pub fn repeat(&self, times: usize) -> Result<Tensor> {
-        let bytes = self.shape.elements() * self.dtype.size();
-        let shape = self.shape.with_batch(self.dim(0) * times);
-        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        for i in 0..times {
-            self.device.backend().copy(&self.buffer, 0, &mut buffer, i * bytes, bytes)?;
+    pub fn stack(parts: &[&Tensor]) -> Result<Tensor> {
+        const OP: &str = "stack";
+        let Some(first) = parts.first() else { return Err(wrong(OP, "nothing to stack")) };
+        let bytes = first.shape.elements() * first.dtype.size();
+        let shape = first.shape.with_batch(first.dim(0) * parts.len());
+        let mut buffer = Self::room(&first.device, shape, first.dtype)?;
+        for (i, part) in parts.iter().enumerate() {
+            first.same_device(OP, part)?;
+            ensure((part.shape, part.dtype) == (first.shape, first.dtype), OP, || {
+                format!("{} {} beside {} {}", part.dtype, part.shape, first.dtype, first.shape)
+            })?;
+            first.device.backend().copy(&part.buffer, 0, &mut buffer, i * bytes, bytes)?;
         }
-        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
+        Ok(Self::from_buffer(&first.device, shape, first.dtype, buffer))
     }
 
     /// The values in another float type.

@@ -7,16 +7,18 @@ mod index;
 mod names;
 mod safetensors;
 mod scope;
+mod visitors;
 
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ::safetensors::Dtype;
 pub use files::ModelFiles;
-pub use scope::Scope;
+pub use scope::{Resting, Scope, Shelf};
+pub use visitors::{Ahead, Visitors};
 
 use crate::{
     backend::{DType, Values},
@@ -26,9 +28,24 @@ use crate::{
 /// How many names an error lists before it only counts.
 const LISTED: usize = 8;
 
-/// The tensors of one component.
+/// Where weights live while nobody needs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Reside {
+    /// On the device that runs them.
+    #[default]
+    Device,
+    /// In the host's memory, packed: they visit the device, a section of the network at a time.
+    Host,
+    /// In their file: they are packed anew for each visit.
+    Disk,
+}
+
+/// The tensors of one component. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Weights(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Weights {
+struct Inner {
     component: String,
     /// `None` where only shapes are asked for and every tensor exists.
     stored: Option<Stored>,
@@ -51,36 +68,40 @@ impl Weights {
     pub fn open(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Self> {
         let doing = |error: Error| error.context(format!("loading {component}"));
         let stored = Stored::open(files, component, variant).map_err(doing)?;
-        Ok(Self { component: component.to_owned(), stored: Some(stored), seen: Mutex::default() })
+        Ok(Self::new(component, Some(stored)))
     }
 
     /// Weights that exist in every shape asked for and have no values: for plans.
     pub fn shapes_only(component: &str) -> Self {
-        Self { component: component.to_owned(), stored: None, seen: Mutex::default() }
+        Self::new(component, None)
+    }
+
+    fn new(component: &str, stored: Option<Stored>) -> Self {
+        Self(Arc::new(Inner { component: component.to_owned(), stored, seen: Mutex::default() }))
     }
 
     /// The component's name.
     pub fn component(&self) -> &str {
-        &self.component
+        &self.0.component
     }
 
     /// Whether the files are those of the variant that was asked for.
     pub fn is_variant(&self) -> bool {
-        self.stored.as_ref().is_some_and(|stored| stored.is_variant)
+        self.0.stored.as_ref().is_some_and(|stored| stored.is_variant)
     }
 
     /// Whether there is such a tensor; always, where only shapes are asked for.
     pub fn has(&self, name: &str) -> bool {
-        self.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
+        self.0.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
     }
 
     /// The tensor `name`, which must have this shape. Names are today's, without `text_model.`.
     ///
     /// Fails where it is missing, has another shape, or holds anything but F32, F16 or BF16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Values<'_>> {
-        let Some(stored) = &self.stored else { return Ok(Values::ShapeOnly) };
+        let Some(stored) = &self.0.stored else { return Ok(Values::ShapeOnly) };
         self.mark(name);
-        let doing = |what: String| Error::input(format!("loading {}: {what}", self.component));
+        let doing = |what: String| Error::input(format!("loading {}: {what}", self.0.component));
         let Some((file, tensor)) = stored.find(name) else {
             let files: Vec<&str> = stored.files.iter().map(|file| file.path.as_str()).collect();
             return Err(doing(format!(
@@ -115,15 +136,15 @@ impl Weights {
 
     /// Declares that all tensors whose names begin with `prefix` stay unread on purpose: a VAE's encoder, for one.
     pub fn skip(&self, prefix: &str) {
-        let names = self.stored.iter().flat_map(|stored| stored.places.keys());
+        let names = self.0.stored.iter().flat_map(|stored| stored.places.keys());
         names.filter(|name| name.starts_with(prefix)).for_each(|name| self.mark(name));
     }
 
     /// Ends the reading. Fails where the files hold a tensor that nobody read, and names it: then they are of another
     /// model than the config says.
-    pub fn finish(self) -> Result<()> {
-        let Some(stored) = self.stored else { return Ok(()) };
-        let seen = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    pub fn finish(&self) -> Result<()> {
+        let Some(stored) = &self.0.stored else { return Ok(()) };
+        let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_left = |name: &&String| !seen.contains(*name) && !names::is_ignorable(name);
         let mut left: Vec<&str> = stored.places.keys().filter(is_left).map(String::as_str).collect();
         if left.is_empty() {
@@ -135,7 +156,7 @@ impl Weights {
         let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
         Err(Error::input(format!(
             "loading {}: stored tensors without a place in the model that config.json describes: {}",
-            self.component,
+            self.0.component,
             left.len()
         ))
         .found(format!("{listed}{and_more} in {}", stored.files[0].path))
@@ -144,11 +165,11 @@ impl Weights {
 
     /// Gives the pages that were read back to the system, once all is packed. They come back when read again.
     pub fn release(&self) {
-        self.stored.iter().flat_map(|stored| &stored.files).for_each(safetensors::File::release);
+        self.0.stored.iter().flat_map(|stored| &stored.files).for_each(safetensors::File::release);
     }
 
     fn mark(&self, name: &str) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 }
 
@@ -253,8 +274,8 @@ pub fn identity(files: &ModelFiles, weights: &[&Weights]) -> Result<String> {
         hash.write_part(files.text(path)?.as_bytes());
     }
     for weights in weights {
-        hash.write_part(files.text(&format!("{}/config.json", weights.component))?.as_bytes());
-        weights.stored.iter().flat_map(|stored| &stored.files).for_each(|file| hash.write_part(file.header()));
+        hash.write_part(files.text(&format!("{}/config.json", weights.0.component))?.as_bytes());
+        weights.0.stored.iter().flat_map(|stored| &stored.files).for_each(|file| hash.write_part(file.header()));
     }
     Ok(format!("{:010x}", hash.0 >> 24))
 }

@@ -1,27 +1,66 @@
-//! A place in a component's weights and the device that they go to.
+//! A place in a component's weights, the device that they go to, and where they rest.
 
-use std::fmt::Display;
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use super::Weights;
+use super::{Reside, Visitors, Weights, visitors::Ahead};
 use crate::{
-    backend::{Device, Layer, Weight},
+    backend::{Device, Layer, Values, Weight},
     error::Result,
 };
 
 /// File pages of a packed weight this large are given back to the system at once.
 const RELEASE_FROM: usize = 1 << 20;
 
+/// Packed weights in the host's memory, by name and form: every place whose weights rest there takes them from here.
+pub type Resting = Arc<Mutex<HashMap<(String, String), Weight>>>;
+
+/// What a network that is being loaded leaves to be brought later.
+pub struct Shelf {
+    reside: Reside,
+    resting: Resting,
+    sections: Mutex<Vec<Vec<Weight>>>,
+}
+
+impl Shelf {
+    /// For a network of so many sections whose weights will rest at `reside`.
+    pub fn new(reside: Reside, sections: usize, resting: Resting) -> Self {
+        Self { reside, resting, sections: Mutex::new(vec![Vec::new(); sections]) }
+    }
+
+    /// What will have to be brought for each section; `None` if the weights are where they are used.
+    pub fn visitors(self, ahead: Ahead) -> Option<Visitors> {
+        let sections = self.sections.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (self.reside != Reside::Device).then(|| Visitors::new(sections, ahead))
+    }
+
+    fn put(&self, section: usize, weight: &Weight) {
+        self.sections.lock().unwrap_or_else(PoisonError::into_inner)[section].push(weight.clone());
+    }
+}
+
 /// A name prefix in a component's weights plus a device. Loading reads like the model: `Linear::load(&w.at("to_q"), ..)`.
 pub struct Scope<'a> {
     weights: &'a Weights,
     device: &'a Device,
+    shelf: Option<&'a Shelf>,
+    section: usize,
     prefix: String,
 }
 
 impl<'a> Scope<'a> {
-    /// The top of `weights`, to be packed for `device`.
+    /// The top of `weights`, to be packed for `device` and to stay there.
     pub fn new(weights: &'a Weights, device: &'a Device) -> Self {
-        Self { weights, device, prefix: String::new() }
+        Self { weights, device, shelf: None, section: 0, prefix: String::new() }
+    }
+
+    /// The same place; what is loaded from here on rests on `shelf`.
+    #[must_use]
+    pub fn on_shelf(&self, shelf: &'a Shelf) -> Self {
+        Self { shelf: Some(shelf), prefix: self.prefix.clone(), ..*self }
     }
 
     /// `name` below this one.
@@ -31,20 +70,73 @@ impl<'a> Scope<'a> {
         Self { prefix, ..*self }
     }
 
-    /// The same place, packed for another device.
+    /// The same place, as part of section `section` of the network, which runs on `device`.
     #[must_use]
-    pub fn on(&self, device: &'a Device) -> Self {
-        Self { device, prefix: self.prefix.clone(), ..*self }
+    pub fn section(&self, section: usize, device: &'a Device) -> Self {
+        Self { section, device, prefix: self.prefix.clone(), ..*self }
     }
 
-    /// Reads `weight` here, which the file must have in `shape`, and the bias if there is to be one, and packs them.
+    /// Reads `weight` here, which the file must have in `shape`, and the bias if there is to be one, and packs them: now,
+    /// or for each visit.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape, or the device has no room.
     pub fn layer(&self, layer: Layer, shape: &[usize], bias: bool) -> Result<Weight> {
-        let weight = self.weights.get(&format!("{}.weight", self.prefix), shape)?;
-        let bias = bias.then(|| self.weights.get(&format!("{}.bias", self.prefix), &shape[..1])).transpose()?;
-        let packed = self.device.pack(layer, weight, bias)?;
+        let source = Source { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
+        let reside = self.shelf.map_or(Reside::Device, |shelf| shelf.reside);
+        let device = self.device.clone();
+        let visiting = match (reside, self.shelf) {
+            (Reside::Device, _) | (_, None) => return source.pack(|weight, bias| device.pack(layer, weight, bias)),
+            (Reside::Host, Some(shelf)) => {
+                let key = (self.prefix.clone(), device.weight_home().to_string());
+                let mut resting = shelf.resting.lock().unwrap_or_else(PoisonError::into_inner);
+                let packed = match resting.get(&key) {
+                    Some(packed) => {
+                        source.values()?; // read, as far as others are concerned
+                        packed.clone()
+                    }
+                    None => {
+                        let packed = source.pack(|weight, bias| device.pack_to_rest(layer, weight, bias))?;
+                        resting.insert(key, packed.clone());
+                        packed
+                    }
+                };
+                Weight::visiting(&device.clone(), layer, bias, packed.bytes, move || device.fetch(&packed))
+            }
+            (Reside::Disk, Some(_)) => {
+                // The file is checked now, not in the middle of the first picture.
+                source.values()?;
+                let bytes = device.packed_bytes(layer, bias);
+                Weight::visiting(&device.clone(), layer, bias, bytes, move || {
+                    source.pack(|weight, bias| device.pack(layer, weight, bias))
+                })
+            }
+        };
+        if let Some(shelf) = self.shelf {
+            shelf.put(self.section, &visiting);
+        }
+        Ok(visiting)
+    }
+}
+
+/// Where one layer's tensors are.
+struct Source {
+    weights: Weights,
+    prefix: String,
+    shape: Vec<usize>,
+    bias: bool,
+}
+
+impl Source {
+    fn values(&self) -> Result<(Values<'_>, Option<Values<'_>>)> {
+        let weight = self.weights.get(&format!("{}.weight", self.prefix), &self.shape)?;
+        let bias = || self.weights.get(&format!("{}.bias", self.prefix), &self.shape[..1]);
+        Ok((weight, self.bias.then(bias).transpose()?))
+    }
+
+    fn pack(&self, pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>) -> Result<Weight> {
+        let (weight, bias) = self.values()?;
+        let packed = pack(weight, bias)?;
         if packed.bytes >= RELEASE_FROM {
             self.weights.release();
         }

@@ -30,7 +30,7 @@ pub enum Op {
     Add { x: [usize; 3] },
     AddChannels { x: [usize; 4], rows: usize },
     ScaleAdd { shape: [usize; 2], terms: &'static [(f32, usize)] },
-    Repeat { x: [usize; 3], times: usize },
+    Stack { x: [usize; 3], parts: usize },
 }
 
 /// What follows a matrix product.
@@ -222,8 +222,8 @@ pub fn cases() -> Vec<Case> {
         add(Op::ScaleAdd { shape, terms }, 0.0, 1e-30, 1e-6);
         add(Op::ScaleAdd { shape, terms }, 0.0, 1e30, 1e-6);
     }
-    for (x, times) in [([1, 1, 1], 1), ([1, 3, 5], 2), ([2, 77, 16], 3)] {
-        add(Op::Repeat { x, times }, 0.0, 1.0, 0.0);
+    for (x, parts) in [([1, 1, 1], 1), ([1, 3, 5], 2), ([2, 77, 16], 3)] {
+        add(Op::Stack { x, parts }, 0.0, 1.0, 0.0);
     }
     cases
 }
@@ -424,7 +424,7 @@ impl Case {
             Op::ScaleAdd { shape: [rows, width], terms } => {
                 tensors.extend(terms.iter().map(|(_, first)| ([first + rows, width].into(), false)));
             }
-            Op::Repeat { x, .. } => tensors.push((x.into(), false)),
+            Op::Stack { x, parts } => tensors.extend(vec![(x.into(), false); parts]),
         }
         for (shape, by_image) in tensors {
             let values = random.values(shape.elements(), self.center, self.spread);
@@ -447,7 +447,7 @@ impl Case {
             | Op::ConcatChannels { x, .. }
             | Op::AddChannels { x, .. } => x[0],
             Op::Attention { batch, .. } | Op::Embedding { batch, .. } => batch,
-            Op::ScaleAdd { .. } | Op::Repeat { .. } => 1,
+            Op::ScaleAdd { .. } | Op::Stack { .. } => 1,
         }
     }
 }
@@ -513,7 +513,7 @@ impl Op {
                 let terms: Vec<_> = terms.iter().zip(x).map(|(&(scale, row), x)| (scale, x, row)).collect();
                 Tensor::scale_add(shape.into(), &terms)
             }
-            Op::Repeat { times, .. } => x[0].repeat(times),
+            Op::Stack { .. } => Tensor::stack(&x.iter().collect::<Vec<_>>()),
         }
     }
 }

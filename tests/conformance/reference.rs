@@ -67,7 +67,7 @@ pub fn reference(op: &Op, data: &Data) -> Vec<f64> {
             let parts: Vec<_> = terms.iter().zip(x).map(part).collect();
             sum_of(&parts.iter().map(|(scale, x)| (*scale, &x[..])).collect::<Vec<_>>())
         }
-        Op::Repeat { times, .. } => f64s(&x[0].values.repeat(times)),
+        Op::Stack { .. } => x.iter().flat_map(|x| f64s(&x.values)).collect(),
     }
 }
 

@@ -65,6 +65,14 @@ impl Backend for Seeded {
         Ok(())
     }
 
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        self.cpu.packed_bytes(layer, has_bias)
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        self.cpu.fetch(resting)
+    }
+
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
         if let Values::Data { dtype: DType::F32, bytes } = weight {
             *self.weight.lock().unwrap() =

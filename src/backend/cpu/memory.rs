@@ -73,6 +73,13 @@ impl Pages {
     pub fn zeroed(count: usize) -> Result<Self> {
         pages(count * size_of::<f32>()).map(Self)
     }
+
+    /// The same elements on pages of their own.
+    pub fn copy(&self) -> Result<Self> {
+        let mut copy = Self::zeroed(self.len())?;
+        copy.copy_from_slice(self);
+        Ok(copy)
+    }
 }
 
 impl Deref for Pages {

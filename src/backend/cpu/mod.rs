@@ -11,7 +11,10 @@ mod peak;
 pub mod simd;
 pub mod threads;
 
-use std::{num::NonZero, sync::Arc};
+use std::{
+    num::NonZero,
+    sync::{Arc, OnceLock},
+};
 
 use super::{
     Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Rates, Slab, Term, Values,
@@ -19,6 +22,7 @@ use super::{
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
+    rates,
 };
 use crate::error::{Error, Result};
 use gemm::{Lhs, Product};
@@ -64,11 +68,28 @@ pub fn info() -> DeviceInfo {
         name: model_name(),
         class: class(path),
         cores: threads::cores().len(),
+        allowed_cores: threads::cores().to_vec(),
         memory_bytes,
         free_bytes: super::device::plannable(available),
+        overhead_bytes: 0,
         rules: super::dry::Rules::Cpu(path),
-        rates: Rates { flops: 1e11, bandwidth: 2e10, link: 1e10 },
+        rates: measured_rates(path),
+        f32_flops: measured_rates(path).flops,
     }
+}
+
+/// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
+fn measured_rates(path: Path) -> Rates {
+    static RATES: OnceLock<Rates> = OnceLock::new();
+    *RATES.get_or_init(|| {
+        let cores = threads::cores().len();
+        rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
+            let measured = Cpu::whole().and_then(peak::measure_rates);
+            measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
+        })
+        // What cannot be measured cannot compute either: planning says why elsewhere.
+        .unwrap_or(Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
+    })
 }
 
 /// All memory and what could be had now, in bytes.
@@ -115,17 +136,24 @@ impl Cpu {
         Ok(Self::new(path()?, threads, Vec::new(), true))
     }
 
-    /// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
-    pub fn share(index: usize, count: usize) -> Result<Self> {
+    /// These cores, to which its threads are bound.
+    pub fn on(cores: Vec<usize>) -> Result<Self> {
         threads::asked()?;
-        let mine = threads::share(threads::cores(), index, count);
-        let threads = NonZero::new(mine.len()).expect("a share has a core");
-        Ok(Self::new(path()?, threads, mine, true))
+        let threads = NonZero::new(cores.len()).ok_or_else(|| Error::input("a CPU device needs a core"))?;
+        Ok(Self::new(path()?, threads, cores, true))
     }
 
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// As what a layer is packed: hidden channels and gates only lie side by side for an epilogue that multiplies them.
+    fn form(&self, layer: Layer) -> Layer {
+        match layer {
+            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
+            layer => layer,
+        }
     }
 
     fn product(&self, lhs: Lhs, columns: usize, rows_per_image: usize, w: &Weight, e: &Epilogue, out: &mut Buffer) {
@@ -143,9 +171,11 @@ impl Cpu {
 }
 
 fn packed(w: &Weight) -> &pack::Packed {
-    match &w.data {
+    match w.data() {
         WeightData::Cpu(packed) => packed,
-        WeightData::Dry => unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices"),
+        WeightData::Dry | WeightData::Visiting(_) => {
+            unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices")
+        }
     }
 }
 
@@ -172,19 +202,18 @@ impl Backend for Cpu {
             )));
         }
         let has_bias = bias.is_some();
-        // Hidden channels and gates only lie side by side for an epilogue that multiplies them.
-        let form = match layer {
-            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
-            layer => layer,
-        };
-        let packed = pack::pack(self.path, &self.pool, form, weight, bias)?;
-        Ok(Weight {
-            layer,
-            has_bias,
-            bytes: cost::packed_bytes(self.path, form, has_bias),
-            home: self.home.clone(),
-            data: WeightData::Cpu(Arc::new(packed)),
-        })
+        let packed = pack::pack(self.path, &self.pool, self.form(layer), weight, bias)?;
+        let bytes = self.packed_bytes(layer, has_bias);
+        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Cpu(Arc::new(packed))))
+    }
+
+    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+        cost::packed_bytes(self.path, self.form(layer), has_bias)
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        let copy = Arc::new(packed(resting).copy()?);
+        Ok(Weight::new(resting.layer, resting.has_bias, resting.bytes, self.home.clone(), WeightData::Cpu(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

@@ -22,6 +22,13 @@ pub struct Packed {
     pub bias: Option<Pages>,
 }
 
+impl Packed {
+    /// The same on pages of its own.
+    pub fn copy(&self) -> Result<Self> {
+        Ok(Self { weight: self.weight.copy()?, bias: self.bias.as_ref().map(Pages::copy).transpose()? })
+    }
+}
+
 /// Packs a layer's parameters for `path`.
 pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Packed> {
     let mut packed = Pages::zeroed(cost::packed_elements(path, layer))?;

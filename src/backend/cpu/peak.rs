@@ -1,10 +1,14 @@
-//! What this machine can do at most: independent multiply-adds in registers, on all cores of a device.
+//! How fast this machine is: at most, in independent multiply-adds in registers, and in the long ops that plans count.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     Cpu,
     simd::{Kernel, Simd, math},
+};
+use crate::{
+    backend::{Backend, DType, Device, DeviceId, Epilogue, Layer, Rates, Values, arena::aligned, params},
+    error::Result,
 };
 
 /// Enough independent sums to keep two multiply-add units busy through their latency.
@@ -52,5 +56,79 @@ impl Cpu {
             flops / started.elapsed().as_secs_f64()
         };
         (0..8).map(|_| once()).fold(0.0, f64::max)
+    }
+}
+
+/// How long one of the three measurements goes on once it has its calls.
+const PATIENCE: Duration = Duration::from_millis(60);
+/// Calls that a measurement needs: the first one touches fresh memory and wakes the cores.
+const CALLS: usize = 3;
+
+/// What long ops reach on a device's cores: a matrix product, a weighted sum that streams through memory, and a copy to
+/// the host. Takes a fifth of a second.
+pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
+    // The largest linear layers of Stable Diffusion 1.5 have these widths; enough rows for every core.
+    let (k, out, rows) = (1280, 1280, (256 * cpu.threads()).clamp(512, 8192));
+    let stream = stream_bytes();
+    let device = Device::new(DeviceId::CPU, cpu);
+    device.reserve(aligned(4 * rows * k) + aligned(4 * rows * out) + 2 * aligned(stream))?;
+    let backend: &dyn Backend = device.backend();
+
+    let bytes = |elements: usize| 0.5_f32.to_le_bytes().repeat(elements);
+    let (mut x, mut y) = (device.alloc(4 * rows * k)?, device.alloc(4 * rows * out)?);
+    backend.write(&bytes(rows * k), &mut x)?;
+    let weight = Values::Data { dtype: DType::F32, bytes: &bytes(out * k) };
+    let weight = device.pack(Layer::Linear { out, k }, weight, None)?;
+    let linear = params::Linear { rows: rows as u32, out: out as u32, k: k as u32 };
+    let product = fastest(|| backend.linear(linear, &x, &weight, &Epilogue::default(), &mut y))?;
+
+    let elements = stream / 4;
+    let (mut from, mut to) = (device.alloc(stream)?, device.alloc(stream)?);
+    let mut host = bytes(elements);
+    backend.write(&host, &mut from)?;
+    let sum = params::ScaleAdd { elements: elements as u32 };
+    let streaming = fastest(|| backend.scale_add(sum, &[(0.5, &from, 0)], &mut to))?;
+    let copying = fastest(|| backend.read(&to, &mut host))?;
+
+    Ok(Rates {
+        flops: 2.0 * (rows * k * out) as f64 / product,
+        bandwidth: 2.0 * stream as f64 / streaming,
+        link: stream as f64 / copying,
+    })
+}
+
+/// The shortest of a few calls, in seconds.
+fn fastest(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    let (begun, mut calls, mut best) = (Instant::now(), 0, f64::INFINITY);
+    while calls < CALLS || begun.elapsed() < PATIENCE {
+        let started = Instant::now();
+        call()?;
+        best = best.min(started.elapsed().as_secs_f64());
+        calls += 1;
+    }
+    Ok(best)
+}
+
+/// Bytes of which twice as many do not fit into the caches: as large as the last one, within reason.
+fn stream_bytes() -> usize {
+    const MIB: usize = 1 << 20;
+    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").unwrap_or_default();
+    let kib: Option<usize> = size.trim().strip_suffix('K').and_then(|kib| kib.parse().ok());
+    kib.map_or(32 * MIB, |kib| (kib << 10).clamp(32 * MIB, 128 * MIB))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_ops_have_rates_of_the_order_of_the_peak() {
+        let cpu = || Cpu::on(vec![super::super::threads::cores()[0]]).unwrap();
+        let (rates, peak) = (measure_rates(cpu()).unwrap(), cpu().measure_peak());
+        println!("{rates:?}, peak {peak:.2e}");
+        // Other tests run beside this one: only what no noise can turn round.
+        assert!(rates.flops > 0.001 * peak && rates.flops < 100.0 * peak, "{rates:?}, peak {peak:e}");
+        assert!(rates.bandwidth > 1e8 && rates.bandwidth < 1e12, "{rates:?}");
+        assert!(rates.link > 1e8 && rates.link < 1e12, "{rates:?}");
     }
 }

@@ -260,6 +260,34 @@ pub fn processes() -> usize {
     SHARE.get().map_or(1, |share| share.1)
 }
 
+/// The cores of each of several shares of `all`: those that it wishes for, or its even part of what these leave. If they
+/// leave nothing, of all.
+pub fn shares(all: &[usize], wishes: &[Option<&[usize]>]) -> Vec<Vec<usize>> {
+    let wished = wishes.iter().flatten().copied().flatten();
+    let taken: std::collections::BTreeSet<usize> = wished.copied().collect();
+    let left: Vec<usize> = all.iter().copied().filter(|core| !taken.contains(core)).collect();
+    let rest = if left.is_empty() { all } else { &left };
+    let count = wishes.iter().filter(|wish| wish.is_none()).count();
+    let mut index = 0;
+    let cores = |wish: &Option<&[usize]>| match wish {
+        Some(cores) => cores.to_vec(),
+        None => {
+            index += 1;
+            share(rest, index - 1, count)
+        }
+    };
+    wishes.iter().map(cores).collect()
+}
+
+/// Numbers of cores in ascending order as a device map writes them: `0-3,8`.
+pub fn list(cores: &[usize]) -> String {
+    let runs = cores.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [one] => one.to_string(),
+        run => format!("{}-{}", run[0], run[run.len() - 1]),
+    });
+    runs.collect::<Vec<_>>().join(",")
+}
+
 /// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
 pub fn share(cores: &[usize], index: usize, count: usize) -> Vec<usize> {
     if count >= cores.len() {
@@ -299,6 +327,16 @@ mod tests {
         assert_eq!(shares(&[0, 1, 2, 3, 4], 2), [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(shares(&[4, 6], 3), [[4], [6], [4]]);
         assert_eq!(shares(&[7], 1), [[7]]);
+    }
+
+    #[test]
+    fn wished_cores_are_left_out_of_the_even_shares() {
+        let all = [0, 1, 2, 3, 8];
+        assert_eq!(shares(&all, &[None, Some(&[1, 8]), None]), [vec![0], vec![1, 8], vec![2, 3]]);
+        assert_eq!(shares(&all, &[None, None]), [vec![0, 1], vec![2, 3, 8]]);
+        assert_eq!(shares(&[0, 1], &[Some(&[0, 1]), None]), [vec![0, 1], vec![0, 1]], "nothing is left: of all");
+        assert_eq!(list(&all), "0-3,8");
+        assert_eq!(list(&[]), "");
     }
 
     #[test]

@@ -1,0 +1,136 @@
+//! A layer's parameters: packed in a device's memory, or resting elsewhere and visiting it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering};
+
+use super::{Device, Layer, cpu};
+use crate::error::{Error, Result};
+
+/// A layer's parameters in the form that a backend wants. Clones share them.
+#[derive(Clone)]
+pub struct Weight {
+    /// What it is.
+    pub layer: Layer,
+    /// Whether a bias was packed along.
+    pub has_bias: bool,
+    /// What it occupies on a device, in bytes.
+    pub bytes: usize,
+    /// Devices with this [`Backend::weight_home`](super::Backend::weight_home) can use it.
+    home: Arc<str>,
+    data: WeightData,
+    _charge: Option<Arc<Charge>>,
+}
+
+#[derive(Clone)]
+pub(super) enum WeightData {
+    Cpu(Arc<cpu::pack::Packed>),
+    Dry,
+    Visiting(Arc<Visiting>),
+}
+
+/// A weight that is on its device only at times.
+pub(super) struct Visiting {
+    here: Mutex<Option<Weight>>,
+    fetch: Box<dyn Fn() -> Result<Weight> + Send + Sync>,
+}
+
+impl Visiting {
+    fn here(&self) -> MutexGuard<'_, Option<Weight>> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Weight {
+    pub(super) fn new(layer: Layer, has_bias: bool, bytes: usize, home: Arc<str>, data: WeightData) -> Self {
+        Self { layer, has_bias, bytes, home, data, _charge: None }
+    }
+
+    /// One that `fetch` brings to `device` when it is wanted there. `bytes` is what it occupies then.
+    pub fn visiting(
+        device: &Device,
+        layer: Layer,
+        has_bias: bool,
+        bytes: usize,
+        fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
+    ) -> Self {
+        let visiting = Visiting { here: Mutex::default(), fetch: Box::new(fetch) };
+        Self::new(layer, has_bias, bytes, device.weight_home().into(), WeightData::Visiting(Arc::new(visiting)))
+    }
+
+    pub(super) fn data(&self) -> &WeightData {
+        &self.data
+    }
+
+    /// The same, its bytes counted by `meter` as long as a clone lives.
+    pub(super) fn charged_to(self, meter: &Arc<Meter>) -> Self {
+        let charge = Charge { meter: meter.clone(), bytes: self.bytes };
+        meter.add(self.bytes);
+        Self { _charge: Some(Arc::new(charge)), ..self }
+    }
+
+    /// Whether `device` can use it.
+    pub(crate) fn is_on(&self, device: &Device) -> bool {
+        *self.home == *device.weight_home()
+    }
+
+    /// The weight itself, to be given to a backend.
+    pub(crate) fn packed(&self) -> Result<Self> {
+        match &self.data {
+            WeightData::Visiting(visiting) => visiting
+                .here()
+                .clone()
+                .ok_or_else(|| Error::request(format!("{:?} is used before it has come to its device", self.layer))),
+            _ => Ok(self.clone()),
+        }
+    }
+
+    /// Brings a visiting weight to its device, if it is not there.
+    ///
+    /// # Errors
+    /// If its file can no longer be read or the device has no room.
+    pub fn arrive(&self) -> Result<()> {
+        if let WeightData::Visiting(visiting) = &self.data {
+            let mut here = visiting.here();
+            if here.is_none() {
+                *here = Some((visiting.fetch)()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the memory of a visiting weight on its device.
+    pub fn depart(&self) {
+        if let WeightData::Visiting(visiting) = &self.data {
+            *visiting.here() = None;
+        }
+    }
+}
+
+/// Bytes of packed weights on one device.
+#[derive(Default)]
+pub(super) struct Meter {
+    live: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Meter {
+    fn add(&self, bytes: usize) {
+        let live = self.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(live, Ordering::Relaxed);
+    }
+
+    /// The most that was ever there.
+    pub fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
+struct Charge {
+    meter: Arc<Meter>,
+    bytes: usize,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.meter.live.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

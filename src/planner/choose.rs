@@ -1,0 +1,453 @@
+//! From one map to its replicas: what it names, what its strategy makes of the rest, and why.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Located,
+    device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
+    diffusers,
+    layout::{Costs, Layout, resident},
+    search::{Family, Goal, Scored, Search},
+    size::format_bytes,
+    strategies::{self, ComponentSize, DeviceBudget, Size, deal},
+};
+use crate::{
+    backend::{DeviceId, DeviceInfo},
+    error::{Error, Result},
+    pipeline::{
+        Component, PerComponent,
+        model::sections,
+        placement::{Place, Placement, Reside, Sections},
+    },
+};
+
+/// An alternative that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// What it is.
+    pub what: String,
+    /// By how much it lost.
+    pub why: String,
+}
+
+/// The replicas of one map.
+pub(super) struct Chosen {
+    pub layouts: Vec<Layout>,
+    /// What to say of every component that the map does not name.
+    pub why: String,
+    pub rejected: Vec<Rejected>,
+}
+
+/// The replicas that `map` describes on `devices`, which may hold `budgets` (of each of the trial's devices).
+pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Result<Chosen> {
+    let named = named(map, costs)?;
+    let free = Component::ALL.iter().any(|component| named.get(*component).is_none());
+    if !free {
+        let placement = PerComponent::new(|component| named.get(component).clone().unwrap_or_default());
+        let layout = with_in_flight(map, costs, placement)?;
+        return Ok(Chosen { layouts: vec![layout], why: String::new(), rejected: Vec::new() });
+    }
+    match map.strategy.value {
+        Strategy::Throughput => by_time(map, costs, devices, budgets, &named, Goal::Throughput),
+        Strategy::Latency => by_time(map, costs, devices, budgets, &named, Goal::Latency),
+        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices),
+        _ => by_bytes(map, costs, devices, budgets, &named),
+    }
+}
+
+/// Where diffusers would put everything.
+fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId]) -> Result<Chosen> {
+    let spec = costs.trial.spec;
+    let infos: Vec<&DeviceInfo> = devices.iter().map(|id| costs.info(*id)).collect();
+    let whole = |device: DeviceId, component| vec![Place::whole(device, sections(component, spec).len())];
+    let placed = diffusers::place(map, spec, &infos)?.into_iter();
+    let layouts = placed.map(|devices| {
+        with_in_flight(map, costs, PerComponent::new(|component| whole(*devices.get(component), component)))
+    });
+    let why = "where diffusers puts it".to_string();
+    Ok(Chosen { layouts: layouts.collect::<Result<_>>()?, why, rejected: Vec::new() })
+}
+
+/// The places that the map names.
+fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Place<DeviceId>>>>> {
+    PerComponent::try_new(|component| match map.components.get(component.name()) {
+        None => Ok(None),
+        Some(pool) => {
+            let sections = sections(component, costs.trial.spec);
+            let seat = |place| convert(component, pool, place, &sections);
+            pool.value.iter().map(seat).collect::<Result<Vec<_>>>().map(Some)
+        }
+    })
+}
+
+/// A place of a map as a device for each section.
+fn convert(
+    component: Component,
+    pool: &Located<Vec<device_map::Place>>,
+    place: &device_map::Place,
+    sections: &[String],
+) -> Result<Place<DeviceId>> {
+    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
+        let device = |section: &String| {
+            place.device_at(section).map(|device| device.value).ok_or_else(|| {
+                pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
+                    .hint("\"\" = \"...\" among the shards is the device of the rest")
+            })
+        };
+        // Neither form has two answers.
+        let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
+        Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
+    };
+    Ok(match place {
+        device_map::Place::Guided { negative, positive } => {
+            Place::Guided { negative: route(negative)?, positive: route(positive)? }
+        }
+        place => Place::Route(route(place)?),
+    })
+}
+
+fn with_in_flight(map: &DeviceMap, costs: &Costs, placement: Placement<DeviceId>) -> Result<Layout> {
+    let in_flight = match map.in_flight.value {
+        InFlight::Auto => auto_in_flight(&placement, costs)?,
+        InFlight::Count(count) => count,
+    };
+    Ok(Layout { placement, in_flight, batch: map.batch.value })
+}
+
+/// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
+/// of the slowest stage and one for each other stage that has devices of its own. Each device of a cut UNet is a stage.
+pub(super) fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> Result<usize> {
+    let seconds = PerComponent::try_new(|component| -> Result<f64> {
+        let Some(place) = placement.get(component).first() else { return Ok(0.0) };
+        let calls = if component == Component::Unet { costs.calls } else { 1 };
+        Ok(calls as f64 * costs.of(component, place, 1)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
+    })?;
+    let mut stages = Component::ALL;
+    stages.sort_by(|a, b| seconds.get(*b).total_cmp(seconds.get(*a)));
+    let instances = |component: Component| -> usize {
+        let pieces = |place: &Place<DeviceId>| match component {
+            Component::Unet if place.is_cut() => place.devices().len(),
+            _ => 1,
+        };
+        placement.get(component).iter().map(pieces).sum()
+    };
+    let devices =
+        |component: Component| -> Vec<DeviceId> { placement.get(component).iter().flat_map(Place::devices).collect() };
+    let mut taken = devices(stages[0]);
+    let mut in_flight = instances(stages[0]);
+    for stage in &stages[1..] {
+        let own = devices(*stage);
+        if own.iter().all(|device| !taken.contains(device)) {
+            in_flight += if *stage == Component::Unet { instances(*stage) } else { 1 };
+            taken.extend(own);
+        }
+    }
+    Ok(in_flight)
+}
+
+/// The strategies that know bytes: whole components, one device for each.
+fn by_bytes(
+    map: &DeviceMap,
+    costs: &Costs,
+    devices: &[DeviceId],
+    budgets: &[u64],
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
+) -> Result<Chosen> {
+    let mut left: Vec<DeviceBudget> =
+        devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect();
+    // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
+    let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
+    for (component, places) in named.iter() {
+        let wish = match places.as_deref() {
+            None => None,
+            Some([place]) if resident(place).is_some() => resident(place),
+            Some(places) => {
+                for place in places {
+                    for (id, cost) in costs.of(component, place, 1)? {
+                        if let Some(budget) = left.iter_mut().find(|budget| budget.id == id) {
+                            budget.bytes = budget.bytes.saturating_sub(cost.weight_bytes + cost.keep_bytes);
+                        }
+                    }
+                }
+                continue;
+            }
+        };
+        sizes.push((component, component_size(costs, component, devices)?));
+        wishes.push(wish);
+    }
+    let (components, sizes): (Vec<Component>, Vec<ComponentSize>) = sizes.into_iter().unzip();
+    let placement = |placed: Vec<DeviceId>| -> Placement<DeviceId> {
+        let placed: BTreeMap<Component, DeviceId> = components.iter().copied().zip(placed).collect();
+        PerComponent::new(|component| match (named.get(component), placed.get(&component)) {
+            (Some(places), _) => places.clone(),
+            (None, device) => {
+                let device = *device.expect("a component that is not named is the strategy's");
+                vec![Place::whole(device, sections(component, costs.trial.spec).len())]
+            }
+        })
+    };
+    let strategy = map.strategy.value;
+    let placed = strategies::place_replicas(strategy, map.replicas.value, &sizes, &wishes, &left);
+    let fallback = matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0);
+    match placed {
+        Ok(placed) => {
+            let rejected = match &placed[..] {
+                [one] => other_strategies(strategy, one, &sizes, &wishes, &left),
+                _ => Vec::new(),
+            };
+            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, placement(placed)));
+            let layouts = layouts.collect::<Result<Vec<_>>>()?;
+            let why = match strategy {
+                Strategy::Balanced | Strategy::BalancedLow0 => evens_out(costs, &layouts, budgets)?,
+                Strategy::Sequential => "the devices are filled in order".to_string(),
+                Strategy::Single => "the first device that holds the whole pipeline".to_string(),
+                Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => strategy.name().to_string(),
+            };
+            Ok(Chosen { layouts, why, rejected })
+        }
+        // Nothing whole fits: cut, and where that is not enough, let weights visit.
+        Err(refused) if fallback => {
+            let groups = match map.replicas.value {
+                Replicas::Count(count) => deal(devices, count),
+                Replicas::Max => vec![devices],
+            };
+            let mut chosen = Chosen { layouts: Vec::new(), why: String::new(), rejected: Vec::new() };
+            chosen.rejected.push(Rejected {
+                what: "every component whole on one device".to_string(),
+                why: first_line(&refused.to_string()),
+            });
+            for group in groups {
+                let search = search(map, costs, budgets, named, Goal::Latency);
+                let (_, mut families) = search.run(group, true)?;
+                let step = [Family::Cut, Family::Visiting]
+                    .into_iter()
+                    .find_map(|family| families.remove(&family).map(|scored| (family, scored)));
+                let Some((family, scored)) = step else { return Err(refused) };
+                chosen.why = match family {
+                    Family::Visiting => "no cut fits either, so weights visit from where they live".to_string(),
+                    _ => "what no device holds whole is cut where fewest bytes cross".to_string(),
+                };
+                chosen.layouts.extend(scored.layouts);
+            }
+            Ok(chosen)
+        }
+        Err(refused) => Err(refused),
+    }
+}
+
+fn component_size(costs: &Costs, component: Component, devices: &[DeviceId]) -> Result<ComponentSize> {
+    let size = |id: &DeviceId| -> Result<(DeviceId, Size)> {
+        let cost = costs.whole(component, *id)?;
+        let (weight_bytes, activation_bytes, keep_bytes) = (cost.weight_bytes, cost.activation_bytes, cost.keep_bytes);
+        Ok((*id, Size { weight_bytes, activation_bytes, keep_bytes }))
+    };
+    Ok(ComponentSize { name: component.name().to_string(), on: devices.iter().map(size).collect::<Result<_>>()? })
+}
+
+/// What the fullest device holds.
+fn evens_out(costs: &Costs, layouts: &[Layout], budgets: &[u64]) -> Result<String> {
+    let held = costs.held(layouts)?;
+    let fullest = (0..held.len()).max_by_key(|&device| (held[device].total(), std::cmp::Reverse(device)));
+    Ok(fullest.map_or_else(String::new, |device| {
+        format!(
+            "evens out the bytes; the fullest device, {}, holds {} of {}",
+            costs.trial.devices[device].id,
+            format_bytes(held[device].total()),
+            format_bytes(budgets[device])
+        )
+    }))
+}
+
+/// What the other strategies would have done with the fullest device, or why they cannot.
+fn other_strategies(
+    strategy: Strategy,
+    placed: &[DeviceId],
+    sizes: &[ComponentSize],
+    wishes: &[Option<DeviceId>],
+    devices: &[DeviceBudget],
+) -> Vec<Rejected> {
+    let mine = strategies::fullest(sizes, placed, devices);
+    let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
+    let rejected = others.filter(|other| *other != strategy).filter_map(|other| {
+        let what = format!("strategy \"{}\"", other.name());
+        match strategies::place(other, sizes, wishes, devices) {
+            Ok(same) if same == placed => None,
+            Ok(other) => {
+                let (device, bytes) = strategies::fullest(sizes, &other, devices);
+                let difference = match bytes.cmp(&mine.1) {
+                    std::cmp::Ordering::Less => format!("{} less", format_bytes(mine.1 - bytes)),
+                    std::cmp::Ordering::Equal => "as much".to_string(),
+                    std::cmp::Ordering::Greater => format!("{} more", format_bytes(bytes - mine.1)),
+                };
+                let why = format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes));
+                Some(Rejected { what, why })
+            }
+            Err(refused) => Some(Rejected { what, why: first_line(&refused.to_string()) }),
+        }
+    });
+    rejected.collect()
+}
+
+fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_string()
+}
+
+fn search<'a>(
+    map: &DeviceMap,
+    costs: &'a Costs<'a>,
+    budgets: &'a [u64],
+    named: &'a PerComponent<Option<Vec<Place<DeviceId>>>>,
+    goal: Goal,
+) -> Search<'a> {
+    let in_flight = match map.in_flight.value {
+        InFlight::Auto => None,
+        InFlight::Count(count) => Some(count),
+    };
+    let one_class = map.numerics.value == Numerics::Same;
+    Search { costs, budgets, named, in_flight, batch: map.batch.value, goal, one_class, known: Default::default() }
+}
+
+/// The strategies that know time.
+fn by_time(
+    map: &DeviceMap,
+    costs: &Costs,
+    devices: &[DeviceId],
+    budgets: &[u64],
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
+    goal: Goal,
+) -> Result<Chosen> {
+    let search = search(map, costs, budgets, named, goal);
+    // A map that says how many replicas there are has its way.
+    let said = map.replicas != Located::default();
+    let groups = match map.replicas.value {
+        Replicas::Count(count) if said && goal == Goal::Throughput => deal(devices, count),
+        _ => vec![devices],
+    };
+    let one_replica = said && map.replicas.value != Replicas::Max;
+    let mut chosen = Chosen { layouts: Vec::new(), why: String::new(), rejected: Vec::new() };
+    for group in groups {
+        let candidates = if map.numerics.value == Numerics::Same && !one_replica {
+            // Replicas of one class agree.
+            by_class(costs, group)
+        } else {
+            vec![group.to_vec()]
+        };
+        let mut best: Option<(Scored, BTreeMap<Family, Scored>)> = None;
+        for devices in candidates {
+            let (found, families) = search.run(&devices, one_replica)?;
+            if let Some(found) = found
+                && best.as_ref().is_none_or(|(best, _)| figure(&found, goal) > figure(best, goal))
+            {
+                best = Some((found, families));
+            }
+        }
+        let Some((best, families)) = best else { return Err(nothing_fits(costs, group, budgets, named)) };
+        for (family, scored) in families {
+            if scored.layouts != best.layouts {
+                chosen.rejected.push(Rejected { what: family.name().to_string(), why: lost(&scored, &best, goal) });
+            }
+        }
+        chosen.why = match goal {
+            Goal::Throughput => format!("the most images per second: {}", per_second(best.images_per_second)),
+            Goal::Latency => format!("the shortest time for one image: {}", seconds(best.seconds_per_image)),
+        };
+        chosen.layouts.extend(best.layouts);
+    }
+    let whole = devices.iter().filter_map(|id| too_small(costs, *id, budgets).transpose());
+    chosen.rejected.extend(whole.collect::<Result<Vec<_>>>()?);
+    Ok(chosen)
+}
+
+fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
+    let mut classes: Vec<Vec<DeviceId>> = Vec::new();
+    for id in devices {
+        match classes.iter_mut().find(|class| costs.info(class[0]).class == costs.info(*id).class) {
+            Some(class) => class.push(*id),
+            None => classes.push(vec![*id]),
+        }
+    }
+    classes
+}
+
+fn figure(scored: &Scored, goal: Goal) -> f64 {
+    match goal {
+        Goal::Throughput => scored.images_per_second,
+        Goal::Latency => 1.0 / scored.seconds_per_image,
+    }
+}
+
+/// By how much a candidate lost.
+fn lost(scored: &Scored, best: &Scored, goal: Goal) -> String {
+    match goal {
+        Goal::Throughput => {
+            format!("{} rather than {}", per_second(scored.images_per_second), per_second(best.images_per_second))
+        }
+        Goal::Latency => format!(
+            "{} for one image rather than {}, {} more",
+            seconds(scored.seconds_per_image),
+            seconds(best.seconds_per_image),
+            seconds((scored.seconds_per_image - best.seconds_per_image).max(0.0))
+        ),
+    }
+}
+
+/// Images per second for people; by the minute where that reads better.
+pub(super) fn per_second(rate: f64) -> String {
+    if rate >= 0.1 || rate == 0.0 {
+        format!("{} images per second", significant(rate))
+    } else {
+        format!("{} images per minute", significant(60.0 * rate))
+    }
+}
+
+/// Seconds for people.
+pub(super) fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-3 => format!("{} µs", significant(s * 1e6)),
+        s if s < 1.0 => format!("{} ms", significant(s * 1e3)),
+        s if s < 600.0 => format!("{} s", significant(s)),
+        s => format!("{} min", significant(s / 60.0)),
+    }
+}
+
+/// Three digits.
+fn significant(value: f64) -> String {
+    let digits = if value <= 0.0 { 0 } else { (2 - value.log10().floor() as i32).clamp(0, 6) as usize };
+    format!("{value:.digits$}")
+}
+
+/// That a device does not hold the whole pipeline, and by how many bytes.
+fn too_small(costs: &Costs, id: DeviceId, budgets: &[u64]) -> Result<Option<Rejected>> {
+    let sizes = Component::ALL.into_iter().map(|component| component_size(costs, component, &[id]));
+    let sizes = sizes.collect::<Result<Vec<_>>>()?;
+    let needed = strategies::needed_bytes(sizes.iter().filter_map(|size| size.on.get(&id)).copied());
+    let budget = budgets[costs.index(id)];
+    Ok((needed > budget).then(|| Rejected {
+        what: format!("everything on {id}"),
+        why: format!(
+            "needs {}, {} more than the {} that may be used",
+            format_bytes(needed),
+            format_bytes(needed - budget),
+            format_bytes(budget)
+        ),
+    }))
+}
+
+/// The message of `balanced` for the same devices, which names what does not fit; no cut and no visit fits either.
+fn nothing_fits(
+    costs: &Costs,
+    devices: &[DeviceId],
+    budgets: &[u64],
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
+) -> Error {
+    let left: Vec<DeviceBudget> =
+        devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect();
+    let wish = |component: &Component| named.get(*component).as_ref().and_then(|places| resident(&places[0]));
+    let wishes: Vec<Option<DeviceId>> = Component::ALL.iter().map(wish).collect();
+    let sizes = Component::ALL.into_iter().map(|component| component_size(costs, component, devices));
+    match sizes.collect::<Result<Vec<_>>>().map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
+        Err(error) | Ok(Err(error)) => error,
+        Ok(Ok(_)) => Error::input("no placement fits beside what the map names")
+            .hint("fewer [components], a smaller in_flight, or a smaller picture"),
+    }
+}

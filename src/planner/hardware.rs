@@ -1,0 +1,385 @@
+//! Devices as plans see them: what a file says of hardware that is not here, what a map says of devices that are, and the
+//! catalogue of common ones.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
+
+use serde::Deserialize;
+
+use super::{
+    device_map::{DeviceFacts, with_nearest},
+    fields::Located,
+    grammar,
+    size::parse_size,
+};
+use crate::{
+    backend::{
+        DType, DeviceId, DeviceInfo, DeviceKind, Rates,
+        cpu::{self, Path, threads},
+        device::plannable,
+        dry::Rules,
+    },
+    error::{Error, Result},
+};
+
+/// The share of a GPU's peak that long products are planned with. Well-tuned libraries reach 60 to 80 % of the tensor
+/// cores' peak in large square products; those of a UNet are smaller and have epilogues.
+const SHARE_OF_PEAK: f64 = 0.5;
+
+/// What is assumed of a CUDA device of which a file says nothing: a small card of recent years.
+const CUDA: Rates = Rates { flops: 20e12, bandwidth: 400e9, link: 12e9 };
+/// The same of a wgpu device: a processor's own graphics.
+const WGPU: Rates = Rates { flops: 2e12, bandwidth: 60e9, link: 10e9 };
+/// The same of one CPU core, of which [`CPU_CORES`] are assumed.
+const CPU_CORE: Rates = Rates { flops: 50e9, bandwidth: 5e9, link: 10e9 };
+/// Cores of a described CPU that does not say how many.
+const CPU_CORES: usize = 8;
+
+/// The most devices of one entry.
+const MOST: usize = 256;
+
+/// What the catalogue knows.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Catalogue {
+    overhead: BTreeMap<String, Overhead>,
+    device: BTreeMap<String, Model>,
+}
+
+/// What a process occupies on a kind of device before it holds anything.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Overhead {
+    bytes: String,
+    #[allow(dead_code)] // it is there to be read in the file
+    source: String,
+}
+
+/// One device of the catalogue.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// What its maker calls it.
+    pub name: String,
+    /// Its backend: `cuda` or `wgpu`.
+    pub kind: String,
+    memory: String,
+    /// Peak of dense f16 products with f32 sums, in operations per second.
+    pub f16_flops: f64,
+    /// Peak in f32, in operations per second.
+    pub f32_flops: f64,
+    bandwidth: String,
+    link: String,
+    /// NVIDIA's compute capability: `8.6`.
+    pub compute: Option<String>,
+    /// Where the figures come from.
+    pub source: String,
+}
+
+impl Model {
+    /// All of its memory, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        parse_size(&self.memory).expect("a test reads every size of the catalogue")
+    }
+
+    /// What long ops are planned with on a device of `kind`, with weights in f16: a share of the peaks. Through wgpu,
+    /// tensor cores are out of reach, and an NVIDIA GPU has the rate of f32.
+    fn rates(&self, kind: DeviceKind) -> Rates {
+        let rate = |text: &str| {
+            parse_size(text.trim_end_matches("/s")).expect("a test reads every rate of the catalogue") as f64
+        };
+        let peak = if self.kind == kind.name() { self.f16_flops } else { self.f32_flops };
+        Rates { flops: SHARE_OF_PEAK * peak, bandwidth: rate(&self.bandwidth), link: rate(&self.link) }
+    }
+}
+
+fn catalogue_file() -> &'static Catalogue {
+    static CATALOGUE: OnceLock<Catalogue> = OnceLock::new();
+    CATALOGUE.get_or_init(|| toml::from_str(include_str!("catalogue.toml")).expect("a test reads the catalogue"))
+}
+
+/// The catalogue: devices by the names that `like` takes.
+pub fn catalogue() -> &'static BTreeMap<String, Model> {
+    &catalogue_file().device
+}
+
+fn overhead_bytes(kind: DeviceKind) -> u64 {
+    let overhead = catalogue_file().overhead.get(kind.name());
+    overhead.map_or(0, |overhead| parse_size(&overhead.bytes).expect("a test reads every size of the catalogue"))
+}
+
+/// The device of the catalogue that `like` names; `key` is for one made in code.
+pub(super) fn find(like: &Located<String>, key: &str) -> Result<&'static Model> {
+    let names: Vec<&str> = catalogue().keys().map(String::as_str).collect();
+    catalogue().get(&like.value.to_ascii_lowercase()).ok_or_else(|| {
+        let known = format!("the catalogue has {}", names.join(", "));
+        like.refuse(key, "no such device in the catalogue").found(format!("\"{}\"", like.value)).hint(with_nearest(
+            &known,
+            &like.value.to_ascii_lowercase().replace([' ', '_'], "-"),
+            &names,
+        ))
+    })
+}
+
+/// Reads a file of devices that are not here: [`parse`] of its text.
+///
+/// # Errors
+/// If it cannot be read or says what no device can be.
+pub fn read(path: &std::path::Path) -> Result<Vec<DeviceInfo>> {
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::input(format!("reading the devices in {file}")).source(error).hint(FORM))?;
+    parse(&text, &file)
+}
+
+const FORM: &str = "a TOML file: [device.\"cuda:0\"], then memory = \"8GiB\" or like = \"rtx-3070\"";
+
+/// The devices that a file describes, in its order; `file` is what messages call it.
+///
+/// An entry `[device."cuda:0"]` has `memory`, or a device of the catalogue that it is `like`. What it says of `flops`,
+/// `bandwidth` and `link` is taken as it is: what long ops reach. What it does not say is the catalogue's, of which half
+/// the peak is counted on, or that of a small device of its kind. `count` devices are numbered on from this one. The CPU
+/// is `[device."cpu"]`, with its `cores`; without such an entry there is none.
+///
+/// # Errors
+/// At the line that cannot be meant.
+pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
+    let mut devices: Vec<DeviceInfo> = Vec::new();
+    for (id, facts) in grammar::read_devices(text, file)? {
+        let count = facts.value.count.as_ref().map_or(1, |count| count.value);
+        if let Some(wish) = facts.value.count.as_ref().filter(|wish| wish.value > MOST) {
+            return Err(wish
+                .refuse(&format!("device.{id}.count"), format!("more than {MOST} devices"))
+                .found(wish.value.to_string())
+                .hint("one machine is described here; several have a plan each"));
+        }
+        for n in 0..count {
+            let id = DeviceId { kind: id.kind, index: id.index.map(|index| index + n) };
+            if devices.iter().any(|device| device.id == id) {
+                return Err(facts
+                    .refuse(&format!("device.{id}"), format!("{id} is there already"))
+                    .hint("`count` numbers on from its own device: the next entry begins behind these"));
+            }
+            devices.push(described(id, &facts)?);
+        }
+    }
+    if devices.is_empty() {
+        return Err(Error::input(format!("{file}: there is no device in it")).hint(FORM));
+    }
+    Ok(devices)
+}
+
+/// A device from nothing but facts.
+fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo> {
+    let facts = &located.value;
+    let key = |name: &str| format!("device.{id}.{name}");
+    if id.kind == DeviceKind::Cpu && id.index.is_some() {
+        return Err(located
+            .refuse(&key(""), "a described CPU is whole: its shares are a map's")
+            .hint("[device.\"cpu\"], then cores = \"0-15\"; a map may name cpu:0, cpu:1 and so on"));
+    }
+    if let Some(adapter) = &facts.adapter {
+        return Err(adapter
+            .refuse(&key("adapter"), "a described device has no adapter: those are of the machine that it is on")
+            .hint("leave out `adapter`"));
+    }
+    if let (Some(count), None) = (&facts.count, id.index) {
+        return Err(count.refuse(&key("count"), "there is one CPU").hint("cores = \"0-15\""));
+    }
+    let model = match &facts.like {
+        None => None,
+        Some(like) => {
+            let model = find(like, &key("like"))?;
+            // A GPU of NVIDIA's can be driven through wgpu; nothing else can be through CUDA.
+            if id.kind == DeviceKind::Cpu || (id.kind == DeviceKind::Cuda && model.kind != "cuda") {
+                return Err(like
+                    .refuse(&key("like"), format!("{id} is not one of these"))
+                    .found(format!("{}, a device of the kind {}", model.name, model.kind))
+                    .hint(format!("[device.\"{}:0\"]", model.kind)));
+            }
+            Some(model)
+        }
+    };
+    let Some(memory_bytes) = facts.memory.as_ref().map(|memory| memory.value).or(model.map(Model::memory_bytes)) else {
+        return Err(located
+            .refuse(&key(""), "how much memory it has is missing")
+            .hint("memory = \"8GiB\", or like = \"rtx-3070\", a device of the catalogue"));
+    };
+    let allowed_cores: Vec<usize> = match (&facts.cores, id.kind) {
+        (Some(cores), _) => cores.value.clone(),
+        (None, DeviceKind::Cpu) => (0..CPU_CORES).collect(),
+        (None, _) => Vec::new(),
+    };
+    let rates = match (model, id.kind) {
+        (Some(model), kind) => model.rates(kind),
+        (None, DeviceKind::Cuda) => CUDA,
+        (None, DeviceKind::Wgpu) => WGPU,
+        (None, DeviceKind::Cpu) => CPU_CORE.part(allowed_cores.len() as f64),
+    };
+    let rules = match id.kind {
+        DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable)),
+        DeviceKind::Cuda | DeviceKind::Wgpu => Rules::Gpu(DType::F16),
+    };
+    let name = model.map_or_else(|| format!("a {} device", id.kind.name()), |model| model.name.clone());
+    let class = match (rules, id.kind) {
+        (Rules::Cpu(path), _) => cpu::class(path),
+        (_, DeviceKind::Cuda) => {
+            let compute = model.and_then(|model| model.compute.as_deref()).unwrap_or("unknown");
+            format!("cuda sm_{} {}", compute.replace('.', ""), rules.dtype())
+        }
+        _ => format!("wgpu {name} {}", rules.dtype()),
+    };
+    let info = DeviceInfo {
+        id,
+        name,
+        class,
+        cores: allowed_cores.len(),
+        allowed_cores,
+        memory_bytes,
+        free_bytes: plannable(memory_bytes),
+        overhead_bytes: overhead_bytes(id.kind),
+        rules,
+        rates,
+        f32_flops: model.map_or(rates.flops, |model| SHARE_OF_PEAK * model.f32_flops),
+    };
+    // Whatever else is said comes on top, as it does for a device that is here.
+    let like = None;
+    apply(info, &DeviceFacts { like, cores: None, ..facts.clone() })
+}
+
+/// A device with what a map or a file says of it: of its memory, of what to leave free, and of its rates.
+pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceInfo> {
+    if let Some(like) = &facts.like {
+        let model = find(like, &format!("device.{}.like", info.id))?;
+        info.rates = model.rates(info.id.kind);
+        info.f32_flops = SHARE_OF_PEAK * model.f32_flops;
+        if info.rules.dtype() == DType::F32 {
+            info.rates.flops = info.f32_flops;
+        }
+    }
+    if let Some(flops) = &facts.flops {
+        (info.rates.flops, info.f32_flops) = (flops.value, flops.value);
+    }
+    if let Some(bandwidth) = &facts.bandwidth {
+        info.rates.bandwidth = bandwidth.value as f64;
+    }
+    if let Some(link) = &facts.link {
+        info.rates.link = link.value as f64;
+    }
+    if let Some(memory) = &facts.memory {
+        info.memory_bytes = memory.value;
+        info.free_bytes = plannable(memory.value);
+    }
+    if let Some(reserve) = &facts.reserve {
+        info.free_bytes = info.free_bytes.saturating_sub(reserve.value);
+    }
+    Ok(info)
+}
+
+/// The share of `whole` that `id` is, beside the others in `shares`: its cores, and with them its part of the rates, and
+/// an even part of the memory. A share's own cores are `wishes`' of the same place.
+///
+/// # Errors
+/// If it wishes for cores that `whole` does not have.
+pub(super) fn share(
+    whole: &DeviceInfo,
+    id: DeviceId,
+    shares: &[DeviceId],
+    wishes: &[Option<&Located<Vec<usize>>>],
+) -> Result<DeviceInfo> {
+    let index = shares.iter().position(|share| *share == id).expect("it is one of the shares");
+    check_cores(whole, id, wishes[index])?;
+    let wishes: Vec<Option<&[usize]>> = wishes.iter().map(|wish| wish.map(|cores| &cores.value[..])).collect();
+    let cores = threads::shares(&whole.allowed_cores, &wishes);
+    // A core that several shares wrap around to is divided.
+    let mut owners = BTreeMap::<usize, f64>::new();
+    for core in cores.iter().flatten() {
+        *owners.entry(*core).or_default() += 1.0;
+    }
+    let part = cores[index].iter().map(|core| 1.0 / owners[core]).sum::<f64>() / whole.cores as f64;
+    let rates = whole.rates.part(part);
+    let count = shares.len() as u64;
+    Ok(DeviceInfo {
+        id,
+        cores: cores[index].len(),
+        allowed_cores: cores[index].clone(),
+        free_bytes: whole.free_bytes / count,
+        memory_bytes: whole.memory_bytes / count,
+        rates,
+        f32_flops: rates.flops,
+        ..whole.clone()
+    })
+}
+
+/// All of the CPU, or those of its cores that a map names.
+///
+/// # Errors
+/// If it does not have them.
+pub(super) fn with_cores(whole: &DeviceInfo, cores: &Located<Vec<usize>>) -> Result<DeviceInfo> {
+    check_cores(whole, whole.id, Some(cores))?;
+    let rates = whole.rates.part(cores.value.len() as f64 / whole.cores as f64);
+    Ok(DeviceInfo {
+        cores: cores.value.len(),
+        allowed_cores: cores.value.clone(),
+        rates,
+        f32_flops: rates.flops,
+        ..whole.clone()
+    })
+}
+
+fn check_cores(whole: &DeviceInfo, id: DeviceId, cores: Option<&Located<Vec<usize>>>) -> Result<()> {
+    let Some(cores) = cores else { return Ok(()) };
+    let allowed: BTreeSet<usize> = whole.allowed_cores.iter().copied().collect();
+    match cores.value.iter().find(|core| !allowed.contains(core)) {
+        None => Ok(()),
+        Some(core) => Err(cores
+            .refuse(&format!("device.{id}.cores"), format!("core {core} may not be used"))
+            .found(format!("cores {}", threads::list(&whole.allowed_cores)))
+            .hint("cores of this list; the process's affinity and SDSHARD_THREADS decide what is in it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_divide_rates_by_their_cores() {
+        let whole = &parse("[device.cpu]\nmemory = \"8GiB\"\ncores = \"0-5\"\nflops = 6e11", "x").unwrap()[0];
+        let shares = [0, 1, 2].map(|index| DeviceId::new(DeviceKind::Cpu, index));
+        let flops = |wishes: [Option<Vec<usize>>; 3]| {
+            let wishes = wishes.map(|wish| wish.map(Located::from));
+            let wishes: Vec<_> = wishes.iter().map(Option::as_ref).collect();
+            shares.map(|id| share(whole, id, &shares, &wishes).unwrap().rates.flops / 1e11)
+        };
+        assert_eq!(flops([None, None, None]), [2.0, 2.0, 2.0]);
+        assert_eq!(flops([Some(vec![5]), None, None]), [1.0, 2.0, 3.0]);
+        // Two that want the same core have half of it each.
+        assert_eq!(flops([Some(vec![5]), Some(vec![4, 5]), None]), [0.5, 1.5, 4.0]);
+    }
+
+    #[test]
+    fn every_entry_of_the_catalogue_can_be_used_and_says_its_source() {
+        assert!(catalogue().len() >= 27);
+        for (name, model) in catalogue() {
+            let kind = if model.kind == "cuda" { DeviceKind::Cuda } else { DeviceKind::Wgpu };
+            assert_eq!(model.kind, kind.name(), "{name}");
+            assert_eq!(model.compute.is_some(), kind == DeviceKind::Cuda, "{name}");
+            assert!(model.source.len() > 20, "{name}");
+            assert!((4 << 30..200 << 30).contains(&model.memory_bytes()), "{name}");
+            let rates = model.rates(kind);
+            assert_eq!(rates.flops, model.f16_flops / 2.0, "{name}");
+            assert!(model.f16_flops >= model.f32_flops && model.f32_flops > 1e12, "{name}");
+            assert!((50e9..5e12).contains(&rates.bandwidth) && (5e9..=100e9).contains(&rates.link), "{name}");
+            // The ridge of every GPU of these years lies between; a slip of a power of ten does not.
+            assert!((20.0..500.0).contains(&(model.f16_flops / rates.bandwidth)), "{name}");
+        }
+        for kind in [DeviceKind::Cuda, DeviceKind::Wgpu] {
+            assert!(overhead_bytes(kind) > 0);
+        }
+        assert_eq!(overhead_bytes(DeviceKind::Cpu), 0);
+        assert!(catalogue_file().overhead.values().all(|overhead| overhead.source.len() > 20));
+    }
+}

@@ -1,0 +1,429 @@
+//! What a layout asks of its devices: bytes and seconds of every component, wherever its places are.
+//!
+//! Devices that are alike (kind, rates, what things occupy there) are tried once for all of them.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use super::{
+    Cost,
+    cuts::{Needs, Section},
+    predict::{self, Load, Stretch},
+    trial::{Ran, Trial},
+};
+use crate::{
+    backend::{DType, DeviceId, DeviceInfo},
+    error::Result,
+    pipeline::{
+        Component, PerComponent,
+        model::sections,
+        placement::{Place, Placement, Reside, Sections},
+    },
+    scheduler::schedule,
+};
+
+/// What reading weights from a file gives, in bytes per second: a small solid-state disk.
+const DISK: f64 = 1e9;
+
+/// One replica: where its components are, and how it works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The places of each component, several being a pool.
+    pub placement: Placement<DeviceId>,
+    /// Requests that it works on at once.
+    pub in_flight: usize,
+    /// Requests that go through the UNet in one call, at most.
+    pub batch: usize,
+}
+
+impl Layout {
+    /// The devices of one component, each once.
+    pub fn devices_of(&self, component: Component) -> Vec<DeviceId> {
+        let mut devices = Vec::new();
+        for device in self.placement.get(component).iter().flat_map(Place::devices) {
+            if !devices.contains(&device) {
+                devices.push(device);
+            }
+        }
+        devices
+    }
+
+    /// Whether requests pass this UNet device by device, so that several are inside at once. A request that has the
+    /// replica for itself holds all of them instead.
+    pub fn passes(&self, component: Component, place: &Place<DeviceId>) -> bool {
+        component == Component::Unet && place.is_cut() && self.in_flight > 1
+    }
+}
+
+/// What one device holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Packed weights that stay.
+    pub weight_bytes: u64,
+    /// The most that visiting weights occupy at one time.
+    pub visitor_bytes: u64,
+    /// The transient arena.
+    pub activation_bytes: u64,
+    /// The arenas of all requests in flight.
+    pub keep_bytes: u64,
+}
+
+impl Held {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
+    }
+}
+
+/// Devices with bytes.
+pub type Bytes = Vec<(DeviceId, u64)>;
+
+/// The device, if all of a place is on one and its weights stay there.
+pub fn resident(place: &Place<DeviceId>) -> Option<DeviceId> {
+    match place {
+        Place::Route(route) if !place.is_cut() && route.reside == Reside::Device => Some(route[0]),
+        _ => None,
+    }
+}
+
+/// The costs of places, tried when first asked for.
+pub(super) struct Costs<'a> {
+    pub trial: &'a Trial<'a>,
+    /// UNet calls of one request.
+    pub calls: usize,
+    dtypes: PerComponent<Option<DType>>,
+    /// For each device the first one that is like it.
+    kinds: Vec<usize>,
+    tables: RefCell<BTreeMap<Component, Rc<Vec<Section>>>>,
+    /// Whole components by kind of device.
+    wholes: RefCell<BTreeMap<(Component, usize), Cost>>,
+}
+
+impl<'a> Costs<'a> {
+    pub fn new(trial: &'a Trial<'a>, dtypes: PerComponent<Option<DType>>) -> Result<Self> {
+        let (spec, largest) = (trial.spec, trial.largest);
+        let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
+        let alike = |a: &DeviceInfo, b: &DeviceInfo| {
+            (a.id.kind, a.rules, &a.rates, a.f32_flops, &a.class)
+                == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)
+        };
+        let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
+        let kinds = trial.devices.iter().map(first).collect();
+        Ok(Self { trial, calls, dtypes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
+    }
+
+    /// The number of a device.
+    pub fn index(&self, id: DeviceId) -> usize {
+        self.trial.devices.iter().position(|info| info.id == id).expect("places are on usable devices")
+    }
+
+    pub fn info(&self, id: DeviceId) -> &DeviceInfo {
+        &self.trial.devices[self.index(id)]
+    }
+
+    /// Devices of one kind cost the same. Kinds are numbers of devices.
+    pub fn kind(&self, id: DeviceId) -> usize {
+        self.kinds[self.index(id)]
+    }
+
+    /// All of a component on one device.
+    pub fn whole(&self, component: Component, id: DeviceId) -> Result<Cost> {
+        let kind = self.kind(id);
+        if let Some(cost) = self.wholes.borrow().get(&(component, kind)) {
+            return Ok(*cost);
+        }
+        let cost = self.trial.whole(component, self.trial.devices[kind].id)?;
+        self.wholes.borrow_mut().insert((component, kind), cost);
+        Ok(cost)
+    }
+
+    /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
+    /// of all of that kind costs. Also gives these names.
+    fn ran(
+        &self,
+        component: Component,
+        place: &Place<DeviceId>,
+        batch: usize,
+    ) -> Result<(Rc<Ran>, Vec<(DeviceId, DeviceId)>)> {
+        let mut names: Vec<(DeviceId, DeviceId)> = Vec::new();
+        for id in place.devices() {
+            let kind = self.kind(id);
+            let before = names.iter().filter(|(known, _)| self.kind(*known) == kind).count();
+            let alike = self.trial.devices.iter().zip(&self.kinds).filter(|(_, other)| **other == kind);
+            names.push((id, alike.map(|(info, _)| info.id).nth(before).unwrap_or(id)));
+        }
+        let renamed = |id: &DeviceId| names.iter().find(|(known, _)| known == id).map_or(*id, |(_, name)| *name);
+        Ok((self.trial.run(component, &place.map(renamed), batch)?, names))
+    }
+
+    /// What a place asks of each of its devices, bytes exactly.
+    pub fn of(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<Vec<(DeviceId, Cost)>> {
+        if let (Some(id), true) = (resident(place), batch == 1 || component != Component::Unet) {
+            return Ok(vec![(id, self.whole(component, id)?)]);
+        }
+        let (ran, names) = self.ran(component, place, batch)?;
+        let back = |name: DeviceId| names.iter().find(|(_, other)| *other == name).map_or(name, |(id, _)| *id);
+        let mut costs: Vec<(DeviceId, Cost)> = ran.costs.iter().map(|(id, cost)| (back(*id), *cost)).collect();
+        for route in place.routes().into_iter().filter(|route| route.reside != Reside::Device) {
+            for (id, cost) in costs.iter_mut().filter(|(id, _)| route.contains(id)) {
+                cost.seconds = self.visited(component, route, *id, cost.seconds)?;
+            }
+        }
+        Ok(costs)
+    }
+
+    /// Packed weights that rest in the host's memory for a place.
+    pub fn host_bytes(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<u64> {
+        match place.routes().iter().any(|route| route.reside == Reside::Host) {
+            true => Ok(self.ran(component, place, batch)?.0.host_bytes),
+            false => Ok(0),
+        }
+    }
+
+    /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
+    fn visited(&self, component: Component, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
+        let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
+        let rate = if route.reside == Reside::Disk { link.min(DISK) } else { link };
+        let here: Vec<Needs> = table
+            .iter()
+            .zip(&route.devices)
+            .filter(|(_, at)| **at == id)
+            .map(|(section, _)| section.needs[kind])
+            .collect();
+        let all: f64 = here.iter().map(|needs| needs.seconds).sum();
+        let work = |i: usize| seconds * here[i].seconds / all.max(f64::MIN_POSITIVE);
+        let visit = |i: usize| here.get(i).map_or(0.0, |needs| needs.weight_bytes as f64 / rate);
+        Ok(visit(0) + (0..here.len()).map(|i| work(i).max(visit(i + 1))).sum::<f64>())
+    }
+
+    /// Which of a section's needs are a device's: kinds in the order of their first devices.
+    pub fn kind_in_table(&self, id: DeviceId) -> usize {
+        let kind = self.kind(id);
+        (0..kind).filter(|&other| self.kinds[other] == other).count()
+    }
+
+    /// The sections of a component, with what they need of each kind of device.
+    pub fn table(&self, component: Component) -> Result<Rc<Vec<Section>>> {
+        if let Some(table) = self.tables.borrow().get(&component) {
+            return Ok(table.clone());
+        }
+        let firsts = self.trial.devices.iter().enumerate().filter(|(i, _)| self.kinds[*i] == *i);
+        let by_kind = firsts
+            .map(|(_, info)| Ok((self.trial.table(component, info.id)?, self.arenas(component, info)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let section = |(i, name): (usize, String)| {
+            let needs = by_kind.iter().map(|(ran, arenas)| Needs {
+                weight_bytes: ran.sections[i].weight_bytes,
+                keep_bytes: ran.sections[i].keep_bytes,
+                activation_bytes: arenas[i],
+                seconds: ran.sections[i].seconds,
+            });
+            let carried = by_kind[0].0.carried.iter().filter(|carried| carried.from == i);
+            let next = |to: usize| to == i + 1;
+            Section {
+                name,
+                needs: needs.collect(),
+                out_bytes: carried.clone().filter(|carried| next(carried.to)).map(|carried| carried.bytes).sum(),
+                skips: carried.filter(|carried| !next(carried.to)).map(|carried| (carried.to, carried.bytes)).collect(),
+            }
+        };
+        let names = sections(component, self.trial.spec);
+        let table = Rc::new(names.into_iter().enumerate().map(section).collect::<Vec<_>>());
+        self.tables.borrow_mut().insert(component, table.clone());
+        Ok(table)
+    }
+
+    /// The transient arena that each section needs on a device of its own.
+    fn arenas(&self, component: Component, info: &DeviceInfo) -> Result<Vec<u64>> {
+        let count = sections(component, self.trial.spec).len();
+        let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
+        let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
+        let trial = Trial::new(self.trial.spec, &devices, self.trial.largest, self.dtypes)?;
+        let route: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
+        let costs = trial.cost(component, &Place::Route(route.into()))?;
+        Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())
+    }
+
+    /// What one request of a layout has for itself on each device: what it keeps, and what it works in on the devices of a
+    /// cut UNet that others pass as well.
+    pub fn arenas_of(&self, layout: &Layout) -> Result<(Bytes, Bytes)> {
+        let (mut keep_bytes, mut lane_bytes) = (Bytes::new(), Bytes::new());
+        for place in &layout.placement.unet {
+            for (id, cost) in self.of(Component::Unet, place, layout.batch)? {
+                // Also where it keeps nothing: a request finds an arena on every device of the UNet.
+                at_least(&mut keep_bytes, id, cost.keep_bytes);
+                if layout.passes(Component::Unet, place) {
+                    at_least(&mut lane_bytes, id, cost.activation_bytes);
+                }
+            }
+        }
+        Ok((keep_bytes, lane_bytes))
+    }
+
+    /// What each device holds of all these layouts, in the order of the trial's devices.
+    pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<Held>> {
+        let mut held = vec![Held::default(); self.trial.devices.len()];
+        // Places of one component on one device have their weights in common; visitors come one component at a time.
+        let mut staying = BTreeMap::<(usize, Component), u64>::new();
+        for layout in layouts {
+            for (component, places) in layout.placement.iter() {
+                for place in places {
+                    for (id, cost) in self.of(component, place, layout.batch)? {
+                        let index = self.index(id);
+                        let device = &mut held[index];
+                        if !layout.passes(component, place) {
+                            device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
+                        }
+                        let weights = match place.visits() {
+                            false => staying.entry((index, component)).or_default(),
+                            true => &mut device.visitor_bytes,
+                        };
+                        *weights = cost.weight_bytes.max(*weights);
+                    }
+                }
+            }
+            let (keep_bytes, lane_bytes) = self.arenas_of(layout)?;
+            for (id, bytes) in keep_bytes.into_iter().chain(lane_bytes) {
+                held[self.index(id)].keep_bytes += layout.in_flight as u64 * bytes;
+            }
+        }
+        for ((device, _), bytes) in staying {
+            held[device].weight_bytes += bytes;
+        }
+        Ok(held)
+    }
+
+    /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
+    pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
+        let replica = |layout: &Layout| -> Result<predict::Replica> {
+            let stage = |component| {
+                let places = layout.placement.get(component).iter();
+                places.map(|place| self.place(component, place, layout)).collect::<Result<Vec<_>>>()
+            };
+            let stages = Component::ALL.into_iter().map(stage).collect::<Result<_>>()?;
+            Ok(predict::Replica { stages, in_flight: layout.in_flight })
+        };
+        Ok(Load {
+            devices: self.trial.devices.len(),
+            replicas: layouts.iter().map(replica).collect::<Result<_>>()?,
+            first_stage_twice: self.trial.largest.guided,
+            batch: layouts.iter().map(|layout| layout.batch).min().unwrap_or(1),
+        })
+    }
+
+    fn place(&self, component: Component, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Place> {
+        let costs = self.of(component, place, layout.batch)?;
+        let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
+        // Texts are encoded and pictures decoded one by one.
+        let (calls, times) = if component == Component::Unet { (self.calls, 1) } else { (1, layout.batch) };
+        let work = || costs.iter().map(|(id, cost)| (self.index(*id), calls as f64 * cost.seconds)).collect();
+        let of_route = |route: &[DeviceId]| -> Result<f64> {
+            let devices = Place::Route(route.to_vec().into()).devices();
+            let moved = if devices.len() > 1 { self.moved(component, route)?.iter().sum() } else { 0.0 };
+            Ok(devices.into_iter().map(seconds).sum::<f64>() + moved)
+        };
+        let one = match place {
+            Place::Route(route) if layout.passes(component, place) => {
+                return Ok(predict::Place { stretches: self.pieces(component, route, &seconds)?, times: calls });
+            }
+            Place::Route(route) => of_route(route)?,
+            Place::Guided { negative, positive } => {
+                let apart = negative.iter().all(|device| !positive.contains(device));
+                match apart && self.trial.largest.guided {
+                    true => of_route(negative)?.max(of_route(positive)?),
+                    // One after the other on what they share.
+                    false => costs.iter().map(|(_, cost)| cost.seconds).sum(),
+                }
+            }
+        };
+        let stretch = Stretch { work: work(), seconds: calls as f64 * one };
+        Ok(predict::Place { stretches: vec![stretch], times })
+    }
+
+    /// Seconds that one call's tensors take to enter each run of sections of a route, over the links of both sides.
+    fn moved(&self, component: Component, route: &[DeviceId]) -> Result<Vec<f64>> {
+        let seconds_per_byte = |id: DeviceId| 1.0 / self.info(id).rates.link;
+        let mut moved = vec![0.0; runs(route).len()];
+        for crossing in self.crossings(component, route)? {
+            moved[crossing.run] +=
+                crossing.bytes as f64 * (seconds_per_byte(crossing.from) + seconds_per_byte(crossing.to));
+        }
+        Ok(moved)
+    }
+
+    /// What crosses from device to device in one call.
+    pub fn crossings(&self, component: Component, route: &[DeviceId]) -> Result<Vec<Crossing>> {
+        let table = self.table(component)?;
+        let runs = runs(route);
+        let run_of = |section: usize| runs.iter().position(|(_, sections)| sections.contains(&section)).unwrap_or(0);
+        let mut crossings = Vec::new();
+        for (i, section) in table.iter().enumerate() {
+            let next = (i + 1 < table.len()).then_some((i + 1, section.out_bytes));
+            for (to, bytes) in next.into_iter().chain(section.skips.iter().copied()) {
+                if route[i] != route[to] {
+                    let (from, run, skip) = (route[i], run_of(to), to != i + 1);
+                    crossings.push(Crossing { from, to: route[to], run, skip, bytes });
+                }
+            }
+        }
+        Ok(crossings)
+    }
+
+    /// A stretch for each run of sections on one device.
+    fn pieces(
+        &self,
+        component: Component,
+        route: &[DeviceId],
+        seconds: &dyn Fn(DeviceId) -> f64,
+    ) -> Result<Vec<Stretch>> {
+        let table = self.table(component)?;
+        let share = |sections: &[usize], id: DeviceId| -> f64 {
+            let kind = self.kind_in_table(id);
+            sections.iter().map(|&section| table[section].needs[kind].seconds).sum()
+        };
+        let (moved, runs) = (self.moved(component, route)?, runs(route));
+        let stretch = |(run, moved): (&(DeviceId, Vec<usize>), f64)| {
+            let (id, sections) = run;
+            // A device may have several runs: what it does is theirs in proportion.
+            let all: Vec<usize> = runs.iter().filter(|(other, _)| other == id).flat_map(|(_, s)| s.clone()).collect();
+            let part = share(sections, *id) / share(&all, *id).max(f64::MIN_POSITIVE);
+            let busy = seconds(*id) * part;
+            Stretch { work: vec![(self.index(*id), busy)], seconds: busy + moved }
+        };
+        Ok(runs.iter().zip(moved).map(stretch).collect())
+    }
+}
+
+/// Something that crosses from device to device in one call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Crossing {
+    /// Made here.
+    pub from: DeviceId,
+    /// Taken there.
+    pub to: DeviceId,
+    /// The run of sections that takes it.
+    pub run: usize,
+    /// Whether it passes by sections between.
+    pub skip: bool,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// Makes the entry of `id` as large as `bytes` at least.
+fn at_least(entries: &mut Bytes, id: DeviceId, bytes: u64) {
+    match entries.iter_mut().find(|(known, _)| *known == id) {
+        Some((_, known)) => *known = bytes.max(*known),
+        None => entries.push((id, bytes)),
+    }
+}
+
+/// The runs of sections on one device, in order.
+fn runs(route: &[DeviceId]) -> Vec<(DeviceId, Vec<usize>)> {
+    let mut runs: Vec<(DeviceId, Vec<usize>)> = Vec::new();
+    for (section, &id) in route.iter().enumerate() {
+        match runs.last_mut() {
+            Some((last, sections)) if *last == id => sections.push(section),
+            _ => runs.push((id, vec![section])),
+        }
+    }
+    runs
+}

@@ -1,0 +1,537 @@
+//! How long pictures take: the engine's own rules on a clock that nobody has to wait for.
+//!
+//! One queue serves all replicas, oldest first. A replica works on several requests at once; each passes its stages in
+//! order, and a stage is done at one of its places. A place is a list of stretches, and a request holds the devices of a
+//! stretch together or waits without holding any. A device that an older request waits for is not given to a younger one
+//! (`pipeline/gate.rs`). Whatever happens at the same instant is settled in favour of the older request.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    ops::Range,
+};
+
+/// Work that holds its devices together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stretch {
+    /// Each device, with the seconds that it is busy meanwhile.
+    pub work: Vec<(usize, f64)>,
+    /// How long all of them are held.
+    pub seconds: f64,
+}
+
+impl Stretch {
+    /// One device at work all the time.
+    pub fn on(device: usize, seconds: f64) -> Self {
+        Self { work: vec![(device, seconds)], seconds }
+    }
+}
+
+/// One instance of a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// Passed in order. The devices of the first decide which place of a pool is free.
+    pub stretches: Vec<Stretch>,
+    /// How often the list is passed: the steps of a cut UNet.
+    pub times: usize,
+}
+
+impl Place {
+    /// A single stretch, passed once.
+    pub fn once(stretch: Stretch) -> Self {
+        Self { stretches: vec![stretch], times: 1 }
+    }
+
+    /// Seconds of one request here, if it never waits.
+    pub fn seconds(&self) -> f64 {
+        self.times as f64 * self.stretches.iter().map(|stretch| stretch.seconds).sum::<f64>()
+    }
+}
+
+/// One stage of a request: the places that can do it, the preferred one first.
+pub type Stage = Vec<Place>;
+
+/// A whole pipeline.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replica {
+    /// Passed in order.
+    pub stages: Vec<Stage>,
+    /// Requests that it works on at once.
+    pub in_flight: usize,
+}
+
+/// What is predicted: replicas over devices that are counted from 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// How many devices there are.
+    pub devices: usize,
+    /// They share one queue.
+    pub replicas: Vec<Replica>,
+    /// Whether the first request passes its first stage twice: it is the one that encodes the negative prompt of all.
+    pub first_stage_twice: bool,
+    /// Images of one request: those that pass as a batch count as one.
+    pub batch: usize,
+}
+
+/// Time on the clock: whole picoseconds, so that what ends at the same instant does so whatever was added up before.
+type Ticks = u128;
+
+const TICKS_PER_SECOND: f64 = 1e12;
+
+/// What a run of several requests was like, in seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// When each request was done, in the order of the queue.
+    pub done: Vec<f64>,
+    /// When each request was taken, in the order of the queue.
+    pub taken: Vec<f64>,
+    /// What each device did, in the order of time.
+    pub spans: Vec<Span>,
+}
+
+/// A stretch of work that was done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// Where.
+    pub device: usize,
+    /// For which request.
+    pub request: usize,
+    /// In which stage.
+    pub stage: usize,
+    /// From this second on.
+    pub from: f64,
+    /// So many seconds.
+    pub seconds: f64,
+}
+
+/// What is to be expected of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// One request alone.
+    pub seconds_per_image: f64,
+    /// Of a queue that does not end.
+    pub images_per_second: f64,
+    /// The part of the time in which each device has nothing to do, while the queue does not end.
+    pub idle_share: Vec<f64>,
+}
+
+impl Span {
+    /// The seconds of it that lie in `time`.
+    fn inside(&self, time: &Range<f64>) -> f64 {
+        ((self.from + self.seconds).min(time.end) - self.from.max(time.start)).max(0.0)
+    }
+}
+
+impl Run {
+    /// From the start to the end of the last request.
+    pub fn makespan(&self) -> f64 {
+        self.done.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// Seconds that each of `devices` was busy between two instants.
+    pub fn busy(&self, devices: usize, time: Range<f64>) -> Vec<f64> {
+        let mut busy = vec![0.0; devices];
+        for span in &self.spans {
+            busy[span.device] += span.inside(&time);
+        }
+        busy
+    }
+}
+
+/// A request under way.
+struct Request {
+    replica: usize,
+    stage: usize,
+    place: usize,
+    /// Stretches of the place that are behind it, over all passes.
+    passed: usize,
+    /// Passes of the first stage that are still to come after this one.
+    again: usize,
+    holds: bool,
+}
+
+/// The clock and everything that is under way on it.
+struct Simulation<'a> {
+    load: &'a Load,
+    now: Ticks,
+    /// Requests under way, the oldest first.
+    requests: BTreeMap<usize, Request>,
+    ends: BinaryHeap<Reverse<(Ticks, usize)>>,
+    held: Vec<bool>,
+    run: Run,
+}
+
+impl Load {
+    /// Draws `count` requests that all wait from the start.
+    pub fn run(&self, count: usize) -> Run {
+        let run = Run { done: vec![0.0; count], taken: vec![0.0; count], spans: Vec::new() };
+        let mut simulation = Simulation {
+            load: self,
+            now: 0,
+            requests: BTreeMap::new(),
+            ends: BinaryHeap::new(),
+            held: vec![false; self.devices],
+            run,
+        };
+        let mut free: Vec<usize> = self.replicas.iter().map(|replica| replica.in_flight).collect();
+        let mut next = 0;
+        loop {
+            while next < count
+                && let Some(replica) = self.roomiest(&free)
+            {
+                free[replica] -= 1;
+                simulation.take(next, replica, self.first_stage_twice && next == 0);
+                next += 1;
+            }
+            simulation.settle();
+            let Some(done) = simulation.advance() else { return simulation.run };
+            for replica in done {
+                free[replica] += 1;
+            }
+        }
+    }
+
+    /// The replica with the fewest requests under way, of those that can take one more.
+    fn roomiest(&self, free: &[usize]) -> Option<usize> {
+        let open = (0..free.len()).filter(|&replica| free[replica] > 0);
+        open.min_by_key(|&replica| self.replicas[replica].in_flight - free[replica])
+    }
+
+    /// Leaves out the devices that are not `used`, and counts the others anew.
+    pub fn keep_devices(&mut self, used: &[bool]) {
+        let number: Vec<usize> = (0..used.len()).map(|i| used[..i].iter().filter(|used| **used).count()).collect();
+        self.devices = used.iter().filter(|used| **used).count();
+        let stages = self.replicas.iter_mut().flat_map(|replica| &mut replica.stages);
+        for stretch in stages.flatten().flat_map(|place| &mut place.stretches) {
+            stretch.work.iter_mut().for_each(|(device, _)| *device = number[*device]);
+        }
+    }
+
+    /// Requests under way at once, in all.
+    pub fn in_flight(&self) -> usize {
+        self.replicas.iter().map(|replica| replica.in_flight).sum()
+    }
+
+    /// How long `images` take that are all asked for at the start. Beyond a few hundred requests the rest goes on as the
+    /// last of these did.
+    pub fn seconds_for(&self, images: usize) -> f64 {
+        let count = images.div_ceil(self.batch);
+        let most = SAMPLES.max(8 * self.in_flight());
+        if count <= most {
+            return self.run(count).makespan();
+        }
+        let run = self.run(most);
+        run.makespan() + (count - most) as f64 / self.rate(&run).0
+    }
+
+    /// Requests per second in the steady part of a run, and that part: from the end of the first ones to the start of the
+    /// last one. A request counts by the part of its work that is done meanwhile.
+    fn rate(&self, run: &Run) -> (f64, Range<f64>) {
+        let mut done = run.done.clone();
+        done.sort_by(f64::total_cmp);
+        let from = done[(2 * self.in_flight()).min(done.len()) - 1];
+        let to = run.taken.iter().copied().fold(0.0, f64::max);
+        if to <= from {
+            return (done.len() as f64 / run.makespan(), 0.0..run.makespan());
+        }
+        let mut work = vec![0.0; done.len()];
+        for span in &run.spans {
+            work[span.request] += span.seconds;
+        }
+        let image = |span: &Span| span.inside(&(from..to)) / work[span.request].max(f64::MIN_POSITIVE);
+        (run.spans.iter().map(image).sum::<f64>() / (to - from), from..to)
+    }
+
+    /// What to expect, from a run of at least so many requests.
+    pub fn predict(&self, samples: usize) -> Prediction {
+        let alone = Self { first_stage_twice: false, ..self.clone() };
+        let seconds_per_image = alone.run(1).makespan();
+        let round = self.in_flight().max(1);
+        let run = alone.run(samples.div_ceil(round).max(5) * round);
+        let (images_per_second, time) = self.rate(&run);
+        let seconds = time.end - time.start;
+        let images_per_second = self.batch as f64 * images_per_second;
+        let idle = |busy: f64| if seconds > 0.0 { (1.0 - busy / seconds).clamp(0.0, 1.0) } else { 0.0 };
+        let idle_share = run.busy(self.devices, time).into_iter().map(idle).collect();
+        Prediction { seconds_per_image, images_per_second, idle_share }
+    }
+
+    /// The most requests per second that these devices can serve, if nothing ever waits for its turn in vain: the least over
+    /// all stages of the sum of 1/t over their places, and of what each device has time for.
+    pub fn bound(&self) -> f64 {
+        let of_replica = |replica: &Replica| {
+            let places =
+                replica.stages.iter().map(|stage| stage.iter().map(|place| self.held(place)).collect::<Vec<_>>());
+            let places: Vec<Vec<Vec<f64>>> = places.collect();
+            // Nobody is done at a place sooner after another than its busiest device allows.
+            let stage = |stage: &Vec<Vec<f64>>| {
+                stage.iter().map(|held| 1.0 / held.iter().copied().fold(0.0, f64::max)).sum::<f64>()
+            };
+            // What every request asks of a device, whichever places it takes.
+            let device = |device: usize| {
+                let least = |stage: &Vec<Vec<f64>>| stage.iter().map(|held| held[device]).fold(f64::INFINITY, f64::min);
+                1.0 / places.iter().map(least).sum::<f64>()
+            };
+            places.iter().map(stage).chain((0..self.devices).map(device)).fold(f64::INFINITY, f64::min)
+        };
+        self.replicas.iter().map(of_replica).sum()
+    }
+
+    /// How long one request holds each device at a place.
+    fn held(&self, place: &Place) -> Vec<f64> {
+        let mut held = vec![0.0; self.devices];
+        for stretch in &place.stretches {
+            for (device, _) in &stretch.work {
+                held[*device] += place.times as f64 * stretch.seconds;
+            }
+        }
+        held
+    }
+}
+
+/// Requests of a run that is long enough to tell the rate within half a percent.
+pub const SAMPLES: usize = 256;
+
+impl Simulation<'_> {
+    fn seconds(&self) -> f64 {
+        self.now as f64 / TICKS_PER_SECOND
+    }
+
+    fn take(&mut self, request: usize, replica: usize, twice: bool) {
+        self.run.taken[request] = self.seconds();
+        let again = usize::from(twice);
+        self.requests.insert(request, Request { replica, stage: 0, place: 0, passed: 0, again, holds: false });
+    }
+
+    /// Gives the devices that are free to the requests that wait for them, the oldest first.
+    fn settle(&mut self) {
+        let mut wanted = vec![false; self.held.len()];
+        for (&id, request) in &mut self.requests {
+            if request.holds {
+                continue;
+            }
+            let places = &self.load.replicas[request.replica].stages[request.stage];
+            // Under way within a place, a request goes on there.
+            let choices = if request.passed == 0 { 0..places.len() } else { request.place..request.place + 1 };
+            let stretch = |place: usize| &places[place].stretches[request.passed % places[place].stretches.len()];
+            let free =
+                |place: &usize| stretch(*place).work.iter().all(|(device, _)| !self.held[*device] && !wanted[*device]);
+            let Some(place) = choices.clone().find(free) else {
+                for (device, _) in choices.flat_map(|place| &stretch(place).work) {
+                    wanted[*device] = true;
+                }
+                continue;
+            };
+            let stretch = stretch(place);
+            for (device, seconds) in &stretch.work {
+                self.held[*device] = true;
+                let from = self.now as f64 / TICKS_PER_SECOND;
+                let span = Span { device: *device, request: id, stage: request.stage, from, seconds: *seconds };
+                self.run.spans.push(span);
+            }
+            (request.place, request.holds) = (place, true);
+            let ticks = (stretch.seconds.max(0.0) * TICKS_PER_SECOND).round() as Ticks;
+            self.ends.push(Reverse((self.now + ticks, id)));
+        }
+    }
+
+    /// On to the next instant at which something ends. Gives the replicas whose requests are done then; `None` if nothing
+    /// is under way.
+    fn advance(&mut self) -> Option<Vec<usize>> {
+        let Reverse((now, _)) = *self.ends.peek()?;
+        self.now = now;
+        let mut done = Vec::new();
+        while let Some(&Reverse((time, id))) = self.ends.peek()
+            && time == now
+        {
+            self.ends.pop();
+            let request = self.requests.get_mut(&id).expect("what ends is under way");
+            let stages = &self.load.replicas[request.replica].stages;
+            let place = &stages[request.stage][request.place];
+            for (device, _) in &place.stretches[request.passed % place.stretches.len()].work {
+                self.held[*device] = false;
+            }
+            request.holds = false;
+            request.passed += 1;
+            if request.passed < place.times * place.stretches.len() {
+                continue;
+            }
+            request.passed = 0;
+            match request.again {
+                0 => request.stage += 1,
+                _ => request.again -= 1,
+            }
+            if request.stage == stages.len() {
+                self.run.done[id] = now as f64 / TICKS_PER_SECOND;
+                done.push(request.replica);
+                self.requests.remove(&id);
+            }
+        }
+        Some(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(device: usize, seconds: f64) -> Place {
+        Place::once(Stretch::on(device, seconds))
+    }
+
+    fn load(devices: usize, in_flight: usize, stages: Vec<Stage>) -> Load {
+        Load { devices, replicas: vec![Replica { stages, in_flight }], first_stage_twice: false, batch: 1 }
+    }
+
+    fn close(got: f64, want: f64, within: f64) {
+        assert!((got / want - 1.0).abs() <= within, "{got} rather than {want}");
+    }
+
+    /// `count` requests take as long as the fullest stage works, and what fills and drains the others.
+    fn check(load: &Load, rate: f64) {
+        let prediction = load.predict(SAMPLES);
+        close(prediction.images_per_second, rate, 0.01);
+        for count in [40, 200, 2000] {
+            let (seconds, work) = (load.seconds_for(count), count as f64 / rate);
+            let fill: f64 = 3.0 * load.replicas[0].stages.iter().flatten().map(Place::seconds).fold(0.0, f64::max);
+            assert!(seconds >= 0.999 * work && seconds <= work + fill, "{count} in {seconds}, {work} of work");
+        }
+    }
+
+    #[test]
+    fn one_device_does_one_thing_after_another() {
+        let load = load(1, 1, vec![vec![whole(0, 0.25)], vec![whole(0, 2.0)], vec![whole(0, 0.5)]]);
+        let prediction = load.predict(SAMPLES);
+        close(prediction.seconds_per_image, 2.75, 1e-9);
+        close(prediction.images_per_second, 1.0 / 2.75, 1e-9);
+        assert!(prediction.idle_share[0] < 1e-9);
+        close(load.seconds_for(7), 7.0 * 2.75, 1e-9);
+        close(load.seconds_for(100_000), 100_000.0 * 2.75, 1e-6);
+        close(load.bound(), 1.0 / 2.75, 1e-9);
+    }
+
+    #[test]
+    fn stages_on_devices_of_their_own_overlap() {
+        let load = load(3, 3, vec![vec![whole(0, 0.5)], vec![whole(1, 4.0)], vec![whole(2, 1.0)]]);
+        check(&load, 1.0 / 4.0);
+        close(load.seconds_for(10), 0.5 + 10.0 * 4.0 + 1.0, 1e-9);
+        let prediction = load.predict(SAMPLES);
+        close(prediction.seconds_per_image, 5.5, 1e-9);
+        for (idle, want) in prediction.idle_share.iter().zip([7.0 / 8.0, 0.0, 0.75]) {
+            assert!((idle - want).abs() < 0.01, "{idle} rather than {want}");
+        }
+    }
+
+    #[test]
+    fn a_pool_adds_up_the_rates_of_its_places_however_unequal() {
+        for (seconds, small) in [([4.0, 4.0, 4.0], 0.2), ([2.0, 4.0, 8.0], 0.1), ([3.0, 5.0, 7.0], 0.3)] {
+            let unets = seconds.iter().enumerate().map(|(i, &seconds)| whole(1 + i, seconds)).collect();
+            let mut load = load(4, 4, vec![vec![whole(0, small)], unets, vec![whole(0, small)]]);
+            let rate = seconds.iter().map(|seconds| 1.0 / seconds).sum();
+            close(load.bound(), rate, 1e-9);
+            // Two UNets that end within the time of a decoding and an encoding: the second waits for its next text.
+            close(load.predict(SAMPLES).images_per_second, rate, 0.05);
+            load.replicas[0].in_flight = 6;
+            check(&load, rate);
+        }
+    }
+
+    #[test]
+    fn a_device_of_two_stages_counts_their_sum() {
+        // The text encoder and the VAE together are slower than the UNets.
+        let load = load(3, 4, vec![vec![whole(0, 1.0)], vec![whole(1, 4.0), whole(2, 4.0)], vec![whole(0, 1.5)]]);
+        check(&load, 1.0 / 2.5);
+        close(load.bound(), 1.0 / 2.5, 1e-9);
+    }
+
+    #[test]
+    fn unequal_replicas_share_one_queue() {
+        let stages = |device, seconds| vec![vec![whole(device, 0.1 * seconds)], vec![whole(device, 0.9 * seconds)]];
+        let replicas =
+            [1.0, 3.0, 10.0].iter().enumerate().map(|(i, &s)| Replica { stages: stages(i, s), in_flight: 1 });
+        let load = Load { devices: 3, replicas: replicas.collect(), first_stage_twice: false, batch: 1 };
+        let rate = 1.0 + 1.0 / 3.0 + 0.1;
+        close(load.predict(SAMPLES).images_per_second, rate, 0.01);
+        close(load.seconds_for(86), 60.0, 0.01);
+        assert!(load.predict(SAMPLES).idle_share.iter().all(|idle| *idle < 0.01));
+    }
+
+    #[test]
+    fn a_guidance_split_lasts_as_long_as_its_slower_branch() {
+        let split = Place::once(Stretch { work: vec![(0, 1.0), (1, 2.0)], seconds: 2.0 });
+        let load = load(2, 1, vec![vec![whole(0, 0.0)], vec![split], vec![whole(1, 0.5)]]);
+        let prediction = load.predict(SAMPLES);
+        close(prediction.seconds_per_image, 2.5, 1e-9);
+        close(prediction.idle_share[0], 1.5 / 2.5, 1e-6);
+        assert!(prediction.idle_share[1] < 1e-6);
+    }
+
+    /// A UNet of 20 steps, a stretch of each step on each device of its own.
+    fn cut(seconds: &[f64]) -> Place {
+        let stretches = seconds.iter().enumerate().map(|(device, &seconds)| Stretch::on(device, seconds)).collect();
+        Place { stretches, times: 20 }
+    }
+
+    #[test]
+    fn a_cut_that_several_requests_pass_is_as_fast_as_its_slowest_piece() {
+        let stages = |place| vec![vec![whole(4, 0.1)], vec![place], vec![whole(5, 0.1)]];
+        let alone = load(6, 1, stages(cut(&[0.25; 4]))).predict(SAMPLES);
+        close(alone.seconds_per_image, 0.2 + 20.0, 1e-9);
+        close(alone.images_per_second, 1.0 / 20.2, 1e-9);
+        check(&load(6, 6, stages(cut(&[0.25; 4]))), 1.0 / 5.0);
+        check(&load(6, 6, stages(cut(&[0.2, 0.3, 0.25, 0.25]))), 1.0 / 6.0);
+        close(load(6, 6, stages(cut(&[0.2, 0.3, 0.25, 0.25]))).bound(), 1.0 / 6.0, 1e-9);
+    }
+
+    #[test]
+    fn who_holds_all_devices_of_a_cut_keeps_them_idle_in_turn() {
+        let held = Place::once(Stretch { work: vec![(0, 5.0), (1, 15.0)], seconds: 20.0 });
+        let prediction = load(2, 2, vec![vec![whole(0, 0.0)], vec![held], vec![whole(1, 0.0)]]).predict(SAMPLES);
+        close(prediction.images_per_second, 1.0 / 20.0, 1e-6);
+        close(prediction.idle_share[0], 0.75, 1e-6);
+        close(prediction.idle_share[1], 0.25, 1e-6);
+    }
+
+    #[test]
+    fn nobody_overtakes_an_older_wish() {
+        // Every second request would find device 1 free, if the one before it did not want it together with 0.
+        let both = Place::once(Stretch { work: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
+        let load = load(2, 2, vec![vec![whole(1, 0.5)], vec![both]]);
+        let run = load.run(4);
+        assert_eq!(run.done, [1.5, 3.0, 4.5, 6.0], "the text of the next waits until the pair is free");
+    }
+
+    #[test]
+    fn the_first_request_encodes_two_texts() {
+        let mut load = load(2, 2, vec![vec![whole(0, 0.5)], vec![whole(1, 2.0)]]);
+        close(load.seconds_for(3), 6.5, 1e-9);
+        load.first_stage_twice = true;
+        close(load.seconds_for(3), 7.0, 1e-9);
+        close(load.predict(SAMPLES).seconds_per_image, 2.5, 1e-9);
+    }
+
+    #[test]
+    fn what_devices_do_adds_up() {
+        let load = load(6, 5, vec![vec![whole(4, 0.1)], vec![cut(&[0.25; 4])], vec![whole(5, 0.1)]]);
+        let run = load.run(9);
+        let busy = run.busy(6, 0.0..f64::INFINITY);
+        for (busy, want) in busy.iter().zip([45.0, 45.0, 45.0, 45.0, 0.9, 0.9]) {
+            close(*busy, want, 1e-9);
+        }
+        let mut last = [0.0; 6];
+        for span in &run.spans {
+            assert!(span.from >= last[span.device] - 1e-9, "one thing at a time");
+            last[span.device] = span.from + span.seconds;
+        }
+    }
+
+    #[test]
+    fn many_steps_of_many_requests_are_predicted_at_once() {
+        let started = std::time::Instant::now();
+        let place = Place { stretches: (0..4).map(|device| Stretch::on(device, 0.01)).collect(), times: 50 };
+        let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![place], vec![whole(5, 0.1)]]);
+        load.predict(SAMPLES);
+        load.seconds_for(500);
+        assert!(started.elapsed().as_secs_f64() < 5.0, "{:?}", started.elapsed());
+    }
+}

@@ -1,0 +1,469 @@
+//! Facts about devices: files of devices that are not here, what a map says of those that are, and the placements of
+//! diffusers on both.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{message_of, sdshard, succeeds};
+use sdshard::{
+    backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, dry::Rules},
+    models::spec::ModelSpec,
+    planner::{Largest, device_map::DeviceMap, hardware, plan::Plan},
+    weights::ModelFiles,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const GIB: u64 = 1 << 30;
+
+fn cuda(index: usize) -> DeviceId {
+    DeviceId::new(DeviceKind::Cuda, index)
+}
+
+fn devices(text: &str) -> Vec<DeviceInfo> {
+    hardware::parse(text, "machine.toml").unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+/// A machine with one CPU of four cores and no other device.
+fn four_cores() -> Vec<DeviceInfo> {
+    devices("[device.cpu]\nmemory = \"16GiB\"\ncores = \"0-3\"\nflops = 4e11\nbandwidth = \"40GB/s\"")
+}
+
+/// The configs of Stable Diffusion 1.5 or 2.1, and nothing else.
+fn model(version: &str, with_safety_checker: bool) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
+    let cross = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"];
+    let cross_up = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"];
+    let (text, heads) = match version {
+        "1.5" => (
+            json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+                "hidden_act": "quick_gelu"}),
+            json!(8),
+        ),
+        _ => (
+            json!({"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+                "hidden_act": "gelu"}),
+            json!([5, 10, 20, 20]),
+        ),
+    };
+    let checker = if with_safety_checker {
+        json!(["stable_diffusion", "StableDiffusionSafetyChecker"])
+    } else {
+        json!([null, null])
+    };
+    for (path, value) in [
+        (
+            "model_index.json",
+            json!({
+                "_class_name": "StableDiffusionPipeline", "feature_extractor": ["transformers", "CLIPImageProcessor"],
+                "safety_checker": checker, "scheduler": ["diffusers", "PNDMScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+            }),
+        ),
+        ("text_encoder/config.json", text.clone()),
+        (
+            "unet/config.json",
+            json!({
+                "sample_size": 64, "attention_head_dim": heads, "cross_attention_dim": text["hidden_size"],
+                "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "down_block_types": cross,
+                "up_block_types": cross_up, "use_linear_projection": version != "1.5",
+            }),
+        ),
+        (
+            "vae/config.json",
+            json!({
+                "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+                "down_block_types": down, "up_block_types": up,
+            }),
+        ),
+        ("scheduler/scheduler_config.json", json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true})),
+        (
+            "safety_checker/config.json",
+            json!({
+                "projection_dim": 768,
+                "vision_config": {
+                    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                    "patch_size": 14, "image_size": 224,
+                },
+            }),
+        ),
+    ] {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, value.to_string()).unwrap();
+    }
+    folder
+}
+
+fn spec(folder: &Path) -> ModelSpec {
+    ModelSpec::load(&ModelFiles::folder(folder).unwrap()).unwrap()
+}
+
+/// A plan for small pictures.
+fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
+    let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
+    let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2 };
+    Plan::resolve(&map, spec, &largest, devices)
+}
+
+/// Where the components are, in short.
+fn placed(plan: &Plan) -> String {
+    let of = |name: &str| plan.device_map()[name].iter().map(ToString::to_string).collect::<Vec<_>>().join("+");
+    format!("unet {}, text_encoder {}, vae {}", of("unet"), of("text_encoder"), of("vae"))
+}
+
+/// `max_memory` of so many devices of so many GB.
+fn limits(gb: &[u64]) -> String {
+    let limit = |(i, gb): (usize, &u64)| format!("\"cuda:{i}\" = \"{gb}GB\"\n");
+    format!("[max_memory]\n{}", gb.iter().enumerate().map(limit).collect::<String>())
+}
+
+#[test]
+fn a_file_describes_devices_in_its_order() {
+    let devices = devices(
+        r#"
+[device."wgpu:0"]
+like = "radeon-780m"
+reserve = "1GiB"
+
+[device."cuda:1"]
+like = "RTX-4090"
+count = 2
+
+[device."cuda:0"]
+memory = "8GiB"
+flops = 3e13
+bandwidth = "360GB/s"
+
+[device.cpu]
+memory = "64GiB"
+cores = "0-15"
+"#,
+    );
+    let names: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
+    assert_eq!(names, ["wgpu:0", "cuda:1", "cuda:2", "cuda:0", "cpu"]);
+    let [igpu, big, other, small, cpu] = &devices[..] else { panic!("five devices") };
+
+    assert_eq!((igpu.class.as_str(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Gpu(DType::F16)));
+    assert_eq!((igpu.memory_bytes, igpu.free_bytes), (8 * GIB, 8 * GIB - GIB / 2 - GIB));
+    assert_eq!(big.class, "cuda sm_89 f16");
+    assert_eq!((big.rates.flops, big.f32_flops, big.rates.bandwidth), (82.6e12, 41.3e12, 1008e9));
+    assert_eq!(big.memory_bytes, 24 * GIB);
+    assert!(big.overhead_bytes > 0 && cpu.overhead_bytes == 0);
+    assert_eq!(DeviceInfo { id: big.id, ..other.clone() }, *big);
+    assert_eq!((small.rates.flops, small.rates.bandwidth, small.rates.link), (3e13, 360e9, 12e9));
+    assert_eq!((cpu.cores, cpu.allowed_cores.len(), cpu.rates.flops), (16, 16, 16.0 * 50e9));
+}
+
+#[test]
+fn a_gpu_in_f32_has_the_rates_and_bytes_of_f32() {
+    let device = &devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"")[0];
+    let f32 = device.in_type(Some(DType::F32)).unwrap();
+    assert_eq!((f32.class.as_str(), f32.rules, f32.rates.flops), ("cuda sm_90 f32", Rules::Gpu(DType::F32), 33.5e12));
+    let bf16 = device.in_type(Some(DType::BF16)).unwrap();
+    assert_eq!((bf16.class.as_str(), bf16.rates), ("cuda sm_90 bf16", device.rates));
+    assert_eq!(device.in_type(None).as_ref(), Some(device));
+    assert_eq!(device.in_type(Some(DType::U32)), None);
+    assert_eq!(four_cores()[0].in_type(Some(DType::F16)), None);
+    // An NVIDIA GPU through wgpu has no tensor cores.
+    let through_wgpu = &devices("[device.\"wgpu:0\"]\nlike = \"rtx-3090\"")[0];
+    assert_eq!((through_wgpu.rates.flops, through_wgpu.f32_flops), (17.8e12, 17.8e12));
+}
+
+#[test]
+fn a_bad_file_of_devices_says_where_what_and_what_is_possible() {
+    for (text, at, says) in [
+        (
+            "[device.\"cuda:0\"]\nflops = 1e12",
+            "machine.toml:1:9: device.cuda:0: how much memory",
+            "like = \"rtx-3070\"",
+        ),
+        (
+            "[device.\"cuda:0\"]\nlike = \"rtx 4090\"",
+            "machine.toml:2:8: device.cuda:0.like: no such device in the catalogue",
+            "did you mean \"rtx-4090\"?",
+        ),
+        ("[device.\"cuda:0\"]\nlike = \"voodoo2\"", "machine.toml:2:8: device.cuda:0.like: no such", "h100-sxm, h200"),
+        ("[device.\"cuda:0\"]\nlike = \"rx-6800\"", "machine.toml:2:8: device.cuda:0.like: cuda:0 is not", "wgpu:0"),
+        ("[device.\"cpu\"]\nlike = \"t4\"", "machine.toml:2:8: device.cpu.like: cpu is not one of these", "cuda:0"),
+        ("[device.\"cuda:0\"]\nmemory = \"8Gb\"", "machine.toml:2:10: device.cuda:0.memory: not a size", "GB?"),
+        ("[device.\"cuda:0\"]\nmemroy = \"8GB\"", "machine.toml:2:1: device.cuda:0.memroy: no such key", "\"memory\"?"),
+        ("[device.\"wgpu:0\"]\nadapter = 0", "machine.toml:2:11: device.wgpu:0.adapter: a described", "leave out"),
+        ("[device.\"cpu:0\"]\nmemory = \"8GB\"", "machine.toml:1:9: device.cpu:0: a described CPU is whole", "\"cpu\""),
+        ("[device.cpu]\nmemory = \"8GB\"\ncount = 2", "machine.toml:3:9: device.cpu.count: there is one", "cores"),
+        (
+            "[device.\"cuda:0\"]\nlike = \"t4\"\ncount = 3\n[device.\"cuda:2\"]\nlike = \"l4\"",
+            "machine.toml:4:9: device.cuda:2: cuda:2 is there already",
+            "numbers on",
+        ),
+        (
+            "[device.\"cuda:0\"]\nlike = \"t4\"\ncount = 1000000000",
+            "machine.toml:3:9: device.cuda:0.count: more",
+            "256",
+        ),
+        ("strategy = \"single\"", "machine.toml:1:1: strategy: no such key", "nothing else"),
+        ("[device.cuda:0]\nmemory = \"8GB\"", "machine.toml:1:13: ", "[device.\"cuda:0\"]"),
+        ("", "machine.toml: there is no device in it", "memory = \"8GiB\""),
+    ] {
+        let error = hardware::parse(text, "machine.toml").unwrap_err();
+        let message = error.to_string();
+        assert_eq!(error.exit_code(), 2, "{message}");
+        assert!(message.starts_with(at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+    let message = hardware::read(Path::new("no/such.toml")).unwrap_err().to_string();
+    assert!(message.starts_with("reading the devices in no/such.toml: ") && message.contains("rtx-3070"), "{message}");
+}
+
+#[test]
+fn a_map_corrects_what_devices_say() {
+    let folder = model("1.5", false);
+    let (spec, machine) = (spec(folder.path()), four_cores());
+    let on = |facts: &str| plan(&format!("devices = [\"cpu:0\", \"cpu:1\"]\n{facts}"), &spec, &machine).unwrap();
+    let budgets = |facts: &str| on(facts).devices.iter().map(|device| device.budget_bytes).collect::<Vec<_>>();
+    let half = machine[0].free_bytes / 2;
+    assert_eq!(budgets(""), [half, half]);
+    assert_eq!(budgets("[device.\"cpu:0\"]\nreserve = \"1GiB\""), [half - GIB, half]);
+    assert_eq!(budgets("[device.\"cpu:1\"]\nmemory = \"40GiB\""), [half, 38 * GIB]);
+    let cores = |facts: &str| on(facts).devices.iter().map(|device| device.cores.clone()).collect::<Vec<_>>();
+    assert_eq!(cores("[device.\"cpu:1\"]\ncores = \"1,3\""), [None, Some(vec![1, 3])]);
+    let whole = plan("[device.cpu]\ncores = \"2\"\nlike = \"t4\"", &spec, &machine).unwrap();
+    assert_eq!(whole.devices[0].cores, Some(vec![2]));
+
+    for (map, at, says) in [
+        (
+            "devices = [\"cpu:0\"]\n[device.\"cpu:0\"]\ncores = \"2-4\"",
+            "map.toml:3:9: device.cpu:0.cores: core 4 may not be used",
+            "found: cores 0-3",
+        ),
+        ("[device.cpu]\ncores = \"7\"", "map.toml:2:9: device.cpu.cores: core 7 may not be used", "found: cores 0-3"),
+    ] {
+        let message = plan(map, &spec, &machine).unwrap_err().to_string();
+        assert!(message.starts_with(at) && message.contains(says), "wanted: {at} {says}\n{message}");
+    }
+}
+
+#[test]
+fn cores_that_a_device_is_given_are_those_it_is_opened_with() {
+    let here = &backend::visible()[0];
+    let core = *here.allowed_cores.last().unwrap();
+    let opening = |cores: Vec<usize>| Opening { id: DeviceId::new(DeviceKind::Cpu, 0), cores: Some(cores) };
+    assert!(backend::open(&[opening(vec![core]), DeviceId::new(DeviceKind::Cpu, 1).into()]).is_ok());
+    let absent = here.allowed_cores.iter().max().unwrap() + 1;
+    for (cores, says) in
+        [(vec![absent], format!("may not use core {absent}\n  found: cores ")), (vec![], "at least".into())]
+    {
+        let message = backend::open(&[opening(cores)]).err().unwrap().to_string();
+        assert!(message.starts_with("cpu:0: ") && message.contains(&says), "{message}");
+    }
+}
+
+#[test]
+fn gpus_store_halves_and_what_the_driver_takes_counts() {
+    let folder = model("1.5", false);
+    let spec = spec(folder.path());
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"rtx-3060-12gb\"");
+    let weights = |dtype: &str| plan(dtype, &spec, &machine).unwrap().costs.unet.weight_bytes;
+    // Every parameter in f32, and with norms and biases in f32 a little more than half of that in f16.
+    assert_eq!(weights("dtype = \"f32\""), 4 * 859_520_964);
+    let halves = weights("");
+    assert!(halves > 2 * 859_520_964 && halves < 2 * 860_500_000, "{halves}");
+    assert_eq!(weights("dtype = { unet = \"bf16\" }"), halves);
+
+    let plan_of = |map: &str| plan(map, &spec, &machine);
+    let whole = plan_of("").unwrap();
+    let device = &whole.devices[0];
+    assert_eq!((device.class.as_str(), device.overhead_bytes), ("cuda sm_86 f16", GIB / 2));
+    let parts = device.weight_bytes + device.activation_bytes + device.keep_bytes;
+    assert_eq!(device.total_bytes(), parts + device.overhead_bytes);
+    // A limit that leaves no room for the driver is too low, one that does is not.
+    let limit = |bytes: u64| plan_of(&format!("[max_memory]\n\"cuda:0\" = \"{}KiB\"", bytes.div_ceil(1024)));
+    assert!(limit(device.total_bytes()).is_ok());
+    let message = limit(parts).unwrap_err().to_string();
+    assert!(message.contains("the unet fits on no device"), "{message}");
+
+    let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
+    let message = plan("dtype = \"f16\"", &spec, &both).unwrap_err().to_string();
+    assert!(message.starts_with("dtype of the text_encoder: the CPU has no f16 kernels"), "{message}");
+    assert!(plan("dtype = \"f16\"\ndevices = [\"cuda:0\"]", &spec, &both).is_ok());
+    let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
+    assert_eq!((mixed.dtypes.unet, mixed.dtypes.vae), (DType::F16, DType::F32));
+}
+
+#[test]
+fn a_decoder_that_overflows_f16_has_f32() {
+    let folder = model("1.5", false);
+    let mut spec = spec(folder.path());
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"");
+    assert_eq!(plan("", &spec, &machine).unwrap().dtypes.vae, DType::F16);
+    spec.vae.force_upcast = true;
+    let plain = plan("", &spec, &machine).unwrap();
+    assert_eq!((plain.dtypes.unet, plain.dtypes.vae), (DType::F16, DType::F32));
+    assert_eq!(plan("dtype = \"bf16\"", &spec, &machine).unwrap().dtypes.vae, DType::BF16);
+}
+
+#[test]
+fn diffusers_balanced_is_diffusers_placement_of_whole_models() {
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 3");
+    for (version, safe, gb, expected) in [
+        ("1.5", true, &[8, 8][..], "unet cuda:0, text_encoder cuda:1, vae cuda:0"),
+        ("1.5", true, &[8, 24], "unet cuda:1, text_encoder cuda:0, vae cuda:1"),
+        ("1.5", true, &[2, 1], "unet cuda:0, text_encoder cuda:1, vae cuda:0"),
+        ("1.5", true, &[8, 8, 8], "unet cuda:0, text_encoder cuda:2, vae cuda:2"),
+        ("1.5", false, &[8, 8], "unet cuda:0, text_encoder cuda:1, vae cuda:1"),
+        ("1.5", false, &[8, 8, 8], "unet cuda:0, text_encoder cuda:1, vae cuda:2"),
+        ("2.1", false, &[8, 8], "unet cuda:0, text_encoder cuda:1, vae cuda:1"),
+        ("1.5", true, &[24], "unet cuda:0, text_encoder cuda:0, vae cuda:0"),
+        ("2.1", false, &[24], "unet cuda:0, text_encoder cuda:0, vae cuda:0"),
+    ] {
+        let folder = model(version, safe);
+        let map = format!("strategy = \"diffusers-balanced\"\n{}", limits(gb));
+        let plan =
+            plan(&map, &spec(folder.path()), &machine).unwrap_or_else(|error| panic!("{version} {gb:?}\n{error}"));
+        assert_eq!(placed(&plan), expected, "{version}, {safe}, {gb:?} GB");
+    }
+}
+
+#[test]
+fn diffusers_balanced_counts_what_diffusers_counts() {
+    // What the UNet leaves of a device is for the safety checker, to the byte: it has 607,963,176 in f16.
+    let folder = model("1.5", true);
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
+    for (dtype, size) in [("f16", 1), ("f32", 2)] {
+        let (unet, rest) = (1_719_041_928 * size, (607_963_176 + 246_120_960) * size);
+        let map = |first: u64, second: u64| {
+            format!(
+                "strategy = \"diffusers-balanced\"\ndtype = \"{dtype}\"\n\
+                 [max_memory]\n\"cuda:0\" = \"{}.{:03}KB\"\n\"cuda:1\" = \"{}.{:03}KB\"",
+                first / 1000,
+                first % 1000,
+                second / 1000,
+                second % 1000
+            )
+        };
+        let spec = spec(folder.path());
+        let vae = 167_307_726 * size;
+        let fits = plan(&map(unet + vae, rest), &spec, &machine).unwrap();
+        assert_eq!(placed(&fits), "unet cuda:0, text_encoder cuda:1, vae cuda:0", "{dtype}");
+        for (first, second, says) in [
+            (unet + vae - 1, rest, "diffusers would run the vae from the host"),
+            (unet + vae, rest - 1, "diffusers would run the text_encoder from the host"),
+        ] {
+            let message = plan(&map(first, second), &spec, &machine).unwrap_err().to_string();
+            assert!(message.contains(says), "wanted: {says}\n{message}");
+        }
+        // The UNet alone is too large for what is left.
+        let message = plan(&map(unet - 1, rest), &spec, &machine).unwrap_err().to_string();
+        assert!(message.contains("diffusers would run the unet from the host"), "{message}");
+    }
+}
+
+#[test]
+fn diffusers_balanced_explains_itself_where_diffusers_would_fail() {
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
+    for (safe, map, says) in [
+        (true, limits(&[1, 1]), "diffusers would run the unet from the host"),
+        // In f32 the UNet goes to the host, and the text encoder after it.
+        (
+            false,
+            format!("dtype = \"f32\"\n{}", limits(&[1, 1])).replace("1GB", "0.4GB"),
+            "diffusers would lose the unet; diffusers asks one device and then puts a component on the host, which holds \
+             one: the text_encoder drove it out",
+        ),
+    ] {
+        let folder = model("1.5", safe);
+        let map = format!("strategy = \"diffusers-balanced\"\n{map}");
+        let error = plan(&map, &spec(folder.path()), &machine).unwrap_err();
+        let message = error.to_string();
+        assert_eq!(error.exit_code(), 2, "{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+        assert!(message.contains("strategy = \"balanced\" asks every device"), "{message}");
+    }
+}
+
+#[test]
+fn without_limits_diffusers_balanced_goes_by_free_memory_and_leaves_the_cpu_alone() {
+    let folder = model("1.5", true);
+    let spec = spec(folder.path());
+    let machine = devices(
+        "[device.cpu]\nmemory = \"256GiB\"\n[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n\
+         [device.\"cuda:1\"]\nlike = \"rtx-3090\"",
+    );
+    let map = "strategy = \"diffusers-balanced\"";
+    assert_eq!(placed(&plan(map, &spec, &machine).unwrap()), "unet cuda:1, text_encoder cuda:0, vae cuda:1");
+    assert_eq!(placed(&plan(map, &spec, &machine[..1]).unwrap()), "unet cpu, text_encoder cpu, vae cpu");
+    // Two replicas, each with its own devices.
+    let four = devices("[device.\"cuda:0\"]\nlike = \"t4\"\ncount = 4");
+    let plan = plan(&format!("{map}\nreplicas = 2"), &spec, &four).unwrap();
+    assert_eq!(placed(&plan), "unet cuda:0+cuda:2, text_encoder cuda:1+cuda:3, vae cuda:0+cuda:2");
+    assert_eq!(plan.devices.last().unwrap().id, cuda(3));
+}
+
+#[test]
+fn the_program_plans_from_configs_for_devices_that_are_not_here() {
+    let folder = model("1.5", true);
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let machine = file("machine.toml", "[device.\"cuda:0\"]\nlike = \"rtx-3090\"\ncount = 2\n");
+    let sizes = ["--width", "64", "--height", "64"];
+    let run = |map: &str, devices: &str| {
+        let mut command = sdshard(&["plan", "--device-map", map, "--devices", devices]);
+        command.args(sizes).arg("--model").arg(folder.path());
+        command
+    };
+    let map = file("map.toml", &format!("strategy = \"diffusers-balanced\"\n{}", limits(&[8, 24])));
+    for (map, expected) in [
+        (map.as_str(), json!({"text_encoder": "cuda:0", "unet": "cuda:1", "vae": "cuda:1"})),
+        ("diffusers-balanced", json!({"text_encoder": "cuda:1", "unet": "cuda:0", "vae": "cuda:0"})),
+    ] {
+        let plan: Value = serde_json::from_str(&succeeds(run(map, &machine).arg("--json"))).unwrap();
+        assert_eq!(plan["device_map"], expected, "{map}");
+        assert_eq!(plan["devices"][0]["numerics"], "cuda sm_86 f16");
+        assert_eq!(plan["devices"][0]["overhead_bytes"], 512 << 20);
+        assert_eq!(plan["components"]["unet"]["dtype"], "f16");
+    }
+    let table = succeeds(&mut run("balanced", &machine));
+    assert!(table.contains("512 MiB  of the sum are the driver's: its context and kernels"), "{table}");
+    assert!(table.contains("cuda sm_86 f16"), "{table}");
+
+    let bad = file("bad.toml", "[device.\"cuda:0\"]\nlike = \"h100\"\n");
+    let message = message_of(run("balanced", &bad).output().unwrap(), "bad.toml");
+    assert!(message.contains("bad.toml:2:8: device.cuda:0.like") && message.contains("like = \"h100\""), "{message}");
+    let low = file("low.toml", &format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1])));
+    let message = message_of(run(&low, &machine).output().unwrap(), "low.toml");
+    assert!(message.contains("diffusers would run the unet from the host"), "{message}");
+    assert!(message.contains("strategy = \"balanced\""), "{message}");
+}
+
+#[test]
+fn rates_are_measured_once_for_each_number_of_cores() {
+    let cache = tempfile::tempdir().unwrap();
+    let list = |threads: &str, cache: &Path| -> Value {
+        let mut command = sdshard(&["devices", "--json"]);
+        command.env("XDG_CACHE_HOME", cache).env("SDSHARD_THREADS", threads);
+        serde_json::from_str(&succeeds(&mut command)).unwrap()
+    };
+    let first = list("1", cache.path());
+    for rate in ["gflops", "bandwidth_gb_per_s", "link_gb_per_s"] {
+        assert!(first[0][rate].as_f64().unwrap() > 0.0, "{first}");
+    }
+    let file = cache.path().join("sdshard/rates.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains(", 1 cores, sdshard "), "{text}");
+    // What the file says is believed, not measured again.
+    let flops = text.lines().find(|line| line.starts_with("flops = ")).unwrap();
+    fs::write(&file, text.replace(flops, "flops = 1.25e15")).unwrap();
+    assert_eq!(list("1", cache.path())[0]["gflops"], 1.25e6);
+    // A cache that is none is no reason to fail.
+    fs::write(&file, "not toml").unwrap();
+    assert!(list("1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
+    let nowhere = cache.path().join("file");
+    fs::write(&nowhere, "").unwrap();
+    assert_eq!(list("1", &nowhere)[0]["cores"], 1);
+}
