@@ -37,7 +37,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
 }
 
 /// The name of a single device, or a list.
-pub fn one_or_all(devices: &[backend::DeviceId]) -> serde_json::Value {
+pub fn one_or_all(devices: &[impl ToString]) -> serde_json::Value {
     match devices {
         [one] => json!(one.to_string()),
         several => json!(several.iter().map(ToString::to_string).collect::<Vec<_>>()),
@@ -47,7 +47,7 @@ pub fn one_or_all(devices: &[backend::DeviceId]) -> serde_json::Value {
 /// The plan as one JSON object.
 pub fn as_json(plan: &Plan) -> serde_json::Value {
     let device_map: serde_json::Map<String, serde_json::Value> =
-        plan.device_map().iter().map(|(name, devices)| (name.to_string(), one_or_all(devices))).collect();
+        plan.homes().iter().map(|(name, homes)| (name.to_string(), one_or_all(homes))).collect();
     let components: serde_json::Map<String, serde_json::Value> = plan
         .costs
         .iter()

@@ -273,6 +273,28 @@ impl Plan {
         held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
     }
 
+    /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
+    /// of devices, `cpu` for the host's memory, or `disk`.
+    pub fn homes(&self) -> BTreeMap<&'static str, Vec<String>> {
+        let mut homes = BTreeMap::<_, Vec<String>>::new();
+        for (component, places) in self.replicas.iter().flat_map(|replica| replica.placement.iter()) {
+            let here = homes.entry(component.name()).or_default();
+            for route in places.iter().flat_map(Place::routes) {
+                let names = match route.reside {
+                    Reside::Device => route.iter().map(ToString::to_string).collect(),
+                    Reside::Host => vec![DeviceId::CPU.to_string()],
+                    Reside::Disk => vec!["disk".to_string()],
+                };
+                for name in names {
+                    if !here.contains(&name) {
+                        here.push(name);
+                    }
+                }
+            }
+        }
+        homes
+    }
+
     /// The devices of each component, over all places and replicas.
     pub fn device_map(&self) -> BTreeMap<&'static str, Vec<DeviceId>> {
         let mut map = BTreeMap::<_, Vec<DeviceId>>::new();
@@ -315,10 +337,8 @@ fn placements(
     infos: &[&DeviceInfo],
 ) -> Result<Vec<Placement<DeviceId>>> {
     if map.strategy.value == Strategy::DiffusersBalanced {
-        let whole = |device: DeviceId, component| Place::whole(device, sections(component, trial.spec).len());
         let placed = diffusers::place(map, trial.spec, infos)?.into_iter();
-        let placed = placed.map(|devices| PerComponent::new(|c| vec![whole(*devices.get(c), c)]));
-        return Ok(placed.collect());
+        return Ok(placed.map(|places| PerComponent::new(|c| vec![places.get(c).clone()])).collect());
     }
     let named = PerComponent::try_new(|component| match map.components.get(component.name()) {
         None => Ok(None),
