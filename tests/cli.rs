@@ -196,9 +196,20 @@ fn json_lines_have_the_documented_fields() {
             "skipped: number",
             "seconds: number",
             "images_per_second: number",
+            "load_seconds: number",
+            "warm_up_seconds: number",
+            "steady_images_per_second: number",
+            "busy_percent: object",
             "peak_bytes: object",
+            "peak_weight_bytes: object",
         ]
     );
+    assert!(summary["warm_up_seconds"].as_f64().unwrap() <= summary["seconds"].as_f64().unwrap());
+    for device in ["cpu:0", "cpu:1"] {
+        let busy = summary["busy_percent"][device].as_f64().unwrap();
+        assert!(busy > 0.0 && busy <= 100.0, "{device} is busy {busy} %");
+        assert!(summary["peak_weight_bytes"][device].as_u64().unwrap() > 0);
+    }
     assert_eq!((&summary["images"], &summary["failed"], &summary["skipped"]), (&4.into(), &0.into(), &0.into()));
     assert_eq!(fields(&summary["peak_bytes"]), ["cpu:0: number", "cpu:1: number"]);
     let per_second = summary["images_per_second"].as_f64().unwrap();
@@ -663,5 +674,56 @@ fn a_subcommand_can_be_interrupted() {
             panic!("Ctrl-C had no effect on `sdshard bench`");
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whoever is killed cannot tidy up: what is there must be whole all the same, and what is done is not done again.
+#[cfg(unix)]
+#[test]
+fn a_run_that_was_killed_can_be_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    const COUNT: usize = 40;
+    let arguments = ["a red fox", "--num-images", "40", "--width", "32", "--height", "32", "--steps", "2"];
+    let command = |more: &[&str]| {
+        let mut command = sdshard(&[&arguments, more].concat());
+        command.arg("--output-dir").arg(&out).stderr(Stdio::null());
+        command
+    };
+    let mut child = command(&[]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..3 {
+        stdout.read_line(&mut String::new()).unwrap();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(stdout);
+
+    // Hidden files are not pictures: one may have been under way.
+    let visible = || files(&out).into_iter().filter(|name| !name.starts_with('.')).collect::<Vec<_>>();
+    let look = |name: &str| {
+        let file = out.join(name);
+        (fs::metadata(&file).unwrap().modified().unwrap(), fs::read(file).unwrap())
+    };
+    let before: Vec<_> = visible().into_iter().map(|name| (look(&name), name)).collect();
+    assert!((3..COUNT).contains(&before.len()), "{} pictures before the end", before.len());
+    for ((_, bytes), _) in &before {
+        assert_eq!(pixels(bytes).2.len(), 32 * 32 * 3);
+    }
+
+    let lines = json_lines(&succeeds(&mut command(&["--resume", "--json"])));
+    let summary = &lines.last().unwrap()["summary"];
+    assert_eq!(summary["skipped"], before.len());
+    assert_eq!(summary["images"], COUNT - before.len());
+    for (then, name) in &before {
+        assert!(look(name) == *then, "{name} was made again");
+    }
+    assert_eq!(visible().len(), COUNT);
+
+    // The same pictures as of a run that nobody disturbed.
+    let whole = folder.path().join("whole");
+    succeeds(sdshard(&arguments).arg("--output-dir").arg(&whole));
+    for name in files(&whole) {
+        assert!(fs::read(whole.join(&name)).unwrap() == fs::read(out.join(&name)).unwrap(), "{name}");
     }
 }

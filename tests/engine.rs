@@ -293,3 +293,65 @@ fn a_plan_holds_every_request_of_its_list() {
         }
     }
 }
+
+/// A copy of the tiny model that can be taken away.
+fn copied_model(folder: &std::path::Path) -> Arc<Model> {
+    fn copy(from: &std::path::Path, to: &std::path::Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            match entry.file_type().unwrap().is_dir() {
+                true => copy(&entry.path(), &to),
+                false => drop(std::fs::copy(entry.path(), to).unwrap()),
+            }
+        }
+    }
+    copy(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-sd1")), folder);
+    Arc::new(Model::open(ModelFiles::folder(folder).unwrap(), None).unwrap())
+}
+
+#[test]
+fn another_plan_draws_the_same_and_reads_no_weight_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = copied_model(folder.path());
+    let engine = engine(&model, SINGLE);
+    let want: Vec<_> = (0..6).map(|n| look(&engine.submit(request(n)).wait().unwrap())).collect();
+    for component in ["text_encoder", "unet", "vae"] {
+        std::fs::remove_dir_all(folder.path().join(component)).unwrap();
+    }
+    let plan = |map: &str| {
+        let largest = Largest::of([&request(0)], &model.spec).unwrap().unwrap();
+        Plan::resolve(&DeviceMap::parse(map, "map.toml").unwrap(), &model.spec, &largest, &backend::visible()).unwrap()
+    };
+    for map in [THREE, SPLIT, SINGLE] {
+        // Some are under way while the plan changes, and some wait.
+        let tickets: Vec<_> = (0..3).map(|n| engine.submit(request(n))).collect();
+        let plan = plan(map);
+        engine.apply(&plan).unwrap();
+        assert_eq!(engine.device_map(), plan.device_map());
+        let tickets: Vec<_> = tickets.into_iter().chain((3..6).map(|n| engine.submit(request(n)))).collect();
+        let got: Vec<_> = tickets.into_iter().map(|ticket| look(&ticket.wait().unwrap())).collect();
+        assert!(got == want, "{map}: other pictures");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_replica_computes_on_the_cores_that_the_map_names() {
+    let core = *backend::visible()[0].allowed_cores.last().unwrap();
+    let map = format!("devices = [\"cpu:0\"]\nin_flight = 1\n[device.\"cpu:0\"]\ncores = \"{core}\"");
+    let engine = engine(&model(), &map);
+    engine.submit(request(0)).wait().unwrap();
+    // Its thread stays bound after its first op. Other tests may have replicas in this process.
+    let mut bound = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let read = |name: &str| std::fs::read_to_string(task.as_ref().unwrap().path().join(name)).unwrap_or_default();
+        if read("comm").starts_with("replica 0") {
+            let status = read("status");
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+            bound.push(list.trim().to_string());
+        }
+    }
+    assert!(bound.contains(&core.to_string()), "core {core} is wanted, replicas are on {bound:?}");
+}

@@ -12,7 +12,7 @@ use sdshard::{
         DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates,
         cpu::Path,
         dry::Rules,
-        sim::{Fault, Faults, Fusions, Op, Pace, Record, Setup},
+        sim::{Fault, Faults, Fusions, Op, Pace, Record, Setup, Waits},
     },
     engine::{Engine, Event},
     error::{Error, Scope},
@@ -65,9 +65,9 @@ fn poison(n: u64) -> Request {
     Request { start: Start::Latents(vec![POISON; 4 * 2 * 2].into()), ..request(n) }
 }
 
-/// With as many steps that the UNet takes longest, as it does outside of tests.
+/// With so many steps and pixels that the UNet takes longest, as it does outside of tests.
 fn long(n: u64) -> Request {
-    Request { steps: 8, ..request(n) }
+    Request { steps: 8, width: 64, height: 64, ..request(n) }
 }
 
 /// So many operations and bytes per second; 1 is some small device.
@@ -87,6 +87,10 @@ struct World {
 impl World {
     /// Devices of these speeds, with `faults` for each.
     fn new(speeds: &[f64], fusions: Fusions, faults: impl Fn(usize) -> Faults) -> Self {
+        Self::with(speeds, fusions, Waits::ToRead, faults)
+    }
+
+    fn with(speeds: &[f64], fusions: Fusions, waits: Waits, faults: impl Fn(usize) -> Faults) -> Self {
         let clock = Clock::simulated();
         let rules = Rules::Cpu(Path::Portable);
         let infos = speeds.iter().enumerate().map(|(i, &speed)| DeviceInfo {
@@ -105,7 +109,7 @@ impl World {
         let infos: Vec<DeviceInfo> = infos.collect();
         let simulated = infos.iter().enumerate().map(|(i, info)| {
             let setup =
-                Setup { rules, pace: Pace::Rates(info.rates), fusions, faults: faults(i), clock: clock.clone() };
+                Setup { rules, pace: Pace::Rates(info.rates), fusions, waits, faults: faults(i), clock: clock.clone() };
             Device::simulated(info.id, setup)
         });
         let (devices, records) = simulated.unzip();
@@ -119,7 +123,11 @@ impl World {
 
     /// Made for all of these requests.
     fn plan(&self, map: &str) -> Plan {
-        let largest = Largest::of([&long(0), &guided(0)], &self.model.spec).unwrap().unwrap();
+        self.plan_for(map, &[long(0), guided(0)])
+    }
+
+    fn plan_for(&self, map: &str, requests: &[Request]) -> Plan {
+        let largest = Largest::of(requests, &self.model.spec).unwrap().unwrap();
         let map = DeviceMap::parse(map, "map.toml").unwrap();
         let plan = Plan::resolve(&map, &self.model.spec, &largest, &self.infos);
         let mut plan = plan.unwrap_or_else(|error| panic!("{error}"));
@@ -128,8 +136,12 @@ impl World {
         plan
     }
 
+    fn load(&self, plan: &Plan) -> Engine {
+        Engine::load_on(self.model.clone(), plan, self.devices.clone(), self.clock.clone()).unwrap()
+    }
+
     fn engine(&self, map: &str) -> Engine {
-        Engine::load_on(self.model.clone(), &self.plan(map), self.devices.clone(), self.clock.clone()).unwrap()
+        self.load(&self.plan(map))
     }
 
     /// The devices that died.
@@ -294,32 +306,36 @@ fn bounds(case: &Case) -> (f64, f64, f64) {
     (fill, rate, slowest)
 }
 
-/// How long each case takes for `n` pictures, in seconds.
-fn makespans(n: u64) -> Vec<(&'static Case, f64)> {
+/// How long each case takes for `n` pictures, and how long its plan says, in seconds.
+fn makespans(n: u64) -> Vec<(&'static Case, f64, f64)> {
     CASES
         .iter()
         .map(|case| {
             let world = World::healthy(case.speeds);
             let _here = world.clock.take_part();
             let requests: Vec<Request> = (0..n).map(long).collect();
-            let ends = draw(&world, &world.engine(case.map), &requests, |_, _| {});
+            let plan = world.plan_for(case.map, &requests);
+            let ends = draw(&world, &world.load(&plan), &requests, |_, _| {});
             assert!(ends.iter().all(|end| end.failure.is_none() && end.attempts == 1), "{}", case.name);
             world.assert_empty(case.name);
-            (case, ends.iter().map(|end| end.at.as_secs_f64()).fold(0.0, f64::max))
+            let makespan = ends.iter().map(|end| end.at.as_secs_f64()).fold(0.0, f64::max);
+            (case, makespan, plan.seconds_for(n as usize))
         })
         .collect()
 }
 
 #[test]
-fn stages_overlap_as_far_as_their_devices_allow() {
+fn stages_overlap_as_far_as_their_devices_allow_and_as_planned() {
     for n in [1, 8, 60] {
-        for (case, makespan) in within(120, move || makespans(n)) {
+        for (case, makespan, planned) in within(120, move || makespans(n)) {
             let (fill, rate, slowest) = bounds(case);
             let most = 1.05 * (fill + n as f64 / rate) + slowest;
             assert!(makespan <= most, "{}: {n} pictures take {makespan} s, not {most} at most", case.name);
             // What no placement can beat.
             let least = ((n as f64 - 1.0) / rate - slowest).max(fill);
             assert!(makespan >= 0.999 * least, "{}: {n} pictures take {makespan} s, not {least} at least", case.name);
+            let error = (makespan / planned - 1.0).abs();
+            assert!(error <= 0.02, "{}: {n} pictures take {makespan} s, planned were {planned}", case.name);
         }
     }
 }
@@ -384,7 +400,7 @@ const OPS: [&str; 14] = [
     "copy",
 ];
 
-const MAPS: [&str; 6] = [
+const MAPS: [&str; 8] = [
     "replicas = 8",
     "replicas = 4",
     "replicas = 2\nin_flight = 3",
@@ -396,6 +412,12 @@ const MAPS: [&str; 6] = [
      = \"cuda:1\" }\n[[replica]]\ncomponents = { text_encoder = \"cuda:2\", unet = { negative = \"cuda:2\", positive = \
      \"cuda:3\" }, vae = \"cuda:3\" }\n[[replica]]\ncomponents = { text_encoder = \"cuda:4\", unet = \"cuda:5\", vae = \
      \"cuda:6\" }",
+    // Several requests in one call, and UNets that pass from device to device.
+    "batch = 3\nin_flight = 2\nreplicas = 4",
+    "in_flight = 3\n[[replica]]\ndevices = [\"cuda:0\", \"cuda:1\", \"cuda:2\"]\ncomponents = { unet = { shards = { \"\" = \
+     \"cuda:0\", up_blocks = \"cuda:1\", conv_out = \"cuda:2\" } } }\n[[replica]]\ndevices = [\"cuda:3\", \"cuda:4\", \
+     \"cuda:5\"]\ncomponents = { unet = { shards = { \"\" = \"cuda:3\", up_blocks = \"cuda:4\" } } }\n[[replica]]\ndevices = \
+     [\"cuda:5\", \"cuda:6\"]",
     "in_flight = 4\n[[replica]]\ndevices = [\"cuda:0\", \"cuda:1\", \"cuda:2\"]\n\
      [[replica]]\ndevices = [\"cuda:2\", \"cuda:3\"]\n[[replica]]\ndevices = [\"cuda:4\"]",
 ];
@@ -663,11 +685,17 @@ fn nobody_waits_for_a_text_whose_encoder_hangs() {
 #[test]
 fn a_device_that_works_for_long_is_not_taken_for_silent() {
     within(60, || {
-        // An op takes half a second here, and a picture many minutes without a word in between.
-        let world = World::healthy(&[1e-4]);
-        let _here = world.clock.take_part();
-        let ends = draw(&world, &world.engine(""), &[request(0)], |_, _| {});
-        assert!(ends[0].failure.is_none() && ends[0].at > Duration::from_secs(60), "{ends:?}");
+        // A stage takes minutes here. Of that the plan knows, or else its ops are heard one by one.
+        for (waits, planned, speed) in [(Waits::ToRead, true, 1e-5), (Waits::ForEach, false, 5e-5)] {
+            let world = World::with(&[speed], Fusions::Native, waits, |_| Box::new(|_| None));
+            let _here = world.clock.take_part();
+            let mut plan = world.plan("");
+            if !planned {
+                plan.seconds = PerComponent::new(|_| 0.0);
+            }
+            let ends = draw(&world, &world.load(&plan), &[request(0)], |_, _| {});
+            assert!(ends[0].failure.is_none() && ends[0].at > Duration::from_secs(200), "{waits:?}: {ends:?}");
+        }
     });
 }
 

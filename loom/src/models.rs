@@ -124,19 +124,26 @@ fn loom_a_lost_device_is_told_to_whoever_waits() {
     });
 }
 
-/// Works until there is nothing more to do, and counts what it has finished. The first claim to `fails` meets a dead
-/// device.
+/// Works until there is nothing more to do, on up to two jobs at once, and counts what it has finished. The first claim
+/// to `fails` meets a dead device.
 fn work(queue: &Queue<usize>, worker: Worker, done: &[AtomicUsize], fails: usize) {
-    while let Some(Claim { job, attempt, number, .. }) = queue.take(worker) {
-        if job == fails && attempt == 1 {
-            let fallout = queue.fail(number, &[gpu(worker.replica)], Noticed::ByError).unwrap();
-            assert!(fallout.next == Next::Again && fallout.orphans.is_empty());
-        } else {
+    while let Some(claims) = queue.take(worker, 2, |_, _| true) {
+        if let Some(claim) = claims.iter().find(|claim| claim.job == fails && claim.attempt == 1) {
+            let fallout = queue.fail(claim.number, &[gpu(worker.replica)], Noticed::ByError).unwrap();
+            assert_eq!(fallout.jobs.len(), claims.len(), "all of a batch meet it");
+            assert!(fallout.jobs.iter().all(|(_, next)| *next == Next::Again) && fallout.orphans.is_empty());
+            continue;
+        }
+        for Claim { job, number, .. } in claims {
             queue.finish(number).unwrap();
             done[job].fetch_add(1, SeqCst);
         }
     }
     queue.go_home(worker);
+}
+
+fn take_one(queue: &Queue<usize>, worker: Worker) -> Claim<usize> {
+    queue.take(worker, 1, |_, _| false).expect("a job waits").remove(0)
 }
 
 /// Two replicas, `jobs` of which the one that `fails` meets a dead device.
@@ -180,7 +187,7 @@ fn loom_a_full_queue_lets_its_sender_go_on() {
             thread::spawn(move || (0..3).for_each(|job| queue.put(job).unwrap()))
         };
         for want in 0..3 {
-            let claim = queue.take(worker).unwrap();
+            let claim = take_one(&queue, worker);
             assert_eq!(claim.job, want);
             queue.finish(claim.number).unwrap();
         }
@@ -194,7 +201,7 @@ fn loom_either_the_thread_or_who_gives_it_up_ends_a_request() {
         let queue = Arc::new(Queue::new(Clock::default()));
         let workers = queue.open(vec![(vec![gpu(0)], 1)]);
         queue.put(0).unwrap();
-        let claim = queue.take(workers[0]).unwrap();
+        let claim = take_one(&queue, workers[0]);
         let number = claim.number;
         let other = {
             let queue = queue.clone();

@@ -2,7 +2,7 @@
 //! when devices are slow, unequal or broken.
 //!
 //! It computes nothing, as a dry device, so the real pipeline runs on it. An op is only put at the end of what the device
-//! still has to do; who reads waits for all of it.
+//! still has to do, unless it is to be waited for; who reads waits for all of it.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -39,6 +39,15 @@ pub enum Fusions {
     None,
 }
 
+/// How long whoever asks for an op waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// Only for what it reads, as on a GPU.
+    ToRead,
+    /// For every op, as on a CPU.
+    ForEach,
+}
+
 /// An op that is about to begin.
 #[derive(Debug, Clone, Copy)]
 pub struct Op<'a> {
@@ -72,6 +81,8 @@ pub struct Setup {
     pub pace: Pace,
     /// What it fuses of what it could.
     pub fusions: Fusions,
+    /// How long its ops are waited for.
+    pub waits: Waits,
     /// What befalls its ops.
     pub faults: Faults,
     /// Its time.
@@ -161,7 +172,15 @@ impl Sim {
     }
 
     fn op(&self, name: &'static str, op: impl FnOnce(&Dry) -> Result<()>) -> Result<()> {
-        self.enqueue(name, &[], op).map(drop)
+        self.write_op(name, &[], op)
+    }
+
+    fn write_op(&self, name: &'static str, written: &[u8], op: impl FnOnce(&Dry) -> Result<()>) -> Result<()> {
+        let done_at = self.enqueue(name, written, op)?;
+        if self.setup.waits == Waits::ForEach {
+            self.setup.clock.sleep_until(done_at);
+        }
+        Ok(())
     }
 }
 
@@ -269,7 +288,7 @@ impl Backend for Sim {
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
-        self.enqueue("write", bytes, |dry| dry.write(bytes, out)).map(drop)
+        self.write_op("write", bytes, |dry| dry.write(bytes, out))
     }
 
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {

@@ -43,7 +43,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
 }
 
 /// The name of a single device, or a list.
-pub fn one_or_all(devices: &[backend::DeviceId]) -> Value {
+pub fn one_or_all(devices: &[impl ToString]) -> Value {
     match devices {
         [one] => json!(one.to_string()),
         several => json!(several.iter().map(ToString::to_string).collect::<Vec<_>>()),
@@ -75,7 +75,7 @@ fn place_as_json(place: &Place<backend::DeviceId>) -> Value {
 /// The plan as one JSON object.
 pub fn as_json(plan: &Plan) -> Value {
     let device_map: Map<String, Value> =
-        plan.device_map().iter().map(|(name, devices)| (name.to_string(), one_or_all(devices))).collect();
+        plan.homes().iter().map(|(name, homes)| (name.to_string(), one_or_all(homes))).collect();
     let components: Map<String, Value> = plan
         .costs
         .iter()

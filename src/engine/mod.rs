@@ -33,7 +33,7 @@ use crate::{
         placement::{Place, Placement, Sections},
         request::Request,
     },
-    planner::plan::{DevicePlan, Plan, ReplicaPlan},
+    planner::plan::{DevicePlan, Plan},
     sync::{self, Clock, Monitor, Receiver, Thread, channel},
 };
 use queue::{Claim, Fallout, Next, Noticed, Queue, Worker};
@@ -459,7 +459,7 @@ impl Prepared {
             slots.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
             pipelines.push(pipeline);
         }
-        let crew = Arc::new(Crew { devices, gates, texts, patience: patience(&plan.replicas) });
+        let crew = Arc::new(Crew { devices, gates, texts, patience: patience(plan) });
         Ok(Self { crew, pipelines, slots })
     }
 }
@@ -494,9 +494,15 @@ fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[D
     Ok(parts)
 }
 
-/// For how long a device that works may be silent. An op that takes a minute is not to be expected of any device.
-fn patience(_: &[ReplicaPlan]) -> Duration {
-    LEAST_PATIENCE
+/// For how long a device that works may be silent: as long as twenty of the longest stages or steps should take, and no
+/// less than a minute.
+fn patience(plan: &Plan) -> Duration {
+    let of = |component: Component| match component {
+        Component::Unet => plan.seconds.unet / plan.largest.steps as f64,
+        other => *plan.seconds.get(other),
+    };
+    let longest = Component::ALL.map(of).into_iter().fold(0.0, f64::max);
+    LEAST_PATIENCE.max(Duration::try_from_secs_f64(20.0 * longest).unwrap_or(Duration::MAX / 2))
 }
 
 impl Core {

@@ -20,11 +20,10 @@ struct State {
     stopped: bool,
 }
 
-/// A request that holds devices.
+/// A request that holds devices, or waits for the next of them.
 struct Watched {
     silent: Silent,
-    devices: Vec<Device>,
-    /// How much its devices had done when they were last looked at.
+    /// How much the devices that it holds had done when they were last looked at.
     done: u64,
     looked: Instant,
     /// When it or its devices were last heard of.
@@ -40,6 +39,7 @@ pub(super) struct Silent {
     pub crew: Arc<Crew>,
     pub claim: u64,
     pub age: u64,
+    /// What it holds.
     pub devices: Vec<DeviceId>,
     pub patience: Duration,
 }
@@ -50,8 +50,20 @@ impl Watched {
         self.looked + self.silent.patience / LOOKS
     }
 
-    fn done(&self) -> u64 {
-        self.devices.iter().map(Device::calls).sum()
+    /// Looks at the devices that it holds, which nobody else uses meanwhile.
+    fn look(&mut self, now: Instant) {
+        let Silent { crew, age, devices, .. } = &mut self.silent;
+        let held = crew.gates.held_by(*age);
+        let done = crew.devices.iter().filter(|device| held.contains(&device.id())).map(Device::calls).sum();
+        // It may have passed on, or wait for a device that another request has.
+        if *devices != held || held.is_empty() || done != self.done {
+            self.last = now;
+        }
+        (*devices, self.done, self.looked) = (held, done, now);
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.last + self.silent.patience <= now
     }
 }
 
@@ -68,11 +80,9 @@ impl Watch {
 
     /// A request has got its devices.
     pub fn begin(&self, silent: Silent) {
-        let known = silent.crew.devices.iter().filter(|device| silent.devices.contains(&device.id()));
-        let devices = known.cloned().collect();
         let now = self.0.clock().now();
-        let mut watched = Watched { silent, devices, done: 0, looked: now, last: now };
-        watched.done = watched.done();
+        let mut watched = Watched { silent, done: 0, looked: now, last: now };
+        watched.look(now);
         self.0.update(|state| state.watched.push(watched));
     }
 
@@ -115,24 +125,12 @@ impl Watch {
             }
             let now = self.0.clock().now();
             let silent = self.0.look(|state| {
-                for watched in state.watched.iter_mut().filter(|watched| watched.next_look() <= now) {
-                    let done = watched.done();
-                    if done != watched.done {
-                        watched.last = now;
-                    }
-                    (watched.done, watched.looked) = (done, now);
-                }
-                let silent = |watched: &Watched| watched.last + watched.silent.patience <= now;
-                for watched in state.watched.iter_mut().filter(|watched| silent(watched)) {
-                    let Silent { crew, age, devices, .. } = &mut watched.silent;
-                    // It may have passed on, or wait for a device that another request has.
-                    *devices = crew.gates.held_by(*age);
-                    if devices.is_empty() {
-                        watched.last = now;
-                    }
-                }
-                let i = state.watched.iter().position(silent)?;
-                Some(state.watched.remove(i).silent)
+                let due = state.watched.iter_mut().filter(|watched| watched.next_look() <= now);
+                due.for_each(|watched| watched.look(now));
+                let silent = state.watched.iter().find(|watched| watched.is_silent(now))?.silent.clone();
+                // With all requests of its batch.
+                state.watched.retain(|watched| watched.silent.age != silent.age);
+                Some(silent)
             });
             if silent.is_some() {
                 return silent;

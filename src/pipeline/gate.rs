@@ -81,11 +81,12 @@ impl Gates {
         self.0.update(|state| state.lost.extend(devices));
     }
 
-    /// The devices that the request of this age uses now.
+    /// The devices that the request of this age uses now, but for those that are lost: an earlier try may still hold them.
     pub fn held_by(&self, age: u64) -> Vec<DeviceId> {
-        let of =
-            |(_, other, devices): &(u64, u64, Vec<DeviceId>)| if *other == age { devices.clone() } else { Vec::new() };
-        self.0.look(|state| state.held.iter().flat_map(of).collect())
+        self.0.look(|state| {
+            let own = state.held.iter().filter(|(_, other, _)| *other == age);
+            own.flat_map(|(.., devices)| devices).copied().filter(|device| !state.lost.contains(device)).collect()
+        })
     }
 
     /// How many requests wait.

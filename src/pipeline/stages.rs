@@ -8,7 +8,6 @@ use super::{
     request::{Request, Rng, Start},
 };
 use crate::{
-    backend::Device,
     error::{Error, Result, Scope},
     models::{
         clip::ClipTextEncoder,
@@ -87,20 +86,26 @@ impl Branch<'_> {
         self.unet.condition(&Conditioning { context, pooled: None, added: None }, &self.walk(), self.keeps)
     }
 
-    /// The network's output for each text, on the device of the last section. The latents are on that of the first.
-    fn call(&self, step: &Step, latents: Vec<Tensor>, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
-        let device = self.route.first();
-        let features = time_features(step.timestep, spec);
-        let time_features = Tensor::new(device, [1, features.len()], &features)?;
-        let scale = |latents: Tensor| Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)]);
-        let mut scaled = latents.into_iter().map(scale).collect::<Result<Vec<_>>>()?;
+    /// What the network gets of these latents, a row for each text, on the device of the first section.
+    fn input(&self, step: &Step, latents: &[Tensor]) -> Result<Tensor> {
+        let scale = |latents: &Tensor| -> Result<Tensor> {
+            let latents = latents.to(self.route.first())?;
+            Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)])
+        };
+        let mut scaled = latents.iter().map(scale).collect::<Result<Vec<_>>>()?;
         if self.texts.len() > 1 {
             // Every picture once for each of its texts.
             let rows: Vec<&Tensor> = scaled.iter().cycle().take(self.texts.len()).collect();
-            scaled = vec![Tensor::stack(&rows)?];
+            return Tensor::stack(&rows);
         }
-        let input = DenoiserInput { latents: &scaled[0], time_features: &time_features, text };
-        self.unet.forward(&input, &self.walk())
+        Ok(scaled.swap_remove(0))
+    }
+
+    /// The network's output for each text, on the device of the last section.
+    fn call(&self, step: &Step, latents: &Tensor, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
+        let features = time_features(step.timestep, spec);
+        let time_features = Tensor::new(self.route.first(), [1, features.len()], &features)?;
+        self.unet.forward(&DenoiserInput { latents, time_features: &time_features, text }, &self.walk())
     }
 }
 
@@ -198,23 +203,25 @@ fn call(
     latents: &[Tensor],
     spec: &UnetSpec,
 ) -> Result<Vec<Tensor>> {
-    let call = |i: usize, latents: Vec<Tensor>| branches[i].call(step, latents, &texts[i], spec);
-    // All of them before the first branch begins: a copy waits for whatever its device was given before.
-    let on = |device: &Device| latents.iter().map(|latents| latents.to(device)).collect::<Result<Vec<_>>>();
-    let latents = branches.iter().map(|branch| on(branch.route.first())).collect::<Result<Vec<_>>>()?;
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
-    match (branches, <[Vec<Tensor>; 2]>::try_from(latents)) {
-        ([negative, positive], Ok([first, second])) if apart(negative, positive) => {
-            match sync::both(|| call(0, first), || call(1, second)) {
+    match branches {
+        [negative, positive] if apart(negative, positive) => {
+            // Both before either begins: a copy waits for everything that its device was given before.
+            let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
+            match sync::both(
+                || negative.call(step, &inputs.0, &texts[0], spec),
+                || positive.call(step, &inputs.1, &texts[1], spec),
+            ) {
                 // A device that failed is worse news than a request that did.
                 (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
                 (negative, positive) => Ok(vec![negative?, positive?]),
             }
         }
-        (_, latents) => {
-            let latents = latents.map_or_else(|latents| latents, Vec::from);
-            latents.into_iter().enumerate().map(|(i, latents)| call(i, latents)).collect()
-        }
+        _ => branches
+            .iter()
+            .zip(texts)
+            .map(|(branch, text)| branch.call(step, &branch.input(step, latents)?, text, spec))
+            .collect(),
     }
 }
 
