@@ -328,7 +328,14 @@ impl Simulation<'_> {
             for (device, seconds) in &stretch.work {
                 self.held[*device] = true;
                 let from = self.now as f64 / TICKS_PER_SECOND;
-                let span = Span { device: *device, request: id, stage: request.stage, from, seconds: *seconds, held: stretch.seconds };
+                let span = Span {
+                    device: *device,
+                    request: id,
+                    stage: request.stage,
+                    from,
+                    seconds: *seconds,
+                    held: stretch.seconds,
+                };
                 self.run.spans.push(span);
             }
             (request.place, request.holds) = (place, true);
