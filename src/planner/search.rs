@@ -420,7 +420,8 @@ impl Group<'_> {
         let mut placement = Placement::<DeviceId>::default();
         for &id in self.devices {
             for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
-                let has = |component: Component| wish >> component as usize & 1 == 1;
+                let is_named = |component: Component| self.search.named.get(component).is_some();
+                let has = |component: Component| wish >> component as usize & 1 == 1 && !is_named(component);
                 let one = PerComponent::new(|component| match has(component) {
                     true => vec![self.search.whole(component, id)],
                     false => Vec::new(),
@@ -431,6 +432,11 @@ impl Group<'_> {
                     }
                     break;
                 }
+            }
+        }
+        for component in Component::ALL {
+            if let Some(named) = self.search.named.get(component) {
+                *get_mut(&mut placement, component) = named.clone();
             }
         }
         let auto = placement.unet.len();
