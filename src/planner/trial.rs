@@ -348,6 +348,8 @@ impl<'a> Trial<'a> {
                 (1, decoder.visitors)
             }
         };
+        // Before the ledgers begin anew: the section that the walk ended in is still open.
+        let (mut sections, carried) = recorder.finish();
         let costs = dry.iter().zip(take()).zip(&kept).map(|(((device, _), work), keep)| {
             let cost = Cost {
                 weight_bytes: device.weight_peak_bytes() as u64,
@@ -359,7 +361,6 @@ impl<'a> Trial<'a> {
             (device.id(), cost)
         });
         let costs = costs.collect();
-        let (mut sections, carried) = recorder.finish();
         for (i, section) in sections.iter_mut().enumerate() {
             section.weight_bytes = visitors.as_ref().map_or(0, |visitors| visitors.bytes(i) as u64);
         }
