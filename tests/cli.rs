@@ -196,9 +196,20 @@ fn json_lines_have_the_documented_fields() {
             "skipped: number",
             "seconds: number",
             "images_per_second: number",
+            "load_seconds: number",
+            "warm_up_seconds: number",
+            "steady_images_per_second: number",
+            "busy_percent: object",
             "peak_bytes: object",
+            "peak_weight_bytes: object",
         ]
     );
+    assert!(summary["warm_up_seconds"].as_f64().unwrap() <= summary["seconds"].as_f64().unwrap());
+    for device in ["cpu:0", "cpu:1"] {
+        let busy = summary["busy_percent"][device].as_f64().unwrap();
+        assert!(busy > 0.0 && busy <= 100.0, "{device} is busy {busy} %");
+        assert!(summary["peak_weight_bytes"][device].as_u64().unwrap() > 0);
+    }
     assert_eq!((&summary["images"], &summary["failed"], &summary["skipped"]), (&4.into(), &0.into(), &0.into()));
     assert_eq!(fields(&summary["peak_bytes"]), ["cpu:0: number", "cpu:1: number"]);
     let per_second = summary["images_per_second"].as_f64().unwrap();

@@ -126,19 +126,28 @@ fn a_vae_can_be_cut_anywhere() {
     });
 }
 
-/// Three guided steps with the UNet of `place`, with what is kept on each device.
-fn denoise(model: &Model, place: &UnetPlace, devices: &[Device]) -> (Vec<f32>, Vec<usize>) {
+/// Three guided steps with the UNet of `place` for pictures with these strengths of guidance, in `lanes` if there are any.
+/// Also gives what is kept on each device.
+fn denoise(
+    model: &Model,
+    place: &UnetPlace,
+    devices: &[Device],
+    lanes: &[Device],
+    scales: &[f32],
+) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
     let keeps = Keeps::new(devices.iter().map(|device| device.keep(ARENA).unwrap()).collect());
     let length = spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim;
     let text = |phase: f32| -> Features { (0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect() };
     let schedule = schedule(&spec.scheduler, 3).unwrap();
-    let images = vec![Begin { guidance_scale: 4.0, noise: Noise::zeros() }];
+    let images = scales.iter().map(|&guidance_scale| Begin { guidance_scale, noise: Noise::zeros() }).collect();
     let request = Denoise { spec, schedule: &schedule, images, height: HEIGHT, width: WIDTH };
-    let slot = Slot::new(place, &keeps, &[]);
-    let branches = branches(place, &slot, vec![text(0.0), text(1.0)], true, &Open);
-    let mut latents = stages::denoise(&branches, request, |_| Ok(())).unwrap();
-    (latents.remove(0).unwrap(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
+    let slot = Slot::new(place, &keeps, lanes);
+    let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
+    let texts = negative.into_iter().chain(positive).collect();
+    let branches = branches(place, &slot, texts, true, &Open);
+    let latents = stages::denoise(&branches, request, |_| Ok(())).unwrap();
+    (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 
 fn unet(model: &Model, route: Route, from: From) -> Network<sdshard::models::unet::Unet> {
@@ -150,7 +159,7 @@ fn a_unet_can_be_cut_anywhere() {
     let model = model();
     every_cut(Component::Unet, &model, |devices, pattern, from| {
         let place = UnetPlace { negative: None, positive: unet(&model, route(devices, pattern), from) };
-        denoise(&model, &place, devices).0
+        denoise(&model, &place, devices, &[], &[4.0]).0.remove(0)
     });
 }
 
@@ -165,13 +174,58 @@ fn guidance_can_be_split_over_any_two_routes() {
     let on = |device: usize| vec![device; count];
     let real = devices();
     let whole = UnetPlace { negative: None, positive: unet(&model, route(&real, &on(0)), From::Files(Reside::Device)) };
-    let whole = denoise(&model, &whole, &real).0;
+    let whole = denoise(&model, &whole, &real, &[], &[4.0]).0;
     let cut: Vec<usize> = (0..count).map(|i| 1 + i % 2).collect();
     for (negative, positive) in [(on(0), on(1)), (on(1), on(0)), (on(0), on(0)), (on(0), cut.clone()), (cut, on(1))] {
         let (real, dry) = (devices(), dry());
-        let (latents, kept) = denoise(&model, &place(&real, &negative, &positive, From::Files(Reside::Device)), &real);
+        let (latents, kept) =
+            denoise(&model, &place(&real, &negative, &positive, From::Files(Reside::Device)), &real, &[], &[4.0]);
         assert!(latents == whole, "other bits with {negative:?} and {positive:?}");
-        let (_, planned) = denoise(&model, &place(&dry, &negative, &positive, From::Shapes(Reside::Device)), &dry);
+        let (_, planned) =
+            denoise(&model, &place(&dry, &negative, &positive, From::Shapes(Reside::Device)), &dry, &[], &[4.0]);
         assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{negative:?} and {positive:?}");
     }
+}
+
+#[test]
+fn pictures_that_go_together_are_those_that_go_alone() {
+    let model = model();
+    let count = sections(Component::Unet, &model.spec).len();
+    let scales = [4.0, 1.5, 9.0];
+    let (whole, cut): (Vec<usize>, Vec<usize>) = (vec![0; count], (0..count).map(|i| i * 3 / count).collect());
+    let real = devices();
+    let place = UnetPlace { negative: None, positive: unet(&model, route(&real, &whole), From::Files(Reside::Device)) };
+    let alone: Vec<_> = scales.iter().map(|&s| denoise(&model, &place, &real, &[], &[s]).0.remove(0)).collect();
+    assert!(alone[0] != alone[1] && alone[1] != alone[2]);
+    for (pattern, negative) in [(&whole, None), (&cut, None), (&whole, Some(1)), (&cut, Some(2))] {
+        let run = |devices: &[Device], from| {
+            let unet = |pattern: &[usize]| unet(&model, route(devices, pattern), from);
+            let negative = negative.map(|device| unet(&vec![device; count]));
+            denoise(&model, &UnetPlace { negative, positive: unet(pattern) }, devices, &[], &scales)
+        };
+        let (real, dry) = (devices(), dry());
+        let (together, kept) = run(&real, From::Files(Reside::Device));
+        assert!(together == alone, "other bits with {pattern:?} and {negative:?}");
+        let (_, planned) = run(&dry, From::Shapes(Reside::Device));
+        assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{pattern:?} and {negative:?}");
+    }
+}
+
+#[test]
+fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
+    let model = model();
+    let count = sections(Component::Unet, &model.spec).len();
+    let cut: Vec<usize> = (0..count).map(|i| i * 3 / count).collect();
+    let run = |devices: &[Device], lanes: &[Device], from| {
+        let place = UnetPlace { negative: None, positive: unet(&model, route(devices, &cut), from) };
+        denoise(&model, &place, devices, lanes, &[4.0])
+    };
+    let (real, dry) = (devices(), dry());
+    let want = run(&real, &[], From::Files(Reside::Device));
+    run(&dry, &[], From::Shapes(Reside::Device));
+    let shared = devices();
+    let lanes: Vec<Device> = shared.iter().map(|device| device.lane(ARENA).unwrap()).collect();
+    assert!(run(&shared, &lanes, From::Files(Reside::Device)) == want);
+    assert_eq!(peaks(&lanes), peaks(&dry), "a lane holds what the arena of a request alone holds");
+    assert_eq!(peaks(&shared), [0; 3], "and the devices' own arenas hold nothing");
 }

@@ -335,3 +335,23 @@ fn another_plan_draws_the_same_and_reads_no_weight_again() {
         assert!(got == want, "{map}: other pictures");
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_replica_computes_on_the_cores_that_the_map_names() {
+    let core = *backend::visible()[0].allowed_cores.last().unwrap();
+    let map = format!("devices = [\"cpu:0\"]\nin_flight = 1\n[device.\"cpu:0\"]\ncores = \"{core}\"");
+    let engine = engine(&model(), &map);
+    engine.submit(request(0)).wait().unwrap();
+    // Its thread stays bound after its first op. Other tests may have replicas in this process.
+    let mut bound = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let read = |name: &str| std::fs::read_to_string(task.as_ref().unwrap().path().join(name)).unwrap_or_default();
+        if read("comm").starts_with("replica 0") {
+            let status = read("status");
+            let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+            bound.push(list.trim().to_string());
+        }
+    }
+    assert!(bound.contains(&core.to_string()), "core {core} is wanted, replicas are on {bound:?}");
+}

@@ -111,7 +111,7 @@ fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::
 
 /// Where the components are, in short.
 fn placed(plan: &Plan) -> String {
-    let of = |name: &str| plan.device_map()[name].iter().map(ToString::to_string).collect::<Vec<_>>().join("+");
+    let of = |name: &str| plan.homes()[name].join("+");
     format!("unet {}, text_encoder {}, vae {}", of("unet"), of("text_encoder"), of("vae"))
 }
 
@@ -312,6 +312,7 @@ fn diffusers_balanced_is_diffusers_placement_of_whole_models() {
         ("1.5", true, &[8, 8][..], "unet cuda:0, text_encoder cuda:1, vae cuda:0"),
         ("1.5", true, &[8, 24], "unet cuda:1, text_encoder cuda:0, vae cuda:1"),
         ("1.5", true, &[2, 1], "unet cuda:0, text_encoder cuda:1, vae cuda:0"),
+        ("1.5", true, &[1, 1], "unet cpu, text_encoder cuda:1, vae cuda:1"),
         ("1.5", true, &[8, 8, 8], "unet cuda:0, text_encoder cuda:2, vae cuda:2"),
         ("1.5", false, &[8, 8], "unet cuda:0, text_encoder cuda:1, vae cuda:1"),
         ("1.5", false, &[8, 8, 8], "unet cuda:0, text_encoder cuda:1, vae cuda:2"),
@@ -348,34 +349,46 @@ fn diffusers_balanced_counts_what_diffusers_counts() {
         let vae = 167_307_726 * size;
         let fits = plan(&map(unet + vae, rest), &spec, &machine).unwrap();
         assert_eq!(placed(&fits), "unet cuda:0, text_encoder cuda:1, vae cuda:0", "{dtype}");
-        for (first, second, says) in [
-            (unet + vae - 1, rest, "diffusers would run the vae from the host"),
-            (unet + vae, rest - 1, "diffusers would run the text_encoder from the host"),
+        for (first, second, expected) in [
+            (unet + vae - 1, rest, "unet cuda:0, text_encoder cuda:1, vae cpu"),
+            (unet + vae, rest - 1, "unet cuda:0, text_encoder cpu, vae cuda:1"),
+            // What the UNet does not get is the safety checker's.
+            (unet - 1, rest, "unet cpu, text_encoder cuda:1, vae cuda:1"),
         ] {
-            let message = plan(&map(first, second), &spec, &machine).unwrap_err().to_string();
-            assert!(message.contains(says), "wanted: {says}\n{message}");
+            let plan = plan(&map(first, second), &spec, &machine).unwrap();
+            assert_eq!(placed(&plan), expected, "{dtype} {first} {second}");
         }
-        // The UNet alone is too large for what is left.
-        let message = plan(&map(unet - 1, rest), &spec, &machine).unwrap_err().to_string();
-        assert!(message.contains("diffusers would run the unet from the host"), "{message}");
     }
+}
+
+#[test]
+fn what_diffusers_runs_from_the_host_visits_the_first_device() {
+    let folder = model("1.5", true);
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
+    let map = format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1]));
+    let plan = plan(&map, &spec(folder.path()), &machine).unwrap();
+    assert_eq!(plan.device_map()["unet"], [cuda(0)]);
+    assert_eq!(plan.host_weight_bytes, plan.costs.unet.weight_bytes);
+    let first = &plan.devices[0];
+    assert!(first.visitor_bytes > 0 && first.visitor_bytes < plan.host_weight_bytes / 4, "{}", first.visitor_bytes);
 }
 
 #[test]
 fn diffusers_balanced_explains_itself_where_diffusers_would_fail() {
     let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
-    for (safe, map, says) in [
-        (true, limits(&[1, 1]), "diffusers would run the unet from the host"),
-        // In f32 the UNet goes to the host, and the text encoder after it.
+    for (version, gb, says) in [
+        // First the UNet goes to the host, then the text encoder, which drives it out.
         (
-            false,
-            format!("dtype = \"f32\"\n{}", limits(&[1, 1])).replace("1GB", "0.4GB"),
+            "1.5",
+            "0.4GB",
             "diffusers would lose the unet; diffusers asks one device and then puts a component on the host, which holds \
              one: the text_encoder drove it out",
         ),
+        ("2.1", "0.6GB", "diffusers would lose the unet"),
     ] {
-        let folder = model("1.5", safe);
-        let map = format!("strategy = \"diffusers-balanced\"\n{map}");
+        let folder = model(version, false);
+        let map = format!("strategy = \"diffusers-balanced\"\ndtype = \"f32\"\n{}", limits(&[1, 1]));
+        let map = map.replace("1GB", gb);
         let error = plan(&map, &spec(folder.path()), &machine).unwrap_err();
         let message = error.to_string();
         assert_eq!(error.exit_code(), 2, "{message}");
@@ -436,8 +449,16 @@ fn the_program_plans_from_configs_for_devices_that_are_not_here() {
     let message = message_of(run("balanced", &bad).output().unwrap(), "bad.toml");
     assert!(message.contains("bad.toml:2:8: device.cuda:0.like") && message.contains("like = \"h100\""), "{message}");
     let low = file("low.toml", &format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1])));
-    let message = message_of(run(&low, &machine).output().unwrap(), "low.toml");
-    assert!(message.contains("diffusers would run the unet from the host"), "{message}");
+    let output = run(&low, &machine).arg("--json").output().unwrap();
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["device_map"], json!({"text_encoder": "cuda:1", "unet": "cpu", "vae": "cuda:1"}));
+    assert_eq!(plan["replicas"][0]["placement"]["unet"], "cuda:0");
+    let warning = common::text(&output.stderr);
+    assert!(warning.contains("the unet visit cuda:0 from the host's memory in every call"), "{warning}");
+    let least = low.replace("low.toml", "least.toml");
+    fs::write(&least, fs::read_to_string(&low).unwrap().replace("1GB", "0.1GB")).unwrap();
+    let message = message_of(run(&least, &machine).output().unwrap(), "least.toml");
+    assert!(message.contains("diffusers would lose the"), "{message}");
     assert!(message.contains("strategy = \"balanced\""), "{message}");
 }
 

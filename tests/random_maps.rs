@@ -131,6 +131,10 @@ fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
         assert!(peak <= planned, "{id} used {peak} bytes of {planned} planned\n{text}");
         assert!(peak == planned || !surely_all, "{id} used {peak} bytes, {planned} were planned\n{text}");
     }
+    for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_weight_bytes()) {
+        let planned = (planned.weight_bytes + planned.visitor_bytes) as usize;
+        assert!(peak <= planned, "{id} had {peak} bytes of weights, {planned} were planned\n{text}");
+    }
     pictures
 }
 

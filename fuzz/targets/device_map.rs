@@ -1,11 +1,15 @@
-//! A device map: any text is a map or a message.
+//! A device map and a file of devices: any text is one of them or a message.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sdshard::{backend::DeviceId, planner::device_map::DeviceMap};
+use sdshard::{backend::DeviceId, planner::{device_map::DeviceMap, hardware}};
 use sdshard_fuzz::refused;
 
 fuzz_target!(|text: &str| {
+    match hardware::parse(text, "fuzz.toml") {
+        Ok(devices) => assert!(!devices.is_empty()),
+        Err(error) => refused(&error),
+    }
     match DeviceMap::parse(text, "fuzz.toml") {
         Ok(map) => {
             map.check().expect("`parse` has checked the map");

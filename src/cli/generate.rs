@@ -30,12 +30,13 @@ use sdshard::{
 
 use super::{
     GenerateArgs, ModelArgs, OutputType, Seed,
+    gauge::Gauge,
     interrupt::Interrupt,
     model,
     names::file_name,
     progress::Console,
     prompts::{self, Options},
-    run::{Run, summary, trace_file},
+    run::{Run, Summary, trace_file},
 };
 
 /// The most pictures of one run.
@@ -50,7 +51,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let (mut jobs, first_seed) = jobs(args)?;
     if world.world_size > 1 && !mine(&mut jobs, &world, console) {
-        return if args.json { console.print(&summary(0, 0, 0, 0.0, [])) } else { Ok(()) };
+        return if args.json { console.print(&Summary::default().line()) } else { Ok(()) };
     }
     backend::cpu::threads::share_cores(world.local_rank, world.local_world_size);
     let map = device_map(&args.model)?;
@@ -78,7 +79,11 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let Some(largest) = Largest::of(&requests, &model.spec)? else {
         console.note(&format!("nothing to do: all {asked} pictures are there"));
-        return if args.json { console.print(&summary(0, 0, asked, 0.0, [])) } else { Ok(()) };
+        return if args.json {
+            console.print(&Summary { skipped: asked, ..Summary::default() }.line())
+        } else {
+            Ok(())
+        };
     };
     let visible = backend::visible();
     let plan = Plan::resolve(&map, &model.spec, &largest, world.devices(&visible, 1)?)?;
@@ -95,7 +100,11 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
             if replicas == 1 { "" } else { "s" }
         ));
     }
+    let loading = Instant::now();
     let engine = Engine::load(model, &plan)?;
+    let started = Instant::now();
+    let devices = plan.devices.iter().map(|device| device.id).collect();
+    let (load, replicas) = (started - loading, plan.replicas.len().min(jobs.len()));
     let mut run = Run {
         args,
         console,
@@ -105,7 +114,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         metadata: &metadata,
         requests: &requests,
         plan: &plan,
-        started: Instant::now(),
+        started,
         under_way: HashMap::new(),
         saved: 0,
         skipped: asked - jobs.len(),
@@ -113,6 +122,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         trace: Vec::new(),
         trace_file,
         first_seed,
+        gauge: Gauge::new(started, load, devices, replicas, plan.images_per_second),
+        overview: console.overview(),
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
     run.finish(outcome, &engine)

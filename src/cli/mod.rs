@@ -2,6 +2,7 @@
 
 mod bench;
 mod devices;
+mod gauge;
 mod generate;
 mod interrupt;
 mod model;

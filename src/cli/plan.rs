@@ -4,9 +4,10 @@ use sdshard::{
     backend,
     error::{Error, Result},
     models::spec::ModelSpec,
+    pipeline::placement::{Place, Reside, Sections},
     planner::{Largest, hardware, plan::Plan},
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{PlanArgs, generate::device_map, model, progress::Console, prompts::MAX_SIDE};
 
@@ -37,18 +38,40 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
 }
 
 /// The name of a single device, or a list.
-pub fn one_or_all(devices: &[backend::DeviceId]) -> serde_json::Value {
+pub fn one_or_all(devices: &[impl ToString]) -> Value {
     match devices {
         [one] => json!(one.to_string()),
         several => json!(several.iter().map(ToString::to_string).collect::<Vec<_>>()),
     }
 }
 
+/// One place, as a device map would say it: a device, the device of each run of sections, or two of these.
+fn place_as_json(place: &Place<backend::DeviceId>) -> Value {
+    let route = |sections: &Sections<backend::DeviceId>| {
+        let devices = Place::Route(sections.clone()).devices();
+        let mut place = match sections.reside {
+            Reside::Device if devices.len() == 1 => return one_or_all(&devices),
+            _ if devices.len() == 1 => json!({ "execute": devices[0].to_string() }),
+            _ => json!({ "sections": sections.iter().map(ToString::to_string).collect::<Vec<_>>() }),
+        };
+        match sections.reside {
+            Reside::Device => {}
+            Reside::Host => place["reside"] = json!("host"),
+            Reside::Disk => place["reside"] = json!("disk"),
+        }
+        place
+    };
+    match place {
+        Place::Route(sections) => route(sections),
+        Place::Guided { negative, positive } => json!({ "negative": route(negative), "positive": route(positive) }),
+    }
+}
+
 /// The plan as one JSON object.
-pub fn as_json(plan: &Plan) -> serde_json::Value {
-    let device_map: serde_json::Map<String, serde_json::Value> =
-        plan.device_map().iter().map(|(name, devices)| (name.to_string(), one_or_all(devices))).collect();
-    let components: serde_json::Map<String, serde_json::Value> = plan
+pub fn as_json(plan: &Plan) -> Value {
+    let device_map: Map<String, Value> =
+        plan.homes().iter().map(|(name, homes)| (name.to_string(), one_or_all(homes))).collect();
+    let components: Map<String, Value> = plan
         .costs
         .iter()
         .map(|(component, cost)| {
@@ -57,6 +80,7 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
                 "activation_bytes": cost.activation_bytes,
                 "keep_bytes": cost.keep_bytes,
                 "gflop": cost.flops / 1e9,
+                "seconds": plan.seconds.get(component),
                 "dtype": plan.dtypes.get(component).name(),
             });
             (component.name().to_string(), figures)
@@ -70,7 +94,15 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
                 let devices: Vec<_> = places.iter().flat_map(|place| place.devices()).collect();
                 (component.name().to_string(), one_or_all(&devices))
             });
-            json!({ "placement": places.collect::<serde_json::Map<_, _>>(), "in_flight": replica.in_flight })
+            let pools = replica.placement.iter().map(|(component, places)| {
+                (component.name().to_string(), places.iter().map(place_as_json).collect::<Value>())
+            });
+            json!({
+                "placement": places.collect::<Map<_, _>>(),
+                "places": pools.collect::<Map<_, _>>(),
+                "in_flight": replica.in_flight,
+                "batch": replica.batch,
+            })
         })
         .collect();
     let devices: Vec<_> = plan
@@ -86,9 +118,26 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
                 "weight_bytes": device.weight_bytes,
                 "activation_bytes": device.activation_bytes,
                 "keep_bytes": device.keep_bytes,
+                "visitor_bytes": device.visitor_bytes,
+                "idle_share": device.idle_share,
             })
         })
         .collect();
+    let edges: Vec<_> = plan
+        .edges
+        .iter()
+        .map(|edge| {
+            json!({
+                "replica": edge.replica,
+                "from": edge.from.to_string(),
+                "to": edge.to.to_string(),
+                "what": edge.what,
+                "bytes_per_image": edge.bytes_per_image,
+            })
+        })
+        .collect();
+    let rejected: Vec<_> =
+        plan.rejected.iter().map(|rejected| json!({ "what": rejected.what, "why": rejected.why })).collect();
     json!({
         "width": plan.largest.width,
         "height": plan.largest.height,
@@ -97,6 +146,12 @@ pub fn as_json(plan: &Plan) -> serde_json::Value {
         "replicas": replicas,
         "devices": devices,
         "shared_weight_bytes": plan.shared_weight_bytes,
+        "host_weight_bytes": plan.host_weight_bytes,
         "total_bytes": plan.total_bytes(),
+        "edges": edges,
+        "seconds_per_image": plan.seconds_per_image,
+        "images_per_second": plan.images_per_second,
+        "reasons": plan.reasons,
+        "rejected": rejected,
     })
 }

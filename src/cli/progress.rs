@@ -61,11 +61,50 @@ impl Console {
         LogWriter(self.bars.clone())
     }
 
+    /// The place for a line about the whole run.
+    pub fn overview(&self) -> Overview {
+        let bar = ProgressBar::new(0);
+        bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is right"));
+        let bar = if self.mode == Mode::Bars { self.bars.add(bar) } else { bar };
+        Overview { console: self.clone(), bar, next: Instant::now() + Overview::PAUSE }
+    }
+
     /// Progress of one picture; `title` tells it from others: `3/8 a red fox`.
     pub fn start(&self, title: &str) -> Progress {
         let bar = ProgressBar::new(0).with_prefix(title.to_string());
-        let bar = if self.mode == Mode::Bars { self.bars.add(bar) } else { bar };
+        let bar = if self.mode == Mode::Bars { self.bars.insert(0, bar) } else { bar };
         Progress { console: self.clone(), title: title.to_string(), bar, started: Instant::now() }
+    }
+}
+
+/// How the whole run goes: a line below the bars on a terminal, a line from time to time in a pipe.
+pub struct Overview {
+    console: Console,
+    bar: ProgressBar,
+    next: Instant,
+}
+
+impl Overview {
+    /// Between two lines in a pipe.
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    /// Shows `line`.
+    pub fn show(&mut self, line: impl FnOnce() -> String) {
+        match self.console.mode {
+            Mode::Bars => self.bar.set_message(line()),
+            Mode::Lines if Instant::now() >= self.next => {
+                self.next = Instant::now() + Self::PAUSE;
+                self.console.note(&line());
+            }
+            Mode::Lines | Mode::Quiet => {}
+        }
+    }
+}
+
+impl Drop for Overview {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.console.bars.remove(&self.bar);
     }
 }
 
@@ -128,7 +167,7 @@ impl Drop for Progress {
 }
 
 /// `0.42 s`, `12.3 s`, `3 min 05 s`.
-fn seconds(time: Duration) -> String {
+pub(super) fn seconds(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 9.995 {
         format!("{seconds:.2} s")

@@ -18,10 +18,11 @@ use serde_json::json;
 
 use super::{
     GenerateArgs,
+    gauge::Gauge,
     generate::Job,
     interrupt::Interrupt,
     plan::one_or_all,
-    progress::{Console, Progress},
+    progress::{Console, Overview, Progress},
 };
 
 /// The most characters of a prompt beside its progress.
@@ -47,6 +48,8 @@ pub(super) struct Run<'a> {
     pub trace: Vec<(usize, Vec<Span>)>,
     pub trace_file: Option<PathBuf>,
     pub first_seed: u64,
+    pub gauge: Gauge,
+    pub overview: Overview,
 }
 
 /// One picture on its way.
@@ -83,6 +86,7 @@ impl Run<'_> {
             }
             Event::Done(result) => self.done(index, result)?,
         }
+        self.overview.show(|| self.gauge.line(self.jobs.len(), Instant::now()));
         if self.interrupt.requested().load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
     }
 
@@ -96,6 +100,7 @@ impl Run<'_> {
                     self.trace.push((index, picture.spans.clone()));
                 }
                 let (replica, attempts) = under_way.as_ref().map_or((0, 1), |u| (u.replica, u.attempts));
+                self.gauge.done(replica, &picture.spans, Instant::now());
                 if let Some(under_way) = under_way {
                     under_way.progress.finish("saved");
                 }
@@ -146,8 +151,8 @@ impl Run<'_> {
         // A text that was remembered used no device this time: then those that would have.
         let placement = &self.plan.replicas[replica].placement;
         let devices = PerComponent::new(|component| match picture.devices(component) {
-            [] => placement.get(component)[0].devices(),
-            used => used.to_vec(),
+            used if used.is_empty() => placement.get(component)[0].devices(),
+            used => used,
         });
         let class = |id| self.plan.devices.iter().find(|device| device.id == id).map_or("", |device| &device.class);
         let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
@@ -177,8 +182,13 @@ impl Run<'_> {
     pub fn finish(self, outcome: Result<()>, engine: &Engine) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
         if self.args.json {
-            let (failed, peaks) = (self.failed.len(), engine.peak_bytes());
-            self.console.print(&summary(self.saved, failed, self.skipped, seconds, peaks))?;
+            let (images, failed, skipped) = (self.saved, self.failed.len(), self.skipped);
+            let summary = Summary { images, failed, skipped, seconds, gauge: Some(&self.gauge), engine: Some(engine) };
+            self.console.print(&summary.line())?;
+        }
+        if self.saved > 0 {
+            self.console.note(&self.gauge.line(self.jobs.len(), Instant::now()));
+            self.console.note(&self.gauge.closing_line());
         }
         let traced = self.trace_file.as_ref().map_or(Ok(()), |path| output::write(path, self.trace().as_bytes()));
         if let Err(error) = &outcome {
@@ -271,24 +281,39 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64) -
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
-/// The last line of `--json`.
-pub(super) fn summary(
-    images: usize,
-    failed: usize,
-    skipped: usize,
-    seconds: f64,
-    peaks: impl IntoIterator<Item = (DeviceId, usize)>,
-) -> String {
-    let peaks = peaks.into_iter().map(|(id, bytes)| (id.to_string(), json!(bytes)));
-    let summary = json!({
-        "images": images,
-        "failed": failed,
-        "skipped": skipped,
-        "seconds": seconds,
-        "images_per_second": if seconds > 0.0 { images as f64 / seconds } else { 0.0 },
-        "peak_bytes": peaks.collect::<serde_json::Map<_, _>>(),
-    });
-    json!({ "summary": summary }).to_string()
+/// The last line of `--json`. Without an engine nothing was to be done.
+#[derive(Default)]
+pub(super) struct Summary<'a> {
+    pub images: usize,
+    pub failed: usize,
+    pub skipped: usize,
+    pub seconds: f64,
+    pub gauge: Option<&'a Gauge>,
+    pub engine: Option<&'a Engine>,
+}
+
+impl Summary<'_> {
+    pub fn line(&self) -> String {
+        let by_device = |bytes: Option<Vec<(DeviceId, usize)>>| -> serde_json::Map<_, _> {
+            bytes.into_iter().flatten().map(|(id, bytes)| (id.to_string(), json!(bytes))).collect()
+        };
+        let utilisation = self.gauge.into_iter().flat_map(Gauge::utilisation);
+        let utilisation = utilisation.map(|(id, percent)| (id.to_string(), json!((percent * 10.0).round() / 10.0)));
+        let summary = json!({
+            "images": self.images,
+            "failed": self.failed,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "images_per_second": if self.seconds > 0.0 { self.images as f64 / self.seconds } else { 0.0 },
+            "load_seconds": self.gauge.map_or(0.0, Gauge::load_seconds),
+            "warm_up_seconds": self.gauge.and_then(Gauge::warm_up_seconds),
+            "steady_images_per_second": self.gauge.and_then(Gauge::steady_images_per_second),
+            "busy_percent": utilisation.collect::<serde_json::Map<_, _>>(),
+            "peak_bytes": by_device(self.engine.map(Engine::peak_bytes)),
+            "peak_weight_bytes": by_device(self.engine.map(Engine::peak_weight_bytes)),
+        });
+        json!({ "summary": summary }).to_string()
+    }
 }
 
 #[cfg(test)]

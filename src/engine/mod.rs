@@ -359,6 +359,12 @@ impl Engine {
     pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
         self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
     }
+
+    /// The most bytes of packed weights that were on each device at one time. Those that `cpu:N` share count where they
+    /// were read first.
+    pub fn peak_weight_bytes(&self) -> Vec<(DeviceId, usize)> {
+        self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
+    }
 }
 
 impl Drop for Engine {

@@ -157,10 +157,15 @@ impl Picture {
         self.spans.iter().filter(|span| span.component == component).map(|span| span.elapsed).sum()
     }
 
-    /// The devices that a component used last; none if it did nothing.
-    pub fn devices(&self, component: Component) -> &[DeviceId] {
-        let last = self.spans.iter().rfind(|span| span.component == component);
-        last.map_or(&[], |span| span.devices.as_slice())
+    /// The devices that a component used, in order; none if it did nothing.
+    pub fn devices(&self, component: Component) -> Vec<DeviceId> {
+        let mut devices = Vec::new();
+        for device in self.spans.iter().filter(|span| span.component == component).flat_map(|span| &span.devices) {
+            if !devices.contains(device) {
+                devices.push(*device);
+            }
+        }
+        devices
     }
 }
 

@@ -57,13 +57,10 @@ pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budge
 
 /// Where diffusers would put everything.
 fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId]) -> Result<Chosen> {
-    let spec = costs.trial.spec;
     let infos: Vec<&DeviceInfo> = devices.iter().map(|id| costs.info(*id)).collect();
-    let whole = |device: DeviceId, component| vec![Place::whole(device, sections(component, spec).len())];
-    let placed = diffusers::place(map, spec, &infos)?.into_iter();
-    let layouts = placed.map(|devices| {
-        with_in_flight(map, costs, PerComponent::new(|component| whole(*devices.get(component), component)))
-    });
+    let placed = diffusers::place(map, costs.trial.spec, &infos)?.into_iter();
+    let layouts = placed
+        .map(|places| with_in_flight(map, costs, PerComponent::new(|component| vec![places.get(component).clone()])));
     let why = "where diffusers puts it".to_string();
     Ok(Chosen { layouts: layouts.collect::<Result<_>>()?, why, rejected: Vec::new() })
 }

@@ -4,7 +4,7 @@
 use super::{
     device_map::DeviceMap,
     fields::Located,
-    strategies::{self, DeviceBudget, Network, deal, replica_counts},
+    strategies::{self, DeviceBudget, Network, Upstream, deal, replica_counts},
 };
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, dry::Rules},
@@ -17,6 +17,7 @@ use crate::{
     pipeline::{
         Component, PerComponent,
         model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        placement::{Place, Reside, Sections},
     },
     weights::{Scope, Weights},
 };
@@ -59,9 +60,10 @@ pub fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Ne
     spec.listed.iter().map(network).filter_map(Result::transpose).collect()
 }
 
-/// A device for each component of each replica. With `max_memory` the devices have exactly what it says, and others are
-/// not used, as in diffusers; without it, what is free on each. The CPU takes part only where there is no GPU.
-pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result<Vec<PerComponent<DeviceId>>> {
+/// A place for each component of each replica. With `max_memory` the devices have exactly what it says, and others are
+/// not used, as in diffusers; without it, what is free on each. The CPU takes part only where there is no GPU. A component
+/// on the host visits the first device, as it does in diffusers.
+pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result<Vec<PerComponent<Place<DeviceId>>>> {
     let has_gpu = infos.iter().any(|info| info.id.kind != DeviceKind::Cpu);
     let auto = if has_gpu { DType::F16 } else { DType::F32 };
     let networks = networks(map, spec, auto)?;
@@ -79,16 +81,32 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
         return Err(Error::input("strategy \"diffusers-balanced\": there is no device that it may use")
             .hint("a GPU among the devices of [max_memory], or no [max_memory]"));
     }
-    let place = |group: &[DeviceBudget]| -> Result<PerComponent<DeviceId>> {
-        let devices = strategies::diffusers_balanced(&networks, group)?;
-        for (network, device) in networks.iter().zip(&devices).filter(|(network, _)| !network.runs) {
-            let device = device.map_or("the host".to_string(), |device| device.to_string());
-            tracing::info!("diffusers would put the {} on {device}; sdshard does not run it", network.name);
+    let place = |group: &[DeviceBudget]| -> Result<PerComponent<Place<DeviceId>>> {
+        let placed = strategies::diffusers_balanced(&networks, group)?;
+        for (network, place) in networks.iter().zip(&placed).filter(|(network, _)| !network.runs) {
+            let place = match place {
+                Some(Upstream::Device(device)) => format!("put the {} on {}", network.name, group[*device].id),
+                Some(Upstream::Host) => format!("run the {} from the host", network.name),
+                None => format!("lose the {}", network.name),
+            };
+            tracing::info!("diffusers would {place}; sdshard does not run it");
         }
         PerComponent::try_new(|component| {
-            let mut placed = networks.iter().zip(&devices);
-            let here = placed.find(|(network, _)| network.name == component.name()).and_then(|(_, device)| *device);
-            here.ok_or_else(|| Error::input(format!("model_index.json does not list the {}", component.name())))
+            let here = networks.iter().position(|network| network.name == component.name());
+            let count = sections(component, spec).len();
+            match here.and_then(|network| placed[network]) {
+                Some(Upstream::Device(device)) => Ok(Place::whole(group[device].id, count)),
+                Some(Upstream::Host) => {
+                    tracing::warn!(
+                        "the weights of the {} visit {} from the host's memory in every call, as with diffusers; \
+                         strategy = \"balanced\" asks every device for room",
+                        component.name(),
+                        group[0].id
+                    );
+                    Ok(Place::Route(Sections { devices: vec![group[0].id; count], reside: Reside::Host }))
+                }
+                None => Err(Error::input(format!("model_index.json does not list the {}", component.name()))),
+            }
         })
     };
     let groups = |count| deal(&budgets, count).into_iter().map(place).collect::<Result<Vec<_>>>();

@@ -23,7 +23,7 @@ use crate::{
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement},
+        placement::{Place, Placement, Reside},
     },
 };
 
@@ -300,6 +300,28 @@ impl Plan {
         };
         let held = self.devices.iter().map(held).sum::<u64>();
         held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
+    }
+
+    /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
+    /// of devices, `cpu` for the host's memory, or `disk`.
+    pub fn homes(&self) -> BTreeMap<&'static str, Vec<String>> {
+        let mut homes = BTreeMap::<_, Vec<String>>::new();
+        for (component, places) in self.replicas.iter().flat_map(|replica| replica.placement.iter()) {
+            let here = homes.entry(component.name()).or_default();
+            for route in places.iter().flat_map(Place::routes) {
+                let names = match route.reside {
+                    Reside::Device => route.iter().map(ToString::to_string).collect(),
+                    Reside::Host => vec![DeviceId::CPU.to_string()],
+                    Reside::Disk => vec!["disk".to_string()],
+                };
+                for name in names {
+                    if !here.contains(&name) {
+                        here.push(name);
+                    }
+                }
+            }
+        }
+        homes
     }
 
     /// The devices of each component, over all places and replicas.

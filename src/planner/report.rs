@@ -7,7 +7,44 @@ use super::{
     plan::Plan,
     size::format_bytes,
 };
-use crate::backend::device::class_in;
+use crate::{
+    backend::{DeviceId, device::class_in},
+    pipeline::placement::{Place, Reside, Sections},
+};
+
+/// Lines of a list; how many more there are is said.
+const LINES: usize = 12;
+
+/// A place in short: `cuda:0`, `cuda:0 from host`, `cut over cuda:0, cuda:1`, `cuda:0 | cuda:1` with guidance split.
+pub(super) fn place_in_short(place: &Place<DeviceId>) -> String {
+    let route = |sections: &Sections<DeviceId>| {
+        let devices: Vec<String> = Place::Route(sections.clone()).devices().iter().map(ToString::to_string).collect();
+        let cut = if devices.len() > 1 { "cut over " } else { "" };
+        let from = match sections.reside {
+            Reside::Device => "",
+            Reside::Host => " from host memory",
+            Reside::Disk => " from disk",
+        };
+        format!("{cut}{}{from}", devices.join(", "))
+    };
+    match place {
+        Place::Route(sections) => route(sections),
+        Place::Guided { negative, positive } => format!("negative {} | positive {}", route(negative), route(positive)),
+    }
+}
+
+/// All of a list on lines of their own, or the first of it.
+fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Result {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\n{title}")?;
+    lines.iter().take(LINES).try_for_each(|line| writeln!(f, "  {line}"))?;
+    match lines.len().saturating_sub(LINES) {
+        0 => Ok(()),
+        more => writeln!(f, "  and {more} more; --json has them all"),
+    }
+}
 
 impl fmt::Display for Plan {
     /// A table for people.
@@ -15,39 +52,41 @@ impl fmt::Display for Plan {
         let bytes = format_bytes;
         writeln!(
             f,
-            "{:<13} {:<18} {:>10} {:>12} {:>10}  numerics",
-            "component", "device", "weights", "activations", "GFLOP"
+            "{:<13} {:<18} {:>10} {:>12} {:>10} {:>9}  numerics",
+            "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
         for (component, cost) in self.costs.iter() {
             let devices: Vec<String> = self.device_map()[component.name()].iter().map(ToString::to_string).collect();
             let class = self.devices.iter().find(|device| device.components.contains(&component));
             writeln!(
                 f,
-                "{:<13} {:<18} {:>10} {:>12} {:>10.1}  {}",
+                "{:<13} {:<18} {:>10} {:>12} {:>10.1} {:>9}  {}",
                 component.name(),
                 devices.join(", "),
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
+                seconds(*self.seconds.get(component)),
                 class.map_or_else(String::new, |device| class_in(&device.class, *self.dtypes.get(component))),
             )?;
         }
         writeln!(f)?;
         writeln!(
             f,
-            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
-            "device", "weights", "activations", "kept", "in all", "of"
+            "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>6}",
+            "device", "weights", "activations", "kept", "in all", "of", "idle"
         )?;
         for device in &self.devices {
             writeln!(
                 f,
-                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10}",
+                "{:<13} {:>10} {:>12} {:>10} {:>10} {:>10} {:>5.0}%",
                 device.id.to_string(),
-                bytes(device.weight_bytes),
+                bytes(device.weight_bytes + device.visitor_bytes),
                 bytes(device.activation_bytes),
                 bytes(device.keep_bytes),
                 bytes(device.total_bytes()),
                 bytes(device.budget_bytes),
+                100.0 * device.idle_share,
             )?;
         }
         for overhead in self.devices.iter().map(|device| device.overhead_bytes).collect::<BTreeSet<_>>() {
@@ -70,6 +109,22 @@ impl fmt::Display for Plan {
                 bytes(shared)
             )?;
         }
+        if self.host_weight_bytes > 0 {
+            writeln!(
+                f,
+                "{:<13} {:>10}  weights in host memory, from where they visit",
+                "host",
+                bytes(self.host_weight_bytes)
+            )?;
+        }
+        let edge = |edge: &super::plan::Edge| {
+            let replica = if self.replicas.len() > 1 { format!("replica {}: ", edge.replica) } else { String::new() };
+            format!("{replica}{} to {}: {} {}", edge.from, edge.to, bytes(edge.bytes_per_image), edge.what)
+        };
+        list(f, "moves for each picture", &self.edges.iter().map(edge).collect::<Vec<_>>())?;
+        list(f, "why", &self.reasons)?;
+        let rejected = self.rejected.iter().map(|rejected| format!("{}: {}", rejected.what, rejected.why));
+        list(f, "not chosen", &rejected.collect::<Vec<_>>())?;
         let mut replicas = match self.replicas.len() {
             1 => "1 replica".to_string(),
             n => format!("{n} replicas"),
@@ -79,14 +134,16 @@ impl fmt::Display for Plan {
         }
         write!(
             f,
-            "\n{replicas}; pictures up to {}x{}{}; {} in all",
+            "\n{replicas}; pictures up to {}x{}{}; {} in all\none picture in {}, {} with many",
             self.largest.width,
             self.largest.height,
             match self.largest.also.len() {
                 0 => String::new(),
                 n => format!(" and {n} other sizes"),
             },
-            bytes(self.total_bytes())
+            bytes(self.total_bytes()),
+            seconds(self.seconds_per_image),
+            per_second(self.images_per_second),
         )
     }
 }

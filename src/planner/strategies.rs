@@ -165,45 +165,36 @@ pub struct Network {
     pub runs: bool,
 }
 
-/// [`diffusers_map`] of the weights, where it has a device for every network that runs; `None` for others that it has
-/// nowhere or on the host.
+/// [`diffusers_map`] of the weights, network by network. `None` only for one that is nowhere and does not run.
 ///
 /// # Errors
-/// If diffusers would run a network from the host, or lose it.
-pub fn diffusers_balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<DeviceId>>> {
+/// If diffusers would lose a network that runs.
+pub fn diffusers_balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<Upstream>>> {
     let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
     let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
     let mut placement = vec![None; networks.len()];
-    let mut visitor = None;
     for (place, here) in diffusers_map(&weights, &memory) {
         for network in here {
-            match place {
-                Upstream::Device(device) => placement[network] = Some(devices[device].id),
-                Upstream::Host => visitor = Some(network),
-            }
+            placement[network] = Some(place);
         }
     }
-    let runs = |network: &usize| networks[*network].runs;
-    let name = |network: usize| networks[network].name.as_str();
-    let lost = (0..networks.len()).find(|&c| runs(&c) && placement[c].is_none() && visitor != Some(c));
-    let (problem, why) = match (lost, visitor, visitor.filter(runs)) {
-        (None, _, None) => return Ok(placement),
-        (Some(lost), visitor, _) => (
-            format!("diffusers would lose the {}", name(lost)),
-            format!(
-                "diffusers asks one device and then puts a component on the host, which holds one: the {} drove it \
-                 out, and the first picture would fail",
-                visitor.map_or("next", name)
-            ),
-        ),
-        (None, _, Some(visitor)) => (
-            format!("diffusers would run the {} from the host", name(visitor)),
-            "diffusers asks one device and no other, then copies the weights from the host in every step".to_string(),
-        ),
+    let Some(lost) = (0..networks.len()).find(|&c| networks[c].runs && placement[c].is_none()) else {
+        return Ok(placement);
     };
-    Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}; {why}"))
+    let visitor = placement.iter().position(|place| *place == Some(Upstream::Host));
+    let why = format!(
+        "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
+         the {} drove it out, and the first picture would fail",
+        networks[lost].name,
+        visitor.map_or("next", |visitor| networks[visitor].name.as_str())
+    );
+    Err(refuse_diffusers(&why, devices))
+}
+
+fn refuse_diffusers(why: &str, devices: &[DeviceBudget]) -> Error {
+    Error::input(format!("strategy \"diffusers-balanced\": {why}"))
         .found(list(devices.iter().map(DeviceBudget::room)))
-        .hint("strategy = \"balanced\" asks every device"))
+        .hint("strategy = \"balanced\" asks every device")
 }
 
 /// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
@@ -325,7 +316,7 @@ impl<'a> Search<'a> {
         self.fits(&self.loads(&placement)).then(|| placement.into_iter().flatten().collect())
     }
 
-    /// [`diffusers_map`] of the weights, where it has a device for every component and the arenas fit as well.
+    /// [`diffusers_balanced`], where it has a device for every component and the arenas fit as well.
     fn diffusers_balanced(&self) -> Result<Option<Vec<usize>>> {
         if let Some((component, _)) = self.components.iter().zip(&self.named).find(|(_, named)| named.is_some()) {
             return Err(Error::input(format!("the {} has a device by name", component.name))
@@ -338,8 +329,19 @@ impl<'a> Search<'a> {
         };
         let networks: Vec<Network> = self.components.iter().map(network).collect();
         let placed = diffusers_balanced(&networks, self.devices)?;
-        let index = |id: Option<DeviceId>| self.devices.iter().position(|device| Some(device.id) == id);
-        let placement: Vec<Option<usize>> = placed.into_iter().map(index).collect();
+        let device = |place: &Option<Upstream>| match place {
+            Some(Upstream::Device(device)) => Some(*device),
+            _ => None,
+        };
+        let placement: Vec<Option<usize>> = placed.iter().map(device).collect();
+        if let Some(visitor) = placement.iter().position(Option::is_none) {
+            let why = format!(
+                "diffusers would run the {} from the host; diffusers asks one device and no other, then copies the \
+                 weights from the host in every step",
+                self.components[visitor].name
+            );
+            return Err(refuse_diffusers(&why, self.devices));
+        }
         let loads = self.loads(&placement);
         Ok(self.fits(&loads).then(|| placement.into_iter().flatten().collect()))
     }

@@ -348,7 +348,7 @@ impl<'a> Trial<'a> {
                 (1, decoder.visitors)
             }
         };
-        // Before the ledgers begin anew: the section that the walk ended in is still open.
+        // Before the ledgers are emptied.
         let (mut sections, carried) = recorder.finish();
         let costs = dry.iter().zip(take()).zip(&kept).map(|(((device, _), work), keep)| {
             let cost = Cost {

@@ -59,28 +59,46 @@ impl Cpu {
     }
 }
 
-/// How long one of the three measurements goes on once it has its calls.
+/// How long one of the measurements goes on once it has its calls.
 const PATIENCE: Duration = Duration::from_millis(60);
 /// Calls that a measurement needs: the first one touches fresh memory and wakes the cores.
 const CALLS: usize = 3;
 
-/// What long ops reach on a device's cores: a matrix product, a weighted sum that streams through memory, and a copy to
-/// the host. Takes a fifth of a second.
+/// What long ops reach on a device's cores: a matrix product and a convolution, a weighted sum that streams through
+/// memory, and a copy to the host. Takes a quarter of a second.
 pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
-    // The largest linear layers of Stable Diffusion 1.5 have these widths; enough rows for every core.
-    let (k, out, rows) = (1280, 1280, (256 * cpu.threads()).clamp(512, 8192));
+    // Layers of Stable Diffusion 1.5; enough images of 32x32 for every core.
+    let (wide, channels, side) = (1280, 320, 32);
+    let batch = (cpu.threads() / 4).clamp(1, 16);
+    let rows = batch * side * side;
     let stream = stream_bytes();
     let device = Device::new(DeviceId::CPU, cpu);
-    device.reserve(aligned(4 * rows * k) + aligned(4 * rows * out) + 2 * aligned(stream))?;
+    device.reserve(2 * aligned(4 * rows * wide) + 2 * aligned(stream))?;
     let backend: &dyn Backend = device.backend();
 
     let bytes = |elements: usize| 0.5_f32.to_le_bytes().repeat(elements);
-    let (mut x, mut y) = (device.alloc(4 * rows * k)?, device.alloc(4 * rows * out)?);
-    backend.write(&bytes(rows * k), &mut x)?;
-    let weight = Values::Data { dtype: DType::F32, bytes: &bytes(out * k) };
-    let weight = device.pack(Layer::Linear { out, k }, weight, None)?;
-    let linear = params::Linear { rows: rows as u32, out: out as u32, k: k as u32 };
+    let (mut x, mut y) = (device.alloc(4 * rows * wide)?, device.alloc(4 * rows * wide)?);
+    backend.write(&bytes(rows * wide), &mut x)?;
+    let pack =
+        |layer: Layer| device.pack(layer, Values::Data { dtype: DType::F32, bytes: &bytes(layer.elements().0) }, None);
+    let weight = pack(Layer::Linear { out: wide, k: wide })?;
+    let linear = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
     let product = fastest(|| backend.linear(linear, &x, &weight, &Epilogue::default(), &mut y))?;
+    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3 })?;
+    let conv2d = params::Conv2d {
+        batch: batch as u32,
+        height: side as u32,
+        width: side as u32,
+        channels: channels as u32,
+        out: channels as u32,
+        kernel: 3,
+        stride: 1,
+        padding: 1,
+        out_height: side as u32,
+        out_width: side as u32,
+    };
+    let convolution = fastest(|| backend.conv2d(conv2d, &x, &weight, &Epilogue::default(), &mut y))?;
+    let work = 2.0 * rows as f64 * (wide * wide + 9 * channels * channels) as f64;
 
     let elements = stream / 4;
     let (mut from, mut to) = (device.alloc(stream)?, device.alloc(stream)?);
@@ -91,7 +109,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let copying = fastest(|| backend.read(&to, &mut host))?;
 
     Ok(Rates {
-        flops: 2.0 * (rows * k * out) as f64 / product,
+        flops: work / (product + convolution),
         bandwidth: 2.0 * stream as f64 / streaming,
         link: stream as f64 / copying,
     })

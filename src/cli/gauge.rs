@@ -1,0 +1,138 @@
+//! How a run goes: pictures per second, how busy each device is, how long it will take, and what the start cost.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use sdshard::{backend::DeviceId, pipeline::Span};
+
+use super::progress::seconds;
+
+/// The figures of a run under way.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    started: Instant,
+    /// What reading the weights took.
+    load: Duration,
+    replicas: usize,
+    /// Time that each device worked for pictures that are done.
+    busy: Vec<(DeviceId, Duration)>,
+    /// Replicas that have finished a picture: caches are warm, pages and kernels are there.
+    warm: BTreeSet<usize>,
+    /// When all were, and how many pictures were done by then.
+    warmed_up: Option<(Duration, usize)>,
+    done: usize,
+    last: Duration,
+    /// Pictures per second that the plan says.
+    planned: f64,
+}
+
+impl Gauge {
+    /// Of a run that begins now, on `devices`, after `load`.
+    pub fn new(started: Instant, load: Duration, devices: Vec<DeviceId>, replicas: usize, planned: f64) -> Self {
+        let busy = devices.into_iter().map(|device| (device, Duration::ZERO)).collect();
+        let last = Duration::ZERO;
+        Self { started, load, replicas, busy, warm: BTreeSet::new(), warmed_up: None, done: 0, last, planned }
+    }
+
+    /// A picture of `replica` is done.
+    pub fn done(&mut self, replica: usize, spans: &[Span], now: Instant) {
+        self.done += 1;
+        self.last = now.saturating_duration_since(self.started);
+        for span in spans {
+            for (_, busy) in self.busy.iter_mut().filter(|(device, _)| span.devices.contains(device)) {
+                *busy += span.elapsed;
+            }
+        }
+        self.warm.insert(replica);
+        if self.warmed_up.is_none() && self.warm.len() == self.replicas {
+            self.warmed_up = Some((self.last, self.done));
+        }
+    }
+
+    /// What reading the weights took, in seconds.
+    pub fn load_seconds(&self) -> f64 {
+        self.load.as_secs_f64()
+    }
+
+    /// From the beginning until every replica had finished a picture, in seconds.
+    pub fn warm_up_seconds(&self) -> Option<f64> {
+        self.warmed_up.map(|(time, _)| time.as_secs_f64())
+    }
+
+    /// Pictures per second since then.
+    pub fn steady_images_per_second(&self) -> Option<f64> {
+        let (time, before) = self.warmed_up?;
+        let elapsed = self.last.saturating_sub(time).as_secs_f64();
+        (self.done > before && elapsed > 0.0).then(|| (self.done - before) as f64 / elapsed)
+    }
+
+    /// The share of the time in which each device worked for pictures that are done, in percent.
+    pub fn utilisation(&self) -> impl Iterator<Item = (DeviceId, f64)> {
+        let elapsed = self.last.as_secs_f64().max(f64::MIN_POSITIVE);
+        self.busy.iter().map(move |(device, busy)| (*device, (100.0 * busy.as_secs_f64() / elapsed).min(100.0)))
+    }
+
+    /// How long `left` more pictures take: at the rate seen, or before there is one at the plan's.
+    fn remaining(&self, left: usize, now: Instant) -> Duration {
+        let rate = self.steady_images_per_second().unwrap_or(self.planned).max(1e-9);
+        let since = now.saturating_duration_since(self.started).saturating_sub(self.last).as_secs_f64();
+        Duration::try_from_secs_f64((left as f64 / rate - since).max(0.0)).unwrap_or(Duration::MAX)
+    }
+
+    /// `3 of 8 done, 0.42/s, 12 s left; busy: cpu:0 97 %, cpu:1 42 %`.
+    pub fn line(&self, of: usize, now: Instant) -> String {
+        let rate = match self.steady_images_per_second() {
+            Some(rate) => format!(", {rate:.2}/s"),
+            None => String::new(),
+        };
+        let left = of.saturating_sub(self.done);
+        let remaining =
+            if left == 0 { String::new() } else { format!(", {} left", seconds(self.remaining(left, now))) };
+        let busy: Vec<_> = self.utilisation().map(|(device, percent)| format!("{device} {percent:.0} %")).collect();
+        let busy = if self.done == 0 { String::new() } else { format!("; busy: {}", busy.join(", ")) };
+        format!("{} of {of} done{rate}{remaining}{busy}", self.done)
+    }
+
+    /// What the start cost and how it went on.
+    pub fn closing_line(&self) -> String {
+        let steady = match (self.warm_up_seconds(), self.steady_images_per_second()) {
+            (Some(warm_up), Some(rate)) => format!(", {warm_up:.2} s to warm up, {rate:.2}/s after that"),
+            (Some(warm_up), None) => format!(", {warm_up:.2} s to the first of every replica"),
+            _ => String::new(),
+        };
+        format!("{:.2} s to load{steady}", self.load_seconds())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sdshard::{backend::DeviceKind, pipeline::Component};
+
+    use super::*;
+
+    #[test]
+    fn figures_leave_the_warm_up_out() {
+        let cpu = |index| DeviceId::new(DeviceKind::Cpu, index);
+        let started = Instant::now();
+        let at = |tenths: u64| started + Duration::from_millis(100 * tenths);
+        let span = |device: usize, tenths: u64| Span {
+            component: Component::Unet,
+            devices: vec![cpu(device)],
+            started,
+            elapsed: Duration::from_millis(100 * tenths),
+        };
+        let mut gauge = Gauge::new(started, Duration::from_secs(3), vec![cpu(0), cpu(1)], 2, 0.5);
+        assert_eq!(gauge.line(4, at(10)), "0 of 4 done, 7.00 s left");
+        gauge.done(0, &[span(0, 20)], at(20));
+        assert_eq!((gauge.warm_up_seconds(), gauge.steady_images_per_second()), (None, None));
+        gauge.done(1, &[span(1, 10), span(1, 10)], at(40));
+        gauge.done(0, &[span(0, 20)], at(50));
+        assert_eq!((gauge.warm_up_seconds(), gauge.steady_images_per_second()), (Some(4.0), Some(1.0)));
+        assert_eq!(gauge.line(4, at(55)), "3 of 4 done, 1.00/s, 0.50 s left; busy: cpu:0 80 %, cpu:1 40 %");
+        assert_eq!(gauge.closing_line(), "3.00 s to load, 4.00 s to warm up, 1.00/s after that");
+        gauge.done(1, &[span(1, 10)], at(60));
+        assert_eq!(gauge.line(4, at(70)), "4 of 4 done, 1.00/s; busy: cpu:0 67 %, cpu:1 50 %");
+    }
+}
