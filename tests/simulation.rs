@@ -347,17 +347,17 @@ fn plans_foresee_cuts_guidance_and_batches() {
                up_blocks = \"cuda:1\", conv_out = \"cuda:1\" } }";
     let split = "[components]\ntext_encoder = \"cuda:2\"\nvae = \"cuda:2\"\nunet = { negative = \"cuda:0\", positive = \
                  \"cuda:1\" }";
-    for (map, guided, n, most) in [
-        (cut, false, 1, 0.02),
+    for (map, waits, guided, n, most) in [
+        (cut, Waits::ForEach, false, 1, 0.02),
         // Who passes is counted less closely than who stays: requests meet at the devices in more orders.
-        (cut, false, 24, 0.05),
-        (split, true, 1, 0.02),
-        (split, true, 24, 0.02),
-        ("devices = [\"cuda:0\"]", true, 5, 0.02),
-        ("devices = [\"cuda:0\", \"cuda:2\"]\nreplicas = 2", true, 24, 0.02),
-        ("devices = [\"cuda:0\"]\nbatch = 4", false, 24, 0.02),
+        (cut, Waits::ForEach, false, 24, 0.05),
+        (split, Waits::ToRead, true, 1, 0.02),
+        (split, Waits::ToRead, true, 24, 0.02),
+        ("devices = [\"cuda:0\"]", Waits::ToRead, true, 5, 0.02),
+        ("devices = [\"cuda:0\", \"cuda:2\"]\nreplicas = 2", Waits::ToRead, true, 24, 0.02),
+        ("devices = [\"cuda:0\"]\nbatch = 4", Waits::ToRead, false, 24, 0.02),
     ] {
-        let world = World::with(&[1.0, 0.8, 1.0], Fusions::Native, Waits::ForEach, |_| Box::new(|_| None));
+        let world = World::with(&[1.0, 0.8, 1.0], Fusions::Native, waits, |_| Box::new(|_| None));
         let _here = world.clock.take_part();
         let scale = if guided { 7.5 } else { 1.0 };
         let requests: Vec<Request> = (0..n).map(|n| Request { guidance_scale: scale, ..long(n) }).collect();
