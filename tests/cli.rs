@@ -489,7 +489,13 @@ fn the_plan_as_json_has_the_documented_fields() {
             "replicas: list",
             "devices: list",
             "shared_weight_bytes: number",
+            "host_weight_bytes: number",
             "total_bytes: number",
+            "edges: list",
+            "seconds_per_image: number",
+            "images_per_second: number",
+            "reasons: list",
+            "rejected: list",
         ]
     );
     assert_eq!((&plan["width"], &plan["height"]), (&72.into(), &40.into()));

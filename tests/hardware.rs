@@ -280,7 +280,10 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     let parts = device.weight_bytes + device.activation_bytes + device.keep_bytes;
     assert_eq!(device.total_bytes(), parts + device.overhead_bytes);
     // A limit that leaves no room for the driver is too low, one that does is not.
-    let limit = |bytes: u64| plan_of(&format!("[max_memory]\n\"cuda:0\" = \"{}KiB\"", bytes.div_ceil(1024)));
+    let limit = |bytes: u64| {
+        let kib = bytes.div_ceil(1024);
+        plan_of(&format!("strategy = \"single\"\n[max_memory]\n\"cuda:0\" = \"{kib}KiB\""))
+    };
     assert!(limit(device.total_bytes()).is_ok());
     let message = limit(parts).unwrap_err().to_string();
     assert!(message.contains("the unet fits on no device"), "{message}");

@@ -167,7 +167,7 @@ fn every_shipped_map_resolves_where_its_devices_are() {
         let plan =
             Plan::resolve(&map, spec(), &largest(64), &devices).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(plan.images_per_second > 0.0 && plan.seconds_per_image > 0.0, "{name}");
-        assert_eq!(plan.reasons.is_empty(), false, "{name}");
+        assert!(!plan.reasons.is_empty(), "{name}");
     }
 }
 

@@ -74,6 +74,9 @@ impl Held {
     }
 }
 
+/// Devices, each with the one that stands for it.
+type Names = Vec<(DeviceId, DeviceId)>;
+
 /// Devices with bytes.
 pub type Bytes = Vec<(DeviceId, u64)>;
 
@@ -138,13 +141,8 @@ impl<'a> Costs<'a> {
 
     /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
     /// of all of that kind costs. Also gives these names.
-    fn ran(
-        &self,
-        component: Component,
-        place: &Place<DeviceId>,
-        batch: usize,
-    ) -> Result<(Rc<Ran>, Vec<(DeviceId, DeviceId)>)> {
-        let mut names: Vec<(DeviceId, DeviceId)> = Vec::new();
+    fn ran(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<Ran>, Names)> {
+        let mut names = Names::new();
         for id in place.devices() {
             let kind = self.kind(id);
             let before = names.iter().filter(|(known, _)| self.kind(*known) == kind).count();

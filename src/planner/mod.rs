@@ -1,9 +1,11 @@
 //! Which device holds what.
 
+mod candidates;
 pub mod choose;
 pub mod cuts;
 pub mod device_map;
 mod diffusers;
+mod edges;
 mod fields;
 pub mod figure;
 mod grammar;
