@@ -504,7 +504,10 @@ fn the_plan_as_json_has_the_documented_fields() {
         (plan["device_map"].to_string(), plan["replicas"][0]["placement"].to_string()),
         (map.into(), map.into())
     );
-    assert_eq!(fields(&plan["replicas"][0]), ["placement: object", "places: object", "in_flight: number", "batch: number"]);
+    assert_eq!(
+        fields(&plan["replicas"][0]),
+        ["placement: object", "places: object", "in_flight: number", "batch: number"]
+    );
     for name in ["text_encoder", "unet", "vae"] {
         let wanted = [
             "weight_bytes: number",

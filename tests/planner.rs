@@ -3,9 +3,7 @@
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
     planner::{
-        device_map::{
-            COMPONENTS, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, SHIPPED, Strategy,
-        },
+        device_map::{COMPONENTS, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy},
         plan::check_served,
     },
 };

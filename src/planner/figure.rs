@@ -86,8 +86,24 @@ pub fn svg(plan: &Plan) -> String {
     svg.text((MARGIN, svg.y), &format!("font-size=\"18\" font-weight=\"600\" fill=\"{INK}\""), &title);
     svg.y += 22.0;
     legend(&mut svg);
+    let mut column = 0;
     for (index, replica) in plan.replicas.iter().enumerate().take(REPLICAS) {
+        // Replicas of one device stand side by side.
+        if replica.placement.devices().len() == 1 {
+            if column == PER_ROW {
+                (svg.y, column) = (svg.y + BOX.1 + 42.0, 0);
+            }
+            alone(&mut svg, plan, index, replica, column);
+            column += 1;
+            continue;
+        }
+        if column > 0 {
+            (svg.y, column) = (svg.y + BOX.1 + 42.0, 0);
+        }
         replica_row(&mut svg, plan, index, replica);
+    }
+    if column > 0 {
+        svg.y += BOX.1 + 42.0;
     }
     if let more @ 1.. = plan.replicas.len().saturating_sub(REPLICAS) {
         let y = svg.y + 4.0;
@@ -117,12 +133,27 @@ fn legend(svg: &mut Svg) {
     svg.y += 14.0;
 }
 
+fn heading(index: usize, replica: &ReplicaPlan) -> String {
+    let requests = if replica.in_flight == 1 { "request" } else { "requests" };
+    format!("replica {index}: {} {requests} at once", replica.in_flight)
+}
+
+/// A replica of one device, in a column of its row.
+fn alone(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan, column: usize) {
+    let x = MARGIN + column as f64 * (BOX.0 + GAP);
+    let style = format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\"");
+    svg.text((x, svg.y + 22.0), &style, &heading(index, replica));
+    let id = replica.placement.devices()[0];
+    if let Some(device) = plan.devices.iter().find(|device| device.id == id) {
+        device_box(svg, device, (x, svg.y + 34.0), &components_on(replica, id));
+    }
+}
+
 /// The devices of one replica in rows of a few, and what goes between them.
 fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) {
     svg.y += 22.0;
-    let requests = if replica.in_flight == 1 { "request" } else { "requests" };
-    let heading = format!("replica {index}: {} {requests} at once", replica.in_flight);
-    svg.text((MARGIN, svg.y), &format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\""), &heading);
+    let style = format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\"");
+    svg.text((MARGIN, svg.y), &style, &heading(index, replica));
     let edges = joined(plan.edges.iter().filter(|edge| edge.replica == index));
     // Arrows run in the space above each row of boxes.
     let arrows = if edges.is_empty() { 12.0 } else { 20.0 + 13.0 * edges.len().min(6) as f64 };

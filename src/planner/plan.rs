@@ -13,6 +13,7 @@ use super::{
     hardware,
     layout::{Costs, Layout},
     predict::{Load, SAMPLES},
+    report::device_list,
     size::format_bytes,
     trial::{Largest, Trial},
 };
@@ -352,8 +353,7 @@ impl Reasons {
         let sentence = |(component, why, mut devices): (Component, String, Vec<DeviceId>)| {
             let mut seen = BTreeSet::new();
             devices.retain(|id| seen.insert(*id));
-            let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
-            format!("{} on {}: {why}", component.name(), devices.join(", "))
+            format!("{} on {}: {why}", component.name(), device_list(&devices))
         };
         self.0.into_iter().map(sentence).collect()
     }
