@@ -5,7 +5,7 @@ use sdshard::{
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::placement::{Place, Reside, Sections},
-    planner::{Largest, hardware, plan::Plan},
+    planner::{Largest, figure, hardware, plan::Plan},
 };
 use serde_json::{Map, Value, json};
 
@@ -34,6 +34,11 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     }
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
     let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
+    if let Some(path) = &args.svg {
+        std::fs::write(path, figure::svg(&plan)).map_err(|error| {
+            Error::input(format!("writing the picture of the plan to {}", path.display())).source(error)
+        })?;
+    }
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
 }
 

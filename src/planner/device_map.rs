@@ -28,14 +28,18 @@ pub const COMPONENTS: [&str; 3] = [Component::TextEncoder.name(), Component::Une
 const GUIDED: &str = "unet";
 
 /// The maps that come with sdshard: file name and text.
-pub const SHIPPED: [(&str, &str); 7] = [
+pub const SHIPPED: [(&str, &str); 11] = [
     ("balanced.toml", include_str!("../../device_maps/balanced.toml")),
     ("cpu-split.toml", include_str!("../../device_maps/cpu-split.toml")),
     ("guidance-split.toml", include_str!("../../device_maps/guidance-split.toml")),
+    ("low-memory.toml", include_str!("../../device_maps/low-memory.toml")),
+    ("mixed-vendors.toml", include_str!("../../device_maps/mixed-vendors.toml")),
     ("pool.toml", include_str!("../../device_maps/pool.toml")),
     ("replicas.toml", include_str!("../../device_maps/replicas.toml")),
+    ("replicas-max.toml", include_str!("../../device_maps/replicas-max.toml")),
     ("sharded-unet.toml", include_str!("../../device_maps/sharded-unet.toml")),
     ("single.toml", include_str!("../../device_maps/single.toml")),
+    ("two-gpus.toml", include_str!("../../device_maps/two-gpus.toml")),
 ];
 
 /// Where the components may live, and how.

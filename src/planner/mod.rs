@@ -5,6 +5,7 @@ pub mod cuts;
 pub mod device_map;
 mod diffusers;
 mod fields;
+pub mod figure;
 mod grammar;
 pub mod hardware;
 pub mod layout;

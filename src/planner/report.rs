@@ -7,31 +7,10 @@ use super::{
     plan::Plan,
     size::format_bytes,
 };
-use crate::{
-    backend::{DeviceId, device::class_in},
-    pipeline::placement::{Place, Reside, Sections},
-};
+use crate::backend::device::class_in;
 
 /// Lines of a list; how many more there are is said.
 const LINES: usize = 12;
-
-/// A place in short: `cuda:0`, `cuda:0 from host`, `cut over cuda:0, cuda:1`, `cuda:0 | cuda:1` with guidance split.
-pub(super) fn place_in_short(place: &Place<DeviceId>) -> String {
-    let route = |sections: &Sections<DeviceId>| {
-        let devices: Vec<String> = Place::Route(sections.clone()).devices().iter().map(ToString::to_string).collect();
-        let cut = if devices.len() > 1 { "cut over " } else { "" };
-        let from = match sections.reside {
-            Reside::Device => "",
-            Reside::Host => " from host memory",
-            Reside::Disk => " from disk",
-        };
-        format!("{cut}{}{from}", devices.join(", "))
-    };
-    match place {
-        Place::Route(sections) => route(sections),
-        Place::Guided { negative, positive } => format!("negative {} | positive {}", route(negative), route(positive)),
-    }
-}
 
 /// All of a list on lines of their own, or the first of it.
 fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Result {

@@ -75,7 +75,12 @@ pub(super) struct Scored {
 impl Scored {
     /// Whether it is better; of equals the one that came first stays.
     fn beats(&self, other: &Self, goal: Goal) -> bool {
-        let clearly = |a: f64, b: f64| a > b * (1.0 + 1e-6);
+        self.beats_by(other, goal, 1e-6)
+    }
+
+    /// The same, where only a difference above this part of the figure counts.
+    fn beats_by(&self, other: &Self, goal: Goal, part: f64) -> bool {
+        let clearly = |a: f64, b: f64| a > b * (1.0 + part);
         let (rate, other_rate) = (self.images_per_second, other.images_per_second);
         let (pace, other_pace) = (1.0 / self.seconds_per_image, 1.0 / other.seconds_per_image);
         let (first, second) = match goal {
@@ -88,6 +93,9 @@ impl Scored {
 
 /// The best candidate of each family.
 type Best = BTreeMap<Family, Scored>;
+
+/// A difference below this part of a figure is not worth a more intricate plan, and below what a prediction is good for.
+const HARDLY: f64 = 2e-3;
 
 /// Groups of more devices are searched for pools alone.
 const GROUP: usize = 8;
@@ -122,19 +130,21 @@ impl Search<'_> {
         let of = |families: &[Family]| {
             if one_replica { self.one(devices, families) } else { self.several(devices, families) }
         };
-        let mut best = of(&Family::ALL)?;
+        let mut mixed = of(&Family::ALL)?;
         let mut families = Best::new();
         for family in Family::ALL {
             if let Some(scored) = of(&[family])? {
                 families.insert(family, scored);
             }
         }
-        for scored in families.values_mut().chain(&mut best) {
+        // The sums over groups were estimates.
+        for scored in families.values_mut().chain(&mut mixed) {
             self.score_again(scored)?;
         }
-        // The sums over groups were estimates.
-        for scored in families.values() {
-            if best.as_ref().is_none_or(|best| scored.beats(best, self.goal)) {
+        let mut best: Option<Scored> = None;
+        for scored in families.values().chain(&mixed) {
+            // Simple things come first, and what is hardly better does not replace them.
+            if best.as_ref().is_none_or(|best| scored.beats_by(best, self.goal, HARDLY)) {
                 best = Some(scored.clone());
             }
         }
@@ -410,7 +420,8 @@ impl Group<'_> {
         let mut placement = Placement::<DeviceId>::default();
         for &id in self.devices {
             for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
-                let has = |component: Component| wish >> component as usize & 1 == 1;
+                let is_named = |component: Component| self.search.named.get(component).is_some();
+                let has = |component: Component| wish >> component as usize & 1 == 1 && !is_named(component);
                 let one = PerComponent::new(|component| match has(component) {
                     true => vec![self.search.whole(component, id)],
                     false => Vec::new(),
@@ -421,6 +432,11 @@ impl Group<'_> {
                     }
                     break;
                 }
+            }
+        }
+        for component in Component::ALL {
+            if let Some(named) = self.search.named.get(component) {
+                *get_mut(&mut placement, component) = named.clone();
             }
         }
         let auto = placement.unet.len();
