@@ -279,14 +279,11 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert_eq!((device.class.as_str(), device.overhead_bytes), ("cuda sm_86 f16", GIB / 2));
     let parts = device.weight_bytes + device.activation_bytes + device.keep_bytes;
     assert_eq!(device.total_bytes(), parts + device.overhead_bytes);
-    // A limit that leaves no room for the driver is too low, one that does is not.
-    let limit = |bytes: u64| {
-        let kib = bytes.div_ceil(1024);
-        plan_of(&format!("strategy = \"single\"\n[max_memory]\n\"cuda:0\" = \"{kib}KiB\""))
-    };
-    assert!(limit(device.total_bytes()).is_ok());
-    let message = limit(parts).unwrap_err().to_string();
-    assert!(message.contains("the unet fits on no device"), "{message}");
+    // A limit that leaves no room for the driver is too low for all the weights, one that does is not.
+    let limit = |bytes: u64| plan_of(&format!("[max_memory]\n\"cuda:0\" = \"{}KiB\"", bytes.div_ceil(1024)));
+    assert_eq!(limit(device.total_bytes()).unwrap().host_weight_bytes, 0);
+    let low = limit(parts).unwrap();
+    assert!(low.host_weight_bytes > 0 && low.devices[0].total_bytes() <= parts, "{low}");
 
     let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
     let message = plan("dtype = \"f16\"", &spec, &both).unwrap_err().to_string();

@@ -719,11 +719,12 @@ fn what_comes_later_is_refused_where_it_stands() {
     ] {
         check_served(&parse(served)).unwrap_or_else(|error| panic!("{served}\n{error}"));
     }
-    let message = check_served(&parse("[device.\"wgpu:0\"]\nadapter = 1")).unwrap_err().to_string();
+    let message = check_served(&parse("[device.\"wgpu:1\"]\nadapter = 0")).unwrap_err().to_string();
     assert!(
-        message.starts_with("map.toml:2:11: device.wgpu:0.adapter: this version drives no wgpu adapter"),
+        message.starts_with("map.toml:2:11: device.wgpu:1.adapter: this version drives no wgpu adapter"),
         "{message}"
     );
+    assert!(message.contains("leave out `adapter`"), "{message}");
 }
 
 #[test]

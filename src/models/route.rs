@@ -158,12 +158,16 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::next`], and if the device has no room.
     pub fn take(&self, x: Tensor) -> Result<Tensor> {
-        let from = self.here();
-        let device = self.next()?;
-        if let (Some(from), Some(to)) = (from, self.here()) {
+        let (from, to) =
+            (self.here(), self.stop(self.passed.get()).expect("a network goes by the sections that it lists"));
+        if let Some(from) = from {
             self.borders.carry(from, to, x.bytes());
         }
-        x.to(device)
+        // Before the border, where this request may have to wait.
+        let leaving = x.leave_for(self.route.at(to))?;
+        drop(x);
+        self.next()?;
+        leaving.arrive()
     }
 
     /// Sends `x` ahead to where `section` runs.
