@@ -171,12 +171,21 @@ impl Group<'_> {
         }
         let devices = self.devices.to_vec();
         let count = sections(Component::Unet, self.search.costs.trial.spec).len();
+        let mut pairs = Vec::new();
         for &negative in &devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
-                let place =
-                    Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
-                self.guided_with(place, &devices)?;
+                pairs.push((self.branch_at_least(negative)?.max(self.branch_at_least(positive)?), negative, positive));
             }
+        }
+        // The fastest first, so that those that cannot be better need no trial.
+        pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (least, negative, positive) in pairs {
+            if self.best.get(&Family::Guided).is_some_and(|best| best.seconds_per_image < least) {
+                break;
+            }
+            let place =
+                Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
+            self.guided_with(place, &devices)?;
         }
         let half = devices.len() / 2;
         // Halves are for UNets that no device holds.
@@ -192,6 +201,12 @@ impl Group<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What a branch of guidance takes on a device at the least: one text is more than a third of the work of two.
+    fn branch_at_least(&self, id: DeviceId) -> Result<f64> {
+        let costs = self.search.costs;
+        Ok(costs.calls as f64 * costs.whole(Component::Unet, id)?.seconds / 3.0)
     }
 
     fn guided_with(&mut self, place: Place<DeviceId>, ends: &[DeviceId]) -> Result<()> {
@@ -211,7 +226,7 @@ impl Group<'_> {
 
     /// The UNet cut over the group, with the text encoder and the VAE together on one of the devices.
     fn cut(&mut self) -> Result<()> {
-        if self.devices.len() < 2 || self.search.named.unet.is_some() {
+        if self.devices.len() < 2 || self.search.named.unet.is_some() || self.whole_is_better()? {
             return Ok(());
         }
         let count = self.devices.len();
@@ -234,6 +249,23 @@ impl Group<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a cut has nothing to win: for throughput where every device could be one of a pool, for latency where the
+    /// fastest holds the whole UNet. On a machine of two it is tried all the same, to say by how much it loses.
+    fn whole_is_better(&self) -> Result<bool> {
+        let search = self.search;
+        let mut whole = Vec::with_capacity(self.devices.len());
+        for id in self.devices {
+            let cost = search.costs.whole(Component::Unet, *id)?;
+            let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
+            whole.push((cost.seconds, bytes <= search.budgets[search.costs.index(*id)]));
+        }
+        Ok(match search.goal {
+            _ if search.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
+            Goal::Throughput => whole.iter().all(|(_, fits)| *fits),
+            Goal::Latency => whole.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).is_some_and(|(_, fits)| fits),
+        })
     }
 
     /// A cut has no more to give than the devices at full work; where something else comes near that, one example is
