@@ -583,32 +583,43 @@ mod tests {
         ("unet", 5_134_927_368),
     ];
 
+    /// A model, 1 for f16 or 2 for f32, GB of each device, and the map of diffusers.
+    type Row = (&'static [(&'static str, u64)], u64, &'static [u64], &'static str);
+
+    const DIFFUSERS: &[Row] = &[
+        (SD15_SAFE, 1, &[8, 8], "0: unet, vae; 1: safety_checker, text_encoder"),
+        (SD15_SAFE, 1, &[8, 24], "1: unet, vae; 0: safety_checker, text_encoder"),
+        (SD15_SAFE, 1, &[2, 1], "0: unet, vae; 1: safety_checker, text_encoder"),
+        (SD15_SAFE, 1, &[1, 1], "cpu: unet; 0: safety_checker; 1: text_encoder, vae"),
+        (SD15_SAFE, 1, &[8, 8, 8], "0: unet; 1: safety_checker; 2: text_encoder, vae"),
+        (SD15, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
+        (SD15, 1, &[8, 8, 8], "0: unet; 1: text_encoder; 2: vae"),
+        (SD21, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
+        (SDXL, 1, &[8, 8], "0: unet, vae; 1: text_encoder_2, text_encoder"),
+        (SDXL, 1, &[8, 24], "1: unet, vae; 0: text_encoder_2, text_encoder"),
+        (SDXL, 1, &[8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder, vae"),
+        (SDXL, 1, &[8, 8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder; 3: vae"),
+        (SDXL, 1, &[4, 4], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
+        (SDXL, 1, &[6, 1], "0: unet; cpu: text_encoder_2; 1: text_encoder, vae"),
+        // Here the UNet is nowhere.
+        (SDXL, 1, &[1, 1], "cpu: text_encoder_2; 0: text_encoder; 1: vae"),
+        (SDXL, 2, &[8, 8], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
+        (SDXL, 2, &[24, 24], "0: unet, vae; 1: text_encoder_2, text_encoder"),
+        (SD15_SAFE, 1, &[24], "0: unet, safety_checker, text_encoder, vae"),
+        (SDXL, 1, &[24], "0: unet, text_encoder_2, text_encoder, vae"),
+        (SD15, 1, &[], ""),
+    ];
+
+    /// Devices of so many GB.
+    fn of_gb(gb: &[u64]) -> Vec<DeviceBudget> {
+        let mut devices = devices(gb);
+        devices.iter_mut().zip(gb).for_each(|(device, gb)| device.bytes = gb * 1_000_000_000);
+        devices
+    }
+
     #[test]
     fn diffusers_map_is_that_of_diffusers() {
-        // The model, 1 for f16 or 2 for f32, GB of each device, and the map.
-        for (model, width, gb, expected) in [
-            (SD15_SAFE, 1, &[8, 8][..], "0: unet, vae; 1: safety_checker, text_encoder"),
-            (SD15_SAFE, 1, &[8, 24], "1: unet, vae; 0: safety_checker, text_encoder"),
-            (SD15_SAFE, 1, &[2, 1], "0: unet, vae; 1: safety_checker, text_encoder"),
-            (SD15_SAFE, 1, &[1, 1], "cpu: unet; 0: safety_checker; 1: text_encoder, vae"),
-            (SD15_SAFE, 1, &[8, 8, 8], "0: unet; 1: safety_checker; 2: text_encoder, vae"),
-            (SD15, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
-            (SD15, 1, &[8, 8, 8], "0: unet; 1: text_encoder; 2: vae"),
-            (SD21, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
-            (SDXL, 1, &[8, 8], "0: unet, vae; 1: text_encoder_2, text_encoder"),
-            (SDXL, 1, &[8, 24], "1: unet, vae; 0: text_encoder_2, text_encoder"),
-            (SDXL, 1, &[8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder, vae"),
-            (SDXL, 1, &[8, 8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder; 3: vae"),
-            (SDXL, 1, &[4, 4], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
-            (SDXL, 1, &[6, 1], "0: unet; cpu: text_encoder_2; 1: text_encoder, vae"),
-            // Here the UNet is nowhere.
-            (SDXL, 1, &[1, 1], "cpu: text_encoder_2; 0: text_encoder; 1: vae"),
-            (SDXL, 2, &[8, 8], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
-            (SDXL, 2, &[24, 24], "0: unet, vae; 1: text_encoder_2, text_encoder"),
-            (SD15_SAFE, 1, &[24], "0: unet, safety_checker, text_encoder, vae"),
-            (SDXL, 1, &[24], "0: unet, text_encoder_2, text_encoder, vae"),
-            (SD15, 1, &[], ""),
-        ] {
+        for &(model, width, gb, expected) in DIFFUSERS {
             let bytes: Vec<u64> = model.iter().map(|(_, bytes)| bytes * width).collect();
             let memory: Vec<u64> = gb.iter().map(|gb| gb * 1_000_000_000).collect();
             let map = diffusers_map(&bytes, &memory).into_iter().map(|(place, here)| {
@@ -623,13 +634,36 @@ mod tests {
     }
 
     #[test]
+    fn balanced_places_whatever_any_placement_holds() {
+        let mut found = [0, 0];
+        for &(model, width, gb, _) in DIFFUSERS.iter().filter(|(_, _, gb, _)| !gb.is_empty()) {
+            let components: Vec<_> = model.iter().map(|(name, bytes)| component(name, bytes * width, 0)).collect();
+            let devices = of_gb(gb);
+            // Every way to give each component a device, counted through.
+            let fits = (0..gb.len().pow(model.len() as u32)).any(|number| {
+                let mut held = vec![0; gb.len()];
+                for (i, (_, bytes)) in model.iter().enumerate() {
+                    held[number / gb.len().pow(i as u32) % gb.len()] += bytes * width;
+                }
+                held.iter().zip(&devices).all(|(held, device)| *held <= device.bytes)
+            });
+            let placed = super::place(Strategy::Balanced, &components, &vec![None; model.len()], &devices);
+            assert_eq!(
+                placed.is_ok(),
+                fits,
+                "{:?} in {gb:?} GB",
+                model.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+            );
+            found[usize::from(fits)] += 1;
+        }
+        assert!(found[0] >= 3 && found[1] >= 12, "both kinds of rows: {found:?}");
+    }
+
+    #[test]
     fn diffusers_balanced_explains_what_diffusers_would_do() {
         let place = |model: &[(&str, u64)], arena, gb: &[u64]| {
             let components: Vec<_> = model.iter().map(|(name, bytes)| component(name, *bytes, arena)).collect();
-            let mut devices = devices(gb);
-            for (device, gb) in devices.iter_mut().zip(gb) {
-                device.bytes = gb * 1_000_000_000;
-            }
+            let devices = of_gb(gb);
             super::place(Strategy::DiffusersBalanced, &components, &vec![None; model.len()], &devices)
         };
         assert_eq!(indices(&place(SDXL, 0, &[8, 8]).unwrap()), [0, 1, 1, 0]);
