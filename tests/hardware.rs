@@ -229,7 +229,7 @@ fn a_map_corrects_what_devices_say() {
     assert_eq!(budgets("[device.\"cpu:0\"]\nreserve = \"1GiB\""), [half - GIB, half]);
     assert_eq!(budgets("[device.\"cpu:1\"]\nmemory = \"40GiB\""), [half, 38 * GIB]);
     let cores = |facts: &str| on(facts).devices.iter().map(|device| device.cores.clone()).collect::<Vec<_>>();
-    assert_eq!(cores("[device.\"cpu:1\"]\ncores = \"1,3\""), [None, Some(vec![1, 3])]);
+    assert_eq!(cores("[device.\"cpu:1\"]\ncores = \"1,3\""), [Some(vec![0, 2]), Some(vec![1, 3])]);
     let whole = plan("[device.cpu]\ncores = \"2\"\nlike = \"t4\"", &spec, &machine).unwrap();
     assert_eq!(whole.devices[0].cores, Some(vec![2]));
 

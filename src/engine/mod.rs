@@ -23,7 +23,7 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, DeviceKind, Opening},
+    backend::{self, Device, DeviceId, Opening},
     error::{Error, Result, Scope},
     models::route::{Keeps, Route},
     pipeline::{
@@ -299,17 +299,13 @@ impl Engine {
     /// If the new plan cannot be loaded: then the old one stays.
     pub fn apply(&self, plan: &Plan) -> Result<()> {
         self.replace(plan, |loaded| {
-            let shares = |ids: &[DeviceId]| -> Vec<DeviceId> {
-                let mut shares: Vec<_> = ids.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
-                shares.sort();
-                shares
-            };
-            let ids = ids(plan);
-            // Who else has a share of the cores decides about each share.
-            let same_shares = shares(&ids) == shares(&self::ids(&loaded.plan));
             let lost = loaded.crew.gates.lost();
-            let stays =
-                |id: DeviceId| ids.contains(&id) && !lost.contains(&id) && (id.kind != DeviceKind::Cpu || same_shares);
+            // The same device on other cores is another one.
+            let now = openings(&loaded.plan);
+            let stays = |id: DeviceId| {
+                let same = |opening: &Opening| opening.id == id && now.contains(opening);
+                !lost.contains(&id) && openings(plan).iter().any(same)
+            };
             let mut devices = loaded.crew.devices.clone();
             devices.retain(|device| stays(device.id()));
             let is_here = |id: &DeviceId| devices.iter().any(|device| device.id() == *id);

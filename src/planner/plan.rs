@@ -52,7 +52,7 @@ pub struct DevicePlan {
     pub id: DeviceId,
     /// Its numerics class.
     pub class: String,
-    /// The cores that the map names for it, if it does.
+    /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
     pub cores: Option<Vec<usize>>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
@@ -187,6 +187,11 @@ impl Plan {
         facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
     ) -> Result<Self> {
         let trial = costs.trial;
+        let cores = |info: &DeviceInfo| {
+            let named = facts.get(&info.id).is_some_and(|facts| facts.value.cores.is_some());
+            let bound = info.id.kind == DeviceKind::Cpu && (named || info.id.index.is_some());
+            bound.then(|| info.allowed_cores.clone())
+        };
         let mut load = costs.load(layouts)?;
         let prediction = load.predict(SAMPLES);
         let held = costs.held(layouts)?.into_iter().zip(&prediction.idle_share);
@@ -194,7 +199,7 @@ impl Plan {
             .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
-                cores: facts.get(&info.id).and_then(|facts| facts.value.cores.clone()).map(|cores| cores.value),
+                cores: cores(info),
                 budget_bytes,
                 overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
