@@ -59,7 +59,7 @@ struct Cli {
 enum Command {
     /// Show which device would hold what, and how much, without reading a weight
     Plan(PlanArgs),
-    /// List the devices of this machine
+    /// List the devices of this machine, and measure anew how fast they are
     Devices(DevicesArgs),
     /// Measure how fast pictures are made here
     Bench(BenchArgs),

@@ -156,7 +156,26 @@ impl Plan {
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
         (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
+        plan.check_host(devices)?;
         Ok(plan)
+    }
+
+    /// Refuses a plan whose weights do not fit in the host's memory beside what the CPU's devices hold; on a described
+    /// machine without a CPU that is not known.
+    fn check_host(&self, devices: &[DeviceInfo]) -> Result<()> {
+        let Some(host) = devices.iter().find(|device| device.id == DeviceId::CPU) else { return Ok(()) };
+        let on_cpu = self.devices.iter().filter(|device| device.id.kind == DeviceKind::Cpu);
+        let needed = self.host_weight_bytes + on_cpu.map(|device| self.held_bytes(device)).sum::<u64>();
+        let needed = needed + self.shared_weight_bytes.unwrap_or(0);
+        if self.host_weight_bytes == 0 || needed <= host.free_bytes {
+            return Ok(());
+        }
+        let (needed, rest) = (format_bytes(needed), format_bytes(self.host_weight_bytes));
+        Err(Error::input(format!(
+            "the plan does not fit in the host's memory: needs {needed}, {rest} of it for weights"
+        ))
+        .found(format!("{} may be used", format_bytes(host.free_bytes)))
+        .hint("reside = \"disk\" for a component"))
     }
 
     /// Refuses a plan in which devices of different numerics classes run the same component, if the map wants that.
@@ -286,12 +305,16 @@ impl Plan {
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        let held = |device: &DevicePlan| match self.shared_weight_bytes {
+        let held = self.devices.iter().map(|device| self.held_bytes(device)).sum::<u64>();
+        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
+    }
+
+    /// What a device holds, without weights that it shares.
+    fn held_bytes(&self, device: &DevicePlan) -> u64 {
+        match self.shared_weight_bytes {
             Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
             _ => device.total_bytes(),
-        };
-        let held = self.devices.iter().map(held).sum::<u64>();
-        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
+        }
     }
 
     /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
