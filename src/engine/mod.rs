@@ -196,7 +196,8 @@ impl Engine {
     fn begin(&self, plan: &Plan, prepared: Prepared, before: Loaded) -> (Loaded, Result<()>) {
         let Prepared { crew, pipelines, mut slots } = prepared;
         let replicas = plan.replicas.iter().map(|replica| (replica.placement.devices(), replica.in_flight));
-        let workers = self.core.queue.open(replicas.collect());
+        let batch = plan.replicas.iter().map(|replica| replica.batch).max().unwrap_or(1);
+        let workers = self.core.queue.open(replicas.collect(), batch);
         self.dismiss(before.workers);
         let mut loaded = Loaded { plan: plan.clone(), crew, pipelines, workers: Vec::with_capacity(workers.len()) };
         let mut outcome = Ok(());
