@@ -369,7 +369,9 @@ fn a_batch_fills_from_the_list_and_draws_what_each_draws_alone() {
         .generate((0..8).map(request), |index, event| {
             if let Event::Done(picture) = event {
                 let picture = picture?;
-                loops.extend(picture.spans.iter().filter(|s| s.component == Component::Unet).map(|span| span.started));
+                loops.extend(
+                    picture.spans.iter().filter(|s| s.component == sdshard::Component::Unet).map(|span| span.started),
+                );
                 got[index] = Some(look(&picture));
             }
             Ok(())
