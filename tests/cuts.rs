@@ -229,3 +229,26 @@ fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
     assert_eq!(peaks(&lanes), peaks(&dry), "a lane holds what the arena of a request alone holds");
     assert_eq!(peaks(&shared), [0; 3], "and the devices' own arenas hold nothing");
 }
+
+#[test]
+fn a_walk_that_is_given_up_takes_no_weights_from_others() {
+    let model = model();
+    let count = sections(Component::TextEncoder, &model.spec).len();
+    let cut = count / 2;
+    let devices = devices();
+    let pattern: Vec<usize> = (0..count).map(|i| usize::from(i >= cut)).collect();
+    let from = From::Files(Reside::Host);
+    let weights = from.weights(&model, Component::TextEncoder);
+    let source = Source { ahead: Ahead::Caller, ..from.source(route(&devices, &pattern)) };
+    let encoder = load_text_encoder(weights, &model.spec, &source).unwrap();
+    let (first, second) = (encoder.walk(&Open), encoder.walk(&Open));
+    (0..=cut).for_each(|_| drop(second.next().unwrap()));
+    (0..cut).for_each(|_| drop(first.next().unwrap()));
+    let here = devices[1].weight_bytes();
+    assert!(here > 0 && devices[0].weight_bytes() > 0);
+    // It stands in the last section of its device, and the other in the first of the next.
+    drop(first);
+    assert_eq!((devices[0].weight_bytes(), devices[1].weight_bytes()), (0, here));
+    drop(second);
+    assert_eq!(devices[1].weight_bytes(), 0, "what visits leaves");
+}

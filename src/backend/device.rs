@@ -250,6 +250,11 @@ impl Device {
         Ok(self.backend().fetch(resting)?.charged_to(&self.0.weights))
     }
 
+    /// Bytes of packed weights that are here now.
+    pub fn weight_bytes(&self) -> usize {
+        self.0.weights.live()
+    }
+
     /// The most bytes of packed weights that were ever here at one time. Weights that devices share count where they
     /// were packed.
     pub fn weight_peak_bytes(&self) -> usize {

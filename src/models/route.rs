@@ -146,11 +146,17 @@ impl<'a> Walk<'a> {
         self.passed.set(self.passed.get() + 1);
         if let Some(visitors) = self.visitors {
             visitors.arrive(section)?;
-            if let Some(next) = self.stop(self.passed.get()).filter(|&next| self.route.at(next) == device) {
+            if let Some(next) = self.next_here() {
                 visitors.expect(next)?;
             }
         }
         Ok(device)
+    }
+
+    /// The next section, if it is on the same device.
+    fn next_here(&self) -> Option<usize> {
+        let here = self.here()?;
+        self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
     /// Goes to the next section and takes `x` along.
@@ -184,10 +190,11 @@ impl<'a> Walk<'a> {
 
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
-        if let Some(visitors) = self.visitors {
-            // Where it stands and what was expected there.
-            let last = self.here().into_iter().chain(self.here().and_then(|_| self.stop(self.passed.get())));
-            last.for_each(|section| visitors.depart(section));
+        let (Some(visitors), Some(here)) = (self.visitors, self.here()) else { return };
+        // Where it stands, and what was expected there. Elsewhere others may be at work.
+        visitors.depart(here);
+        if let Some(next) = self.next_here() {
+            visitors.depart(next);
         }
     }
 }
