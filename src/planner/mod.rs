@@ -1,6 +1,7 @@
 //! Which device holds what.
 
 mod candidates;
+mod check;
 pub mod choose;
 pub mod cuts;
 pub mod device_map;
