@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{message_of, sdshard, succeeds};
+use common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, dry::Rules},
     models::spec::ModelSpec,
@@ -13,7 +13,6 @@ use sdshard::{
     weights::ModelFiles,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const GIB: u64 = 1 << 30;
 
@@ -28,74 +27,6 @@ fn devices(text: &str) -> Vec<DeviceInfo> {
 /// A machine with one CPU of four cores and no other device.
 fn four_cores() -> Vec<DeviceInfo> {
     devices("[device.cpu]\nmemory = \"16GiB\"\ncores = \"0-3\"\nflops = 4e11\nbandwidth = \"40GB/s\"")
-}
-
-/// The configs of Stable Diffusion 1.5 or 2.1, and nothing else.
-fn model(version: &str, with_safety_checker: bool) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
-    let cross = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"];
-    let cross_up = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"];
-    let (text, heads) = match version {
-        "1.5" => (
-            json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-                "hidden_act": "quick_gelu"}),
-            json!(8),
-        ),
-        _ => (
-            json!({"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
-                "hidden_act": "gelu"}),
-            json!([5, 10, 20, 20]),
-        ),
-    };
-    let checker = if with_safety_checker {
-        json!(["stable_diffusion", "StableDiffusionSafetyChecker"])
-    } else {
-        json!([null, null])
-    };
-    for (path, value) in [
-        (
-            "model_index.json",
-            json!({
-                "_class_name": "StableDiffusionPipeline", "feature_extractor": ["transformers", "CLIPImageProcessor"],
-                "safety_checker": checker, "scheduler": ["diffusers", "PNDMScheduler"],
-                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-            }),
-        ),
-        ("text_encoder/config.json", text.clone()),
-        (
-            "unet/config.json",
-            json!({
-                "sample_size": 64, "attention_head_dim": heads, "cross_attention_dim": text["hidden_size"],
-                "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "down_block_types": cross,
-                "up_block_types": cross_up, "use_linear_projection": version != "1.5",
-            }),
-        ),
-        (
-            "vae/config.json",
-            json!({
-                "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
-                "down_block_types": down, "up_block_types": up,
-            }),
-        ),
-        ("scheduler/scheduler_config.json", json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true})),
-        (
-            "safety_checker/config.json",
-            json!({
-                "projection_dim": 768,
-                "vision_config": {
-                    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-                    "patch_size": 14, "image_size": 224,
-                },
-            }),
-        ),
-    ] {
-        let path = folder.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, value.to_string()).unwrap();
-    }
-    folder
 }
 
 fn spec(folder: &Path) -> ModelSpec {
@@ -211,8 +142,7 @@ fn a_bad_file_of_devices_says_where_what_and_what_is_possible() {
         let error = hardware::parse(text, "machine.toml").unwrap_err();
         let message = error.to_string();
         assert_eq!(error.exit_code(), 2, "{message}");
-        assert!(message.starts_with(at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&message, at, says);
     }
     let message = hardware::read(Path::new("no/such.toml")).unwrap_err().to_string();
     assert!(message.starts_with("reading the devices in no/such.toml: ") && message.contains("rtx-3070"), "{message}");
@@ -220,7 +150,7 @@ fn a_bad_file_of_devices_says_where_what_and_what_is_possible() {
 
 #[test]
 fn a_map_corrects_what_devices_say() {
-    let folder = model("1.5", false);
+    let folder = stable_diffusion("1.5", false);
     let (spec, machine) = (spec(folder.path()), four_cores());
     let on = |facts: &str| plan(&format!("devices = [\"cpu:0\", \"cpu:1\"]\n{facts}"), &spec, &machine).unwrap();
     let budgets = |facts: &str| on(facts).devices.iter().map(|device| device.budget_bytes).collect::<Vec<_>>();
@@ -263,7 +193,7 @@ fn cores_that_a_device_is_given_are_those_it_is_opened_with() {
 
 #[test]
 fn gpus_store_halves_and_what_the_driver_takes_counts() {
-    let folder = model("1.5", false);
+    let folder = stable_diffusion("1.5", false);
     let spec = spec(folder.path());
     let machine = devices("[device.\"cuda:0\"]\nlike = \"rtx-3060-12gb\"");
     let weights = |dtype: &str| plan(dtype, &spec, &machine).unwrap().costs.unet.weight_bytes;
@@ -295,7 +225,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
 
 #[test]
 fn arithmetic_that_a_gpu_does_not_have_is_refused() {
-    let folder = model("1.5", false);
+    let folder = stable_diffusion("1.5", false);
     let spec = spec(folder.path());
     for (like, has_bf16) in [("t4", false), ("v100-16gb", false), ("a10", true), ("h100-sxm", true)] {
         let machine = devices(&format!("[device.\"cuda:0\"]\nlike = \"{like}\""));
@@ -312,7 +242,7 @@ fn arithmetic_that_a_gpu_does_not_have_is_refused() {
 
 #[test]
 fn weights_that_rest_on_the_host_have_to_fit_there() {
-    let folder = model("1.5", false);
+    let folder = stable_diffusion("1.5", false);
     let spec = spec(folder.path());
     let map =
         "[components]\nunet = { execute = \"cuda:0\", reside = \"host\" }\nvae = \"cuda:0\"\ntext_encoder = \"cuda:0\"";
@@ -328,7 +258,7 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
 
 #[test]
 fn a_decoder_that_overflows_f16_has_f32() {
-    let folder = model("1.5", false);
+    let folder = stable_diffusion("1.5", false);
     let mut spec = spec(folder.path());
     let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"");
     assert_eq!(plan("", &spec, &machine).unwrap().dtypes.vae, DType::F16);
@@ -353,7 +283,7 @@ fn diffusers_balanced_is_diffusers_placement_of_whole_models() {
         ("1.5", true, &[24], "unet cuda:0, text_encoder cuda:0, vae cuda:0"),
         ("2.1", false, &[24], "unet cuda:0, text_encoder cuda:0, vae cuda:0"),
     ] {
-        let folder = model(version, safe);
+        let folder = stable_diffusion(version, safe);
         let map = format!("strategy = \"diffusers-balanced\"\n{}", limits(gb));
         let plan =
             plan(&map, &spec(folder.path()), &machine).unwrap_or_else(|error| panic!("{version} {gb:?}\n{error}"));
@@ -364,7 +294,7 @@ fn diffusers_balanced_is_diffusers_placement_of_whole_models() {
 #[test]
 fn diffusers_balanced_counts_what_diffusers_counts() {
     // What the UNet leaves of a device is for the safety checker, to the byte: it has 607,963,176 in f16.
-    let folder = model("1.5", true);
+    let folder = stable_diffusion("1.5", true);
     let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
     for (dtype, size) in [("f16", 1), ("f32", 2)] {
         let (unet, rest) = (1_719_041_928 * size, (607_963_176 + 246_120_960) * size);
@@ -396,7 +326,7 @@ fn diffusers_balanced_counts_what_diffusers_counts() {
 
 #[test]
 fn what_diffusers_runs_from_the_host_visits_the_first_device() {
-    let folder = model("1.5", true);
+    let folder = stable_diffusion("1.5", true);
     let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
     let map = format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1]));
     let plan = plan(&map, &spec(folder.path()), &machine).unwrap();
@@ -419,7 +349,7 @@ fn diffusers_balanced_explains_itself_where_diffusers_would_fail() {
         ),
         ("2.1", "0.6GB", "diffusers would lose the unet"),
     ] {
-        let folder = model(version, false);
+        let folder = stable_diffusion(version, false);
         let map = format!("strategy = \"diffusers-balanced\"\ndtype = \"f32\"\n{}", limits(&[1, 1]));
         let map = map.replace("1GB", gb);
         let error = plan(&map, &spec(folder.path()), &machine).unwrap_err();
@@ -432,7 +362,7 @@ fn diffusers_balanced_explains_itself_where_diffusers_would_fail() {
 
 #[test]
 fn without_limits_diffusers_balanced_goes_by_free_memory_and_leaves_the_cpu_alone() {
-    let folder = model("1.5", true);
+    let folder = stable_diffusion("1.5", true);
     let spec = spec(folder.path());
     let machine = devices(
         "[device.cpu]\nmemory = \"256GiB\"\n[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n\
@@ -450,7 +380,7 @@ fn without_limits_diffusers_balanced_goes_by_free_memory_and_leaves_the_cpu_alon
 
 #[test]
 fn the_program_plans_from_configs_for_devices_that_are_not_here() {
-    let folder = model("1.5", true);
+    let folder = stable_diffusion("1.5", true);
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();

@@ -1,5 +1,8 @@
 //! Device maps good and bad: file, then message.
 
+mod common;
+
+use common::points_at;
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
     planner::{
@@ -289,8 +292,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("batch = 1\nbatch = 1", "map.toml:2:1: duplicate key", "2 | batch = 1"),
     ] {
         let message = message(text);
-        assert!(message.starts_with(at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&message, at, says);
     }
 }
 
@@ -483,8 +485,7 @@ fn a_bad_fact_says_where_what_and_what_is_possible() {
         ),
     ] {
         let message = message(text);
-        assert!(message.starts_with(at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&message, at, says);
     }
 }
 
@@ -563,8 +564,7 @@ fn a_bad_replica_says_where_what_and_what_is_possible() {
         ),
     ] {
         let message = message(text);
-        assert!(message.starts_with(at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&message, at, says);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The program, with none of the variables that change what it does.
@@ -53,6 +53,13 @@ pub fn message_of(output: Output, what: &str) -> String {
     message
 }
 
+/// Whether a message begins at the place that it is about, and says what it should.
+#[track_caller]
+pub fn points_at(message: &str, at: &str, says: &str) {
+    assert!(message.starts_with(at), "wanted: {at}\n{message}");
+    assert!(message.contains(says), "wanted: {says}\n{message}");
+}
+
 /// Where the small model with random weights is.
 pub fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-sd1")
@@ -73,6 +80,74 @@ pub fn copy_of_tiny() -> TempDir {
     }
     let folder = tempfile::tempdir().unwrap();
     copy(&tiny(), &folder.path().join("model"));
+    folder
+}
+
+/// The configs of Stable Diffusion 1.5 or 2.1, and nothing else.
+pub fn stable_diffusion(version: &str, with_safety_checker: bool) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
+    let cross = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"];
+    let cross_up = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"];
+    let (text, heads) = match version {
+        "1.5" => (
+            json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+                "hidden_act": "quick_gelu"}),
+            json!(8),
+        ),
+        _ => (
+            json!({"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+                "hidden_act": "gelu"}),
+            json!([5, 10, 20, 20]),
+        ),
+    };
+    let checker = if with_safety_checker {
+        json!(["stable_diffusion", "StableDiffusionSafetyChecker"])
+    } else {
+        json!([null, null])
+    };
+    for (path, value) in [
+        (
+            "model_index.json",
+            json!({
+                "_class_name": "StableDiffusionPipeline", "feature_extractor": ["transformers", "CLIPImageProcessor"],
+                "safety_checker": checker, "scheduler": ["diffusers", "PNDMScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+            }),
+        ),
+        ("text_encoder/config.json", text.clone()),
+        (
+            "unet/config.json",
+            json!({
+                "sample_size": 64, "attention_head_dim": heads, "cross_attention_dim": text["hidden_size"],
+                "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2, "down_block_types": cross,
+                "up_block_types": cross_up, "use_linear_projection": version != "1.5",
+            }),
+        ),
+        (
+            "vae/config.json",
+            json!({
+                "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+                "down_block_types": down, "up_block_types": up,
+            }),
+        ),
+        ("scheduler/scheduler_config.json", json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true})),
+        (
+            "safety_checker/config.json",
+            json!({
+                "projection_dim": 768,
+                "vision_config": {
+                    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                    "patch_size": 14, "image_size": 224,
+                },
+            }),
+        ),
+    ] {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, value.to_string()).unwrap();
+    }
     folder
 }
 
