@@ -5,19 +5,19 @@ mod common;
 
 use std::{fs, sync::OnceLock, time::Instant};
 
-use common::{sdshard, succeeds};
+use common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
     models::spec::ModelSpec,
     pipeline::{
         Component,
-        placement::{Place, Reside},
+        placement::{Place, Reside, each_once},
     },
     planner::{device_map::SHIPPED, figure, hardware},
     weights::ModelFiles,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// The hardware that the strategies are held to.
 const SETS: [(&str, &str); 4] = [
@@ -35,51 +35,9 @@ const SETS: [(&str, &str); 4] = [
 const EVERYTHING: &str = "[device.\"cuda:0\"]\nlike = \"rtx-3070\"\ncount = 2\n[device.\"wgpu:0\"]\nlike = \
                           \"radeon-780m\"\ncount = 2\n[device.cpu]\nmemory = \"32GiB\"";
 
-fn configs() -> [(&'static str, Value); 5] {
-    let cross = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"];
-    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
-    let cross_up = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"];
-    [
-        (
-            "model_index.json",
-            json!({
-                "_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "PNDMScheduler"],
-                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-            }),
-        ),
-        (
-            "text_encoder/config.json",
-            json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-                "hidden_act": "quick_gelu"}),
-        ),
-        (
-            "unet/config.json",
-            json!({"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768, "layers_per_block": 2,
-                "block_out_channels": [320, 640, 1280, 1280], "down_block_types": cross, "up_block_types": cross_up}),
-        ),
-        (
-            "vae/config.json",
-            json!({"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
-                "down_block_types": down, "up_block_types": up}),
-        ),
-        ("scheduler/scheduler_config.json", json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true})),
-    ]
-}
-
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (path, value) in configs() {
-        let path = folder.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, value.to_string()).unwrap();
-    }
-    folder
-}
-
 fn spec() -> &'static ModelSpec {
     static SPEC: OnceLock<ModelSpec> = OnceLock::new();
-    SPEC.get_or_init(|| ModelSpec::load(&ModelFiles::folder(folder().path()).unwrap()).unwrap())
+    SPEC.get_or_init(|| ModelSpec::load(&ModelFiles::folder(stable_diffusion("1.5", false).path()).unwrap()).unwrap())
 }
 
 fn devices(text: &str) -> Vec<DeviceInfo> {
@@ -103,12 +61,8 @@ fn plan(map: &str, devices: &[DeviceInfo]) -> Plan {
 /// the machine. `None` if it names more.
 fn for_machine(text: &str, devices: &[DeviceInfo]) -> Option<String> {
     let map = DeviceMap::parse(text, "shipped").unwrap();
-    let mut names: Vec<DeviceId> = map.devices.iter().map(|device| device.value).collect();
-    for (_, device) in map.placed_devices() {
-        if !names.contains(&device.value) {
-            names.push(device.value);
-        }
-    }
+    let listed = map.devices.iter().map(|device| device.value);
+    let names = each_once(listed.chain(map.placed_devices().map(|(_, device)| device.value)));
     if names.len() > devices.len() {
         return None;
     }
@@ -306,7 +260,7 @@ fn sixty_four_devices_are_planned_in_reasonable_time() {
 
 #[test]
 fn a_plan_says_all_that_programs_ask_for_and_draws_itself() {
-    let model = folder();
+    let model = stable_diffusion("1.5", false);
     let machine = model.path().join("machine.toml");
     fs::write(&machine, SETS[0].1).unwrap();
     let svg = model.path().join("plan.svg");

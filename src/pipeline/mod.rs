@@ -33,6 +33,7 @@ pub use image::Image;
 pub use latents::Latents;
 pub use metadata::Metadata;
 pub use model::Model;
+use placement::each_once;
 use stages::{Branch, Features};
 pub use texts::TextCache;
 
@@ -89,6 +90,15 @@ impl<T> PerComponent<T> {
             Component::TextEncoder => &self.text_encoder,
             Component::Unet => &self.unet,
             Component::Vae => &self.vae,
+        }
+    }
+
+    /// One of them, to be changed.
+    pub fn get_mut(&mut self, component: Component) -> &mut T {
+        match component {
+            Component::TextEncoder => &mut self.text_encoder,
+            Component::Unet => &mut self.unet,
+            Component::Vae => &mut self.vae,
         }
     }
 
@@ -157,13 +167,8 @@ impl Picture {
 
     /// The devices that a component used, in order; none if it did nothing.
     pub fn devices(&self, component: Component) -> Vec<DeviceId> {
-        let mut devices = Vec::new();
-        for device in self.spans.iter().filter(|span| span.component == component).flat_map(|span| &span.devices) {
-            if !devices.contains(device) {
-                devices.push(*device);
-            }
-        }
-        devices
+        let here = self.spans.iter().filter(|span| span.component == component);
+        each_once(here.flat_map(|span| span.devices.iter().copied()))
     }
 }
 

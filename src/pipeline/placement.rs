@@ -68,13 +68,7 @@ impl<D: Clone + PartialEq> Place<D> {
 
     /// Every device that it uses, each once, in the order of first use.
     pub fn devices(&self) -> Vec<D> {
-        let mut devices = Vec::new();
-        for device in self.routes().into_iter().flat_map(|route| &route.devices) {
-            if !devices.contains(device) {
-                devices.push(device.clone());
-            }
-        }
-        devices
+        each_once(self.routes().into_iter().flat_map(|route| route.iter().cloned()))
     }
 
     /// Whether it is one network cut over several devices: with several requests under way, each passes from device to
@@ -102,12 +96,17 @@ impl<D: Clone + PartialEq> Place<D> {
 impl<D: Clone + PartialEq> PerComponent<Vec<Place<D>>> {
     /// Every device that any component uses, each once, in the order of first use.
     pub fn devices(&self) -> Vec<D> {
-        let mut devices = Vec::new();
-        for device in self.iter().flat_map(|(_, places)| places).flat_map(Place::devices) {
-            if !devices.contains(&device) {
-                devices.push(device);
-            }
-        }
-        devices
+        each_once(self.iter().flat_map(|(_, places)| places).flat_map(Place::devices))
     }
+}
+
+/// Each of `items` once, in the order of first use.
+pub fn each_once<T: PartialEq>(items: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut once = Vec::new();
+    for item in items {
+        if !once.contains(&item) {
+            once.push(item);
+        }
+    }
+    once
 }

@@ -15,7 +15,7 @@ use crate::{
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement, Reside, Sections},
+        placement::{Place, Reside, Sections},
     },
 };
 
@@ -135,7 +135,7 @@ impl Group<'_> {
 
     /// Each device has as many components as it holds, the UNet before the others.
     fn dense(&mut self) -> Result<()> {
-        let mut placement = Placement::<DeviceId>::default();
+        let mut placement = self.search.named_only();
         for &id in self.devices {
             for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
                 let is_named = |component: Component| self.search.named.get(component).is_some();
@@ -146,15 +146,10 @@ impl Group<'_> {
                 });
                 if self.search.fits(&self.search.layout(one.clone(), 2))? {
                     for component in Component::ALL {
-                        get_mut(&mut placement, component).extend(one.get(component).iter().cloned());
+                        placement.get_mut(component).extend(one.get(component).iter().cloned());
                     }
                     break;
                 }
-            }
-        }
-        for component in Component::ALL {
-            if let Some(named) = self.search.named.get(component) {
-                *get_mut(&mut placement, component) = named.clone();
             }
         }
         let auto = placement.unet.len();
@@ -357,12 +352,7 @@ impl Group<'_> {
             [Component::Unet, Component::Vae, Component::TextEncoder],
             [Component::Vae, Component::Unet, Component::TextEncoder],
         ] {
-            let mut placement = Placement::<DeviceId>::default();
-            for component in Component::ALL {
-                if let Some(named) = self.search.named.get(component) {
-                    *get_mut(&mut placement, component) = named.clone();
-                }
-            }
+            let mut placement = self.search.named_only();
             for component in order {
                 if self.search.named.get(component).is_some() {
                     continue;
@@ -385,11 +375,11 @@ impl Group<'_> {
                     choices.push(Place::Route(route));
                 }
                 for place in choices {
-                    *get_mut(&mut placement, component) = vec![place];
+                    *placement.get_mut(component) = vec![place];
                     if self.search.fits(&self.search.single(placement.clone()))? {
                         break;
                     }
-                    get_mut(&mut placement, component).clear();
+                    placement.get_mut(component).clear();
                 }
             }
             self.consider(Family::Cut, self.search.single(placement))?;
@@ -502,11 +492,3 @@ impl Group<'_> {
 
 /// What a layout looks like without the numbers of its devices.
 type Looks = Vec<(usize, u64, usize)>;
-
-fn get_mut<T>(per: &mut PerComponent<T>, component: Component) -> &mut T {
-    match component {
-        Component::TextEncoder => &mut per.text_encoder,
-        Component::Unet => &mut per.unet,
-        Component::Vae => &mut per.vae,
-    }
-}

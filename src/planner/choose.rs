@@ -150,8 +150,7 @@ fn by_bytes(
     budgets: &[u64],
     named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
 ) -> Result<Chosen> {
-    let mut left: Vec<DeviceBudget> =
-        devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect();
+    let mut left = device_budgets(costs, devices, budgets);
     // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
     let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
     for (component, places) in named.iter() {
@@ -239,6 +238,15 @@ fn component_size(costs: &Costs, component: Component, devices: &[DeviceId]) -> 
         Ok((*id, Size { weight_bytes, activation_bytes, keep_bytes }))
     };
     Ok(ComponentSize { name: component.name().to_string(), on: devices.iter().map(size).collect::<Result<_>>()? })
+}
+
+fn component_sizes(costs: &Costs, devices: &[DeviceId]) -> Result<Vec<ComponentSize>> {
+    Component::ALL.into_iter().map(|component| component_size(costs, component, devices)).collect()
+}
+
+/// What each of `devices` may hold.
+fn device_budgets(costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Vec<DeviceBudget> {
+    devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect()
 }
 
 /// What the fullest device holds.
@@ -415,8 +423,7 @@ fn significant(value: f64) -> String {
 
 /// That a device does not hold the whole pipeline, and by how many bytes.
 fn too_small(costs: &Costs, id: DeviceId, budgets: &[u64]) -> Result<Option<Rejected>> {
-    let sizes = Component::ALL.into_iter().map(|component| component_size(costs, component, &[id]));
-    let sizes = sizes.collect::<Result<Vec<_>>>()?;
+    let sizes = component_sizes(costs, &[id])?;
     let needed = strategies::needed_bytes(sizes.iter().filter_map(|size| size.on.get(&id)).copied());
     let budget = budgets[costs.index(id)];
     Ok((needed > budget).then(|| Rejected {
@@ -437,12 +444,10 @@ fn nothing_fits(
     budgets: &[u64],
     named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
 ) -> Error {
-    let left: Vec<DeviceBudget> =
-        devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect();
+    let left = device_budgets(costs, devices, budgets);
     let wish = |component: &Component| named.get(*component).as_ref().and_then(|places| resident(&places[0]));
     let wishes: Vec<Option<DeviceId>> = Component::ALL.iter().map(wish).collect();
-    let sizes = Component::ALL.into_iter().map(|component| component_size(costs, component, devices));
-    match sizes.collect::<Result<Vec<_>>>().map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
+    match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
         Err(error) | Ok(Err(error)) => error,
         Ok(Ok(_)) => Error::input("no placement fits beside what the map names")
             .hint("fewer [components], a smaller in_flight, or a smaller picture"),

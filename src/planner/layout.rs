@@ -11,12 +11,12 @@ use super::{
     trial::{Ran, Trial},
 };
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo},
+    backend::{DeviceId, DeviceInfo},
     error::Result,
     pipeline::{
-        Component, PerComponent,
+        Component,
         model::sections,
-        placement::{Place, Placement, Reside, Sections},
+        placement::{Place, Placement, Reside, Sections, each_once},
     },
     scheduler::schedule,
 };
@@ -38,13 +38,7 @@ pub struct Layout {
 impl Layout {
     /// The devices of one component, each once.
     pub fn devices_of(&self, component: Component) -> Vec<DeviceId> {
-        let mut devices = Vec::new();
-        for device in self.placement.get(component).iter().flat_map(Place::devices) {
-            if !devices.contains(&device) {
-                devices.push(device);
-            }
-        }
-        devices
+        each_once(self.placement.get(component).iter().flat_map(Place::devices))
     }
 
     /// Whether requests pass this UNet device by device, so that several are inside at once. A request that has the
@@ -93,7 +87,6 @@ pub(super) struct Costs<'a> {
     pub trial: &'a Trial<'a>,
     /// UNet calls of one request.
     pub calls: usize,
-    dtypes: PerComponent<Option<DType>>,
     /// For each device the first one that is like it.
     kinds: Vec<usize>,
     tables: RefCell<BTreeMap<Component, Rc<Vec<Section>>>>,
@@ -102,7 +95,7 @@ pub(super) struct Costs<'a> {
 }
 
 impl<'a> Costs<'a> {
-    pub fn new(trial: &'a Trial<'a>, dtypes: PerComponent<Option<DType>>) -> Result<Self> {
+    pub fn new(trial: &'a Trial<'a>) -> Result<Self> {
         let (spec, largest) = (trial.spec, trial.largest);
         let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
         let alike = |a: &DeviceInfo, b: &DeviceInfo| {
@@ -111,7 +104,7 @@ impl<'a> Costs<'a> {
         };
         let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
         let kinds = trial.devices.iter().map(first).collect();
-        Ok(Self { trial, calls, dtypes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
+        Ok(Self { trial, calls, kinds, tables: RefCell::default(), wholes: RefCell::default() })
     }
 
     /// The number of a device.
@@ -235,7 +228,7 @@ impl<'a> Costs<'a> {
         let count = sections(component, self.trial.spec).len();
         let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
         let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
-        let trial = Trial::new(self.trial.spec, &devices, self.trial.largest, self.dtypes)?;
+        let trial = Trial::new(self.trial.spec, &devices, self.trial.largest, self.trial.dtypes)?;
         let route: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let costs = trial.cost(component, &Place::Route(route.into()))?;
         Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())

@@ -25,7 +25,7 @@ use crate::{
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement, Reside},
+        placement::{Place, Placement, Reside, each_once},
     },
 };
 
@@ -125,18 +125,13 @@ impl Plan {
         }
         let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let maps = map.replica_maps();
-        let mut usable: Vec<DeviceId> = Vec::new();
-        for id in maps.iter().map(|map| map.usable(&defaults)).collect::<Result<Vec<_>>>()?.concat() {
-            if !usable.contains(&id) {
-                usable.push(id);
-            }
-        }
+        let usable = each_once(maps.iter().map(|map| map.usable(&defaults)).collect::<Result<Vec<_>>>()?.concat());
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
         let trial = Trial::new(spec, &infos, largest, dtypes)?;
-        let costs = Costs::new(&trial, dtypes)?;
+        let costs = Costs::new(&trial)?;
         let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for map in &maps {
             let own = map.usable(&defaults)?;

@@ -342,7 +342,7 @@ impl Simulation<'_> {
 
     /// Gives the devices that are free to the requests that wait for them, the oldest first.
     fn settle(&mut self) {
-        let mut wanted = vec![false; self.held.len()];
+        let (from, mut wanted) = (self.seconds(), vec![false; self.held.len()]);
         for (&id, request) in &mut self.requests {
             if request.holds {
                 continue;
@@ -362,7 +362,6 @@ impl Simulation<'_> {
             let stretch = stretch(place);
             for (device, seconds) in &stretch.work {
                 self.held[*device] = true;
-                let from = self.now as f64 / TICKS_PER_SECOND;
                 let span = Span {
                     device: *device,
                     request: id,
@@ -406,8 +405,8 @@ impl Simulation<'_> {
                 _ => request.again -= 1,
             }
             if request.stage == stages.len() {
-                self.run.done[id] = now as f64 / TICKS_PER_SECOND;
                 done.push(request.replica);
+                self.run.done[id] = self.seconds();
                 self.requests.remove(&id);
             }
         }

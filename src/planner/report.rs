@@ -44,8 +44,9 @@ impl fmt::Display for Plan {
             "{:<13} {:<18} {:>10} {:>12} {:>10} {:>9}  numerics",
             "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
+        let device_map = self.device_map();
         for (component, cost) in self.costs.iter() {
-            let devices = device_list(&self.device_map()[component.name()]);
+            let devices = device_list(&device_map[component.name()]);
             let class = self.devices.iter().find(|device| device.components.contains(&component));
             writeln!(
                 f,

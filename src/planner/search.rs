@@ -1,6 +1,7 @@
 //! The strategies that know time: the most pictures per second, or the shortest time for one.
 //!
-//! `candidates` has the best replica on a group of devices. For throughput the devices are then dealt into groups so that the sum over the replicas is largest.
+//! `candidates` has the best replica on a group of devices. For throughput the devices are then dealt into groups so that
+//! the sum over the replicas is largest.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -124,9 +125,7 @@ impl Search<'_> {
     /// The best candidates over `devices`: of all, and of each family alone. One replica for latency; for throughput as
     /// many as are best, or one.
     pub fn run(&self, devices: &[DeviceId], one_replica: bool) -> Result<(Option<Scored>, Best)> {
-        let one_replica = one_replica
-            || self.goal == Goal::Latency
-            || Component::ALL.iter().any(|component| self.named.get(*component).is_some());
+        let one_replica = one_replica || self.goal == Goal::Latency || self.names_some();
         let of = |families: &[Family]| {
             if one_replica { self.one(devices, families) } else { self.several(devices, families) }
         };
@@ -258,9 +257,8 @@ impl Search<'_> {
     fn group(&self, devices: &[DeviceId]) -> Result<Rc<Searched>> {
         let key: Vec<(usize, u64)> =
             devices.iter().map(|id| (self.costs.kind(*id), self.budgets[self.costs.index(*id)])).collect();
-        let named = Component::ALL.iter().any(|component| self.named.get(*component).is_some());
         let known = self.known.borrow().get(&key).cloned();
-        if let Some(known) = known.filter(|known| !named || known.0 == devices) {
+        if let Some(known) = known.filter(|known| !self.names_some() || known.0 == devices) {
             if known.0 == devices {
                 return Ok(known);
             }
@@ -276,6 +274,16 @@ impl Search<'_> {
         let found = Rc::new((devices.to_vec(), Group::best_of(self, devices)?));
         self.known.borrow_mut().insert(key, found.clone());
         Ok(found)
+    }
+
+    /// Whether the map places a component.
+    fn names_some(&self) -> bool {
+        self.named.iter().any(|(_, places)| places.is_some())
+    }
+
+    /// The places that the map names, and none for the rest.
+    pub fn named_only(&self) -> Placement<DeviceId> {
+        PerComponent::new(|component| self.named.get(component).clone().unwrap_or_default())
     }
 
     /// All of a component on one device.

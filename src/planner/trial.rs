@@ -216,7 +216,7 @@ pub(super) struct Trial<'a> {
     pub largest: &'a Largest,
     pub schedule: Schedule,
     /// The type of each component's weights; `None` is what suits the device.
-    dtypes: PerComponent<Option<DType>>,
+    pub dtypes: PerComponent<Option<DType>>,
     /// What was tried already: resolving a map asks for the same places several times.
     known: RefCell<HashMap<Key, Rc<Ran>>>,
 }
