@@ -31,7 +31,7 @@ pub struct Encoded {
 /// The tokenizer of one model.
 #[derive(Debug)]
 pub struct Tokenizer {
-    library: Library,
+    bpe: Library,
     max_length: usize,
     begin: u32,
     end: u32,
@@ -82,7 +82,7 @@ impl Tokenizer {
         let id = |token: &AddedToken| vocab[&token.content];
         let (begin, end, pad) = (id(&special.begin), id(&special.end), id(&special.pad));
         let largest_id = vocab.into_values().max().unwrap_or(0);
-        Ok(Self { library, max_length, begin, end, pad, largest_id })
+        Ok(Self { bpe: library, max_length, begin, end, pad, largest_id })
     }
 
     /// How many ids a text gets.
@@ -99,7 +99,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Encoded> {
         let doing = |error| Error::request("turning the prompt into tokens").source(error);
         let (looked_at, rest) = text.split_at(text.floor_char_boundary(LONGEST_TEXT));
-        let encoding = guarded(|| self.library.encode(looked_at, false).map_err(doing)).unwrap_or_else(|| {
+        let encoding = guarded(|| self.bpe.encode(looked_at, false).map_err(doing)).unwrap_or_else(|| {
             Err(Error::request("turning the prompt into tokens: the tokenizer library cannot follow this prompt"))
         })?;
         let room = self.max_length - 2;

@@ -66,9 +66,7 @@ impl DeviceInfo {
         let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
         Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
     }
-}
 
-impl DeviceInfo {
     /// NVIDIA's have it from compute capability 8.0 on.
     fn has_bf16(&self) -> bool {
         let capability = self.class.split_whitespace().find_map(|word| word.strip_prefix("sm_")?.parse::<u32>().ok());

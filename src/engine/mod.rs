@@ -302,16 +302,15 @@ impl Engine {
         self.replace(plan, |loaded| {
             let lost = loaded.crew.gates.lost();
             // The same device on other cores is another one.
-            let now = openings(&loaded.plan);
+            let (now, mut wanted) = (openings(&loaded.plan), openings(plan));
             let stays = |id: DeviceId| {
                 let same = |opening: &Opening| opening.id == id && now.contains(opening);
-                !lost.contains(&id) && openings(plan).iter().any(same)
+                !lost.contains(&id) && wanted.iter().any(same)
             };
             let mut devices = loaded.crew.devices.clone();
             devices.retain(|device| stays(device.id()));
-            let is_here = |id: &DeviceId| devices.iter().any(|device| device.id() == *id);
-            let missing: Vec<_> = openings(plan).into_iter().filter(|opening| !is_here(&opening.id)).collect();
-            devices.extend(backend::open(&missing)?);
+            wanted.retain(|opening| !devices.iter().any(|device| device.id() == opening.id));
+            devices.extend(backend::open(&wanted)?);
             Ok(devices)
         })
     }
@@ -384,12 +383,7 @@ fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 's
         .map_err(|e| Error::process(format!("starting the thread \"{name}\"")).source(e))
 }
 
-/// The devices of a plan.
-fn ids(plan: &Plan) -> Vec<DeviceId> {
-    plan.devices.iter().map(|device| device.id).collect()
-}
-
-/// How they are opened.
+/// How the devices of a plan are opened.
 fn openings(plan: &Plan) -> Vec<Opening> {
     let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone() };
     plan.devices.iter().map(opening).collect()
@@ -422,7 +416,8 @@ impl Prepared {
         known: &[Arc<Pipeline>],
         clock: &Clock,
     ) -> Result<Self> {
-        if let Some(id) = ids(plan).into_iter().find(|id| !devices.iter().any(|device| device.id() == *id)) {
+        let is_open = |planned: &DevicePlan| devices.iter().any(|device| device.id() == planned.id);
+        if let Some(DevicePlan { id, .. }) = plan.devices.iter().find(|planned| !is_open(planned)) {
             return Err(Error::input(format!("the plan uses {id}, which is not among the devices that were opened")));
         }
         let device = |id: DeviceId| {
