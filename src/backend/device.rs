@@ -59,16 +59,14 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such kernels.
+    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };
         let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;
         let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
         Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
     }
-}
 
-impl DeviceInfo {
     /// NVIDIA's have it from compute capability 8.0 on.
     fn has_bf16(&self) -> bool {
         let capability = self.class.split_whitespace().find_map(|word| word.strip_prefix("sm_")?.parse::<u32>().ok());

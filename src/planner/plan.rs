@@ -429,8 +429,9 @@ fn resolve_dtype(
                 Error::input(format!("dtype of the {}: the CPU has no {asked} kernels", component.name()))
                     .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")
             }
-            _ => Error::input(format!("dtype of the {}: {} has no {asked} kernels", component.name(), info.id))
-                .hint("dtype = \"auto\""),
+            _ => Error::input(format!("dtype of the {}: {} has no {asked} arithmetic", component.name(), info.id))
+                .found(&info.class)
+                .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
     }
 }
