@@ -340,6 +340,13 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
     let message = of(&with_vae).unwrap_err().to_string();
     assert!(message.contains("does not fit in the host's memory") && message.contains("1.6 GiB of it"), "{message}");
     assert!(of(&with_vae.replace("\"host\"", "\"disk\"")).is_ok());
+    // Strategies that let weights visit look for room there, too.
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"\n[device.cpu]\nmemory = \"1536MiB\"");
+    for strategy in ["balanced", "throughput", "latency"] {
+        let map = format!("strategy = \"{strategy}\"\n[max_memory]\n\"cuda:0\" = \"1536MiB\"");
+        let plan = plan(&map, &spec, &machine).unwrap_or_else(|error| panic!("{strategy}: {error}"));
+        assert_eq!((plan.homes()["unet"].as_slice(), plan.host_weight_bytes), (&["disk".to_string()][..], 0), "{plan}");
+    }
 }
 
 #[test]

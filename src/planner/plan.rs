@@ -136,7 +136,8 @@ impl Plan {
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
         let trial = Trial::new(spec, &infos, largest, dtypes)?;
-        let costs = Costs::new(&trial, dtypes)?;
+        let host = devices.iter().find(|device| device.id == DeviceId::CPU);
+        let costs = Costs::new(&trial, dtypes, host.map(|host| host.free_bytes))?;
         let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for map in &maps {
             let own = map.usable(&defaults)?;
