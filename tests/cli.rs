@@ -679,11 +679,12 @@ fn a_terminal_is_left_with_whole_lines() {
     let terminal = fs::OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
     termios::tcsetwinsize(&terminal, size).unwrap();
 
-    let tiny = Tiny::new();
+    let folder = tempfile::tempdir().unwrap();
     // Its bar takes two lines.
     let prompt = "a dog with long fur and long whiskers and a very long tail";
-    let mut command = tiny.draw(&[prompt, "--num-images", "3", "--steps", "4", "--device-map", "replicas.toml"]);
-    command.env("TERM", "xterm").stdout(terminal.try_clone().unwrap()).stderr(terminal);
+    let mut command = sdshard(&[prompt, "--num-images", "3", "--steps", "20", "--device-map", "replicas.toml"]);
+    command.arg("--model").arg(tiny()).args(["--width", "64", "--height", "64"]);
+    command.current_dir(folder.path()).env("TERM", "xterm").stdout(terminal.try_clone().unwrap()).stderr(terminal);
     let mut child = command.spawn().unwrap();
     drop(command);
     let mut shown = Vec::new();
@@ -697,7 +698,7 @@ fn a_terminal_is_left_with_whole_lines() {
 
     let lines = screen(shown);
     let of = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
-    let expected = [("seed 0 (", 1), ("/3 a dog with long", 3), (": saved after ", 3), ("-a-dog-with", 3)];
+    let expected = [("seed 0 (", 1), ("/3 a dog with long", 3), (": saved after ", 3), ("out/00000_0", 3)];
     for (part, count) in expected.into_iter().chain([("3 of 3 done", 1), (" s to load", 1), (" left", 0)]) {
         assert_eq!(of(part), count, "{part}\n{}", lines.join("\n"));
     }
