@@ -145,7 +145,7 @@ pub struct DeviceFacts {
     pub reserve: Option<Located<u64>>,
     /// Bytes of memory in all.
     pub memory: Option<Located<u64>>,
-    /// A device of the catalogue whose rates this one is planned with: see [`hardware::catalogue`].
+    /// A device of the catalogue whose rates this one is planned with: see [`catalogue`](super::hardware::catalogue).
     pub like: Option<Located<String>>,
     /// Floating-point operations per second that long products reach.
     pub flops: Option<Located<f64>>,
