@@ -621,6 +621,90 @@ fn the_benchmark_as_json_has_the_documented_fields() {
     }
 }
 
+/// What a terminal of 100 columns shows after `bytes`: text, `\r`, `\n`, lines up and down, lines cleared.
+#[cfg(unix)]
+fn screen(bytes: &str) -> Vec<String> {
+    const COLUMNS: usize = 100;
+    let (mut lines, mut row, mut column) = (vec![Vec::new()], 0, 0);
+    let mut rest = bytes.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\r' => column = 0,
+            '\n' => row += 1,
+            '\u{1b}' => {
+                assert_eq!(rest.next(), Some('['));
+                let (mut number, mut letter) = (String::new(), ' ');
+                for c in rest.by_ref() {
+                    if !c.is_ascii_digit() {
+                        letter = c;
+                        break;
+                    }
+                    number.push(c);
+                }
+                let number: usize = number.parse().unwrap_or(1);
+                match letter {
+                    'A' => row -= number,
+                    'B' => row += number,
+                    'K' => lines[row].clear(),
+                    other => panic!("{other} is not understood"),
+                }
+            }
+            shown => {
+                if column == COLUMNS {
+                    (row, column) = (row + 1, 0);
+                }
+                lines.resize(lines.len().max(row + 1), Vec::new());
+                let line = &mut lines[row];
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = shown;
+                column += 1;
+            }
+        }
+        lines.resize(lines.len().max(row + 1), Vec::new());
+    }
+    let text = |line: Vec<char>| line.into_iter().collect::<String>().trim_end().to_string();
+    lines.into_iter().map(text).filter(|line| !line.is_empty()).collect()
+}
+
+/// Bars come and go without a trace: a terminal keeps what a pipe is told, each on a line of its own.
+#[cfg(unix)]
+#[test]
+fn a_terminal_is_left_with_whole_lines() {
+    use rustix::{pty, termios};
+    let controller = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
+    pty::grantpt(&controller).unwrap();
+    pty::unlockpt(&controller).unwrap();
+    let name = pty::ptsname(&controller, Vec::new()).unwrap();
+    let size = termios::Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = fs::OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    termios::tcsetwinsize(&terminal, size).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    // Its bar takes two lines.
+    let prompt = "a dog with long fur and long whiskers and a very long tail";
+    let mut command = sdshard(&[prompt, "--num-images", "3", "--steps", "20", "--device-map", "replicas.toml"]);
+    command.arg("--model").arg(tiny()).args(["--width", "64", "--height", "64"]);
+    command.current_dir(folder.path()).env("TERM", "xterm").stdout(terminal.try_clone().unwrap()).stderr(terminal);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut shown = Vec::new();
+    // The end is an error: nobody has the terminal open any more.
+    let _ = fs::File::from(controller).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success(), "{}", text(&shown));
+    let shown = text(&shown);
+    for part in ["unet \u{2588}", "1 of 3 done"] {
+        assert!(shown.contains(part), "{part} is never shown\n{shown:?}");
+    }
+
+    let lines = screen(shown);
+    let of = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+    let expected = [("seed 0 (", 1), ("/3 a dog with long", 3), (": saved after ", 3), ("out/00000_0", 3)];
+    for (part, count) in expected.into_iter().chain([("3 of 3 done", 1), (" s to load", 1), (" left", 0)]) {
+        assert_eq!(of(part), count, "{part}\n{}", lines.join("\n"));
+    }
+    assert_eq!(lines.len(), 9, "{}", lines.join("\n"));
+}
+
 /// Starts a long run of the built-in model, sends `signal` after the first picture, and gives the exit code.
 #[cfg(unix)]
 fn interrupted(signal: &str) {

@@ -230,11 +230,14 @@ fn arithmetic_that_a_gpu_does_not_have_is_refused() {
     for (like, has_bf16) in [("t4", false), ("v100-16gb", false), ("a10", true), ("h100-sxm", true)] {
         let machine = devices(&format!("[device.\"cuda:0\"]\nlike = \"{like}\""));
         assert!(plan("dtype = \"f16\"", &spec, &machine).is_ok(), "{like}");
-        match plan("dtype = \"bf16\"", &spec, &machine) {
+        match plan("dtype = { unet = \"bf16\" }", &spec, &machine) {
             Ok(_) => assert!(has_bf16, "{like}"),
             Err(error) => {
                 assert!(!has_bf16, "{like}: {error}");
-                assert!(error.to_string().contains("cuda:0 has no bf16 kernels"), "{error}");
+                let (message, class) = (error.to_string(), &machine[0].class);
+                for says in ["dtype of the unet: cuda:0 has no bf16 arithmetic", class, "dtype = \"f16\""] {
+                    assert!(message.contains(says), "wanted: {says}\n{message}");
+                }
             }
         }
     }
@@ -253,6 +256,26 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
     for says in ["does not fit in the host's memory: needs 1.6 GiB", "found: 1.5 GiB may be used", "reside = \"disk\""]
     {
         assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+    // What the CPU holds is there as well: 1.6 GiB of the UNet fit by themselves, and not beside the VAE.
+    let with_vae = map.replace("vae = \"cuda:0\"", "vae = \"cpu\"");
+    let of = |map: &str| {
+        plan(
+            map,
+            &spec,
+            &devices(&format!("[device.\"cuda:0\"]\nlike = \"l4\"\n{}", "[device.cpu]\nmemory = \"2304MiB\"")),
+        )
+    };
+    assert!(of(map).is_ok());
+    let message = of(&with_vae).unwrap_err().to_string();
+    assert!(message.contains("does not fit in the host's memory") && message.contains("1.6 GiB of it"), "{message}");
+    assert!(of(&with_vae.replace("\"host\"", "\"disk\"")).is_ok());
+    // Strategies that let weights visit look for room there, too.
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"\n[device.cpu]\nmemory = \"1536MiB\"");
+    for strategy in ["balanced", "throughput", "latency"] {
+        let map = format!("strategy = \"{strategy}\"\n[max_memory]\n\"cuda:0\" = \"1536MiB\"");
+        let plan = plan(&map, &spec, &machine).unwrap_or_else(|error| panic!("{strategy}: {error}"));
+        assert_eq!((plan.homes()["unet"].as_slice(), plan.host_weight_bytes), (&["disk".to_string()][..], 0), "{plan}");
     }
 }
 

@@ -59,7 +59,7 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such kernels.
+    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };
         let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;

@@ -113,7 +113,7 @@ fn read(file: &Path) -> BTreeMap<String, Rates> {
 
 /// Writes aside, then renames, so that nobody reads half of it.
 fn write(file: &Path, known: &BTreeMap<String, Rates>) -> std::io::Result<()> {
-    let mut text = String::from("# How fast sdshard found its devices to be. Delete it to measure again.\n");
+    let mut text = String::from("# How fast sdshard found its devices to be. `sdshard devices` measures anew.\n");
     for (key, Rates { flops, bandwidth, link }) in known {
         text += &format!("\n[\"{key}\"]\nflops = {flops:e}\nbandwidth = {bandwidth:e}\nlink = {link:e}\n");
     }

@@ -100,12 +100,17 @@ impl Overview {
             Mode::Lines | Mode::Quiet => {}
         }
     }
+
+    /// The run is over: takes the line off the terminal.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+        self.console.bars.remove(&self.bar);
+    }
 }
 
 impl Drop for Overview {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
-        self.console.bars.remove(&self.bar);
+        self.clear();
     }
 }
 

@@ -181,6 +181,7 @@ impl Run<'_> {
     /// The summary, what failed, and the run's own outcome.
     pub fn finish(self, outcome: Result<()>, engine: &Engine) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
+        self.overview.clear();
         if self.args.json {
             let (images, failed, skipped) = (self.saved, self.failed.len(), self.skipped);
             let summary = Summary { images, failed, skipped, seconds, gauge: Some(&self.gauge), engine: Some(engine) };

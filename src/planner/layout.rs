@@ -11,7 +11,7 @@ use super::{
     trial::{Ran, Trial},
 };
 use crate::{
-    backend::{DeviceId, DeviceInfo},
+    backend::{DeviceId, DeviceInfo, DeviceKind},
     error::Result,
     pipeline::{
         Component,
@@ -87,6 +87,8 @@ pub(super) struct Costs<'a> {
     pub trial: &'a Trial<'a>,
     /// UNet calls of one request.
     pub calls: usize,
+    /// What may be used of the host's memory, if that is known.
+    host_free_bytes: Option<u64>,
     /// For each device the first one that is like it.
     kinds: Vec<usize>,
     tables: RefCell<BTreeMap<Component, Rc<Vec<Section>>>>,
@@ -95,7 +97,7 @@ pub(super) struct Costs<'a> {
 }
 
 impl<'a> Costs<'a> {
-    pub fn new(trial: &'a Trial<'a>) -> Result<Self> {
+    pub fn new(trial: &'a Trial<'a>, host_free_bytes: Option<u64>) -> Result<Self> {
         let (spec, largest) = (trial.spec, trial.largest);
         let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
         let alike = |a: &DeviceInfo, b: &DeviceInfo| {
@@ -104,7 +106,7 @@ impl<'a> Costs<'a> {
         };
         let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
         let kinds = trial.devices.iter().map(first).collect();
-        Ok(Self { trial, calls, kinds, tables: RefCell::default(), wholes: RefCell::default() })
+        Ok(Self { trial, calls, host_free_bytes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
     }
 
     /// The number of a device.
@@ -168,6 +170,19 @@ impl<'a> Costs<'a> {
             true => Ok(self.ran(component, place, batch)?.0.host_bytes),
             false => Ok(0),
         }
+    }
+
+    /// Whether weights that rest in the host's memory have room there beside what the CPU's devices hold. What these
+    /// share is counted for each.
+    pub fn fits_host(&self, layout: &Layout, held: &[Held]) -> Result<bool> {
+        let mut resting = 0;
+        for (component, places) in layout.placement.iter() {
+            let of = |place| self.host_bytes(component, place, layout.batch);
+            resting += places.iter().map(of).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+        }
+        let on_cpu = self.trial.devices.iter().zip(held).filter(|(info, _)| info.id.kind == DeviceKind::Cpu);
+        let needed = resting + on_cpu.map(|(_, held)| held.total()).sum::<u64>();
+        Ok(resting == 0 || self.host_free_bytes.is_none_or(|free| needed <= free))
     }
 
     /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.

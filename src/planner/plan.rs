@@ -131,7 +131,8 @@ impl Plan {
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
         let trial = Trial::new(spec, &infos, largest, dtypes)?;
-        let costs = Costs::new(&trial)?;
+        let host = devices.iter().find(|device| device.id == DeviceId::CPU);
+        let costs = Costs::new(&trial, host.map(|host| host.free_bytes))?;
         let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for map in &maps {
             let own = map.usable(&defaults)?;
@@ -424,8 +425,9 @@ fn resolve_dtype(
                 Error::input(format!("dtype of the {}: the CPU has no {asked} kernels", component.name()))
                     .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")
             }
-            _ => Error::input(format!("dtype of the {}: {} has no {asked} kernels", component.name(), info.id))
-                .hint("dtype = \"auto\""),
+            _ => Error::input(format!("dtype of the {}: {} has no {asked} arithmetic", component.name(), info.id))
+                .found(&info.class)
+                .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
     }
 }

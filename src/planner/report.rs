@@ -7,7 +7,10 @@ use super::{
     plan::Plan,
     size::format_bytes,
 };
-use crate::backend::{DeviceId, device::class_in};
+use crate::{
+    backend::{DeviceId, device::class_in},
+    pipeline::Component,
+};
 
 /// Lines of a list; how many more there are is said.
 const LINES: usize = 12;
@@ -39,20 +42,21 @@ impl fmt::Display for Plan {
     /// A table for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = format_bytes;
+        let placed = self.device_map();
+        let devices = |component: Component| device_list(&placed[component.name()]);
+        let width = Component::ALL.iter().map(|component| devices(*component).len()).fold(18, usize::max);
         writeln!(
             f,
-            "{:<13} {:<18} {:>10} {:>12} {:>10} {:>9}  numerics",
+            "{:<13} {:<width$} {:>10} {:>12} {:>10} {:>9}  numerics",
             "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
-        let device_map = self.device_map();
         for (component, cost) in self.costs.iter() {
-            let devices = device_list(&device_map[component.name()]);
             let class = self.devices.iter().find(|device| device.components.contains(&component));
             writeln!(
                 f,
-                "{:<13} {:<18} {:>10} {:>12} {:>10.1} {:>9}  {}",
+                "{:<13} {:<width$} {:>10} {:>12} {:>10.1} {:>9}  {}",
                 component.name(),
-                devices,
+                devices(component),
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,

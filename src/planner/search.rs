@@ -302,7 +302,8 @@ impl Search<'_> {
 
     pub fn fits(&self, layout: &Layout) -> Result<bool> {
         let held = self.costs.held([layout])?;
-        Ok(held.iter().zip(self.budgets).all(|(held, budget)| held.total() <= *budget))
+        let fits = held.iter().zip(self.budgets).all(|(held, budget)| held.total() <= *budget);
+        Ok(fits && self.costs.fits_host(layout, &held)?)
     }
 
     pub fn classes_agree(&self, layout: &Layout) -> bool {

@@ -37,7 +37,8 @@ const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 ///
 /// What the cache has is used without asking the hub. Otherwise the files that sdshard reads are downloaded into it:
 /// configs, tokenizer, and each component's safetensors of `variant` or, where there are none, the plain ones; for a plan
-/// the configs alone.
+/// the configs alone. Files of the same commit that the cache has already are left as they are.
+///
 /// `on_download` gets the name of each file before it is fetched.
 ///
 /// Fails where the cache lacks the model and the hub may not or cannot be reached, or does not have it.
@@ -165,21 +166,21 @@ impl Settings {
 
         // All files of one commit, even if somebody pushes another one meanwhile.
         let repo: ApiRepo = api.repo(Repo::with_revision(id.to_owned(), RepoType::Model, info.sha.clone()));
+        let snapshot = Cache::new(self.cache.clone()).repo(named.clone()).pointer_path(&info.sha);
+        // hf_hub looks in a snapshot only if it made the snapshot itself, so it would fetch what Python's left there again.
         let mut fetch = |path: &str| {
-            on_download(path);
-            repo.get(path).map_err(doing)
+            if !snapshot.join(path).exists() {
+                on_download(path);
+                repo.download(path).map_err(doing)?;
+            }
+            Ok(())
         };
         for path in listed(id, &on_hub, variant, wanted)? {
             fetch(&path)?;
         }
-        let snapshot = Cache::new(self.cache.clone()).repo(named.clone()).pointer_path(&info.sha);
         let files = ModelFiles::folder(&snapshot)?;
         for component in weight_folders(wanted) {
-            for path in index::find(&files, component, variant)?.files {
-                if !files.exists(&path) {
-                    fetch(&path)?;
-                }
-            }
+            index::find(&files, component, variant)?.files.iter().try_for_each(|path| fetch(path))?;
         }
         let reference = Cache::new(self.cache.clone()).repo(named).create_ref(&info.sha);
         reference.map_err(|error| doing(ApiError::IoError(error)))?;
@@ -241,7 +242,12 @@ fn first_missing(snapshot: &std::path::Path, variant: Option<&str>, wanted: Want
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{
+        collections::BTreeMap,
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+        path::Path,
+    };
 
     use super::*;
 
@@ -343,6 +349,83 @@ mod tests {
             settings(&[("HF_HUB_CACHE", folder.path().to_str().unwrap()), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
         let error = settings.resolve("org/name", None, None, Wanted::Everything, |_| ()).unwrap_err().to_string();
         assert!(error.contains("downloading the model org/name (main)") && error.contains("try:"), "{error}");
+    }
+
+    /// A hub on this machine with one model `org/name` of these files; it serves for as long as the test process lives.
+    fn hub(files: BTreeMap<&'static str, &'static str>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(&stream).lines().map(Result::unwrap);
+                let asked = lines.next().unwrap_or_default();
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let path = asked.split(' ').nth(1).unwrap_or_default();
+                let range =
+                    head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=")?.parse().ok());
+                let (first, last): (usize, Option<usize>) = range.map_or((0, None), |range: String| {
+                    let (first, last) = range.split_once('-').unwrap();
+                    (first.parse().unwrap(), last.parse().ok())
+                });
+                let file = path
+                    .strip_prefix(&format!("/org/name/resolve/{COMMIT}/"))
+                    .and_then(|path| files.get_key_value(path));
+                let answer = match (path, file) {
+                    ("/api/models/org/name/revision/main", _) => {
+                        let siblings: Vec<_> =
+                            files.keys().map(|path| serde_json::json!({ "rfilename": path })).collect();
+                        let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n", body.len())
+                            + "Connection: close\r\n\r\n"
+                            + &body
+                    }
+                    (_, Some((name, text))) => {
+                        let end = last.map_or(text.len(), |last| text.len().min(last + 1));
+                        let body = &text[first.min(end)..end];
+                        let etag = name.replace('/', "-");
+                        format!(
+                            "HTTP/1.1 206 Partial Content\r\nX-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\n\
+                             Content-Range: bytes {first}-{}/{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                            end.max(1) - 1,
+                            text.len(),
+                            body.len()
+                        )
+                    }
+                    _ => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(),
+                };
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        endpoint
+    }
+
+    #[test]
+    fn a_run_after_a_plan_fetches_only_what_is_missing() {
+        let mut on_hub: BTreeMap<_, _> = REQUIRED.iter().chain(&PLAIN).map(|path| (*path, "{}")).collect();
+        on_hub.insert("tokenizer/vocab.json", "{\"a\": 0}");
+        on_hub.insert("safety_checker/config.json", "{}");
+        on_hub.insert("safety_checker/model.safetensors", "nobody reads it");
+        let cache = tempfile::tempdir().unwrap();
+        let endpoint = hub(on_hub);
+        let settings = settings(&[("HF_HUB_CACHE", cache.path().to_str().unwrap()), ("HF_ENDPOINT", &endpoint)]);
+        let fetched = |wanted: Wanted| {
+            let mut fetched = Vec::new();
+            let snapshot =
+                settings.resolve("org/name", None, None, wanted, |path| fetched.push(path.to_owned())).unwrap();
+            (snapshot, fetched)
+        };
+        let (snapshot, configs) = fetched(Wanted::Configs);
+        assert_eq!(configs, [&REQUIRED[..], &["safety_checker/config.json"]].concat());
+        assert!(fetched(Wanted::Configs).1.is_empty(), "a second plan asks for nothing");
+
+        // As Python leaves a snapshot: the branch is known, the commit is no name of its own.
+        fs::remove_file(cache.path().join("models--org--name/refs").join(COMMIT)).unwrap();
+        let (same, rest) = fetched(Wanted::Everything);
+        assert_eq!(same, snapshot);
+        assert_eq!(rest, [&["tokenizer/vocab.json"], &PLAIN[..]].concat());
+        assert_eq!(fs::read_to_string(snapshot.join("tokenizer/vocab.json")).unwrap(), "{\"a\": 0}");
+        assert!(fetched(Wanted::Everything).1.is_empty());
     }
 
     #[test]
