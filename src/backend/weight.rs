@@ -23,6 +23,10 @@ pub struct Weight {
 #[derive(Clone)]
 pub(super) enum WeightData {
     Cpu(Arc<cpu::pack::Packed>),
+    #[cfg(feature = "wgpu")]
+    Wgpu(Arc<super::wgpu::Packed>),
+    #[cfg(feature = "wgpu")]
+    WgpuResting(Arc<super::wgpu::Resting>),
     Dry,
     Visiting(Arc<Visiting>),
 }

@@ -41,6 +41,9 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
         ))?;
     }
     console.note("the cores can be shared out: a device map may name cpu:0, cpu:1, ...");
-    console.note("cuda, wgpu: not in this version");
+    if devices.iter().any(|device| device.only_named) {
+        console.note("a wgpu device that is the processor itself is used only where a device map names it");
+    }
+    console.note("cuda: not in this version");
     Ok(())
 }

@@ -394,7 +394,7 @@ fn ids(plan: &Plan) -> Vec<DeviceId> {
 
 /// How they are opened.
 fn openings(plan: &Plan) -> Vec<Opening> {
-    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone() };
+    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone(), adapter: device.adapter };
     plan.devices.iter().map(opening).collect()
 }
 
