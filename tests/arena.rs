@@ -58,7 +58,7 @@ fn network(device: &Device, keep: &Keep) -> Result<Vec<f32>> {
     let text = text.layer_norm(&norm, 1e-5)?.keep(keep)?;
     let time = zeros(device, [BATCH, WIDTH])?.linear(&linear(WIDTH, WIDTH), &Fuse::activation(Activation::Silu))?;
     let latent = zeros(device, [1, SIZE, SIZE, 4])?;
-    let latent = Tensor::stack(&vec![&latent; BATCH])?;
+    let latent = Tensor::stack(&[&latent; BATCH])?;
     let skip = latent.conv2d(&conv(4, WIDTH), 1, Padding::Same, &Fuse::default())?;
     let down = skip.conv2d(&conv(WIDTH, WIDTH), 2, Padding::Same, &Fuse::channel_add(&time))?;
     let h = down.group_norm(&norm, 8, 1e-5, Activation::Silu)?.add_channels(&time)?;

@@ -489,7 +489,13 @@ fn the_plan_as_json_has_the_documented_fields() {
             "replicas: list",
             "devices: list",
             "shared_weight_bytes: number",
+            "host_weight_bytes: number",
             "total_bytes: number",
+            "edges: list",
+            "seconds_per_image: number",
+            "images_per_second: number",
+            "reasons: list",
+            "rejected: list",
         ]
     );
     assert_eq!((&plan["width"], &plan["height"]), (&72.into(), &40.into()));
@@ -498,13 +504,17 @@ fn the_plan_as_json_has_the_documented_fields() {
         (plan["device_map"].to_string(), plan["replicas"][0]["placement"].to_string()),
         (map.into(), map.into())
     );
-    assert_eq!(fields(&plan["replicas"][0]), ["placement: object", "in_flight: number"]);
+    assert_eq!(
+        fields(&plan["replicas"][0]),
+        ["placement: object", "places: object", "in_flight: number", "batch: number"]
+    );
     for name in ["text_encoder", "unet", "vae"] {
         let wanted = [
             "weight_bytes: number",
             "activation_bytes: number",
             "keep_bytes: number",
             "gflop: number",
+            "seconds: number",
             "dtype: string",
         ];
         assert_eq!(fields(&plan["components"][name]), wanted, "{name}");
@@ -523,6 +533,8 @@ fn the_plan_as_json_has_the_documented_fields() {
                 "weight_bytes: number",
                 "activation_bytes: number",
                 "keep_bytes: number",
+                "visitor_bytes: number",
+                "idle_share: number",
             ]
         );
         arenas += bytes(device, "activation_bytes") + bytes(device, "keep_bytes");

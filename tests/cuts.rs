@@ -3,7 +3,7 @@
 
 use sdshard::{
     backend::{self, Device, DeviceId, DeviceKind, cpu, dry::Rules},
-    models::route::{Keeps, Open, Route},
+    models::route::{Keeps, Open, Route, Walk},
     pipeline::{
         Component, Model, Network, Slot, UnetPlace, branches,
         model::{Source, load_text_encoder, load_unet, load_vae, sections},
@@ -228,4 +228,28 @@ fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
     assert!(run(&shared, &lanes, From::Files(Reside::Device)) == want);
     assert_eq!(peaks(&lanes), peaks(&dry), "a lane holds what the arena of a request alone holds");
     assert_eq!(peaks(&shared), [0; 3], "and the devices' own arenas hold nothing");
+}
+
+#[test]
+fn a_walk_that_is_given_up_takes_no_weights_from_others() {
+    let model = model();
+    let count = sections(Component::TextEncoder, &model.spec).len();
+    let cut = count / 2;
+    let devices = devices();
+    let pattern: Vec<usize> = (0..count).map(|i| usize::from(i >= cut)).collect();
+    let from = From::Files(Reside::Host);
+    let weights = from.weights(&model, Component::TextEncoder);
+    let source = Source { ahead: Ahead::Caller, ..from.source(route(&devices, &pattern)) };
+    let encoder = load_text_encoder(weights, &model.spec, &source).unwrap();
+    let (first, second) = (encoder.walk(&Open), encoder.walk(&Open));
+    let go = |walk: &Walk, sections: usize| (0..sections).try_for_each(|_| walk.next().map(|_| ()));
+    go(&second, cut + 1).unwrap();
+    go(&first, cut).unwrap();
+    let here = devices[1].weight_bytes();
+    assert!(here > 0 && devices[0].weight_bytes() > 0);
+    // It stands in the last section of its device, and the other in the first of the next.
+    drop(first);
+    assert_eq!((devices[0].weight_bytes(), devices[1].weight_bytes()), (0, here));
+    drop(second);
+    assert_eq!(devices[1].weight_bytes(), 0, "what visits leaves");
 }

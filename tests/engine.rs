@@ -355,3 +355,29 @@ fn a_replica_computes_on_the_cores_that_the_map_names() {
     }
     assert!(bound.contains(&core.to_string()), "core {core} is wanted, replicas are on {bound:?}");
 }
+
+#[test]
+fn a_batch_fills_from_the_list_and_draws_what_each_draws_alone() {
+    let model = model();
+    let want: Vec<_> = {
+        let engine = engine(&model, SINGLE);
+        (0..8).map(|n| look(&engine.submit(request(n)).wait().unwrap())).collect()
+    };
+    let engine = engine(&model, &format!("{SINGLE}\nbatch = 4"));
+    let (mut got, mut loops) = (vec![None; 8], BTreeSet::new());
+    engine
+        .generate((0..8).map(request), |index, event| {
+            if let Event::Done(picture) = event {
+                let picture = picture?;
+                loops.extend(
+                    picture.spans.iter().filter(|s| s.component == sdshard::Component::Unet).map(|span| span.started),
+                );
+                got[index] = Some(look(&picture));
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(got.into_iter().map(Option::unwrap).eq(want), "other pictures in batches");
+    // The first one does not wait for others; while it is drawn, they gather.
+    assert!(loops.len() <= 5, "eight requests in batches of up to four went through {} loops", loops.len());
+}

@@ -229,7 +229,7 @@ fn a_map_corrects_what_devices_say() {
     assert_eq!(budgets("[device.\"cpu:0\"]\nreserve = \"1GiB\""), [half - GIB, half]);
     assert_eq!(budgets("[device.\"cpu:1\"]\nmemory = \"40GiB\""), [half, 38 * GIB]);
     let cores = |facts: &str| on(facts).devices.iter().map(|device| device.cores.clone()).collect::<Vec<_>>();
-    assert_eq!(cores("[device.\"cpu:1\"]\ncores = \"1,3\""), [None, Some(vec![1, 3])]);
+    assert_eq!(cores("[device.\"cpu:1\"]\ncores = \"1,3\""), [Some(vec![0, 2]), Some(vec![1, 3])]);
     let whole = plan("[device.cpu]\ncores = \"2\"\nlike = \"t4\"", &spec, &machine).unwrap();
     assert_eq!(whole.devices[0].cores, Some(vec![2]));
 
@@ -280,11 +280,11 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert_eq!((device.class.as_str(), device.overhead_bytes), ("cuda sm_86 f16", GIB / 2));
     let parts = device.weight_bytes + device.activation_bytes + device.keep_bytes;
     assert_eq!(device.total_bytes(), parts + device.overhead_bytes);
-    // A limit that leaves no room for the driver is too low, one that does is not.
+    // A limit that leaves no room for the driver is too low for all the weights, one that does is not.
     let limit = |bytes: u64| plan_of(&format!("[max_memory]\n\"cuda:0\" = \"{}KiB\"", bytes.div_ceil(1024)));
-    assert!(limit(device.total_bytes()).is_ok());
-    let message = limit(parts).unwrap_err().to_string();
-    assert!(message.contains("the unet fits on no device"), "{message}");
+    assert_eq!(limit(device.total_bytes()).unwrap().host_weight_bytes, 0);
+    let low = limit(parts).unwrap();
+    assert!(low.host_weight_bytes > 0 && low.devices[0].total_bytes() <= parts, "{low}");
 
     let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
     let message = plan("dtype = \"f16\"", &spec, &both).unwrap_err().to_string();
@@ -292,6 +292,39 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert!(plan("dtype = \"f16\"\ndevices = [\"cuda:0\"]", &spec, &both).is_ok());
     let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
     assert_eq!((mixed.dtypes.unet, mixed.dtypes.vae), (DType::F16, DType::F32));
+}
+
+#[test]
+fn arithmetic_that_a_gpu_does_not_have_is_refused() {
+    let folder = model("1.5", false);
+    let spec = spec(folder.path());
+    for (like, has_bf16) in [("t4", false), ("v100-16gb", false), ("a10", true), ("h100-sxm", true)] {
+        let machine = devices(&format!("[device.\"cuda:0\"]\nlike = \"{like}\""));
+        assert!(plan("dtype = \"f16\"", &spec, &machine).is_ok(), "{like}");
+        match plan("dtype = \"bf16\"", &spec, &machine) {
+            Ok(_) => assert!(has_bf16, "{like}"),
+            Err(error) => {
+                assert!(!has_bf16, "{like}: {error}");
+                assert!(error.to_string().contains("cuda:0 has no bf16 kernels"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_rest_on_the_host_have_to_fit_there() {
+    let folder = model("1.5", false);
+    let spec = spec(folder.path());
+    let map =
+        "[components]\nunet = { execute = \"cuda:0\", reside = \"host\" }\nvae = \"cuda:0\"\ntext_encoder = \"cuda:0\"";
+    let of = |cpu: &str| plan(map, &spec, &devices(&format!("[device.\"cuda:0\"]\nlike = \"l4\"\n{cpu}")));
+    assert!(of("").is_ok(), "nothing is known of the host");
+    assert!(of("[device.cpu]\nmemory = \"8GiB\"").is_ok());
+    let message = of("[device.cpu]\nmemory = \"2GiB\"").unwrap_err().to_string();
+    for says in ["does not fit in the host's memory: needs 1.6 GiB", "found: 1.5 GiB may be used", "reside = \"disk\""]
+    {
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
 }
 
 #[test]
@@ -478,10 +511,18 @@ fn rates_are_measured_once_for_each_number_of_cores() {
     let file = cache.path().join("sdshard/rates.toml");
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains(", 1 cores, sdshard "), "{text}");
-    // What the file says is believed, not measured again.
+    // A plan believes what the file says, and `devices` measures anew.
     let flops = text.lines().find(|line| line.starts_with("flops = ")).unwrap();
     fs::write(&file, text.replace(flops, "flops = 1.25e15")).unwrap();
-    assert_eq!(list("1", cache.path())[0]["gflops"], 1.25e6);
+    let seconds = || -> f64 {
+        let mut command = sdshard(&["plan", "--json", "--model"]);
+        command.arg(common::tiny()).env("XDG_CACHE_HOME", cache.path()).env("SDSHARD_THREADS", "1");
+        let plan: Value = serde_json::from_str(&succeeds(&mut command)).unwrap();
+        plan["seconds_per_image"].as_f64().unwrap()
+    };
+    let planted = seconds();
+    assert!(list("1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
+    assert!(seconds() > planted, "measured anew and remembered");
     // A cache that is none is no reason to fail.
     fs::write(&file, "not toml").unwrap();
     assert!(list("1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);

@@ -341,6 +341,37 @@ fn stages_overlap_as_far_as_their_devices_allow_and_as_planned() {
     }
 }
 
+/// Placements whose requests pass from device to device, hold two at once, or go through one call together.
+#[test]
+fn plans_foresee_cuts_guidance_and_batches() {
+    let cut = "in_flight = 3\n[components]\ntext_encoder = \"cuda:2\"\nvae = \"cuda:2\"\nunet = { shards = { \"\" = \"cuda:0\", \
+               up_blocks = \"cuda:1\", conv_out = \"cuda:1\" } }";
+    let split = "[components]\ntext_encoder = \"cuda:2\"\nvae = \"cuda:2\"\nunet = { negative = \"cuda:0\", positive = \
+                 \"cuda:1\" }";
+    for (map, waits, guided, n, most) in [
+        (cut, Waits::ForEach, false, 1, 0.02),
+        (cut, Waits::ForEach, false, 24, 0.02),
+        (cut, Waits::ToRead, false, 24, 0.02),
+        (split, Waits::ToRead, true, 1, 0.02),
+        (split, Waits::ToRead, true, 24, 0.02),
+        ("devices = [\"cuda:0\"]", Waits::ToRead, true, 5, 0.02),
+        ("devices = [\"cuda:0\", \"cuda:2\"]\nreplicas = 2", Waits::ToRead, true, 24, 0.02),
+        ("devices = [\"cuda:0\"]\nbatch = 4", Waits::ToRead, false, 24, 0.02),
+    ] {
+        let world = World::with(&[1.0, 0.8, 1.0], Fusions::Native, waits, |_| Box::new(|_| None));
+        let _here = world.clock.take_part();
+        let scale = if guided { 7.5 } else { 1.0 };
+        let requests: Vec<Request> = (0..n).map(|n| Request { guidance_scale: scale, ..long(n) }).collect();
+        let plan = world.plan_for(map, &requests);
+        let ends = draw(&world, &world.load(&plan), &requests, |_, _| {});
+        let makespan = ends.iter().map(|end| end.at.as_secs_f64()).fold(0.0, f64::max);
+        let planned = plan.seconds_for(n as usize);
+        let error = (makespan / planned - 1.0).abs();
+        println!("{map:?}, {waits:?}: {n} pictures take {makespan} s, planned were {planned}");
+        assert!(error <= most, "{map:?}: {n} pictures take {makespan} s, planned were {planned}");
+    }
+}
+
 #[test]
 fn two_devices_guide_a_picture_in_nearly_half_the_time() {
     let time = |map: &str| {

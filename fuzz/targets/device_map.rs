@@ -2,7 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sdshard::{backend::DeviceId, planner::{device_map::DeviceMap, hardware}};
+use sdshard::{
+    backend::DeviceId,
+    planner::{device_map::DeviceMap, hardware},
+};
 use sdshard_fuzz::refused;
 
 fuzz_target!(|text: &str| {

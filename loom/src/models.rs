@@ -150,7 +150,7 @@ fn take_one(queue: &Queue<usize>, worker: Worker) -> Claim<usize> {
 fn two_replicas(preemptions: usize, jobs: usize, fails: usize) {
     model(preemptions, move || {
         let queue = Arc::new(Queue::new(Clock::default()));
-        let workers = queue.open(vec![(vec![gpu(0)], 1), (vec![gpu(1)], 1)]);
+        let workers = queue.open(vec![(vec![gpu(0)], 1), (vec![gpu(1)], 1)], 1);
         let done: Arc<Vec<AtomicUsize>> = Arc::new((0..jobs).map(|_| AtomicUsize::new(0)).collect());
         let threads: Vec<_> = workers
             .into_iter()
@@ -181,7 +181,7 @@ fn loom_a_job_whose_replica_leaves_is_done_by_the_other() {
 fn loom_a_full_queue_lets_its_sender_go_on() {
     model(2, || {
         let queue = Arc::new(Queue::new(Clock::default()));
-        let worker = queue.open(vec![(vec![gpu(0)], 1)])[0];
+        let worker = queue.open(vec![(vec![gpu(0)], 1)], 1)[0];
         let sender = {
             let queue = queue.clone();
             thread::spawn(move || (0..3).for_each(|job| queue.put(job).unwrap()))
@@ -199,7 +199,7 @@ fn loom_a_full_queue_lets_its_sender_go_on() {
 fn loom_either_the_thread_or_who_gives_it_up_ends_a_request() {
     model(3, || {
         let queue = Arc::new(Queue::new(Clock::default()));
-        let workers = queue.open(vec![(vec![gpu(0)], 1)]);
+        let workers = queue.open(vec![(vec![gpu(0)], 1)], 1);
         queue.put(0).unwrap();
         let claim = take_one(&queue, workers[0]);
         let number = claim.number;
@@ -216,7 +216,7 @@ fn loom_either_the_thread_or_who_gives_it_up_ends_a_request() {
 fn loom_another_plan_waits_for_what_is_under_way() {
     model(3, || {
         let queue = Arc::new(Queue::new(Clock::default()));
-        let worker = queue.open(vec![(vec![gpu(0)], 1)])[0];
+        let worker = queue.open(vec![(vec![gpu(0)], 1)], 1)[0];
         (0..2).for_each(|job| queue.put(job).unwrap());
         let done = Arc::new(vec![AtomicUsize::new(0), AtomicUsize::new(0)]);
         let old = {
@@ -224,7 +224,7 @@ fn loom_another_plan_waits_for_what_is_under_way() {
             thread::spawn(move || work(&queue, worker, &done, usize::MAX))
         };
         queue.pause();
-        let new = queue.open(vec![(vec![gpu(1)], 1)])[0];
+        let new = queue.open(vec![(vec![gpu(1)], 1)], 1)[0];
         queue.close();
         work(&queue, new, &done, usize::MAX);
         old.join().unwrap();

@@ -64,9 +64,17 @@ impl DeviceInfo {
     /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such kernels.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };
-        let rules = self.rules.in_type(dtype)?;
+        let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;
         let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
         Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
+    }
+}
+
+impl DeviceInfo {
+    /// NVIDIA's have it from compute capability 8.0 on.
+    fn has_bf16(&self) -> bool {
+        let capability = self.class.split_whitespace().find_map(|word| word.strip_prefix("sm_")?.parse::<u32>().ok());
+        capability.is_none_or(|capability| capability >= 80)
     }
 }
 
@@ -237,6 +245,11 @@ impl Device {
     /// If the device has no room.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
         Ok(self.backend().fetch(resting)?.charged_to(&self.0.weights))
+    }
+
+    /// Bytes of packed weights that are here now.
+    pub fn weight_bytes(&self) -> usize {
+        self.0.weights.live()
     }
 
     /// The most bytes of packed weights that were ever here at one time. Weights that devices share count where they

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use serde::Deserialize;
@@ -52,6 +53,13 @@ pub fn remembered(key: &str, measure: impl FnOnce() -> Option<Rates>) -> Option<
     remembered_in(file().as_deref(), key, measure)
 }
 
+/// From here on this process measures what it has not measured yet, whatever the file remembers.
+pub fn measure_anew() {
+    ANEW.store(true, Ordering::Relaxed);
+}
+
+static ANEW: AtomicBool = AtomicBool::new(false);
+
 fn file() -> Option<PathBuf> {
     let absolute = |path: PathBuf| path.is_absolute().then_some(path);
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).and_then(absolute);
@@ -62,7 +70,7 @@ fn file() -> Option<PathBuf> {
 fn remembered_in(file: Option<&Path>, key: &str, measure: impl FnOnce() -> Option<Rates>) -> Option<Rates> {
     let key = entry_name(key);
     let mut known = file.map(read).unwrap_or_default();
-    if let Some(rates) = known.get(&key) {
+    if let Some(rates) = known.get(&key).filter(|_| !ANEW.load(Ordering::Relaxed)) {
         return Some(*rates);
     }
     let rates = measure()?.rounded();

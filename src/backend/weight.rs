@@ -122,6 +122,11 @@ impl Meter {
         self.peak.fetch_max(live, Ordering::Relaxed);
     }
 
+    /// What is there now.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     /// The most that was ever there.
     pub fn peak(&self) -> usize {
         self.peak.load(Ordering::Relaxed)

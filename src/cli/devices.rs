@@ -7,6 +7,8 @@ use super::{DevicesArgs, progress::Console};
 
 /// Prints a line for each device.
 pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
+    // A machine that was busy the first time is not slow for ever.
+    backend::rates::measure_anew();
     let devices = backend::visible();
     if args.json {
         let devices: Vec<_> = devices

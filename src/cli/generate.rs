@@ -21,7 +21,7 @@ use sdshard::{
     },
     planner::{
         Largest,
-        device_map::{DeviceMap, Replicas},
+        device_map::{DeviceMap, Strategy},
         plan::Plan,
         world::World,
     },
@@ -95,9 +95,9 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         let replicas = plan.replicas.len();
         let devices: Vec<_> = plan.devices.iter().map(|device| device.id.to_string()).collect();
         console.note(&format!(
-            "no --device-map: {} as balanced, {replicas} replica{}",
-            devices.join(", "),
-            if replicas == 1 { "" } else { "s" }
+            "no --device-map: throughput, {replicas} replica{} on {}",
+            if replicas == 1 { "" } else { "s" },
+            devices.join(", ")
         ));
     }
     let loading = Instant::now();
@@ -304,7 +304,7 @@ impl Job {
 pub fn device_map(args: &ModelArgs) -> Result<DeviceMap> {
     let mut map = match &args.device_map {
         Some(name) => DeviceMap::load(name)?,
-        None => DeviceMap { replicas: Replicas::Max.into(), ..DeviceMap::default() },
+        None => DeviceMap::from_strategy(Strategy::Throughput),
     };
     if let Some(dtype) = args.dtype {
         map.dtype = dtype.dtypes();
@@ -464,8 +464,8 @@ mod tests {
     #[test]
     fn flags_beat_the_map() {
         let of = |arguments: &[&str]| device_map(&args(arguments).model).unwrap();
-        assert_eq!(of(&["a"]).replicas.value, Replicas::Max);
-        assert_eq!(of(&["a", "--device-map", "balanced"]).replicas.value, Replicas::Count(1));
+        assert_eq!(of(&["a"]).strategy.value, Strategy::Throughput);
+        assert_eq!(of(&["a", "--device-map", "balanced"]).strategy.value, Strategy::Balanced);
         let map = of(&["a", "--device-map", "cpu-split.toml", "--dtype", "bf16"]);
         assert_eq!(map.dtype.of("unet"), Some(sdshard::backend::DType::BF16));
     }

@@ -59,7 +59,7 @@ struct Cli {
 enum Command {
     /// Show which device would hold what, and how much, without reading a weight
     Plan(PlanArgs),
-    /// List the devices of this machine
+    /// List the devices of this machine, and measure anew how fast they are
     Devices(DevicesArgs),
     /// Measure how fast pictures are made here
     Bench(BenchArgs),
@@ -88,9 +88,10 @@ struct ModelArgs {
     /// Which weights to read where a model has several: "fp16" for example
     #[arg(long, value_name = "VARIANT")]
     variant: Option<String>,
-    /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, guidance-split.toml, pool.toml,
-    /// replicas.toml, sharded-unet.toml, single.toml), or a strategy: balanced, balanced_low_0, sequential, single,
-    /// diffusers-balanced
+    /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml,
+    /// mixed-vendors.toml, pool.toml, replicas.toml, replicas-max.toml, sharded-unet.toml, single.toml, two-gpus.toml), or
+    /// a strategy: balanced, balanced_low_0, sequential, single, diffusers-balanced, throughput, latency
+    /// [default: throughput]
     #[arg(long, value_name = "MAP")]
     device_map: Option<String>,
     /// The type of weights; beats the device map's
@@ -169,6 +170,9 @@ struct PlanArgs {
     /// The plan as JSON
     #[arg(long)]
     json: bool,
+    /// Draw the plan into this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 /// `sdshard devices`

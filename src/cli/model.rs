@@ -3,7 +3,7 @@
 use sdshard::{
     error::{Error, Result},
     pipeline::{Component, Model},
-    weights::{self, ModelFiles},
+    weights::{self, ModelFiles, Wanted},
 };
 
 use super::{ModelArgs, progress::Console};
@@ -34,13 +34,13 @@ const BUILT_IN: &[sdshard::weights::files::EmbeddedFile] = embed![
 ];
 
 /// Where the model is that the arguments name.
-pub fn files(args: &ModelArgs, console: &Console) -> Result<ModelFiles> {
+pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console) -> Result<ModelFiles> {
     match &args.model {
         None if args.revision.is_some() => {
             Err(Error::input("--revision: only a model on the hub has revisions").hint("--model ORG/NAME"))
         }
         None => built_in(console),
-        Some(name) => weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), |file| {
+        Some(name) => weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), wanted, |file| {
             console.note(&format!("downloading {name}: {file}"));
         }),
     }
@@ -48,7 +48,7 @@ pub fn files(args: &ModelArgs, console: &Console) -> Result<ModelFiles> {
 
 /// Opens the model that the arguments name.
 pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
-    let files = files(args, console)?;
+    let files = files(args, Wanted::Everything, console)?;
     if let Some(variant) = &args.variant {
         for component in weights::without_variant(&files, &Component::ALL.map(Component::name), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));

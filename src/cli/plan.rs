@@ -4,8 +4,12 @@ use sdshard::{
     backend,
     error::{Error, Result},
     models::spec::ModelSpec,
-    pipeline::placement::{Place, Reside, Sections},
-    planner::{Largest, hardware, plan::Plan},
+    pipeline::{
+        output,
+        placement::{Place, Reside, Sections},
+    },
+    planner::{Largest, figure, hardware, plan::Plan},
+    weights::Wanted,
 };
 use serde_json::{Map, Value, json};
 
@@ -14,7 +18,7 @@ use super::{PlanArgs, generate::device_map, model, progress::Console, prompts::M
 /// Prints the plan for the largest picture.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let map = device_map(&args.model)?;
-    let spec = ModelSpec::load(&model::files(&args.model, console)?)?;
+    let spec = ModelSpec::load(&model::files(&args.model, Wanted::Configs, console)?)?;
     let (defaults, scale) = (&spec.defaults, spec.vae.scale());
     let largest = Largest {
         width: args.width.unwrap_or(defaults.width),
@@ -34,6 +38,9 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     }
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
     let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
+    if let Some(path) = &args.svg {
+        output::write(path, figure::svg(&plan).as_bytes())?;
+    }
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
 }
 

@@ -2,11 +2,12 @@
 //! the one door to stdout, so that results and bars do not run into each other.
 
 use std::{
+    fmt,
     io::{self, IsTerminal, Write},
     time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use sdshard::error::{Error, Result};
 
 /// How progress is shown.
@@ -133,11 +134,16 @@ impl Progress {
     /// The next component is at work; `steps` of it are to come, 0 if that is not known.
     pub fn stage(&self, name: &'static str, steps: usize) {
         let style = if steps > 0 {
-            "{prefix}  {msg} {bar:30} {pos}/{len} {per_sec:>10} {eta:>4}"
+            "{prefix}  {msg} {bar:30} {pos}/{len} {rate:>8} {eta:>4}"
         } else {
             "{prefix}  {msg} {spinner}"
         };
-        self.bar.set_style(ProgressStyle::with_template(style).expect("both templates are right"));
+        let rate = |state: &ProgressState, line: &mut dyn fmt::Write| {
+            // A line that cannot be written is not shown.
+            let _ = write!(line, "{:.2}/s", state.per_sec());
+        };
+        let style = ProgressStyle::with_template(style).expect("both templates are right");
+        self.bar.set_style(style.with_key("rate", rate));
         self.bar.set_length(steps as u64);
         self.bar.set_position(0);
         self.bar.reset_eta();

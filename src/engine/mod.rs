@@ -10,21 +10,20 @@
 
 mod queue;
 mod watch;
+mod worker;
 
 use std::{
-    any::Any,
     collections::{BTreeMap, HashMap},
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, DeviceKind, Opening},
-    error::{Error, Result, Scope},
+    backend::{self, Device, DeviceId, Opening},
+    error::{Error, Result},
     models::route::{Keeps, Route},
     pipeline::{
         Component, Model, Parts, Picture, Pipeline, Progress, Slot, TextCache, UnetPlace,
@@ -36,8 +35,9 @@ use crate::{
     planner::plan::{DevicePlan, Plan},
     sync::{self, Clock, Monitor, Receiver, Thread, channel},
 };
-use queue::{Claim, Fallout, Next, Noticed, Queue, Worker};
-use watch::{Silent, Watch};
+use queue::{Queue, Worker};
+use watch::Watch;
+use worker::{Left, Post, watch, work};
 
 /// The shortest silence after which a device is given up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(60);
@@ -196,7 +196,8 @@ impl Engine {
     fn begin(&self, plan: &Plan, prepared: Prepared, before: Loaded) -> (Loaded, Result<()>) {
         let Prepared { crew, pipelines, mut slots } = prepared;
         let replicas = plan.replicas.iter().map(|replica| (replica.placement.devices(), replica.in_flight));
-        let workers = self.core.queue.open(replicas.collect());
+        let batch = plan.replicas.iter().map(|replica| replica.batch).max().unwrap_or(1);
+        let workers = self.core.queue.open(replicas.collect(), batch);
         self.dismiss(before.workers);
         let mut loaded = Loaded { plan: plan.clone(), crew, pipelines, workers: Vec::with_capacity(workers.len()) };
         let mut outcome = Ok(());
@@ -299,17 +300,13 @@ impl Engine {
     /// If the new plan cannot be loaded: then the old one stays.
     pub fn apply(&self, plan: &Plan) -> Result<()> {
         self.replace(plan, |loaded| {
-            let shares = |ids: &[DeviceId]| -> Vec<DeviceId> {
-                let mut shares: Vec<_> = ids.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
-                shares.sort();
-                shares
-            };
-            let ids = ids(plan);
-            // Who else has a share of the cores decides about each share.
-            let same_shares = shares(&ids) == shares(&self::ids(&loaded.plan));
             let lost = loaded.crew.gates.lost();
-            let stays =
-                |id: DeviceId| ids.contains(&id) && !lost.contains(&id) && (id.kind != DeviceKind::Cpu || same_shares);
+            // The same device on other cores is another one.
+            let now = openings(&loaded.plan);
+            let stays = |id: DeviceId| {
+                let same = |opening: &Opening| opening.id == id && now.contains(opening);
+                !lost.contains(&id) && openings(plan).iter().any(same)
+            };
             let mut devices = loaded.crew.devices.clone();
             devices.retain(|device| stays(device.id()));
             let is_here = |id: &DeviceId| devices.iter().any(|device| device.id() == *id);
@@ -416,12 +413,6 @@ struct Prepared {
     slots: Vec<Vec<Vec<Slot>>>,
 }
 
-/// Where a thread works.
-struct Post<'a> {
-    pipeline: &'a Pipeline,
-    slots: &'a [Slot],
-}
-
 impl Prepared {
     /// Reads what `known` does not have yet.
     fn new(
@@ -503,165 +494,4 @@ fn patience(plan: &Plan) -> Duration {
     };
     let longest = Component::ALL.map(of).into_iter().fold(0.0, f64::max);
     LEAST_PATIENCE.max(Duration::try_from_secs_f64(20.0 * longest).unwrap_or(Duration::MAX / 2))
-}
-
-impl Core {
-    /// The end of a request that nobody is left to take.
-    fn nobody(&self) -> Error {
-        let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = Error::device("engine", "no replica is left");
-        if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
-    }
-
-    /// Devices failed under a claim: whoever uses them leaves, and those are told who need to know.
-    fn lose(&self, crew: &Crew, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
-        crew.gates.lose(devices);
-        let Ok(Fallout { jobs, left, orphans }) = self.queue.fail(claim, devices, noticed) else {
-            return Left::Unheard;
-        };
-        if !left.is_empty() {
-            *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
-            tracing::error!("{error}; replicas that leave: {left:?}");
-        }
-        for (job, next) in jobs {
-            let error = error.again();
-            match next {
-                Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
-                Next::Nobody => job.end(Err(error)),
-                Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
-                Next::Suspect => job.end(Err(error.context(
-                    "a second device failed under this request, which may be the cause and is not tried again",
-                ))),
-            }
-        }
-        orphans.into_iter().for_each(|job| job.end(Err(self.nobody())));
-        Left::Heard
-    }
-}
-
-impl Core {
-    /// The end of a claim, or of this try at it.
-    fn end(&self, claim: &Claim<Arc<Job>>, crew: &Crew, result: Result<Picture>) -> Left {
-        match result {
-            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
-                let devices: Vec<DeviceId> = match error.scope() {
-                    Scope::Device(name) => name.parse().into_iter().collect(),
-                    _ => Vec::new(),
-                };
-                self.lose(crew, claim.number, &devices, error, Noticed::ByError)
-            }
-            result => {
-                if self.queue.finish(claim.number).is_err() {
-                    return Left::Unheard;
-                }
-                let stops = result.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
-                claim.job.end(result);
-                if stops {
-                    let error = || Error::process("the engine stopped after another request's failure");
-                    self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
-                }
-                Left::Heard
-            }
-        }
-    }
-}
-
-/// Whether a thread was waited for until it had nothing more to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
-    Heard,
-    Unheard,
-}
-
-/// The thread that gives up others.
-fn watch(core: &Arc<Core>) {
-    while let Some(Silent { crew, claim, age, devices, patience }) = core.watch.next_silent() {
-        let Some(first) = devices.first() else { continue };
-        let error = Error::device(first, format!("nothing was heard of it for {} s", patience.as_secs()));
-        // Nobody waits for what it was about to find out.
-        crew.texts.values().for_each(|texts| texts.give_up(age));
-        core.lose(&crew, claim, &devices, error, Noticed::BySilence);
-    }
-}
-
-/// One of a replica's threads: until there is nothing more for it to do, or it was given up.
-fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Crew>, post: &Post) -> Left {
-    let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
-    while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
-        for claim in &claims {
-            let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
-            if core.queue.if_current(claim.number, || claim.job.tell(taken)).is_err() {
-                return Left::Unheard;
-            }
-        }
-        if claims.len() > 1 {
-            let drawn = draw(core, &claims, crew, post);
-            match drawn {
-                Ok(results) => {
-                    for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
-                        if core.end(claim, crew, result) == Left::Unheard {
-                            return Left::Unheard;
-                        }
-                    }
-                }
-                Err(error) if matches!(error.scope(), Scope::Device(_)) => {
-                    let first = std::mem::take(&mut claims).swap_remove(0);
-                    if core.end(&first, crew, Err(error)) == Left::Unheard {
-                        return Left::Unheard;
-                    }
-                }
-                // One of them is the reason, and shows it when each is drawn alone.
-                Err(error) => tracing::debug!("a batch is taken apart: {error}"),
-            }
-        }
-        for claim in claims {
-            let result = draw(core, std::slice::from_ref(&claim), crew, post).and_then(|mut results| results.remove(0));
-            if core.end(&claim, crew, result) == Left::Unheard {
-                return Left::Unheard;
-            }
-        }
-    }
-    Left::Heard
-}
-
-/// Works on requests that go together, and tells of each as long as it is this thread's.
-fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) -> Result<Vec<Result<Picture>>> {
-    let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
-    let age = claims[0].age;
-    let mut on = |i: usize, progress: Progress| {
-        let Claim { job, number, .. } = &claims[i];
-        match &progress {
-            Progress::Started { devices, .. } => core.watch.begin(Silent {
-                crew: crew.clone(),
-                claim: *number,
-                age,
-                devices: devices.clone(),
-                patience: crew.patience,
-            }),
-            Progress::Step { .. } => core.watch.heard(*number),
-            Progress::Finished(_) => core.watch.end(*number),
-        }
-        // A request that has come to the VAE is as good as done.
-        let may_stop =
-            !matches!(&progress, Progress::Started { component: Component::Vae, .. } | Progress::Finished(_));
-        core.queue
-            .if_current(*number, || job.tell(Event::Progress(progress)))
-            .map_err(|_| Error::request("this request was taken from its thread"))?;
-        if may_stop && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
-    };
-    let one_waits = claims.iter().any(|claim| !claim.job.cancel.load(Ordering::Relaxed));
-    let drawn = match one_waits {
-        true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
-        false => Ok(Err(Error::interrupted())),
-    };
-    claims.iter().for_each(|claim| core.watch.end(claim.number));
-    // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
-    drawn.unwrap_or_else(|panic| {
-        Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
-    })
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_string())
 }

@@ -136,9 +136,9 @@ impl<J: Clone> Queue<J> {
         ))
     }
 
-    /// From here on a plan with these replicas is worked by: the devices of each, and how many threads it has. Twice as
-    /// many requests as threads may wait. Threads of the plan before it go home.
-    pub fn open(&self, replicas: Vec<(Vec<DeviceId>, usize)>) -> Vec<Worker> {
+    /// From here on a plan with these replicas is worked by: the devices of each, and how many threads it has, of which each
+    /// takes up to `batch` requests at once. Twice as many as they can take may wait. Threads of the plan before go home.
+    pub fn open(&self, replicas: Vec<(Vec<DeviceId>, usize)>, batch: usize) -> Vec<Worker> {
         self.0.update(|state| {
             state.plan += 1;
             state.paused = false;
@@ -150,7 +150,7 @@ impl<J: Clone> Queue<J> {
                 }
             }
             state.present.extend(&workers);
-            state.most = 2 * workers.len();
+            state.most = 2 * workers.len() * batch;
             state.replicas = replicas.into_iter().map(|(devices, _)| Replica { devices, here: true }).collect();
             workers
         })
@@ -351,7 +351,7 @@ mod tests {
     /// A queue of numbers and a thread for each of its replicas, which have a device each.
     fn queue(replicas: usize) -> (Queue<u32>, Vec<Worker>) {
         let queue = Queue::new(Clock::default());
-        let workers = queue.open((0..replicas).map(|i| (vec![gpu(i)], 1)).collect());
+        let workers = queue.open((0..replicas).map(|i| (vec![gpu(i)], 1)).collect(), 1);
         (queue, workers)
     }
 
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn all_replicas_of_a_lost_device_leave_and_only_the_first_to_meet_it_is_suspected() {
         let queue = Queue::new(Clock::default());
-        let workers = queue.open(vec![(vec![gpu(0), gpu(1)], 2), (vec![gpu(1), gpu(2)], 1), (vec![gpu(2)], 1)]);
+        let workers = queue.open(vec![(vec![gpu(0), gpu(1)], 2), (vec![gpu(1), gpu(2)], 1), (vec![gpu(2)], 1)], 1);
         for job in 0..3 {
             queue.put(job).unwrap();
         }
@@ -487,7 +487,7 @@ mod tests {
     fn a_request_is_tried_again_twice() {
         let queue = Queue::new(Clock::default());
         let replicas = (0..4).map(|i| (vec![gpu(i)], 2)).collect();
-        let workers = queue.open(replicas);
+        let workers = queue.open(replicas, 1);
         for job in 0..4 {
             queue.put(job).unwrap();
         }
@@ -555,7 +555,7 @@ mod tests {
             queue.finish(claim.number).unwrap();
             paused.join().unwrap();
         });
-        let new = queue.open(vec![(vec![gpu(5)], 1)]);
+        let new = queue.open(vec![(vec![gpu(5)], 1)], 1);
         assert!(queue.take_one(workers[0]).is_none());
         assert_eq!(take(&queue, new[0]).job, 1);
     }

@@ -108,13 +108,11 @@ impl Watch {
     /// patience lasts. `None` once nothing is watched any more.
     pub fn next_silent(&self) -> Option<Silent> {
         loop {
-            let Some(deadline) = self.0.wait_until(|state| match state.next_look() {
+            let deadline = self.0.wait_until(|state| match state.next_look() {
                 _ if state.stopped => Some(None),
                 None => None,
                 some => Some(some),
-            }) else {
-                return None;
-            };
+            })?;
             // A younger request may have less patience.
             let earlier = |state: &mut State| {
                 let changed = state.stopped || state.next_look().is_some_and(|next| next < deadline);

@@ -146,11 +146,17 @@ impl<'a> Walk<'a> {
         self.passed.set(self.passed.get() + 1);
         if let Some(visitors) = self.visitors {
             visitors.arrive(section)?;
-            if let Some(next) = self.stop(self.passed.get()).filter(|&next| self.route.at(next) == device) {
+            if let Some(next) = self.next_here() {
                 visitors.expect(next)?;
             }
         }
         Ok(device)
+    }
+
+    /// The next section, if it is on the same device.
+    fn next_here(&self) -> Option<usize> {
+        let here = self.here()?;
+        self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
     /// Goes to the next section and takes `x` along.
@@ -158,12 +164,16 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::next`], and if the device has no room.
     pub fn take(&self, x: Tensor) -> Result<Tensor> {
-        let from = self.here();
-        let device = self.next()?;
-        if let (Some(from), Some(to)) = (from, self.here()) {
+        let (from, to) =
+            (self.here(), self.stop(self.passed.get()).expect("a network goes by the sections that it lists"));
+        if let Some(from) = from {
             self.borders.carry(from, to, x.bytes());
         }
-        x.to(device)
+        // Before the border, where this request may have to wait.
+        let leaving = x.leave_for(self.route.at(to))?;
+        drop(x);
+        self.next()?;
+        leaving.arrive()
     }
 
     /// Sends `x` ahead to where `section` runs.
@@ -180,10 +190,11 @@ impl<'a> Walk<'a> {
 
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
-        if let Some(visitors) = self.visitors {
-            // Where it stands and what was expected there.
-            let last = self.here().into_iter().chain(self.here().and_then(|_| self.stop(self.passed.get())));
-            last.for_each(|section| visitors.depart(section));
+        let (Some(visitors), Some(here)) = (self.visitors, self.here()) else { return };
+        // Where it stands, and what was expected there. Elsewhere others may be at work.
+        visitors.depart(here);
+        if let Some(next) = self.next_here() {
+            visitors.depart(next);
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     },
     scheduler::{Schedule, Step},
     sync,
-    tensor::{Shape, Tensor, random::Generator},
+    tensor::{Leaving, Shape, Tensor, random::Generator},
     weights::Visitors,
 };
 
@@ -174,9 +174,10 @@ pub fn denoise(
     let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
     for (done, step) in request.schedule.steps.iter().enumerate() {
         let outs = call(branches, &texts, step, &latents, spec)?;
+        let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
         home.borders.enter(0)?;
         // In order, on this thread: the home's arena always sees the same.
-        let outs = outs.into_iter().map(|out| out.to(device)).collect::<Result<Vec<_>>>()?;
+        let outs = leaving.into_iter().map(Leaving::arrive).collect::<Result<Vec<_>>>()?;
         for (i, image) in request.images.iter_mut().enumerate() {
             let out = guide(&outs, i, latents.len(), shape, image.guidance_scale)?;
             estimates[i].insert(0, weighted(&[(step.p, &latents[i]), (step.q, &out)])?.keep(keep)?);

@@ -3,7 +3,7 @@
 //! Every cut is tried, so the one found is the best for its goal: sections stay in order, each device has one run of them
 //! or none, and the devices may follow each other in any order.
 
-use std::{collections::HashMap, ops::Range};
+use std::ops::Range;
 
 /// One section of a network: what it asks of a device, and what it hands on.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,6 +131,31 @@ struct Search<'a> {
 /// The best continuation of a cut: its time by the goal, the bytes that it receives, and its first piece.
 type Best = Option<(f64, u64, usize, usize)>;
 
+/// What is known of the cuts from a section on, for each number of devices taken of each group.
+struct Known {
+    /// Cuts from one section on are together; `None` is not known yet.
+    best: Vec<Option<Best>>,
+    /// How far apart a group's counts are.
+    strides: Vec<usize>,
+    sections: usize,
+}
+
+impl Known {
+    fn new(groups: &[Vec<usize>], sections: usize) -> Self {
+        let mut strides = Vec::with_capacity(groups.len());
+        let mut states = 1;
+        for group in groups {
+            strides.push(states);
+            states *= group.len() + 1;
+        }
+        Self { best: vec![None; states * sections], strides, sections }
+    }
+
+    fn at(&self, from: usize, used: &[usize]) -> usize {
+        self.sections * used.iter().zip(&self.strides).map(|(used, stride)| used * stride).sum::<usize>() + from
+    }
+}
+
 impl<'a> Search<'a> {
     fn new(sections: &'a [Section], devices: &'a [Target], in_flight: usize) -> Self {
         let kinds = sections[0].needs.len();
@@ -159,12 +184,12 @@ impl<'a> Search<'a> {
     /// The best cut in which no piece takes longer than `most`. `add` puts the time of a piece and that of the rest
     /// together.
     fn solve(&mut self, add: &dyn Fn(f64, f64) -> f64, most: f64) -> Option<Cut> {
-        let mut known = HashMap::new();
+        let mut known = Known::new(&self.groups, self.sections.len());
         let mut used = vec![0; self.groups.len()];
         self.rest(0, &mut used, add, most, &mut known)?;
         let (mut from, mut pieces, mut crossing_bytes) = (0, Vec::new(), 0);
         while from < self.sections.len() {
-            let (_, _, device, to) = known[&(from, used.clone())]?;
+            let (_, _, device, to) = known.best[known.at(from, &used)]??;
             let (seconds, received) = self.piece(device, from, to)?;
             used[self.group[device]] += 1;
             pieces.push(Piece { device, sections: from..to + 1, seconds });
@@ -181,13 +206,14 @@ impl<'a> Search<'a> {
         used: &mut Vec<usize>,
         add: &dyn Fn(f64, f64) -> f64,
         most: f64,
-        known: &mut HashMap<(usize, Vec<usize>), Best>,
+        known: &mut Known,
     ) -> Best {
         if from == self.sections.len() {
             return Some((0.0, 0, 0, 0));
         }
-        if let Some(best) = known.get(&(from, used.clone())) {
-            return *best;
+        let here = known.at(from, used);
+        if let Some(best) = known.best[here] {
+            return best;
         }
         let mut best: Best = None;
         for group in 0..self.groups.len() {
@@ -211,7 +237,7 @@ impl<'a> Search<'a> {
             }
             used[group] -= 1;
         }
-        known.insert((from, used.clone()), best);
+        known.best[here] = Some(best);
         best
     }
 }

@@ -4,7 +4,7 @@
 use super::{
     device_map::DeviceMap,
     fields::Located,
-    strategies::{self, DeviceBudget, Network, Upstream, deal, replica_counts},
+    strategies::{DeviceBudget, deal, replica_counts},
 };
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, dry::Rules},
@@ -21,6 +21,89 @@ use crate::{
     },
     weights::{Scope, Weights},
 };
+
+/// Where diffusers' `device_map="balanced"` puts a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upstream {
+    /// On the device with this index.
+    Device(usize),
+    /// On the host, because the device whose turn it was had no room; its weights go to a device in every forward pass.
+    Host,
+}
+
+/// The placement of diffusers' `device_map="balanced"`, down to its order: what has been placed where, in the order in
+/// which places were first used. `components` are the bytes of weights in the order of `model_index.json`, `devices` the
+/// bytes of each GPU. The host holds one component: one that comes there later drives it out, and it is nowhere.
+///
+/// Components are dealt out, the largest first, to devices in the order 0, 1, 1, 0, 0, 1 … (the roomiest is 0). One that
+/// is too large for the device whose turn it is goes to the host, and no other device is asked.
+fn upstream_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<usize>)> {
+    let by_size = |sizes: &[u64]| {
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(sizes[i])); // stable: equal ones keep their order
+        order
+    };
+    let device_order = by_size(devices);
+    let cycle: Vec<usize> = device_order.iter().chain(device_order.iter().rev()).copied().collect();
+    let mut free = devices.to_vec();
+    let mut placed: Vec<(Upstream, Vec<usize>)> = Vec::new();
+    let mut turn = 0;
+    for component in by_size(components) {
+        let Some(&device) = cycle.get(turn % cycle.len().max(1)) else { break };
+        let place = if components[component] > free[device] {
+            Upstream::Host
+        } else {
+            free[device] -= components[component];
+            turn += 1;
+            Upstream::Device(device)
+        };
+        match placed.iter_mut().find(|(other, _)| *other == place) {
+            Some((Upstream::Host, here)) => *here = vec![component],
+            Some((_, here)) => here.push(component),
+            None => placed.push((place, vec![component])),
+        }
+    }
+    placed
+}
+
+/// A network of a pipeline as diffusers sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Network {
+    /// As in `model_index.json`.
+    name: String,
+    /// Bytes of its weights.
+    bytes: u64,
+    /// Whether sdshard runs it. If not, it only takes its place.
+    runs: bool,
+}
+
+/// [`upstream_map`] of the weights, network by network. `None` only for one that is nowhere and does not run.
+///
+/// # Errors
+/// If diffusers would lose a network that runs.
+fn balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<Upstream>>> {
+    let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
+    let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
+    let mut placement = vec![None; networks.len()];
+    for (place, here) in upstream_map(&weights, &memory) {
+        for network in here {
+            placement[network] = Some(place);
+        }
+    }
+    let Some(lost) = (0..networks.len()).find(|&c| networks[c].runs && placement[c].is_none()) else {
+        return Ok(placement);
+    };
+    let visitor = placement.iter().position(|place| *place == Some(Upstream::Host));
+    let why = format!(
+        "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
+         the {} drove it out, and the first picture would fail",
+        networks[lost].name,
+        visitor.map_or("next", |visitor| networks[visitor].name.as_str())
+    );
+    Err(Error::input(format!("strategy \"diffusers-balanced\": {why}"))
+        .found(devices.iter().map(DeviceBudget::room).collect::<Vec<_>>().join(", "))
+        .hint("strategy = \"balanced\" asks every device"))
+}
 
 /// The parameters of a component. The integer buffers of some versions (`position_ids`) are left out: at most some
 /// hundred bytes.
@@ -43,7 +126,7 @@ fn parameters(component: Component, spec: &ModelSpec) -> Result<u64> {
 
 /// The networks of the model in the order of its `model_index.json`, with the bytes that diffusers counts for them.
 /// `auto` is the type for which the map has `"auto"`.
-pub fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Network>> {
+fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Network>> {
     let network = |listed: &Listed| {
         let ours = Component::ALL.into_iter().find(|component| component.name() == listed.name);
         let count = match (ours, listed.parameters) {
@@ -82,7 +165,7 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
             .hint("a GPU among the devices of [max_memory], or no [max_memory]"));
     }
     let place = |group: &[DeviceBudget]| -> Result<PerComponent<Place<DeviceId>>> {
-        let placed = strategies::diffusers_balanced(&networks, group)?;
+        let placed = balanced(&networks, group)?;
         for (network, place) in networks.iter().zip(&placed).filter(|(network, _)| !network.runs) {
             let place = match place {
                 Some(Upstream::Device(device)) => format!("put the {} on {}", network.name, group[*device].id),
@@ -111,4 +194,131 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
     };
     let groups = |count| deal(&budgets, count).into_iter().map(place).collect::<Result<Vec<_>>>();
     replica_counts(map.replicas.value, budgets.len(), groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::{
+        device_map::Strategy,
+        strategies::{self, ComponentSize, Size},
+    };
+
+    /// Components in the order of `model_index.json`, bytes in f16.
+    const SD15_SAFE: &[(&str, u64)] = &[
+        ("vae", 167_307_726),
+        ("text_encoder", 246_121_576),
+        ("unet", 1_719_041_928),
+        ("safety_checker", 607_965_232),
+    ];
+    const SD15: &[(&str, u64)] = SD15_SAFE.split_at(3).0;
+    const SD21: &[(&str, u64)] = &[("vae", 167_307_726), ("text_encoder", 680_776_296), ("unet", 1_731_821_448)];
+    const SDXL: &[(&str, u64)] = &[
+        ("vae", 167_307_726),
+        ("text_encoder", 246_121_576),
+        ("text_encoder_2", 1_389_320_296),
+        ("unet", 5_134_927_368),
+    ];
+
+    /// A model, 1 for f16 or 2 for f32, GB of each device, and the map of diffusers.
+    type Row = (&'static [(&'static str, u64)], u64, &'static [u64], &'static str);
+
+    const DIFFUSERS: &[Row] = &[
+        (SD15_SAFE, 1, &[8, 8], "0: unet, vae; 1: safety_checker, text_encoder"),
+        (SD15_SAFE, 1, &[8, 24], "1: unet, vae; 0: safety_checker, text_encoder"),
+        (SD15_SAFE, 1, &[2, 1], "0: unet, vae; 1: safety_checker, text_encoder"),
+        (SD15_SAFE, 1, &[1, 1], "cpu: unet; 0: safety_checker; 1: text_encoder, vae"),
+        (SD15_SAFE, 1, &[8, 8, 8], "0: unet; 1: safety_checker; 2: text_encoder, vae"),
+        (SD15, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
+        (SD15, 1, &[8, 8, 8], "0: unet; 1: text_encoder; 2: vae"),
+        (SD21, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
+        (SDXL, 1, &[8, 8], "0: unet, vae; 1: text_encoder_2, text_encoder"),
+        (SDXL, 1, &[8, 24], "1: unet, vae; 0: text_encoder_2, text_encoder"),
+        (SDXL, 1, &[8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder, vae"),
+        (SDXL, 1, &[8, 8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder; 3: vae"),
+        (SDXL, 1, &[4, 4], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
+        (SDXL, 1, &[6, 1], "0: unet; cpu: text_encoder_2; 1: text_encoder, vae"),
+        // Here the UNet is nowhere.
+        (SDXL, 1, &[1, 1], "cpu: text_encoder_2; 0: text_encoder; 1: vae"),
+        (SDXL, 2, &[8, 8], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
+        (SDXL, 2, &[24, 24], "0: unet, vae; 1: text_encoder_2, text_encoder"),
+        (SD15_SAFE, 1, &[24], "0: unet, safety_checker, text_encoder, vae"),
+        (SDXL, 1, &[24], "0: unet, text_encoder_2, text_encoder, vae"),
+        (SD15, 1, &[], ""),
+    ];
+
+    /// Devices of so many GB.
+    fn of_gb(gb: &[u64]) -> Vec<DeviceBudget> {
+        let gpu =
+            |(i, gb): (usize, &u64)| DeviceBudget { id: DeviceId::new(DeviceKind::Cuda, i), bytes: gb * 1_000_000_000 };
+        gb.iter().enumerate().map(gpu).collect()
+    }
+
+    #[test]
+    fn diffusers_map_is_that_of_diffusers() {
+        for &(model, width, gb, expected) in DIFFUSERS {
+            let bytes: Vec<u64> = model.iter().map(|(_, bytes)| bytes * width).collect();
+            let memory: Vec<u64> = gb.iter().map(|gb| gb * 1_000_000_000).collect();
+            let map = upstream_map(&bytes, &memory).into_iter().map(|(place, here)| {
+                let place = match place {
+                    Upstream::Device(device) => device.to_string(),
+                    Upstream::Host => "cpu".to_string(),
+                };
+                format!("{place}: {}", here.into_iter().map(|c| model[c].0).collect::<Vec<_>>().join(", "))
+            });
+            assert_eq!(map.collect::<Vec<_>>().join("; "), expected, "{gb:?} GB");
+        }
+    }
+
+    #[test]
+    fn balanced_places_whatever_any_placement_holds() {
+        let mut found = [0, 0];
+        for &(model, width, gb, _) in DIFFUSERS.iter().filter(|(_, _, gb, _)| !gb.is_empty()) {
+            let devices = of_gb(gb);
+            let component = |(name, bytes): &(&str, u64)| {
+                let size = Size { weight_bytes: bytes * width, activation_bytes: 0, keep_bytes: 0 };
+                ComponentSize::everywhere(name, size, devices.iter().map(|device| device.id))
+            };
+            let components: Vec<_> = model.iter().map(component).collect();
+            // Every way to give each component a device, counted through.
+            let fits = (0..gb.len().pow(model.len() as u32)).any(|number| {
+                let mut held = vec![0; gb.len()];
+                for (i, (_, bytes)) in model.iter().enumerate() {
+                    held[number / gb.len().pow(i as u32) % gb.len()] += bytes * width;
+                }
+                held.iter().zip(&devices).all(|(held, device)| *held <= device.bytes)
+            });
+            let placed = strategies::place(Strategy::Balanced, &components, &vec![None; model.len()], &devices);
+            assert_eq!(
+                placed.is_ok(),
+                fits,
+                "{:?} in {gb:?} GB",
+                model.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+            );
+            found[usize::from(fits)] += 1;
+        }
+        assert!(found[0] >= 3 && found[1] >= 12, "both kinds of rows: {found:?}");
+    }
+
+    #[test]
+    fn a_component_that_diffusers_would_lose_is_an_error_that_explains_it() {
+        let place = |model: &[(&str, u64)], gb: &[u64]| {
+            let network = |(name, bytes): &(&str, u64)| Network { name: name.to_string(), bytes: *bytes, runs: true };
+            balanced(&model.iter().map(network).collect::<Vec<_>>(), &of_gb(gb))
+        };
+        let device = |place: &Option<Upstream>| match place {
+            Some(Upstream::Device(device)) => *device,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(place(SDXL, &[8, 8]).unwrap().iter().map(device).collect::<Vec<_>>(), [0, 1, 1, 0]);
+        assert!(place(SDXL, &[6, 1]).unwrap().contains(&Some(Upstream::Host)));
+        let message = place(SDXL, &[1, 1]).unwrap_err().to_string();
+        for says in [
+            "strategy \"diffusers-balanced\": diffusers would lose the unet; diffusers asks one device and then puts a \
+             component on the host, which holds one: the text_encoder_2 drove it out",
+            "strategy = \"balanced\"",
+        ] {
+            assert!(message.contains(says), "wanted: {says}\n{message}");
+        }
+    }
 }

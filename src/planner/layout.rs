@@ -74,6 +74,9 @@ impl Held {
     }
 }
 
+/// Devices, each with the one that stands for it.
+type Names = Vec<(DeviceId, DeviceId)>;
+
 /// Devices with bytes.
 pub type Bytes = Vec<(DeviceId, u64)>;
 
@@ -138,13 +141,8 @@ impl<'a> Costs<'a> {
 
     /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
     /// of all of that kind costs. Also gives these names.
-    fn ran(
-        &self,
-        component: Component,
-        place: &Place<DeviceId>,
-        batch: usize,
-    ) -> Result<(Rc<Ran>, Vec<(DeviceId, DeviceId)>)> {
-        let mut names: Vec<(DeviceId, DeviceId)> = Vec::new();
+    fn ran(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<Ran>, Names)> {
+        let mut names = Names::new();
         for id in place.devices() {
             let kind = self.kind(id);
             let before = names.iter().filter(|(known, _)| self.kind(*known) == kind).count();
@@ -315,7 +313,9 @@ impl<'a> Costs<'a> {
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
         // Texts are encoded and pictures decoded one by one.
         let (calls, times) = if component == Component::Unet { (self.calls, 1) } else { (1, layout.batch) };
-        let work = || costs.iter().map(|(id, cost)| (self.index(*id), calls as f64 * cost.seconds)).collect();
+        let calls = calls as f64;
+        let work = |(id, cost): &(DeviceId, Cost)| (self.index(*id), calls * cost.seconds + cost.prepare_seconds);
+        let prepare: f64 = costs.iter().map(|(_, cost)| cost.prepare_seconds).sum();
         let of_route = |route: &[DeviceId]| -> Result<f64> {
             let devices = Place::Route(route.to_vec().into()).devices();
             let moved = if devices.len() > 1 { self.moved(component, route)?.iter().sum() } else { 0.0 };
@@ -323,7 +323,7 @@ impl<'a> Costs<'a> {
         };
         let one = match place {
             Place::Route(route) if layout.passes(component, place) => {
-                return Ok(predict::Place { stretches: self.pieces(component, route, &seconds)?, times: calls });
+                return self.passed(component, route, &costs, self.calls);
             }
             Place::Route(route) => of_route(route)?,
             Place::Guided { negative, positive } => {
@@ -335,8 +335,41 @@ impl<'a> Costs<'a> {
                 }
             }
         };
-        let stretch = Stretch { work: work(), seconds: calls as f64 * one };
-        Ok(predict::Place { stretches: vec![stretch], times })
+        let stretch = Stretch { work: costs.iter().map(work).collect(), seconds: calls * one + prepare };
+        Ok(predict::Place::repeated(vec![stretch], times))
+    }
+
+    /// A cut UNet that requests pass device by device: for the text's keys and values, for each call, and once more to the
+    /// first, where the latents are.
+    fn passed(
+        &self,
+        component: Component,
+        route: &[DeviceId],
+        costs: &[(DeviceId, Cost)],
+        calls: usize,
+    ) -> Result<predict::Place> {
+        let of =
+            |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or_else(Cost::default, |(_, cost)| *cost);
+        let (table, runs) = (self.table(component)?, runs(route));
+        // Sections that keep something keep the text; with the first it is the latents.
+        let text = |(id, sections): &(DeviceId, Vec<usize>)| -> f64 {
+            let kind = self.kind_in_table(*id);
+            let kept =
+                sections.iter().filter(|section| **section > 0).map(|&section| table[section].needs[kind].keep_bytes);
+            kept.sum::<u64>() as f64
+        };
+        let prepare = |run: &(DeviceId, Vec<usize>)| {
+            let all: f64 = runs.iter().filter(|(id, _)| *id == run.0).map(text).sum();
+            Stretch::on(self.index(run.0), of(run.0).prepare_seconds * text(run) / all.max(f64::MIN_POSITIVE))
+        };
+        let first = runs.iter().enumerate().filter(|(i, run)| *i == 0 || text(run) > 0.0).map(|(_, run)| prepare(run));
+        let home = Stretch::on(self.index(route[0]), 0.0);
+        Ok(predict::Place {
+            first: first.collect(),
+            stretches: self.pieces(component, route, &|id| of(id).seconds)?,
+            times: calls,
+            last: if runs.len() > 1 { vec![home] } else { Vec::new() },
+        })
     }
 
     /// Seconds that one call's tensors take to enter each run of sections of a route, over the links of both sides.

@@ -1,10 +1,14 @@
 //! Which device holds what.
 
+mod candidates;
+mod check;
 pub mod choose;
 pub mod cuts;
 pub mod device_map;
 mod diffusers;
+mod edges;
 mod fields;
+pub mod figure;
 mod grammar;
 pub mod hardware;
 pub mod layout;

@@ -5,17 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use super::choose::Rejected;
 use super::{
     Cost, Located,
     choose::{Chosen, choose},
     device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
+    edges::edges,
     hardware,
     layout::{Costs, Layout},
     predict::{Load, SAMPLES},
+    report::device_list,
     size::format_bytes,
     trial::{Largest, Trial},
 };
+pub use super::{choose::Rejected, edges::Edge};
 use crate::{
     backend::{DType, DeviceId, DeviceInfo, DeviceKind},
     error::{Error, Result},
@@ -50,7 +52,7 @@ pub struct DevicePlan {
     pub id: DeviceId,
     /// Its numerics class.
     pub class: String,
-    /// The cores that the map names for it, if it does.
+    /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
     pub cores: Option<Vec<usize>>,
     /// The adapter that the map names for it, if it does.
     pub adapter: Option<usize>,
@@ -77,21 +79,6 @@ impl DevicePlan {
     pub fn total_bytes(&self) -> u64 {
         self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
-}
-
-/// What goes from one device to another for one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Edge {
-    /// The replica, counted from 0.
-    pub replica: usize,
-    /// Made here.
-    pub from: DeviceId,
-    /// Used there.
-    pub to: DeviceId,
-    /// What it is.
-    pub what: &'static str,
-    /// All of it for one image, in bytes.
-    pub bytes_per_image: u64,
 }
 
 /// A device map resolved for one model, one largest request and one machine.
@@ -171,7 +158,26 @@ impl Plan {
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
         (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
+        plan.check_host(devices)?;
         Ok(plan)
+    }
+
+    /// Refuses a plan whose weights do not fit in the host's memory beside what the CPU's devices hold; on a described
+    /// machine without a CPU that is not known.
+    fn check_host(&self, devices: &[DeviceInfo]) -> Result<()> {
+        let Some(host) = devices.iter().find(|device| device.id == DeviceId::CPU) else { return Ok(()) };
+        let on_cpu = self.devices.iter().filter(|device| device.id.kind == DeviceKind::Cpu);
+        let needed = self.host_weight_bytes + on_cpu.map(|device| self.held_bytes(device)).sum::<u64>();
+        let needed = needed + self.shared_weight_bytes.unwrap_or(0);
+        if self.host_weight_bytes == 0 || needed <= host.free_bytes {
+            return Ok(());
+        }
+        let (needed, rest) = (format_bytes(needed), format_bytes(self.host_weight_bytes));
+        Err(Error::input(format!(
+            "the plan does not fit in the host's memory: needs {needed}, {rest} of it for weights"
+        ))
+        .found(format!("{} may be used", format_bytes(host.free_bytes)))
+        .hint("reside = \"disk\" for a component"))
     }
 
     /// Refuses a plan in which devices of different numerics classes run the same component, if the map wants that.
@@ -202,6 +208,11 @@ impl Plan {
         facts: &BTreeMap<DeviceId, Located<DeviceFacts>>,
     ) -> Result<Self> {
         let trial = costs.trial;
+        let cores = |info: &DeviceInfo| {
+            let named = facts.get(&info.id).is_some_and(|facts| facts.value.cores.is_some());
+            let bound = info.id.kind == DeviceKind::Cpu && (named || info.id.index.is_some());
+            bound.then(|| info.allowed_cores.clone())
+        };
         let mut load = costs.load(layouts)?;
         let prediction = load.predict(SAMPLES);
         let held = costs.held(layouts)?.into_iter().zip(&prediction.idle_share);
@@ -209,7 +220,7 @@ impl Plan {
             .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
-                cores: facts.get(&info.id).and_then(|facts| facts.value.cores.clone()).map(|cores| cores.value),
+cores: cores(info),
                 adapter: facts
                     .get(&info.id)
                     .and_then(|facts| facts.value.adapter.as_ref())
@@ -300,12 +311,16 @@ impl Plan {
 
     /// What the process should occupy in all: weights once, arenas of every device, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        let held = |device: &DevicePlan| match self.shared_weight_bytes {
+        let held = self.devices.iter().map(|device| self.held_bytes(device)).sum::<u64>();
+        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
+    }
+
+    /// What a device holds, without weights that it shares.
+    fn held_bytes(&self, device: &DevicePlan) -> u64 {
+        match self.shared_weight_bytes {
             Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
             _ => device.total_bytes(),
-        };
-        let held = self.devices.iter().map(held).sum::<u64>();
-        held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
+        }
     }
 
     /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
@@ -347,66 +362,6 @@ impl Plan {
     }
 }
 
-/// What crosses between the devices of each replica for one image.
-fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
-    let (spec, largest) = (costs.trial.spec, costs.trial.largest);
-    let texts = if largest.guided { 2 } else { 1 };
-    let features = 4 * (texts * spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim) as u64;
-    let scale = spec.vae.scale();
-    let latents = 4 * (largest.width / scale * (largest.height / scale) * spec.unet.in_channels) as u64;
-    let mut edges: Vec<Edge> = Vec::new();
-    for (replica, layout) in layouts.iter().enumerate() {
-        let mut add = |from: DeviceId, to: DeviceId, what: &'static str, bytes_per_image: u64| {
-            let edge = Edge { replica, from, to, what, bytes_per_image };
-            if from == to || bytes_per_image == 0 || edges.contains(&edge) {
-                return;
-            }
-            let same = |e: &&mut Edge| (e.replica, e.from, e.to, e.what) == (replica, from, to, what);
-            match edges.iter_mut().find(same) {
-                // Tensors of one kind add up; several places of a pool are alternatives.
-                Some(known) if matches!(what, BORDER | SKIPS) => known.bytes_per_image += bytes_per_image,
-                Some(known) => known.bytes_per_image = known.bytes_per_image.max(bytes_per_image),
-                None => edges.push(edge),
-            }
-        };
-        let last = |route: &[DeviceId]| *route.last().expect("a route has sections");
-        for place in &layout.placement.unet {
-            let routes = place.routes();
-            let home = routes.last().expect("a place has a route")[0];
-            for text in layout.placement.text_encoder.iter().flat_map(Place::routes) {
-                let each = features / routes.len() as u64;
-                routes.iter().for_each(|route| add(last(text), route[0], "text features", each));
-            }
-            if let [negative, _] = routes[..] {
-                add(home, negative[0], "latents", costs.calls as u64 * latents);
-                add(last(negative), home, "guidance", costs.calls as u64 * latents);
-            }
-            for vae in layout.placement.vae.iter().flat_map(Place::routes) {
-                add(home, vae[0], "latents", latents);
-            }
-        }
-        for (component, places) in layout.placement.iter() {
-            let calls = if component == Component::Unet { costs.calls as u64 } else { 1 };
-            for route in places.iter().flat_map(Place::routes) {
-                if route.iter().all(|id| *id == route[0]) {
-                    continue;
-                }
-                for crossing in costs.crossings(component, route)? {
-                    let what = if crossing.skip { SKIPS } else { BORDER };
-                    add(crossing.from, crossing.to, what, calls * crossing.bytes);
-                }
-                if component == Component::Unet {
-                    add(last(route), route[0], "model output", calls * latents);
-                }
-            }
-        }
-    }
-    Ok(edges)
-}
-
-const BORDER: &str = "section border";
-const SKIPS: &str = "skip tensors";
-
 /// Why each component is where it is: the same reason once for all replicas that share it.
 #[derive(Default)]
 struct Reasons(Vec<(Component, String, Vec<DeviceId>)>);
@@ -432,8 +387,7 @@ impl Reasons {
         let sentence = |(component, why, mut devices): (Component, String, Vec<DeviceId>)| {
             let mut seen = BTreeSet::new();
             devices.retain(|id| seen.insert(*id));
-            let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
-            format!("{} on {}: {why}", component.name(), devices.join(", "))
+            format!("{} on {}: {why}", component.name(), device_list(&devices))
         };
         self.0.into_iter().map(sentence).collect()
     }

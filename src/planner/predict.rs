@@ -30,21 +30,56 @@ impl Stretch {
 /// One instance of a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Place {
-    /// Passed in order. The devices of the first decide which place of a pool is free.
+    /// Passed once, before all others. The devices of the very first stretch decide which place of a pool is free.
+    pub first: Vec<Stretch>,
+    /// Passed in order.
     pub stretches: Vec<Stretch>,
-    /// How often the list is passed: the steps of a cut UNet.
+    /// How often that list is passed: the steps of a cut UNet.
     pub times: usize,
+    /// Passed once, after all others.
+    pub last: Vec<Stretch>,
 }
 
 impl Place {
     /// A single stretch, passed once.
     pub fn once(stretch: Stretch) -> Self {
-        Self { stretches: vec![stretch], times: 1 }
+        Self::repeated(vec![stretch], 1)
+    }
+
+    /// A list of stretches, passed so often.
+    pub fn repeated(stretches: Vec<Stretch>, times: usize) -> Self {
+        Self { first: Vec::new(), stretches, times, last: Vec::new() }
+    }
+
+    /// How many stretches a request passes.
+    fn count(&self) -> usize {
+        self.first.len() + self.times * self.stretches.len() + self.last.len()
+    }
+
+    /// The stretch after `passed` others.
+    fn stretch(&self, passed: usize) -> &Stretch {
+        let (first, repeated) = (self.first.len(), self.times * self.stretches.len());
+        match passed {
+            _ if passed < first => &self.first[passed],
+            _ if passed < first + repeated => &self.stretches[(passed - first) % self.stretches.len()],
+            _ => &self.last[passed - first - repeated],
+        }
+    }
+
+    /// Every stretch with how often it is passed.
+    fn counted(&self) -> impl Iterator<Item = (&Stretch, f64)> {
+        let repeated = self.stretches.iter().map(|stretch| (stretch, self.times as f64));
+        self.first.iter().chain(&self.last).map(|stretch| (stretch, 1.0)).chain(repeated)
+    }
+
+    /// All of them.
+    fn stretches_mut(&mut self) -> impl Iterator<Item = &mut Stretch> {
+        self.first.iter_mut().chain(&mut self.stretches).chain(&mut self.last)
     }
 
     /// Seconds of one request here, if it never waits.
     pub fn seconds(&self) -> f64 {
-        self.times as f64 * self.stretches.iter().map(|stretch| stretch.seconds).sum::<f64>()
+        self.counted().map(|(stretch, times)| times * stretch.seconds).sum()
     }
 }
 
@@ -100,8 +135,10 @@ pub struct Span {
     pub stage: usize,
     /// From this second on.
     pub from: f64,
-    /// So many seconds.
+    /// At work for so many seconds.
     pub seconds: f64,
+    /// Held for so many, together with others.
+    pub held: f64,
 }
 
 /// What is to be expected of a plan.
@@ -202,7 +239,7 @@ impl Load {
         let number: Vec<usize> = (0..used.len()).map(|i| used[..i].iter().filter(|used| **used).count()).collect();
         self.devices = used.iter().filter(|used| **used).count();
         let stages = self.replicas.iter_mut().flat_map(|replica| &mut replica.stages);
-        for stretch in stages.flatten().flat_map(|place| &mut place.stretches) {
+        for stretch in stages.flatten().flat_map(Place::stretches_mut) {
             stretch.work.iter_mut().for_each(|(device, _)| *device = number[*device]);
         }
     }
@@ -280,9 +317,9 @@ impl Load {
     /// How long one request holds each device at a place.
     fn held(&self, place: &Place) -> Vec<f64> {
         let mut held = vec![0.0; self.devices];
-        for stretch in &place.stretches {
+        for (stretch, times) in place.counted() {
             for (device, _) in &stretch.work {
-                held[*device] += place.times as f64 * stretch.seconds;
+                held[*device] += times * stretch.seconds;
             }
         }
         held
@@ -313,7 +350,7 @@ impl Simulation<'_> {
             let places = &self.load.replicas[request.replica].stages[request.stage];
             // Under way within a place, a request goes on there.
             let choices = if request.passed == 0 { 0..places.len() } else { request.place..request.place + 1 };
-            let stretch = |place: usize| &places[place].stretches[request.passed % places[place].stretches.len()];
+            let stretch = |place: usize| places[place].stretch(request.passed);
             let free =
                 |place: &usize| stretch(*place).work.iter().all(|(device, _)| !self.held[*device] && !wanted[*device]);
             let Some(place) = choices.clone().find(free) else {
@@ -326,7 +363,14 @@ impl Simulation<'_> {
             for (device, seconds) in &stretch.work {
                 self.held[*device] = true;
                 let from = self.now as f64 / TICKS_PER_SECOND;
-                let span = Span { device: *device, request: id, stage: request.stage, from, seconds: *seconds };
+                let span = Span {
+                    device: *device,
+                    request: id,
+                    stage: request.stage,
+                    from,
+                    seconds: *seconds,
+                    held: stretch.seconds,
+                };
                 self.run.spans.push(span);
             }
             (request.place, request.holds) = (place, true);
@@ -348,12 +392,12 @@ impl Simulation<'_> {
             let request = self.requests.get_mut(&id).expect("what ends is under way");
             let stages = &self.load.replicas[request.replica].stages;
             let place = &stages[request.stage][request.place];
-            for (device, _) in &place.stretches[request.passed % place.stretches.len()].work {
+            for (device, _) in &place.stretch(request.passed).work {
                 self.held[*device] = false;
             }
             request.holds = false;
             request.passed += 1;
-            if request.passed < place.times * place.stretches.len() {
+            if request.passed < place.count() {
                 continue;
             }
             request.passed = 0;
@@ -469,7 +513,7 @@ mod tests {
     /// A UNet of 20 steps, a stretch of each step on each device of its own.
     fn cut(seconds: &[f64]) -> Place {
         let stretches = seconds.iter().enumerate().map(|(device, &seconds)| Stretch::on(device, seconds)).collect();
-        Place { stretches, times: 20 }
+        Place::repeated(stretches, 20)
     }
 
     #[test]
@@ -528,7 +572,7 @@ mod tests {
     #[test]
     fn many_steps_of_many_requests_are_predicted_at_once() {
         let started = std::time::Instant::now();
-        let place = Place { stretches: (0..4).map(|device| Stretch::on(device, 0.01)).collect(), times: 50 };
+        let place = Place::repeated((0..4).map(|device| Stretch::on(device, 0.01)).collect(), 50);
         let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![place], vec![whole(5, 0.1)]]);
         load.predict(SAMPLES);
         load.seconds_for(500);

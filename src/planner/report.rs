@@ -7,30 +7,19 @@ use super::{
     plan::Plan,
     size::format_bytes,
 };
-use crate::{
-    backend::{DeviceId, device::class_in},
-    pipeline::placement::{Place, Reside, Sections},
-};
+use crate::backend::{DeviceId, device::class_in};
 
 /// Lines of a list; how many more there are is said.
 const LINES: usize = 12;
 
-/// A place in short: `cuda:0`, `cuda:0 from host`, `cut over cuda:0, cuda:1`, `cuda:0 | cuda:1` with guidance split.
-pub(super) fn place_in_short(place: &Place<DeviceId>) -> String {
-    let route = |sections: &Sections<DeviceId>| {
-        let devices: Vec<String> = Place::Route(sections.clone()).devices().iter().map(ToString::to_string).collect();
-        let cut = if devices.len() > 1 { "cut over " } else { "" };
-        let from = match sections.reside {
-            Reside::Device => "",
-            Reside::Host => " from host memory",
-            Reside::Disk => " from disk",
-        };
-        format!("{cut}{}{from}", devices.join(", "))
-    };
-    match place {
-        Place::Route(sections) => route(sections),
-        Place::Guided { negative, positive } => format!("negative {} | positive {}", route(negative), route(positive)),
-    }
+/// Devices in words, neighbours together: `cuda:0 to cuda:7, cpu`.
+pub(super) fn device_list(devices: &[DeviceId]) -> String {
+    let follows = |a: &DeviceId, b: &DeviceId| a.kind == b.kind && a.index.map(|index| index + 1) == b.index;
+    let words = devices.chunk_by(follows).map(|run| match run {
+        [first, .., last] if run.len() > 2 => format!("{first} to {last}"),
+        few => few.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// All of a list on lines of their own, or the first of it.
@@ -56,13 +45,13 @@ impl fmt::Display for Plan {
             "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
         for (component, cost) in self.costs.iter() {
-            let devices: Vec<String> = self.device_map()[component.name()].iter().map(ToString::to_string).collect();
+            let devices = device_list(&self.device_map()[component.name()]);
             let class = self.devices.iter().find(|device| device.components.contains(&component));
             writeln!(
                 f,
                 "{:<13} {:<18} {:>10} {:>12} {:>10.1} {:>9}  {}",
                 component.name(),
-                devices.join(", "),
+                devices,
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
@@ -91,9 +80,8 @@ impl fmt::Display for Plan {
         }
         for overhead in self.devices.iter().map(|device| device.overhead_bytes).collect::<BTreeSet<_>>() {
             let with = self.devices.iter().filter(|device| device.overhead_bytes == overhead);
-            let names: Vec<String> = with.map(|device| device.id.to_string()).collect();
+            let names = device_list(&with.map(|device| device.id).collect::<Vec<_>>());
             if overhead > 0 {
-                let names = names.join(", ");
                 writeln!(
                     f,
                     "{names:<13} {:>10}  of the sum are the driver's: its context and kernels",
@@ -145,5 +133,23 @@ impl fmt::Display for Plan {
             seconds(self.seconds_per_image),
             per_second(self.images_per_second),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_listed_together() {
+        for (devices, words) in [
+            ("cuda:0", "cuda:0"),
+            ("cuda:0 cuda:1", "cuda:0, cuda:1"),
+            ("cuda:0 cuda:1 cuda:2 cuda:5 cpu", "cuda:0 to cuda:2, cuda:5, cpu"),
+            ("wgpu:1 wgpu:0 cuda:3 cuda:4 cuda:5", "wgpu:1, wgpu:0, cuda:3 to cuda:5"),
+        ] {
+            let devices: Vec<DeviceId> = devices.split(' ').map(|name| name.parse().unwrap()).collect();
+            assert_eq!(device_list(&devices), words);
+        }
     }
 }

@@ -71,7 +71,7 @@ pub struct DeviceBudget {
 }
 
 impl DeviceBudget {
-    fn room(&self) -> String {
+    pub(super) fn room(&self) -> String {
         format!("{} free on {}", format_bytes(self.bytes), self.id)
     }
 }
@@ -98,103 +98,17 @@ pub fn place(
     let found = match strategy {
         Strategy::Sequential => search.sequential(),
         Strategy::Single => search.single(),
-        Strategy::DiffusersBalanced => search.diffusers_balanced()?,
-        // The last two know time and search for themselves; by bytes alone they are this.
-        Strategy::Balanced | Strategy::BalancedLow0 | Strategy::Throughput | Strategy::Latency => {
-            search.balanced(strategy == Strategy::BalancedLow0)
-        }
+        // The last three know other things and place for themselves; by these bytes alone they are this.
+        Strategy::Balanced
+        | Strategy::BalancedLow0
+        | Strategy::DiffusersBalanced
+        | Strategy::Throughput
+        | Strategy::Latency => search.balanced(strategy == Strategy::BalancedLow0),
     };
     match found {
         Some(placement) => Ok(placement.iter().map(|&device| devices[device].id).collect()),
         None => Err(search.refuse(strategy)),
     }
-}
-
-/// Where diffusers' `device_map="balanced"` puts a component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Upstream {
-    /// On the device with this index.
-    Device(usize),
-    /// On the host, because the device whose turn it was had no room; its weights go to a device in every forward pass.
-    Host,
-}
-
-/// The placement of diffusers' `device_map="balanced"`, down to its order: what has been placed where, in the order in
-/// which places were first used. `components` are the bytes of weights in the order of `model_index.json`, `devices` the
-/// bytes of each GPU. The host holds one component: one that comes there later drives it out, and it is nowhere.
-///
-/// Components are dealt out, the largest first, to devices in the order 0, 1, 1, 0, 0, 1 … (the roomiest is 0). One that
-/// is too large for the device whose turn it is goes to the host, and no other device is asked.
-pub fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<usize>)> {
-    let by_size = |sizes: &[u64]| {
-        let mut order: Vec<usize> = (0..sizes.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(sizes[i])); // stable: equal ones keep their order
-        order
-    };
-    let device_order = by_size(devices);
-    let cycle: Vec<usize> = device_order.iter().chain(device_order.iter().rev()).copied().collect();
-    let mut free = devices.to_vec();
-    let mut placed: Vec<(Upstream, Vec<usize>)> = Vec::new();
-    let mut turn = 0;
-    for component in by_size(components) {
-        let Some(&device) = cycle.get(turn % cycle.len().max(1)) else { break };
-        let place = if components[component] > free[device] {
-            Upstream::Host
-        } else {
-            free[device] -= components[component];
-            turn += 1;
-            Upstream::Device(device)
-        };
-        match placed.iter_mut().find(|(other, _)| *other == place) {
-            Some((Upstream::Host, here)) => *here = vec![component],
-            Some((_, here)) => here.push(component),
-            None => placed.push((place, vec![component])),
-        }
-    }
-    placed
-}
-
-/// A network of a pipeline as diffusers sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// As in `model_index.json`.
-    pub name: String,
-    /// Bytes of its weights.
-    pub bytes: u64,
-    /// Whether sdshard runs it. If not, it only takes its place.
-    pub runs: bool,
-}
-
-/// [`diffusers_map`] of the weights, network by network. `None` only for one that is nowhere and does not run.
-///
-/// # Errors
-/// If diffusers would lose a network that runs.
-pub fn diffusers_balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<Upstream>>> {
-    let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
-    let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
-    let mut placement = vec![None; networks.len()];
-    for (place, here) in diffusers_map(&weights, &memory) {
-        for network in here {
-            placement[network] = Some(place);
-        }
-    }
-    let Some(lost) = (0..networks.len()).find(|&c| networks[c].runs && placement[c].is_none()) else {
-        return Ok(placement);
-    };
-    let visitor = placement.iter().position(|place| *place == Some(Upstream::Host));
-    let why = format!(
-        "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
-         the {} drove it out, and the first picture would fail",
-        networks[lost].name,
-        visitor.map_or("next", |visitor| networks[visitor].name.as_str())
-    );
-    Err(refuse_diffusers(&why, devices))
-}
-
-fn refuse_diffusers(why: &str, devices: &[DeviceBudget]) -> Error {
-    Error::input(format!("strategy \"diffusers-balanced\": {why}"))
-        .found(list(devices.iter().map(DeviceBudget::room)))
-        .hint("strategy = \"balanced\" asks every device")
 }
 
 /// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
@@ -316,36 +230,6 @@ impl<'a> Search<'a> {
         self.fits(&self.loads(&placement)).then(|| placement.into_iter().flatten().collect())
     }
 
-    /// [`diffusers_balanced`], where it has a device for every component and the arenas fit as well.
-    fn diffusers_balanced(&self) -> Result<Option<Vec<usize>>> {
-        if let Some((component, _)) = self.components.iter().zip(&self.named).find(|(_, named)| named.is_some()) {
-            return Err(Error::input(format!("the {} has a device by name", component.name))
-                .hint("strategy = \"balanced\"; \"diffusers-balanced\" places every component itself"));
-        }
-        let network = |component: &ComponentSize| Network {
-            name: component.name.clone(),
-            bytes: component.size(self.devices[0].id).weight_bytes,
-            runs: true,
-        };
-        let networks: Vec<Network> = self.components.iter().map(network).collect();
-        let placed = diffusers_balanced(&networks, self.devices)?;
-        let device = |place: &Option<Upstream>| match place {
-            Some(Upstream::Device(device)) => Some(*device),
-            _ => None,
-        };
-        let placement: Vec<Option<usize>> = placed.iter().map(device).collect();
-        if let Some(visitor) = placement.iter().position(Option::is_none) {
-            let why = format!(
-                "diffusers would run the {} from the host; diffusers asks one device and no other, then copies the \
-                 weights from the host in every step",
-                self.components[visitor].name
-            );
-            return Err(refuse_diffusers(&why, self.devices));
-        }
-        let loads = self.loads(&placement);
-        Ok(self.fits(&loads).then(|| placement.into_iter().flatten().collect()))
-    }
-
     /// Tries every placement: the one whose fullest device is emptiest, then the next fullest, and so on. Of equal
     /// ones, the one that has the largest component on the earliest device, then the next largest, and so on.
     /// With `low_0`, what lies on the first device counts before all this.
@@ -431,16 +315,18 @@ impl<'a> Search<'a> {
             ))
             .found(self.room())
             .hint(format!("strategy = \"balanced\"; or {hint}")),
-            Strategy::Sequential | Strategy::DiffusersBalanced => {
+            Strategy::Sequential => {
                 Error::input(format!("strategy \"{}\" leaves a device too full: {parts}", strategy.name()))
                     .found(self.room())
                     .hint(format!("strategy = \"balanced\", which tries every placement; or {hint}"))
             }
-            Strategy::Balanced | Strategy::BalancedLow0 | Strategy::Throughput | Strategy::Latency => {
-                Error::input(format!("the components do not fit on the devices together: {parts}"))
-                    .found(self.room())
-                    .hint(hint)
-            }
+            Strategy::Balanced
+            | Strategy::BalancedLow0
+            | Strategy::DiffusersBalanced
+            | Strategy::Throughput
+            | Strategy::Latency => Error::input(format!("the components do not fit on the devices together: {parts}"))
+                .found(self.room())
+                .hint(hint),
         }
     }
 }
@@ -565,87 +451,6 @@ mod tests {
         let message = place(Strategy::Sequential, &pipeline(), &[None; 3], &devices(&[1, 3])).unwrap_err().to_string();
         assert!(message.contains("\"sequential\" leaves a device too full"), "{message}");
         assert!(message.contains("strategy = \"balanced\""), "{message}");
-    }
-
-    /// Components in the order of `model_index.json`, bytes in f16.
-    const SD15_SAFE: &[(&str, u64)] = &[
-        ("vae", 167_307_726),
-        ("text_encoder", 246_121_576),
-        ("unet", 1_719_041_928),
-        ("safety_checker", 607_965_232),
-    ];
-    const SD15: &[(&str, u64)] = SD15_SAFE.split_at(3).0;
-    const SD21: &[(&str, u64)] = &[("vae", 167_307_726), ("text_encoder", 680_776_296), ("unet", 1_731_821_448)];
-    const SDXL: &[(&str, u64)] = &[
-        ("vae", 167_307_726),
-        ("text_encoder", 246_121_576),
-        ("text_encoder_2", 1_389_320_296),
-        ("unet", 5_134_927_368),
-    ];
-
-    #[test]
-    fn diffusers_map_is_that_of_diffusers() {
-        // The model, 1 for f16 or 2 for f32, GB of each device, and the map.
-        for (model, width, gb, expected) in [
-            (SD15_SAFE, 1, &[8, 8][..], "0: unet, vae; 1: safety_checker, text_encoder"),
-            (SD15_SAFE, 1, &[8, 24], "1: unet, vae; 0: safety_checker, text_encoder"),
-            (SD15_SAFE, 1, &[2, 1], "0: unet, vae; 1: safety_checker, text_encoder"),
-            (SD15_SAFE, 1, &[1, 1], "cpu: unet; 0: safety_checker; 1: text_encoder, vae"),
-            (SD15_SAFE, 1, &[8, 8, 8], "0: unet; 1: safety_checker; 2: text_encoder, vae"),
-            (SD15, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
-            (SD15, 1, &[8, 8, 8], "0: unet; 1: text_encoder; 2: vae"),
-            (SD21, 1, &[8, 8], "0: unet; 1: text_encoder, vae"),
-            (SDXL, 1, &[8, 8], "0: unet, vae; 1: text_encoder_2, text_encoder"),
-            (SDXL, 1, &[8, 24], "1: unet, vae; 0: text_encoder_2, text_encoder"),
-            (SDXL, 1, &[8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder, vae"),
-            (SDXL, 1, &[8, 8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder; 3: vae"),
-            (SDXL, 1, &[4, 4], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
-            (SDXL, 1, &[6, 1], "0: unet; cpu: text_encoder_2; 1: text_encoder, vae"),
-            // Here the UNet is nowhere.
-            (SDXL, 1, &[1, 1], "cpu: text_encoder_2; 0: text_encoder; 1: vae"),
-            (SDXL, 2, &[8, 8], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
-            (SDXL, 2, &[24, 24], "0: unet, vae; 1: text_encoder_2, text_encoder"),
-            (SD15_SAFE, 1, &[24], "0: unet, safety_checker, text_encoder, vae"),
-            (SDXL, 1, &[24], "0: unet, text_encoder_2, text_encoder, vae"),
-            (SD15, 1, &[], ""),
-        ] {
-            let bytes: Vec<u64> = model.iter().map(|(_, bytes)| bytes * width).collect();
-            let memory: Vec<u64> = gb.iter().map(|gb| gb * 1_000_000_000).collect();
-            let map = diffusers_map(&bytes, &memory).into_iter().map(|(place, here)| {
-                let place = match place {
-                    Upstream::Device(device) => device.to_string(),
-                    Upstream::Host => "cpu".to_string(),
-                };
-                format!("{place}: {}", list(here.into_iter().map(|c| model[c].0.to_string())))
-            });
-            assert_eq!(map.collect::<Vec<_>>().join("; "), expected, "{gb:?} GB");
-        }
-    }
-
-    #[test]
-    fn diffusers_balanced_explains_what_diffusers_would_do() {
-        let place = |model: &[(&str, u64)], arena, gb: &[u64]| {
-            let components: Vec<_> = model.iter().map(|(name, bytes)| component(name, *bytes, arena)).collect();
-            let mut devices = devices(gb);
-            for (device, gb) in devices.iter_mut().zip(gb) {
-                device.bytes = gb * 1_000_000_000;
-            }
-            super::place(Strategy::DiffusersBalanced, &components, &vec![None; model.len()], &devices)
-        };
-        assert_eq!(indices(&place(SDXL, 0, &[8, 8]).unwrap()), [0, 1, 1, 0]);
-        for (message, says) in [
-            (
-                place(SDXL, 0, &[1, 1]),
-                "strategy \"diffusers-balanced\": diffusers would lose the unet; diffusers asks one device and then \
-                 puts a component on the host, which holds one: the text_encoder_2 drove it out",
-            ),
-            (place(SDXL, 0, &[6, 1]), "diffusers would run the text_encoder_2 from the host"),
-            (place(SD15, GIB, &[3]), "strategy \"diffusers-balanced\" leaves a device too full"),
-        ] {
-            let message = message.unwrap_err().to_string();
-            assert!(message.contains(says), "wanted: {says}\n{message}");
-            assert!(message.contains("strategy = \"balanced\""), "{message}");
-        }
     }
 
     #[test]

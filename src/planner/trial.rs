@@ -86,6 +86,8 @@ pub struct Cost {
     pub flops: f64,
     /// How long one call takes there at the device's rates, in seconds.
     pub seconds: f64,
+    /// How long it takes before the first call, once for each picture: the text's keys and values.
+    pub prepare_seconds: f64,
 }
 
 impl Cost {
@@ -97,6 +99,7 @@ impl Cost {
             keep_bytes: self.keep_bytes.max(other.keep_bytes),
             flops: self.flops.max(other.flops),
             seconds: self.seconds.max(other.seconds),
+            prepare_seconds: self.prepare_seconds.max(other.prepare_seconds),
         }
     }
 }
@@ -295,6 +298,7 @@ impl<'a> Trial<'a> {
             positive.iter().map(|id| &*dry[index(id)].1).collect(),
             positive.iter().map(|id| kept[index(id)]).collect(),
         );
+        let mut prepared = vec![dry::Work::default(); ids.len()];
         let (calls, visitors) = match component {
             Component::TextEncoder => {
                 let encoder = load_text_encoder(weights(), spec, &source(positive))?;
@@ -331,7 +335,7 @@ impl<'a> Trial<'a> {
                 stages::denoise(&branches, denoise, |done| {
                     if done == 0 {
                         // The text's keys and values belong to no step.
-                        take();
+                        prepared = take();
                     }
                     if done == 0 || done + 1 == steps {
                         recorder.begin_call();
@@ -350,13 +354,14 @@ impl<'a> Trial<'a> {
         };
         // Before the ledgers are emptied.
         let (mut sections, carried) = recorder.finish();
-        let costs = dry.iter().zip(take()).zip(&kept).map(|(((device, _), work), keep)| {
+        let costs = dry.iter().zip(take()).zip(prepared).zip(&kept).map(|((((device, _), work), prepared), keep)| {
             let cost = Cost {
                 weight_bytes: device.weight_peak_bytes() as u64,
                 activation_bytes: device.peak_bytes() as u64,
                 keep_bytes: keep.peak_bytes() as u64,
                 flops: work.flops / calls as f64,
                 seconds: work.seconds / calls as f64,
+                prepare_seconds: prepared.seconds,
             };
             (device.id(), cost)
         });

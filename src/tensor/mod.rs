@@ -135,11 +135,26 @@ impl Tensor {
     /// # Errors
     /// If that arena is full or a device fails.
     pub fn to(&self, device: &Device) -> Result<Self> {
-        if self.device == *device {
-            return Ok(self.clone());
-        }
-        let buffer = Self::room(device, self.shape, self.dtype)?;
-        self.copy_into(device, buffer)
+        self.leave_for(device)?.arrive()
+    }
+
+    /// The first half of [`Tensor::to`]: waits until the values are made and takes them to the host. Nothing of `device` is
+    /// used yet, so whoever has to wait for it does so with empty hands.
+    ///
+    /// # Errors
+    /// If this tensor's device fails.
+    pub fn leave_for(&self, device: &Device) -> Result<Leaving> {
+        let staging = match self.device == *device {
+            true => None,
+            false => Some(self.staged()?),
+        };
+        Ok(Leaving { tensor: self.clone(), staging, device: device.clone() })
+    }
+
+    fn staged(&self) -> Result<Vec<u8>> {
+        let mut staging = vec![0; self.bytes()];
+        self.device.backend().read(&self.buffer, &mut staging)?;
+        Ok(staging)
     }
 
     /// A copy in an arena that outlives the section; ops on it still use the transient arena.
@@ -156,11 +171,30 @@ impl Tensor {
         if self.device == *device {
             device.backend().copy(&self.buffer, 0, &mut buffer, 0, bytes)?;
         } else {
-            // No two kinds of device share a link here: every copy passes through the host.
-            let mut staging = vec![0; bytes];
-            self.device.backend().read(&self.buffer, &mut staging)?;
-            device.backend().write(&staging, &mut buffer)?;
+            device.backend().write(&self.staged()?, &mut buffer)?;
         }
         Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
+    }
+}
+
+/// A tensor on its way to another device. No two kinds of device share a link here: every copy passes through the host.
+pub struct Leaving {
+    tensor: Tensor,
+    /// Its elements, unless it is there already.
+    staging: Option<Vec<u8>>,
+    device: Device,
+}
+
+impl Leaving {
+    /// The tensor where it was to go: itself if it was there already, else a copy in that device's transient arena.
+    ///
+    /// # Errors
+    /// If that arena is full or the device fails.
+    pub fn arrive(self) -> Result<Tensor> {
+        let Tensor { shape, dtype, .. } = self.tensor;
+        let Some(staging) = self.staging else { return Ok(self.tensor) };
+        let mut buffer = Tensor::room(&self.device, shape, dtype)?;
+        self.device.backend().write(&staging, &mut buffer)?;
+        Ok(Tensor::from_buffer(&self.device, shape, dtype, buffer))
     }
 }

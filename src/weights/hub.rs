@@ -11,6 +11,7 @@ use hf_hub::{
 };
 
 use super::{
+    Wanted,
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
@@ -20,7 +21,8 @@ use crate::error::{Error, Result};
 const REQUIRED: [&str; 5] =
     [MODEL_INDEX, "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"];
 /// Files that are read where there are any.
-const OPTIONAL: [&str; 6] = [
+const OPTIONAL: [&str; 7] = [
+    "safety_checker/config.json",
     "sdshard.toml",
     "tokenizer/merges.txt",
     "tokenizer/special_tokens_map.json",
@@ -34,7 +36,8 @@ const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 /// The folder with the files of the model `id`, in the form `org/name`, at a branch, tag or commit, `main` by default.
 ///
 /// What the cache has is used without asking the hub. Otherwise the files that sdshard reads are downloaded into it:
-/// configs, tokenizer, and each component's safetensors of `variant` or, where there are none, the plain ones.
+/// configs, tokenizer, and each component's safetensors of `variant` or, where there are none, the plain ones; for a plan
+/// the configs alone.
 /// `on_download` gets the name of each file before it is fetched.
 ///
 /// Fails where the cache lacks the model and the hub may not or cannot be reached, or does not have it.
@@ -42,9 +45,10 @@ pub fn resolve(
     id: &str,
     revision: Option<&str>,
     variant: Option<&str>,
+    wanted: Wanted,
     on_download: impl FnMut(&str),
 ) -> Result<PathBuf> {
-    Settings::new(|name| env::var(name).ok(), env::home_dir())?.resolve(id, revision, variant, on_download)
+    Settings::new(|name| env::var(name).ok(), env::home_dir())?.resolve(id, revision, variant, wanted, on_download)
 }
 
 /// What the environment says.
@@ -90,6 +94,7 @@ impl Settings {
         id: &str,
         revision: Option<&str>,
         variant: Option<&str>,
+        wanted: Wanted,
         on_download: impl FnMut(&str),
     ) -> Result<PathBuf> {
         let revision = revision.unwrap_or("main");
@@ -109,7 +114,7 @@ impl Settings {
         let cached = self.cached(id, revision);
         let lacking = match &cached {
             None => "no such model and revision".to_owned(),
-            Some(snapshot) => match first_missing(snapshot, variant) {
+            Some(snapshot) => match first_missing(snapshot, variant, wanted) {
                 None => return Ok(snapshot.clone()),
                 Some(missing) => format!("a copy without {missing}"),
             },
@@ -119,7 +124,7 @@ impl Settings {
                 .found(lacking)
                 .hint("HF_HUB_OFFLINE forbids downloads: unset it, or give a folder as the model"));
         }
-        self.download(id, revision, variant, on_download)
+        self.download(id, revision, variant, wanted, on_download)
     }
 
     /// The model's snapshot in the cache, whole or not.
@@ -138,6 +143,7 @@ impl Settings {
         id: &str,
         revision: &str,
         variant: Option<&str>,
+        wanted: Wanted,
         mut on_download: impl FnMut(&str),
     ) -> Result<PathBuf> {
         let doing = |error: ApiError| {
@@ -163,12 +169,12 @@ impl Settings {
             on_download(path);
             repo.get(path).map_err(doing)
         };
-        for path in wanted(id, &on_hub, variant)? {
+        for path in listed(id, &on_hub, variant, wanted)? {
             fetch(&path)?;
         }
         let snapshot = Cache::new(self.cache.clone()).repo(named.clone()).pointer_path(&info.sha);
         let files = ModelFiles::folder(&snapshot)?;
-        for component in WEIGHTS {
+        for component in weight_folders(wanted) {
             for path in index::find(&files, component, variant)?.files {
                 if !files.exists(&path) {
                     fetch(&path)?;
@@ -184,7 +190,7 @@ impl Settings {
 /// The files to fetch of those that the hub has; of a component in shards its index, which names them.
 ///
 /// Fails where a config or a component's safetensors are not there.
-fn wanted(id: &str, on_hub: &[&str], variant: Option<&str>) -> Result<Vec<String>> {
+fn listed(id: &str, on_hub: &[&str], variant: Option<&str>, wanted: Wanted) -> Result<Vec<String>> {
     let refuse = |what: String| Error::input(format!("the model {id} on the hub has no {what}"));
     let mut paths = Vec::new();
     for path in REQUIRED {
@@ -193,8 +199,10 @@ fn wanted(id: &str, on_hub: &[&str], variant: Option<&str>) -> Result<Vec<String
         }
         paths.push(path.to_owned());
     }
-    paths.extend(OPTIONAL.iter().filter(|path| on_hub.contains(path)).map(|path| (*path).to_owned()));
-    for component in WEIGHTS {
+    let is_config = |path: &&&str| wanted == Wanted::Everything || !path.starts_with("tokenizer/");
+    let optional = OPTIONAL.iter().filter(|path| on_hub.contains(path)).filter(is_config);
+    paths.extend(optional.map(|path| (*path).to_owned()));
+    for component in weight_folders(wanted) {
         let candidates = variant.map(|variant| index::variant_candidates(component, variant)).unwrap_or_default();
         let mut candidates = candidates.into_iter().chain(index::plain_candidates(component));
         let Some(path) = candidates.find(|path| on_hub.contains(&path.as_str())) else {
@@ -207,16 +215,25 @@ fn wanted(id: &str, on_hub: &[&str], variant: Option<&str>) -> Result<Vec<String
     Ok(paths)
 }
 
+/// The folders whose weights are wanted.
+fn weight_folders(wanted: Wanted) -> &'static [&'static str] {
+    match wanted {
+        Wanted::Configs => &[],
+        Wanted::Everything => &WEIGHTS,
+    }
+}
+
 /// The first file that a snapshot lacks, or `None` where it is whole.
-fn first_missing(snapshot: &std::path::Path, variant: Option<&str>) -> Option<String> {
+fn first_missing(snapshot: &std::path::Path, variant: Option<&str>, wanted: Wanted) -> Option<String> {
     let Ok(files) = ModelFiles::folder(snapshot) else { return Some(MODEL_INDEX.to_owned()) };
     if let Some(missing) = REQUIRED.iter().find(|path| !files.exists(path)) {
         return Some((*missing).to_owned());
     }
-    if !["tokenizer/tokenizer.json", "tokenizer/vocab.json"].iter().any(|path| files.exists(path)) {
+    let has_tokenizer = ["tokenizer/tokenizer.json", "tokenizer/vocab.json"].iter().any(|path| files.exists(path));
+    if wanted == Wanted::Everything && !has_tokenizer {
         return Some("tokenizer/tokenizer.json".to_owned());
     }
-    WEIGHTS.iter().find_map(|component| match index::find(&files, component, variant) {
+    weight_folders(wanted).iter().find_map(|component| match index::find(&files, component, variant) {
         Ok(sources) => sources.files.into_iter().find(|path| !files.exists(path)),
         Err(_) => Some(format!("safetensors files in {component}/")),
     })
@@ -290,17 +307,28 @@ mod tests {
         let (folder, settings) = cache(&PLAIN);
         let wanted = folder.path().join("models--org--name/snapshots").join(COMMIT);
         for revision in [None, Some("main"), Some(COMMIT)] {
-            let found = settings.resolve("org/name", revision, None, |_| panic!("nothing to fetch")).unwrap();
+            let found = settings
+                .resolve("org/name", revision, None, Wanted::Everything, |_| panic!("nothing to fetch"))
+                .unwrap();
             assert_eq!(found, wanted);
         }
         // Without files of the variant the plain ones do.
-        assert_eq!(settings.resolve("org/name", None, Some("fp16"), |_| ()).unwrap(), wanted);
+        assert_eq!(settings.resolve("org/name", None, Some("fp16"), Wanted::Everything, |_| ()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_plan_is_content_with_configs() {
+        let (_folder, settings) = cache(&[]);
+        settings.resolve("org/name", None, None, Wanted::Configs, |_| panic!("nothing to fetch")).unwrap();
+        let error = settings.resolve("org/name", None, None, Wanted::Everything, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("a copy without safetensors files in text_encoder/"), "{error}");
     }
 
     #[test]
     fn offline_it_says_what_the_cache_lacks() {
         let (_folder, settings) = cache(&PLAIN[..2]);
-        let error = |id, revision| settings.resolve(id, revision, None, |_| ()).unwrap_err().to_string();
+        let error =
+            |id, revision| settings.resolve(id, revision, None, Wanted::Everything, |_| ()).unwrap_err().to_string();
         assert!(error("org/name", None).contains("found: a copy without safetensors files in vae/"));
         assert!(error("org/name", Some("v2")).contains("found: no such model and revision"));
         let error = error("org/other", None);
@@ -313,7 +341,7 @@ mod tests {
         // Nobody listens on the discard port of this machine.
         let settings =
             settings(&[("HF_HUB_CACHE", folder.path().to_str().unwrap()), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
-        let error = settings.resolve("org/name", None, None, |_| ()).unwrap_err().to_string();
+        let error = settings.resolve("org/name", None, None, Wanted::Everything, |_| ()).unwrap_err().to_string();
         assert!(error.contains("downloading the model org/name (main)") && error.contains("try:"), "{error}");
     }
 
@@ -323,10 +351,10 @@ mod tests {
         let unet = folder.path().join("models--org--name/snapshots").join(COMMIT).join("unet");
         let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
         fs::write(unet.join("diffusion_pytorch_model.safetensors.index.json"), index).unwrap();
-        let error = settings.resolve("org/name", None, None, |_| ()).unwrap_err().to_string();
+        let error = settings.resolve("org/name", None, None, Wanted::Everything, |_| ()).unwrap_err().to_string();
         assert!(error.contains("a copy without unet/2.safetensors"), "{error}");
         fs::write(unet.join("2.safetensors"), "").unwrap();
-        settings.resolve("org/name", None, None, |_| ()).unwrap();
+        settings.resolve("org/name", None, None, Wanted::Everything, |_| ()).unwrap();
     }
 
     #[test]
@@ -334,7 +362,7 @@ mod tests {
         let (_folder, settings) = cache(&PLAIN);
         for (id, revision) in [("../name", "main"), ("org/name/x", "main"), ("org/name", "../main"), ("org/name", "/x")]
         {
-            let error = settings.resolve(id, Some(revision), None, |_| ()).unwrap_err().to_string();
+            let error = settings.resolve(id, Some(revision), None, Wanted::Everything, |_| ()).unwrap_err().to_string();
             assert!(
                 error.contains("found: ") && error.contains(if id == "org/name" { revision } else { id }),
                 "{error}"
@@ -354,18 +382,19 @@ mod tests {
             "unet/diffusion_pytorch_model.fp16.safetensors",
             "tokenizer/vocab.json",
         ]);
-        let plain = wanted("org/name", &on_hub, None).unwrap();
+        let plain = listed("org/name", &on_hub, None, Wanted::Everything).unwrap();
         assert_eq!(plain[REQUIRED.len()..], ["tokenizer/vocab.json", PLAIN[0], PLAIN[1], PLAIN[2]]);
-        let half = wanted("org/name", &on_hub, Some("fp16")).unwrap();
+        assert_eq!(listed("org/name", &on_hub, None, Wanted::Configs).unwrap(), REQUIRED, "a plan needs no weights");
+        let half = listed("org/name", &on_hub, Some("fp16"), Wanted::Everything).unwrap();
         assert_eq!(half[REQUIRED.len() + 2], "unet/diffusion_pytorch_model.fp16.safetensors");
         assert_eq!(half[REQUIRED.len() + 3], PLAIN[2]);
         on_hub.push("unet/diffusion_pytorch_model.safetensors.index.json");
-        let sharded = wanted("org/name", &on_hub, None).unwrap();
+        let sharded = listed("org/name", &on_hub, None, Wanted::Everything).unwrap();
         assert!(sharded.contains(&"unet/diffusion_pytorch_model.safetensors.index.json".to_owned()));
 
-        let error = wanted("org/name", &["x.ckpt"], None).unwrap_err().to_string();
+        let error = listed("org/name", &["x.ckpt"], None, Wanted::Everything).unwrap_err().to_string();
         assert!(error.contains("the model org/name on the hub has no model_index.json"), "{error}");
-        let error = wanted("org/name", &REQUIRED, None).unwrap_err().to_string();
+        let error = listed("org/name", &REQUIRED, None, Wanted::Everything).unwrap_err().to_string();
         assert!(error.contains("safetensors files in text_encoder/") && error.contains("pickle"), "{error}");
     }
 }

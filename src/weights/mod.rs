@@ -203,6 +203,15 @@ impl Stored {
     }
 }
 
+/// Which of a model's files somebody is going to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The configs: enough for a plan.
+    Configs,
+    /// Configs, tokenizer and weights.
+    Everything,
+}
+
 /// The files of the model that somebody calls `model`: a diffusers folder, or the id of a model on the hub, which may
 /// have a revision and is downloaded where the cache lacks it. `on_download` gets the name of each file on its way.
 ///
@@ -211,6 +220,7 @@ pub fn locate(
     model: &str,
     revision: Option<&str>,
     variant: Option<&str>,
+    wanted: Wanted,
     on_download: impl FnMut(&str),
 ) -> Result<ModelFiles> {
     if !is_hub_id(model) || Path::new(model).exists() {
@@ -227,13 +237,13 @@ pub fn locate(
     }
     #[cfg(feature = "hub")]
     {
-        let snapshot = hub::resolve(model, revision, variant, on_download)
+        let snapshot = hub::resolve(model, revision, variant, wanted, on_download)
             .map_err(|error| error.context(format!("there is no folder {model} here, so it is taken for a hub id")))?;
         Ok(ModelFiles::folder(snapshot)?.with_name(model))
     }
     #[cfg(not(feature = "hub"))]
     {
-        let _ = (revision, variant, on_download);
+        let _ = (revision, variant, wanted, on_download);
         Err(Error::input(format!("the model {model}: there is no such folder"))
             .hint("this sdshard was built without the feature `hub`, so it reads folders only"))
     }
@@ -444,8 +454,8 @@ mod tests {
         for text in ["", "name", "/", "/org/name", "a/b/c", "../x", "a/..", "./x", "~/x", "a b/c", "a/b:c", "a/"] {
             assert!(!is_hub_id(text), "{text}");
         }
-        assert_eq!(locate("models/emoji", None, None, |_| ()).unwrap().name(), "emoji");
-        let error = locate("no-such-model", None, None, |_| ()).unwrap_err().to_string();
+        assert_eq!(locate("models/emoji", None, None, Wanted::Everything, |_| ()).unwrap().name(), "emoji");
+        let error = locate("no-such-model", None, None, Wanted::Everything, |_| ()).unwrap_err().to_string();
         assert!(error.contains("there is no such folder") && error.contains("org/name"), "{error}");
     }
 

@@ -1,0 +1,183 @@
+//! What the engine's threads do: draw, and see to it that every request has one end.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, PoisonError, atomic::Ordering},
+};
+
+use super::{
+    Core, Crew, Event, Job,
+    queue::{Claim, Fallout, Next, Noticed, Worker},
+    watch::Silent,
+};
+use crate::{
+    backend::DeviceId,
+    error::{Error, Result, Scope},
+    pipeline::{Component, Picture, Pipeline, Progress, Slot, request::Request},
+};
+
+/// Where a thread works.
+pub(super) struct Post<'a> {
+    pub pipeline: &'a Pipeline,
+    pub slots: &'a [Slot],
+}
+
+impl Core {
+    /// The end of a request that nobody is left to take.
+    pub(super) fn nobody(&self) -> Error {
+        let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = Error::device("engine", "no replica is left");
+        if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
+    }
+
+    /// Devices failed under a claim: whoever uses them leaves, and those are told who need to know.
+    fn lose(&self, crew: &Crew, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
+        crew.gates.lose(devices);
+        let Ok(Fallout { jobs, left, orphans }) = self.queue.fail(claim, devices, noticed) else {
+            return Left::Unheard;
+        };
+        if !left.is_empty() {
+            *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+            tracing::error!("{error}; replicas that leave: {left:?}");
+        }
+        for (job, next) in jobs {
+            let error = error.again();
+            match next {
+                Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
+                Next::Nobody => job.end(Err(error)),
+                Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
+                Next::Suspect => job.end(Err(error.context(
+                    "a second device failed under this request, which may be the cause and is not tried again",
+                ))),
+            }
+        }
+        orphans.into_iter().for_each(|job| job.end(Err(self.nobody())));
+        Left::Heard
+    }
+
+    /// The end of a claim, or of this try at it.
+    fn end(&self, claim: &Claim<Arc<Job>>, crew: &Crew, result: Result<Picture>) -> Left {
+        match result {
+            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                let devices: Vec<DeviceId> = match error.scope() {
+                    Scope::Device(name) => name.parse().into_iter().collect(),
+                    _ => Vec::new(),
+                };
+                self.lose(crew, claim.number, &devices, error, Noticed::ByError)
+            }
+            result => {
+                if self.queue.finish(claim.number).is_err() {
+                    return Left::Unheard;
+                }
+                let stops = result.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
+                claim.job.end(result);
+                if stops {
+                    let error = || Error::process("the engine stopped after another request's failure");
+                    self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
+                }
+                Left::Heard
+            }
+        }
+    }
+}
+
+/// Whether a thread was waited for until it had nothing more to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    Heard,
+    Unheard,
+}
+
+/// The thread that gives up others.
+pub(super) fn watch(core: &Arc<Core>) {
+    while let Some(Silent { crew, claim, age, devices, patience }) = core.watch.next_silent() {
+        let Some(first) = devices.first() else { continue };
+        let error = Error::device(first, format!("nothing was heard of it for {} s", patience.as_secs()));
+        // Nobody waits for what it was about to find out.
+        crew.texts.values().for_each(|texts| texts.give_up(age));
+        core.lose(&crew, claim, &devices, error, Noticed::BySilence);
+    }
+}
+
+/// One of a replica's threads: until there is nothing more for it to do, or it was given up.
+pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Crew>, post: &Post) -> Left {
+    let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
+    while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
+        for claim in &claims {
+            let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
+            if core.queue.if_current(claim.number, || claim.job.tell(taken)).is_err() {
+                return Left::Unheard;
+            }
+        }
+        if claims.len() > 1 {
+            let drawn = draw(core, &claims, crew, post);
+            match drawn {
+                Ok(results) => {
+                    for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
+                        if core.end(claim, crew, result) == Left::Unheard {
+                            return Left::Unheard;
+                        }
+                    }
+                }
+                Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                    let first = std::mem::take(&mut claims).swap_remove(0);
+                    if core.end(&first, crew, Err(error)) == Left::Unheard {
+                        return Left::Unheard;
+                    }
+                }
+                // One of them is the reason, and shows it when each is drawn alone.
+                Err(error) => tracing::debug!("a batch is taken apart: {error}"),
+            }
+        }
+        for claim in claims {
+            let result = draw(core, std::slice::from_ref(&claim), crew, post).and_then(|mut results| results.remove(0));
+            if core.end(&claim, crew, result) == Left::Unheard {
+                return Left::Unheard;
+            }
+        }
+    }
+    Left::Heard
+}
+
+/// Works on requests that go together, and tells of each as long as it is this thread's.
+fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) -> Result<Vec<Result<Picture>>> {
+    let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
+    let age = claims[0].age;
+    let mut on = |i: usize, progress: Progress| {
+        let Claim { job, number, .. } = &claims[i];
+        match &progress {
+            Progress::Started { devices, .. } => core.watch.begin(Silent {
+                crew: crew.clone(),
+                claim: *number,
+                age,
+                devices: devices.clone(),
+                patience: crew.patience,
+            }),
+            Progress::Step { .. } => core.watch.heard(*number),
+            Progress::Finished(_) => core.watch.end(*number),
+        }
+        // A request that has come to the VAE is as good as done.
+        let may_stop =
+            !matches!(&progress, Progress::Started { component: Component::Vae, .. } | Progress::Finished(_));
+        core.queue
+            .if_current(*number, || job.tell(Event::Progress(progress)))
+            .map_err(|_| Error::request("this request was taken from its thread"))?;
+        if may_stop && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+    };
+    let one_waits = claims.iter().any(|claim| !claim.job.cancel.load(Ordering::Relaxed));
+    let drawn = match one_waits {
+        true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
+        false => Ok(Err(Error::interrupted())),
+    };
+    claims.iter().for_each(|claim| core.watch.end(claim.number));
+    // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
+    drawn.unwrap_or_else(|panic| {
+        Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
+    })
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_string())
+}

@@ -1,0 +1,327 @@
+//! One placement at work: requests that go together, from texts to pictures, through the gates of their devices.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use super::{
+    Component, Image, Latents, Model, Network, Parts, Picture, Progress, Slot, Span, branches,
+    gate::{Gates, Section},
+    request::{Output, Request},
+    stages::{self, Begin, Denoise, Features, Noise},
+    texts::{Known, TextCache},
+};
+use crate::{
+    backend::{Device, DeviceId},
+    error::{Error, Result, Scope},
+    models::route::{Borders, Keeps, Open, Route},
+    scheduler::schedule,
+    tensor::Shape,
+};
+
+/// One placement of one model, ready to draw. Several requests may pass through at once, each with its own [`Slot`]s.
+pub struct Pipeline {
+    model: Arc<Model>,
+    parts: Parts,
+    gates: Arc<Gates>,
+    texts: Arc<TextCache>,
+}
+
+/// Hears what happens to a request, by its place in the batch, and may stop it with an error.
+pub type OnProgress<'a> = &'a mut dyn FnMut(usize, Progress) -> Result<()>;
+
+/// One request of a batch.
+struct UnderWay {
+    spans: Vec<Span>,
+    /// Why it goes no further.
+    stopped: Option<Error>,
+}
+
+/// The requests of one batch on their way.
+struct Batch<'a> {
+    requests: &'a [&'a Request],
+    under_way: Vec<UnderWay>,
+    progress: OnProgress<'a>,
+}
+
+impl Batch<'_> {
+    /// Tells one request's listener, who may stop it.
+    ///
+    /// # Errors
+    /// If no request is left that goes on.
+    fn tell(&mut self, i: usize, progress: Progress) -> Result<()> {
+        if self.under_way[i].stopped.is_none()
+            && let Err(error) = (self.progress)(i, progress)
+        {
+            self.under_way[i].stopped = Some(error);
+        }
+        match self.going().next() {
+            Some(_) => Ok(()),
+            None => Err(Error::interrupted()),
+        }
+    }
+
+    /// Tells all of them.
+    fn tell_all(&mut self, progress: &Progress) -> Result<()> {
+        (0..self.requests.len()).try_for_each(|i| self.tell(i, progress.clone()))
+    }
+
+    /// Those that go on.
+    fn going(&self) -> impl Iterator<Item = usize> {
+        (0..self.requests.len()).filter(|&i| self.under_way[i].stopped.is_none())
+    }
+}
+
+impl Pipeline {
+    /// `gates` are those of all pipelines that share a device with this one.
+    pub fn new(model: Arc<Model>, parts: Parts, gates: Arc<Gates>, texts: Arc<TextCache>) -> Self {
+        Self { model, parts, gates, texts }
+    }
+
+    /// Its networks and where they run.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// What one request under way needs in each of the UNet's places: `keeps` has an arena on every one of their devices
+    /// that nobody else uses meanwhile, `lanes` one for each device of those that are cut and shared with others.
+    pub fn slots(&self, keeps: &Keeps, lanes: &[Device]) -> Vec<Slot> {
+        self.parts.unets.iter().map(|place| Slot::new(place, keeps, lanes)).collect()
+    }
+
+    /// Draws one picture for each of `requests`, which [go together](Request::goes_with). `age` tells older requests from
+    /// younger ones.
+    ///
+    /// # Errors
+    /// For all: if a device fails, an arena is full, or every request has been stopped. For one: if it does not fit the
+    /// model, a value is not finite, or `progress` stops it.
+    pub fn generate(
+        &self,
+        requests: &[&Request],
+        age: u64,
+        slots: &[Slot],
+        progress: OnProgress,
+    ) -> Result<Vec<Result<Picture>>> {
+        let under_way = requests
+            .iter()
+            .map(|request| UnderWay { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
+        let mut batch = Batch { requests, under_way: under_way.collect(), progress };
+        let drawn = if batch.going().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
+        let stopped = batch.under_way.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
+        match drawn {
+            // Nobody goes on, and each has its own reason.
+            Err(_) if stopped.iter().all(Option::is_some) => Ok(stopped.into_iter().flatten().map(Err).collect()),
+            Err(error) => Err(error),
+            Ok(mut pictures) => {
+                let mut picture = |i| pictures.iter().position(|(of, _)| *of == i).map(|at| pictures.swap_remove(at).1);
+                let result = |(i, stopped): (usize, Option<Error>)| match (stopped, picture(i)) {
+                    (Some(error), _) => Err(error),
+                    (None, Some(result)) => result,
+                    (None, None) => unreachable!("who was not stopped has a picture"),
+                };
+                Ok(stopped.into_iter().enumerate().map(result).collect())
+            }
+        }
+    }
+
+    /// The pictures of those that go on, each with its place in the batch.
+    fn draw(&self, batch: &mut Batch, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
+        let spec = &self.model.spec;
+        let members: Vec<usize> = batch.going().collect();
+        let first = batch.requests[members[0]];
+        let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
+        let guided = first.guidance_scale > 1.0;
+
+        let mut texts = Vec::with_capacity(2 * members.len());
+        for of in [guided.then_some(Text::Negative), Some(Text::Positive)].into_iter().flatten() {
+            for &i in &members {
+                let request = batch.requests[i];
+                let text = if of == Text::Negative { &request.negative_prompt } else { &request.prompt };
+                texts.push(self.features(text, age, i, batch)?);
+            }
+        }
+
+        let scale = spec.vae.scale();
+        let (height, width) = (first.height / scale, first.width / scale);
+        let begin = |&i: &usize| Begin {
+            guidance_scale: batch.requests[i].guidance_scale,
+            noise: Noise::new(batch.requests[i]),
+        };
+        let images = members.iter().map(begin).collect();
+        let denoise = Denoise { spec, schedule: &schedule, images, height, width };
+        let latents = self.denoise(denoise, texts, guided, age, slots, batch)?;
+
+        let shape = Shape::from([1, height, width, spec.unet.in_channels]);
+        let mut pictures = Vec::with_capacity(members.len());
+        for (i, values) in members.into_iter().zip(latents) {
+            if batch.under_way[i].stopped.is_none() {
+                let picture = match values {
+                    Ok(values) => self.picture(&values, shape, age, i, batch),
+                    Err(error) => Err(error),
+                };
+                match picture {
+                    // A device that fails takes the others' pictures along.
+                    Err(error) if !matches!(error.scope(), Scope::Request | Scope::Input | Scope::Interrupted) => {
+                        return Err(error);
+                    }
+                    picture => pictures.push((i, picture)),
+                }
+            }
+        }
+        Ok(pictures)
+    }
+
+    /// The loop, in the first of the UNet's places that is free.
+    fn denoise(
+        &self,
+        denoise: Denoise,
+        texts: Vec<Features>,
+        guided: bool,
+        age: u64,
+        slots: &[Slot],
+        batch: &mut Batch,
+    ) -> Result<Vec<Result<Vec<f32>>>> {
+        let devices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
+        // Who passes from device to device begins with the first.
+        let begins = |i: usize| match slots[i].passes {
+            true => vec![self.parts.unets[i].positive.route.first().id()],
+            false => devices[i].clone(),
+        };
+        let choices: Vec<_> = (0..devices.len()).map(begins).collect();
+        let clock = self.gates.clock();
+        let (choice, section) = self.gates.enter(age, &choices)?;
+        let (place, slot) = (&self.parts.unets[choice], &slots[choice]);
+        let passage = Passage::new(&self.gates, age, section, slot.passes.then_some(&place.positive.route));
+        let (component, calls, started) = (Component::Unet, denoise.schedule.steps.len(), clock.now());
+        batch.tell_all(&Progress::Started { component, devices: devices[choice].clone(), calls, at: started })?;
+        let branches = branches(place, slot, texts, guided, &passage);
+        let latents = stages::denoise(&branches, denoise, |done| {
+            batch.tell_all(&Progress::Step { done, of: calls, at: clock.now() })
+        })?;
+        let stretches = passage.leave();
+        let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
+        for i in batch.going().collect::<Vec<_>>() {
+            batch.under_way[i].spans.extend(stretches.iter().cloned());
+            batch.tell(i, Progress::Finished(whole.clone()))?;
+        }
+        Ok(latents)
+    }
+
+    /// The picture of request `i` from its latents.
+    fn picture(&self, values: &[f32], shape: Shape, age: u64, i: usize, batch: &mut Batch) -> Result<Picture> {
+        let request = batch.requests[i];
+        let mut image = None;
+        if request.output == Output::Image {
+            let choices: Vec<_> = self.parts.vaes.iter().map(Network::devices).collect();
+            let pixels = self.section(Component::Vae, age, &choices, i, batch, |choice| {
+                stages::decode(&self.parts.vaes[choice], shape, values, &Open)
+            })?;
+            image = Some(Image::from_f32(request.width, request.height, &pixels)?);
+        }
+        let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
+        let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
+        Ok(Picture { latents, image, spans: std::mem::take(&mut batch.under_way[i].spans) })
+    }
+
+    /// Waits for the devices of one of `choices`, works there for request `i`, and writes down where and how long.
+    fn section<R>(
+        &self,
+        component: Component,
+        age: u64,
+        choices: &[Vec<DeviceId>],
+        i: usize,
+        batch: &mut Batch,
+        work: impl FnOnce(usize) -> Result<R>,
+    ) -> Result<R> {
+        let clock = self.gates.clock();
+        let (choice, section) = self.gates.enter(age, choices)?;
+        let devices = &choices[choice];
+        let started = clock.now();
+        batch.tell(i, Progress::Started { component, devices: devices.clone(), calls: 0, at: started })?;
+        let result = work(choice)?;
+        let elapsed = clock.now() - started;
+        drop(section);
+        let span = Span { component, devices: devices.clone(), started, elapsed };
+        batch.under_way[i].spans.push(span.clone());
+        batch.tell(i, Progress::Finished(span))?;
+        Ok(result)
+    }
+
+    /// The features of a text of request `i`: remembered, or made now.
+    fn features(&self, text: &str, age: u64, i: usize, batch: &mut Batch) -> Result<Features> {
+        // Nobody holds a device while another request makes what it wants.
+        let _turn = match self.texts.get_or_begin(text, age) {
+            Known::Features(features) => return Ok(features),
+            Known::Begun(turn) => turn,
+        };
+        let encoded = self.model.tokenizer.encode(text)?;
+        if let Some(rest) = &encoded.truncated {
+            tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
+        }
+        let choices: Vec<_> = self.parts.text_encoders.iter().map(Network::devices).collect();
+        let features = self.section(Component::TextEncoder, age, &choices, i, batch, |choice| {
+            stages::encode(&self.parts.text_encoders[choice], encoded.ids, &Open)
+        })?;
+        self.texts.put(text, features.clone());
+        Ok(features)
+    }
+}
+
+/// Which of a request's texts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Negative,
+    Positive,
+}
+
+/// The way of a request through the UNet: it holds all devices from the beginning to the end, or passes the gate of each
+/// device of a cut as it comes there, having left the one before.
+struct Passage<'a> {
+    gates: &'a Gates,
+    age: u64,
+    /// The device of each section, where the gates are passed one by one.
+    route: Option<&'a Route>,
+    /// What it holds, and since when.
+    held: Mutex<Option<(Section<'a>, Instant)>>,
+    stretches: Mutex<Vec<Span>>,
+}
+
+impl<'a> Passage<'a> {
+    fn new(gates: &'a Gates, age: u64, section: Section<'a>, route: Option<&'a Route>) -> Self {
+        let held = Mutex::new(Some((section, gates.clock().now())));
+        Self { gates, age, route, held, stretches: Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<(Section<'a>, Instant)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the devices that it holds, and gives all stretches since the last time.
+    fn leave(&self) -> Vec<Span> {
+        self.pause();
+        std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn pause(&self) {
+        if let Some((section, started)) = self.held().take() {
+            let elapsed = self.gates.clock().now() - started;
+            let span = Span { component: Component::Unet, devices: section.devices().to_vec(), started, elapsed };
+            self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
+        }
+    }
+}
+
+impl Borders for Passage<'_> {
+    fn enter(&self, section: usize) -> Result<()> {
+        let Some(route) = self.route else { return Ok(()) };
+        let device = route.at(section).id();
+        if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
+            return Ok(());
+        }
+        self.pause();
+        let (_, section) = self.gates.enter(self.age, &[vec![device]])?;
+        *self.held() = Some((section, self.gates.clock().now()));
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! What texts mean, remembered.
+
+use std::collections::VecDeque;
+
+use super::stages::Features;
+use crate::sync::{Clock, Monitor};
+
+/// The features of the texts that were used last, on the host. They depend on the text alone, so any replica whose text
+/// encoder is of the same numerics class may use them. Each is made once: who wants one that is being made waits for it.
+pub struct TextCache {
+    state: Monitor<Texts>,
+    most: usize,
+}
+
+#[derive(Default)]
+struct Texts {
+    /// The last one used first.
+    known: VecDeque<(String, Features)>,
+    /// Texts that are being encoded, each with the number of the turn and the age of the request.
+    begun: Vec<(String, u64, u64)>,
+    turns: u64,
+}
+
+/// What is known of a text.
+pub(super) enum Known<'a> {
+    Features(Features),
+    /// Nothing: whoever asked encodes it, and is waited for until this drops.
+    Begun(Turn<'a>),
+}
+
+pub(super) struct Turn<'a> {
+    texts: &'a TextCache,
+    number: u64,
+}
+
+impl Default for TextCache {
+    fn default() -> Self {
+        Self::new(Clock::default())
+    }
+}
+
+impl TextCache {
+    /// An empty one.
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Monitor::new(Texts::default(), clock), most: 64 }
+    }
+
+    pub(super) fn get_or_begin(&self, text: &str, age: u64) -> Known<'_> {
+        self.state.wait_until(|texts| {
+            if let Some(i) = texts.known.iter().position(|(known, _)| known == text) {
+                let entry = texts.known.remove(i)?;
+                let features = entry.1.clone();
+                texts.known.push_front(entry);
+                return Some(Known::Features(features));
+            }
+            if texts.begun.iter().any(|(begun, ..)| begun == text) {
+                return None;
+            }
+            texts.turns += 1;
+            texts.begun.push((text.to_string(), texts.turns, age));
+            Some(Known::Begun(Turn { texts: self, number: texts.turns }))
+        })
+    }
+
+    pub(super) fn put(&self, text: &str, features: Features) {
+        self.state.update(|texts| {
+            texts.known.push_front((text.to_string(), features));
+            texts.known.truncate(self.most);
+        });
+    }
+
+    /// Nobody waits any longer for what this request has begun: it will not come to an end.
+    pub fn give_up(&self, age: u64) {
+        self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != age));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.texts.state.update(|texts| texts.begun.retain(|(_, number, _)| *number != self.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_text_is_made_once_and_a_request_that_hangs_holds_up_nobody() {
+        let texts = TextCache::default();
+        let begin = |text, age| match texts.get_or_begin(text, age) {
+            Known::Begun(turn) => turn,
+            Known::Features(_) => panic!("{text} is not known yet"),
+        };
+        let first = begin("a fox", 1);
+        let _other = begin("a dog", 2);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| matches!(texts.get_or_begin("a fox", 3), Known::Features(_)));
+            texts.put("a fox", Features::from([1.0]));
+            drop(first);
+            assert!(waits.join().unwrap());
+            let waits = scope.spawn(|| matches!(texts.get_or_begin("a dog", 3), Known::Begun(_)));
+            texts.give_up(2);
+            assert!(waits.join().unwrap(), "the third does what the second will not");
+        });
+    }
+
+    #[test]
+    fn the_texts_used_last_are_remembered() {
+        let texts = TextCache { most: 2, ..TextCache::default() };
+        let known = |text| matches!(texts.get_or_begin(text, 0), Known::Features(_));
+        for text in ["a", "b"] {
+            texts.put(text, Features::from([1.0]));
+        }
+        assert!(known("a"));
+        texts.put("c", Features::from([1.0]));
+        assert_eq!(["a", "b", "c"].map(known), [true, false, true]);
+    }
+}

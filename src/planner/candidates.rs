@@ -1,0 +1,512 @@
+//! Replicas that a group of devices can hold: everything on one device; components on devices of their own, with pools of
+//! UNets; guidance split; the UNet cut; weights that visit. Each is checked against the budgets and timed by `predict`.
+
+use std::collections::BTreeSet;
+
+use super::{
+    cuts::{self, Target},
+    layout::{Layout, resident},
+    predict::SAMPLES,
+    search::{Best, Family, GROUP, Goal, Scored, Search},
+};
+use crate::{
+    backend::{DeviceId, DeviceKind},
+    error::Result,
+    pipeline::{
+        Component, PerComponent,
+        model::sections,
+        placement::{Place, Placement, Reside, Sections},
+    },
+};
+
+/// One replica over a group of devices.
+pub(super) struct Group<'a> {
+    search: &'a Search<'a>,
+    devices: &'a [DeviceId],
+    best: Best,
+    /// Layouts that were tried, as they look without their devices' numbers.
+    seen: BTreeSet<Looks>,
+}
+
+impl Group<'_> {
+    /// The best replica of each family.
+    pub fn best_of(search: &Search, devices: &[DeviceId]) -> Result<Best> {
+        let mut group = Group { search, devices, best: Best::new(), seen: BTreeSet::new() };
+        group.fill()?;
+        Ok(group.best)
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        let devices = self.devices;
+        if devices.len() > GROUP {
+            // Every device as a member of one pool; and the most capable ones by themselves.
+            for &front in &self.distinct() {
+                self.pools(front, front)?;
+            }
+            if self.search.goal == Goal::Throughput {
+                return Ok(());
+            }
+        }
+        let few = self.few();
+        let mut group =
+            Group { search: self.search, devices: &few, best: std::mem::take(&mut self.best), seen: BTreeSet::new() };
+        group.fill_small()?;
+        self.best = group.best;
+        Ok(())
+    }
+
+    /// The devices, or the fastest and roomiest of them.
+    fn few(&self) -> Vec<DeviceId> {
+        let mut few = self.devices.to_vec();
+        if few.len() > GROUP {
+            let costs = self.search.costs;
+            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.search.budgets[costs.index(*id)] as f64);
+            few.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+            few.truncate(GROUP);
+        }
+        few
+    }
+
+    /// One device of each sort.
+    fn distinct(&self) -> Vec<DeviceId> {
+        let sort = |id: &DeviceId| (self.search.costs.kind(*id), self.search.budgets[self.search.costs.index(*id)]);
+        let mut distinct: Vec<DeviceId> = Vec::new();
+        for id in self.devices {
+            if !distinct.iter().any(|known| sort(known) == sort(id)) {
+                distinct.push(*id);
+            }
+        }
+        distinct
+    }
+
+    fn fill_small(&mut self) -> Result<()> {
+        let devices = self.devices.to_vec();
+        for &id in &devices {
+            self.offer(Family::Whole, id, vec![id], id, 1)?;
+        }
+        match self.search.goal {
+            Goal::Throughput => {
+                for &front in &devices {
+                    for &back in &devices {
+                        self.pools(front, back)?;
+                    }
+                }
+                self.dense()?;
+            }
+            Goal::Latency => {
+                for &front in &devices {
+                    for &unet in &devices {
+                        for &back in &devices {
+                            self.offer(Family::Apart, front, vec![unet], back, 1)?;
+                        }
+                    }
+                }
+            }
+        }
+        self.guided()?;
+        self.cut()?;
+        self.cut_all()?;
+        self.visiting()
+    }
+
+    /// Text encoder on `front`, VAE on `back`, UNets on the others, and on these two as well.
+    fn pools(&mut self, front: DeviceId, back: DeviceId) -> Result<()> {
+        for also in 0..if front == back { 2 } else { 4 } {
+            let in_pool =
+                |id: &DeviceId| (*id != front || also & 1 == 1) && (*id != back || also & 2 == 2 || front == back);
+            let mut pool: Vec<DeviceId> = Vec::new();
+            for id in self.devices.iter().filter(|id| in_pool(id)) {
+                let layout = self.layout(front, vec![*id], back, 1);
+                if self.search.fits(&layout)? {
+                    pool.push(*id);
+                }
+            }
+            if pool.is_empty() || pool == [front] && front == back {
+                continue;
+            }
+            let others = |id: DeviceId| usize::from(!pool.contains(&id));
+            let auto = pool.len() + others(front) + if front == back { 0 } else { others(back) };
+            for more in [0, 1, 2] {
+                self.offer(Family::Apart, front, pool.clone(), back, auto + more)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Each device has as many components as it holds, the UNet before the others.
+    fn dense(&mut self) -> Result<()> {
+        let mut placement = Placement::<DeviceId>::default();
+        for &id in self.devices {
+            for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
+                let is_named = |component: Component| self.search.named.get(component).is_some();
+                let has = |component: Component| wish >> component as usize & 1 == 1 && !is_named(component);
+                let one = PerComponent::new(|component| match has(component) {
+                    true => vec![self.search.whole(component, id)],
+                    false => Vec::new(),
+                });
+                if self.search.fits(&self.search.layout(one.clone(), 2))? {
+                    for component in Component::ALL {
+                        get_mut(&mut placement, component).extend(one.get(component).iter().cloned());
+                    }
+                    break;
+                }
+            }
+        }
+        for component in Component::ALL {
+            if let Some(named) = self.search.named.get(component) {
+                *get_mut(&mut placement, component) = named.clone();
+            }
+        }
+        let auto = placement.unet.len();
+        for in_flight in [auto, auto + 1, auto + 2] {
+            self.consider(Family::Apart, self.search.layout(placement.clone(), in_flight))?;
+        }
+        Ok(())
+    }
+
+    /// The two branches of guidance on two devices, or on two halves of the group.
+    fn guided(&mut self) -> Result<()> {
+        if !self.search.costs.trial.largest.guided || self.search.named.unet.is_some() {
+            return Ok(());
+        }
+        let devices = self.devices.to_vec();
+        let count = sections(Component::Unet, self.search.costs.trial.spec).len();
+        let mut pairs = Vec::new();
+        for &negative in &devices {
+            for &positive in devices.iter().filter(|id| **id != negative) {
+                pairs.push((self.branch_at_least(negative)?.max(self.branch_at_least(positive)?), negative, positive));
+            }
+        }
+        // The fastest first, so that those that cannot be better need no trial.
+        pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (least, negative, positive) in pairs {
+            if self.best.get(&Family::Guided).is_some_and(|best| best.seconds_per_image < least) {
+                break;
+            }
+            let place =
+                Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
+            self.guided_with(place, &devices)?;
+        }
+        let half = devices.len() / 2;
+        // Halves are for UNets that no device holds.
+        if half >= 2 && !self.best.contains_key(&Family::Guided) {
+            let (first, second) = devices.split_at(half);
+            for &end in &[devices[0], devices[half]] {
+                let (Some(negative), Some(positive)) =
+                    (self.route(first, end, end, 1, &[])?, self.route(second, end, end, 1, &[])?)
+                else {
+                    continue;
+                };
+                self.guided_with(Place::Guided { negative: negative.into(), positive: positive.into() }, &[end])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a branch of guidance takes on a device at the least: one text is more than a third of the work of two.
+    fn branch_at_least(&self, id: DeviceId) -> Result<f64> {
+        let costs = self.search.costs;
+        Ok(costs.calls as f64 * costs.whole(Component::Unet, id)?.seconds / 3.0)
+    }
+
+    fn guided_with(&mut self, place: Place<DeviceId>, ends: &[DeviceId]) -> Result<()> {
+        for &front in ends {
+            for &back in ends {
+                let unet = vec![place.clone()];
+                let outside = [front, back].iter().filter(|id| !place.devices().contains(id)).count();
+                let most = if self.search.goal == Goal::Latency { 1 } else { 1 + outside };
+                for in_flight in 1..=most {
+                    let layout = self.with_unet(front, unet.clone(), back, in_flight);
+                    self.consider(Family::Guided, layout)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The UNet cut over the group, with the text encoder and the VAE together on one of the devices.
+    fn cut(&mut self) -> Result<()> {
+        if self.devices.len() < 2 || self.search.named.unet.is_some() || self.whole_is_better()? {
+            return Ok(());
+        }
+        let count = self.devices.len();
+        let all = self.devices.to_vec();
+        for end in self.distinct() {
+            for without in [&[][..], &[end][..]] {
+                let wishes = match self.search.goal {
+                    Goal::Latency => vec![1],
+                    Goal::Throughput => vec![1, 2, count, count + 1],
+                };
+                for in_flight in wishes {
+                    if self.cut_cannot_win(in_flight) {
+                        continue;
+                    }
+                    if let Some(route) = self.route(&all, end, end, in_flight, without)? {
+                        let layout = self.with_unet(end, vec![Place::Route(route.into())], end, in_flight);
+                        self.consider(Family::Cut, layout)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a cut has nothing to win: for throughput where every device could be one of a pool, for latency where the
+    /// fastest holds the whole UNet. On a machine of two it is tried all the same, to say by how much it loses.
+    fn whole_is_better(&self) -> Result<bool> {
+        let search = self.search;
+        let mut whole = Vec::with_capacity(self.devices.len());
+        for id in self.devices {
+            let cost = search.costs.whole(Component::Unet, *id)?;
+            let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
+            whole.push((cost.seconds, bytes <= search.budgets[search.costs.index(*id)]));
+        }
+        Ok(match search.goal {
+            _ if search.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
+            Goal::Throughput => whole.iter().all(|(_, fits)| *fits),
+            Goal::Latency => whole.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).is_some_and(|(_, fits)| fits),
+        })
+    }
+
+    /// A cut has no more to give than the devices at full work; where something else comes near that, one example is
+    /// enough to say by how much it loses.
+    fn cut_cannot_win(&self, in_flight: usize) -> bool {
+        let Some(cut) = self.best.get(&Family::Cut) else { return false };
+        let others = self.best.iter().filter(|(family, _)| **family != Family::Cut).map(|(_, scored)| scored);
+        let rate = others.clone().map(|scored| scored.images_per_second).fold(0.0, f64::max);
+        let seconds = others.map(|scored| scored.seconds_per_image).fold(f64::INFINITY, f64::min);
+        match self.search.goal {
+            Goal::Throughput => in_flight == 1 && rate > cut.images_per_second || rate * 0.999 > self.full_work(),
+            Goal::Latency => seconds < cut.seconds_per_image,
+        }
+    }
+
+    /// Images per second if every device of the group did nothing but UNets, all of the time.
+    fn full_work(&self) -> f64 {
+        let costs = self.search.costs;
+        let rate = |id: &DeviceId| match costs.whole(Component::Unet, *id) {
+            Ok(cost) => 1.0 / (cost.seconds * costs.calls as f64),
+            Err(_) => f64::INFINITY,
+        };
+        self.devices.iter().map(rate).sum()
+    }
+
+    /// The best cut of the UNet over `devices` less `without`, beside a text encoder on `front` and a VAE on `back`.
+    fn route(
+        &self,
+        devices: &[DeviceId],
+        front: DeviceId,
+        back: DeviceId,
+        in_flight: usize,
+        without: &[DeviceId],
+    ) -> Result<Option<Vec<DeviceId>>> {
+        let costs = self.search.costs;
+        let ends = self.layout(front, Vec::new(), back, in_flight);
+        let held = costs.held([&ends])?;
+        let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
+        let mut spare: Vec<u64> = vec![0; devices.len()];
+        let table = costs.table(Component::Unet)?;
+        let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
+        // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
+        for _ in 0..4 {
+            let targets = devices.iter().zip(&spare).map(|(id, spare)| {
+                let index = costs.index(*id);
+                let of = |component| {
+                    let places: &Vec<Place<DeviceId>> = ends.placement.get(component);
+                    let here = places.iter().filter(|place| resident(place) == Some(*id));
+                    here.map(|_| costs.whole(component, *id).map_or(0.0, |cost| cost.seconds)).sum::<f64>()
+                };
+                // A request of its own replica holds everything anyway.
+                let busy = if in_flight > 1 { of(Component::TextEncoder) + of(Component::Vae) } else { 0.0 };
+                let taken = match in_flight > 1 {
+                    true => held[index].total(),
+                    // Arenas are shared by those who take turns.
+                    false => held[index].weight_bytes,
+                };
+                Target {
+                    kind: costs.kind_in_table(*id),
+                    bytes: self.search.budgets[index].saturating_sub(taken + spare),
+                    link: costs.info(*id).rates.link,
+                    busy: busy / costs.calls as f64,
+                }
+            });
+            let Some(cut) = cuts::best(&table, &targets.collect::<Vec<_>>(), in_flight, goal) else { return Ok(None) };
+            let route: Vec<DeviceId> = cut.route().into_iter().map(|device| devices[device]).collect();
+            let layout = self.with_unet(front, vec![Place::Route(route.clone().into())], back, in_flight);
+            let held = costs.held([&layout])?;
+            let mut fits = true;
+            for (id, spare) in devices.iter().zip(&mut spare) {
+                let index = costs.index(*id);
+                let over = held[index].total().saturating_sub(self.search.budgets[index]);
+                (*spare, fits) = (*spare + over, fits && over == 0);
+            }
+            if fits {
+                return Ok(Some(route));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Components that no device holds cut one after the other over what is left, where nothing simpler fits.
+    fn cut_all(&mut self) -> Result<()> {
+        if !self.best.is_empty() || self.devices.len() < 2 {
+            return Ok(());
+        }
+        let costs = self.search.costs;
+        for order in [
+            [Component::Unet, Component::Vae, Component::TextEncoder],
+            [Component::Vae, Component::Unet, Component::TextEncoder],
+        ] {
+            let mut placement = Placement::<DeviceId>::default();
+            for component in Component::ALL {
+                if let Some(named) = self.search.named.get(component) {
+                    *get_mut(&mut placement, component) = named.clone();
+                }
+            }
+            for component in order {
+                if self.search.named.get(component).is_some() {
+                    continue;
+                }
+                let mut choices: Vec<Place<DeviceId>> =
+                    self.devices.iter().map(|id| self.search.whole(component, *id)).collect();
+                let held = costs.held([&self.search.single(placement.clone())])?;
+                let targets = self.devices.iter().map(|id| {
+                    let index = costs.index(*id);
+                    // Arenas are shared by those who take turns.
+                    let taken = held[index].weight_bytes + held[index].keep_bytes;
+                    let bytes = self.search.budgets[index].saturating_sub(taken);
+                    let link = costs.info(*id).rates.link;
+                    Target { kind: costs.kind_in_table(*id), bytes, link, busy: 0.0 }
+                });
+                let targets: Vec<Target> = targets.collect();
+                if let Some(cut) = cuts::best(&costs.table(component)?, &targets, 1, cuts::Goal::Sum) {
+                    let route: Vec<DeviceId> = cut.route().into_iter().map(|device| self.devices[device]).collect();
+                    let route = route.into();
+                    choices.push(Place::Route(route));
+                }
+                for place in choices {
+                    *get_mut(&mut placement, component) = vec![place];
+                    if self.search.fits(&self.search.single(placement.clone()))? {
+                        break;
+                    }
+                    get_mut(&mut placement, component).clear();
+                }
+            }
+            self.consider(Family::Cut, self.search.single(placement))?;
+        }
+        Ok(())
+    }
+
+    /// Some components' weights visit; first from host memory, which is faster than the disk.
+    fn visiting(&mut self) -> Result<()> {
+        let costs = self.search.costs;
+        for reside in [Reside::Host, Reside::Disk] {
+            for &id in self.devices {
+                // The memory of the CPU is the host's: nothing is won by a visit from there.
+                if reside == Reside::Host && costs.info(id).id.kind == DeviceKind::Cpu {
+                    continue;
+                }
+                for visitors in 1..8 {
+                    let visits = |component: Component| visitors >> component as usize & 1 == 1;
+                    let places = |component| match self.search.named.get(component) {
+                        Some(named) => named.clone(),
+                        None if visits(component) => {
+                            let devices = vec![id; sections(component, costs.trial.spec).len()];
+                            vec![Place::Route(Sections { devices, reside })]
+                        }
+                        None => vec![self.search.whole(component, id)],
+                    };
+                    self.consider(Family::Visiting, self.search.layout(PerComponent::new(places), 1))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn layout(&self, front: DeviceId, unets: Vec<DeviceId>, back: DeviceId, in_flight: usize) -> Layout {
+        let unets = unets.into_iter().map(|id| self.search.whole(Component::Unet, id)).collect();
+        self.with_unet(front, unets, back, in_flight)
+    }
+
+    fn with_unet(&self, front: DeviceId, unets: Vec<Place<DeviceId>>, back: DeviceId, in_flight: usize) -> Layout {
+        let named = |component| self.search.named.get(component).clone();
+        let whole = |component, id| named(component).unwrap_or_else(|| vec![self.search.whole(component, id)]);
+        let placement = PerComponent {
+            text_encoder: whole(Component::TextEncoder, front),
+            unet: named(Component::Unet).unwrap_or(unets),
+            vae: whole(Component::Vae, back),
+        };
+        self.search.layout(placement, in_flight)
+    }
+
+    fn offer(
+        &mut self,
+        family: Family,
+        front: DeviceId,
+        unets: Vec<DeviceId>,
+        back: DeviceId,
+        in_flight: usize,
+    ) -> Result<()> {
+        let layout = self.layout(front, unets, back, in_flight);
+        self.consider(family, layout)
+    }
+
+    /// Times a layout, unless it looks like one before or cannot be the best of its family.
+    fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
+        let search = self.search;
+        if Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
+            || search.one_class && !search.classes_agree(&layout)
+        {
+            return Ok(());
+        }
+        if !self.seen.insert(self.looks(&layout)) || !search.fits(&layout)? {
+            return Ok(());
+        }
+        let layouts = vec![layout];
+        let load = search.costs.load(&layouts)?;
+        let before = self.best.get(&family);
+        let seconds_per_image: f64 =
+            load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
+        let mut scored =
+            Scored { layouts, images_per_second: load.batch as f64 / seconds_per_image, seconds_per_image };
+        if search.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
+            if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
+                return Ok(());
+            }
+            scored.images_per_second = load.predict(SAMPLES / 2).images_per_second;
+        }
+        if before.is_none_or(|before| scored.beats(before, search.goal)) {
+            self.best.insert(family, scored);
+        }
+        Ok(())
+    }
+
+    /// A layout without its devices' numbers: their sort and the order in which they come.
+    fn looks(&self, layout: &Layout) -> Looks {
+        let order = layout.placement.devices();
+        let device = |id: &DeviceId| {
+            let at = order.iter().position(|known| known == id).unwrap_or(0);
+            (self.search.costs.kind(*id), self.search.budgets[self.search.costs.index(*id)], at)
+        };
+        let mut looks = vec![(layout.in_flight, 0, 0)];
+        for (_, places) in layout.placement.iter() {
+            looks.push((places.len(), 0, 0));
+            for route in places.iter().flat_map(Place::routes) {
+                looks.push((route.reside as usize, 0, 0));
+                looks.extend(route.iter().map(device));
+            }
+        }
+        looks
+    }
+}
+
+/// What a layout looks like without the numbers of its devices.
+type Looks = Vec<(usize, u64, usize)>;
+
+fn get_mut<T>(per: &mut PerComponent<T>, component: Component) -> &mut T {
+    match component {
+        Component::TextEncoder => &mut per.text_encoder,
+        Component::Unet => &mut per.unet,
+        Component::Vae => &mut per.vae,
+    }
+}

@@ -1,0 +1,343 @@
+//! What must hold in a device map whoever runs what where: single values, devices, replicas, cuts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    device_map::{
+        COMPONENTS, DeviceFacts, DeviceMap, GUIDED, InFlight, Place, Replicas, Strategy, starts_with, with_nearest,
+    },
+    fields::Located,
+    hardware,
+};
+use crate::{
+    backend::{DeviceId, DeviceKind},
+    error::{Error, Result},
+};
+
+impl DeviceMap {
+    /// What must hold in a map for any model on any machine. `parse` has called it; a map made in code needs it.
+    pub fn check(&self) -> Result<()> {
+        self.check_values("")?;
+        self.check_cpu()?;
+        self.check_replicas()?;
+        if self.replica.is_empty() {
+            return self.check_listed("");
+        }
+        let maps = self.replica_maps();
+        for (index, map) in maps.iter().enumerate() {
+            let prefix = format!("replica[{index}].");
+            map.check_values(&prefix)?;
+            map.check_listed(&prefix)?;
+        }
+        // What the top level says about a device must reach a replica.
+        for (key, device) in self.limited_devices() {
+            let id = &device.value;
+            if !maps.iter().any(|map| map.max_memory.contains_key(id) || map.device.contains_key(id)) {
+                let listed: BTreeSet<_> = maps.iter().flat_map(|map| &map.devices).map(|d| d.value).collect();
+                return Err(refuse_unlisted(&device, &key, listed));
+            }
+        }
+        Ok(())
+    }
+
+    /// Single values: counts from 1, no device twice in `devices`, facts that suit their device, good places.
+    fn check_values(&self, prefix: &str) -> Result<()> {
+        let key = |name: &str| format!("{prefix}{name}");
+        if self.in_flight.value == InFlight::Count(0) {
+            let refused = self.in_flight.refuse(&key("in_flight"), "there has to be at least one request");
+            return Err(refused.hint("\"auto\", or a whole number from 1"));
+        }
+        if self.batch.value == 0 {
+            let refused = self.batch.refuse(&key("batch"), "there has to be at least one request");
+            return Err(refused.hint("a whole number from 1"));
+        }
+        let mut seen = BTreeSet::new();
+        for device in &self.devices {
+            if !seen.insert(device.value) {
+                return Err(device
+                    .refuse(&key("devices"), format!("{} is named twice", device.value))
+                    .hint("name each device once; two shares of the cores are \"cpu:0\" and \"cpu:1\""));
+            }
+        }
+        for (id, facts) in &self.device {
+            facts.value.check(*id)?;
+            if let Some(count) = &facts.value.count {
+                return Err(count
+                    .refuse(&format!("device.{id}.count"), "a map says something of one device at a time")
+                    .hint("leave out `count`; files for `sdshard plan --devices` have it"));
+            }
+        }
+        for (name, pool) in &self.components {
+            let key = key(&format!("components.{name}"));
+            if !COMPONENTS.contains(&name.as_str()) {
+                return Err(pool.refuse(&key, "no such component").hint(COMPONENTS.join(", ")));
+            }
+            if self.strategy.value == Strategy::DiffusersBalanced {
+                return Err(pool
+                    .refuse(&key, "strategy \"diffusers-balanced\" places every component itself, as diffusers does")
+                    .hint("leave out [components], or take strategy = \"balanced\""));
+            }
+            check_pool(name, &key, pool)?;
+        }
+        Ok(())
+    }
+
+    /// Not both `cpu` and `cpu:N` in one map.
+    fn check_cpu(&self) -> Result<()> {
+        let mut named: Vec<(String, Located<DeviceId>)> = Vec::new();
+        for (index, map) in [self.clone()].iter().chain(&self.replica_maps()).enumerate() {
+            let prefix = if index == 0 { String::new() } else { format!("replica[{}].", index - 1) };
+            let listed = map.devices.iter().map(|device| ("devices".to_string(), device.clone()));
+            let placed = map.placed_devices().map(|(key, device)| (key, device.clone()));
+            let here = listed.chain(placed).chain(map.limited_devices());
+            named.extend(here.map(|(key, device)| (prefix.clone() + &key, device)));
+        }
+        for (index, (key, device)) in named.iter().enumerate() {
+            if let Some((_, other)) = named[..index].iter().find(|(_, other)| mixes_cpu(other.value, device.value)) {
+                return Err(device
+                    .refuse(key, "`cpu` is all cores and `cpu:N` a share of them: a map has one or the other")
+                    .found(format!("{} beside {}", device.value, other.value))
+                    .hint("\"cpu\" everywhere, or \"cpu:0\", \"cpu:1\" and so on"));
+            }
+        }
+        Ok(())
+    }
+
+    /// No device outside `devices`, if there are any.
+    fn check_listed(&self, prefix: &str) -> Result<()> {
+        let listed = || self.devices.iter().map(|device| device.value);
+        let placed = self.placed_devices().map(|(key, device)| (key, device.clone()));
+        let outside = placed
+            .chain(self.limited_devices())
+            .find(|(_, device)| !self.devices.is_empty() && !listed().any(|id| id == device.value));
+        match outside {
+            Some((key, device)) => Err(refuse_unlisted(&device, &format!("{prefix}{key}"), listed())),
+            None => Ok(()),
+        }
+    }
+
+    /// The devices with a limit or with facts, each with its key. Neither asks for the device.
+    pub(super) fn limited_devices(&self) -> impl Iterator<Item = (String, Located<DeviceId>)> {
+        let limits = self.max_memory.iter().map(|(&id, limit)| ("max_memory", id, &limit.location));
+        let facts = self.device.iter().map(|(&id, facts)| ("device", id, &facts.location));
+        limits
+            .chain(facts)
+            .map(|(table, id, location)| (format!("{table}.{id}"), Located { value: id, location: location.clone() }))
+    }
+
+    /// At least one replica, no more than devices, no named components beside several, and not both ways to say it.
+    fn check_replicas(&self) -> Result<()> {
+        if self.replicas.value == Replicas::Count(0) {
+            return Err(self.replicas.refuse("replicas", "there has to be at least one").hint("replicas = 1"));
+        }
+        if !self.replica.is_empty() {
+            if self.replicas != Located::default() {
+                return Err(self
+                    .replicas
+                    .refuse("replicas", "the replicas are written out one by one, which says how many there are")
+                    .found(format!("{} of [[replica]]", self.replica.len()))
+                    .hint("leave out `replicas`, or every [[replica]]"));
+            }
+            return Ok(());
+        }
+        if !self.devices.is_empty() {
+            self.check_enough_devices(self.devices.len())?;
+        }
+        match (self.replicas.value, self.components.first_key_value()) {
+            (Replicas::Count(1), _) | (_, None) => Ok(()),
+            (_, Some((name, _))) => Err(self
+                .replicas
+                .refuse("replicas", "several replicas cannot share a component that has a device of its own")
+                .found(format!("components.{name}"))
+                .hint(
+                    "leave out [components], and each replica spreads its own over its devices; or replicas = 1; or \
+                     write each out as [[replica]]",
+                )),
+        }
+    }
+
+    pub(super) fn check_enough_devices(&self, devices: usize) -> Result<()> {
+        match self.replicas.value {
+            Replicas::Count(count) if count > devices => Err(self
+                .replicas
+                .refuse("replicas", "every replica needs a device of its own")
+                .found(format!("{count} replicas, {devices} devices"))
+                .hint(format!("replicas = {devices}, or \"max\", or more `devices`"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether every cut of `component` follows `borders`, the model's own list of parts that can be apart: each path is
+    /// "" or a whole-step beginning of a border, and each border has a device.
+    pub fn check_borders(&self, component: &str, borders: &[String]) -> Result<()> {
+        let key = format!("components.{component}");
+        for map in [self.clone()].iter().chain(&self.replica_maps()) {
+            let Some(pool) = map.components.get(component) else { continue };
+            for shards in pool.value.iter().flat_map(Place::cuts) {
+                check_shards(&key, pool, shards, borders)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One cut against the model's borders.
+fn check_shards(
+    key: &str,
+    pool: &Located<Vec<Place>>,
+    shards: &BTreeMap<String, Located<DeviceId>>,
+    borders: &[String],
+) -> Result<()> {
+    let all = || format!("it can be cut at {}", borders.join(", "));
+    for (path, device) in shards {
+        if borders.iter().any(|border| starts_with(border, path)) {
+            continue;
+        }
+        let key = format!("{key}.shards.{path:?}");
+        if let Some(border) = borders.iter().find(|border| starts_with(path, border)) {
+            return Err(device
+                .refuse(&key, "finer than a border: this part stays in one piece")
+                .found(format!("{path:?}"))
+                .hint(format!("{border:?}; {}", all())));
+        }
+        let names: Vec<&str> = borders.iter().map(String::as_str).collect();
+        let refused = device.refuse(&key, "the model has no such part").found(format!("{path:?}"));
+        return Err(refused.hint(with_nearest(&all(), path, &names)));
+    }
+    let homeless: Vec<_> =
+        borders.iter().filter(|border| !shards.keys().any(|path| starts_with(border, path))).cloned().collect();
+    if homeless.is_empty() {
+        return Ok(());
+    }
+    // The first shard shows which cut of a pool is meant.
+    let refused = match shards.values().next() {
+        Some(device) => device.refuse(key, "no device for a part that no path of this cut names"),
+        None => pool.refuse(key, "no device for any part"),
+    };
+    Err(refused.found(homeless.join(", ")).hint("the path \"\" is the rest: shards = { \"\" = \"cuda:0\", … }"))
+}
+
+/// One component's places: at least one, none twice, and each of a good form.
+fn check_pool(component: &str, key: &str, pool: &Located<Vec<Place>>) -> Result<()> {
+    if pool.value.is_empty() {
+        let refused = pool.refuse(key, "a pool needs at least one place").found("an empty array");
+        return Err(refused.hint(format!("{component} = [\"cuda:0\", \"cuda:1\"] is an instance on each")));
+    }
+    let mut seen = BTreeSet::new();
+    for place in &pool.value {
+        if let Place::On { device, .. } = place
+            && !seen.insert(device.value)
+        {
+            return Err(device
+                .refuse(key, format!("{} is twice in one pool, which has an instance on each place", device.value))
+                .hint("name each device once; `in_flight` says how many requests are worked on at once"));
+        }
+        check_place(component, key, pool, place, true)?;
+    }
+    Ok(())
+}
+
+fn check_place(
+    component: &str,
+    key: &str,
+    pool: &Located<Vec<Place>>,
+    place: &Place,
+    may_be_guided: bool,
+) -> Result<()> {
+    match place {
+        Place::On { .. } => Ok(()),
+        Place::Cut { shards, .. } if shards.is_empty() => Err(pool
+            .refuse(key, "a cut needs at least one path")
+            .found("no shards")
+            .hint("shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" }; \"\" is the rest")),
+        Place::Cut { shards, .. } => {
+            let is_step = |step: &str| !step.is_empty() && step.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            for (path, device) in shards {
+                let inside = path.strip_prefix(component).and_then(|rest| rest.strip_prefix('.'));
+                if path.is_empty() || (path.split('.').all(is_step) && path != component && inside.is_none()) {
+                    continue;
+                }
+                let form = "a path is names and numbers with dots between, \"down_blocks.1\", or \"\" for the rest";
+                return Err(device
+                    .refuse(&format!("{key}.shards.{path:?}"), "not the path of a part")
+                    .found(format!("{path:?}"))
+                    .hint(match inside {
+                        Some(inside) => format!("did you mean {inside:?}? paths begin inside the {component}; {form}"),
+                        None => form.to_string(),
+                    }));
+            }
+            Ok(())
+        }
+        Place::Guided { negative, positive } => {
+            let problem = match (may_be_guided, component == GUIDED) {
+                (true, true) => {
+                    check_place(component, key, pool, negative, false)?;
+                    return check_place(component, key, pool, positive, false);
+                }
+                (false, _) => "a branch of guidance is not guided again".to_string(),
+                (true, false) => format!("guidance is a matter of the {GUIDED} alone"),
+            };
+            let refused = match place.devices().first() {
+                Some(device) => device.refuse(key, problem),
+                None => pool.refuse(key, problem),
+            };
+            Err(refused
+                .found("`negative` and `positive`")
+                .hint(format!("one place here: {component} = \"cuda:0\"; guidance apart is {GUIDED_FORM}")))
+        }
+    }
+}
+
+pub(super) const GUIDED_FORM: &str = "unet = { negative = \"cuda:0\", positive = \"cuda:1\" }";
+
+impl DeviceFacts {
+    /// Whether the facts are ones that a device of this kind can have.
+    pub(super) fn check(&self, id: DeviceId) -> Result<()> {
+        let key = |name: &str| format!("device.{id}.{name}");
+        if let Some(like) = &self.like {
+            hardware::find(like, &key("like"))?;
+        }
+        match &self.adapter {
+            Some(adapter) if id.kind != DeviceKind::Wgpu => {
+                return Err(adapter
+                    .refuse(&key("adapter"), format!("{id} has no adapter, only wgpu:N has"))
+                    .hint("[device.\"wgpu:0\"]; CUDA_VISIBLE_DEVICES renumbers cuda:N"));
+            }
+            _ => {}
+        }
+        match &self.cores {
+            Some(cores) if id.kind != DeviceKind::Cpu => {
+                return Err(cores
+                    .refuse(&key("cores"), format!("{id} has no cores to choose from, only cpu:N has"))
+                    .hint("[device.\"cpu:0\"]"));
+            }
+            Some(cores) if cores.value.is_empty() => {
+                return Err(cores.refuse(&key("cores"), "there has to be at least one core").hint("cores = \"0-15\""));
+            }
+            _ => {}
+        }
+        match &self.count {
+            Some(count) if count.value == 0 => {
+                Err(count.refuse(&key("count"), "there has to be at least one").hint("a whole number from 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether one is all of the CPU and the other a share of it.
+pub(super) fn mixes_cpu(a: DeviceId, b: DeviceId) -> bool {
+    a.kind == DeviceKind::Cpu && b.kind == DeviceKind::Cpu && a.index.is_some() != b.index.is_some()
+}
+
+pub(super) fn refuse_unlisted(
+    device: &Located<DeviceId>,
+    key: &str,
+    devices: impl IntoIterator<Item = DeviceId>,
+) -> Error {
+    let devices: Vec<_> = devices.into_iter().map(|device| format!("\"{device}\"")).collect();
+    device
+        .refuse(key, format!("{} is not among the devices that may be used", device.value))
+        .found(format!("devices = [{}]", devices.join(", ")))
+        .hint(format!("add \"{}\" to `devices`, or name one of those", device.value))
+}

@@ -1,0 +1,347 @@
+//! A plan as a picture: an SVG file without anything from outside.
+//!
+//! A row for each replica with its devices, how full they are and what goes between them; below, what each device does
+//! while the first few pictures are made.
+
+use std::fmt::Write;
+
+use super::{
+    choose::{per_second, seconds},
+    plan::{DevicePlan, Edge, Plan, ReplicaPlan},
+    predict::Span,
+    size::format_bytes,
+};
+use crate::{
+    backend::DeviceId,
+    pipeline::{
+        Component, PerComponent,
+        placement::{Place, Reside},
+    },
+};
+
+const WIDTH: f64 = 1000.0;
+const MARGIN: f64 = 24.0;
+/// One device.
+const BOX: (f64, f64) = (216.0, 118.0);
+const GAP: f64 = 29.0;
+const PER_ROW: usize = 4;
+/// Rows and lanes that are drawn; how many more there are is said.
+const REPLICAS: usize = 8;
+const LANES: usize = 16;
+const LANE: f64 = 24.0;
+
+const INK: &str = "#1f2933";
+const FAINT: &str = "#7b8794";
+const LINE: &str = "#cbd2d9";
+
+fn colour(component: Component) -> &'static str {
+    match component {
+        Component::TextEncoder => "#2f9e77",
+        Component::Unet => "#3366cc",
+        Component::Vae => "#d9730d",
+    }
+}
+
+/// What fills a device, with its colour.
+const FILLINGS: [(&str, &str); 5] = [
+    ("driver", "#9aa5b1"),
+    ("weights", "#5b7fbf"),
+    ("visiting weights", "#a9bfe3"),
+    ("activations", "#e8a34c"),
+    ("kept", "#7fb58f"),
+];
+
+struct Svg {
+    body: String,
+    y: f64,
+}
+
+impl Svg {
+    fn put(&mut self, element: std::fmt::Arguments) {
+        // A String takes everything.
+        let _ = self.body.write_fmt(element);
+        self.body.push('\n');
+    }
+
+    fn text(&mut self, (x, y): (f64, f64), style: &str, text: &str) {
+        let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        self.put(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" {style}>{text}</text>"));
+    }
+
+    fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), style: &str) {
+        self.put(format_args!("<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" {style}/>"));
+    }
+}
+
+/// The plan as the text of an SVG file.
+pub fn svg(plan: &Plan) -> String {
+    let mut svg = Svg { body: String::new(), y: MARGIN + 14.0 };
+    let title = format!(
+        "One picture of {}x{} in {}, {} with many",
+        plan.largest.width,
+        plan.largest.height,
+        seconds(plan.seconds_per_image),
+        per_second(plan.images_per_second)
+    );
+    svg.text((MARGIN, svg.y), &format!("font-size=\"18\" font-weight=\"600\" fill=\"{INK}\""), &title);
+    svg.y += 22.0;
+    legend(&mut svg);
+    let mut column = 0;
+    for (index, replica) in plan.replicas.iter().enumerate().take(REPLICAS) {
+        // Replicas of one device stand side by side.
+        if replica.placement.devices().len() == 1 {
+            if column == PER_ROW {
+                (svg.y, column) = (svg.y + BOX.1 + 42.0, 0);
+            }
+            alone(&mut svg, plan, index, replica, column);
+            column += 1;
+            continue;
+        }
+        if column > 0 {
+            (svg.y, column) = (svg.y + BOX.1 + 42.0, 0);
+        }
+        replica_row(&mut svg, plan, index, replica);
+    }
+    if column > 0 {
+        svg.y += BOX.1 + 42.0;
+    }
+    if let more @ 1.. = plan.replicas.len().saturating_sub(REPLICAS) {
+        let y = svg.y + 4.0;
+        svg.text((MARGIN, y), &format!("font-size=\"13\" fill=\"{FAINT}\""), &format!("and {more} more replicas"));
+        svg.y += 24.0;
+    }
+    lanes(&mut svg, plan);
+    let height = svg.y + MARGIN;
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height:.0}\" viewBox=\"0 0 {WIDTH} \
+         {height:.0}\" font-family=\"Helvetica, Arial, sans-serif\">\n<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" \
+         refX=\"7\" refY=\"4\" markerWidth=\"8\" markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" \
+         fill=\"{FAINT}\"/></marker></defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{}</svg>\n",
+        svg.body
+    )
+}
+
+fn legend(svg: &mut Svg) {
+    let components = Component::ALL.map(|component| (component.name(), colour(component)));
+    let mut x = MARGIN;
+    for (name, colour) in components.into_iter().chain(FILLINGS) {
+        let y = svg.y;
+        svg.rect((x, y - 9.0), (10.0, 10.0), &format!("rx=\"2\" fill=\"{colour}\""));
+        svg.text((x + 15.0, y), &format!("font-size=\"12\" fill=\"{FAINT}\""), name);
+        x += 33.0 + 6.4 * name.len() as f64;
+    }
+    svg.y += 14.0;
+}
+
+fn heading(index: usize, replica: &ReplicaPlan) -> String {
+    let requests = if replica.in_flight == 1 { "request" } else { "requests" };
+    format!("replica {index}: {} {requests} at once", replica.in_flight)
+}
+
+/// A replica of one device, in a column of its row.
+fn alone(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan, column: usize) {
+    let x = MARGIN + column as f64 * (BOX.0 + GAP);
+    let style = format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\"");
+    svg.text((x, svg.y + 22.0), &style, &heading(index, replica));
+    let id = replica.placement.devices()[0];
+    if let Some(device) = plan.devices.iter().find(|device| device.id == id) {
+        device_box(svg, device, (x, svg.y + 34.0), &components_on(replica, id));
+    }
+}
+
+/// The devices of one replica in rows of a few, and what goes between them.
+fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) {
+    svg.y += 22.0;
+    let style = format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\"");
+    svg.text((MARGIN, svg.y), &style, &heading(index, replica));
+    let edges = joined(plan.edges.iter().filter(|edge| edge.replica == index));
+    // Arrows run in the space above each row of boxes.
+    let arrows = if edges.is_empty() { 12.0 } else { 20.0 + 13.0 * edges.len().min(6) as f64 };
+    let used = replica.placement.devices();
+    let place = |id: &DeviceId| {
+        let at = used.iter().position(|known| known == id).unwrap_or(0);
+        let column = (at % PER_ROW) as f64;
+        (MARGIN + column * (BOX.0 + GAP), svg.y + arrows + (at / PER_ROW) as f64 * (BOX.1 + arrows))
+    };
+    let places: Vec<(f64, f64)> = used.iter().map(place).collect();
+    for (id, at) in used.iter().zip(&places) {
+        if let Some(device) = plan.devices.iter().find(|device| device.id == *id) {
+            device_box(svg, device, *at, &components_on(replica, *id));
+        }
+    }
+    let labelled = edges.len() <= 6;
+    for (number, (from, to, what)) in edges.iter().enumerate() {
+        let at = |id: &DeviceId| used.iter().position(|known| known == id).map(|at| places[at]);
+        let (Some(a), Some(b)) = (at(from), at(to)) else { continue };
+        // Those that leave and those that arrive do not share a point.
+        let shift = 7.0 * (number as f64 - edges.len() as f64 / 2.0).clamp(-9.0, 9.0);
+        let (ax, bx) = (a.0 + BOX.0 / 2.0 + shift, b.0 + BOX.0 / 2.0 + shift + 4.0);
+        let top = if labelled { a.1.min(b.1) - 10.0 - 13.0 * number as f64 } else { a.1.min(b.1) - 16.0 };
+        svg.put(format_args!(
+            "<path d=\"M{ax:.1} {:.1}V{top:.1}H{bx:.1}V{:.1}\" fill=\"none\" stroke=\"{FAINT}\" stroke-width=\"1\" \
+             marker-end=\"url(#tip)\"/>",
+            a.1, b.1
+        ));
+        if labelled {
+            let (middle, width) = ((ax + bx) / 2.0, 8.0 + 5.4 * what.len() as f64);
+            svg.rect((middle - width / 2.0, top - 5.0), (width, 10.0), "fill=\"#ffffff\"");
+            let style = format!("font-size=\"10.5\" fill=\"{INK}\" text-anchor=\"middle\"");
+            svg.text((middle, top + 3.5), &style, what);
+        }
+    }
+    svg.y = places.iter().map(|(_, y)| y + BOX.1).fold(svg.y, f64::max) + 8.0;
+}
+
+/// Edges between the same two devices as one, with the bytes of each sort.
+fn joined<'a>(edges: impl Iterator<Item = &'a Edge>) -> Vec<(DeviceId, DeviceId, String)> {
+    let mut joined: Vec<(DeviceId, DeviceId, String)> = Vec::new();
+    for edge in edges {
+        let what = format!("{} {}", format_bytes(edge.bytes_per_image), edge.what);
+        match joined.iter_mut().find(|(from, to, _)| (*from, *to) == (edge.from, edge.to)) {
+            Some((.., known)) => {
+                known.push_str(", ");
+                known.push_str(&what);
+            }
+            None => joined.push((edge.from, edge.to, what)),
+        }
+    }
+    joined
+}
+
+/// What runs on a device, in words.
+fn components_on(replica: &ReplicaPlan, id: DeviceId) -> Vec<(Component, String)> {
+    let on = |component: Component, place: &Place<DeviceId>| {
+        let routes = place.routes();
+        let names: &[&str] = if routes.len() == 2 { &["negative ", "positive "] } else { &[""] };
+        let parts = routes.iter().zip(names).filter(|(route, _)| route.contains(&id)).map(|(route, name)| {
+            let here = route.iter().filter(|device| **device == id).count();
+            let part = if here < route.len() { format!(" {here} of {}", route.len()) } else { String::new() };
+            let from = match route.reside {
+                Reside::Device => "",
+                Reside::Host => " from host",
+                Reside::Disk => " from disk",
+            };
+            format!("{name}{}{part}{from}", component.name())
+        });
+        parts.collect::<Vec<_>>()
+    };
+    let mut all: Vec<(Component, String)> = Vec::new();
+    for (component, places) in replica.placement.iter() {
+        all.extend(places.iter().flat_map(|place| on(component, place)).map(|words| (component, words)));
+    }
+    all
+}
+
+fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components: &[(Component, String)]) {
+    svg.rect((x, y), BOX, &format!("rx=\"6\" fill=\"#f7f9fb\" stroke=\"{LINE}\""));
+    let (name, idle) = (device.id.to_string(), format!("{:.0}% idle", 100.0 * device.idle_share));
+    svg.text((x + 12.0, y + 20.0), &format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\""), &name);
+    let right = format!("font-size=\"11\" fill=\"{FAINT}\" text-anchor=\"end\"");
+    svg.text((x + BOX.0 - 12.0, y + 20.0), &right, &idle);
+    // How full it is.
+    let (bar_x, bar_y, bar_width) = (x + 12.0, y + 30.0, BOX.0 - 24.0);
+    svg.rect((bar_x, bar_y), (bar_width, 14.0), &format!("rx=\"2\" fill=\"#ffffff\" stroke=\"{LINE}\""));
+    let parts =
+        [device.overhead_bytes, device.weight_bytes, device.visitor_bytes, device.activation_bytes, device.keep_bytes];
+    let mut from = bar_x;
+    for (bytes, (_, colour)) in parts.into_iter().zip(FILLINGS) {
+        let width = bar_width * bytes as f64 / device.budget_bytes.max(1) as f64;
+        svg.rect((from, bar_y), (width, 14.0), &format!("fill=\"{colour}\""));
+        from += width;
+    }
+    let full = format!("{} of {}", format_bytes(device.total_bytes()), format_bytes(device.budget_bytes));
+    svg.text((bar_x, y + 58.0), &format!("font-size=\"11\" fill=\"{FAINT}\""), &full);
+    for (line, (component, words)) in components.iter().take(3).enumerate() {
+        let y = y + 76.0 + 15.0 * line as f64;
+        svg.rect((bar_x, y - 8.5), (9.0, 9.0), &format!("rx=\"2\" fill=\"{}\"", colour(*component)));
+        svg.text((bar_x + 14.0, y), &format!("font-size=\"12\" fill=\"{INK}\""), words);
+    }
+}
+
+/// What each device does while the first few pictures are made.
+fn lanes(svg: &mut Svg, plan: &Plan) {
+    let load = &plan.load;
+    let count = (load.in_flight() + 2).clamp(3, 24);
+    let run = load.run(count);
+    let end = run.makespan();
+    if end <= 0.0 {
+        return;
+    }
+    svg.y += 30.0;
+    let heading = format!("the first {} pictures, {} in all", count * load.batch, seconds(end));
+    svg.text((MARGIN, svg.y), &format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\""), &heading);
+    svg.y += 12.0;
+    let (left, right) = (MARGIN + 64.0, WIDTH - MARGIN);
+    let x = |time: f64| left + (right - left) * time / end;
+    let shown = plan.devices.len().min(LANES);
+    let (top, bottom) = (svg.y, svg.y + LANE * shown as f64);
+    let step = nice(end / 8.0);
+    for tick in (0..).map(|tick| f64::from(tick) * step).take_while(|time| *time <= end * 1.0001) {
+        let at = x(tick);
+        svg.put(format_args!("<path d=\"M{at:.1} {top:.1}V{bottom:.1}\" stroke=\"{LINE}\" stroke-width=\"0.6\"/>"));
+        let style = format!("font-size=\"10.5\" fill=\"{FAINT}\" text-anchor=\"middle\"");
+        svg.text((at, bottom + 14.0), &style, &if tick == 0.0 { "0".to_string() } else { seconds(tick) });
+    }
+    for (number, device) in plan.devices.iter().enumerate().take(shown) {
+        let y = svg.y + LANE * number as f64;
+        let style = format!("font-size=\"12\" fill=\"{INK}\"");
+        svg.text((MARGIN, y + LANE / 2.0 + 4.0), &style, &device.id.to_string());
+        // One after another of the same request in the same stage is one stretch: the steps of the loop.
+        let mut stretches: Vec<Span> = Vec::new();
+        for span in run.spans.iter().filter(|span| span.device == number) {
+            match stretches.last_mut() {
+                Some(last) if (last.request, last.stage) == (span.request, span.stage) => {
+                    last.seconds = span.from + span.seconds - last.from;
+                    last.held = span.from + span.held - last.from;
+                }
+                _ => stretches.push(span.clone()),
+            }
+        }
+        for span in stretches {
+            let width = |seconds: f64| ((right - left) * seconds / end).max(0.4);
+            let (from, busy, held) = (x(span.from), width(span.seconds), width(span.held));
+            let fill = colour(Component::ALL[span.stage]);
+            // Neighbours differ a little, so that requests can be told apart; what is only held is faint.
+            let shade = if span.request % 2 == 0 { 0.95 } else { 0.7 };
+            svg.rect((from, y + 3.0), (held, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"0.15\""));
+            svg.rect((from, y + 3.0), (busy, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"{shade}\""));
+            if busy > 16.0 {
+                let style = "font-size=\"11\" fill=\"#ffffff\" text-anchor=\"middle\"";
+                svg.text((from + busy / 2.0, y + LANE / 2.0 + 4.0), style, &span.request.to_string());
+            }
+        }
+    }
+    svg.y = bottom + 22.0;
+    if let more @ 1.. = plan.devices.len() - shown {
+        let y = svg.y + 8.0;
+        svg.text((MARGIN, y), &format!("font-size=\"12\" fill=\"{FAINT}\""), &format!("and {more} more devices"));
+        svg.y += 16.0;
+    }
+    times(svg, &plan.seconds);
+}
+
+/// What a picture's stages take.
+fn times(svg: &mut Svg, stages: &PerComponent<f64>) {
+    let words = stages.iter().map(|(component, time)| format!("{} {}", component.name(), seconds(*time)));
+    let words = format!("for each picture: {}", words.collect::<Vec<_>>().join(", "));
+    svg.y += 14.0;
+    svg.text((MARGIN, svg.y), &format!("font-size=\"12\" fill=\"{FAINT}\""), &words);
+}
+
+/// 1, 2 or 5 times a power of ten, the next one up.
+fn nice(step: f64) -> f64 {
+    let power = 10_f64.powf(step.log10().floor());
+    [1.0, 2.0, 5.0, 10.0].into_iter().map(|times| times * power).find(|nice| *nice >= step).unwrap_or(10.0 * power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_numbers() {
+        for (step, want) in [(0.3, 0.5), (1.0, 1.0), (1.1, 2.0), (70.0, 100.0), (0.0021, 0.005)] {
+            assert!((nice(step) / want - 1.0).abs() < 1e-9, "{step}: {}", nice(step));
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Plans that know time, for hardware that is not here: what `throughput` and `latency` choose, beside every map that a
+//! person would write; what a plan says of itself. Stable Diffusion 1.5, 512 x 512, 50 steps.
+
+mod common;
+
+use std::{fs, sync::OnceLock, time::Instant};
+
+use common::{sdshard, succeeds};
+use sdshard::{
+    DeviceMap, Largest, Plan,
+    backend::{DeviceId, DeviceInfo, DeviceKind},
+    models::spec::ModelSpec,
+    pipeline::{
+        Component,
+        placement::{Place, Reside},
+    },
+    planner::{device_map::SHIPPED, figure, hardware},
+    weights::ModelFiles,
+};
+use serde_json::{Value, json};
+
+/// The hardware that the strategies are held to.
+const SETS: [(&str, &str); 4] = [
+    ("2 x 8 GB, unequal", "[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n[device.\"cuda:1\"]\nlike = \"rtx-3060-8gb\""),
+    (
+        "8 GB and a processor's own graphics",
+        "[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n[device.\"wgpu:0\"]\nlike = \"radeon-780m\"\n[device.cpu]\nmemory = \
+         \"32GiB\"",
+    ),
+    ("4 x 24 GB", "[device.\"cuda:0\"]\nlike = \"rtx-4090\"\ncount = 4"),
+    ("8 x 80 GB", "[device.\"cuda:0\"]\nlike = \"h100-sxm\"\ncount = 8"),
+];
+
+/// A machine that has whatever a shipped map may name.
+const EVERYTHING: &str = "[device.\"cuda:0\"]\nlike = \"rtx-3070\"\ncount = 2\n[device.\"wgpu:0\"]\nlike = \
+                          \"radeon-780m\"\ncount = 2\n[device.cpu]\nmemory = \"32GiB\"";
+
+fn configs() -> [(&'static str, Value); 5] {
+    let cross = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"];
+    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
+    let cross_up = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"];
+    [
+        (
+            "model_index.json",
+            json!({
+                "_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "PNDMScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+                "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+            }),
+        ),
+        (
+            "text_encoder/config.json",
+            json!({"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+                "hidden_act": "quick_gelu"}),
+        ),
+        (
+            "unet/config.json",
+            json!({"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768, "layers_per_block": 2,
+                "block_out_channels": [320, 640, 1280, 1280], "down_block_types": cross, "up_block_types": cross_up}),
+        ),
+        (
+            "vae/config.json",
+            json!({"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+                "down_block_types": down, "up_block_types": up}),
+        ),
+        ("scheduler/scheduler_config.json", json!({"_class_name": "PNDMScheduler", "skip_prk_steps": true})),
+    ]
+}
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, value) in configs() {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, value.to_string()).unwrap();
+    }
+    folder
+}
+
+fn spec() -> &'static ModelSpec {
+    static SPEC: OnceLock<ModelSpec> = OnceLock::new();
+    SPEC.get_or_init(|| ModelSpec::load(&ModelFiles::folder(folder().path()).unwrap()).unwrap())
+}
+
+fn devices(text: &str) -> Vec<DeviceInfo> {
+    hardware::parse(text, "machine.toml").unwrap_or_else(|error| panic!("{text}\n{error}"))
+}
+
+fn largest(side: usize) -> Largest {
+    Largest { width: side, height: side, also: vec![], guided: true, scheduler: None, steps: 50 }
+}
+
+fn resolve(map: &str, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
+    let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
+    Plan::resolve(&map, spec(), &largest(512), devices)
+}
+
+fn plan(map: &str, devices: &[DeviceInfo]) -> Plan {
+    resolve(map, devices).unwrap_or_else(|error| panic!("{map}\n{error}"))
+}
+
+/// A shipped map in the words of a machine whose devices have other names: the n-th device that it names is the n-th of
+/// the machine. `None` if it names more.
+fn for_machine(text: &str, devices: &[DeviceInfo]) -> Option<String> {
+    let map = DeviceMap::parse(text, "shipped").unwrap();
+    let mut names: Vec<DeviceId> = map.devices.iter().map(|device| device.value).collect();
+    for (_, device) in map.placed_devices() {
+        if !names.contains(&device.value) {
+            names.push(device.value);
+        }
+    }
+    if names.len() > devices.len() {
+        return None;
+    }
+    // In two steps, so that no name is replaced twice.
+    let code: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    let marked =
+        names.iter().enumerate().fold(code, |text, (i, id)| text.replace(&format!("\"{id}\""), &format!("<{i}>")));
+    let name = |text: String, (i, device): (usize, &DeviceInfo)| {
+        text.replace(&format!("<{i}>"), &format!("\"{}\"", device.id))
+    };
+    Some(devices.iter().enumerate().fold(marked, name))
+}
+
+#[test]
+fn throughput_and_latency_are_as_good_as_every_map_that_is_shipped() {
+    for (set, text) in SETS {
+        let devices = devices(text);
+        let throughput = plan("strategy = \"throughput\"", &devices);
+        let latency = plan("strategy = \"latency\"", &devices);
+        let mut compared = 0;
+        for (name, text) in SHIPPED {
+            let Some(map) = for_machine(text, &devices) else { continue };
+            let Ok(written) = resolve(&map, &devices) else { continue };
+            compared += 1;
+            println!(
+                "{set}: {name} {:.3} images per second, one in {:.3} s",
+                written.images_per_second, written.seconds_per_image
+            );
+            // But for the rounding of sums.
+            assert!(
+                throughput.images_per_second >= 0.999_999 * written.images_per_second,
+                "{set}: {} images per second, and {} with {name}",
+                throughput.images_per_second,
+                written.images_per_second
+            );
+            assert!(
+                latency.seconds_per_image <= 1.000_001 * written.seconds_per_image,
+                "{set}: {} s, and {} s with {name}",
+                latency.seconds_per_image,
+                written.seconds_per_image
+            );
+        }
+        println!(
+            "{set}: {:.3} images per second, one in {:.3} s",
+            throughput.images_per_second, latency.seconds_per_image
+        );
+        assert!(compared >= 7, "{set}: only {compared} maps");
+    }
+}
+
+#[test]
+fn every_shipped_map_resolves_where_its_devices_are() {
+    let devices = devices(EVERYTHING);
+    for (name, text) in SHIPPED {
+        let map = DeviceMap::parse(text, name).unwrap_or_else(|error| panic!("{error}"));
+        let plan =
+            Plan::resolve(&map, spec(), &largest(64), &devices).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(plan.images_per_second > 0.0 && plan.seconds_per_image > 0.0, "{name}");
+        assert!(!plan.reasons.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn equal_devices_get_a_pipeline_each_and_one_picture_gets_two() {
+    let devices = devices(SETS[2].1);
+    let throughput = plan("strategy = \"throughput\"", &devices);
+    assert_eq!(throughput.replicas.len(), 4);
+    assert!(throughput.devices.iter().all(|device| device.idle_share < 0.01));
+    let single = plan("strategy = \"single\"", &devices);
+    assert!((throughput.images_per_second / single.images_per_second - 4.0).abs() < 0.02);
+    let latency = plan("strategy = \"latency\"", &devices);
+    assert!(matches!(latency.replicas[0].placement.unet[0], Place::Guided { .. }));
+    assert!(single.seconds_per_image / latency.seconds_per_image > 1.8);
+}
+
+#[test]
+fn the_same_machine_gives_the_same_plan() {
+    for (_, text) in SETS {
+        let devices = devices(text);
+        assert_eq!(plan("strategy = \"throughput\"", &devices), plan("strategy = \"throughput\"", &devices));
+    }
+}
+
+#[test]
+fn a_map_that_says_how_many_replicas_has_its_way() {
+    let devices = devices(SETS[2].1);
+    for (map, replicas) in [("replicas = 1", 1), ("replicas = 2", 2), ("replicas = \"max\"", 4)] {
+        let plan = plan(&format!("strategy = \"throughput\"\n{map}"), &devices);
+        assert_eq!(plan.replicas.len(), replicas, "{map}");
+    }
+    let named = plan("strategy = \"throughput\"\n[components]\nvae = \"cuda:3\"", &devices);
+    assert_eq!(named.device_map()["vae"], [DeviceId::new(DeviceKind::Cuda, 3)]);
+    assert!(named.reasons.contains(&"vae on cuda:3: named in the map".to_string()), "{:?}", named.reasons);
+    assert!(named.images_per_second > 3.0 * plan("strategy = \"single\"", &devices).images_per_second);
+    let four = plan("strategy = \"throughput\"\nreplicas = 1\nin_flight = 3", &devices);
+    assert_eq!(four.replicas[0].in_flight, 3);
+}
+
+#[test]
+fn numerics_that_have_to_be_the_same_are() {
+    let devices = devices(SETS[1].1);
+    for strategy in ["throughput", "latency"] {
+        let plan = plan(&format!("strategy = \"{strategy}\"\nnumerics = \"same\""), &devices);
+        let on = |component| plan.devices.iter().filter(move |device| device.components.contains(&component));
+        for component in Component::ALL {
+            let classes: std::collections::BTreeSet<_> = on(component).map(|device| &device.class).collect();
+            assert_eq!(classes.len(), 1, "{strategy}: {component:?} on {classes:?}");
+        }
+    }
+}
+
+#[test]
+fn balanced_cuts_what_no_device_holds_and_then_lets_weights_visit() {
+    let small =
+        |memory: &str, count: usize| devices(&format!("[device.\"cuda:0\"]\nmemory = \"{memory}\"\ncount = {count}"));
+    let whole = plan("", &small("8GiB", 2));
+    assert!(whole.replicas[0].placement.unet.iter().all(|place| !place.is_cut() && !place.visits()));
+
+    let cut = plan("", &small("2GiB", 3));
+    let unet = &cut.replicas[0].placement.unet[0];
+    assert!(unet.is_cut(), "{unet:?}");
+    assert!(cut.reasons.iter().any(|reason| reason.contains("cut where fewest bytes cross")), "{:?}", cut.reasons);
+    assert!(cut.edges.iter().any(|edge| edge.what == "skip tensors" && edge.bytes_per_image > 0));
+    assert!(cut.edges.iter().any(|edge| edge.what == "section border"));
+
+    let visits = plan("", &small("2GiB", 1));
+    let reside = |component| visits.replicas[0].placement.get(component)[0].routes()[0].reside;
+    assert!(Component::ALL.into_iter().any(|component| reside(component) == Reside::Host));
+    assert!(visits.reasons.iter().any(|reason| reason.contains("weights visit")), "{:?}", visits.reasons);
+    assert!(visits.host_weight_bytes > 0);
+
+    for plan in [&cut, &visits] {
+        assert!(plan.devices.iter().all(|device| device.total_bytes() <= device.budget_bytes));
+        assert!(plan.rejected.iter().any(|rejected| rejected.why.contains("fits on no device")), "{:?}", plan.rejected);
+    }
+    let refused = resolve("", &small("1GiB", 1)).unwrap_err();
+    assert_eq!(refused.exit_code(), 2);
+}
+
+#[test]
+fn a_device_counts_weights_in_the_type_that_it_runs() {
+    let devices = devices("[device.\"cuda:0\"]\nmemory = \"8GiB\"\n[device.cpu]\nmemory = \"32GiB\"");
+    let on = |device: &str| {
+        let map = format!("devices = [\"{device}\"]\nstrategy = \"single\"");
+        plan(&map, &devices).devices[0].weight_bytes as f64
+    };
+    assert!((on("cpu") / on("cuda:0") - 2.0).abs() < 0.02);
+}
+
+#[test]
+fn a_pool_is_predicted_as_its_rates_add_up() {
+    let devices = devices(SETS[2].1);
+    let pool = plan(
+        "[components]\ntext_encoder = \"cuda:0\"\nunet = [\"cuda:1\", \"cuda:2\", \"cuda:3\"]\nvae = \"cuda:0\"",
+        &devices,
+    );
+    assert_eq!(pool.replicas[0].in_flight, 4);
+    let rate = 3.0 / pool.seconds.unet;
+    assert!((pool.images_per_second / rate - 1.0).abs() < 0.05, "{} of {rate}", pool.images_per_second);
+    // R = 3 UNets; what fills and drains the pipeline, and the slowest instance.
+    let fill = pool.seconds_per_image;
+    for images in [12, 60, 300] {
+        let (seconds, work) = (pool.seconds_for(images), images as f64 / rate);
+        assert!(
+            seconds >= work && seconds <= 1.05 * (fill + work) + pool.seconds.unet,
+            "{images}: {seconds} of {work}"
+        );
+    }
+}
+
+#[test]
+fn a_cut_that_several_requests_pass_overlaps() {
+    let devices = devices("[device.\"cuda:0\"]\nlike = \"rtx-3070\"\ncount = 3");
+    let cut = |more: &str| {
+        let shards = "unet = { shards = { \"\" = \"cuda:0\", \"up_blocks\" = \"cuda:1\", \"conv_out\" = \"cuda:1\" } }";
+        plan(&format!("{more}\n[components]\ntext_encoder = \"cuda:2\"\n{shards}\nvae = \"cuda:2\""), &devices)
+    };
+    let (alone, auto) = (cut("in_flight = 1"), cut(""));
+    // Two pieces, and a device for the rest.
+    assert_eq!(auto.replicas[0].in_flight, 3);
+    assert!(auto.images_per_second > 1.4 * alone.images_per_second);
+    assert!((auto.seconds_per_image / alone.seconds_per_image - 1.0).abs() < 0.02);
+    assert!(auto.devices[0].idle_share < alone.devices[0].idle_share);
+    assert_eq!(auto.replicas[0].lane_bytes.len(), 2);
+}
+
+#[test]
+fn sixty_four_devices_are_planned_in_reasonable_time() {
+    let devices = devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"\ncount = 64");
+    let started = Instant::now();
+    let plan = plan("strategy = \"throughput\"", &devices);
+    assert_eq!(plan.replicas.len(), 64);
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_plan_says_all_that_programs_ask_for_and_draws_itself() {
+    let model = folder();
+    let machine = model.path().join("machine.toml");
+    fs::write(&machine, SETS[0].1).unwrap();
+    let svg = model.path().join("plan.svg");
+    let (model, machine) = (model.path().to_str().unwrap(), machine.to_str().unwrap());
+    let arguments = ["plan", "--json", "--model", model, "--devices", machine, "--device-map", "latency"];
+    let stdout = succeeds(sdshard(&arguments).arg("--svg").arg(&svg));
+    let plan: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(plan["device_map"]["unet"].as_array().unwrap().len(), 2);
+    assert_eq!(plan["device_map"]["vae"], "cuda:0");
+    for device in plan["devices"].as_array().unwrap() {
+        for key in ["budget_bytes", "weight_bytes", "activation_bytes"] {
+            assert!(device[key].as_u64().unwrap() > 0, "{device}");
+        }
+        assert!((0.0..=1.0).contains(&device["idle_share"].as_f64().unwrap()), "{device}");
+    }
+    for edge in plan["edges"].as_array().unwrap() {
+        assert!(edge["bytes_per_image"].as_u64().unwrap() > 0 && edge["from"] != edge["to"], "{edge}");
+    }
+    assert!(plan["seconds_per_image"].as_f64().unwrap() > 0.0 && plan["images_per_second"].as_f64().unwrap() > 0.0);
+    assert!(
+        plan["reasons"].as_array().unwrap().iter().any(|reason| reason.as_str().unwrap().contains("shortest time"))
+    );
+    let rejected = plan["rejected"].as_array().unwrap();
+    assert!(rejected.iter().any(|one| one["why"].as_str().unwrap().contains("more")), "{rejected:?}");
+
+    let drawn = fs::read_to_string(svg).unwrap();
+    assert!(drawn.starts_with("<svg xmlns=") && drawn.trim_end().ends_with("</svg>"));
+    for word in ["cuda:0", "cuda:1", "negative unet", "positive unet", "the first 3 pictures"] {
+        assert!(drawn.contains(word), "{word}");
+    }
+    assert_eq!(drawn.matches("<text").count(), drawn.matches("</text>").count());
+}
+
+#[test]
+fn many_devices_are_drawn_in_part() {
+    let devices = devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"\ncount = 24");
+    let drawn = figure::svg(&plan("replicas = \"max\"", &devices));
+    assert!(drawn.contains("and 16 more replicas") && drawn.contains("and 8 more devices"));
+}
