@@ -99,13 +99,13 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     for (var block = 0u; block < end; block += KEYS) {
         // Scores: one key per invocation.
         let key = block + t;
-        let from = (image * p.keys + min(key, p.keys - 1u)) * width + offset;
+        let base = (image * p.keys + min(key, p.keys - 1u)) * width + offset;
         var sums: array<f32, 16>;
         for (var i = 0u; i < QUERIES; i += 1u) {
             sums[i] = 0.0;
         }
         for (var d = 0u; d < D4; d += 1u) {
-            let b = k4(from, d);
+            let b = k4(base, d);
             for (var i = 0u; i < QUERIES; i += 1u) {
                 let a = q4((image * p.queries + min(first + i, p.queries - 1u)) * width + offset, d);
                 sums[i] = fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sums[i]))));
@@ -151,13 +151,13 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             }
             let count = min(KEYS, end - block);
             for (var j = 0u; j < count; j += 1u) {
-                let from = (image * p.keys + block + j) * width + offset;
-                let b = v4(from, lane);
+                let base = (image * p.keys + block + j) * width + offset;
+                let b = v4(base, lane);
                 for (var i = 0u; i < each; i += 1u) {
                     acc[i] = fma(vec4(scores[(mine + i) * KEYS + j]), b, acc[i]);
                 }
                 if TWICE && lane + LANES < D4 {
-                    let c = v4(from, lane + LANES);
+                    let c = v4(base, lane + LANES);
                     for (var i = 0u; i < each; i += 1u) {
                         more[i] = fma(vec4(scores[(mine + i) * KEYS + j]), c, more[i]);
                     }

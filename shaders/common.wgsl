@@ -3,8 +3,8 @@
 const LOWEST = -3.4e38;
 
 // e^x, relative error below 3e-7; 0 below -87.3, and e^88 above 88.
-fn exp4(from: vec4<f32>) -> vec4<f32> {
-    let x = clamp(from, vec4(-87.3), vec4(88.0));
+fn exp4(x0: vec4<f32>) -> vec4<f32> {
+    let x = clamp(x0, vec4(-87.3), vec4(88.0));
     let n = round(x * 1.442695);
     // ln 2 in two parts, the first with few enough bits that n times it is exact.
     var r = fma(n, vec4(-0.6933594), x);

@@ -47,12 +47,12 @@ fn statistics(
     let pixels = min(CHUNK, p.pixels - chunk * CHUNK);
     let first = (image * p.pixels + chunk * CHUNK) * p.channels;
     for (var group = t; group < p.groups; group += 32u) {
-        let from = origin(image, group);
+        let base = origin(image, group);
         var sum = 0.0;
         for (var pixel = 0u; pixel < pixels; pixel += 1u) {
             let at = first + pixel * p.channels + group * size;
             for (var c = 0u; c < size; c += 1u) {
-                sum += x[at + c] - from;
+                sum += x[at + c] - base;
             }
         }
         let mean = sum / f32(pixels * size);
@@ -60,7 +60,7 @@ fn statistics(
         for (var pixel = 0u; pixel < pixels; pixel += 1u) {
             let at = first + pixel * p.channels + group * size;
             for (var c = 0u; c < size; c += 1u) {
-                let deviation = (x[at + c] - from) - mean;
+                let deviation = (x[at + c] - base) - mean;
                 squares = fma(deviation, deviation, squares);
             }
         }

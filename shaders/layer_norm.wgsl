@@ -45,15 +45,15 @@ fn layer_norm(
     let asked = workgroup.x + workgroup.y * groups.x;
     let row = min(asked, p.rows - 1u);
     let first = row * p.channels;
-    let from = x[first];
+    let base = x[first];
     var sum = 0.0;
     for (var c = t; c < p.channels; c += WIDTH) {
-        sum += x[first + c] - from;
+        sum += x[first + c] - base;
     }
     let mean = sum_of(t, sum) / f32(p.channels);
     sum = 0.0;
     for (var c = t; c < p.channels; c += WIDTH) {
-        let deviation = (x[first + c] - from) - mean;
+        let deviation = (x[first + c] - base) - mean;
         sum = fma(deviation, deviation, sum);
     }
     let factor = 1.0 / sqrt(sum_of(t, sum) / f32(p.channels) + p.eps);
@@ -61,7 +61,7 @@ fn layer_norm(
         return;
     }
     for (var c = t; c < p.channels; c += WIDTH) {
-        var y = ((x[first + c] - from) - mean) * factor * w[c];
+        var y = ((x[first + c] - base) - mean) * factor * w[c];
         if HAS_BIAS {
             y += bias[c];
         }

@@ -32,7 +32,7 @@ struct Concat {
     right: u32,
 }
 
-// cast: elements between float types, rounded to nearest even. An invocation has two of them: a word of the narrow types.
+// cast, the function `convert`: elements between float types, rounded to nearest even. An invocation has two of them: a word of the narrow types.
 // Types: 0 f32, 1 f16, 2 bf16.
 struct Cast {
     elements: u32,
@@ -175,7 +175,7 @@ fn narrow(bits: u32) -> u32 {
 }
 
 @compute @workgroup_size(64)
-fn cast(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+fn convert(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
     let i = 2u * (id.x + id.y * groups.x * 64u);
     if i >= cast_p.elements {
         return;

@@ -31,6 +31,35 @@ fn w_at(i: u32) -> f32 {
     return w[i >> 2u][i & 3u];
 }
 
+// Up to four values; zeros beyond `count`. No loop: llvmpipe ends an invocation after 65535 turns of its loops.
+fn part_of_x(i: u32, count: u32) -> vec4<f32> {
+    var value = vec4(x_at(i), 0.0, 0.0, 0.0);
+    if count > 1u {
+        value.y = x_at(i + 1u);
+    }
+    if count > 2u {
+        value.z = x_at(i + 2u);
+    }
+    if count > 3u {
+        value.w = x_at(i + 3u);
+    }
+    return value;
+}
+
+fn part_of_w(i: u32, count: u32) -> vec4<f32> {
+    var value = vec4(w_at(i), 0.0, 0.0, 0.0);
+    if count > 1u {
+        value.y = w_at(i + 1u);
+    }
+    if count > 2u {
+        value.z = w_at(i + 2u);
+    }
+    if count > 3u {
+        value.w = w_at(i + 3u);
+    }
+    return value;
+}
+
 // Four channels of a row from channel c; zeros beyond the last and outside the picture.
 fn x4(base: u32, c: u32, channels: u32) -> vec4<f32> {
     if base == OUTSIDE {
@@ -39,11 +68,7 @@ fn x4(base: u32, c: u32, channels: u32) -> vec4<f32> {
     if K4 {
         return x[(base + c) >> 2u];
     }
-    var value = vec4<f32>();
-    for (var j = 0u; j < min(4u, channels - c); j += 1u) {
-        value[j] = x_at(base + c + j);
-    }
-    return value;
+    return part_of_x(base + c, channels - c);
 }
 
 // Four columns of row k of w; zeros beyond the last.
@@ -51,11 +76,7 @@ fn w4(k: u32, column: u32, columns: u32) -> vec4<f32> {
     if N4 {
         return w[(k * columns + column) >> 2u];
     }
-    var value = vec4<f32>();
-    for (var j = 0u; j < min(4u, columns - column); j += 1u) {
-        value[j] = w_at(k * columns + column + j);
-    }
-    return value;
+    return part_of_w(k * columns + column, columns - column);
 }
 
 fn bias4(column: u32, count: u32) -> vec4<f32> {
@@ -133,9 +154,9 @@ fn product(
             y += plus;
         }
         if HAS_ADD {
-            let from = add_row(row) * width + column;
+            let base = add_row(row) * width + column;
             for (var j = 0u; j < count; j += 1u) {
-                y[j] += add[from + j];
+                y[j] += add[base + j];
             }
         }
         if GEGLU {
@@ -164,9 +185,5 @@ fn gate4(k: u32, column: u32, columns: u32) -> vec4<f32> {
     if N4 && (half & 3u) == 0u {
         return w[(k * columns + half + column) >> 2u];
     }
-    var value = vec4<f32>();
-    for (var j = 0u; j < min(4u, half - column); j += 1u) {
-        value[j] = w_at(k * columns + half + column + j);
-    }
-    return value;
+    return part_of_w(k * columns + half + column, half - column);
 }

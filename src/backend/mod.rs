@@ -21,7 +21,7 @@ mod weight;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 pub use arena::{Arena, Buffer};
 pub use device::{Device, DeviceInfo, Keep, Opening, open, visible};
@@ -41,9 +41,8 @@ use params::{
 pub enum Slab {
     /// Host memory.
     Cpu(Arc<cpu::memory::HostSlab>),
-    /// A GPU's, through wgpu.
-    #[cfg(feature = "wgpu")]
-    Wgpu(Arc<wgpu::GpuSlab>),
+    /// A GPU's, in a form that its backend alone knows.
+    Gpu(Arc<dyn Any + Send + Sync>),
     /// None: only its size is known.
     Dry,
 }

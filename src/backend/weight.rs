@@ -1,5 +1,6 @@
 //! A layer's parameters: packed in a device's memory, or resting elsewhere and visiting it.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering};
 
 use super::{Device, Layer, cpu};
@@ -23,10 +24,8 @@ pub struct Weight {
 #[derive(Clone)]
 pub(super) enum WeightData {
     Cpu(Arc<cpu::pack::Packed>),
-    #[cfg(feature = "wgpu")]
-    Wgpu(Arc<super::wgpu::Packed>),
-    #[cfg(feature = "wgpu")]
-    WgpuResting(Arc<super::wgpu::Resting>),
+    /// On a GPU, or resting for one, in a form that its backend alone knows.
+    Gpu(Arc<dyn Any + Send + Sync>),
     Dry,
     Visiting(Arc<Visiting>),
 }

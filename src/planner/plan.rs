@@ -220,7 +220,7 @@ impl Plan {
             .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {
                 id: info.id,
                 class: info.class.clone(),
-cores: cores(info),
+                cores: cores(info),
                 adapter: facts
                     .get(&info.id)
                     .and_then(|facts| facts.value.adapter.as_ref())

@@ -44,11 +44,6 @@ pub struct Wgpu {
     nothing: wgpu::Buffer,
 }
 
-/// An arena's memory.
-pub struct GpuSlab {
-    buffer: wgpu::Buffer,
-}
-
 /// A layer's parameters. Products have `[k, out]`, convolutions `[kernel, kernel, channels, out]`, all others the order of
 /// the file.
 pub struct Packed {
@@ -177,16 +172,18 @@ fn type_number(dtype: DType) -> u32 {
 
 fn packed(w: &Weight) -> &Packed {
     match w.data() {
-        WeightData::Wgpu(packed) => packed,
-        _ => unreachable!("a weight without data reached the GPU: tensor/ops.rs compares devices"),
+        WeightData::Gpu(data) => data.downcast_ref(),
+        _ => None,
     }
+    .expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
 }
 
 fn slab(buffer: &Buffer) -> &wgpu::Buffer {
     match buffer.slab() {
-        Slab::Wgpu(slab) => &slab.buffer,
-        _ => unreachable!("a buffer without data reached the GPU: tensor/ops.rs compares devices"),
+        Slab::Gpu(slab) => slab.downcast_ref(),
+        _ => None,
     }
+    .expect("tensor/ops.rs compares devices: a buffer is in the memory of the device that it reaches")
 }
 
 /// `count` elements from `start` on, as f32.
@@ -387,7 +384,7 @@ impl Backend for Wgpu {
     }
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
-        Ok(Slab::Wgpu(Arc::new(GpuSlab { buffer: self.context.buffer(bytes, "arena")? })))
+        Ok(Slab::Gpu(Arc::new(self.context.buffer(bytes, "arena")?)))
     }
 
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -402,7 +399,7 @@ impl Backend for Wgpu {
         let values = bias_values(layer, bias)?;
         let bias = values.as_ref().map(|values| self.upload("bias", values.len(), values)).transpose()?;
         let has_bias = bias.is_some();
-        Ok(self.weight(layer, has_bias, WeightData::Wgpu(Arc::new(Packed { weight: buffer, bias }))))
+        Ok(self.weight(layer, has_bias, WeightData::Gpu(Arc::new(Packed { weight: buffer, bias }))))
     }
 
     fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -414,7 +411,7 @@ impl Backend for Wgpu {
         })?;
         let resting = Resting { weight: values, bias: bias_values(layer, bias)? };
         let has_bias = resting.bias.is_some();
-        Ok(self.weight(layer, has_bias, WeightData::WgpuResting(Arc::new(resting))))
+        Ok(self.weight(layer, has_bias, WeightData::Gpu(Arc::new(resting))))
     }
 
     fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
@@ -422,10 +419,14 @@ impl Backend for Wgpu {
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        let WeightData::WgpuResting(from) = resting.data() else { return Ok(resting.clone()) };
+        let from = match resting.data() {
+            WeightData::Gpu(data) => data.downcast_ref::<Resting>(),
+            _ => None,
+        };
+        let from = from.expect("what a device fetches is what it packed to rest");
         let weight = self.upload("weight", from.weight.len(), &from.weight)?;
         let bias = from.bias.as_ref().map(|bias| self.upload("bias", bias.len(), bias)).transpose()?;
-        let data = WeightData::Wgpu(Arc::new(Packed { weight, bias }));
+        let data = WeightData::Gpu(Arc::new(Packed { weight, bias }));
         Ok(self.weight(resting.layer, resting.has_bias, data))
     }
 
@@ -579,7 +580,7 @@ impl Backend for Wgpu {
 
     fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
         let parameters = Parameters::default().u32s(&[elements as u32, type_number(from), type_number(to)]);
-        self.each(Shader::Layout, "cast", &[x, x, out], parameters, (elements as u32).div_ceil(2))
+        self.each(Shader::Layout, "convert", &[x, x, out], parameters, (elements as u32).div_ceil(2))
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
