@@ -335,10 +335,7 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
                     let cores = shares.next().expect("there is a share for each of them");
                     Ok(Device::new(*id, cpu::Cpu::on(cores)?))
                 }
-                #[cfg(feature = "wgpu")]
-                (DeviceKind::Wgpu, Some(index), _) => {
-                    Ok(Device::new(*id, super::wgpu::open(*id, adapter.unwrap_or(index))?))
-                }
+                (DeviceKind::Wgpu, index, _) => wgpu_device(*id, adapter.or(index).unwrap_or_default()),
                 _ => Err(absent(*id)),
             }
         })
@@ -376,6 +373,16 @@ pub fn visible() -> Vec<DeviceInfo> {
 #[cfg(feature = "wgpu")]
 fn wgpu_infos() -> Vec<DeviceInfo> {
     super::wgpu::infos()
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_device(id: DeviceId, adapter: usize) -> Result<Device> {
+    Ok(Device::new(id, super::wgpu::open(id, adapter)?))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_device(id: DeviceId, _: usize) -> Result<Device> {
+    Err(absent(id))
 }
 
 #[cfg(not(feature = "wgpu"))]

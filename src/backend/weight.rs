@@ -1,6 +1,5 @@
 //! A layer's parameters: packed in a device's memory, or resting elsewhere and visiting it.
 
-use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering};
 
 use super::{Device, Layer, cpu};
@@ -25,7 +24,8 @@ pub struct Weight {
 pub(super) enum WeightData {
     Cpu(Arc<cpu::pack::Packed>),
     /// On a GPU, or resting for one, in a form that its backend alone knows.
-    Gpu(Arc<dyn Any + Send + Sync>),
+    #[cfg(feature = "wgpu")]
+    Gpu(Arc<dyn std::any::Any + Send + Sync>),
     Dry,
     Visiting(Arc<Visiting>),
 }

@@ -31,10 +31,10 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     }
     for device in &devices {
         console.print(&format!(
-            "{}  {}, {} cores, {} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
+            "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
             device.id,
             device.name,
-            device.cores,
+            if device.cores > 0 { format!("{} cores, ", device.cores) } else { String::new() },
             format_bytes(device.free_bytes),
             format_bytes(device.memory_bytes),
             device.rates.flops / 1e9,

@@ -254,10 +254,15 @@ impl Wgpu {
         Ok(Self { context, pipelines: Pipelines::default(), class: class(adapter), home, nothing })
     }
 
+    /// The driver's device. Destroying it is how a lost one is tried out.
+    pub fn driver(&self) -> wgpu::Device {
+        self.context.device.clone()
+    }
+
     /// The whole of a tensor, for an op to use.
     fn range<'a>(&self, buffer: &'a Buffer) -> Result<BindingResource<'a>> {
         let size = (buffer.bytes().max(1) as u64).next_multiple_of(256);
-        let most = self.context.limits.max_storage_buffer_binding_size as u64;
+        let most = self.context.limits.max_storage_buffer_binding_size;
         if size > most {
             return Err(Error::request(format!("a tensor of {} bytes on {}", buffer.bytes(), self.class))
                 .found(format!("the driver goes up to {most} bytes"))
@@ -329,8 +334,8 @@ impl Wgpu {
         let (weights, has_bias) = self.layer(w);
         let constants: Constants = vec![
             ("WIDTH", width),
-            ("K4", u32::from(channels % 4 == 0)),
-            ("N4", u32::from(out % 4 == 0)),
+            ("K4", u32::from(channels.is_multiple_of(4))),
+            ("N4", u32::from(out.is_multiple_of(4))),
             ("HAS_BIAS", has_bias),
             ("HAS_ADD", u32::from(e.channel_add.is_some())),
             ("HAS_RESIDUAL", u32::from(e.residual.is_some())),
@@ -478,7 +483,7 @@ impl Backend for Wgpu {
         let lanes = fours.next_power_of_two().clamp(4, 64);
         let constants: Constants = vec![
             ("D4", fours),
-            ("WHOLE", u32::from(p.head_dim % 4 == 0)),
+            ("WHOLE", u32::from(p.head_dim.is_multiple_of(4))),
             ("LANES", lanes),
             ("TWICE", u32::from(fours > lanes)),
         ];
