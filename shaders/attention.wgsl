@@ -1,7 +1,7 @@
-// attention: out = softmax(scale * q k^T) v for each image and head, online. Milakov and Gimelshein 2018; Dao et al. 2022.
-// q, out [batch, queries, heads * head_dim]; k, v [batch, keys, heads * head_dim]
-// One workgroup per 16 queries of one image and head; it looks at 64 keys at a time, one per invocation for the scores, then
-// four channels of some of the queries per invocation for the sums. Blocks of keys begin at multiples of 64.
+// attention: out = softmax(scale * q k^T) v for each image and head, online. Milakov and Gimelshein 2018; Dao et al.
+// 2022. q, out [batch, queries, heads * head_dim]; k, v [batch, keys, heads * head_dim]
+// One workgroup per 16 queries of one image and head; it looks at 64 keys at a time, one per invocation for the scores,
+// then four channels of some of the queries per invocation for the sums. Blocks of keys begin at multiples of 64.
 // Parameters: struct Attention in src/backend/params.rs, same order.
 
 struct Attention {
@@ -127,13 +127,14 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         workgroupBarrier();
         // Weights against the largest score so far; what is not seen weighs exactly nothing.
         for (var i = 0u; i < QUERIES; i += 4u) {
-            let s = vec4(scores[i * KEYS + t], scores[(i + 1u) * KEYS + t], scores[(i + 2u) * KEYS + t], scores[(i + 3u) * KEYS + t]);
+            let at = i * KEYS + t;
+            let s = vec4(scores[at], scores[at + KEYS], scores[at + 2u * KEYS], scores[at + 3u * KEYS]);
             let m = vec4(largest[i], largest[i + 1u], largest[i + 2u], largest[i + 3u]);
             let e = select(exp4(s - m), vec4(0.0), s == vec4(LOWEST));
-            scores[i * KEYS + t] = e.x;
-            scores[(i + 1u) * KEYS + t] = e.y;
-            scores[(i + 2u) * KEYS + t] = e.z;
-            scores[(i + 3u) * KEYS + t] = e.w;
+            scores[at] = e.x;
+            scores[at + KEYS] = e.y;
+            scores[at + 2u * KEYS] = e.z;
+            scores[at + 3u * KEYS] = e.w;
         }
         workgroupBarrier();
         if t < QUERIES {

@@ -1,9 +1,9 @@
-// group_norm: y = (x - mean) / sqrt(var + eps) * weight + bias, then SiLU; mean and var per (image, group). Wu and He 2018.
-// x, out [batch, pixels, channels]; weight, bias [channels]; scratch: mean and sum of squares [batch, chunks, groups, 2], then
-// factor and offset [batch, channels, 2]
-// Three passes: 64 pixels per workgroup give a mean and a sum of squared deviations for each group; one workgroup per (image,
-// group) joins them in a fixed tree (Chan et al. 1979); each element is one multiply-add. All values are taken less the
-// group's first, so that no digits are lost where |mean| >> std.
+// group_norm: y = (x - mean) / sqrt(var + eps) * weight + bias, then SiLU; mean and var per (image, group). Wu and He
+// 2018. x, out [batch, pixels, channels]; weight, bias [channels]; scratch: mean and sum of squares [batch, chunks,
+// groups, 2], then factor and offset [batch, channels, 2]
+// Three passes: 64 pixels per workgroup give a mean and a sum of squared deviations for each group; one workgroup per
+// (image, group) joins them in a fixed tree (Chan et al. 1979); each element is one multiply-add. All values are taken
+// less the group's first, so that no digits are lost where |mean| >> std.
 // Parameters: struct GroupNorm in src/backend/params.rs, same order.
 
 struct GroupNorm {

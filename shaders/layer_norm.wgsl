@@ -1,7 +1,7 @@
 // layer_norm: y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var per row. Ba et al. 2016.
 // x, out [rows, channels]; weight, bias [channels]
-// One workgroup per row. Two passes over values less the row's first: no digits are lost where |mean| >> std. Sums are joined
-// in a fixed tree.
+// One workgroup per row. Two passes over values less the row's first: no digits are lost where |mean| >> std. Sums are
+// joined in a fixed tree.
 // Parameters: struct LayerNorm in src/backend/params.rs, same order.
 
 struct LayerNorm {

@@ -1,7 +1,8 @@
 // Ops that move values as they are, and change of type: bits go through as words, so that none is lost on the way.
 
 // embedding: out = table[id] + positions[token], for the ids that lie in the bound part of the table.
-// ids [batch, tokens]; table [vocab, channels], rows first .. first + bound; positions [.., channels]; out [batch, tokens, channels]
+// ids [batch, tokens]; table [vocab, channels], rows first .. first + bound; positions [.., channels]; out [batch,
+// tokens, channels]
 // Parameters: struct Embedding in src/backend/params.rs, same order, then `first` and `bound`.
 struct Embedding {
     batch: u32,
@@ -12,8 +13,8 @@ struct Embedding {
     bound: u32,
 }
 
-// upsample2x: each output pixel is the input pixel floor(y * height / out_height), likewise for x, as PyTorch's nearest.
-// x [batch, height, width, channels]; out [batch, out_height, out_width, channels]
+// upsample2x: each output pixel is the input pixel floor(y * height / out_height), likewise for x, as PyTorch's
+// nearest. x [batch, height, width, channels]; out [batch, out_height, out_width, channels]
 // Parameters: struct Upsample in src/backend/params.rs, same order.
 struct Upsample {
     batch: u32,
@@ -32,7 +33,8 @@ struct Concat {
     right: u32,
 }
 
-// cast, the function `convert`: elements between float types, rounded to nearest even. An invocation has two of them: a word of the narrow types.
+// cast, the function `convert`: elements between float types, rounded to nearest even. An invocation has two of them: a
+// word of the narrow types.
 // Types: 0 f32, 1 f16, 2 bf16.
 struct Cast {
     elements: u32,
@@ -86,7 +88,8 @@ fn upsample2x(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgro
     let image = pixel / pixels;
     let y = pixel / upsample_p.out_width % upsample_p.out_height * upsample_p.height / upsample_p.out_height;
     let x = pixel % upsample_p.out_width * upsample_p.width / upsample_p.out_width;
-    out[i] = a[((image * upsample_p.height + y) * upsample_p.width + x) * upsample_p.channels + i % upsample_p.channels];
+    let line = image * upsample_p.height + y;
+    out[i] = a[(line * upsample_p.width + x) * upsample_p.channels + i % upsample_p.channels];
 }
 
 @compute @workgroup_size(64)

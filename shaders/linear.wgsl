@@ -1,7 +1,9 @@
 // linear: out = activation(x w + bias + add) + residual.
-// x [rows, k]; w [k, out]; bias [out]; add [rows / rows_per_add or 1, out]; residual, out [rows, out], or half of it by GEGLU
+// x [rows, k]; w [k, out]; bias [out]; add [rows / rows_per_add or 1, out]; residual, out [rows, out], or half of it by
+// GEGLU
 // One workgroup per 16 rows and 4 WIDTH columns; see product.wgsl.
-// Parameters: struct Linear in src/backend/params.rs, same order; then how many rows of x have a row of `add` in common.
+// Parameters: struct Linear in src/backend/params.rs, same order; then how many rows of x have a row of `add` in
+// common.
 
 struct Linear {
     rows: u32,

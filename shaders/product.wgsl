@@ -1,7 +1,8 @@
-// The matrix product behind linear and conv2d: out = activation(sum over taps and channels of x * w + bias + add) + residual.
-// x in rows of `channels` elements, found by `row_at`; w [taps, channels, columns]; out [rows, columns or half of them].
-// One invocation has ROWS rows and four columns in registers. Rows are the workgroup's: loads of x are uniform, those of w
-// coalesced. A sum is one chain of fused multiply-adds over k in ascending order, from zero.
+// The matrix product behind linear and conv2d: out = activation(sum over taps and channels of x * w + bias + add) +
+// residual. x in rows of `channels` elements, found by `row_at`; w [taps, channels, columns]; out [rows, columns or
+// half of them].
+// One invocation has ROWS rows and four columns in registers. Rows are the workgroup's: loads of x are uniform, those
+// of w coalesced. A sum is one chain of fused multiply-adds over k in ascending order, from zero.
 // Each of linear.wgsl and conv2d.wgsl has `p`, its struct of src/backend/params.rs, and the functions that read it.
 
 override WIDTH: u32 = 64u;

@@ -1,5 +1,5 @@
-//! Pictures drawn by wgpu devices, alone and beside the CPU. Several logical devices share the first adapter. Without an
-//! adapter there is nothing to test, which is printed; with `SDSHARD_EXPECT=wgpu` it is a failure.
+//! Pictures drawn by wgpu devices, alone and beside the CPU. Several logical devices share the first adapter. Without
+//! an adapter there is nothing to test, which is printed; with `SDSHARD_EXPECT=wgpu` it is a failure.
 #![cfg(feature = "wgpu")]
 
 use std::sync::Arc;
@@ -115,11 +115,9 @@ fn pictures_are_the_cpus_within_a_step_of_255_wherever_their_parts_are_made() {
     let (cpu, all) = (draw(CPU, 2), draw(ALL, 2));
     assert!(apart(&cpu[..1], &cpu[1..]) > 1.0, "other pictures are far apart");
     assert!(apart(&cpu, &all) <= 1.0, "the CPU's and {ALL}: {}", apart(&cpu, &all));
-    let mixed = format!(
-        "devices = [\"cpu\", \"wgpu:0\", \"wgpu:1\"]\n[device.\"wgpu:1\"]\nadapter = 0\n\
-         [components]\ntext_encoder = \"cpu\"\nunet = \"wgpu:0\"\nvae = \"wgpu:1\"\n"
-    );
-    let mixed = draw(&mixed, 2);
+    let mixed = "devices = [\"cpu\", \"wgpu:0\", \"wgpu:1\"]\n[device.\"wgpu:1\"]\nadapter = 0\n\
+         [components]\ntext_encoder = \"cpu\"\nunet = \"wgpu:0\"\nvae = \"wgpu:1\"\n";
+    let mixed = draw(mixed, 2);
     assert!(apart(&mixed, &all) <= 1.0, "mixed and {ALL}: {}", apart(&mixed, &all));
     assert_ne!(bits(&cpu), bits(&all), "these pictures were drawn by another class of device");
 }

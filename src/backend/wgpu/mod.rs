@@ -1,8 +1,9 @@
 //! GPUs of every make, through wgpu: Vulkan, Metal or Direct3D 12.
 //!
-//! An op is one dispatch of a shader in `shaders/`, recorded and sent together with others. Weights have buffers of their
-//! own. An arena is one buffer, of which an op binds the ranges that it uses: all of them for writing too, as a buffer may
-//! be bound in one way only. Numbers are f32. Every loop of a shader runs in an order that depends on the layer alone.
+//! An op is one dispatch of a shader in `shaders/`, recorded and sent together with others. Weights have buffers of
+//! their own. An arena is one buffer, of which an op binds the ranges that it uses: all of them for writing too, as a
+//! buffer may be bound in one way only. Numbers are f32. Every loop of a shader runs in an order that depends on the
+//! layer alone.
 
 mod device;
 mod pipeline;
@@ -44,8 +45,8 @@ pub struct Wgpu {
     nothing: wgpu::Buffer,
 }
 
-/// A layer's parameters. Products have `[k, out]`, convolutions `[kernel, kernel, channels, out]`, all others the order of
-/// the file.
+/// A layer's parameters. Products have `[k, out]`, convolutions `[kernel, kernel, channels, out]`, all others the order
+/// of the file.
 pub struct Packed {
     weight: wgpu::Buffer,
     bias: Option<wgpu::Buffer>,
@@ -64,7 +65,8 @@ fn class(adapter: &Adapter) -> String {
     format!("wgpu {}, {} f32", info.name, driver.trim())
 }
 
-/// What this machine has under the names `wgpu:N`. An adapter that is the processor itself is used only where it is named.
+/// What this machine has under the names `wgpu:N`. An adapter that is the processor itself is used only where it is
+/// named.
 pub fn infos() -> Vec<DeviceInfo> {
     (0..adapters().len()).filter_map(info).collect()
 }
@@ -208,8 +210,8 @@ fn read(values: Values, start: usize, to: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// Calls `write(first element, values)` with the elements of a layer's weight in the order in which shaders read them, a
-/// piece at a time.
+/// Calls `write(first element, values)` with the elements of a layer's weight in the order in which shaders read them,
+/// a piece at a time.
 fn in_order(layer: Layer, weight: Values, mut write: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
     const PIECE: usize = PIECE_BYTES / 4;
     let (out, channels, taps) = match layer {
@@ -272,8 +274,8 @@ impl Wgpu {
         Ok(BindingResource::Buffer(BufferBinding { buffer: slab(buffer), offset: buffer.offset() as u64, size }))
     }
 
-    /// Enqueues one dispatch. `arenas` and `weights` fill the shader's bindings in order; what is missing at the end of the
-    /// arenas is bound to the first of them.
+    /// Enqueues one dispatch. `arenas` and `weights` fill the shader's bindings in order; what is missing at the end of
+    /// the arenas is bound to the first of them.
     fn run(
         &self,
         variant: Variant,
