@@ -1,7 +1,7 @@
 // conv2d: out = activation(sum over the window of x * w + bias + add) + residual, as an implicit matrix product.
 // x [batch, height, width, channels]; w [kernel, kernel, channels, out]; bias [out]; add [batch or 1, out];
 // residual, out [batch, out_height, out_width, out]
-// One workgroup per 16 pixels and 4 WIDTH columns; see product.wgsl. Padding is zeros that nobody reads.
+// One workgroup per 8 pixels and 4 WIDTH columns; see product.wgsl. Padding is zeros that nobody reads.
 // Parameters: struct Conv2d in src/backend/params.rs, same order; then how many pixels have a row of `add` in common.
 
 struct Conv2d {
@@ -43,6 +43,11 @@ fn row_at(row: u32, tap: u32) -> u32 {
     let x = (row % p.out_width) * p.stride + tap % p.kernel - p.padding;
     let at = ((image * p.height + y) * p.width + x) * p.channels;
     return select(OUTSIDE, at, y < p.height && x < p.width);
+}
+
+// Whether a row begins inside the picture.
+fn is_inside(base: u32) -> bool {
+    return base != OUTSIDE;
 }
 
 fn add_row(row: u32) -> u32 {

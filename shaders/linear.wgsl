@@ -1,7 +1,7 @@
 // linear: out = activation(x w + bias + add) + residual.
 // x [rows, k]; w [k, out]; bias [out]; add [rows / rows_per_add or 1, out]; residual, out [rows, out], or half of it by
 // GEGLU
-// One workgroup per 16 rows and 4 WIDTH columns; see product.wgsl.
+// One workgroup per 8 rows and 4 WIDTH columns; see product.wgsl.
 // Parameters: struct Linear in src/backend/params.rs, same order; then how many rows of x have a row of `add` in
 // common.
 
@@ -31,6 +31,11 @@ fn tap_count() -> u32 {
 
 fn row_at(row: u32, tap: u32) -> u32 {
     return row * p.k;
+}
+
+// Whether a row begins inside the picture: there is none here.
+fn is_inside(base: u32) -> bool {
+    return true;
 }
 
 fn add_row(row: u32) -> u32 {

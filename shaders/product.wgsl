@@ -14,7 +14,7 @@ override HAS_RESIDUAL: bool = false;
 override GEGLU: bool = false;
 override ACTIVATION: u32 = 0u;
 
-const ROWS = 16u;
+const ROWS = 8u;
 const OUTSIDE = 0xffffffffu;
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
@@ -63,13 +63,15 @@ fn part_of_w(i: u32, count: u32) -> vec4<f32> {
 
 // Four channels of a row from channel c; zeros beyond the last and outside the picture.
 fn x4(base: u32, c: u32, channels: u32) -> vec4<f32> {
-    if base == OUTSIDE {
-        return vec4(0.0);
-    }
+    let inside = is_inside(base);
+    let i = select(0u, base + c, inside);
+    var value: vec4<f32>;
     if K4 {
-        return x[(base + c) >> 2u];
+        value = x[i >> 2u];
+    } else {
+        value = part_of_x(i, channels - c);
     }
-    return part_of_x(base + c, channels - c);
+    return select(vec4(0.0), value, inside);
 }
 
 // Four columns of row k of w; zeros beyond the last.
@@ -105,14 +107,14 @@ fn product(
         return;
     }
     let channels = channel_count();
-    var acc: array<vec4<f32>, 16>;
-    var gate: array<vec4<f32>, 16>;
+    var acc: array<vec4<f32>, 8>;
+    var gate: array<vec4<f32>, 8>;
     for (var i = 0u; i < ROWS; i += 1u) {
         acc[i] = vec4(0.0);
         gate[i] = vec4(0.0);
     }
     for (var tap = 0u; tap < tap_count(); tap += 1u) {
-        var base: array<u32, 16>;
+        var base: array<u32, 8>;
         for (var i = 0u; i < ROWS; i += 1u) {
             base[i] = row_at(min(first + i, rows - 1u), tap);
         }

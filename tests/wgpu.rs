@@ -2,8 +2,11 @@
 //! an adapter there is nothing to test, which is printed; with `SDSHARD_EXPECT=wgpu` it is a failure.
 #![cfg(feature = "wgpu")]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::{refused, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request,
     backend::{self, Device, DeviceId, DeviceKind, Layer, Values, Weight},
@@ -221,6 +224,22 @@ fn more_memory_than_there_is_is_a_clear_error() {
     device.reserve(1 << 16).unwrap();
     let x = Tensor::new(&device, [2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
     assert_eq!(x.add(&x).unwrap().read().unwrap(), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0], "it goes on");
+}
+
+#[test]
+fn the_program_lists_measures_and_draws_with_wgpu_devices() {
+    if !is_here() {
+        return;
+    }
+    let listed = succeeds(&mut sdshard(&["devices"]));
+    assert!(listed.lines().any(|line| line.starts_with("wgpu:0  ") && line.contains("numerics wgpu ")), "{listed}");
+    let report =
+        succeeds(sdshard(&["bench", "--device", "wgpu:0", "--repeat", "1", "--json"]).arg("--model").arg(tiny()));
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert!(report["machine"]["class"].as_str().unwrap().starts_with("wgpu "), "{report}");
+    assert!(report["unet"]["gflops"].as_f64().unwrap() > 0.0, "{report}");
+    let message = refused(&["bench", "--device", "wgpu:77", "--model", tiny().to_str().unwrap()]);
+    assert!(message.contains("device \"wgpu:77\" is not on this machine"), "{message}");
 }
 
 /// Values and parameters beyond one piece of a copy, and a table beyond one binding.

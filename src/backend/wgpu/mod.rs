@@ -27,7 +27,7 @@ use device::{Context, PIECE_BYTES, adapters, lacks};
 use pipeline::{Access, Constants, Pipelines, Shader, Variant};
 
 /// Rows of a product that one invocation computes, as in `product.wgsl`.
-const ROWS: u32 = 16;
+const ROWS: u32 = 8;
 /// Queries that a workgroup of attention looks at, as in `attention.wgsl`.
 const QUERIES: u32 = 16;
 /// Workgroups along one dimension: what every driver offers.
