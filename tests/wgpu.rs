@@ -87,8 +87,12 @@ fn draw(map: &str, count: u64) -> Vec<Picture> {
     }
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_weight_bytes()) {
         if id.kind == DeviceKind::Wgpu {
-            let weights = planned.weight_bytes + planned.visitor_bytes;
-            assert_eq!((planned.id, weights), (id, peak as u64), "{map}: planned and measured bytes of weights");
+            // The next section's weights arrive while this one's are used, sooner or later.
+            let (stay, peak) = (planned.weight_bytes, peak as u64);
+            assert!(
+                (stay..=stay + planned.visitor_bytes).contains(&peak),
+                "{map}: {peak} bytes of weights: {planned:?}"
+            );
         }
     }
     pictures.into_iter().map(|picture| picture.expect("every request is done")).collect()
