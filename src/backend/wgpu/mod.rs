@@ -4,6 +4,19 @@
 //! their own. An arena is one buffer, of which an op binds the ranges that it uses: all of them for writing too, as a
 //! buffer may be bound in one way only. Numbers are f32. Every loop of a shader runs in an order that depends on the
 //! layer alone.
+//!
+//! What a GPU has to move, on paper. "Once" is what the op cannot do without; more than that comes from caches.
+//!
+//! | op | reads | writes | workgroup memory | invocations and what they hold |
+//! |---|---|---|---|---|
+//! | `linear`, `conv2d` | x once per 4 WIDTH columns (512 at most) and tap; w once per 8 rows, coalesced | once | none | up to 128; 32 sums each, 64 for GEGLU |
+//! | `attention` | q once per 64 keys; k and v once per 16 queries | once | 4.2 KiB | 64; 64 sums each, 128 for heads of more than 256 channels |
+//! | `group_norm` | x three times, the second from the cache | once, and 8 bytes per 64 pixels and group | 768 B | 32, 64 and 64; a few |
+//! | `layer_norm` | x three times, two of them from the cache | once | 256 B | 64; a few |
+//! | `activate`, `add_channels`, `scale_add`, `cast`, copies | once | once | none | 64; one element each |
+//!
+//! Workgroup memory of 16 KiB and workgroups of 128 are what every driver offers, so neither limits how many run at a time;
+//! the sums of `linear` leave room for 16 warps of 32 on a multiprocessor with 65536 registers.
 
 mod device;
 mod pipeline;
@@ -21,6 +34,7 @@ use super::{
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
+    rates,
 };
 use crate::error::{Error, Result};
 use device::{Context, PIECE_BYTES, adapters, lacks};
@@ -253,7 +267,10 @@ impl Wgpu {
         let context = Context::open(id, adapter)?;
         let home = format!("memory of {id}, device {}", context.number).into();
         let nothing = context.buffer(256, "nothing")?;
-        Ok(Self { context, pipelines: Pipelines::default(), class: class(adapter), home, nothing })
+        let kept = wgpu::util::pipeline_cache_key(&adapter.get_info());
+        let file = kept.and_then(|name| Some(rates::cache_folder()?.join(name)));
+        let pipelines = Pipelines::new(&context.device, file);
+        Ok(Self { context, pipelines, class: class(adapter), home, nothing })
     }
 
     /// The driver's device. Destroying it is how a lost one is tried out.
@@ -616,4 +633,51 @@ impl Backend for Wgpu {
 /// How many rows have a row of the per-channel sum in common.
 fn rows_per_add(e: &Epilogue, rows: u32, otherwise: u32) -> u32 {
     e.channel_add.map_or(otherwise, |(_, adds)| rows / adds).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_those_of_the_shaders() {
+        for (shader, line) in [
+            (Shader::Linear, format!("const ROWS = {ROWS}u;")),
+            (Shader::Linear, format!("var acc: array<vec4<f32>, {ROWS}>;")),
+            (Shader::Conv2d, format!("const ROWS = {ROWS}u;")),
+            (Shader::Attention, format!("const QUERIES = {QUERIES}u;")),
+        ] {
+            assert!(shader.source().contains(&line), "{shader:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn workgroups_are_spread_over_rows_that_every_driver_takes() {
+        for groups in [1, 2, MOST_GROUPS - 1, MOST_GROUPS, MOST_GROUPS + 1, 1 << 20, u32::MAX / 64] {
+            let (x, y) = spread(groups);
+            assert!(x <= MOST_GROUPS && y <= MOST_GROUPS && x * y >= groups && x * y - groups < y, "{groups}: {x} {y}");
+        }
+    }
+
+    #[test]
+    fn a_convolutions_weights_are_in_the_order_of_the_product() {
+        let (out, channels, kernel) = (5, 3, 2);
+        let layer = Layer::Conv2d { out, channels, kernel };
+        let stored: Vec<f32> = (0..layer.elements().0).map(|i| i as f32).collect();
+        let mut got = vec![f32::NAN; stored.len()];
+        let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&stored) };
+        in_order(layer, weight, |start, values| {
+            got[start..][..values.len()].copy_from_slice(values);
+            Ok(())
+        })
+        .unwrap();
+        for column in 0..out {
+            for channel in 0..channels {
+                for tap in 0..kernel * kernel {
+                    let want = stored[(column * channels + channel) * kernel * kernel + tap];
+                    assert_eq!(got[(tap * channels + channel) * out + column], want);
+                }
+            }
+        }
+    }
 }

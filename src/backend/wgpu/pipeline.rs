@@ -2,13 +2,19 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use wgpu::{
     BindGroup, BindGroupDescriptor, BindGroupEntry, BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry,
-    BindingResource, BindingType, BufferBindingType, ComputePipeline, ComputePipelineDescriptor, Device,
-    PipelineCompilationOptions, PipelineLayoutDescriptor, ShaderModuleDescriptor, ShaderSource, ShaderStages,
+    BindingResource, BindingType, BufferBindingType, ComputePipeline, ComputePipelineDescriptor, Device, Features,
+    PipelineCache, PipelineCacheDescriptor, PipelineCompilationOptions, PipelineLayoutDescriptor,
+    ShaderModuleDescriptor, ShaderSource, ShaderStages,
 };
 
 use super::device::IMMEDIATE_BYTES;
@@ -98,9 +104,68 @@ pub struct Variant {
     pub constants: Constants,
 }
 
+/// What the driver made of shaders, kept for the next run.
+struct Kept {
+    cache: PipelineCache,
+    file: PathBuf,
+    has_more: AtomicBool,
+}
+
+impl Kept {
+    /// `None` if the driver keeps nothing.
+    fn open(device: &Device, file: PathBuf) -> Option<Self> {
+        if !device.features().contains(Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let data = read_checked(&file);
+        let descriptor = PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
+        // SAFETY: the data is what a driver gave for the same adapter: the file's name says for which, its sum that
+        // nothing has changed since. A driver of another version refuses it by its header.
+        let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+        Some(Self { cache, file, has_more: AtomicBool::new(false) })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.has_more.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(data) = self.cache.get_data()
+            && let Err(error) = write_checked(&self.file, &data)
+        {
+            tracing::debug!("{} cannot be written: {error}", self.file.display());
+        }
+    }
+}
+
+/// FNV-1a: enough to find a file that is cut short or was written over.
+fn sum_of(data: &[u8]) -> [u8; 8] {
+    let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    data.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
+}
+
+/// What a file holds behind its sum; `None` if it is not there or not as it was written.
+fn read_checked(file: &Path) -> Option<Vec<u8>> {
+    let bytes = std::fs::read(file).ok()?;
+    let (sum, data) = bytes.split_at_checked(8)?;
+    (sum == sum_of(data)).then(|| data.to_vec())
+}
+
+/// Writes aside, then renames, so that nobody reads half of it.
+fn write_checked(file: &Path, data: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
+    aside.write_all(&sum_of(data))?;
+    aside.write_all(data)?;
+    aside.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
 /// The pipelines of one device.
-#[derive(Default)]
 pub struct Pipelines {
+    kept: Option<Kept>,
     shaders: Mutex<HashMap<Shader, Arc<Module>>>,
     pipelines: Mutex<HashMap<Variant, Arc<ComputePipeline>>>,
 }
@@ -140,6 +205,12 @@ impl Module {
 }
 
 impl Pipelines {
+    /// None yet. `file` is where the driver's own form of them is kept from one run to the next, if anywhere.
+    pub fn new(device: &Device, file: Option<PathBuf>) -> Self {
+        let kept = file.and_then(|file| Kept::open(device, file));
+        Self { kept, shaders: Mutex::default(), pipelines: Mutex::default() }
+    }
+
     fn module(&self, device: &Device, shader: Shader) -> Arc<Module> {
         let mut shaders = self.shaders.lock().unwrap_or_else(PoisonError::into_inner);
         shaders.entry(shader).or_insert_with(|| Arc::new(Module::new(device, shader))).clone()
@@ -163,8 +234,11 @@ impl Pipelines {
                 constants: &constants,
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: self.kept.as_ref().map(|kept| &kept.cache),
         }));
+        if let Some(kept) = &self.kept {
+            kept.has_more.store(true, Ordering::Relaxed);
+        }
         pipelines.insert(variant, pipeline.clone());
         pipeline
     }
@@ -215,6 +289,20 @@ mod tests {
             assert_eq!(places, (0..bindings.len()).collect::<Vec<_>>(), "{shader:?}");
             let kinds: Vec<_> = bindings.iter().map(|binding| binding.1).collect();
             assert_eq!(kinds, shader.bindings(), "{shader:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_changed_is_not_given_to_the_driver() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("new/cache");
+        assert_eq!(read_checked(&file), None);
+        write_checked(&file, b"pipelines").unwrap();
+        assert_eq!(read_checked(&file).as_deref(), Some(&b"pipelines"[..]));
+        let whole = std::fs::read(&file).unwrap();
+        for bytes in [&whole[..whole.len() - 1], &whole[..7], b"", &[&whole[..], b"x"].concat()] {
+            std::fs::write(&file, bytes).unwrap();
+            assert_eq!(read_checked(&file), None);
         }
     }
 
