@@ -130,6 +130,25 @@ fn pictures_are_the_cpus_within_a_step_of_255_wherever_their_parts_are_made() {
 }
 
 #[test]
+fn the_built_in_models_pictures_are_the_cpus_within_a_step_of_255() {
+    if !is_here() {
+        return;
+    }
+    let files = ModelFiles::folder(format!("{}/models/emoji", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let model = Arc::new(Model::open(files, None).unwrap());
+    let request = Request { steps: 10, ..Request::new("a dog", &model.spec) };
+    let [cpu, wgpu] = [CPU, ALL].map(|map| {
+        let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
+        let map = DeviceMap::parse(map, "map.toml").unwrap();
+        let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
+        Engine::load(model.clone(), &plan).unwrap().submit(request.clone()).wait().unwrap()
+    });
+    let (mean, plain) = (apart(&[cpu], std::slice::from_ref(&wgpu)), rgb(&wgpu).windows(2).all(|w| w[0] == w[1]));
+    println!("mean difference {mean:.4} of 255");
+    assert!(mean <= 1.0 && !plain, "mean difference {mean}");
+}
+
+#[test]
 fn bytes_do_not_depend_on_runs_replicas_cuts_or_where_weights_rest() {
     if !is_here() {
         return;
