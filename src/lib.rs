@@ -65,6 +65,9 @@
 //! 7. **The library prints nothing and does not exit.** Progress is a callback, warnings go to `tracing`; printing
 //!    belongs to the program.
 
+// The types of wgpu are nested deeper than the compiler looks by itself for what threads may share.
+#![recursion_limit = "256"]
+
 pub mod backend;
 pub mod bench;
 pub mod engine;

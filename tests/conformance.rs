@@ -96,6 +96,9 @@ fn bits_do_not_depend_on_where_tiles_end() {
         let devices: Vec<_> = cpus().into_iter().filter(|(_, device)| device.class().contains(path.name())).collect();
         none(&around_a_tile(path.rows()), |case| order(&devices, case).err().into_iter().collect());
     }
+    // The other devices' tiles have 8 or 16 rows.
+    let others: Vec<_> = devices().into_iter().filter(|(_, device)| device.id().kind != DeviceKind::Cpu).collect();
+    none(&[around_a_tile(8), around_a_tile(16)].concat(), |case| order(&others, case).err().into_iter().collect());
 }
 
 /// The magnitudes that a float type has, from its definition, by their bits; the last stands in infinity's place.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use sdshard::{
-    backend::{self, Device},
+    backend::{self, Device, DeviceKind},
     engine::Engine,
     models::{
         route::{Keeps, Route},
@@ -119,6 +119,16 @@ fn weights(model: &Model, component: Component) -> Weights {
     Weights::open(&model.files, component.name(), None).unwrap()
 }
 
+/// The CPU, and every other device of this machine; what is not here, conformance says.
+fn devices() -> Vec<Device> {
+    let others: Vec<_> = backend::visible().iter().map(|d| d.id).filter(|id| id.kind != DeviceKind::Cpu).collect();
+    let others = backend::open(&others).expect("visible devices open");
+    for device in &others {
+        device.reserve(ARENA).unwrap();
+    }
+    std::iter::once(Device::cpu(ARENA).unwrap()).chain(others).collect()
+}
+
 #[test]
 fn a_difference_is_seen() {
     assert!(difference(&[1.0, 2.0], &[1.0, 2.1]) > 0.04);
@@ -128,8 +138,9 @@ fn a_difference_is_seen() {
 
 #[test]
 fn text_features_match_the_reference() {
-    for name in TINY {
-        let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
+    for (name, device) in TINY.into_iter().flat_map(|name| devices().into_iter().map(move |device| (name, device))) {
+        let (model, golden) = (model(name), Golden::open(name));
+        let on = device.id();
         let prompts: Vec<String> = serde_json::from_str(&golden.text("prompts")).unwrap();
         let ids: Vec<Vec<u32>> = prompts.iter().map(|text| model.tokenizer.encode(text).unwrap().ids).collect();
         let flat: Vec<f32> = ids.iter().flatten().map(|id| *id as f32).collect();
@@ -140,14 +151,15 @@ fn text_features_match_the_reference() {
             load_text_encoder(weights(&model, Component::TextEncoder), &model.spec, &Source::resident(route.clone()))
                 .unwrap();
         let features = encoder.network.forward(&ids, &route.walk()).unwrap().read().unwrap();
-        close(&format!("{name} text"), &features, &golden.values("text.output"), 1e-4);
+        close(&format!("{name} text on {on}"), &features, &golden.values("text.output"), 1e-4);
     }
 }
 
 #[test]
 fn one_unet_call_matches_the_reference() {
-    for name in TINY {
-        let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
+    for (name, device) in TINY.into_iter().flat_map(|name| devices().into_iter().map(move |device| (name, device))) {
+        let (model, golden) = (model(name), Golden::open(name));
+        let on = device.id();
         let route = whole(Component::Unet, &device, &model);
         let unet = load_unet(weights(&model, Component::Unet), &model.spec, &Source::resident(route.clone())).unwrap();
         let keeps = Keeps::new(vec![device.keep(ARENA).unwrap()]);
@@ -164,29 +176,30 @@ fn one_unet_call_matches_the_reference() {
             let latents = golden.feature_map(&device, &part("latents"));
             let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
             let out = unet.network.forward(&input, &route.walk()).unwrap();
-            close(&format!("{name} unet {size}"), &first(&out), &golden.values(&part("output")), 1e-4);
+            close(&format!("{name} unet {size} on {on}"), &first(&out), &golden.values(&part("output")), 1e-4);
         }
     }
 }
 
 #[test]
 fn the_vae_decodes_and_encodes_as_the_reference() {
-    for name in TINY {
-        let (model, golden, device) = (model(name), Golden::open(name), Device::cpu(ARENA).unwrap());
+    for (name, device) in TINY.into_iter().flat_map(|name| devices().into_iter().map(move |device| (name, device))) {
+        let (model, golden) = (model(name), Golden::open(name));
+        let on = device.id();
         let route = whole(Component::Vae, &device, &model);
         let decoder = load_vae(weights(&model, Component::Vae), &model.spec, &Source::resident(route.clone())).unwrap();
         for size in ["even", "odd"] {
             let latents = golden.feature_map(&device, &format!("vae.decode.{size}.latents"));
             let out = decoder.network.forward(latents, &route.walk()).unwrap();
             let want = golden.values(&format!("vae.decode.{size}.output"));
-            close(&format!("{name} vae decode {size}"), &first(&out), &want, 1e-4);
+            close(&format!("{name} vae decode {size} on {on}"), &first(&out), &want, 1e-4);
         }
 
         let weights = weights(&model, Component::Vae);
         let encoder = VaeEncoder::load(&Scope::new(&weights, &device), &model.spec.vae).unwrap();
         let moments = encoder.forward(&golden.feature_map(&device, "vae.encode.image")).unwrap();
         let want = golden.values("vae.encode.mean");
-        close(&format!("{name} vae encode"), &first(&moments)[..want.len()], &want, 1e-4);
+        close(&format!("{name} vae encode on {on}"), &first(&moments)[..want.len()], &want, 1e-4);
     }
 }
 

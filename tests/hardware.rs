@@ -180,7 +180,8 @@ fn a_map_corrects_what_devices_say() {
 fn cores_that_a_device_is_given_are_those_it_is_opened_with() {
     let here = &backend::visible()[0];
     let core = *here.allowed_cores.last().unwrap();
-    let opening = |cores: Vec<usize>| Opening { id: DeviceId::new(DeviceKind::Cpu, 0), cores: Some(cores) };
+    let opening =
+        |cores: Vec<usize>| Opening { id: DeviceId::new(DeviceKind::Cpu, 0), cores: Some(cores), adapter: None };
     assert!(backend::open(&[opening(vec![core]), DeviceId::new(DeviceKind::Cpu, 1).into()]).is_ok());
     let absent = here.allowed_cores.iter().max().unwrap() + 1;
     for (cores, says) in

@@ -5,10 +5,7 @@ mod common;
 use common::points_at;
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
-    planner::{
-        device_map::{COMPONENTS, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy},
-        plan::check_served,
-    },
+    planner::device_map::{COMPONENTS, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy},
 };
 
 fn cpu(index: usize) -> DeviceId {
@@ -702,29 +699,6 @@ fn a_cut_follows_the_borders_of_the_model() {
         assert!(parse(map).check_borders("unet", &borders).is_err(), "{map}");
         assert!(parse(map).check_borders("vae", &borders).is_ok(), "{map}");
     }
-}
-
-#[test]
-fn what_comes_later_is_refused_where_it_stands() {
-    for served in [
-        "",
-        "strategy = \"sequential\"",
-        "strategy = \"throughput\"",
-        "strategy = \"latency\"",
-        "in_flight = 4\nbatch = 1\nnumerics = \"same\"",
-        "[components]\nunet = [\"cpu:0\", { shards = { \"\" = \"cpu:1\" } }]",
-        "[components]\nunet = { negative = \"cpu:0\", positive = \"cpu:1\" }",
-        "[[replica]]\ndevices = [\"cpu:0\"]",
-        "[device.\"cpu:0\"]\ncores = \"0-3\"\nreserve = \"1GiB\"",
-    ] {
-        check_served(&parse(served)).unwrap_or_else(|error| panic!("{served}\n{error}"));
-    }
-    let message = check_served(&parse("[device.\"wgpu:1\"]\nadapter = 0")).unwrap_err().to_string();
-    assert!(
-        message.starts_with("map.toml:2:11: device.wgpu:1.adapter: this version drives no wgpu adapter"),
-        "{message}"
-    );
-    assert!(message.contains("leave out `adapter`"), "{message}");
 }
 
 #[test]

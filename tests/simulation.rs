@@ -105,6 +105,7 @@ impl World {
             rules,
             rates: rates(speed),
             f32_flops: rates(speed).flops,
+            only_named: false,
         });
         let infos: Vec<DeviceInfo> = infos.collect();
         let simulated = infos.iter().enumerate().map(|(i, info)| {

@@ -56,6 +56,8 @@ pub struct DeviceInfo {
     pub rates: Rates,
     /// Floating-point operations per second with weights in f32.
     pub f32_flops: f64,
+    /// Whether it is used only where a map names it.
+    pub only_named: bool,
 }
 
 impl DeviceInfo {
@@ -89,11 +91,13 @@ pub struct Opening {
     pub id: DeviceId,
     /// The cores that it shall compute on; `None` for its even share. Only the CPU has cores to choose from.
     pub cores: Option<Vec<usize>>,
+    /// The number of the adapter behind a `wgpu` device; `None` for the device's own number.
+    pub adapter: Option<usize>,
 }
 
 impl From<DeviceId> for Opening {
     fn from(id: DeviceId) -> Self {
-        Self { id, cores: None }
+        Self { id, cores: None, adapter: None }
     }
 }
 
@@ -215,7 +219,8 @@ impl Device {
     /// # Errors
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
     pub fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        Ok(self.pack_to_rest(layer, weight, bias)?.charged_to(&self.0.weights))
+        check_layer(layer, weight, bias)?;
+        Ok(self.backend().pack(layer, weight, bias)?.charged_to(&self.0.weights))
     }
 
     /// The same for a weight that is to rest in the host's memory: its bytes are not counted as the device's.
@@ -223,16 +228,8 @@ impl Device {
     /// # Errors
     /// As [`Device::pack`].
     pub fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let (elements, bias_elements) = layer.elements();
-        let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
-        if elements == 0 || odd_halves {
-            return Err(Error::input(format!("{layer:?} is not a layer")));
-        }
-        check_size(layer, "weight", elements, weight)?;
-        if let Some(bias) = bias {
-            check_size(layer, "bias", bias_elements, bias)?;
-        }
-        self.backend().pack(layer, weight, bias)
+        check_layer(layer, weight, bias)?;
+        self.backend().pack_to_rest(layer, weight, bias)
     }
 
     /// What a layer occupies here once it is packed, in bytes.
@@ -258,6 +255,20 @@ impl Device {
     pub fn weight_peak_bytes(&self) -> usize {
         self.0.weights.peak()
     }
+}
+
+/// Refuses what is no layer, and values that are not as many as it has.
+fn check_layer(layer: Layer, weight: Values, bias: Option<Values>) -> Result<()> {
+    let (elements, bias_elements) = layer.elements();
+    let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
+    if elements == 0 || odd_halves {
+        return Err(Error::input(format!("{layer:?} is not a layer")));
+    }
+    check_size(layer, "weight", elements, weight)?;
+    if let Some(bias) = bias {
+        check_size(layer, "bias", bias_elements, bias)?;
+    }
+    Ok(())
 }
 
 fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Result<()> {
@@ -311,7 +322,7 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
     let mut shares = cpu::threads::shares(cpu::threads::cores(), &wishes).into_iter();
     openings
         .iter()
-        .map(|Opening { id, cores }| {
+        .map(|Opening { id, cores, adapter }| {
             if let (DeviceKind::Cpu, Some(cores)) = (id.kind, cores) {
                 check_cores(*id, cores)?;
             }
@@ -322,6 +333,7 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
                     let cores = shares.next().expect("there is a share for each of them");
                     Ok(Device::new(*id, cpu::Cpu::on(cores)?))
                 }
+                (DeviceKind::Wgpu, index, _) => wgpu_device(*id, adapter.or(index).unwrap_or_default()),
                 _ => Err(absent(*id)),
             }
         })
@@ -342,15 +354,38 @@ fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
 
 /// The message for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
+    let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
     Error::input(format!("device \"{id}\" is not on this machine"))
-        .found(DeviceId::CPU.to_string())
+        .found(found.join(", "))
         .hint("`sdshard devices` lists what can be used")
 }
 
 /// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
 /// [`rates`](super::rates).
 pub fn visible() -> Vec<DeviceInfo> {
-    vec![cpu::info()]
+    let others = wgpu_infos();
+    let (named, free) = others.into_iter().partition::<Vec<_>, _>(|device| device.only_named);
+    free.into_iter().chain([cpu::info()]).chain(named).collect()
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_infos() -> Vec<DeviceInfo> {
+    super::wgpu::infos()
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_device(id: DeviceId, adapter: usize) -> Result<Device> {
+    Ok(Device::new(id, super::wgpu::open(id, adapter)?))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_device(id: DeviceId, _: usize) -> Result<Device> {
+    Err(absent(id))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_infos() -> Vec<DeviceInfo> {
+    Vec::new()
 }
 
 /// What a plan may use of `available` bytes: less max(512 MiB, 5 %), down to whole 256 MiB, so that plans do not flip

@@ -20,13 +20,15 @@ pub enum Rules {
     Cpu(Path),
     /// A GPU whose weights have this type.
     Gpu(DType),
+    /// A GPU through wgpu, weights in f32.
+    Wgpu,
 }
 
 impl Rules {
     /// The type of weights.
     pub const fn dtype(self) -> DType {
         match self {
-            Rules::Cpu(_) => DType::F32,
+            Rules::Cpu(_) | Rules::Wgpu => DType::F32,
             Rules::Gpu(dtype) => dtype,
         }
     }
@@ -34,7 +36,7 @@ impl Rules {
     /// The same with weights in `dtype`; `None` if there are no such kernels.
     pub fn in_type(self, dtype: DType) -> Option<Self> {
         match (self, dtype) {
-            (Rules::Cpu(_), DType::F32) => Some(self),
+            (Rules::Cpu(_) | Rules::Wgpu, DType::F32) => Some(self),
             (Rules::Gpu(_), DType::F32 | DType::F16 | DType::BF16) => Some(Rules::Gpu(dtype)),
             _ => None,
         }
@@ -92,7 +94,10 @@ impl Dry {
         // All CPU devices are one memory; a GPU's is its own.
         let (class, home) = match rules {
             Rules::Cpu(path) => (cpu::class(path), format!("nowhere, for {}", cpu::class(path))),
-            Rules::Gpu(dtype) => (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {dtype} on {id}")),
+            Rules::Gpu(_) | Rules::Wgpu => {
+                let dtype = rules.dtype();
+                (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {dtype} on {id}"))
+            }
         };
         let home = home.into();
         Self { rules, rates, class, home, ledger }
@@ -142,7 +147,7 @@ impl Backend for Dry {
     fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
         match self.rules {
             Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
-            Rules::Gpu(dtype) => gpu_cost::packed_bytes(dtype, layer, has_bias),
+            Rules::Gpu(_) | Rules::Wgpu => gpu_cost::packed_bytes(self.rules.dtype(), layer, has_bias),
         }
     }
 
@@ -153,21 +158,21 @@ impl Backend for Dry {
 
     fn supports(&self, _: Fusion) -> bool {
         match self.rules {
-            Rules::Cpu(_) | Rules::Gpu(_) => true,
+            Rules::Cpu(_) | Rules::Gpu(_) | Rules::Wgpu => true,
         }
     }
 
     fn attention_scratch(&self, p: &Attention) -> usize {
         match self.rules {
             Rules::Cpu(path) => cpu::cost::attention_scratch(path, p),
-            Rules::Gpu(_) => gpu_cost::attention_scratch(p),
+            Rules::Gpu(_) | Rules::Wgpu => gpu_cost::attention_scratch(p),
         }
     }
 
     fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
         match self.rules {
             Rules::Cpu(_) => cpu::cost::group_norm_scratch(p),
-            Rules::Gpu(_) => gpu_cost::group_norm_scratch(p),
+            Rules::Gpu(_) | Rules::Wgpu => gpu_cost::group_norm_scratch(p),
         }
     }
 

@@ -18,8 +18,10 @@ pub mod params;
 pub mod rates;
 pub mod sim;
 mod weight;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 pub use arena::{Arena, Buffer};
 pub use device::{Device, DeviceInfo, Keep, Opening, open, visible};
@@ -39,6 +41,8 @@ use params::{
 pub enum Slab {
     /// Host memory.
     Cpu(Arc<cpu::memory::HostSlab>),
+    /// A GPU's, in a form that its backend alone knows.
+    Gpu(Arc<dyn Any + Send + Sync>),
     /// None: only its size is known.
     Dry,
 }
@@ -165,10 +169,15 @@ pub trait Backend: Send + Sync {
     /// Brings a layer's parameters into this backend's form.
     fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
+    /// The same for a weight that is to rest in the host's memory, for [`Backend::fetch`].
+    fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.pack(layer, weight, bias)
+    }
+
     /// What [`Backend::pack`] makes of a layer, in bytes.
     fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize;
 
-    /// A copy, in the memory where the device computes, of a weight that [`Backend::pack`] made and that rests in the
+    /// A copy, in the memory where the device computes, of a weight that [`Backend::pack_to_rest`] made and that rests in the
     /// host's memory.
     fn fetch(&self, resting: &Weight) -> Result<Weight>;
 

@@ -61,10 +61,15 @@ pub fn measure_anew() {
 static ANEW: AtomicBool = AtomicBool::new(false);
 
 fn file() -> Option<PathBuf> {
+    Some(cache_folder()?.join("rates.toml"))
+}
+
+/// Where this program keeps what it can find out again: `sdshard` in `$XDG_CACHE_HOME` or `~/.cache`.
+pub fn cache_folder() -> Option<PathBuf> {
     let absolute = |path: PathBuf| path.is_absolute().then_some(path);
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).and_then(absolute);
     let cache = cache.or_else(|| Some(std::env::home_dir().and_then(absolute)?.join(".cache")));
-    Some(cache?.join("sdshard/rates.toml"))
+    Some(cache?.join("sdshard"))
 }
 
 fn remembered_in(file: Option<&Path>, key: &str, measure: impl FnOnce() -> Option<Rates>) -> Option<Rates> {

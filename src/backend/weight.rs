@@ -23,6 +23,9 @@ pub struct Weight {
 #[derive(Clone)]
 pub(super) enum WeightData {
     Cpu(Arc<cpu::pack::Packed>),
+    /// On a GPU, or resting for one, in a form that its backend alone knows.
+    #[cfg(feature = "wgpu")]
+    Gpu(Arc<dyn std::any::Any + Send + Sync>),
     Dry,
     Visiting(Arc<Visiting>),
 }

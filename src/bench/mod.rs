@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::{
-    backend::{Device, DeviceId, cpu, dry},
+    backend::{self, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, cpu},
     error::Result,
     models::{
         clip::ClipTextEncoder,
@@ -18,13 +18,15 @@ use crate::{
         Component, Model, Network,
         model::{Source, load_text_encoder, load_unet, load_vae, sections},
     },
-    tensor::Tensor,
+    tensor::{Fuse, Tensor},
     weights::Weights,
 };
 
 /// What to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
+    /// Where.
+    pub device: DeviceId,
     /// Latents: height and width.
     pub latents: (usize, usize),
     /// Texts of one encoder call and latents of one UNet call. The VAE decodes one picture.
@@ -53,9 +55,9 @@ pub struct Machine {
     pub name: String,
     /// The numerics class.
     pub class: String,
-    /// Threads that computed.
+    /// Threads that computed; 0 on a GPU.
     pub threads: usize,
-    /// Measured: the most f32 operations per second, in 10^9.
+    /// Measured: the most f32 operations per second, in 10^9. Of a GPU what a product of 1024x1024x1024 reaches.
     pub peak_gflops: f64,
 }
 
@@ -78,25 +80,61 @@ pub struct Figures {
     pub peak_bytes: u64,
 }
 
-/// Loads one component after the other on all cores and measures it.
+/// Loads one component after the other on the device and measures it.
 ///
 /// # Errors
-/// If the model cannot be read or does not fit.
+/// If the device is not here, or the model cannot be read or does not fit.
 pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
-    let machine = cpu::Cpu::whole()?;
-    let machine = Machine {
-        name: cpu::info().name,
-        class: cpu::info().class,
-        threads: machine.threads(),
-        peak_gflops: machine.measure_peak() / 1e9,
+    let info = backend::visible().into_iter().find(|info| info.id == settings.device);
+    let info = info.ok_or_else(|| backend::device::absent(settings.device))?;
+    let (threads, peak) = match settings.device.kind {
+        DeviceKind::Cpu => {
+            let machine = cpu::Cpu::whole()?;
+            (machine.threads(), machine.measure_peak())
+        }
+        _ => (0, product_rate(settings.device)?),
     };
-    let measure = |component| measure(component, model, settings, machine.peak_gflops);
+    let machine = Machine { name: info.name.clone(), class: info.class.clone(), threads, peak_gflops: peak / 1e9 };
+    let measure = |component| measure(component, model, settings, &info, machine.peak_gflops);
     Ok(Report {
         text_encoder: measure(Component::TextEncoder)?,
         unet: measure(Component::Unet)?,
         vae: measure(Component::Vae)?,
         machine,
     })
+}
+
+fn open(id: DeviceId) -> Result<Device> {
+    Ok(backend::open(&[id])?.remove(0))
+}
+
+/// Operations per second of the fastest of a few products.
+fn product_rate(id: DeviceId) -> Result<f64> {
+    const SIZE: usize = 1024;
+    let device = open(id)?;
+    device.reserve(64 << 20)?;
+    let values: Vec<f32> = (0..SIZE * SIZE).map(|i| (i % 7) as f32 - 3.0).collect();
+    let bytes = bytemuck::cast_slice(&values);
+    let layer = Layer::Linear { out: SIZE, k: SIZE };
+    let weight = device.pack(layer, Values::Data { dtype: DType::F32, bytes }, None)?;
+    let x = Tensor::new(&device, [SIZE, SIZE], &values)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let started = Instant::now();
+        // Several at once, so that reading the last is little beside them.
+        let products: Vec<_> = (0..4).map(|_| x.linear(&weight, &Fuse::default())).collect::<Result<_>>()?;
+        finish(products.last().expect("there are four"))?;
+        best = best.min(started.elapsed().as_secs_f64() / 4.0);
+    }
+    Ok(2.0 * (SIZE as f64).powi(3) / best)
+}
+
+/// Waits until a result is there. CPU ops have finished when they return.
+fn finish(x: &Tensor) -> Result<()> {
+    if x.device().id().kind != DeviceKind::Cpu {
+        x.read()?;
+    }
+    Ok(())
 }
 
 /// What times a call.
@@ -157,9 +195,15 @@ impl Call {
 /// Room for the text's keys and values; touched only as far as it is used.
 const KEEP_BYTES: usize = 1 << 30;
 
-fn measure(component: Component, model: &Model, settings: &Settings, peak_gflops: f64) -> Result<Figures> {
+fn measure(
+    component: Component,
+    model: &Model,
+    settings: &Settings,
+    info: &DeviceInfo,
+    peak_gflops: f64,
+) -> Result<Figures> {
     let spec = &model.spec;
-    let (dry, ledger) = Device::dry(DeviceId::CPU, dry::Rules::Cpu(cpu::path()?), cpu::info().rates);
+    let (dry, ledger) = Device::dry(info.id, info.rules, info.rates);
     let planned = Call::load(component, Weights::shapes_only(component.name()), &dry, spec)?;
     let weight_bytes = ledger.take().weight_bytes;
     let mut gflop = 0.0;
@@ -170,15 +214,16 @@ fn measure(component: Component, model: &Model, settings: &Settings, peak_gflops
         Ok(())
     })?;
 
-    let device = Device::cpu(dry.peak_bytes())?;
+    let device = open(info.id)?;
+    device.reserve(dry.peak_bytes())?;
     let weights = Weights::open(&model.files, component.name(), model.variant.as_deref())?;
     let loaded = Call::load(component, weights, &device, spec)?;
     let mut seconds = Vec::with_capacity(settings.repeat);
     loaded.run(&device, spec, settings, &mut |call| {
-        call()?;
+        finish(&call()?)?;
         for _ in 0..settings.repeat {
             let started = Instant::now();
-            call()?;
+            finish(&call()?)?;
             seconds.push(started.elapsed().as_secs_f64());
         }
         Ok(())

@@ -23,14 +23,18 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
             return Err(Error::input(format!("--{name}: at most {most}")).found(count.to_string()));
         }
     }
-    let report = bench::components(&model, &Settings { latents, batch: args.batch, repeat: args.repeat })?;
+    let settings = Settings { device: args.device, latents, batch: args.batch, repeat: args.repeat };
+    let report = bench::components(&model, &settings)?;
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
         return console.print(&json);
     }
     console.print(&format!(
-        "{}, {} threads, {}: {:.0} GFLOP/s at most\n",
-        report.machine.name, report.machine.threads, report.machine.class, report.machine.peak_gflops
+        "{}, {}{}: {:.0} GFLOP/s at most\n",
+        report.machine.name,
+        if report.machine.threads > 0 { format!("{} threads, ", report.machine.threads) } else { String::new() },
+        report.machine.class,
+        report.machine.peak_gflops
     ))?;
     console.print("component        median       min       max     GFLOP   GFLOP/s  of peak")?;
     let (height, width) = latents;

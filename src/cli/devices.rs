@@ -31,10 +31,10 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     }
     for device in &devices {
         console.print(&format!(
-            "{}  {}, {} cores, {} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
+            "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
             device.id,
             device.name,
-            device.cores,
+            if device.cores > 0 { format!("{} cores, ", device.cores) } else { String::new() },
             format_bytes(device.free_bytes),
             format_bytes(device.memory_bytes),
             device.rates.flops / 1e9,
@@ -43,6 +43,9 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
         ))?;
     }
     console.note("the cores can be shared out: a device map may name cpu:0, cpu:1, ...");
-    console.note("cuda, wgpu: not in this version");
+    if devices.iter().any(|device| device.only_named) {
+        console.note("a wgpu device that is the processor itself is used only where a device map names it");
+    }
+    console.note("cuda: not in this version");
     Ok(())
 }

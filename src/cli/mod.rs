@@ -21,6 +21,7 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use sdshard::{
+    backend::DeviceId,
     backend::{DType, cpu},
     error::{Error, Result, Scope},
     pipeline::request::Rng,
@@ -191,6 +192,9 @@ struct BenchArgs {
     what: BenchWhat,
     #[command(flatten)]
     model: ModelArgs,
+    /// The device that computes
+    #[arg(long, default_value = "cpu")]
+    device: DeviceId,
     /// Height and width of the latents, an eighth of the picture's [default: the model's]
     #[arg(long, value_name = "HEIGHTxWIDTH")]
     latent_size: Option<LatentSize>,

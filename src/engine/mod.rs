@@ -385,7 +385,7 @@ fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 's
 
 /// How the devices of a plan are opened.
 fn openings(plan: &Plan) -> Vec<Opening> {
-    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone() };
+    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone(), adapter: device.adapter };
     plan.devices.iter().map(opening).collect()
 }
 

@@ -243,6 +243,7 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         rules,
         rates,
         f32_flops: model.map_or(rates.flops, |model| SHARE_OF_PEAK * model.f32_flops),
+        only_named: false,
     };
     // Whatever else is said comes on top, as it does for a device that is here.
     let like = None;
@@ -311,6 +312,19 @@ pub(super) fn share(
         f32_flops: rates.flops,
         ..whole.clone()
     })
+}
+
+/// A device `id` that shares an adapter with others, `count` in all.
+pub(super) fn part_of_adapter(whole: &DeviceInfo, id: DeviceId, count: usize) -> DeviceInfo {
+    let share = 1.0 / count.max(1) as f64;
+    DeviceInfo {
+        id,
+        free_bytes: whole.free_bytes / count.max(1) as u64,
+        memory_bytes: whole.memory_bytes / count.max(1) as u64,
+        rates: whole.rates.part(share),
+        f32_flops: whole.f32_flops * share,
+        ..whole.clone()
+    }
 }
 
 /// All of the CPU, or those of its cores that a map names.

@@ -54,6 +54,8 @@ pub struct DevicePlan {
     pub class: String,
     /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
     pub cores: Option<Vec<usize>>,
+    /// The adapter that the map names for it, if it does.
+    pub adapter: Option<usize>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
     /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
@@ -119,11 +121,11 @@ impl Plan {
     /// If a device is not there, a type is not supported, something comes later, or something does not fit.
     pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
         map.check()?;
-        check_served(map)?;
         for component in Component::ALL {
             map.check_borders(component.name(), &sections(component, spec))?;
         }
-        let defaults: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
+        let defaults: Vec<DeviceId> =
+            devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
         let maps = map.replica_maps();
         let usable = each_once(maps.iter().map(|map| map.usable(&defaults)).collect::<Result<Vec<_>>>()?.concat());
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
@@ -215,6 +217,10 @@ impl Plan {
                 id: info.id,
                 class: info.class.clone(),
                 cores: cores(info),
+                adapter: facts
+                    .get(&info.id)
+                    .and_then(|facts| facts.value.adapter.as_ref())
+                    .map(|adapter| adapter.value),
                 budget_bytes,
                 overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
@@ -392,21 +398,6 @@ fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
-/// Refuses what a map can say and this version does not do yet, so that no wish is passed over in silence.
-///
-/// # Errors
-/// If there is such a wish; the message says what is possible.
-pub fn check_served(map: &DeviceMap) -> Result<()> {
-    for (id, facts) in &map.device {
-        if let Some(adapter) = &facts.value.adapter {
-            return Err(adapter
-                .refuse(&format!("device.{id}.adapter"), "this version drives no wgpu adapter")
-                .hint("leave out `adapter`; `sdshard devices` shows what sdshard finds by itself"));
-        }
-    }
-    Ok(())
-}
-
 /// The type of a component's weights; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
 /// overflows f16 has f32 unless the map says otherwise.
 fn resolve_dtype(
@@ -444,6 +435,21 @@ fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[Devic
 
 fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
     let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
+    if id.kind == DeviceKind::Wgpu {
+        let asked = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.adapter.as_ref());
+        let number = |id: &DeviceId| asked(id).map(|adapter| adapter.value).or(id.index);
+        if let Some(info) = devices.iter().find(|device| device.id.kind == id.kind && device.id.index == number(&id)) {
+            let on_it = usable.iter().filter(|other| other.kind == id.kind && number(other) == number(&id)).count();
+            return Ok(hardware::part_of_adapter(info, id, on_it));
+        }
+        if let Some(adapter) = asked(&id) {
+            let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
+            return Err(adapter
+                .refuse(&format!("device.{id}.adapter"), format!("this machine has no adapter {}", adapter.value))
+                .found(found.join(", "))
+                .hint("an adapter's number is that of its device in `sdshard devices`"));
+        }
+    }
     if let Some(info) = devices.iter().find(|device| device.id == id) {
         return cores(&id).map_or_else(|| Ok(info.clone()), |cores| hardware::with_cores(info, cores));
     }

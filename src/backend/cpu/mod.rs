@@ -75,6 +75,7 @@ pub fn info() -> DeviceInfo {
         rules: super::dry::Rules::Cpu(path),
         rates: measured_rates(path),
         f32_flops: measured_rates(path).flops,
+        only_named: false,
     }
 }
 
@@ -173,7 +174,7 @@ impl Cpu {
 fn packed(w: &Weight) -> &pack::Packed {
     match w.data() {
         WeightData::Cpu(packed) => packed,
-        WeightData::Dry | WeightData::Visiting(_) => {
+        _ => {
             unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices")
         }
     }

@@ -1,0 +1,315 @@
+//! Shaders and their pipelines: one for each entry point and set of constants, made when it is first wanted.
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use wgpu::{
+    BindGroup, BindGroupDescriptor, BindGroupEntry, BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry,
+    BindingResource, BindingType, BufferBindingType, ComputePipeline, ComputePipelineDescriptor, Device, Features,
+    PipelineCache, PipelineCacheDescriptor, PipelineCompilationOptions, PipelineLayoutDescriptor,
+    ShaderModuleDescriptor, ShaderSource, ShaderStages,
+};
+
+use super::device::IMMEDIATE_BYTES;
+
+/// A file of `shaders/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shader {
+    /// Matrix products.
+    Linear,
+    /// Convolutions.
+    Conv2d,
+    /// Attention.
+    Attention,
+    /// Group norm.
+    GroupNorm,
+    /// Layer norm.
+    LayerNorm,
+    /// What looks at one place at a time.
+    Elementwise,
+    /// What moves values.
+    Layout,
+}
+
+/// What an op does with a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// A part of an arena. Ops read and write different parts of one buffer, and a buffer may be bound in one way only.
+    Arena,
+    /// A weight, which nobody writes.
+    Weight,
+}
+
+use Access::{Arena, Weight};
+
+impl Shader {
+    #[cfg(test)]
+    pub const ALL: [Self; 7] = [
+        Shader::Linear,
+        Shader::Conv2d,
+        Shader::Attention,
+        Shader::GroupNorm,
+        Shader::LayerNorm,
+        Shader::Elementwise,
+        Shader::Layout,
+    ];
+
+    /// Its text: the file behind what it shares with others.
+    pub fn source(self) -> String {
+        const COMMON: &str = include_str!("../../../shaders/common.wgsl");
+        const PRODUCT: &str = include_str!("../../../shaders/product.wgsl");
+        let parts = match self {
+            Shader::Linear => [COMMON, PRODUCT, include_str!("../../../shaders/linear.wgsl")],
+            Shader::Conv2d => [COMMON, PRODUCT, include_str!("../../../shaders/conv2d.wgsl")],
+            Shader::Attention => [COMMON, "", include_str!("../../../shaders/attention.wgsl")],
+            Shader::GroupNorm => [COMMON, "", include_str!("../../../shaders/group_norm.wgsl")],
+            Shader::LayerNorm => [COMMON, "", include_str!("../../../shaders/layer_norm.wgsl")],
+            Shader::Elementwise => [COMMON, "", include_str!("../../../shaders/elementwise.wgsl")],
+            Shader::Layout => [COMMON, "", include_str!("../../../shaders/layout.wgsl")],
+        };
+        parts.concat()
+    }
+
+    /// Its bindings, in order.
+    pub const fn bindings(self) -> &'static [Access] {
+        match self {
+            Shader::Linear | Shader::Conv2d => &[Arena, Weight, Weight, Arena, Arena, Arena],
+            Shader::Attention => &[Arena, Arena, Arena, Arena],
+            Shader::GroupNorm => &[Arena, Weight, Weight, Arena, Arena],
+            Shader::LayerNorm => &[Arena, Weight, Weight, Arena],
+            Shader::Elementwise => &[Arena, Arena, Arena, Arena, Arena, Arena, Arena],
+            Shader::Layout => &[Arena, Arena, Arena, Weight, Weight],
+        }
+    }
+}
+
+/// Values of a shader's `override`s.
+pub type Constants = Vec<(&'static str, u32)>;
+
+/// One pipeline: an entry point of a shader, with constants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The file.
+    pub shader: Shader,
+    /// The function.
+    pub entry: &'static str,
+    /// Its constants.
+    pub constants: Constants,
+}
+
+/// What the driver made of shaders, kept for the next run.
+struct Kept {
+    cache: PipelineCache,
+    file: PathBuf,
+    has_more: AtomicBool,
+}
+
+impl Kept {
+    /// `None` if the driver keeps nothing.
+    fn open(device: &Device, file: PathBuf) -> Option<Self> {
+        if !device.features().contains(Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let data = read_checked(&file);
+        let descriptor = PipelineCacheDescriptor { label: None, data: data.as_deref(), fallback: true };
+        // SAFETY: the data is what a driver gave for the same adapter: the file's name says for which, its sum that
+        // nothing has changed since. A driver of another version refuses it by its header.
+        let cache = unsafe { device.create_pipeline_cache(&descriptor) };
+        Some(Self { cache, file, has_more: AtomicBool::new(false) })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.has_more.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(data) = self.cache.get_data()
+            && let Err(error) = write_checked(&self.file, &data)
+        {
+            tracing::debug!("{} cannot be written: {error}", self.file.display());
+        }
+    }
+}
+
+/// FNV-1a: enough to find a file that is cut short or was written over.
+fn sum_of(data: &[u8]) -> [u8; 8] {
+    let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    data.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
+}
+
+/// What a file holds behind its sum; `None` if it is not there or not as it was written.
+fn read_checked(file: &Path) -> Option<Vec<u8>> {
+    let bytes = std::fs::read(file).ok()?;
+    let (sum, data) = bytes.split_at_checked(8)?;
+    (sum == sum_of(data)).then(|| data.to_vec())
+}
+
+/// Writes aside, then renames, so that nobody reads half of it.
+fn write_checked(file: &Path, data: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
+    aside.write_all(&sum_of(data))?;
+    aside.write_all(data)?;
+    aside.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// The pipelines of one device.
+pub struct Pipelines {
+    kept: Option<Kept>,
+    shaders: Mutex<HashMap<Shader, Arc<Module>>>,
+    pipelines: Mutex<HashMap<Variant, Arc<ComputePipeline>>>,
+}
+
+/// A shader that the driver has read.
+struct Module {
+    module: wgpu::ShaderModule,
+    group: BindGroupLayout,
+    layout: wgpu::PipelineLayout,
+}
+
+impl Module {
+    fn new(device: &Device, shader: Shader) -> Self {
+        let source = ShaderSource::Wgsl(shader.source().into());
+        let label = format!("{shader:?}");
+        let module = device.create_shader_module(ShaderModuleDescriptor { label: Some(&label), source });
+        let entry = |(i, access): (usize, &Access)| BindGroupLayoutEntry {
+            binding: i as u32,
+            visibility: ShaderStages::COMPUTE,
+            ty: BindingType::Buffer {
+                ty: BufferBindingType::Storage { read_only: *access == Access::Weight },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        };
+        let entries: Vec<_> = shader.bindings().iter().enumerate().map(entry).collect();
+        let descriptor = BindGroupLayoutDescriptor { label: Some(&label), entries: &entries };
+        let group = device.create_bind_group_layout(&descriptor);
+        let layout = device.create_pipeline_layout(&PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&group)],
+            immediate_size: IMMEDIATE_BYTES,
+        });
+        Self { module, group, layout }
+    }
+}
+
+impl Pipelines {
+    /// None yet. `file` is where the driver's own form of them is kept from one run to the next, if anywhere.
+    pub fn new(device: &Device, file: Option<PathBuf>) -> Self {
+        let kept = file.and_then(|file| Kept::open(device, file));
+        Self { kept, shaders: Mutex::default(), pipelines: Mutex::default() }
+    }
+
+    fn module(&self, device: &Device, shader: Shader) -> Arc<Module> {
+        let mut shaders = self.shaders.lock().unwrap_or_else(PoisonError::into_inner);
+        shaders.entry(shader).or_insert_with(|| Arc::new(Module::new(device, shader))).clone()
+    }
+
+    /// The pipeline of a variant.
+    pub fn get(&self, device: &Device, variant: Variant) -> Arc<ComputePipeline> {
+        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines.get(&variant) {
+            return pipeline.clone();
+        }
+        let module = self.module(device, variant.shader);
+        let constants: Vec<(&str, f64)> = variant.constants.iter().map(|&(name, value)| (name, value.into())).collect();
+        let pipeline = Arc::new(device.create_compute_pipeline(&ComputePipelineDescriptor {
+            label: Some(variant.entry),
+            layout: Some(&module.layout),
+            module: &module.module,
+            entry_point: Some(variant.entry),
+            // Every shader writes its workgroup memory before it reads it.
+            compilation_options: PipelineCompilationOptions {
+                constants: &constants,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.kept.as_ref().map(|kept| &kept.cache),
+        }));
+        if let Some(kept) = &self.kept {
+            kept.has_more.store(true, Ordering::Relaxed);
+        }
+        pipelines.insert(variant, pipeline.clone());
+        pipeline
+    }
+
+    /// Buffers in the order of a shader's bindings.
+    pub fn bind(&self, device: &Device, shader: Shader, buffers: Vec<BindingResource>) -> BindGroup {
+        let module = self.module(device, shader);
+        let entry = |(i, resource)| BindGroupEntry { binding: i as u32, resource };
+        let entries: Vec<_> = buffers.into_iter().enumerate().map(entry).collect();
+        device.create_bind_group(&BindGroupDescriptor { label: None, layout: &module.group, entries: &entries })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use naga::{
+        front::wgsl,
+        valid::{Capabilities, ValidationFlags, Validator},
+    };
+
+    use super::*;
+
+    fn check(source: &str) -> Result<naga::Module, String> {
+        let module = wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES);
+        validator.validate(&module).map_err(|e| e.emit_to_string(source))?;
+        Ok(module)
+    }
+
+    #[test]
+    fn every_shader_is_valid_and_binds_what_its_table_says() {
+        for shader in Shader::ALL {
+            let module = check(&shader.source()).unwrap_or_else(|e| panic!("{shader:?}: {e}"));
+            assert!(!module.entry_points.is_empty());
+            let mut bindings: Vec<_> = module
+                .global_variables
+                .iter()
+                .filter_map(|(_, variable)| match variable.space {
+                    naga::AddressSpace::Storage { access } => {
+                        let writes = access.contains(naga::StorageAccess::STORE);
+                        Some((variable.binding?.binding, if writes { Arena } else { Weight }))
+                    }
+                    _ => None,
+                })
+                .collect();
+            bindings.sort_by_key(|binding| binding.0);
+            let places: Vec<_> = bindings.iter().map(|binding| binding.0 as usize).collect();
+            assert_eq!(places, (0..bindings.len()).collect::<Vec<_>>(), "{shader:?}");
+            let kinds: Vec<_> = bindings.iter().map(|binding| binding.1).collect();
+            assert_eq!(kinds, shader.bindings(), "{shader:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_changed_is_not_given_to_the_driver() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("new/cache");
+        assert_eq!(read_checked(&file), None);
+        write_checked(&file, b"pipelines").unwrap();
+        assert_eq!(read_checked(&file).as_deref(), Some(&b"pipelines"[..]));
+        let whole = std::fs::read(&file).unwrap();
+        for bytes in [&whole[..whole.len() - 1], &whole[..7], b"", &[&whole[..], b"x"].concat()] {
+            std::fs::write(&file, bytes).unwrap();
+            assert_eq!(read_checked(&file), None);
+        }
+    }
+
+    #[test]
+    fn a_shader_with_a_mistake_is_refused() {
+        let source = Shader::Linear.source();
+        check(&source.replacen("row * p.k", "row * p.wrong", 1)).unwrap_err();
+        check(&source.replacen("acc[i] = vec4(0.0)", "acc[i] = 0.0", 1)).unwrap_err();
+    }
+}
