@@ -141,10 +141,13 @@ pub fn infos() -> Vec<DeviceInfo> {
     (0..gpus.len()).filter_map(|index| info(index, &gpus[index])).collect()
 }
 
+/// The type in which a GPU computes unless it is asked for another.
+const DTYPE: DType = DType::F16;
+
 /// The numerics class of a GPU whose kernels are those of `arch`.
 fn class(capability: u32, arch: u32) -> String {
     let code = if arch == capability { String::new() } else { format!(" as sm_{arch}") };
-    format!("cuda sm_{capability}{code} f32")
+    format!("cuda sm_{capability}{code} {DTYPE}")
 }
 
 /// `None` for a GPU whose driver opens no context: it is lost, or of a mode that allows none.
@@ -166,9 +169,11 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         name += ", without kernels";
     }
     let kept = locked_kernel_bytes(index);
-    let key = format!("{}, {}, CUDA {}, sm_{arch} f32", properties.name, properties.uuid, driver::version());
-    let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index).ok()) };
-    let rates = measured.unwrap_or(UNMEASURED);
+    let rates = |dtype| {
+        let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
+        let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index, dtype).ok()) };
+        measured.unwrap_or(UNMEASURED)
+    };
     Some(DeviceInfo {
         id,
         name,
@@ -178,9 +183,9 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         memory_bytes: properties.memory_bytes,
         free_bytes: devices::plannable(free + kept.unwrap_or_default()),
         overhead_bytes: kept.unwrap_or(KERNEL_BYTES),
-        rules: Rules::Gpu(DType::F32),
-        rates,
-        f32_flops: rates.flops,
+        rules: Rules::Gpu(DTYPE),
+        rates: rates(DTYPE),
+        f32_flops: rates(DType::F32).flops,
         only_named,
     })
 }
@@ -231,11 +236,6 @@ fn number(activation: Activation) -> u32 {
         Activation::QuickGelu => 3,
         Activation::Geglu => 4,
     }
-}
-
-/// The type of a buffer's elements.
-fn type_of(_: &Buffer) -> DType {
-    DType::F32
 }
 
 fn arena(buffer: &Buffer) -> Option<&Arena> {
@@ -289,7 +289,7 @@ impl Cuda {
         let properties = self.gpu.context.properties;
         let size = [rows, out];
         let launch =
-            launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, type_of(x), channels, size);
+            launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, x.dtype(), channels, size);
         let (weight, bias) = parts(w);
         let rows_per_add = e.channel_add.map_or(rows, |(_, adds)| rows / adds).max(1);
         let fields = [fields, &[rows_per_add, number(e.activation)]].concat();
@@ -320,8 +320,9 @@ impl Cuda {
         Ok(memory)
     }
 
-    fn weight(&self, layer: Layer, has_bias: bool, data: WeightData) -> Weight {
-        Weight::new(layer, has_bias, self.packed_bytes(layer, has_bias), self.home.clone(), data)
+    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
+        let bytes = self.packed_bytes(layer, dtype, has_bias);
+        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
     }
 }
 
@@ -342,35 +343,43 @@ impl Backend for Cuda {
         &self.home
     }
 
+    fn computes_in(&self, dtype: DType) -> bool {
+        match dtype {
+            DType::F32 | DType::F16 => true,
+            DType::BF16 => self.gpu.context.properties.capability >= 80,
+            DType::U32 => false,
+        }
+    }
+
     fn slab(&self, bytes: usize) -> Result<Slab> {
         let memory = Memory::new(&self.gpu.context, bytes)?;
         Ok(Slab::Gpu(Arc::new(Arena { memory, queues: self.queues.clone() })))
     }
 
-    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         check_layer(layer)?;
         let upload = |packing: Packing| self.upload(packing.packed_bytes(), |start, to| packing.piece(start, to));
-        let weight = upload(Packing::weight(layer, DType::F32, weight)?)?;
+        let weight = upload(Packing::weight(layer, dtype, weight)?)?;
         let bias = bias.map(|bias| upload(Packing::bias(bias)?)).transpose()?;
         let has_bias = bias.is_some();
-        Ok(self.weight(layer, has_bias, WeightData::Gpu(Arc::new(Packed { weight, bias }))))
+        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Packed { weight, bias }))))
     }
 
-    fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         check_layer(layer)?;
         let rest = |packing: Packing| {
             let mut bytes = vec![0; packing.packed_bytes()];
             packing.piece(0, &mut bytes);
             bytes
         };
-        let weight = rest(Packing::weight(layer, DType::F32, weight)?);
+        let weight = rest(Packing::weight(layer, dtype, weight)?);
         let bias = bias.map(|bias| Packing::bias(bias).map(rest)).transpose()?;
         let has_bias = bias.is_some();
-        Ok(self.weight(layer, has_bias, WeightData::Gpu(Arc::new(Resting { weight, bias }))))
+        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Resting { weight, bias }))))
     }
 
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
-        gpu_cost::packed_bytes(DType::F32, layer, has_bias)
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+        gpu_cost::packed_bytes(dtype, layer, has_bias)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
@@ -383,7 +392,8 @@ impl Backend for Cuda {
             |bytes: &[u8]| self.upload(bytes.len(), |start, to| to.copy_from_slice(&bytes[start..][..to.len()]));
         let weight = upload(&from.weight)?;
         let bias = from.bias.as_deref().map(upload).transpose()?;
-        Ok(self.weight(resting.layer, resting.has_bias, WeightData::Gpu(Arc::new(Packed { weight, bias }))))
+        let data = WeightData::Gpu(Arc::new(Packed { weight, bias }));
+        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, data))
     }
 
     fn supports(&self, _: Fusion) -> bool {
@@ -417,7 +427,7 @@ impl Backend for Cuda {
         _: &mut Buffer,
         out: &mut Buffer,
     ) -> Result<()> {
-        let launch = launch::attention(self.gpu.kernels.arch, type_of(q), &p).ok_or_else(|| {
+        let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
             let most = launch::MOST_HEAD_DIM;
             Error::request(format!("attention with heads of {} channels: it goes up to {most}", p.head_dim))
         })?;
@@ -428,7 +438,7 @@ impl Backend for Cuda {
 
     fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
         let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
-        let (dtype, (weight, bias)) = (type_of(x), parts(w));
+        let (dtype, (weight, bias)) = (x.dtype(), parts(w));
         let (chunks, eights) = (p.pixels.div_ceil(64), p.groups.div_ceil(8));
         let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
         self.run(
@@ -447,7 +457,7 @@ impl Backend for Cuda {
 
     fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
         let (weight, bias) = parts(w);
-        let kernel = format!("layer_norm_{}", type_of(x));
+        let kernel = format!("layer_norm_{}", x.dtype());
         let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(at(out));
         self.run(
             &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
@@ -463,54 +473,54 @@ impl Backend for Cuda {
         positions: &Weight,
         out: &mut Buffer,
     ) -> Result<()> {
-        let launch = launch::each("embedding", type_of(out), p.batch * p.tokens * p.channels);
+        let launch = launch::each("embedding", out.dtype(), p.batch * p.tokens * p.channels);
         let arguments =
             Arguments::default().address(at(ids)).address(parts(table).0).address(parts(positions).0).address(at(out));
         self.run(&launch, &arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]))
     }
 
     fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("upsample2x", type_of(x), p.batch * p.out_height * p.out_width * p.channels);
+        let launch = launch::each("upsample2x", x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
         let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
         self.run(&launch, &Arguments::default().address(at(x)).address(at(out)).fields(&fields))
     }
 
     fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("concat_channels", type_of(a), p.rows * (p.left + p.right));
+        let launch = launch::each("concat_channels", a.dtype(), p.rows * (p.left + p.right));
         let arguments = Arguments::default().address(at(a)).address(at(b)).address(at(out));
         self.run(&launch, &arguments.fields(&[p.rows, p.left, p.right]))
     }
 
     fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("activate", type_of(x), p.rows * p.channels);
+        let launch = launch::each("activate", x.dtype(), p.rows * p.channels);
         let arguments = Arguments::default().address(at(x)).address(at(out));
         self.run(&launch, &arguments.fields(&[p.rows, p.channels, number(activation)]))
     }
 
     fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("add_channels", type_of(x), p.batch * p.pixels * p.channels);
+        let launch = launch::each("add_channels", x.dtype(), p.batch * p.pixels * p.channels);
         let arguments = Arguments::default().address(at(x)).address(at(per_channel)).address(at(out));
         self.run(&launch, &arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]))
     }
 
     fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("scale_add", type_of(out), p.elements);
+        let launch = launch::each("scale_add", out.dtype(), p.elements);
         let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
         // Terms that are not there are never read.
         let mut from = [at(terms[0].1); 6];
         for (i, &(scale, x, start)) in terms.iter().enumerate() {
             fields[2 + i] = scale.to_bits();
-            from[i] = at(x) + (start * type_of(x).size()) as u64;
+            from[i] = at(x) + (start * x.dtype().size()) as u64;
         }
         let arguments = from.into_iter().fold(Arguments::default(), Arguments::address);
         self.run(&launch, &arguments.address(at(out)).fields(&fields))
     }
 
-    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
-        let kernel = format!("cast_{from}_{to}");
-        let blocks = (elements as u32).div_ceil(4 * 256);
-        let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements as u32]);
-        self.run(&Launch { kernel, grid: [blocks, 1, 1], threads: 256 }, &arguments)
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let elements = x.elements() as u32;
+        let kernel = format!("cast_{}_{}", x.dtype(), out.dtype());
+        let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements]);
+        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, &arguments)
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {

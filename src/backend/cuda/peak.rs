@@ -15,25 +15,26 @@ use crate::{
 /// of a teraflop.
 const PATIENCE: Duration = Duration::from_millis(40);
 
-/// A matrix product and a convolution of Stable Diffusion 1.5, a weighted sum that streams through memory, and a copy to
-/// the host.
+/// In `dtype`: a matrix product and a convolution of Stable Diffusion 1.5, a weighted sum that streams through memory,
+/// and a copy to the host.
 ///
 /// # Errors
 /// If the GPU cannot be opened or fails.
-pub fn measure(index: usize) -> Result<Rates> {
+pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
     let (wide, channels, side, batch) = (1280, 320, 32, 4);
     let (rows, stream) = (batch * side * side, 64 << 20);
     let device = Device::new(DeviceId::new(DeviceKind::Cuda, index), super::open(index)?);
-    device.reserve(2 * aligned(4 * rows * wide) + 2 * aligned(stream))?;
+    let bytes = rows * wide * dtype.size();
+    device.reserve(2 * aligned(bytes) + 2 * aligned(stream))?;
     let backend: &dyn Backend = device.backend();
-    let (mut x, mut y) = (device.alloc(4 * rows * wide)?, device.alloc(4 * rows * wide)?);
-    let (mut from, mut to) = (device.alloc(stream)?, device.alloc(stream)?);
-    let halves = |elements: usize| 0.5_f32.to_le_bytes().repeat(elements);
-    backend.write(&halves(rows * wide), &mut x)?;
-    backend.write(&halves(stream / 4), &mut from)?;
+    let (mut x, mut y) = (device.alloc(bytes, dtype)?, device.alloc(bytes, dtype)?);
+    let (mut from, mut to) = (device.alloc(stream, DType::F32)?, device.alloc(stream, DType::F32)?);
+    // Zeros of every type; how long an op takes does not depend on values.
+    backend.write(&vec![0; bytes], &mut x)?;
+    backend.write(&vec![0; stream], &mut from)?;
     let pack = |layer: Layer| {
-        let bytes = halves(layer.elements().0);
-        device.pack(layer, Values::Data { dtype: DType::F32, bytes: &bytes }, None)
+        let bytes = vec![0; layer.elements().0 * dtype.size()];
+        device.pack(layer, dtype, Values::Data { dtype, bytes: &bytes }, None)
     };
     // Whatever was enqueued has happened once one element is here.
     let settle = || backend.read(&x, &mut [0; 4]);
