@@ -74,41 +74,22 @@ struct ScaleAdd {
     float scale[6];
 };
 
-// out [elements] = scale[0] * x0 + scale[1] * x1 + ..: a product, then fused multiply-adds in the order of the terms.
-template <typename T, int N>
-static __device__ __forceinline__ void scale_add_at(const T *const (&x)[6], T *out, const ScaleAdd &p, size_t i) {
-    typedef Pack<T, N> P;
-    float sum[N] = {};
+// out [elements] = scale[0] * x0 + scale[1] * x1 + .., all f32: a product, then fused multiply-adds in the order of the
+// terms. What goes on between steps: guidance and solvers.
+template <int N>
+static __device__ __forceinline__ void scale_add_at(const float *const (&x)[6], float *out, const ScaleAdd &p, size_t i) {
+    typedef Pack<float, N> P;
+    P sum = {};
 #pragma unroll
     for (int t = 0; t < 6; t++) {
         if (t < (int)p.terms) {
             P term = *(const P *)(x[t] + i);
 #pragma unroll
-            for (int j = 0; j < N; j++) {
-                float v = to_f32(term.at[j]);
-                sum[j] = t == 0 ? p.scale[0] * v : fmaf(p.scale[t], v, sum[j]);
-            }
+            for (int j = 0; j < N; j++)
+                sum.at[j] = t == 0 ? p.scale[0] * term.at[j] : fmaf(p.scale[t], term.at[j], sum.at[j]);
         }
     }
-    P y;
-#pragma unroll
-    for (int j = 0; j < N; j++)
-        y.at[j] = rounded<T>(sum[j]);
-    *(P *)(out + i) = y;
-}
-
-template <typename T>
-static __device__ __forceinline__ void scale_add_all(const T *x0, const T *x1, const T *x2, const T *x3, const T *x4,
-                                                     const T *x5, T *out, const ScaleAdd &p) {
-    constexpr int N = Wide<T>::N;
-    const T *const x[6] = {x0, x1, x2, x3, x4, x5};
-    size_t first = thread_number() * N;
-    if (wide(x0, x1, x2) && wide(x3, x4, x5) && wide(out) && first + N <= p.elements) {
-        scale_add_at<T, N>(x, out, p, first);
-    } else {
-        for (size_t i = first; i < p.elements && i < first + N; i++)
-            scale_add_at<T, 1>(x, out, p, i);
-    }
+    *(P *)(out + i) = sum;
 }
 
 // out [elements] = x, to nearest even. Four elements for each thread.
@@ -131,14 +112,22 @@ static __device__ __forceinline__ void cast_all(const FROM *x, TO *out, unsigned
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
 #define OF_TYPE(T, name)                                                                                               \
     KERNEL activate_##name(const T *x, T *out, Activate p) { activate_all<T>(x, out, p); }                             \
-    KERNEL add_channels_##name(const T *x, const T *add, T *out, AddChannels p) { add_channels_all<T>(x, add, out, p); } \
-    KERNEL scale_add_##name(const T *x0, const T *x1, const T *x2, const T *x3, const T *x4, const T *x5, T *out,      \
-                            ScaleAdd p) {                                                                              \
-        scale_add_all<T>(x0, x1, x2, x3, x4, x5, out, p);                                                              \
-    }
+    KERNEL add_channels_##name(const T *x, const T *add, T *out, AddChannels p) { add_channels_all<T>(x, add, out, p); }
 OF_TYPE(float, f32)
 OF_TYPE(f16, f16)
 OF_TYPE(bf16, bf16)
+
+KERNEL scale_add_f32(const float *x0, const float *x1, const float *x2, const float *x3, const float *x4, const float *x5,
+                     float *out, ScaleAdd p) {
+    const float *const x[6] = {x0, x1, x2, x3, x4, x5};
+    size_t first = thread_number() * 4;
+    if (wide(x0, x1, x2) && wide(x3, x4, x5) && wide(out) && first + 4 <= p.elements) {
+        scale_add_at<4>(x, out, p, first);
+    } else {
+        for (size_t i = first; i < p.elements && i < first + 4; i++)
+            scale_add_at<1>(x, out, p, i);
+    }
+}
 
 #define CAST(FROM, from, TO, to)                                                                                       \
     KERNEL cast_##from##_##to(const FROM *x, TO *out, unsigned elements) { cast_all<FROM, TO>(x, out, elements); }

@@ -52,6 +52,12 @@ impl Tensor {
         Ok(Self::from_buffer(device, shape, dtype, buffer))
     }
 
+    /// A tensor of any type from its little-endian elements.
+    #[doc(hidden)]
+    pub fn from_bytes(device: &Device, shape: impl Into<Shape>, dtype: DType, bytes: &[u8]) -> Result<Self> {
+        Self::upload(device, shape.into(), dtype, bytes.len() / dtype.size(), bytes)
+    }
+
     /// An f32 tensor of whatever its memory holds: tests look in it for stray writes.
     #[doc(hidden)]
     pub fn uninitialized(device: &Device, shape: impl Into<Shape>) -> Result<Self> {
@@ -70,7 +76,7 @@ impl Tensor {
             return Err(Error::request(format!("a tensor {shape} has 2^31 elements or more"))
                 .hint("a smaller width and height, or fewer pictures at once"));
         }
-        device.alloc(shape.elements() * dtype.size())
+        device.alloc(shape.elements() * dtype.size(), dtype)
     }
 
     fn from_buffer(device: &Device, shape: Shape, dtype: DType, buffer: Buffer) -> Self {
@@ -135,10 +141,17 @@ impl Tensor {
     /// # Errors
     /// If that arena is full or a device fails.
     pub fn to(&self, device: &Device) -> Result<Self> {
-        self.leave_for(device)?.arrive()
+        if self.device == *device {
+            return Ok(self.clone());
+        }
+        let mut buffer = Self::room(device, self.shape, self.dtype)?;
+        if !device.backend().receive(&self.buffer, &mut buffer)? {
+            device.backend().write(&self.staged()?, &mut buffer)?;
+        }
+        Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
     }
 
-    /// The first half of [`Tensor::to`]: waits until the values are made and takes them to the host. Nothing of `device` is
+    /// The first half of a copy to `device` through the host: waits until the values are made and takes them to the host. Nothing of `device` is
     /// used yet, so whoever has to wait for it does so with empty hands.
     ///
     /// # Errors
@@ -149,6 +162,12 @@ impl Tensor {
             false => Some(self.staged()?),
         };
         Ok(Leaving { tensor: self.clone(), staging, device: device.clone() })
+    }
+
+    /// Its elements as they are, little-endian.
+    #[doc(hidden)]
+    pub fn read_bytes(&self) -> Result<Vec<u8>> {
+        self.staged()
     }
 
     fn staged(&self) -> Result<Vec<u8>> {
@@ -162,7 +181,7 @@ impl Tensor {
     /// # Errors
     /// If that arena is full or a device fails.
     pub fn keep(&self, keep: &Keep) -> Result<Self> {
-        let buffer = keep.alloc(self.bytes())?;
+        let buffer = keep.alloc(self.bytes(), self.dtype)?;
         self.copy_into(keep.device(), buffer)
     }
 
@@ -170,14 +189,14 @@ impl Tensor {
         let bytes = self.bytes();
         if self.device == *device {
             device.backend().copy(&self.buffer, 0, &mut buffer, 0, bytes)?;
-        } else {
+        } else if !device.backend().receive(&self.buffer, &mut buffer)? {
             device.backend().write(&self.staged()?, &mut buffer)?;
         }
         Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
     }
 }
 
-/// A tensor on its way to another device. No two kinds of device share a link here: every copy passes through the host.
+/// A tensor on its way to another device, through the host.
 pub struct Leaving {
     tensor: Tensor,
     /// Its elements, unless it is there already.
