@@ -111,6 +111,12 @@ RIG_API CUresult cuDriverGetVersion(int *version) {
     return CUDA_SUCCESS;
 }
 
+// NVRTC asks a driver that is loaded for a table of its inner functions, and fails badly where this function is missing.
+RIG_API CUresult cuGetExportTable(const void **table, const CUuuid *) {
+    *table = nullptr;
+    return CUDA_ERROR_NOT_FOUND;
+}
+
 RIG_API CUresult cuDeviceGetCount(int *count) {
     if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     *count = settings().devices;
