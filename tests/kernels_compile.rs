@@ -133,7 +133,9 @@ fn assemble(tools: &Path, source: &str, arch: u32, ptx: &[u8], folder: &Path) ->
             kernel = rest.split('\'').next().unwrap_or_default().to_string();
         } else if line.contains("warning") {
             wrong.push(format!("{source} sm_{arch}: {line}"));
-        } else if line.contains("bytes stack frame") && !line.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes") {
+        } else if line.contains("bytes stack frame")
+            && !line.contains("0 bytes stack frame, 0 bytes spill stores, 0 bytes")
+        {
             wrong.push(format!("{kernel} sm_{arch}: {}", line.trim()));
         } else if line.contains("Used ") {
             let used = Use {
@@ -242,7 +244,8 @@ fn what_ptxas_says_is_read() {
     let line = "ptxas info    : Used 126 registers, used 1 barriers, 49152 bytes smem, 420 bytes cmem[0]";
     assert_eq!((number_before(line, "registers"), number_before(line, "bytes smem")), (126, 49152));
     assert_eq!(number_before("ptxas info    : Used 26 registers, used 0 barriers", "bytes smem"), 0);
-    let ptx = ".visible .entry first(\n.param .u64 x\n)\n.maxntid 256, 1, 1\n{\n.visible .entry second(\n)\n.maxntid 128\n";
+    let ptx =
+        ".visible .entry first(\n.param .u64 x\n)\n.maxntid 256, 1, 1\n{\n.visible .entry second(\n)\n.maxntid 128\n";
     assert_eq!(threads(ptx), [("first".to_string(), 256), ("second".to_string(), 128)].into());
     // 2 blocks of 8 warps by registers (128 each) and by shared memory (48 KiB of 164); 2048 threads at most.
     let large = Use { threads: 256, registers: 126, shared_bytes: 49152 };
