@@ -581,6 +581,21 @@ fn devices_as_json_have_the_documented_fields() {
 }
 
 #[test]
+fn a_check_of_the_devices_ends_well_and_names_each_of_them() {
+    let report = succeeds(&mut sdshard(&["devices", "--check"]));
+    let devices: Value = serde_json::from_str(&succeeds(&mut sdshard(&["devices", "--json"]))).unwrap();
+    let names: Vec<&str> =
+        devices.as_array().unwrap().iter().map(|device| device["device"].as_str().unwrap()).collect();
+    let others: Vec<&str> = names.into_iter().filter(|name| !name.starts_with("cpu")).collect();
+    for name in &others {
+        assert!(report.contains(&format!("{name} a picture")), "{name}:\n{report}");
+    }
+    let last = if others.is_empty() { "there is nothing beside the CPU to check" } else { "all checks passed" };
+    assert_eq!(report.lines().last(), Some(last), "{report}");
+    refused(&["devices", "--check", "--json"]);
+}
+
+#[test]
 fn the_benchmark_as_json_has_the_documented_fields() {
     let report = of_tiny(&["bench", "components", "--json", "--repeat", "1", "--latent-size", "5x9", "--batch", "1"]);
     assert_eq!(fields(&report), ["machine: object", "text_encoder: object", "unet: object", "vae: object"]);

@@ -43,6 +43,9 @@ pub fn run(devices: &[DeviceInfo], model: Result<Model>, console: &Console) -> R
             Err(error) => report.result("open", Err(error))?,
         }
     }
+    if opened.is_empty() && report.failed == 0 {
+        return report.line("there is nothing beside the CPU to check");
+    }
     for device in &opened {
         for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| device.computes_in(dtype)) {
             for (name, case) in CASES {

@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Once, PoisonError, RwLock},
 };
 
 use super::{
@@ -191,7 +191,8 @@ fn ptx(name: &str, source: &str, arch: u32, folder: Option<&Path>) -> Result<Vec
     if let Some(kept) = file.as_deref().and_then(|file| std::fs::read(file).ok()).filter(|kept| kept.ends_with(&[0])) {
         return Ok(kept);
     }
-    tracing::info!("compiling kernels/{name}.cu for sm_{arch}, once");
+    static SAID: Once = Once::new();
+    SAID.call_once(|| tracing::warn!("compiling the CUDA kernels for sm_{arch}, once: it takes up to a minute"));
     let ptx = nvrtc::compile(&format!("{name}.cu"), source, &HEADERS, arch)?;
     if let Some(file) = file
         && let Err(error) = write(&file, &ptx)

@@ -168,7 +168,7 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
     if only_named {
         name += ", without kernels";
     }
-    let kept = locked_kernel_bytes(index);
+    let kept = kernel_bytes(index);
     let rates = |dtype| {
         let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
         let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index, dtype).ok()) };
@@ -191,7 +191,7 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
 }
 
 /// What the kernels of a GPU occupy, once they are loaded.
-fn locked_kernel_bytes(index: usize) -> Option<u64> {
+fn kernel_bytes(index: usize) -> Option<u64> {
     opened().gpus.get(&index).map(|gpu| gpu.kernel_bytes)
 }
 
