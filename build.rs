@@ -11,7 +11,8 @@ fn main() {
     let mut images = String::from("&[\n");
     if let Some(folder) = env::var_os("SDSHARD_CUDA_KERNELS").map(PathBuf::from) {
         println!("cargo::rerun-if-changed={}", folder.display());
-        let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("SDSHARD_CUDA_KERNELS: {}: {e}", folder.display()));
+        let entries =
+            fs::read_dir(&folder).unwrap_or_else(|e| panic!("SDSHARD_CUDA_KERNELS: {}: {e}", folder.display()));
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         files.sort();
         for file in files {

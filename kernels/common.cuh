@@ -98,7 +98,7 @@ template <int WIDTH> static __device__ __forceinline__ float group_max(float x) 
     return x;
 }
 
-// The number of this thread in a grid of one dimension.
-static __device__ __forceinline__ size_t thread_number() {
-    return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+// The number of this thread in a grid of one dimension. A tensor has fewer than 2^31 elements, so 32 bits will do.
+static __device__ __forceinline__ unsigned thread_number() {
+    return blockIdx.x * blockDim.x + threadIdx.x;
 }

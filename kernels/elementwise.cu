@@ -11,10 +11,10 @@ struct Activate {
 
 // out [rows, channels] = activation(x); GEGLU: x [rows, 2 channels], out = hidden * gelu(gate).
 template <typename T, int N>
-static __device__ __forceinline__ void activate_at(const T *x, T *out, Activate p, size_t i) {
+static __device__ __forceinline__ void activate_at(const T *x, T *out, Activate p, unsigned i) {
     typedef Pack<T, N> P;
     bool geglu = p.activation == GEGLU;
-    size_t from = geglu ? i / p.channels * 2 * p.channels + i % p.channels : i;
+    unsigned from = geglu ? i / p.channels * 2 * p.channels + i % p.channels : i;
     P value = *(const P *)(x + from), gate = value, y;
     if (geglu)
         gate = *(const P *)(x + from + p.channels);
@@ -28,12 +28,12 @@ static __device__ __forceinline__ void activate_at(const T *x, T *out, Activate 
 
 template <typename T> static __device__ __forceinline__ void activate_all(const T *x, T *out, Activate p) {
     constexpr int N = Wide<T>::N;
-    size_t i = thread_number(), count = (size_t)p.rows * p.channels;
+    unsigned i = thread_number(), count = p.rows * p.channels;
     if (p.channels % N == 0 && wide(x, out)) {
         if (i * N < count)
             activate_at<T, N>(x, out, p, i * N);
     } else {
-        for (size_t at = i * N; at < count && at < (i + 1) * N; at++)
+        for (unsigned at = i * N; at < count && at < (i + 1) * N; at++)
             activate_at<T, 1>(x, out, p, at);
     }
 }
@@ -45,9 +45,9 @@ struct AddChannels {
 
 // out [batch, pixels, channels] = x + add [batch or 1, channels]
 template <typename T, int N>
-static __device__ __forceinline__ void add_channels_at(const T *x, const T *add, T *out, AddChannels p, size_t i) {
+static __device__ __forceinline__ void add_channels_at(const T *x, const T *add, T *out, AddChannels p, unsigned i) {
     typedef Pack<T, N> P;
-    size_t row = p.per_channel_rows == 1 ? 0 : i / ((size_t)p.pixels * p.channels);
+    unsigned row = p.per_channel_rows == 1 ? 0 : i / (p.pixels * p.channels);
     P a = *(const P *)(x + i), b = *(const P *)(add + row * p.channels + i % p.channels), y;
 #pragma unroll
     for (int j = 0; j < N; j++)
@@ -58,12 +58,12 @@ static __device__ __forceinline__ void add_channels_at(const T *x, const T *add,
 template <typename T>
 static __device__ __forceinline__ void add_channels_all(const T *x, const T *add, T *out, AddChannels p) {
     constexpr int N = Wide<T>::N;
-    size_t i = thread_number(), count = (size_t)p.batch * p.pixels * p.channels;
+    unsigned i = thread_number(), count = p.batch * p.pixels * p.channels;
     if (p.channels % N == 0 && wide(x, add, out)) {
         if (i * N < count)
             add_channels_at<T, N>(x, add, out, p, i * N);
     } else {
-        for (size_t at = i * N; at < count && at < (i + 1) * N; at++)
+        for (unsigned at = i * N; at < count && at < (i + 1) * N; at++)
             add_channels_at<T, 1>(x, add, out, p, at);
     }
 }
@@ -77,7 +77,7 @@ struct ScaleAdd {
 // out [elements] = scale[0] * x0 + scale[1] * x1 + .., all f32: a product, then fused multiply-adds in the order of the
 // terms. What goes on between steps: guidance and solvers.
 template <int N>
-static __device__ __forceinline__ void scale_add_at(const float *const (&x)[6], float *out, const ScaleAdd &p, size_t i) {
+static __device__ __forceinline__ void scale_add_at(const float *const (&x)[6], float *out, const ScaleAdd &p, unsigned i) {
     typedef Pack<float, N> P;
     P sum = {};
 #pragma unroll
@@ -95,7 +95,7 @@ static __device__ __forceinline__ void scale_add_at(const float *const (&x)[6], 
 // out [elements] = x, to nearest even. Four elements for each thread.
 template <typename FROM, typename TO>
 static __device__ __forceinline__ void cast_all(const FROM *x, TO *out, unsigned elements) {
-    size_t first = thread_number() * 4;
+    unsigned first = thread_number() * 4;
     if (first + 4 <= elements) {
         Pack<FROM, 4> from = *(const Pack<FROM, 4> *)(x + first);
         Pack<TO, 4> to;
@@ -104,7 +104,7 @@ static __device__ __forceinline__ void cast_all(const FROM *x, TO *out, unsigned
             to.at[j] = rounded<TO>(to_f32(from.at[j]));
         *(Pack<TO, 4> *)(out + first) = to;
     } else {
-        for (size_t i = first; i < elements; i++)
+        for (unsigned i = first; i < elements; i++)
             out[i] = rounded<TO>(to_f32(x[i]));
     }
 }
@@ -120,11 +120,11 @@ OF_TYPE(bf16, bf16)
 KERNEL scale_add_f32(const float *x0, const float *x1, const float *x2, const float *x3, const float *x4, const float *x5,
                      float *out, ScaleAdd p) {
     const float *const x[6] = {x0, x1, x2, x3, x4, x5};
-    size_t first = thread_number() * 4;
+    unsigned first = thread_number() * 4;
     if (wide(x0, x1, x2) && wide(x3, x4, x5) && wide(out) && first + 4 <= p.elements) {
         scale_add_at<4>(x, out, p, first);
     } else {
-        for (size_t i = first; i < p.elements && i < first + 4; i++)
+        for (unsigned i = first; i < p.elements && i < first + 4; i++)
             scale_add_at<1>(x, out, p, i);
     }
 }

@@ -22,7 +22,7 @@ static __device__ __forceinline__ unsigned chunk_count(const GroupNorm &p) {
 
 // The first value of a group of an image, from which all others are measured.
 template <typename T>
-static __device__ __forceinline__ float origin(const T *x, const GroupNorm &p, size_t image, unsigned group) {
+static __device__ __forceinline__ float origin(const T *x, const GroupNorm &p, unsigned image, unsigned group) {
     return to_f32(x[image * p.pixels * p.channels + group * (p.channels / p.groups)]);
 }
 
@@ -44,17 +44,17 @@ struct Walk {
 // Blocks of 8 warps: (chunk, 8 groups, image).
 template <typename T> static __device__ __forceinline__ void statistics(const T *x, float *scratch, GroupNorm p) {
     unsigned chunk = blockIdx.x, group = blockIdx.y * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    size_t image = blockIdx.z;
+    unsigned image = blockIdx.z;
     if (group >= p.groups)
         return;
     unsigned size = p.channels / p.groups, pixels = min(CHUNK, p.pixels - chunk * CHUNK);
     float base = origin(x, p, image, group), count = (float)(pixels * size), sum = 0.0f, squares = 0.0f;
-    x += (image * p.pixels + (size_t)chunk * CHUNK) * p.channels + group * size;
+    x += (image * p.pixels + chunk * CHUNK) * p.channels + group * size;
     for (Walk at(lane, size); at.pixel < pixels; at.next())
-        sum += to_f32(x[(size_t)at.pixel * p.channels + at.c]) - base;
+        sum += to_f32(x[at.pixel * p.channels + at.c]) - base;
     float mean = group_sum<32>(sum) / count;
     for (Walk at(lane, size); at.pixel < pixels; at.next()) {
-        float deviation = (to_f32(x[(size_t)at.pixel * p.channels + at.c]) - base) - mean;
+        float deviation = (to_f32(x[at.pixel * p.channels + at.c]) - base) - mean;
         squares = fmaf(deviation, deviation, squares);
     }
     squares = group_sum<32>(squares);
@@ -83,7 +83,7 @@ static __device__ __forceinline__ Part join(Part a, Part b) {
 // Blocks of 8 warps: (8 groups, image). The weights of a group's channels become a factor and an offset.
 static __device__ __forceinline__ void combine(const float *weight, const float *bias, float *scratch, GroupNorm p) {
     unsigned group = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    size_t image = blockIdx.y;
+    unsigned image = blockIdx.y;
     if (group >= p.groups)
         return;
     unsigned size = p.channels / p.groups, chunks = chunk_count(p);
@@ -102,7 +102,7 @@ static __device__ __forceinline__ void combine(const float *weight, const float 
     }
     float count = __shfl_sync(FULL_WARP, all.count, 0), mean = __shfl_sync(FULL_WARP, all.mean, 0);
     float factor = 1.0f / sqrtf(__shfl_sync(FULL_WARP, all.squares, 0) / count + p.eps);
-    float *affine = scratch + (size_t)p.batch * chunks * p.groups * 2 + image * p.channels * 2;
+    float *affine = scratch + p.batch * chunks * p.groups * 2 + image * p.channels * 2;
     for (unsigned c = group * size + lane; c < (group + 1) * size; c += 32) {
         float scale = factor * weight[c];
         affine[2 * c] = scale;
@@ -111,10 +111,10 @@ static __device__ __forceinline__ void combine(const float *weight, const float 
 }
 
 template <typename T, int N>
-static __device__ __forceinline__ void scale_at(const T *x, const float *affine, T *out, GroupNorm p, size_t i) {
+static __device__ __forceinline__ void scale_at(const T *x, const float *affine, T *out, GroupNorm p, unsigned i) {
     typedef Pack<T, N> P;
-    size_t image = i / ((size_t)p.pixels * p.channels);
-    unsigned channel = (unsigned)(i % p.channels), size = p.channels / p.groups;
+    unsigned image = i / (p.pixels * p.channels);
+    unsigned channel = i % p.channels, size = p.channels / p.groups;
     affine += (image * p.channels + channel) * 2;
     P value = *(const P *)(x + i), y;
 #pragma unroll
@@ -130,13 +130,13 @@ static __device__ __forceinline__ void scale_at(const T *x, const float *affine,
 template <typename T>
 static __device__ __forceinline__ void scale(const T *x, const float *scratch, T *out, GroupNorm p) {
     constexpr int N = Wide<T>::N;
-    const float *affine = scratch + (size_t)p.batch * chunk_count(p) * p.groups * 2;
-    size_t first = thread_number() * N, count = (size_t)p.batch * p.pixels * p.channels;
+    const float *affine = scratch + p.batch * chunk_count(p) * p.groups * 2;
+    unsigned first = thread_number() * N, count = p.batch * p.pixels * p.channels;
     if (p.channels % N == 0 && wide(x, out)) {
         if (first < count)
             scale_at<T, N>(x, affine, out, p, first);
     } else {
-        for (size_t i = first; i < count && i < first + N; i++)
+        for (unsigned i = first; i < count && i < first + N; i++)
             scale_at<T, 1>(x, affine, out, p, i);
     }
 }

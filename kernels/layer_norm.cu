@@ -14,7 +14,7 @@ struct LayerNorm {
 template <typename T>
 static __device__ __forceinline__ void layer_norm(const T *x, const float *weight, const float *bias, T *out,
                                                   LayerNorm p) {
-    size_t row = (size_t)blockIdx.x * 8 + threadIdx.x / 32;
+    unsigned row = blockIdx.x * 8 + threadIdx.x / 32;
     unsigned lane = threadIdx.x % 32;
     if (row >= p.rows)
         return;

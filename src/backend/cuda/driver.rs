@@ -13,8 +13,8 @@ use std::{
 use cudarc::driver::{
     DriverError, result,
     sys::{
-        self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUevent_wait_flags, CUfunction, CUmodule,
-        CUresult, CUstream,
+        self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUevent_wait_flags, CUfunction,
+        CUmodule, CUresult, CUstream,
     },
 };
 
@@ -424,9 +424,7 @@ impl Stream {
     pub fn send(&self, from: u64, receiver: &Context, to: u64, bytes: usize) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both are inside of buffers whose sizes the caller compared, each of its own context.
-        let sent = unsafe {
-            result::memcpy_peer_async(receiver.raw, to, self.context.raw, from, bytes, self.raw)
-        };
+        let sent = unsafe { result::memcpy_peer_async(receiver.raw, to, self.context.raw, from, bytes, self.raw) };
         self.context.done("copying to another device", sent)
     }
 

@@ -77,11 +77,12 @@ impl Origin {
         let known = nvrtc::architectures();
         match known.iter().filter(|&&arch| (OLDEST..=capability).contains(&arch)).max() {
             Some(&arch) => Ok(Self::Nvrtc(arch)),
-            None if known.is_empty() => Err(refuse("no kernels are built in, and there is no compiler for them".into())
-                .hint(
+            None if known.is_empty() => {
+                Err(refuse("no kernels are built in, and there is no compiler for them".into()).hint(
                     "install NVRTC, a part of the CUDA toolkit 11.2 or later (libnvrtc, in the system's search path, \
                      CUDA_HOME or /usr/local/cuda), or a build of sdshard with SDSHARD_CUDA_KERNELS",
-                )),
+                ))
+            }
             None => Err(refuse(format!("the NVRTC of this machine compiles for {known:?}, not for sm_{capability}"))
                 .hint("an NVRTC of another version: 12 knows sm_70 to sm_120")),
         }
@@ -179,7 +180,9 @@ fn compiled(arch: u32) -> Result<Vec<Vec<u8>>> {
         threads.into_iter().map(join).collect()
     });
     results.into_iter().collect::<Result<_, _>>().map_err(|words| {
-        Error::process("the kernels cannot be compiled").source(words).hint("an NVRTC of CUDA 12 is what they are tested with")
+        Error::process("the kernels cannot be compiled")
+            .source(words)
+            .hint("an NVRTC of CUDA 12 is what they are tested with")
     })
 }
 

@@ -94,7 +94,11 @@ mod tests {
             (70, DType::F16, 320, [8192, 320], "linear_small_f16", 640, 128),
         ] {
             let got = product("linear", arch, 108, dtype, channels, size);
-            assert_eq!(got, Launch { kernel: kernel.into(), grid: [grid, 1, 1], threads }, "{dtype} {size:?} sm_{arch}");
+            assert_eq!(
+                got,
+                Launch { kernel: kernel.into(), grid: [grid, 1, 1], threads },
+                "{dtype} {size:?} sm_{arch}"
+            );
         }
     }
 

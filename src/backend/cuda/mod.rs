@@ -288,8 +288,7 @@ impl Cuda {
     ) -> Result<()> {
         let properties = self.gpu.context.properties;
         let size = [rows, out];
-        let launch =
-            launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, x.dtype(), channels, size);
+        let launch = launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, x.dtype(), channels, size);
         let (weight, bias) = parts(w);
         let rows_per_add = e.channel_add.map_or(rows, |(_, adds)| rows / adds).max(1);
         let fields = [fields, &[rows_per_add, number(e.activation)]].concat();

@@ -5,7 +5,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
-    path::PathBuf,
+    path::{Path, PathBuf},
     ptr,
     sync::OnceLock,
 };
@@ -64,7 +64,7 @@ fn candidates() -> Vec<PathBuf> {
     folders.into_iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)).collect::<Vec<_>>()).collect()
 }
 
-fn load(path: &std::path::Path) -> Result<Nvrtc, libloading::Error> {
+fn load(path: &Path) -> Result<Nvrtc, libloading::Error> {
     // SAFETY: the names are those of NVIDIA's library, whose initialisers are what every user of it runs.
     let library = unsafe { Library::new(path) }?;
     macro_rules! function {
@@ -89,9 +89,16 @@ fn load(path: &std::path::Path) -> Result<Nvrtc, libloading::Error> {
     })
 }
 
+static LIBRARY: OnceLock<Option<Nvrtc>> = OnceLock::new();
+
 fn library() -> Option<&'static Nvrtc> {
-    static LIBRARY: OnceLock<Option<Nvrtc>> = OnceLock::new();
     LIBRARY.get_or_init(|| candidates().iter().find_map(|path| load(path).ok())).as_ref()
+}
+
+/// Takes the library from a folder of its own, if nobody has looked for it yet: what tests do that brought theirs.
+#[doc(hidden)]
+pub fn look_in(folder: &Path) {
+    LIBRARY.get_or_init(|| MAJOR.iter().find_map(|major| load(&folder.join(format!("libnvrtc.so.{major}"))).ok()));
 }
 
 /// The compiler's version, if it is on this machine.
