@@ -281,6 +281,36 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
 }
 
 #[test]
+fn places_on_one_device_have_the_weights_of_a_section_once() {
+    let spec = spec(Path::new("tests/golden/tiny-sd1"));
+    let devices = devices("[device.\"cuda:0\"]\nmemory = \"8GiB\"\ncount = 2");
+    let weights = |unet: &str| {
+        let map = format!("[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\nunet = {unet}");
+        let plan = plan(&map, &spec, &devices).unwrap();
+        [0, 1].map(|i| plan.devices.iter().find(|device| device.id == cuda(i)).map_or(0, |device| device.weight_bytes))
+    };
+    let [whole, _] = weights("\"cuda:0\"");
+    let cut = |path: &str| format!("{{ shards = {{ \"\" = \"cuda:0\", \"{path}\" = \"cuda:1\" }} }}");
+    let [rest, ups] = weights(&cut("up_blocks"));
+    let [_, mid] = weights(&cut("mid_block"));
+    assert!(rest < whole && ups > 0 && mid > 0);
+    // A whole branch beside a cut one has all sections of it; so has a whole instance of a pool.
+    for both in ["{{ negative = \"cuda:0\", positive = {} }}", "[\"cuda:0\", {}]"] {
+        let both = both.replace("{{", "{").replace("}}", "}").replace("{}", &cut("up_blocks"));
+        assert_eq!(weights(&both), [whole, ups], "{both}");
+    }
+    // Two parts with nothing in common.
+    assert_eq!(weights(&format!("[{}, {}]", cut("up_blocks"), cut("mid_block"))), [whole, ups + mid]);
+}
+
+#[test]
+fn all_cores_and_a_share_of_them_are_refused_however_the_devices_are_found() {
+    let spec = spec(Path::new("tests/golden/tiny-sd1"));
+    let error = plan("[[replica]]\n[[replica]]\ndevices = [\"cpu:0\"]", &spec, &four_cores()).unwrap_err();
+    points_at(&error.to_string(), "map.toml:2:1: replica[1]: this replica would use", "cpu:0 beside cpu");
+}
+
+#[test]
 fn a_decoder_that_overflows_f16_has_f32() {
     let folder = stable_diffusion("1.5", false);
     let mut spec = spec(folder.path());

@@ -223,6 +223,13 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("batch = 0", "map.toml:1:9: batch: there has to be at least one", "a whole number from 1"),
         ("batch = \"max\"", "map.toml:1:9: batch: not a number of requests", "found: \"max\""),
         ("in_flight = 0", "map.toml:1:13: in_flight: there has to be at least one", "\"auto\", or a whole number"),
+        ("in_flight = 9223372036854775807", "map.toml:1:13: in_flight: at most 1024 requests", "from 1 to 1024"),
+        ("batch = 65", "map.toml:1:9: batch: at most 64 requests", "a whole number from 1 to 64"),
+        (
+            "[device.cpu]\nflops = 1e-300",
+            "map.toml:2:9: device.cpu.flops: no device has so many",
+            "flops = 82.6e12 is 82.6 TFLOP/s",
+        ),
         ("in_flight = \"many\"", "map.toml:1:13: in_flight: not a number", "found: \"many\""),
         ("in_flight = -2", "map.toml:1:13: in_flight: not a number", "\"auto\""),
         ("numerics = \"exact\"", "map.toml:1:12: numerics: not a rule", "\"any\", or \"same\""),

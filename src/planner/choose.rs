@@ -7,6 +7,7 @@ use super::{
     device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
     diffusers,
     layout::{Costs, Layout, resident},
+    predict::SAMPLES,
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
@@ -44,23 +45,24 @@ pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budge
     let free = Component::ALL.iter().any(|component| named.get(*component).is_none());
     if !free {
         let placement = PerComponent::new(|component| named.get(component).clone().unwrap_or_default());
-        let layout = with_in_flight(map, costs, placement)?;
+        let layout = with_in_flight(map, costs, budgets, placement)?;
         return Ok(Chosen { layouts: vec![layout], why: String::new(), rejected: Vec::new() });
     }
     match map.strategy.value {
         Strategy::Throughput => by_time(map, costs, devices, budgets, &named, Goal::Throughput),
         Strategy::Latency => by_time(map, costs, devices, budgets, &named, Goal::Latency),
-        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices),
+        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices, budgets),
         _ => by_bytes(map, costs, devices, budgets, &named),
     }
 }
 
 /// Where diffusers would put everything.
-fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId]) -> Result<Chosen> {
+fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Result<Chosen> {
     let infos: Vec<&DeviceInfo> = devices.iter().map(|id| costs.info(*id)).collect();
     let placed = diffusers::place(map, costs.trial.spec, &infos)?.into_iter();
-    let layouts = placed
-        .map(|places| with_in_flight(map, costs, PerComponent::new(|component| vec![places.get(component).clone()])));
+    let placement =
+        |places: PerComponent<Place<DeviceId>>| PerComponent::new(|component| vec![places.get(component).clone()]);
+    let layouts = placed.map(|places| with_in_flight(map, costs, budgets, placement(places)));
     let why = "where diffusers puts it".to_string();
     Ok(Chosen { layouts: layouts.collect::<Result<_>>()?, why, rejected: Vec::new() })
 }
@@ -103,12 +105,35 @@ fn convert(
     })
 }
 
-fn with_in_flight(map: &DeviceMap, costs: &Costs, placement: Placement<DeviceId>) -> Result<Layout> {
-    let in_flight = match map.in_flight.value {
+/// Requests beyond those that keep all devices busy, that a pool may be the faster for.
+const MORE_IN_FLIGHT: usize = 2;
+
+/// What more requests at once have to win, as a factor: each needs memory and makes all of them later.
+const WORTH_MORE_IN_FLIGHT: f64 = 1.01;
+
+/// A replica with as many requests at once as the map says, or as suits it. Instances of a pool that share a device with
+/// other stages, or of unequal speed, are at times waited for by too few: then the prediction says how many are best.
+fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Placement<DeviceId>) -> Result<Layout> {
+    let layout = |in_flight| Layout { placement: placement.clone(), in_flight, batch: map.batch.value };
+    let least = match map.in_flight.value {
+        InFlight::Count(count) => return Ok(layout(count)),
         InFlight::Auto => auto_in_flight(&placement, costs)?,
-        InFlight::Count(count) => count,
     };
-    Ok(Layout { placement, in_flight, batch: map.batch.value })
+    let rate = |layout: &Layout| -> Result<f64> {
+        Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
+    };
+    let mut best = layout(least);
+    if placement.unet.len() > 1 {
+        let mut best_rate = rate(&best)?;
+        for more in (1..=MORE_IN_FLIGHT).map(|more| layout(least + more)) {
+            let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
+            let rate = if fits { rate(&more)? } else { 0.0 };
+            if rate > WORTH_MORE_IN_FLIGHT * best_rate {
+                (best, best_rate) = (more, rate);
+            }
+        }
+    }
+    Ok(best)
 }
 
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
@@ -191,7 +216,7 @@ fn by_bytes(
                 [one] => other_strategies(strategy, one, &sizes, &wishes, &left),
                 _ => Vec::new(),
             };
-            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, placement(placed)));
+            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, budgets, placement(placed)));
             let layouts = layouts.collect::<Result<Vec<_>>>()?;
             let why = match strategy {
                 Strategy::Balanced | Strategy::BalancedLow0 => evens_out(costs, &layouts, budgets)?,

@@ -25,7 +25,7 @@ use crate::{
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement, Reside, each_once},
+        placement::{Place, Placement, Reside},
     },
 };
 
@@ -127,7 +127,7 @@ impl Plan {
         let defaults: Vec<DeviceId> =
             devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
         let maps = map.replica_maps();
-        let usable = each_once(maps.iter().map(|map| map.usable(&defaults)).collect::<Result<Vec<_>>>()?.concat());
+        let usable = map.usable(&defaults)?;
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
