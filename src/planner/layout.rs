@@ -283,12 +283,13 @@ impl<'a> Costs<'a> {
                         if !layout.passes(component, place) {
                             device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
                         }
-                        if place.visits() {
-                            device.visitor_bytes = device.visitor_bytes.max(cost.weight_bytes);
-                        } else {
-                            let part = Part { sections: sections_on(place, id), weight_bytes: cost.weight_bytes };
-                            staying.entry((index, component)).or_default().push(part);
+                        let stays = sections_on(place, id, |reside| reside == Reside::Device);
+                        let mut weight_bytes = cost.weight_bytes;
+                        if !sections_on(place, id, |reside| reside != Reside::Device).is_empty() {
+                            weight_bytes = self.weight_bytes(component, index, &stays)?;
+                            device.visitor_bytes = device.visitor_bytes.max(cost.weight_bytes - weight_bytes);
                         }
+                        staying.entry((index, component)).or_default().push(Part { sections: stays, weight_bytes });
                     }
                 }
             }
@@ -309,8 +310,16 @@ impl<'a> Costs<'a> {
         if let Some(part) = parts.iter().find(|part| part.sections.len() == all.len()) {
             return Ok(part.weight_bytes);
         }
+        self.weight_bytes(component, device, &all)
+    }
+
+    /// Bytes of the weights of some sections on one device.
+    fn weight_bytes(&self, component: Component, device: usize, sections: &BTreeSet<usize>) -> Result<u64> {
+        if sections.is_empty() {
+            return Ok(0);
+        }
         let (table, kind) = (self.table(component)?, self.kind_in_table(self.trial.devices[device].id));
-        Ok(all.into_iter().map(|section| table[section].needs[kind].weight_bytes).sum())
+        Ok(sections.iter().map(|&section| table[section].needs[kind].weight_bytes).sum())
     }
 
     /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
@@ -470,10 +479,10 @@ struct Part {
     weight_bytes: u64,
 }
 
-/// The sections that a place has on a device.
-fn sections_on(place: &Place<DeviceId>, id: DeviceId) -> BTreeSet<usize> {
-    let of = |route: &Sections<DeviceId>| -> Vec<usize> { (0..route.len()).filter(|&i| route[i] == id).collect() };
-    place.routes().into_iter().flat_map(of).collect()
+/// The sections that a place has on a device, of the routes whose weights rest where they are asked for.
+fn sections_on(place: &Place<DeviceId>, id: DeviceId, rests: impl Fn(Reside) -> bool) -> BTreeSet<usize> {
+    let routes = place.routes().into_iter().filter(|route| rests(route.reside));
+    routes.flat_map(|route| (0..route.len()).filter(move |&section| route[section] == id)).collect()
 }
 
 /// Makes the entry of `id` as large as `bytes` at least.

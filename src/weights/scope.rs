@@ -118,8 +118,12 @@ impl<'a> Scope<'a> {
         source: &Source,
         pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>,
     ) -> Result<Weight> {
-        let (component, home) = (self.weights.component().to_string(), self.device.weight_home().to_string());
-        let key = (shelf.reside, component, self.prefix.clone(), home);
+        // What several devices have in common is counted for each of them where it stays.
+        let home = match shelf.reside {
+            Reside::Device => self.device.id().to_string(),
+            Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
+        };
+        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), home);
         let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = known.get(&key) {
             source.values()?; // read, as far as others are concerned
