@@ -219,7 +219,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("replicas = -1", "map.toml:1:12: replicas: not a number", "a whole number from 1"),
         ("replicas = 1.5", "map.toml:1:12: replicas: not a number", "found: the number 1.5"),
         ("replicas = \"all\"", "map.toml:1:12: replicas: not a number", "or \"max\""),
-        ("devices = [\"cuda:0\"]\nreplicas = 2", "map.toml:2:12: replicas:", "found: 2 replicas, 1 devices"),
+        ("devices = [\"cuda:0\"]\nreplicas = 2", "map.toml:2:12: replicas:", "found: 2 replicas, 1 device"),
         ("batch = 0", "map.toml:1:9: batch: there has to be at least one", "a whole number from 1"),
         ("batch = \"max\"", "map.toml:1:9: batch: not a number of requests", "found: \"max\""),
         ("in_flight = 0", "map.toml:1:13: in_flight: there has to be at least one", "\"auto\", or a whole number"),

@@ -175,7 +175,7 @@ impl DeviceMap {
             Replicas::Count(count) if count > devices => Err(self
                 .replicas
                 .refuse("replicas", "every replica needs a device of its own")
-                .found(format!("{count} replicas, {devices} devices"))
+                .found(format!("{count} replicas, {devices} device{}", if devices == 1 { "" } else { "s" }))
                 .hint(format!("replicas = {devices}, or \"max\", or more `devices`"))),
             _ => Ok(()),
         }

@@ -336,8 +336,14 @@ impl DeviceMap {
     pub fn load(name: &str) -> Result<Self> {
         if !name.contains('/') && !name.ends_with(".toml") {
             return Strategy::named(name).map(Self::from_strategy).ok_or_else(|| {
-                Error::input(format!("--device-map {name}: this is neither a file nor a strategy"))
-                    .hint(format!("{}; the path of a file contains a / or ends in .toml", Strategy::possible(name)))
+                let maps = SHIPPED.map(|(map, _)| map.trim_end_matches(".toml"));
+                let strategies = Strategy::NAMED.map(|(name, _)| name);
+                let near = nearest(name, &[&maps[..], &strategies[..]].concat());
+                let hint = match near.filter(|near| !strategies.contains(near)) {
+                    Some(near) => format!("did you mean {near}.toml, a map that comes with sdshard?"),
+                    None => format!("{}; the path of a file contains a / or ends in .toml", Strategy::possible(name)),
+                };
+                Error::input(format!("--device-map {name}: this is neither a file nor a strategy")).hint(hint)
             });
         }
         match (std::fs::read_to_string(name), SHIPPED.iter().find(|(shipped, _)| *shipped == name)) {
