@@ -33,7 +33,7 @@ fn pack(device: &Device, layer: Layer) -> Weight {
     let (weight, bias) = layer.elements();
     let (weight, bias) = (vec![0; 4 * weight], vec![0; 4 * bias]);
     let values = |bytes| Values::Data { dtype: DType::F32, bytes };
-    device.pack(layer, values(&weight), (!bias.is_empty()).then_some(values(&bias))).unwrap()
+    device.pack(layer, DType::F32, values(&weight), (!bias.is_empty()).then_some(values(&bias))).unwrap()
 }
 
 fn zeros(device: &Device, shape: impl Into<Shape>) -> Result<Tensor> {
@@ -120,7 +120,8 @@ fn a_dry_run_counts_the_bytes_of_real_weights() {
             Layer::Embedding { rows: 3, channels: 37 },
         ] {
             let bytes = pack(&real(path, ROOM), layer).bytes;
-            let planned = dry.pack(layer, Values::ShapeOnly, (layer.elements().1 > 0).then_some(Values::ShapeOnly));
+            let planned =
+                dry.pack(layer, DType::F32, Values::ShapeOnly, (layer.elements().1 > 0).then_some(Values::ShapeOnly));
             assert_eq!(planned.unwrap().bytes, bytes, "{path}: {layer:?}");
             assert_eq!(ledger.take().weight_bytes, bytes as u64, "{path}: {layer:?}");
         }
@@ -217,6 +218,37 @@ fn ops_refuse_what_does_not_fit_and_leave_nothing_behind() {
     }
 }
 
+#[test]
+fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
+    let rates = sdshard::backend::cpu::info().rates;
+    let (device, ledger) = Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(DType::F16), rates);
+    let x = zeros(&device, [2, 6]).unwrap();
+    for (dtype, size) in [(DType::F16, 2), (DType::BF16, 2), (DType::F32, 4)] {
+        let weight =
+            device.pack(Layer::Linear { out: 4, k: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
+        let norm = device.pack(Layer::Norm { channels: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
+        assert_eq!((weight.bytes, norm.bytes), (24 * size + 16, 48), "biases and norms are f32");
+        let x = x.cast(dtype).unwrap();
+        ledger.take();
+        let y = x.layer_norm(&norm, 1e-5).unwrap().linear(&weight, &Fuse::default()).unwrap();
+        assert_eq!((y.dtype(), y.bytes()), (dtype, 8 * size));
+        assert_eq!(ledger.take().bytes, (2 * 12 * size + 48 + 12 * size + weight.bytes + 8 * size) as f64);
+        let all = [&x.activate(Activation::Silu), &x.add(&x), &x.concat_channels(&x), &x.reshape([1, 1, 2, 6])];
+        assert!(all.iter().all(|y| y.as_ref().unwrap().dtype() == dtype));
+        let table = device.pack(Layer::Embedding { rows: 3, channels: 6 }, dtype, Values::ShapeOnly, None).unwrap();
+        assert_eq!(Tensor::embedding(&device, &[vec![1]], &table, &table).unwrap().dtype(), dtype);
+        if dtype != DType::F32 {
+            let error = zeros(&device, [2, 6]).unwrap().linear(&weight, &Fuse::default()).err().unwrap().to_string();
+            assert!(error.contains(&format!("linear: f32 in place of {dtype}")), "{error}");
+            let error = Tensor::scale_add(x.shape(), &[(1.0, &x, 0)]).err().unwrap().to_string();
+            assert!(error.contains(&format!("scale_add: {dtype} in place of f32")), "{error}");
+        }
+    }
+    let (wgpu, _) = Device::dry("wgpu:0".parse().unwrap(), Rules::Wgpu(DType::F16), rates);
+    let error = wgpu.pack(Layer::Norm { channels: 6 }, DType::BF16, Values::ShapeOnly, None).err().unwrap().to_string();
+    assert!(error.contains("in bf16: wgpu:0 has no such arithmetic") && error.contains("wgpu f16"), "{error}");
+}
+
 fn linear(device: &Device) -> Weight {
     pack(device, Layer::Linear { out: 4, k: 5 })
 }
@@ -248,7 +280,7 @@ fn a_row_by_itself_is_one_image() {
     let x = Tensor::new(&device, [4], &[1.0, 3.0, 5.0, 7.0]).unwrap();
     let ones: &[u8] = bytemuck::cast_slice(&[1f32; 4]);
     let values = Values::Data { dtype: DType::F32, bytes: ones };
-    let norm = device.pack(Layer::Norm { channels: 4 }, values, None).unwrap();
+    let norm = device.pack(Layer::Norm { channels: 4 }, DType::F32, values, None).unwrap();
     assert_eq!(x.group_norm(&norm, 2, 0.0, Activation::None).unwrap().read().unwrap(), [-1.0, 1.0, -1.0, 1.0]);
     let add = Tensor::new(&device, [1, 4], &[10.0; 4]).unwrap();
     assert_eq!(x.add_channels(&add).unwrap().read().unwrap(), [11.0, 13.0, 15.0, 17.0]);
@@ -269,7 +301,7 @@ fn layers_refuse_values_that_are_not_theirs() {
         (Layer::Geglu { out: 3, k: 1 }, f32s(3), None, "is not a layer"),
         (Layer::Conv2d { out: 1, channels: 1, kernel: 9 }, f32s(81), None, "up to 7x7"),
     ] {
-        let error = device().pack(layer, weight, bias).err().unwrap().to_string();
+        let error = device().pack(layer, DType::F32, weight, bias).err().unwrap().to_string();
         assert!(error.contains(message), "\"{error}\" does not contain \"{message}\"");
     }
 }

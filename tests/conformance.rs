@@ -11,8 +11,8 @@ mod conformance {
 use std::num::NonZero;
 
 use conformance::{
-    cases::{BARE, BIAS, Case, Op, Tail, around_a_tile, cases},
-    check::{close, order, plain, same_bits, watched},
+    cases::{BARE, BIAS, Case, HostWeight, Op, Tail, around_a_tile, cases, decode, encode},
+    check::{Subject, close, order, plain, same_bits, watched},
     reference::reference,
     seeded::{Fault, Seeded},
 };
@@ -34,21 +34,21 @@ fn cpu(path: Path, threads: usize, fuse: bool) -> Cpu {
 }
 
 /// The CPU in every form: kernel path, threads, with and without fused epilogues.
-fn cpus() -> Vec<(String, Device)> {
+fn cpus() -> Vec<Subject> {
     let mut devices = Vec::new();
     for path in paths() {
         for threads in [1, 2, 3] {
             for fuse in [true, false] {
                 let name = format!("cpu {path}, {threads} threads, {}", if fuse { "fused" } else { "plain ops" });
-                devices.push((name, Device::new(DeviceId::CPU, cpu(path, threads, fuse))));
+                devices.push(Subject::f32(name, Device::new(DeviceId::CPU, cpu(path, threads, fuse))));
             }
         }
     }
     devices
 }
 
-/// The CPU in every form, and whatever else this machine has. `SDSHARD_EXPECT=cuda,wgpu` makes absence a failure.
-fn devices() -> Vec<(String, Device)> {
+/// The CPU in every form, and whatever else this machine has, in every type that it computes in. `SDSHARD_EXPECT=cuda,wgpu` makes absence a failure.
+fn devices() -> Vec<Subject> {
     let found: Vec<DeviceId> = visible().iter().map(|device| device.id).collect();
     let expected = std::env::var("SDSHARD_EXPECT").unwrap_or_default();
     for kind in [DeviceKind::Cuda, DeviceKind::Wgpu] {
@@ -57,8 +57,13 @@ fn devices() -> Vec<(String, Device)> {
             assert!(!expected.split(',').any(|name| name == kind.name()), "{}: expected, but not here", kind.name());
         }
     }
-    let opened = open(&found).expect("visible devices open");
-    cpus().into_iter().chain(found.iter().map(DeviceId::to_string).zip(opened)).collect()
+    let mut subjects = cpus();
+    for device in open(&found).expect("visible devices open") {
+        let dtypes = [DType::F32, DType::F16, DType::BF16].into_iter().filter(|dtype| device.computes_in(*dtype));
+        let subject = |dtype| Subject { name: format!("{} {dtype}", device.id()), device: device.clone(), dtype };
+        subjects.extend(dtypes.map(subject));
+    }
+    subjects
 }
 
 /// Fails with all that `check` objects to, not just the first.
@@ -71,16 +76,23 @@ fn none<T>(items: &[T], check: impl Fn(&T) -> Vec<String>) {
 fn every_op_gives_what_its_definition_says() {
     let devices = devices();
     none(&cases(), |case| {
-        let data = case.data();
-        let want = reference(&case.op, &data);
-        let right = |device: &Device| {
-            let got = watched(device, case, &data, want.len())?;
-            close(&want, &got, case.tolerance)
-        };
-        let objection = |(name, device): &(String, Device)| {
-            right(device).err().map(|e| format!("{name}: {:?} on {:e}: {e}", case.op, case.spread))
-        };
-        devices.iter().filter_map(objection).collect()
+        let mut objections = Vec::new();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let subjects = || devices.iter().filter(|subject| subject.dtype == dtype);
+            let data = case.data().rounded(dtype);
+            let want = if subjects().next().is_some() { reference(&case.op, &data) } else { Vec::new() };
+            if !case.fits(dtype, want.iter().fold(0.0, |most, x| most.max(x.abs()))) {
+                continue;
+            }
+            let right = |subject: &Subject| {
+                let got = watched(subject, case, &data, want.len())?;
+                close(&want, &got, case.tolerance_in(dtype))
+            };
+            objections.extend(subjects().filter_map(|subject| {
+                right(subject).err().map(|e| format!("{}: {:?} on {:e}: {e}", subject.name, case.op, case.spread))
+            }));
+        }
+        objections
     });
 }
 
@@ -93,11 +105,11 @@ fn bits_do_not_depend_on_batch_threads_fusion_or_place() {
 #[test]
 fn bits_do_not_depend_on_where_tiles_end() {
     for path in paths() {
-        let devices: Vec<_> = cpus().into_iter().filter(|(_, device)| device.class().contains(path.name())).collect();
+        let devices: Vec<_> = cpus().into_iter().filter(|cpu| cpu.device.class().contains(path.name())).collect();
         none(&around_a_tile(path.rows()), |case| order(&devices, case).err().into_iter().collect());
     }
     // The other devices' tiles have 8 or 16 rows.
-    let others: Vec<_> = devices().into_iter().filter(|(_, device)| device.id().kind != DeviceKind::Cpu).collect();
+    let others: Vec<_> = devices().into_iter().filter(|subject| subject.device.id().kind != DeviceKind::Cpu).collect();
     none(&[around_a_tile(8), around_a_tile(16)].concat(), |case| order(&others, case).err().into_iter().collect());
 }
 
@@ -132,7 +144,7 @@ fn casts_round_to_the_nearest_and_keep_what_is_not_a_number() {
         values.extend([pair[0] as f32, tie.next_down(), tie, tie.next_up()]);
     }
     values.extend(values.clone().iter().map(|x| -x));
-    for (name, device) in devices() {
+    for Subject { name, device, .. } in devices().into_iter().filter(|subject| subject.dtype == DType::F32) {
         device.reserve(16 << 20).unwrap();
         let x = Tensor::new(&device, [values.len()], &values).unwrap();
         for (dtype, magnitudes) in &types {
@@ -151,9 +163,9 @@ fn copies_keep_every_bit() {
     let values: Vec<f32> =
         [0, 1, 0x8000_0000, 0x7f80_0000, 0x7f80_0001, 0xffff_ffff, 0x3f80_0000].map(f32::from_bits).into();
     let devices = devices();
-    let (_, other) = &cpus()[0];
+    let Subject { device: other, .. } = &cpus()[0];
     other.reserve(1 << 20).unwrap();
-    for (name, device) in &devices {
+    for Subject { name, device, .. } in devices.iter().filter(|subject| subject.dtype == DType::F32) {
         device.reserve(1 << 20).unwrap();
         let keep = device.keep(1 << 10).unwrap();
         let x = Tensor::new(device, [1, 7], &values).unwrap();
@@ -192,22 +204,20 @@ fn weights_of_every_type_and_address_are_read_as_they_are() {
     let devices = devices();
     for op in ops {
         let case = Case { op, center: 0.0, spread: 1.0, tolerance: 0.0 };
-        for (dtype, round) in [
-            (DType::F32, (|x| x) as fn(f32) -> f32),
-            (DType::F16, |x| half::f16::from_f32(x).to_f32()),
-            (DType::BF16, |x| half::bf16::from_f32(x).to_f32()),
-        ] {
+        for file in [DType::F32, DType::F16, DType::BF16] {
             let mut data = case.data();
             for values in data.weights.iter_mut().flat_map(|w| std::iter::once(&mut w.weight).chain(&mut w.bias)) {
-                values.iter_mut().for_each(|x| *x = round(*x));
+                *values = decode(file, &encode(file, values));
             }
-            for (name, device) in &devices {
-                let want = plain(device, &case, &data).unwrap();
+            for subject @ &Subject { ref name, ref device, dtype } in &devices {
+                let want = plain(subject, &case, &data).unwrap();
                 for shift in 0..4 {
-                    let weights: Vec<_> = data.weights.iter().map(|w| w.pack(device, dtype, shift).unwrap()).collect();
-                    let got = case.op.run(device, &data.upload(device).unwrap(), &weights, &data.ids).unwrap();
-                    same_bits(&want, &got.read().unwrap())
-                        .unwrap_or_else(|e| panic!("{name}: {:?}: {dtype} at byte {shift}: {e}", case.op));
+                    let pack = |w: &HostWeight| w.pack(device, dtype, file, shift).unwrap();
+                    let weights: Vec<_> = data.weights.iter().map(pack).collect();
+                    let x = data.upload(device, dtype).unwrap();
+                    let got = case.op.run(device, &x, &weights, &data.ids).unwrap().read_bytes().unwrap();
+                    same_bits(&want, &decode(dtype, &got))
+                        .unwrap_or_else(|e| panic!("{name}: {:?}: {file} at byte {shift}: {e}", case.op));
                 }
             }
         }
@@ -217,24 +227,25 @@ fn weights_of_every_type_and_address_are_read_as_they_are() {
 const ONE_ROW: Case =
     Case { op: Op::Linear { x: [3, 1, 70], out: 37, tail: BARE }, center: 0.0, spread: 1.0, tolerance: 2e-6 };
 
-fn seeded(fault: Fault) -> Device {
-    Device::new(DeviceId::CPU, Seeded::new(cpu(Path::Portable, 1, true), fault))
+fn seeded(fault: Fault) -> Subject {
+    let device = Device::new(DeviceId::CPU, Seeded::new(cpu(Path::Portable, 1, true), fault));
+    Subject::f32(format!("{fault:?}"), device)
 }
 
 #[test]
 fn another_order_of_summation_is_close_and_yet_found() {
     let (sound, device) = (seeded(Fault::Sound), seeded(Fault::OneRowInHalves));
-    order(&[("sound".into(), sound)], &ONE_ROW).unwrap();
+    order(&[sound], &ONE_ROW).unwrap();
     let image = ONE_ROW.data().image(0);
     close(&reference(&ONE_ROW.op, &image), &plain(&device, &ONE_ROW, &image).unwrap(), ONE_ROW.tolerance).unwrap();
-    let objection = order(&[("seeded".into(), device)], &ONE_ROW).unwrap_err();
+    let objection = order(&[device], &ONE_ROW).unwrap_err();
     assert!(objection.contains("alone"), "{objection}");
 }
 
 #[test]
 fn threads_that_disagree_are_found() {
     let one_row = Case { op: Op::Linear { x: [1, 1, 70], out: 37, tail: BARE }, ..ONE_ROW };
-    let devices = [Fault::Sound, Fault::OneRowInHalves].map(|fault| (format!("{fault:?}"), seeded(fault)));
+    let devices = [Fault::Sound, Fault::OneRowInHalves].map(seeded);
     let objection = order(&devices, &one_row).unwrap_err();
     assert!(objection.contains("OneRowInHalves and Sound"), "{objection}");
 }

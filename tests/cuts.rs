@@ -2,7 +2,7 @@
 //! without data says.
 
 use sdshard::{
-    backend::{self, Device, DeviceId, DeviceKind, cpu, dry::Rules},
+    backend::{self, DType, Device, DeviceId, DeviceKind, cpu, dry::Rules},
     models::route::{Keeps, Open, Route, Walk},
     pipeline::{
         Component, Model, Network, Slot, UnetPlace, branches,
@@ -46,7 +46,7 @@ fn patterns(count: usize) -> Vec<Vec<usize>> {
 }
 
 fn route(devices: &[Device], pattern: &[usize]) -> Route {
-    Route::new(pattern.iter().map(|i| devices[*i].clone()).collect())
+    Route::new(pattern.iter().map(|i| (devices[*i].clone(), DType::F32)).collect())
 }
 
 fn peaks(devices: &[Device]) -> Vec<usize> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sdshard::{
     backend::{
-        Device, DeviceId,
+        DType, Device, DeviceId,
         cpu::Path,
         dry::{Ledger, Rules},
     },
@@ -32,7 +32,7 @@ const VAE: &str = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_bl
 
 /// Everything on one device.
 fn whole(device: &Device) -> Route {
-    Route::whole(device, 100) // more than any of the networks has sections
+    Route::whole(device, DType::F32, 100) // more than any of the networks has sections
 }
 
 fn dry() -> (Device, Arc<Ledger>) {
@@ -41,18 +41,19 @@ fn dry() -> (Device, Arc<Ledger>) {
 
 fn unet(device: &Device) -> (Unet, UnetSpec) {
     let spec = UnetSpec::from_json(UNET, "unet/config.json").unwrap();
-    (Unet::load(&Scope::new(&Weights::shapes_only("unet"), device), &spec, &whole(device)).unwrap(), spec)
+    (Unet::load(&Scope::new(&Weights::shapes_only("unet"), device, DType::F32), &spec, &whole(device)).unwrap(), spec)
 }
 
 fn text_encoder(device: &Device) -> ClipTextEncoder {
     let spec = ClipSpec::from_json(TEXT_ENCODER, "text_encoder/config.json").unwrap();
-    ClipTextEncoder::load(&Scope::new(&Weights::shapes_only("text_encoder"), device), &spec, &whole(device)).unwrap()
+    ClipTextEncoder::load(&Scope::new(&Weights::shapes_only("text_encoder"), device, DType::F32), &spec, &whole(device))
+        .unwrap()
 }
 
 fn vae(device: &Device) -> (VaeEncoder, VaeDecoder) {
     let spec = VaeSpec::from_json(VAE, "vae/config.json").unwrap();
     let weights = Weights::shapes_only("vae");
-    let scope = Scope::new(&weights, device);
+    let scope = Scope::new(&weights, device, DType::F32);
     (VaeEncoder::load(&scope, &spec).unwrap(), VaeDecoder::load(&scope, &spec, &whole(device)).unwrap())
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use sdshard::{
-    backend::{self, Device, DeviceKind},
+    backend::{self, DType, Device, DeviceKind},
     engine::Engine,
     models::{
         route::{Keeps, Route},
@@ -112,7 +112,7 @@ fn model(name: &str) -> Model {
 
 /// All of a component on one device.
 fn whole(component: Component, device: &Device, model: &Model) -> Route {
-    Route::whole(device, sections(component, &model.spec).len())
+    Route::whole(device, DType::F32, sections(component, &model.spec).len())
 }
 
 fn weights(model: &Model, component: Component) -> Weights {
@@ -196,7 +196,7 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
         }
 
         let weights = weights(&model, Component::Vae);
-        let encoder = VaeEncoder::load(&Scope::new(&weights, &device), &model.spec.vae).unwrap();
+        let encoder = VaeEncoder::load(&Scope::new(&weights, &device, DType::F32), &model.spec.vae).unwrap();
         let moments = encoder.forward(&golden.feature_map(&device, "vae.encode.image")).unwrap();
         let want = golden.values("vae.encode.mean");
         close(&format!("{name} vae encode on {on}"), &first(&moments)[..want.len()], &want, 1e-4);

@@ -78,7 +78,7 @@ cores = "0-15"
     assert_eq!(names, ["wgpu:0", "cuda:1", "cuda:2", "cuda:0", "cpu"]);
     let [igpu, big, other, small, cpu] = &devices[..] else { panic!("five devices") };
 
-    assert_eq!((igpu.class.as_str(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Gpu(DType::F16)));
+    assert_eq!((igpu.class.as_str(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Wgpu(DType::F16)));
     assert_eq!((igpu.memory_bytes, igpu.free_bytes), (8 * GIB, 8 * GIB - GIB / 2 - GIB));
     assert_eq!(big.class, "cuda sm_89 f16");
     assert_eq!((big.rates.flops, big.f32_flops, big.rates.bandwidth), (82.6e12, 41.3e12, 1008e9));
@@ -206,6 +206,12 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
 
     let plan_of = |map: &str| plan(map, &spec, &machine);
     let whole = plan_of("").unwrap();
+    // What the network works on and the text's keys and values have the type too; latents and statistics are f32.
+    let unet = |dtype: &str| plan_of(dtype).unwrap().costs.unet;
+    let (half, full) = (unet("dtype = \"f16\""), unet("dtype = \"f32\""));
+    let share = |half: u64, full: u64| half as f64 / full as f64;
+    assert!((0.5..0.51).contains(&share(half.keep_bytes, full.keep_bytes)), "{half:?} {full:?}");
+    assert!((0.5..0.75).contains(&share(half.activation_bytes, full.activation_bytes)), "{half:?} {full:?}");
     let device = &whole.devices[0];
     assert_eq!((device.class.as_str(), device.overhead_bytes), ("cuda sm_86 f16", GIB / 2));
     let parts = device.weight_bytes + device.activation_bytes + device.keep_bytes;

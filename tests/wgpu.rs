@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{refused, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request,
-    backend::{self, Device, DeviceId, DeviceKind, Layer, Values, Weight},
+    backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Values, Weight},
     engine::Event,
     error::Scope,
     pipeline::{
@@ -189,8 +189,8 @@ fn an_adapter_that_is_the_processor_is_used_only_where_it_is_named() {
 
 fn linear(device: &Device) -> Weight {
     let values = [1f32; 64 * 64];
-    let weight = Values::Data { dtype: backend::DType::F32, bytes: bytemuck::cast_slice(&values) };
-    device.pack(Layer::Linear { out: 64, k: 64 }, weight, None).unwrap()
+    let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&values) };
+    device.pack(Layer::Linear { out: 64, k: 64 }, DType::F32, weight, None).unwrap()
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn large_weights_and_tensors_go_in_pieces() {
     let weight: Vec<f32> = (0..out * k).map(|i| f32::from(u8::from(i % k == i / k % k))).collect();
     let layer = Layer::Linear { out, k };
     let weight =
-        device.pack(layer, Values::Data { dtype: backend::DType::F32, bytes: bytemuck::cast_slice(&weight) }, None);
+        device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&weight) }, None);
     let x: Vec<f32> = (0..k).map(|i| i as f32).collect();
     let y = Tensor::new(&device, [1, k], &x).unwrap().linear(&weight.unwrap(), &Fuse::default()).unwrap();
     let want: Vec<f32> = (0..out).map(|i| (i % k) as f32).collect();
@@ -292,8 +292,8 @@ fn large_weights_and_tensors_go_in_pieces() {
     let (rows, channels) = (49408, 768);
     let table: Vec<f32> = (0..rows * channels).map(|i| (i / channels * 2 + i % channels % 2) as f32).collect();
     let pack = |rows, values: &[f32]| {
-        let values = Values::Data { dtype: backend::DType::F32, bytes: bytemuck::cast_slice(values) };
-        device.pack(Layer::Embedding { rows, channels }, values, None).unwrap()
+        let values = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(values) };
+        device.pack(Layer::Embedding { rows, channels }, DType::F32, values, None).unwrap()
     };
     let (table, positions) = (pack(rows, &table), pack(77, &vec![0.0; 77 * channels]));
     let ids = vec![0, 1, 63, 64, 43648, 43711, 43712, 49343, 49407];

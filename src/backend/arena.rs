@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{DeviceId, Slab};
+use super::{DType, DeviceId, Slab};
 use crate::error::{Error, Result};
 
 /// Every range starts at a multiple of this, which suits vector loads and GPU bindings.
@@ -35,6 +35,7 @@ pub struct Buffer {
     arena: Arena,
     offset: usize,
     bytes: usize,
+    dtype: DType,
 }
 
 /// Free ranges below `top`; above it all is free.
@@ -102,11 +103,11 @@ impl Arena {
         self.0.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A range of `bytes` with unspecified contents.
+    /// A range of `bytes` with unspecified contents, for elements of `dtype`.
     ///
     /// # Errors
     /// If the arena has no room: the request is larger than what the plan was made for.
-    pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
+    pub fn alloc(&self, bytes: usize, dtype: DType) -> Result<Buffer> {
         let mut state = self.state();
         // Nothing is not a range: an empty tensor still gets an address of its own.
         let Some(offset) = state.take(aligned(bytes.max(1)), self.0.capacity) else {
@@ -117,7 +118,7 @@ impl Arena {
             ))
             .hint("plan for a larger request"));
         };
-        Ok(Buffer { arena: self.clone(), offset, bytes })
+        Ok(Buffer { arena: self.clone(), offset, bytes, dtype })
     }
 
     /// The most that was ever in use: the arena's planned and measured size, in bytes.
@@ -140,6 +141,16 @@ impl Buffer {
     /// Its size as asked for.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The type of its elements: what tells an op in which type to read and write.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// How many elements it holds.
+    pub fn elements(&self) -> usize {
+        self.bytes / self.dtype.size()
     }
 
     /// The memory that it is a range of.
@@ -170,23 +181,24 @@ mod tests {
     #[test]
     fn the_smallest_hole_that_fits_is_taken_before_the_top() {
         let arena = arena(usize::MAX);
-        let mut buffers: Vec<_> = [1024, 256, 512, 256, 256].iter().map(|&n| Some(arena.alloc(n).unwrap())).collect();
+        let mut buffers: Vec<_> =
+            [1024, 256, 512, 256, 256].iter().map(|&n| Some(arena.alloc(n, DType::F32).unwrap())).collect();
         let (large, small) = (buffers[0].as_ref().unwrap().offset(), buffers[2].as_ref().unwrap().offset());
         (buffers[0], buffers[2]) = (None, None);
-        assert_eq!(arena.alloc(300).unwrap().offset(), small);
-        assert_eq!(arena.alloc(600).unwrap().offset(), large);
-        assert_eq!(arena.alloc(1025).unwrap().offset(), 2304, "no hole is large enough");
+        assert_eq!(arena.alloc(300, DType::F32).unwrap().offset(), small);
+        assert_eq!(arena.alloc(600, DType::F32).unwrap().offset(), large);
+        assert_eq!(arena.alloc(1025, DType::F32).unwrap().offset(), 2304, "no hole is large enough");
     }
 
     #[test]
     fn freed_neighbours_become_one_hole_and_the_top_comes_down() {
         let arena = arena(usize::MAX);
-        let mut buffers: Vec<_> = (0..4).map(|_| Some(arena.alloc(256).unwrap())).collect();
+        let mut buffers: Vec<_> = (0..4).map(|_| Some(arena.alloc(256, DType::F32).unwrap())).collect();
         (buffers[0], buffers[2], buffers[1]) = (None, None, None);
-        assert_eq!(arena.alloc(768).unwrap().offset(), 0);
+        assert_eq!(arena.alloc(768, DType::F32).unwrap().offset(), 0);
         buffers.clear();
         assert_eq!(arena.live(), 0);
-        assert_eq!(arena.alloc(4096).unwrap().offset(), 0, "all free again");
+        assert_eq!(arena.alloc(4096, DType::F32).unwrap().offset(), 0, "all free again");
         assert_eq!(arena.peak_bytes(), 4096);
     }
 
@@ -203,7 +215,7 @@ mod tests {
             let (mut live, mut offsets) = (Vec::new(), Vec::new());
             for &(alloc, n) in &script {
                 if alloc {
-                    let buffer = arena.alloc(n).unwrap();
+                    let buffer = arena.alloc(n, DType::F32).unwrap();
                     offsets.push(buffer.offset());
                     live.push(buffer);
                 } else if !live.is_empty() {
@@ -226,8 +238,8 @@ mod tests {
     #[test]
     fn a_full_arena_says_so() {
         let arena = arena(1024);
-        let _held = arena.alloc(1000).unwrap();
-        let error = arena.alloc(1).err().unwrap().to_string();
+        let _held = arena.alloc(1000, DType::F32).unwrap();
+        let error = arena.alloc(1, DType::F32).err().unwrap().to_string();
         assert!(error.contains("test arena is full"), "{error}");
     }
 }

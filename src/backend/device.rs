@@ -38,7 +38,7 @@ pub struct DeviceInfo {
     pub id: DeviceId,
     /// What a person would call it.
     pub name: String,
-    /// Its numerics class, with weights in the type of its rules.
+    /// Its numerics class in the type of its rules.
     pub class: String,
     /// Cores that compute; 0 for a GPU.
     pub cores: usize,
@@ -52,16 +52,16 @@ pub struct DeviceInfo {
     pub overhead_bytes: u64,
     /// What things occupy there and which ops it fuses.
     pub rules: dry::Rules,
-    /// How fast it is, with weights in the type of its rules.
+    /// How fast it is in the type of its rules.
     pub rates: Rates,
-    /// Floating-point operations per second with weights in f32.
+    /// Floating-point operations per second in f32.
     pub f32_flops: f64,
     /// Whether it is used only where a map names it.
     pub only_named: bool,
 }
 
 impl DeviceInfo {
-    /// The same device with weights in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
+    /// The same device computing in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };
         let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;
@@ -76,7 +76,7 @@ impl DeviceInfo {
     }
 }
 
-/// A numerics class with weights in another type, which is its last word.
+/// A numerics class in another type, which is its last word.
 pub fn class_in(class: &str, dtype: DType) -> String {
     match class.rsplit_once(' ') {
         Some((kind, _)) => format!("{kind} {dtype}"),
@@ -180,10 +180,10 @@ impl Device {
     }
 
     /// A range of the transient arena.
-    pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
+    pub(crate) fn alloc(&self, bytes: usize, dtype: DType) -> Result<Buffer> {
         self.0.calls.fetch_add(1, Ordering::Relaxed);
         match &*self.transient() {
-            Some(arena) => arena.alloc(bytes),
+            Some(arena) => arena.alloc(bytes, dtype),
             None => Err(Error::device(self.id(), "no arena is reserved yet")),
         }
     }
@@ -214,27 +214,32 @@ impl Device {
         Ok(Keep { device: self.clone(), arena })
     }
 
-    /// Brings a layer's parameters into this device's form.
+    /// Whether ops can have inputs of this type here.
+    pub fn computes_in(&self, dtype: DType) -> bool {
+        self.backend().computes_in(dtype)
+    }
+
+    /// Brings a layer's parameters into this device's form, for inputs of `dtype`.
     ///
     /// # Errors
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
-    pub fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        check_layer(layer, weight, bias)?;
-        Ok(self.backend().pack(layer, weight, bias)?.charged_to(&self.0.weights))
+    pub fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.check_layer(layer, dtype, weight, bias)?;
+        Ok(self.backend().pack(layer, dtype, weight, bias)?.charged_to(&self.0.weights))
     }
 
     /// The same for a weight that is to rest in the host's memory: its bytes are not counted as the device's.
     ///
     /// # Errors
     /// As [`Device::pack`].
-    pub fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        check_layer(layer, weight, bias)?;
-        self.backend().pack_to_rest(layer, weight, bias)
+    pub fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.check_layer(layer, dtype, weight, bias)?;
+        self.backend().pack_to_rest(layer, dtype, weight, bias)
     }
 
-    /// What a layer occupies here once it is packed, in bytes.
-    pub fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
-        self.backend().packed_bytes(layer, has_bias)
+    /// What a layer occupies here once it is packed for inputs of `dtype`, in bytes.
+    pub fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+        self.backend().packed_bytes(layer, dtype, has_bias)
     }
 
     /// Copies a weight that rests in the host's memory to this device.
@@ -243,6 +248,25 @@ impl Device {
     /// If the device has no room.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
         Ok(self.backend().fetch(resting)?.charged_to(&self.0.weights))
+    }
+
+    /// Refuses what is no layer, values that are not as many as it has, and a type that the device does not have.
+    fn check_layer(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<()> {
+        let (elements, bias_elements) = layer.elements();
+        let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
+        if elements == 0 || odd_halves {
+            return Err(Error::input(format!("{layer:?} is not a layer")));
+        }
+        if !self.computes_in(dtype) {
+            return Err(Error::input(format!("{layer:?} in {dtype}: {} has no such arithmetic", self.id()))
+                .found(self.class())
+                .hint("another dtype for this component"));
+        }
+        check_size(layer, "weight", elements, weight)?;
+        if let Some(bias) = bias {
+            check_size(layer, "bias", bias_elements, bias)?;
+        }
+        Ok(())
     }
 
     /// Bytes of packed weights that are here now.
@@ -255,20 +279,6 @@ impl Device {
     pub fn weight_peak_bytes(&self) -> usize {
         self.0.weights.peak()
     }
-}
-
-/// Refuses what is no layer, and values that are not as many as it has.
-fn check_layer(layer: Layer, weight: Values, bias: Option<Values>) -> Result<()> {
-    let (elements, bias_elements) = layer.elements();
-    let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
-    if elements == 0 || odd_halves {
-        return Err(Error::input(format!("{layer:?} is not a layer")));
-    }
-    check_size(layer, "weight", elements, weight)?;
-    if let Some(bias) = bias {
-        check_size(layer, "bias", bias_elements, bias)?;
-    }
-    Ok(())
 }
 
 fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Result<()> {
@@ -300,8 +310,8 @@ impl Keep {
         Self { device: lane.clone(), arena: self.arena.clone() }
     }
 
-    pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        self.arena.alloc(bytes)
+    pub(crate) fn alloc(&self, bytes: usize, dtype: DType) -> Result<Buffer> {
+        self.arena.alloc(bytes, dtype)
     }
 
     /// The most that it ever held, in bytes.

@@ -18,26 +18,27 @@ use crate::error::Result;
 pub enum Rules {
     /// CPU cores with this kernel path.
     Cpu(Path),
-    /// A GPU whose weights have this type.
+    /// A GPU through CUDA that computes in this type.
     Gpu(DType),
-    /// A GPU through wgpu, weights in f32.
-    Wgpu,
+    /// A GPU through wgpu that computes in this type.
+    Wgpu(DType),
 }
 
 impl Rules {
-    /// The type of weights.
+    /// The type of weights and of what is computed from them.
     pub const fn dtype(self) -> DType {
         match self {
-            Rules::Cpu(_) | Rules::Wgpu => DType::F32,
-            Rules::Gpu(dtype) => dtype,
+            Rules::Cpu(_) => DType::F32,
+            Rules::Gpu(dtype) | Rules::Wgpu(dtype) => dtype,
         }
     }
 
-    /// The same with weights in `dtype`; `None` if there are no such kernels.
+    /// The same in `dtype`; `None` if there are no such kernels.
     pub fn in_type(self, dtype: DType) -> Option<Self> {
         match (self, dtype) {
-            (Rules::Cpu(_) | Rules::Wgpu, DType::F32) => Some(self),
+            (Rules::Cpu(_), DType::F32) => Some(self),
             (Rules::Gpu(_), DType::F32 | DType::F16 | DType::BF16) => Some(Rules::Gpu(dtype)),
+            (Rules::Wgpu(_), DType::F32 | DType::F16) => Some(Rules::Wgpu(dtype)),
             _ => None,
         }
     }
@@ -94,9 +95,8 @@ impl Dry {
         // All CPU devices are one memory; a GPU's is its own.
         let (class, home) = match rules {
             Rules::Cpu(path) => (cpu::class(path), format!("nowhere, for {}", cpu::class(path))),
-            Rules::Gpu(_) | Rules::Wgpu => {
-                let dtype = rules.dtype();
-                (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {dtype} on {id}"))
+            Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
+                (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {id}"))
             }
         };
         let home = home.into();
@@ -133,21 +133,25 @@ impl Backend for Dry {
         &self.home
     }
 
+    fn computes_in(&self, dtype: DType) -> bool {
+        self.rules.in_type(dtype).is_some()
+    }
+
     fn slab(&self, _: usize) -> Result<Slab> {
         Ok(Slab::Dry)
     }
 
-    fn pack(&self, layer: Layer, _: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack(&self, layer: Layer, dtype: DType, _: Values, bias: Option<Values>) -> Result<Weight> {
         let has_bias = bias.is_some();
-        let bytes = self.packed_bytes(layer, has_bias);
+        let bytes = self.packed_bytes(layer, dtype, has_bias);
         self.ledger.work().weight_bytes += bytes as u64;
-        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Dry))
+        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Dry))
     }
 
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
         match self.rules {
             Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
-            Rules::Gpu(_) | Rules::Wgpu => gpu_cost::packed_bytes(self.rules.dtype(), layer, has_bias),
+            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(dtype, layer, has_bias),
         }
     }
 
@@ -158,21 +162,21 @@ impl Backend for Dry {
 
     fn supports(&self, _: Fusion) -> bool {
         match self.rules {
-            Rules::Cpu(_) | Rules::Gpu(_) | Rules::Wgpu => true,
+            Rules::Cpu(_) | Rules::Gpu(_) | Rules::Wgpu(_) => true,
         }
     }
 
     fn attention_scratch(&self, p: &Attention) -> usize {
         match self.rules {
             Rules::Cpu(path) => cpu::cost::attention_scratch(path, p),
-            Rules::Gpu(_) | Rules::Wgpu => gpu_cost::attention_scratch(p),
+            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::attention_scratch(p),
         }
     }
 
     fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
         match self.rules {
             Rules::Cpu(_) => cpu::cost::group_norm_scratch(p),
-            Rules::Gpu(_) | Rules::Wgpu => gpu_cost::group_norm_scratch(p),
+            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::group_norm_scratch(p),
         }
     }
 
@@ -233,7 +237,7 @@ impl Backend for Dry {
         self.done(0.0, (terms.len() + 1) * out.bytes())
     }
 
-    fn cast(&self, _: usize, _: DType, x: &Buffer, _: DType, out: &mut Buffer) -> Result<()> {
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
         self.done(0.0, x.bytes() + out.bytes())
     }
 

@@ -1,8 +1,4 @@
-//! What things occupy on a GPU: pure functions of the type of its weights, for plans now and for the backends that will
-//! drive GPUs later.
-//!
-//! Activations are counted as f32, an upper bound until there are such backends: they may well keep them in the type of
-//! the weights.
+//! What things occupy on a GPU: pure functions that the backends and their dry twins share.
 
 use super::{
     DType, Layer,

@@ -6,6 +6,10 @@
 //! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the numerics
 //! class and its own image: never on the batch, the number of rows, threads or the position of a tile. It is what makes
 //! the same request give the same picture wherever its parts run.
+//!
+//! **Types.** A buffer knows the type of its elements, and an op's output has its input's. All inputs of an op have one
+//! type, and a layer's weight is packed for it; f32 are sums, softmax and the statistics of norms, biases, the scale and
+//! shift of norms, and all of [`Backend::scale_add`].
 
 pub mod arena;
 pub mod cpu;
@@ -157,25 +161,29 @@ pub type Term<'a> = (f32, &'a Buffer, usize);
 
 /// What a kind of device can do. Sizes are already checked; buffers and weights are this backend's own.
 pub trait Backend: Send + Sync {
-    /// Everything that decides the bits of a result: kind, kernel path and type, `cpu avx512 f32` for example.
+    /// Everything that decides the bits of a result: kind, kernel path and, as the last word, the type in which it computes
+    /// unless it is asked for another: `cpu avx512 f32` for example.
     fn class(&self) -> &str;
 
     /// In which memory and form packed weights are: devices with equal answers share them.
     fn weight_home(&self) -> &str;
 
+    /// Whether ops can have inputs of this type. All backends have f32.
+    fn computes_in(&self, dtype: DType) -> bool;
+
     /// Reserves memory.
     fn slab(&self, bytes: usize) -> Result<Slab>;
 
-    /// Brings a layer's parameters into this backend's form.
-    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight>;
+    /// Brings a layer's parameters into this backend's form, for inputs of `dtype`, in which it computes.
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
     /// The same for a weight that is to rest in the host's memory, for [`Backend::fetch`].
-    fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.pack(layer, weight, bias)
+    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.pack(layer, dtype, weight, bias)
     }
 
     /// What [`Backend::pack`] makes of a layer, in bytes.
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize;
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize;
 
     /// A copy, in the memory where the device computes, of a weight that [`Backend::pack_to_rest`] made and that rests in the
     /// host's memory.
@@ -230,11 +238,11 @@ pub trait Backend: Send + Sync {
     /// Adds a vector to every row of an image.
     fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()>;
 
-    /// A weighted sum of up to six terms.
+    /// A weighted sum of up to six terms, all f32.
     fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()>;
 
-    /// Converts `elements` between float types.
-    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()>;
+    /// The same values in the output's float type, rounded to the nearest even.
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()>;
 
     /// Host to device.
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()>;

@@ -193,16 +193,20 @@ impl Backend for Sim {
         self.dry.weight_home()
     }
 
+    fn computes_in(&self, dtype: DType) -> bool {
+        self.dry.computes_in(dtype)
+    }
+
     fn slab(&self, bytes: usize) -> Result<Slab> {
         self.dry.slab(bytes)
     }
 
-    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.dry.pack(layer, weight, bias)
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.dry.pack(layer, dtype, weight, bias)
     }
 
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
-        self.dry.packed_bytes(layer, has_bias)
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+        self.dry.packed_bytes(layer, dtype, has_bias)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
@@ -283,8 +287,8 @@ impl Backend for Sim {
         self.op("scale_add", |dry| dry.scale_add(p, terms, out))
     }
 
-    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
-        self.op("cast", |dry| dry.cast(elements, from, x, to, out))
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.op("cast", |dry| dry.cast(x, out))
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering};
 
-use super::{Device, Layer, cpu};
+use super::{DType, Device, Layer, cpu};
 use crate::error::{Error, Result};
 
 /// A layer's parameters in the form that a backend wants. Clones share them.
@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub struct Weight {
     /// What it is.
     pub layer: Layer,
+    /// The type of the inputs that it is packed for.
+    pub dtype: DType,
     /// Whether a bias was packed along.
     pub has_bias: bool,
     /// What it occupies on a device, in bytes.
@@ -43,20 +45,28 @@ impl Visiting {
 }
 
 impl Weight {
-    pub(super) fn new(layer: Layer, has_bias: bool, bytes: usize, home: Arc<str>, data: WeightData) -> Self {
-        Self { layer, has_bias, bytes, home, data, _charge: None }
+    pub(super) fn new(
+        layer: Layer,
+        dtype: DType,
+        has_bias: bool,
+        bytes: usize,
+        home: Arc<str>,
+        data: WeightData,
+    ) -> Self {
+        Self { layer, dtype, has_bias, bytes, home, data, _charge: None }
     }
 
     /// One that `fetch` brings to `device` when it is wanted there. `bytes` is what it occupies then.
     pub fn visiting(
         device: &Device,
         layer: Layer,
+        dtype: DType,
         has_bias: bool,
         bytes: usize,
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
     ) -> Self {
         let visiting = Visiting { here: Mutex::default(), fetch: Box::new(fetch) };
-        Self::new(layer, has_bias, bytes, device.weight_home().into(), WeightData::Visiting(Arc::new(visiting)))
+        Self::new(layer, dtype, has_bias, bytes, device.weight_home().into(), WeightData::Visiting(Arc::new(visiting)))
     }
 
     pub(super) fn data(&self) -> &WeightData {

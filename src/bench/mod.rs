@@ -92,7 +92,7 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
             let machine = cpu::Cpu::whole()?;
             (machine.threads(), machine.measure_peak())
         }
-        _ => (0, product_rate(settings.device)?),
+        _ => (0, product_rate(settings.device, info.rules.dtype())?),
     };
     let machine = Machine { name: info.name.clone(), class: info.class.clone(), threads, peak_gflops: peak / 1e9 };
     let measure = |component| measure(component, model, settings, &info, machine.peak_gflops);
@@ -109,15 +109,15 @@ fn open(id: DeviceId) -> Result<Device> {
 }
 
 /// Operations per second of the fastest of a few products.
-fn product_rate(id: DeviceId) -> Result<f64> {
+fn product_rate(id: DeviceId, dtype: DType) -> Result<f64> {
     const SIZE: usize = 1024;
     let device = open(id)?;
     device.reserve(64 << 20)?;
     let values: Vec<f32> = (0..SIZE * SIZE).map(|i| (i % 7) as f32 - 3.0).collect();
     let bytes = bytemuck::cast_slice(&values);
     let layer = Layer::Linear { out: SIZE, k: SIZE };
-    let weight = device.pack(layer, Values::Data { dtype: DType::F32, bytes }, None)?;
-    let x = Tensor::new(&device, [SIZE, SIZE], &values)?;
+    let weight = device.pack(layer, dtype, Values::Data { dtype: DType::F32, bytes }, None)?;
+    let x = Tensor::new(&device, [SIZE, SIZE], &values)?.cast(dtype)?;
     let mut best = f64::INFINITY;
     for _ in 0..4 {
         let started = Instant::now();
@@ -148,8 +148,8 @@ enum Call {
 }
 
 impl Call {
-    fn load(component: Component, weights: Weights, device: &Device, spec: &ModelSpec) -> Result<Self> {
-        let source = Source::resident(Route::whole(device, sections(component, spec).len()));
+    fn load(component: Component, weights: Weights, device: &Device, dtype: DType, spec: &ModelSpec) -> Result<Self> {
+        let source = Source::resident(Route::whole(device, dtype, sections(component, spec).len()));
         Ok(match component {
             Component::TextEncoder => Self::TextEncoder(load_text_encoder(weights, spec, &source)?),
             Component::Unet => Self::Unet(load_unet(weights, spec, &source)?),
@@ -202,9 +202,9 @@ fn measure(
     info: &DeviceInfo,
     peak_gflops: f64,
 ) -> Result<Figures> {
-    let spec = &model.spec;
+    let (spec, dtype) = (&model.spec, info.rules.dtype());
     let (dry, ledger) = Device::dry(info.id, info.rules, info.rates);
-    let planned = Call::load(component, Weights::shapes_only(component.name()), &dry, spec)?;
+    let planned = Call::load(component, Weights::shapes_only(component.name()), &dry, dtype, spec)?;
     let weight_bytes = ledger.take().weight_bytes;
     let mut gflop = 0.0;
     planned.run(&dry, spec, settings, &mut |call| {
@@ -217,7 +217,7 @@ fn measure(
     let device = open(info.id)?;
     device.reserve(dry.peak_bytes())?;
     let weights = Weights::open(&model.files, component.name(), model.variant.as_deref())?;
-    let loaded = Call::load(component, weights, &device, spec)?;
+    let loaded = Call::load(component, weights, &device, dtype, spec)?;
     let mut seconds = Vec::with_capacity(settings.repeat);
     loaded.run(&device, spec, settings, &mut |call| {
         finish(&call()?)?;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, Opening},
+    backend::{self, Device, DeviceId, Opening, device::class_in},
     error::{Error, Result},
     models::route::{Keeps, Route},
     pipeline::{
@@ -423,7 +423,13 @@ impl Prepared {
         let device = |id: DeviceId| {
             devices.iter().find(|device| device.id() == id).expect("a plan places on its own devices").clone()
         };
-        let route = |ids: &[DeviceId]| Route::new(ids.iter().map(|id| device(*id)).collect());
+        let dtype = |component: Component, id: DeviceId| {
+            let planned = plan.devices.iter().find(|planned| planned.id == id);
+            *planned.expect("a plan places on its own devices").dtypes.get(component)
+        };
+        let route = |component: Component, ids: &[DeviceId]| {
+            Route::new(ids.iter().map(|id| (device(*id), dtype(component, *id))).collect())
+        };
         let mut loader = Loader::new(model);
         known.iter().for_each(|pipeline| loader.know(pipeline.parts()));
         let mut parts = Vec::with_capacity(plan.replicas.len());
@@ -452,21 +458,25 @@ impl Prepared {
 
 /// The numerics classes that a replica's text encoders may have: features are the same where these are.
 fn text_classes(parts: &Parts) -> Vec<String> {
-    let routes = parts.text_encoders.iter().flat_map(|network| network.route.iter());
-    let mut classes: Vec<String> = routes.map(|device| device.class().to_string()).collect();
+    let routes = parts.text_encoders.iter().flat_map(|network| network.route.typed());
+    let mut classes: Vec<String> = routes.map(|(device, dtype)| class_in(device.class(), dtype)).collect();
     classes.sort();
     classes.dedup();
     classes
 }
 
 /// The networks of one replica.
-fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[DeviceId]) -> Route) -> Result<Parts> {
+fn load(
+    loader: &mut Loader,
+    placement: &Placement<DeviceId>,
+    route: impl Fn(Component, &[DeviceId]) -> Route,
+) -> Result<Parts> {
     let mut parts = Parts { text_encoders: Vec::new(), unets: Vec::new(), vaes: Vec::new() };
     for sections in placement.text_encoder.iter().flat_map(Place::routes) {
-        parts.text_encoders.push(loader.text_encoder(route(sections), sections.reside)?);
+        parts.text_encoders.push(loader.text_encoder(route(Component::TextEncoder, sections), sections.reside)?);
     }
     for place in &placement.unet {
-        let mut unet = |sections: &Sections<DeviceId>| loader.unet(route(sections), sections.reside);
+        let mut unet = |sections: &Sections<DeviceId>| loader.unet(route(Component::Unet, sections), sections.reside);
         parts.unets.push(match place {
             Place::Route(sections) => UnetPlace { negative: None, positive: unet(sections)? },
             Place::Guided { negative, positive } => {
@@ -475,7 +485,7 @@ fn load(loader: &mut Loader, placement: &Placement<DeviceId>, route: impl Fn(&[D
         });
     }
     for sections in placement.vae.iter().flat_map(Place::routes) {
-        parts.vaes.push(loader.vae(route(sections), sections.reside)?);
+        parts.vaes.push(loader.vae(route(Component::Vae, sections), sections.reside)?);
     }
     Ok(parts)
 }

@@ -5,7 +5,7 @@ use super::{
     spec::{ClipSpec, TextActivation},
 };
 use crate::{
-    backend::Activation,
+    backend::{Activation, DType},
     error::Result,
     nn::{Embedding, LayerNorm, Linear},
     tensor::{Fuse, Tensor},
@@ -30,7 +30,7 @@ impl ClipTextEncoder {
     /// Reads all of `text_encoder/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &ClipSpec, route: &Route) -> Result<Self> {
         let (width, layers) = (spec.hidden_size, spec.num_hidden_layers);
-        let section = |i: usize| w.section(i, route.at(i));
+        let section = |i: usize| w.section(i, route.at(i), route.dtype(i));
         let embeddings = section(0).at("embeddings");
         let positions = spec.max_position_embeddings;
         Ok(Self {
@@ -43,14 +43,14 @@ impl ClipTextEncoder {
         })
     }
 
-    /// Texts of equal length to features `[texts, tokens, hidden_size]`, after the final norm.
+    /// Texts of equal length to features `[texts, tokens, hidden_size]`, f32, after the final norm.
     pub fn forward(&self, ids: &[Vec<u32>], walk: &Walk) -> Result<Tensor> {
         let (tokens, positions) = (&self.token_embedding.weight, &self.position_embedding.weight);
         let mut h = Tensor::embedding(walk.next()?, ids, tokens, positions)?;
         for layer in &self.layers {
             h = layer.forward(&walk.take(h)?)?;
         }
-        self.final_layer_norm.forward(&walk.take(h)?)
+        self.final_layer_norm.forward(&walk.take(h)?)?.cast(DType::F32)
     }
 }
 

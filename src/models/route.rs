@@ -6,50 +6,60 @@
 use std::cell::{Cell, RefCell};
 
 use crate::{
-    backend::{Device, Keep},
+    backend::{DType, Device, Keep},
     error::Result,
     tensor::Tensor,
     weights::Visitors,
 };
 
-/// A device for each section, in the network's order.
+/// A device for each section, in the network's order, and the type in which it computes there.
 #[derive(Clone)]
-pub struct Route(Vec<Device>);
+pub struct Route(Vec<(Device, DType)>);
 
 impl Route {
-    /// One device for each section.
+    /// One device and type for each section.
     ///
     /// # Panics
     /// If there is none.
-    pub fn new(devices: Vec<Device>) -> Self {
-        assert!(!devices.is_empty(), "a network has sections");
-        Self(devices)
+    pub fn new(sections: Vec<(Device, DType)>) -> Self {
+        assert!(!sections.is_empty(), "a network has sections");
+        Self(sections)
     }
 
-    /// The same device for all.
-    pub fn whole(device: &Device, sections: usize) -> Self {
-        Self::new(vec![device.clone(); sections])
+    /// The same device and type for all.
+    pub fn whole(device: &Device, dtype: DType, sections: usize) -> Self {
+        Self::new(vec![(device.clone(), dtype); sections])
     }
 
     /// Where section `i` runs.
     pub fn at(&self, i: usize) -> &Device {
-        &self.0[i]
+        &self.0[i].0
+    }
+
+    /// The type of what section `i` works on.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.0[i].1
     }
 
     /// Where the network's input is wanted.
     pub fn first(&self) -> &Device {
-        &self.0[0]
+        self.at(0)
     }
 
     /// The device of each section.
     pub fn iter(&self) -> impl Iterator<Item = &Device> {
-        self.0.iter()
+        self.0.iter().map(|(device, _)| device)
+    }
+
+    /// The device of each section and the type in which it computes there.
+    pub fn typed(&self) -> impl Iterator<Item = (&Device, DType)> {
+        self.0.iter().map(|(device, dtype)| (device, *dtype))
     }
 
     /// Every device, each once, in the order of first use.
     pub fn devices(&self) -> Vec<&Device> {
         let mut devices: Vec<&Device> = Vec::new();
-        for device in &self.0 {
+        for device in self.iter() {
             if !devices.contains(&device) {
                 devices.push(device);
             }
@@ -61,7 +71,7 @@ impl Route {
     #[must_use]
     pub fn with_lanes(&self, lanes: &[Device]) -> Self {
         let lane = |device: &Device| lanes.iter().find(|lane| *lane == device).unwrap_or(device).clone();
-        Self(self.0.iter().map(lane).collect())
+        Self(self.typed().map(|(device, dtype)| (lane(device), dtype)).collect())
     }
 
     /// A walk through all sections, whose weights are where they are used.
@@ -159,7 +169,15 @@ impl<'a> Walk<'a> {
         self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
-    /// Goes to the next section and takes `x` along.
+    /// The type of what the section works on where it stands.
+    ///
+    /// # Panics
+    /// If it stands nowhere yet.
+    pub fn dtype(&self) -> DType {
+        self.route.dtype(self.here().expect("a walk has begun"))
+    }
+
+    /// Goes to the next section and takes `x` along, which is then of that section's type.
     ///
     /// # Errors
     /// As [`Walk::next`], and if the device has no room.
@@ -173,10 +191,10 @@ impl<'a> Walk<'a> {
         let leaving = x.leave_for(self.route.at(to))?;
         drop(x);
         self.next()?;
-        leaving.arrive()
+        leaving.arrive()?.cast(self.route.dtype(to))
     }
 
-    /// Sends `x` ahead to where `section` runs.
+    /// Sends `x` ahead to where `section` runs, in its type.
     ///
     /// # Errors
     /// If that device has no room.
@@ -184,7 +202,7 @@ impl<'a> Walk<'a> {
         if let Some(here) = self.here() {
             self.borders.carry(here, section, x.bytes());
         }
-        x.to(self.route.at(section))
+        x.to(self.route.at(section))?.cast(self.route.dtype(section))
     }
 }
 
@@ -199,7 +217,7 @@ impl Drop for Walk<'_> {
     }
 }
 
-/// A small tensor that every section needs: copied once to each device that asks for it.
+/// A small tensor that every section needs: copied once to each device, and for each type, in which it is asked for.
 pub struct Shared(RefCell<Vec<Tensor>>);
 
 impl Shared {
@@ -208,16 +226,16 @@ impl Shared {
         Self(RefCell::new(vec![x]))
     }
 
-    /// The copy on `device`.
+    /// The copy on `device` in `dtype`.
     ///
     /// # Errors
     /// If there is none yet and the device has no room.
-    pub fn on(&self, device: &Device) -> Result<Tensor> {
+    pub fn on(&self, device: &Device, dtype: DType) -> Result<Tensor> {
         let mut copies = self.0.borrow_mut();
-        if let Some(copy) = copies.iter().find(|copy| copy.device() == device) {
+        if let Some(copy) = copies.iter().find(|copy| copy.device() == device && copy.dtype() == dtype) {
             return Ok(copy.clone());
         }
-        let copy = copies[0].to(device)?;
+        let copy = copies[0].to(device)?.cast(dtype)?;
         copies.push(copy.clone());
         Ok(copy)
     }

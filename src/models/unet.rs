@@ -6,7 +6,7 @@ use super::{
     spec::UnetSpec,
 };
 use crate::{
-    backend::Activation,
+    backend::{Activation, DType},
     error::Result,
     nn::{Conv2d, GroupNorm, Linear},
     tensor::{Fuse, Tensor, ops::Padding},
@@ -132,7 +132,8 @@ impl Unet {
             let mut next = 0;
             move || {
                 next += 1;
-                (next - 1, w.section(next - 1, route.at(next - 1)))
+                let i = next - 1;
+                (i, w.section(i, route.at(i), route.dtype(i)))
             }
         };
         let (mut attentions, mut takers) = (Vec::new(), Vec::new());
@@ -230,21 +231,21 @@ impl Unet {
             let device = walk.next()?;
             let keep = keeps.on(device);
             let kept = |kv: KeysValues| Ok(KeysValues { k: kv.k.keep(keep)?, v: kv.v.keep(keep)? });
-            transformer.keys_values(&context.on(device)?)?.into_iter().map(kept).collect()
+            transformer.keys_values(&context.on(device, walk.dtype())?)?.into_iter().map(kept).collect()
         };
         self.transformers().map(keys_values).collect::<Result<_>>().map(TextKeysValues)
     }
 
-    /// `[batch, height, width, in_channels]` to `[batch, height, width, out_channels]`.
+    /// `[batch, height, width, in_channels]` to `[batch, height, width, out_channels]`, both f32.
     ///
     /// What the down path leaves for the up path goes to its consumer's device as soon as it is made.
     pub fn forward(&self, input: &DenoiserInput, walk: &Walk) -> Result<Tensor> {
-        walk.next()?;
+        let latents = walk.take(input.latents.clone())?;
         // Every residual block begins with SiLU of the time embedding, so it ends with it.
         let silu = Fuse::activation(Activation::Silu);
-        let time = self.linear_2.forward_with(&self.linear_1.forward_with(input.time_features, &silu)?, &silu)?;
-        let time = Shared::new(time);
-        let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device())?));
+        let time = input.time_features.cast(walk.dtype())?;
+        let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
+        let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
         let mut texts = input.text.0.iter();
         let mut text = || texts.next().expect("`condition` went by the same transformers").as_slice();
 
@@ -256,7 +257,8 @@ impl Unet {
             Ok(())
         };
 
-        let mut h = self.conv_in.forward(input.latents)?;
+        let mut h = self.conv_in.forward(&latents)?;
+        drop(latents);
         leave(&mut skips, &h)?;
         for block in &self.down_blocks {
             for (i, layer) in block.resnets.iter().enumerate() {
@@ -293,6 +295,6 @@ impl Unet {
 
         h = walk.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
-        self.conv_out.forward(&h)
+        self.conv_out.forward(&h)?.cast(DType::F32)
     }
 }

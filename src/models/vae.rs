@@ -6,6 +6,7 @@ use super::{
     spec::VaeSpec,
 };
 use crate::{
+    backend::DType,
     error::Result,
     nn::{Conv2d, GroupNorm, Linear},
     tensor::{Tensor, ops::Padding},
@@ -80,7 +81,7 @@ impl VaeDecoder {
     pub fn load(w: &Scope, spec: &VaeSpec, route: &Route) -> Result<Self> {
         let (widths, latent) = (&spec.block_out_channels, spec.latent_channels);
         let last = widths.len() - 1;
-        let section = |i: usize| w.section(i, route.at(i));
+        let section = |i: usize| w.section(i, route.at(i), route.dtype(i));
         let decoder = |i: usize| section(i).at("decoder");
         let up_block = |i: usize| -> Result<_> {
             let (w, level) = (decoder(2 + i).at("up_blocks").at(i), last - i);
@@ -121,7 +122,7 @@ impl VaeDecoder {
         self.forward(z, walk)
     }
 
-    /// The network alone: latents before scaling and shift.
+    /// The network alone: latents before scaling and shift. Both ends are f32.
     pub fn forward(&self, z: Tensor, walk: &Walk) -> Result<Tensor> {
         let mut h = walk.take(z)?;
         if let Some(conv) = &self.post_quant_conv {
@@ -140,7 +141,7 @@ impl VaeDecoder {
         }
         h = walk.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
-        self.conv_out.forward(&h)
+        self.conv_out.forward(&h)?.cast(DType::F32)
     }
 }
 
@@ -187,9 +188,9 @@ impl VaeEncoder {
     }
 
     /// Pictures in -1 to 1, `[batch, height, width, in_channels]`, to the moments of the latents before scaling,
-    /// `[batch, height / 8, width / 8, 2 latent_channels]`: means, then log variances.
+    /// `[batch, height / 8, width / 8, 2 latent_channels]`: means, then log variances. Both ends are f32.
     pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
-        let mut h = self.conv_in.forward(pictures)?;
+        let mut h = self.conv_in.forward(&pictures.cast(self.conv_in.dtype())?)?;
         for (resnets, downsample) in &self.down_blocks {
             for resnet in resnets {
                 h = resnet.forward(&h, None)?;
@@ -201,9 +202,9 @@ impl VaeEncoder {
         h = self.mid_block.forward(&h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
         h = self.conv_out.forward(&h)?;
-        match &self.quant_conv {
-            Some(conv) => conv.forward(&h),
-            None => Ok(h),
+        if let Some(conv) = &self.quant_conv {
+            h = conv.forward(&h)?;
         }
+        h.cast(DType::F32)
     }
 }

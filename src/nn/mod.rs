@@ -1,7 +1,7 @@
 //! Layers: what a checkpoint stores under one name, with its op.
 
 use crate::{
-    backend::{Activation, Layer, Weight},
+    backend::{Activation, DType, Layer, Weight},
     error::Result,
     tensor::{Fuse, Tensor, ops::Padding},
     weights::Scope,
@@ -68,6 +68,11 @@ impl Conv2d {
     ) -> Result<Self> {
         let layer = Layer::Conv2d { out, channels, kernel };
         Ok(Self { weight: w.layer(layer, &[out, channels, kernel, kernel], true)?, stride, padding })
+    }
+
+    /// The type of its input and output.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype
     }
 
     /// `[batch, height, width, channels]` to `[batch, height / stride, width / stride, out]`.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{Component, Network, Parts, UnetPlace};
 use crate::{
-    backend::Device,
+    backend::{DType, Device},
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
@@ -147,14 +147,14 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Where the weights of each section are. Visitors come to one device, so they are shared only by those who use that very
+/// Where the weights of each section are, and in which type. Visitors come to one device, so they are shared only by those who use that very
 /// one.
 fn key(route: &Route, reside: Reside) -> (Reside, Vec<String>) {
-    let home = |device: &Device| match reside {
-        Reside::Device => device.weight_home().to_string(),
-        Reside::Host | Reside::Disk => device.id().to_string(),
+    let home = |(device, dtype): (&Device, DType)| match reside {
+        Reside::Device => format!("{dtype} in {}", device.weight_home()),
+        Reside::Host | Reside::Disk => format!("{dtype} on {}", device.id()),
     };
-    (reside, route.iter().map(home).collect())
+    (reside, route.typed().map(home).collect())
 }
 
 /// A network that is there already whose weights are where this route wants them.
@@ -199,7 +199,7 @@ impl Source {
     fn load<N>(&self, weights: &Weights, load: impl FnOnce(&Scope, &Route) -> Result<N>) -> Result<Network<N>> {
         let (route, count) = (self.route.clone(), self.route.iter().count());
         let shelf = Shelf::new(self.reside, count, self.packed.clone());
-        let network = load(&Scope::new(weights, route.first()).on_shelf(&shelf), &route)?;
+        let network = load(&Scope::new(weights, route.first(), route.dtype(0)).on_shelf(&shelf), &route)?;
         weights.finish()?;
         Ok(Network { network: Arc::new(network), visitors: shelf.visitors(self.ahead).map(Arc::new), route })
     }

@@ -111,14 +111,14 @@ fn parameters(component: Component, spec: &ModelSpec) -> Result<u64> {
     // With weights in f32, a GPU holds four bytes for each parameter and nothing else.
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, ledger) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
-    let source = Source::resident(Route::whole(&device, sections(component, spec).len()));
+    let source = Source::resident(Route::whole(&device, DType::F32, sections(component, spec).len()));
     let weights = || Weights::shapes_only(component.name());
     match component {
         Component::TextEncoder => drop(load_text_encoder(weights(), spec, &source)?),
         Component::Unet => drop(load_unet(weights(), spec, &source)?),
         Component::Vae => {
             drop(load_vae(weights(), spec, &source)?);
-            drop(VaeEncoder::load(&Scope::new(&weights(), &device), &spec.vae)?);
+            drop(VaeEncoder::load(&Scope::new(&weights(), &device, DType::F32), &spec.vae)?);
         }
     }
     Ok(ledger.take().weight_bytes / DType::F32.size() as u64)

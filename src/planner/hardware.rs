@@ -220,7 +220,8 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
     };
     let rules = match id.kind {
         DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable)),
-        DeviceKind::Cuda | DeviceKind::Wgpu => Rules::Gpu(DType::F16),
+        DeviceKind::Cuda => Rules::Gpu(DType::F16),
+        DeviceKind::Wgpu => Rules::Wgpu(DType::F16),
     };
     let name = model.map_or_else(|| format!("a {} device", id.kind.name()), |model| model.name.clone());
     let class = match (rules, id.kind) {

@@ -72,6 +72,8 @@ pub struct DevicePlan {
     pub keep_bytes: u64,
     /// The part of the time in which it has nothing to do, while requests wait.
     pub idle_share: f64,
+    /// The type in which it computes each component, if it runs it.
+    pub dtypes: PerComponent<DType>,
 }
 
 impl DevicePlan {
@@ -88,7 +90,7 @@ pub struct Plan {
     pub largest: Largest,
     /// What each component needs, whole and on one device.
     pub costs: PerComponent<Cost>,
-    /// The type of each component's weights, on the first of its devices.
+    /// The type in which each component is computed, on the first of its devices.
     pub dtypes: PerComponent<DType>,
     /// Whole pipelines side by side.
     pub replicas: Vec<ReplicaPlan>,
@@ -229,6 +231,7 @@ impl Plan {
                 activation_bytes: held.activation_bytes,
                 keep_bytes: held.keep_bytes,
                 idle_share,
+                dtypes: PerComponent::new(|component| trial.dtype(component, info.id)),
             })
             .collect();
         let mut resting = BTreeMap::<Component, u64>::new();
@@ -277,7 +280,7 @@ impl Plan {
         });
         let dtypes = PerComponent::new(|component| {
             let first = replicas[0].placement.get(component)[0].devices()[0];
-            trial.info(component, first).rules.dtype()
+            trial.dtype(component, first)
         });
         let single = Layout { batch: 1, ..layouts[0].clone() };
         let alone = costs.load(&[single])?;
@@ -398,7 +401,7 @@ fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
-/// The type of a component's weights; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
+/// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
 /// overflows f16 has f32 unless the map says otherwise.
 fn resolve_dtype(
     map: &DeviceMap,

@@ -215,7 +215,7 @@ pub(super) struct Trial<'a> {
     pub devices: &'a [DeviceInfo],
     pub largest: &'a Largest,
     pub schedule: Schedule,
-    /// The type of each component's weights; `None` is what suits the device.
+    /// The type in which each component is computed; `None` is what suits the device.
     pub dtypes: PerComponent<Option<DType>>,
     /// What was tried already: resolving a map asks for the same places several times.
     known: RefCell<HashMap<Key, Rc<Ran>>>,
@@ -281,7 +281,9 @@ impl<'a> Trial<'a> {
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
         let packed = Packed::default();
         let source = |sections: &Sections<DeviceId>| Source {
-            route: Route::new(sections.iter().map(|id| dry[index(id)].0.clone()).collect()),
+            route: Route::new(
+                sections.iter().map(|id| (dry[index(id)].0.clone(), self.dtype(component, *id))).collect(),
+            ),
             reside: sections.reside,
             packed: packed.clone(),
             ahead: Ahead::Caller,
@@ -381,7 +383,12 @@ impl<'a> Trial<'a> {
         Device::dry(id, info.rules, info.rates)
     }
 
-    /// A device with the weights of `component` in their type.
+    /// The type in which a device computes a component.
+    pub fn dtype(&self, component: Component, id: DeviceId) -> DType {
+        self.info(component, id).rules.dtype()
+    }
+
+    /// A device that computes in the type of `component`.
     pub fn info(&self, component: Component, id: DeviceId) -> DeviceInfo {
         let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
         info.in_type(*self.dtypes.get(component)).expect("planning begins with a look at the types")

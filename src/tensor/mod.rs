@@ -52,6 +52,12 @@ impl Tensor {
         Ok(Self::from_buffer(device, shape, dtype, buffer))
     }
 
+    /// A tensor of any type from its little-endian elements.
+    #[doc(hidden)]
+    pub fn from_bytes(device: &Device, shape: impl Into<Shape>, dtype: DType, bytes: &[u8]) -> Result<Self> {
+        Self::upload(device, shape.into(), dtype, bytes.len() / dtype.size(), bytes)
+    }
+
     /// An f32 tensor of whatever its memory holds: tests look in it for stray writes.
     #[doc(hidden)]
     pub fn uninitialized(device: &Device, shape: impl Into<Shape>) -> Result<Self> {
@@ -70,7 +76,7 @@ impl Tensor {
             return Err(Error::request(format!("a tensor {shape} has 2^31 elements or more"))
                 .hint("a smaller width and height, or fewer pictures at once"));
         }
-        device.alloc(shape.elements() * dtype.size())
+        device.alloc(shape.elements() * dtype.size(), dtype)
     }
 
     fn from_buffer(device: &Device, shape: Shape, dtype: DType, buffer: Buffer) -> Self {
@@ -151,6 +157,12 @@ impl Tensor {
         Ok(Leaving { tensor: self.clone(), staging, device: device.clone() })
     }
 
+    /// Its elements as they are, little-endian.
+    #[doc(hidden)]
+    pub fn read_bytes(&self) -> Result<Vec<u8>> {
+        self.staged()
+    }
+
     fn staged(&self) -> Result<Vec<u8>> {
         let mut staging = vec![0; self.bytes()];
         self.device.backend().read(&self.buffer, &mut staging)?;
@@ -162,7 +174,7 @@ impl Tensor {
     /// # Errors
     /// If that arena is full or a device fails.
     pub fn keep(&self, keep: &Keep) -> Result<Self> {
-        let buffer = keep.alloc(self.bytes())?;
+        let buffer = keep.alloc(self.bytes(), self.dtype)?;
         self.copy_into(keep.device(), buffer)
     }
 

@@ -81,19 +81,35 @@ impl Tensor {
         w.packed()
     }
 
-    fn is_f32(&self, op: &str) -> Result<()> {
-        ensure(self.dtype == DType::F32, op, || format!("{} in place of f32", self.dtype))
+    fn is(&self, op: &str, dtype: DType) -> Result<()> {
+        ensure(self.dtype == dtype, op, || format!("{} in place of {dtype}", self.dtype))
+    }
+
+    /// A type in which the device computes: the output's too.
+    fn is_computable(&self, op: &str) -> Result<()> {
+        if self.device.computes_in(self.dtype) { Ok(()) } else { self.is(op, DType::F32) }
+    }
+
+    /// Beside this tensor, on its device and of its type.
+    fn suits(&self, op: &str, other: &Tensor) -> Result<()> {
+        self.same_device(op, other)?;
+        other.is(op, self.dtype)
+    }
+
+    /// The weight of an op on this tensor.
+    fn weight(&self, op: &str, w: &Weight) -> Result<Weight> {
+        self.is_computable(op)?;
+        self.is(op, w.dtype)?;
+        self.holds(op, w)
     }
 
     fn fused<'a>(&self, op: &str, out: Shape, fuse: &'a Fuse<'a>) -> Result<(Epilogue<'a>, Fuse<'a>)> {
         if let Some(residual) = fuse.residual {
-            self.same_device(op, residual)?;
-            residual.is_f32(op)?;
+            self.suits(op, residual)?;
             ensure(residual.shape == out, op, || format!("residual {} beside {out}", residual.shape))?;
         }
         if let Some(add) = fuse.channel_add {
-            self.same_device(op, add)?;
-            add.is_f32(op)?;
+            self.suits(op, add)?;
             let sizes = add.shape.dims();
             let rows_fit = sizes.len() == 2 && (sizes[0] == 1 || sizes[0] == out.batch());
             ensure(rows_fit && sizes[1] == out.channels(), op, || format!("channel sum {} beside {out}", add.shape))?;
@@ -133,8 +149,7 @@ impl Tensor {
     /// As all ops: if a shape, a type or a device does not fit, if the arena is full, or if the device fails.
     pub fn linear(&self, w: &Weight, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "linear";
-        self.is_f32(OP)?;
-        let w = &self.holds(OP, w)?;
+        let w = &self.weight(OP, w)?;
         let geglu = fuse.activation == Activation::Geglu;
         let (out, k) = match w.layer {
             Layer::Linear { out, k } if !geglu => (out, k),
@@ -147,9 +162,9 @@ impl Tensor {
         let (epilogue, rest) = self.fused(OP, final_shape, fuse)?;
         let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
         let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
-        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
         self.device.backend().linear(p, &self.buffer, w, &epilogue, &mut buffer)?;
-        Self::from_buffer(&self.device, shape, DType::F32, buffer).finish(&rest)
+        Self::from_buffer(&self.device, shape, self.dtype, buffer).finish(&rest)
     }
 
     /// `[batch, height, width, channels]` to `[batch, height', width', out]`.
@@ -158,8 +173,7 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn conv2d(&self, w: &Weight, stride: usize, padding: Padding, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "conv2d";
-        self.is_f32(OP)?;
-        let w = &self.holds(OP, w)?;
+        let w = &self.weight(OP, w)?;
         let Layer::Conv2d { out, channels, kernel } = w.layer else {
             return Err(wrong(OP, format!("a weight {:?}", w.layer)));
         };
@@ -194,9 +208,9 @@ impl Tensor {
             out_height: u(size(height)),
             out_width: u(size(width)),
         };
-        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
         self.device.backend().conv2d(p, &self.buffer, w, &epilogue, &mut buffer)?;
-        Self::from_buffer(&self.device, shape, DType::F32, buffer).finish(&rest)
+        Self::from_buffer(&self.device, shape, self.dtype, buffer).finish(&rest)
     }
 
     /// `softmax(q k^T / sqrt(head_dim)) v` with `heads` heads side by side in the channels.
@@ -206,10 +220,9 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn attention(&self, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
         const OP: &str = "attention";
-        for x in [self, k, v] {
-            x.is_f32(OP)?;
-            self.same_device(OP, x)?;
-        }
+        self.is_computable(OP)?;
+        self.suits(OP, k)?;
+        self.suits(OP, v)?;
         let (&[batch, queries, channels], &[k_batch, keys, k_channels]) = (self.shape.dims(), k.shape.dims()) else {
             return Err(wrong(OP, format!("{} and {} are not [batch, tokens, channels]", self.shape, k.shape)));
         };
@@ -229,10 +242,10 @@ impl Tensor {
             scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         };
         let backend = self.device.backend();
-        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
-        let mut scratch = self.device.alloc(backend.attention_scratch(&p))?;
+        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
+        let mut scratch = self.device.alloc(backend.attention_scratch(&p), DType::F32)?;
         backend.attention(p, &self.buffer, &k.buffer, &v.buffer, &mut scratch, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
     }
 
     /// Group norm of `[batch, .., channels]`, followed by SiLU if `activation` says so.
@@ -241,8 +254,7 @@ impl Tensor {
     /// As [`Tensor::linear`]; no other activation is fused with a norm.
     pub fn group_norm(&self, w: &Weight, groups: usize, eps: f32, activation: Activation) -> Result<Tensor> {
         const OP: &str = "group_norm";
-        self.is_f32(OP)?;
-        let w = &self.holds(OP, w)?;
+        let w = &self.weight(OP, w)?;
         let channels = self.shape.channels();
         ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
         ensure(groups > 0 && channels.is_multiple_of(groups), OP, || {
@@ -259,10 +271,10 @@ impl Tensor {
             silu: u32::from(activation == Activation::Silu),
         };
         let backend = self.device.backend();
-        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
-        let mut scratch = self.device.alloc(backend.group_norm_scratch(&p))?;
+        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
+        let mut scratch = self.device.alloc(backend.group_norm_scratch(&p), DType::F32)?;
         backend.group_norm(p, &self.buffer, w, &mut scratch, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
     }
 
     /// Layer norm of each row of `[.., channels]`.
@@ -271,14 +283,13 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn layer_norm(&self, w: &Weight, eps: f32) -> Result<Tensor> {
         const OP: &str = "layer_norm";
-        self.is_f32(OP)?;
-        let w = &self.holds(OP, w)?;
+        let w = &self.weight(OP, w)?;
         let channels = self.shape.channels();
         ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
         let p = LayerNorm { rows: u(self.shape.rows()), channels: u(channels), eps };
-        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
         self.device.backend().layer_norm(p, &self.buffer, w, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
     }
 
     /// Token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
@@ -302,10 +313,11 @@ impl Tensor {
         let p = Embedding { batch: u(ids.len()), tokens: u(tokens), channels: u(channels), vocab: u(rows) };
         let ids = Tensor::ids(device, [ids.len(), tokens], &ids_flat)?;
         let (table, positions) = (&ids.holds(OP, table)?, &ids.holds(OP, positions)?);
-        let shape = Shape::from([ids.dim(0), tokens, channels]);
-        let mut buffer = Self::room(device, shape, DType::F32)?;
+        let (shape, dtype) = (Shape::from([ids.dim(0), tokens, channels]), table.dtype);
+        ensure(positions.dtype == dtype, OP, || format!("{} beside {dtype}", positions.dtype))?;
+        let mut buffer = Self::room(device, shape, dtype)?;
         device.backend().embedding(p, &ids.buffer, table, positions, &mut buffer)?;
-        Ok(Self::from_buffer(device, shape, DType::F32, buffer))
+        Ok(Self::from_buffer(device, shape, dtype, buffer))
     }
 
     /// Nearest neighbour to `[batch, height, width, channels]`, about twice the size.
@@ -314,7 +326,7 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn upsample2x(&self, height: usize, width: usize) -> Result<Tensor> {
         const OP: &str = "upsample2x";
-        self.is_f32(OP)?;
+        self.is_computable(OP)?;
         let &[batch, h, w, channels] = self.shape.dims() else {
             return Err(wrong(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
         };
@@ -330,9 +342,9 @@ impl Tensor {
             out_width: u(width),
         };
         let shape = Shape::from([batch, height, width, channels]);
-        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
         self.device.backend().upsample2x(p, &self.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
     }
 
     /// `[.., a]` and `[.., b]` to `[.., a + b]`.
@@ -341,16 +353,15 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn concat_channels(&self, other: &Tensor) -> Result<Tensor> {
         const OP: &str = "concat_channels";
-        self.is_f32(OP)?;
-        other.is_f32(OP)?;
-        self.same_device(OP, other)?;
+        self.is_computable(OP)?;
+        self.suits(OP, other)?;
         let (left, right) = (self.shape.channels(), other.shape.channels());
         ensure(other.shape.with_channels(left) == self.shape, OP, || format!("{} and {}", self.shape, other.shape))?;
         let p = Concat { rows: u(self.shape.rows()), left: u(left), right: u(right) };
         let shape = self.shape.with_channels(left + right);
-        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
         self.device.backend().concat_channels(p, &self.buffer, &other.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
     }
 
     /// An activation by itself; GEGLU halves the channels, none is free.
@@ -362,7 +373,7 @@ impl Tensor {
         if activation == Activation::None {
             return Ok(self.clone());
         }
-        self.is_f32(OP)?;
+        self.is_computable(OP)?;
         let channels = match activation {
             Activation::Geglu => {
                 ensure(self.shape.channels().is_multiple_of(2), OP, || format!("GEGLU of {}", self.shape))?;
@@ -372,9 +383,9 @@ impl Tensor {
         };
         let shape = self.shape.with_channels(channels);
         let p = Activate { rows: u(shape.rows()), channels: u(channels) };
-        let mut buffer = Self::room(&self.device, shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
         self.device.backend().activate(p, activation, &self.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
     }
 
     /// `[batch, .., channels]` plus a row of `[batch or 1, channels]` on every pixel.
@@ -383,9 +394,8 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn add_channels(&self, add: &Tensor) -> Result<Tensor> {
         const OP: &str = "add_channels";
-        self.is_f32(OP)?;
-        add.is_f32(OP)?;
-        self.same_device(OP, add)?;
+        self.is_computable(OP)?;
+        self.suits(OP, add)?;
         let (batch, channels) = (self.shape.batch(), self.shape.channels());
         let rows = add.shape.rows();
         ensure(add.shape.channels() == channels && (rows == 1 || rows == batch), OP, || {
@@ -397,9 +407,9 @@ impl Tensor {
             channels: u(channels),
             per_channel_rows: u(rows),
         };
-        let mut buffer = Self::room(&self.device, self.shape, DType::F32)?;
+        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
         self.device.backend().add_channels(p, &self.buffer, &add.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, DType::F32, buffer))
+        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
     }
 
     /// The sum of two tensors of one shape.
@@ -408,10 +418,12 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn add(&self, other: &Tensor) -> Result<Tensor> {
         ensure(self.shape == other.shape, "add", || format!("{} and {}", self.shape, other.shape))?;
-        Tensor::scale_add(self.shape, &[(1.0, self, 0), (1.0, other, 0)])
+        self.suits("add", other)?;
+        let (a, b) = (self.cast(DType::F32)?, other.cast(DType::F32)?);
+        Tensor::scale_add(self.shape, &[(1.0, &a, 0), (1.0, &b, 0)])?.cast(self.dtype)
     }
 
-    /// `sum of scale * term`, a fused chain in this order. Each term is the part of a tensor that begins at the given
+    /// `sum of scale * term`, all f32, a fused chain in this order. Each term is the part of a tensor that begins at the given
     /// row of its outermost size and has `shape`.
     ///
     /// # Errors
@@ -422,7 +434,7 @@ impl Tensor {
         ensure(terms.len() <= MAX_TERMS, OP, || format!("{} terms, up to {MAX_TERMS} are possible", terms.len()))?;
         let mut parts = Vec::with_capacity(terms.len());
         for (scale, x, row) in terms {
-            x.is_f32(OP)?;
+            x.is(OP, DType::F32)?;
             first.same_device(OP, x)?;
             let start = row * (x.shape.elements() / x.dim(0));
             ensure(start + shape.elements() <= x.shape.elements(), OP, || {
@@ -467,7 +479,7 @@ impl Tensor {
         }
         ensure(self.dtype != DType::U32 && dtype != DType::U32, OP, || format!("{} to {dtype}", self.dtype))?;
         let mut buffer = Self::room(&self.device, self.shape, dtype)?;
-        self.device.backend().cast(self.shape.elements(), self.dtype, &self.buffer, dtype, &mut buffer)?;
+        self.device.backend().cast(&self.buffer, &mut buffer)?;
         Ok(Self::from_buffer(&self.device, self.shape, dtype, buffer))
     }
 }

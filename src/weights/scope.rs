@@ -8,16 +8,16 @@ use std::{
 
 use super::{Reside, Visitors, Weights, visitors::Ahead};
 use crate::{
-    backend::{Device, Layer, Values, Weight},
+    backend::{DType, Device, Layer, Values, Weight},
     error::Result,
 };
 
 /// File pages of a packed weight this large are given back to the system at once.
 const RELEASE_FROM: usize = 1 << 20;
 
-/// Weights that are packed already, by where they rest, component, name and home: networks that have a part in common in
+/// Weights that are packed already, by where they rest, component, name, home and type: networks that have a part in common in
 /// the same memory share it.
-pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, String), Weight>>>;
+pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, String, DType), Weight>>>;
 
 /// What a network that is being loaded leaves to be brought later.
 pub struct Shelf {
@@ -43,19 +43,20 @@ impl Shelf {
     }
 }
 
-/// A name prefix in a component's weights plus a device. Loading reads like the model: `Linear::load(&w.at("to_q"), ..)`.
+/// A name prefix in a component's weights plus a device and the type in which it computes. Loading reads like the model: `Linear::load(&w.at("to_q"), ..)`.
 pub struct Scope<'a> {
     weights: &'a Weights,
     device: &'a Device,
+    dtype: DType,
     shelf: Option<&'a Shelf>,
     section: usize,
     prefix: String,
 }
 
 impl<'a> Scope<'a> {
-    /// The top of `weights`, to be packed for `device` and to stay there.
-    pub fn new(weights: &'a Weights, device: &'a Device) -> Self {
-        Self { weights, device, shelf: None, section: 0, prefix: String::new() }
+    /// The top of `weights`, to be packed for `device`, for inputs of `dtype`, and to stay there.
+    pub fn new(weights: &'a Weights, device: &'a Device, dtype: DType) -> Self {
+        Self { weights, device, dtype, shelf: None, section: 0, prefix: String::new() }
     }
 
     /// The same place; what is loaded from here on rests on `shelf`.
@@ -71,10 +72,10 @@ impl<'a> Scope<'a> {
         Self { prefix, ..*self }
     }
 
-    /// The same place, as part of section `section` of the network, which runs on `device`.
+    /// The same place, as part of section `section` of the network, which runs on `device` and computes in `dtype`.
     #[must_use]
-    pub fn section(&self, section: usize, device: &'a Device) -> Self {
-        Self { section, device, prefix: self.prefix.clone(), ..*self }
+    pub fn section(&self, section: usize, device: &'a Device, dtype: DType) -> Self {
+        Self { section, device, dtype, prefix: self.prefix.clone(), ..*self }
     }
 
     /// Reads `weight` here, which the file must have in `shape`, and the bias if there is to be one, and packs them: now,
@@ -85,23 +86,23 @@ impl<'a> Scope<'a> {
     pub fn layer(&self, layer: Layer, shape: &[usize], bias: bool) -> Result<Weight> {
         let source = Source { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
         let reside = self.shelf.map_or(Reside::Device, |shelf| shelf.reside);
-        let device = self.device.clone();
+        let (device, dtype) = (self.device.clone(), self.dtype);
         let visiting = match (reside, self.shelf) {
-            (_, None) => return source.pack(|weight, bias| device.pack(layer, weight, bias)),
+            (_, None) => return source.pack(|weight, bias| device.pack(layer, dtype, weight, bias)),
             (Reside::Device, Some(shelf)) => {
-                return self.packed_once(shelf, &source, |weight, bias| device.pack(layer, weight, bias));
+                return self.packed_once(shelf, &source, |weight, bias| device.pack(layer, dtype, weight, bias));
             }
             (Reside::Host, Some(shelf)) => {
                 let packed =
-                    self.packed_once(shelf, &source, |weight, bias| device.pack_to_rest(layer, weight, bias))?;
-                Weight::visiting(&device.clone(), layer, bias, packed.bytes, move || device.fetch(&packed))
+                    self.packed_once(shelf, &source, |weight, bias| device.pack_to_rest(layer, dtype, weight, bias))?;
+                Weight::visiting(&device.clone(), layer, dtype, bias, packed.bytes, move || device.fetch(&packed))
             }
             (Reside::Disk, Some(_)) => {
                 // The file is checked now, not in the middle of the first picture.
                 source.values()?;
-                let bytes = device.packed_bytes(layer, bias);
-                Weight::visiting(&device.clone(), layer, bias, bytes, move || {
-                    source.pack(|weight, bias| device.pack(layer, weight, bias))
+                let bytes = device.packed_bytes(layer, dtype, bias);
+                Weight::visiting(&device.clone(), layer, dtype, bias, bytes, move || {
+                    source.pack(|weight, bias| device.pack(layer, dtype, weight, bias))
                 })
             }
         };
@@ -123,7 +124,7 @@ impl<'a> Scope<'a> {
             Reside::Device => self.device.id().to_string(),
             Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
         };
-        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), home);
+        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), home, self.dtype);
         let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = known.get(&key) {
             source.values()?; // read, as far as others are concerned

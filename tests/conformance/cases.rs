@@ -1,7 +1,8 @@
 //! The list of cases: what is computed, at which sizes, on which values, and how close the result must be.
 //!
 //! A tolerance is relative to the largest element that is expected; 0 asks for equality. One is a multiple of 6e-8, the
-//! rounding of f32, and grows with the sum behind an element.
+//! rounding of f32, and grows with the sum behind an element. In a narrower type come the roundings of that type on top:
+//! see [`Case::tolerance_in`].
 
 use sdshard::{
     backend::{
@@ -297,24 +298,33 @@ pub struct HostWeight {
 }
 
 impl HostWeight {
-    /// Packed from elements of `dtype` that begin `shift` bytes after an aligned address.
-    pub fn pack(&self, device: &Device, dtype: DType, shift: usize) -> Result<Weight> {
-        let bytes = |values: &[f32]| {
-            let elements = values.iter().flat_map(|&x| encode(dtype, x));
-            std::iter::repeat_n(0, shift).chain(elements).collect::<Vec<u8>>()
-        };
+    /// Packed for inputs of `dtype` from elements of type `file` that begin `shift` bytes after an aligned address.
+    pub fn pack(&self, device: &Device, dtype: DType, file: DType, shift: usize) -> Result<Weight> {
+        let bytes = |values: &[f32]| [vec![0; shift], encode(file, values)].concat();
         let (weight, bias) = (bytes(&self.weight), self.bias.as_deref().map(bytes));
-        let data = |bytes| Values::Data { dtype, bytes };
-        device.pack(self.layer, data(&weight[shift..]), bias.as_ref().map(|bias| data(&bias[shift..])))
+        let data = |bytes| Values::Data { dtype: file, bytes };
+        device.pack(self.layer, dtype, data(&weight[shift..]), bias.as_ref().map(|bias| data(&bias[shift..])))
     }
 }
 
-fn encode(dtype: DType, x: f32) -> Vec<u8> {
-    match dtype {
+/// Little-endian elements of a type, rounded to nearest.
+pub fn encode(dtype: DType, values: &[f32]) -> Vec<u8> {
+    let element = |&x: &f32| match dtype {
         DType::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
         DType::BF16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
         DType::F32 | DType::U32 => x.to_le_bytes().to_vec(),
-    }
+    };
+    values.iter().flat_map(element).collect()
+}
+
+/// The way back, without rounding.
+pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    let element = |x: &[u8]| match dtype {
+        DType::F16 => half::f16::from_le_bytes([x[0], x[1]]).to_f32(),
+        DType::BF16 => half::bf16::from_le_bytes([x[0], x[1]]).to_f32(),
+        DType::F32 | DType::U32 => f32::from_le_bytes([x[0], x[1], x[2], x[3]]),
+    };
+    bytes.chunks_exact(dtype.size()).map(element).collect()
 }
 
 /// The values of a case.
@@ -336,13 +346,24 @@ impl Data {
         }
     }
 
-    pub fn upload(&self, device: &Device) -> Result<Vec<Tensor>> {
-        self.tensors.iter().map(|x| Tensor::new(device, x.shape, &x.values)).collect()
+    pub fn upload(&self, device: &Device, dtype: DType) -> Result<Vec<Tensor>> {
+        let upload = |x: &Host| Tensor::from_bytes(device, x.shape, dtype, &encode(dtype, &x.values));
+        self.tensors.iter().map(upload).collect()
     }
 
     /// The weights, from f32 at an odd address.
-    pub fn pack(&self, device: &Device) -> Result<Vec<Weight>> {
-        self.weights.iter().map(|w| w.pack(device, DType::F32, 1)).collect()
+    pub fn pack(&self, device: &Device, dtype: DType) -> Result<Vec<Weight>> {
+        self.weights.iter().map(|w| w.pack(device, dtype, DType::F32, 1)).collect()
+    }
+
+    /// What a device that computes in `dtype` gets of it: biases, scales and shifts are f32 everywhere.
+    pub fn rounded(mut self, dtype: DType) -> Self {
+        let tensors = self.tensors.iter_mut().map(|x| &mut x.values);
+        let weights = self.weights.iter_mut().filter(|w| !matches!(w.layer, Layer::Norm { .. }));
+        for values in tensors.chain(weights.map(|w| &mut w.weight)) {
+            *values = decode(dtype, &encode(dtype, values));
+        }
+        self
     }
 }
 
@@ -435,6 +456,39 @@ impl Case {
             data.weights.push(HostWeight { layer, weight: random.values(weight, 0.0, 1.0), bias });
         }
         data
+    }
+
+    /// Whether it means anything in `dtype`: inputs and results, of which `largest` is the largest, are among its values,
+    /// and the op is not one that knows f32 alone.
+    pub fn fits(&self, dtype: DType, largest: f64) -> bool {
+        match dtype {
+            DType::F32 => true,
+            _ if matches!(self.op, Op::ScaleAdd { .. }) => false,
+            DType::F16 => (1e-3..1e4).contains(&self.spread) && largest < 65504.0,
+            _ => true,
+        }
+    }
+
+    /// How close a result must be in `dtype`: as in f32, and what its roundings may add.
+    pub fn tolerance_in(&self, dtype: DType) -> f64 {
+        let one = match dtype {
+            DType::F16 => 2f64.powi(-11),
+            DType::BF16 => 2f64.powi(-8),
+            DType::F32 | DType::U32 => 0.0,
+        };
+        let roundings = match self.op {
+            // Of the result, and of what plain ops make of it where a tail is not fused.
+            Op::Linear { tail, .. } | Op::Conv2d { tail, .. } => {
+                let parts = [tail.channel_add > 0, tail.activation != None, tail.residual];
+                1 + parts.into_iter().filter(|is_there| *is_there).count()
+            }
+            // Of the weights and of the result.
+            Op::Attention { .. } => 2,
+            Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::Embedding { .. } => 1,
+            Op::Activate { .. } | Op::Add { .. } | Op::AddChannels { .. } | Op::ScaleAdd { .. } => 1,
+            Op::Upsample2x { .. } | Op::ConcatChannels { .. } | Op::Stack { .. } => 0,
+        };
+        self.tolerance + roundings as f64 * one
     }
 
     /// Images that are computed apart; 1 if the op does not know images.

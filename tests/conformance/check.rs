@@ -1,11 +1,25 @@
 //! When a result counts as right, and how an op is called so that its mistakes show.
 
 use sdshard::{
-    backend::{Device, arena::aligned},
+    backend::{DType, Device, arena::aligned, device::class_in},
     tensor::Tensor,
 };
 
-use super::cases::{Case, Data};
+use super::cases::{Case, Data, Op, decode, encode};
+
+/// A device, and the type in which it shall compute.
+pub struct Subject {
+    pub name: String,
+    pub device: Device,
+    pub dtype: DType,
+}
+
+impl Subject {
+    /// A device that computes in f32.
+    pub fn f32(name: impl Into<String>, device: Device) -> Self {
+        Self { name: name.into(), device, dtype: DType::F32 }
+    }
+}
 
 /// Whether `got` is `want`, each element within `tolerance` times the largest of them. NaN is never close.
 pub fn close(want: &[f64], got: &[f32], tolerance: f64) -> Result<(), String> {
@@ -41,85 +55,97 @@ pub fn same_bits(want: &[f32], got: &[f32]) -> Result<(), String> {
 /// Large enough for every case.
 const ARENA: usize = 64 << 20;
 /// What free memory holds: all ones, a NaN in every float type.
-const POISON: f32 = f32::from_bits(u32::MAX);
-/// Elements of a guard, and of what is looked at beyond the last byte in use.
+const POISON: u8 = u8::MAX;
+/// f32 elements of a guard, and of what is looked at beyond the last byte in use.
 const GUARD: usize = 64;
 
 /// Computes `case` in memory that is watched: inputs, a guard, the output, a guard, then what the op takes by itself.
 /// Whatever is free begins as NaN, and nothing but the output may change.
-pub fn watched(device: &Device, case: &Case, data: &Data, outputs: usize) -> Result<Vec<f32>, String> {
+pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> Result<Vec<f32>, String> {
+    let &Subject { ref device, dtype, .. } = subject;
+    if matches!(case.op, Op::Add { .. }) && dtype != DType::F32 {
+        // Three ops, whose intermediate results lie where they like.
+        return plain(subject, case, data);
+    }
     let fail = |e: sdshard::error::Error| e.to_string();
-    let weights = data.pack(device).map_err(fail)?;
+    let weights = data.pack(device, dtype).map_err(fail)?;
     let guard: Vec<f32> = (0..GUARD).map(|i| i as f32).collect();
     let run = || {
-        let x = data.upload(device)?;
+        let x = data.upload(device, dtype)?;
         let _before = Tensor::new(device, [GUARD], &guard)?;
-        let hole = Tensor::new(device, [outputs], &vec![POISON; outputs])?;
+        let hole = Tensor::from_bytes(device, [outputs], dtype, &vec![POISON; outputs * dtype.size()])?;
         let _after = Tensor::new(device, [GUARD], &guard)?;
         drop(hole);
-        case.op.run(device, &x, &weights, &data.ids)?.read()
+        case.op.run(device, &x, &weights, &data.ids)?.read_bytes()
     };
 
     // Once to see how much memory it takes, once with that much filled with NaN.
     device.reserve(ARENA).map_err(fail)?;
     let clean = run().map_err(fail)?;
-    let end = device.peak_bytes() / 4;
-    Tensor::new(device, [end + GUARD], &vec![POISON; end + GUARD]).map_err(fail)?;
+    let end = device.peak_bytes();
+    let all = end / 4 + GUARD;
+    Tensor::from_bytes(device, [all], DType::F32, &vec![POISON; 4 * all]).map_err(fail)?;
     let dirty = run().map_err(fail)?;
+    let (clean, dirty) = (decode(dtype, &clean), decode(dtype, &dirty));
     same_bits(&clean, &dirty).map_err(|e| format!("the memory's old contents show: {e}"))?;
 
-    let image = Tensor::uninitialized(device, [end + GUARD]).and_then(|image| image.read()).map_err(fail)?;
+    let image = Tensor::uninitialized(device, [all]).and_then(|image| image.read_bytes()).map_err(fail)?;
     let mut at = 0;
-    let mut expect = |name: String, values: Option<&[f32]>, count: usize| {
-        let range = at..at + aligned(4 * count) / 4;
+    let mut expect = |name: String, values: Option<&[u8]>, bytes: usize| {
+        let range = at..at + aligned(bytes);
         at = range.end;
-        for (i, got) in image[range].iter().enumerate() {
-            let want = if i < count { values.map(|values| values[i]) } else { Some(POISON) };
-            if want.is_some_and(|want| want.to_bits() != got.to_bits()) {
-                return Err(format!("a stray write: {name} has {got:e} at element {i} of {count}"));
+        for (i, &got) in image[range].iter().enumerate() {
+            let want = if i < bytes { values.map(|values| values[i]) } else { Some(POISON) };
+            if want.is_some_and(|want| want != got) {
+                return Err(format!("a stray write: {name} has {got:#x} at byte {i} of {bytes}"));
             }
         }
         Ok(())
     };
     for (i, x) in data.tensors.iter().enumerate() {
-        expect(format!("input {i}"), Some(&x.values), x.values.len())?;
+        let bytes = encode(dtype, &x.values);
+        expect(format!("input {i}"), Some(&bytes), bytes.len())?;
     }
-    expect("the guard before the output".into(), Some(&guard), GUARD)?;
-    expect("the output".into(), None, outputs)?;
-    expect("the guard behind the output".into(), Some(&guard), GUARD)?;
-    match image[end..].iter().position(|x| x.to_bits() != POISON.to_bits()) {
-        Some(i) => Err(format!("a stray write {i} elements beyond the memory in use")),
+    let guard = encode(DType::F32, &guard);
+    expect("the guard before the output".into(), Some(&guard), guard.len())?;
+    expect("the output".into(), None, outputs * dtype.size())?;
+    expect("the guard behind the output".into(), Some(&guard), guard.len())?;
+    match image[end..].iter().position(|x| *x != POISON) {
+        Some(i) => Err(format!("a stray write {i} bytes beyond the memory in use")),
         None => Ok(dirty),
     }
 }
 
 /// Computes `case` plainly.
-pub fn plain(device: &Device, case: &Case, data: &Data) -> Result<Vec<f32>, String> {
+pub fn plain(subject: &Subject, case: &Case, data: &Data) -> Result<Vec<f32>, String> {
+    let &Subject { ref device, dtype, .. } = subject;
     let run = || {
-        let (x, weights) = (data.upload(device)?, data.pack(device)?);
-        case.op.run(device, &x, &weights, &data.ids)?.read()
+        let (x, weights) = (data.upload(device, dtype)?, data.pack(device, dtype)?);
+        case.op.run(device, &x, &weights, &data.ids)?.read_bytes()
     };
-    device.reserve(ARENA).and_then(|()| run()).map_err(|e| e.to_string())
+    device.reserve(ARENA).and_then(|()| run()).map(|bytes| decode(dtype, &bytes)).map_err(|e| e.to_string())
 }
 
 /// The order contract for one case: each image of it has the bits that it has alone, and all devices of one numerics
 /// class agree.
-pub fn order(devices: &[(String, Device)], case: &Case) -> Result<(), String> {
+pub fn order(subjects: &[Subject], case: &Case) -> Result<(), String> {
     let data = case.data();
     let images: Vec<Data> = (0..case.images()).map(|i| data.image(i)).collect();
-    let mut classes: Vec<(&str, &str, Vec<f32>)> = Vec::new();
-    for (name, device) in devices {
-        let whole = plain(device, case, &data)?;
+    let mut classes: Vec<(String, &str, Vec<f32>)> = Vec::new();
+    for subject in subjects.iter().filter(|subject| case.fits(subject.dtype, 0.0)) {
+        let name = &subject.name;
+        let whole = plain(subject, case, &data)?;
         for (i, image) in images.iter().enumerate() {
             let size = whole.len() / images.len();
-            same_bits(&whole[i * size..][..size], &plain(device, case, image)?)
+            same_bits(&whole[i * size..][..size], &plain(subject, case, image)?)
                 .map_err(|e| format!("{name}: {:?}: image {i} alone: {e}", case.op))?;
         }
-        match classes.iter().find(|(class, ..)| *class == device.class()) {
+        let class = class_in(subject.device.class(), subject.dtype);
+        match classes.iter().find(|(known, ..)| *known == class) {
             Some((_, first, want)) => {
                 same_bits(want, &whole).map_err(|e| format!("{name} and {first}: {:?}: {e}", case.op))?;
             }
-            None => classes.push((device.class(), name, whole)),
+            None => classes.push((class, name, whole)),
         }
     }
     Ok(())

@@ -65,20 +65,24 @@ impl Backend for Seeded {
         Ok(())
     }
 
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
-        self.cpu.packed_bytes(layer, has_bias)
+    fn computes_in(&self, dtype: DType) -> bool {
+        self.cpu.computes_in(dtype)
+    }
+
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+        self.cpu.packed_bytes(layer, dtype, has_bias)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         self.cpu.fetch(resting)
     }
 
-    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         if let Values::Data { dtype: DType::F32, bytes } = weight {
             *self.weight.lock().unwrap() =
                 bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
         }
-        self.cpu.pack(layer, weight, bias)
+        self.cpu.pack(layer, dtype, weight, bias)
     }
 
     fn class(&self) -> &str {
@@ -144,8 +148,8 @@ impl Backend for Seeded {
     fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
         self.cpu.scale_add(p, terms, out)
     }
-    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
-        self.cpu.cast(elements, from, x, to, out)
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        self.cpu.cast(x, out)
     }
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
         self.cpu.write(bytes, out)

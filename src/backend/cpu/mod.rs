@@ -52,7 +52,7 @@ pub fn path() -> Result<Path> {
     }
 }
 
-/// The numerics class of a path, weights in f32.
+/// The numerics class of a path; it computes in f32.
 pub fn class(path: Path) -> String {
     format!("cpu {path} f32")
 }
@@ -189,11 +189,15 @@ impl Backend for Cpu {
         &self.home
     }
 
+    fn computes_in(&self, dtype: DType) -> bool {
+        dtype == DType::F32
+    }
+
     fn slab(&self, bytes: usize) -> Result<Slab> {
         Ok(Slab::Cpu(Arc::new(memory::HostSlab::new(bytes)?)))
     }
 
-    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         if let Layer::Conv2d { channels, kernel, .. } = layer
             && (kernel * kernel > gemm::MAX_TAPS || channels > gemm::MAX_CHANNELS)
         {
@@ -204,17 +208,18 @@ impl Backend for Cpu {
         }
         let has_bias = bias.is_some();
         let packed = pack::pack(self.path, &self.pool, self.form(layer), weight, bias)?;
-        let bytes = self.packed_bytes(layer, has_bias);
-        Ok(Weight::new(layer, has_bias, bytes, self.home.clone(), WeightData::Cpu(Arc::new(packed))))
+        let bytes = self.packed_bytes(layer, dtype, has_bias);
+        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Cpu(Arc::new(packed))))
     }
 
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
+    fn packed_bytes(&self, layer: Layer, _: DType, has_bias: bool) -> usize {
         cost::packed_bytes(self.path, self.form(layer), has_bias)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let copy = Arc::new(packed(resting).copy()?);
-        Ok(Weight::new(resting.layer, resting.has_bias, resting.bytes, self.home.clone(), WeightData::Cpu(copy)))
+        let Weight { layer, dtype, has_bias, bytes, .. } = *resting;
+        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Cpu(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {
@@ -311,8 +316,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn cast(&self, _: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
-        elementwise::cast(from, read(x), to, write(out));
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        elementwise::cast(x.dtype(), read(x), out.dtype(), write(out));
         Ok(())
     }
 

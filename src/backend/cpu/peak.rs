@@ -77,10 +77,11 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let backend: &dyn Backend = device.backend();
 
     let bytes = |elements: usize| 0.5_f32.to_le_bytes().repeat(elements);
-    let (mut x, mut y) = (device.alloc(4 * rows * wide)?, device.alloc(4 * rows * wide)?);
+    let (mut x, mut y) = (device.alloc(4 * rows * wide, DType::F32)?, device.alloc(4 * rows * wide, DType::F32)?);
     backend.write(&bytes(rows * wide), &mut x)?;
-    let pack =
-        |layer: Layer| device.pack(layer, Values::Data { dtype: DType::F32, bytes: &bytes(layer.elements().0) }, None);
+    let pack = |layer: Layer| {
+        device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes: &bytes(layer.elements().0) }, None)
+    };
     let weight = pack(Layer::Linear { out: wide, k: wide })?;
     let linear = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
     let product = fastest(|| backend.linear(linear, &x, &weight, &Epilogue::default(), &mut y))?;
@@ -101,7 +102,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let work = 2.0 * rows as f64 * (wide * wide + 9 * channels * channels) as f64;
 
     let elements = stream / 4;
-    let (mut from, mut to) = (device.alloc(stream)?, device.alloc(stream)?);
+    let (mut from, mut to) = (device.alloc(stream, DType::F32)?, device.alloc(stream, DType::F32)?);
     let mut host = bytes(elements);
     backend.write(&host, &mut from)?;
     let sum = params::ScaleAdd { elements: elements as u32 };

@@ -101,7 +101,7 @@ pub fn info(index: usize) -> Option<DeviceInfo> {
         memory_bytes,
         free_bytes: devices::plannable(memory_bytes),
         overhead_bytes: OVERHEAD_BYTES,
-        rules: Rules::Wgpu,
+        rules: Rules::Wgpu(DType::F32),
         rates,
         f32_flops: rates.flops,
         only_named: is_processor,
@@ -373,8 +373,9 @@ impl Wgpu {
         Ok(buffer)
     }
 
-    fn weight(&self, layer: Layer, has_bias: bool, data: WeightData) -> Weight {
-        Weight::new(layer, has_bias, self.packed_bytes(layer, has_bias), self.home.clone(), data)
+    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
+        let bytes = self.packed_bytes(layer, dtype, has_bias);
+        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
     }
 
     fn check_layer(&self, layer: Layer) -> Result<()> {
@@ -407,11 +408,15 @@ impl Backend for Wgpu {
         &self.home
     }
 
+    fn computes_in(&self, dtype: DType) -> bool {
+        dtype == DType::F32
+    }
+
     fn slab(&self, bytes: usize) -> Result<Slab> {
         Ok(Slab::Gpu(Arc::new(self.context.buffer(bytes, "arena")?)))
     }
 
-    fn pack(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.check_layer(layer)?;
         let elements = layer.elements().0;
         let buffer = self.context.buffer(elements * 4, "weight")?;
@@ -423,10 +428,10 @@ impl Backend for Wgpu {
         let values = bias_values(layer, bias)?;
         let bias = values.as_ref().map(|values| self.upload("bias", values.len(), values)).transpose()?;
         let has_bias = bias.is_some();
-        Ok(self.weight(layer, has_bias, WeightData::Gpu(Arc::new(Packed { weight: buffer, bias }))))
+        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Packed { weight: buffer, bias }))))
     }
 
-    fn pack_to_rest(&self, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.check_layer(layer)?;
         let mut values = vec![0.0; layer.elements().0];
         in_order(layer, weight, |start, piece| {
@@ -435,11 +440,11 @@ impl Backend for Wgpu {
         })?;
         let resting = Resting { weight: values, bias: bias_values(layer, bias)? };
         let has_bias = resting.bias.is_some();
-        Ok(self.weight(layer, has_bias, WeightData::Gpu(Arc::new(resting))))
+        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(resting))))
     }
 
-    fn packed_bytes(&self, layer: Layer, has_bias: bool) -> usize {
-        gpu_cost::packed_bytes(DType::F32, layer, has_bias)
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+        gpu_cost::packed_bytes(dtype, layer, has_bias)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
@@ -451,7 +456,7 @@ impl Backend for Wgpu {
         let weight = self.upload("weight", from.weight.len(), &from.weight)?;
         let bias = from.bias.as_ref().map(|bias| self.upload("bias", bias.len(), bias)).transpose()?;
         let data = WeightData::Gpu(Arc::new(Packed { weight, bias }));
-        Ok(self.weight(resting.layer, resting.has_bias, data))
+        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, data))
     }
 
     fn supports(&self, _: Fusion) -> bool {
@@ -602,9 +607,10 @@ impl Backend for Wgpu {
         self.each(Shader::Elementwise, "scale_add", &arenas, parameters, p.elements)
     }
 
-    fn cast(&self, elements: usize, from: DType, x: &Buffer, to: DType, out: &mut Buffer) -> Result<()> {
-        let parameters = Parameters::default().u32s(&[elements as u32, type_number(from), type_number(to)]);
-        self.each(Shader::Layout, "convert", &[x, x, out], parameters, (elements as u32).div_ceil(2))
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let elements = x.elements() as u32;
+        let parameters = Parameters::default().u32s(&[elements, type_number(x.dtype()), type_number(out.dtype())]);
+        self.each(Shader::Layout, "convert", &[x, x, out], parameters, elements.div_ceil(2))
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
