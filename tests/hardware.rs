@@ -224,7 +224,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
 
     let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
     let message = plan("dtype = \"f16\"", &spec, &both).unwrap_err().to_string();
-    assert!(message.starts_with("dtype of the text_encoder: the CPU has no f16 kernels"), "{message}");
+    points_at(&message, "map.toml:1:9: dtype: the CPU has no f16 kernels for the text_encoder", "\"auto\" or \"f32\"");
     assert!(plan("dtype = \"f16\"\ndevices = [\"cuda:0\"]", &spec, &both).is_ok());
     let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
     assert_eq!((mixed.dtypes.unet, mixed.dtypes.vae), (DType::F16, DType::F32));
@@ -242,7 +242,9 @@ fn arithmetic_that_a_gpu_does_not_have_is_refused() {
             Err(error) => {
                 assert!(!has_bf16, "{like}: {error}");
                 let (message, class) = (error.to_string(), &machine[0].class);
-                for says in ["dtype of the unet: cuda:0 has no bf16 arithmetic", class, "dtype = \"f16\""] {
+                for says in
+                    ["map.toml:1:18: dtype.unet: cuda:0 has no bf16 arithmetic for the unet", class, "dtype = \"f16\""]
+                {
                     assert!(message.contains(says), "wanted: {says}\n{message}");
                 }
             }
@@ -307,6 +309,46 @@ fn places_on_one_device_have_the_weights_of_a_section_once() {
     }
     // Two parts with nothing in common.
     assert_eq!(weights(&format!("[{}, {}]", cut("up_blocks"), cut("mid_block"))), [whole, ups + mid]);
+}
+
+#[test]
+fn the_entry_that_is_to_blame_for_a_plan_that_does_not_fit_is_shown() {
+    let folder = stable_diffusion("1.5", false);
+    let spec = spec(folder.path());
+    let devices = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.\"cuda:1\"]\nlike = \"t4\"");
+    for (map, at, says) in [
+        (
+            "strategy = \"single\"\n[max_memory]\n\"cuda:1\" = \"4GiB\"\n\"cuda:0\" = \"1GiB\"\n[components]\nunet = \"cuda:0\"",
+            "map.toml:4:1: max_memory.cuda:0: with this, unet placed on cuda:0 by name: 1.6 GiB needed",
+            "without this entry everything fits",
+        ),
+        (
+            "[components]\ntext_encoder = \"cuda:0\"\nunet = \"cuda:0\"\nvae = \"cuda:0\"\n[device.\"cuda:0\"]\nreserve = \"14GiB\"",
+            "map.toml:6:11: device.cuda:0.reserve: with this, the plan does not fit on cuda:0",
+            "without this entry everything fits",
+        ),
+    ] {
+        points_at(&plan(map, &spec, &devices).unwrap_err().to_string(), at, says);
+    }
+    // Nothing in the map is to blame.
+    let message = plan("devices = [\"cuda:0\"]\nbatch = 2", &spec, &[small(&devices[0])]).unwrap_err().to_string();
+    assert!(message.starts_with("the unet fits on no device"), "{message}");
+    let asked_for = "[components]\ntext_encoder = \"cuda:0\"\nunet = \"cuda:0\"\nvae = \"cuda:0\"";
+    let of = |entry: &str| {
+        let device = DeviceInfo { free_bytes: 5 * GIB / 2, ..devices[0].clone() };
+        plan(&format!("{entry}\n{asked_for}"), &spec, &[device]).unwrap_err().to_string()
+    };
+    points_at(
+        &of("in_flight = 1000"),
+        "map.toml:1:13: in_flight: with this, the plan does not fit",
+        "with 1 everything",
+    );
+    points_at(&of("batch = 64"), "map.toml:1:9: batch: with this, the plan does not fit", "with 1 everything fits");
+}
+
+/// The same device with hardly any memory.
+fn small(device: &DeviceInfo) -> DeviceInfo {
+    DeviceInfo { free_bytes: device.overhead_bytes + (1 << 20), ..device.clone() }
 }
 
 #[test]

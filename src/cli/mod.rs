@@ -249,7 +249,7 @@ impl DTypeArg {
             DTypeArg::F16 => Some(DType::F16),
             DTypeArg::Bf16 => Some(DType::BF16),
         };
-        DTypes { default, ..DTypes::default() }
+        DTypes { default: default.into(), ..DTypes::default() }
     }
 }
 

@@ -96,6 +96,7 @@ pub fn as_json(plan: &Plan) -> Value {
                 "gflop": cost.flops / 1e9,
                 "seconds": plan.seconds.get(component),
                 "dtype": plan.dtypes.get(component).name(),
+                "numerics": plan.classes(component),
             });
             (component.name().to_string(), figures)
         })

@@ -223,6 +223,8 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(says), "wanted: {says}\n{error}");
         }
+        let mixed = read_text("p.txt", "a red fox\n{\"prompt\": \"an owl\"}\n").unwrap_err().to_string();
+        assert!(mixed.contains("p.txt:2: a line of JSON in a file of plain prompts"), "{mixed}");
         assert!(
             read(Path::new("/nowhere/p.txt"))
                 .unwrap_err()

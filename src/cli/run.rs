@@ -182,7 +182,10 @@ impl Run<'_> {
             used if used.is_empty() => placement.get(component)[0].devices(),
             used => used,
         });
-        let class = |id| self.plan.devices.iter().find(|device| device.id == id).map_or("", |device| &device.class);
+        let class = |component, id| {
+            let device = self.plan.devices.iter().find(|device| device.id == id);
+            device.map_or_else(String::new, |device| device.class_of(component))
+        };
         let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
             Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
         };
@@ -200,7 +203,7 @@ impl Run<'_> {
             "world_size": self.world.world_size,
             "attempts": attempts,
             "devices": of(&|component| one_or_all(devices.get(component))),
-            "numerics": of(&|component| json!(class(devices.get(component)[0]))),
+            "numerics": of(&|component| json!(class(component, devices.get(component)[0]))),
             "timings_ms": timings,
             "steps": self.requests[index].steps,
         })

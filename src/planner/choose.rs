@@ -8,6 +8,7 @@ use super::{
     diffusers,
     layout::{Costs, Layout, resident},
     predict::SAMPLES,
+    report::device_list,
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
@@ -212,8 +213,9 @@ fn by_bytes(
     let fallback = matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0);
     match placed {
         Ok(placed) => {
+            let fullest = |placed: &[DeviceId]| fullest(costs, map, budgets, placement(placed.to_vec()));
             let rejected = match &placed[..] {
-                [one] => other_strategies(strategy, one, &sizes, &wishes, &left),
+                [one] => other_strategies(strategy, one, &sizes, &wishes, &left, fullest)?,
                 _ => Vec::new(),
             };
             let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, budgets, placement(placed)));
@@ -288,6 +290,14 @@ fn evens_out(costs: &Costs, layouts: &[Layout], budgets: &[u64]) -> Result<Strin
     }))
 }
 
+/// The fullest device of a replica, and what it holds.
+fn fullest(costs: &Costs, map: &DeviceMap, budgets: &[u64], placement: Placement<DeviceId>) -> Result<(DeviceId, u64)> {
+    let held = costs.held([&with_in_flight(map, costs, budgets, placement)?])?;
+    let totals = costs.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
+    let first_fullest = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
+    totals.reduce(first_fullest).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
+}
+
 /// What the other strategies would have done with the fullest device, or why they cannot.
 fn other_strategies(
     strategy: Strategy,
@@ -295,27 +305,27 @@ fn other_strategies(
     sizes: &[ComponentSize],
     wishes: &[Option<DeviceId>],
     devices: &[DeviceBudget],
-) -> Vec<Rejected> {
-    let mine = strategies::fullest(sizes, placed, devices);
+    fullest: impl Fn(&[DeviceId]) -> Result<(DeviceId, u64)>,
+) -> Result<Vec<Rejected>> {
+    let (_, mine) = fullest(placed)?;
     let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
-    let rejected = others.filter(|other| *other != strategy).filter_map(|other| {
+    let rejected = others.filter(|other| *other != strategy).map(|other| -> Result<Option<Rejected>> {
         let what = format!("strategy \"{}\"", other.name());
-        match strategies::place(other, sizes, wishes, devices) {
-            Ok(same) if same == placed => None,
-            Ok(other) => {
-                let (device, bytes) = strategies::fullest(sizes, &other, devices);
-                let difference = match bytes.cmp(&mine.1) {
-                    std::cmp::Ordering::Less => format!("{} less", format_bytes(mine.1 - bytes)),
-                    std::cmp::Ordering::Equal => "as much".to_string(),
-                    std::cmp::Ordering::Greater => format!("{} more", format_bytes(bytes - mine.1)),
-                };
-                let why = format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes));
-                Some(Rejected { what, why })
-            }
-            Err(refused) => Some(Rejected { what, why: first_line(&refused.to_string()) }),
-        }
+        let other = match strategies::place(other, sizes, wishes, devices) {
+            Ok(same) if same == placed => return Ok(None),
+            Ok(other) => other,
+            Err(refused) => return Ok(Some(Rejected { what, why: first_line(&refused.to_string()) })),
+        };
+        let (device, bytes) = fullest(&other)?;
+        let difference = match bytes.cmp(&mine) {
+            std::cmp::Ordering::Less => format!("{} less", format_bytes(mine - bytes)),
+            std::cmp::Ordering::Equal => "as much".to_string(),
+            std::cmp::Ordering::Greater => format!("{} more", format_bytes(bytes - mine)),
+        };
+        let why = format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes));
+        Ok(Some(Rejected { what, why }))
     });
-    rejected.collect()
+    rejected.filter_map(Result::transpose).collect()
 }
 
 fn first_line(message: &str) -> String {
@@ -377,15 +387,44 @@ fn by_time(
                 chosen.rejected.push(Rejected { what: family.name().to_string(), why: lost(&scored, &best, goal) });
             }
         }
+        let (layouts, without) = without_idlers(costs, best.layouts, goal)?;
+        chosen.rejected.extend(without);
         chosen.why = match goal {
             Goal::Throughput => format!("the most images per second: {}", per_second(best.images_per_second)),
             Goal::Latency => format!("the shortest time for one image: {}", seconds(best.seconds_per_image)),
         };
-        chosen.layouts.extend(best.layouts);
+        chosen.layouts.extend(layouts);
     }
     let whole = devices.iter().filter_map(|id| too_small(costs, *id, budgets).transpose());
     chosen.rejected.extend(whole.collect::<Result<Vec<_>>>()?);
     Ok(chosen)
+}
+
+/// What a replica has to add to the others: one that draws less only makes the last pictures late.
+const WORTH_A_REPLICA: f64 = 0.01;
+
+/// The replicas without those that add next to nothing to the images per second.
+fn without_idlers(costs: &Costs, layouts: Vec<Layout>, goal: Goal) -> Result<(Vec<Layout>, Vec<Rejected>)> {
+    if goal == Goal::Latency || layouts.len() == 1 {
+        return Ok((layouts, Vec::new()));
+    }
+    let rate = |layout: &Layout| -> Result<f64> {
+        Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
+    };
+    let rates = layouts.iter().map(rate).collect::<Result<Vec<_>>>()?;
+    let least = WORTH_A_REPLICA * rates.iter().sum::<f64>();
+    let (mut stay, mut rejected) = (Vec::new(), Vec::new());
+    for (layout, rate) in layouts.into_iter().zip(rates) {
+        if rate >= least {
+            stay.push(layout);
+        } else {
+            rejected.push(Rejected {
+                what: format!("a replica on {}", device_list(&layout.placement.devices())),
+                why: format!("adds {} and makes the last pictures late", per_second(rate)),
+            });
+        }
+    }
+    Ok((stay, rejected))
 }
 
 fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
@@ -410,7 +449,11 @@ fn figure(scored: &Scored, goal: Goal) -> f64 {
 fn lost(scored: &Scored, best: &Scored, goal: Goal) -> String {
     match goal {
         Goal::Throughput => {
-            format!("{} rather than {}", per_second(scored.images_per_second), per_second(best.images_per_second))
+            let (its, bests) = (per_second(scored.images_per_second), per_second(best.images_per_second));
+            match its == bests {
+                true => format!("no more than {bests}"),
+                false => format!("{its} rather than {bests}"),
+            }
         }
         Goal::Latency => format!(
             "{} for one image rather than {}, {} more",
@@ -474,7 +517,11 @@ fn nothing_fits(
     let wishes: Vec<Option<DeviceId>> = Component::ALL.iter().map(wish).collect();
     match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
         Err(error) | Ok(Err(error)) => error,
-        Ok(Ok(_)) => Error::input("no placement fits beside what the map names")
-            .hint("fewer [components], a smaller in_flight, or a smaller picture"),
+        Ok(Ok(_)) if Component::ALL.iter().any(|component| named.get(*component).is_some()) => {
+            Error::input("no placement fits beside what the map names")
+                .hint("fewer [components], a smaller in_flight, or a smaller picture")
+        }
+        Ok(Ok(_)) => Error::input("no placement fits, with as many requests at once as the map says")
+            .hint("a smaller in_flight or batch, or a smaller picture"),
     }
 }

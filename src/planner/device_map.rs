@@ -216,15 +216,20 @@ pub enum Numerics {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DTypes {
     /// For every component that is not named below.
-    pub default: Option<DType>,
+    pub default: Located<Option<DType>>,
     /// For single components; names from [`COMPONENTS`].
-    pub components: BTreeMap<String, Option<DType>>,
+    pub components: BTreeMap<String, Located<Option<DType>>>,
 }
 
 impl DTypes {
     /// The type asked for one component.
     pub fn of(&self, component: &str) -> Option<DType> {
-        self.components.get(component).copied().unwrap_or(self.default)
+        self.said(component).value
+    }
+
+    /// The same with the place that says it.
+    pub fn said(&self, component: &str) -> &Located<Option<DType>> {
+        self.components.get(component).unwrap_or(&self.default)
     }
 }
 
