@@ -527,6 +527,7 @@ fn the_plan_as_json_has_the_documented_fields() {
             "gflop: number",
             "seconds: number",
             "dtype: string",
+            "numerics: list",
         ];
         assert_eq!(fields(&plan["components"][name]), wanted, "{name}");
     }
