@@ -107,7 +107,7 @@ fn convert(
 }
 
 /// Requests beyond those that keep all devices busy, that a pool may be the faster for.
-const MORE_IN_FLIGHT: usize = 2;
+const MORE_IN_FLIGHT: usize = 3;
 
 /// What more requests at once have to win, as a factor: each needs memory and makes all of them later.
 const WORTH_MORE_IN_FLIGHT: f64 = 1.01;
