@@ -58,11 +58,11 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     let latents = args.latents.as_deref().map(Latents::read).transpose()?;
     output::check_writable(&args.output_dir)?;
     let trace_file = args.trace.as_ref().map(|path| trace_file(path, &world));
-    if let Some(folder) = trace_file.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new("")) {
-        output::check_writable(folder)?;
-    }
     if let Some(trace) = trace_file.as_deref() {
         file_name_is_possible("--trace", trace)?;
+    }
+    if let Some(folder) = trace_file.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new("")) {
+        output::check_writable(folder)?;
     }
     let swept = output::sweep(&args.output_dir);
     if swept > 0 {

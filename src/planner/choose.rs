@@ -120,21 +120,23 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
         InFlight::Count(count) => return Ok(layout(count)),
         InFlight::Auto => auto_in_flight(&placement, costs)?,
     };
-    let rate = |layout: &Layout| -> Result<f64> {
-        Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
-    };
     let mut best = layout(least);
     if placement.unet.len() > 1 {
-        let mut best_rate = rate(&best)?;
+        let mut best_rate = rate_of(costs, &best)?;
         for more in (1..=MORE_IN_FLIGHT).map(|more| layout(least + more)) {
             let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
-            let rate = if fits { rate(&more)? } else { 0.0 };
+            let rate = if fits { rate_of(costs, &more)? } else { 0.0 };
             if rate > WORTH_MORE_IN_FLIGHT * best_rate {
                 (best, best_rate) = (more, rate);
             }
         }
     }
     Ok(best)
+}
+
+/// Pictures per second of one replica that has its devices for itself.
+fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
+    Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
 }
 
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
@@ -366,17 +368,24 @@ fn by_time(
     let one_replica = said && map.replicas.value != Replicas::Max;
     let mut chosen = Chosen { layouts: Vec::new(), why: String::new(), rejected: Vec::new() };
     for group in groups {
-        let candidates = if map.numerics.value == Numerics::Same && !one_replica {
+        let mut candidates = if map.numerics.value == Numerics::Same && !one_replica {
             // Replicas of one class agree.
             by_class(costs, group)
         } else {
             vec![group.to_vec()]
         };
+        let late = if goal == Goal::Throughput && !said { late_devices(costs, group) } else { Vec::new() };
+        if !late.is_empty() {
+            let others = group.iter().copied().filter(|id| !late.contains(id));
+            candidates.insert(0, others.collect());
+        }
+        // What those add has to be worth it.
+        let least = if late.is_empty() { 1.0 } else { 1.0 + LATE };
         let mut best: Option<(Scored, BTreeMap<Family, Scored>)> = None;
         for devices in candidates {
             let (found, families) = search.run(&devices, one_replica)?;
             if let Some(found) = found
-                && best.as_ref().is_none_or(|(best, _)| figure(&found, goal) > figure(best, goal))
+                && best.as_ref().is_none_or(|(best, _)| figure(&found, goal) > least * figure(best, goal))
             {
                 best = Some((found, families));
             }
@@ -387,44 +396,34 @@ fn by_time(
                 chosen.rejected.push(Rejected { what: family.name().to_string(), why: lost(&scored, &best, goal) });
             }
         }
-        let (layouts, without) = without_idlers(costs, best.layouts, goal)?;
-        chosen.rejected.extend(without);
+        for id in group.iter().filter(|id| !best.layouts.iter().any(|layout| layout.placement.devices().contains(id))) {
+            if late.contains(id) {
+                let why = format!(
+                    "has less than {}% of all operations per second: the last pictures would wait for it",
+                    100.0 * LATE
+                );
+                chosen.rejected.push(Rejected { what: format!("pictures for {id}"), why });
+            }
+        }
         chosen.why = match goal {
             Goal::Throughput => format!("the most images per second: {}", per_second(best.images_per_second)),
             Goal::Latency => format!("the shortest time for one image: {}", seconds(best.seconds_per_image)),
         };
-        chosen.layouts.extend(layouts);
+        chosen.layouts.extend(best.layouts);
     }
     let whole = devices.iter().filter_map(|id| too_small(costs, *id, budgets).transpose());
     chosen.rejected.extend(whole.collect::<Result<Vec<_>>>()?);
     Ok(chosen)
 }
 
-/// What a replica has to add to the others: one that draws less only makes the last pictures late.
-const WORTH_A_REPLICA: f64 = 0.01;
+/// The part of all operations per second below which a device only makes the last pictures late.
+const LATE: f64 = 0.01;
 
-/// The replicas without those that add next to nothing to the images per second.
-fn without_idlers(costs: &Costs, layouts: Vec<Layout>, goal: Goal) -> Result<(Vec<Layout>, Vec<Rejected>)> {
-    if goal == Goal::Latency || layouts.len() == 1 {
-        return Ok((layouts, Vec::new()));
-    }
-    let rate = |layout: &Layout| -> Result<f64> {
-        Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
-    };
-    let rates = layouts.iter().map(rate).collect::<Result<Vec<_>>>()?;
-    let least = WORTH_A_REPLICA * rates.iter().sum::<f64>();
-    let (mut stay, mut rejected) = (Vec::new(), Vec::new());
-    for (layout, rate) in layouts.into_iter().zip(rates) {
-        if rate >= least {
-            stay.push(layout);
-        } else {
-            rejected.push(Rejected {
-                what: format!("a replica on {}", device_list(&layout.placement.devices())),
-                why: format!("adds {} and makes the last pictures late", per_second(rate)),
-            });
-        }
-    }
-    Ok((stay, rejected))
+/// The devices that add next to nothing.
+fn late_devices(costs: &Costs, devices: &[DeviceId]) -> Vec<DeviceId> {
+    let flops = |id: &DeviceId| costs.info(*id).rates.flops;
+    let all: f64 = devices.iter().map(flops).sum();
+    devices.iter().copied().filter(|id| flops(id) < LATE * all).collect()
 }
 
 fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
