@@ -1,6 +1,7 @@
 //! The command line: arguments, messages and exit codes. What a subcommand does is in the file of its name.
 
 mod bench;
+mod check;
 mod devices;
 mod gauge;
 mod generate;
@@ -182,6 +183,9 @@ struct DevicesArgs {
     /// The devices as JSON
     #[arg(long)]
     json: bool,
+    /// Whether they compute what they should: a report for a bug report, in a minute
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
 }
 
 /// `sdshard bench`
