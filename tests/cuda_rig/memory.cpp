@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -44,6 +45,32 @@ std::size_t round_up(std::size_t value, std::size_t to) {
     return (value + to - 1) / to * to;
 }
 
+// A file full of 0xFF, whose pages are everybody's until somebody writes to them: fresh memory costs nothing.
+constexpr std::size_t POISON = std::size_t(4) << 20;
+
+int poison() {
+    static int file = [] {
+        int made = memfd_create("poison", MFD_CLOEXEC);
+        void *bytes = made < 0 || ftruncate(made, POISON) != 0
+                          ? MAP_FAILED
+                          : mmap(nullptr, POISON, PROT_READ | PROT_WRITE, MAP_SHARED, made, 0);
+        if (bytes == MAP_FAILED) std::abort();
+        std::memset(bytes, 0xff, POISON);
+        munmap(bytes, POISON);
+        return made;
+    }();
+    return file;
+}
+
+bool map_poison(std::uintptr_t first, std::size_t bytes) {
+    for (std::size_t at = 0; at < bytes; at += POISON) {
+        void *wanted = reinterpret_cast<void *>(first + at);
+        void *got = mmap(wanted, std::min(POISON, bytes - at), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, poison(), 0);
+        if (got != wanted) return false;
+    }
+    return true;
+}
+
 // The last allocation that begins at or before an address.
 std::optional<Range> before(const std::map<std::uintptr_t, std::size_t> &live, int home, std::uintptr_t at) {
     auto after = live.upper_bound(at);
@@ -72,9 +99,7 @@ void *allocate(int home, std::size_t bytes) {
     }
     std::size_t held = round_up(bytes, 16), pages = round_up(held, PAGE);
     if (h.next + pages + 2 * PAGE > h.region + REGION) return nullptr;
-    void *first = reinterpret_cast<void *>(h.next + PAGE);
-    if (mprotect(first, pages, PROT_READ | PROT_WRITE) != 0) return nullptr;
-    std::memset(first, 0xff, pages);
+    if (!map_poison(h.next + PAGE, pages)) return nullptr;
     std::uintptr_t start = h.next + PAGE + pages - held;
     h.next += PAGE + pages; // the page behind is the one in front of the next
     h.used += bytes;
