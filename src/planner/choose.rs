@@ -8,7 +8,6 @@ use super::{
     diffusers,
     layout::{Costs, Layout, resident},
     predict::SAMPLES,
-    report::device_list,
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
