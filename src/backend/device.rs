@@ -365,7 +365,7 @@ fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
 /// The message for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
     let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
-    Error::input(format!("device \"{id}\" is not on this machine"))
+    Error::input(format!("there is no device \"{id}\""))
         .found(found.join(", "))
         .hint("`sdshard devices` lists what can be used")
 }
