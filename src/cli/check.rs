@@ -5,9 +5,11 @@ use std::{fmt::Display, sync::Arc, time::Instant};
 
 use half::{bf16, f16};
 use sdshard::{
-    DeviceMap, Engine, Largest, Model, Plan, Request,
     backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, Weight},
+    engine::Engine,
     error::{Error, Result},
+    pipeline::{Model, request::Request},
+    planner::{Largest, device_map::DeviceMap, plan::Plan},
     tensor::{Fuse, Tensor, ops::Padding},
 };
 
