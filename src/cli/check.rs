@@ -262,7 +262,7 @@ fn copies(from: &Device, to: &Device) -> Result<String> {
 
 /// A small picture on each device beside the CPU's.
 fn pictures(devices: &[DeviceInfo], model: Arc<Model>, report: &mut Report) -> Result<()> {
-    let request = Request { steps: 2, ..Request::new("a red apple", &model.spec) };
+    let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
     let draw = |id: DeviceId| -> Result<Vec<u8>> {
         let map = DeviceMap { devices: vec![id.into()], ..DeviceMap::default() };
         let largest = Largest::of([&request], &model.spec)?.expect("there is a request");
