@@ -1,6 +1,7 @@
 // cuMem*: memory, and copies, which are as late as they may be: from and to pinned memory when their turn comes, from
 // pageable memory at once, to pageable memory before the call returns.
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "api.h"
@@ -14,7 +15,11 @@ namespace {
 CUresult allocate_on(Device &device, CUdeviceptr *at, std::size_t bytes) {
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
     if (is_capturing(device)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    if (this_allocation_fails()) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (this_allocation_fails()) {
+        say("no " + std::to_string(bytes) + " bytes on device " + std::to_string(device.number) +
+            ", as SDSHARD_RIG_FAULTS wants it");
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     void *memory = allocate(device.number, bytes);
     if (!memory) {
         device.wait(); // memory that is freed in order may come back

@@ -82,9 +82,29 @@ bool by_chance() {
     return runner->launch->seed != 0 && (runner->chance() & 1) != 0;
 }
 
-void to_scheduler(Lane &lane) {
-    rig_switch(&lane.stack_pointer, runner->scheduler);
+void lane_main(void *lane);
+
+// What to switch to, to go on with a lane.
+void *resume(Lane &lane) {
+    if (!lane.started) {
+        Stacks::Fiber fiber = runner->stacks.take(lane_main, &lane);
+        lane.stack_pointer = fiber.pointer;
+        lane.stack = fiber.number;
+        lane.started = true;
+    }
     rig_lane = &lane;
+    return lane.stack_pointer;
+}
+
+// Leaves a lane that cannot go on, until it can: for the next of its warp at once, or for the scheduler, which chooses.
+void pause(Lane &lane) {
+    Warp &warp = *lane.warp;
+    bool next = warp.ready != 0 && runner->launch->seed == 0;
+    rig_switch(&lane.stack_pointer, next ? resume(warp.lanes[__builtin_ctz(warp.ready)]) : runner->scheduler);
+}
+
+bool is_same(const char *place, const char *other) {
+    return place == other || std::strcmp(place, other) == 0;
 }
 
 std::string name_of(const Lane &lane) {
@@ -130,7 +150,7 @@ void lane_main(void *argument) {
     lane.warp->ready &= ~bit;
     runner->ended++;
     finish_warp_operation(*lane.warp);
-    to_scheduler(lane);
+    rig_switch(&lane.stack_pointer, runner->scheduler);
     std::abort();
 }
 
@@ -145,23 +165,18 @@ Failure failure_of_fault() {
     return {CUDA_ERROR_ILLEGAL_ADDRESS, "illegal address " + where};
 }
 
-void run_lane(Lane &lane) {
+// Goes on with a lane, and comes back from it or from another of its warp.
+void run_lane(Lane &first) {
     Runner &r = *runner;
-    if (!lane.started) {
-        Stacks::Fiber fiber = r.stacks.take(lane_main, &lane);
-        lane.stack_pointer = fiber.pointer;
-        lane.stack = fiber.number;
-        lane.started = true;
-    }
-    rig_lane = &lane;
-    rig_switch(&r.scheduler, lane.stack_pointer);
+    rig_switch(&r.scheduler, resume(first));
+    Lane &last = this_lane();
     if (r.fault_signal != 0) {
         r.failure = failure_of_fault();
-        r.failure.what = name_of(lane) + ": " + r.failure.what;
+        r.failure.what = name_of(last) + ": " + r.failure.what;
         r.fault_signal = 0;
     }
     rig_lane = nullptr;
-    if (lane.warp->ended >> lane.lane & 1) r.stacks.give_back(lane.stack);
+    if (last.warp->ended >> last.lane & 1) r.stacks.give_back(last.stack);
 }
 
 // Until none of its lanes can go on.
@@ -312,13 +327,13 @@ RIG_API void rig_sync_threads(const char *place) {
     Lane &lane = this_lane();
     if (r.waiting == 0)
         r.barrier = place;
-    else if (std::strcmp(place, r.barrier) != 0)
+    else if (!is_same(place, r.barrier))
         fail(CUDA_ERROR_LAUNCH_FAILED,
              std::string("is at the barrier at ") + place + ", others of its block at the one at " + r.barrier);
     if (++r.waiting < r.threads) {
         lane.warp->at_barrier |= 1u << lane.lane;
         lane.warp->ready &= ~(1u << lane.lane);
-        to_scheduler(lane);
+        pause(lane);
         return;
     }
     r.waiting = 0;
@@ -337,14 +352,14 @@ RIG_API void rig_warp(unsigned mask, RigWarpFunction all, void *operand, const c
         warp.mask = mask;
         warp.all = all;
         warp.place = place;
-    } else if (warp.mask != mask || warp.all != all || std::strcmp(warp.place, place) != 0) {
+    } else if (warp.mask != mask || warp.all != all || !is_same(warp.place, place)) {
         fail(CUDA_ERROR_LAUNCH_FAILED, std::string("is at ") + place + ", others of its warp at " + warp.place);
     }
     warp.operands[lane.lane] = operand;
     warp.arrived |= bit;
     warp.ready &= ~bit;
     finish_warp_operation(warp);
-    if (!(warp.ready & bit)) to_scheduler(lane);
+    if (!(warp.ready & bit)) pause(lane);
 }
 
 RIG_API void rig_copy_async(void *shared, const void *global, bool valid) {
