@@ -1,7 +1,7 @@
 //! Embeds compiled kernels, if there are any: nothing is compiled or fetched here.
 //!
 //! `SDSHARD_CUDA_KERNELS` may name a folder with files such as `linear.sm_89.cubin` and `linear.compute_70.ptx`, as
-//! `kernels/tools/build FOLDER` makes them. Without it the program compiles its kernels when it first meets a GPU.
+//! `SDSHARD_KERNEL_IMAGES=FOLDER cargo test --test kernels_compile` makes them. Without it the program compiles its kernels when it first meets a GPU.
 
 use std::{env, fmt::Write, fs, path::PathBuf};
 

@@ -1,4 +1,5 @@
-// What every shader has in front of it: functions of one element, the same chain of operations on every adapter.
+// What every shader has in front of it, behind one of f32, f16 and packed.wgsl, which say how numbers are stored:
+// functions of one element, the same chain of operations on every adapter.
 
 const LOWEST = -3.4e38;
 
@@ -48,5 +49,36 @@ fn activate4(activation: u32, x: vec4<f32>) -> vec4<f32> {
         case 2u: { return gelu4(x); }
         case 3u: { return x * sigmoid4(1.702 * x); }
         default: { return x; }
+    }
+}
+
+// The nearest values that f16 has, ties to even: drivers may round their own as they like, but not what needs no
+// rounding.
+fn nearest_half(x: vec4<f32>) -> vec4<f32> {
+    let bits = bitcast<vec4<u32>>(x);
+    let size = bits & vec4(0x7fffffffu);
+    let normal = bitcast<vec4<f32>>((bits + vec4(0xfffu) + ((bits >> vec4(13u)) & vec4(1u))) & vec4(0xffffe000u));
+    let subnormal = round(x * 16777216.0) * 5.9604645e-8;
+    let infinite = bitcast<vec4<f32>>((bits & vec4(0x80000000u)) | vec4(0x7f800000u));
+    var y = select(normal, subnormal, size < vec4(0x38800000u));
+    y = select(y, infinite, size >= vec4(0x477ff000u));
+    return select(y, x, size > vec4(0x7f800000u));
+}
+
+// Up to four elements of the result from element i on.
+fn put_some(i: u32, value: vec4<f32>, count: u32) {
+    if count == 4u && (i & 3u) == 0u {
+        put4(i >> 2u, value);
+        return;
+    }
+    put(i, value.x);
+    if count > 1u {
+        put(i + 1u, value.y);
+    }
+    if count > 2u {
+        put(i + 2u, value.z);
+    }
+    if count > 3u {
+        put(i + 3u, value.w);
     }
 }

@@ -1,4 +1,4 @@
-// Ops that look at one place at a time: activate, add_channels, scale_add. One invocation per element.
+// Ops that look at one place at a time: activate, add_channels, scale_add. One invocation for four elements.
 
 // activate: out = activation(x); GEGLU is hidden * gelu(gate).
 // x [rows, channels], or [rows, 2 channels] for GEGLU; out [rows, channels]
@@ -10,16 +10,15 @@ struct Activate {
 }
 
 // add_channels: out = x + per_channel, the row that belongs to the image, or the only one.
-// x, out [batch, pixels, channels]; per_channel [batch or 1, channels]
-// Parameters: struct AddChannels in src/backend/params.rs, same order.
+// x, out [rows, channels]; per_channel [images, channels], row r being one of image (row_first + r) / rows_per_add
 struct AddChannels {
-    batch: u32,
-    pixels: u32,
+    rows: u32,
     channels: u32,
-    per_channel_rows: u32,
+    rows_per_add: u32,
+    row_first: u32,
 }
 
-// scale_add: out = sum of scale * term, one fused chain in the order of the terms.
+// scale_add: out = sum of scale * term, one fused chain in the order of the terms; f32 alone.
 // Parameters: struct ScaleAdd in src/backend/params.rs, then the number of terms, their factors and where they begin.
 struct ScaleAdd {
     elements: u32,
@@ -42,60 +41,111 @@ var<immediate> activate_p: Activate;
 var<immediate> add_channels_p: AddChannels;
 var<immediate> scale_add_p: ScaleAdd;
 
-@group(0) @binding(0) var<storage, read_write> a: array<f32>;
-@group(0) @binding(1) var<storage, read_write> b: array<f32>;
-@group(0) @binding(2) var<storage, read_write> c: array<f32>;
-@group(0) @binding(3) var<storage, read_write> d: array<f32>;
-@group(0) @binding(4) var<storage, read_write> e: array<f32>;
-@group(0) @binding(5) var<storage, read_write> f: array<f32>;
-@group(0) @binding(6) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read_write> a: array<Four>;
+@group(0) @binding(3) var<storage, read_write> b: array<Four>;
+@group(0) @binding(4) var<storage, read_write> c: array<Four>;
+@group(0) @binding(5) var<storage, read_write> d: array<Four>;
+@group(0) @binding(6) var<storage, read_write> e: array<Four>;
+@group(0) @binding(7) var<storage, read_write> f: array<Four>;
+
+fn a_at(i: u32) -> f32 {
+    return wide(a[i >> 2u])[i & 3u];
+}
+
+fn b_at(i: u32) -> f32 {
+    return wide(b[i >> 2u])[i & 3u];
+}
+
+// Four elements of a from any place on.
+fn a4(i: u32) -> vec4<f32> {
+    if (i & 3u) == 0u {
+        return wide(a[i >> 2u]);
+    }
+    return vec4(a_at(i), a_at(i + 1u), a_at(i + 2u), a_at(i + 3u));
+}
+
+fn b4(i: u32) -> vec4<f32> {
+    if (i & 3u) == 0u {
+        return wide(b[i >> 2u]);
+    }
+    return vec4(b_at(i), b_at(i + 1u), b_at(i + 2u), b_at(i + 3u));
+}
 
 @compute @workgroup_size(64)
 fn activate(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = id.x + id.y * groups.x * 64u;
-    if i >= activate_p.rows * activate_p.channels {
+    let i = 4u * (id.x + id.y * groups.x * 64u);
+    let elements = activate_p.rows * activate_p.channels;
+    if i >= elements {
         return;
     }
-    if activate_p.activation == 4u {
-        let at = i / activate_p.channels * 2u * activate_p.channels + i % activate_p.channels;
-        out[i] = a[at] * gelu4(vec4(a[at + activate_p.channels])).x;
+    let count = min(4u, elements - i);
+    let channels = activate_p.channels;
+    var y: vec4<f32>;
+    if activate_p.activation != 4u {
+        y = activate4(activate_p.activation, a4(i));
+    } else if (channels & 3u) == 0u {
+        let at = i / channels * 2u * channels + i % channels;
+        y = a4(at) * gelu4(a4(at + channels));
     } else {
-        out[i] = activate4(activate_p.activation, vec4(a[i])).x;
+        for (var j = 0u; j < count; j += 1u) {
+            let at = (i + j) / channels * 2u * channels + (i + j) % channels;
+            y[j] = a_at(at) * gelu4(vec4(a_at(at + channels))).x;
+        }
     }
+    put_some(i, y, count);
 }
 
 @compute @workgroup_size(64)
 fn add_channels(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = id.x + id.y * groups.x * 64u;
-    let size = add_channels_p.pixels * add_channels_p.channels;
-    if i >= add_channels_p.batch * size {
+    let i = 4u * (id.x + id.y * groups.x * 64u);
+    let channels = add_channels_p.channels;
+    let elements = add_channels_p.rows * channels;
+    if i >= elements {
         return;
     }
-    let row = select(i / size, 0u, add_channels_p.per_channel_rows == 1u);
-    out[i] = a[i] + b[row * add_channels_p.channels + i % add_channels_p.channels];
+    let count = min(4u, elements - i);
+    var y: vec4<f32>;
+    for (var j = 0u; j < count; j += 1u) {
+        let row = (i + j) / channels;
+        let image = (add_channels_p.row_first + row) / add_channels_p.rows_per_add;
+        y[j] = a_at(i + j) + b_at(image * channels + (i + j) % channels);
+    }
+    put_some(i, y, count);
 }
 
 @compute @workgroup_size(64)
 fn scale_add(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = id.x + id.y * groups.x * 64u;
+    let i = 4u * (id.x + id.y * groups.x * 64u);
     if i >= scale_add_p.elements {
         return;
     }
-    var sum = scale_add_p.scale0 * a[scale_add_p.start0 + i];
+    var sum = scale_add_p.scale0 * a4(scale_add_p.start0 + i);
     if scale_add_p.terms > 1u {
-        sum = fma(scale_add_p.scale1, b[scale_add_p.start1 + i], sum);
+        sum = fma(vec4(scale_add_p.scale1), b4(scale_add_p.start1 + i), sum);
     }
     if scale_add_p.terms > 2u {
-        sum = fma(scale_add_p.scale2, c[scale_add_p.start2 + i], sum);
+        let at = scale_add_p.start2 + i;
+        let term = vec4(wide(c[at >> 2u])[at & 3u], wide(c[(at + 1u) >> 2u])[(at + 1u) & 3u],
+            wide(c[(at + 2u) >> 2u])[(at + 2u) & 3u], wide(c[(at + 3u) >> 2u])[(at + 3u) & 3u]);
+        sum = fma(vec4(scale_add_p.scale2), term, sum);
     }
     if scale_add_p.terms > 3u {
-        sum = fma(scale_add_p.scale3, d[scale_add_p.start3 + i], sum);
+        let at = scale_add_p.start3 + i;
+        let term = vec4(wide(d[at >> 2u])[at & 3u], wide(d[(at + 1u) >> 2u])[(at + 1u) & 3u],
+            wide(d[(at + 2u) >> 2u])[(at + 2u) & 3u], wide(d[(at + 3u) >> 2u])[(at + 3u) & 3u]);
+        sum = fma(vec4(scale_add_p.scale3), term, sum);
     }
     if scale_add_p.terms > 4u {
-        sum = fma(scale_add_p.scale4, e[scale_add_p.start4 + i], sum);
+        let at = scale_add_p.start4 + i;
+        let term = vec4(wide(e[at >> 2u])[at & 3u], wide(e[(at + 1u) >> 2u])[(at + 1u) & 3u],
+            wide(e[(at + 2u) >> 2u])[(at + 2u) & 3u], wide(e[(at + 3u) >> 2u])[(at + 3u) & 3u]);
+        sum = fma(vec4(scale_add_p.scale4), term, sum);
     }
     if scale_add_p.terms > 5u {
-        sum = fma(scale_add_p.scale5, f[scale_add_p.start5 + i], sum);
+        let at = scale_add_p.start5 + i;
+        let term = vec4(wide(f[at >> 2u])[at & 3u], wide(f[(at + 1u) >> 2u])[(at + 1u) & 3u],
+            wide(f[(at + 2u) >> 2u])[(at + 2u) & 3u], wide(f[(at + 3u) >> 2u])[(at + 3u) & 3u]);
+        sum = fma(vec4(scale_add_p.scale5), term, sum);
     }
-    out[i] = sum;
+    put_some(i, sum, min(4u, scale_add_p.elements - i));
 }

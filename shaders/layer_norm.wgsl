@@ -1,5 +1,5 @@
 // layer_norm: y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var per row. Ba et al. 2016.
-// x, out [rows, channels]; weight, bias [channels]
+// x, out [rows, channels]; weight, bias [channels], f32
 // One workgroup per row. Two passes over values less the row's first: no digits are lost where |mean| >> std. Sums are
 // joined in a fixed tree.
 // Parameters: struct LayerNorm in src/backend/params.rs, same order.
@@ -12,13 +12,14 @@ struct LayerNorm {
 var<immediate> p: LayerNorm;
 
 override HAS_BIAS: bool = false;
+// Rows are whole fours.
+override C4: bool = false;
 
 const WIDTH = 64u;
 
-@group(0) @binding(0) var<storage, read_write> x: array<f32>;
-@group(0) @binding(1) var<storage, read> w: array<f32>;
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read_write> x: array<Four>;
+@group(0) @binding(3) var<storage, read> w: array<f32>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
 
 var<workgroup> parts: array<f32, 64>;
 
@@ -35,6 +36,21 @@ fn sum_of(t: u32, part: f32) -> f32 {
     return parts[0];
 }
 
+// Four channels of a row from channel c on.
+fn x4(first: u32, c: u32) -> vec4<f32> {
+    let i = first + c;
+    if C4 {
+        return wide(x[i >> 2u]);
+    }
+    return vec4(wide(x[i >> 2u])[i & 3u], wide(x[(i + 1u) >> 2u])[(i + 1u) & 3u],
+        wide(x[(i + 2u) >> 2u])[(i + 2u) & 3u], wide(x[(i + 3u) >> 2u])[(i + 3u) & 3u]);
+}
+
+// Which of four channels there are.
+fn inside(c: u32) -> vec4<bool> {
+    return vec4(c) + vec4(0u, 1u, 2u, 3u) < vec4(p.channels);
+}
+
 @compute @workgroup_size(64)
 fn layer_norm(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -45,26 +61,31 @@ fn layer_norm(
     let asked = workgroup.x + workgroup.y * groups.x;
     let row = min(asked, p.rows - 1u);
     let first = row * p.channels;
-    let base = x[first];
-    var sum = 0.0;
-    for (var c = t; c < p.channels; c += WIDTH) {
-        sum += x[first + c] - base;
+    let base = wide(x[first >> 2u])[first & 3u];
+    var sums = vec4<f32>();
+    for (var c = 4u * t; c < p.channels; c += 4u * WIDTH) {
+        sums += select(vec4(0.0), x4(first, c) - base, inside(c));
     }
-    let mean = sum_of(t, sum) / f32(p.channels);
-    sum = 0.0;
-    for (var c = t; c < p.channels; c += WIDTH) {
-        let deviation = (x[first + c] - base) - mean;
-        sum = fma(deviation, deviation, sum);
+    let mean = sum_of(t, sums.x + sums.y + sums.z + sums.w) / f32(p.channels);
+    sums = vec4<f32>();
+    for (var c = 4u * t; c < p.channels; c += 4u * WIDTH) {
+        let deviation = select(vec4(0.0), (x4(first, c) - base) - mean, inside(c));
+        sums = fma(deviation, deviation, sums);
     }
-    let factor = 1.0 / sqrt(sum_of(t, sum) / f32(p.channels) + p.eps);
+    let variance = sum_of(t, sums.x + sums.y + sums.z + sums.w) / f32(p.channels);
+    let factor = 1.0 / sqrt(variance + p.eps);
     if asked >= p.rows {
         return;
     }
-    for (var c = t; c < p.channels; c += WIDTH) {
-        var y = ((x[first + c] - base) - mean) * factor * w[c];
-        if HAS_BIAS {
-            y += bias[c];
+    for (var c = 4u * t; c < p.channels; c += 4u * WIDTH) {
+        let count = min(4u, p.channels - c);
+        var y = ((x4(first, c) - base) - mean) * factor;
+        for (var j = 0u; j < count; j += 1u) {
+            y[j] *= w[c + j];
+            if HAS_BIAS {
+                y[j] += bias[c + j];
+            }
         }
-        out[first + c] = y;
+        put_some(first + c, y, count);
     }
 }

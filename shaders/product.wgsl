@@ -1,9 +1,9 @@
 // The matrix product behind linear and conv2d: out = activation(sum over taps and channels of x * w + bias + add) +
-// residual. x in rows of `channels` elements, found by `row_at`; w [taps, channels, columns]; out [rows, columns or
-// half of them].
+// residual. x in rows of `channels` elements, found by `row_at`; w [taps, channels, columns]; out [rows, width].
 // One invocation has ROWS rows and four columns in registers. Rows are the workgroup's: loads of x are uniform, those
 // of w coalesced. A sum is one chain of fused multiply-adds over k in ascending order, from zero.
-// Each of linear.wgsl and conv2d.wgsl has `p`, its struct of src/backend/params.rs, and the functions that read it.
+// Each of linear.wgsl and conv2d.wgsl has `p` and the functions that read it. A tensor or weight that cannot be bound
+// at once goes in parts: rows from `p.row_first` on, columns from `p.column_first` on, x and out from an element on.
 
 override WIDTH: u32 = 64u;
 override K4: bool = false;
@@ -14,22 +14,21 @@ override HAS_RESIDUAL: bool = false;
 override GEGLU: bool = false;
 override ACTIVATION: u32 = 0u;
 
-const ROWS = 8u;
+const ROWS = 16u;
 const OUTSIDE = 0xffffffffu;
 
-@group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> add: array<f32>;
-@group(0) @binding(4) var<storage, read_write> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read_write> x: array<Four>;
+@group(0) @binding(3) var<storage, read> w: array<Four>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(5) var<storage, read_write> add: array<Four>;
+@group(0) @binding(6) var<storage, read_write> residual: array<Four>;
 
 fn x_at(i: u32) -> f32 {
-    return x[i >> 2u][i & 3u];
+    return wide(x[i >> 2u])[i & 3u];
 }
 
 fn w_at(i: u32) -> f32 {
-    return w[i >> 2u][i & 3u];
+    return wide(w[i >> 2u])[i & 3u];
 }
 
 // Up to four values; zeros beyond `count`. No loop: llvmpipe ends an invocation after 65535 turns of its loops.
@@ -67,7 +66,7 @@ fn x4(base: u32, c: u32, channels: u32) -> vec4<f32> {
     let i = select(0u, base + c, inside);
     var value: vec4<f32>;
     if K4 {
-        value = x[i >> 2u];
+        value = wide(x[i >> 2u]);
     } else {
         value = part_of_x(i, channels - c);
     }
@@ -77,9 +76,18 @@ fn x4(base: u32, c: u32, channels: u32) -> vec4<f32> {
 // Four columns of row k of w; zeros beyond the last.
 fn w4(k: u32, column: u32, columns: u32) -> vec4<f32> {
     if N4 {
-        return w[(k * columns + column) >> 2u];
+        return wide(w[(k * columns + column) >> 2u]);
     }
     return part_of_w(k * columns + column, columns - column);
+}
+
+// Four columns of the gates, which stand behind the hidden channels.
+fn gate4(k: u32, column: u32, columns: u32) -> vec4<f32> {
+    let half = columns / 2u;
+    if N4 && (half & 3u) == 0u {
+        return wide(w[(k * columns + half + column) >> 2u]);
+    }
+    return part_of_w(k * columns + half + column, half - column);
 }
 
 fn bias4(column: u32, count: u32) -> vec4<f32> {
@@ -92,6 +100,11 @@ fn bias4(column: u32, count: u32) -> vec4<f32> {
     return value;
 }
 
+// Four more terms of four sums.
+fn step(sum: vec4<f32>, a: vec4<f32>, w0: vec4<f32>, w1: vec4<f32>, w2: vec4<f32>, w3: vec4<f32>) -> vec4<f32> {
+    return fma(vec4(a.w), w3, fma(vec4(a.z), w2, fma(vec4(a.y), w1, fma(vec4(a.x), w0, sum))));
+}
+
 @compute @workgroup_size(WIDTH)
 fn product(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -100,21 +113,21 @@ fn product(
 ) {
     let first = (group.y + group.z * groups.y) * ROWS;
     let column = (group.x * WIDTH + local.x) * 4u;
-    let columns = columns_of_w();
-    let width = select(columns, columns / 2u, GEGLU);
-    let rows = row_count();
-    if column >= width || first >= rows {
+    let columns = p.columns;
+    let mine = select(columns, columns / 2u, GEGLU);
+    let rows = p.rows;
+    if column >= mine || first >= rows {
         return;
     }
-    let channels = channel_count();
-    var acc: array<vec4<f32>, 8>;
-    var gate: array<vec4<f32>, 8>;
+    let channels = p.channels;
+    var acc: array<vec4<f32>, ROWS>;
+    var gate: array<vec4<f32>, ROWS>;
     for (var i = 0u; i < ROWS; i += 1u) {
         acc[i] = vec4(0.0);
         gate[i] = vec4(0.0);
     }
     for (var tap = 0u; tap < tap_count(); tap += 1u) {
-        var base: array<u32, 8>;
+        var base: array<u32, ROWS>;
         for (var i = 0u; i < ROWS; i += 1u) {
             base[i] = row_at(min(first + i, rows - 1u), tap);
         }
@@ -136,17 +149,72 @@ fn product(
                 g2 = gate4(min(k + 2u, last), column, columns);
                 g3 = gate4(min(k + 3u, last), column, columns);
             }
-            for (var i = 0u; i < ROWS; i += 1u) {
-                let a = x4(base[i], c, channels);
-                acc[i] = fma(vec4(a.w), w3, fma(vec4(a.z), w2, fma(vec4(a.y), w1, fma(vec4(a.x), w0, acc[i]))));
+            if K4 {
+                // Row by row in so many words: sums that a loop counts through may not stay in registers.
+                let a0 = x4(base[0], c, channels);
+                acc[0] = step(acc[0], a0, w0, w1, w2, w3);
+                let a1 = x4(base[1], c, channels);
+                acc[1] = step(acc[1], a1, w0, w1, w2, w3);
+                let a2 = x4(base[2], c, channels);
+                acc[2] = step(acc[2], a2, w0, w1, w2, w3);
+                let a3 = x4(base[3], c, channels);
+                acc[3] = step(acc[3], a3, w0, w1, w2, w3);
+                let a4 = x4(base[4], c, channels);
+                acc[4] = step(acc[4], a4, w0, w1, w2, w3);
+                let a5 = x4(base[5], c, channels);
+                acc[5] = step(acc[5], a5, w0, w1, w2, w3);
+                let a6 = x4(base[6], c, channels);
+                acc[6] = step(acc[6], a6, w0, w1, w2, w3);
+                let a7 = x4(base[7], c, channels);
+                acc[7] = step(acc[7], a7, w0, w1, w2, w3);
+                let a8 = x4(base[8], c, channels);
+                acc[8] = step(acc[8], a8, w0, w1, w2, w3);
+                let a9 = x4(base[9], c, channels);
+                acc[9] = step(acc[9], a9, w0, w1, w2, w3);
+                let a10 = x4(base[10], c, channels);
+                acc[10] = step(acc[10], a10, w0, w1, w2, w3);
+                let a11 = x4(base[11], c, channels);
+                acc[11] = step(acc[11], a11, w0, w1, w2, w3);
+                let a12 = x4(base[12], c, channels);
+                acc[12] = step(acc[12], a12, w0, w1, w2, w3);
+                let a13 = x4(base[13], c, channels);
+                acc[13] = step(acc[13], a13, w0, w1, w2, w3);
+                let a14 = x4(base[14], c, channels);
+                acc[14] = step(acc[14], a14, w0, w1, w2, w3);
+                let a15 = x4(base[15], c, channels);
+                acc[15] = step(acc[15], a15, w0, w1, w2, w3);
                 if GEGLU {
-                    gate[i] = fma(vec4(a.w), g3, fma(vec4(a.z), g2, fma(vec4(a.y), g1, fma(vec4(a.x), g0, gate[i]))));
+                    gate[0] = step(gate[0], a0, g0, g1, g2, g3);
+                    gate[1] = step(gate[1], a1, g0, g1, g2, g3);
+                    gate[2] = step(gate[2], a2, g0, g1, g2, g3);
+                    gate[3] = step(gate[3], a3, g0, g1, g2, g3);
+                    gate[4] = step(gate[4], a4, g0, g1, g2, g3);
+                    gate[5] = step(gate[5], a5, g0, g1, g2, g3);
+                    gate[6] = step(gate[6], a6, g0, g1, g2, g3);
+                    gate[7] = step(gate[7], a7, g0, g1, g2, g3);
+                    gate[8] = step(gate[8], a8, g0, g1, g2, g3);
+                    gate[9] = step(gate[9], a9, g0, g1, g2, g3);
+                    gate[10] = step(gate[10], a10, g0, g1, g2, g3);
+                    gate[11] = step(gate[11], a11, g0, g1, g2, g3);
+                    gate[12] = step(gate[12], a12, g0, g1, g2, g3);
+                    gate[13] = step(gate[13], a13, g0, g1, g2, g3);
+                    gate[14] = step(gate[14], a14, g0, g1, g2, g3);
+                    gate[15] = step(gate[15], a15, g0, g1, g2, g3);
+                }
+            } else {
+                for (var i = 0u; i < ROWS; i += 1u) {
+                    let a = x4(base[i], c, channels);
+                    acc[i] = step(acc[i], a, w0, w1, w2, w3);
+                    if GEGLU {
+                        gate[i] = step(gate[i], a, g0, g1, g2, g3);
+                    }
                 }
             }
         }
     }
-    let count = min(4u, width - column);
-    let plus = bias4(column, count);
+    let count = min(4u, mine - column);
+    let place = p.column_first + column;
+    let plus = bias4(place, count);
     for (var i = 0u; i < ROWS; i += 1u) {
         let row = first + i;
         if row >= rows {
@@ -157,36 +225,34 @@ fn product(
             y += plus;
         }
         if HAS_ADD {
-            let base = add_row(row) * width + column;
+            let at = (p.row_first + row) / p.rows_per_add * p.width + place;
             for (var j = 0u; j < count; j += 1u) {
-                y[j] += add[base + j];
+                y[j] += wide(add[(at + j) >> 2u])[(at + j) & 3u];
             }
         }
         if GEGLU {
             var z = gate[i];
             if HAS_BIAS {
-                z += bias4(width + column, count);
+                z += bias4(p.width + place, count);
             }
             y *= gelu4(z);
         } else {
             y = activate4(ACTIVATION, y);
         }
-        let to = row * width + column;
-        for (var j = 0u; j < count; j += 1u) {
-            var value = y[j];
-            if HAS_RESIDUAL {
-                value += residual[to + j];
+        let to = p.out_first + row * p.width + place;
+        if HAS_RESIDUAL {
+            if N4 {
+                y += wide(residual[to >> 2u]);
+            } else {
+                for (var j = 0u; j < count; j += 1u) {
+                    y[j] += wide(residual[(to + j) >> 2u])[(to + j) & 3u];
+                }
             }
-            out[to + j] = value;
+        }
+        if N4 {
+            put4(to >> 2u, y);
+        } else {
+            put_some(to, y, count);
         }
     }
-}
-
-// Four columns of the gates, which stand behind the hidden channels.
-fn gate4(k: u32, column: u32, columns: u32) -> vec4<f32> {
-    let half = columns / 2u;
-    if N4 && (half & 3u) == 0u {
-        return w[(k * columns + half + column) >> 2u];
-    }
-    return part_of_w(k * columns + half + column, half - column);
 }

@@ -63,7 +63,37 @@ fn devices() -> Vec<Subject> {
         let subject = |dtype| Subject { name: format!("{} {dtype}", device.id()), device: device.clone(), dtype };
         subjects.extend(dtypes.map(subject));
     }
+    subjects.extend(lesser());
     subjects
+}
+
+/// The first adapter with less than it has: a device of its class that can bind little at once, so that most tensors and
+/// weights go in parts, and one that keeps f16 in words. The tests of the class hold the first to the whole device's bits.
+#[cfg(feature = "wgpu")]
+fn lesser() -> Vec<Subject> {
+    use sdshard::backend::wgpu::{Capabilities, open_with};
+    let id = DeviceId::new(DeviceKind::Wgpu, 0);
+    if !visible().iter().any(|device| device.id == id) {
+        return Vec::new();
+    }
+    let open = |fewer: &dyn Fn(Capabilities) -> Capabilities| Device::new(id, open_with(id, 0, fewer).unwrap());
+    let narrow = open(&|had| Capabilities { binding_bytes: 16 << 10, ..had });
+    let words = open(&|had| Capabilities { f16: false, ..had });
+    let subject = |name: &str, device: &Device, dtype| Subject {
+        name: format!("{id} {name}, {dtype}"),
+        device: device.clone(),
+        dtype,
+    };
+    vec![
+        subject("in parts", &narrow, DType::F32),
+        subject("in parts", &narrow, DType::F16),
+        subject("without f16", &words, DType::F16),
+    ]
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn lesser() -> Vec<Subject> {
+    Vec::new()
 }
 
 /// Fails with all that `check` objects to, not just the first.
@@ -111,6 +141,20 @@ fn bits_do_not_depend_on_where_tiles_end() {
     // The other devices' tiles have 8 or 16 rows.
     let others: Vec<_> = devices().into_iter().filter(|subject| subject.device.id().kind != DeviceKind::Cpu).collect();
     none(&[around_a_tile(8), around_a_tile(16)].concat(), |case| order(&others, case).err().into_iter().collect());
+}
+
+#[test]
+fn an_adapter_without_f16_gives_the_bits_of_one_with_it() {
+    let devices: Vec<_> = devices().into_iter().filter(|subject| subject.dtype == DType::F16).collect();
+    let find = |name: &str| devices.iter().find(|subject| subject.name == name);
+    let (Some(with), Some(without)) = (find("wgpu:0 f16"), find("wgpu:0 without f16, f16")) else { return };
+    assert_ne!(with.device.class(), without.device.class());
+    let cases = cases().into_iter().filter(|case| case.fits(DType::F16, 0.0));
+    none(&cases.collect::<Vec<_>>(), |case| {
+        let data = case.data();
+        let [want, got] = [with, without].map(|subject| plain(subject, case, &data).unwrap());
+        same_bits(&want, &got).err().map(|e| format!("{:?}: {e}", case.op)).into_iter().collect()
+    });
 }
 
 /// The magnitudes that a float type has, from its definition, by their bits; the last stands in infinity's place.

@@ -218,7 +218,7 @@ fn table(uses: &BTreeMap<(String, u32), Use>) -> String {
     );
     write!(table, "{:<28} threads", "# kernel").unwrap();
     for arch in ARCHS {
-        write!(table, " {:>13}", format!("sm_{arch}")).unwrap();
+        write!(table, " {:>17}", format!("sm_{arch}")).unwrap();
     }
     table.push('\n');
     let mut kernels: Vec<&String> = uses.keys().map(|(kernel, _)| kernel).collect();

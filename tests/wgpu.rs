@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{refused, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request,
-    backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Values, Weight},
+    backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Values, Weight, wgpu::Capabilities},
     engine::Event,
     error::Scope,
     pipeline::{
@@ -127,6 +127,48 @@ fn pictures_are_the_cpus_within_a_step_of_255_wherever_their_parts_are_made() {
     let mixed = draw(mixed, 2);
     assert!(apart(&mixed, &all) <= 1.0, "mixed and {ALL}: {}", apart(&mixed, &all));
     assert_ne!(bits(&cpu), bits(&all), "these pictures were drawn by another class of device");
+    // Sections of one network in f32 on the CPU and in f16 beside it.
+    let cut = "devices = [\"cpu\", \"wgpu:0\"]\n[components]\ntext_encoder = \"cpu\"\nvae = \"cpu\"\n\
+         unet = { shards = { \"\" = \"wgpu:0\", \"up_blocks\" = \"cpu\", \"conv_in\" = \"cpu\" } }\n";
+    let cut = draw(cut, 2);
+    assert!(apart(&cut, &all) <= 1.0, "cut and {ALL}: {}", apart(&cut, &all));
+}
+
+/// The picture of a device that has only some of the adapter's capabilities, in the planned bytes.
+fn draw_with(map: &str, fewer: impl Fn(Capabilities) -> Capabilities) -> Picture {
+    let model = model();
+    let plan = plan(&model, map);
+    let device = Device::new(wgpu(0), backend::wgpu::open_with(wgpu(0), 0, fewer).unwrap());
+    let engine = Engine::load_on(model, &plan, vec![device], Default::default()).unwrap();
+    let picture = engine.submit(request(0)).wait().unwrap();
+    assert_eq!(engine.peak_bytes()[0].1 as u64, plan.devices[0].activation_bytes);
+    assert_eq!(engine.peak_weight_bytes()[0].1 as u64, plan.devices[0].weight_bytes);
+    picture
+}
+
+#[test]
+fn an_adapter_without_f16_draws_the_same_picture() {
+    if !is_here() {
+        return;
+    }
+    let want = draw_with(ALL, |had| had);
+    let without = draw_with(ALL, |had| Capabilities { f16: false, ..had });
+    assert!(bits(&[without]) == bits(std::slice::from_ref(&want)));
+    let wide = draw_with(&format!("{ALL}\ndtype = \"f32\""), |had| had);
+    assert!(bits(std::slice::from_ref(&wide)) != bits(std::slice::from_ref(&want)));
+    assert!(apart(&[wide], &[want]) <= 1.0);
+}
+
+#[test]
+fn an_adapter_that_binds_little_at_once_draws_the_same_picture() {
+    if !is_here() {
+        return;
+    }
+    for dtype in ["f16", "f32"] {
+        let map = format!("{ALL}\ndtype = \"{dtype}\"");
+        let narrow = draw_with(&map, |had| Capabilities { binding_bytes: 48 << 10, ..had });
+        assert!(bits(&[narrow]) == bits(&[draw_with(&map, |had| had)]), "{dtype}");
+    }
 }
 
 #[test]
@@ -262,7 +304,7 @@ fn the_program_lists_measures_and_draws_with_wgpu_devices() {
     assert!(report["machine"]["class"].as_str().unwrap().starts_with("wgpu "), "{report}");
     assert!(report["unet"]["gflops"].as_f64().unwrap() > 0.0, "{report}");
     let message = refused(&["bench", "--device", "wgpu:77", "--model", tiny().to_str().unwrap()]);
-    assert!(message.contains("device \"wgpu:77\" is not on this machine"), "{message}");
+    assert!(message.contains("there is no device \"wgpu:77\""), "{message}");
 }
 
 /// Values and parameters beyond one piece of a copy, and a table beyond one binding.

@@ -365,7 +365,7 @@ fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
 /// The message for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
     let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
-    Error::input(format!("device \"{id}\" is not on this machine"))
+    Error::input(format!("there is no device \"{id}\""))
         .found(found.join(", "))
         .hint("`sdshard devices` lists what can be used")
 }
@@ -376,7 +376,7 @@ pub fn visible() -> Vec<DeviceInfo> {
     let mut cuda = cuda_infos();
     let mut others = wgpu_infos();
     if cuda.iter().any(|device| !device.only_named) {
-        // The same cards once more, and slower: for those who name them.
+        // The same cards once more and slower, or slower ones: for those who name them.
         others.iter_mut().for_each(|device| device.only_named = true);
     }
     cuda.append(&mut others);

@@ -5,9 +5,11 @@ use std::{fmt::Display, sync::Arc, time::Instant};
 
 use half::{bf16, f16};
 use sdshard::{
-    DeviceMap, Engine, Largest, Model, Plan, Request,
     backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, Weight},
+    engine::Engine,
     error::{Error, Result},
+    pipeline::{Model, request::Request},
+    planner::{Largest, device_map::DeviceMap, plan::Plan},
     tensor::{Fuse, Tensor, ops::Padding},
 };
 
@@ -42,6 +44,9 @@ pub fn run(devices: &[DeviceInfo], model: Result<Model>, console: &Console) -> R
             }
             Err(error) => report.result("open", Err(error))?,
         }
+    }
+    if opened.is_empty() && report.failed == 0 {
+        return report.line("there is nothing beside the CPU to check");
     }
     for device in &opened {
         for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| device.computes_in(dtype)) {
@@ -257,7 +262,7 @@ fn copies(from: &Device, to: &Device) -> Result<String> {
 
 /// A small picture on each device beside the CPU's.
 fn pictures(devices: &[DeviceInfo], model: Arc<Model>, report: &mut Report) -> Result<()> {
-    let request = Request { steps: 2, ..Request::new("a red apple", &model.spec) };
+    let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
     let draw = |id: DeviceId| -> Result<Vec<u8>> {
         let map = DeviceMap { devices: vec![id.into()], ..DeviceMap::default() };
         let largest = Largest::of([&request], &model.spec)?.expect("there is a request");

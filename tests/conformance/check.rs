@@ -63,8 +63,8 @@ const GUARD: usize = 64;
 /// Whatever is free begins as NaN, and nothing but the output may change.
 pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> Result<Vec<f32>, String> {
     let &Subject { ref device, dtype, .. } = subject;
-    if matches!(case.op, Op::Add { .. }) && dtype != DType::F32 {
-        // Three ops, whose intermediate results lie where they like.
+    if matches!(case.op, Op::Add { .. } | Op::Embedding { .. }) && dtype != DType::F32 {
+        // Several ops, whose f32 results and ids lie where they like.
         return plain(subject, case, data);
     }
     let fail = |e: sdshard::error::Error| e.to_string();

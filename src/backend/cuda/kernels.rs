@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Once, PoisonError, RwLock},
 };
 
 use super::{
@@ -72,7 +72,11 @@ impl Origin {
                 .hint("another device, such as \"cpu\" or \"wgpu:0\"; `sdshard devices` lists what can be used")
         };
         if capability < OLDEST {
-            return Err(refuse(format!("compute capability {capability} is older than 7.0, which the kernels need")));
+            return Err(refuse(format!(
+                "compute capability {}.{} is older than 7.0, which the kernels need",
+                capability / 10,
+                capability % 10
+            )));
         }
         let known = nvrtc::architectures();
         match known.iter().filter(|&&arch| (OLDEST..=capability).contains(&arch)).max() {
@@ -191,7 +195,8 @@ fn ptx(name: &str, source: &str, arch: u32, folder: Option<&Path>) -> Result<Vec
     if let Some(kept) = file.as_deref().and_then(|file| std::fs::read(file).ok()).filter(|kept| kept.ends_with(&[0])) {
         return Ok(kept);
     }
-    tracing::info!("compiling kernels/{name}.cu for sm_{arch}, once");
+    static SAID: Once = Once::new();
+    SAID.call_once(|| tracing::warn!("compiling the CUDA kernels for sm_{arch}, once: it takes up to a minute"));
     let ptx = nvrtc::compile(&format!("{name}.cu"), source, &HEADERS, arch)?;
     if let Some(file) = file
         && let Err(error) = write(&file, &ptx)
@@ -235,6 +240,19 @@ mod tests {
         let mut known: Vec<String> = sources.chain(HEADERS.iter().map(|(name, _)| name.to_string())).collect();
         known.sort();
         assert_eq!(files, known);
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_old_is_told_so() {
+        let gpu = Properties {
+            name: "GTX 1080".into(),
+            uuid: String::new(),
+            capability: 61,
+            multiprocessors: 20,
+            memory_bytes: 8 << 30,
+        };
+        let refused = Origin::of(&gpu).unwrap_err().to_string();
+        assert!(refused.contains("GTX 1080: compute capability 6.1 is older than 7.0"), "{refused}");
     }
 
     #[test]

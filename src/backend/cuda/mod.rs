@@ -168,7 +168,7 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
     if only_named {
         name += ", without kernels";
     }
-    let kept = locked_kernel_bytes(index);
+    let kept = kernel_bytes(index);
     let rates = |dtype| {
         let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
         let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index, dtype).ok()) };
@@ -191,7 +191,7 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
 }
 
 /// What the kernels of a GPU occupy, once they are loaded.
-fn locked_kernel_bytes(index: usize) -> Option<u64> {
+fn kernel_bytes(index: usize) -> Option<u64> {
     opened().gpus.get(&index).map(|gpu| gpu.kernel_bytes)
 }
 
@@ -562,5 +562,17 @@ impl Backend for Cuda {
         // tensor living on for a time that no plan knows.
         sender.compute.wait(&arrived)?;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_names_the_gpu_and_whose_code_runs_if_it_is_anothers() {
+        assert_eq!(class(89, 89), "cuda sm_89 f16");
+        assert_eq!(class(90, 80), "cuda sm_90 as sm_80 f16");
+        assert_eq!(devices::class_in(&class(90, 80), DType::BF16), "cuda sm_90 as sm_80 bf16");
     }
 }

@@ -16,17 +16,20 @@ const PATIENCE: Duration = Duration::from_millis(30);
 /// A call of this length tells what long ones reach.
 const LONG: f64 = 2e-3;
 
-/// In `dtype`: a matrix product and a convolution of Stable Diffusion 1.5 on as many images of 16x16 as take a while, a
-/// weighted sum that streams through memory, and a copy to the host. Takes a third of a second on a GPU of any size.
+/// In `dtype`: a matrix product and a convolution of Stable Diffusion 1.5, a weighted sum that streams through memory, and
+/// a copy to the host, each of the smallest size that takes a while: a third of a second on a GPU of any speed, seconds on
+/// one that is emulated.
 ///
 /// # Errors
 /// If the GPU cannot be opened or fails.
 pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
-    const SIDE: u32 = 16;
+    const SIDE: u32 = 8;
     const WIDE: usize = 1280;
     const CHANNELS: usize = 320;
-    let most = 64 * (SIDE * SIDE) as usize * WIDE * dtype.size();
-    let stream = 64 << 20;
+    const BATCHES: [u32; 3] = [1, 16, 256];
+    const STREAMS: [usize; 3] = [1 << 20, 8 << 20, 64 << 20];
+    let most = (BATCHES[2] * SIDE * SIDE) as usize * WIDE * dtype.size();
+    let stream = STREAMS[2];
     let device = Device::new(DeviceId::new(DeviceKind::Cuda, index), super::open(index)?);
     device.reserve(2 * aligned(most) + 2 * aligned(stream))?;
     let backend: &dyn Backend = device.backend();
@@ -34,7 +37,7 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
     let (mut from, mut to) = (device.alloc(stream, DType::F32)?, device.alloc(stream, DType::F32)?);
     // Zeros of every type: how long an op takes does not depend on values.
     backend.write(&vec![0; most], &mut x)?;
-    backend.write(&vec![0; stream], &mut from)?;
+    backend.write(&vec![0; STREAMS[0]], &mut from)?;
     let pack = |layer: Layer| {
         let bytes = vec![0; layer.elements().0 * dtype.size()];
         device.pack(layer, dtype, Values::Data { dtype, bytes: &bytes }, None)
@@ -47,7 +50,7 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
     let settle = || backend.read(&from, &mut [0; 4]);
 
     let mut flops = 0.0;
-    for batch in [1, 4, 16, 64] {
+    for batch in BATCHES {
         let rows = batch * SIDE * SIDE;
         let linear = Linear { rows, out: WIDE as u32, k: WIDE as u32 };
         let product = seconds(settle, || backend.linear(linear, &x, &flat, &Epilogue::default(), &mut y))?;
@@ -70,11 +73,18 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
             break;
         }
     }
-    let sum = ScaleAdd { elements: (stream / 4) as u32 };
-    let streaming = seconds(settle, || backend.scale_add(sum, &[(0.5, &from, 0)], &mut to))?;
-    let mut host = vec![0; stream / 4];
-    let copying = seconds(settle, || backend.read(&from, &mut host))?;
-    Ok(Rates { flops, bandwidth: 2.0 * stream as f64 / streaming, link: (stream / 4) as f64 / copying })
+    let (mut bandwidth, mut link) = (0.0, 0.0);
+    for bytes in STREAMS {
+        let sum = ScaleAdd { elements: (bytes / 4) as u32 };
+        let streaming = seconds(settle, || backend.scale_add(sum, &[(0.5, &from, 0)], &mut to))?;
+        let mut host = vec![0; bytes];
+        let copying = seconds(settle, || backend.read(&to, &mut host))?;
+        (bandwidth, link) = (2.0 * bytes as f64 / streaming, bytes as f64 / copying);
+        if streaming > LONG {
+            break;
+        }
+    }
+    Ok(Rates { flops, bandwidth, link })
 }
 
 /// What a call takes when several follow each other, after one that warms up.

@@ -20,8 +20,8 @@ use crate::{
 const OPS_PER_SUBMISSION: usize = 32;
 /// What is copied to or from the host at one time, in bytes.
 pub const PIECE_BYTES: usize = 8 << 20;
-/// Bytes of parameters that an op may have: what every driver offers.
-pub const IMMEDIATE_BYTES: u32 = 64;
+/// Bytes of parameters that an op may have: what Vulkan, Metal and Direct3D 12 all offer.
+pub const IMMEDIATE_BYTES: u32 = 128;
 /// Buffers that one op may use: what every driver offers.
 pub const BINDINGS: usize = 8;
 
@@ -56,13 +56,34 @@ pub fn lacks(adapter: &Adapter) -> Option<&'static str> {
     (limits.max_compute_invocations_per_workgroup < 128).then_some("its workgroups are smaller than 128")
 }
 
+/// What an adapter can do beyond what all of them can. Tests take something away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// It knows f16.
+    pub f16: bool,
+    /// The most that an op can bind of one buffer, in bytes.
+    pub binding_bytes: u64,
+}
+
+impl Capabilities {
+    /// Of an adapter.
+    pub fn of(adapter: &Adapter) -> Self {
+        Self {
+            f16: adapter.features().contains(Features::SHADER_F16),
+            binding_bytes: adapter.limits().max_storage_buffer_binding_size,
+        }
+    }
+}
+
 /// A device with a queue of its own. Several of them may share an adapter.
 pub struct Context {
     id: DeviceId,
     /// Makes its memory different from that of every other device, also on the same adapter.
     pub number: usize,
     /// What the driver offers.
-    pub limits: Limits,
+    limits: Limits,
+    /// What is used of it.
+    pub capabilities: Capabilities,
     /// The driver's device.
     pub device: Device,
     queue: Queue,
@@ -89,7 +110,7 @@ impl Context {
     ///
     /// # Errors
     /// If its driver refuses, or it lacks what the kernels need.
-    pub fn open(id: DeviceId, adapter: &Adapter) -> Result<Self> {
+    pub fn open(id: DeviceId, adapter: &Adapter, capabilities: Capabilities) -> Result<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         if let Some(lack) = lacks(adapter) {
             return Err(Error::device(id, format!("{} cannot be used: {lack}", adapter.get_info().name)));
@@ -97,7 +118,9 @@ impl Context {
         let limits = adapter.limits();
         let descriptor = DeviceDescriptor {
             label: Some("sdshard"),
-            required_features: Features::IMMEDIATES | adapter.features() & Features::PIPELINE_CACHE,
+            required_features: Features::IMMEDIATES
+                | adapter.features() & Features::PIPELINE_CACHE
+                | if capabilities.f16 { Features::SHADER_F16 } else { Features::empty() },
             required_limits: limits.clone(),
             ..DeviceDescriptor::default()
         };
@@ -115,7 +138,7 @@ impl Context {
         });
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (pending, staging) = (Mutex::default(), Mutex::default());
-        Ok(Self { id, number, limits, device, queue, failure, pending, staging })
+        Ok(Self { id, number, limits, capabilities, device, queue, failure, pending, staging })
     }
 
     /// What the device reported since it was opened.

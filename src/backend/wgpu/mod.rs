@@ -18,13 +18,15 @@
 //! Workgroup memory of 16 KiB and workgroups of 128 are what every driver offers, so neither limits how many run at a time;
 //! the sums of `linear` leave room for 16 warps of 32 on a multiprocessor with 65536 registers.
 
+mod bind;
 mod device;
+mod pack;
 mod pipeline;
+mod product;
 
 use std::sync::Arc;
 
-use half::slice::HalfFloatSliceExt;
-use wgpu::{Adapter, BindingResource, BufferBinding, DeviceType};
+use wgpu::{Adapter, DeviceType};
 
 use super::{
     Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab, Term,
@@ -37,17 +39,21 @@ use super::{
     rates,
 };
 use crate::error::{Error, Result};
-use device::{Context, PIECE_BYTES, adapters, lacks};
-use pipeline::{Access, Constants, Pipelines, Shader, Variant};
+use bind::{Bound, Memory, parts, slab};
+pub use device::Capabilities;
+use device::{Context, adapters, lacks};
+use pack::{packed, resting};
+use pipeline::{Constants, Pipelines, Shader, Storage, Variant};
+use product::ROW_STEP;
 
-/// Rows of a product that one invocation computes, as in `product.wgsl`.
-const ROWS: u32 = 8;
 /// Queries that a workgroup of attention looks at, as in `attention.wgsl`.
-const QUERIES: u32 = 16;
+const QUERIES: u32 = 32;
+/// Fours of channels that an invocation of attention sums, at most.
+const SLICE: u32 = 40;
 /// Workgroups along one dimension: what every driver offers.
 const MOST_GROUPS: u32 = 65535;
-/// Channels of a head that attention goes up to.
-const MOST_HEAD_DIM: u32 = 512;
+/// Pixels whose statistics a workgroup of group norm takes, as in `group_norm.wgsl`.
+const CHUNK: u32 = 64;
 
 /// One device of an adapter.
 pub struct Wgpu {
@@ -56,27 +62,15 @@ pub struct Wgpu {
     class: String,
     home: Arc<str>,
     /// Stands in the place of a bias that is not there.
-    nothing: wgpu::Buffer,
-}
-
-/// A layer's parameters. Products have `[k, out]`, convolutions `[kernel, kernel, channels, out]`, all others the order
-/// of the file.
-pub struct Packed {
-    weight: wgpu::Buffer,
-    bias: Option<wgpu::Buffer>,
-}
-
-/// The same in the host's memory, for a weight that visits the device.
-pub struct Resting {
-    weight: Vec<f32>,
-    bias: Option<Vec<f32>>,
+    nothing: Memory,
 }
 
 /// The numerics class of an adapter.
-fn class(adapter: &Adapter) -> String {
+fn class(adapter: &Adapter, capabilities: Capabilities) -> String {
     let info = adapter.get_info();
     let driver = format!("{} {}", info.driver, info.driver_info);
-    format!("wgpu {}, {} f32", info.name, driver.trim())
+    let f16 = if capabilities.f16 { "shader-f16" } else { "packed-f16" };
+    format!("wgpu {}, {}, {f16} {}", info.name, driver.trim(), DType::F16)
 }
 
 /// What this machine has under the names `wgpu:N`. An adapter that is the processor itself is used only where it is
@@ -95,13 +89,13 @@ pub fn info(index: usize) -> Option<DeviceInfo> {
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
         name: format!("{} ({:?}, {:?})", described.name, described.device_type, described.backend),
-        class: class(adapter),
+        class: class(adapter, Capabilities::of(adapter)),
         cores: 0,
         allowed_cores: Vec::new(),
         memory_bytes,
         free_bytes: devices::plannable(memory_bytes),
         overhead_bytes: OVERHEAD_BYTES,
-        rules: Rules::Wgpu(DType::F32),
+        rules: Rules::Wgpu(DType::F16),
         rates,
         f32_flops: rates.flops,
         only_named: is_processor,
@@ -141,8 +135,16 @@ fn memory_bytes(adapter: &Adapter) -> u64 {
 /// # Errors
 /// If there is no such adapter, or its driver refuses.
 pub fn open(id: DeviceId, adapter: usize) -> Result<Wgpu> {
+    open_with(id, adapter, |capabilities| capabilities)
+}
+
+/// The same with fewer capabilities than the adapter has: for tests.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(id: DeviceId, adapter: usize, fewer: impl Fn(Capabilities) -> Capabilities) -> Result<Wgpu> {
     let Some(adapter) = adapters().get(adapter) else { return Err(devices::absent(id)) };
-    Wgpu::new(id, adapter)
+    Wgpu::new(id, adapter, fewer(Capabilities::of(adapter)))
 }
 
 /// Parameters of one call: the words that a shader reads.
@@ -186,91 +188,16 @@ fn type_number(dtype: DType) -> u32 {
     }
 }
 
-fn packed(w: &Weight) -> &Packed {
-    match w.data() {
-        WeightData::Gpu(data) => data.downcast_ref(),
-        _ => None,
-    }
-    .expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
-}
-
-fn slab(buffer: &Buffer) -> &wgpu::Buffer {
-    match buffer.slab() {
-        Slab::Gpu(slab) => slab.downcast_ref(),
-        _ => None,
-    }
-    .expect("tensor/ops.rs compares devices: a buffer is in the memory of the device that it reaches")
-}
-
-/// `count` elements from `start` on, as f32.
-fn read(values: Values, start: usize, to: &mut [f32]) -> Result<()> {
-    let Values::Data { dtype, bytes } = values else {
-        return Err(Error::process("a weight without values cannot be packed for a GPU"));
-    };
-    let bytes = &bytes[start * dtype.size()..][..to.len() * dtype.size()];
-    match dtype {
-        DType::F32 => bytemuck::cast_slice_mut(to).copy_from_slice(bytes),
-        DType::F16 => {
-            let halves: Vec<half::f16> =
-                bytes.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]])).collect();
-            halves.convert_to_f32_slice(to);
-        }
-        DType::BF16 => {
-            let values = bytes.chunks_exact(2).map(|x| half::bf16::from_le_bytes([x[0], x[1]]).to_f32());
-            to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
-        }
-        DType::U32 => return Err(Error::input("weights of type u32 are none")),
-    }
-    Ok(())
-}
-
-/// Calls `write(first element, values)` with the elements of a layer's weight in the order in which shaders read them,
-/// a piece at a time.
-fn in_order(layer: Layer, weight: Values, mut write: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
-    const PIECE: usize = PIECE_BYTES / 4;
-    let (out, channels, taps) = match layer {
-        Layer::Linear { out, k } | Layer::Geglu { out, k } => (out, k, 1),
-        Layer::Conv2d { out, channels, kernel } => (out, channels, kernel * kernel),
-        Layer::Norm { .. } | Layer::Embedding { .. } => {
-            let elements = layer.elements().0;
-            let mut piece = vec![0.0; PIECE.min(elements)];
-            for start in (0..elements).step_by(PIECE) {
-                let count = PIECE.min(elements - start);
-                read(weight, start, &mut piece[..count])?;
-                write(start, &piece[..count])?;
-            }
-            return Ok(());
-        }
-    };
-    // From [out, channels, taps] as stored to [taps, channels, out].
-    let step = (PIECE / (out * taps)).clamp(1, channels);
-    let mut row = vec![0.0; step * taps];
-    let mut piece = vec![0.0; step * taps * out];
-    for first in (0..channels).step_by(step) {
-        let count = step.min(channels - first);
-        for column in 0..out {
-            read(weight, (column * channels + first) * taps, &mut row[..count * taps])?;
-            for (i, value) in row[..count * taps].iter().enumerate() {
-                piece[((i % taps) * count + i / taps) * out + column] = *value;
-            }
-        }
-        for tap in 0..taps {
-            write((tap * channels + first) * out, &piece[tap * count * out..][..count * out])?;
-        }
-    }
-    Ok(())
-}
-
 impl Wgpu {
     /// A device of its own on `adapter`.
-    fn new(id: DeviceId, adapter: &Adapter) -> Result<Self> {
-        let context = Context::open(id, adapter)?;
+    fn new(id: DeviceId, adapter: &Adapter, capabilities: Capabilities) -> Result<Self> {
+        let context = Context::open(id, adapter, capabilities)?;
         let home = format!("memory of {id}, device {}", context.number).into();
-        let nothing = context.buffer(256, "nothing")?;
         let kept = wgpu::util::pipeline_cache_key(&adapter.get_info());
         let file = kept.and_then(|name| Some(rates::cache_folder()?.join(name)));
         let pipelines = Pipelines::new(&context.device, file);
-        Ok(Self { context, pipelines, class: class(adapter), home, nothing })
+        let nothing = Memory::new(context.buffer(bind::STEP, "nothing")?, bind::STEP, pipelines.groups());
+        Ok(Self { context, pipelines, class: class(adapter, capabilities), home, nothing })
     }
 
     /// The driver's device. Destroying it is how a lost one is tried out.
@@ -278,125 +205,56 @@ impl Wgpu {
         self.context.device.clone()
     }
 
-    /// The whole of a tensor, for an op to use.
-    fn range<'a>(&self, buffer: &'a Buffer) -> Result<BindingResource<'a>> {
-        let size = (buffer.bytes().max(1) as u64).next_multiple_of(256);
-        let most = self.context.limits.max_storage_buffer_binding_size;
-        if size > most {
-            return Err(Error::request(format!("a tensor of {} bytes on {}", buffer.bytes(), self.class))
-                .found(format!("the driver goes up to {most} bytes"))
-                .hint("a smaller width and height, or another device for this component"));
+    /// How numbers of a type lie in memory here.
+    fn storage(&self, dtype: DType) -> Storage {
+        match dtype {
+            DType::F16 if self.context.capabilities.f16 => Storage::F16,
+            DType::F16 => Storage::Packed,
+            _ => Storage::F32,
         }
-        let size = std::num::NonZero::new(size);
-        Ok(BindingResource::Buffer(BufferBinding { buffer: slab(buffer), offset: buffer.offset() as u64, size }))
     }
 
-    /// Enqueues one dispatch. `arenas` and `weights` fill the shader's bindings in order; what is missing at the end of
-    /// the arenas is bound to the first of them.
-    fn run(
-        &self,
-        variant: Variant,
-        arenas: &[&Buffer],
-        weights: Vec<BindingResource>,
-        parameters: Parameters,
-        groups: [u32; 3],
-    ) -> Result<()> {
-        let shader = variant.shader;
-        let (mut arena, mut weight) = (arenas.iter(), weights.into_iter());
-        let mut bindings = Vec::with_capacity(shader.bindings().len());
-        for access in shader.bindings() {
-            bindings.push(match access {
-                Access::Arena => self.range(arena.next().unwrap_or(&arenas[0]))?,
-                Access::Weight => weight.next().unwrap_or_else(|| self.nothing.as_entire_binding()),
-            });
-        }
-        let group = self.pipelines.bind(&self.context.device, shader, bindings);
+    /// Enqueues one dispatch. `bound` fills the shader's bindings in order.
+    fn run(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
+        let group = self.pipelines.bind(&self.context.device, variant.shader, variant.storage, bound);
         let pipeline = self.pipelines.get(&self.context.device, variant);
         self.context.dispatch(&pipeline, &group, &parameters.0, groups)
     }
 
-    fn layer<'a>(&'a self, w: &'a Weight) -> (Vec<BindingResource<'a>>, u32) {
+    /// One invocation for four of each of `elements`, in workgroups of 64.
+    fn fours(
+        &self,
+        (shader, dtype, entry): (Shader, DType, &'static str),
+        bound: &[Bound],
+        parameters: Parameters,
+        elements: usize,
+    ) -> Result<()> {
+        let (x, y) = spread((elements.div_ceil(4) as u32).div_ceil(64));
+        let variant = Variant { shader, storage: self.storage(dtype), entry, constants: Vec::new() };
+        self.run(variant, bound, parameters, [x, y, 1])
+    }
+
+    /// Rows in parts, if tensors that have `widths` elements in each of them cannot be bound at once.
+    fn row_parts(&self, rows: u32, tensors: &[&Buffer]) -> impl Iterator<Item = (usize, usize)> {
+        let row_bytes = |buffer: &&Buffer| buffer.bytes() / rows as usize;
+        let widest = tensors.iter().map(row_bytes).max().unwrap_or(1);
+        let most = if self.fit(tensors) { rows as usize } else { self.rows_that_fit(widest) };
+        parts(rows as usize, most, ROW_STEP)
+    }
+
+    fn layer<'a>(&'a self, w: &'a Weight) -> [Bound<'a>; 2] {
         let packed = packed(w);
-        let bias = packed.bias.as_ref().unwrap_or(&self.nothing);
-        (vec![packed.weight.as_entire_binding(), bias.as_entire_binding()], u32::from(packed.bias.is_some()))
+        [packed.parts[0].memory.all(), packed.bias.as_ref().unwrap_or(&self.nothing).all()]
     }
 
-    /// One invocation for each of `elements`, in workgroups of 64.
-    fn each(
-        &self,
-        shader: Shader,
-        entry: &'static str,
-        arenas: &[&Buffer],
-        parameters: Parameters,
-        elements: u32,
-    ) -> Result<()> {
-        let (x, y) = spread(elements.div_ceil(64));
-        self.run(Variant { shader, entry, constants: Vec::new() }, arenas, Vec::new(), parameters, [x, y, 1])
+    fn weight(&self, layer: Layer, dtype: DType, data: pack::Packed) -> Weight {
+        self.new_weight(layer, dtype, data.bias.is_some(), WeightData::Gpu(Arc::new(data)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what linear and conv2d have in common")]
-    fn product(
-        &self,
-        shader: Shader,
-        parameters: Parameters,
-        [rows, channels, out]: [u32; 3],
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        to: &Buffer,
-    ) -> Result<()> {
-        let geglu = e.activation == Activation::Geglu;
-        let columns = if geglu { out / 2 } else { out };
-        let fours = columns.div_ceil(4);
-        let groups = fours.div_ceil(128);
-        let width = fours.div_ceil(groups).next_multiple_of(8);
-        let (weights, has_bias) = self.layer(w);
-        let constants: Constants = vec![
-            ("WIDTH", width),
-            ("K4", u32::from(channels.is_multiple_of(4))),
-            ("N4", u32::from(out.is_multiple_of(4))),
-            ("HAS_BIAS", has_bias),
-            ("HAS_ADD", u32::from(e.channel_add.is_some())),
-            ("HAS_RESIDUAL", u32::from(e.residual.is_some())),
-            ("GEGLU", u32::from(geglu)),
-            ("ACTIVATION", number(if geglu { Activation::None } else { e.activation })),
-        ];
-        let add = e.channel_add.map_or(x, |(add, _)| add);
-        let (y, z) = spread(rows.div_ceil(ROWS));
-        let variant = Variant { shader, entry: "product", constants };
-        self.run(variant, &[x, add, e.residual.unwrap_or(x), to], weights, parameters, [fours.div_ceil(width), y, z])
-    }
-
-    fn upload(&self, label: &str, elements: usize, values: &[f32]) -> Result<wgpu::Buffer> {
-        let buffer = self.context.buffer(elements * 4, label)?;
-        self.context.write(bytemuck::cast_slice(values), &buffer, 0)?;
-        Ok(buffer)
-    }
-
-    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
+    fn new_weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
         let bytes = self.packed_bytes(layer, dtype, has_bias);
         Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
     }
-
-    fn check_layer(&self, layer: Layer) -> Result<()> {
-        let (elements, _) = layer.elements();
-        let most = self.context.limits.max_storage_buffer_binding_size as usize;
-        // A table is bound in parts.
-        let splits = matches!(layer, Layer::Embedding { .. });
-        if elements >= 1 << 31 || (!splits && elements * 4 > most) {
-            return Err(Error::input(format!("{layer:?} has {elements} elements in f32"))
-                .found(format!("{} goes up to {most} bytes", self.class))
-                .hint("another device for this component"));
-        }
-        Ok(())
-    }
-}
-
-fn bias_values(layer: Layer, bias: Option<Values>) -> Result<Option<Vec<f32>>> {
-    let Some(bias) = bias else { return Ok(None) };
-    let mut values = vec![0.0; layer.elements().1];
-    read(bias, 0, &mut values)?;
-    Ok(Some(values))
 }
 
 impl Backend for Wgpu {
@@ -409,54 +267,29 @@ impl Backend for Wgpu {
     }
 
     fn computes_in(&self, dtype: DType) -> bool {
-        dtype == DType::F32
+        matches!(dtype, DType::F32 | DType::F16)
     }
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
-        Ok(Slab::Gpu(Arc::new(self.context.buffer(bytes, "arena")?)))
+        let memory = Memory::new(self.context.buffer(bytes, "arena")?, bytes, self.pipelines.groups());
+        Ok(Slab::Gpu(Arc::new(memory)))
     }
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.check_layer(layer)?;
-        let elements = layer.elements().0;
-        let buffer = self.context.buffer(elements * 4, "weight")?;
-        in_order(layer, weight, |start, values| {
-            self.context.write(bytemuck::cast_slice(values), &buffer, start * 4)?;
-            // A large weight goes in pieces, so that no copy of all of it is made on the way.
-            if elements * 4 > PIECE_BYTES { self.context.settle() } else { Ok(()) }
-        })?;
-        let values = bias_values(layer, bias)?;
-        let bias = values.as_ref().map(|values| self.upload("bias", values.len(), values)).transpose()?;
-        let has_bias = bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Packed { weight: buffer, bias }))))
+        Ok(self.weight(layer, dtype, self.packed(layer, dtype, weight, bias)?))
     }
 
     fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.check_layer(layer)?;
-        let mut values = vec![0.0; layer.elements().0];
-        in_order(layer, weight, |start, piece| {
-            values[start..][..piece.len()].copy_from_slice(piece);
-            Ok(())
-        })?;
-        let resting = Resting { weight: values, bias: bias_values(layer, bias)? };
-        let has_bias = resting.bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(resting))))
+        let resting = self.rested(layer, dtype, weight, bias)?;
+        Ok(self.new_weight(layer, dtype, bias.is_some(), WeightData::Gpu(Arc::new(resting))))
     }
 
     fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
         gpu_cost::packed_bytes(dtype, layer, has_bias)
     }
 
-    fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        let from = match resting.data() {
-            WeightData::Gpu(data) => data.downcast_ref::<Resting>(),
-            _ => None,
-        };
-        let from = from.expect("what a device fetches is what it packed to rest");
-        let weight = self.upload("weight", from.weight.len(), &from.weight)?;
-        let bias = from.bias.as_ref().map(|bias| self.upload("bias", bias.len(), bias)).transpose()?;
-        let data = WeightData::Gpu(Arc::new(Packed { weight, bias }));
-        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, data))
+    fn fetch(&self, from: &Weight) -> Result<Weight> {
+        Ok(self.weight(from.layer, from.dtype, self.fetched(resting(from))?))
     }
 
     fn supports(&self, _: Fusion) -> bool {
@@ -472,17 +305,11 @@ impl Backend for Wgpu {
     }
 
     fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        let rows_per_add = rows_per_add(e, p.rows, p.rows);
-        let parameters = Parameters::default().u32s(&[p.rows, p.out, p.k, rows_per_add]);
-        self.product(Shader::Linear, parameters, [p.rows, p.k, p.out], x, w, e, out)
+        self.run_linear(p, x, w, e, out)
     }
 
     fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        let rows = p.batch * p.out_height * p.out_width;
-        let rows_per_add = rows_per_add(e, rows, rows);
-        let size = [p.batch, p.height, p.width, p.channels, p.out, p.kernel, p.stride, p.padding];
-        let parameters = Parameters::default().u32s(&size).u32s(&[p.out_height, p.out_width, rows_per_add]);
-        self.product(Shader::Conv2d, parameters, [rows, p.channels, p.out], x, w, e, out)
+        self.run_conv2d(p, x, w, e, out)
     }
 
     fn attention(
@@ -494,56 +321,109 @@ impl Backend for Wgpu {
         _: &mut Buffer,
         out: &mut Buffer,
     ) -> Result<()> {
-        if p.head_dim > MOST_HEAD_DIM || p.batch * p.heads > MOST_GROUPS || p.queries.div_ceil(QUERIES) > MOST_GROUPS {
+        if p.batch * p.heads > MOST_GROUPS || p.queries.div_ceil(QUERIES) > MOST_GROUPS {
             return Err(Error::request(format!(
-                "attention of {} heads of {} channels over {} queries on {}: it goes up to {MOST_HEAD_DIM} channels",
+                "attention of {} heads over {} queries is too large for {}",
                 p.batch * p.heads,
-                p.head_dim,
                 p.queries,
                 self.class
             )));
         }
         let fours = p.head_dim.div_ceil(4);
-        let lanes = fours.next_power_of_two().clamp(4, 64);
-        let constants: Constants = vec![
-            ("D4", fours),
-            ("WHOLE", u32::from(p.head_dim.is_multiple_of(4))),
-            ("LANES", lanes),
-            ("TWICE", u32::from(fours > lanes)),
-        ];
-        let parameters =
-            Parameters::default().u32s(&[p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal]).f32s(&[p.scale]);
-        let variant = Variant { shader: Shader::Attention, entry: "attention", constants };
-        let groups = [p.queries.div_ceil(QUERIES), p.batch * p.heads, 1];
-        self.run(variant, &[q, k, v, out], Vec::new(), parameters, groups)
+        // Slices of one size, as few as possible.
+        let slices = fours.div_ceil(SLICE);
+        let constants: Constants =
+            vec![("D4", fours), ("WHOLE", u32::from(p.head_dim.is_multiple_of(4))), ("SLICE", fours.div_ceil(slices))];
+        let (width, dtype) = ((p.heads * p.head_dim) as usize, q.dtype());
+        let (queries, keys) = (p.queries as usize * width, p.keys as usize * width);
+        // Image by image where all of them cannot be bound at once.
+        let each = if self.fit(&[q, k, v]) { p.batch } else { 1 };
+        for (first, images) in parts(p.batch as usize, each as usize, 1) {
+            let (q, q_first) = self.part(q, first * queries, images * queries)?;
+            let (out, _) = self.part(out, first * queries, images * queries)?;
+            let (k, k_first) = self.part(k, first * keys, images * keys)?;
+            let (v, _) = self.part(v, first * keys, images * keys)?;
+            let parameters = Parameters::default()
+                .u32s(&[images as u32, p.queries, p.keys, p.heads, p.head_dim, p.causal])
+                .f32s(&[p.scale])
+                .u32s(&[q_first, k_first]);
+            let storage = self.storage(dtype);
+            let variant =
+                Variant { shader: Shader::Attention, storage, entry: "attention", constants: constants.clone() };
+            let groups = [p.queries.div_ceil(QUERIES), images as u32 * p.heads, slices];
+            self.run(variant, &[out, out, q, k, v], parameters, groups)?;
+        }
+        Ok(())
     }
 
     fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        let chunks = p.pixels.div_ceil(64);
+        let chunks = p.pixels.div_ceil(CHUNK);
         if chunks > MOST_GROUPS || p.batch > MOST_GROUPS || p.groups > MOST_GROUPS {
             return Err(Error::request(format!("group norm of {} pixels is too large for {}", p.pixels, self.class)));
         }
-        let (x_groups, lines) = spread((p.batch * p.pixels * p.channels).div_ceil(64));
-        for (entry, groups) in
-            [("statistics", [chunks, p.batch, 1]), ("combine", [p.groups, p.batch, 1]), ("scale", [x_groups, lines, 1])]
-        {
-            let (weights, has_bias) = self.layer(w);
-            let constants = if entry == "combine" { vec![("HAS_BIAS", has_bias)] } else { Vec::new() };
-            let parameters =
-                Parameters::default().u32s(&[p.batch, p.pixels, p.channels, p.groups]).f32s(&[p.eps]).u32s(&[p.silu]);
-            let variant = Variant { shader: Shader::GroupNorm, entry, constants };
-            self.run(variant, &[x, scratch, out], weights, parameters, groups)?;
+        let storage = self.storage(x.dtype());
+        let [weight, bias] = self.layer(w);
+        let has_bias = u32::from(w.has_bias);
+        let width = p.channels as usize;
+        let image = p.pixels as usize * width;
+        // Of what: the first image, how many, the first pixel, how many.
+        let fits = self.fit(&[x]);
+        let most = self.rows_that_fit(width * x.dtype().size());
+        let wholes = parts(p.batch as usize, if fits { p.batch as usize } else { 1 }, 1);
+        let pieces: Vec<_> = wholes
+            .flat_map(|(first, images)| {
+                let pixels = parts(p.pixels as usize, if fits { p.pixels as usize } else { most }, ROW_STEP);
+                pixels.map(move |(pixel, count)| (first, images, pixel, count))
+            })
+            .collect();
+        for entry in ["statistics", "combine", "scale"] {
+            for &(first, images, pixel, count) in &pieces {
+                // One workgroup for each image and group joins all chunks of the whole.
+                if entry == "combine" && (first, pixel) != (0, 0) {
+                    continue;
+                }
+                let elements = if images > 1 { images * image } else { count * width };
+                let (x_bound, x_first) = self.part(x, first * image + pixel * width, elements)?;
+                let (out_bound, _) = self.part(out, first * image + pixel * width, elements)?;
+                let (origins, origin_first) = match fits {
+                    true => (x_bound, x_first),
+                    false => self.part(x, first * image, width)?,
+                };
+                let parameters = Parameters::default()
+                    .u32s(&[p.batch, p.pixels, p.channels, p.groups])
+                    .f32s(&[p.eps])
+                    .u32s(&[p.silu, first as u32, images as u32, pixel as u32, count as u32, x_first, origin_first]);
+                let groups = match entry {
+                    "statistics" => [(count as u32).div_ceil(CHUNK), images as u32, 1],
+                    "combine" => [p.groups, p.batch, 1],
+                    _ => {
+                        let (x, y) = spread((elements.div_ceil(4) as u32).div_ceil(64));
+                        [x, y, 1]
+                    }
+                };
+                let constants = if entry == "combine" { vec![("HAS_BIAS", has_bias)] } else { Vec::new() };
+                let variant = Variant { shader: Shader::GroupNorm, storage, entry, constants };
+                let bound = [out_bound, out_bound, x_bound, self.whole(scratch)?, origins, weight, bias];
+                self.run(variant, &bound, parameters, groups)?;
+            }
         }
         Ok(())
     }
 
     fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        let (weights, has_bias) = self.layer(w);
-        let parameters = Parameters::default().u32s(&[p.rows, p.channels]).f32s(&[p.eps]);
-        let constants = vec![("HAS_BIAS", has_bias)];
-        let (groups, lines) = spread(p.rows);
-        let variant = Variant { shader: Shader::LayerNorm, entry: "layer_norm", constants };
-        self.run(variant, &[x, out], weights, parameters, [groups, lines, 1])
+        let [weight, bias] = self.layer(w);
+        let width = p.channels as usize;
+        for (first, rows) in self.row_parts(p.rows, &[x]) {
+            let (x_bound, _) = self.part(x, first * width, rows * width)?;
+            let (out, _) = self.part(out, first * width, rows * width)?;
+            let parameters = Parameters::default().u32s(&[rows as u32, p.channels]).f32s(&[p.eps]);
+            let constants = vec![("HAS_BIAS", u32::from(w.has_bias)), ("C4", u32::from(p.channels.is_multiple_of(4)))];
+            let (groups, lines) = spread(rows as u32);
+            let storage = self.storage(x.dtype());
+            let variant = Variant { shader: Shader::LayerNorm, storage, entry: "layer_norm", constants };
+            self.run(variant, &[out, out, x_bound, weight, bias], parameters, [groups, lines, 1])?;
+        }
+        Ok(())
     }
 
     fn embedding(
@@ -554,91 +434,168 @@ impl Backend for Wgpu {
         positions: &Weight,
         out: &mut Buffer,
     ) -> Result<()> {
-        // A table beyond what can be bound at once goes in parts that begin where a binding may begin.
-        let row_bytes = 4 * p.channels as usize;
-        let most = self.context.limits.max_storage_buffer_binding_size as usize;
-        let rows = (most / row_bytes / 64 * 64).clamp(64, (p.vocab as usize).next_multiple_of(64));
-        for first in (0..p.vocab as usize).step_by(rows) {
-            let bound = rows.min(p.vocab as usize - first);
-            let part = BindingResource::Buffer(BufferBinding {
-                buffer: &packed(table).weight,
-                offset: (first * row_bytes) as u64,
-                size: std::num::NonZero::new((bound * row_bytes) as u64),
-            });
-            let weights = vec![part, packed(positions).weight.as_entire_binding()];
+        let (dtype, vocab) = (out.dtype(), p.vocab as usize);
+        let row_bytes = dtype.size() * p.channels as usize;
+        let (ids, to) = (self.whole(ids)?, self.whole(out)?);
+        let [positions, _] = self.layer(positions);
+        for (first, bound) in parts(vocab, self.rows_that_fit(row_bytes), ROW_STEP) {
+            let table = packed(table).parts[0].memory.range(first * row_bytes, bound * row_bytes);
             let size = [p.batch, p.tokens, p.channels, p.vocab, first as u32, bound as u32];
             let (x, y) = spread((p.batch * p.tokens * p.channels).div_ceil(64));
-            let variant = Variant { shader: Shader::Layout, entry: "embedding", constants: Vec::new() };
-            self.run(variant, &[ids, ids, out], weights, Parameters::default().u32s(&size), [x, y, 1])?;
+            let storage = self.storage(dtype);
+            let variant = Variant { shader: Shader::Layout, storage, entry: "embedding", constants: Vec::new() };
+            self.run(variant, &[to, to, to, to, ids, table, positions], Parameters::default().u32s(&size), [x, y, 1])?;
         }
         Ok(())
     }
 
     fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let size = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
-        let elements = p.batch * p.out_height * p.out_width * p.channels;
-        self.each(Shader::Layout, "upsample2x", &[x, x, out], Parameters::default().u32s(&size), elements)
+        let channels = p.channels as usize;
+        let (line, out_line) = (p.width as usize * channels, p.out_width as usize * channels);
+        let fits = self.fit(&[x, out]);
+        let most = self.rows_that_fit(out_line.max(line) * x.dtype().size());
+        // All of it, or lines of one image.
+        let pieces: Vec<_> = match fits {
+            true => vec![(0, (p.batch * p.out_height) as usize, 0, (p.batch * p.height) as usize)],
+            false => (0..p.batch as usize)
+                .flat_map(|image| {
+                    parts(p.out_height as usize, most.saturating_sub(2).max(1), 1).map(move |(first, count)| {
+                        let source = |y: usize| y * p.height as usize / p.out_height as usize;
+                        let (begin, end) = (source(first), source(first + count - 1) + 1);
+                        let (above, out_above) = (image * p.height as usize, image * p.out_height as usize);
+                        (out_above + first, count, above + begin, end - begin)
+                    })
+                })
+                .collect(),
+        };
+        for (first, count, begin, lines) in pieces {
+            let (x_bound, x_first) = self.part(x, begin * line, lines * line)?;
+            let (to, to_first) = self.part(out, first * out_line, count * out_line)?;
+            let rows = count * p.out_width as usize;
+            let row_first = first * p.out_width as usize;
+            let parameters = Parameters::default().u32s(&size).u32s(&[
+                rows as u32,
+                row_first as u32,
+                begin as u32,
+                x_first,
+                to_first,
+            ]);
+            let op = (Shader::Layout, x.dtype(), "upsample2x");
+            self.fours(
+                op,
+                &[to, to, x_bound, x_bound, x_bound, self.nothing.all(), self.nothing.all()],
+                parameters,
+                rows * channels,
+            )?;
+        }
+        Ok(())
     }
 
     fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        let parameters = Parameters::default().u32s(&[p.rows, p.left, p.right]);
-        self.each(Shader::Layout, "concat_channels", &[a, b, out], parameters, p.rows * (p.left + p.right))
+        let (left, right) = (p.left as usize, p.right as usize);
+        for (first, rows) in self.row_parts(p.rows, &[a, b, out]) {
+            let (x, _) = self.part(a, first * left, rows * left)?;
+            let (y, _) = self.part(b, first * right, rows * right)?;
+            let (to, _) = self.part(out, first * (left + right), rows * (left + right))?;
+            let parameters = Parameters::default().u32s(&[rows as u32, p.left, p.right]);
+            let bound = [to, to, x, y, x, self.nothing.all(), self.nothing.all()];
+            let op = (Shader::Layout, a.dtype(), "concat_channels");
+            self.fours(op, &bound, parameters, rows * (left + right))?;
+        }
+        Ok(())
     }
 
     fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let parameters = Parameters::default().u32s(&[p.rows, p.channels, number(activation)]);
-        self.each(Shader::Elementwise, "activate", &[x, x, x, x, x, x, out], parameters, p.rows * p.channels)
+        let width = p.channels as usize;
+        let wide = if activation == Activation::Geglu { 2 * width } else { width };
+        for (first, rows) in self.row_parts(p.rows, &[x, out]) {
+            let (a, _) = self.part(x, first * wide, rows * wide)?;
+            let (to, _) = self.part(out, first * width, rows * width)?;
+            let parameters = Parameters::default().u32s(&[rows as u32, p.channels, number(activation)]);
+            let op = (Shader::Elementwise, x.dtype(), "activate");
+            self.fours(op, &[to, to, a, a, a, a, a, a], parameters, rows * width)?;
+        }
+        Ok(())
     }
 
     fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        let parameters = Parameters::default().u32s(&[p.batch, p.pixels, p.channels, p.per_channel_rows]);
-        let elements = p.batch * p.pixels * p.channels;
-        self.each(Shader::Elementwise, "add_channels", &[x, per_channel, x, x, x, x, out], parameters, elements)
+        let (all, width) = (p.batch * p.pixels, p.channels as usize);
+        let b = self.whole(per_channel)?;
+        for (first, rows) in self.row_parts(all, &[x]) {
+            let (a, _) = self.part(x, first * width, rows * width)?;
+            let (to, _) = self.part(out, first * width, rows * width)?;
+            let size = [rows as u32, p.channels, all / p.per_channel_rows, first as u32];
+            let op = (Shader::Elementwise, x.dtype(), "add_channels");
+            self.fours(op, &[to, to, a, b, a, a, a, a], Parameters::default().u32s(&size), rows * width)?;
+        }
+        Ok(())
     }
 
     fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        let (mut scales, mut starts) = ([0.0; 6], [0; 6]);
-        let mut arenas: [&Buffer; 7] = [terms[0].1; 7];
-        for (i, &(scale, x, start)) in terms.iter().enumerate() {
-            (scales[i], starts[i], arenas[i]) = (scale, start as u32, x);
+        for (first, count) in parts(p.elements as usize, self.rows_that_fit(4), ROW_STEP) {
+            let (mut scales, mut starts) = ([0.0; 6], [0; 6]);
+            let (to, _) = self.part(out, first, count)?;
+            let mut bound = [to; 8];
+            for (i, &(scale, x, start)) in terms.iter().enumerate() {
+                (bound[2 + i], starts[i]) = self.part(x, start + first, count)?;
+                scales[i] = scale;
+            }
+            let parameters =
+                Parameters::default().u32s(&[count as u32, terms.len() as u32]).f32s(&scales).u32s(&starts);
+            self.fours((Shader::Elementwise, DType::F32, "scale_add"), &bound, parameters, count)?;
         }
-        arenas[6] = out;
-        let parameters = Parameters::default().u32s(&[p.elements, terms.len() as u32]).f32s(&scales).u32s(&starts);
-        self.each(Shader::Elementwise, "scale_add", &arenas, parameters, p.elements)
+        Ok(())
     }
 
     fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let elements = x.elements() as u32;
-        let parameters = Parameters::default().u32s(&[elements, type_number(x.dtype()), type_number(out.dtype())]);
-        self.each(Shader::Layout, "convert", &[x, x, out], parameters, elements.div_ceil(2))
+        for (first, count) in self.row_parts(x.elements() as u32, &[x, out]) {
+            let (from, _) = self.part(x, first, count)?;
+            let (to, _) = self.part(out, first, count)?;
+            let types = [count as u32, type_number(x.dtype()), type_number(out.dtype())];
+            let (groups, lines) = spread((count.div_ceil(2) as u32).div_ceil(64));
+            self.run(words("convert"), &[to, from], Parameters::default().u32s(&types), [groups, lines, 1])?;
+        }
+        Ok(())
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
-        self.context.write(bytes, slab(out), out.offset())
+        let end = bytes.len() / 4 * 4;
+        self.context.write(&bytes[..end], &slab(out).buffer, out.offset())?;
+        if end == bytes.len() {
+            return Ok(());
+        }
+        // The other half of the last word is no element: it stays.
+        let mut word = [0; 4];
+        self.context.read(&slab(out).buffer, out.offset() + end, &mut word)?;
+        word[..bytes.len() - end].copy_from_slice(&bytes[end..]);
+        self.context.write(&word, &slab(out).buffer, out.offset() + end)
     }
 
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
-        self.context.read(slab(x), x.offset(), bytes)
+        self.context.read(&slab(x).buffer, x.offset(), bytes)
     }
 
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
-        // A whole tensor may end inside a word: the rest of the word is its range's padding.
-        let whole = to == 0 && bytes == out.bytes();
-        if !from.is_multiple_of(4) || !to.is_multiple_of(4) || !(bytes.is_multiple_of(4) || whole) {
-            return Err(Error::request(format!(
-                "{bytes} bytes from {from} to {to} are no whole words on {}",
-                self.class
-            )));
+        for (first, count) in parts(bytes, self.rows_that_fit(1), bind::STEP) {
+            let at =
+                |buffer: &Buffer, byte: usize| (byte / buffer.dtype().size(), count.div_ceil(buffer.dtype().size()));
+            let ((x_at, x_count), (to_at, to_count)) = (at(x, from + first), at(out, to + first));
+            let (x_bound, x_first) = self.part(x, x_at, x_count)?;
+            let (to_bound, to_first) = self.part(out, to_at, to_count)?;
+            let halves = |elements: u32| elements * x.dtype().size() as u32 / 2;
+            let parameters = Parameters::default().u32s(&[(count / 2) as u32, halves(x_first), halves(to_first)]);
+            // One invocation per word of the result, which may begin in the middle of one.
+            let (groups, lines) = spread((count / 4 + 2).div_ceil(64) as u32);
+            self.run(words("copy"), &[to_bound, x_bound], parameters, [groups, lines, 1])?;
         }
-        let words = bytes.div_ceil(4) as u32;
-        let parameters = Parameters::default().u32s(&[words, (from / 4) as u32, (to / 4) as u32]);
-        self.each(Shader::Layout, "copy", &[x, x, out], parameters, words)
+        Ok(())
     }
 }
 
-/// How many rows have a row of the per-channel sum in common.
-fn rows_per_add(e: &Epilogue, rows: u32, otherwise: u32) -> u32 {
-    e.channel_add.map_or(otherwise, |(_, adds)| rows / adds).max(1)
+/// An op on words.
+fn words(entry: &'static str) -> Variant {
+    Variant { shader: Shader::Words, storage: Storage::F32, entry, constants: Vec::new() }
 }
 
 #[cfg(test)]
@@ -648,12 +605,12 @@ mod tests {
     #[test]
     fn tiles_are_those_of_the_shaders() {
         for (shader, line) in [
-            (Shader::Linear, format!("const ROWS = {ROWS}u;")),
-            (Shader::Linear, format!("var acc: array<vec4<f32>, {ROWS}>;")),
-            (Shader::Conv2d, format!("const ROWS = {ROWS}u;")),
+            (Shader::Linear, format!("const ROWS = {}u;", product::ROWS)),
             (Shader::Attention, format!("const QUERIES = {QUERIES}u;")),
+            (Shader::Attention, format!("const MOST = {SLICE}u;")),
+            (Shader::GroupNorm, format!("const CHUNK = {CHUNK}u;")),
         ] {
-            assert!(shader.source().contains(&line), "{shader:?}: {line}");
+            assert!(shader.source(Storage::F32).contains(&line), "{shader:?}: {line}");
         }
     }
 
@@ -662,28 +619,6 @@ mod tests {
         for groups in [1, 2, MOST_GROUPS - 1, MOST_GROUPS, MOST_GROUPS + 1, 1 << 20, u32::MAX / 64] {
             let (x, y) = spread(groups);
             assert!(x <= MOST_GROUPS && y <= MOST_GROUPS && x * y >= groups && x * y - groups < y, "{groups}: {x} {y}");
-        }
-    }
-
-    #[test]
-    fn a_convolutions_weights_are_in_the_order_of_the_product() {
-        let (out, channels, kernel) = (5, 3, 2);
-        let layer = Layer::Conv2d { out, channels, kernel };
-        let stored: Vec<f32> = (0..layer.elements().0).map(|i| i as f32).collect();
-        let mut got = vec![f32::NAN; stored.len()];
-        let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&stored) };
-        in_order(layer, weight, |start, values| {
-            got[start..][..values.len()].copy_from_slice(values);
-            Ok(())
-        })
-        .unwrap();
-        for column in 0..out {
-            for channel in 0..channels {
-                for tap in 0..kernel * kernel {
-                    let want = stored[(column * channels + channel) * kernel * kernel + tap];
-                    assert_eq!(got[(tap * channels + channel) * out + column], want);
-                }
-            }
         }
     }
 }

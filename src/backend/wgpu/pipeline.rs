@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io::Write,
+    num::NonZero,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -12,12 +13,12 @@ use std::{
 
 use wgpu::{
     BindGroup, BindGroupDescriptor, BindGroupEntry, BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry,
-    BindingResource, BindingType, BufferBindingType, ComputePipeline, ComputePipelineDescriptor, Device, Features,
-    PipelineCache, PipelineCacheDescriptor, PipelineCompilationOptions, PipelineLayoutDescriptor,
-    ShaderModuleDescriptor, ShaderSource, ShaderStages,
+    BindingResource, BindingType, BufferBinding, BufferBindingType, ComputePipeline, ComputePipelineDescriptor, Device,
+    Features, PipelineCache, PipelineCacheDescriptor, PipelineCompilationOptions, PipelineLayoutDescriptor,
+    ShaderModuleDescriptor, ShaderRuntimeChecks, ShaderSource, ShaderStages,
 };
 
-use super::device::IMMEDIATE_BYTES;
+use super::{bind::Bound, device::IMMEDIATE_BYTES};
 
 /// A file of `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +37,19 @@ pub enum Shader {
     Elementwise,
     /// What moves values.
     Layout,
+    /// What moves words, whatever numbers they are.
+    Words,
+}
+
+/// How numbers lie in memory: which file stands in front of a shader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// f32.
+    F32,
+    /// f16, which the adapter knows.
+    F16,
+    /// f16 in words, which it does not know.
+    Packed,
 }
 
 /// What an op does with a buffer.
@@ -51,7 +65,7 @@ use Access::{Arena, Weight};
 
 impl Shader {
     #[cfg(test)]
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Shader::Linear,
         Shader::Conv2d,
         Shader::Attention,
@@ -59,33 +73,40 @@ impl Shader {
         Shader::LayerNorm,
         Shader::Elementwise,
         Shader::Layout,
+        Shader::Words,
     ];
 
     /// Its text: the file behind what it shares with others.
-    pub fn source(self) -> String {
+    pub fn source(self, storage: Storage) -> String {
         const COMMON: &str = include_str!("../../../shaders/common.wgsl");
         const PRODUCT: &str = include_str!("../../../shaders/product.wgsl");
-        let parts = match self {
-            Shader::Linear => [COMMON, PRODUCT, include_str!("../../../shaders/linear.wgsl")],
-            Shader::Conv2d => [COMMON, PRODUCT, include_str!("../../../shaders/conv2d.wgsl")],
-            Shader::Attention => [COMMON, "", include_str!("../../../shaders/attention.wgsl")],
-            Shader::GroupNorm => [COMMON, "", include_str!("../../../shaders/group_norm.wgsl")],
-            Shader::LayerNorm => [COMMON, "", include_str!("../../../shaders/layer_norm.wgsl")],
-            Shader::Elementwise => [COMMON, "", include_str!("../../../shaders/elementwise.wgsl")],
-            Shader::Layout => [COMMON, "", include_str!("../../../shaders/layout.wgsl")],
+        let storage = match storage {
+            Storage::F32 => include_str!("../../../shaders/f32.wgsl"),
+            Storage::F16 => include_str!("../../../shaders/f16.wgsl"),
+            Storage::Packed => include_str!("../../../shaders/packed.wgsl"),
         };
-        parts.concat()
+        match self {
+            Shader::Linear => [storage, COMMON, PRODUCT, include_str!("../../../shaders/linear.wgsl")].concat(),
+            Shader::Conv2d => [storage, COMMON, PRODUCT, include_str!("../../../shaders/conv2d.wgsl")].concat(),
+            Shader::Attention => [storage, COMMON, include_str!("../../../shaders/attention.wgsl")].concat(),
+            Shader::GroupNorm => [storage, COMMON, include_str!("../../../shaders/group_norm.wgsl")].concat(),
+            Shader::LayerNorm => [storage, COMMON, include_str!("../../../shaders/layer_norm.wgsl")].concat(),
+            Shader::Elementwise => [storage, COMMON, include_str!("../../../shaders/elementwise.wgsl")].concat(),
+            Shader::Layout => [storage, COMMON, include_str!("../../../shaders/layout.wgsl")].concat(),
+            Shader::Words => include_str!("../../../shaders/words.wgsl").to_string(),
+        }
     }
 
-    /// Its bindings, in order.
+    /// Its bindings, in order: the result twice, in fours and one by one, then what it is made from.
     pub const fn bindings(self) -> &'static [Access] {
         match self {
-            Shader::Linear | Shader::Conv2d => &[Arena, Weight, Weight, Arena, Arena, Arena],
-            Shader::Attention => &[Arena, Arena, Arena, Arena],
-            Shader::GroupNorm => &[Arena, Weight, Weight, Arena, Arena],
-            Shader::LayerNorm => &[Arena, Weight, Weight, Arena],
-            Shader::Elementwise => &[Arena, Arena, Arena, Arena, Arena, Arena, Arena],
-            Shader::Layout => &[Arena, Arena, Arena, Weight, Weight],
+            Shader::Linear | Shader::Conv2d => &[Arena, Arena, Arena, Weight, Weight, Arena, Arena],
+            Shader::Attention => &[Arena, Arena, Arena, Arena, Arena],
+            Shader::GroupNorm => &[Arena, Arena, Arena, Arena, Arena, Weight, Weight],
+            Shader::LayerNorm => &[Arena, Arena, Arena, Weight, Weight],
+            Shader::Elementwise => &[Arena, Arena, Arena, Arena, Arena, Arena, Arena, Arena],
+            Shader::Layout => &[Arena, Arena, Arena, Arena, Arena, Weight, Weight],
+            Shader::Words => &[Arena, Arena],
         }
     }
 }
@@ -98,6 +119,8 @@ pub type Constants = Vec<(&'static str, u32)>;
 pub struct Variant {
     /// The file.
     pub shader: Shader,
+    /// How numbers lie in memory.
+    pub storage: Storage,
     /// The function.
     pub entry: &'static str,
     /// Its constants.
@@ -166,8 +189,31 @@ fn write_checked(file: &Path, data: &[u8]) -> std::io::Result<()> {
 /// The pipelines of one device.
 pub struct Pipelines {
     kept: Option<Kept>,
-    shaders: Mutex<HashMap<Shader, Arc<Module>>>,
+    shaders: Mutex<HashMap<(Shader, Storage), Arc<Module>>>,
     pipelines: Mutex<HashMap<Variant, Arc<ComputePipeline>>>,
+    groups: Arc<Groups>,
+}
+
+/// Which ranges of which buffers an op binds.
+type Binding = (wgpu::Buffer, u64, u64);
+
+/// What was bound before: a step of the loop binds what the step before it did. Groups hold on to their buffers, so
+/// all are given up when one of the buffers is.
+#[derive(Default)]
+pub struct Groups(Mutex<HashMap<(Shader, Vec<Binding>), BindGroup>>);
+
+impl Groups {
+    /// The most that are remembered: several times what a step of a large network binds.
+    const MOST: usize = 1 << 13;
+
+    /// Forgets all of them.
+    pub fn clear(&self) {
+        self.groups().clear();
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, HashMap<(Shader, Vec<Binding>), BindGroup>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A shader that the driver has read.
@@ -178,10 +224,16 @@ struct Module {
 }
 
 impl Module {
-    fn new(device: &Device, shader: Shader) -> Self {
-        let source = ShaderSource::Wgsl(shader.source().into());
-        let label = format!("{shader:?}");
-        let module = device.create_shader_module(ShaderModuleDescriptor { label: Some(&label), source });
+    fn new(device: &Device, shader: Shader, storage: Storage) -> Self {
+        let source = ShaderSource::Wgsl(shader.source(storage).into());
+        let label = format!("{shader:?} {storage:?}");
+        let descriptor = ShaderModuleDescriptor { label: Some(&label), source };
+        // Counting every loop's turns costs more than most loops do.
+        let checks =
+            ShaderRuntimeChecks { force_loop_bounding: false, int_div_checks: false, ..ShaderRuntimeChecks::checked() };
+        // SAFETY: every loop counts up to a bound that is fixed before it, and all divisors are sizes, which are not 0.
+        // What an op reads and writes is still checked.
+        let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
         let entry = |(i, access): (usize, &Access)| BindGroupLayoutEntry {
             binding: i as u32,
             visibility: ShaderStages::COMPUTE,
@@ -208,12 +260,17 @@ impl Pipelines {
     /// None yet. `file` is where the driver's own form of them is kept from one run to the next, if anywhere.
     pub fn new(device: &Device, file: Option<PathBuf>) -> Self {
         let kept = file.and_then(|file| Kept::open(device, file));
-        Self { kept, shaders: Mutex::default(), pipelines: Mutex::default() }
+        Self { kept, shaders: Mutex::default(), pipelines: Mutex::default(), groups: Arc::default() }
     }
 
-    fn module(&self, device: &Device, shader: Shader) -> Arc<Module> {
+    /// What was bound before.
+    pub fn groups(&self) -> &Arc<Groups> {
+        &self.groups
+    }
+
+    fn module(&self, device: &Device, shader: Shader, storage: Storage) -> Arc<Module> {
         let mut shaders = self.shaders.lock().unwrap_or_else(PoisonError::into_inner);
-        shaders.entry(shader).or_insert_with(|| Arc::new(Module::new(device, shader))).clone()
+        shaders.entry((shader, storage)).or_insert_with(|| Arc::new(Module::new(device, shader, storage))).clone()
     }
 
     /// The pipeline of a variant.
@@ -222,7 +279,7 @@ impl Pipelines {
         if let Some(pipeline) = pipelines.get(&variant) {
             return pipeline.clone();
         }
-        let module = self.module(device, variant.shader);
+        let module = self.module(device, variant.shader, variant.storage);
         let constants: Vec<(&str, f64)> = variant.constants.iter().map(|&(name, value)| (name, value.into())).collect();
         let pipeline = Arc::new(device.create_compute_pipeline(&ComputePipelineDescriptor {
             label: Some(variant.entry),
@@ -243,12 +300,28 @@ impl Pipelines {
         pipeline
     }
 
-    /// Buffers in the order of a shader's bindings.
-    pub fn bind(&self, device: &Device, shader: Shader, buffers: Vec<BindingResource>) -> BindGroup {
-        let module = self.module(device, shader);
-        let entry = |(i, resource)| BindGroupEntry { binding: i as u32, resource };
-        let entries: Vec<_> = buffers.into_iter().enumerate().map(entry).collect();
-        device.create_bind_group(&BindGroupDescriptor { label: None, layout: &module.group, entries: &entries })
+    /// Ranges in the order of a shader's bindings. All storages of a shader bind alike.
+    pub fn bind(&self, device: &Device, shader: Shader, storage: Storage, bound: &[Bound]) -> BindGroup {
+        let binding = |bound: &Bound| (bound.buffer.clone(), bound.offset, bound.size);
+        let key = (shader, bound.iter().map(binding).collect());
+        let mut groups = self.groups.groups();
+        if let Some(group) = groups.get(&key) {
+            return group.clone();
+        }
+        let module = self.module(device, shader, storage);
+        let entries: Vec<_> = (bound.iter().enumerate())
+            .map(|(i, &Bound { buffer, offset, size })| BindGroupEntry {
+                binding: i as u32,
+                resource: BindingResource::Buffer(BufferBinding { buffer, offset, size: NonZero::new(size) }),
+            })
+            .collect();
+        let descriptor = BindGroupDescriptor { label: None, layout: &module.group, entries: &entries };
+        let group = device.create_bind_group(&descriptor);
+        if groups.len() >= Groups::MOST {
+            groups.clear();
+        }
+        groups.insert(key, group.clone());
+        group
     }
 }
 
@@ -263,32 +336,42 @@ mod tests {
 
     fn check(source: &str) -> Result<naga::Module, String> {
         let module = wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
-        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES);
+        let capabilities =
+            Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut validator = Validator::new(ValidationFlags::all(), capabilities);
         validator.validate(&module).map_err(|e| e.emit_to_string(source))?;
         Ok(module)
     }
 
     #[test]
-    fn every_shader_is_valid_and_binds_what_its_table_says() {
+    fn every_shader_is_valid_in_every_storage_and_binds_what_its_table_says() {
         for shader in Shader::ALL {
-            let module = check(&shader.source()).unwrap_or_else(|e| panic!("{shader:?}: {e}"));
-            assert!(!module.entry_points.is_empty());
-            let mut bindings: Vec<_> = module
-                .global_variables
-                .iter()
-                .filter_map(|(_, variable)| match variable.space {
-                    naga::AddressSpace::Storage { access } => {
-                        let writes = access.contains(naga::StorageAccess::STORE);
-                        Some((variable.binding?.binding, if writes { Arena } else { Weight }))
-                    }
-                    _ => None,
-                })
-                .collect();
-            bindings.sort_by_key(|binding| binding.0);
-            let places: Vec<_> = bindings.iter().map(|binding| binding.0 as usize).collect();
-            assert_eq!(places, (0..bindings.len()).collect::<Vec<_>>(), "{shader:?}");
-            let kinds: Vec<_> = bindings.iter().map(|binding| binding.1).collect();
-            assert_eq!(kinds, shader.bindings(), "{shader:?}");
+            for storage in [Storage::F32, Storage::F16, Storage::Packed] {
+                let module = check(&shader.source(storage)).unwrap_or_else(|e| panic!("{shader:?} {storage:?}: {e}"));
+                assert!(!module.entry_points.is_empty());
+                let mut bindings: Vec<_> = module
+                    .global_variables
+                    .iter()
+                    .filter_map(|(_, variable)| match variable.space {
+                        naga::AddressSpace::Storage { access } => {
+                            let writes = access.contains(naga::StorageAccess::STORE);
+                            Some((variable.binding?.binding, if writes { Arena } else { Weight }))
+                        }
+                        _ => None,
+                    })
+                    .collect();
+                bindings.sort_by_key(|binding| binding.0);
+                let places: Vec<_> = bindings.iter().map(|binding| binding.0 as usize).collect();
+                assert_eq!(places, (0..bindings.len()).collect::<Vec<_>>(), "{shader:?}");
+                let kinds: Vec<_> = bindings.iter().map(|binding| binding.1).collect();
+                assert_eq!(kinds, shader.bindings(), "{shader:?}");
+                // What does not say so cannot know whether the adapter has f16.
+                let knows_f16 = module.types.iter().any(|(_, ty)| {
+                    matches!(ty.inner, naga::TypeInner::Vector { scalar, .. } | naga::TypeInner::Scalar(scalar)
+                        if scalar == naga::Scalar::F16)
+                });
+                assert_eq!(knows_f16, storage == Storage::F16 && shader != Shader::Words, "{shader:?} {storage:?}");
+            }
         }
     }
 
@@ -308,8 +391,8 @@ mod tests {
 
     #[test]
     fn a_shader_with_a_mistake_is_refused() {
-        let source = Shader::Linear.source();
-        check(&source.replacen("row * p.k", "row * p.wrong", 1)).unwrap_err();
+        let source = Shader::Linear.source(Storage::F32);
+        check(&source.replacen("row * p.channels", "row * p.wrong", 1)).unwrap_err();
         check(&source.replacen("acc[i] = vec4(0.0)", "acc[i] = 0.0", 1)).unwrap_err();
     }
 }
