@@ -88,11 +88,12 @@ fn draw(map: &str, count: u64) -> Vec<Picture> {
     let plan = plan(&model, map);
     let engine = Engine::load(model, &plan).unwrap_or_else(|e| panic!("{map}\n{e}"));
     let (pictures, _) = generate(&engine, count).unwrap_or_else(|e| panic!("{map}\n{e}"));
+    // One of several replicas, or of a pool, may come too late for all requests.
+    let chosen = plan.replicas.len() > 1 || plan.replicas[0].placement.unet.len() > 1;
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
         let planned = (planned.id, planned.activation_bytes);
-        // One of several replicas may come too late for all requests.
-        let idle = plan.replicas.len() > 1 && peak == 0;
-        assert!(idle || planned == (id, peak as u64), "{map}: {id} uses {peak} arena bytes in place of {planned:?}");
+        let is_right = planned == (id, peak as u64) || (chosen && peak == 0);
+        assert!(is_right, "{map}: {id} uses {peak} arena bytes in place of {planned:?}");
     }
     pictures
 }
@@ -141,12 +142,12 @@ fn pictures_are_the_cpus_in_every_type() {
 #[test]
 fn bytes_do_not_depend_on_runs_replicas_cuts_pools_or_where_weights_rest() {
     let Some((rig, _guard)) = rig() else { return };
-    let want = draw(&gpus(&[0]), 3);
+    let want = draw(&gpus(&[0]), 2);
     let four = gpus(&[0, 1, 2, 3]);
-    for map in [
+    let maps = [
         gpus(&[3]),
         format!("{}in_flight = 2\n", gpus(&[0])),
-        format!("{four}replicas = 4\n"),
+        format!("{}replicas = 2\n", gpus(&[1, 2])),
         format!("{four}[components]\ntext_encoder = \"cuda:3\"\nunet = \"cuda:1\"\nvae = \"cuda:2\"\n"),
         format!("{four}[components]\nunet = {{ shards = {{ \"\" = \"cuda:0\", \"up_blocks\" = \"cuda:1\" }} }}\n"),
         format!(
@@ -156,12 +157,13 @@ fn bytes_do_not_depend_on_runs_replicas_cuts_pools_or_where_weights_rest() {
         format!("{four}[components]\nunet = [\"cuda:1\", \"cuda:2\"]\nvae = \"cuda:0\"\n"),
         format!("{}[components]\nunet = {{ execute = \"cuda:0\", reside = \"host\" }}\n", gpus(&[0])),
         format!("{}[components]\nvae = {{ execute = \"cuda:0\", reside = \"disk\" }}\n", gpus(&[0])),
-    ] {
-        assert!(bits(&draw(&map, 3)) == bits(&want), "{map}\ndraws other pictures than one GPU");
-        // Once more with streams, blocks and threads as late as chance wants them.
-        rig.set("DELAYS", "11");
-        assert!(bits(&draw(&map, 2)) == bits(&want[..2]), "{map}\nwith delays draws other pictures than one GPU");
+    ];
+    // Every other one with streams, blocks and threads as late as chance wants them.
+    for (map, seed) in maps.iter().zip(["0", "11", "0", "12", "0", "13", "14", "0", "15", "0"]) {
+        rig.set("DELAYS", seed);
+        let drawn = draw(map, 2);
         rig.set("DELAYS", "0");
+        assert!(bits(&drawn) == bits(&want), "{map}\nwith delays {seed} draws other pictures than one GPU");
     }
 }
 
@@ -196,12 +198,12 @@ fn gpus_of_cuda_work_beside_other_kinds() {
 
 /// Two replicas, of which one fails on the way: every picture is drawn, as if nothing had happened.
 fn survives(rig: &Rig, pair: [usize; 2], map: &str, fault: &str) {
-    let want = draw(&gpus(&[0]), 6);
+    let want = draw(&gpus(&[0]), 4);
     let model = model();
     let plan = plan(&model, &format!("{}replicas = 2\n{map}", gpus(&pair)));
     let engine = Engine::load(model, &plan).unwrap();
     rig.set("FAULTS", fault);
-    let (pictures, retried) = generate(&engine, 6).unwrap_or_else(|e| panic!("{fault}\n{e}"));
+    let (pictures, retried) = generate(&engine, 4).unwrap_or_else(|e| panic!("{fault}\n{e}"));
     assert!(retried >= 1, "{fault}: nothing failed");
     assert!(bits(&pictures) == bits(&want), "{fault}: other pictures");
 }

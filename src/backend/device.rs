@@ -376,7 +376,7 @@ pub fn visible() -> Vec<DeviceInfo> {
     let mut cuda = cuda_infos();
     let mut others = wgpu_infos();
     if cuda.iter().any(|device| !device.only_named) {
-        // The same cards once more, and slower: for those who name them.
+        // The same cards once more and slower, or slower ones: for those who name them.
         others.iter_mut().for_each(|device| device.only_named = true);
     }
     cuda.append(&mut others);

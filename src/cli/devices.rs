@@ -48,8 +48,8 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     console.note("the cores can be shared out: a device map may name cpu:0, cpu:1, ...");
     if devices.iter().any(|device| device.only_named) {
         console.note(
-            "used only where a device map names them: wgpu devices that are the processor itself or a card that cuda has \
-             too, and cuda devices without kernels",
+            "used only where a device map names them: wgpu devices that are the processor itself or stand beside cuda \
+             devices, and cuda devices without kernels",
         );
     }
     if let Some(why) = cuda_absence() {

@@ -65,14 +65,17 @@ constexpr Name NAMES[] = {
     RIG_ERROR(CUDA_ERROR_UNKNOWN, "unknown error"),
 };
 
-// Shared memory that a block may have if it asks for it, in KiB, and that a multiprocessor has. CUDA C++ Programming Guide,
-// "Technical Specifications per Compute Capability".
+// Shared memory that a block may have if it asks for it, in KiB, and that a multiprocessor has. CUDA C++ Programming
+// Guide, "Technical Specifications per Compute Capability".
 int shared_kib(int capability, bool of_block) {
     switch (capability) {
     case 70: return 96;
     case 75: return 64;
-    case 80: case 87: return of_block ? 163 : 164;
-    case 86: case 89: case 120: return of_block ? 99 : 100;
+    case 80:
+    case 87: return of_block ? 163 : 164;
+    case 86:
+    case 89:
+    case 120: return of_block ? 99 : 100;
     default: return of_block ? 227 : 228;
     }
 }
@@ -80,7 +83,10 @@ int shared_kib(int capability, bool of_block) {
 int threads_of_multiprocessor(int capability) {
     switch (capability) {
     case 75: return 1024;
-    case 86: case 87: case 89: case 120: return 1536;
+    case 86:
+    case 87:
+    case 89:
+    case 120: return 1536;
     default: return 2048;
     }
 }
@@ -111,7 +117,8 @@ RIG_API CUresult cuDriverGetVersion(int *version) {
     return CUDA_SUCCESS;
 }
 
-// NVRTC asks a driver that is loaded for a table of its inner functions, and fails badly where this function is missing.
+// NVRTC asks a driver that is loaded for a table of its inner functions, and fails badly where this function is
+// missing.
 RIG_API CUresult cuGetExportTable(const void **table, const CUuuid *) {
     *table = nullptr;
     return CUDA_ERROR_NOT_FOUND;
@@ -158,15 +165,38 @@ RIG_API CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number
     int capability = capability_of(number);
     // By the numbers of CUdevice_attribute.
     const std::map<int, int> values = {
-        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},           // threads of a block, and in each direction
-        {5, 0x7fffffff}, {6, 65535}, {7, 65535},            // blocks of a grid in each direction
-        {8, 48 * 1024}, {97, shared_kib(capability, true) * 1024}, {81, shared_kib(capability, false) * 1024},
-        {10, 32}, {12, 65536}, {82, 65536},                 // lanes of a warp; registers of a block, of a multiprocessor
-        {13, 1410000}, {16, 4}, {36, 1215000}, {37, 5120},  // kHz, multiprocessors, kHz of memory, bits of its bus
-        {31, 0}, {35, 0}, {20, 0}, {41, 1}, {83, 1}, {115, 1}, // ECC, TCC, mode; unified addresses, managed memory, pools
-        {33, number + 1}, {34, 0}, {50, 0},                 // PCI bus, device and domain
-        {38, 4 << 20}, {39, threads_of_multiprocessor(capability)}, {40, 2}, {106, 16}, // cache, threads, copies, blocks
-        {75, capability / 10}, {76, capability % 10},
+        {1, 1024},
+        {2, 1024},
+        {3, 1024},
+        {4, 64}, // threads of a block, and in each direction
+        {5, 0x7fffffff},
+        {6, 65535},
+        {7, 65535}, // blocks of a grid in each direction
+        {8, 48 * 1024},
+        {97, shared_kib(capability, true) * 1024},
+        {81, shared_kib(capability, false) * 1024},
+        {10, 32},
+        {12, 65536},
+        {82, 65536}, // lanes of a warp; registers of a block, of a multiprocessor
+        {13, 1410000},
+        {16, 4},
+        {36, 1215000},
+        {37, 5120}, // kHz, multiprocessors, kHz of memory, bits of its bus
+        {31, 0},
+        {35, 0},
+        {20, 0},
+        {41, 1},
+        {83, 1},
+        {115, 1}, // ECC, TCC, mode; unified addresses, managed memory, pools
+        {33, number + 1},
+        {34, 0},
+        {50, 0}, // PCI bus, device and domain
+        {38, 4 << 20},
+        {39, threads_of_multiprocessor(capability)},
+        {40, 2},
+        {106, 16}, // cache, threads, copies, blocks
+        {75, capability / 10},
+        {76, capability % 10},
     };
     auto found = values.find(attribute);
     if (found == values.end()) {

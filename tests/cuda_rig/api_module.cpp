@@ -14,8 +14,18 @@
 #include "settings.h"
 
 // By the numbers of CUfunction_attribute.
-enum { MAX_THREADS_PER_BLOCK, SHARED_SIZE_BYTES, CONST_SIZE_BYTES, LOCAL_SIZE_BYTES, NUM_REGS, PTX_VERSION, BINARY_VERSION,
-       CACHE_MODE_CA, MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT };
+enum {
+    MAX_THREADS_PER_BLOCK,
+    SHARED_SIZE_BYTES,
+    CONST_SIZE_BYTES,
+    LOCAL_SIZE_BYTES,
+    NUM_REGS,
+    PTX_VERSION,
+    BINARY_VERSION,
+    CACHE_MODE_CA,
+    MAX_DYNAMIC_SHARED_SIZE_BYTES,
+    PREFERRED_SHARED_MEMORY_CARVEOUT
+};
 
 // A library of kernels compiled for the host.
 struct Library {
@@ -80,7 +90,8 @@ Library load(const std::string &path) {
     return library;
 }
 
-// The kernels compiled as if for this architecture, which is the image's and not the device's: older images take older paths.
+// The kernels compiled as if for this architecture, which is the image's and not the device's: older images take older
+// paths.
 Library library_for(int architecture) {
     for (int built : {80, 75, 70}) {
         if (built > architecture) continue;
@@ -101,7 +112,8 @@ CUresult load_image(CUmodule *module, const void *bytes) {
     // PTX runs on its architecture and all later ones, a cubin within its major version.
     bool runs = image.architecture <= capability && (image.is_ptx || image.architecture / 10 == capability / 10);
     if (!runs) {
-        say("an image for sm_" + std::to_string(image.architecture) + " does not run on device " + std::to_string(device->number));
+        say("an image for sm_" + std::to_string(image.architecture) + " does not run on device " +
+            std::to_string(device->number));
         return image.is_ptx ? CUDA_ERROR_INVALID_PTX : CUDA_ERROR_NO_BINARY_FOR_GPU;
     }
     auto made = std::make_unique<rig_module>();
@@ -184,9 +196,12 @@ RIG_API CUresult cuFuncGetAttribute(int *value, int attribute, CUfunction functi
     case MAX_THREADS_PER_BLOCK: *value = static_cast<int>(function->image.most_threads); break;
     case SHARED_SIZE_BYTES: *value = static_cast<int>(function->image.static_shared); break;
     case NUM_REGS: *value = static_cast<int>(function->image.registers); break;
-    case PTX_VERSION: case BINARY_VERSION: *value = function->architecture; break;
+    case PTX_VERSION:
+    case BINARY_VERSION: *value = function->architecture; break;
     case MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = static_cast<int>(function->most_dynamic_shared); break;
-    case CONST_SIZE_BYTES: case LOCAL_SIZE_BYTES: case CACHE_MODE_CA: *value = 0; break;
+    case CONST_SIZE_BYTES:
+    case LOCAL_SIZE_BYTES:
+    case CACHE_MODE_CA: *value = 0; break;
     case PREFERRED_SHARED_MEMORY_CARVEOUT: *value = -1; break;
     default: return CUDA_ERROR_INVALID_VALUE;
     }
@@ -206,15 +221,16 @@ RIG_API CUresult cuFuncSetAttribute(CUfunction function, int attribute, int valu
     return CUDA_SUCCESS;
 }
 
-RIG_API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                                unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream handle,
-                                void **parameters, void **extra) {
+RIG_API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                                unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                                CUstream handle, void **parameters, void **extra) {
     Device *device;
     std::shared_ptr<Stream> stream;
     RIG_TRY(enter(device, handle, stream));
     if (!is_function(function) || function->device != device->number) return CUDA_ERROR_INVALID_HANDLE;
     std::size_t threads = std::size_t(block_x) * block_y * block_z;
-    if (extra || threads == 0 || threads > 1024 || block_x > 1024 || block_y > 1024 || block_z > 64) return CUDA_ERROR_INVALID_VALUE;
+    if (extra || threads == 0 || threads > 1024 || block_x > 1024 || block_y > 1024 || block_z > 64)
+        return CUDA_ERROR_INVALID_VALUE;
     if (grid_x == 0 || grid_y == 0 || grid_z == 0) return CUDA_ERROR_INVALID_VALUE;
     if (grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535) return CUDA_ERROR_INVALID_VALUE;
     if (shared_bytes > function->most_dynamic_shared) return CUDA_ERROR_INVALID_VALUE;
@@ -234,8 +250,9 @@ RIG_API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned g
     launch->seed = settings().delays;
     bool fails = this_launch_fails();
     return put(*device, stream, [device, launch, fails] {
-        Failure failure = fails ? Failure{CUDA_ERROR_LAUNCH_FAILED, "kernel " + launch->kernel + ", as SDSHARD_RIG_FAULTS wants it"}
-                                : run_grid(*launch);
+        Failure failure =
+            fails ? Failure{CUDA_ERROR_LAUNCH_FAILED, "kernel " + launch->kernel + ", as SDSHARD_RIG_FAULTS wants it"}
+                  : run_grid(*launch);
         if (failure.code != CUDA_SUCCESS) device->fail(failure.code, failure.what);
     });
 }

@@ -43,8 +43,8 @@ struct Lane : RigLane {
 
 struct Warp {
     Lane lanes[32];
-    unsigned present;    // lanes that there are
-    unsigned ready;      // lanes that can go on
+    unsigned present; // lanes that there are
+    unsigned ready;   // lanes that can go on
     unsigned ended;
     unsigned at_barrier;
     // The one operation that lanes wait for, and those that have come.
@@ -110,8 +110,8 @@ bool is_same(const char *place, const char *other) {
 std::string name_of(const Lane &lane) {
     std::ostringstream text;
     const uint3 &b = lane.block->block_idx, &t = lane.thread_idx;
-    text << "kernel " << runner->launch->kernel << ", block (" << b.x << ", " << b.y << ", " << b.z << "), thread (" << t.x
-         << ", " << t.y << ", " << t.z << ")";
+    text << "kernel " << runner->launch->kernel << ", block (" << b.x << ", " << b.y << ", " << b.z << "), thread ("
+         << t.x << ", " << t.y << ", " << t.z << ")";
     return text.str();
 }
 
@@ -122,7 +122,7 @@ std::string name_of(const Lane &lane) {
     std::abort(); // a lane that has failed is never gone back to
 }
 
-// Copies the operands' results, if all that must come have come.
+// Computes what lanes wait for, if all that must come have come.
 void finish_warp_operation(Warp &warp) {
     unsigned wanted = warp.mask & warp.present & ~warp.ended;
     if (warp.arrived == 0 || warp.arrived != wanted) return;
@@ -203,8 +203,8 @@ Failure stuck(std::size_t warps) {
         return {CUDA_ERROR_LAUNCH_FAILED, text.str()};
     }
     const uint3 &b = r.block.block_idx;
-    text << "kernel " << r.launch->kernel << ", block (" << b.x << ", " << b.y << ", " << b.z << "): " << r.waiting << " of "
-         << r.threads << " threads wait at the barrier at " << r.barrier << ", " << r.ended << " have ended";
+    text << "kernel " << r.launch->kernel << ", block (" << b.x << ", " << b.y << ", " << b.z << "): " << r.waiting
+         << " of " << r.threads << " threads wait at the barrier at " << r.barrier << ", " << r.ended << " have ended";
     return {CUDA_ERROR_LAUNCH_FAILED, text.str()};
 }
 
@@ -227,7 +227,8 @@ void prepare_block(const Launch &launch, std::size_t number) {
     std::size_t shared = (launch.shared_bytes + 15) / 16 * 16;
     std::memset(r.shared - shared, 0xff, shared);
     unsigned plane = static_cast<unsigned>(number % (std::size_t(grid.x) * grid.y));
-    uint3 index_of_block = {plane % grid.x, plane / grid.x, static_cast<unsigned>(number / (std::size_t(grid.x) * grid.y))};
+    uint3 index_of_block = {plane % grid.x, plane / grid.x,
+                            static_cast<unsigned>(number / (std::size_t(grid.x) * grid.y))};
     r.block = {index_of_block, block, grid, r.shared - shared};
     for (std::size_t t = 0; t < r.threads; t++) {
         Warp &warp = r.warps[t / 32];
@@ -394,7 +395,9 @@ RIG_API void rig_copy_wait(unsigned left) {
 RIG_API bool rig_is_shared(const void *at, size_t bytes) {
     const Runner &r = *runner;
     auto address = reinterpret_cast<std::uintptr_t>(at);
-    auto is_in = [&](std::uintptr_t start, std::size_t size) { return address >= start && address + bytes <= start + size; };
+    auto is_in = [&](std::uintptr_t start, std::size_t size) {
+        return address >= start && address + bytes <= start + size;
+    };
     auto dynamic = reinterpret_cast<std::uintptr_t>(r.block.dynamic_shared);
     return is_in(dynamic, reinterpret_cast<std::uintptr_t>(r.shared) - dynamic) || is_in(r.tls, r.launch->tls_bytes);
 }

@@ -1,5 +1,5 @@
-// Runs one block of a grid on this thread of the host: a fiber for each CUDA thread, warps in turn, until all have ended,
-// one has failed, or none can go on.
+// Runs one block of a grid on this thread of the host: a fiber for each CUDA thread, warps in turn, until all have
+// ended, one has failed, or none can go on.
 #pragma once
 #include <cstdint>
 #include <random>

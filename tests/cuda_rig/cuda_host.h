@@ -1,5 +1,5 @@
-// CUDA C++ for a compiler of the host: included in front of every kernel. Only what kernels use is here, and nothing of the
-// C library's headers, whose names and macros would get into the kernels' way.
+// CUDA C++ for a compiler of the host: included in front of every kernel. Only what kernels use is here, and nothing of
+// the C library's headers, whose names and macros would get into the kernels' way.
 #pragma once
 #include "kernel_abi.h"
 
@@ -43,42 +43,102 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
-static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-static inline int2 make_int2(int x, int y) { return {x, y}; }
-static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-static inline float2 make_float2(float x, float y) { return {x, y}; }
-static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline uint2 make_uint2(unsigned x, unsigned y) {
+    return {x, y};
+}
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return {x, y, z, w};
+}
+static inline int2 make_int2(int x, int y) {
+    return {x, y};
+}
+static inline int4 make_int4(int x, int y, int z, int w) {
+    return {x, y, z, w};
+}
+static inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+static inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
 
 // Mathematics: the C library's, which is at least as exact as the device's.
 extern "C" {
-float expf(float), exp2f(float), logf(float), log2f(float), erff(float), tanhf(float), sqrtf(float), fmaf(float, float, float);
-float fmaxf(float, float), fminf(float, float), fabsf(float), floorf(float), sinf(float), cosf(float), powf(float, float);
+float expf(float), exp2f(float), logf(float), log2f(float), erff(float), tanhf(float), sqrtf(float),
+    fmaf(float, float, float);
+float fmaxf(float, float), fminf(float, float), fabsf(float), floorf(float), sinf(float), cosf(float),
+    powf(float, float);
 }
-static inline float __expf(float x) { return expf(x); }
-static inline float __logf(float x) { return logf(x); }
-static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-static inline float __fdividef(float x, float y) { return x / y; }
-static inline float __fadd_rn(float x, float y) { return x + y; }
-static inline float __fmul_rn(float x, float y) { return x * y; }
-static inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
-static inline int min(int a, int b) { return a < b ? a : b; }
-static inline int max(int a, int b) { return a > b ? a : b; }
-static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
-static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
-static inline size_t min(size_t a, size_t b) { return a < b ? a : b; }
-static inline size_t max(size_t a, size_t b) { return a > b ? a : b; }
-static inline float min(float a, float b) { return fminf(a, b); }
-static inline float max(float a, float b) { return fmaxf(a, b); }
+static inline float __expf(float x) {
+    return expf(x);
+}
+static inline float __logf(float x) {
+    return logf(x);
+}
+static inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+static inline float __fdividef(float x, float y) {
+    return x / y;
+}
+static inline float __fadd_rn(float x, float y) {
+    return x + y;
+}
+static inline float __fmul_rn(float x, float y) {
+    return x * y;
+}
+static inline float __fmaf_rn(float x, float y, float z) {
+    return fmaf(x, y, z);
+}
+static inline int min(int a, int b) {
+    return a < b ? a : b;
+}
+static inline int max(int a, int b) {
+    return a > b ? a : b;
+}
+static inline unsigned min(unsigned a, unsigned b) {
+    return a < b ? a : b;
+}
+static inline unsigned max(unsigned a, unsigned b) {
+    return a > b ? a : b;
+}
+static inline size_t min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+static inline size_t max(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+static inline float min(float a, float b) {
+    return fminf(a, b);
+}
+static inline float max(float a, float b) {
+    return fmaxf(a, b);
+}
 
-static inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
-static inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
-static inline int __float_as_int(float x) { return __builtin_bit_cast(int, x); }
-static inline float __int_as_float(int x) { return __builtin_bit_cast(float, x); }
-static inline int __popc(unsigned x) { return __builtin_popcount(x); }
-static inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(x); }
-static inline int __ffs(int x) { return __builtin_ffs(x); }
-template <typename T> static inline T __ldg(const T *p) { return *p; }
+static inline unsigned __float_as_uint(float x) {
+    return __builtin_bit_cast(unsigned, x);
+}
+static inline float __uint_as_float(unsigned x) {
+    return __builtin_bit_cast(float, x);
+}
+static inline int __float_as_int(float x) {
+    return __builtin_bit_cast(int, x);
+}
+static inline float __int_as_float(int x) {
+    return __builtin_bit_cast(float, x);
+}
+static inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
+static inline int __clz(int x) {
+    return x == 0 ? 32 : __builtin_clz(x);
+}
+static inline int __ffs(int x) {
+    return __builtin_ffs(x);
+}
+template <typename T> static inline T __ldg(const T *p) {
+    return *p;
+}
 
 #define __syncthreads() rig_sync_threads(RIG_PLACE)
 #define __syncwarp(...) rig_sync_warp(RIG_PLACE, ##__VA_ARGS__)
@@ -92,7 +152,9 @@ template <typename T> static inline T __ldg(const T *p) { return *p; }
 #define __trap() rig_trap("__trap()")
 
 static inline void rig_nothing(void *const *, unsigned) {}
-static inline void rig_sync_warp(const char *place, unsigned mask = 0xffffffffu) { rig_warp(mask, rig_nothing, nullptr, place); }
+static inline void rig_sync_warp(const char *place, unsigned mask = 0xffffffffu) {
+    rig_warp(mask, rig_nothing, nullptr, place);
+}
 
 enum RigShuffle { RIG_FROM, RIG_XOR, RIG_DOWN, RIG_UP };
 

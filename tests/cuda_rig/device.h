@@ -20,9 +20,13 @@ class Device {
     const int number;
 
     // Sticky: what everything on this device answers. Only the first is kept.
-    CUresult error() const { return static_cast<CUresult>(error_.load()); }
+    CUresult error() const {
+        return static_cast<CUresult>(error_.load());
+    }
     void fail(CUresult code, const std::string &what);
-    void heal() { error_ = CUDA_SUCCESS; }
+    void heal() {
+        error_ = CUDA_SUCCESS;
+    }
 
     std::shared_ptr<Stream> new_stream(bool blocks);
     // Of a handle; null for the null stream. Nothing if it is none of this device's.

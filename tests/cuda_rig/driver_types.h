@@ -1,4 +1,5 @@
-// The part of the CUDA driver's binary interface that the rig speaks: numbers and handles, as its documentation has them.
+// The part of the CUDA driver's binary interface that the rig speaks: numbers and handles, as its documentation has
+// them.
 #pragma once
 #include <cstddef>
 #include <cstdint>

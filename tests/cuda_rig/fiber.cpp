@@ -54,7 +54,8 @@ constexpr std::size_t STAGGER = 576;
 
 Stacks::Fiber Stacks::take(void (*entry)(void *), void *argument) {
     if (free_.empty()) {
-        void *memory = mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *memory =
+            mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED || mprotect(memory, PAGE, PROT_NONE) != 0) std::abort();
         char *end = static_cast<char *>(memory) + PAGE + STACK;
         tops_.push_back(end - tops_.size() * STAGGER % (4 * PAGE) / 64 * 64);

@@ -23,7 +23,9 @@ class Stacks {
         std::size_t number;
     };
     Fiber take(void (*entry)(void *), void *argument);
-    void give_back(std::size_t number) { free_.push_back(number); }
+    void give_back(std::size_t number) {
+        free_.push_back(number);
+    }
 
   private:
     std::vector<char *> tops_;

@@ -25,7 +25,9 @@ class Words {
     }
 
   private:
-    static bool is_letter(char c) { return std::isalnum(static_cast<unsigned char>(c)) || std::strchr("._$%@", c) != nullptr; }
+    static bool is_letter(char c) {
+        return std::isalnum(static_cast<unsigned char>(c)) || std::strchr("._$%@", c) != nullptr;
+    }
 
     void skip() {
         for (;;) {
@@ -141,7 +143,8 @@ Image read_cubin(const unsigned char *bytes) {
     auto *header = reinterpret_cast<const Elf64_Ehdr *>(bytes);
     if (header->e_machine != EM_NVIDIA || header->e_ident[EI_CLASS] != ELFCLASS64) return image;
     // Older images have the architecture in the lowest byte of the flags, newer ones in the next.
-    image.architecture = static_cast<int>(header->e_ident[EI_ABIVERSION] >= 8 ? header->e_flags >> 8 & 0xff : header->e_flags & 0xff);
+    image.architecture =
+        static_cast<int>(header->e_ident[EI_ABIVERSION] >= 8 ? header->e_flags >> 8 & 0xff : header->e_flags & 0xff);
     auto *sections = reinterpret_cast<const Elf64_Shdr *>(bytes + header->e_shoff);
     const char *names = reinterpret_cast<const char *>(bytes + sections[header->e_shstrndx].sh_offset);
     auto starts_with = [](const std::string &name, const std::string &start) { return name.rfind(start, 0) == 0; };

@@ -65,7 +65,8 @@ int poison() {
 bool map_poison(std::uintptr_t first, std::size_t bytes) {
     for (std::size_t at = 0; at < bytes; at += POISON) {
         void *wanted = reinterpret_cast<void *>(first + at);
-        void *got = mmap(wanted, std::min(POISON, bytes - at), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, poison(), 0);
+        void *got =
+            mmap(wanted, std::min(POISON, bytes - at), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, poison(), 0);
         if (got != wanted) return false;
     }
     return true;

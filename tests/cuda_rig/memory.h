@@ -1,5 +1,5 @@
-// Memory of devices and pinned memory of the host. Each allocation ends at a page that may not be touched, begins behind
-// one, is full of 0xFF (which is no number in any float type), and its addresses are never used again.
+// Memory of devices and pinned memory of the host. Each allocation ends at a page that may not be touched, begins
+// behind one, is full of 0xFF (which is no number in any float type), and its addresses are never used again.
 #pragma once
 #include <cstddef>
 #include <cstdint>

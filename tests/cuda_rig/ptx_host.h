@@ -1,17 +1,25 @@
-// The functions of kernels/ptx.cuh, written from what the PTX ISA says of their instructions. Fragments: "Matrix Fragments
-// for mma.m16n8k16" and "mma.m16n8k8", for 16-bit elements; ldmatrix: "Warp-level matrix load instruction".
+// The functions of kernels/ptx.cuh, written from what the PTX ISA says of their instructions. Fragments: "Matrix
+// Fragments for mma.m16n8k16" and "mma.m16n8k8", for 16-bit elements; ldmatrix: "Warp-level matrix load instruction".
 // Included by ptx.cuh, after its f16 and bf16. A warp's instruction is computed once, by the last lane to arrive.
 #pragma once
 
-static inline float f16_to_f32(unsigned short x) { return static_cast<float>(__builtin_bit_cast(_Float16, x)); }
+static inline float f16_to_f32(unsigned short x) {
+    return static_cast<float>(__builtin_bit_cast(_Float16, x));
+}
 static inline unsigned short f32_to_f16(float x) {
     return __builtin_bit_cast(unsigned short, static_cast<_Float16>(x));
 }
 
 #if __CUDA_ARCH__ >= 800
-static inline void cp_async16(void *shared, const void *global, bool valid) { rig_copy_async(shared, global, valid); }
-static inline void cp_async_commit() { rig_copy_commit(); }
-template <int N> static inline void cp_async_wait() { rig_copy_wait(N); }
+static inline void cp_async16(void *shared, const void *global, bool valid) {
+    rig_copy_async(shared, global, valid);
+}
+static inline void cp_async_commit() {
+    rig_copy_commit();
+}
+template <int N> static inline void cp_async_wait() {
+    rig_copy_wait(N);
+}
 #endif
 
 #if __CUDA_ARCH__ >= 750
@@ -54,12 +62,17 @@ struct RigMma {
     const unsigned *a, *b;
 };
 
-static inline float rig_value(unsigned bits, f16) { return f16_to_f32(static_cast<unsigned short>(bits)); }
-static inline float rig_value(unsigned bits, bf16) { return __uint_as_float(bits << 16); }
+static inline float rig_value(unsigned bits, f16) {
+    return f16_to_f32(static_cast<unsigned short>(bits));
+}
+static inline float rig_value(unsigned bits, bf16) {
+    return __uint_as_float(bits << 16);
+}
 
-// d [16, 8] += a [16, K] b [K, 8], each element one chain along k in f32; the order inside tensor cores is not documented.
-// With g = lane / 4 and q = 2 (lane % 4): register r of a holds row g + 8 (r % 2), columns q + 8 (r / 2) and the next;
-// register r of b column g, rows q + 8 r and the next; element e of d row g + 8 (e / 2), column q + e % 2.
+// d [16, 8] += a [16, K] b [K, 8], each element one chain along k in f32; the order inside tensor cores is not
+// documented. With g = lane / 4 and q = 2 (lane % 4): register r of a holds row g + 8 (r % 2), columns q + 8 (r / 2)
+// and the next; register r of b column g, rows q + 8 r and the next; element e of d row g + 8 (e / 2), column q + e
+// % 2.
 template <typename T, unsigned K> static void rig_mma_all(void *const *operands, unsigned present) {
     if (present != 0xffffffffu) rig_trap("mma without all lanes of the warp");
     typedef float Row __attribute__((vector_size(32)));

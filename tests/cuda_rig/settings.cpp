@@ -14,8 +14,8 @@ namespace rig {
 namespace {
 
 struct Faults {
-    long allocation = 0, launch = 0;  // turns left; 0: never
-    std::map<int, long> calls_of;     // of devices that will be lost
+    long allocation = 0, launch = 0; // turns left; 0: never
+    std::map<int, long> calls_of;    // of devices that will be lost
 };
 
 struct State {
@@ -74,7 +74,8 @@ void set(State &state, const std::string &key, const std::string &value) {
         for (const std::string &part : parts(value, ',')) {
             std::vector<std::string> digits = parts(part, '.');
             if (digits.size() != 2) refuse(key, value);
-            s.capability.push_back(static_cast<int>(number(key, value, digits[0]) * 10 + number(key, value, digits[1])));
+            s.capability.push_back(
+                static_cast<int>(number(key, value, digits[0]) * 10 + number(key, value, digits[1])));
         }
         if (s.capability.empty()) refuse(key, value);
     } else if (key == "PEERS") {

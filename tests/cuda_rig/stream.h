@@ -1,4 +1,5 @@
-// Streams: queues with a thread each, so that nothing is done before it must be; and the places in them that events are.
+// Streams: queues with a thread each, so that nothing is done before it must be; and the places in them that events
+// are.
 #pragma once
 #include <chrono>
 #include <condition_variable>
@@ -38,8 +39,12 @@ class Stream : public std::enable_shared_from_this<Stream> {
     // The thread ends once it has nothing to do.
     void close();
 
-    Device &device() const { return device_; }
-    bool blocks() const { return blocks_; }
+    Device &device() const {
+        return device_;
+    }
+    bool blocks() const {
+        return blocks_;
+    }
 
     // A graph that takes what would be enqueued. Null: none.
     std::shared_ptr<std::vector<Work>> capture;

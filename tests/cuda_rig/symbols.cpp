@@ -15,7 +15,8 @@ namespace {
 // Names are found through a hash table, of which the last chain ends with the last symbol.
 std::size_t symbol_count(const std::uint32_t *gnu_hash) {
     std::uint32_t buckets = gnu_hash[0], first = gnu_hash[1], bloom = gnu_hash[2], last = 0;
-    auto *bucket = reinterpret_cast<const std::uint32_t *>(reinterpret_cast<const std::uint64_t *>(gnu_hash + 4) + bloom);
+    auto *bucket =
+        reinterpret_cast<const std::uint32_t *>(reinterpret_cast<const std::uint64_t *>(gnu_hash + 4) + bloom);
     const std::uint32_t *chain = bucket + buckets;
     for (std::uint32_t i = 0; i < buckets; i++) last = bucket[i] > last ? bucket[i] : last;
     if (last == 0) return first;

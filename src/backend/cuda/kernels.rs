@@ -72,7 +72,11 @@ impl Origin {
                 .hint("another device, such as \"cpu\" or \"wgpu:0\"; `sdshard devices` lists what can be used")
         };
         if capability < OLDEST {
-            return Err(refuse(format!("compute capability {capability} is older than 7.0, which the kernels need")));
+            return Err(refuse(format!(
+                "compute capability {}.{} is older than 7.0, which the kernels need",
+                capability / 10,
+                capability % 10
+            )));
         }
         let known = nvrtc::architectures();
         match known.iter().filter(|&&arch| (OLDEST..=capability).contains(&arch)).max() {
@@ -236,6 +240,19 @@ mod tests {
         let mut known: Vec<String> = sources.chain(HEADERS.iter().map(|(name, _)| name.to_string())).collect();
         known.sort();
         assert_eq!(files, known);
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_old_is_told_so() {
+        let gpu = Properties {
+            name: "GTX 1080".into(),
+            uuid: String::new(),
+            capability: 61,
+            multiprocessors: 20,
+            memory_bytes: 8 << 30,
+        };
+        let refused = Origin::of(&gpu).unwrap_err().to_string();
+        assert!(refused.contains("GTX 1080: compute capability 6.1 is older than 7.0"), "{refused}");
     }
 
     #[test]

@@ -564,3 +564,15 @@ impl Backend for Cuda {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_names_the_gpu_and_whose_code_runs_if_it_is_anothers() {
+        assert_eq!(class(89, 89), "cuda sm_89 f16");
+        assert_eq!(class(90, 80), "cuda sm_90 as sm_80 f16");
+        assert_eq!(devices::class_in(&class(90, 80), DType::BF16), "cuda sm_90 as sm_80 bf16");
+    }
+}

@@ -13,7 +13,8 @@ RIG_API CUresult cuCtxSynchronize();
 RIG_API CUresult cuDeviceCanAccessPeer(int *can, CUdevice number, CUdevice peer);
 RIG_API CUresult cuDeviceGet(CUdevice *number, int ordinal);
 RIG_API CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number);
-RIG_API CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number); RIG_API CUresult cuModuleLoadData(CUmodule *module, const void *image);
+RIG_API CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice number);
+RIG_API CUresult cuModuleLoadData(CUmodule *module, const void *image);
 RIG_API CUresult cuDeviceGetCount(int *count);
 RIG_API CUresult cuDeviceGetName(char *name, int bytes, CUdevice number);
 RIG_API CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice number);
@@ -40,7 +41,9 @@ RIG_API CUresult cuGraphLaunch(CUgraphExec executable, CUstream handle);
 RIG_API CUresult cuGraphUpload(CUgraphExec executable, CUstream);
 RIG_API CUresult cuInit(unsigned flags);
 RIG_API CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void *argument);
-RIG_API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream handle, void **parameters, void **extra);
+RIG_API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                                unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                                CUstream handle, void **parameters, void **extra);
 RIG_API CUresult cuMemAllocAsync(CUdeviceptr *at, std::size_t bytes, CUstream handle);
 RIG_API CUresult cuMemAllocHost_v2(void **at, std::size_t bytes);
 RIG_API CUresult cuMemAlloc_v2(CUdeviceptr *at, std::size_t bytes);
@@ -57,7 +60,8 @@ RIG_API CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, std::size_t by
 RIG_API CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, std::size_t bytes);
 RIG_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, std::size_t bytes, CUstream handle);
 RIG_API CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, std::size_t bytes);
-RIG_API CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context, std::size_t bytes, CUstream stream);
+RIG_API CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CUcontext from_context,
+                                   std::size_t bytes, CUstream stream);
 RIG_API CUresult cuMemsetD8Async(CUdeviceptr at, unsigned char value, std::size_t bytes, CUstream stream);
 RIG_API CUresult cuMemsetD8_v2(CUdeviceptr at, unsigned char value, std::size_t bytes);
 RIG_API CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name);

@@ -1,5 +1,5 @@
-// Tests of the rig through the driver's interface, linked against it: prints a line for each, ends with 1 at the first that
-// fails. SDSHARD_RIG_KERNELS: the folder of the rig's small kernels, compiled for the host.
+// Tests of the rig through the driver's interface, linked against it: prints a line for each, ends with 1 at the first
+// that fails. SDSHARD_RIG_KERNELS: the folder of the rig's small kernels, compiled for the host.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -39,7 +39,8 @@ std::string ptx(const char *architecture) {
     entry("swap", {at, at, word});
     for (const char *name : {"matmul_f16", "matmul_bf16", "matmul_without_wait", "matmul_without_barrier"})
         entry(name, {at, at, at, word, word});
-    for (const char *name : {"votes", "divergent_barrier", "two_barriers", "divergent_shuffle", "shared_too_far", "bottomless"})
+    for (const char *name :
+         {"votes", "divergent_barrier", "two_barriers", "divergent_shuffle", "shared_too_far", "bottomless"})
         entry(name, {at});
     for (const char *name : {"misaligned", "spin"}) entry(name, {at, at});
     entry("not_there", {at});
@@ -65,7 +66,8 @@ struct Gpu {
                     std::vector<void *> arguments, CUstream in = nullptr) const {
         CUfunction function;
         OK(cuModuleGetFunction(&function, module, kernel));
-        return cuLaunchKernel(function, grid_x, grid_y, 1, block, 1, 1, shared, in ? in : stream, arguments.data(), nullptr);
+        return cuLaunchKernel(function, grid_x, grid_y, 1, block, 1, 1, shared, in ? in : stream, arguments.data(),
+                              nullptr);
     }
 
     CUdevice device = 0;
@@ -140,7 +142,6 @@ void shuffles_and_shared_memory_make_a_softmax() {
     std::vector<unsigned> v = download<unsigned>(gpu, voted, 2);
     CHECK(v[0] == 0x49249249u); // every third of 32, from the first
     CHECK(v[1] == 0x2492u);     // and of the 16 lanes that there are, from thread 33
-
 }
 
 template <typename T> std::uint16_t bits_of(float value);
