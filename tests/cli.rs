@@ -410,6 +410,17 @@ fn a_run_that_is_resumed_makes_what_is_missing_and_nothing_else() {
     let lines = json_lines(&succeeds(&mut tiny.draw(&[&prompts[..], &["--resume", "--json"]].concat())));
     assert_eq!(lines.len(), 1, "nothing is left to do");
     assert_eq!(lines[0]["summary"]["skipped"], 3);
+
+    // A file that was cut off, though not before its metadata, is made again; of another request it is replaced if allowed.
+    fs::write(&files[2], &whole[2][..whole[2].len() - 7]).unwrap();
+    succeeds(&mut tiny.draw(&[&prompts[..], &["--resume"]].concat()));
+    assert_eq!(fs::read(&files[2]).unwrap(), whole[2]);
+    fs::write(&files[1], &whole[0]).unwrap();
+    let arguments = [&prompts[..], &["--resume", "--overwrite", "--json"]].concat();
+    let lines = json_lines(&succeeds(&mut tiny.draw(&arguments)));
+    let summary = &lines[lines.len() - 1]["summary"];
+    assert_eq!((summary["images"].as_u64(), summary["skipped"].as_u64()), (Some(1), Some(2)));
+    assert_eq!(files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>(), whole);
 }
 
 #[test]
@@ -516,6 +527,7 @@ fn the_plan_as_json_has_the_documented_fields() {
             "gflop: number",
             "seconds: number",
             "dtype: string",
+            "numerics: list",
         ];
         assert_eq!(fields(&plan["components"][name]), wanted, "{name}");
     }
@@ -578,6 +590,21 @@ fn devices_as_json_have_the_documented_fields() {
     assert_eq!(devices[0]["device"], "cpu");
     let two = succeeds(sdshard(&["devices", "--json"]).env("SDSHARD_THREADS", "1"));
     assert_eq!(serde_json::from_str::<Value>(&two).unwrap()[0]["cores"], 1);
+}
+
+#[test]
+fn a_check_of_the_devices_ends_well_and_names_each_of_them() {
+    let report = succeeds(&mut sdshard(&["devices", "--check"]));
+    let devices: Value = serde_json::from_str(&succeeds(&mut sdshard(&["devices", "--json"]))).unwrap();
+    let names: Vec<&str> =
+        devices.as_array().unwrap().iter().map(|device| device["device"].as_str().unwrap()).collect();
+    let others: Vec<&str> = names.into_iter().filter(|name| !name.starts_with("cpu")).collect();
+    for name in &others {
+        assert!(report.contains(&format!("{name} a picture")), "{name}:\n{report}");
+    }
+    let last = if others.is_empty() { "there is nothing beside the CPU to check" } else { "all checks passed" };
+    assert_eq!(report.lines().last(), Some(last), "{report}");
+    refused(&["devices", "--check", "--json"]);
 }
 
 #[test]
@@ -666,10 +693,9 @@ fn screen(bytes: &str) -> Vec<String> {
     lines.into_iter().map(text).filter(|line| !line.is_empty()).collect()
 }
 
-/// Bars come and go without a trace: a terminal keeps what a pipe is told, each on a line of its own.
+/// What a terminal is sent while three pictures are drawn.
 #[cfg(unix)]
-#[test]
-fn a_terminal_is_left_with_whole_lines() {
+fn sent_to_a_terminal(more: &[&str]) -> String {
     use rustix::{pty, termios};
     let controller = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
     pty::grantpt(&controller).unwrap();
@@ -682,7 +708,8 @@ fn a_terminal_is_left_with_whole_lines() {
     let folder = tempfile::tempdir().unwrap();
     // Its bar takes two lines.
     let prompt = "a dog with long fur and long whiskers and a very long tail";
-    let mut command = sdshard(&[prompt, "--num-images", "3", "--steps", "20", "--device-map", "replicas.toml"]);
+    let arguments = [prompt, "--num-images", "3", "--steps", "20", "--device-map", "replicas.toml"];
+    let mut command = sdshard(&[&arguments, more].concat());
     command.arg("--model").arg(tiny()).args(["--width", "64", "--height", "64"]);
     command.current_dir(folder.path()).env("TERM", "xterm").stdout(terminal.try_clone().unwrap()).stderr(terminal);
     let mut child = command.spawn().unwrap();
@@ -691,18 +718,32 @@ fn a_terminal_is_left_with_whole_lines() {
     // The end is an error: nobody has the terminal open any more.
     let _ = fs::File::from(controller).read_to_end(&mut shown);
     assert!(child.wait().unwrap().success(), "{}", text(&shown));
-    let shown = text(&shown);
+    text(&shown).to_string()
+}
+
+/// Bars come and go without a trace: a terminal keeps what a pipe is told, each on a line of its own.
+#[cfg(unix)]
+#[test]
+fn a_terminal_is_left_with_whole_lines() {
+    let shown = sent_to_a_terminal(&[]);
     for part in ["unet \u{2588}", "1 of 3 done"] {
         assert!(shown.contains(part), "{part} is never shown\n{shown:?}");
     }
 
-    let lines = screen(shown);
+    let lines = screen(&shown);
     let of = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
     let expected = [("seed 0 (", 1), ("/3 a dog with long", 3), (": saved after ", 3), ("out/00000_0", 3)];
     for (part, count) in expected.into_iter().chain([("3 of 3 done", 1), (" s to load", 1), (" left", 0)]) {
         assert_eq!(of(part), count, "{part}\n{}", lines.join("\n"));
     }
     assert_eq!(lines.len(), 9, "{}", lines.join("\n"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminal_is_sent_results_alone_if_it_is_to_be_quiet() {
+    let shown = sent_to_a_terminal(&["--quiet"]);
+    assert!(shown.lines().count() == 3 && shown.lines().all(|line| line.starts_with("out/00000_0")), "{shown:?}");
 }
 
 /// Starts a long run of the built-in model, sends `signal` after the first picture, and gives the exit code.
@@ -727,6 +768,8 @@ fn interrupted(signal: &str) {
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(if signal == "INT" { 130 } else { 143 }), "{message}");
     assert!(message.contains("error: interrupted"), "{message}");
+    let go_on = message.lines().filter_map(|line| line.strip_prefix("to go on: ")).collect::<Vec<_>>();
+    assert!(matches!(go_on[..], [line] if line.contains(" --resume 'a red fox' --num-images 1000")), "{message}");
 
     let lines = json_lines(&(first + &rest));
     let saved: Vec<&str> = lines.iter().filter_map(|line| line["file"].as_str()).collect();

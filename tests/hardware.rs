@@ -224,7 +224,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
 
     let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
     let message = plan("dtype = \"f16\"", &spec, &both).unwrap_err().to_string();
-    assert!(message.starts_with("dtype of the text_encoder: the CPU has no f16 kernels"), "{message}");
+    points_at(&message, "map.toml:1:9: dtype: the CPU has no f16 kernels for the text_encoder", "\"auto\" or \"f32\"");
     assert!(plan("dtype = \"f16\"\ndevices = [\"cuda:0\"]", &spec, &both).is_ok());
     let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
     assert_eq!((mixed.dtypes.unet, mixed.dtypes.vae), (DType::F16, DType::F32));
@@ -242,7 +242,9 @@ fn arithmetic_that_a_gpu_does_not_have_is_refused() {
             Err(error) => {
                 assert!(!has_bf16, "{like}: {error}");
                 let (message, class) = (error.to_string(), &machine[0].class);
-                for says in ["dtype of the unet: cuda:0 has no bf16 arithmetic", class, "dtype = \"f16\""] {
+                for says in
+                    ["map.toml:1:18: dtype.unet: cuda:0 has no bf16 arithmetic for the unet", class, "dtype = \"f16\""]
+                {
                     assert!(message.contains(says), "wanted: {says}\n{message}");
                 }
             }
@@ -284,6 +286,76 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
         let plan = plan(&map, &spec, &machine).unwrap_or_else(|error| panic!("{strategy}: {error}"));
         assert_eq!((plan.homes()["unet"].as_slice(), plan.host_weight_bytes), (&["disk".to_string()][..], 0), "{plan}");
     }
+}
+
+#[test]
+fn places_on_one_device_have_the_weights_of_a_section_once() {
+    let spec = spec(Path::new("tests/golden/tiny-sd1"));
+    let devices = devices("[device.\"cuda:0\"]\nmemory = \"8GiB\"\ncount = 2");
+    let weights = |unet: &str| {
+        let map = format!("[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\nunet = {unet}");
+        let plan = plan(&map, &spec, &devices).unwrap();
+        [0, 1].map(|i| plan.devices.iter().find(|device| device.id == cuda(i)).map_or(0, |device| device.weight_bytes))
+    };
+    let [whole, _] = weights("\"cuda:0\"");
+    let cut = |path: &str| format!("{{ shards = {{ \"\" = \"cuda:0\", \"{path}\" = \"cuda:1\" }} }}");
+    let [rest, ups] = weights(&cut("up_blocks"));
+    let [_, mid] = weights(&cut("mid_block"));
+    assert!(rest < whole && ups > 0 && mid > 0);
+    // A whole branch beside a cut one has all sections of it; so has a whole instance of a pool.
+    for both in ["{{ negative = \"cuda:0\", positive = {} }}", "[\"cuda:0\", {}]"] {
+        let both = both.replace("{{", "{").replace("}}", "}").replace("{}", &cut("up_blocks"));
+        assert_eq!(weights(&both), [whole, ups], "{both}");
+    }
+    // Two parts with nothing in common.
+    assert_eq!(weights(&format!("[{}, {}]", cut("up_blocks"), cut("mid_block"))), [whole, ups + mid]);
+}
+
+#[test]
+fn the_entry_that_is_to_blame_for_a_plan_that_does_not_fit_is_shown() {
+    let folder = stable_diffusion("1.5", false);
+    let spec = spec(folder.path());
+    let devices = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.\"cuda:1\"]\nlike = \"t4\"");
+    for (map, at, says) in [
+        (
+            "strategy = \"single\"\n[max_memory]\n\"cuda:1\" = \"4GiB\"\n\"cuda:0\" = \"1GiB\"\n[components]\nunet = \"cuda:0\"",
+            "map.toml:4:1: max_memory.cuda:0: with this, unet placed on cuda:0 by name: 1.6 GiB needed",
+            "without this entry everything fits",
+        ),
+        (
+            "[components]\ntext_encoder = \"cuda:0\"\nunet = \"cuda:0\"\nvae = \"cuda:0\"\n[device.\"cuda:0\"]\nreserve = \"14GiB\"",
+            "map.toml:6:1: device.cuda:0.reserve: with this, the plan does not fit on cuda:0",
+            "without this entry everything fits",
+        ),
+    ] {
+        points_at(&plan(map, &spec, &devices).unwrap_err().to_string(), at, says);
+    }
+    // Nothing in the map is to blame.
+    let message = plan("devices = [\"cuda:0\"]\nbatch = 2", &spec, &[small(&devices[0])]).unwrap_err().to_string();
+    assert!(message.contains(" fits on no device: it needs"), "{message}");
+    let asked_for = "[components]\ntext_encoder = \"cuda:0\"\nunet = \"cuda:0\"\nvae = \"cuda:0\"";
+    let of = |entry: &str| {
+        let device = DeviceInfo { free_bytes: 5 * GIB / 2, ..devices[0].clone() };
+        plan(&format!("{entry}\n{asked_for}"), &spec, &[device]).unwrap_err().to_string()
+    };
+    points_at(
+        &of("in_flight = 1000"),
+        "map.toml:1:13: in_flight: with this, the plan does not fit",
+        "with 1 everything",
+    );
+    points_at(&of("batch = 64"), "map.toml:1:9: batch: with this, the plan does not fit", "with 1 everything fits");
+}
+
+/// The same device with hardly any memory.
+fn small(device: &DeviceInfo) -> DeviceInfo {
+    DeviceInfo { free_bytes: device.overhead_bytes + (1 << 20), ..device.clone() }
+}
+
+#[test]
+fn all_cores_and_a_share_of_them_are_refused_however_the_devices_are_found() {
+    let spec = spec(Path::new("tests/golden/tiny-sd1"));
+    let error = plan("[[replica]]\n[[replica]]\ndevices = [\"cpu:0\"]", &spec, &four_cores()).unwrap_err();
+    points_at(&error.to_string(), "map.toml:2:1: replica[1]: this replica would use", "cpu:0 beside cpu");
 }
 
 #[test]

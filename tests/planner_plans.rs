@@ -77,6 +77,15 @@ fn for_machine(text: &str, devices: &[DeviceInfo]) -> Option<String> {
 }
 
 #[test]
+fn a_device_that_would_only_be_late_gets_no_pictures() {
+    let machine = "[device.\"cuda:0\"]\nlike = \"h100-sxm\"\n[device.\"cuda:1\"]\nlike = \"h100-sxm\"\nflops = 1e12";
+    let plan = plan("strategy = \"throughput\"", &devices(machine));
+    assert_eq!(plan.devices.iter().map(|device| device.id.to_string()).collect::<Vec<_>>(), ["cuda:0"], "{plan}");
+    let says = |what: &str, why: &str| plan.rejected.iter().any(|one| one.what.contains(what) && one.why.contains(why));
+    assert!(says("pictures for cuda:1", "the last pictures would wait for it"), "{plan}");
+}
+
+#[test]
 fn throughput_and_latency_are_as_good_as_every_map_that_is_shipped() {
     for (set, text) in SETS {
         let devices = devices(text);

@@ -341,6 +341,40 @@ fn stages_overlap_as_far_as_their_devices_allow_and_as_planned() {
     }
 }
 
+/// Pools that share devices with the other stages, in every order: what the first of a list does must not starve the rest.
+#[test]
+fn pools_beside_other_stages_are_as_planned_and_keep_their_devices_busy() {
+    for speeds in [[1.0, 1.0], [1.0, 0.6]] {
+        for (text, vae) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            for [first, second] in [[0, 1], [1, 0]] {
+                for (n, in_flight) in [(1, ""), (8, ""), (60, ""), (60, "in_flight = 2\n")] {
+                    let map = format!(
+                        "{in_flight}[components]\ntext_encoder = \"cuda:{text}\"\nunet = [\"cuda:{first}\", \
+                         \"cuda:{second}\"]\nvae = \"cuda:{vae}\""
+                    );
+                    let (makespan, planned, busy) = within(120, move || {
+                        let world = World::healthy(&speeds);
+                        let _here = world.clock.take_part();
+                        let requests: Vec<Request> = (0..n).map(long).collect();
+                        let plan = world.plan_for(&map, &requests);
+                        let ends = draw(&world, &world.load(&plan), &requests, |_, _| {});
+                        let makespan = ends.iter().map(|end| end.at.as_secs_f64()).fold(0.0, f64::max);
+                        let idle = plan.devices.iter().map(|device| device.idle_share).fold(0.0, f64::max);
+                        (makespan, plan.seconds_for(n as usize), 1.0 - idle)
+                    });
+                    let case = format!(
+                        "{speeds:?}, texts on {text}, UNets on {first} and {second}, VAE on {vae}, {in_flight:?}: {n} pictures"
+                    );
+                    let error = (makespan / planned - 1.0).abs();
+                    assert!(error <= 0.02, "{case} take {makespan} s, planned were {planned}");
+                    // Two at once are too few where a text has to wait for a UNet.
+                    assert!(!in_flight.is_empty() || busy > 0.7, "{case} keep a device busy for {busy} of the time");
+                }
+            }
+        }
+    }
+}
+
 /// Placements whose requests pass from device to device, hold two at once, or go through one call together.
 #[test]
 fn plans_foresee_cuts_guidance_and_batches() {

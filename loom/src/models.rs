@@ -10,7 +10,7 @@ use loom::{
 
 use crate::{
     backend::{DeviceId, DeviceKind},
-    gate::Gates,
+    gate::{Gates, Work},
     queue::{Claim, Next, Noticed, Queue, Worker},
     sync::{Clock, channel},
 };
@@ -35,7 +35,7 @@ fn users() -> Users {
 
 fn visit(gates: &Gates, users: &Users, age: u64, set: &[usize]) {
     let devices: Vec<DeviceId> = set.iter().map(|&i| gpu(i)).collect();
-    let (_, section) = gates.enter(age, &[devices]).expect("nothing is lost");
+    let (_, section) = gates.enter(age, Work::Decode, &[devices], None).expect("nothing is lost");
     for &i in set {
         assert_eq!(users[i].fetch_add(1, SeqCst), 0, "two use one device");
     }
@@ -66,7 +66,7 @@ fn loom_gates_give_all_devices_or_none() {
     model(3, || {
         // Whoever waits for both while the other holds one must not hold the other one meanwhile.
         let (gates, users) = (Arc::new(Gates::default()), users());
-        let (_, held) = gates.enter(0, &[vec![gpu(0)]]).unwrap();
+        let (_, held) = gates.enter(0, Work::Decode, &[vec![gpu(0)]], None).unwrap();
         let both = {
             let (gates, users) = (gates.clone(), users.clone());
             thread::spawn(move || visit(&gates, &users, 2, &[0, 1]))
@@ -82,12 +82,12 @@ fn loom_gates_give_all_devices_or_none() {
 fn loom_gates_let_nobody_overtake_an_older_wish() {
     model(3, || {
         let gates = Arc::new(Gates::default());
-        let (_, held) = gates.enter(0, &[vec![gpu(0)]]).unwrap();
+        let (_, held) = gates.enter(0, Work::Decode, &[vec![gpu(0)]], None).unwrap();
         let order = Arc::new(AtomicUsize::new(0));
         let older = {
             let (gates, order) = (gates.clone(), order.clone());
             thread::spawn(move || {
-                let (_, section) = gates.enter(1, &[vec![gpu(0), gpu(1)]]).unwrap();
+                let (_, section) = gates.enter(1, Work::Decode, &[vec![gpu(0), gpu(1)]], None).unwrap();
                 order.fetch_add(1, SeqCst);
                 drop(section);
             })
@@ -97,7 +97,7 @@ fn loom_gates_let_nobody_overtake_an_older_wish() {
             thread::spawn(move || {
                 // Once the older one waits, not before.
                 if gates.waiting() > 0 {
-                    let (_, section) = gates.enter(2, &[vec![gpu(1)]]).unwrap();
+                    let (_, section) = gates.enter(2, Work::Decode, &[vec![gpu(1)]], None).unwrap();
                     assert_eq!(order.load(SeqCst), 1, "the older one has to be first");
                     drop(section);
                 }
@@ -113,10 +113,10 @@ fn loom_gates_let_nobody_overtake_an_older_wish() {
 fn loom_a_lost_device_is_told_to_whoever_waits() {
     model(3, || {
         let gates = Arc::new(Gates::default());
-        let (_, held) = gates.enter(0, &[vec![gpu(0)]]).unwrap();
+        let (_, held) = gates.enter(0, Work::Decode, &[vec![gpu(0)]], None).unwrap();
         let waits = {
             let gates = gates.clone();
-            thread::spawn(move || gates.enter(1, &[vec![gpu(0)]]).is_err())
+            thread::spawn(move || gates.enter(1, Work::Decode, &[vec![gpu(0)]], None).is_err())
         };
         gates.lose(&[gpu(0)]);
         assert!(waits.join().unwrap());

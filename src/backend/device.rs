@@ -343,8 +343,8 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
                     let cores = shares.next().expect("there is a share for each of them");
                     Ok(Device::new(*id, cpu::Cpu::on(cores)?))
                 }
+                (DeviceKind::Cuda, index, _) => cuda_device(*id, index.unwrap_or_default()),
                 (DeviceKind::Wgpu, index, _) => wgpu_device(*id, adapter.or(index).unwrap_or_default()),
-                _ => Err(absent(*id)),
             }
         })
         .collect()
@@ -365,7 +365,7 @@ fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
 /// The message for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
     let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
-    Error::input(format!("device \"{id}\" is not on this machine"))
+    Error::input(format!("there is no device \"{id}\""))
         .found(found.join(", "))
         .hint("`sdshard devices` lists what can be used")
 }
@@ -373,9 +373,35 @@ pub fn absent(id: DeviceId) -> Error {
 /// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
 /// [`rates`](super::rates).
 pub fn visible() -> Vec<DeviceInfo> {
-    let others = wgpu_infos();
-    let (named, free) = others.into_iter().partition::<Vec<_>, _>(|device| device.only_named);
+    let mut cuda = cuda_infos();
+    let mut others = wgpu_infos();
+    if cuda.iter().any(|device| !device.only_named) {
+        // The same cards once more, and slower: for those who name them.
+        others.iter_mut().for_each(|device| device.only_named = true);
+    }
+    cuda.append(&mut others);
+    let (named, free) = cuda.into_iter().partition::<Vec<_>, _>(|device| device.only_named);
     free.into_iter().chain([cpu::info()]).chain(named).collect()
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_infos() -> Vec<DeviceInfo> {
+    super::cuda::infos()
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_device(id: DeviceId, gpu: usize) -> Result<Device> {
+    Ok(Device::new(id, super::cuda::open(gpu)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_device(id: DeviceId, _: usize) -> Result<Device> {
+    Err(absent(id))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_infos() -> Vec<DeviceInfo> {
+    Vec::new()
 }
 
 #[cfg(feature = "wgpu")]

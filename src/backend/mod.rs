@@ -13,6 +13,8 @@
 
 pub mod arena;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 pub mod dry;
 pub mod dtype;
@@ -252,4 +254,10 @@ pub trait Backend: Send + Sync {
 
     /// Copies `bytes` from byte `from` of x to byte `to` of out, on this device.
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()>;
+
+    /// Enqueues a copy of all of x, of another device, to `out` of this one. False if the two have no link: such a copy
+    /// goes through the host.
+    fn receive(&self, _x: &Buffer, _out: &mut Buffer) -> Result<bool> {
+        Ok(false)
+    }
 }

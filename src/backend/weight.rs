@@ -26,7 +26,7 @@ pub struct Weight {
 pub(super) enum WeightData {
     Cpu(Arc<cpu::pack::Packed>),
     /// On a GPU, or resting for one, in a form that its backend alone knows.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     Gpu(Arc<dyn std::any::Any + Send + Sync>),
     Dry,
     Visiting(Arc<Visiting>),

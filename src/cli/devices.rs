@@ -3,13 +3,16 @@
 use sdshard::{backend, error::Result, planner::size::format_bytes};
 use serde_json::json;
 
-use super::{DevicesArgs, progress::Console};
+use super::{DevicesArgs, check, model, progress::Console};
 
 /// Prints a line for each device.
 pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     // A machine that was busy the first time is not slow for ever.
     backend::rates::measure_anew();
     let devices = backend::visible();
+    if args.check {
+        return check::run(&devices, model::built_in_alone(), console);
+    }
     if args.json {
         let devices: Vec<_> = devices
             .iter()
@@ -44,8 +47,23 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     }
     console.note("the cores can be shared out: a device map may name cpu:0, cpu:1, ...");
     if devices.iter().any(|device| device.only_named) {
-        console.note("a wgpu device that is the processor itself is used only where a device map names it");
+        console.note(
+            "used only where a device map names them: wgpu devices that are the processor itself or a card that cuda has \
+             too, and cuda devices without kernels",
+        );
     }
-    console.note("cuda: not in this version");
+    if let Some(why) = cuda_absence() {
+        console.note(&format!("cuda: {why}"));
+    }
     Ok(())
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_absence() -> Option<String> {
+    backend::cuda::absence()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_absence() -> Option<String> {
+    Some("not in this build".into())
 }

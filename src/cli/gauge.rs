@@ -83,20 +83,28 @@ impl Gauge {
 
     /// `3 of 8 done, 0.42/s, 12 s left; busy: cpu:0 97 %, cpu:1 42 %`.
     pub fn line(&self, of: usize, now: Instant) -> String {
+        match of.saturating_sub(self.done) {
+            0 => self.with_remaining(of, ""),
+            left => self.with_remaining(of, &format!(", {} left", seconds(self.remaining(left, now)))),
+        }
+    }
+
+    fn with_remaining(&self, of: usize, remaining: &str) -> String {
         let rate = match self.steady_images_per_second() {
             Some(rate) => format!(", {rate:.2}/s"),
             None => String::new(),
         };
-        let left = of.saturating_sub(self.done);
-        let remaining =
-            if left == 0 { String::new() } else { format!(", {} left", seconds(self.remaining(left, now))) };
         let busy: Vec<_> = self.utilisation().map(|(device, percent)| format!("{device} {percent:.0} %")).collect();
         let busy = if self.done == 0 { String::new() } else { format!("; busy: {}", busy.join(", ")) };
         format!("{} of {of} done{rate}{remaining}{busy}", self.done)
     }
 
-    /// What the start cost and how it went on.
-    pub fn closing_line(&self) -> String {
+    /// How far it came of so many, what the start cost and how it went on.
+    pub fn closing_lines(&self, of: usize) -> [String; 2] {
+        [self.with_remaining(of, ""), self.start_line()]
+    }
+
+    fn start_line(&self) -> String {
         let steady = match (self.warm_up_seconds(), self.steady_images_per_second()) {
             (Some(warm_up), Some(rate)) => format!(", {warm_up:.2} s to warm up, {rate:.2}/s after that"),
             (Some(warm_up), None) => format!(", {warm_up:.2} s to the first of every replica"),
@@ -131,7 +139,7 @@ mod tests {
         gauge.done(0, &[span(0, 20)], at(50));
         assert_eq!((gauge.warm_up_seconds(), gauge.steady_images_per_second()), (Some(4.0), Some(1.0)));
         assert_eq!(gauge.line(4, at(55)), "3 of 4 done, 1.00/s, 0.50 s left; busy: cpu:0 80 %, cpu:1 40 %");
-        assert_eq!(gauge.closing_line(), "3.00 s to load, 4.00 s to warm up, 1.00/s after that");
+        assert_eq!(gauge.start_line(), "3.00 s to load, 4.00 s to warm up, 1.00/s after that");
         gauge.done(1, &[span(1, 10)], at(60));
         assert_eq!(gauge.line(4, at(70)), "4 of 4 done, 1.00/s; busy: cpu:0 67 %, cpu:1 50 %");
     }

@@ -58,6 +58,9 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     let latents = args.latents.as_deref().map(Latents::read).transpose()?;
     output::check_writable(&args.output_dir)?;
     let trace_file = args.trace.as_ref().map(|path| trace_file(path, &world));
+    if let Some(trace) = trace_file.as_deref() {
+        file_name_is_possible("--trace", trace)?;
+    }
     if let Some(folder) = trace_file.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new("")) {
         output::check_writable(folder)?;
     }
@@ -73,8 +76,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let asked = jobs.len();
     if args.resume {
-        // It excludes `--overwrite`, so a file that is there has just been found to be this picture.
-        let there: Vec<bool> = jobs.iter().map(|job| args.output_dir.join(&job.file).exists()).collect();
+        let is_done = |(job, metadata): (&Job, _)| is_made(&args.output_dir.join(&job.file), metadata);
+        let there = jobs.iter().zip(&metadata).map(is_done).collect::<Result<Vec<bool>>>()?;
         (jobs, requests, metadata) = (missing(jobs, &there), missing(requests, &there), missing(metadata, &there));
     }
     let Some(largest) = Largest::of(&requests, &model.spec)? else {
@@ -116,6 +119,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         plan: &plan,
         started,
         under_way: HashMap::new(),
+        open: (0..jobs.len()).collect(),
+        stopping: false,
         saved: 0,
         skipped: asked - jobs.len(),
         failed: Vec::new(),
@@ -127,6 +132,22 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
     run.finish(outcome, &engine)
+}
+
+/// Refuses a path that no file can have, before anything is computed.
+pub fn file_name_is_possible(option: &str, path: &Path) -> Result<()> {
+    let refuse =
+        |what: &str| Err(Error::input(format!("{option} {}: {what}", path.display())).hint("the path of a file"));
+    match path {
+        _ if path == Path::new("-") => refuse("stdout has the results"),
+        _ if path.is_dir() => refuse("this is a folder"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a picture is there, made from this very request and whole.
+fn is_made(path: &Path, metadata: &Metadata) -> Result<bool> {
+    Ok(path.exists() && Metadata::read(path)?.as_ref() == Some(metadata) && Metadata::is_whole(path)?)
 }
 
 /// Those of `all` whose files are not `there` yet.
@@ -159,10 +180,10 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
         .map(|job| {
             let scheduler = job.scheduler.as_deref().map(str::parse).transpose()?;
             let request = job.request(defaults, scale, scheduler, args.rng, output, latents)?;
-            request.check(&model.spec).map_err(|e| e.context(&job.file))?;
+            request.check(&model.spec).map_err(|e| e.context(job.name()))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
             let config = model.spec.scheduler_for(request.scheduler)?;
-            schedule(&config, request.steps).map_err(|e| e.context(&job.file))?;
+            schedule(&config, request.steps).map_err(|e| e.context(job.name()))?;
             Ok(request)
         })
         .collect()
@@ -183,6 +204,8 @@ pub struct Job {
     pub image_index: usize,
     /// Name of the file in the output folder.
     pub file: String,
+    /// Where it is asked for, if in a file: the file and the line.
+    pub asked_at: Option<String>,
     /// What to draw.
     pub prompt: String,
     /// What to keep away from.
@@ -231,6 +254,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 prompt_index,
                 image_index,
                 file: file_name(prompt_index, image_index, images, &prompt, extension),
+                asked_at: options.at.clone(),
                 prompt: prompt.clone(),
                 negative_prompt: options.negative_prompt.clone().unwrap_or_default(),
                 seed: match options.seed {
@@ -256,6 +280,11 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
 }
 
 impl Job {
+    /// What messages call it.
+    fn name(&self) -> &str {
+        self.asked_at.as_deref().unwrap_or(&self.file)
+    }
+
     /// The request, with the model's defaults for what is not said. `scale` is the model's pixels per latent, and
     /// `scheduler` the job's own.
     pub fn request(
@@ -272,7 +301,7 @@ impl Job {
             if pixels == 0 || !pixels.is_multiple_of(scale) {
                 let below = pixels - pixels % scale;
                 let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };
-                return Err(Error::input(format!("{}: the {name} has to be a multiple of {scale}", self.file))
+                return Err(Error::input(format!("{}: the {name} has to be a multiple of {scale}", self.name()))
                     .found(pixels.to_string())
                     .hint(near));
             }
@@ -280,7 +309,7 @@ impl Job {
         if let Some(latents) = latents
             && (latents.width * scale, latents.height * scale) != (width, height)
         {
-            return Err(Error::input(format!("{}: the latents are for another size", self.file))
+            return Err(Error::input(format!("{}: the latents are for another size", self.name()))
                 .found(format!("{width}x{height} wanted"))
                 .hint(format!("--width {} --height {}", latents.width * scale, latents.height * scale)));
         }

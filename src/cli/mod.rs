@@ -1,6 +1,7 @@
 //! The command line: arguments, messages and exit codes. What a subcommand does is in the file of its name.
 
 mod bench;
+mod check;
 mod devices;
 mod gauge;
 mod generate;
@@ -133,7 +134,7 @@ struct GenerateArgs {
     #[arg(long)]
     overwrite: bool,
     /// Leave out pictures whose files are there already, made from the same request
-    #[arg(long, conflicts_with = "overwrite")]
+    #[arg(long)]
     resume: bool,
     /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto
     #[arg(long, value_name = "FILE")]
@@ -182,6 +183,9 @@ struct DevicesArgs {
     /// The devices as JSON
     #[arg(long)]
     json: bool,
+    /// Whether they compute what they should: a report for a bug report, in a minute
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
 }
 
 /// `sdshard bench`
@@ -249,7 +253,7 @@ impl DTypeArg {
             DTypeArg::F16 => Some(DType::F16),
             DTypeArg::Bf16 => Some(DType::BF16),
         };
-        DTypes { default, ..DTypes::default() }
+        DTypes { default: default.into(), ..DTypes::default() }
     }
 }
 
@@ -366,11 +370,15 @@ fn start_logging(args: &LogArgs, console: &Console) -> Result<()> {
     let filter = EnvFilter::try_new(&filter)
         .map_err(|e| Error::input(format!("RUST_LOG={filter}")).source(e).hint("RUST_LOG=sdshard=debug"))?;
     let console = console.clone();
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(move || console.log_writer())
-        .init();
+        .with_writer(move || console.log_writer());
+    // A warning among plain lines needs no time and no module.
+    match std::env::var_os("RUST_LOG").is_none() && args.verbose == 0 {
+        true => lines.without_time().with_target(false).init(),
+        false => lines.init(),
+    }
     Ok(())
 }
 

@@ -57,16 +57,31 @@ pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
     Model::open(files, args.variant.clone())
 }
 
+/// The model that is built in, without a word about it.
+pub fn built_in_alone() -> Result<Model> {
+    Model::open(embedded()?, None)
+}
+
+#[cfg(feature = "builtin-model")]
+fn embedded() -> Result<ModelFiles> {
+    Ok(ModelFiles::embedded("emoji", BUILT_IN))
+}
+
+#[cfg(not(feature = "builtin-model"))]
+fn embedded() -> Result<ModelFiles> {
+    Err(Error::input("this build has no model of its own").hint("--model FOLDER or --model ORG/NAME"))
+}
+
 #[cfg(feature = "builtin-model")]
 fn built_in(console: &Console) -> Result<ModelFiles> {
     console.note(
         "model: the built-in toy model, emoji of single things at 128x128; \
          --model ORG/NAME or --model FOLDER takes a real checkpoint",
     );
-    Ok(ModelFiles::embedded("emoji", BUILT_IN))
+    embedded()
 }
 
 #[cfg(not(feature = "builtin-model"))]
 fn built_in(_: &Console) -> Result<ModelFiles> {
-    Err(Error::input("this build has no model of its own").hint("--model FOLDER or --model ORG/NAME"))
+    embedded()
 }

@@ -13,7 +13,13 @@ use sdshard::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{PlanArgs, generate::device_map, model, progress::Console, prompts::MAX_SIDE};
+use super::{
+    PlanArgs,
+    generate::{device_map, file_name_is_possible},
+    model,
+    progress::Console,
+    prompts::MAX_SIDE,
+};
 
 /// Prints the plan for the largest picture.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
@@ -39,6 +45,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
     let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
     if let Some(path) = &args.svg {
+        file_name_is_possible("--svg", path)?;
         output::write(path, figure::svg(&plan).as_bytes())?;
     }
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
@@ -89,6 +96,7 @@ pub fn as_json(plan: &Plan) -> Value {
                 "gflop": cost.flops / 1e9,
                 "seconds": plan.seconds.get(component),
                 "dtype": plan.dtypes.get(component).name(),
+                "numerics": plan.classes(component),
             });
             (component.name().to_string(), figures)
         })

@@ -64,7 +64,7 @@ impl Console {
 
     /// The place for a line about the whole run.
     pub fn overview(&self) -> Overview {
-        let bar = ProgressBar::new(0);
+        let bar = ProgressBar::hidden();
         bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is right"));
         let bar = if self.mode == Mode::Bars { self.bars.add(bar) } else { bar };
         Overview { console: self.clone(), bar, next: Instant::now() + Overview::PAUSE }
@@ -72,7 +72,8 @@ impl Console {
 
     /// Progress of one picture; `title` tells it from others: `3/8 a red fox`.
     pub fn start(&self, title: &str) -> Progress {
-        let bar = ProgressBar::new(0).with_prefix(title.to_string());
+        // A bar that nobody adds to the others would draw itself.
+        let bar = ProgressBar::hidden().with_prefix(title.to_string());
         let bar = if self.mode == Mode::Bars { self.bars.insert(0, bar) } else { bar };
         Progress { console: self.clone(), title: title.to_string(), bar, started: Instant::now() }
     }

@@ -55,6 +55,10 @@ pub struct Options {
     /// Only in a file: the command line's may also be "random".
     #[arg(skip)]
     pub seed: Option<u64>,
+    /// The file and the line that say it, if one does.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub at: Option<String>,
 }
 
 impl Options {
@@ -70,6 +74,7 @@ impl Options {
             num_images: self.num_images.or(other.num_images),
             prompt: self.prompt.or_else(|| other.prompt.clone()),
             seed: self.seed.or(other.seed),
+            at: self.at.or_else(|| other.at.clone()),
         }
     }
 
@@ -111,9 +116,17 @@ pub fn read(path: &Path) -> Result<Vec<Options>> {
     let is_json = path.extension().is_some_and(|extension| extension == "jsonl") || is_object(text);
     let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())).filter(|(_, line)| !line.is_empty());
     lines
-        .map(|(number, line)| match is_json {
-            true => parse_json(line, &format!("{}:{number}", path.display())),
-            false => Ok(Options { prompt: Some(line.to_string()), ..Options::default() }),
+        .map(|(number, line)| {
+            let at = format!("{}:{number}", path.display());
+            let options = match is_json {
+                true => parse_json(line, &at)?,
+                false if is_object(line) => {
+                    return Err(Error::input(format!("{at}: a line of JSON in a file of plain prompts"))
+                        .hint("an object on every line, or on none"));
+                }
+                false => Options { prompt: Some(line.to_string()), ..Options::default() },
+            };
+            Ok(Options { at: Some(at), ..options })
         })
         .collect()
 }
@@ -170,7 +183,8 @@ mod tests {
                 + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2}"#
                 + "\n\n{ \"prompt\": \"a hen\" }\n";
         for name in ["p.jsonl", "p.txt"] {
-            let read = read_text(name, &text).unwrap();
+            let mut read = read_text(name, &text).unwrap();
+            assert!(read[0].at.take().is_some_and(|at| at.ends_with(&format!("{name}:1"))));
             assert_eq!(prompts(&read), ["a fox", "a hen"]);
             let expected = Options {
                 prompt: Some("a fox".into()),
@@ -182,6 +196,7 @@ mod tests {
                 width: Some(64),
                 height: Some(72),
                 num_images: Some(2),
+                at: None,
             };
             assert_eq!(read[0], expected);
             let flags = Options { steps: Some(9), ..Options::default() };
@@ -208,6 +223,8 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(says), "wanted: {says}\n{error}");
         }
+        let mixed = read_text("p.txt", "a red fox\n{\"prompt\": \"an owl\"}\n").unwrap_err().to_string();
+        assert!(mixed.contains("p.txt:2: a line of JSON in a file of plain prompts"), "{mixed}");
         assert!(
             read(Path::new("/nowhere/p.txt"))
                 .unwrap_err()

@@ -1,7 +1,7 @@
 //! A run under way: what people and programs hear of it, what is saved, what failed.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -25,6 +25,9 @@ use super::{
     progress::{Console, Overview, Progress},
 };
 
+/// Failures that are listed when a run is stopped; how many more there are is said.
+const LISTED: usize = 100;
+
 /// The most characters of a prompt beside its progress.
 const TITLE: usize = 50;
 
@@ -40,6 +43,10 @@ pub(super) struct Run<'a> {
     pub plan: &'a Plan,
     pub started: Instant,
     pub under_way: HashMap<usize, UnderWay>,
+    /// Requests that have neither been saved nor failed.
+    pub open: BTreeSet<usize>,
+    /// Somebody asked for an end, and has been told how to go on.
+    pub stopping: bool,
     pub saved: usize,
     /// Pictures that were there already.
     pub skipped: usize,
@@ -87,7 +94,20 @@ impl Run<'_> {
             Event::Done(result) => self.done(index, result)?,
         }
         self.overview.show(|| self.gauge.line(self.jobs.len(), Instant::now()));
-        if self.interrupt.requested().load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+        if !self.interrupt.requested().load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !self.stopping {
+            self.stopping = true;
+            self.console.note("stopping once the pictures that are being decoded are saved; at once if asked again");
+            self.tell_how_to_go_on();
+        }
+        Err(Error::interrupted())
+    }
+
+    fn tell_how_to_go_on(&self) {
+        let arguments = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+        self.console.note(&format!("to go on: {}", command_to_resume(arguments, self.first_seed, self.world)));
     }
 
     fn done(&mut self, index: usize, result: Result<Picture>) -> Result<()> {
@@ -96,6 +116,7 @@ impl Run<'_> {
         match saved {
             Ok((path, picture)) => {
                 self.saved += 1;
+                self.open.remove(&index);
                 if self.args.trace.is_some() {
                     self.trace.push((index, picture.spans.clone()));
                 }
@@ -112,25 +133,32 @@ impl Run<'_> {
             }
             Err(error) if *error.scope() == Scope::Interrupted => Ok(()),
             Err(error) => {
-                let job = &self.jobs[index];
                 if let Some(under_way) = under_way {
                     under_way.progress.finish("failed");
                 }
-                self.failed.push(format!("{}: {error}", job.file));
-                if self.args.json {
-                    let line = json!({
-                        "index": job.prompt_index,
-                        "image": job.image_index,
-                        "prompt": job.prompt,
-                        "seed": job.seed,
-                        "file": job.file,
-                        "error": error.to_string(),
-                    });
-                    self.console.print(&line.to_string())?;
-                }
+                self.fail(index, &error.to_string())?;
                 if *error.scope() == Scope::Process { Err(error) } else { Ok(()) }
             }
         }
+    }
+
+    /// A picture will not be made, for this reason.
+    fn fail(&mut self, index: usize, why: &str) -> Result<()> {
+        let job = &self.jobs[index];
+        self.open.remove(&index);
+        self.failed.push(format!("{}: {why}", job.file));
+        if !self.args.json {
+            return Ok(());
+        }
+        let line = json!({
+            "index": job.prompt_index,
+            "image": job.image_index,
+            "prompt": job.prompt,
+            "seed": job.seed,
+            "file": job.file,
+            "error": why,
+        });
+        self.console.print(&line.to_string())
     }
 
     /// Writes the file of one picture.
@@ -154,7 +182,10 @@ impl Run<'_> {
             used if used.is_empty() => placement.get(component)[0].devices(),
             used => used,
         });
-        let class = |id| self.plan.devices.iter().find(|device| device.id == id).map_or("", |device| &device.class);
+        let class = |component, id| {
+            let device = self.plan.devices.iter().find(|device| device.id == id);
+            device.map_or_else(String::new, |device| device.class_of(component))
+        };
         let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
             Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
         };
@@ -172,31 +203,38 @@ impl Run<'_> {
             "world_size": self.world.world_size,
             "attempts": attempts,
             "devices": of(&|component| one_or_all(devices.get(component))),
-            "numerics": of(&|component| json!(class(devices.get(component)[0]))),
+            "numerics": of(&|component| json!(class(component, devices.get(component)[0]))),
             "timings_ms": timings,
             "steps": self.requests[index].steps,
         })
     }
 
     /// The summary, what failed, and the run's own outcome.
-    pub fn finish(self, outcome: Result<()>, engine: &Engine) -> Result<()> {
+    pub fn finish(mut self, outcome: Result<()>, engine: &Engine) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
         self.overview.clear();
+        let stopped = outcome.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
+        if stopped {
+            for index in std::mem::take(&mut self.open) {
+                self.fail(index, "not made, as the run was stopped")?;
+            }
+        }
         if self.args.json {
             let (images, failed, skipped) = (self.saved, self.failed.len(), self.skipped);
             let summary = Summary { images, failed, skipped, seconds, gauge: Some(&self.gauge), engine: Some(engine) };
             self.console.print(&summary.line())?;
         }
         if self.saved > 0 {
-            self.console.note(&self.gauge.line(self.jobs.len(), Instant::now()));
-            self.console.note(&self.gauge.closing_line());
+            self.gauge.closing_lines(self.jobs.len()).iter().for_each(|line| self.console.note(line));
         }
         let traced = self.trace_file.as_ref().map_or(Ok(()), |path| output::write(path, self.trace().as_bytes()));
-        if let Err(error) = &outcome {
-            self.failed.iter().for_each(|failed| self.console.note(failed));
-            if *error.scope() == Scope::Interrupted {
-                let arguments = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-                self.console.note(&format!("to go on: {}", command_to_resume(arguments, self.first_seed)));
+        if outcome.is_err() {
+            self.failed.iter().take(LISTED).for_each(|failed| self.console.note(failed));
+            if let more @ 1.. = self.failed.len().saturating_sub(LISTED) {
+                self.console.note(&format!("and {more} more"));
+            }
+            if stopped {
+                self.tell_how_to_go_on();
             }
         }
         outcome?;
@@ -259,9 +297,9 @@ pub(super) fn trace_file(path: &Path, world: &World) -> PathBuf {
     path.with_file_name(format!("{stem}-rank{}{extension}", world.rank))
 }
 
-/// The command line that goes on where this one stopped, quoted for a shell: with `--resume`, and with the seed that was
-/// drawn.
-fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64) -> String {
+/// The command line that goes on where this one stopped, quoted for a shell: with `--resume`, with the seed that was
+/// drawn, and for one process of several with its place among them.
+fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, world: &World) -> String {
     let quote = |word: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
         if !word.is_empty() && word.chars().all(plain) {
@@ -270,7 +308,8 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64) -
             format!("'{}'", word.replace('\'', r"'\''"))
         }
     };
-    let mut words: Vec<String> = arguments.filter(|word| word != "--overwrite" && word != "--resume").collect();
+    let mut words: Vec<String> = arguments.filter(|word| word != "--resume").collect();
+    let says_rank = words.iter().any(|word| word == "--rank" || word.starts_with("--rank="));
     for i in 1..words.len() {
         match words[i].as_str() {
             "--seed=random" => words[i] = format!("--seed={first_seed}"),
@@ -278,7 +317,10 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64) -
             _ => {}
         }
     }
-    words.insert(1.min(words.len()), "--resume".to_string());
+    let place = [format!("--rank={}", world.rank), format!("--world-size={}", world.world_size)];
+    let place = place.into_iter().filter(|_| world.world_size > 1 && !says_rank);
+    let first = 1.min(words.len());
+    words.splice(first..first, std::iter::once("--resume".to_string()).chain(place));
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
@@ -323,9 +365,15 @@ mod tests {
 
     #[test]
     fn the_way_to_go_on_can_be_pasted_into_a_shell() {
-        let command = |words: &[&str]| command_to_resume(words.iter().map(ToString::to_string), 7);
+        let world = |rank, world_size| World::new(Some(rank), Some(world_size), |_| None).unwrap();
+        let of = |words: &[&str], world| command_to_resume(words.iter().map(ToString::to_string), 7, &world);
+        let command = |words: &[&str]| of(words, world(0, 1));
         assert_eq!(command(&["sdshard", "a dog", "--steps=3"]), "sdshard --resume 'a dog' --steps=3");
         assert_eq!(command(&["sdshard", "it's", "", "--resume"]), r"sdshard --resume 'it'\''s' ''");
-        assert_eq!(command(&["sdshard", "a", "--overwrite", "--seed", "random"]), "sdshard --resume a --seed 7");
+        let replaces = command(&["sdshard", "a", "--overwrite", "--seed", "random"]);
+        assert_eq!(replaces, "sdshard --resume a --overwrite --seed 7");
+        assert_eq!(of(&["sdshard", "a"], world(1, 3)), "sdshard --resume --rank=1 --world-size=3 a");
+        let said = ["sdshard", "a", "--rank", "1", "--world-size", "3"];
+        assert_eq!(of(&said, world(1, 3)), "sdshard --resume a --rank 1 --world-size 3");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Component, Image, Latents, Model, Network, Parts, Picture, Progress, Slot, Span, branches,
-    gate::{Gates, Section},
+    gate::{Gates, Section, Work},
     request::{Output, Request},
     stages::{self, Begin, Denoise, Features, Noise},
     texts::{Known, TextCache},
@@ -43,6 +43,8 @@ struct Batch<'a> {
     requests: &'a [&'a Request],
     under_way: Vec<UnderWay>,
     progress: OnProgress<'a>,
+    /// The devices of the section before, until the next one is asked for.
+    held: Option<Section<'a>>,
 }
 
 impl Batch<'_> {
@@ -106,7 +108,7 @@ impl Pipeline {
         let under_way = requests
             .iter()
             .map(|request| UnderWay { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
-        let mut batch = Batch { requests, under_way: under_way.collect(), progress };
+        let mut batch = Batch { requests, under_way: under_way.collect(), progress, held: None };
         let drawn = if batch.going().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
         let stopped = batch.under_way.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
         match drawn {
@@ -126,7 +128,7 @@ impl Pipeline {
     }
 
     /// The pictures of those that go on, each with its place in the batch.
-    fn draw(&self, batch: &mut Batch, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
+    fn draw<'a>(&'a self, batch: &mut Batch<'a>, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
         let spec = &self.model.spec;
         let members: Vec<usize> = batch.going().collect();
         let first = batch.requests[members[0]];
@@ -173,14 +175,14 @@ impl Pipeline {
     }
 
     /// The loop, in the first of the UNet's places that is free.
-    fn denoise(
-        &self,
+    fn denoise<'a>(
+        &'a self,
         denoise: Denoise,
         texts: Vec<Features>,
         guided: bool,
         age: u64,
         slots: &[Slot],
-        batch: &mut Batch,
+        batch: &mut Batch<'a>,
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let devices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
         // Who passes from device to device begins with the first.
@@ -190,7 +192,7 @@ impl Pipeline {
         };
         let choices: Vec<_> = (0..devices.len()).map(begins).collect();
         let clock = self.gates.clock();
-        let (choice, section) = self.gates.enter(age, &choices)?;
+        let (choice, section) = self.gates.enter(age, Work::Denoise, &choices, batch.held.take())?;
         let (place, slot) = (&self.parts.unets[choice], &slots[choice]);
         let passage = Passage::new(&self.gates, age, section, slot.passes.then_some(&place.positive.route));
         let (component, calls, started) = (Component::Unet, denoise.schedule.steps.len(), clock.now());
@@ -199,7 +201,8 @@ impl Pipeline {
         let latents = stages::denoise(&branches, denoise, |done| {
             batch.tell_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
-        let stretches = passage.leave();
+        let (stretches, held) = passage.leave();
+        batch.held = held;
         let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
         for i in batch.going().collect::<Vec<_>>() {
             batch.under_way[i].spans.extend(stretches.iter().cloned());
@@ -209,7 +212,14 @@ impl Pipeline {
     }
 
     /// The picture of request `i` from its latents.
-    fn picture(&self, values: &[f32], shape: Shape, age: u64, i: usize, batch: &mut Batch) -> Result<Picture> {
+    fn picture<'a>(
+        &'a self,
+        values: &[f32],
+        shape: Shape,
+        age: u64,
+        i: usize,
+        batch: &mut Batch<'a>,
+    ) -> Result<Picture> {
         let request = batch.requests[i];
         let mut image = None;
         if request.output == Output::Image {
@@ -225,23 +235,24 @@ impl Pipeline {
     }
 
     /// Waits for the devices of one of `choices`, works there for request `i`, and writes down where and how long.
-    fn section<R>(
-        &self,
+    fn section<'a, R>(
+        &'a self,
         component: Component,
         age: u64,
         choices: &[Vec<DeviceId>],
         i: usize,
-        batch: &mut Batch,
+        batch: &mut Batch<'a>,
         work: impl FnOnce(usize) -> Result<R>,
     ) -> Result<R> {
         let clock = self.gates.clock();
-        let (choice, section) = self.gates.enter(age, choices)?;
+        let kind = if component == Component::TextEncoder { Work::Text } else { Work::Decode };
+        let (choice, section) = self.gates.enter(age, kind, choices, batch.held.take())?;
         let devices = &choices[choice];
         let started = clock.now();
         batch.tell(i, Progress::Started { component, devices: devices.clone(), calls: 0, at: started })?;
         let result = work(choice)?;
         let elapsed = clock.now() - started;
-        drop(section);
+        batch.held = Some(section);
         let span = Span { component, devices: devices.clone(), started, elapsed };
         batch.under_way[i].spans.push(span.clone());
         batch.tell(i, Progress::Finished(span))?;
@@ -249,8 +260,9 @@ impl Pipeline {
     }
 
     /// The features of a text of request `i`: remembered, or made now.
-    fn features(&self, text: &str, age: u64, i: usize, batch: &mut Batch) -> Result<Features> {
+    fn features<'a>(&'a self, text: &str, age: u64, i: usize, batch: &mut Batch<'a>) -> Result<Features> {
         // Nobody holds a device while another request makes what it wants.
+        batch.held = None;
         let _turn = match self.texts.get_or_begin(text, age) {
             Known::Features(features) => return Ok(features),
             Known::Begun(turn) => turn,
@@ -297,18 +309,19 @@ impl<'a> Passage<'a> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves the devices that it holds, and gives all stretches since the last time.
-    fn leave(&self) -> Vec<Span> {
-        self.pause();
-        std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner))
+    /// All stretches since the last time, and the devices that it still holds.
+    fn leave(&self) -> (Vec<Span>, Option<Section<'a>>) {
+        let held = self.pause();
+        (std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner)), held)
     }
 
-    fn pause(&self) {
-        if let Some((section, started)) = self.held().take() {
-            let elapsed = self.gates.clock().now() - started;
-            let span = Span { component: Component::Unet, devices: section.devices().to_vec(), started, elapsed };
-            self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
-        }
+    /// Ends the stretch that it is in, and gives its devices.
+    fn pause(&self) -> Option<Section<'a>> {
+        let (section, started) = self.held().take()?;
+        let elapsed = self.gates.clock().now() - started;
+        let span = Span { component: Component::Unet, devices: section.devices().to_vec(), started, elapsed };
+        self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
+        Some(section)
     }
 }
 
@@ -319,8 +332,7 @@ impl Borders for Passage<'_> {
         if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
             return Ok(());
         }
-        self.pause();
-        let (_, section) = self.gates.enter(self.age, &[vec![device]])?;
+        let (_, section) = self.gates.enter(self.age, Work::Denoise, &[vec![device]], self.pause())?;
         *self.held() = Some((section, self.gates.clock().now()));
         Ok(())
     }

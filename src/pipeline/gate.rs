@@ -1,5 +1,7 @@
 //! Who may use which device: a request asks for all devices of its next section at once and holds nothing while it
-//! waits, so there is no deadlock; and nobody takes a device that an older request waits for, so nobody starves.
+//! waits, so there is no deadlock; and nobody takes a device that is wanted by someone before it in line, so nobody
+//! starves. The line is by age, but for texts: they are short, and the other devices of a pool have nothing to do until
+//! theirs are encoded, so whoever asks for a UNet's devices goes behind the texts that wait for one of them already.
 
 use crate::{
     backend::DeviceId,
@@ -16,9 +18,29 @@ struct State {
     sections: u64,
     /// Sections in use: their number, the age of their request, and their devices.
     held: Vec<(u64, u64, Vec<DeviceId>)>,
-    /// Requests that wait, with everything that they could use.
-    waiting: Vec<(u64, Vec<DeviceId>)>,
+    waiting: Vec<Wish>,
     lost: Vec<DeviceId>,
+}
+
+/// What a request wants devices for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// To encode a text.
+    Text,
+    /// To denoise.
+    Denoise,
+    /// To decode a picture.
+    Decode,
+}
+
+/// A place in line, smaller for those who come first: an age, texts before others, and the request's own age.
+type Rank = (u64, bool, u64);
+
+/// A request that waits, with everything that it could use.
+struct Wish {
+    rank: Rank,
+    work: Work,
+    devices: Vec<DeviceId>,
 }
 
 /// The right to use some devices, until it drops.
@@ -45,23 +67,35 @@ impl Gates {
         self.0.clock()
     }
 
-    /// Waits until all devices of one of `choices` are free of others and of older requests' wishes, and takes them.
-    /// Returns which choice it is: the first that can be had. `age` is smaller for older requests, and no two have the
-    /// same.
+    /// Waits until all devices of one of `choices` are free of others and of the wishes of those before it in line, and
+    /// takes them. Returns which choice it is: the first that can be had. `age` is smaller for older requests, and no two
+    /// have the same. It stops using `leaving` in the moment in which it asks, so no younger one slips in between.
     ///
     /// # Errors
     /// If each choice has a device that is lost, now or meanwhile.
-    pub fn enter(&self, age: u64, choices: &[Vec<DeviceId>]) -> Result<(usize, Section<'_>)> {
-        // Its wish counts before it waits: a younger one must not slip in between.
-        self.0.look(|state| state.waiting.push((age, choices.concat())));
+    pub fn enter(
+        &self,
+        age: u64,
+        work: Work,
+        choices: &[Vec<DeviceId>],
+        leaving: Option<Section<'_>>,
+    ) -> Result<(usize, Section<'_>)> {
+        let rank = self.0.update(|state| {
+            let left = leaving.as_ref().map(|section| section.number);
+            state.held.retain(|(number, ..)| Some(*number) != left);
+            let (rank, devices) = (state.rank(age, work, choices), choices.concat());
+            state.waiting.push(Wish { rank, work, devices });
+            rank
+        });
+        drop(leaving);
         let entered = self.0.wait_until(|state| {
             let lost = |devices: &Vec<DeviceId>| devices.iter().copied().find(|device| state.lost.contains(device));
             let entered = if choices.iter().all(|devices| lost(devices).is_some()) {
                 Err(choices.iter().find_map(lost))
             } else {
-                Ok(choices.iter().position(|devices| state.is_free(age, devices))?)
+                Ok(choices.iter().position(|devices| state.is_free(rank, devices))?)
             };
-            state.waiting.retain(|(other, _)| *other != age);
+            state.waiting.retain(|other| other.rank != rank);
             Some(entered.map(|choice| {
                 state.sections += 1;
                 let number = state.sections;
@@ -101,10 +135,20 @@ impl Gates {
 }
 
 impl State {
+    /// The place in line of a request that asks now.
+    fn rank(&self, age: u64, work: Work, choices: &[Vec<DeviceId>]) -> Rank {
+        let yields_to = |other: &&Wish| {
+            let shared = choices.iter().flatten().any(|device| other.devices.contains(device));
+            work == Work::Denoise && other.work == Work::Text && shared
+        };
+        let texts = self.waiting.iter().filter(yields_to).map(|text| text.rank.0);
+        (texts.fold(age, u64::max), work != Work::Text, age)
+    }
+
     /// Whether a request may have these devices now.
-    fn is_free(&self, age: u64, devices: &[DeviceId]) -> bool {
+    fn is_free(&self, rank: Rank, devices: &[DeviceId]) -> bool {
         devices.iter().all(|device| {
-            let wanted = self.waiting.iter().any(|(other, wanted)| *other < age && wanted.contains(device));
+            let wanted = self.waiting.iter().any(|other| other.rank < rank && other.devices.contains(device));
             let held = self.held.iter().any(|(_, _, held)| held.contains(device));
             !wanted && !held && !self.lost.contains(device)
         })
@@ -145,22 +189,22 @@ mod tests {
     #[test]
     fn a_free_choice_is_taken_and_the_first_of_several() {
         let gates = Gates::default();
-        let (choice, first) = gates.enter(0, &[vec![cpu(0)], vec![cpu(1)]]).unwrap();
+        let (choice, first) = gates.enter(0, Work::Decode, &[vec![cpu(0)], vec![cpu(1)]], None).unwrap();
         assert_eq!(choice, 0);
-        let (choice, second) = gates.enter(1, &[vec![cpu(0)], vec![cpu(1)]]).unwrap();
+        let (choice, second) = gates.enter(1, Work::Decode, &[vec![cpu(0)], vec![cpu(1)]], None).unwrap();
         assert_eq!(choice, 1);
         drop((first, second));
-        assert_eq!(gates.enter(2, &[vec![cpu(0), cpu(1)]]).unwrap().0, 0);
+        assert_eq!(gates.enter(2, Work::Decode, &[vec![cpu(0), cpu(1)]], None).unwrap().0, 0);
     }
 
     #[test]
     fn an_older_wish_is_not_overtaken() {
         let gates = Gates::default();
         let order = Mutex::new(Vec::new());
-        let (_, held) = gates.enter(0, &[vec![cpu(0)]]).unwrap();
+        let (_, held) = gates.enter(0, Work::Decode, &[vec![cpu(0)]], None).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                let _section = gates.enter(1, &[vec![cpu(0), cpu(1)]]).unwrap();
+                let _section = gates.enter(1, Work::Decode, &[vec![cpu(0), cpu(1)]], None).unwrap();
                 order.lock().unwrap().push(1);
             });
             while gates.waiting() == 0 {
@@ -168,7 +212,7 @@ mod tests {
             }
             // cpu:1 is free, but the older request waits for it.
             scope.spawn(|| {
-                let _section = gates.enter(2, &[vec![cpu(1)]]).unwrap();
+                let _section = gates.enter(2, Work::Decode, &[vec![cpu(1)]], None).unwrap();
                 order.lock().unwrap().push(2);
             });
             while gates.waiting() < 2 {
@@ -182,6 +226,51 @@ mod tests {
     }
 
     #[test]
+    fn whoever_leaves_asks_before_the_others_are_told() {
+        let gates = Gates::default();
+        thread::scope(|scope| {
+            let (_, held) = gates.enter(0, Work::Denoise, &[vec![cpu(0)]], None).unwrap();
+            let waits = scope.spawn(|| gates.enter(1, Work::Denoise, &[vec![cpu(0)]], None).map(drop));
+            while gates.waiting() == 0 {
+                thread::yield_now();
+            }
+            // The older one has its picture decoded first.
+            let (_, held) = gates.enter(0, Work::Decode, &[vec![cpu(0)]], Some(held)).unwrap();
+            assert_eq!(gates.waiting(), 1);
+            drop(held);
+            waits.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_text_that_waits_goes_before_a_unet_that_asks_later() {
+        let gates = Gates::default();
+        let (sender, order) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            let (_, held) = gates.enter(9, Work::Denoise, &[vec![cpu(0)]], None).unwrap();
+            let ask = |age, work, before| {
+                let (sender, gates) = (sender.clone(), &gates);
+                scope.spawn(move || {
+                    let section = gates.enter(age, work, &[vec![cpu(0)]], None).unwrap();
+                    sender.send((age, work)).unwrap();
+                    drop(section);
+                });
+                while gates.waiting() == before {
+                    thread::yield_now();
+                }
+            };
+            ask(6, Work::Text, 0);
+            ask(3, Work::Denoise, 1);
+            // In line after the older one, which is behind the text before it: there is one order of all.
+            ask(5, Work::Decode, 2);
+            ask(7, Work::Text, 3);
+            drop(held);
+        });
+        let want = [(5, Work::Decode), (6, Work::Text), (3, Work::Denoise), (7, Work::Text)];
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), want);
+    }
+
+    #[test]
     fn many_requests_for_crossing_sets_all_come_through_alone() {
         let gates = Gates::default();
         let users: Vec<AtomicUsize> = (0..4).map(|_| AtomicUsize::new(0)).collect();
@@ -191,7 +280,7 @@ mod tests {
                 scope.spawn(move || {
                     let (a, b) = (age as usize % 4, (age as usize * 7 + 1) % 4);
                     let set = if a == b { vec![cpu(a)] } else { vec![cpu(a), cpu(b)] };
-                    let _section = gates.enter(age, std::slice::from_ref(&set)).unwrap();
+                    let _section = gates.enter(age, Work::Decode, std::slice::from_ref(&set), None).unwrap();
                     for device in &set {
                         let index = device.index.unwrap();
                         assert_eq!(users[index].fetch_add(1, Ordering::SeqCst), 0, "two in one section");
@@ -208,9 +297,10 @@ mod tests {
     #[test]
     fn a_lost_device_is_nobodys_and_the_rest_goes_on() {
         let gates = Gates::default();
-        let (_, held) = gates.enter(0, &[vec![cpu(0)]]).unwrap();
+        let (_, held) = gates.enter(0, Work::Decode, &[vec![cpu(0)]], None).unwrap();
         thread::scope(|scope| {
-            let waits = scope.spawn(|| gates.enter(1, &[vec![cpu(0), cpu(1)]]).map(|(choice, _)| choice));
+            let waits =
+                scope.spawn(|| gates.enter(1, Work::Decode, &[vec![cpu(0), cpu(1)]], None).map(|(choice, _)| choice));
             while gates.waiting() == 0 {
                 thread::yield_now();
             }
@@ -219,8 +309,8 @@ mod tests {
             assert!(error.to_string().starts_with("cpu:0: it failed"), "{error}");
         });
         // A pool goes on without it, and whoever used it may still leave.
-        assert_eq!(gates.enter(2, &[vec![cpu(0)], vec![cpu(1)]]).unwrap().0, 1);
+        assert_eq!(gates.enter(2, Work::Decode, &[vec![cpu(0)], vec![cpu(1)]], None).unwrap().0, 1);
         drop(held);
-        assert!(gates.enter(3, &[vec![cpu(0)]]).is_err());
+        assert!(gates.enter(3, Work::Decode, &[vec![cpu(0)]], None).is_err());
     }
 }

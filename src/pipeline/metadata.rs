@@ -1,6 +1,10 @@
 //! What a finished file says about how it was made: enough to make it again, and nothing about where.
 
-use std::{fs::File, io::BufReader, path::Path};
+use std::{
+    fs::File,
+    io::{BufReader, Read, Seek, SeekFrom},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +121,26 @@ impl Metadata {
         };
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
+
+    /// Whether a PNG or latent file is there to its end: copies and full disks cut files off. Fails only if the file cannot
+    /// be read.
+    pub fn is_whole(path: &Path) -> Result<bool> {
+        if path.extension().is_some_and(|extension| extension == latents::EXTENSION) {
+            return Ok(latents::Latents::read(path).is_ok());
+        }
+        let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
+        let mut file = File::open(path).map_err(refuse)?;
+        let mut end = [0; PNG_END.len()];
+        let long_enough = file.metadata().map_err(refuse)?.len() >= end.len() as u64;
+        if long_enough {
+            file.seek(SeekFrom::End(-(end.len() as i64))).and_then(|_| file.read_exact(&mut end)).map_err(refuse)?;
+        }
+        Ok(long_enough && end == PNG_END)
+    }
 }
+
+/// The last chunk of every PNG: no bytes, `IEND`, and their checksum.
+const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
 
 /// A text chunk from before the image data.
 fn png_text(file: File, keyword: &str) -> Option<String> {

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
-    weights::{self, Ahead, ModelFiles, Reside, Resting, Scope, Shelf, Visitors, Weights},
+    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -63,7 +63,7 @@ impl Model {
 /// Reads weights, each network once for each set of memories that it is spread over: devices that can share, do.
 pub struct Loader<'a> {
     model: &'a Model,
-    resting: Resting,
+    packed: Packed,
     text_encoders: Shared<ClipTextEncoder>,
     unets: Shared<Unet>,
     vaes: Shared<VaeDecoder>,
@@ -80,7 +80,7 @@ impl<'a> Loader<'a> {
     pub fn new(model: &'a Model) -> Self {
         Self {
             model,
-            resting: Resting::default(),
+            packed: Packed::default(),
             text_encoders: HashMap::new(),
             unets: HashMap::new(),
             vaes: HashMap::new(),
@@ -107,7 +107,7 @@ impl<'a> Loader<'a> {
             false => Weights::shapes_only(component.name()),
         };
         let ahead = if has_data { Ahead::Thread } else { Ahead::Caller };
-        Ok((weights, Source { route, reside, resting: self.resting.clone(), ahead }))
+        Ok((weights, Source { route, reside, packed: self.packed.clone(), ahead }))
     }
 
     /// The text encoder for a route.
@@ -183,8 +183,8 @@ pub struct Source {
     pub route: Route,
     /// Where the weights rest.
     pub reside: Reside,
-    /// Those that rest in the host's memory.
-    pub resting: Resting,
+    /// Those that are packed already.
+    pub packed: Packed,
     /// Who brings them.
     pub ahead: Ahead,
 }
@@ -192,13 +192,13 @@ pub struct Source {
 impl Source {
     /// For weights that are where they are used.
     pub fn resident(route: Route) -> Self {
-        Self { route, reside: Reside::Device, resting: Resting::default(), ahead: Ahead::Thread }
+        Self { route, reside: Reside::Device, packed: Packed::default(), ahead: Ahead::Thread }
     }
 
     /// Reads a network of so many sections.
     fn load<N>(&self, weights: &Weights, load: impl FnOnce(&Scope, &Route) -> Result<N>) -> Result<Network<N>> {
         let (route, count) = (self.route.clone(), self.route.iter().count());
-        let shelf = Shelf::new(self.reside, count, self.resting.clone());
+        let shelf = Shelf::new(self.reside, count, self.packed.clone());
         let network = load(&Scope::new(weights, route.first(), route.dtype(0)).on_shelf(&shelf), &route)?;
         weights.finish()?;
         Ok(Network { network: Arc::new(network), visitors: shelf.visitors(self.ahead).map(Arc::new), route })

@@ -1,6 +1,9 @@
 //! What must hold in a device map whoever runs what where: single values, devices, replicas, cuts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use super::{
     device_map::{
@@ -13,6 +16,15 @@ use crate::{
     backend::{DeviceId, DeviceKind},
     error::{Error, Result},
 };
+
+/// The most requests that a replica works on at once: each has a thread.
+const MOST_IN_FLIGHT: usize = 1024;
+
+/// The most requests that go through the UNet in one call: every number up to it is tried without data.
+const LARGEST_BATCH: usize = 64;
+
+/// Rates that times can be told from: whoever counts in them means something.
+const FLOPS: Range<f64> = 1e6..1e21;
 
 impl DeviceMap {
     /// What must hold in a map for any model on any machine. `parse` has called it; a map made in code needs it.
@@ -43,13 +55,15 @@ impl DeviceMap {
     /// Single values: counts from 1, no device twice in `devices`, facts that suit their device, good places.
     fn check_values(&self, prefix: &str) -> Result<()> {
         let key = |name: &str| format!("{prefix}{name}");
-        if self.in_flight.value == InFlight::Count(0) {
-            let refused = self.in_flight.refuse(&key("in_flight"), "there has to be at least one request");
-            return Err(refused.hint("\"auto\", or a whole number from 1"));
+        if let InFlight::Count(count) = self.in_flight.value
+            && let Some(problem) = not_a_number_of_requests(count, MOST_IN_FLIGHT)
+        {
+            let refused = self.in_flight.refuse(&key("in_flight"), problem);
+            return Err(refused.hint(format!("\"auto\", or a whole number from 1 to {MOST_IN_FLIGHT}")));
         }
-        if self.batch.value == 0 {
-            let refused = self.batch.refuse(&key("batch"), "there has to be at least one request");
-            return Err(refused.hint("a whole number from 1"));
+        if let Some(problem) = not_a_number_of_requests(self.batch.value, LARGEST_BATCH) {
+            let refused = self.batch.refuse(&key("batch"), problem);
+            return Err(refused.hint(format!("a whole number from 1 to {LARGEST_BATCH}")));
         }
         let mut seen = BTreeSet::new();
         for device in &self.devices {
@@ -161,7 +175,7 @@ impl DeviceMap {
             Replicas::Count(count) if count > devices => Err(self
                 .replicas
                 .refuse("replicas", "every replica needs a device of its own")
-                .found(format!("{count} replicas, {devices} devices"))
+                .found(format!("{count} replicas, {devices} device{}", if devices == 1 { "" } else { "s" }))
                 .hint(format!("replicas = {devices}, or \"max\", or more `devices`"))),
             _ => Ok(()),
         }
@@ -316,12 +330,26 @@ impl DeviceFacts {
             }
             _ => {}
         }
+        if let Some(flops) = self.flops.as_ref().filter(|flops| !FLOPS.contains(&flops.value)) {
+            return Err(flops
+                .refuse(&key("flops"), "no device has so many operations per second")
+                .hint(format!("from {:e} to {:e}; flops = 82.6e12 is 82.6 TFLOP/s", FLOPS.start, FLOPS.end)));
+        }
         match &self.count {
             Some(count) if count.value == 0 => {
                 Err(count.refuse(&key("count"), "there has to be at least one").hint("a whole number from 1"))
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What is wrong with a number of requests, if something is.
+fn not_a_number_of_requests(count: usize, most: usize) -> Option<String> {
+    match count {
+        0 => Some("there has to be at least one request".to_string()),
+        _ if count > most => Some(format!("at most {most} requests")),
+        _ => None,
     }
 }
 

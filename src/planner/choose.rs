@@ -7,6 +7,7 @@ use super::{
     device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
     diffusers,
     layout::{Costs, Layout, resident},
+    predict::SAMPLES,
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
@@ -44,23 +45,24 @@ pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budge
     let free = Component::ALL.iter().any(|component| named.get(*component).is_none());
     if !free {
         let placement = PerComponent::new(|component| named.get(component).clone().unwrap_or_default());
-        let layout = with_in_flight(map, costs, placement)?;
+        let layout = with_in_flight(map, costs, budgets, placement)?;
         return Ok(Chosen { layouts: vec![layout], why: String::new(), rejected: Vec::new() });
     }
     match map.strategy.value {
         Strategy::Throughput => by_time(map, costs, devices, budgets, &named, Goal::Throughput),
         Strategy::Latency => by_time(map, costs, devices, budgets, &named, Goal::Latency),
-        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices),
+        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices, budgets),
         _ => by_bytes(map, costs, devices, budgets, &named),
     }
 }
 
 /// Where diffusers would put everything.
-fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId]) -> Result<Chosen> {
+fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Result<Chosen> {
     let infos: Vec<&DeviceInfo> = devices.iter().map(|id| costs.info(*id)).collect();
     let placed = diffusers::place(map, costs.trial.spec, &infos)?.into_iter();
-    let layouts = placed
-        .map(|places| with_in_flight(map, costs, PerComponent::new(|component| vec![places.get(component).clone()])));
+    let placement =
+        |places: PerComponent<Place<DeviceId>>| PerComponent::new(|component| vec![places.get(component).clone()]);
+    let layouts = placed.map(|places| with_in_flight(map, costs, budgets, placement(places)));
     let why = "where diffusers puts it".to_string();
     Ok(Chosen { layouts: layouts.collect::<Result<_>>()?, why, rejected: Vec::new() })
 }
@@ -103,12 +105,37 @@ fn convert(
     })
 }
 
-fn with_in_flight(map: &DeviceMap, costs: &Costs, placement: Placement<DeviceId>) -> Result<Layout> {
-    let in_flight = match map.in_flight.value {
+/// Requests beyond those that keep all devices busy, that a pool may be the faster for.
+const MORE_IN_FLIGHT: usize = 3;
+
+/// What more requests at once have to win, as a factor: each needs memory and makes all of them later.
+const WORTH_MORE_IN_FLIGHT: f64 = 1.01;
+
+/// A replica with as many requests at once as the map says, or as suits it. Instances of a pool that share a device with
+/// other stages, or of unequal speed, are at times waited for by too few: then the prediction says how many are best.
+fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Placement<DeviceId>) -> Result<Layout> {
+    let layout = |in_flight| Layout { placement: placement.clone(), in_flight, batch: map.batch.value };
+    let least = match map.in_flight.value {
+        InFlight::Count(count) => return Ok(layout(count)),
         InFlight::Auto => auto_in_flight(&placement, costs)?,
-        InFlight::Count(count) => count,
     };
-    Ok(Layout { placement, in_flight, batch: map.batch.value })
+    let mut best = layout(least);
+    if placement.unet.len() > 1 {
+        let mut best_rate = rate_of(costs, &best)?;
+        for more in (1..=MORE_IN_FLIGHT).map(|more| layout(least + more)) {
+            let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
+            let rate = if fits { rate_of(costs, &more)? } else { 0.0 };
+            if rate > WORTH_MORE_IN_FLIGHT * best_rate {
+                (best, best_rate) = (more, rate);
+            }
+        }
+    }
+    Ok(best)
+}
+
+/// Pictures per second of one replica that has its devices for itself.
+fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
+    Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
 }
 
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
@@ -187,11 +214,12 @@ fn by_bytes(
     let fallback = matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0);
     match placed {
         Ok(placed) => {
+            let fullest = |placed: &[DeviceId]| fullest(costs, map, budgets, placement(placed.to_vec()));
             let rejected = match &placed[..] {
-                [one] => other_strategies(strategy, one, &sizes, &wishes, &left),
+                [one] => other_strategies(strategy, one, &sizes, &wishes, &left, fullest)?,
                 _ => Vec::new(),
             };
-            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, placement(placed)));
+            let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, budgets, placement(placed)));
             let layouts = layouts.collect::<Result<Vec<_>>>()?;
             let why = match strategy {
                 Strategy::Balanced | Strategy::BalancedLow0 => evens_out(costs, &layouts, budgets)?,
@@ -263,6 +291,14 @@ fn evens_out(costs: &Costs, layouts: &[Layout], budgets: &[u64]) -> Result<Strin
     }))
 }
 
+/// The fullest device of a replica, and what it holds.
+fn fullest(costs: &Costs, map: &DeviceMap, budgets: &[u64], placement: Placement<DeviceId>) -> Result<(DeviceId, u64)> {
+    let held = costs.held([&with_in_flight(map, costs, budgets, placement)?])?;
+    let totals = costs.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
+    let first_fullest = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
+    totals.reduce(first_fullest).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
+}
+
 /// What the other strategies would have done with the fullest device, or why they cannot.
 fn other_strategies(
     strategy: Strategy,
@@ -270,27 +306,27 @@ fn other_strategies(
     sizes: &[ComponentSize],
     wishes: &[Option<DeviceId>],
     devices: &[DeviceBudget],
-) -> Vec<Rejected> {
-    let mine = strategies::fullest(sizes, placed, devices);
+    fullest: impl Fn(&[DeviceId]) -> Result<(DeviceId, u64)>,
+) -> Result<Vec<Rejected>> {
+    let (_, mine) = fullest(placed)?;
     let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
-    let rejected = others.filter(|other| *other != strategy).filter_map(|other| {
+    let rejected = others.filter(|other| *other != strategy).map(|other| -> Result<Option<Rejected>> {
         let what = format!("strategy \"{}\"", other.name());
-        match strategies::place(other, sizes, wishes, devices) {
-            Ok(same) if same == placed => None,
-            Ok(other) => {
-                let (device, bytes) = strategies::fullest(sizes, &other, devices);
-                let difference = match bytes.cmp(&mine.1) {
-                    std::cmp::Ordering::Less => format!("{} less", format_bytes(mine.1 - bytes)),
-                    std::cmp::Ordering::Equal => "as much".to_string(),
-                    std::cmp::Ordering::Greater => format!("{} more", format_bytes(bytes - mine.1)),
-                };
-                let why = format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes));
-                Some(Rejected { what, why })
-            }
-            Err(refused) => Some(Rejected { what, why: first_line(&refused.to_string()) }),
-        }
+        let other = match strategies::place(other, sizes, wishes, devices) {
+            Ok(same) if same == placed => return Ok(None),
+            Ok(other) => other,
+            Err(refused) => return Ok(Some(Rejected { what, why: first_line(&refused.to_string()) })),
+        };
+        let (device, bytes) = fullest(&other)?;
+        let difference = match bytes.cmp(&mine) {
+            std::cmp::Ordering::Less => format!("{} less", format_bytes(mine - bytes)),
+            std::cmp::Ordering::Equal => "as much".to_string(),
+            std::cmp::Ordering::Greater => format!("{} more", format_bytes(bytes - mine)),
+        };
+        let why = format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes));
+        Ok(Some(Rejected { what, why }))
     });
-    rejected.collect()
+    rejected.filter_map(Result::transpose).collect()
 }
 
 fn first_line(message: &str) -> String {
@@ -331,17 +367,24 @@ fn by_time(
     let one_replica = said && map.replicas.value != Replicas::Max;
     let mut chosen = Chosen { layouts: Vec::new(), why: String::new(), rejected: Vec::new() };
     for group in groups {
-        let candidates = if map.numerics.value == Numerics::Same && !one_replica {
+        let mut candidates = if map.numerics.value == Numerics::Same && !one_replica {
             // Replicas of one class agree.
             by_class(costs, group)
         } else {
             vec![group.to_vec()]
         };
+        let late = if goal == Goal::Throughput && !said { late_devices(costs, group) } else { Vec::new() };
+        if !late.is_empty() {
+            let others = group.iter().copied().filter(|id| !late.contains(id));
+            candidates.insert(0, others.collect());
+        }
+        // What those add has to be worth it.
+        let least = if late.is_empty() { 1.0 } else { 1.0 + LATE };
         let mut best: Option<(Scored, BTreeMap<Family, Scored>)> = None;
         for devices in candidates {
             let (found, families) = search.run(&devices, one_replica)?;
             if let Some(found) = found
-                && best.as_ref().is_none_or(|(best, _)| figure(&found, goal) > figure(best, goal))
+                && best.as_ref().is_none_or(|(best, _)| figure(&found, goal) > least * figure(best, goal))
             {
                 best = Some((found, families));
             }
@@ -350,6 +393,15 @@ fn by_time(
         for (family, scored) in families {
             if scored.layouts != best.layouts {
                 chosen.rejected.push(Rejected { what: family.name().to_string(), why: lost(&scored, &best, goal) });
+            }
+        }
+        for id in group.iter().filter(|id| !best.layouts.iter().any(|layout| layout.placement.devices().contains(id))) {
+            if late.contains(id) {
+                let why = format!(
+                    "has less than {}% of all operations per second: the last pictures would wait for it",
+                    100.0 * LATE
+                );
+                chosen.rejected.push(Rejected { what: format!("pictures for {id}"), why });
             }
         }
         chosen.why = match goal {
@@ -361,6 +413,16 @@ fn by_time(
     let whole = devices.iter().filter_map(|id| too_small(costs, *id, budgets).transpose());
     chosen.rejected.extend(whole.collect::<Result<Vec<_>>>()?);
     Ok(chosen)
+}
+
+/// The part of all operations per second below which a device only makes the last pictures late.
+const LATE: f64 = 0.01;
+
+/// The devices that add next to nothing.
+fn late_devices(costs: &Costs, devices: &[DeviceId]) -> Vec<DeviceId> {
+    let flops = |id: &DeviceId| costs.info(*id).rates.flops;
+    let all: f64 = devices.iter().map(flops).sum();
+    devices.iter().copied().filter(|id| flops(id) < LATE * all).collect()
 }
 
 fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
@@ -385,7 +447,11 @@ fn figure(scored: &Scored, goal: Goal) -> f64 {
 fn lost(scored: &Scored, best: &Scored, goal: Goal) -> String {
     match goal {
         Goal::Throughput => {
-            format!("{} rather than {}", per_second(scored.images_per_second), per_second(best.images_per_second))
+            let (its, bests) = (per_second(scored.images_per_second), per_second(best.images_per_second));
+            match its == bests {
+                true => format!("no more than {bests}"),
+                false => format!("{its} rather than {bests}"),
+            }
         }
         Goal::Latency => format!(
             "{} for one image rather than {}, {} more",
@@ -449,7 +515,11 @@ fn nothing_fits(
     let wishes: Vec<Option<DeviceId>> = Component::ALL.iter().map(wish).collect();
     match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
         Err(error) | Ok(Err(error)) => error,
-        Ok(Ok(_)) => Error::input("no placement fits beside what the map names")
-            .hint("fewer [components], a smaller in_flight, or a smaller picture"),
+        Ok(Ok(_)) if Component::ALL.iter().any(|component| named.get(*component).is_some()) => {
+            Error::input("no placement fits beside what the map names")
+                .hint("fewer [components], a smaller in_flight, or a smaller picture")
+        }
+        Ok(Ok(_)) => Error::input("no placement fits, with as many requests at once as the map says")
+            .hint("a smaller in_flight or batch, or a smaller picture"),
     }
 }

@@ -216,15 +216,20 @@ pub enum Numerics {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DTypes {
     /// For every component that is not named below.
-    pub default: Option<DType>,
+    pub default: Located<Option<DType>>,
     /// For single components; names from [`COMPONENTS`].
-    pub components: BTreeMap<String, Option<DType>>,
+    pub components: BTreeMap<String, Located<Option<DType>>>,
 }
 
 impl DTypes {
     /// The type asked for one component.
     pub fn of(&self, component: &str) -> Option<DType> {
-        self.components.get(component).copied().unwrap_or(self.default)
+        self.said(component).value
+    }
+
+    /// The same with the place that says it.
+    pub fn said(&self, component: &str) -> &Located<Option<DType>> {
+        self.components.get(component).unwrap_or(&self.default)
     }
 }
 
@@ -336,8 +341,14 @@ impl DeviceMap {
     pub fn load(name: &str) -> Result<Self> {
         if !name.contains('/') && !name.ends_with(".toml") {
             return Strategy::named(name).map(Self::from_strategy).ok_or_else(|| {
-                Error::input(format!("--device-map {name}: this is neither a file nor a strategy"))
-                    .hint(format!("{}; the path of a file contains a / or ends in .toml", Strategy::possible(name)))
+                let maps = SHIPPED.map(|(map, _)| map.trim_end_matches(".toml"));
+                let strategies = Strategy::NAMED.map(|(name, _)| name);
+                let near = nearest(name, &[&maps[..], &strategies[..]].concat());
+                let hint = match near.filter(|near| !strategies.contains(near)) {
+                    Some(near) => format!("did you mean {near}.toml, a map that comes with sdshard?"),
+                    None => format!("{}; the path of a file contains a / or ends in .toml", Strategy::possible(name)),
+                };
+                Error::input(format!("--device-map {name}: this is neither a file nor a strategy")).hint(hint)
             });
         }
         match (std::fs::read_to_string(name), SHIPPED.iter().find(|(shipped, _)| *shipped == name)) {

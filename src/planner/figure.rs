@@ -170,6 +170,7 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
         }
     }
     let labelled = edges.len() <= 6;
+    let mut labels = Vec::new();
     for (number, (from, to, what)) in edges.iter().enumerate() {
         let at = |id: &DeviceId| used.iter().position(|known| known == id).map(|at| places[at]);
         let (Some(a), Some(b)) = (at(from), at(to)) else { continue };
@@ -182,12 +183,14 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
              marker-end=\"url(#tip)\"/>",
             a.1, b.1
         ));
-        if labelled {
-            let (middle, width) = ((ax + bx) / 2.0, 8.0 + 5.4 * what.len() as f64);
-            svg.rect((middle - width / 2.0, top - 5.0), (width, 10.0), "fill=\"#ffffff\"");
-            let style = format!("font-size=\"10.5\" fill=\"{INK}\" text-anchor=\"middle\"");
-            svg.text((middle, top + 3.5), &style, what);
-        }
+        labels.push(((ax + bx) / 2.0, top, what));
+    }
+    // After all arrows, so that none runs through the words of another.
+    for (middle, top, what) in labels.into_iter().filter(|_| labelled) {
+        let width = 8.0 + 5.4 * what.len() as f64;
+        svg.rect((middle - width / 2.0, top - 5.0), (width, 10.0), "fill=\"#ffffff\"");
+        let style = format!("font-size=\"10.5\" fill=\"{INK}\" text-anchor=\"middle\"");
+        svg.text((middle, top + 3.5), &style, what);
     }
     svg.y = places.iter().map(|(_, y)| y + BOX.1).fold(svg.y, f64::max) + 8.0;
 }
@@ -286,11 +289,15 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         let y = svg.y + LANE * number as f64;
         let style = format!("font-size=\"12\" fill=\"{INK}\"");
         svg.text((MARGIN, y + LANE / 2.0 + 4.0), &style, &device.id.to_string());
-        // One after another of the same request in the same stage is one stretch: the steps of the loop.
+        // One right after another of the same request in the same stage is one stretch: the steps of the loop.
+        let goes_on = |last: &Span, span: &Span| {
+            let gap = span.from - (last.from + last.held);
+            (last.request, last.stage) == (span.request, span.stage) && gap < end / (right - left)
+        };
         let mut stretches: Vec<Span> = Vec::new();
         for span in run.spans.iter().filter(|span| span.device == number) {
             match stretches.last_mut() {
-                Some(last) if (last.request, last.stage) == (span.request, span.stage) => {
+                Some(last) if goes_on(last, span) => {
                     last.seconds = span.from + span.seconds - last.from;
                     last.held = span.from + span.held - last.from;
                 }

@@ -373,10 +373,10 @@ impl<'a> Field<'a> {
 
     fn dtypes(&self) -> Result<DTypes> {
         let Some(entries) = self.table() else {
-            return Ok(DTypes { default: self.dtype()?, components: BTreeMap::new() });
+            return Ok(DTypes { default: self.located(self.dtype()?), components: BTreeMap::new() });
         };
-        let components = entries.iter().map(|entry| Ok((entry.component_name()?, entry.dtype()?)));
-        Ok(DTypes { default: None, components: components.collect::<Result<_>>()? })
+        let components = entries.iter().map(|entry| Ok((entry.component_name()?, entry.located(entry.dtype()?))));
+        Ok(DTypes { default: Located::default(), components: components.collect::<Result<_>>()? })
     }
 
     fn dtype(&self) -> Result<Option<DType>> {

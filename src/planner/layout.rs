@@ -2,7 +2,11 @@
 //!
 //! Devices that are alike (kind, rates, what things occupy there) are tried once for all of them.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use super::{
     Cost,
@@ -268,8 +272,8 @@ impl<'a> Costs<'a> {
     /// What each device holds of all these layouts, in the order of the trial's devices.
     pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<Held>> {
         let mut held = vec![Held::default(); self.trial.devices.len()];
-        // Places of one component on one device have their weights in common; visitors come one component at a time.
-        let mut staying = BTreeMap::<(usize, Component), u64>::new();
+        // Visitors come one component at a time.
+        let mut staying = BTreeMap::<(usize, Component), Vec<Part>>::new();
         for layout in layouts {
             for (component, places) in layout.placement.iter() {
                 for place in places {
@@ -279,11 +283,13 @@ impl<'a> Costs<'a> {
                         if !layout.passes(component, place) {
                             device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
                         }
-                        let weights = match place.visits() {
-                            false => staying.entry((index, component)).or_default(),
-                            true => &mut device.visitor_bytes,
-                        };
-                        *weights = cost.weight_bytes.max(*weights);
+                        let stays = sections_on(place, id, |reside| reside == Reside::Device);
+                        let mut weight_bytes = cost.weight_bytes;
+                        if !sections_on(place, id, |reside| reside != Reside::Device).is_empty() {
+                            weight_bytes = self.weight_bytes(component, index, &stays)?;
+                            device.visitor_bytes = device.visitor_bytes.max(cost.weight_bytes - weight_bytes);
+                        }
+                        staying.entry((index, component)).or_default().push(Part { sections: stays, weight_bytes });
                     }
                 }
             }
@@ -292,10 +298,28 @@ impl<'a> Costs<'a> {
                 held[self.index(id)].keep_bytes += layout.in_flight as u64 * bytes;
             }
         }
-        for ((device, _), bytes) in staying {
-            held[device].weight_bytes += bytes;
+        for ((device, component), parts) in staying {
+            held[device].weight_bytes += self.in_common(component, device, &parts)?;
         }
         Ok(held)
+    }
+
+    /// Bytes of the weights of several places of a component on one device, which have in common what both use.
+    fn in_common(&self, component: Component, device: usize, parts: &[Part]) -> Result<u64> {
+        let all: BTreeSet<usize> = parts.iter().flat_map(|part| part.sections.iter().copied()).collect();
+        if let Some(part) = parts.iter().find(|part| part.sections.len() == all.len()) {
+            return Ok(part.weight_bytes);
+        }
+        self.weight_bytes(component, device, &all)
+    }
+
+    /// Bytes of the weights of some sections on one device.
+    fn weight_bytes(&self, component: Component, device: usize, sections: &BTreeSet<usize>) -> Result<u64> {
+        if sections.is_empty() {
+            return Ok(0);
+        }
+        let (table, kind) = (self.table(component)?, self.kind_in_table(self.trial.devices[device].id));
+        Ok(sections.iter().map(|&section| table[section].needs[kind].weight_bytes).sum())
     }
 
     /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
@@ -447,6 +471,18 @@ pub struct Crossing {
     pub skip: bool,
     /// Its bytes.
     pub bytes: u64,
+}
+
+/// A part of a component's weights on one device.
+struct Part {
+    sections: BTreeSet<usize>,
+    weight_bytes: u64,
+}
+
+/// The sections that a place has on a device, of the routes whose weights rest where they are asked for.
+fn sections_on(place: &Place<DeviceId>, id: DeviceId, rests: impl Fn(Reside) -> bool) -> BTreeSet<usize> {
+    let routes = place.routes().into_iter().filter(|route| rests(route.reside));
+    routes.flat_map(|route| (0..route.len()).filter(move |&section| route[section] == id)).collect()
 }
 
 /// Makes the entry of `id` as large as `bytes` at least.

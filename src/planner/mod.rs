@@ -1,5 +1,6 @@
 //! Which device holds what.
 
+mod blame;
 mod candidates;
 mod check;
 pub mod choose;

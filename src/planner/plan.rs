@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Cost, Located,
+    blame::blame,
     choose::{Chosen, choose},
     device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
     edges::edges,
@@ -19,7 +20,7 @@ use super::{
 };
 pub use super::{choose::Rejected, edges::Edge};
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, device::class_in},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
@@ -77,6 +78,11 @@ pub struct DevicePlan {
 }
 
 impl DevicePlan {
+    /// The numerics class in which it runs a component.
+    pub fn class_of(&self, component: Component) -> String {
+        class_in(&self.class, *self.dtypes.get(component))
+    }
+
     /// All of it, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
@@ -122,6 +128,11 @@ impl Plan {
     /// # Errors
     /// If a device is not there, a type is not supported, something comes later, or something does not fit.
     pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
+        let resolve = |map: &DeviceMap| Self::resolve_as_it_is(map, spec, largest, devices);
+        resolve(map).map_err(|error| blame(map, error, |other| resolve(other).map(drop)))
+    }
+
+    fn resolve_as_it_is(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
         map.check()?;
         for component in Component::ALL {
             map.check_borders(component.name(), &sections(component, spec))?;
@@ -129,7 +140,7 @@ impl Plan {
         let defaults: Vec<DeviceId> =
             devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
         let maps = map.replica_maps();
-        let usable = each_once(maps.iter().map(|map| map.usable(&defaults)).collect::<Result<Vec<_>>>()?.concat());
+        let usable = map.usable(&defaults)?;
         let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
@@ -184,13 +195,12 @@ impl Plan {
             return Ok(());
         }
         for component in Component::ALL {
-            let on = self.devices.iter().filter(|device| device.components.contains(&component));
-            let classes: BTreeSet<&str> = on.map(|device| device.class.as_str()).collect();
+            let classes = self.classes(component);
             if classes.len() > 1 {
                 return Err(map
                     .numerics
                     .refuse("numerics", format!("the {} has mixed numerics", component.name()))
-                    .found(classes.into_iter().collect::<Vec<_>>().join(", "))
+                    .found(classes.join(", "))
                     .hint("devices of one class for this component, or numerics = \"any\""));
             }
         }
@@ -303,6 +313,12 @@ impl Plan {
         })
     }
 
+    /// The numerics classes in which a component runs, over all of its devices.
+    pub fn classes(&self, component: Component) -> Vec<String> {
+        let on = self.devices.iter().filter(|device| device.components.contains(&component));
+        each_once(on.map(|device| device.class_of(component)))
+    }
+
     /// How long `images` take that are all asked for at once, in seconds.
     pub fn seconds_for(&self, images: usize) -> f64 {
         self.load.seconds_for(images)
@@ -409,17 +425,18 @@ fn resolve_dtype(
     spec: &ModelSpec,
     infos: &[DeviceInfo],
 ) -> Result<Option<DType>> {
-    let Some(asked) = map.dtype.of(component.name()) else {
+    let said = map.dtype.said(component.name());
+    let Some(asked) = said.value else {
         return Ok((component == Component::Vae && spec.vae.force_upcast).then_some(DType::F32));
     };
     match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
         None => Ok(Some(asked)),
         Some(info) => Err(match info.id.kind {
-            DeviceKind::Cpu => {
-                Error::input(format!("dtype of the {}: the CPU has no {asked} kernels", component.name()))
-                    .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same")
-            }
-            _ => Error::input(format!("dtype of the {}: {} has no {asked} arithmetic", component.name(), info.id))
+            DeviceKind::Cpu => said
+                .refuse("dtype", format!("the CPU has no {asked} kernels for the {}", component.name()))
+                .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
+            _ => said
+                .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name()))
                 .found(&info.class)
                 .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
@@ -466,11 +483,11 @@ fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInf
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);
     let listed = map.devices.iter().find(|device| device.value == id);
-    let problem = format!("device \"{id}\" is not on this machine");
+    let problem = format!("there is no device \"{id}\"");
     let refused = match (component, listed) {
         (Some((key, device)), _) => device.refuse(&key, problem),
         (None, Some(device)) => device.refuse("devices", problem),
         (None, None) => Error::input(problem),
     };
-    Err(refused.found(found.join(", ")).hint("`sdshard devices` lists what can be used"))
+    Err(refused.found(found.join(", ")).hint("one of these; `sdshard devices` lists those of this machine"))
 }

@@ -7,10 +7,7 @@ use super::{
     plan::Plan,
     size::format_bytes,
 };
-use crate::{
-    backend::{DeviceId, device::class_in},
-    pipeline::Component,
-};
+use crate::{backend::DeviceId, pipeline::Component};
 
 /// Lines of a list; how many more there are is said.
 const LINES: usize = 12;
@@ -51,7 +48,6 @@ impl fmt::Display for Plan {
             "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
         for (component, cost) in self.costs.iter() {
-            let class = self.devices.iter().find(|device| device.components.contains(&component));
             writeln!(
                 f,
                 "{:<13} {:<width$} {:>10} {:>12} {:>10.1} {:>9}  {}",
@@ -61,8 +57,14 @@ impl fmt::Display for Plan {
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
                 seconds(*self.seconds.get(component)),
-                class.map_or_else(String::new, |device| class_in(&device.class, *self.dtypes.get(component))),
+                self.classes(component).join(", "),
             )?;
+        }
+        let mixed = Component::ALL.into_iter().filter(|component| self.classes(*component).len() > 1);
+        let mixed: Vec<&str> = mixed.map(Component::name).collect();
+        if !mixed.is_empty() {
+            let names = mixed.join(" and ");
+            writeln!(f, "mixed numerics: a picture's last bits depend on which device runs its {names}")?;
         }
         writeln!(f)?;
         writeln!(

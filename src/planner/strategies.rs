@@ -146,17 +146,6 @@ pub fn deal<T>(items: &[T], groups: usize) -> Vec<&[T]> {
     (0..groups).map(|group| &items[share(items.len(), group, groups)]).collect()
 }
 
-/// The fullest device of a placement, and its bytes.
-pub(super) fn fullest(components: &[ComponentSize], placed: &[DeviceId], devices: &[DeviceBudget]) -> (DeviceId, u64) {
-    let load = |id: DeviceId| {
-        let here = components.iter().zip(placed).filter(move |(_, device)| **device == id);
-        needed_bytes(here.map(|(component, _)| component.size(id)))
-    };
-    let loads = devices.iter().map(|device| (device.id, load(device.id)));
-    // The first of equals.
-    loads.reduce(|most, one| if one.1 > most.1 { one } else { most }).expect("a placement has devices")
-}
-
 /// One pipeline looking for its devices. Devices are indices into `devices`.
 struct Search<'a> {
     components: &'a [ComponentSize],

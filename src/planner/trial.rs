@@ -23,7 +23,7 @@ use crate::{
     },
     scheduler::{Schedule, SchedulerKind, schedule},
     tensor::Shape,
-    weights::{Ahead, Resting, Weights},
+    weights::{Ahead, Packed, Weights},
 };
 
 /// The largest request that a plan is made for.
@@ -279,13 +279,13 @@ impl<'a> Trial<'a> {
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
-        let resting = Resting::default();
+        let packed = Packed::default();
         let source = |sections: &Sections<DeviceId>| Source {
             route: Route::new(
                 sections.iter().map(|id| (dry[index(id)].0.clone(), self.dtype(component, *id))).collect(),
             ),
             reside: sections.reside,
-            resting: resting.clone(),
+            packed: packed.clone(),
             ahead: Ahead::Caller,
         };
         let routes = place.routes();
@@ -371,8 +371,9 @@ impl<'a> Trial<'a> {
         for (i, section) in sections.iter_mut().enumerate() {
             section.weight_bytes = visitors.as_ref().map_or(0, |visitors| visitors.bytes(i) as u64);
         }
-        let host_bytes =
-            resting.lock().unwrap_or_else(PoisonError::into_inner).values().map(|weight| weight.bytes as u64).sum();
+        let packed = packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let resting = packed.iter().filter(|((reside, ..), _)| *reside == Reside::Host);
+        let host_bytes = resting.map(|(_, weight)| weight.bytes as u64).sum();
         let sections = if routes.len() == 1 { sections } else { Vec::new() };
         Ok(Ran { costs, sections, carried, host_bytes })
     }

@@ -141,10 +141,17 @@ impl Tensor {
     /// # Errors
     /// If that arena is full or a device fails.
     pub fn to(&self, device: &Device) -> Result<Self> {
-        self.leave_for(device)?.arrive()
+        if self.device == *device {
+            return Ok(self.clone());
+        }
+        let mut buffer = Self::room(device, self.shape, self.dtype)?;
+        if !device.backend().receive(&self.buffer, &mut buffer)? {
+            device.backend().write(&self.staged()?, &mut buffer)?;
+        }
+        Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
     }
 
-    /// The first half of [`Tensor::to`]: waits until the values are made and takes them to the host. Nothing of `device` is
+    /// The first half of a copy to `device` through the host: waits until the values are made and takes them to the host. Nothing of `device` is
     /// used yet, so whoever has to wait for it does so with empty hands.
     ///
     /// # Errors
@@ -182,14 +189,14 @@ impl Tensor {
         let bytes = self.bytes();
         if self.device == *device {
             device.backend().copy(&self.buffer, 0, &mut buffer, 0, bytes)?;
-        } else {
+        } else if !device.backend().receive(&self.buffer, &mut buffer)? {
             device.backend().write(&self.staged()?, &mut buffer)?;
         }
         Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
     }
 }
 
-/// A tensor on its way to another device. No two kinds of device share a link here: every copy passes through the host.
+/// A tensor on its way to another device, through the host.
 pub struct Leaving {
     tensor: Tensor,
     /// Its elements, unless it is there already.

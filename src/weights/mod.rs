@@ -17,7 +17,7 @@ use std::{
 
 use ::safetensors::Dtype;
 pub use files::ModelFiles;
-pub use scope::{Resting, Scope, Shelf};
+pub use scope::{Packed, Scope, Shelf};
 pub use visitors::{Ahead, Visitors};
 
 use crate::{

@@ -15,20 +15,21 @@ use crate::{
 /// File pages of a packed weight this large are given back to the system at once.
 const RELEASE_FROM: usize = 1 << 20;
 
-/// Packed weights in the host's memory, by name and form: every place whose weights rest there takes them from here.
-pub type Resting = Arc<Mutex<HashMap<(String, String), Weight>>>;
+/// Weights that are packed already, by where they rest, component, name, home and type: networks that have a part in common in
+/// the same memory share it.
+pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, String, DType), Weight>>>;
 
 /// What a network that is being loaded leaves to be brought later.
 pub struct Shelf {
     reside: Reside,
-    resting: Resting,
+    packed: Packed,
     sections: Mutex<Vec<Vec<Weight>>>,
 }
 
 impl Shelf {
     /// For a network of so many sections whose weights will rest at `reside`.
-    pub fn new(reside: Reside, sections: usize, resting: Resting) -> Self {
-        Self { reside, resting, sections: Mutex::new(vec![Vec::new(); sections]) }
+    pub fn new(reside: Reside, sections: usize, packed: Packed) -> Self {
+        Self { reside, packed, sections: Mutex::new(vec![Vec::new(); sections]) }
     }
 
     /// What will have to be brought for each section; `None` if the weights are where they are used.
@@ -87,23 +88,13 @@ impl<'a> Scope<'a> {
         let reside = self.shelf.map_or(Reside::Device, |shelf| shelf.reside);
         let (device, dtype) = (self.device.clone(), self.dtype);
         let visiting = match (reside, self.shelf) {
-            (Reside::Device, _) | (_, None) => {
-                return source.pack(|weight, bias| device.pack(layer, dtype, weight, bias));
+            (_, None) => return source.pack(|weight, bias| device.pack(layer, dtype, weight, bias)),
+            (Reside::Device, Some(shelf)) => {
+                return self.packed_once(shelf, &source, |weight, bias| device.pack(layer, dtype, weight, bias));
             }
             (Reside::Host, Some(shelf)) => {
-                let key = (self.prefix.clone(), device.weight_home().to_string());
-                let mut resting = shelf.resting.lock().unwrap_or_else(PoisonError::into_inner);
-                let packed = match resting.get(&key) {
-                    Some(packed) => {
-                        source.values()?; // read, as far as others are concerned
-                        packed.clone()
-                    }
-                    None => {
-                        let packed = source.pack(|weight, bias| device.pack_to_rest(layer, dtype, weight, bias))?;
-                        resting.insert(key, packed.clone());
-                        packed
-                    }
-                };
+                let packed =
+                    self.packed_once(shelf, &source, |weight, bias| device.pack_to_rest(layer, dtype, weight, bias))?;
                 Weight::visiting(&device.clone(), layer, dtype, bias, packed.bytes, move || device.fetch(&packed))
             }
             (Reside::Disk, Some(_)) => {
@@ -119,6 +110,29 @@ impl<'a> Scope<'a> {
             shelf.put(self.section, &visiting);
         }
         Ok(visiting)
+    }
+
+    /// The weight as another network has it in the same memory, or packed now.
+    fn packed_once(
+        &self,
+        shelf: &Shelf,
+        source: &Source,
+        pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>,
+    ) -> Result<Weight> {
+        // What several devices have in common is counted for each of them where it stays.
+        let home = match shelf.reside {
+            Reside::Device => self.device.id().to_string(),
+            Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
+        };
+        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), home, self.dtype);
+        let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(packed) = known.get(&key) {
+            source.values()?; // read, as far as others are concerned
+            return Ok(packed.clone());
+        }
+        let packed = source.pack(pack)?;
+        known.insert(key, packed.clone());
+        Ok(packed)
     }
 }
 

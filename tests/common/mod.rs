@@ -1,6 +1,9 @@
 //! The program and the small model, for tests from outside.
 #![allow(dead_code)] // each test file uses its part
 
+#[cfg(feature = "cuda")]
+pub mod rig;
+
 use std::{
     fs,
     path::{Path, PathBuf},

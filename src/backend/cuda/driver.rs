@@ -1,0 +1,571 @@
+//! The driver's interface: nearly all of this backend's `unsafe`.
+//!
+//! The driver is a library that is looked for when it is first wanted. It and every function that is used here are looked
+//! up before any of them is called, so a machine without it, or with one that is too old, has an answer and no panic.
+//! Handles close themselves. A failure that the driver keeps giving (a lost device, a kernel that went astray) is
+//! remembered, and every later call fails with it.
+
+use std::{
+    ffi::{CString, c_int, c_void},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use cudarc::driver::{
+    DriverError, result,
+    sys::{
+        self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUevent_wait_flags, CUfunction,
+        CUmodule, CUresult, CUstream,
+    },
+};
+
+use crate::{
+    backend::{DeviceId, DeviceKind},
+    error::{Error, Result},
+};
+
+/// All that is called, here and inside `result`.
+const FUNCTIONS: &[&str] = &[
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceGetUuid",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDeviceCanAccessPeer",
+    "cuDevicePrimaryCtxRetain",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuCtxEnablePeerAccess",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyPeerAsync",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventDestroy_v2",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
+];
+
+/// What the driver says of a GPU.
+#[derive(Debug, Clone)]
+pub struct Properties {
+    /// What its maker calls it.
+    pub name: String,
+    /// `GPU-` and its number in the world.
+    pub uuid: String,
+    /// Compute capability, 89 for 8.9.
+    pub capability: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// All its memory, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// The GPUs of this machine in the driver's order, or why there are none.
+pub fn gpus() -> Result<&'static [Properties], &'static str> {
+    static GPUS: OnceLock<Result<Vec<Properties>, String>> = OnceLock::new();
+    match GPUS.get_or_init(find) {
+        Ok(gpus) => Ok(gpus),
+        Err(why) => Err(why),
+    }
+}
+
+fn find() -> Result<Vec<Properties>, String> {
+    // SAFETY: loading the driver's library runs the code that it runs in every program that uses it.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("no driver (libcuda) on this machine".into());
+    }
+    // SAFETY: the library is there, so this returns it.
+    let library = unsafe { sys::culib() };
+    for name in FUNCTIONS {
+        // SAFETY: the symbol is only looked up.
+        if unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_err() {
+            return Err(format!("the driver has no function {name}: it is too old"));
+        }
+    }
+    let words = |error: DriverError| describe(error);
+    match result::init() {
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
+        other => other.map_err(words)?,
+    }
+    let count = result::device::get_count().map_err(words)?;
+    (0..count).map(|ordinal| properties(ordinal).map_err(words)).collect()
+}
+
+fn properties(ordinal: c_int) -> Result<Properties, DriverError> {
+    let device = result::device::get(ordinal)?;
+    let uuid: Vec<String> =
+        result::device::get_uuid(device)?.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+    let uuid = uuid.concat();
+    // SAFETY: the device is one that the driver named.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Ok(Properties {
+        name: result::device::get_name(device)?,
+        uuid: format!("GPU-{}-{}-{}-{}-{}", &uuid[..8], &uuid[8..12], &uuid[12..16], &uuid[16..20], &uuid[20..]),
+        capability: (10 * major + minor) as u32,
+        multiprocessors: multiprocessors.max(1) as u32,
+        // SAFETY: as above.
+        memory_bytes: unsafe { result::device::total_mem(device) }? as u64,
+    })
+}
+
+/// The version of CUDA that the driver knows, 12040 for 12.4; 0 if it does not say.
+pub fn version() -> u32 {
+    let mut version = 0;
+    // SAFETY: it is called after `gpus`, which looked the function up, and writes one int.
+    let answer = unsafe { sys::cuDriverGetVersion(&mut version) };
+    if answer == CUresult::CUDA_SUCCESS { version as u32 } else { 0 }
+}
+
+/// The driver's name and words for a failure.
+fn describe(error: DriverError) -> String {
+    let text = |words: Result<&std::ffi::CStr, DriverError>| {
+        words.map_or_else(|_| format!("error {}", error.0 as u32), |words| words.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+}
+
+/// Whether the driver goes on after it: everything else is its answer to all later calls too.
+fn passes(error: DriverError) -> bool {
+    use CUresult::*;
+    matches!(
+        error.0,
+        CUDA_ERROR_OUT_OF_MEMORY
+            | CUDA_ERROR_INVALID_VALUE
+            | CUDA_ERROR_NOT_FOUND
+            | CUDA_ERROR_INVALID_IMAGE
+            | CUDA_ERROR_INVALID_PTX
+            | CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED
+            | CUDA_ERROR_PEER_ACCESS_UNSUPPORTED
+            | CUDA_ERROR_TOO_MANY_PEERS
+    )
+}
+
+/// A GPU's primary context, which all of this process uses and which lives as long as the process.
+pub struct Context {
+    /// Its name in messages.
+    pub id: DeviceId,
+    /// What is known of the GPU.
+    pub properties: &'static Properties,
+    device: CUdevice,
+    raw: CUcontext,
+    failure: Mutex<Option<String>>,
+}
+
+// SAFETY: a context may be current on any number of threads at once.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// The context of a GPU.
+    ///
+    /// # Errors
+    /// If the driver makes none.
+    pub fn new(ordinal: usize, properties: &'static Properties) -> Result<Self> {
+        let id = DeviceId::new(DeviceKind::Cuda, ordinal);
+        let refuse = |error| Error::device(id, "its driver opens no context").source(describe(error));
+        let device = result::device::get(ordinal as c_int).map_err(refuse)?;
+        // SAFETY: the device is one that the driver named.
+        let raw = unsafe { result::primary_ctx::retain(device) }.map_err(refuse)?;
+        Ok(Self { id, properties, device, raw, failure: Mutex::default() })
+    }
+
+    /// Makes it this thread's context.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn enter(&self) -> Result<()> {
+        if let Some(failure) = &*self.failure() {
+            return Err(Error::device(self.id, failure.as_str()));
+        }
+        // SAFETY: the context lives as long as the process.
+        self.done("taking it up", unsafe { result::ctx::set_current(self.raw) })
+    }
+
+    fn failure(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `doing` in front of a failure, and remembers one that stays.
+    fn done<T>(&self, doing: &str, answer: Result<T, DriverError>) -> Result<T> {
+        answer.map_err(|error| {
+            let words = describe(error);
+            if !passes(error) {
+                self.failure().get_or_insert_with(|| format!("{doing}: {words}"));
+            }
+            Error::device(self.id, doing).source(words)
+        })
+    }
+
+    /// Bytes that are free now.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.enter()?;
+        Ok(self.done("asking for its free memory", result::mem_get_info())?.0 as u64)
+    }
+
+    /// Waits for everything that was enqueued in this process.
+    pub fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        self.done("waiting for it", result::ctx::synchronize())
+    }
+
+    /// Lets kernels and copies of this context use `other`'s memory; false if the GPUs have no such link.
+    pub fn reach(&self, other: &Self) -> Result<bool> {
+        self.enter()?;
+        let mut can = 0;
+        // SAFETY: both devices are the driver's, and it writes one int.
+        let answer = unsafe { sys::cuDeviceCanAccessPeer(&mut can, self.device, other.device) }.result();
+        self.done("asking for a link", answer)?;
+        if can == 0 {
+            return Ok(false);
+        }
+        // SAFETY: both contexts live as long as the process.
+        match unsafe { sys::cuCtxEnablePeerAccess(other.raw, 0) }.result() {
+            Ok(()) | Err(DriverError(CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED)) => Ok(true),
+            Err(error) if passes(error) => Ok(false),
+            Err(error) => self.done("opening a link", Err(error)),
+        }
+    }
+
+    /// Loads compiled kernels: a cubin, or PTX that ends with a NUL.
+    pub fn load(self: &Arc<Self>, image: &[u8]) -> Result<Module> {
+        self.enter()?;
+        // SAFETY: the driver reads an ELF's own length, or a text up to its NUL.
+        let raw = self.done("loading kernels", unsafe { result::module::load_data(image.as_ptr().cast()) })?;
+        Ok(Module { raw, context: self.clone() })
+    }
+}
+
+/// Memory of a GPU.
+pub struct Memory {
+    context: Arc<Context>,
+    at: u64,
+}
+
+impl Memory {
+    /// `bytes` of it, or at least one.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        context.enter()?;
+        // SAFETY: nothing is assumed of what is in it.
+        let at = unsafe { result::malloc_sync(bytes.max(1)) };
+        let at = match at {
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let free = context.free_bytes().map_or_else(|_| "unknown".into(), |free| free.to_string());
+                return Err(Error::device(context.id, format!("no memory for {bytes} bytes"))
+                    .found(format!("{free} bytes are free"))
+                    .hint("fewer parts or smaller pictures on this device, or close what else uses it"));
+            }
+            other => context.done("reserving memory", other)?,
+        };
+        Ok(Self { context: context.clone(), at })
+    }
+
+    /// The address of byte `offset`.
+    pub fn at(&self, offset: usize) -> u64 {
+        self.at + offset as u64
+    }
+
+    /// The GPU that it belongs to.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Whatever is enqueued may still use it. On a device that has failed there is nothing to give back.
+        if self.context.synchronize().is_ok() {
+            // SAFETY: it came from `malloc_sync`, and nobody has its address any more.
+            let freed = unsafe { result::free_sync(self.at) };
+            drop(self.context.done("giving memory back", freed));
+        }
+    }
+}
+
+/// Memory of the host that GPUs copy from and to by themselves.
+pub struct Pinned {
+    context: Arc<Context>,
+    at: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: it is memory like any other; its owner hands out exclusive parts.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// `bytes` of it.
+    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
+        context.enter()?;
+        // SAFETY: nothing is assumed of what is in it until it is written.
+        let at = context.done("reserving the host's memory for copies", unsafe { result::malloc_host(bytes, 0) })?;
+        // SAFETY: it is `bytes` long; from here on it is initialised.
+        unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
+        Ok(Self { context: context.clone(), at: at.cast(), bytes })
+    }
+
+    /// All of it. No copy from or to what is looked at may be under way.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: it is as long, initialised, and borrowed through `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.context.synchronize().is_ok() {
+            // SAFETY: it came from `malloc_host`, and no copy is under way.
+            let freed = unsafe { result::free_host(self.at.cast::<c_void>()) };
+            drop(self.context.done("giving the host's memory back", freed));
+        }
+    }
+}
+
+/// A queue whose work is done in order.
+pub struct Stream {
+    context: Arc<Context>,
+    raw: CUstream,
+}
+
+// SAFETY: any thread may enqueue work on a stream, and the driver locks it.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// A queue of `context`.
+    pub fn new(context: &Arc<Context>) -> Result<Self> {
+        context.enter()?;
+        let raw = context.done("making a queue", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        Ok(Self { context: context.clone(), raw })
+    }
+
+    /// The GPU that it belongs to.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Waits for everything that was enqueued.
+    pub fn synchronize(&self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the stream is open.
+        self.context.done("waiting for it", unsafe { result::stream::synchronize(self.raw) })
+    }
+
+    /// An event at the end of what was enqueued so far.
+    pub fn record(&self) -> Result<Event> {
+        self.context.enter()?;
+        let raw = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = Event { raw: self.context.done("making an event", raw)?, context: self.context.clone() };
+        // SAFETY: both are open and of one context.
+        self.context.done("recording an event", unsafe { result::event::record(event.raw, self.raw) })?;
+        Ok(event)
+    }
+
+    /// What is enqueued from here on begins after `event`, which may be another GPU's.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        self.context.enter()?;
+        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are open; the driver keeps what it needs of an event that is closed before it happens.
+        self.context.done("awaiting an event", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
+    }
+
+    /// Host to device: `range` of pinned memory, which must not change until an event recorded later has happened.
+    pub fn upload(&self, from: &Pinned, range: std::ops::Range<usize>, to: u64) -> Result<()> {
+        self.context.enter()?;
+        assert!(range.start <= range.end && range.end <= from.bytes, "a copy from inside the pinned memory");
+        // SAFETY: the range is inside, and the caller leaves it alone.
+        let bytes = unsafe { std::slice::from_raw_parts(from.at.add(range.start), range.len()) };
+        // SAFETY: `to` is inside of a buffer whose size the caller compared.
+        self.context.done("copying to it", unsafe { result::memcpy_htod_async(to, bytes, self.raw) })
+    }
+
+    /// Device to host: into the first `bytes` of pinned memory, where they are once the stream was waited for.
+    pub fn download(&self, from: u64, bytes: usize, to: &mut Pinned) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: `from` is inside of a buffer whose size the caller compared; `to` is borrowed until it is waited for.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut to.as_mut()[..bytes], from, self.raw) };
+        self.context.done("copying from it", copied)
+    }
+
+    /// Within the device.
+    pub fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: both are inside of buffers whose sizes the caller compared.
+        self.context.done("copying within it", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
+    }
+
+    /// To another GPU. Both memories must be awaited and held by the caller.
+    pub fn send(&self, from: u64, receiver: &Context, to: u64, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: both are inside of buffers whose sizes the caller compared, each of its own context.
+        let sent = unsafe { result::memcpy_peer_async(receiver.raw, to, self.context.raw, from, bytes, self.raw) };
+        self.context.done("copying to another device", sent)
+    }
+
+    /// Enqueues a kernel.
+    pub fn launch(&self, kernel: Function, grid: [u32; 3], threads: u32, arguments: &Arguments) -> Result<()> {
+        self.context.enter()?;
+        let mut places: Vec<*mut c_void> =
+            arguments.starts.iter().map(|&start| arguments.words[start..].as_ptr().cast_mut().cast()).collect();
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
+        // SAFETY: the kernel is of a module of this context that stays loaded, the arguments are those of its signature
+        // (tests run every kernel), and the driver copies them before it returns.
+        let launched = unsafe { result::launch_kernel(kernel.0, grid, block, 0, self.raw, &mut places) };
+        self.context.done("starting a kernel", launched)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // SAFETY: the stream is open; the driver finishes what is enqueued.
+            let closed = unsafe { result::stream::destroy(self.raw) };
+            drop(self.context.done("closing a queue", closed));
+        }
+    }
+}
+
+/// A place in a queue.
+pub struct Event {
+    context: Arc<Context>,
+    raw: CUevent,
+}
+
+// SAFETY: any thread may wait for an event.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// Waits until it has happened.
+    pub fn synchronize(&self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the event is open.
+        self.context.done("waiting for it", unsafe { result::event::synchronize(self.raw) })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // SAFETY: the event is open; who waits for it already goes on waiting.
+            let closed = unsafe { result::event::destroy(self.raw) };
+            drop(self.context.done("closing an event", closed));
+        }
+    }
+}
+
+/// Loaded kernels.
+pub struct Module {
+    context: Arc<Context>,
+    raw: CUmodule,
+}
+
+// SAFETY: modules are only read once they are loaded.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// A kernel of a module that stays loaded.
+#[derive(Clone, Copy)]
+pub struct Function(CUfunction);
+
+// SAFETY: a function is an address in a module that is only read.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+impl Module {
+    /// The kernel of this name; `None` if it has none.
+    pub fn function(&self, name: &str) -> Result<Option<Function>> {
+        self.context.enter()?;
+        let name = CString::new(name).expect("a kernel's name has no NUL");
+        // SAFETY: the module is loaded.
+        match unsafe { result::module::get_function(self.raw, name) } {
+            Ok(function) => Ok(Some(Function(function))),
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => Ok(None),
+            Err(error) => self.context.done("looking a kernel up", Err(error)),
+        }
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.synchronize().is_ok() {
+            // SAFETY: nothing that was enqueued runs any more, and whoever had functions of it is gone.
+            let unloaded = unsafe { result::module::unload(self.raw) };
+            drop(self.context.done("unloading kernels", unloaded));
+        }
+    }
+}
+
+/// What a kernel is called with, in the order of its parameters.
+#[derive(Default)]
+pub struct Arguments {
+    words: Vec<u64>,
+    starts: Vec<usize>,
+}
+
+impl Arguments {
+    /// An address; 0 for nothing.
+    pub fn address(mut self, at: u64) -> Self {
+        self.starts.push(self.words.len());
+        self.words.push(at);
+        self
+    }
+
+    /// A struct of fields of four bytes, or one such number.
+    pub fn fields(mut self, fields: &[u32]) -> Self {
+        self.starts.push(self.words.len());
+        let mut pairs = fields.chunks(2);
+        self.words.extend(pairs.by_ref().map(|pair| {
+            let mut bytes = [0; 8];
+            for (to, field) in bytes.chunks_exact_mut(4).zip(pair) {
+                to.copy_from_slice(&field.to_ne_bytes());
+            }
+            u64::from_ne_bytes(bytes)
+        }));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_lie_as_a_kernel_reads_them() {
+        let arguments = Arguments::default().address(7).fields(&[1, 2, 3]).address(9).fields(&[4]);
+        assert_eq!(arguments.starts, [0, 1, 3, 4]);
+        let bytes: &[u8] = bytemuck::cast_slice(&arguments.words);
+        let fields: Vec<u32> = bytes.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
+        assert_eq!(fields[2..5], [1, 2, 3]);
+        assert_eq!((arguments.words[0], arguments.words[3], fields[8]), (7, 9, 4));
+    }
+}

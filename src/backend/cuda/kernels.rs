@@ -1,0 +1,249 @@
+//! The kernels of `kernels/`, on a GPU: built in for its very architecture, else built in as PTX for an older one, else
+//! compiled by NVRTC once and kept on disk.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Once, PoisonError, RwLock},
+};
+
+use super::{
+    driver::{self, Context, Function, Module, Properties},
+    nvrtc,
+};
+use crate::{
+    backend::rates,
+    error::{Error, Result},
+};
+
+/// Files of kernels: their names without the ending, and their texts.
+pub const SOURCES: [(&str, &str); 7] = [
+    ("linear", include_str!("../../../kernels/linear.cu")),
+    ("conv2d", include_str!("../../../kernels/conv2d.cu")),
+    ("attention", include_str!("../../../kernels/attention.cu")),
+    ("group_norm", include_str!("../../../kernels/group_norm.cu")),
+    ("layer_norm", include_str!("../../../kernels/layer_norm.cu")),
+    ("elementwise", include_str!("../../../kernels/elementwise.cu")),
+    ("layout", include_str!("../../../kernels/layout.cu")),
+];
+
+/// What they include.
+pub const HEADERS: [(&str, &str); 3] = [
+    ("common.cuh", include_str!("../../../kernels/common.cuh")),
+    ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
+    ("product.cuh", include_str!("../../../kernels/product.cuh")),
+];
+
+/// Source, architecture (`sm_89` for a cubin, `compute_70` for PTX) and contents of what was built in.
+static BUILT_IN: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
+
+/// The oldest architecture that there are kernels for.
+const OLDEST: u32 = 70;
+
+/// Where the kernels of a GPU come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in for its architecture.
+    Cubin,
+    /// Built in as PTX for this one.
+    Ptx(u32),
+    /// Compiled here for this one.
+    Nvrtc(u32),
+}
+
+impl Origin {
+    /// For a GPU of compute capability `capability`.
+    ///
+    /// # Errors
+    /// What is missing and what to install.
+    pub fn of(gpu: &Properties) -> Result<Self> {
+        let has = |arch: &str| SOURCES.iter().all(|(source, _)| built_in(source, arch).is_some());
+        let capability = gpu.capability;
+        if has(&format!("sm_{capability}")) {
+            return Ok(Self::Cubin);
+        }
+        if let Some(arch) = (OLDEST..=capability).rev().find(|arch| has(&format!("compute_{arch}"))) {
+            return Ok(Self::Ptx(arch));
+        }
+        let refuse = |what: String| {
+            Error::input(format!("{}: {what}", gpu.name))
+                .hint("another device, such as \"cpu\" or \"wgpu:0\"; `sdshard devices` lists what can be used")
+        };
+        if capability < OLDEST {
+            return Err(refuse(format!("compute capability {capability} is older than 7.0, which the kernels need")));
+        }
+        let known = nvrtc::architectures();
+        match known.iter().filter(|&&arch| (OLDEST..=capability).contains(&arch)).max() {
+            Some(&arch) => Ok(Self::Nvrtc(arch)),
+            None if known.is_empty() => {
+                Err(refuse("no kernels are built in, and there is no compiler for them".into()).hint(
+                    "install NVRTC, a part of the CUDA toolkit 11.2 or later (libnvrtc, in the system's search path, \
+                     CUDA_HOME or /usr/local/cuda), or a build of sdshard with SDSHARD_CUDA_KERNELS",
+                ))
+            }
+            None => Err(refuse(format!("the NVRTC of this machine compiles for {known:?}, not for sm_{capability}"))
+                .hint("an NVRTC of another version: 12 knows sm_70 to sm_120")),
+        }
+    }
+
+    /// The architecture whose code runs, of which kernels exist and with which arithmetic follows.
+    pub fn arch(self, capability: u32) -> u32 {
+        match self {
+            Self::Cubin => capability,
+            Self::Ptx(arch) | Self::Nvrtc(arch) => arch,
+        }
+    }
+}
+
+fn built_in(source: &str, arch: &str) -> Option<&'static [u8]> {
+    BUILT_IN.iter().find(|(name, of, _)| (*name, *of) == (source, arch)).map(|(_, _, image)| *image)
+}
+
+/// Kernels on one GPU.
+pub struct Kernels {
+    /// What [`Origin::arch`] says.
+    pub arch: u32,
+    modules: Vec<Module>,
+    functions: RwLock<HashMap<String, Function>>,
+}
+
+impl Kernels {
+    /// Loads them, compiling what is not there yet.
+    ///
+    /// # Errors
+    /// If they can neither be found nor compiled, or the driver refuses them.
+    pub fn load(context: &Arc<Context>) -> Result<Self> {
+        let gpu = context.properties;
+        let origin = Origin::of(gpu)?;
+        let arch = origin.arch(gpu.capability);
+        let images: Vec<Vec<u8>> = match origin {
+            Origin::Cubin => named(|source| built_in(source, &format!("sm_{arch}")).map(<[u8]>::to_vec)),
+            Origin::Ptx(_) => named(|source| {
+                let mut text = built_in(source, &format!("compute_{arch}"))?.to_vec();
+                text.push(0);
+                Some(text)
+            }),
+            Origin::Nvrtc(_) => compiled(arch)?,
+        };
+        let load = |(image, (source, _)): (&Vec<u8>, &(&str, &str))| {
+            context.load(image).map_err(|error| {
+                error.context(format!("kernels/{source}.cu")).hint(format!(
+                    "the driver, of CUDA {}.{}, may be older than what made the kernels: update it, or install an older \
+                     NVRTC",
+                    driver::version() / 1000,
+                    driver::version() % 1000 / 10
+                ))
+            })
+        };
+        let modules = images.iter().zip(&SOURCES).map(load).collect::<Result<_>>()?;
+        Ok(Self { arch, modules, functions: RwLock::default() })
+    }
+
+    /// The kernel of this name.
+    ///
+    /// # Errors
+    /// If there is none: an image that was built from other sources.
+    pub fn get(&self, name: &str) -> Result<Function> {
+        if let Some(function) = self.functions.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(*function);
+        }
+        for module in &self.modules {
+            if let Some(function) = module.function(name)? {
+                self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), function);
+                return Ok(function);
+            }
+        }
+        Err(Error::process(format!("there is no kernel {name} for sm_{}", self.arch))
+            .hint("SDSHARD_CUDA_KERNELS named kernels of another version when sdshard was built"))
+    }
+}
+
+/// An image of each source, of which there is one.
+fn named(image: impl Fn(&str) -> Option<Vec<u8>>) -> Vec<Vec<u8>> {
+    SOURCES.iter().map(|(source, _)| image(source).expect("`Origin::of` saw that all are there")).collect()
+}
+
+/// PTX of every source, from the cache or compiled on as many threads.
+fn compiled(arch: u32) -> Result<Vec<Vec<u8>>> {
+    let folder = rates::cache_folder().map(|folder| folder.join("kernels"));
+    let results: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
+        let compile = |(name, source): &(&'static str, &'static str)| {
+            let (name, source, folder) = (*name, *source, folder.as_deref());
+            scope.spawn(move || ptx(name, source, arch, folder))
+        };
+        let threads: Vec<_> = SOURCES.iter().map(compile).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<Result<Vec<u8>, String>>| {
+            thread.join().unwrap_or_else(|_| Err("the compiler's thread panicked".into()))
+        };
+        threads.into_iter().map(join).collect()
+    });
+    results.into_iter().collect::<Result<_, _>>().map_err(|words| {
+        Error::process("the kernels cannot be compiled")
+            .source(words)
+            .hint("an NVRTC of CUDA 12 is what they are tested with")
+    })
+}
+
+fn ptx(name: &str, source: &str, arch: u32, folder: Option<&Path>) -> Result<Vec<u8>, String> {
+    let file = folder.map(|folder| folder.join(cache_name(name, source, arch)));
+    if let Some(kept) = file.as_deref().and_then(|file| std::fs::read(file).ok()).filter(|kept| kept.ends_with(&[0])) {
+        return Ok(kept);
+    }
+    static SAID: Once = Once::new();
+    SAID.call_once(|| tracing::warn!("compiling the CUDA kernels for sm_{arch}, once: it takes up to a minute"));
+    let ptx = nvrtc::compile(&format!("{name}.cu"), source, &HEADERS, arch)?;
+    if let Some(file) = file
+        && let Err(error) = write(&file, &ptx)
+    {
+        tracing::debug!("{} cannot be written: {error}", file.display());
+    }
+    Ok(ptx)
+}
+
+/// Different for everything that the result depends on.
+fn cache_name(name: &str, source: &str, arch: u32) -> PathBuf {
+    let mut hash = DefaultHasher::new();
+    (source, HEADERS, nvrtc::OPTIONS, nvrtc::version()).hash(&mut hash);
+    format!("{name}.compute_{arch}.{:016x}.ptx", hash.finish()).into()
+}
+
+/// Writes aside, then renames, so that nobody reads half of it.
+fn write(file: &Path, contents: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
+    aside.write_all(contents)?;
+    aside.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_kernels_is_among_the_sources() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+        let mut files: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
+            .collect();
+        files.sort();
+        let sources = SOURCES.iter().map(|(name, _)| format!("{name}.cu"));
+        let mut known: Vec<String> = sources.chain(HEADERS.iter().map(|(name, _)| name.to_string())).collect();
+        known.sort();
+        assert_eq!(files, known);
+    }
+
+    #[test]
+    fn whatever_changes_a_kernel_changes_its_place_in_the_cache() {
+        let name = cache_name("linear", "a", 80);
+        for other in [cache_name("linear", "b", 80), cache_name("linear", "a", 86), cache_name("conv2d", "a", 80)] {
+            assert_ne!(name, other);
+        }
+        assert_eq!(name, cache_name("linear", "a", 80));
+    }
+}

@@ -1,0 +1,123 @@
+//! Which kernel, on how many blocks: pure functions of sizes, architecture and type. Sizes of pictures and batches may
+//! choose among kernels that give the same bits, and nothing else.
+
+use crate::backend::{DType, params::Attention};
+
+/// A kernel's variant, how many blocks it needs and of how many threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The kernel's name.
+    pub kernel: String,
+    /// Blocks in three dimensions.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+}
+
+impl Launch {
+    fn new(kernel: String, blocks: u32, threads: u32) -> Self {
+        Self { kernel, grid: [blocks, 1, 1], threads }
+    }
+}
+
+/// Whether products of this type go through tensor cores, as `Cores` in `product.cuh` says.
+pub fn has_cores(arch: u32, dtype: DType) -> bool {
+    match dtype {
+        DType::F16 => arch >= 75,
+        DType::BF16 => arch >= 80,
+        DType::F32 | DType::U32 => false,
+    }
+}
+
+/// A matrix product of `rows` times `columns` results over chains of `channels`, of which GEGLU halves the columns.
+/// `op` is `linear` or `conv2d`. All tiles give the same bits, so the GPU's size may choose.
+pub fn product(
+    op: &str,
+    arch: u32,
+    multiprocessors: u32,
+    dtype: DType,
+    channels: u32,
+    [rows, columns]: [u32; 2],
+) -> Launch {
+    let blocks = |tile: u32| rows.div_ceil(tile).saturating_mul(columns.div_ceil(tile));
+    // Elements of 16 bytes: what a row must be a multiple of to be read in whole chunks.
+    let whole = channels.is_multiple_of(16 / dtype.size() as u32);
+    // Large tiles read less, but only pay if there are enough of them for every multiprocessor.
+    let (tile, size, threads) = match (whole, has_cores(arch, dtype) && blocks(128) >= multiprocessors) {
+        (false, _) => ("any", 64, 128),
+        (true, false) => ("small", 64, 128),
+        (true, true) => ("large", 128, 256),
+    };
+    Launch::new(format!("{op}_{tile}_{dtype}"), blocks(size), threads)
+}
+
+/// The widest head that attention has kernels for.
+pub const MOST_HEAD_DIM: u32 = 512;
+
+/// Attention; `None` for heads that are too wide. The head's width and the type alone choose the kernel.
+pub fn attention(arch: u32, dtype: DType, p: &Attention) -> Option<Launch> {
+    let fits = |width: &&u32| p.head_dim <= **width;
+    let cores = has_cores(arch, dtype) && p.head_dim.is_multiple_of(8);
+    let wide = [48, 64, 80, 160].iter().find(fits).filter(|_| cores).map(|width| (format!("mma_{width}"), 64));
+    let (width, queries) = match wide {
+        Some(found) => found,
+        None => ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32),
+    };
+    let blocks = p.queries.div_ceil(queries).saturating_mul(p.batch * p.heads);
+    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, 128))
+}
+
+/// One pass over `elements` of the output, 16 bytes of it for each thread.
+pub fn each(kernel: &str, dtype: DType, elements: u32) -> Launch {
+    let per_thread = 16 / dtype.size() as u32;
+    Launch::new(format!("{kernel}_{dtype}"), elements.div_ceil(256 * per_thread), 256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attention_of(head_dim: u32) -> Attention {
+        Attention { batch: 2, queries: 65, keys: 77, heads: 3, head_dim, causal: 0, scale: 1.0 }
+    }
+
+    #[test]
+    fn products_take_large_tiles_where_they_keep_a_gpu_busy() {
+        for (arch, dtype, channels, size, kernel, grid, threads) in [
+            (80, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
+            (80, DType::F16, 320, [128, 320], "linear_small_f16", 10, 128),
+            (80, DType::F16, 322, [8192, 320], "linear_any_f16", 640, 128),
+            (80, DType::F32, 322, [1, 1], "linear_any_f32", 1, 128),
+            (80, DType::F32, 324, [8192, 320], "linear_small_f32", 640, 128),
+            (75, DType::BF16, 320, [8192, 320], "linear_small_bf16", 640, 128),
+            (75, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
+            (70, DType::F16, 320, [8192, 320], "linear_small_f16", 640, 128),
+        ] {
+            let got = product("linear", arch, 108, dtype, channels, size);
+            assert_eq!(
+                got,
+                Launch { kernel: kernel.into(), grid: [grid, 1, 1], threads },
+                "{dtype} {size:?} sm_{arch}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_heads_width_chooses_its_kernel() {
+        for (arch, dtype, head_dim, kernel, blocks) in [
+            (80, DType::F16, 40, "attention_mma_48_f16", 12),
+            (80, DType::BF16, 64, "attention_mma_64_bf16", 12),
+            (75, DType::F16, 80, "attention_mma_80_f16", 12),
+            (90, DType::F16, 160, "attention_mma_160_f16", 12),
+            (90, DType::F16, 168, "attention_512_f16", 18),
+            (90, DType::F16, 20, "attention_32_f16", 18),
+            (75, DType::BF16, 64, "attention_64_bf16", 18),
+            (90, DType::F32, 160, "attention_160_f32", 18),
+            (90, DType::F32, 512, "attention_512_f32", 18),
+        ] {
+            let got = attention(arch, dtype, &attention_of(head_dim)).unwrap();
+            assert_eq!((got.kernel.as_str(), got.grid), (kernel, [blocks, 1, 1]));
+        }
+        assert_eq!(attention(90, DType::F16, &attention_of(513)), None);
+    }
+}

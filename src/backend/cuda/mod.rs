@@ -1,0 +1,566 @@
+//! NVIDIA GPUs, by the kernels in `kernels/`.
+//!
+//! An op is one kernel (group norm has three), enqueued on the device's compute queue; only `read` waits. Weights come
+//! over a copy queue of their own, and so do tensors of other GPUs. A GPU has one context and one set of kernels for all
+//! of the process, so whatever opens it shares its weights. Which kernel runs follows from the layer, the type and the
+//! GPU's architecture; see `launch.rs`.
+
+mod driver;
+pub mod kernels;
+pub mod launch;
+pub mod nvrtc;
+mod pack;
+mod peak;
+mod peer;
+mod staging;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab, Term,
+    Values, Weight, WeightData, device as devices,
+    dry::Rules,
+    gpu_cost,
+    params::{
+        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
+    },
+    rates,
+};
+use crate::error::{Error, Result};
+use driver::{Arguments, Context, Memory, Pinned, Properties, Stream};
+use kernels::{Kernels, Origin};
+use launch::Launch;
+use pack::Packing;
+pub use peer::Link;
+use staging::{PIECE_BYTES, Ring};
+
+/// Blocks in the second and third dimension of a grid.
+const MOST_BLOCKS: u32 = 65535;
+
+/// A GPU with its kernels: one for each in the process.
+struct Gpu {
+    context: Arc<Context>,
+    kernels: Kernels,
+    /// What the kernels took of its memory, in bytes.
+    kernel_bytes: u64,
+}
+
+/// A device in use.
+pub struct Cuda {
+    gpu: Arc<Gpu>,
+    queues: Arc<Queues>,
+    class: String,
+    home: Arc<str>,
+    uploads: Mutex<Ring>,
+    weights: Mutex<Ring>,
+    download: Mutex<Pinned>,
+}
+
+/// The queues of a device. Whoever has memory of its arenas orders its work by them.
+struct Queues {
+    compute: Stream,
+    copy: Stream,
+}
+
+/// An arena's memory.
+struct Arena {
+    memory: Memory,
+    queues: Arc<Queues>,
+}
+
+/// A layer's parameters on a GPU: see `pack.rs`.
+struct Packed {
+    weight: Memory,
+    bias: Option<Memory>,
+}
+
+/// The same in the host's memory, for a weight that visits the device.
+struct Resting {
+    weight: Vec<u8>,
+    bias: Option<Vec<u8>>,
+}
+
+/// The context of a GPU and, once they are wanted, its kernels.
+#[derive(Default)]
+struct Opened {
+    contexts: HashMap<usize, Arc<Context>>,
+    gpus: HashMap<usize, Arc<Gpu>>,
+}
+
+fn opened() -> MutexGuard<'static, Opened> {
+    static OPENED: LazyLock<Mutex<Opened>> = LazyLock::new(Mutex::default);
+    locked(&OPENED)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn context(opened: &mut Opened, index: usize, properties: &'static Properties) -> Result<Arc<Context>> {
+    if let Some(context) = opened.contexts.get(&index) {
+        return Ok(context.clone());
+    }
+    let context = Arc::new(Context::new(index, properties)?);
+    opened.contexts.insert(index, context.clone());
+    Ok(context)
+}
+
+fn gpu(index: usize) -> Result<Arc<Gpu>> {
+    let properties = match driver::gpus() {
+        Ok(gpus) => gpus.get(index).ok_or_else(|| devices::absent(DeviceId::new(DeviceKind::Cuda, index)))?,
+        Err(_) => return Err(devices::absent(DeviceId::new(DeviceKind::Cuda, index))),
+    };
+    let opened = &mut opened();
+    if let Some(gpu) = opened.gpus.get(&index) {
+        return Ok(gpu.clone());
+    }
+    let context = context(opened, index, properties)?;
+    let before = context.free_bytes()?;
+    let kernels = Kernels::load(&context)?;
+    let kernel_bytes = before.saturating_sub(context.free_bytes()?);
+    let gpu = Arc::new(Gpu { context, kernels, kernel_bytes });
+    opened.gpus.insert(index, gpu.clone());
+    Ok(gpu)
+}
+
+/// Why there are no devices of this kind, if there are none.
+pub fn absence() -> Option<String> {
+    match driver::gpus() {
+        Ok([]) => Some("the driver has no GPU".into()),
+        Ok(_) => None,
+        Err(why) => Some(why.into()),
+    }
+}
+
+/// What this machine has under the names `cuda:N`.
+pub fn infos() -> Vec<DeviceInfo> {
+    let Ok(gpus) = driver::gpus() else { return Vec::new() };
+    (0..gpus.len()).filter_map(|index| info(index, &gpus[index])).collect()
+}
+
+/// The type in which a GPU computes unless it is asked for another.
+const DTYPE: DType = DType::F16;
+
+/// The numerics class of a GPU whose kernels are those of `arch`.
+fn class(capability: u32, arch: u32) -> String {
+    let code = if arch == capability { String::new() } else { format!(" as sm_{arch}") };
+    format!("cuda sm_{capability}{code} {DTYPE}")
+}
+
+/// `None` for a GPU whose driver opens no context: it is lost, or of a mode that allows none.
+fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
+    let id = DeviceId::new(DeviceKind::Cuda, index);
+    let context = context(&mut opened(), index, properties);
+    let free = context.and_then(|context| context.free_bytes()).map_err(|error| tracing::warn!("{error}")).ok()?;
+    let origin = Origin::of(properties);
+    let arch = origin.as_ref().map_or(properties.capability, |origin| origin.arch(properties.capability));
+    let mut name = format!(
+        "{} (compute capability {}.{}, {})",
+        properties.name,
+        properties.capability / 10,
+        properties.capability % 10,
+        properties.uuid
+    );
+    let only_named = origin.is_err();
+    if only_named {
+        name += ", without kernels";
+    }
+    let kept = kernel_bytes(index);
+    let rates = |dtype| {
+        let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
+        let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index, dtype).ok()) };
+        measured.unwrap_or(UNMEASURED)
+    };
+    Some(DeviceInfo {
+        id,
+        name,
+        class: class(properties.capability, arch),
+        cores: 0,
+        allowed_cores: Vec::new(),
+        memory_bytes: properties.memory_bytes,
+        free_bytes: devices::plannable(free + kept.unwrap_or_default()),
+        overhead_bytes: kept.unwrap_or(KERNEL_BYTES),
+        rules: Rules::Gpu(DTYPE),
+        rates: rates(DTYPE),
+        f32_flops: rates(DType::F32).flops,
+        only_named,
+    })
+}
+
+/// What the kernels of a GPU occupy, once they are loaded.
+fn kernel_bytes(index: usize) -> Option<u64> {
+    opened().gpus.get(&index).map(|gpu| gpu.kernel_bytes)
+}
+
+/// An allowance for kernels that are not loaded yet. The driver's own context is no longer among what is free.
+const KERNEL_BYTES: u64 = 32 << 20;
+/// What a GPU is planned with that could not be measured: a small one.
+const UNMEASURED: Rates = Rates { flops: 4e12, bandwidth: 200e9, link: 6e9 };
+
+/// Opens GPU `index` under the name `cuda:index`.
+///
+/// # Errors
+/// If there is no such GPU, its driver refuses, or there are no kernels for it.
+pub fn open(index: usize) -> Result<Cuda> {
+    let gpu = gpu(index)?;
+    let context = &gpu.context;
+    let queues = Arc::new(Queues { compute: Stream::new(context)?, copy: Stream::new(context)? });
+    Ok(Cuda {
+        class: class(context.properties.capability, gpu.kernels.arch),
+        home: format!("memory of {}", context.id).into(),
+        uploads: Mutex::new(Ring::new(context)?),
+        weights: Mutex::new(Ring::new(context)?),
+        download: Mutex::new(Pinned::new(context, PIECE_BYTES)?),
+        queues,
+        gpu,
+    })
+}
+
+/// The way between two GPUs, tried out with data.
+///
+/// # Errors
+/// If one of them is not there or fails.
+pub fn link(a: usize, b: usize) -> Result<Link> {
+    peer::link(&gpu(a)?.context, &gpu(b)?.context)
+}
+
+/// As numbered in `common.cuh`.
+fn number(activation: Activation) -> u32 {
+    match activation {
+        Activation::None => 0,
+        Activation::Silu => 1,
+        Activation::Gelu => 2,
+        Activation::QuickGelu => 3,
+        Activation::Geglu => 4,
+    }
+}
+
+fn arena(buffer: &Buffer) -> Option<&Arena> {
+    match buffer.slab() {
+        Slab::Gpu(slab) => slab.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// The address of a buffer's first byte.
+fn at(buffer: &Buffer) -> u64 {
+    let arena = arena(buffer);
+    arena.expect("tensor/ops.rs compares devices: a buffer is where its op runs").memory.at(buffer.offset())
+}
+
+fn packed(w: &Weight) -> &Packed {
+    match w.data() {
+        WeightData::Gpu(data) => data.downcast_ref(),
+        _ => None,
+    }
+    .expect("tensor/ops.rs compares devices: a weight is where its op runs")
+}
+
+/// The addresses of a weight and its bias.
+fn parts(w: &Weight) -> (u64, u64) {
+    let packed = packed(w);
+    (packed.weight.at(0), packed.bias.as_ref().map_or(0, |bias| bias.at(0)))
+}
+
+impl Cuda {
+    fn run(&self, launch: &Launch, arguments: &Arguments) -> Result<()> {
+        if launch.grid[1] > MOST_BLOCKS || launch.grid[2] > MOST_BLOCKS {
+            return Err(Error::request(format!("{} on {:?} blocks is too large", launch.kernel, launch.grid)));
+        }
+        let kernel = self.gpu.kernels.get(&launch.kernel)?;
+        self.queues.compute.launch(kernel, launch.grid, launch.threads, arguments)
+    }
+
+    /// A matrix product. `fields` are its sizes; `rows_per_add` and the activation follow them.
+    #[expect(clippy::too_many_arguments, reason = "what linear and conv2d have in common")]
+    fn product(
+        &self,
+        op: &str,
+        [rows, channels, out]: [u32; 3],
+        fields: &[u32],
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        to: &Buffer,
+    ) -> Result<()> {
+        let properties = self.gpu.context.properties;
+        let size = [rows, out];
+        let launch = launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, x.dtype(), channels, size);
+        let (weight, bias) = parts(w);
+        let rows_per_add = e.channel_add.map_or(rows, |(_, adds)| rows / adds).max(1);
+        let fields = [fields, &[rows_per_add, number(e.activation)]].concat();
+        let arguments = Arguments::default()
+            .address(at(x))
+            .address(weight)
+            .address(bias)
+            .address(e.channel_add.map_or(0, |(add, _)| at(add)))
+            .address(e.residual.map_or(0, at))
+            .address(at(to))
+            .fields(&fields);
+        self.run(&launch, &arguments)
+    }
+
+    /// Copies what `piece` writes to new memory, over the copy queue, and waits until it is there.
+    fn upload(&self, bytes: usize, piece: impl Fn(usize, &mut [u8])) -> Result<Memory> {
+        let memory = Memory::new(&self.gpu.context, bytes)?;
+        let mut ring = locked(&self.weights);
+        for start in (0..bytes).step_by(PIECE_BYTES) {
+            let count = PIECE_BYTES.min(bytes - start);
+            ring.upload(&self.queues.copy, count, memory.at(start), |to| {
+                piece(start, to);
+                Ok(())
+            })?;
+        }
+        // Any queue of this GPU may use it from here on.
+        self.queues.copy.synchronize()?;
+        Ok(memory)
+    }
+
+    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
+        let bytes = self.packed_bytes(layer, dtype, has_bias);
+        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
+    }
+}
+
+/// Kernels count a weight's elements in 32 bits.
+fn check_layer(layer: Layer) -> Result<()> {
+    match layer.elements().0 {
+        elements if elements < 1 << 31 => Ok(()),
+        elements => Err(Error::input(format!("{layer:?} has {elements} elements, more than kernels count"))),
+    }
+}
+
+impl Backend for Cuda {
+    fn class(&self) -> &str {
+        &self.class
+    }
+
+    fn weight_home(&self) -> &str {
+        &self.home
+    }
+
+    fn computes_in(&self, dtype: DType) -> bool {
+        match dtype {
+            DType::F32 | DType::F16 => true,
+            DType::BF16 => self.gpu.context.properties.capability >= 80,
+            DType::U32 => false,
+        }
+    }
+
+    fn slab(&self, bytes: usize) -> Result<Slab> {
+        let memory = Memory::new(&self.gpu.context, bytes)?;
+        Ok(Slab::Gpu(Arc::new(Arena { memory, queues: self.queues.clone() })))
+    }
+
+    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        check_layer(layer)?;
+        let upload = |packing: Packing| self.upload(packing.packed_bytes(), |start, to| packing.piece(start, to));
+        let weight = upload(Packing::weight(layer, dtype, weight)?)?;
+        let bias = bias.map(|bias| upload(Packing::bias(bias)?)).transpose()?;
+        let has_bias = bias.is_some();
+        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Packed { weight, bias }))))
+    }
+
+    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        check_layer(layer)?;
+        let rest = |packing: Packing| {
+            let mut bytes = vec![0; packing.packed_bytes()];
+            packing.piece(0, &mut bytes);
+            bytes
+        };
+        let weight = rest(Packing::weight(layer, dtype, weight)?);
+        let bias = bias.map(|bias| Packing::bias(bias).map(rest)).transpose()?;
+        let has_bias = bias.is_some();
+        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Resting { weight, bias }))))
+    }
+
+    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+        gpu_cost::packed_bytes(dtype, layer, has_bias)
+    }
+
+    fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        let from = match resting.data() {
+            WeightData::Gpu(data) => data.downcast_ref::<Resting>(),
+            _ => None,
+        };
+        let from = from.expect("what a device fetches is what it packed to rest");
+        let upload =
+            |bytes: &[u8]| self.upload(bytes.len(), |start, to| to.copy_from_slice(&bytes[start..][..to.len()]));
+        let weight = upload(&from.weight)?;
+        let bias = from.bias.as_deref().map(upload).transpose()?;
+        let data = WeightData::Gpu(Arc::new(Packed { weight, bias }));
+        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, data))
+    }
+
+    fn supports(&self, _: Fusion) -> bool {
+        true
+    }
+
+    fn attention_scratch(&self, p: &Attention) -> usize {
+        gpu_cost::attention_scratch(p)
+    }
+
+    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
+        gpu_cost::group_norm_scratch(p)
+    }
+
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        self.product("linear", [p.rows, p.k, p.out], &[p.rows, p.out, p.k], x, w, e, out)
+    }
+
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+        let Conv2d { batch, height, width, channels, out: columns, kernel, stride, padding, out_height, out_width } = p;
+        let fields = [batch, height, width, channels, columns, kernel, stride, padding, out_height, out_width];
+        self.product("conv2d", [batch * out_height * out_width, channels, columns], &fields, x, w, e, out)
+    }
+
+    fn attention(
+        &self,
+        p: Attention,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        _: &mut Buffer,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
+            let most = launch::MOST_HEAD_DIM;
+            Error::request(format!("attention with heads of {} channels: it goes up to {most}", p.head_dim))
+        })?;
+        let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
+        let arguments = Arguments::default().address(at(q)).address(at(k)).address(at(v)).address(at(out));
+        self.run(&launch, &arguments.fields(&fields))
+    }
+
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
+        let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
+        let (dtype, (weight, bias)) = (x.dtype(), parts(w));
+        let (chunks, eights) = (p.pixels.div_ceil(64), p.groups.div_ceil(8));
+        let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
+        self.run(
+            &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
+            &Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
+        )?;
+        self.run(
+            &of("group_norm_combine".into(), [eights, p.batch, 1]),
+            &Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
+        )?;
+        self.run(
+            &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
+            &Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
+        )
+    }
+
+    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
+        let (weight, bias) = parts(w);
+        let kernel = format!("layer_norm_{}", x.dtype());
+        let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(at(out));
+        self.run(
+            &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
+            &arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
+        )
+    }
+
+    fn embedding(
+        &self,
+        p: Embedding,
+        ids: &Buffer,
+        table: &Weight,
+        positions: &Weight,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let launch = launch::each("embedding", out.dtype(), p.batch * p.tokens * p.channels);
+        let arguments =
+            Arguments::default().address(at(ids)).address(parts(table).0).address(parts(positions).0).address(at(out));
+        self.run(&launch, &arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]))
+    }
+
+    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let launch = launch::each("upsample2x", x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
+        let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
+        self.run(&launch, &Arguments::default().address(at(x)).address(at(out)).fields(&fields))
+    }
+
+    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
+        let launch = launch::each("concat_channels", a.dtype(), p.rows * (p.left + p.right));
+        let arguments = Arguments::default().address(at(a)).address(at(b)).address(at(out));
+        self.run(&launch, &arguments.fields(&[p.rows, p.left, p.right]))
+    }
+
+    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let launch = launch::each("activate", x.dtype(), p.rows * p.channels);
+        let arguments = Arguments::default().address(at(x)).address(at(out));
+        self.run(&launch, &arguments.fields(&[p.rows, p.channels, number(activation)]))
+    }
+
+    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
+        let launch = launch::each("add_channels", x.dtype(), p.batch * p.pixels * p.channels);
+        let arguments = Arguments::default().address(at(x)).address(at(per_channel)).address(at(out));
+        self.run(&launch, &arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]))
+    }
+
+    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
+        let launch = launch::each("scale_add", out.dtype(), p.elements);
+        let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
+        // Terms that are not there are never read.
+        let mut from = [at(terms[0].1); 6];
+        for (i, &(scale, x, start)) in terms.iter().enumerate() {
+            fields[2 + i] = scale.to_bits();
+            from[i] = at(x) + (start * x.dtype().size()) as u64;
+        }
+        let arguments = from.into_iter().fold(Arguments::default(), Arguments::address);
+        self.run(&launch, &arguments.address(at(out)).fields(&fields))
+    }
+
+    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+        let elements = x.elements() as u32;
+        let kernel = format!("cast_{}_{}", x.dtype(), out.dtype());
+        let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements]);
+        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, &arguments)
+    }
+
+    fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
+        let mut ring = locked(&self.uploads);
+        for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+            ring.upload(&self.queues.compute, piece.len(), at(out) + (i * PIECE_BYTES) as u64, |to| {
+                to.copy_from_slice(piece);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
+        let mut staging = locked(&self.download);
+        for (i, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
+            self.queues.compute.download(at(x) + (i * PIECE_BYTES) as u64, piece.len(), &mut staging)?;
+            self.queues.compute.synchronize()?;
+            piece.copy_from_slice(&staging.as_mut()[..piece.len()]);
+        }
+        Ok(())
+    }
+
+    fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
+        self.queues.compute.copy(at(x) + from as u64, at(out) + to as u64, bytes)
+    }
+
+    fn receive(&self, x: &Buffer, out: &mut Buffer) -> Result<bool> {
+        let Some(Arena { memory, queues: sender }) = arena(x) else { return Ok(false) };
+        if peer::link(memory.context(), &self.gpu.context)? != Link::Direct {
+            return Ok(false);
+        }
+        // It is made, and what lay in its place is no longer used.
+        sender.copy.wait(&sender.compute.record()?)?;
+        sender.copy.wait(&self.queues.compute.record()?)?;
+        sender.copy.send(at(x), &self.gpu.context, at(out), x.bytes())?;
+        let arrived = sender.copy.record()?;
+        self.queues.compute.wait(&arrived)?;
+        // The sender may use the memory for something else as soon as this returns: its queue waits too, rather than the
+        // tensor living on for a time that no plan knows.
+        sender.compute.wait(&arrived)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,291 @@
+//! `sdshard devices --check`: whether the devices of this machine compute what they should, in a minute, with a report to
+//! paste into a bug report. The CPU, which the tests hold to exact references, is what others are compared with.
+
+use std::{fmt::Display, sync::Arc, time::Instant};
+
+use half::{bf16, f16};
+use sdshard::{
+    backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, Weight},
+    engine::Engine,
+    error::{Error, Result},
+    pipeline::{Model, request::Request},
+    planner::{Largest, device_map::DeviceMap, plan::Plan},
+    tensor::{Fuse, Tensor, ops::Padding},
+};
+
+use super::progress::Console;
+
+/// Room for the intermediate results of a case.
+const ARENA: usize = 64 << 20;
+/// Bytes of a tensor that is sent from device to device: more than what a driver may put through the host by itself.
+const COPY_BYTES: usize = 3 << 20;
+
+/// Checks every device but the CPU, and prints a line for each check.
+///
+/// # Errors
+/// If a check fails.
+pub fn run(devices: &[DeviceInfo], model: Result<Model>, console: &Console) -> Result<()> {
+    let mut report = Report { console, failed: 0 };
+    report.line(&format!(
+        "sdshard {} on {} {}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    ))?;
+    let cpu = Device::cpu(ARENA)?;
+    let mut opened = Vec::new();
+    for info in devices.iter().filter(|info| info.id.kind != DeviceKind::Cpu) {
+        report.line(&format!("{}  {}, numerics {}", info.id, info.name, info.class))?;
+        let begun = Instant::now();
+        match backend::open(&[info.id]).map(|mut devices| devices.remove(0)) {
+            Ok(device) => {
+                report.line(&format!("  opened in {:.1} s", begun.elapsed().as_secs_f64()))?;
+                opened.push(device);
+            }
+            Err(error) => report.result("open", Err(error))?,
+        }
+    }
+    if opened.is_empty() && report.failed == 0 {
+        return report.line("there is nothing beside the CPU to check");
+    }
+    for device in &opened {
+        for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| device.computes_in(dtype)) {
+            for (name, case) in CASES {
+                let name = format!("{} {dtype} {name}", device.id());
+                report.result(&name, compare(device, &cpu, dtype, *case))?;
+            }
+        }
+    }
+    for from in &opened {
+        for to in opened.iter().filter(|to| to.id() != from.id()) {
+            report.result(&format!("{} to {}{}", from.id(), to.id(), link(from.id(), to.id())), copies(from, to))?;
+        }
+    }
+    match model {
+        Ok(model) => pictures(devices, Arc::new(model), &mut report)?,
+        Err(error) => report.line(&format!("no picture is drawn: {error}"))?,
+    }
+    match report.failed {
+        0 => report.line("all checks passed"),
+        failed => Err(Error::process(format!("{failed} checks failed"))
+            .hint("a report of a bug with all of the above; meanwhile a device map may leave the device out")),
+    }
+}
+
+struct Report<'a> {
+    console: &'a Console,
+    failed: usize,
+}
+
+impl Report<'_> {
+    fn line(&self, line: &str) -> Result<()> {
+        self.console.print(line)
+    }
+
+    /// What was found, or what was wrong.
+    fn result(&mut self, name: &str, found: Result<String>) -> Result<()> {
+        match found {
+            Ok(found) => self.line(&format!("  ok      {name}: {found}")),
+            Err(error) => {
+                self.failed += 1;
+                self.line(&format!("  FAILED  {name}: {error}"))
+            }
+        }
+    }
+}
+
+/// An op on a device, for so many images.
+type Case = fn(&Maker, usize) -> Result<Tensor>;
+
+/// What the networks are made of, at widths of Stable Diffusion, on sizes with tails.
+const CASES: &[(&str, Case)] = &[
+    ("linear, gelu and residual", |make, images| {
+        let (x, residual) = (make.tensor(&[images, 77, 320], 1)?, make.tensor(&[images, 77, 640], 2)?);
+        let fuse = Fuse { activation: Activation::Gelu, ..Fuse::residual(&residual) };
+        x.linear(&make.weight(Layer::Linear { out: 640, k: 320 })?, &fuse)
+    }),
+    ("linear, geglu", |make, images| {
+        let weight = make.weight(Layer::Geglu { out: 520, k: 64 })?;
+        make.tensor(&[images, 65, 64], 1)?.linear(&weight, &Fuse::activation(Activation::Geglu))
+    }),
+    ("conv2d 3x3, per-channel sum and silu", |make, images| {
+        let add = make.tensor(&[images, 96], 2)?;
+        let fuse = Fuse { activation: Activation::Silu, ..Fuse::channel_add(&add) };
+        let weight = make.weight(Layer::Conv2d { out: 96, channels: 64, kernel: 3 })?;
+        make.tensor(&[images, 17, 15, 64], 1)?.conv2d(&weight, 1, Padding::Same, &fuse)
+    }),
+    ("conv2d 3x3 of 4 channels", |make, images| {
+        let weight = make.weight(Layer::Conv2d { out: 320, channels: 4, kernel: 3 })?;
+        make.tensor(&[images, 16, 16, 4], 1)?.conv2d(&weight, 1, Padding::Same, &Fuse::default())
+    }),
+    ("conv2d 3x3, stride 2", |make, images| {
+        let weight = make.weight(Layer::Conv2d { out: 40, channels: 320, kernel: 3 })?;
+        make.tensor(&[images, 9, 8, 320], 1)?.conv2d(&weight, 2, Padding::Same, &Fuse::default())
+    }),
+    ("attention of 40 channels", |make, images| make.attention(images, [70, 77], 8, 40, false)),
+    ("attention of 64 channels, causal", |make, images| make.attention(images, [77, 77], 3, 64, true)),
+    ("attention of 80 channels", |make, images| make.attention(images, [65, 65], 2, 80, false)),
+    ("attention of 160 channels", |make, images| make.attention(images, [33, 77], 2, 160, false)),
+    ("attention of 512 channels", |make, images| make.attention(images, [33, 65], 1, 512, false)),
+    ("group_norm, silu", |make, images| {
+        let weight = make.weight(Layer::Norm { channels: 320 })?;
+        make.tensor(&[images, 9, 15, 320], 1)?.group_norm(&weight, 32, 1e-5, Activation::Silu)
+    }),
+    ("layer_norm", |make, images| {
+        make.tensor(&[images, 77, 768], 1)?.layer_norm(&make.weight(Layer::Norm { channels: 768 })?, 1e-5)
+    }),
+    ("upsample2x and concat_channels", |make, images| {
+        let (x, skip) = (make.tensor(&[images, 5, 7, 24], 1)?, make.tensor(&[images, 10, 13, 40], 2)?);
+        x.upsample2x(10, 13)?.concat_channels(&skip)
+    }),
+];
+
+/// Makes inputs of a type on a device; the same values everywhere, and for the first of two images as for one.
+struct Maker<'a> {
+    device: &'a Device,
+    /// The type that values are rounded to.
+    dtype: DType,
+    /// The type that the device computes in.
+    computes: DType,
+}
+
+impl Maker<'_> {
+    fn tensor(&self, shape: &[usize], seed: u32) -> Result<Tensor> {
+        let values = self.values(shape.iter().product(), seed);
+        let tensor = Tensor::new(self.device, [values.len()], &values)?.cast(self.computes)?;
+        match *shape {
+            [a, b] => tensor.reshape([a, b]),
+            [a, b, c] => tensor.reshape([a, b, c]),
+            [a, b, c, d] => tensor.reshape([a, b, c, d]),
+            _ => unreachable!("the cases have two to four sizes"),
+        }
+    }
+
+    /// Even values from -1 to 1.
+    fn values(&self, count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let value = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let value = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            match self.dtype {
+                DType::F16 => f16::from_f32(value).to_f32(),
+                DType::BF16 => bf16::from_f32(value).to_f32(),
+                DType::F32 | DType::U32 => value,
+            }
+        };
+        std::iter::repeat_with(value).take(count).collect()
+    }
+
+    fn weight(&self, layer: Layer) -> Result<Weight> {
+        let (elements, bias_elements) = layer.elements();
+        let bytes = |count, seed| -> Vec<u8> {
+            self.values(count, seed).iter().flat_map(|value: &f32| value.to_le_bytes()).collect()
+        };
+        let (weight, bias) = (bytes(elements, 3), bytes(bias_elements, 4));
+        let data = |bytes| Values::Data { dtype: DType::F32, bytes };
+        self.device.pack(layer, self.computes, data(&weight), Some(data(&bias)))
+    }
+
+    fn attention(
+        &self,
+        images: usize,
+        [queries, keys]: [usize; 2],
+        heads: usize,
+        head_dim: usize,
+        causal: bool,
+    ) -> Result<Tensor> {
+        let tensor = |tokens, seed| self.tensor(&[images, tokens, heads * head_dim], seed);
+        tensor(queries, 1)?.attention(&tensor(keys, 2)?, &tensor(keys, 3)?, heads, causal)
+    }
+}
+
+/// A case on a device beside the CPU, and its first image beside itself alone.
+fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<String> {
+    device.reserve(ARENA)?;
+    let here = Maker { device, dtype, computes: dtype };
+    let there = Maker { device: cpu, dtype, computes: DType::F32 };
+    let (got, want) = (case(&here, 2)?.read()?, case(&there, 2)?.read()?);
+    let largest = want.iter().fold(0f32, |most, value| most.max(value.abs()));
+    let error = got.iter().zip(&want).fold(0f32, |most, (got, want)| {
+        let error = (got - want).abs() / largest;
+        if error.is_nan() { f32::INFINITY } else { most.max(error) }
+    });
+    // A few roundings of the type, of the largest result.
+    let allowed = match dtype {
+        DType::F16 => 2e-3,
+        DType::BF16 => 1.6e-2,
+        DType::F32 | DType::U32 => 1e-5,
+    };
+    if got.len() != want.len() || error > allowed {
+        return Err(Error::process(format!("off by {error:.1e} of the largest result, {allowed:.0e} is allowed")));
+    }
+    let alone = case(&here, 1)?.read()?;
+    match alone.iter().zip(&got).position(|(alone, got)| alone.to_bits() != got.to_bits()) {
+        Some(i) => Err(Error::process(format!("element {i} is another one in a batch: {:e}, {:e}", got[i], alone[i]))),
+        None => Ok(format!("off by {error:.1e} of {allowed:.0e}")),
+    }
+}
+
+/// How two GPUs reach each other.
+#[cfg(feature = "cuda")]
+fn link(from: DeviceId, to: DeviceId) -> String {
+    use backend::cuda::Link;
+    let (DeviceKind::Cuda, DeviceKind::Cuda, Some(a), Some(b)) = (from.kind, to.kind, from.index, to.index) else {
+        return String::new();
+    };
+    match backend::cuda::link(a, b) {
+        Ok(Link::Direct) => ", directly".into(),
+        Ok(Link::None) => ", through the host".into(),
+        Ok(Link::Corrupt) => ", through the host, as their link corrupts data".into(),
+        Err(error) => format!(", {error}"),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn link(_: DeviceId, _: DeviceId) -> String {
+    String::new()
+}
+
+fn copies(from: &Device, to: &Device) -> Result<String> {
+    from.reserve(ARENA)?;
+    to.reserve(ARENA)?;
+    let values = Maker { device: from, dtype: DType::F32, computes: DType::F32 }.values(COPY_BYTES / 4, 7);
+    let there = Tensor::new(from, [values.len()], &values)?.to(to)?;
+    let back = there.to(from)?;
+    for (place, got) in [("there", there.read()?), ("back", back.read()?)] {
+        if got.iter().zip(&values).any(|(got, want)| got.to_bits() != want.to_bits()) {
+            return Err(Error::process(format!("what was sent is not what arrived {place}")));
+        }
+    }
+    Ok(format!("{COPY_BYTES} bytes there and back"))
+}
+
+/// A small picture on each device beside the CPU's.
+fn pictures(devices: &[DeviceInfo], model: Arc<Model>, report: &mut Report) -> Result<()> {
+    let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
+    let draw = |id: DeviceId| -> Result<Vec<u8>> {
+        let map = DeviceMap { devices: vec![id.into()], ..DeviceMap::default() };
+        let largest = Largest::of([&request], &model.spec)?.expect("there is a request");
+        let plan = Plan::resolve(&map, &model.spec, &largest, devices)?;
+        let picture = Engine::load(model.clone(), &plan)?.submit(request.clone()).wait()?;
+        Ok(picture.image.expect("the request asks for a picture").rgb)
+    };
+    let want = draw(DeviceId::CPU)?;
+    for info in devices.iter().filter(|info| info.id.kind != DeviceKind::Cpu) {
+        let begun = Instant::now();
+        let apart = draw(info.id).and_then(|got| {
+            let sum: f64 = got.iter().zip(&want).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+            let apart = sum / want.len() as f64;
+            // Rounding of 16 bits shows in a step or two; anything wrong makes another picture.
+            let what = format!("{apart:.2} of 255 apart from the CPU's on average");
+            if apart < 4.0 { Ok(what) } else { Err(Error::process(what)) }
+        });
+        let seconds = begun.elapsed().as_secs_f64();
+        report.result(&format!("{} a picture", info.id), apart.map(|what| timed(what, seconds)))?;
+    }
+    Ok(())
+}
+
+fn timed(what: impl Display, seconds: f64) -> String {
+    format!("{what}, in {seconds:.1} s with loading")
+}

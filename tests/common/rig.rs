@@ -1,0 +1,53 @@
+//! The rig of fake GPUs, if it is this process's driver: `tests/cuda_rig/run`.
+
+use std::{
+    ffi::{CString, c_char},
+    path::{Path, PathBuf},
+};
+
+use libloading::Library;
+
+/// The driver's library is the rig.
+pub struct Rig {
+    library: Library,
+    folder: PathBuf,
+}
+
+impl Rig {
+    /// The rig, or a line that says that it is not here; with `SDSHARD_EXPECT=rig` its absence is a failure.
+    pub fn here() -> Option<Self> {
+        let found = std::env::var_os("SDSHARD_RIG").map(PathBuf::from).map(|folder| {
+            // SAFETY: it is the library that this process has for its driver.
+            let library = unsafe { Library::new(folder.join("libcuda.so.1")) }.expect("tests/cuda_rig/run built it");
+            Self { library, folder }
+        });
+        if found.is_none() {
+            println!("the rig of fake GPUs: not here; tests/cuda_rig/run cargo test");
+            let expected = std::env::var("SDSHARD_EXPECT").unwrap_or_default();
+            assert!(!expected.split(',').any(|name| name == "rig"), "the rig: expected, but not here");
+        }
+        found
+    }
+
+    /// Where it and its kernels lie.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// As `SDSHARD_RIG_KEY=value` in the environment, from here on.
+    pub fn set(&self, key: &str, value: &str) {
+        let (key, value) = (CString::new(key).unwrap(), CString::new(value).unwrap());
+        // SAFETY: that is the function's signature, and it copies what it keeps.
+        unsafe {
+            let set =
+                self.library.get::<unsafe extern "C" fn(*const c_char, *const c_char)>(b"sdshard_rig_set").unwrap();
+            set(key.as_ptr(), value.as_ptr());
+        }
+    }
+
+    /// Back to the environment; devices that have failed work again.
+    pub fn reset(&self) {
+        // SAFETY: that is the function's signature.
+        unsafe { self.library.get::<unsafe extern "C" fn()>(b"sdshard_rig_reset").unwrap()() };
+    }
+}

@@ -1,0 +1,301 @@
+//! Pictures drawn by CUDA devices, alone, with each other and beside other kinds, and what becomes of them when a device
+//! fails. On the rig of fake GPUs: `tests/cuda_rig/run`. Without it there is nothing to test, which is printed; with
+//! `SDSHARD_EXPECT=rig` it is a failure.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::{
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use common::{message_of, rig::Rig, sdshard, succeeds, tiny};
+use sdshard::{
+    DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, Result,
+    backend::{self, DeviceId, DeviceKind},
+    engine::Event,
+    error::Scope,
+    pipeline::{
+        Picture,
+        request::{Output, Rng, Start},
+    },
+};
+
+/// A GPU that has failed has failed for the rest of the process: every test that breaks some has its own.
+const LAUNCH_FAILS: [usize; 2] = [4, 5];
+const IS_LOST: [usize; 2] = [6, 7];
+const OUT_OF_MEMORY: [usize; 2] = [8, 9];
+const CORRUPT: [usize; 2] = [10, 11];
+const NO_LINK: [usize; 2] = [12, 13];
+const GPUS: usize = 14;
+
+/// The rig with its settings as at the start. One test at a time: faults count what all of the process does.
+fn rig() -> Option<(Rig, MutexGuard<'static, ()>)> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::here()?;
+    for (key, value) in [("DEVICES", GPUS.to_string().as_str()), ("PEERS", "good"), ("FAULTS", ""), ("DELAYS", "0")] {
+        rig.set(key, value);
+    }
+    Some((rig, guard))
+}
+
+fn model() -> Arc<Model> {
+    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    Arc::new(Model::open(files, None).unwrap())
+}
+
+fn request(n: u64) -> Request {
+    Request {
+        prompt: format!("picture {n}"),
+        negative_prompt: "blur".into(),
+        seed: n,
+        steps: 2,
+        guidance_scale: 7.5,
+        scheduler: None,
+        width: 64,
+        height: 64,
+        rng: Rng::TorchCpu,
+        start: Start::Noise,
+        output: Output::Image,
+    }
+}
+
+fn plan(model: &Model, map: &str) -> Plan {
+    let largest = Largest::of([&request(0)], &model.spec).unwrap().unwrap();
+    let map = DeviceMap::parse(map, "map.toml").unwrap();
+    Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// What became of requests: the pictures, and how often one was tried again.
+fn generate(engine: &Engine, count: u64) -> Result<(Vec<Picture>, usize)> {
+    let (mut pictures, mut retried) = ((0..count).map(|_| None).collect::<Vec<_>>(), 0);
+    engine.generate((0..count).map(request), |index, event| {
+        match event {
+            Event::Retry { .. } => retried += 1,
+            Event::Done(result) => pictures[index] = Some(result?),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((pictures.into_iter().map(|picture| picture.expect("every request is done")).collect(), retried))
+}
+
+/// The pictures 0 to `count`, drawn in the planned bytes.
+fn draw(map: &str, count: u64) -> Vec<Picture> {
+    let model = model();
+    let plan = plan(&model, map);
+    let engine = Engine::load(model, &plan).unwrap_or_else(|e| panic!("{map}\n{e}"));
+    let (pictures, _) = generate(&engine, count).unwrap_or_else(|e| panic!("{map}\n{e}"));
+    for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
+        let planned = (planned.id, planned.activation_bytes);
+        // One of several replicas may come too late for all requests.
+        let idle = plan.replicas.len() > 1 && peak == 0;
+        assert!(idle || planned == (id, peak as u64), "{map}: {id} uses {peak} arena bytes in place of {planned:?}");
+    }
+    pictures
+}
+
+fn rgb(picture: &Picture) -> &[u8] {
+    &picture.image.as_ref().expect("an image was asked for").rgb
+}
+
+/// The mean difference of two lists of pictures, in steps of 255.
+fn apart(a: &[Picture], b: &[Picture]) -> f64 {
+    let pairs = a.iter().zip(b).flat_map(|(a, b)| rgb(a).iter().zip(rgb(b)));
+    let (count, sum) = pairs.fold((0, 0.0), |(n, sum), (a, b)| (n + 1, sum + f64::from(a.abs_diff(*b))));
+    sum / f64::from(count)
+}
+
+fn bits(pictures: &[Picture]) -> Vec<(Vec<u32>, &[u8])> {
+    let latents = |picture: &Picture| picture.latents.values.iter().map(|value| value.to_bits()).collect();
+    pictures.iter().map(|picture| (latents(picture), rgb(picture))).collect()
+}
+
+fn gpus(numbers: &[usize]) -> String {
+    let names: Vec<_> = numbers.iter().map(|n| format!("\"cuda:{n}\"")).collect();
+    format!("devices = [{}]\n", names.join(", "))
+}
+
+/// The bounds are a few times what the types' roundings were seen to make of these random weights.
+#[test]
+fn pictures_are_the_cpus_in_every_type() {
+    let Some(_rig) = rig() else { return };
+    let cpu = draw("devices = [\"cpu\"]", 2);
+    assert!(apart(&cpu[..1], &cpu[1..]) > 1.0, "other pictures are far apart");
+    println!("other pictures: {:.4} steps of 255", apart(&cpu[..1], &cpu[1..]));
+    let mut drawn = Vec::new();
+    for (dtype, bound) in [("f32", 0.01), ("f16", 1.0), ("bf16", 5.0)] {
+        let pictures = draw(&format!("{}dtype = \"{dtype}\"\n", gpus(&[0])), 2);
+        println!("{dtype}: {:.4} steps of 255", apart(&cpu, &pictures));
+        assert!(apart(&cpu, &pictures) <= bound, "{dtype}: {} steps of 255", apart(&cpu, &pictures));
+        assert!(
+            drawn.iter().all(|others: &Vec<Picture>| bits(others) != bits(&pictures)),
+            "{dtype} is a class of its own"
+        );
+        drawn.push(pictures);
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_runs_replicas_cuts_pools_or_where_weights_rest() {
+    let Some((rig, _guard)) = rig() else { return };
+    let want = draw(&gpus(&[0]), 3);
+    let four = gpus(&[0, 1, 2, 3]);
+    for map in [
+        gpus(&[3]),
+        format!("{}in_flight = 2\n", gpus(&[0])),
+        format!("{four}replicas = 4\n"),
+        format!("{four}[components]\ntext_encoder = \"cuda:3\"\nunet = \"cuda:1\"\nvae = \"cuda:2\"\n"),
+        format!("{four}[components]\nunet = {{ shards = {{ \"\" = \"cuda:0\", \"up_blocks\" = \"cuda:1\" }} }}\n"),
+        format!(
+            "{four}in_flight = 2\n[components]\nunet = {{ shards = {{ \"\" = \"cuda:2\", \"mid_block\" = \"cuda:3\" }} }}\n"
+        ),
+        format!("{four}[components]\nunet = {{ negative = \"cuda:0\", positive = \"cuda:1\" }}\n"),
+        format!("{four}[components]\nunet = [\"cuda:1\", \"cuda:2\"]\nvae = \"cuda:0\"\n"),
+        format!("{}[components]\nunet = {{ execute = \"cuda:0\", reside = \"host\" }}\n", gpus(&[0])),
+        format!("{}[components]\nvae = {{ execute = \"cuda:0\", reside = \"disk\" }}\n", gpus(&[0])),
+    ] {
+        assert!(bits(&draw(&map, 3)) == bits(&want), "{map}\ndraws other pictures than one GPU");
+        // Once more with streams, blocks and threads as late as chance wants them.
+        rig.set("DELAYS", "11");
+        assert!(bits(&draw(&map, 2)) == bits(&want[..2]), "{map}\nwith delays draws other pictures than one GPU");
+        rig.set("DELAYS", "0");
+    }
+}
+
+#[test]
+fn the_shipped_balanced_map_spreads_over_two_gpus() {
+    let Some(_rig) = rig() else { return };
+    let shipped = include_str!("../device_maps/balanced.toml");
+    let line = "# devices = [\"cpu:0\", \"cpu:1\"]\n";
+    assert!(shipped.contains(line), "{shipped}");
+    let map = shipped.replace(line, &gpus(&[0, 1]));
+    let plan = plan(&model(), &map);
+    let used: Vec<_> = plan.devices.iter().filter(|device| device.weight_bytes > 0).map(|device| device.id).collect();
+    assert_eq!(used, [0, 1].map(|n| DeviceId::new(DeviceKind::Cuda, n)), "both hold something");
+    assert!(bits(&draw(&map, 2)) == bits(&draw(&gpus(&[2]), 2)));
+}
+
+#[test]
+fn gpus_of_cuda_work_beside_other_kinds() {
+    let Some(_rig) = rig() else { return };
+    let one = draw(&gpus(&[0]), 2);
+    let with_cpu = "devices = [\"cpu\", \"cuda:0\", \"cuda:1\"]\n\
+         [components]\ntext_encoder = \"cpu\"\nunet = \"cuda:0\"\nvae = \"cuda:1\"\n";
+    assert!(apart(&draw(with_cpu, 2), &one) <= 1.0);
+    if backend::visible().iter().any(|device| device.id.kind == DeviceKind::Wgpu) {
+        let with_wgpu = "devices = [\"cpu\", \"cuda:0\", \"wgpu:0\"]\n\
+             [components]\ntext_encoder = \"cpu\"\nunet = \"cuda:0\"\nvae = \"wgpu:0\"\n";
+        assert!(apart(&draw(with_wgpu, 2), &one) <= 1.0);
+    } else {
+        println!("wgpu: not here");
+    }
+}
+
+/// Two replicas, of which one fails on the way: every picture is drawn, as if nothing had happened.
+fn survives(rig: &Rig, pair: [usize; 2], map: &str, fault: &str) {
+    let want = draw(&gpus(&[0]), 6);
+    let model = model();
+    let plan = plan(&model, &format!("{}replicas = 2\n{map}", gpus(&pair)));
+    let engine = Engine::load(model, &plan).unwrap();
+    rig.set("FAULTS", fault);
+    let (pictures, retried) = generate(&engine, 6).unwrap_or_else(|e| panic!("{fault}\n{e}"));
+    assert!(retried >= 1, "{fault}: nothing failed");
+    assert!(bits(&pictures) == bits(&want), "{fault}: other pictures");
+}
+
+#[test]
+fn a_launch_that_fails_costs_its_device_and_no_picture() {
+    let Some((rig, _guard)) = rig() else { return };
+    survives(&rig, LAUNCH_FAILS, "", "launch:300");
+}
+
+#[test]
+fn a_lost_device_costs_no_picture_and_says_so() {
+    let Some((rig, _guard)) = rig() else { return };
+    let [first, second] = IS_LOST;
+    survives(&rig, IS_LOST, "", &format!("lost:{first}:500"));
+    // The other one is lost too, and nothing is left to draw with.
+    let model = model();
+    let plan = plan(&model, &gpus(&[second]));
+    let engine = Engine::load(model, &plan).unwrap();
+    rig.set("FAULTS", &format!("lost:{second}:200"));
+    let error = engine.submit(request(0)).wait().unwrap_err();
+    assert!(error.to_string().contains(&format!("cuda:{second}")), "{error}");
+    assert!(matches!(error.scope(), Scope::Device(_)), "{error}");
+}
+
+#[test]
+fn too_little_memory_is_an_error_that_says_how_much_and_ends_nothing_else() {
+    let Some((rig, _guard)) = rig() else { return };
+    let model = model();
+    let [first, second] = OUT_OF_MEMORY;
+    let plan = plan(&model, &gpus(&[first]));
+    // While weights are loaded, at several places.
+    for turn in [2, 5, 50] {
+        rig.set("FAULTS", &format!("alloc:{turn}"));
+        let error =
+            Engine::load(model.clone(), &plan).err().unwrap_or_else(|| panic!("allocation {turn} did not fail"));
+        let message = format!("{error}");
+        assert!(message.contains(&format!("cuda:{first}")) && message.contains("no memory for"), "{message}");
+    }
+    rig.set("FAULTS", "");
+    let engine = Engine::load(model, &plan).unwrap();
+    assert!(bits(&generate(&engine, 1).unwrap().0) == bits(&draw(&gpus(&[0]), 1)), "then there is room");
+    // During a step, when weights come to visit.
+    let visiting = format!("[components]\nunet = {{ execute = \"cuda:{second}\", reside = \"host\" }}\n");
+    let model = self::model();
+    let plan = self::plan(&model, &format!("{}{visiting}", gpus(&[second])));
+    let engine = Engine::load(model, &plan).unwrap();
+    rig.set("FAULTS", "alloc:10");
+    let error = engine.submit(request(0)).wait().unwrap_err();
+    assert!(error.to_string().contains(&format!("cuda:{second}")), "{error}");
+}
+
+#[test]
+fn a_link_that_corrupts_is_found_and_not_used() {
+    let Some((rig, _guard)) = rig() else { return };
+    let want = draw(&gpus(&[0]), 2);
+    for (peers, [a, b], link) in
+        [("corrupt", CORRUPT, backend::cuda::Link::Corrupt), ("none", NO_LINK, backend::cuda::Link::None)]
+    {
+        rig.set("PEERS", peers);
+        let cut =
+            format!("[components]\nunet = {{ shards = {{ \"\" = \"cuda:{a}\", \"up_blocks\" = \"cuda:{b}\" }} }}\n");
+        assert!(bits(&draw(&format!("{}{cut}", gpus(&[a, b])), 2)) == bits(&want), "{peers}: other pictures");
+        assert_eq!(backend::cuda::link(a, b).unwrap(), link);
+    }
+    rig.set("PEERS", "good");
+    assert_eq!(backend::cuda::link(2, 3).unwrap(), backend::cuda::Link::Direct);
+}
+
+/// The program with another driver than this process has.
+fn devices_with(change: impl Fn(&mut Command) -> &mut Command) -> String {
+    let mut command = sdshard(&["devices"]);
+    change(&mut command);
+    let listed = succeeds(&mut command);
+    let mut command = sdshard(&["--output-dir", "never", "--device-map"]);
+    let map = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    std::fs::write(map.path(), "devices = [\"cuda:0\"]").unwrap();
+    command.arg(map.path()).arg("--model").arg(tiny()).arg("a picture");
+    change(&mut command);
+    let message = message_of(command.output().unwrap(), "a map for a GPU");
+    assert!(message.contains("device \"cuda:0\" is not on this machine"), "{message}");
+    assert!(!listed.contains("cuda:0") && listed.contains("cpu  "), "{listed}");
+    let mut command = sdshard(&["devices"]);
+    change(&mut command);
+    String::from_utf8(command.output().unwrap().stderr).unwrap()
+}
+
+#[test]
+fn without_a_driver_a_function_of_it_or_a_device_the_program_goes_on_without_cuda() {
+    let Some(_rig) = rig() else { return };
+    let said = devices_with(|command| command.env_remove("LD_LIBRARY_PATH"));
+    assert!(said.contains("cuda: no driver (libcuda) on this machine"), "{said}");
+    let said = devices_with(|command| command.env("SDSHARD_RIG_FAULTS", "symbol:cuMemcpyPeerAsync"));
+    assert!(said.contains("cuda: the driver has no function cuMemcpyPeerAsync: it is too old"), "{said}");
+    let said = devices_with(|command| command.env("SDSHARD_RIG_DEVICES", "0"));
+    assert!(said.contains("cuda: the driver has no GPU"), "{said}");
+}
