@@ -1,9 +1,10 @@
 // attention: out = softmax(scale * q k^T) v for each image and head, online. Milakov and Gimelshein 2018; Dao et al.
 // 2022. q, out [batch, queries, heads * head_dim]; k, v [batch, keys, heads * head_dim]
-// One invocation per query, 32 to a workgroup, all of one image and head: keys and values are the workgroup's, so their
-// loads are uniform. Keys are looked at KEYS at a time. A head of more than CHANNELS channels goes in slices: each slice
-// of the values is summed by a workgroup of its own, with the scores over all channels.
-// Parameters: struct Attention in src/backend/params.rs, same order, then where q and out, and k and v begin.
+// One invocation for two queries, 64 to a workgroup, all of one image and head: keys and values are the workgroup's, so
+// their loads are uniform. Keys are looked at KEYS at a time. A head of more than 4 MOST channels goes in slices: each
+// slice of the values is summed by a workgroup of its own, with the scores over all channels.
+// Parameters: struct Attention in src/backend/params.rs, same order, then where q and out, and k and v begin,
+// and the fours of a slice.
 
 struct Attention {
     batch: u32,
@@ -15,18 +16,18 @@ struct Attention {
     scale: f32,
     q_first: u32,
     k_first: u32,
+    slice: u32,
 }
 var<immediate> p: Attention;
 
-// Channels of a head, in fours; whether they are whole ones; fours of a slice.
-override D4: u32 = 10u;
+// Heads are whole fours of channels.
 override WHOLE: bool = false;
-override SLICE: u32 = 10u;
 
-const QUERIES = 32u;
+const QUERIES = 64u;
+const WIDTH = 32u;
 const KEYS = 16u;
 // Fours of a slice at most.
-const MOST = 40u;
+const MOST = 64u;
 
 @group(0) @binding(2) var<storage, read_write> q: array<Four>;
 @group(0) @binding(3) var<storage, read_write> k: array<Four>;
@@ -77,23 +78,58 @@ fn scaled(scores: vec4<f32>, key: u32, limit: u32) -> vec4<f32> {
     return select(vec4(LOWEST), scores * p.scale, vec4(key) + vec4(0u, 1u, 2u, 3u) < vec4(limit));
 }
 
-@compute @workgroup_size(QUERIES)
+// What sixteen keys weigh, and what earlier sums are multiplied by.
+struct Weights {
+    weights: mat4x4<f32>,
+    factor: f32,
+}
+
+// Weights against the largest score so far; what is not seen weighs exactly nothing.
+fn weights(scores: mat4x4<f32>, block: u32, query: u32, largest: ptr<function, f32>, total: ptr<function, f32>) -> Weights {
+    let limit = select(p.keys, min(p.keys, query + 1u), p.causal == 1u);
+    let s0 = scaled(scores[0], block, limit);
+    let s1 = scaled(scores[1], block + 4u, limit);
+    let s2 = scaled(scores[2], block + 8u, limit);
+    let s3 = scaled(scores[3], block + 12u, limit);
+    let four = max(max(s0, s1), max(s2, s3));
+    let most = max(*largest, max(max(four.x, four.y), max(four.z, four.w)));
+    let factor = exp1(*largest - most);
+    *largest = most;
+    let e0 = select(exp4(s0 - most), vec4(0.0), s0 == vec4(LOWEST));
+    let e1 = select(exp4(s1 - most), vec4(0.0), s1 == vec4(LOWEST));
+    let e2 = select(exp4(s2 - most), vec4(0.0), s2 == vec4(LOWEST));
+    let e3 = select(exp4(s3 - most), vec4(0.0), s3 == vec4(LOWEST));
+    let sums = e0 + e1 + e2 + e3;
+    *total = fma(*total, factor, sums.x + sums.y + sums.z + sums.w);
+    return Weights(mat4x4(e0, e1, e2, e3), factor);
+}
+
+@compute @workgroup_size(WIDTH)
 fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let image = group.y / p.heads;
     let offset = (group.y % p.heads) * p.head_dim;
     let width = p.heads * p.head_dim;
-    let slice = group.z * SLICE;
+    // Counted at run time, so that no driver makes a long program of short loops.
+    let fours = (p.head_dim + 3u) / 4u;
+    let slice = group.z * p.slice;
     let first = group.x * QUERIES;
+    // Queries that are not there are the last one again, kept to themselves.
     let query = min(first + t, p.queries - 1u);
+    let other = min(first + WIDTH + t, p.queries - 1u);
     let at = p.q_first + (image * p.queries + query) * width + offset;
+    let other_at = p.q_first + (image * p.queries + other) * width + offset;
     let end = select(p.keys, min(p.keys, first + QUERIES), p.causal == 1u);
     let rows = p.k_first + image * p.keys * width + offset;
     var acc: array<vec4<f32>, MOST>;
-    for (var d = 0u; d < SLICE; d += 1u) {
-        acc[d] = vec4(0.0);
+    var other_acc: array<vec4<f32>, MOST>;
+    for (var i = 0u; i < p.slice; i += 1u) {
+        acc[i] = vec4(0.0);
+        other_acc[i] = vec4(0.0);
     }
     var largest = LOWEST;
+    var other_largest = LOWEST;
     var total = 0.0;
+    var other_total = 0.0;
     for (var block = 0u; block < end; block += KEYS) {
         // Where each key's row begins; beyond the last one, the last again.
         let r0 = rows + min(block + 0u, p.keys - 1u) * width;
@@ -112,64 +148,109 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         let r13 = rows + min(block + 13u, p.keys - 1u) * width;
         let r14 = rows + min(block + 14u, p.keys - 1u) * width;
         let r15 = rows + min(block + 15u, p.keys - 1u) * width;
-        var s0 = vec4<f32>();
-        var s1 = vec4<f32>();
-        var s2 = vec4<f32>();
-        var s3 = vec4<f32>();
-        for (var d = 0u; d < D4; d += 1u) {
+        var s: mat4x4<f32>;
+        var z: mat4x4<f32>;
+        for (var d = 0u; d < fours; d += 1u) {
             let a = q4(at, d);
-            s0 = vec4(step(s0.x, a, k4(r0, d)), step(s0.y, a, k4(r1, d)), step(s0.z, a, k4(r2, d)),
-                step(s0.w, a, k4(r3, d)));
-            s1 = vec4(step(s1.x, a, k4(r4, d)), step(s1.y, a, k4(r5, d)), step(s1.z, a, k4(r6, d)),
-                step(s1.w, a, k4(r7, d)));
-            s2 = vec4(step(s2.x, a, k4(r8, d)), step(s2.y, a, k4(r9, d)), step(s2.z, a, k4(r10, d)),
-                step(s2.w, a, k4(r11, d)));
-            s3 = vec4(step(s3.x, a, k4(r12, d)), step(s3.y, a, k4(r13, d)), step(s3.z, a, k4(r14, d)),
-                step(s3.w, a, k4(r15, d)));
+            let b = q4(other_at, d);
+            let key0 = k4(r0, d);
+            let key1 = k4(r1, d);
+            let key2 = k4(r2, d);
+            let key3 = k4(r3, d);
+            let key4 = k4(r4, d);
+            let key5 = k4(r5, d);
+            let key6 = k4(r6, d);
+            let key7 = k4(r7, d);
+            let key8 = k4(r8, d);
+            let key9 = k4(r9, d);
+            let key10 = k4(r10, d);
+            let key11 = k4(r11, d);
+            let key12 = k4(r12, d);
+            let key13 = k4(r13, d);
+            let key14 = k4(r14, d);
+            let key15 = k4(r15, d);
+            s[0] = vec4(step(s[0].x, a, key0), step(s[0].y, a, key1),
+                step(s[0].z, a, key2), step(s[0].w, a, key3));
+            s[1] = vec4(step(s[1].x, a, key4), step(s[1].y, a, key5),
+                step(s[1].z, a, key6), step(s[1].w, a, key7));
+            s[2] = vec4(step(s[2].x, a, key8), step(s[2].y, a, key9),
+                step(s[2].z, a, key10), step(s[2].w, a, key11));
+            s[3] = vec4(step(s[3].x, a, key12), step(s[3].y, a, key13),
+                step(s[3].z, a, key14), step(s[3].w, a, key15));
+            z[0] = vec4(step(z[0].x, b, key0), step(z[0].y, b, key1),
+                step(z[0].z, b, key2), step(z[0].w, b, key3));
+            z[1] = vec4(step(z[1].x, b, key4), step(z[1].y, b, key5),
+                step(z[1].z, b, key6), step(z[1].w, b, key7));
+            z[2] = vec4(step(z[2].x, b, key8), step(z[2].y, b, key9),
+                step(z[2].z, b, key10), step(z[2].w, b, key11));
+            z[3] = vec4(step(z[3].x, b, key12), step(z[3].y, b, key13),
+                step(z[3].z, b, key14), step(z[3].w, b, key15));
         }
-        let limit = select(p.keys, min(p.keys, query + 1u), p.causal == 1u);
-        s0 = scaled(s0, block + 0u, limit);
-        s1 = scaled(s1, block + 4u, limit);
-        s2 = scaled(s2, block + 8u, limit);
-        s3 = scaled(s3, block + 12u, limit);
-        let four = max(max(s0, s1), max(s2, s3));
-        let most = max(largest, max(max(four.x, four.y), max(four.z, four.w)));
-        // Weights against the largest score so far; what is not seen weighs exactly nothing.
-        let factor = exp1(largest - most);
-        largest = most;
-        let e0 = select(exp4(s0 - most), vec4(0.0), s0 == vec4(LOWEST));
-        let e1 = select(exp4(s1 - most), vec4(0.0), s1 == vec4(LOWEST));
-        let e2 = select(exp4(s2 - most), vec4(0.0), s2 == vec4(LOWEST));
-        let e3 = select(exp4(s3 - most), vec4(0.0), s3 == vec4(LOWEST));
-        let sums = e0 + e1 + e2 + e3;
-        total = fma(total, factor, sums.x + sums.y + sums.z + sums.w);
-        for (var i = 0u; i < SLICE; i += 1u) {
-            let d = min(slice + i, D4 - 1u);
-            var y = acc[i] * factor;
-            y = fma(vec4(e0.x), v4(r0, d), y);
-            y = fma(vec4(e0.y), v4(r1, d), y);
-            y = fma(vec4(e0.z), v4(r2, d), y);
-            y = fma(vec4(e0.w), v4(r3, d), y);
-            y = fma(vec4(e1.x), v4(r4, d), y);
-            y = fma(vec4(e1.y), v4(r5, d), y);
-            y = fma(vec4(e1.z), v4(r6, d), y);
-            y = fma(vec4(e1.w), v4(r7, d), y);
-            y = fma(vec4(e2.x), v4(r8, d), y);
-            y = fma(vec4(e2.y), v4(r9, d), y);
-            y = fma(vec4(e2.z), v4(r10, d), y);
-            y = fma(vec4(e2.w), v4(r11, d), y);
-            y = fma(vec4(e3.x), v4(r12, d), y);
-            y = fma(vec4(e3.y), v4(r13, d), y);
-            y = fma(vec4(e3.z), v4(r14, d), y);
-            y = fma(vec4(e3.w), v4(r15, d), y);
+        let e = weights(s, block, query, &largest, &total);
+        let f = weights(z, block, other, &other_largest, &other_total);
+        for (var i = 0u; i < p.slice; i += 1u) {
+            let d = min(slice + i, fours - 1u);
+            var y = acc[i] * e.factor;
+            var x = other_acc[i] * f.factor;
+            let value0 = v4(r0, d);
+            y = fma(vec4(e.weights[0].x), value0, y);
+            x = fma(vec4(f.weights[0].x), value0, x);
+            let value1 = v4(r1, d);
+            y = fma(vec4(e.weights[0].y), value1, y);
+            x = fma(vec4(f.weights[0].y), value1, x);
+            let value2 = v4(r2, d);
+            y = fma(vec4(e.weights[0].z), value2, y);
+            x = fma(vec4(f.weights[0].z), value2, x);
+            let value3 = v4(r3, d);
+            y = fma(vec4(e.weights[0].w), value3, y);
+            x = fma(vec4(f.weights[0].w), value3, x);
+            let value4 = v4(r4, d);
+            y = fma(vec4(e.weights[1].x), value4, y);
+            x = fma(vec4(f.weights[1].x), value4, x);
+            let value5 = v4(r5, d);
+            y = fma(vec4(e.weights[1].y), value5, y);
+            x = fma(vec4(f.weights[1].y), value5, x);
+            let value6 = v4(r6, d);
+            y = fma(vec4(e.weights[1].z), value6, y);
+            x = fma(vec4(f.weights[1].z), value6, x);
+            let value7 = v4(r7, d);
+            y = fma(vec4(e.weights[1].w), value7, y);
+            x = fma(vec4(f.weights[1].w), value7, x);
+            let value8 = v4(r8, d);
+            y = fma(vec4(e.weights[2].x), value8, y);
+            x = fma(vec4(f.weights[2].x), value8, x);
+            let value9 = v4(r9, d);
+            y = fma(vec4(e.weights[2].y), value9, y);
+            x = fma(vec4(f.weights[2].y), value9, x);
+            let value10 = v4(r10, d);
+            y = fma(vec4(e.weights[2].z), value10, y);
+            x = fma(vec4(f.weights[2].z), value10, x);
+            let value11 = v4(r11, d);
+            y = fma(vec4(e.weights[2].w), value11, y);
+            x = fma(vec4(f.weights[2].w), value11, x);
+            let value12 = v4(r12, d);
+            y = fma(vec4(e.weights[3].x), value12, y);
+            x = fma(vec4(f.weights[3].x), value12, x);
+            let value13 = v4(r13, d);
+            y = fma(vec4(e.weights[3].y), value13, y);
+            x = fma(vec4(f.weights[3].y), value13, x);
+            let value14 = v4(r14, d);
+            y = fma(vec4(e.weights[3].z), value14, y);
+            x = fma(vec4(f.weights[3].z), value14, x);
+            let value15 = v4(r15, d);
+            y = fma(vec4(e.weights[3].w), value15, y);
+            x = fma(vec4(f.weights[3].w), value15, x);
             acc[i] = y;
+            other_acc[i] = x;
         }
     }
-    if first + t >= p.queries {
-        return;
-    }
-    for (var d = 0u; d < min(SLICE, D4 - slice); d += 1u) {
-        let c = 4u * (slice + d);
-        put_some(at + c, acc[d] / total, min(4u, p.head_dim - c));
+    for (var i = 0u; i < min(p.slice, fours - slice); i += 1u) {
+        let c = 4u * (slice + i);
+        if first + t < p.queries {
+            put_some(at + c, acc[i] / total, min(4u, p.head_dim - c));
+        }
+        if first + WIDTH + t < p.queries {
+            put_some(other_at + c, other_acc[i] / other_total, min(4u, p.head_dim - c));
+        }
     }
 }

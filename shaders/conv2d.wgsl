@@ -1,8 +1,8 @@
 // conv2d: out = activation(sum over the window of x * w + bias + add) + residual, as an implicit matrix product.
 // x [images, x_height, x_width, channels]; w [kernel, kernel, channels, columns]; bias [out]; add [batch or 1, width];
 // residual, out [images, out_height, out_width, width], the first two sizes in `rows`
-// One workgroup per 16 pixels and 4 WIDTH columns; see product.wgsl. Padding is zeros that nobody reads.
-// Parameters: struct Product in src/backend/wgpu/product.rs, same order, then the window.
+// One workgroup per 16 pixels and 256 columns; see product.wgsl. Padding is zeros that nobody reads.
+// Parameters: those of `Wgpu::product` in src/backend/wgpu/product.rs, same order, then the window.
 
 struct Conv2d {
     rows: u32,
@@ -14,6 +14,8 @@ struct Conv2d {
     row_first: u32,
     x_first: u32,
     out_first: u32,
+    tail: u32,
+    activation: u32,
     x_height: u32,
     x_width: u32,
     out_height: u32,

@@ -1,7 +1,7 @@
 // linear: out = activation(x w + bias + add) + residual.
 // x [rows, k]; w [k, columns]; bias [out]; add [rows / rows_per_add or 1, width]; residual, out [rows, width]
-// One workgroup per 16 rows and 4 WIDTH columns; see product.wgsl.
-// Parameters: struct Product in src/backend/wgpu/product.rs, same order, without what a window needs.
+// One workgroup per 16 rows and 256 columns; see product.wgsl.
+// Parameters: those of `Wgpu::product` in src/backend/wgpu/product.rs, same order.
 
 struct Linear {
     rows: u32,
@@ -13,6 +13,8 @@ struct Linear {
     row_first: u32,
     x_first: u32,
     out_first: u32,
+    tail: u32,
+    activation: u32,
 }
 var<immediate> p: Linear;
 

@@ -1,21 +1,24 @@
 // The matrix product behind linear and conv2d: out = activation(sum over taps and channels of x * w + bias + add) +
-// residual. x in rows of `channels` elements, found by `row_at`; w [taps, channels, columns]; out [rows, width].
+// residual. x in rows of `channels` elements, found by `row_at`; w in panels of PANEL columns, each [taps, channels,
+// columns], those of gates behind those of hidden channels; out [rows, width].
 // One invocation has ROWS rows and four columns in registers. Rows are the workgroup's: loads of x are uniform, those
 // of w coalesced. A sum is one chain of fused multiply-adds over k in ascending order, from zero.
 // Each of linear.wgsl and conv2d.wgsl has `p` and the functions that read it. A tensor or weight that cannot be bound
 // at once goes in parts: rows from `p.row_first` on, columns from `p.column_first` on, x and out from an element on.
 
-override WIDTH: u32 = 64u;
+// Rows of x and of w are whole fours; a GEGLU layer.
 override K4: bool = false;
 override N4: bool = false;
-override HAS_BIAS: bool = false;
-override HAS_ADD: bool = false;
-override HAS_RESIDUAL: bool = false;
 override GEGLU: bool = false;
-override ACTIVATION: u32 = 0u;
 
+const WIDTH = 64u;
+// Bits of `p.tail`.
+const HAS_BIAS = 1u;
+const HAS_ADD = 2u;
+const HAS_RESIDUAL = 4u;
 const ROWS = 16u;
 const OUTSIDE = 0xffffffffu;
+const PANEL = 32u;
 
 @group(0) @binding(2) var<storage, read_write> x: array<Four>;
 @group(0) @binding(3) var<storage, read> w: array<Four>;
@@ -73,31 +76,27 @@ fn x4(base: u32, c: u32, channels: u32) -> vec4<f32> {
     return select(vec4(0.0), value, inside);
 }
 
-// Four columns of row k of w; zeros beyond the last.
-fn w4(k: u32, column: u32, columns: u32) -> vec4<f32> {
+// Four columns of w at `i`; zeros beyond the last.
+fn w4(i: u32, count: u32) -> vec4<f32> {
     if N4 {
-        return wide(w[(k * columns + column) >> 2u]);
+        return wide(w[i >> 2u]);
     }
-    return part_of_w(k * columns + column, columns - column);
-}
-
-// Four columns of the gates, which stand behind the hidden channels.
-fn gate4(k: u32, column: u32, columns: u32) -> vec4<f32> {
-    let half = columns / 2u;
-    if N4 && (half & 3u) == 0u {
-        return wide(w[(k * columns + half + column) >> 2u]);
-    }
-    return part_of_w(k * columns + half + column, half - column);
+    return part_of_w(i, count);
 }
 
 fn bias4(column: u32, count: u32) -> vec4<f32> {
     var value = vec4<f32>();
-    if HAS_BIAS {
+    if (p.tail & HAS_BIAS) != 0u {
         for (var j = 0u; j < count; j += 1u) {
             value[j] = bias[column + j];
         }
     }
     return value;
+}
+
+// Where row `first + i` begins, or the last one.
+fn row_in(first: u32, i: u32, tap: u32) -> u32 {
+    return row_at(min(first + i, p.rows - 1u), tap);
 }
 
 // Four more terms of four sums.
@@ -113,44 +112,50 @@ fn product(
 ) {
     let first = (group.y + group.z * groups.y) * ROWS;
     let column = (group.x * WIDTH + local.x) * 4u;
-    let columns = p.columns;
-    let mine = select(columns, columns / 2u, GEGLU);
+    let mine = select(p.columns, p.columns / 2u, GEGLU);
     let rows = p.rows;
     if column >= mine || first >= rows {
         return;
     }
     let channels = p.channels;
-    var acc: array<vec4<f32>, ROWS>;
-    var gate: array<vec4<f32>, ROWS>;
-    for (var i = 0u; i < ROWS; i += 1u) {
-        acc[i] = vec4(0.0);
-        gate[i] = vec4(0.0);
-    }
+    let count = min(4u, mine - column);
+    // The last panel has the columns that are left.
+    let panel = column / PANEL * PANEL;
+    let pitch = min(PANEL, mine - panel);
+    let depth = tap_count() * channels;
+    let start = panel * depth + column - panel;
+    let gates = start + mine * depth;
+    // What a loop counts through does not stay in registers: rows are named one by one wherever it matters.
+    var acc = array<vec4<f32>, ROWS>();
+    var gate = array<vec4<f32>, ROWS>();
     for (var tap = 0u; tap < tap_count(); tap += 1u) {
-        var base: array<u32, ROWS>;
-        for (var i = 0u; i < ROWS; i += 1u) {
-            base[i] = row_at(min(first + i, rows - 1u), tap);
-        }
+        let base = array<u32, ROWS>(
+            row_in(first, 0u, tap), row_in(first, 1u, tap), row_in(first, 2u, tap), row_in(first, 3u, tap),
+            row_in(first, 4u, tap), row_in(first, 5u, tap), row_in(first, 6u, tap), row_in(first, 7u, tap),
+            row_in(first, 8u, tap), row_in(first, 9u, tap), row_in(first, 10u, tap), row_in(first, 11u, tap),
+            row_in(first, 12u, tap), row_in(first, 13u, tap), row_in(first, 14u, tap), row_in(first, 15u, tap),
+        );
         for (var c = 0u; c < channels; c += 4u) {
-            let k = tap * channels + c;
             // Beyond the last channel x is zero: any row of w does.
-            let last = tap * channels + channels - 1u;
-            let w0 = w4(k, column, columns);
-            let w1 = w4(min(k + 1u, last), column, columns);
-            let w2 = w4(min(k + 2u, last), column, columns);
-            let w3 = w4(min(k + 3u, last), column, columns);
+            let k0 = (tap * channels + c) * pitch;
+            let k1 = (tap * channels + min(c + 1u, channels - 1u)) * pitch;
+            let k2 = (tap * channels + min(c + 2u, channels - 1u)) * pitch;
+            let k3 = (tap * channels + min(c + 3u, channels - 1u)) * pitch;
+            let w0 = w4(start + k0, count);
+            let w1 = w4(start + k1, count);
+            let w2 = w4(start + k2, count);
+            let w3 = w4(start + k3, count);
             var g0 = vec4<f32>();
             var g1 = vec4<f32>();
             var g2 = vec4<f32>();
             var g3 = vec4<f32>();
             if GEGLU {
-                g0 = gate4(k, column, columns);
-                g1 = gate4(min(k + 1u, last), column, columns);
-                g2 = gate4(min(k + 2u, last), column, columns);
-                g3 = gate4(min(k + 3u, last), column, columns);
+                g0 = w4(gates + k0, count);
+                g1 = w4(gates + k1, count);
+                g2 = w4(gates + k2, count);
+                g3 = w4(gates + k3, count);
             }
             if K4 {
-                // Row by row in so many words: sums that a loop counts through may not stay in registers.
                 let a0 = x4(base[0], c, channels);
                 acc[0] = step(acc[0], a0, w0, w1, w2, w3);
                 let a1 = x4(base[1], c, channels);
@@ -203,7 +208,7 @@ fn product(
                 }
             } else {
                 for (var i = 0u; i < ROWS; i += 1u) {
-                    let a = x4(base[i], c, channels);
+                    let a = x4(row_in(first, i, tap), c, channels);
                     acc[i] = step(acc[i], a, w0, w1, w2, w3);
                     if GEGLU {
                         gate[i] = step(gate[i], a, g0, g1, g2, g3);
@@ -212,7 +217,8 @@ fn product(
             }
         }
     }
-    let count = min(4u, mine - column);
+    var sums = acc;
+    var gates_of = gate;
     let place = p.column_first + column;
     let plus = bias4(place, count);
     for (var i = 0u; i < ROWS; i += 1u) {
@@ -220,27 +226,27 @@ fn product(
         if row >= rows {
             break;
         }
-        var y = acc[i];
-        if HAS_BIAS {
+        var y = sums[i];
+        if (p.tail & HAS_BIAS) != 0u {
             y += plus;
         }
-        if HAS_ADD {
+        if (p.tail & HAS_ADD) != 0u {
             let at = (p.row_first + row) / p.rows_per_add * p.width + place;
             for (var j = 0u; j < count; j += 1u) {
                 y[j] += wide(add[(at + j) >> 2u])[(at + j) & 3u];
             }
         }
         if GEGLU {
-            var z = gate[i];
-            if HAS_BIAS {
+            var z = gates_of[i];
+            if (p.tail & HAS_BIAS) != 0u {
                 z += bias4(p.width + place, count);
             }
             y *= gelu4(z);
         } else {
-            y = activate4(ACTIVATION, y);
+            y = activate4(p.activation, y);
         }
         let to = p.out_first + row * p.width + place;
-        if HAS_RESIDUAL {
+        if (p.tail & HAS_RESIDUAL) != 0u {
             if N4 {
                 y += wide(residual[to >> 2u]);
             } else {

@@ -77,7 +77,7 @@ fn lesser() -> Vec<Subject> {
         return Vec::new();
     }
     let open = |fewer: &dyn Fn(Capabilities) -> Capabilities| Device::new(id, open_with(id, 0, fewer).unwrap());
-    let narrow = open(&|had| Capabilities { binding_bytes: 16 << 10, ..had });
+    let narrow = open(&|had| Capabilities { binding_bytes: 150 << 10, ..had });
     let words = open(&|had| Capabilities { f16: false, ..had });
     let subject = |name: &str, device: &Device, dtype| Subject {
         name: format!("{id} {name}, {dtype}"),

@@ -3,7 +3,7 @@
 //!
 //! The bounds: parts to 1e-4 of the output's largest value, latents after ten steps to 1e-3 of theirs, pictures to one
 //! step of 255. Sums are taken in another order there, and ten steps with guidance 7.5 magnify the difference. In f16 a
-//! part is a few dozen roundings of 5e-4 away, which add up at random: 1e-2; in bf16, eight times as coarse, 8e-2.
+//! part is a few dozen roundings of 5e-4 away, which add up at random: 5e-3; in bf16, eight times as coarse, 4e-2.
 
 use std::sync::Arc;
 
@@ -123,8 +123,8 @@ fn weights(model: &Model, component: Component) -> Weights {
 /// How far a part may be from the reference in a type.
 fn bound(dtype: DType) -> f32 {
     match dtype {
-        DType::F16 => 1e-2,
-        DType::BF16 => 8e-2,
+        DType::F16 => 5e-3,
+        DType::BF16 => 4e-2,
         DType::F32 | DType::U32 => 1e-4,
     }
 }

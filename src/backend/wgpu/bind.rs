@@ -82,6 +82,17 @@ impl Wgpu {
         buffers.iter().all(|buffer| buffer.bytes().next_multiple_of(STEP) <= self.most())
     }
 
+    /// Refuses an op whose invocations take longer than the driver lets them.
+    pub(super) fn check_turns(&self, turns: u64) -> Result<()> {
+        let most = self.context.capabilities.loop_turns;
+        if turns <= u64::from(most) {
+            return Ok(());
+        }
+        Err(Error::request(format!("a sum of {turns} turns on {}", self.class))
+            .found(format!("this driver ends invocations after {most} turns"))
+            .hint("a smaller width and height, or another device for this component"))
+    }
+
     /// How many rows of the largest of `row_bytes` can be bound at once, wherever they begin.
     pub(super) fn rows_that_fit(&self, row_bytes: usize) -> usize {
         self.most().saturating_sub(2 * STEP) / row_bytes.max(1)

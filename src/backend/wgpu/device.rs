@@ -63,6 +63,8 @@ pub struct Capabilities {
     pub f16: bool,
     /// The most that an op can bind of one buffer, in bytes.
     pub binding_bytes: u64,
+    /// How often the loops of one invocation may turn in all. llvmpipe ends one that turns more often, in silence.
+    pub loop_turns: u32,
 }
 
 impl Capabilities {
@@ -71,6 +73,7 @@ impl Capabilities {
         Self {
             f16: adapter.features().contains(Features::SHADER_F16),
             binding_bytes: adapter.limits().max_storage_buffer_binding_size,
+            loop_turns: if adapter.get_info().driver == "llvmpipe" { 65535 } else { u32::MAX },
         }
     }
 }

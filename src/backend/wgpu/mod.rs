@@ -2,21 +2,30 @@
 //!
 //! An op is one dispatch of a shader in `shaders/`, recorded and sent together with others. Weights have buffers of
 //! their own. An arena is one buffer, of which an op binds the ranges that it uses: all of them for writing too, as a
-//! buffer may be bound in one way only. Numbers are f32. Every loop of a shader runs in an order that depends on the
-//! layer alone.
+//! buffer may be bound in one way only. Every loop of a shader runs in an order that depends on the layer alone.
 //!
-//! What a GPU has to move, on paper. "Once" is what the op cannot do without; more than that comes from caches.
+//! **Variants.** A shader stands behind one of `f32.wgsl`, `f16.wgsl` and `packed.wgsl`, which say how numbers lie in
+//! memory; what is computed with them is f32. `packed` is f16 in words, for adapters without the type. All three round by
+//! the same integer arithmetic, so f16 gives the same bits with and without it.
+//!
+//! **Parts.** What cannot be bound at once goes in parts ([`bind`]): rows, lines of a convolution with what their windows
+//! look at, pixels of a norm, columns of a weight. Each element has the same chain of operations in any part.
+//!
+//! What a GPU has to move, on paper, in numbers of the component's type. "Once" is what the op cannot do without; more
+//! than that comes from caches.
 //!
 //! | op | reads | writes | workgroup memory | invocations and what they hold |
 //! |---|---|---|---|---|
-//! | `linear`, `conv2d` | x once per 4 WIDTH columns (512 at most) and tap; w once per 8 rows, coalesced | once | none | up to 128; 32 sums each, 64 for GEGLU |
-//! | `attention` | q once per 64 keys; k and v once per 16 queries | once | 4.2 KiB | 64; 64 sums each, 128 for heads of more than 256 channels |
+//! | `linear`, `conv2d` | x once per 256 columns and tap; w once per 16 rows, in panels of 32 columns | once | none | 64; 64 sums each, 128 for GEGLU |
+//! | `attention` | q once per 16 keys; k and v once per 64 queries | once | none | 32; two rows of sums each, up to 256 channels |
 //! | `group_norm` | x three times, the second from the cache | once, and 8 bytes per 64 pixels and group | 768 B | 32, 64 and 64; a few |
 //! | `layer_norm` | x three times, two of them from the cache | once | 256 B | 64; a few |
-//! | `activate`, `add_channels`, `scale_add`, `cast`, copies | once | once | none | 64; one element each |
+//! | `activate`, `add_channels`, `scale_add`, `upsample2x`, `concat_channels` | once | once | none | 64; four elements each |
+//! | `cast`, `copy` | once | once | none | 64; a word of the narrower type each |
 //!
-//! Workgroup memory of 16 KiB and workgroups of 128 are what every driver offers, so neither limits how many run at a time;
-//! the sums of `linear` leave room for 16 warps of 32 on a multiprocessor with 65536 registers.
+//! No op needs more than 768 bytes of workgroup memory or 64 invocations, which every driver offers, so neither limits how
+//! many run at a time; the sums of `linear`, about 110 registers with what they are made of, leave room for 18 warps of 32
+//! on a multiprocessor with 65536 registers.
 
 mod bind;
 mod device;
@@ -47,9 +56,11 @@ use pipeline::{Constants, Pipelines, Shader, Storage, Variant};
 use product::ROW_STEP;
 
 /// Queries that a workgroup of attention looks at, as in `attention.wgsl`.
-const QUERIES: u32 = 32;
+const QUERIES: u32 = 64;
+/// Keys that it looks at at a time, as in `attention.wgsl`.
+const KEYS: u32 = 16;
 /// Fours of channels that an invocation of attention sums, at most.
-const SLICE: u32 = 40;
+const SLICE: u32 = 64;
 /// Workgroups along one dimension: what every driver offers.
 const MOST_GROUPS: u32 = 65535;
 /// Pixels whose statistics a workgroup of group norm takes, as in `group_norm.wgsl`.
@@ -332,8 +343,8 @@ impl Backend for Wgpu {
         let fours = p.head_dim.div_ceil(4);
         // Slices of one size, as few as possible.
         let slices = fours.div_ceil(SLICE);
-        let constants: Constants =
-            vec![("D4", fours), ("WHOLE", u32::from(p.head_dim.is_multiple_of(4))), ("SLICE", fours.div_ceil(slices))];
+        self.check_turns(u64::from(p.keys.div_ceil(KEYS)) * u64::from(1 + fours + fours.div_ceil(slices)) + 512)?;
+        let constants: Constants = vec![("WHOLE", u32::from(p.head_dim.is_multiple_of(4)))];
         let (width, dtype) = ((p.heads * p.head_dim) as usize, q.dtype());
         let (queries, keys) = (p.queries as usize * width, p.keys as usize * width);
         // Image by image where all of them cannot be bound at once.
@@ -346,7 +357,7 @@ impl Backend for Wgpu {
             let parameters = Parameters::default()
                 .u32s(&[images as u32, p.queries, p.keys, p.heads, p.head_dim, p.causal])
                 .f32s(&[p.scale])
-                .u32s(&[q_first, k_first]);
+                .u32s(&[q_first, k_first, fours.div_ceil(slices)]);
             let storage = self.storage(dtype);
             let variant =
                 Variant { shader: Shader::Attention, storage, entry: "attention", constants: constants.clone() };
@@ -606,7 +617,10 @@ mod tests {
     fn tiles_are_those_of_the_shaders() {
         for (shader, line) in [
             (Shader::Linear, format!("const ROWS = {}u;", product::ROWS)),
+            (Shader::Linear, format!("const PANEL = {}u;", product::PANEL)),
+            (Shader::Linear, format!("const WIDTH = {}u;", product::WIDTH)),
             (Shader::Attention, format!("const QUERIES = {QUERIES}u;")),
+            (Shader::Attention, format!("const KEYS = {KEYS}u;")),
             (Shader::Attention, format!("const MOST = {SLICE}u;")),
             (Shader::GroupNorm, format!("const CHUNK = {CHUNK}u;")),
         ] {

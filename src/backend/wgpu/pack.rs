@@ -4,14 +4,20 @@ use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 
-use super::{Wgpu, bind::Memory, device::PIECE_BYTES};
+use super::{
+    Wgpu,
+    bind::{Memory, STEP, parts},
+    device::PIECE_BYTES,
+    product::PANEL,
+};
 use crate::{
     backend::{DType, Layer, Values, Weight, WeightData},
     error::{Error, Result},
 };
 
-/// A layer's parameters. Products have `[k, out]`, convolutions `[kernel, kernel, channels, out]`, all others the order
-/// of the file.
+/// A layer's parameters. Products have panels of [`PANEL`] columns, in each `[k, columns]`, or for convolutions `[kernel,
+/// kernel, channels, columns]`: neighbouring invocations read what lies side by side, and one reads on where it was. All
+/// others have the order of the file.
 pub struct Packed {
     /// What cannot be bound at once lies in several buffers, each with some of the output's columns.
     pub parts: Vec<Part>,
@@ -103,7 +109,7 @@ fn some(values: Values<'_>, start: usize, count: usize) -> Result<(DType, &[u8])
 }
 
 /// Calls `write(first byte, bytes)` with the elements of some columns of a layer's weight in the order in which shaders
-/// read them, a piece at a time, each but the last of whole words.
+/// read them, some panels at a time. All but the last are of whole words.
 fn in_order<E: Element>(
     layer: Layer,
     columns: &Range<usize>,
@@ -111,50 +117,46 @@ fn in_order<E: Element>(
     mut write: impl FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let size = size_of::<E>();
-    let piece_elements = PIECE_BYTES / size;
-    let (out, channels, taps) = match layer {
-        Layer::Linear { out, k } | Layer::Geglu { out, k } => (out, k, 1),
-        Layer::Conv2d { out, channels, kernel } => (out, channels, kernel * kernel),
+    let (channels, taps) = match layer {
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => (k, 1),
+        Layer::Conv2d { channels, kernel, .. } => (channels, kernel * kernel),
         Layer::Norm { .. } | Layer::Embedding { .. } => {
-            let elements = layer.elements().0;
-            let mut piece = vec![E::zeroed(); piece_elements.min(elements)];
-            for start in (0..elements).step_by(piece_elements) {
-                let count = piece_elements.min(elements - start);
+            let (elements, most) = (layer.elements().0, PIECE_BYTES / size);
+            let mut piece = vec![E::zeroed(); most.min(elements)];
+            for start in (0..elements).step_by(most) {
+                let count = most.min(elements - start);
                 E::read(weight, start, &mut piece[..count])?;
                 write(start * size, bytemuck::cast_slice(&piece[..count]))?;
             }
             return Ok(());
         }
     };
-    let half = out / 2;
-    let gates = if matches!(layer, Layer::Geglu { .. }) { half + columns.start..half + columns.end } else { 0..0 };
-    let columns: Vec<usize> = columns.clone().chain(gates).collect();
-    // From [out, channels, taps] as stored to [taps, channels, columns]. Where a piece of 16-bit numbers would end in the
-    // middle of a word, all is one piece.
-    let wide = columns.len();
-    let ends_whole = (wide * size).is_multiple_of(4);
-    let step = if ends_whole { (piece_elements / (wide * taps)).clamp(1, channels) } else { channels };
-    let mut row = vec![E::zeroed(); step * taps];
-    let mut piece = vec![E::zeroed(); step * taps * wide];
-    for first in (0..channels).step_by(step) {
-        let count = step.min(channels - first);
-        for (place, column) in columns.iter().enumerate() {
-            E::read(weight, (column * channels + first) * taps, &mut row[..count * taps])?;
-            for (i, value) in row[..count * taps].iter().enumerate() {
-                piece[((i % taps) * count + i / taps) * wide + place] = *value;
+    let gates = match layer {
+        Layer::Geglu { out, .. } => Some(out / 2 + columns.start..out / 2 + columns.end),
+        _ => None,
+    };
+    let depth = channels * taps;
+    let (mut row, mut piece, mut written) = (vec![E::zeroed(); depth], Vec::new(), 0);
+    for half in [Some(columns.clone()), gates].into_iter().flatten() {
+        for (first, pitch) in parts(half.len(), PANEL, PANEL) {
+            // From [column, channels, taps] as stored to [taps, channels, column].
+            let panel = piece.len();
+            piece.resize(panel + depth * pitch, E::zeroed());
+            for place in 0..pitch {
+                E::read(weight, (half.start + first + place) * depth, &mut row)?;
+                for (i, value) in row.iter().enumerate() {
+                    piece[panel + (i % taps * channels + i / taps) * pitch + place] = *value;
+                }
             }
-        }
-        let piece: &[u8] = bytemuck::cast_slice(&piece[..taps * count * wide]);
-        if count == channels {
-            write(0, piece)?;
-        } else {
-            let bytes = count * wide * size;
-            for (tap, slice) in piece.chunks(bytes).enumerate() {
-                write((tap * channels + first) * wide * size, slice)?;
+            // Only the last panel of a half can end in the middle of a word: it waits for what follows.
+            if piece.len() * size >= PIECE_BYTES && (piece.len() * size).is_multiple_of(4) {
+                write(written, bytemuck::cast_slice(&piece))?;
+                written += piece.len() * size;
+                piece.clear();
             }
         }
     }
-    Ok(())
+    if piece.is_empty() { Ok(()) } else { write(written, bytemuck::cast_slice(&piece)) }
 }
 
 fn in_type(
@@ -201,13 +203,12 @@ impl Wgpu {
             // A table is bound in parts of one buffer.
             Layer::Embedding { channels, .. } => return Ok(vec![(0..channels, elements * dtype.size())]),
         };
-        let most = self.most().saturating_sub(super::bind::STEP) / column_bytes;
+        let most = self.most().saturating_sub(STEP) / column_bytes;
         if most == 0 {
             return Err(refused());
         }
-        // Fours of columns are read at once, which begin where eight do in every part.
         let part = |(first, count)| (first..first + count, count * column_bytes);
-        Ok(super::bind::parts(columns, most, 8.min(most)).map(part).collect())
+        Ok(parts(columns, most, PANEL.min(most)).map(part).collect())
     }
 
     /// Memory with a name.
@@ -274,13 +275,10 @@ mod tests {
 
     #[test]
     fn weights_are_in_the_order_of_the_product() {
-        let (out, channels, kernel) = (6, 3, 2);
-        let conv = Layer::Conv2d { out, channels, kernel };
-        let geglu = Layer::Geglu { out: 6, k: 12 };
-        let stored: Vec<f32> = (0..72).map(|i| i as f32).collect();
+        let stored: Vec<f32> = (0..70 * 12).map(|i| i as f32).collect();
         let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&stored) };
-        let get = |layer, columns: Range<usize>, wide: usize, k: usize| -> Vec<f32> {
-            let mut got = vec![0; wide * k * 2];
+        let get = |layer, columns: Range<usize>, elements: usize| -> Vec<f32> {
+            let mut got = vec![0; elements * 2];
             in_type(DType::F16, layer, &columns, weight, |start, piece| {
                 got[start..][..piece.len()].copy_from_slice(piece);
                 Ok(())
@@ -288,21 +286,27 @@ mod tests {
             .unwrap();
             got.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]]).to_f32()).collect()
         };
-        for columns in [0..6, 2..5] {
-            let got = get(conv, columns.clone(), columns.len(), 12);
+        let (out, channels, kernel) = (70, 3, 2);
+        let conv = Layer::Conv2d { out, channels, kernel };
+        for columns in [0..70, 3..38] {
+            let got = get(conv, columns.clone(), columns.len() * 12);
             for (place, column) in columns.clone().enumerate() {
+                let (panel, within) = (place / PANEL * PANEL, place % PANEL);
+                let pitch = PANEL.min(columns.len() - panel);
                 for channel in 0..channels {
                     for tap in 0..kernel * kernel {
-                        let want = stored[(column * channels + channel) * kernel * kernel + tap];
-                        assert_eq!(got[(tap * channels + channel) * columns.len() + place], want);
+                        let want = half::f16::from_f32(stored[(column * channels + channel) * kernel * kernel + tap]);
+                        let at = panel * 12 + (tap * channels + channel) * pitch + within;
+                        assert_eq!(got[at], want.to_f32(), "column {column}");
                     }
                 }
             }
         }
         // Hidden column 1 and 2, then their gates.
-        let got = get(geglu, 1..3, 4, 12);
+        let got = get(Layer::Geglu { out: 6, k: 12 }, 1..3, 4 * 12);
         for k in 0..12 {
-            assert_eq!(got[4 * k..][..4], [1, 2, 4, 5].map(|row| stored[row * 12 + k]));
+            assert_eq!(got[2 * k..][..2], [1, 2].map(|row| stored[row * 12 + k]));
+            assert_eq!(got[24 + 2 * k..][..2], [4, 5].map(|row| stored[row * 12 + k]));
         }
     }
 }

@@ -18,6 +18,10 @@ use crate::{
 
 /// Rows of a product that one invocation computes, as in `product.wgsl`.
 pub const ROWS: u32 = 16;
+/// Invocations of a workgroup, each of four columns, as in `product.wgsl`.
+pub const WIDTH: u32 = 64;
+/// Columns of a panel of weights, as in `product.wgsl`.
+pub const PANEL: usize = 32;
 /// Rows at which a part may begin so that every tensor of as many rows begins at a bindable place.
 pub const ROW_STEP: usize = 128;
 
@@ -107,6 +111,10 @@ impl Wgpu {
         let wide = width as usize;
         let geglu = e.activation == Activation::Geglu;
         let (x_bound, x_first) = self.part(x, rows.x.0, rows.x.1)?;
+        let taps = rows.window.get(4).map_or(1, |kernel| u64::from(kernel * kernel));
+        // Rows that are not whole fours are looked at by a loop of their own.
+        let per_four = if channels.is_multiple_of(4) { 1 } else { 1 + u64::from(ROWS) };
+        self.check_turns(taps * (1 + u64::from(channels.div_ceil(4)) * per_four) + 8 * u64::from(ROWS))?;
         let (out_bound, out_first) = self.part(out, rows.first * wide, rows.count * wide)?;
         let add = e.channel_add.map_or(Ok(x_bound), |(add, _)| self.whole(add))?;
         let residual = match e.residual {
@@ -115,34 +123,29 @@ impl Wgpu {
         };
         // How many rows have a row of the per-channel sum in common.
         let rows_per_add = e.channel_add.map_or(call.rows, |(_, adds)| call.rows / adds).max(1);
+        // As numbered in `product.wgsl`.
+        let tail =
+            u32::from(w.bias.is_some()) + 2 * u32::from(e.channel_add.is_some()) + 4 * u32::from(e.residual.is_some());
         for part in &w.parts {
             let mine = part.columns.len() as u32;
             let columns = if geglu { 2 * mine } else { mine };
             let column_first = part.columns.start as u32;
-            let fours = mine.div_ceil(4);
-            let groups = fours.div_ceil(128);
-            let group_width = fours.div_ceil(groups).next_multiple_of(8);
             let whole = [mine, width, column_first, out_first].iter().all(|n| n.is_multiple_of(4));
             let constants: Constants = vec![
-                ("WIDTH", group_width),
                 ("K4", u32::from(channels.is_multiple_of(4) && x_first.is_multiple_of(4))),
                 ("N4", u32::from(whole)),
-                ("HAS_BIAS", u32::from(w.bias.is_some())),
-                ("HAS_ADD", u32::from(e.channel_add.is_some())),
-                ("HAS_RESIDUAL", u32::from(e.residual.is_some())),
                 ("GEGLU", u32::from(geglu)),
-                ("ACTIVATION", number(if geglu { Activation::None } else { e.activation })),
             ];
             let count = rows.count as u32;
             let parameters = Parameters::default()
                 .u32s(&[count, channels, columns, width, column_first, rows_per_add, rows.first as u32])
-                .u32s(&[x_first, out_first])
+                .u32s(&[x_first, out_first, tail, number(e.activation)])
                 .u32s(&rows.window);
             let (y, z) = spread(count.div_ceil(ROWS));
             let variant = Variant { shader, storage: self.storage(x.dtype()), entry: "product", constants };
             let bias = w.bias.as_ref().unwrap_or(&self.nothing);
             let bound = [out_bound, out_bound, x_bound, part.memory.all(), bias.all(), add, residual];
-            self.run(variant, &bound, parameters, [fours.div_ceil(group_width), y, z])?;
+            self.run(variant, &bound, parameters, [mine.div_ceil(4 * WIDTH), y, z])?;
         }
         Ok(())
     }
