@@ -69,17 +69,19 @@ static __device__ __forceinline__ float gelu(float x) {
     return 0.5f * x * (1.0f + erff(x * 0.70710678f));
 }
 
-// As numbered in src/backend/cuda/mod.rs. GEGLU (4) looks at two elements and is not among them.
-static __device__ __forceinline__ float activate(unsigned activation, float x) {
-    switch (activation) {
-    case 1:
-        return x * sigmoid(x);
-    case 2:
-        return gelu(x);
-    case 3:
-        return x * sigmoid(1.702f * x);
-    default:
-        return x;
+// N elements at once, so that the choice is made once. As numbered in src/backend/cuda/mod.rs; GEGLU looks at two elements
+// and is not among them.
+template <int N> static __device__ __forceinline__ void activate_each(unsigned activation, float (&x)[N]) {
+    if (activation == 2) {
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            x[j] = gelu(x[j]);
+    } else if (activation != 0) {
+        // SiLU, or quick GELU.
+        float scale = activation == 1 ? 1.0f : 1.702f;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            x[j] *= sigmoid(scale * x[j]);
     }
 }
 #define GEGLU 4u

@@ -15,14 +15,22 @@ static __device__ __forceinline__ void activate_at(const T *x, T *out, Activate 
     typedef Pack<T, N> P;
     bool geglu = p.activation == GEGLU;
     unsigned from = geglu ? i / p.channels * 2 * p.channels + i % p.channels : i;
-    P value = *(const P *)(x + from), gate = value, y;
-    if (geglu)
-        gate = *(const P *)(x + from + p.channels);
+    P value = *(const P *)(x + from), y;
+    float z[N];
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-        float v = to_f32(value.at[j]);
-        y.at[j] = rounded<T>(geglu ? v * gelu(to_f32(gate.at[j])) : activate(p.activation, v));
+    for (int j = 0; j < N; j++)
+        z[j] = to_f32(value.at[j]);
+    if (geglu) {
+        P gate = *(const P *)(x + from + p.channels);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            z[j] *= gelu(to_f32(gate.at[j]));
+    } else {
+        activate_each<N>(p.activation, z);
     }
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        y.at[j] = rounded<T>(z[j]);
     *(P *)(out + i) = y;
 }
 

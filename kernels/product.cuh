@@ -163,6 +163,26 @@ template <typename T, int V, int BM, int BN, int THREADS, bool WHOLE, typename S
     }
 };
 
+// N sums and their bias, if there is one. Beyond the width there is none; what is computed there is not written.
+template <int N>
+static __device__ __forceinline__ void sums_and_bias(float (&z)[N], const float *sums, const float *bias, unsigned n,
+                                                     unsigned width, bool whole) {
+#pragma unroll
+    for (int j = 0; j < N; j += 4) {
+        Pack<float, 4> sum = *(const Pack<float, 4> *)(sums + j), plus = {};
+        if (bias && whole) {
+            plus = *(const Pack<float, 4> *)(bias + n + j);
+        } else if (bias) {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                plus.at[e] = bias[n + j + e < width ? n + j + e : n];
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            z[j + e] = bias ? sum.at[e] + plus.at[e] : sum.at[e];
+    }
+}
+
 // Sums in shared memory to memory: staged row s of `count` is row m0 + s / RUN * STEP + s % RUN of the output. All threads
 // of the block call this.
 template <typename T, int BN, int THREADS, int RUN, int STEP>
@@ -197,27 +217,26 @@ static __device__ __forceinline__ void finish(const float *staged, int stride, i
                 }
             }
         }
+        float z[N];
+        sums_and_bias<N>(z, sums, tail.bias, n, tail.width, whole);
+        if (geglu) {
+            float gate[N];
+            const float *bias = tail.bias ? tail.bias + tail.width : nullptr;
+            sums_and_bias<N>(gate, sums + BN / 2, bias, n, tail.width, whole);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            // Beyond the width there is no bias; what is computed there is not written.
-            unsigned c = whole || n + j < tail.width ? n + j : n;
-            float z = sums[j];
-            if (tail.bias)
-                z += tail.bias[c];
-            if (geglu) {
-                float gate = sums[BN / 2 + j];
-                if (tail.bias)
-                    gate += tail.bias[tail.width + c];
-                z *= gelu(gate);
-            } else {
-                if (tail.add)
-                    z += to_f32(add.at[j]);
-                z = activate(tail.activation, z);
+            for (int j = 0; j < N; j++)
+                z[j] *= gelu(gate[j]);
+        } else {
+            if (tail.add) {
+#pragma unroll
+                for (int j = 0; j < N; j++)
+                    z[j] += to_f32(add.at[j]);
             }
-            if (tail.residual)
-                z += to_f32(residual.at[j]);
-            y.at[j] = rounded<T>(z);
+            activate_each<N>(tail.activation, z);
         }
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            y.at[j] = rounded<T>(tail.residual ? z[j] + to_f32(residual.at[j]) : z[j]);
         if (whole) {
             *(Pack<T, N> *)(tail.out + at) = y;
         } else {
