@@ -1,4 +1,4 @@
-//! Pictures drawn by CUDA devices, alone, with each other and beside other kinds, and what becomes of them when a device
+//! Pictures drawn by CUDA devices, alone, with each other and beside other kinds, and what becomes of them when one
 //! fails. On the rig of fake GPUs: `tests/cuda_rig/run`. Without it there is nothing to test, which is printed; with
 //! `SDSHARD_EXPECT=rig` it is a failure.
 #![cfg(feature = "cuda")]
@@ -151,7 +151,8 @@ fn bytes_do_not_depend_on_runs_replicas_cuts_pools_or_where_weights_rest() {
         format!("{four}[components]\ntext_encoder = \"cuda:3\"\nunet = \"cuda:1\"\nvae = \"cuda:2\"\n"),
         format!("{four}[components]\nunet = {{ shards = {{ \"\" = \"cuda:0\", \"up_blocks\" = \"cuda:1\" }} }}\n"),
         format!(
-            "{four}in_flight = 2\n[components]\nunet = {{ shards = {{ \"\" = \"cuda:2\", \"mid_block\" = \"cuda:3\" }} }}\n"
+            "{four}in_flight = 2\n\
+             [components]\nunet = {{ shards = {{ \"\" = \"cuda:2\", \"mid_block\" = \"cuda:3\" }} }}\n"
         ),
         format!("{four}[components]\nunet = {{ negative = \"cuda:0\", positive = \"cuda:1\" }}\n"),
         format!("{four}[components]\nunet = [\"cuda:1\", \"cuda:2\"]\nvae = \"cuda:0\"\n"),

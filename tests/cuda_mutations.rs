@@ -1,4 +1,4 @@
-//! Whether the conformance suite on the rig would notice a mistake in a kernel: each of a dozen is made on purpose, in a
+//! Whether the conformance suite on the rig would notice a mistake in a kernel: each of these is made on purpose, in a
 //! copy of the sources, and has to be objected to. Without the rig there is nothing to test, which is printed; with
 //! `SDSHARD_EXPECT=rig` it is a failure.
 #![cfg(feature = "cuda")]
@@ -31,7 +31,8 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// Elements of the inputs of a case.
 const LARGEST: usize = 1 << 16;
 
-/// A mistake: in `file`, the one place that says `right` says `wrong` instead. `sources` are what has to be compiled anew.
+/// A mistake: in `file`, the one place that says `right` says `wrong` instead. `sources` are to be compiled anew, and the
+/// cases of `op` have to notice.
 struct Mutation {
     name: &'static str,
     file: &'static str,

@@ -1,4 +1,4 @@
-//! The rig of fake GPUs is tested itself: kernels that are right give what is known, wrong ones are caught, and its driver
+//! The rig of fake GPUs is tested itself: right kernels give what is known, wrong ones are caught, and its driver
 //! does late what a driver may do late. Needs a clang++ of at least 16; without it there is nothing to test, which is
 //! printed; with `SDSHARD_EXPECT=rig` it is a failure.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]

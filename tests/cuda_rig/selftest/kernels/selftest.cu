@@ -60,9 +60,10 @@ KERNEL votes(unsigned *out) {
 enum Slip { NONE, NO_WAIT, NO_BARRIER };
 
 #if __CUDA_ARCH__ >= 750
-// out [m, n] = a [m, k] b [k, n], sums in f32: 16 x 16 for each warp, 4 warps beside each other, k in steps of 16 (8 below
-// sm_80) through two buffers. As tensor cores are meant to be fed: cp.async, ldmatrix, mma.
-template <typename T, Slip SLIP> static __device__ void matmul_of(const T *a, const T *b, float *out, unsigned n, unsigned k) {
+// out [m, n] = a [m, k] b [k, n], sums in f32: 16 x 16 for each warp, 4 warps beside each other, k in steps of 16 through
+// two buffers. As tensor cores are meant to be fed: cp.async, ldmatrix, mma.
+template <typename T, Slip SLIP>
+static __device__ void matmul_of(const T *a, const T *b, float *out, unsigned n, unsigned k) {
     __shared__ __align__(16) T a_tile[2][16][16];
     __shared__ __align__(16) T b_tile[2][16][64];
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, row0 = blockIdx.y * 16, column0 = blockIdx.x * 64;
@@ -71,7 +72,8 @@ template <typename T, Slip SLIP> static __device__ void matmul_of(const T *a, co
         for (unsigned i = threadIdx.x; i < 32 + 128; i += blockDim.x) {
             unsigned j = i - 32;
             void *to = i < 32 ? &a_tile[stage][i / 2][i % 2 * 8] : &b_tile[stage][j / 8][j % 8 * 8];
-            const void *from = i < 32 ? &a[(row0 + i / 2) * k + k0 + i % 2 * 8] : &b[(k0 + j / 8) * n + column0 + j % 8 * 8];
+            const T *x = &a[(row0 + i / 2) * k + k0 + i % 2 * 8], *y = &b[(k0 + j / 8) * n + column0 + j % 8 * 8];
+            const void *from = i < 32 ? x : y;
 #if HAS_CP_ASYNC
             cp_async16(to, from, true);
 #else
