@@ -345,3 +345,17 @@ fn large_weights_and_tensors_go_in_pieces() {
         assert!(row == want, "row {id}");
     }
 }
+
+#[test]
+fn a_sum_that_the_driver_would_end_in_the_middle_is_refused() {
+    if !is_here() {
+        return;
+    }
+    let few = |had| Capabilities { loop_turns: 16, ..had };
+    let device = Device::new(wgpu(0), backend::wgpu::open_with(wgpu(0), 0, few).unwrap());
+    device.reserve(1 << 16).unwrap();
+    let x = Tensor::new(&device, [1, 64], &[1.0; 64]).unwrap();
+    let error = x.linear(&linear(&device), &Fuse::default()).err().unwrap();
+    assert_eq!(error.scope(), &Scope::Request);
+    assert!(error.to_string().contains("ends invocations after 16 turns"), "{error}");
+}

@@ -8,7 +8,7 @@
 //! memory; what is computed with them is f32. `packed` is f16 in words, for adapters without the type. All three round by
 //! the same integer arithmetic, so f16 gives the same bits with and without it.
 //!
-//! **Parts.** What cannot be bound at once goes in parts ([`bind`]): rows, lines of a convolution with what their windows
+//! **Parts.** What cannot be bound at once goes in parts (`bind.rs`): rows, lines of a convolution with what their windows
 //! look at, pixels of a norm, columns of a weight. Each element has the same chain of operations in any part.
 //!
 //! What a GPU has to move, on paper, in numbers of the component's type. "Once" is what the op cannot do without; more

@@ -22,7 +22,7 @@ pub const ROWS: u32 = 16;
 pub const WIDTH: u32 = 64;
 /// Columns of a panel of weights, as in `product.wgsl`.
 pub const PANEL: usize = 32;
-/// Rows at which a part may begin so that every tensor of as many rows begins at a bindable place.
+/// Rows at which a part of other ops may begin, so that every tensor of as many rows begins at a bindable place.
 pub const ROW_STEP: usize = 128;
 
 /// Rows of the output, and what they are made from: elements that are bound, and how often.
@@ -55,7 +55,7 @@ impl Wgpu {
         let call = Call { shader: Shader::Linear, channels: p.k, width, rows: p.rows, x, w: packed(w), e, out };
         let row_bytes = (p.k.max(width) as usize) * x.dtype().size();
         let most = if self.fit(&[x, out]) { p.rows as usize } else { self.rows_that_fit(row_bytes) };
-        for (first, count) in parts(p.rows as usize, most, ROW_STEP) {
+        for (first, count) in parts(p.rows as usize, most, 1) {
             let k = p.k as usize;
             self.product(&call, &Rows { first, count, x: (first * k, count * k), window: Vec::new() })?;
         }
