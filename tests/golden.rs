@@ -225,10 +225,11 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
     }
 }
 
-/// Draws one picture through the engine.
+/// Draws one picture through the engine, in the reference's type.
 fn draw(model: &Arc<Model>, request: Request) -> Picture {
     let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
-    let plan = Plan::resolve(&DeviceMap::default(), &model.spec, &largest, &backend::visible()).unwrap();
+    let map = DeviceMap::parse("dtype = \"f32\"", "map.toml").unwrap();
+    let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
     let engine = Engine::load(model.clone(), &plan).unwrap();
     let picture = engine.submit(request).wait().unwrap();
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
