@@ -38,7 +38,7 @@ fn main() -> Result<()> {
             Event::Queued { .. } | Event::Retry { .. } | Event::Progress(_) => {}
             Event::Done(picture) => {
                 let image = picture?.image.expect("these requests ask for pictures");
-                let metadata = Metadata::new(&requests[index], &model, &hash)?;
+                let metadata = Metadata::new(&requests[index], &model, &hash, plan.dtypes.unet)?;
                 output::write(Path::new(&format!("out/example-{index}.png")), &image.encode_png(&metadata)?)?;
             }
         }

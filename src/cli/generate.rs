@@ -9,7 +9,7 @@ use std::{
 };
 
 use sdshard::{
-    backend,
+    backend::{self, DType},
     engine::Engine,
     error::{Error, Result},
     models::spec::Defaults,
@@ -70,7 +70,14 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let model = Arc::new(model::open(&args.model, console)?);
     let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
-    let mut metadata = metadata(&requests, &model)?;
+    let visible = backend::visible();
+    let resolve = |requests: &[Request]| -> Result<Option<Plan>> {
+        let plan = |largest: Largest| Plan::resolve(&map, &model.spec, &largest, world.devices(&visible, 1)?);
+        Largest::of(requests, &model.spec)?.map(plan).transpose()
+    };
+    let mut plan = resolve(&requests)?;
+    let dtype = plan.as_ref().map_or(DType::F32, |plan| plan.dtypes.unet);
+    let mut metadata = metadata(&requests, &model, dtype)?;
     if !args.overwrite {
         check_existing(&args.output_dir, jobs.iter().map(|job| job.file.as_str()).zip(&metadata))?;
     }
@@ -79,8 +86,11 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         let is_done = |(job, metadata): (&Job, _)| is_made(&args.output_dir.join(&job.file), metadata);
         let there = jobs.iter().zip(&metadata).map(is_done).collect::<Result<Vec<bool>>>()?;
         (jobs, requests, metadata) = (missing(jobs, &there), missing(requests, &there), missing(metadata, &there));
+        if jobs.len() < asked {
+            plan = resolve(&requests)?;
+        }
     }
-    let Some(largest) = Largest::of(&requests, &model.spec)? else {
+    let Some(plan) = plan else {
         console.note(&format!("nothing to do: all {asked} pictures are there"));
         return if args.json {
             console.print(&Summary { skipped: asked, ..Summary::default() }.line())
@@ -88,8 +98,6 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
             Ok(())
         };
     };
-    let visible = backend::visible();
-    let plan = Plan::resolve(&map, &model.spec, &largest, world.devices(&visible, 1)?)?;
     tracing::info!("plan:\n{plan}");
     if args.seed.is_none_or(|seed| seed == Seed::Random) && jobs.iter().any(|job| !job.has_own_seed) {
         console.note(&format!("seed {first_seed} (--seed {first_seed} makes the same again)"));
@@ -190,9 +198,9 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
 }
 
 /// What each finished file will say about itself.
-fn metadata(requests: &[Request], model: &Model) -> Result<Vec<Metadata>> {
+fn metadata(requests: &[Request], model: &Model, dtype: DType) -> Result<Vec<Metadata>> {
     let hash = model.identity()?;
-    requests.iter().map(|request| Metadata::new(request, model, &hash)).collect()
+    requests.iter().map(|request| Metadata::new(request, model, &hash, dtype)).collect()
 }
 
 /// One picture to make. What is `None` is the model's to say.

@@ -13,7 +13,10 @@ use super::{
     model::Model,
     request::{Request, Start},
 };
-use crate::error::{Error, Result};
+use crate::{
+    backend::DType,
+    error::{Error, Result},
+};
 
 /// Text chunk in the form that Stable Diffusion web UIs read.
 pub(super) const PARAMETERS: &str = "parameters";
@@ -46,7 +49,7 @@ pub struct Metadata {
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// The type of weights as resolved, as `--dtype` names it.
+    /// The type in which the UNet was computed, as `--dtype` names it.
     pub dtype: String,
     /// The generator of the noise, as `--rng` names it.
     pub rng: String,
@@ -56,11 +59,12 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// What a picture of `request` says about itself; `model_hash` is the model's [`identity`](Model::identity).
+    /// What a picture of `request` says about itself; `model_hash` is the model's [`identity`](Model::identity), `dtype` the
+    /// plan's for the UNet.
     ///
     /// # Errors
     /// If the model has no such scheduler.
-    pub fn new(request: &Request, model: &Model, model_hash: &str) -> Result<Self> {
+    pub fn new(request: &Request, model: &Model, model_hash: &str, dtype: DType) -> Result<Self> {
         let (spec, scale) = (&model.spec, model.spec.vae.scale());
         let digest = |values: &std::sync::Arc<[f32]>| {
             let (height, width) = (request.height / scale, request.width / scale);
@@ -77,7 +81,7 @@ impl Metadata {
             scheduler: spec.scheduler_for(request.scheduler)?.kind().to_string(),
             width: request.width,
             height: request.height,
-            dtype: "f32".to_string(),
+            dtype: dtype.name().to_string(),
             rng: request.rng.to_string(),
             latents: match &request.start {
                 Start::Noise => None,
