@@ -9,7 +9,7 @@ use common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, dry::Rules},
     models::spec::ModelSpec,
-    planner::{Largest, device_map::DeviceMap, hardware, plan::Plan},
+    planner::{Largest, device_map::DeviceMap, hardware, plan::Plan, world::World},
     weights::ModelFiles,
 };
 use serde_json::{Value, json};
@@ -349,6 +349,26 @@ fn the_entry_that_is_to_blame_for_a_plan_that_does_not_fit_is_shown() {
 /// The same device with hardly any memory.
 fn small(device: &DeviceInfo) -> DeviceInfo {
     DeviceInfo { free_bytes: device.overhead_bytes + (1 << 20), ..device.clone() }
+}
+
+#[test]
+fn processes_of_one_machine_share_its_gpus_and_each_has_the_cpu() {
+    let of = |gpus: &str, rank: usize, count: usize| -> Vec<String> {
+        let devices = devices(&format!("{gpus}[device.cpu]\nmemory = \"16GiB\""));
+        let named = DeviceInfo { id: "wgpu:9".parse().unwrap(), only_named: true, ..devices[0].clone() };
+        let says = |name: &str| match name {
+            "RANK" | "LOCAL_RANK" => Some(rank.to_string()),
+            "WORLD_SIZE" | "LOCAL_WORLD_SIZE" => Some(count.to_string()),
+            _ => None,
+        };
+        let own = World::new(None, None, says).unwrap().own_devices(&[devices, vec![named]].concat()).unwrap();
+        own.iter().map(|info| info.id.to_string()).collect()
+    };
+    let gpus = "[device.\"cuda:0\"]\nlike = \"l4\"\ncount = 3\n";
+    assert_eq!(of(gpus, 0, 2), ["cuda:0", "cuda:1", "cpu", "wgpu:9"]);
+    assert_eq!(of(gpus, 1, 2), ["cuda:2", "cpu", "wgpu:9"]);
+    assert_eq!(of(gpus, 3, 4), ["cuda:0", "cpu", "wgpu:9"], "too few GPUs for all");
+    assert_eq!((of("", 0, 2), of("", 1, 2)), (vec!["cpu".to_string(), "wgpu:9".into()], of("", 0, 2)));
 }
 
 #[test]

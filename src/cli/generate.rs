@@ -70,9 +70,9 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     }
     let model = Arc::new(model::open(&args.model, console)?);
     let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
-    let visible = backend::visible();
+    let visible = world.own_devices(&backend::visible())?;
     let resolve = |requests: &[Request]| -> Result<Option<Plan>> {
-        let plan = |largest: Largest| Plan::resolve(&map, &model.spec, &largest, world.devices(&visible, 1)?);
+        let plan = |largest: Largest| Plan::resolve(&map, &model.spec, &largest, &visible);
         Largest::of(requests, &model.spec)?.map(plan).transpose()
     };
     let mut plan = resolve(&requests)?;

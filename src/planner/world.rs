@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::{
+    backend::{DeviceId, DeviceInfo, DeviceKind},
+    error::{Error, Result},
+};
 
 /// This process's place among those that one command started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,6 +172,18 @@ impl World {
         Err(Error::input(format!("rank {} needs {need} devices", self.rank))
             .found(format!("{} on this machine, for {} processes", devices.len(), self.local_world_size))
             .hint("fewer processes, or a device map for fewer devices"))
+    }
+
+    /// What this process sees of the machine's devices: its own group of GPUs; the CPU, of which it has a share of the cores
+    /// already; and what is used only where a map names it.
+    ///
+    /// # Errors
+    /// As [`World::devices`].
+    pub fn own_devices(&self, visible: &[DeviceInfo]) -> Result<Vec<DeviceInfo>> {
+        let is_dealt = |info: &&DeviceInfo| info.id.kind != DeviceKind::Cpu && !info.only_named;
+        let dealt: Vec<DeviceId> = visible.iter().filter(is_dealt).map(|info| info.id).collect();
+        let own = if dealt.is_empty() { &[][..] } else { self.devices(&dealt, 1)? };
+        Ok(visible.iter().filter(|info| !is_dealt(info) || own.contains(&info.id)).cloned().collect())
     }
 }
 
