@@ -7,19 +7,16 @@ mod common;
 
 use std::{
     process::Command,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use common::{message_of, rig::Rig, sdshard, succeeds, tiny};
+use common::{message_of, model, request, rig::Rig, sdshard, succeeds, tiny};
 use sdshard::{
-    DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, Result,
+    DeviceMap, Engine, Largest, Model, Plan, Result,
     backend::{self, DeviceId, DeviceKind},
     engine::Event,
     error::Scope,
-    pipeline::{
-        Picture,
-        request::{Output, Rng, Start},
-    },
+    pipeline::Picture,
 };
 
 /// A GPU that has failed has failed for the rest of the process: every test that breaks some has its own.
@@ -39,27 +36,6 @@ fn rig() -> Option<(Rig, MutexGuard<'static, ()>)> {
         rig.set(key, value);
     }
     Some((rig, guard))
-}
-
-fn model() -> Arc<Model> {
-    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    Arc::new(Model::open(files, None).unwrap())
-}
-
-fn request(n: u64) -> Request {
-    Request {
-        prompt: format!("picture {n}"),
-        negative_prompt: "blur".into(),
-        seed: n,
-        steps: 2,
-        guidance_scale: 7.5,
-        scheduler: None,
-        width: 64,
-        height: 64,
-        rng: Rng::TorchCpu,
-        start: Start::Noise,
-        output: Output::Image,
-    }
 }
 
 fn plan(model: &Model, map: &str) -> Plan {

@@ -1,18 +1,21 @@
 //! Many requests at once: many replicas give what one gives, and what befalls one request befalls no other.
 
+mod common;
+
 use std::{
     collections::BTreeSet,
     sync::{Arc, mpsc},
     time::Duration,
 };
 
+use common::{model, request};
 use sdshard::{
     backend,
     engine::{Engine, Event, Ticket},
     error::{Error, Scope},
     pipeline::{
         Model, Picture, Progress,
-        request::{Output, Request, Rng, Start},
+        request::{Output, Request, Start},
     },
     planner::{Largest, device_map::DeviceMap, plan::Plan},
     weights::ModelFiles,
@@ -21,27 +24,6 @@ use sdshard::{
 const SINGLE: &str = "devices = [\"cpu\"]";
 const THREE: &str = "devices = [\"cpu:0\", \"cpu:1\", \"cpu:2\"]\nreplicas = 3";
 const SPLIT: &str = "devices = [\"cpu:0\", \"cpu:1\"]\n[components]\nunet = \"cpu:1\"\nvae = \"cpu:0\"";
-
-fn model() -> Arc<Model> {
-    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    Arc::new(Model::open(files, None).unwrap())
-}
-
-fn request(n: u64) -> Request {
-    Request {
-        prompt: format!("picture {n}"),
-        negative_prompt: "blur".into(),
-        seed: n,
-        steps: 2,
-        guidance_scale: 7.5,
-        scheduler: None,
-        width: 64,
-        height: 64,
-        rng: Rng::TorchCpu,
-        start: Start::Noise,
-        output: Output::Image,
-    }
-}
 
 /// Starting noise that is no number: the UNet's answer is none either.
 fn poisoned(n: u64) -> Request {

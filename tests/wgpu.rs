@@ -6,16 +6,13 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{refused, sdshard, succeeds, tiny};
+use common::{model, refused, request, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request,
     backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Values, Weight, wgpu::Capabilities},
     engine::Event,
     error::Scope,
-    pipeline::{
-        Picture,
-        request::{Output, Rng, Start},
-    },
+    pipeline::Picture,
     tensor::{Fuse, Tensor},
 };
 
@@ -36,27 +33,6 @@ fn is_here() -> bool {
 
 fn wgpu(index: usize) -> DeviceId {
     DeviceId::new(DeviceKind::Wgpu, index)
-}
-
-fn model() -> Arc<Model> {
-    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    Arc::new(Model::open(files, None).unwrap())
-}
-
-fn request(n: u64) -> Request {
-    Request {
-        prompt: format!("picture {n}"),
-        negative_prompt: "blur".into(),
-        seed: n,
-        steps: 2,
-        guidance_scale: 7.5,
-        scheduler: None,
-        width: 64,
-        height: 64,
-        rng: Rng::TorchCpu,
-        start: Start::Noise,
-        output: Output::Image,
-    }
 }
 
 fn plan(model: &Model, map: &str) -> Plan {

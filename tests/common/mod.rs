@@ -8,10 +8,41 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::Arc,
 };
 
+use sdshard::{
+    pipeline::{
+        Model,
+        request::{Output as Kind, Request, Rng, Start},
+    },
+    weights::ModelFiles,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// The small model, opened.
+pub fn model() -> Arc<Model> {
+    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    Arc::new(Model::open(files, None).unwrap())
+}
+
+/// A guided picture of its own text, for the small model.
+pub fn request(n: u64) -> Request {
+    Request {
+        prompt: format!("picture {n}"),
+        negative_prompt: "blur".into(),
+        seed: n,
+        steps: 2,
+        guidance_scale: 7.5,
+        scheduler: None,
+        width: 64,
+        height: 64,
+        rng: Rng::TorchCpu,
+        start: Start::Noise,
+        output: Kind::Image,
+    }
+}
 
 /// The program, with none of the variables that change what it does.
 pub fn sdshard(arguments: &[&str]) -> Command {

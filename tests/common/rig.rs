@@ -9,7 +9,7 @@ use libloading::Library;
 
 /// The driver's library is the rig.
 pub struct Rig {
-    library: Library,
+    driver: Library,
     folder: PathBuf,
 }
 
@@ -18,8 +18,8 @@ impl Rig {
     pub fn here() -> Option<Self> {
         let found = std::env::var_os("SDSHARD_RIG").map(PathBuf::from).map(|folder| {
             // SAFETY: it is the library that this process has for its driver.
-            let library = unsafe { Library::new(folder.join("libcuda.so.1")) }.expect("tests/cuda_rig/run built it");
-            Self { library, folder }
+            let driver = unsafe { Library::new(folder.join("libcuda.so.1")) }.expect("tests/cuda_rig/run built it");
+            Self { driver, folder }
         });
         if found.is_none() {
             println!("the rig of fake GPUs: not here; tests/cuda_rig/run cargo test");
@@ -40,7 +40,7 @@ impl Rig {
         // SAFETY: that is the function's signature, and it copies what it keeps.
         unsafe {
             let set =
-                self.library.get::<unsafe extern "C" fn(*const c_char, *const c_char)>(b"sdshard_rig_set").unwrap();
+                self.driver.get::<unsafe extern "C" fn(*const c_char, *const c_char)>(b"sdshard_rig_set").unwrap();
             set(key.as_ptr(), value.as_ptr());
         }
     }
@@ -48,6 +48,6 @@ impl Rig {
     /// Back to the environment; devices that have failed work again.
     pub fn reset(&self) {
         // SAFETY: that is the function's signature.
-        unsafe { self.library.get::<unsafe extern "C" fn()>(b"sdshard_rig_reset").unwrap()() };
+        unsafe { self.driver.get::<unsafe extern "C" fn()>(b"sdshard_rig_reset").unwrap()() };
     }
 }
