@@ -16,7 +16,8 @@ use sdshard::{
     backend::{self, DeviceId, DeviceKind},
     engine::Event,
     error::Scope,
-    pipeline::Picture,
+    pipeline::{Picture, request::Request},
+    scheduler::schedule,
 };
 
 /// A GPU that has failed has failed for the rest of the process: every test that breaks some has its own.
@@ -25,7 +26,8 @@ const IS_LOST: [usize; 2] = [6, 7];
 const OUT_OF_MEMORY: [usize; 2] = [8, 9];
 const CORRUPT: [usize; 2] = [10, 11];
 const NO_LINK: [usize; 2] = [12, 13];
-const GPUS: usize = 14;
+const FAILS_IN_A_GRAPH: [usize; 2] = [14, 15];
+const GPUS: usize = 16;
 
 /// The rig with its settings as at the start. One test at a time: faults count what all of the process does.
 fn rig() -> Option<(Rig, MutexGuard<'static, ()>)> {
@@ -39,15 +41,23 @@ fn rig() -> Option<(Rig, MutexGuard<'static, ()>)> {
 }
 
 fn plan(model: &Model, map: &str) -> Plan {
-    let largest = Largest::of([&request(0)], &model.spec).unwrap().unwrap();
+    plan_for(model, map, &[request(0)])
+}
+
+fn plan_for(model: &Model, map: &str, requests: &[Request]) -> Plan {
+    let largest = Largest::of(requests, &model.spec).unwrap().unwrap();
     let map = DeviceMap::parse(map, "map.toml").unwrap();
     Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// What became of requests: the pictures, and how often one was tried again.
 fn generate(engine: &Engine, count: u64) -> Result<(Vec<Picture>, usize)> {
-    let (mut pictures, mut retried) = ((0..count).map(|_| None).collect::<Vec<_>>(), 0);
-    engine.generate((0..count).map(request), |index, event| {
+    generate_each(engine, (0..count).map(request).collect())
+}
+
+fn generate_each(engine: &Engine, requests: Vec<Request>) -> Result<(Vec<Picture>, usize)> {
+    let (mut pictures, mut retried) = (requests.iter().map(|_| None).collect::<Vec<_>>(), 0);
+    engine.generate(requests, |index, event| {
         match event {
             Event::Retry { .. } => retried += 1,
             Event::Done(result) => pictures[index] = Some(result?),
@@ -248,6 +258,105 @@ fn a_link_that_corrupts_is_found_and_not_used() {
     }
     rig.set("PEERS", "good");
     assert_eq!(backend::cuda::link(2, 3).unwrap(), backend::cuda::Link::Direct);
+}
+
+/// Forwards of the network that a picture takes.
+fn forwards(model: &Model, steps: usize) -> u64 {
+    schedule(&model.spec.scheduler_for(None).unwrap(), steps).unwrap().steps.len() as u64
+}
+
+#[test]
+fn a_forward_that_comes_again_is_one_graph_with_the_same_bytes() {
+    let Some((rig, _guard)) = rig() else { return };
+    let (model, requests) = (model(), [0, 1].map(|n| Request { steps: 5, ..request(n) }));
+    let plan = plan_for(&model, &gpus(&[0]), &requests);
+    let draw = |fault| {
+        let count = || ["cuLaunchKernel", "cuGraphLaunch"].map(|function| rig.calls(function, 0));
+        rig.set("FAULTS", fault);
+        let engine = Engine::load(model.clone(), &plan).unwrap();
+        let before = count();
+        let (pictures, _) = generate_each(&engine, requests.to_vec()).unwrap();
+        let after = count();
+        (pictures, after[0] - before[0], after[1] - before[1])
+    };
+    // A driver without memory for a graph costs none of its kernels.
+    let (want, launches, graphs) = draw("graph:1");
+    assert_eq!(graphs, 0);
+    let (got, fewer, graphs) = draw("");
+    assert!(bits(&got) == bits(&want));
+    assert_eq!(
+        graphs,
+        2 * forwards(&model, 5) - 1,
+        "the first forward is launched kernel by kernel, all others at once"
+    );
+    println!("{launches} launches, or {fewer} and {graphs} graphs");
+    assert!((launches - fewer).is_multiple_of(graphs), "every graph has as many kernels");
+    assert!(5 * fewer < 2 * launches);
+}
+
+#[test]
+fn shapes_in_turn_and_replicas_on_one_device_have_graphs_of_their_own() {
+    let Some((rig, _guard)) = rig() else { return };
+    let model = model();
+    let shapes = |n: u64| match n % 3 {
+        0 => request(n),
+        1 => Request { width: 32, ..request(n) },
+        _ => Request { guidance_scale: 1.0, ..request(n) },
+    };
+    let requests: Vec<Request> = (0..6).map(shapes).collect();
+    let draw = |map: &str, devices: &[usize]| {
+        let plan = plan_for(&model, map, &requests);
+        let count = || devices.iter().map(|&device| rig.calls("cuGraphLaunch", device)).sum::<u64>();
+        let engine = Engine::load(model.clone(), &plan).unwrap();
+        let before = count();
+        let (pictures, _) = generate_each(&engine, requests.clone()).unwrap();
+        (pictures, count() - before)
+    };
+    let cut = "[components]\nunet = { shards = { \"\" = \"cuda:0\", \"up_blocks\" = \"cuda:1\" } }\n";
+    let (want, graphs) = draw(&format!("{}{cut}", gpus(&[0, 1])), &[0, 1]);
+    assert_eq!(graphs, 0, "a cut network is no graph");
+    let calls = 6 * forwards(&model, 2);
+    let (one, graphs) = draw(&gpus(&[0]), &[0]);
+    assert!(bits(&one) == bits(&want));
+    assert_eq!(graphs, calls - 3, "each shape comes once before it is a graph");
+    let replica = format!("[[replica]]\n{}", gpus(&[1]));
+    let (two, graphs) = draw(&format!("{replica}{replica}"), &[1]);
+    assert!(bits(&two) == bits(&want));
+    // The keys and values of each lie in places of their own.
+    assert!((calls - 6..=calls - 3).contains(&graphs), "{graphs} graphs in {calls} forwards");
+}
+
+#[test]
+fn a_kernel_that_fails_in_a_graph_costs_its_device_and_no_picture() {
+    let Some((rig, _guard)) = rig() else { return };
+    survives(&rig, FAILS_IN_A_GRAPH, "", "node:70");
+}
+
+/// What the program writes for one picture, under these variables.
+fn file_with(variables: &[(&str, &str)]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let map = folder.path().join("map.toml");
+    std::fs::write(&map, gpus(&[0])).unwrap();
+    let mut command = sdshard(&["--steps", "3", "--width", "64", "--height", "64", "--seed", "1", "a picture"]);
+    command.arg("--model").arg(tiny()).arg("--device-map").arg(&map).arg("--output-dir").arg(folder.path().join("out"));
+    succeeds(command.envs(variables.iter().copied()));
+    let files: Vec<_> = std::fs::read_dir(folder.path().join("out")).unwrap().collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    std::fs::read(file.as_ref().unwrap().path()).unwrap()
+}
+
+#[test]
+fn graphs_can_be_turned_off_and_older_drivers_have_none() {
+    let Some(_rig) = rig() else { return };
+    let want = file_with(&[]);
+    assert!(file_with(&[("SDSHARD_CUDA_GRAPHS", "off")]) == want);
+    assert!(file_with(&[("SDSHARD_RIG_FAULTS", "symbol:cuGraphAddKernelNode_v2")]) == want);
+    let map = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    std::fs::write(map.path(), gpus(&[0])).unwrap();
+    let mut command = sdshard(&["--output-dir", "never", "--seed", "0", "a picture", "--device-map"]);
+    command.arg(map.path()).arg("--model").arg(tiny()).env("SDSHARD_CUDA_GRAPHS", "perhaps");
+    let message = message_of(command.output().unwrap(), "a switch that is neither on nor off");
+    assert!(message.contains("SDSHARD_CUDA_GRAPHS") && message.contains("perhaps"), "{message}");
 }
 
 /// The program with another driver than this process has.

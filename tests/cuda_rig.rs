@@ -20,7 +20,7 @@ fn the_rig_does_what_a_driver_does_and_catches_what_kernels_do_wrong() {
         let tests = Command::new(rig.join("selftest/run")).arg(&out).env("SDSHARD_RIG_DELAYS", seed).output().unwrap();
         let (told, errors) = (String::from_utf8_lossy(&tests.stdout), String::from_utf8_lossy(&tests.stderr));
         assert!(tests.status.success(), "seed {seed}\n{told}\n{errors}");
-        assert!(told.lines().all(|line| line.starts_with("ok ")) && told.lines().count() == 14, "{told}");
+        assert!(told.lines().all(|line| line.starts_with("ok ")) && told.lines().count() == 15, "{told}");
         // Whoever writes a kernel is told where it went wrong.
         for words in [
             "kernel divergent_barrier, block (0, 0, 0): 32 of 64 threads wait at the barrier at selftest.cu:",

@@ -188,6 +188,27 @@ impl Device {
         }
     }
 
+    /// Does `work`, whose ops the device may take as one: see [`Backend::hold`]. No weight may leave the device meanwhile.
+    ///
+    /// # Errors
+    /// As `work`, and if the device fails.
+    pub fn as_one<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        struct Held<'a>(&'a dyn Backend);
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {
+                // After a panic. Else nothing is held any more.
+                drop(self.0.release());
+            }
+        }
+        self.backend().hold();
+        let held = Held(self.backend());
+        let done = work();
+        // Also what precedes a failure: nothing may stay behind.
+        let released = held.0.release();
+        let done = done?;
+        released.map(|()| done)
+    }
+
     /// How often an op has asked for room. It grows while the device works.
     pub fn calls(&self) -> u64 {
         self.0.calls.load(Ordering::Relaxed)

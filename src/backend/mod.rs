@@ -255,6 +255,16 @@ pub trait Backend: Send + Sync {
     /// Copies `bytes` from byte `from` of x to byte `to` of out, on this device.
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()>;
 
+    /// From here to [`Backend::release`] ops may be held back, to be enqueued as one: there is less to do for those that come
+    /// again and again, with the same weights in the same places. Nobody can tell: whatever waits for them, or uses what
+    /// they make, comes behind them.
+    fn hold(&self) {}
+
+    /// Enqueues what was held back.
+    fn release(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Enqueues a copy of all of x, of another device, to `out` of this one. False if the two have no link: such a copy
     /// goes through the host.
     fn receive(&self, _x: &Buffer, _out: &mut Buffer) -> Result<bool> {

@@ -105,7 +105,13 @@ impl Branch<'_> {
     fn call(&self, step: &Step, latents: &Tensor, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
         let features = time_features(step.timestep, spec);
         let time_features = Tensor::new(self.route.first(), [1, features.len()], &features)?;
-        self.unet.forward(&DenoiserInput { latents, time_features: &time_features, text }, &self.walk())
+        let forward =
+            || self.unet.forward(&DenoiserInput { latents, time_features: &time_features, text }, &self.walk());
+        match (self.visitors, &self.route.devices()[..]) {
+            // Every step has the same ops on the same memory, and nothing comes between them.
+            (None, [device]) => device.as_one(forward),
+            _ => forward(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The rig of fake GPUs, if it is this process's driver: `tests/cuda_rig/run`.
 
 use std::{
-    ffi::{CString, c_char},
+    ffi::{CString, c_char, c_int},
     path::{Path, PathBuf},
 };
 
@@ -42,6 +42,17 @@ impl Rig {
             let set =
                 self.driver.get::<unsafe extern "C" fn(*const c_char, *const c_char)>(b"sdshard_rig_set").unwrap();
             set(key.as_ptr(), value.as_ptr());
+        }
+    }
+
+    /// How often a function of the driver was called on a device.
+    pub fn calls(&self, function: &str, device: usize) -> u64 {
+        let function = CString::new(function).unwrap();
+        // SAFETY: that is the function's signature, and it only reads.
+        unsafe {
+            let calls =
+                self.driver.get::<unsafe extern "C" fn(*const c_char, c_int) -> u64>(b"sdshard_rig_calls").unwrap();
+            calls(function.as_ptr(), device as c_int)
         }
     }
 

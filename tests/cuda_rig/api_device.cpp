@@ -60,6 +60,7 @@ constexpr Name NAMES[] = {
     RIG_ERROR(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "pointer does not correspond to a registered memory region"),
     RIG_ERROR(CUDA_ERROR_MISALIGNED_ADDRESS, "misaligned address"),
     RIG_ERROR(CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure"),
+    RIG_ERROR(CUDA_ERROR_NOT_SUPPORTED, "operation not supported"),
     RIG_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"),
     RIG_ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"),
     RIG_ERROR(CUDA_ERROR_UNKNOWN, "unknown error"),
@@ -95,10 +96,11 @@ int threads_of_multiprocessor(int capability) {
 
 namespace rig {
 
-CUresult enter(Device *&device) {
+CUresult enter(Device *&device, const char *function) {
     device = device_of(current);
     if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     if (!device) return CUDA_ERROR_INVALID_CONTEXT;
+    count(function, device->number);
     if (is_lost(device->number)) device->fail(CUDA_ERROR_UNKNOWN, "it is lost, as SDSHARD_RIG_FAULTS wants it");
     return device->error();
 }

@@ -44,10 +44,11 @@ bool is_pinned(const void *at, std::size_t bytes) {
     return range && range->home == HOST && is_within(at, bytes);
 }
 
-CUresult device_to_device(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream handle) {
+CUresult device_to_device(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream handle,
+                          const char *function = __builtin_FUNCTION()) {
     Device *device;
     std::shared_ptr<Stream> stream;
-    RIG_TRY(enter(device, handle, stream));
+    RIG_TRY(enter(device, handle, stream, function));
     if (!is_device_memory(to, bytes) || !is_device_memory(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
     int source = range_of(pointer(from))->home, target = range_of(pointer(to))->home;
     // A link that is not trusted copies through the host; one that is may be broken.

@@ -221,38 +221,80 @@ RIG_API CUresult cuFuncSetAttribute(CUfunction function, int attribute, int valu
     return CUDA_SUCCESS;
 }
 
+namespace {
+
+// What makes the work of a kernel, if it may run on the device as it is asked to: arguments are copied now.
+CUresult prepare(Device &device, const KernelNode &node, std::function<Work()> &made) {
+    CUfunction function = node.function;
+    if (!is_function(function) || function->device != device.number) return CUDA_ERROR_INVALID_HANDLE;
+    std::size_t threads = std::size_t(node.block_x) * node.block_y * node.block_z;
+    if (node.extra || threads == 0 || threads > 1024 || node.block_x > 1024 || node.block_y > 1024 || node.block_z > 64)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (node.grid_x == 0 || node.grid_y == 0 || node.grid_z == 0) return CUDA_ERROR_INVALID_VALUE;
+    if (node.grid_x > 0x7fffffff || node.grid_y > 65535 || node.grid_z > 65535) return CUDA_ERROR_INVALID_VALUE;
+    if (node.shared_bytes > function->most_dynamic_shared) return CUDA_ERROR_INVALID_VALUE;
+    if (threads > function->image.most_threads) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    auto launch = std::make_shared<Launch>();
+    launch->kernel = function->name;
+    launch->entry = function->entry;
+    for (unsigned i = 0; i < function->entry->count; i++) {
+        auto *from = static_cast<const unsigned char *>(node.parameters[i]);
+        launch->values.emplace_back(from, from + function->entry->sizes[i]);
+    }
+    launch->grid = {node.grid_x, node.grid_y, node.grid_z};
+    launch->block = {node.block_x, node.block_y, node.block_z};
+    launch->shared_bytes = node.shared_bytes;
+    launch->tls_module = function->library.tls_module;
+    launch->tls_bytes = function->library.tls_bytes;
+    launch->seed = settings().delays;
+    made = [&device, launch]() -> Work {
+        bool fails = this_launch_fails();
+        return [&device, launch, fails] {
+            Failure failure = fails ? Failure{CUDA_ERROR_LAUNCH_FAILED,
+                                              "kernel " + launch->kernel + ", as SDSHARD_RIG_FAULTS wants it"}
+                                    : run_grid(*launch);
+            if (failure.code != CUDA_SUCCESS) device.fail(failure.code, failure.what);
+        };
+    };
+    return CUDA_SUCCESS;
+}
+
+} // namespace
+
 RIG_API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                                 unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
                                 CUstream handle, void **parameters, void **extra) {
     Device *device;
     std::shared_ptr<Stream> stream;
     RIG_TRY(enter(device, handle, stream));
-    if (!is_function(function) || function->device != device->number) return CUDA_ERROR_INVALID_HANDLE;
-    std::size_t threads = std::size_t(block_x) * block_y * block_z;
-    if (extra || threads == 0 || threads > 1024 || block_x > 1024 || block_y > 1024 || block_z > 64)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (grid_x == 0 || grid_y == 0 || grid_z == 0) return CUDA_ERROR_INVALID_VALUE;
-    if (grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535) return CUDA_ERROR_INVALID_VALUE;
-    if (shared_bytes > function->most_dynamic_shared) return CUDA_ERROR_INVALID_VALUE;
-    if (threads > function->image.most_threads) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
-    auto launch = std::make_shared<Launch>();
-    launch->kernel = function->name;
-    launch->entry = function->entry;
-    for (unsigned i = 0; i < function->entry->count; i++) {
-        auto *from = static_cast<const unsigned char *>(parameters[i]);
-        launch->values.emplace_back(from, from + function->entry->sizes[i]);
+    std::function<Work()> made;
+    RIG_TRY(prepare(*device,
+                    {function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, parameters, extra,
+                     nullptr, nullptr},
+                    made));
+    if (stream->capture)
+        stream->capture->push_back(std::move(made));
+    else
+        device->enqueue(stream, made());
+    return CUDA_SUCCESS;
+}
+
+RIG_API CUresult cuGraphAddKernelNode_v2(CUgraphNode *added, CUgraph handle, const CUgraphNode *before,
+                                         std::size_t count, const KernelNode *node) {
+    Device *device;
+    RIG_TRY(enter(device));
+    std::shared_ptr<Graph> graph = graph_of(handle);
+    if (!graph) return CUDA_ERROR_INVALID_HANDLE;
+    if (node->kernel || node->context) return CUDA_ERROR_NOT_SUPPORTED;
+    // Nodes are numbered from 1. A node that does not wait for the one before could run beside it, which a list cannot.
+    auto last = reinterpret_cast<CUgraphNode>(graph->size());
+    if (graph->empty() ? count != 0 : count != 1 || before[0] != last) {
+        say("a graph whose kernels are no list");
+        return CUDA_ERROR_NOT_SUPPORTED;
     }
-    launch->grid = {grid_x, grid_y, grid_z};
-    launch->block = {block_x, block_y, block_z};
-    launch->shared_bytes = shared_bytes;
-    launch->tls_module = function->library.tls_module;
-    launch->tls_bytes = function->library.tls_bytes;
-    launch->seed = settings().delays;
-    bool fails = this_launch_fails();
-    return put(*device, stream, [device, launch, fails] {
-        Failure failure =
-            fails ? Failure{CUDA_ERROR_LAUNCH_FAILED, "kernel " + launch->kernel + ", as SDSHARD_RIG_FAULTS wants it"}
-                  : run_grid(*launch);
-        if (failure.code != CUDA_SUCCESS) device->fail(failure.code, failure.what);
-    });
+    std::function<Work()> made;
+    RIG_TRY(prepare(*device, *node, made));
+    graph->push_back(std::move(made));
+    *added = reinterpret_cast<CUgraphNode>(graph->size());
+    return CUDA_SUCCESS;
 }

@@ -1,14 +1,14 @@
 // cuStream*, cuEvent*, cuGraph*, cuLaunchHostFunc.
 #include <map>
 #include <mutex>
+#include <string>
 
 #include "api.h"
+#include "settings.h"
 
 using namespace rig;
 
 namespace {
-
-using Works = std::vector<Work>;
 
 // Objects by the handles that are given out. Used where nothing else holds them.
 template <typename Handle, typename Object> class Handles {
@@ -35,8 +35,8 @@ template <typename Handle, typename Object> class Handles {
 };
 
 auto &events = *new Handles<CUevent, Event>;
-auto &graphs = *new Handles<CUgraph, Works>;
-auto &executables = *new Handles<CUgraphExec, Works>;
+auto &graphs = *new Handles<CUgraph, Graph>;
+auto &executables = *new Handles<CUgraphExec, Graph>;
 
 std::mutex captures_mutex;
 std::map<int, int> captures; // under way on each device
@@ -45,18 +45,22 @@ std::map<int, int> captures; // under way on each device
 
 namespace rig {
 
-CUresult enter(Device *&device, CUstream handle, std::shared_ptr<Stream> &stream) {
-    RIG_TRY(enter(device));
+CUresult enter(Device *&device, CUstream handle, std::shared_ptr<Stream> &stream, const char *function) {
+    RIG_TRY(enter(device, function));
     stream = device->stream(handle);
     return stream ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult put(Device &device, const std::shared_ptr<Stream> &stream, Work work) {
     if (stream->capture)
-        stream->capture->push_back(std::move(work));
+        stream->capture->push_back([work] { return work; });
     else
         device.enqueue(stream, std::move(work));
     return CUDA_SUCCESS;
+}
+
+std::shared_ptr<Graph> graph_of(CUgraph handle) {
+    return graphs.find(handle);
 }
 
 bool is_capturing(Device &device) {
@@ -195,7 +199,7 @@ RIG_API CUresult cuStreamBeginCapture_v2(CUstream handle, int) {
     std::shared_ptr<Stream> stream;
     RIG_TRY(enter(device, handle, stream));
     if (!handle || stream->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    stream->capture = std::make_shared<Works>();
+    stream->capture = std::make_shared<Graph>();
     std::lock_guard lock(captures_mutex);
     captures[device->number]++;
     return CUDA_SUCCESS;
@@ -222,14 +226,31 @@ RIG_API CUresult cuStreamIsCapturing(CUstream handle, int *status) {
     return CUDA_SUCCESS;
 }
 
-RIG_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long) {
-    std::shared_ptr<Works> works = graphs.find(graph);
-    if (!works) return CUDA_ERROR_INVALID_HANDLE;
-    *executable = executables.add(std::make_shared<Works>(*works));
+RIG_API CUresult cuGraphCreate(CUgraph *graph, unsigned flags) {
+    Device *device;
+    RIG_TRY(enter(device));
+    if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
+    *graph = graphs.add(std::make_shared<Graph>());
     return CUDA_SUCCESS;
 }
 
-RIG_API CUresult cuGraphUpload(CUgraphExec executable, CUstream) {
+RIG_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long) {
+    Device *device;
+    RIG_TRY(enter(device));
+    std::shared_ptr<Graph> nodes = graphs.find(graph);
+    if (!nodes) return CUDA_ERROR_INVALID_HANDLE;
+    if (this_graph_fails()) {
+        say("no memory for a graph on device " + std::to_string(device->number) + ", as SDSHARD_RIG_FAULTS wants it");
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *executable = executables.add(std::make_shared<Graph>(*nodes));
+    return CUDA_SUCCESS;
+}
+
+RIG_API CUresult cuGraphUpload(CUgraphExec executable, CUstream handle) {
+    Device *device;
+    std::shared_ptr<Stream> stream;
+    RIG_TRY(enter(device, handle, stream));
     return executables.find(executable) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
@@ -237,9 +258,13 @@ RIG_API CUresult cuGraphLaunch(CUgraphExec executable, CUstream handle) {
     Device *device;
     std::shared_ptr<Stream> stream;
     RIG_TRY(enter(device, handle, stream));
-    std::shared_ptr<Works> works = executables.find(executable);
-    if (!works) return CUDA_ERROR_INVALID_HANDLE;
-    for (const Work &work : *works) put(*device, stream, work);
+    std::shared_ptr<Graph> nodes = executables.find(executable);
+    if (!nodes) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED; // a graph inside another is not imitated
+    Work fails = [device] {
+        device->fail(CUDA_ERROR_LAUNCH_FAILED, "a kernel of a graph, as SDSHARD_RIG_FAULTS wants it");
+    };
+    for (auto &node : *nodes) device->enqueue(stream, this_node_fails() ? fails : node());
     return CUDA_SUCCESS;
 }
 

@@ -27,6 +27,7 @@ enum CUresult : int {
     CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
     CUDA_ERROR_MISALIGNED_ADDRESS = 716,
     CUDA_ERROR_LAUNCH_FAILED = 719,
+    CUDA_ERROR_NOT_SUPPORTED = 801,
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
     CUDA_ERROR_UNKNOWN = 999,
@@ -41,7 +42,17 @@ using CUmodule = struct rig_module *;
 using CUfunction = struct rig_function *;
 using CUgraph = struct rig_graph *;
 using CUgraphExec = struct rig_graph_exec *;
+using CUgraphNode = struct rig_graph_node *;
 using CUhostFn = void (*)(void *);
+
+// CUDA_KERNEL_NODE_PARAMS_v2.
+struct KernelNode {
+    CUfunction function;
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    void **parameters, **extra;
+    void *kernel;
+    CUcontext context;
+};
 
 struct CUuuid {
     unsigned char bytes[16];

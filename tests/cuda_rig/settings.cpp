@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <sstream>
+#include <utility>
 
 #include "device.h"
 #include "driver_types.h"
@@ -14,14 +15,15 @@ namespace rig {
 namespace {
 
 struct Faults {
-    long allocation = 0, launch = 0; // turns left; 0: never
-    std::map<int, long> calls_of;    // of devices that will be lost
+    long allocation = 0, launch = 0, graph = 0, node = 0; // turns left; 0: never
+    std::map<int, long> calls_of;                         // of devices that will be lost
 };
 
 struct State {
     std::mutex mutex;
     Settings settings;
     Faults faults;
+    std::map<std::pair<std::string, int>, std::uint64_t> calls; // of functions, by device
 };
 
 [[noreturn]] void refuse(const std::string &key, const std::string &value) {
@@ -52,6 +54,10 @@ Faults faults_of(const std::string &value) {
             faults.allocation = number("FAULTS", value, words[1]);
         else if (words.size() == 2 && words[0] == "launch")
             faults.launch = number("FAULTS", value, words[1]);
+        else if (words.size() == 2 && words[0] == "node")
+            faults.node = number("FAULTS", value, words[1]);
+        else if (words.size() == 2 && words[0] == "graph")
+            faults.graph = number("FAULTS", value, words[1]);
         else if (words.size() == 3 && words[0] == "lost")
             faults.calls_of[static_cast<int>(number("FAULTS", value, words[1]))] = number("FAULTS", value, words[2]);
         else if (words.size() != 2 || words[0] != "symbol") // symbols.cpp sees to those
@@ -142,6 +148,21 @@ bool this_launch_fails() {
     return turn(state().faults.launch);
 }
 
+bool this_graph_fails() {
+    std::lock_guard lock(state().mutex);
+    return turn(state().faults.graph);
+}
+
+bool this_node_fails() {
+    std::lock_guard lock(state().mutex);
+    return turn(state().faults.node);
+}
+
+void count(const char *function, int device) {
+    std::lock_guard lock(state().mutex);
+    state().calls[{function, device}]++;
+}
+
 bool is_lost(int device) {
     std::lock_guard lock(state().mutex);
     auto found = state().faults.calls_of.find(device);
@@ -160,6 +181,13 @@ void say(const std::string &line) {
 RIG_API void sdshard_rig_set(const char *key, const char *value) {
     std::lock_guard lock(rig::state().mutex);
     rig::set(rig::state(), key, value);
+}
+
+// How often a function of the driver was called on a device.
+RIG_API std::uint64_t sdshard_rig_calls(const char *function, int device) {
+    std::lock_guard lock(rig::state().mutex);
+    auto found = rig::state().calls.find({function, device});
+    return found == rig::state().calls.end() ? 0 : found->second;
 }
 
 // Back to the environment; devices that have failed or are lost work again.

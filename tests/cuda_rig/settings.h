@@ -28,8 +28,13 @@ int capability_of(int device);
 // Faults, each of which happens once, at its turn. A device that is lost stays so.
 bool this_allocation_fails();
 bool this_launch_fails();
+bool this_graph_fails();
+bool this_node_fails();
 // Counts a call on a device; whether the device is lost by now.
 bool is_lost(int device);
+
+// Counts a call of a function on a device: see sdshard_rig_calls.
+void count(const char *function, int device);
 
 // Prints a line for whoever reads the test's output.
 void say(const std::string &line);

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <vector>
 
 #include "driver_types.h"
 
@@ -19,6 +20,9 @@ class Stream;
 
 // What is done in a stream. It says by itself what went wrong, to its device.
 using Work = std::function<void()>;
+
+// What a graph does: for each node, what makes its work anew whenever the graph is launched. A graph is a list here.
+using Graph = std::vector<std::function<Work()>>;
 
 // A place in a stream: the work of this number and all before it.
 struct Mark {
@@ -47,7 +51,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
     }
 
     // A graph that takes what would be enqueued. Null: none.
-    std::shared_ptr<std::vector<Work>> capture;
+    std::shared_ptr<Graph> capture;
 
   private:
     friend struct Mark;

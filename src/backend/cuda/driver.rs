@@ -7,14 +7,17 @@
 
 use std::{
     ffi::{CString, c_int, c_void},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use cudarc::driver::{
     DriverError, result,
     sys::{
-        self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags, CUevent_wait_flags, CUfunction,
-        CUmodule, CUresult, CUstream,
+        self, CUDA_KERNEL_NODE_PARAMS, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUevent_flags,
+        CUevent_wait_flags, CUfunction, CUgraph, CUgraphExec, CUgraphNode, CUmodule, CUresult, CUstream,
     },
 };
 
@@ -63,6 +66,17 @@ const FUNCTIONS: &[&str] = &[
     "cuLaunchKernel",
 ];
 
+/// What graphs need besides: drivers of CUDA 12 and later have it.
+const GRAPH_FUNCTIONS: &[&str] = &[
+    "cuGraphCreate",
+    "cuGraphAddKernelNode_v2",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphUpload",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+];
+
 /// What the driver says of a GPU.
 #[derive(Debug, Clone)]
 pub struct Properties {
@@ -87,6 +101,13 @@ pub fn gpus() -> Result<&'static [Properties], &'static str> {
     }
 }
 
+static HAS_GRAPHS: AtomicBool = AtomicBool::new(false);
+
+/// Whether the driver can be given many kernels as one, once [`gpus`] has looked.
+pub fn has_graphs() -> bool {
+    HAS_GRAPHS.load(Ordering::Relaxed)
+}
+
 fn find() -> Result<Vec<Properties>, String> {
     // SAFETY: loading the driver's library runs the code that it runs in every program that uses it.
     if !unsafe { sys::is_culib_present() } {
@@ -94,12 +115,16 @@ fn find() -> Result<Vec<Properties>, String> {
     }
     // SAFETY: the library is there, so this returns it.
     let library = unsafe { sys::culib() };
-    for name in FUNCTIONS {
-        // SAFETY: the symbol is only looked up.
-        if unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_err() {
-            return Err(format!("the driver has no function {name}: it is too old"));
-        }
+    // SAFETY: the symbol is only looked up.
+    let lacks = |name: &&&str| unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_err();
+    if let Some(name) = FUNCTIONS.iter().find(lacks) {
+        return Err(format!("the driver has no function {name}: it is too old"));
     }
+    let missing = GRAPH_FUNCTIONS.iter().find(lacks);
+    if let Some(name) = missing {
+        tracing::debug!("CUDA: the driver has no function {name}: no graphs");
+    }
+    HAS_GRAPHS.store(missing.is_none(), Ordering::Relaxed);
     let words = |error: DriverError| describe(error);
     match result::init() {
         Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
@@ -429,15 +454,22 @@ impl Stream {
     }
 
     /// Enqueues a kernel.
-    pub fn launch(&self, kernel: Function, grid: [u32; 3], threads: u32, arguments: &Arguments) -> Result<()> {
+    pub fn launch(&self, call: &Call) -> Result<()> {
         self.context.enter()?;
-        let mut places: Vec<*mut c_void> =
-            arguments.starts.iter().map(|&start| arguments.words[start..].as_ptr().cast_mut().cast()).collect();
-        let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
+        let Call { kernel, grid: [x, y, z], threads, arguments } = call;
+        let mut places = arguments.places();
         // SAFETY: the kernel is of a module of this context that stays loaded, the arguments are those of its signature
         // (tests run every kernel), and the driver copies them before it returns.
-        let launched = unsafe { result::launch_kernel(kernel.0, grid, block, 0, self.raw, &mut places) };
+        let launched =
+            unsafe { result::launch_kernel(kernel.0, (*x, *y, *z), (*threads, 1, 1), 0, self.raw, &mut places) };
         self.context.done("starting a kernel", launched)
+    }
+
+    /// Enqueues a graph of this context.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: both are open; what its kernels read and write is what they would if they were launched one by one.
+        self.context.done("starting a graph", unsafe { result::graph::launch(graph.raw, self.raw) })
     }
 }
 
@@ -493,7 +525,7 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 /// A kernel of a module that stays loaded.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Function(CUfunction);
 
 // SAFETY: a function is an address in a module that is only read.
@@ -525,14 +557,108 @@ impl Drop for Module {
     }
 }
 
+/// A kernel that is to run.
+#[derive(PartialEq, Eq)]
+pub struct Call {
+    /// Which.
+    pub kernel: Function,
+    /// Blocks in each dimension.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// What it is given.
+    pub arguments: Arguments,
+}
+
+/// Kernels that run one after the other, ready to be enqueued as one.
+///
+/// It is made from a list rather than by capturing a queue, which other threads could spoil: waiting for a context while
+/// one of its queues captures ends the capture.
+pub struct Graph {
+    context: Arc<Context>,
+    raw: CUgraphExec,
+}
+
+// SAFETY: any thread may launch a graph; who has it launches one at a time.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// The graph of `calls`, on the device before it returns, so that launching it needs no memory.
+    ///
+    /// # Errors
+    /// If the driver makes none. Nothing has happened to the device then that its next call would not tell.
+    pub fn new(stream: &Stream, calls: &[Call]) -> Result<Self> {
+        let context = &stream.context;
+        context.enter()?;
+        let refuse = |error| Error::device(context.id, "making a graph").source(describe(error));
+        let mut list = std::ptr::null_mut();
+        // SAFETY: it writes one handle.
+        unsafe { sys::cuGraphCreate(&mut list, 0) }.result().map_err(refuse)?;
+        let added = chain(list, calls);
+        // SAFETY: the list is open, and 0 asks for nothing special.
+        let raw = added.and_then(|()| unsafe { result::graph::instantiate(list, sys::CUgraphInstantiate_flags(0)) });
+        // SAFETY: the list is open and nobody else has it; what was made of it stays.
+        let _ = unsafe { result::graph::destroy(list) };
+        let graph = Self { context: context.clone(), raw: raw.map_err(refuse)? };
+        // SAFETY: both are open and of one context.
+        unsafe { result::graph::upload(graph.raw, stream.raw) }.map_err(refuse)?;
+        Ok(graph)
+    }
+}
+
+/// Adds kernels to a graph, each behind the one before.
+fn chain(graph: CUgraph, calls: &[Call]) -> Result<(), DriverError> {
+    let mut before: Option<CUgraphNode> = None;
+    for Call { kernel, grid, threads, arguments } in calls {
+        let mut places = arguments.places();
+        let node = CUDA_KERNEL_NODE_PARAMS {
+            func: kernel.0,
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: *threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            kernelParams: places.as_mut_ptr(),
+            extra: std::ptr::null_mut(),
+            kern: std::ptr::null_mut(),
+            ctx: std::ptr::null_mut(),
+        };
+        let dependencies = before.as_slice();
+        let mut added = std::ptr::null_mut();
+        // SAFETY: as in `Stream::launch`; the driver copies the arguments and the list of nodes before it returns.
+        unsafe { sys::cuGraphAddKernelNode_v2(&mut added, graph, dependencies.as_ptr(), dependencies.len(), &node) }
+            .result()?;
+        before = Some(added);
+    }
+    Ok(())
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // It may still run.
+        if self.context.synchronize().is_ok() {
+            // SAFETY: the graph is open, and nothing of it runs any more.
+            let closed = unsafe { result::graph::exec_destroy(self.raw) };
+            drop(self.context.done("closing a graph", closed));
+        }
+    }
+}
+
 /// What a kernel is called with, in the order of its parameters.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 pub struct Arguments {
     words: Vec<u64>,
     starts: Vec<usize>,
 }
 
 impl Arguments {
+    /// Where each is, as the driver wants to know it.
+    fn places(&self) -> Vec<*mut c_void> {
+        self.starts.iter().map(|&start| self.words[start..].as_ptr().cast_mut().cast()).collect()
+    }
+
     /// An address; 0 for nothing.
     pub fn address(mut self, at: u64) -> Self {
         self.starts.push(self.words.len());

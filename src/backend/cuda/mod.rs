@@ -1,6 +1,6 @@
 //! NVIDIA GPUs, by the kernels in `kernels/`.
 //!
-//! An op is one kernel (group norm has three), enqueued on the device's compute queue; only `read` waits. Weights come
+//! An op is one kernel (group norm has three), enqueued on the device's compute queue (`queue.rs`); only `read` waits. Weights come
 //! over a copy queue of their own, and so do tensors of other GPUs. A GPU has one context and one set of kernels for all
 //! of the process, so whatever opens it shares its weights. Which kernel runs follows from the layer, the type and the
 //! GPU's architecture; see `launch.rs`.
@@ -12,6 +12,7 @@ pub mod nvrtc;
 mod pack;
 mod peak;
 mod peer;
+mod queue;
 mod staging;
 
 use std::{
@@ -30,11 +31,12 @@ use super::{
     rates,
 };
 use crate::error::{Error, Result};
-use driver::{Arguments, Context, Memory, Pinned, Properties, Stream};
+use driver::{Arguments, Call, Context, Memory, Pinned, Properties, Stream};
 use kernels::{Kernels, Origin};
 use launch::Launch;
 use pack::Packing;
 pub use peer::Link;
+use queue::Queue;
 use staging::{PIECE_BYTES, Ring};
 
 /// Blocks in the second and third dimension of a grid.
@@ -61,7 +63,7 @@ pub struct Cuda {
 
 /// The queues of a device. Whoever has memory of its arenas orders its work by them.
 struct Queues {
-    compute: Stream,
+    compute: Queue,
     copy: Stream,
 }
 
@@ -207,7 +209,7 @@ const UNMEASURED: Rates = Rates { flops: 4e12, bandwidth: 200e9, link: 6e9 };
 pub fn open(index: usize) -> Result<Cuda> {
     let gpu = gpu(index)?;
     let context = &gpu.context;
-    let queues = Arc::new(Queues { compute: Stream::new(context)?, copy: Stream::new(context)? });
+    let queues = Arc::new(Queues { compute: Queue::new(context)?, copy: Stream::new(context)? });
     Ok(Cuda {
         class: class(context.properties.capability, gpu.kernels.arch),
         home: format!("memory of {}", context.id).into(),
@@ -266,12 +268,12 @@ fn parts(w: &Weight) -> (u64, u64) {
 }
 
 impl Cuda {
-    fn run(&self, launch: &Launch, arguments: &Arguments) -> Result<()> {
+    fn run(&self, launch: &Launch, arguments: Arguments) -> Result<()> {
         if launch.grid[1] > MOST_BLOCKS || launch.grid[2] > MOST_BLOCKS {
             return Err(Error::request(format!("{} on {:?} blocks is too large", launch.kernel, launch.grid)));
         }
         let kernel = self.gpu.kernels.get(&launch.kernel)?;
-        self.queues.compute.launch(kernel, launch.grid, launch.threads, arguments)
+        self.queues.compute.launch(Call { kernel, grid: launch.grid, threads: launch.threads, arguments })
     }
 
     /// A matrix product. `fields` are its sizes; `rows_per_add` and the activation follow them.
@@ -300,7 +302,7 @@ impl Cuda {
             .address(e.residual.map_or(0, at))
             .address(at(to))
             .fields(&fields);
-        self.run(&launch, &arguments)
+        self.run(&launch, arguments)
     }
 
     /// Copies what `piece` writes to new memory, over the copy queue, and waits until it is there.
@@ -432,7 +434,7 @@ impl Backend for Cuda {
         })?;
         let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
         let arguments = Arguments::default().address(at(q)).address(at(k)).address(at(v)).address(at(out));
-        self.run(&launch, &arguments.fields(&fields))
+        self.run(&launch, arguments.fields(&fields))
     }
 
     fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
@@ -442,15 +444,15 @@ impl Backend for Cuda {
         let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
         self.run(
             &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
-            &Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
+            Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
         )?;
         self.run(
             &of("group_norm_combine".into(), [eights, p.batch, 1]),
-            &Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
+            Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
         )?;
         self.run(
             &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
-            &Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
+            Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
         )
     }
 
@@ -460,7 +462,7 @@ impl Backend for Cuda {
         let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(at(out));
         self.run(
             &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
-            &arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
+            arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
         )
     }
 
@@ -475,31 +477,31 @@ impl Backend for Cuda {
         let launch = launch::each("embedding", out.dtype(), p.batch * p.tokens * p.channels);
         let arguments =
             Arguments::default().address(at(ids)).address(parts(table).0).address(parts(positions).0).address(at(out));
-        self.run(&launch, &arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]))
+        self.run(&launch, arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]))
     }
 
     fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("upsample2x", x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
         let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
-        self.run(&launch, &Arguments::default().address(at(x)).address(at(out)).fields(&fields))
+        self.run(&launch, Arguments::default().address(at(x)).address(at(out)).fields(&fields))
     }
 
     fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("concat_channels", a.dtype(), p.rows * (p.left + p.right));
         let arguments = Arguments::default().address(at(a)).address(at(b)).address(at(out));
-        self.run(&launch, &arguments.fields(&[p.rows, p.left, p.right]))
+        self.run(&launch, arguments.fields(&[p.rows, p.left, p.right]))
     }
 
     fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("activate", x.dtype(), p.rows * p.channels);
         let arguments = Arguments::default().address(at(x)).address(at(out));
-        self.run(&launch, &arguments.fields(&[p.rows, p.channels, number(activation)]))
+        self.run(&launch, arguments.fields(&[p.rows, p.channels, number(activation)]))
     }
 
     fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("add_channels", x.dtype(), p.batch * p.pixels * p.channels);
         let arguments = Arguments::default().address(at(x)).address(at(per_channel)).address(at(out));
-        self.run(&launch, &arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]))
+        self.run(&launch, arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]))
     }
 
     fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
@@ -512,20 +514,20 @@ impl Backend for Cuda {
             from[i] = at(x) + (start * x.dtype().size()) as u64;
         }
         let arguments = from.into_iter().fold(Arguments::default(), Arguments::address);
-        self.run(&launch, &arguments.address(at(out)).fields(&fields))
+        self.run(&launch, arguments.address(at(out)).fields(&fields))
     }
 
     fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let elements = x.elements() as u32;
         let kernel = format!("cast_{}_{}", x.dtype(), out.dtype());
         let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements]);
-        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, &arguments)
+        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, arguments)
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
-        let mut ring = locked(&self.uploads);
+        let (mut ring, stream) = (locked(&self.uploads), self.queues.compute.stream()?);
         for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
-            ring.upload(&self.queues.compute, piece.len(), at(out) + (i * PIECE_BYTES) as u64, |to| {
+            ring.upload(stream, piece.len(), at(out) + (i * PIECE_BYTES) as u64, |to| {
                 to.copy_from_slice(piece);
                 Ok(())
             })?;
@@ -534,17 +536,25 @@ impl Backend for Cuda {
     }
 
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
-        let mut staging = locked(&self.download);
+        let (mut staging, stream) = (locked(&self.download), self.queues.compute.stream()?);
         for (i, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
-            self.queues.compute.download(at(x) + (i * PIECE_BYTES) as u64, piece.len(), &mut staging)?;
-            self.queues.compute.synchronize()?;
+            stream.download(at(x) + (i * PIECE_BYTES) as u64, piece.len(), &mut staging)?;
+            stream.synchronize()?;
             piece.copy_from_slice(&staging.as_mut()[..piece.len()]);
         }
         Ok(())
     }
 
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
-        self.queues.compute.copy(at(x) + from as u64, at(out) + to as u64, bytes)
+        self.queues.compute.stream()?.copy(at(x) + from as u64, at(out) + to as u64, bytes)
+    }
+
+    fn hold(&self) {
+        self.queues.compute.hold();
+    }
+
+    fn release(&self) -> Result<()> {
+        self.queues.compute.release()
     }
 
     fn receive(&self, x: &Buffer, out: &mut Buffer) -> Result<bool> {
@@ -552,15 +562,16 @@ impl Backend for Cuda {
         if peer::link(memory.context(), &self.gpu.context)? != Link::Direct {
             return Ok(false);
         }
+        let (theirs, ours) = (sender.compute.stream()?, self.queues.compute.stream()?);
         // It is made, and what lay in its place is no longer used.
-        sender.copy.wait(&sender.compute.record()?)?;
-        sender.copy.wait(&self.queues.compute.record()?)?;
+        sender.copy.wait(&theirs.record()?)?;
+        sender.copy.wait(&ours.record()?)?;
         sender.copy.send(at(x), &self.gpu.context, at(out), x.bytes())?;
         let arrived = sender.copy.record()?;
-        self.queues.compute.wait(&arrived)?;
+        ours.wait(&arrived)?;
         // The sender may use the memory for something else as soon as this returns: its queue waits too, rather than the
         // tensor living on for a time that no plan knows.
-        sender.compute.wait(&arrived)?;
+        theirs.wait(&arrived)?;
         Ok(true)
     }
 }

@@ -34,6 +34,9 @@ RIG_API CUresult cuFuncGetAttribute(int *value, int attribute, CUfunction functi
 RIG_API CUresult cuFuncSetAttribute(CUfunction function, int attribute, int value);
 RIG_API CUresult cuGetErrorName(CUresult code, const char **name);
 RIG_API CUresult cuGetErrorString(CUresult code, const char **text);
+RIG_API CUresult cuGraphAddKernelNode_v2(CUgraphNode *added, CUgraph graph, const CUgraphNode *before,
+                                         std::size_t count, const KernelNode *node);
+RIG_API CUresult cuGraphCreate(CUgraph *graph, unsigned flags);
 RIG_API CUresult cuGraphDestroy(CUgraph graph);
 RIG_API CUresult cuGraphExecDestroy(CUgraphExec executable);
 RIG_API CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long);
@@ -78,3 +81,4 @@ RIG_API CUresult cuStreamSynchronize(CUstream handle);
 RIG_API CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned);
 RIG_API void sdshard_rig_set(const char *key, const char *value);
 RIG_API void sdshard_rig_reset();
+RIG_API std::uint64_t sdshard_rig_calls(const char *function, int device);

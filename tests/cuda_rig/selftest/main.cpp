@@ -389,6 +389,46 @@ void graphs_repeat_what_was_captured() {
     OK(cuGraphExecDestroy(executable));
 }
 
+void graphs_are_made_from_lists_of_kernels() {
+    Gpu gpu(0);
+    CUdeviceptr x = upload(gpu, std::vector<float>{1.0f});
+    CUfunction function;
+    OK(cuModuleGetFunction(&function, gpu.module, "scale"));
+    Scaled p = {1, 2.0f};
+    void *arguments[] = {&x, &x, &p};
+    KernelNode kernel = {function, 1, 1, 1, 32, 1, 1, 0, arguments, nullptr, nullptr, nullptr};
+    CUgraph graph;
+    OK(cuGraphCreate(&graph, 0));
+    CUgraphNode first, second;
+    OK(cuGraphAddKernelNode_v2(&first, graph, nullptr, 0, &kernel));
+    p.factor = 3.0f; // arguments are copied
+    CHECK(cuGraphAddKernelNode_v2(&second, graph, nullptr, 0, &kernel) == CUDA_ERROR_NOT_SUPPORTED);
+    OK(cuGraphAddKernelNode_v2(&second, graph, &first, 1, &kernel));
+    CHECK(cuGraphAddKernelNode_v2(&second, graph, &first, 1, &kernel) == CUDA_ERROR_NOT_SUPPORTED);
+    CUgraphExec executable;
+    set("FAULTS", "graph:1");
+    CHECK(cuGraphInstantiateWithFlags(&executable, graph, 0) == CUDA_ERROR_OUT_OF_MEMORY);
+    OK(cuGraphInstantiateWithFlags(&executable, graph, 0));
+    OK(cuGraphDestroy(graph));
+    std::uint64_t launches = sdshard_rig_calls("cuLaunchKernel", 0), graphs = sdshard_rig_calls("cuGraphLaunch", 0);
+    for (int i = 0; i < 2; i++) OK(cuGraphLaunch(executable, gpu.stream));
+    CHECK(download<float>(gpu, x, 1)[0] == 36.0f);
+    CHECK(sdshard_rig_calls("cuLaunchKernel", 0) == launches && sdshard_rig_calls("cuGraphLaunch", 0) == graphs + 2);
+    // Its kernels are launches, of which the second one of the second time fails.
+    float left = 36.0f;
+    for (const char *fault : {"launch:4", "node:4"}) {
+        set("FAULTS", fault);
+        OK(cuGraphLaunch(executable, gpu.stream));
+        cuGraphLaunch(executable, gpu.stream);
+        CHECK(cuStreamSynchronize(gpu.stream) == CUDA_ERROR_LAUNCH_FAILED);
+        CHECK(cuGraphLaunch(executable, gpu.stream) == CUDA_ERROR_LAUNCH_FAILED);
+        sdshard_rig_reset();
+        left *= 2.0f * 3.0f * 2.0f;
+        CHECK(download<float>(gpu, x, 1)[0] == left);
+    }
+    OK(cuGraphExecDestroy(executable));
+}
+
 // ---- limits and faults
 
 void memory_has_an_end() {
@@ -473,6 +513,7 @@ int main() {
         TEST(nothing_is_done_before_it_must_and_events_order_streams),
         TEST(devices_copy_to_each_other_and_a_bad_link_shows),
         TEST(graphs_repeat_what_was_captured),
+        TEST(graphs_are_made_from_lists_of_kernels),
         TEST(memory_has_an_end),
         TEST(faults_come_at_their_turn),
         TEST(devices_are_as_many_and_as_old_as_told),

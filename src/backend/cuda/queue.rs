@@ -1,0 +1,133 @@
+//! The compute queue: kernels that it is given again and again as one go as one graph.
+//!
+//! Between [`Queue::hold`] and [`Queue::release`] kernels are written down rather than enqueued. A list that was there
+//! before, to the last address, is one launch of a graph; any other is launched kernel by kernel. So a graph never needs to
+//! know what it stands for: weights, arenas and shapes that change make another list.
+
+use std::sync::{Arc, Mutex};
+
+use super::{
+    driver::{self, Call, Context, Graph, Stream},
+    locked,
+};
+use crate::error::{Error, Result};
+
+/// Lists that are remembered: a few shapes and batches of each of a few requests in flight, whose keys and values lie in
+/// different places.
+const REMEMBERED: usize = 8;
+
+/// A stream for kernels, and the graphs that were made of what it was given.
+pub struct Queue {
+    stream: Stream,
+    graphs: Use,
+    state: Mutex<State>,
+}
+
+/// Whether graphs are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Graphs,
+    Launches,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is held back; `None` while nothing is to be.
+    held: Option<Vec<Call>>,
+    /// The latest one last.
+    known: Vec<Known>,
+}
+
+/// A list of kernels that came at least once.
+struct Known {
+    calls: Vec<Call>,
+    graph: Made,
+}
+
+enum Made {
+    /// It has come once, and may not come again.
+    NotYet,
+    Graph(Graph),
+    /// The driver would not.
+    Refused,
+}
+
+impl Queue {
+    /// A queue of `context`.
+    ///
+    /// # Errors
+    /// If the driver makes none, or `SDSHARD_CUDA_GRAPHS` is neither `on` nor `off`.
+    pub fn new(context: &Arc<Context>) -> Result<Self> {
+        let wish = std::env::var_os("SDSHARD_CUDA_GRAPHS").unwrap_or("on".into());
+        let graphs = match wish.to_str() {
+            Some("on") if driver::has_graphs() => Use::Graphs,
+            Some("on" | "off") => Use::Launches,
+            _ => {
+                return Err(
+                    Error::input("SDSHARD_CUDA_GRAPHS is neither \"on\" nor \"off\"").found(wish.to_string_lossy())
+                );
+            }
+        };
+        Ok(Self { stream: Stream::new(context)?, graphs, state: Mutex::default() })
+    }
+
+    /// The stream, behind everything that the queue was given: for whatever is no kernel. What is held back is launched.
+    pub fn stream(&self) -> Result<&Stream> {
+        if let Some(calls) = locked(&self.state).held.take() {
+            self.launch_each(&calls)?;
+        }
+        Ok(&self.stream)
+    }
+
+    /// Enqueues a kernel, or holds it back.
+    pub fn launch(&self, call: Call) -> Result<()> {
+        match &mut locked(&self.state).held {
+            Some(held) => {
+                held.push(call);
+                Ok(())
+            }
+            None => self.stream.launch(&call),
+        }
+    }
+
+    /// Holds kernels back from here on.
+    pub fn hold(&self) {
+        if self.graphs == Use::Graphs {
+            locked(&self.state).held.get_or_insert_default();
+        }
+    }
+
+    /// Enqueues what was held back.
+    pub fn release(&self) -> Result<()> {
+        // Locked to the end: nobody comes between these kernels.
+        let state = &mut *locked(&self.state);
+        let Some(calls) = state.held.take() else { return Ok(()) };
+        let Some(i) = state.known.iter().position(|known| known.calls == calls) else {
+            self.launch_each(&calls)?;
+            if state.known.len() == REMEMBERED {
+                state.known.remove(0);
+            }
+            state.known.push(Known { calls, graph: Made::NotYet });
+            return Ok(());
+        };
+        state.known[i..].rotate_left(1);
+        let known = state.known.last_mut().expect("it was found");
+        if matches!(known.graph, Made::NotYet) {
+            known.graph = Graph::new(&self.stream, &calls).map_or_else(
+                |error| {
+                    tracing::warn!("{error}; {} kernels are launched one by one", calls.len());
+                    Made::Refused
+                },
+                Made::Graph,
+            );
+        }
+        match &known.graph {
+            Made::Graph(graph) => self.stream.replay(graph),
+            Made::NotYet | Made::Refused => self.launch_each(&calls),
+        }
+    }
+
+    fn launch_each(&self, calls: &[Call]) -> Result<()> {
+        calls.iter().try_for_each(|call| self.stream.launch(call))
+    }
+}
