@@ -160,6 +160,22 @@ const MUTATIONS: &[Mutation] = &[
         op: attention,
     },
     Mutation {
+        name: "a run of a long sum that is left out",
+        file: "split_k.cu",
+        right: "for (unsigned run = 1; run < p.runs; run++)",
+        wrong: "for (unsigned run = 1; run + 1 < p.runs; run++)",
+        sources: &["split_k"],
+        op: conv2d,
+    },
+    Mutation {
+        name: "a run that begins among another one's channels",
+        file: "product.cuh",
+        right: "c = block % per_tap * 4 * V;",
+        wrong: "c = block % per_tap * V;",
+        sources: &["conv2d"],
+        op: conv2d,
+    },
+    Mutation {
         name: "a chunk of a swizzled tile in another one's place",
         file: "product.cuh",
         right: "((2 * k + w_chunk) ^ w_row / 2 % 4) * V",

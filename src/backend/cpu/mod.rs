@@ -226,6 +226,10 @@ impl Backend for Cpu {
         self.fuse || fusion == Fusion::default()
     }
 
+    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
+        0
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         cost::attention_scratch(self.path, p)
     }
@@ -234,13 +238,29 @@ impl Backend for Cpu {
         cost::group_norm_scratch(p)
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
         self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
         Ok(())
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let pixels = p.out_height * p.out_width;
         // A 1x1 convolution without padding is a linear layer: channels lie last.
         let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);

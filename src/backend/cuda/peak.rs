@@ -53,7 +53,7 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
     for batch in BATCHES {
         let rows = batch * SIDE * SIDE;
         let linear = Linear { rows, out: WIDE as u32, k: WIDE as u32 };
-        let product = seconds(settle, || backend.linear(linear, &x, &flat, &Epilogue::default(), &mut y))?;
+        let product = seconds(settle, || backend.linear(linear, &x, &flat, &Epilogue::default(), None, &mut y))?;
         let channels = CHANNELS as u32;
         let conv2d = Conv2d {
             batch,
@@ -67,7 +67,7 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
             out_height: SIDE,
             out_width: SIDE,
         };
-        let convolution = seconds(settle, || backend.conv2d(conv2d, &x, &square, &Epilogue::default(), &mut y))?;
+        let convolution = seconds(settle, || backend.conv2d(conv2d, &x, &square, &Epilogue::default(), None, &mut y))?;
         flops = 2.0 * f64::from(rows) * (WIDE * WIDE + 9 * CHANNELS * CHANNELS) as f64 / (product + convolution);
         if product + convolution > LONG {
             break;

@@ -307,6 +307,10 @@ impl Backend for Wgpu {
         true
     }
 
+    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
+        0
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         gpu_cost::attention_scratch(p)
     }
@@ -315,11 +319,27 @@ impl Backend for Wgpu {
         gpu_cost::group_norm_scratch(p)
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         self.run_linear(p, x, w, e, out)
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         self.run_conv2d(p, x, w, e, out)
     }
 
