@@ -255,9 +255,11 @@ fn a_link_that_corrupts_is_found_and_not_used() {
             format!("[components]\nunet = {{ shards = {{ \"\" = \"cuda:{a}\", \"up_blocks\" = \"cuda:{b}\" }} }}\n");
         assert!(bits(&draw(&format!("{}{cut}", gpus(&[a, b])), 2)) == bits(&want), "{peers}: other pictures");
         assert_eq!(backend::cuda::link(a, b).unwrap(), link);
+        assert!(bits(&copies_weights(&rig, [a, b])[..2]) == bits(&want), "{peers}: other pictures of copied weights");
     }
     rig.set("PEERS", "good");
     assert_eq!(backend::cuda::link(2, 3).unwrap(), backend::cuda::Link::Direct);
+    assert!(bits(&copies_weights(&rig, [2, 3])[..2]) == bits(&want), "other pictures of copied weights");
 }
 
 /// Forwards of the network that a picture takes.
@@ -357,6 +359,28 @@ fn graphs_can_be_turned_off_and_older_drivers_have_none() {
     command.arg(map.path()).arg("--model").arg(tiny()).env("SDSHARD_CUDA_GRAPHS", "perhaps");
     let message = message_of(command.output().unwrap(), "a switch that is neither on nor off");
     assert!(message.contains("SDSHARD_CUDA_GRAPHS") && message.contains("perhaps"), "{message}");
+}
+
+/// A second replica has its weights from the first one's GPU, over a link that is good and else through the host, and
+/// never over one that corrupts.
+fn copies_weights(rig: &Rig, [a, b]: [usize; 2]) -> Vec<Picture> {
+    let link = backend::cuda::link(a, b).unwrap();
+    let model = model();
+    let plan = plan(&model, &format!("{}replicas = 2\n", gpus(&[a, b])));
+    let count = || {
+        let from_first = ["cuMemcpyPeerAsync", "cuMemcpyDtoHAsync_v2"].map(|function| rig.calls(function, a));
+        let from_host = [a, b].map(|device| rig.calls("cuMemcpyHtoDAsync_v2", device));
+        [from_first, from_host].concat()
+    };
+    let before = count();
+    let engine = Engine::load(model, &plan).unwrap();
+    let calls: Vec<u64> = count().iter().zip(before).map(|(after, before)| after - before).collect();
+    println!("{link:?}: {calls:?} copies to a GPU, to the host, from the host to the first GPU, to the second");
+    let packed = calls[2];
+    assert!(packed > 100, "weights and biases of all layers");
+    let want = if link == backend::cuda::Link::Direct { [packed, 0, packed, 0] } else { [0, packed, packed, packed] };
+    assert_eq!(calls, want);
+    generate(&engine, 4).unwrap().0
 }
 
 /// The program with another driver than this process has.

@@ -258,6 +258,15 @@ impl Device {
         self.backend().pack_to_rest(layer, dtype, weight, bias)
     }
 
+    /// A copy of a weight that another device has packed; `None` if it has to be packed here.
+    ///
+    /// # Errors
+    /// If this device has no room, or one of them fails.
+    pub fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
+        let copy = self.backend().copy_weight(packed)?;
+        Ok(copy.map(|copy| copy.charged_to(&self.0.weights)))
+    }
+
     /// What a layer occupies here once it is packed for inputs of `dtype`, in bytes.
     pub fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
         self.backend().packed_bytes(layer, dtype, has_bias)

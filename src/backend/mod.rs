@@ -191,6 +191,12 @@ pub trait Backend: Send + Sync {
         self.pack(layer, dtype, weight, bias)
     }
 
+    /// A copy of a weight that another device has packed, in the memory where this one computes: less work than packing it
+    /// again. `None` if this one packs otherwise or has nothing from there.
+    fn copy_weight(&self, _packed: &Weight) -> Result<Option<Weight>> {
+        Ok(None)
+    }
+
     /// What [`Backend::pack`] makes of a layer, in bytes.
     fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize;
 

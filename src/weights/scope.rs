@@ -15,9 +15,9 @@ use crate::{
 /// File pages of a packed weight this large are given back to the system at once.
 const RELEASE_FROM: usize = 1 << 20;
 
-/// Weights that are packed already, by where they rest, component, name, home and type: networks that have a part in common in
-/// the same memory share it.
-pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, String, DType), Weight>>>;
+/// Weights that are packed already, by where they rest, component, name and type, with their homes: networks that have a
+/// part in common in the same memory share it, and devices have copies of each other's.
+pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, DType), Vec<(String, Weight)>>>>;
 
 /// What a network that is being loaded leaves to be brought later.
 pub struct Shelf {
@@ -112,7 +112,7 @@ impl<'a> Scope<'a> {
         Ok(visiting)
     }
 
-    /// The weight as another network has it in the same memory, or packed now.
+    /// The weight as another network has it in the same memory, or a copy of what another device has, or packed now.
     fn packed_once(
         &self,
         shelf: &Shelf,
@@ -124,14 +124,26 @@ impl<'a> Scope<'a> {
             Reside::Device => self.device.id().to_string(),
             Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
         };
-        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), home, self.dtype);
+        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), self.dtype);
         let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(packed) = known.get(&key) {
-            source.values()?; // read, as far as others are concerned
-            return Ok(packed.clone());
+        let homes = known.entry(key).or_default();
+        let there = match homes.iter().find(|(at, _)| *at == home) {
+            Some((_, packed)) => Some(packed.clone()),
+            None => match homes.first() {
+                Some((_, packed)) if shelf.reside == Reside::Device => self.device.copy_weight(packed)?,
+                _ => None,
+            },
+        };
+        let packed = match there {
+            Some(packed) => {
+                source.values()?; // read, as far as others are concerned
+                packed
+            }
+            None => source.pack(pack)?,
+        };
+        if homes.iter().all(|(at, _)| *at != home) {
+            homes.push((home, packed.clone()));
         }
-        let packed = source.pack(pack)?;
-        known.insert(key, packed.clone());
         Ok(packed)
     }
 }

@@ -288,6 +288,7 @@ impl Context {
 pub struct Memory {
     context: Arc<Context>,
     at: u64,
+    bytes: usize,
 }
 
 impl Memory {
@@ -308,7 +309,12 @@ impl Memory {
             }
             other => context.done("reserving memory", other)?,
         };
-        Ok(Self { context: context.clone(), at })
+        Ok(Self { context: context.clone(), at, bytes })
+    }
+
+    /// Its size as asked for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The address of byte `offset`.
@@ -436,6 +442,15 @@ impl Stream {
         // SAFETY: `from` is inside of a buffer whose size the caller compared; `to` is borrowed until it is waited for.
         let copied = unsafe { result::memcpy_dtoh_async(&mut to.as_mut()[..bytes], from, self.raw) };
         self.context.done("copying from it", copied)
+    }
+
+    /// Device to host, awaited: quick into pinned memory, right into any.
+    pub fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: `from` is inside of a buffer whose size the caller compared; `to` is borrowed until it is there.
+        let copied = unsafe { result::memcpy_dtoh_async(to, from, self.raw) };
+        self.context.done("copying from it", copied)?;
+        self.synchronize()
     }
 
     /// Within the device.

@@ -77,6 +77,10 @@ struct Arena {
 struct Packed {
     weight: Memory,
     bias: Option<Memory>,
+    /// The architecture that they are packed for.
+    arch: u32,
+    /// By which they came, and can be copied.
+    queues: Arc<Queues>,
 }
 
 /// The same in the host's memory, for a weight that visits the device.
@@ -316,19 +320,33 @@ impl Cuda {
     }
 
     /// Copies what `piece` writes to new memory, over the copy queue, and waits until it is there.
-    fn upload(&self, bytes: usize, piece: impl Fn(usize, &mut [u8])) -> Result<Memory> {
+    fn upload(&self, bytes: usize, piece: impl Fn(usize, &mut [u8]) -> Result<()>) -> Result<Memory> {
         let memory = Memory::new(&self.gpu.context, bytes)?;
         let mut ring = locked(&self.weights);
         for start in (0..bytes).step_by(PIECE_BYTES) {
             let count = PIECE_BYTES.min(bytes - start);
-            ring.upload(&self.queues.copy, count, memory.at(start), |to| {
-                piece(start, to);
-                Ok(())
-            })?;
+            ring.upload(&self.queues.copy, count, memory.at(start), |to| piece(start, to))?;
         }
         // Any queue of this GPU may use it from here on.
         self.queues.copy.synchronize()?;
         Ok(memory)
+    }
+
+    /// New memory with what is in `from`, which `sender` filled: over the link if there is one to be trusted, else through
+    /// the host.
+    fn copy_from(&self, sender: &Queues, from: &Memory) -> Result<Memory> {
+        if peer::link(from.context(), &self.gpu.context)? != Link::Direct {
+            return self.upload(from.bytes(), |start, to| sender.copy.read(from.at(start), to));
+        }
+        let memory = Memory::new(&self.gpu.context, from.bytes())?;
+        sender.copy.send(from.at(0), &self.gpu.context, memory.at(0), from.bytes())?;
+        sender.copy.synchronize()?;
+        Ok(memory)
+    }
+
+    fn packed(&self, weight: Memory, bias: Option<Memory>) -> WeightData {
+        let (arch, queues) = (self.gpu.kernels.arch, self.queues.clone());
+        WeightData::Gpu(Arc::new(Packed { weight, bias, arch, queues }))
     }
 
     fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
@@ -369,11 +387,28 @@ impl Backend for Cuda {
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         check_layer(layer)?;
-        let upload = |packing: Packing| self.upload(packing.packed_bytes(), |start, to| packing.piece(start, to));
+        let upload = |packing: Packing| {
+            self.upload(packing.packed_bytes(), |start, to| {
+                packing.piece(start, to);
+                Ok(())
+            })
+        };
         let weight = upload(Packing::weight(layer, dtype, weight)?)?;
         let bias = bias.map(|bias| upload(Packing::bias(bias)?)).transpose()?;
         let has_bias = bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Packed { weight, bias }))))
+        Ok(self.weight(layer, dtype, has_bias, self.packed(weight, bias)))
+    }
+
+    fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
+        let from = match packed.data() {
+            WeightData::Gpu(data) => data.downcast_ref::<Packed>(),
+            _ => None,
+        };
+        // Another architecture may want them in another order.
+        let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
+        let copy = |memory| self.copy_from(&from.queues, memory);
+        let (weight, bias) = (copy(&from.weight)?, from.bias.as_ref().map(copy).transpose()?);
+        Ok(Some(self.weight(packed.layer, packed.dtype, packed.has_bias, self.packed(weight, bias))))
     }
 
     fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -399,12 +434,15 @@ impl Backend for Cuda {
             _ => None,
         };
         let from = from.expect("what a device fetches is what it packed to rest");
-        let upload =
-            |bytes: &[u8]| self.upload(bytes.len(), |start, to| to.copy_from_slice(&bytes[start..][..to.len()]));
+        let upload = |bytes: &[u8]| {
+            self.upload(bytes.len(), |start, to| {
+                to.copy_from_slice(&bytes[start..][..to.len()]);
+                Ok(())
+            })
+        };
         let weight = upload(&from.weight)?;
         let bias = from.bias.as_deref().map(upload).transpose()?;
-        let data = WeightData::Gpu(Arc::new(Packed { weight, bias }));
-        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, data))
+        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, self.packed(weight, bias)))
     }
 
     fn supports(&self, _: Fusion) -> bool {
