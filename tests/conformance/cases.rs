@@ -2,7 +2,7 @@
 //!
 //! A tolerance is relative to the largest element that is expected; 0 asks for equality. One is a multiple of 6e-8, the
 //! rounding of f32, and grows with the sum behind an element. In a narrower type come the roundings of that type on top:
-//! see [`Case::tolerance_in`].
+//! see [`Case::tolerance_in`]. `docs/accuracy.md` has them as a table.
 
 use sdshard::{
     backend::{
@@ -487,7 +487,12 @@ impl Case {
             DType::BF16 => 2f64.powi(-8),
             DType::F32 | DType::U32 => 0.0,
         };
-        let roundings = match self.op {
+        self.tolerance + self.roundings() as f64 * one
+    }
+
+    /// How often values are rounded to a 16-bit type on the way to a result.
+    pub fn roundings(&self) -> usize {
+        match self.op {
             // Of the result, and of what plain ops make of it where a tail is not fused.
             Op::Linear { tail, .. } | Op::Conv2d { tail, .. } => {
                 let parts = [tail.channel_add > 0, tail.activation != None, tail.residual];
@@ -498,8 +503,7 @@ impl Case {
             Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::Embedding { .. } => 1,
             Op::Activate { .. } | Op::Add { .. } | Op::AddChannels { .. } | Op::ScaleAdd { .. } => 1,
             Op::Upsample2x { .. } | Op::ConcatChannels { .. } | Op::Stack { .. } => 0,
-        };
-        self.tolerance + roundings as f64 * one
+        }
     }
 
     /// Images that are computed apart; 1 if the op does not know images.
