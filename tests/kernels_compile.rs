@@ -151,6 +151,8 @@ fn assemble(tools: &Path, source: &str, arch: u32, ptx: &[u8], folder: &Path) ->
     }
     // What only this architecture's instructions can be fast with is there.
     let wanted: &[(&str, &str, u32)] = &[
+        ("linear", "wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32", 70),
+        ("conv2d", "wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32", 70),
         ("linear", "mma.sync.aligned.m16n8k16.row.col.f32.f16", 80),
         ("conv2d", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 80),
         ("attention", "ldmatrix.sync.aligned.m8n8.x4.trans", 75),
@@ -158,7 +160,7 @@ fn assemble(tools: &Path, source: &str, arch: u32, ptx: &[u8], folder: &Path) ->
         ("linear", "mma.sync.aligned.m16n8k8.row.col.f32.f16", 75),
     ];
     for (_, instruction, _) in wanted.iter().filter(|(of, instruction, since)| {
-        *of == source && arch >= *since && (*since == 80 || arch == 75) && !text.contains(instruction)
+        *of == source && arch >= *since && (*since == 80 || arch == *since) && !text.contains(instruction)
     }) {
         wrong.push(format!("{source} sm_{arch}: no {instruction}"));
     }
