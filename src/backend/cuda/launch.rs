@@ -72,13 +72,17 @@ pub fn attention(arch: u32, dtype: DType, p: &Attention) -> Option<Launch> {
     let fits = |width: &&u32| p.head_dim <= **width;
     // Scores go on as they lie in the registers of an mma, which sm_70 has not.
     let cores = has_cores(arch, dtype) && arch >= 75 && p.head_dim.is_multiple_of(8);
-    let wide = [48, 64, 80, 160].iter().find(fits).filter(|_| cores).map(|width| (format!("mma_{width}"), 64));
-    let (width, queries) = match wide {
-        Some(found) => found,
-        None => ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32),
+    let (width, queries, threads) = if cores {
+        match [48, 64, 80, 160].iter().find(fits) {
+            Some(width) => (format!("mma_{width}"), 64, 128),
+            None if p.head_dim <= MOST_HEAD_DIM => (format!("mma_{MOST_HEAD_DIM}"), 32, 256),
+            None => return None,
+        }
+    } else {
+        ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32, 128)
     };
     let blocks = p.queries.div_ceil(queries).saturating_mul(p.batch * p.heads);
-    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, 128))
+    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, threads))
 }
 
 /// One pass over `elements` of the output, 16 bytes of it for each thread.
@@ -138,7 +142,8 @@ mod tests {
             (80, DType::BF16, 64, "attention_mma_64_bf16", 12),
             (75, DType::F16, 80, "attention_mma_80_f16", 12),
             (90, DType::F16, 160, "attention_mma_160_f16", 12),
-            (90, DType::F16, 168, "attention_512_f16", 18),
+            (90, DType::F16, 168, "attention_mma_512_f16", 18),
+            (80, DType::BF16, 512, "attention_mma_512_bf16", 18),
             (90, DType::F16, 170, "attention_512_f16", 18),
             (70, DType::F16, 64, "attention_64_f16", 18),
             (90, DType::F16, 20, "attention_32_f16", 18),
