@@ -38,9 +38,7 @@ static __device__ __forceinline__ void conv2d(const T *x, const T *w, const floa
 OF_TYPE(float, f32)
 OF_TYPE(f16, f16)
 OF_TYPE(bf16, bf16)
-#if __CUDA_ARCH__ >= 750
 LARGE(f16, f16)
-#endif
 #if __CUDA_ARCH__ >= 800
 LARGE(bf16, bf16)
 #endif

@@ -4,9 +4,9 @@
 // [columns] in f32; add [images or 1, width]; residual, out [rows, width]. Bias, add and residual may be null. With GEGLU
 // width is half of the columns: a block takes hidden channels and their gates side by side.
 //
-// Two cores of the same tiles. Tensor cores (f16 from sm_75, bf16 from sm_80): 32 channels at a time travel through
-// shared memory in three stages of cp.async (two through registers before sm_80), swizzled so that ldmatrix meets no bank
-// twice; a warp has MF x 8 tiles of 16 x 8 in registers. Else plain arithmetic: 16 channels at a time, converted to f32
+// Two cores of the same tiles. Tensor cores (f16, bf16 from sm_80): 32 channels at a time travel through shared memory in
+// three stages of cp.async (two through registers before sm_80), swizzled so that ldmatrix meets no bank twice; a warp has
+// MF x 8 tiles of 16 x 8 in registers (sm_70: rows apart by an odd number of chunks for wmma, MF x 4 tiles of 16 x 16). Else plain arithmetic: 16 channels at a time, converted to f32
 // on the way in, 8 x 8 or 8 x 4 sums per thread.
 //
 // Split k: the chain of a long sum is cut into as many runs as the grid is high (gpu_cost.rs: by k alone), each with
@@ -14,7 +14,7 @@
 // split_k.cu does the rest. With GEGLU, gates begin at pitch / 2.
 //
 // Order: a sum begins at zero and takes taps in order, within a tap blocks of channels in ascending order, the last one
-// filled up with zeros; of runs, each begins at zero, and they are added in order. An mma takes 16 (sm_75: 8) channels in
+// filled up with zeros; of runs, each begins at zero, and they are added in order. An mma takes 16 (sm_75: 8, sm_70: 4) channels in
 // the hardware's order, which is the same for each of its elements; plain arithmetic takes one at a time, fused. Neither
 // depends on the tile, so all tiles give the same bits.
 #pragma once
@@ -24,11 +24,9 @@
 template <typename T> struct Cores {
     static constexpr bool HERE = false;
 };
-#if __CUDA_ARCH__ >= 750
 template <> struct Cores<f16> {
     static constexpr bool HERE = true;
 };
-#endif
 #if __CUDA_ARCH__ >= 800
 template <> struct Cores<bf16> {
     static constexpr bool HERE = true;
@@ -304,16 +302,117 @@ static __device__ __forceinline__ void finish(const float *staged, int stride, i
 }
 
 #if __CUDA_ARCH__ >= 750
+// MF x 16 rows and 64 columns of sums, of which a warp has 32 in each half of BN columns. In tiles, the chunks of eight
+// rows' pairs are rotated, so that neither eight rows of one chunk nor two rows' four chunks share a bank. Rows that are a
+// multiple of 8 apart are rotated alike.
+template <typename T, int MF, int BN> struct Sums {
+    static constexpr int V = 8, BK = 32, ROW = BK, NF = 8;
+    float acc[MF][NF][4] = {};
+
+    // Where a chunk of a tile is.
+    static __device__ __forceinline__ unsigned place(unsigned row, unsigned chunk) {
+        return row * ROW + (chunk ^ row / 2 % 4) * V;
+    }
+
+    __device__ __forceinline__ void multiply(const T *x_tile, const T *w_tile, unsigned warp_m, unsigned warp_n) {
+        // Rows and chunks that this lane names to ldmatrix: of x, matrices are (rows, chunk), (rows + 8, chunk), (rows,
+        // chunk + 1), (rows + 8, chunk + 1); of w (columns, chunk), (columns, chunk + 1), then eight columns further.
+        unsigned lane = threadIdx.x % 32, x_row = warp_m * MF * 16 + lane % 16, x_chunk = lane / 16;
+        unsigned w_row = warp_n * 32 + lane / 16 * 8 + lane % 8, w_chunk = lane / 8 % 2;
+#pragma unroll
+        for (int k = 0; k < BK / 16; k++) {
+            unsigned a[MF][4];
+#pragma unroll
+            for (int m = 0; m < MF; m++)
+                ldmatrix_x4(a[m], x_tile + (x_row + m * 16) * ROW + ((2 * k + x_chunk) ^ x_row / 2 % 4) * V);
+#pragma unroll
+            for (int n = 0; n < NF; n += 2) {
+                unsigned b[4];
+                unsigned row = w_row + n / 4 * (BN / 2) + n % 4 * 8;
+                ldmatrix_x4(b, w_tile + row * ROW + ((2 * k + w_chunk) ^ w_row / 2 % 4) * V);
+#pragma unroll
+                for (int m = 0; m < MF; m++) {
+                    mma<T>(acc[m][n], a[m], b[0], b[1]);
+                    mma<T>(acc[m][n + 1], a[m], b[2], b[3]);
+                }
+            }
+        }
+    }
+
+    // 16 rows to shared memory.
+    template <int STRIDE>
+    __device__ __forceinline__ void stage(float *staged, int part, unsigned warp_m, unsigned warp_n) const {
+        unsigned lane = threadIdx.x % 32;
+#pragma unroll
+        for (int m = 0; m < MF; m++) {
+            if (m == part) {
+#pragma unroll
+                for (int n = 0; n < NF; n++) {
+                    float *to = staged + (warp_m * 16 + lane / 4) * STRIDE + n / 4 * (BN / 2) + warp_n * 32 +
+                                n % 4 * 8 + lane % 4 * 2;
+                    *(Pack<float, 2> *)to = Pack<float, 2>{{acc[m][n][0], acc[m][n][1]}};
+                    *(Pack<float, 2> *)(to + 8 * STRIDE) = Pack<float, 2>{{acc[m][n][2], acc[m][n][3]}};
+                }
+            }
+        }
+    }
+};
+#else
+// The same by wmma, which wants its tiles' rows at 32 bytes: they are five chunks apart.
+template <typename T, int MF, int BN> struct Sums {
+    static constexpr int V = 8, BK = 32, ROW = BK + V, NF = 4;
+    float acc[MF][NF][8] = {};
+
+    static __device__ __forceinline__ unsigned place(unsigned row, unsigned chunk) {
+        return row * ROW + chunk * V;
+    }
+
+    static __device__ __forceinline__ unsigned column(int n, unsigned warp_n) {
+        return n / 2 * (BN / 2) + warp_n * 32 + n % 2 * 16;
+    }
+
+    __device__ __forceinline__ void multiply(const T *x_tile, const T *w_tile, unsigned warp_m, unsigned warp_n) {
+#pragma unroll
+        for (int k = 0; k < BK; k += 16) {
+            unsigned a[MF][8];
+#pragma unroll
+            for (int m = 0; m < MF; m++)
+                wmma_load_a(a[m], x_tile + (warp_m * MF + m) * 16 * ROW + k, ROW);
+#pragma unroll
+            for (int n = 0; n < NF; n++) {
+                unsigned b[8];
+                wmma_load_b(b, w_tile + column(n, warp_n) * ROW + k, ROW);
+#pragma unroll
+                for (int m = 0; m < MF; m++)
+                    wmma_m16n16k16(acc[m][n], a[m], b);
+            }
+        }
+    }
+
+    template <int STRIDE>
+    __device__ __forceinline__ void stage(float *staged, int part, unsigned warp_m, unsigned warp_n) const {
+#pragma unroll
+        for (int m = 0; m < MF; m++)
+            if (m == part)
+#pragma unroll
+                for (int n = 0; n < NF; n++)
+                    wmma_store(staged + warp_m * 16 * STRIDE + column(n, warp_n), acc[m][n], STRIDE);
+    }
+};
+#endif
+
 // With tensor cores.
 template <typename T, int BM, int BN, bool WHOLE, typename Source>
-static __device__ __forceinline__ void product_mma(const Source &source, const T *w, const Tail<T> &tail) {
-    constexpr int V = 8, BK = 32, WARPS_N = BN / 64, WARPS_M = 4, THREADS = 32 * WARPS_M * WARPS_N;
-    constexpr int WM = BM / WARPS_M, MF = WM / 16, NF = 8, STRIDE = BN + 8;
+static __device__ __forceinline__ void product_cores(const Source &source, const T *w, const Tail<T> &tail) {
+    constexpr int WARPS_N = BN / 64, WARPS_M = 4, THREADS = 32 * WARPS_M * WARPS_N;
+    constexpr int WM = BM / WARPS_M, MF = WM / 16, STRIDE = BN + 8;
+    typedef Sums<T, MF, BN> S;
+    constexpr int V = S::V, BK = S::BK;
     // Without cp.async tiles travel through registers.
     constexpr bool ASYNC = __CUDA_ARCH__ >= 800 && WHOLE;
-    constexpr int STAGES = ASYNC ? 3 : 2, TILE = (BM + BN) * BK, STAGED = WARPS_M * 16 * STRIDE;
+    constexpr int STAGES = ASYNC ? 3 : 2, TILE = (BM + BN) * S::ROW, STAGED = WARPS_M * 16 * STRIDE;
     constexpr int TILES_BYTES = STAGES * TILE * 2, STAGED_BYTES = STAGED * 4;
-    __shared__ __align__(16) unsigned char memory[TILES_BYTES > STAGED_BYTES ? TILES_BYTES : STAGED_BYTES];
+    __shared__ __align__(32) unsigned char memory[TILES_BYTES > STAGED_BYTES ? TILES_BYTES : STAGED_BYTES];
     T *tiles = (T *)memory;
 
     bool geglu = tail.activation == GEGLU;
@@ -321,13 +420,11 @@ static __device__ __forceinline__ void product_mma(const Source &source, const T
     unsigned m0 = tail.first + blockIdx.x / tiles_n * BM, n0 = blockIdx.x % tiles_n * columns;
     Run run(source.kernel * source.kernel * ((source.channels + BK - 1) / BK));
     unsigned blocks = run.count;
-    unsigned lane = threadIdx.x % 32, warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
+    unsigned warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
 
     typedef Loader<T, V, BM, BN, THREADS, WHOLE, Source> L;
     L loader(source, w, run.first, m0, n0, tail.width, geglu);
-    // The chunks of eight rows' pairs are rotated, so that neither eight rows of one chunk nor two rows' four chunks
-    // share a bank. Rows that are a multiple of 8 apart are rotated alike.
-    unsigned own = threadIdx.x / 4 * BK + (threadIdx.x % 4 ^ threadIdx.x / 8 % 4) * V;
+    unsigned own = S::place(threadIdx.x / 4, threadIdx.x % 4);
     auto issue = [&](unsigned block) {
 #if __CUDA_ARCH__ >= 800
         if constexpr (ASYNC) {
@@ -338,13 +435,13 @@ static __device__ __forceinline__ void product_mma(const Source &source, const T
                 for (int i = 0; i < L::A; i++) {
                     bool valid = inside && loader.row[i] != OUTSIDE;
                     const T *from = source.x + (valid ? loader.row[i] + loader.c + loader.first : 0);
-                    cp_async16(to + i * L::STEP * BK, from, valid);
+                    cp_async16(to + i * L::STEP * S::ROW, from, valid);
                 }
 #pragma unroll
                 for (int i = 0; i < L::B; i++) {
                     bool valid = inside && loader.w[i] != OUTSIDE;
                     const T *from = w + (valid ? loader.w[i] + loader.tap_start + loader.c + loader.first : 0);
-                    cp_async16(to + (BM + i * L::STEP) * BK, from, valid);
+                    cp_async16(to + (BM + i * L::STEP) * S::ROW, from, valid);
                 }
                 loader.next();
             }
@@ -363,22 +460,18 @@ static __device__ __forceinline__ void product_mma(const Source &source, const T
             T *to = tiles + block % STAGES * TILE + own;
 #pragma unroll
             for (int i = 0; i < L::A; i++)
-                *(Pack<T, V> *)(to + i * L::STEP * BK) = loader.a[i];
+                *(Pack<T, V> *)(to + i * L::STEP * S::ROW) = loader.a[i];
 #pragma unroll
             for (int i = 0; i < L::B; i++)
-                *(Pack<T, V> *)(to + (BM + i * L::STEP) * BK) = loader.b[i];
+                *(Pack<T, V> *)(to + (BM + i * L::STEP) * S::ROW) = loader.b[i];
         }
     };
 
-    float acc[MF][NF][4] = {};
+    S sums;
     for (unsigned block = 0; block + 1 < STAGES; block++) {
         issue(block);
         settle(block);
     }
-    // Rows and chunks that this lane names to ldmatrix: of x, matrices are (rows, chunk), (rows + 8, chunk), (rows,
-    // chunk + 1), (rows + 8, chunk + 1); of w (columns, chunk), (columns, chunk + 1), then eight columns further.
-    unsigned x_row = warp_m * WM + lane % 16, x_chunk = lane / 16;
-    unsigned w_row = warp_n * 32 + lane / 16 * 8 + lane % 8, w_chunk = lane / 8 % 2;
     for (unsigned block = 0; block < blocks; block++) {
 #if __CUDA_ARCH__ >= 800
         if constexpr (ASYNC)
@@ -386,25 +479,8 @@ static __device__ __forceinline__ void product_mma(const Source &source, const T
 #endif
         __syncthreads();
         issue(block + STAGES - 1);
-        const T *x_tile = tiles + block % STAGES * TILE, *w_tile = x_tile + BM * BK;
-#pragma unroll
-        for (int k = 0; k < BK / 16; k++) {
-            unsigned a[MF][4];
-#pragma unroll
-            for (int m = 0; m < MF; m++)
-                ldmatrix_x4(a[m], x_tile + (x_row + m * 16) * BK + ((2 * k + x_chunk) ^ x_row / 2 % 4) * V);
-#pragma unroll
-            for (int n = 0; n < NF; n += 2) {
-                unsigned b[4];
-                unsigned row = w_row + n / 4 * (BN / 2) + n % 4 * 8;
-                ldmatrix_x4(b, w_tile + row * BK + ((2 * k + w_chunk) ^ w_row / 2 % 4) * V);
-#pragma unroll
-                for (int m = 0; m < MF; m++) {
-                    mma<T>(acc[m][n], a[m], b[0], b[1]);
-                    mma<T>(acc[m][n + 1], a[m], b[2], b[3]);
-                }
-            }
-        }
+        const T *x_tile = tiles + block % STAGES * TILE;
+        sums.multiply(x_tile, x_tile + BM * S::ROW, warp_m, warp_n);
         settle(block + STAGES - 1);
     }
 #if __CUDA_ARCH__ >= 800
@@ -417,23 +493,11 @@ static __device__ __forceinline__ void product_mma(const Source &source, const T
 #pragma unroll 1
     for (int part = 0; part < MF; part++) {
         __syncthreads();
-#pragma unroll
-        for (int m = 0; m < MF; m++) {
-            if (m == part) {
-#pragma unroll
-                for (int n = 0; n < NF; n++) {
-                    float *to = staged + (warp_m * 16 + lane / 4) * STRIDE + n / 4 * (BN / 2) + warp_n * 32 +
-                                n % 4 * 8 + lane % 4 * 2;
-                    *(Pack<float, 2> *)to = Pack<float, 2>{{acc[m][n][0], acc[m][n][1]}};
-                    *(Pack<float, 2> *)(to + 8 * STRIDE) = Pack<float, 2>{{acc[m][n][2], acc[m][n][3]}};
-                }
-            }
-        }
+        sums.template stage<STRIDE>(staged, part, warp_m, warp_n);
         __syncthreads();
         finish<T, BN, THREADS, 16, WM>(staged, STRIDE, WARPS_M * 16, m0 + part * 16, n0, tail);
     }
 }
-#endif
 
 // With plain arithmetic.
 template <typename T, int BM, int BN, bool WHOLE, typename Source>
@@ -518,11 +582,8 @@ static __device__ __forceinline__ void product_fma(const Source &source, const T
 
 template <typename T, int BM, int BN, bool WHOLE, typename Source>
 static __device__ __forceinline__ void product(const Source &source, const T *w, const Tail<T> &tail) {
-#if __CUDA_ARCH__ >= 750
-    if constexpr (Cores<T>::HERE) {
-        product_mma<T, BM, BN, WHOLE>(source, w, tail);
-        return;
-    } else
-#endif
+    if constexpr (Cores<T>::HERE)
+        product_cores<T, BM, BN, WHOLE>(source, w, tail);
+    else
         product_fma<T, BM, BN, WHOLE>(source, w, tail);
 }

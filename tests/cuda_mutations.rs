@@ -98,10 +98,18 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "a wrong predicate at the tail",
         file: "product.cuh",
-        right: "if (row >= tail.rows || n >= tail.width)",
-        wrong: "if (row > tail.rows || n >= tail.width)",
+        right: "if (row >= tail.first + tail.count || n >= tail.width)",
+        wrong: "if (row > tail.first + tail.count || n >= tail.width)",
         sources: &["linear"],
         op: linear,
+    },
+    Mutation {
+        name: "maxima of other warps that are read before they are there",
+        file: "attention.cu",
+        right: "        __syncthreads();\n        float factor[2];",
+        wrong: "        float factor[2];",
+        sources: &["attention"],
+        op: attention,
     },
     Mutation {
         name: "swapped operands of an mma",

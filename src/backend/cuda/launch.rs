@@ -23,7 +23,7 @@ impl Launch {
 /// Whether products of this type go through tensor cores, as `Cores` in `product.cuh` says.
 pub fn has_cores(arch: u32, dtype: DType) -> bool {
     match dtype {
-        DType::F16 => arch >= 75,
+        DType::F16 => arch >= 70,
         DType::BF16 => arch >= 80,
         DType::F32 | DType::U32 => false,
     }
@@ -70,14 +70,19 @@ pub const MOST_HEAD_DIM: u32 = 512;
 /// Attention; `None` for heads that are too wide. The head's width and the type alone choose the kernel.
 pub fn attention(arch: u32, dtype: DType, p: &Attention) -> Option<Launch> {
     let fits = |width: &&u32| p.head_dim <= **width;
-    let cores = has_cores(arch, dtype) && p.head_dim.is_multiple_of(8);
-    let wide = [48, 64, 80, 160].iter().find(fits).filter(|_| cores).map(|width| (format!("mma_{width}"), 64));
-    let (width, queries) = match wide {
-        Some(found) => found,
-        None => ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32),
+    // Scores go on as they lie in the registers of an mma, which sm_70 has not.
+    let cores = has_cores(arch, dtype) && arch >= 75 && p.head_dim.is_multiple_of(8);
+    let (width, queries, threads) = if cores {
+        match [48, 64, 80, 160].iter().find(fits) {
+            Some(width) => (format!("mma_{width}"), 64, 128),
+            None if p.head_dim <= MOST_HEAD_DIM => (format!("mma_{MOST_HEAD_DIM}"), 32, 256),
+            None => return None,
+        }
+    } else {
+        ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32, 128)
     };
     let blocks = p.queries.div_ceil(queries).saturating_mul(p.batch * p.heads);
-    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, 128))
+    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, threads))
 }
 
 /// One pass over `elements` of the output, 16 bytes of it for each thread.
@@ -104,7 +109,8 @@ mod tests {
             (80, DType::F32, 324, [8192, 320], "linear_small_f32", 640, 128),
             (75, DType::BF16, 320, [8192, 320], "linear_small_bf16", 640, 128),
             (75, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
-            (70, DType::F16, 320, [8192, 320], "linear_small_f16", 640, 128),
+            (70, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
+            (70, DType::BF16, 320, [8192, 320], "linear_small_bf16", 640, 128),
         ] {
             let got = product("linear", arch, 108, dtype, Product { rows, columns, channels, k: channels });
             assert_eq!(
@@ -136,7 +142,10 @@ mod tests {
             (80, DType::BF16, 64, "attention_mma_64_bf16", 12),
             (75, DType::F16, 80, "attention_mma_80_f16", 12),
             (90, DType::F16, 160, "attention_mma_160_f16", 12),
-            (90, DType::F16, 168, "attention_512_f16", 18),
+            (90, DType::F16, 168, "attention_mma_512_f16", 18),
+            (80, DType::BF16, 512, "attention_mma_512_bf16", 18),
+            (90, DType::F16, 170, "attention_512_f16", 18),
+            (70, DType::F16, 64, "attention_64_f16", 18),
             (90, DType::F16, 20, "attention_32_f16", 18),
             (75, DType::BF16, 64, "attention_64_bf16", 18),
             (90, DType::F32, 160, "attention_160_f32", 18),
