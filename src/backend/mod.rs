@@ -19,6 +19,8 @@ pub mod device;
 pub mod dry;
 pub mod dtype;
 pub mod gpu_cost;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gpu_rates;
 pub mod id;
 pub mod params;
 pub mod rates;

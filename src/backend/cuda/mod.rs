@@ -10,7 +10,6 @@ pub mod kernels;
 pub mod launch;
 pub mod nvrtc;
 mod pack;
-mod peak;
 mod peer;
 mod queue;
 mod staging;
@@ -21,10 +20,10 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab, Term,
-    Values, Weight, WeightData, device as devices,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
+    Term, Values, Weight, WeightData, device as devices,
     dry::Rules,
-    gpu_cost,
+    gpu_cost, gpu_rates,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
@@ -177,7 +176,8 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
     let kept = kernel_bytes(index);
     let rates = |dtype| {
         let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
-        let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index, dtype).ok()) };
+        let measure = || open(index).and_then(|gpu| gpu_rates::measure(&Device::new(id, gpu), dtype)).ok();
+        let measured = if only_named { None } else { rates::remembered(&key, measure) };
         measured.unwrap_or(UNMEASURED)
     };
     Some(DeviceInfo {
