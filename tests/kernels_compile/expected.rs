@@ -37,6 +37,7 @@ const CLAIMS: &[(&str, Products, Access, Access)] = &[
     // Rows of any width: elements of x and w one by one. What is wide here is the epilogue.
     ("linear_any", Cores, WIDE, WIDE),
     ("conv2d_any", Cores, WIDE, WIDE),
+    ("split_k", Plain, WIDE, WIDE),
     ("attention_mma", Pipelined, WIDE, WIDE),
     // Four channels of a thread at a time in, one by one out: the products decide, not memory.
     ("attention", Plain, Elements(4), Elements(1)),
@@ -60,6 +61,7 @@ const CLAIMS: &[(&str, Products, Access, Access)] = &[
 /// The instruction by which an architecture's tensor cores multiply a type, sums in f32.
 fn multiplication(dtype: &str, arch: u32) -> Option<&'static str> {
     match (dtype, arch) {
+        ("f16", 70) => Some("HMMA.884.F32.F32"),
         ("f16", 75) => Some("HMMA.1688.F32"),
         ("f16", 80..) => Some("HMMA.16816.F32"),
         ("bf16", 80..) => Some("HMMA.16816.F32.BF16"),
@@ -88,8 +90,9 @@ pub fn objections(kernel: &str, arch: u32, code: &Instructions) -> Vec<String> {
         }
     };
     let shape = multiplication(dtype, arch).filter(|_| products != Plain);
-    all("HMMA", &|full| Some(full) == shape, shape.is_some(), shape.unwrap_or_default());
-    all("LDSM", &|full| full.ends_with("88.4"), shape.is_some(), "four matrices at once");
+    // Volta's takes four steps.
+    all("HMMA", &|full| full.split(".STEP").next() == shape, shape.is_some(), shape.unwrap_or_default());
+    all("LDSM", &|full| full.ends_with("88.4"), shape.is_some() && arch >= 75, "four matrices at once");
     let copies = products == Pipelined && shape.is_some() && arch >= 80;
     all("LDGSTS", &|full| full.contains(".BYPASS.128"), copies, "16 bytes past the first cache");
     // Memory of a thread's own, and accesses that do not know which memory they go to.
