@@ -7,9 +7,12 @@
 // attention_mma_D: tensor cores, head widths up to D that are multiples of 8. A warp has 16 queries: their fragments,
 // scores and results stay in registers, the weights of a block become f16 or bf16 as they are multiplied with v. While
 // scores are computed the values travel (cp.async), while results are, the next keys.
+// attention_mma_512: tensor cores for the widths above, multiples of 8. A block has 32 queries, its eight warps 16 of them
+// and an eighth of the keys or channels each. 64 channels of queries and keys, then of values, travel through three stages;
+// scores meet in shared memory, results stay in registers.
 // attention_D: plain arithmetic for any type and width up to D, 32 channels at a time; two queries and four channels of
 // 32 for each thread. The widths of the models: 40, 64, 80, 160, and 512 in the VAE.
-// Grid: blocks of queries (64, plain 32), times heads, times images; 128 threads.
+// Grid: blocks of queries (64; plain and mma_512 32), times heads, times images; 128 threads (mma_512 256).
 // Parameters: struct Attention in src/backend/params.rs, same order.
 #include "product.cuh"
 
@@ -315,6 +318,171 @@ static __device__ __forceinline__ void attention_mma(const T *q, const T *k, con
 }
 #endif
 
+#if __CUDA_ARCH__ >= 750
+template <typename T>
+static __device__ __forceinline__ void attention_mma_wide(const T *q, const T *k, const T *v, T *out, const Attention &p) {
+    constexpr unsigned QUERIES = 32, KEYS = 64, CHUNK = 64, CHUNKS = 512 / CHUNK, STAGES = 3;
+    constexpr unsigned STAGE = (KEYS + QUERIES) * CHUNK, W_STRIDE = KEYS + 8, OUT_STRIDE = 512 + 8, QUARTERS = 4;
+    static_assert(QUERIES * OUT_STRIDE <= STAGES * STAGE, "results fit where the stages were");
+    __shared__ __align__(16) T stages[STAGES * STAGE], weights[QUERIES * W_STRIDE];
+    __shared__ float maxima[QUARTERS][QUERIES], sums[QUARTERS][QUERIES];
+    Place place(p, QUERIES, KEYS);
+    // This warp's queries, and its keys in a block or channels in a chunk.
+    unsigned lane = threadIdx.x % 32, rows = threadIdx.x / 32 % 2 * 16, quarter = threadIdx.x / 64, columns = quarter * 16;
+    q += place.q;
+    k += place.k;
+    v += place.k;
+
+    // Rows of a stage are eight chunks of 16 bytes, rotated so that eight rows of one chunk share no bank.
+    auto at = [](unsigned row, unsigned chunk) { return row * CHUNK + (chunk ^ row % 8) * 8; };
+    // For each block of keys: chunks of keys and queries, then of values.
+    unsigned steps = place.blocks * 2 * CHUNKS, step = 0;
+    auto issue = [&](unsigned step) {
+        if (step < steps) {
+            T *to = stages + step % STAGES * STAGE;
+            unsigned first = step / (2 * CHUNKS) * KEYS, row = threadIdx.x / 8, chunk = threadIdx.x % 8;
+            unsigned d = step % CHUNKS * CHUNK + chunk * 8;
+            bool is_key = step % (2 * CHUNKS) < CHUNKS;
+            const T *from = is_key ? k : v;
+#pragma unroll
+            for (unsigned r = row; r < row + KEYS; r += 32) {
+                bool valid = first + r < p.keys && d < p.head_dim;
+                copy16(to + at(r, chunk), valid ? from + (first + r) * place.row + d : from, valid);
+            }
+            if (is_key) {
+                bool valid = place.query + row < p.queries && d < p.head_dim;
+                copy16(to + at(KEYS + row, chunk), valid ? q + (place.query + row) * place.row + d : q, valid);
+            }
+        }
+        copies_end();
+    };
+    auto next = [&]() {
+        copies_wait<STAGES - 2>();
+        __syncthreads();
+        issue(step + STAGES - 1);
+        return stages + step++ % STAGES * STAGE;
+    };
+    for (unsigned i = 0; i + 1 < STAGES; i++)
+        issue(i);
+
+    float result[CHUNKS][2][4] = {}, highest[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f};
+    while (step < steps) {
+        unsigned first_key = step / (2 * CHUNKS) * KEYS;
+        float score[2][4] = {};
+#pragma unroll 1
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            const T *tile = next();
+#pragma unroll
+            for (unsigned d = 0; d < CHUNK / 8; d += 2) {
+                unsigned a[4], b[4];
+                ldmatrix_x4(a, tile + at(KEYS + rows + lane % 16, d + lane / 16));
+                ldmatrix_x4(b, tile + at(columns + lane / 16 * 8 + lane % 8, d + lane / 8 % 2));
+                mma<T>(score[0], a, b[0], b[1]);
+                mma<T>(score[1], a, b[2], b[3]);
+            }
+        }
+
+        // A lane has columns 2 (lane % 4) and the next of each tile, of rows lane / 4 and lane / 4 + 8. Four warps have
+        // the same rows: their maxima and sums are taken in order.
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unsigned row = rows + lane / 4 + i * 8;
+            float most = LOWEST;
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    unsigned key = first_key + columns + n * 8 + lane % 4 * 2 + e;
+                    bool seen = key < p.keys && !(p.causal && key > place.query + row);
+                    float s = seen ? score[n][2 * i + e] * p.scale : LOWEST;
+                    score[n][2 * i + e] = s;
+                    most = fmaxf(most, s);
+                }
+            most = group_max<4>(most);
+            if (lane % 4 == 0)
+                maxima[quarter][row] = most;
+        }
+        __syncthreads();
+        float factor[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unsigned row = rows + lane / 4 + i * 8;
+            float most = highest[i], sum = 0.0f;
+#pragma unroll
+            for (unsigned w = 0; w < QUARTERS; w++)
+                most = fmaxf(most, maxima[w][row]);
+            factor[i] = __expf(highest[i] - most);
+            highest[i] = most;
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                float first = __expf(score[n][2 * i] - most), second = __expf(score[n][2 * i + 1] - most);
+                *(unsigned *)(weights + row * W_STRIDE + columns + n * 8 + lane % 4 * 2) = pair<T>(first, second);
+                sum += first;
+                sum += second;
+            }
+            sum = group_sum<4>(sum);
+            if (lane % 4 == 0)
+                sums[quarter][row] = sum;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unsigned row = rows + lane / 4 + i * 8;
+            float sum = sums[0][row];
+#pragma unroll
+            for (unsigned w = 1; w < QUARTERS; w++)
+                sum += sums[w][row];
+            total[i] = fmaf(total[i], factor[i], sum);
+#pragma unroll
+            for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    result[chunk][n][2 * i] *= factor[i];
+                    result[chunk][n][2 * i + 1] *= factor[i];
+                }
+        }
+        unsigned w[KEYS / 16][4];
+#pragma unroll
+        for (int j = 0; j < KEYS / 16; j++)
+            ldmatrix_x4(w[j], weights + (rows + lane % 16) * W_STRIDE + j * 16 + lane / 16 * 8);
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            const T *tile = next();
+#pragma unroll
+            for (int j = 0; j < KEYS / 16; j++) {
+                unsigned b[4];
+                ldmatrix_x4_trans(b, tile + at(j * 16 + lane % 16, columns / 8 + lane / 16));
+                mma<T>(result[chunk][0], w[j], b[0], b[1]);
+                mma<T>(result[chunk][1], w[j], b[2], b[3]);
+            }
+        }
+    }
+
+    // Through shared memory, so that memory is written 16 bytes at a time. All copies were waited for.
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float share = 1.0f / total[i];
+        T *own = stages + (rows + lane / 4 + i * 8) * OUT_STRIDE + columns + lane % 4 * 2;
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const float(&sum)[4] = result[chunk][n];
+                // Plus zero: a skipped block may not show in a zero's sign.
+                float first = fmaf(sum[2 * i], share, 0.0f), second = fmaf(sum[2 * i + 1], share, 0.0f);
+                *(unsigned *)(own + chunk * CHUNK + n * 8) = pair<T>(first, second);
+            }
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < QUERIES * 512 / 8; i += 256) {
+        unsigned r = i / 64, d = i % 64 * 8, query = place.query + r;
+        if (query < p.queries && d < p.head_dim)
+            *(Pack<T, 8> *)(out + place.q + query * place.row + d) = *(const Pack<T, 8> *)(stages + r * OUT_STRIDE + d);
+    }
+}
+#endif
+
 #define KERNEL(T, name, D)                                                                                             \
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         attention_##D##_##name(const T *q, const T *k, const T *v, T *out, Attention p) {                              \
@@ -329,9 +497,14 @@ OF_TYPE(bf16, bf16)
 #define MMA(T, name, D)                                                                                                \
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         attention_mma_##D##_##name(const T *q, const T *k, const T *v, T *out, Attention p) {                          \
-        attention_mma<T, D, D <= 80 ? 64 : 32>(q, k, v, out, p);                                                                          \
+        attention_mma<T, D, D <= 80 ? 64 : 32>(q, k, v, out, p);                                                       \
     }
-#define MMA_OF_TYPE(T, name) MMA(T, name, 48) MMA(T, name, 64) MMA(T, name, 80) MMA(T, name, 160)
+#define MMA_WIDE(T, name)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                               \
+        attention_mma_512_##name(const T *q, const T *k, const T *v, T *out, Attention p) {                            \
+        attention_mma_wide<T>(q, k, v, out, p);                                                                        \
+    }
+#define MMA_OF_TYPE(T, name) MMA(T, name, 48) MMA(T, name, 64) MMA(T, name, 80) MMA(T, name, 160) MMA_WIDE(T, name)
 #if __CUDA_ARCH__ >= 750
 MMA_OF_TYPE(f16, f16)
 #endif

@@ -47,6 +47,45 @@ template <int N> static __device__ __forceinline__ void cp_async_wait() {
 }
 #endif
 
+#if __CUDA_ARCH__ < 750
+// Fragments of 16 x 16 matrices, of which lane holds what is the hardware's own business. The first: from shared memory, 32-byte
+// aligned, rows `stride` elements apart, which are a multiple of 16 bytes.
+static __device__ __forceinline__ void wmma_load_a(unsigned (&r)[8], const f16 *from, unsigned stride) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(from);
+    asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]), "=r"(r[6]), "=r"(r[7])
+                 : "r"(at), "r"(stride)
+                 : "memory");
+}
+
+// The second, whose columns are the rows in memory.
+static __device__ __forceinline__ void wmma_load_b(unsigned (&r)[8], const f16 *from, unsigned stride) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(from);
+    asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]), "=r"(r[6]), "=r"(r[7])
+                 : "r"(at), "r"(stride)
+                 : "memory");
+}
+
+// d += a b, sums in f32.
+static __device__ __forceinline__ void wmma_m16n16k16(float (&d)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+    asm volatile("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, "
+                 "{%8, %9, %10, %11, %12, %13, %14, %15}, {%16, %17, %18, %19, %20, %21, %22, %23}, "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7]), "r"(b[0]),
+                   "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(b[4]), "r"(b[5]), "r"(b[6]), "r"(b[7]));
+}
+
+// To shared memory, 32-byte aligned, rows `stride` elements apart, which are a multiple of 16 bytes.
+static __device__ __forceinline__ void wmma_store(float *to, const float (&d)[8], unsigned stride) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.f32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;" ::"r"(at),
+                 "f"(d[0]), "f"(d[1]), "f"(d[2]), "f"(d[3]), "f"(d[4]), "f"(d[5]), "f"(d[6]), "f"(d[7]), "r"(stride)
+                 : "memory");
+}
+#endif
+
 #if __CUDA_ARCH__ >= 750
 // Four 8x8 matrices of 16-bit elements from shared memory. Lane i gives the address of row i % 8 of matrix i / 8; it gets
 // elements 2 (i % 4) and the next of row i / 4 of each.

@@ -1,11 +1,13 @@
 //! Every op on every device, against f64 references; and the order contract: the bits of a result depend on the layer,
 //! the numerics class and the image alone.
 
+mod common;
 mod conformance {
     pub mod cases;
     pub mod check;
     pub mod reference;
     pub mod seeded;
+    pub mod tolerances;
 }
 
 use std::num::NonZero;
@@ -15,6 +17,7 @@ use conformance::{
     check::{Subject, close, order, plain, same_bits, watched},
     reference::reference,
     seeded::{Fault, Seeded},
+    tolerances,
 };
 use sdshard::{
     backend::{
@@ -124,6 +127,11 @@ fn every_op_gives_what_its_definition_says() {
         }
         objections
     });
+}
+
+#[test]
+fn the_page_on_accuracy_states_the_tolerance_of_every_op() {
+    common::page::has_table("docs/accuracy.md", "ops", &tolerances::table(&cases()));
 }
 
 #[test]

@@ -98,10 +98,18 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "a wrong predicate at the tail",
         file: "product.cuh",
-        right: "if (row >= tail.rows || n >= tail.width)",
-        wrong: "if (row > tail.rows || n >= tail.width)",
+        right: "if (row >= tail.first + tail.count || n >= tail.width)",
+        wrong: "if (row > tail.first + tail.count || n >= tail.width)",
         sources: &["linear"],
         op: linear,
+    },
+    Mutation {
+        name: "maxima of other warps that are read before they are there",
+        file: "attention.cu",
+        right: "        __syncthreads();\n        float factor[2];",
+        wrong: "        float factor[2];",
+        sources: &["attention"],
+        op: attention,
     },
     Mutation {
         name: "swapped operands of an mma",
@@ -158,6 +166,22 @@ const MUTATIONS: &[Mutation] = &[
         wrong: "key < p.keys && !(p.causal && key >= query)",
         sources: &["attention"],
         op: attention,
+    },
+    Mutation {
+        name: "a run of a long sum that is left out",
+        file: "split_k.cu",
+        right: "for (unsigned run = 1; run < p.runs; run++)",
+        wrong: "for (unsigned run = 1; run + 1 < p.runs; run++)",
+        sources: &["split_k"],
+        op: conv2d,
+    },
+    Mutation {
+        name: "a run that begins among another one's channels",
+        file: "product.cuh",
+        right: "c = block % per_tap * 4 * V;",
+        wrong: "c = block % per_tap * V;",
+        sources: &["conv2d"],
+        op: conv2d,
     },
     Mutation {
         name: "a chunk of a swizzled tile in another one's place",

@@ -1,10 +1,16 @@
-//! Every CUDA kernel for every architecture, through NVIDIA's own compilers: no register is spilled, nothing lives in
-//! local memory, and registers, shared memory and occupancy are those of `kernels/resources.txt`.
+//! Every CUDA kernel for every architecture, through NVIDIA's own compilers and disassembler: no register is spilled,
+//! nothing lives in local memory, tensor cores and wide accesses are used where `kernels_compile/expected.rs` says so, and
+//! what a kernel takes and is made of is in `kernels/resources.txt` and `kernels/instructions.txt`.
 //!
-//! The compilers come by `kernels/tools/fetch`; without them there is nothing to test, which is printed, and with
-//! `SDSHARD_EXPECT=cuda_tools` it is a failure. A change of the table is made by `SDSHARD_WRITE=1 cargo test --test
+//! The tools come by `kernels/tools/fetch`; without them there is nothing to test, which is printed, and with
+//! `SDSHARD_EXPECT=cuda_tools` it is a failure. A change of the tables is made by `SDSHARD_WRITE=1 cargo test --test
 //! kernels_compile`, and shows in review. `SDSHARD_KERNEL_IMAGES=FOLDER` also writes what a build can embed.
 #![cfg(feature = "cuda")]
+
+mod kernels_compile {
+    pub mod expected;
+    pub mod sass;
+}
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +23,10 @@ use std::{
     },
 };
 
+use kernels_compile::{
+    expected::objections,
+    sass::{Instructions, disassemble},
+};
 use sdshard::backend::cuda::{
     kernels::{HEADERS, SOURCES},
     nvrtc,
@@ -24,11 +34,14 @@ use sdshard::backend::cuda::{
 
 const ARCHS: [u32; 8] = [70, 75, 80, 86, 89, 90, 100, 120];
 
-/// Where the compilers are, if they are.
+const PTXAS: &str = "cuda_nvcc/bin/ptxas";
+const NVDISASM: &str = "cu13/bin/nvdisasm";
+
+/// Where the tools are, if they are.
 fn tools() -> Option<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("cuda_tools/nvidia");
-    if tools.join("cuda_nvcc/bin/ptxas").exists() {
+    if [PTXAS, NVDISASM].iter().all(|tool| tools.join(tool).exists()) {
         return Some(tools);
     }
     println!("cuda_tools: not here; kernels/tools/fetch installs them");
@@ -108,13 +121,25 @@ fn threads(ptx: &str) -> BTreeMap<String, u32> {
     threads
 }
 
-/// What each kernel of a source takes, and what is wrong with it.
-fn assemble(tools: &Path, source: &str, arch: u32, ptx: &[u8], folder: &Path) -> (BTreeMap<String, Use>, Vec<String>) {
+/// A kernel as it was compiled.
+struct Compiled {
+    takes: Use,
+    code: Instructions,
+}
+
+/// Each kernel of a source, and what is wrong with it.
+fn assemble(
+    tools: &Path,
+    source: &str,
+    arch: u32,
+    ptx: &[u8],
+    folder: &Path,
+) -> (BTreeMap<String, Compiled>, Vec<String>) {
     let text = std::str::from_utf8(ptx).expect("PTX is text").trim_end_matches('\0');
     let (file, image) =
         (folder.join(format!("{source}.compute_{arch}.ptx")), folder.join(format!("{source}.sm_{arch}.cubin")));
     std::fs::write(&file, text).unwrap();
-    let ran = Command::new(tools.join("cuda_nvcc/bin/ptxas"))
+    let ran = Command::new(tools.join(PTXAS))
         .arg(format!("-arch=sm_{arch}"))
         .args(["-v", "--warn-on-spills", "--warn-on-local-memory-usage", "--warn-on-double-precision-use"])
         .arg(&file)
@@ -149,24 +174,21 @@ fn assemble(tools: &Path, source: &str, arch: u32, ptx: &[u8], folder: &Path) ->
     if uses.len() != threads.len() {
         wrong.push(format!("{source} sm_{arch}: ptxas spoke of {} of {} kernels", uses.len(), threads.len()));
     }
-    // What only this architecture's instructions can be fast with is there.
-    let wanted: &[(&str, &str, u32)] = &[
-        ("linear", "mma.sync.aligned.m16n8k16.row.col.f32.f16", 80),
-        ("conv2d", "mma.sync.aligned.m16n8k16.row.col.f32.bf16", 80),
-        ("attention", "ldmatrix.sync.aligned.m8n8.x4.trans", 75),
-        ("linear", "cp.async.cg.shared.global", 80),
-        ("linear", "mma.sync.aligned.m16n8k8.row.col.f32.f16", 75),
-    ];
-    for (_, instruction, _) in wanted.iter().filter(|(of, instruction, since)| {
-        *of == source && arch >= *since && (*since == 80 || arch == 75) && !text.contains(instruction)
-    }) {
-        wrong.push(format!("{source} sm_{arch}: no {instruction}"));
+    let mut codes = disassemble(&tools.join(NVDISASM), &image, arch).unwrap_or_else(|words| {
+        wrong.push(format!("{source} sm_{arch}: {words}"));
+        BTreeMap::new()
+    });
+    let mut compiled = BTreeMap::new();
+    for (kernel, takes) in uses {
+        let code = codes.remove(&kernel).unwrap_or_default();
+        wrong.extend(objections(&kernel, arch, &code).iter().map(|words| format!("{kernel} sm_{arch}: {words}")));
+        compiled.insert(kernel, Compiled { takes, code });
     }
-    (uses, wrong)
+    (compiled, wrong)
 }
 
 #[test]
-fn kernels_compile_for_every_architecture_and_take_what_the_table_says() {
+fn kernels_compile_for_every_architecture_into_what_they_claim_and_the_tables_say() {
     let Some(tools) = tools() else { return };
     // Of this process's own: nothing else runs here.
     nvrtc::look_in(&tools.join("cuda_nvrtc/lib"));
@@ -181,58 +203,85 @@ fn kernels_compile_for_every_architecture_and_take_what_the_table_says() {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 while let Some(&(arch, (source, text))) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (uses, wrong) = match nvrtc::compile(&format!("{source}.cu"), text, &HEADERS, arch) {
+                    let (kernels, wrong) = match nvrtc::compile(&format!("{source}.cu"), text, &HEADERS, arch) {
                         Ok(ptx) => assemble(&tools, source, arch, &ptx, folder),
                         Err(words) => (BTreeMap::new(), vec![words]),
                     };
                     let mut found = found.lock().unwrap();
-                    found.0.extend(uses.into_iter().map(|(kernel, used)| ((kernel, arch), used)));
+                    found.0.extend(kernels.into_iter().map(|(kernel, compiled)| ((kernel, arch), compiled)));
                     found.1.extend(wrong);
                 }
             });
         }
     });
-    let (uses, wrong) = found.into_inner().unwrap();
+    let (kernels, wrong) = found.into_inner().unwrap();
     assert!(wrong.is_empty(), "{} objections:\n{}", wrong.len(), wrong.join("\n"));
 
-    let table = table(&uses);
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/resources.txt");
-    if std::env::var_os("SDSHARD_WRITE").is_some() {
-        std::fs::write(file, &table).unwrap();
-    }
-    let want = std::fs::read_to_string(file).unwrap_or_default();
-    let differing: Vec<_> = table.lines().filter(|line| !want.lines().any(|want| want == *line)).collect();
+    let resources = table(RESOURCES, 17, &kernels, |compiled, arch| {
+        let used = compiled.takes;
+        let shared = f64::from(used.shared_bytes) / 1024.0;
+        format!("{} /{shared:>5.1} /{:>4}", used.registers, used.occupancy(arch))
+    });
+    let instructions = table(INSTRUCTIONS, 19, &kernels, |compiled, _| {
+        let code = &compiled.code;
+        let all = |name| code.named(name).map(|(_, count)| count).sum::<u32>();
+        let (loads, stores) = (code.moving("LDG", 16), code.moving("STG", 16));
+        let products = format!("{:>3} {:>2} {:>2}", all("HMMA"), all("LDSM"), all("LDGSTS"));
+        format!("{:>4} {products} {loads:>2} {stores:>1}", code.count())
+    });
+    let differing = [same("resources.txt", &resources), same("instructions.txt", &instructions)].concat();
     assert!(
-        table == want,
-        "kernels/resources.txt says otherwise; SDSHARD_WRITE=1 cargo test --test kernels_compile writes it anew:\n{}",
-        differing.join("\n")
+        differing.is_empty(),
+        "tables say otherwise; SDSHARD_WRITE=1 cargo test --test kernels_compile writes them anew:\n{differing}"
     );
 }
 
-/// A line for each kernel: for each architecture registers / bytes of shared memory / occupancy in percent.
-fn table(uses: &BTreeMap<(String, u32), Use>) -> String {
-    let mut table = String::from(
-        "# What each kernel takes: registers per thread / KiB of shared memory per block / warps at once in percent of what a\n\
-         # multiprocessor holds. Written by tests/kernels_compile.rs, from what ptxas 12.9 says. No kernel spills a register or\n\
-         # uses local memory.\n",
-    );
-    write!(table, "{:<28} threads", "# kernel").unwrap();
+/// The lines in which a table differs from the one that is kept in `kernels/`, or is written in its place.
+fn same(name: &str, table: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(name);
+    if std::env::var_os("SDSHARD_WRITE").is_some() {
+        std::fs::write(&file, table).unwrap();
+    }
+    let want = std::fs::read_to_string(&file).unwrap_or_default();
+    if table == want {
+        return String::new();
+    }
+    let differing = table.lines().filter(|line| !want.lines().any(|want| want == *line));
+    format!("{name}:\n{}\n", differing.collect::<Vec<_>>().join("\n"))
+}
+
+const RESOURCES: &str = "\
+# What each kernel takes: registers per thread / KiB of shared memory per block / warps at once in percent of what a
+# multiprocessor holds. Written by tests/kernels_compile.rs, from what ptxas 12.9 says. No kernel spills a register or
+# uses local memory.
+";
+
+const INSTRUCTIONS: &str = "\
+# What each kernel is made of: instructions, and among them products of tensor cores (HMMA), matrices read for them (LDSM),
+# copies into shared memory (LDGSTS), loads and stores of 16 bytes (LDG, STG). Written by tests/kernels_compile.rs, from what
+# nvdisasm says.
+";
+
+/// A line for each kernel, with a cell for each architecture.
+fn table(
+    words: &str,
+    width: usize,
+    kernels: &BTreeMap<(String, u32), Compiled>,
+    cell: impl Fn(&Compiled, u32) -> String,
+) -> String {
+    let mut table = format!("{words}{:<28} threads", "# kernel");
     for arch in ARCHS {
-        write!(table, " {:>17}", format!("sm_{arch}")).unwrap();
+        write!(table, " {:>width$}", format!("sm_{arch}")).unwrap();
     }
     table.push('\n');
-    let mut kernels: Vec<&String> = uses.keys().map(|(kernel, _)| kernel).collect();
-    kernels.dedup();
-    for kernel in kernels {
-        let of = |arch: u32| uses.get(&(kernel.clone(), arch));
-        let threads = ARCHS.iter().find_map(|&arch| of(arch)).expect("it is there for one of them").threads;
+    let mut names: Vec<&String> = kernels.keys().map(|(kernel, _)| kernel).collect();
+    names.dedup();
+    for kernel in names {
+        let of = |arch: u32| kernels.get(&(kernel.clone(), arch));
+        let threads = ARCHS.iter().find_map(|&arch| of(arch)).expect("it is there for one of them").takes.threads;
         write!(table, "{kernel:<28} {threads:>7}").unwrap();
         for arch in ARCHS {
-            let cell = of(arch).map_or("-".into(), |used| {
-                let shared = f64::from(used.shared_bytes) / 1024.0;
-                format!("{} /{shared:>5.1} /{:>4}", used.registers, used.occupancy(arch))
-            });
-            write!(table, " {cell:>17}").unwrap();
+            write!(table, " {:>width$}", of(arch).map_or("-".into(), |compiled| cell(compiled, arch))).unwrap();
         }
         table.push('\n');
     }

@@ -119,6 +119,11 @@ fn epilogue_bytes(e: &Epilogue) -> usize {
     e.channel_add.map_or(0, |(add, _)| add.bytes()) + e.residual.map_or(0, Buffer::bytes)
 }
 
+/// Bytes of partial sums that a product writes and reads.
+fn parts_bytes(scratch: Option<&mut Buffer>) -> usize {
+    scratch.map_or(0, |scratch| 2 * scratch.bytes())
+}
+
 /// As a factor of a count of operations.
 fn f(n: u32) -> f64 {
     n as f64
@@ -166,6 +171,13 @@ impl Backend for Dry {
         }
     }
 
+    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
+        match self.rules {
+            Rules::Cpu(_) | Rules::Wgpu(_) => 0,
+            Rules::Gpu(_) => gpu_cost::product_scratch(rows, out, k),
+        }
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         match self.rules {
             Rules::Cpu(path) => cpu::cost::attention_scratch(path, p),
@@ -180,14 +192,30 @@ impl Backend for Dry {
         }
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + out.bytes();
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
         self.done(2.0 * f(p.rows) * f(p.out) * f(p.k), bytes)
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let window = f(p.kernel) * f(p.kernel) * f(p.channels);
-        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + out.bytes();
+        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
         self.done(2.0 * f(p.batch) * f(p.out_height) * f(p.out_width) * f(p.out) * window, bytes)
     }
 

@@ -19,6 +19,8 @@ pub mod device;
 pub mod dry;
 pub mod dtype;
 pub mod gpu_cost;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gpu_rates;
 pub mod id;
 pub mod params;
 pub mod rates;
@@ -135,6 +137,13 @@ pub enum Activation {
     Geglu,
 }
 
+impl Activation {
+    /// How wide a layer of `columns` output channels is behind it.
+    pub fn width(self, columns: u32) -> u32 {
+        if self == Activation::Geglu { columns / 2 } else { columns }
+    }
+}
+
 /// What follows a matrix product while its result is still in registers:
 /// `out = activation(x w + bias + channel_add) + residual`.
 #[derive(Clone, Copy, Default)]
@@ -201,17 +210,37 @@ pub trait Backend: Send + Sync {
     /// residual too and may pack its layers for it; who does not packs them in the order of the file.
     fn supports(&self, fusion: Fusion) -> bool;
 
+    /// Bytes that [`Backend::linear`] and [`Backend::conv2d`] need beside their output for `rows` times `out` results, each
+    /// the sum over a chain of `k`.
+    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize;
+
     /// Bytes that [`Backend::attention`] needs beside its output.
     fn attention_scratch(&self, p: &Attention) -> usize;
 
     /// Bytes that [`Backend::group_norm`] needs beside its output.
     fn group_norm_scratch(&self, p: &GroupNorm) -> usize;
 
-    /// Matrix product with an epilogue.
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()>;
+    /// Matrix product with an epilogue. `scratch` is there if it needs some.
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()>;
 
-    /// Convolution with an epilogue.
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()>;
+    /// Convolution with an epilogue. `scratch` is there if it needs some.
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()>;
 
     /// Attention with an online softmax: the score matrix never exists. Milakov and Gimelshein 2018; Dao et al. 2022.
     fn attention(

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::Deserialize;
@@ -50,8 +53,13 @@ impl Rates {
 /// The file is `sdshard/rates.toml` in `$XDG_CACHE_HOME` or `~/.cache`. One that is broken or cannot be written costs
 /// another measurement and nothing else.
 pub fn remembered(key: &str, measure: impl FnOnce() -> Option<Rates>) -> Option<Rates> {
-    remembered_in(file().as_deref(), key, measure)
+    // One measures at a time, as each would slow the others down.
+    let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    *asked.entry(key.to_string()).or_insert_with(|| remembered_in(file().as_deref(), key, measure))
 }
+
+/// What this process has asked for.
+static ASKED: Mutex<BTreeMap<String, Option<Rates>>> = Mutex::new(BTreeMap::new());
 
 /// From here on this process measures what it has not measured yet, whatever the file remembers.
 pub fn measure_anew() {

@@ -220,6 +220,10 @@ impl Backend for Sim {
         }
     }
 
+    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
+        self.dry.product_scratch(rows, out, k)
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         self.dry.attention_scratch(p)
     }
@@ -228,12 +232,28 @@ impl Backend for Sim {
         self.dry.group_norm_scratch(p)
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        self.op("linear", |dry| dry.linear(p, x, w, e, out))
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.op("linear", |dry| dry.linear(p, x, w, e, scratch, out))
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        self.op("conv2d", |dry| dry.conv2d(p, x, w, e, out))
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.op("conv2d", |dry| dry.conv2d(p, x, w, e, scratch, out))
     }
 
     fn attention(

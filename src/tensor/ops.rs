@@ -8,7 +8,7 @@ use std::fmt::Display;
 use super::{Shape, Tensor};
 use crate::{
     backend::{
-        Activation, DType, Device, Epilogue, Fusion, Layer, Weight,
+        Activation, Buffer, DType, Device, Epilogue, Fusion, Layer, Weight,
         params::{
             Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd,
             Upsample,
@@ -130,6 +130,14 @@ impl Tensor {
         Ok((epilogue, Fuse::default()))
     }
 
+    /// Room for what a matrix product needs beside its output, if it needs any.
+    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> Result<Option<Buffer>> {
+        match self.device.backend().product_scratch(rows, out, k) {
+            0 => Ok(None),
+            bytes => self.device.alloc(bytes, DType::F32).map(Some),
+        }
+    }
+
     /// What the backend did not fuse, in the same order.
     fn finish(self, rest: &Fuse) -> Result<Tensor> {
         let mut x = self;
@@ -163,7 +171,8 @@ impl Tensor {
         let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
         let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
         let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        self.device.backend().linear(p, &self.buffer, w, &epilogue, &mut buffer)?;
+        let mut scratch = self.product_scratch(p.rows, p.out, p.k)?;
+        self.device.backend().linear(p, &self.buffer, w, &epilogue, scratch.as_mut(), &mut buffer)?;
         Self::from_buffer(&self.device, shape, self.dtype, buffer).finish(&rest)
     }
 
@@ -209,7 +218,8 @@ impl Tensor {
             out_width: u(size(width)),
         };
         let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        self.device.backend().conv2d(p, &self.buffer, w, &epilogue, &mut buffer)?;
+        let mut scratch = self.product_scratch(u(shape.rows()), p.out, u(kernel * kernel * channels))?;
+        self.device.backend().conv2d(p, &self.buffer, w, &epilogue, scratch.as_mut(), &mut buffer)?;
         Self::from_buffer(&self.device, shape, self.dtype, buffer).finish(&rest)
     }
 

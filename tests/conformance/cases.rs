@@ -2,7 +2,7 @@
 //!
 //! A tolerance is relative to the largest element that is expected; 0 asks for equality. One is a multiple of 6e-8, the
 //! rounding of f32, and grows with the sum behind an element. In a narrower type come the roundings of that type on top:
-//! see [`Case::tolerance_in`].
+//! see [`Case::tolerance_in`]. `docs/accuracy.md` has them as a table.
 
 use sdshard::{
     backend::{
@@ -84,6 +84,8 @@ pub fn cases() -> Vec<Case> {
         ([1, 390, 3],       5,    1.0,   1e-6), // more rows than one task takes
         ([1, 14, 2561],     17,   1.0,   4e-6), // k in two blocks of 512-bit panels
         ([1, 7, 5121],      9,    1.0,   4e-6), // and of 256-bit panels
+        ([1, 2, 11520],     3,    1.0,   8e-6), // k split by CUDA's kernels
+        ([1, 3, 11525],     5,    1.0,   8e-6), // and of a length that nothing divides
         ([1, 4, 16],        8,    1e-30, 1e-6),
         ([1, 4, 16],        8,    1e30,  1e-6),
     ];
@@ -102,6 +104,8 @@ pub fn cases() -> Vec<Case> {
         ([1, 4, 4, 320],         4,   3, 1, Same,        4e-6), // conv_out, k in two blocks
         ([1, 2, 2, 640],         40,  3, 1, Same,        4e-6), // k in blocks on every path
         ([1, 1, 2, 2600],        3,   3, 1, Same,        4e-6), // one tap is more than a block
+        ([1, 2, 3, 1280],        5,   3, 1, Same,        8e-6), // k split by CUDA's kernels
+        ([1, 129, 8, 1280],      2,   3, 1, Same,        8e-6), // more rows than have their parts at once
         ([2, 8, 8, 32],          32,  3, 2, Same,        1e-6), // the UNet's downsampling
         ([2, 7, 9, 5],           17,  3, 2, Same,        1e-6),
         ([2, 8, 6, 16],          16,  3, 2, BottomRight, 1e-6), // the VAE's downsampling
@@ -112,6 +116,11 @@ pub fn cases() -> Vec<Case> {
         ([1, 4, 6, 3],           5,   2, 2, BottomRight, 1e-6),
         ([1, 20, 20, 3],         2,   3, 1, Same,        1e-6), // more pixels than one task takes
     ];
+    // What may follow a product follows the sum of its parts.
+    let tail = Tail { bias: true, channel_add: 0, activation: Geglu, residual: true };
+    add(Op::Linear { x: [1, 3, 11528], out: 22, tail }, 0.0, 1.0, 8e-6);
+    let tail = Tail { bias: true, channel_add: 2, activation: Silu, residual: true };
+    add(Op::Conv2d { x: [2, 2, 2, 1288], out: 24, kernel: 3, stride: 1, padding: Same, tail }, 0.0, 1.0, 8e-6);
     for (x, out, kernel, stride, padding, tolerance) in conv2d {
         add(Op::Conv2d { x, out, kernel, stride, padding, tail: BIAS }, 0.0, 1.0, tolerance);
     }
@@ -126,6 +135,8 @@ pub fn cases() -> Vec<Case> {
         (1, 13,  64,  2, 80,  false, 1.0,   1e-6),
         (1, 5,   16,  2, 160, false, 1.0,   1e-6),
         (1, 9,   33,  1, 512, false, 1.0,   1e-6), // the VAE
+        (2, 33,  130, 1, 512, false, 1.0,   1e-6), // around a block of queries, and of keys
+        (1, 70,  70,  2, 264, true,  1.0,   1e-6),
         (1, 77,  77,  3, 64,  true,  1.0,   1e-6), // CLIP
         (2, 7,   127, 2, 4,   false, 1.0,   1e-6), // around a block of keys
         (1, 7,   128, 2, 8,   false, 1.0,   1e-6),
@@ -240,6 +251,7 @@ pub fn around_a_tile(tile: usize) -> Vec<Case> {
             Op::Linear { x: [3, rows, 70], out: 37, tail },
             Op::Linear { x: [3, rows, 70], out: 70, tail: halved },
             Op::Linear { x: [3, rows, 5121], out: 3, tail: BARE },
+            Op::Linear { x: [3, rows, 11520], out: 3, tail: BARE },
             Op::Conv2d { x: [3, 1, rows, 7], out: 37, kernel: 3, stride: 1, padding: Same, tail },
             Op::Conv2d { x: [3, rows, 1, 600], out: 5, kernel: 3, stride: 1, padding: Same, tail },
             Op::Attention { batch: 3, queries: rows, keys: 131, heads: 2, head_dim: 20, causal: false },
@@ -477,7 +489,12 @@ impl Case {
             DType::BF16 => 2f64.powi(-8),
             DType::F32 | DType::U32 => 0.0,
         };
-        let roundings = match self.op {
+        self.tolerance + self.roundings() as f64 * one
+    }
+
+    /// How often values are rounded to a 16-bit type on the way to a result.
+    pub fn roundings(&self) -> usize {
+        match self.op {
             // Of the result, and of what plain ops make of it where a tail is not fused.
             Op::Linear { tail, .. } | Op::Conv2d { tail, .. } => {
                 let parts = [tail.channel_add > 0, tail.activation != None, tail.residual];
@@ -488,8 +505,7 @@ impl Case {
             Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::Embedding { .. } => 1,
             Op::Activate { .. } | Op::Add { .. } | Op::AddChannels { .. } | Op::ScaleAdd { .. } => 1,
             Op::Upsample2x { .. } | Op::ConcatChannels { .. } | Op::Stack { .. } => 0,
-        };
-        self.tolerance + roundings as f64 * one
+        }
     }
 
     /// Images that are computed apart; 1 if the op does not know images.

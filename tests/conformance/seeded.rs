@@ -42,9 +42,17 @@ impl Seeded {
 }
 
 impl Backend for Seeded {
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let last = write::<f32>(out).last().copied();
-        self.cpu.linear(p, x, w, e, out)?;
+        self.cpu.linear(p, x, w, e, scratch, out)?;
         let out = write::<f32>(out);
         match self.fault {
             Fault::OneRowInHalves if p.rows == 1 => {
@@ -97,14 +105,25 @@ impl Backend for Seeded {
     fn supports(&self, fusion: Fusion) -> bool {
         self.cpu.supports(fusion)
     }
+    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
+        self.cpu.product_scratch(rows, out, k)
+    }
     fn attention_scratch(&self, p: &Attention) -> usize {
         self.cpu.attention_scratch(p)
     }
     fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
         self.cpu.group_norm_scratch(p)
     }
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        self.cpu.conv2d(p, x, w, e, out)
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        self.cpu.conv2d(p, x, w, e, scratch, out)
     }
     fn attention(
         &self,

@@ -1,5 +1,6 @@
 // The functions of kernels/ptx.cuh, written from what the PTX ISA says of their instructions. Fragments: "Matrix
-// Fragments for mma.m16n8k16" and "mma.m16n8k8", for 16-bit elements; ldmatrix: "Warp-level matrix load instruction".
+// Fragments for mma.m16n8k16" and "mma.m16n8k8", for 16-bit elements; ldmatrix: "Warp-level matrix load instruction"; wmma:
+// "Warp Level Matrix Multiply-Accumulate Instructions".
 // Included by ptx.cuh, after its f16 and bf16. A warp's instruction is computed once, by the last lane to arrive.
 #pragma once
 
@@ -19,6 +20,73 @@ static inline void cp_async_commit() {
 }
 template <int N> static inline void cp_async_wait() {
     rig_copy_wait(N);
+}
+#endif
+
+#if __CUDA_ARCH__ < 750
+// Which lane holds what is not documented: here element (row, column) is in lane 2 row + column / 8, register column % 8.
+struct RigFragment {
+    const void *at;
+    unsigned stride;
+};
+
+template <unsigned SIZE> static void rig_wmma_check(void *const *operands, unsigned present) {
+    if (present != 0xffffffffu) rig_trap("wmma without all lanes of the warp");
+    auto *first = static_cast<RigFragment *>(operands[0]);
+    for (unsigned lane = 0; lane < 32; lane++) {
+        auto *mine = static_cast<RigFragment *>(operands[lane]);
+        if (mine->at != first->at || mine->stride != first->stride) rig_trap("wmma at different addresses in one warp");
+    }
+    const char *at = static_cast<const char *>(first->at);
+    if (reinterpret_cast<size_t>(at) % 32 != 0 || first->stride * SIZE % 16 != 0) rig_misaligned("wmma", at);
+    if (!rig_is_shared(at, (15 * first->stride + 16) * SIZE)) rig_misaligned("wmma outside shared memory", at);
+}
+
+static inline void rig_wmma_load(unsigned (&r)[8], const f16 *from, unsigned stride) {
+    RigFragment operand = {from, stride};
+    rig_warp(0xffffffffu, rig_wmma_check<2>, &operand, "wmma_load");
+    const f16 *mine = from + rig_lane->lane / 2 * stride + rig_lane->lane % 2 * 8;
+    for (unsigned e = 0; e < 8; e++) r[e] = mine[e].bits;
+}
+static inline void wmma_load_a(unsigned (&r)[8], const f16 *from, unsigned stride) {
+    rig_wmma_load(r, from, stride);
+}
+static inline void wmma_load_b(unsigned (&r)[8], const f16 *from, unsigned stride) {
+    rig_wmma_load(r, from, stride);
+}
+static inline void wmma_store(float *to, const float (&d)[8], unsigned stride) {
+    RigFragment operand = {to, stride};
+    rig_warp(0xffffffffu, rig_wmma_check<4>, &operand, "wmma_store");
+    float *mine = to + rig_lane->lane / 2 * stride + rig_lane->lane % 2 * 8;
+    for (unsigned e = 0; e < 8; e++) mine[e] = d[e];
+}
+
+struct RigWmma {
+    float *d;
+    const unsigned *a, *b;
+};
+
+// d [16, 16] += a [16, 16] b [16, 16], each element one chain along k in f32. Lane l has columns of b as rows.
+static void rig_wmma_all(void *const *operands, unsigned present) {
+    if (present != 0xffffffffu) rig_trap("wmma without all lanes of the warp");
+    float a[16][16], b[16][16];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        auto *mine = static_cast<RigWmma *>(operands[lane]);
+        for (unsigned e = 0; e < 8; e++) {
+            a[lane / 2][lane % 2 * 8 + e] = f16_to_f32(static_cast<unsigned short>(mine->a[e]));
+            b[lane % 2 * 8 + e][lane / 2] = f16_to_f32(static_cast<unsigned short>(mine->b[e]));
+        }
+    }
+    for (unsigned lane = 0; lane < 32; lane++) {
+        float *d = static_cast<RigWmma *>(operands[lane])->d;
+        for (unsigned k = 0; k < 16; k++)
+            for (unsigned e = 0; e < 8; e++) d[e] += a[lane / 2][k] * b[k][lane % 2 * 8 + e];
+    }
+}
+
+static inline void wmma_m16n16k16(float (&d)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+    RigWmma operand = {d, a, b};
+    rig_warp(0xffffffffu, rig_wmma_all, &operand, "wmma_m16n16k16");
 }
 #endif
 

@@ -11,10 +11,7 @@ mod peak;
 pub mod simd;
 pub mod threads;
 
-use std::{
-    num::NonZero,
-    sync::{Arc, OnceLock},
-};
+use std::{num::NonZero, sync::Arc};
 
 use super::{
     Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Rates, Slab, Term, Values,
@@ -81,16 +78,13 @@ pub fn info() -> DeviceInfo {
 
 /// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
 fn measured_rates(path: Path) -> Rates {
-    static RATES: OnceLock<Rates> = OnceLock::new();
-    *RATES.get_or_init(|| {
-        let cores = threads::cores().len();
-        rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
-            let measured = Cpu::whole().and_then(peak::measure_rates);
-            measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
-        })
-        // What cannot be measured cannot compute either: planning says why elsewhere.
-        .unwrap_or(Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
+    let cores = threads::cores().len();
+    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
+        let measured = Cpu::whole().and_then(peak::measure_rates);
+        measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
     })
+    // What cannot be measured cannot compute either: planning says why elsewhere.
+    .unwrap_or(Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
 }
 
 /// All memory and what could be had now, in bytes.
@@ -113,7 +107,8 @@ fn system_memory() -> (u64, u64) {
     (all, free)
 }
 
-fn model_name() -> String {
+/// What the processor is called.
+pub(super) fn model_name() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
@@ -226,6 +221,10 @@ impl Backend for Cpu {
         self.fuse || fusion == Fusion::default()
     }
 
+    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
+        0
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         cost::attention_scratch(self.path, p)
     }
@@ -234,13 +233,29 @@ impl Backend for Cpu {
         cost::group_norm_scratch(p)
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
         self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
         Ok(())
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let pixels = p.out_height * p.out_width;
         // A 1x1 convolution without padding is a linear layer: channels lie last.
         let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);

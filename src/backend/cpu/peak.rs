@@ -84,7 +84,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     };
     let weight = pack(Layer::Linear { out: wide, k: wide })?;
     let linear = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
-    let product = fastest(|| backend.linear(linear, &x, &weight, &Epilogue::default(), &mut y))?;
+    let product = fastest(|| backend.linear(linear, &x, &weight, &Epilogue::default(), None, &mut y))?;
     let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3 })?;
     let conv2d = params::Conv2d {
         batch: batch as u32,
@@ -98,7 +98,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
         out_height: side as u32,
         out_width: side as u32,
     };
-    let convolution = fastest(|| backend.conv2d(conv2d, &x, &weight, &Epilogue::default(), &mut y))?;
+    let convolution = fastest(|| backend.conv2d(conv2d, &x, &weight, &Epilogue::default(), None, &mut y))?;
     let work = 2.0 * rows as f64 * (wide * wide + 9 * channels * channels) as f64;
 
     let elements = stream / 4;

@@ -19,9 +19,10 @@ use crate::{
 };
 
 /// Files of kernels: their names without the ending, and their texts.
-pub const SOURCES: [(&str, &str); 7] = [
+pub const SOURCES: [(&str, &str); 8] = [
     ("linear", include_str!("../../../kernels/linear.cu")),
     ("conv2d", include_str!("../../../kernels/conv2d.cu")),
+    ("split_k", include_str!("../../../kernels/split_k.cu")),
     ("attention", include_str!("../../../kernels/attention.cu")),
     ("group_norm", include_str!("../../../kernels/group_norm.cu")),
     ("layer_norm", include_str!("../../../kernels/layer_norm.cu")),

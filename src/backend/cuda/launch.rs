@@ -1,7 +1,7 @@
 //! Which kernel, on how many blocks: pure functions of sizes, architecture and type. Sizes of pictures and batches may
 //! choose among kernels that give the same bits, and nothing else.
 
-use crate::backend::{DType, params::Attention};
+use crate::backend::{DType, gpu_cost::runs, params::Attention};
 
 /// A kernel's variant, how many blocks it needs and of how many threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,32 +23,45 @@ impl Launch {
 /// Whether products of this type go through tensor cores, as `Cores` in `product.cuh` says.
 pub fn has_cores(arch: u32, dtype: DType) -> bool {
     match dtype {
-        DType::F16 => arch >= 75,
+        DType::F16 => arch >= 70,
         DType::BF16 => arch >= 80,
         DType::F32 | DType::U32 => false,
     }
 }
 
-/// A matrix product of `rows` times `columns` results over chains of `channels`, of which GEGLU halves the columns.
-/// `op` is `linear` or `conv2d`. All tiles give the same bits, so the GPU's size may choose.
-pub fn product(
-    op: &str,
-    arch: u32,
-    multiprocessors: u32,
-    dtype: DType,
-    channels: u32,
-    [rows, columns]: [u32; 2],
-) -> Launch {
-    let blocks = |tile: u32| rows.div_ceil(tile).saturating_mul(columns.div_ceil(tile));
+/// The sizes of a matrix product.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Rows of the output.
+    pub rows: u32,
+    /// Columns of the weight, of which GEGLU makes half as many.
+    pub columns: u32,
+    /// Elements that lie side by side in x.
+    pub channels: u32,
+    /// Products in a sum: channels, for each tap of a window.
+    pub k: u32,
+}
+
+/// A matrix product, `op` being `linear` or `conv2d`: tiles times runs of k. All tiles give the same bits, so the GPU's size
+/// may choose.
+pub fn product(op: &str, arch: u32, multiprocessors: u32, dtype: DType, p: Product) -> Launch {
+    let (runs, blocks) = (runs(p.k), |tile: u32| p.rows.div_ceil(tile).saturating_mul(p.columns.div_ceil(tile)));
     // Elements of 16 bytes: what a row must be a multiple of to be read in whole chunks.
-    let whole = channels.is_multiple_of(16 / dtype.size() as u32);
+    let whole = p.channels.is_multiple_of(16 / dtype.size() as u32);
     // Large tiles read less, but only pay if there are enough of them for every multiprocessor.
-    let (tile, size, threads) = match (whole, has_cores(arch, dtype) && blocks(128) >= multiprocessors) {
+    let large = has_cores(arch, dtype) && blocks(128).saturating_mul(runs) >= multiprocessors;
+    let (tile, size, threads) = match (whole, large) {
         (false, _) => ("any", 64, 128),
         (true, false) => ("small", 64, 128),
         (true, true) => ("large", 128, 256),
     };
-    Launch::new(format!("{op}_{tile}_{dtype}"), blocks(size), threads)
+    Launch { kernel: format!("{op}_{tile}_{dtype}"), grid: [blocks(size), runs, 1], threads }
+}
+
+/// The sum of the runs of `rows` times `width` results.
+pub fn split_k(dtype: DType, rows: u32, width: u32) -> Launch {
+    let groups = width.div_ceil(16 / dtype.size() as u32);
+    Launch::new(format!("split_k_{dtype}"), (rows * groups).div_ceil(256), 256)
 }
 
 /// The widest head that attention has kernels for.
@@ -57,14 +70,19 @@ pub const MOST_HEAD_DIM: u32 = 512;
 /// Attention; `None` for heads that are too wide. The head's width and the type alone choose the kernel.
 pub fn attention(arch: u32, dtype: DType, p: &Attention) -> Option<Launch> {
     let fits = |width: &&u32| p.head_dim <= **width;
-    let cores = has_cores(arch, dtype) && p.head_dim.is_multiple_of(8);
-    let wide = [48, 64, 80, 160].iter().find(fits).filter(|_| cores).map(|width| (format!("mma_{width}"), 64));
-    let (width, queries) = match wide {
-        Some(found) => found,
-        None => ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32),
+    // Scores go on as they lie in the registers of an mma, which sm_70 has not.
+    let cores = has_cores(arch, dtype) && arch >= 75 && p.head_dim.is_multiple_of(8);
+    let (width, queries, threads) = if cores {
+        match [48, 64, 80, 160].iter().find(fits) {
+            Some(width) => (format!("mma_{width}"), 64, 128),
+            None if p.head_dim <= MOST_HEAD_DIM => (format!("mma_{MOST_HEAD_DIM}"), 32, 256),
+            None => return None,
+        }
+    } else {
+        ([32, 64, 96, 160, MOST_HEAD_DIM].iter().find(fits)?.to_string(), 32, 128)
     };
     let blocks = p.queries.div_ceil(queries).saturating_mul(p.batch * p.heads);
-    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, 128))
+    Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, threads))
 }
 
 /// One pass over `elements` of the output, 16 bytes of it for each thread.
@@ -83,7 +101,7 @@ mod tests {
 
     #[test]
     fn products_take_large_tiles_where_they_keep_a_gpu_busy() {
-        for (arch, dtype, channels, size, kernel, grid, threads) in [
+        for (arch, dtype, channels, [rows, columns], kernel, grid, threads) in [
             (80, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
             (80, DType::F16, 320, [128, 320], "linear_small_f16", 10, 128),
             (80, DType::F16, 322, [8192, 320], "linear_any_f16", 640, 128),
@@ -91,15 +109,30 @@ mod tests {
             (80, DType::F32, 324, [8192, 320], "linear_small_f32", 640, 128),
             (75, DType::BF16, 320, [8192, 320], "linear_small_bf16", 640, 128),
             (75, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
-            (70, DType::F16, 320, [8192, 320], "linear_small_f16", 640, 128),
+            (70, DType::F16, 320, [8192, 320], "linear_large_f16", 192, 256),
+            (70, DType::BF16, 320, [8192, 320], "linear_small_bf16", 640, 128),
         ] {
-            let got = product("linear", arch, 108, dtype, channels, size);
+            let got = product("linear", arch, 108, dtype, Product { rows, columns, channels, k: channels });
             assert_eq!(
                 got,
                 Launch { kernel: kernel.into(), grid: [grid, 1, 1], threads },
-                "{dtype} {size:?} sm_{arch}"
+                "{dtype} {rows} x {columns} sm_{arch}"
             );
         }
+    }
+
+    #[test]
+    fn a_long_sum_is_spread_over_blocks_whatever_the_rows() {
+        for (rows, kernel, grid) in [
+            (128, "conv2d_small_f16", [40, 4, 1]),
+            (512, "conv2d_large_f16", [40, 4, 1]),
+            (1, "conv2d_small_f16", [20, 4, 1]),
+        ] {
+            let got = product("conv2d", 80, 108, DType::F16, Product { rows, columns: 1280, channels: 1280, k: 11520 });
+            assert_eq!((got.kernel.as_str(), got.grid), (kernel, grid), "{rows} rows");
+        }
+        assert_eq!(split_k(DType::F16, 128, 1280), Launch::new("split_k_f16".into(), 80, 256));
+        assert_eq!(split_k(DType::F32, 1, 5), Launch::new("split_k_f32".into(), 1, 256));
     }
 
     #[test]
@@ -109,7 +142,10 @@ mod tests {
             (80, DType::BF16, 64, "attention_mma_64_bf16", 12),
             (75, DType::F16, 80, "attention_mma_80_f16", 12),
             (90, DType::F16, 160, "attention_mma_160_f16", 12),
-            (90, DType::F16, 168, "attention_512_f16", 18),
+            (90, DType::F16, 168, "attention_mma_512_f16", 18),
+            (80, DType::BF16, 512, "attention_mma_512_bf16", 18),
+            (90, DType::F16, 170, "attention_512_f16", 18),
+            (70, DType::F16, 64, "attention_64_f16", 18),
             (90, DType::F16, 20, "attention_32_f16", 18),
             (75, DType::BF16, 64, "attention_64_bf16", 18),
             (90, DType::F32, 160, "attention_160_f32", 18),

@@ -1,16 +1,15 @@
 //! NVIDIA GPUs, by the kernels in `kernels/`.
 //!
-//! An op is one kernel (group norm has three), enqueued on the device's compute queue (`queue.rs`); only `read` waits. Weights come
-//! over a copy queue of their own, and so do tensors of other GPUs. A GPU has one context and one set of kernels for all
-//! of the process, so whatever opens it shares its weights. Which kernel runs follows from the layer, the type and the
-//! GPU's architecture; see `launch.rs`.
+//! An op is one kernel (group norm has three, a product of long sums two for a thousand rows), enqueued on the device's
+//! compute queue (`queue.rs`); only `read` waits. Weights come over a copy queue of their own, and so do tensors of other
+//! GPUs. A GPU has one context and one set of kernels for all of the process, so whatever opens it shares its weights.
+//! Which kernel runs follows from the layer, the type and the GPU's architecture; see `launch.rs`.
 
 mod driver;
 pub mod kernels;
 pub mod launch;
 pub mod nvrtc;
 mod pack;
-mod peak;
 mod peer;
 mod queue;
 mod rooms;
@@ -23,10 +22,10 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab, Term,
-    Values, Weight, WeightData, device as devices,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
+    Term, Values, Weight, WeightData, device as devices,
     dry::Rules,
-    gpu_cost,
+    gpu_cost, gpu_rates,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
@@ -200,7 +199,8 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
     let kept = kernel_bytes(index);
     let rates = |dtype| {
         let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
-        let measured = if only_named { None } else { rates::remembered(&key, || peak::measure(index, dtype).ok()) };
+        let measure = || open(index).and_then(|gpu| gpu_rates::measure(&Device::new(id, gpu), dtype)).ok();
+        let measured = if only_named { None } else { rates::remembered(&key, measure) };
         measured.unwrap_or(UNMEASURED)
     };
     Some(DeviceInfo {
@@ -304,33 +304,43 @@ impl Cuda {
         self.queues.compute.launch(Call { kernel, grid: launch.grid, threads: launch.threads, arguments })
     }
 
-    /// A matrix product. `fields` are its sizes; `rows_per_add` and the activation follow them.
+    /// A matrix product. `fields` are its sizes; the rows of a launch, `rows_per_add` and the activation follow them.
     #[expect(clippy::too_many_arguments, reason = "what linear and conv2d have in common")]
     fn product(
         &self,
         op: &str,
-        [rows, channels, out]: [u32; 3],
+        product: launch::Product,
         fields: &[u32],
         x: &Buffer,
         w: &Weight,
         e: &Epilogue,
+        scratch: Option<&Buffer>,
         to: &Buffer,
     ) -> Result<()> {
         let properties = self.gpu.context.properties;
-        let size = [rows, out];
-        let launch = launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, x.dtype(), channels, size);
+        let (dtype, rows, columns) = (x.dtype(), product.rows, product.columns);
         let (weight, bias) = parts(w);
+        let add = e.channel_add.map_or(0, |(add, _)| at(add));
+        let residual = e.residual.map_or(0, at);
         let rows_per_add = e.channel_add.map_or(rows, |(_, adds)| rows / adds).max(1);
-        let fields = [fields, &[rows_per_add, number(e.activation)]].concat();
-        let arguments = Arguments::default()
-            .address(at(x))
-            .address(weight)
-            .address(bias)
-            .address(e.channel_add.map_or(0, |(add, _)| at(add)))
-            .address(e.residual.map_or(0, at))
-            .address(at(to))
-            .fields(&fields);
-        self.run(&launch, arguments)
+        let runs = gpu_cost::runs(product.k);
+        let at_once = if runs > 1 { gpu_cost::SPLIT_ROWS } else { rows.max(1) };
+        for first in (0..rows).step_by(at_once as usize) {
+            let count = at_once.min(rows - first);
+            let part = launch::Product { rows: count, ..product };
+            let launch = launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, dtype, part);
+            let behind = [first, count, rows_per_add, number(e.activation)];
+            let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(add);
+            let arguments = arguments.address(residual).address(at(to)).address(scratch.map_or(0, at));
+            self.run(&launch, arguments.fields(&[fields, &behind].concat()))?;
+            if let Some(parts) = scratch {
+                let arguments = Arguments::default().address(at(parts)).address(bias).address(add).address(residual);
+                let fields = [&[columns, runs][..], &behind].concat();
+                let launch = launch::split_k(dtype, count, e.activation.width(columns));
+                self.run(&launch, arguments.address(at(to)).fields(&fields))?;
+            }
+        }
+        Ok(())
     }
 
     /// New memory, if need be in place of what visitors have left.
@@ -480,6 +490,10 @@ impl Backend for Cuda {
         true
     }
 
+    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
+        gpu_cost::product_scratch(rows, out, k)
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         gpu_cost::attention_scratch(p)
     }
@@ -488,14 +502,33 @@ impl Backend for Cuda {
         gpu_cost::group_norm_scratch(p)
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
-        self.product("linear", [p.rows, p.k, p.out], &[p.rows, p.out, p.k], x, w, e, out)
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
+        let product = launch::Product { rows: p.rows, columns: p.out, channels: p.k, k: p.k };
+        self.product("linear", product, &[p.rows, p.out, p.k], x, w, e, scratch.as_deref(), out)
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        scratch: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         let Conv2d { batch, height, width, channels, out: columns, kernel, stride, padding, out_height, out_width } = p;
         let fields = [batch, height, width, channels, columns, kernel, stride, padding, out_height, out_width];
-        self.product("conv2d", [batch * out_height * out_width, channels, columns], &fields, x, w, e, out)
+        let (rows, k) = (batch * out_height * out_width, kernel * kernel * channels);
+        let product = launch::Product { rows, columns, channels, k };
+        self.product("conv2d", product, &fields, x, w, e, scratch.as_deref(), out)
     }
 
     fn attention(

@@ -38,10 +38,10 @@ use std::sync::Arc;
 use wgpu::{Adapter, DeviceType};
 
 use super::{
-    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab, Term,
-    Values, Weight, WeightData, device as devices,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
+    Term, Values, Weight, WeightData, cpu, device as devices,
     dry::Rules,
-    gpu_cost,
+    gpu_cost, gpu_rates,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
@@ -96,29 +96,42 @@ pub fn info(index: usize) -> Option<DeviceInfo> {
     let described = adapter.get_info();
     let is_processor = described.device_type == DeviceType::Cpu;
     let memory_bytes = memory_bytes(adapter);
-    let rates = if is_processor { PROCESSOR } else { GRAPHICS };
+    let class = class(adapter, Capabilities::of(adapter));
+    let rates = |dtype| measured_rates(adapter, index, &devices::class_in(&class, dtype), dtype);
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
         name: format!("{} ({:?}, {:?})", described.name, described.device_type, described.backend),
-        class: class(adapter, Capabilities::of(adapter)),
         cores: 0,
         allowed_cores: Vec::new(),
         memory_bytes,
         free_bytes: devices::plannable(memory_bytes),
         overhead_bytes: OVERHEAD_BYTES,
         rules: Rules::Wgpu(DType::F16),
-        rates,
-        f32_flops: rates.flops,
+        rates: rates(DType::F16),
+        f32_flops: rates(DType::F32).flops,
+        class,
         only_named: is_processor,
     })
 }
 
+/// How fast an adapter is in `dtype`: measured at most once, by this process or an earlier one.
+fn measured_rates(adapter: &Adapter, index: usize, class: &str, dtype: DType) -> Rates {
+    let key = match adapter.get_info().device_type {
+        DeviceType::Cpu => format!("{class}, {}, {} cores", cpu::model_name(), cpu::threads::cores().len()),
+        _ => class.to_string(),
+    };
+    rates::remembered(&key, || {
+        let id = DeviceId::new(DeviceKind::Wgpu, index);
+        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), dtype));
+        measured.inspect_err(|error| tracing::debug!("how fast {id} is cannot be measured: {error}")).ok()
+    })
+    .unwrap_or(UNMEASURED)
+}
+
 /// What the driver, pipelines and staging buffers take: an allowance.
 const OVERHEAD_BYTES: u64 = 256 << 20;
-/// What a GPU is planned with: a processor's own graphics.
-const GRAPHICS: Rates = Rates { flops: 2e12, bandwidth: 60e9, link: 10e9 };
-/// What an adapter that is the processor is planned with.
-const PROCESSOR: Rates = Rates { flops: 1e10, bandwidth: 5e9, link: 5e9 };
+/// What an adapter is planned with that could not be measured: a processor's own graphics.
+const UNMEASURED: Rates = Rates { flops: 2e12, bandwidth: 60e9, link: 10e9 };
 
 /// The adapter's own memory, in bytes. wgpu does not tell; Vulkan does.
 fn memory_bytes(adapter: &Adapter) -> u64 {
@@ -307,6 +320,10 @@ impl Backend for Wgpu {
         true
     }
 
+    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
+        0
+    }
+
     fn attention_scratch(&self, p: &Attention) -> usize {
         gpu_cost::attention_scratch(p)
     }
@@ -315,11 +332,27 @@ impl Backend for Wgpu {
         gpu_cost::group_norm_scratch(p)
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn linear(
+        &self,
+        p: Linear,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         self.run_linear(p, x, w, e, out)
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) -> Result<()> {
+    fn conv2d(
+        &self,
+        p: Conv2d,
+        x: &Buffer,
+        w: &Weight,
+        e: &Epilogue,
+        _: Option<&mut Buffer>,
+        out: &mut Buffer,
+    ) -> Result<()> {
         self.run_conv2d(p, x, w, e, out)
     }
 

@@ -2,42 +2,36 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    backend::{
-        Backend, DType, Device, DeviceId, DeviceKind, Epilogue, Layer, Rates, Values,
-        arena::aligned,
-        params::{Conv2d, Linear, ScaleAdd},
-    },
-    error::Result,
+use super::{
+    Backend, DType, Device, Epilogue, Layer, Rates, Values,
+    arena::aligned,
+    params::{Conv2d, Linear, ScaleAdd},
 };
+use crate::error::Result;
 
 /// How long a measurement goes on, once it has as many calls at a time as fill a part of it.
 const PATIENCE: Duration = Duration::from_millis(30);
 /// A call of this length tells what long ones reach.
 const LONG: f64 = 2e-3;
 
-/// In `dtype`: a matrix product and a convolution of Stable Diffusion 1.5, a weighted sum that streams through memory, and
-/// a copy to the host, each of the smallest size that takes a while: a third of a second on a GPU of any speed, seconds on
-/// one that is emulated.
+/// In `dtype`, on a device that was opened for it: a matrix product and a convolution of Stable Diffusion 1.5, a weighted
+/// sum that streams through memory, and a copy to the host, each of the smallest size that takes a while: a third of a
+/// second on a GPU of any speed, seconds on one that is emulated.
 ///
 /// # Errors
-/// If the GPU cannot be opened or fails.
-pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
+/// If the device has no room or fails.
+pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     const SIDE: u32 = 8;
     const WIDE: usize = 1280;
     const CHANNELS: usize = 320;
     const BATCHES: [u32; 3] = [1, 16, 256];
     const STREAMS: [usize; 3] = [1 << 20, 8 << 20, 64 << 20];
-    let most = (BATCHES[2] * SIDE * SIDE) as usize * WIDE * dtype.size();
-    let stream = STREAMS[2];
-    let device = Device::new(DeviceId::new(DeviceKind::Cuda, index), super::open(index)?);
+    let bytes = |batch: u32| (batch * SIDE * SIDE) as usize * WIDE * dtype.size();
+    let (most, stream) = (bytes(BATCHES[2]), STREAMS[2]);
     device.reserve(2 * aligned(most) + 2 * aligned(stream))?;
     let backend: &dyn Backend = device.backend();
     let (mut x, mut y) = (device.alloc(most, dtype)?, device.alloc(most, dtype)?);
     let (mut from, mut to) = (device.alloc(stream, DType::F32)?, device.alloc(stream, DType::F32)?);
-    // Zeros of every type: how long an op takes does not depend on values.
-    backend.write(&vec![0; most], &mut x)?;
-    backend.write(&vec![0; STREAMS[0]], &mut from)?;
     let pack = |layer: Layer| {
         let bytes = vec![0; layer.elements().0 * dtype.size()];
         device.pack(layer, dtype, Values::Data { dtype, bytes: &bytes }, None)
@@ -46,14 +40,16 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
         pack(Layer::Linear { out: WIDE, k: WIDE })?,
         pack(Layer::Conv2d { out: CHANNELS, channels: CHANNELS, kernel: 3 })?,
     );
-    // Whatever was enqueued has happened once one element is here.
-    let settle = || backend.read(&from, &mut [0; 4]);
 
     let mut flops = 0.0;
     for batch in BATCHES {
+        // Zeros of every type: how long an op takes does not depend on values.
+        backend.write(&vec![0; bytes(batch)], &mut x)?;
+        // Whatever was enqueued has happened once one element is here.
+        let settle = || backend.read(&x, &mut [0; 4]);
         let rows = batch * SIDE * SIDE;
         let linear = Linear { rows, out: WIDE as u32, k: WIDE as u32 };
-        let product = seconds(settle, || backend.linear(linear, &x, &flat, &Epilogue::default(), &mut y))?;
+        let product = seconds(settle, || backend.linear(linear, &x, &flat, &Epilogue::default(), None, &mut y))?;
         let channels = CHANNELS as u32;
         let conv2d = Conv2d {
             batch,
@@ -67,7 +63,7 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
             out_height: SIDE,
             out_width: SIDE,
         };
-        let convolution = seconds(settle, || backend.conv2d(conv2d, &x, &square, &Epilogue::default(), &mut y))?;
+        let convolution = seconds(settle, || backend.conv2d(conv2d, &x, &square, &Epilogue::default(), None, &mut y))?;
         flops = 2.0 * f64::from(rows) * (WIDE * WIDE + 9 * CHANNELS * CHANNELS) as f64 / (product + convolution);
         if product + convolution > LONG {
             break;
@@ -75,6 +71,8 @@ pub fn measure(index: usize, dtype: DType) -> Result<Rates> {
     }
     let (mut bandwidth, mut link) = (0.0, 0.0);
     for bytes in STREAMS {
+        backend.write(&vec![0; bytes], &mut from)?;
+        let settle = || backend.read(&from, &mut [0; 4]);
         let sum = ScaleAdd { elements: (bytes / 4) as u32 };
         let streaming = seconds(settle, || backend.scale_add(sum, &[(0.5, &from, 0)], &mut to))?;
         let mut host = vec![0; bytes];
