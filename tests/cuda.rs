@@ -383,6 +383,30 @@ fn copies_weights(rig: &Rig, [a, b]: [usize; 2]) -> Vec<Picture> {
     generate(&engine, 4).unwrap().0
 }
 
+#[test]
+fn weights_that_visit_have_the_memory_of_those_before_and_no_more_than_planned() {
+    let Some((rig, _guard)) = rig() else { return };
+    let model = model();
+    let map = format!("{}[components]\nunet = {{ execute = \"cuda:0\", reside = \"host\" }}\n", gpus(&[0]));
+    let plan = plan(&model, &map);
+    let visitor_bytes = plan.devices[0].visitor_bytes;
+    let engine = Engine::load(model, &plan).unwrap();
+    let loaded = rig.used_bytes(0);
+    let count = || ["cuMemAlloc_v2", "cuMemcpyHtoDAsync_v2"].map(|function| rig.calls(function, 0));
+    let before = count();
+    let mut most = 0;
+    engine
+        .generate((0..2).map(request), |_, _| {
+            most = most.max(rig.used_bytes(0) - loaded);
+            Ok(())
+        })
+        .unwrap();
+    let [allocated, copied] = [0, 1].map(|i| count()[i] - before[i]);
+    println!("{copied} copies into {allocated} allocations, {most} bytes of {visitor_bytes} planned");
+    assert!(0 < most && most <= visitor_bytes, "{most} bytes of {visitor_bytes} planned");
+    assert!(2 * allocated < copied, "{copied} copies into {allocated} allocations");
+}
+
 /// The program with another driver than this process has.
 fn devices_with(change: impl Fn(&mut Command) -> &mut Command) -> String {
     let mut command = sdshard(&["devices"]);

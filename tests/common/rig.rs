@@ -56,6 +56,14 @@ impl Rig {
         }
     }
 
+    /// What is allocated on a device.
+    pub fn used_bytes(&self, device: usize) -> u64 {
+        // SAFETY: that is the function's signature, and it only reads.
+        unsafe {
+            self.driver.get::<unsafe extern "C" fn(c_int) -> u64>(b"sdshard_rig_used_bytes").unwrap()(device as c_int)
+        }
+    }
+
     /// Back to the environment; devices that have failed work again.
     pub fn reset(&self) {
         // SAFETY: that is the function's signature.

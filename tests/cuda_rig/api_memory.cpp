@@ -85,6 +85,11 @@ CUresult and_wait(CUresult put) {
 
 } // namespace
 
+// What is allocated on a device.
+RIG_API std::uint64_t sdshard_rig_used_bytes(int device) {
+    return used_bytes(device);
+}
+
 RIG_API CUresult cuMemGetInfo_v2(std::size_t *free, std::size_t *total) {
     Device *device;
     RIG_TRY(enter(device));

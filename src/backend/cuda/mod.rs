@@ -12,9 +12,11 @@ pub mod nvrtc;
 mod pack;
 mod peer;
 mod queue;
+mod rooms;
 mod staging;
 
 use std::{
+    any::Any,
     collections::HashMap,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
@@ -36,6 +38,7 @@ use launch::Launch;
 use pack::Packing;
 pub use peer::Link;
 use queue::Queue;
+use rooms::Rooms;
 use staging::{PIECE_BYTES, Ring};
 
 /// Blocks in the second and third dimension of a grid.
@@ -64,6 +67,8 @@ pub struct Cuda {
 struct Queues {
     compute: Queue,
     copy: Stream,
+    /// For weights that visit.
+    rooms: Mutex<Rooms>,
 }
 
 /// An arena's memory.
@@ -74,12 +79,30 @@ struct Arena {
 
 /// A layer's parameters on a GPU: see `pack.rs`.
 struct Packed {
-    weight: Memory,
-    bias: Option<Memory>,
+    /// The weight, then the bias if there is one.
+    parts: Vec<Memory>,
+    stay: Stay,
     /// The architecture that they are packed for.
     arch: u32,
     /// By which they came, and can be copied.
     queues: Arc<Queues>,
+}
+
+/// For how long a weight is on its GPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    ForGood,
+    /// In memory that the next visitors have after it.
+    Visit,
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        if self.stay == Stay::Visit {
+            let mut rooms = locked(&self.queues.rooms);
+            self.parts.drain(..).for_each(|memory| rooms.give_back(memory, &self.queues.compute));
+        }
+    }
 }
 
 /// The same in the host's memory, for a weight that visits the device.
@@ -213,7 +236,8 @@ const UNMEASURED: Rates = Rates { flops: 4e12, bandwidth: 200e9, link: 6e9 };
 pub fn open(index: usize) -> Result<Cuda> {
     let gpu = gpu(index)?;
     let context = &gpu.context;
-    let queues = Arc::new(Queues { compute: Queue::new(context)?, copy: Stream::new(context)? });
+    let queues =
+        Arc::new(Queues { compute: Queue::new(context)?, copy: Stream::new(context)?, rooms: Mutex::default() });
     Ok(Cuda {
         class: class(context.properties.capability, gpu.kernels.arch),
         home: format!("memory of {}", context.id).into(),
@@ -268,7 +292,7 @@ fn packed(w: &Weight) -> &Packed {
 /// The addresses of a weight and its bias.
 fn parts(w: &Weight) -> (u64, u64) {
     let packed = packed(w);
-    (packed.weight.at(0), packed.bias.as_ref().map_or(0, |bias| bias.at(0)))
+    (packed.parts[0].at(0), packed.parts.get(1).map_or(0, |bias| bias.at(0)))
 }
 
 impl Cuda {
@@ -319,37 +343,57 @@ impl Cuda {
         Ok(())
     }
 
-    /// Copies what `piece` writes to new memory, over the copy queue, and waits until it is there.
-    fn upload(&self, bytes: usize, piece: impl Fn(usize, &mut [u8]) -> Result<()>) -> Result<Memory> {
-        let memory = Memory::new(&self.gpu.context, bytes)?;
+    /// New memory, if need be in place of what visitors have left.
+    fn memory(&self, bytes: usize) -> Result<Memory> {
+        let context = &self.gpu.context;
+        Memory::new(context, bytes).or_else(|error| match locked(&self.queues.rooms).clear() {
+            true => Memory::new(context, bytes),
+            false => Err(error),
+        })
+    }
+
+    /// Copies what `piece` writes to all of `memory`, over the copy queue, and waits until it is there.
+    fn fill(&self, memory: &Memory, piece: impl Fn(usize, &mut [u8]) -> Result<()>) -> Result<()> {
         let mut ring = locked(&self.weights);
-        for start in (0..bytes).step_by(PIECE_BYTES) {
-            let count = PIECE_BYTES.min(bytes - start);
+        for start in (0..memory.bytes()).step_by(PIECE_BYTES) {
+            let count = PIECE_BYTES.min(memory.bytes() - start);
             ring.upload(&self.queues.copy, count, memory.at(start), |to| piece(start, to))?;
         }
         // Any queue of this GPU may use it from here on.
-        self.queues.copy.synchronize()?;
+        self.queues.copy.synchronize()
+    }
+
+    /// What `packing` packs, in new memory.
+    fn upload(&self, packing: &Packing) -> Result<Memory> {
+        let memory = self.memory(packing.packed_bytes())?;
+        self.fill(&memory, |start, to| {
+            packing.piece(start, to);
+            Ok(())
+        })?;
         Ok(memory)
     }
 
     /// New memory with what is in `from`, which `sender` filled: over the link if there is one to be trusted, else through
     /// the host.
     fn copy_from(&self, sender: &Queues, from: &Memory) -> Result<Memory> {
-        if peer::link(from.context(), &self.gpu.context)? != Link::Direct {
-            return self.upload(from.bytes(), |start, to| sender.copy.read(from.at(start), to));
+        let memory = self.memory(from.bytes())?;
+        match peer::link(from.context(), &self.gpu.context)? {
+            Link::Direct => {
+                sender.copy.send(from.at(0), &self.gpu.context, memory.at(0), from.bytes())?;
+                sender.copy.synchronize()?;
+            }
+            Link::None | Link::Corrupt => self.fill(&memory, |start, to| sender.copy.read(from.at(start), to))?,
         }
-        let memory = Memory::new(&self.gpu.context, from.bytes())?;
-        sender.copy.send(from.at(0), &self.gpu.context, memory.at(0), from.bytes())?;
-        sender.copy.synchronize()?;
         Ok(memory)
     }
 
-    fn packed(&self, weight: Memory, bias: Option<Memory>) -> WeightData {
-        let (arch, queues) = (self.gpu.kernels.arch, self.queues.clone());
-        WeightData::Gpu(Arc::new(Packed { weight, bias, arch, queues }))
+    /// A layer's parameters in this device's memory.
+    fn on_device(&self, parts: Vec<Memory>, stay: Stay) -> Packed {
+        Packed { parts, stay, arch: self.gpu.kernels.arch, queues: self.queues.clone() }
     }
 
-    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
+    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: impl Any + Send + Sync) -> Weight {
+        let data = WeightData::Gpu(Arc::new(data));
         let bytes = self.packed_bytes(layer, dtype, has_bias);
         Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
     }
@@ -381,22 +425,18 @@ impl Backend for Cuda {
     }
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
-        let memory = Memory::new(&self.gpu.context, bytes)?;
+        let memory = self.memory(bytes)?;
         Ok(Slab::Gpu(Arc::new(Arena { memory, queues: self.queues.clone() })))
     }
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         check_layer(layer)?;
-        let upload = |packing: Packing| {
-            self.upload(packing.packed_bytes(), |start, to| {
-                packing.piece(start, to);
-                Ok(())
-            })
-        };
-        let weight = upload(Packing::weight(layer, dtype, weight)?)?;
-        let bias = bias.map(|bias| upload(Packing::bias(bias)?)).transpose()?;
-        let has_bias = bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, self.packed(weight, bias)))
+        let mut parts = vec![self.upload(&Packing::weight(layer, dtype, weight)?)?];
+        if let Some(bias) = bias {
+            parts.push(self.upload(&Packing::bias(bias)?)?);
+        }
+        let has_bias = parts.len() > 1;
+        Ok(self.weight(layer, dtype, has_bias, self.on_device(parts, Stay::ForGood)))
     }
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
@@ -406,9 +446,9 @@ impl Backend for Cuda {
         };
         // Another architecture may want them in another order.
         let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
-        let copy = |memory| self.copy_from(&from.queues, memory);
-        let (weight, bias) = (copy(&from.weight)?, from.bias.as_ref().map(copy).transpose()?);
-        Ok(Some(self.weight(packed.layer, packed.dtype, packed.has_bias, self.packed(weight, bias))))
+        let parts = from.parts.iter().map(|part| self.copy_from(&from.queues, part)).collect::<Result<_>>()?;
+        let data = self.on_device(parts, Stay::ForGood);
+        Ok(Some(self.weight(packed.layer, packed.dtype, packed.has_bias, data)))
     }
 
     fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -421,7 +461,7 @@ impl Backend for Cuda {
         let weight = rest(Packing::weight(layer, dtype, weight)?);
         let bias = bias.map(|bias| Packing::bias(bias).map(rest)).transpose()?;
         let has_bias = bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, WeightData::Gpu(Arc::new(Resting { weight, bias }))))
+        Ok(self.weight(layer, dtype, has_bias, Resting { weight, bias }))
     }
 
     fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
@@ -434,15 +474,16 @@ impl Backend for Cuda {
             _ => None,
         };
         let from = from.expect("what a device fetches is what it packed to rest");
-        let upload = |bytes: &[u8]| {
-            self.upload(bytes.len(), |start, to| {
+        let mut here = self.on_device(Vec::new(), Stay::Visit);
+        for bytes in std::iter::once(&from.weight).chain(&from.bias) {
+            let memory = locked(&self.queues.rooms).take(&self.queues.copy, bytes.len())?;
+            here.parts.push(memory);
+            self.fill(&here.parts[here.parts.len() - 1], |start, to| {
                 to.copy_from_slice(&bytes[start..][..to.len()]);
                 Ok(())
-            })
-        };
-        let weight = upload(&from.weight)?;
-        let bias = from.bias.as_deref().map(upload).transpose()?;
-        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, self.packed(weight, bias)))
+            })?;
+        }
+        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, here))
     }
 
     fn supports(&self, _: Fusion) -> bool {

@@ -101,7 +101,7 @@ impl Queue {
     pub fn release(&self) -> Result<()> {
         // Locked to the end: nobody comes between these kernels.
         let state = &mut *locked(&self.state);
-        let Some(calls) = state.held.take() else { return Ok(()) };
+        let Some(calls) = state.held.take().filter(|calls| !calls.is_empty()) else { return Ok(()) };
         let Some(i) = state.known.iter().position(|known| known.calls == calls) else {
             self.launch_each(&calls)?;
             if state.known.len() == REMEMBERED {
