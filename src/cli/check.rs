@@ -122,6 +122,10 @@ const CASES: &[(&str, Case)] = &[
         let weight = make.weight(Layer::Conv2d { out: 40, channels: 320, kernel: 3 })?;
         make.tensor(&[images, 9, 8, 320], 1)?.conv2d(&weight, 2, Padding::Same, &Fuse::default())
     }),
+    ("conv2d 3x3 of 1280 channels", |make, images| {
+        let weight = make.weight(Layer::Conv2d { out: 24, channels: 1280, kernel: 3 })?;
+        make.tensor(&[images, 3, 5, 1280], 1)?.conv2d(&weight, 1, Padding::Same, &Fuse::default())
+    }),
     ("attention of 40 channels", |make, images| make.attention(images, [70, 77], 8, 40, false)),
     ("attention of 64 channels, causal", |make, images| make.attention(images, [77, 77], 3, 64, true)),
     ("attention of 80 channels", |make, images| make.attention(images, [65, 65], 2, 80, false)),

@@ -7,7 +7,7 @@
 
 namespace rig {
 
-constexpr int MOST_DEVICES = 16;
+constexpr int MOST_DEVICES = 32;
 
 enum class Peers { Good, None, Corrupt };
 
