@@ -1,7 +1,7 @@
 // attention: out = softmax(scale * q k^T) v for each image and head, online. Milakov and Gimelshein 2018; Dao et al.
 // 2022. q, out [batch, queries, heads * head_dim]; k, v [batch, keys, heads * head_dim]
 // One invocation for two queries, 64 to a workgroup, all of one image and head: keys and values are the workgroup's, so
-// their loads are uniform. Keys are looked at KEYS at a time. A head of more than 4 MOST channels goes in slices: each
+// their loads are uniform, or shared out in a subgroup. Keys are looked at KEYS at a time. A head of more than 4 MOST channels goes in slices: each
 // slice of the values is summed by a workgroup of its own, with the scores over all channels.
 // Parameters: struct Attention in src/backend/params.rs, same order, then where q and out, and k and v begin,
 // and the fours of a slice.
@@ -78,6 +78,25 @@ fn scaled(scores: vec4<f32>, key: u32, limit: u32) -> vec4<f32> {
     return select(vec4(LOWEST), scores * p.scale, vec4(key) + vec4(0u, 1u, 2u, 3u) < vec4(limit));
 }
 
+// Where the rows of those keys begin that an invocation loads, and what it has loaded.
+alias Bases = array<u32, HELD>;
+alias Held = array<vec4<f32>, HELD>;
+
+// Four channels of key i and of its value. Alone they are loaded where they are used.
+fn key_of(i: u32, d: u32, base: ptr<function, Bases>, held: ptr<function, Held>) -> vec4<f32> {
+    if SHARE == 1u {
+        return k4((*base)[i], d);
+    }
+    return from_lane((*held)[i / SHARE], i % SHARE);
+}
+
+fn value_of(i: u32, d: u32, base: ptr<function, Bases>, held: ptr<function, Held>) -> vec4<f32> {
+    if SHARE == 1u {
+        return v4((*base)[i], d);
+    }
+    return from_lane((*held)[i / SHARE], i % SHARE);
+}
+
 // What sixteen keys weigh, and what earlier sums are multiplied by.
 struct Weights {
     weights: mat4x4<f32>,
@@ -105,7 +124,8 @@ fn weights(scores: mat4x4<f32>, block: u32, query: u32, largest: ptr<function, f
 }
 
 @compute @workgroup_size(WIDTH)
-fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) t: u32) {
+fn attention(@builtin(workgroup_id) group: vec3<u32>, lane: Lane) {
+    let t = index_of(lane);
     let image = group.y / p.heads;
     let offset = (group.y % p.heads) * p.head_dim;
     let width = p.heads * p.head_dim;
@@ -131,44 +151,38 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     var total = 0.0;
     var other_total = 0.0;
     for (var block = 0u; block < end; block += KEYS) {
-        // Where each key's row begins; beyond the last one, the last again.
-        let r0 = rows + min(block + 0u, p.keys - 1u) * width;
-        let r1 = rows + min(block + 1u, p.keys - 1u) * width;
-        let r2 = rows + min(block + 2u, p.keys - 1u) * width;
-        let r3 = rows + min(block + 3u, p.keys - 1u) * width;
-        let r4 = rows + min(block + 4u, p.keys - 1u) * width;
-        let r5 = rows + min(block + 5u, p.keys - 1u) * width;
-        let r6 = rows + min(block + 6u, p.keys - 1u) * width;
-        let r7 = rows + min(block + 7u, p.keys - 1u) * width;
-        let r8 = rows + min(block + 8u, p.keys - 1u) * width;
-        let r9 = rows + min(block + 9u, p.keys - 1u) * width;
-        let r10 = rows + min(block + 10u, p.keys - 1u) * width;
-        let r11 = rows + min(block + 11u, p.keys - 1u) * width;
-        let r12 = rows + min(block + 12u, p.keys - 1u) * width;
-        let r13 = rows + min(block + 13u, p.keys - 1u) * width;
-        let r14 = rows + min(block + 14u, p.keys - 1u) * width;
-        let r15 = rows + min(block + 15u, p.keys - 1u) * width;
+        // Beyond the last key, the last again.
+        var base: Bases;
+        for (var h = 0u; h < HELD; h += 1u) {
+            base[h] = rows + min(block + h * SHARE + number_of(lane) % SHARE, p.keys - 1u) * width;
+        }
         var s: mat4x4<f32>;
         var z: mat4x4<f32>;
         for (var d = 0u; d < fours; d += 1u) {
             let a = q4(at, d);
             let b = q4(other_at, d);
-            let key0 = k4(r0, d);
-            let key1 = k4(r1, d);
-            let key2 = k4(r2, d);
-            let key3 = k4(r3, d);
-            let key4 = k4(r4, d);
-            let key5 = k4(r5, d);
-            let key6 = k4(r6, d);
-            let key7 = k4(r7, d);
-            let key8 = k4(r8, d);
-            let key9 = k4(r9, d);
-            let key10 = k4(r10, d);
-            let key11 = k4(r11, d);
-            let key12 = k4(r12, d);
-            let key13 = k4(r13, d);
-            let key14 = k4(r14, d);
-            let key15 = k4(r15, d);
+            var held: Held;
+            if SHARE > 1u {
+                for (var h = 0u; h < HELD; h += 1u) {
+                    held[h] = k4(base[h], d);
+                }
+            }
+            let key0 = key_of(0u, d, &base, &held);
+            let key1 = key_of(1u, d, &base, &held);
+            let key2 = key_of(2u, d, &base, &held);
+            let key3 = key_of(3u, d, &base, &held);
+            let key4 = key_of(4u, d, &base, &held);
+            let key5 = key_of(5u, d, &base, &held);
+            let key6 = key_of(6u, d, &base, &held);
+            let key7 = key_of(7u, d, &base, &held);
+            let key8 = key_of(8u, d, &base, &held);
+            let key9 = key_of(9u, d, &base, &held);
+            let key10 = key_of(10u, d, &base, &held);
+            let key11 = key_of(11u, d, &base, &held);
+            let key12 = key_of(12u, d, &base, &held);
+            let key13 = key_of(13u, d, &base, &held);
+            let key14 = key_of(14u, d, &base, &held);
+            let key15 = key_of(15u, d, &base, &held);
             s[0] = vec4(step(s[0].x, a, key0), step(s[0].y, a, key1),
                 step(s[0].z, a, key2), step(s[0].w, a, key3));
             s[1] = vec4(step(s[1].x, a, key4), step(s[1].y, a, key5),
@@ -192,52 +206,58 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             let d = min(slice + i, fours - 1u);
             var y = acc[i] * e.factor;
             var x = other_acc[i] * f.factor;
-            let value0 = v4(r0, d);
+            var held: Held;
+            if SHARE > 1u {
+                for (var h = 0u; h < HELD; h += 1u) {
+                    held[h] = v4(base[h], d);
+                }
+            }
+            let value0 = value_of(0u, d, &base, &held);
             y = fma(vec4(e.weights[0].x), value0, y);
             x = fma(vec4(f.weights[0].x), value0, x);
-            let value1 = v4(r1, d);
+            let value1 = value_of(1u, d, &base, &held);
             y = fma(vec4(e.weights[0].y), value1, y);
             x = fma(vec4(f.weights[0].y), value1, x);
-            let value2 = v4(r2, d);
+            let value2 = value_of(2u, d, &base, &held);
             y = fma(vec4(e.weights[0].z), value2, y);
             x = fma(vec4(f.weights[0].z), value2, x);
-            let value3 = v4(r3, d);
+            let value3 = value_of(3u, d, &base, &held);
             y = fma(vec4(e.weights[0].w), value3, y);
             x = fma(vec4(f.weights[0].w), value3, x);
-            let value4 = v4(r4, d);
+            let value4 = value_of(4u, d, &base, &held);
             y = fma(vec4(e.weights[1].x), value4, y);
             x = fma(vec4(f.weights[1].x), value4, x);
-            let value5 = v4(r5, d);
+            let value5 = value_of(5u, d, &base, &held);
             y = fma(vec4(e.weights[1].y), value5, y);
             x = fma(vec4(f.weights[1].y), value5, x);
-            let value6 = v4(r6, d);
+            let value6 = value_of(6u, d, &base, &held);
             y = fma(vec4(e.weights[1].z), value6, y);
             x = fma(vec4(f.weights[1].z), value6, x);
-            let value7 = v4(r7, d);
+            let value7 = value_of(7u, d, &base, &held);
             y = fma(vec4(e.weights[1].w), value7, y);
             x = fma(vec4(f.weights[1].w), value7, x);
-            let value8 = v4(r8, d);
+            let value8 = value_of(8u, d, &base, &held);
             y = fma(vec4(e.weights[2].x), value8, y);
             x = fma(vec4(f.weights[2].x), value8, x);
-            let value9 = v4(r9, d);
+            let value9 = value_of(9u, d, &base, &held);
             y = fma(vec4(e.weights[2].y), value9, y);
             x = fma(vec4(f.weights[2].y), value9, x);
-            let value10 = v4(r10, d);
+            let value10 = value_of(10u, d, &base, &held);
             y = fma(vec4(e.weights[2].z), value10, y);
             x = fma(vec4(f.weights[2].z), value10, x);
-            let value11 = v4(r11, d);
+            let value11 = value_of(11u, d, &base, &held);
             y = fma(vec4(e.weights[2].w), value11, y);
             x = fma(vec4(f.weights[2].w), value11, x);
-            let value12 = v4(r12, d);
+            let value12 = value_of(12u, d, &base, &held);
             y = fma(vec4(e.weights[3].x), value12, y);
             x = fma(vec4(f.weights[3].x), value12, x);
-            let value13 = v4(r13, d);
+            let value13 = value_of(13u, d, &base, &held);
             y = fma(vec4(e.weights[3].y), value13, y);
             x = fma(vec4(f.weights[3].y), value13, x);
-            let value14 = v4(r14, d);
+            let value14 = value_of(14u, d, &base, &held);
             y = fma(vec4(e.weights[3].z), value14, y);
             x = fma(vec4(f.weights[3].z), value14, x);
-            let value15 = v4(r15, d);
+            let value15 = value_of(15u, d, &base, &held);
             y = fma(vec4(e.weights[3].w), value15, y);
             x = fma(vec4(f.weights[3].w), value15, x);
             acc[i] = y;

@@ -1,7 +1,11 @@
-// What every shader has in front of it, behind one of f32, f16 and packed.wgsl, which say how numbers are stored:
-// functions of one element, the same chain of operations on every adapter.
+// What every shader has in front of it, behind one of f32, f16 and packed.wgsl, which say how numbers are stored, and one
+// of alone and subgroup.wgsl, which say what invocations tell each other: functions of one element, the same chain of
+// operations on every adapter.
 
 const LOWEST = -3.4e38;
+
+// Sixteen rows that a workgroup has in common are loaded by SHARE invocations: the first loads rows 0, SHARE, ... of them.
+const HELD = 16u / SHARE;
 
 // e^x, relative error below 3e-7; 0 below -87.3, and e^88 above 88.
 fn exp4(x0: vec4<f32>) -> vec4<f32> {

@@ -104,8 +104,9 @@ fn join(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
 @compute @workgroup_size(64)
 fn combine(
     @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
+    lane: Lane,
 ) {
+    let t = index_of(lane);
     let group = workgroup.x;
     let image = workgroup.y;
     let size = p.channels / p.groups;
@@ -120,13 +121,28 @@ fn combine(
     means[t] = part.y;
     squares[t] = part.z;
     workgroupBarrier();
-    for (var half = JOIN / 2u; half > 0u; half /= 2u) {
+    // The same tree with and without subgroups: its last levels, which only the first subgroup's first invocation finishes,
+    // go without workgroup memory where there are any.
+    var half = JOIN / 2u;
+    for (; half >= heard_by(lane); half /= 2u) {
         if t < half {
             let other = t + half;
             part = join(vec3(counts[t], means[t], squares[t]), vec3(counts[other], means[other], squares[other]));
             counts[t] = part.x;
             means[t] = part.y;
             squares[t] = part.z;
+        }
+        workgroupBarrier();
+    }
+    if half > 0u {
+        for (; half > 0u; half /= 2u) {
+            part = join(part, from_lane(vec4(part, 0.0), (number_of(lane) + half) % heard_by(lane)).xyz);
+        }
+        workgroupBarrier();
+        if t == 0u {
+            counts[0] = part.x;
+            means[0] = part.y;
+            squares[0] = part.z;
         }
         workgroupBarrier();
     }

@@ -23,13 +23,28 @@ const WIDTH = 64u;
 
 var<workgroup> parts: array<f32, 64>;
 
-fn sum_of(t: u32, part: f32) -> f32 {
+// The same tree with and without subgroups: its last levels, which only the first subgroup's first invocation finishes, go
+// without workgroup memory where there are any.
+fn sum_of(lane: Lane, part: f32) -> f32 {
+    let t = index_of(lane);
     workgroupBarrier();
     parts[t] = part;
     workgroupBarrier();
-    for (var half = WIDTH / 2u; half > 0u; half /= 2u) {
+    var half = WIDTH / 2u;
+    for (; half >= heard_by(lane); half /= 2u) {
         if t < half {
             parts[t] += parts[t + half];
+        }
+        workgroupBarrier();
+    }
+    if half > 0u {
+        var sum = parts[t];
+        for (; half > 0u; half /= 2u) {
+            sum += from_lane(vec4(sum), (number_of(lane) + half) % heard_by(lane)).x;
+        }
+        workgroupBarrier();
+        if t == 0u {
+            parts[0] = sum;
         }
         workgroupBarrier();
     }
@@ -55,8 +70,9 @@ fn inside(c: u32) -> vec4<bool> {
 fn layer_norm(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
+    lane: Lane,
 ) {
+    let t = index_of(lane);
     // A workgroup beyond the last row does the last one's work again and keeps it to itself.
     let asked = workgroup.x + workgroup.y * groups.x;
     let row = min(asked, p.rows - 1u);
@@ -66,13 +82,13 @@ fn layer_norm(
     for (var c = 4u * t; c < p.channels; c += 4u * WIDTH) {
         sums += select(vec4(0.0), x4(first, c) - base, inside(c));
     }
-    let mean = sum_of(t, sums.x + sums.y + sums.z + sums.w) / f32(p.channels);
+    let mean = sum_of(lane, sums.x + sums.y + sums.z + sums.w) / f32(p.channels);
     sums = vec4<f32>();
     for (var c = 4u * t; c < p.channels; c += 4u * WIDTH) {
         let deviation = select(vec4(0.0), (x4(first, c) - base) - mean, inside(c));
         sums = fma(deviation, deviation, sums);
     }
-    let variance = sum_of(t, sums.x + sums.y + sums.z + sums.w) / f32(p.channels);
+    let variance = sum_of(lane, sums.x + sums.y + sums.z + sums.w) / f32(p.channels);
     let factor = 1.0 / sqrt(variance + p.eps);
     if asked >= p.rows {
         return;

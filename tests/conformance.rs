@@ -70,8 +70,9 @@ fn devices() -> Vec<Subject> {
     subjects
 }
 
-/// The first adapter with less than it has: a device of its class that can bind little at once, so that most tensors and
-/// weights go in parts, and one that keeps f16 in words. The tests of the class hold the first to the whole device's bits.
+/// The first adapter with less than it has: devices of its class that can bind little at once, so that most tensors and
+/// weights go in parts, or have no subgroups; and one that has none and keeps f16 in words. The tests of the class hold
+/// the first two to the whole device's bits.
 #[cfg(feature = "wgpu")]
 fn lesser() -> Vec<Subject> {
     use sdshard::backend::wgpu::{Capabilities, open_with};
@@ -81,7 +82,8 @@ fn lesser() -> Vec<Subject> {
     }
     let open = |fewer: &dyn Fn(Capabilities) -> Capabilities| Device::new(id, open_with(id, 0, fewer).unwrap());
     let narrow = open(&|had| Capabilities { binding_bytes: 150 << 10, ..had });
-    let words = open(&|had| Capabilities { f16: false, ..had });
+    let alone = open(&|had| Capabilities { subgroups: false, ..had });
+    let words = open(&|had| Capabilities { f16: false, subgroups: false, ..had });
     let subject = |name: &str, device: &Device, dtype| Subject {
         name: format!("{id} {name}, {dtype}"),
         device: device.clone(),
@@ -90,7 +92,8 @@ fn lesser() -> Vec<Subject> {
     vec![
         subject("in parts", &narrow, DType::F32),
         subject("in parts", &narrow, DType::F16),
-        subject("without f16", &words, DType::F16),
+        subject("without subgroups", &alone, DType::F32),
+        subject("without both", &words, DType::F16),
     ]
 }
 
@@ -152,10 +155,10 @@ fn bits_do_not_depend_on_where_tiles_end() {
 }
 
 #[test]
-fn an_adapter_without_f16_gives_the_bits_of_one_with_it() {
+fn an_adapter_without_f16_and_subgroups_gives_the_bits_of_one_with_them() {
     let devices: Vec<_> = devices().into_iter().filter(|subject| subject.dtype == DType::F16).collect();
     let find = |name: &str| devices.iter().find(|subject| subject.name == name);
-    let (Some(with), Some(without)) = (find("wgpu:0 f16"), find("wgpu:0 without f16, f16")) else { return };
+    let (Some(with), Some(without)) = (find("wgpu:0 f16"), find("wgpu:0 without both, f16")) else { return };
     assert_ne!(with.device.class(), without.device.class());
     let cases = cases().into_iter().filter(|case| case.fits(DType::F16, 0.0));
     none(&cases.collect::<Vec<_>>(), |case| {

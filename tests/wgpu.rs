@@ -136,6 +136,25 @@ fn an_adapter_without_f16_draws_the_same_picture() {
 }
 
 #[test]
+fn an_adapter_without_subgroups_draws_the_same_picture() {
+    if !is_here() {
+        return;
+    }
+    for dtype in ["f16", "f32"] {
+        let map = format!("{ALL}\ndtype = \"{dtype}\"");
+        let want = draw_with(&map, |had| {
+            println!("{dtype}: {}", if had.subgroups { "with subgroups" } else { "there are none here" });
+            had
+        });
+        let without = draw_with(&map, |had| Capabilities { subgroups: false, ..had });
+        // Where real adapters go between: norms in subgroups, products without.
+        let loads = draw_with(&map, |had| Capabilities { shares_loads: false, ..had });
+        assert!(bits(&[without]) == bits(std::slice::from_ref(&want)), "{dtype}");
+        assert!(bits(&[loads]) == bits(&[want]), "{dtype}");
+    }
+}
+
+#[test]
 fn an_adapter_that_binds_little_at_once_draws_the_same_picture() {
     if !is_here() {
         return;

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::error::Result;
 
-/// How long a measurement goes on, once it has as many calls at a time as fill a part of it.
-const PATIENCE: Duration = Duration::from_millis(30);
+/// How long one of the measurements goes on, once it has as many calls at a time as fill a part of it.
+const PATIENCE: Duration = Duration::from_millis(60);
 /// A call of this length tells what long ones reach.
 const LONG: f64 = 2e-3;
 
@@ -85,21 +85,23 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     Ok(Rates { flops, bandwidth, link })
 }
 
-/// What a call takes when several follow each other, after one that warms up.
+/// What a call takes when several follow each other, after one that warms up: the least of a few times, as others may
+/// have been at work.
 fn seconds(settle: impl Fn() -> Result<()>, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     call()?;
     settle()?;
-    let mut calls = 1;
-    loop {
-        let begun = Instant::now();
+    let (begun, mut calls, mut best) = (Instant::now(), 1, f64::INFINITY);
+    while begun.elapsed() < PATIENCE {
+        let started = Instant::now();
         for _ in 0..calls {
             call()?;
         }
         settle()?;
-        let elapsed = begun.elapsed();
-        if elapsed >= PATIENCE / 2 {
-            return Ok(elapsed.as_secs_f64() / f64::from(calls));
+        let elapsed = started.elapsed();
+        best = best.min(elapsed.as_secs_f64() / f64::from(calls));
+        if elapsed < PATIENCE / 4 {
+            calls *= 2;
         }
-        calls *= 2;
     }
+    Ok(best)
 }

@@ -22,6 +22,8 @@ const OPS_PER_SUBMISSION: usize = 32;
 pub const PIECE_BYTES: usize = 8 << 20;
 /// Bytes of parameters that an op may have: what Vulkan, Metal and Direct3D 12 all offer.
 pub const IMMEDIATE_BYTES: u32 = 128;
+/// Invocations that share what they load, as in `subgroup.wgsl`.
+pub const SHARE: u32 = 8;
 /// Buffers that one op may use: what every driver offers.
 pub const BINDINGS: usize = 8;
 
@@ -61,6 +63,10 @@ pub fn lacks(adapter: &Adapter) -> Option<&'static str> {
 pub struct Capabilities {
     /// It knows f16.
     pub f16: bool,
+    /// Invocations tell each other values in subgroups, none of which is smaller than those of `subgroup.wgsl`.
+    pub subgroups: bool,
+    /// It loads what a workgroup has in common once for each invocation, as llvmpipe does: they had better share.
+    pub shares_loads: bool,
     /// The most that an op can bind of one buffer, in bytes.
     pub binding_bytes: u64,
     /// How often the loops of one invocation may turn in all. llvmpipe ends one that turns more often, in silence.
@@ -70,10 +76,13 @@ pub struct Capabilities {
 impl Capabilities {
     /// Of an adapter.
     pub fn of(adapter: &Adapter) -> Self {
+        let info = adapter.get_info();
         Self {
             f16: adapter.features().contains(Features::SHADER_F16),
+            subgroups: adapter.features().contains(Features::SUBGROUP) && info.subgroup_min_size >= SHARE,
+            shares_loads: info.device_type == DeviceType::Cpu,
             binding_bytes: adapter.limits().max_storage_buffer_binding_size,
-            loop_turns: if adapter.get_info().driver == "llvmpipe" { 65535 } else { u32::MAX },
+            loop_turns: if info.driver == "llvmpipe" { 65535 } else { u32::MAX },
         }
     }
 }
@@ -123,7 +132,8 @@ impl Context {
             label: Some("sdshard"),
             required_features: Features::IMMEDIATES
                 | adapter.features() & Features::PIPELINE_CACHE
-                | if capabilities.f16 { Features::SHADER_F16 } else { Features::empty() },
+                | if capabilities.f16 { Features::SHADER_F16 } else { Features::empty() }
+                | if capabilities.subgroups { Features::SUBGROUP } else { Features::empty() },
             required_limits: limits.clone(),
             ..DeviceDescriptor::default()
         };

@@ -52,6 +52,15 @@ pub enum Storage {
     Packed,
 }
 
+/// What invocations tell each other without workgroup memory: which file stands behind the storage's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lanes {
+    /// Nothing.
+    Alone,
+    /// Anything, within a subgroup.
+    Subgroup,
+}
+
 /// What an op does with a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -77,7 +86,7 @@ impl Shader {
     ];
 
     /// Its text: the file behind what it shares with others.
-    pub fn source(self, storage: Storage) -> String {
+    pub fn source(self, storage: Storage, lanes: Lanes) -> String {
         const COMMON: &str = include_str!("../../../shaders/common.wgsl");
         const PRODUCT: &str = include_str!("../../../shaders/product.wgsl");
         let storage = match storage {
@@ -85,16 +94,21 @@ impl Shader {
             Storage::F16 => include_str!("../../../shaders/f16.wgsl"),
             Storage::Packed => include_str!("../../../shaders/packed.wgsl"),
         };
-        match self {
-            Shader::Linear => [storage, COMMON, PRODUCT, include_str!("../../../shaders/linear.wgsl")].concat(),
-            Shader::Conv2d => [storage, COMMON, PRODUCT, include_str!("../../../shaders/conv2d.wgsl")].concat(),
-            Shader::Attention => [storage, COMMON, include_str!("../../../shaders/attention.wgsl")].concat(),
-            Shader::GroupNorm => [storage, COMMON, include_str!("../../../shaders/group_norm.wgsl")].concat(),
-            Shader::LayerNorm => [storage, COMMON, include_str!("../../../shaders/layer_norm.wgsl")].concat(),
-            Shader::Elementwise => [storage, COMMON, include_str!("../../../shaders/elementwise.wgsl")].concat(),
-            Shader::Layout => [storage, COMMON, include_str!("../../../shaders/layout.wgsl")].concat(),
-            Shader::Words => include_str!("../../../shaders/words.wgsl").to_string(),
-        }
+        let lanes = match lanes {
+            Lanes::Alone => include_str!("../../../shaders/alone.wgsl"),
+            Lanes::Subgroup => include_str!("../../../shaders/subgroup.wgsl"),
+        };
+        let own: &[&str] = match self {
+            Shader::Linear => &[PRODUCT, include_str!("../../../shaders/linear.wgsl")],
+            Shader::Conv2d => &[PRODUCT, include_str!("../../../shaders/conv2d.wgsl")],
+            Shader::Attention => &[include_str!("../../../shaders/attention.wgsl")],
+            Shader::GroupNorm => &[include_str!("../../../shaders/group_norm.wgsl")],
+            Shader::LayerNorm => &[include_str!("../../../shaders/layer_norm.wgsl")],
+            Shader::Elementwise => &[include_str!("../../../shaders/elementwise.wgsl")],
+            Shader::Layout => &[include_str!("../../../shaders/layout.wgsl")],
+            Shader::Words => return include_str!("../../../shaders/words.wgsl").to_string(),
+        };
+        [storage, lanes, COMMON].into_iter().chain(own.iter().copied()).collect()
     }
 
     /// Its bindings, in order: the result twice, in fours and one by one, then what it is made from.
@@ -121,6 +135,8 @@ pub struct Variant {
     pub shader: Shader,
     /// How numbers lie in memory.
     pub storage: Storage,
+    /// What invocations tell each other.
+    pub lanes: Lanes,
     /// The function.
     pub entry: &'static str,
     /// Its constants.
@@ -189,7 +205,7 @@ fn write_checked(file: &Path, data: &[u8]) -> std::io::Result<()> {
 /// The pipelines of one device.
 pub struct Pipelines {
     kept: Option<Kept>,
-    shaders: Mutex<HashMap<(Shader, Storage), Arc<Module>>>,
+    shaders: Mutex<HashMap<(Shader, Storage, Lanes), Arc<Module>>>,
     pipelines: Mutex<HashMap<Variant, Arc<ComputePipeline>>>,
     groups: Arc<Groups>,
 }
@@ -224,9 +240,9 @@ struct Module {
 }
 
 impl Module {
-    fn new(device: &Device, shader: Shader, storage: Storage) -> Self {
-        let source = ShaderSource::Wgsl(shader.source(storage).into());
-        let label = format!("{shader:?} {storage:?}");
+    fn new(device: &Device, shader: Shader, storage: Storage, lanes: Lanes) -> Self {
+        let source = ShaderSource::Wgsl(shader.source(storage, lanes).into());
+        let label = format!("{shader:?} {storage:?} {lanes:?}");
         let descriptor = ShaderModuleDescriptor { label: Some(&label), source };
         // Counting every loop's turns costs more than most loops do.
         let checks =
@@ -268,9 +284,10 @@ impl Pipelines {
         &self.groups
     }
 
-    fn module(&self, device: &Device, shader: Shader, storage: Storage) -> Arc<Module> {
+    fn module(&self, device: &Device, &Variant { shader, storage, lanes, .. }: &Variant) -> Arc<Module> {
         let mut shaders = self.shaders.lock().unwrap_or_else(PoisonError::into_inner);
-        shaders.entry((shader, storage)).or_insert_with(|| Arc::new(Module::new(device, shader, storage))).clone()
+        let module = || Arc::new(Module::new(device, shader, storage, lanes));
+        shaders.entry((shader, storage, lanes)).or_insert_with(module).clone()
     }
 
     /// The pipeline of a variant.
@@ -279,7 +296,7 @@ impl Pipelines {
         if let Some(pipeline) = pipelines.get(&variant) {
             return pipeline.clone();
         }
-        let module = self.module(device, variant.shader, variant.storage);
+        let module = self.module(device, &variant);
         let constants: Vec<(&str, f64)> = variant.constants.iter().map(|&(name, value)| (name, value.into())).collect();
         let pipeline = Arc::new(device.create_compute_pipeline(&ComputePipelineDescriptor {
             label: Some(variant.entry),
@@ -300,15 +317,15 @@ impl Pipelines {
         pipeline
     }
 
-    /// Ranges in the order of a shader's bindings. All storages of a shader bind alike.
-    pub fn bind(&self, device: &Device, shader: Shader, storage: Storage, bound: &[Bound]) -> BindGroup {
+    /// Ranges in the order of a shader's bindings. All variants of a shader bind alike.
+    pub fn bind(&self, device: &Device, variant: &Variant, bound: &[Bound]) -> BindGroup {
         let binding = |bound: &Bound| (bound.buffer.clone(), bound.offset, bound.size);
-        let key = (shader, bound.iter().map(binding).collect());
+        let key = (variant.shader, bound.iter().map(binding).collect());
         let mut groups = self.groups.groups();
         if let Some(group) = groups.get(&key) {
             return group.clone();
         }
-        let module = self.module(device, shader, storage);
+        let module = self.module(device, variant);
         let entries: Vec<_> = (bound.iter().enumerate())
             .map(|(i, &Bound { buffer, offset, size })| BindGroupEntry {
                 binding: i as u32,
@@ -329,25 +346,36 @@ impl Pipelines {
 mod tests {
     use naga::{
         front::wgsl,
-        valid::{Capabilities, ValidationFlags, Validator},
+        valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator},
     };
 
     use super::*;
 
-    fn check(source: &str) -> Result<naga::Module, String> {
+    /// On an adapter that has f16, and subgroups if the shader is for one.
+    fn check(source: &str, lanes: Lanes) -> Result<naga::Module, String> {
         let module = wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
-        let capabilities =
+        let mut capabilities =
             Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        capabilities.set(Capabilities::SUBGROUP, lanes == Lanes::Subgroup);
         let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+        if lanes == Lanes::Subgroup {
+            validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+        }
         validator.validate(&module).map_err(|e| e.emit_to_string(source))?;
         Ok(module)
     }
 
+    fn variants() -> impl Iterator<Item = (Storage, Lanes)> {
+        let storages = [Storage::F32, Storage::F16, Storage::Packed];
+        storages.into_iter().flat_map(|storage| [(storage, Lanes::Alone), (storage, Lanes::Subgroup)])
+    }
+
     #[test]
-    fn every_shader_is_valid_in_every_storage_and_binds_what_its_table_says() {
+    fn every_shader_is_valid_in_every_variant_and_binds_what_its_table_says() {
         for shader in Shader::ALL {
-            for storage in [Storage::F32, Storage::F16, Storage::Packed] {
-                let module = check(&shader.source(storage)).unwrap_or_else(|e| panic!("{shader:?} {storage:?}: {e}"));
+            for (storage, lanes) in variants() {
+                let module = check(&shader.source(storage, lanes), lanes);
+                let module = module.unwrap_or_else(|e| panic!("{shader:?} {storage:?} {lanes:?}: {e}"));
                 assert!(!module.entry_points.is_empty());
                 let mut bindings: Vec<_> = module
                     .global_variables
@@ -391,11 +419,23 @@ mod tests {
 
     #[test]
     fn a_shader_with_a_mistake_is_refused() {
-        let source = Shader::Linear.source(Storage::F32);
+        let source = Shader::Linear.source(Storage::F32, Lanes::Alone);
         for (right, wrong) in
             [("row * p.channels", "row * p.wrong"), ("min(4u, mine - column)", "min(4.0, mine - column)")]
         {
-            assert!(source.contains(right) && check(&source.replacen(right, wrong, 1)).is_err(), "{wrong}");
+            assert!(
+                source.contains(right) && check(&source.replacen(right, wrong, 1), Lanes::Alone).is_err(),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_shaders_for_subgroups_ask_for_them() {
+        for shader in [Shader::Linear, Shader::Conv2d, Shader::Attention, Shader::GroupNorm, Shader::LayerNorm] {
+            let source = shader.source(Storage::F32, Lanes::Subgroup);
+            let refusal = check(&source, Lanes::Alone).expect_err("an adapter without them has no such functions");
+            assert!(refusal.contains("SUBGROUP"), "{shader:?}: {refusal}");
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     bind::parts,
     number,
     pack::{Packed, packed},
-    pipeline::{Constants, Shader, Variant},
+    pipeline::{Constants, Shader},
     spread,
 };
 use crate::{
@@ -142,7 +142,7 @@ impl Wgpu {
                 .u32s(&[x_first, out_first, tail, number(e.activation)])
                 .u32s(&rows.window);
             let (y, z) = spread(count.div_ceil(ROWS));
-            let variant = Variant { shader, storage: self.storage(x.dtype()), entry: "product", constants };
+            let variant = self.variant(shader, x.dtype(), "product", constants);
             let bias = w.bias.as_ref().unwrap_or(&self.nothing);
             let bound = [out_bound, out_bound, x_bound, part.memory.all(), bias.all(), add, residual];
             self.run(variant, &bound, parameters, [mine.div_ceil(4 * WIDTH), y, z])?;
