@@ -10,12 +10,12 @@ use super::{
 use crate::error::Result;
 
 /// How long one of the measurements goes on, once it has as many calls at a time as fill a part of it.
-const PATIENCE: Duration = Duration::from_millis(60);
+const PATIENCE: Duration = Duration::from_millis(30);
 /// A call of this length tells what long ones reach.
 const LONG: f64 = 2e-3;
 
 /// In `dtype`, on a device that was opened for it: a matrix product and a convolution of Stable Diffusion 1.5, a weighted
-/// sum that streams through memory, and a copy to the host, each of the smallest size that takes a while: a third of a
+/// sum that streams through memory, and a copy to the host, each of the smallest size that takes a while: a quarter of a
 /// second on a GPU of any speed, seconds on one that is emulated.
 ///
 /// # Errors
