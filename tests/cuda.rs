@@ -435,3 +435,21 @@ fn without_a_driver_a_function_of_it_or_a_device_the_program_goes_on_without_cud
     let said = devices_with(|command| command.env("SDSHARD_RIG_DEVICES", "0"));
     assert!(said.contains("cuda: the driver has no GPU"), "{said}");
 }
+
+#[test]
+fn a_check_of_two_gpus_says_what_a_report_of_a_bug_needs() {
+    let Some(_rig) = rig() else { return };
+    let mut command = sdshard(&["devices", "--check"]);
+    let report = succeeds(command.env("SDSHARD_RIG_DEVICES", "2").env("SDSHARD_RIG_PEERS", "corrupt"));
+    let has = |words: &str| assert!(report.contains(words), "no {words:?} in\n{report}");
+    has("driver of CUDA ");
+    has(" multiprocessors, kernels compiled on this machine by NVRTC ");
+    for gpu in ["cuda:0", "cuda:1"] {
+        for dtype in ["f32", "f16", "bf16"] {
+            has(&format!("ok      {gpu} {dtype} attention of 512 channels: off by "));
+            has(&format!("ok      {gpu} {dtype} a picture: blocks off by "));
+        }
+    }
+    has("ok      cuda:0 to cuda:1, through the host, as their link corrupts data: ");
+    has("ok      cpu f32 a picture: ");
+}

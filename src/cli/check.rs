@@ -1,55 +1,64 @@
 //! `sdshard devices --check`: whether the devices of this machine compute what they should, in a minute, with a report to
-//! paste into a bug report. The CPU, which the tests hold to exact references, is what others are compared with.
+//! paste into a bug report. Ops are compared with the CPU's, which the tests hold to exact references; pictures, the CPU's
+//! among them, with what the reference drew.
 
-use std::{fmt::Display, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use half::{bf16, f16};
 use sdshard::{
     backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, Weight},
-    engine::Engine,
     error::{Error, Result},
-    pipeline::{Model, request::Request},
-    planner::{Largest, device_map::DeviceMap, plan::Plan},
+    pipeline::Model,
     tensor::{Fuse, Tensor, ops::Padding},
 };
 
-use super::progress::Console;
+use super::{
+    check_picture::{beside_the_reference, draw},
+    devices::{cuda_absence, describe},
+    progress::Console,
+};
 
 /// Room for the intermediate results of a case.
 const ARENA: usize = 64 << 20;
 /// Bytes of a tensor that is sent from device to device: more than what a driver may put through the host by itself.
 const COPY_BYTES: usize = 3 << 20;
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// Checks every device but the CPU, and prints a line for each check.
+/// Checks every device, and prints a line for each check. `begun` is when the devices were looked for.
 ///
 /// # Errors
 /// If a check fails.
-pub fn run(devices: &[DeviceInfo], model: Result<Model>, console: &Console) -> Result<()> {
-    let mut report = Report { console, failed: 0 };
-    report.line(&format!(
-        "sdshard {} on {} {}",
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::OS,
-        std::env::consts::ARCH
-    ))?;
+pub fn run(devices: &[DeviceInfo], begun: Instant, model: Result<Model>, console: &Console) -> Result<()> {
+    let found = begun.elapsed().as_secs_f64();
+    let mut report = Report { console, passed: 0, failed: 0 };
+    for line in system() {
+        report.line(&line)?;
+    }
+    report.line(&format!("devices found and measured in {found:.1} s"))?;
     let cpu = Device::cpu(ARENA)?;
     let mut opened = Vec::new();
-    for info in devices.iter().filter(|info| info.id.kind != DeviceKind::Cpu) {
-        report.line(&format!("{}  {}, numerics {}", info.id, info.name, info.class))?;
+    for info in devices {
+        report.line(&describe(info))?;
+        if info.id.kind == DeviceKind::Cpu {
+            continue;
+        }
+        if let Some(line) = provenance(info.id) {
+            report.line(&format!("  {line}"))?;
+        }
         let begun = Instant::now();
         match backend::open(&[info.id]).map(|mut devices| devices.remove(0)) {
             Ok(device) => {
-                report.line(&format!("  opened in {:.1} s", begun.elapsed().as_secs_f64()))?;
+                report.line(&format!("  opened in {:.2} s", begun.elapsed().as_secs_f64()))?;
                 opened.push(device);
             }
-            Err(error) => report.result("open", Err(error))?,
+            Err(error) => report.result(&format!("{} open", info.id), Err(error))?,
         }
     }
-    if opened.is_empty() && report.failed == 0 {
-        return report.line("there is nothing beside the CPU to check");
+    if let Some(why) = cuda_absence() {
+        report.line(&format!("cuda: {why}"))?;
     }
     for device in &opened {
-        for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| device.computes_in(dtype)) {
+        for dtype in DTYPES.into_iter().filter(|&dtype| device.computes_in(dtype)) {
             for (name, case) in CASES {
                 let name = format!("{} {dtype} {name}", device.id());
                 report.result(&name, compare(device, &cpu, dtype, *case))?;
@@ -61,19 +70,69 @@ pub fn run(devices: &[DeviceInfo], model: Result<Model>, console: &Console) -> R
             report.result(&format!("{} to {}{}", from.id(), to.id(), link(from.id(), to.id())), copies(from, to))?;
         }
     }
+    drop(opened);
     match model {
-        Ok(model) => pictures(devices, Arc::new(model), &mut report)?,
+        Ok(model) => pictures(devices, &Arc::new(model), &mut report)?,
         Err(error) => report.line(&format!("no picture is drawn: {error}"))?,
     }
-    match report.failed {
-        0 => report.line("all checks passed"),
-        failed => Err(Error::process(format!("{failed} checks failed"))
+    let Report { passed, failed, .. } = report;
+    match failed {
+        0 => console.print(&format!("all {passed} checks passed in {:.1} s", begun.elapsed().as_secs_f64())),
+        _ => Err(Error::process(format!("{failed} of {} checks failed", passed + failed))
             .hint("a report of a bug with all of the above; meanwhile a device map may leave the device out")),
     }
 }
 
+/// Variables that decide what is found and used.
+const VARIABLES: [&str; 9] = [
+    "SDSHARD_CPU_PATH",
+    "SDSHARD_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "LD_LIBRARY_PATH",
+    "VK_DRIVER_FILES",
+    "VK_ICD_FILENAMES",
+    "VK_LAYER_PATH",
+];
+
+/// Lines on this program and the system that it runs on.
+fn system() -> Vec<String> {
+    let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let mut system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    // Linux says more.
+    let read = |file| std::fs::read_to_string(file).ok();
+    if let Some(kernel) = read("/proc/sys/kernel/osrelease") {
+        system += &format!(", kernel {}", kernel.trim());
+    }
+    let distribution = read("/etc/os-release");
+    let name = distribution.iter().flat_map(|text| text.lines()).find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    if let Some(name) = name {
+        system += &format!(", {}", name.trim_matches('"'));
+    }
+    let mut lines = vec![format!("sdshard {} ({build}) on {system}", env!("CARGO_PKG_VERSION"))];
+    // "NVRM version: ...": the part of NVIDIA's driver that is in the kernel.
+    let nvidia = read("/proc/driver/nvidia/version");
+    lines.extend(nvidia.as_ref().and_then(|text| text.lines().next()).map(str::to_string));
+    let set = VARIABLES.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));
+    lines.extend(set);
+    lines
+}
+
+/// What a device's line leaves out: driver and kernels of a GPU through CUDA.
+#[cfg(feature = "cuda")]
+fn provenance(id: DeviceId) -> Option<String> {
+    backend::cuda::kernels::provenance(id.index.filter(|_| id.kind == DeviceKind::Cuda)?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn provenance(_: DeviceId) -> Option<String> {
+    None
+}
+
 struct Report<'a> {
     console: &'a Console,
+    passed: usize,
     failed: usize,
 }
 
@@ -85,7 +144,10 @@ impl Report<'_> {
     /// What was found, or what was wrong.
     fn result(&mut self, name: &str, found: Result<String>) -> Result<()> {
         match found {
-            Ok(found) => self.line(&format!("  ok      {name}: {found}")),
+            Ok(found) => {
+                self.passed += 1;
+                self.line(&format!("  ok      {name}: {found}"))
+            }
             Err(error) => {
                 self.failed += 1;
                 self.line(&format!("  FAILED  {name}: {error}"))
@@ -221,12 +283,12 @@ fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<St
         DType::F32 | DType::U32 => 1e-5,
     };
     if got.len() != want.len() || error > allowed {
-        return Err(Error::process(format!("off by {error:.1e} of the largest result, {allowed:.0e} is allowed")));
+        return Err(Error::process(format!("off by {error:.1e} of the largest result, {allowed:.1e} is allowed")));
     }
     let alone = case(&here, 1)?.read()?;
     match alone.iter().zip(&got).position(|(alone, got)| alone.to_bits() != got.to_bits()) {
         Some(i) => Err(Error::process(format!("element {i} is another one in a batch: {:e}, {:e}", got[i], alone[i]))),
-        None => Ok(format!("off by {error:.1e} of {allowed:.0e}")),
+        None => Ok(format!("off by {error:.1e} of {allowed:.1e}")),
     }
 }
 
@@ -254,42 +316,44 @@ fn copies(from: &Device, to: &Device) -> Result<String> {
     from.reserve(ARENA)?;
     to.reserve(ARENA)?;
     let values = Maker { device: from, dtype: DType::F32, computes: DType::F32 }.values(COPY_BYTES / 4, 7);
-    let there = Tensor::new(from, [values.len()], &values)?.to(to)?;
+    let sent = Tensor::new(from, [values.len()], &values)?;
+    let begun = Instant::now();
+    let there = sent.to(to)?;
     let back = there.to(from)?;
     for (place, got) in [("there", there.read()?), ("back", back.read()?)] {
         if got.iter().zip(&values).any(|(got, want)| got.to_bits() != want.to_bits()) {
             return Err(Error::process(format!("what was sent is not what arrived {place}")));
         }
     }
-    Ok(format!("{COPY_BYTES} bytes there and back"))
+    let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+    Ok(format!("{COPY_BYTES} bytes there and back, and read at both ends, in {milliseconds:.1} ms"))
 }
 
-/// A small picture on each device beside the CPU's.
-fn pictures(devices: &[DeviceInfo], model: Arc<Model>, report: &mut Report) -> Result<()> {
-    let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
-    let draw = |id: DeviceId| -> Result<Vec<u8>> {
-        let map = DeviceMap { devices: vec![id.into()], ..DeviceMap::default() };
-        let largest = Largest::of([&request], &model.spec)?.expect("there is a request");
-        let plan = Plan::resolve(&map, &model.spec, &largest, devices)?;
-        let picture = Engine::load(model.clone(), &plan)?.submit(request.clone()).wait()?;
-        Ok(picture.image.expect("the request asks for a picture").rgb)
-    };
-    let want = draw(DeviceId::CPU)?;
-    for info in devices.iter().filter(|info| info.id.kind != DeviceKind::Cpu) {
-        let begun = Instant::now();
-        let apart = draw(info.id).and_then(|got| {
-            let sum: f64 = got.iter().zip(&want).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
-            let apart = sum / want.len() as f64;
-            // Rounding of 16 bits shows in a step or two; anything wrong makes another picture.
-            let what = format!("{apart:.2} of 255 apart from the CPU's on average");
-            if apart < 4.0 { Ok(what) } else { Err(Error::process(what)) }
-        });
-        let seconds = begun.elapsed().as_secs_f64();
-        report.result(&format!("{} a picture", info.id), apart.map(|what| timed(what, seconds)))?;
+/// A small picture on each device and in each of its types, beside the reference's and the CPU's.
+fn pictures(devices: &[DeviceInfo], model: &Arc<Model>, report: &mut Report) -> Result<()> {
+    let mut cpus: Option<Vec<u8>> = None;
+    // The CPU first, since the others are shown beside it.
+    let (cpu, others): (Vec<_>, Vec<_>) = devices.iter().partition(|info| info.id == DeviceId::CPU);
+    for info in cpu.into_iter().chain(others) {
+        for dtype in DTYPES.into_iter().filter(|&dtype| info.in_type(Some(dtype)).is_some()) {
+            let begun = Instant::now();
+            let found = draw(model, info.id, dtype, devices).and_then(|picture| {
+                let seconds = begun.elapsed().as_secs_f64();
+                let beside = beside_the_reference(&picture, dtype);
+                let apart =
+                    cpus.as_ref().map(|cpus| format!(", pixels by {:.2} from the CPU's", apart(&picture, cpus)));
+                if info.id == DeviceId::CPU {
+                    cpus = Some(picture);
+                }
+                Ok(format!("{}{}; in {seconds:.1} s with loading", beside?, apart.unwrap_or_default()))
+            });
+            report.result(&format!("{} {dtype} a picture", info.id), found)?;
+        }
     }
     Ok(())
 }
 
-fn timed(what: impl Display, seconds: f64) -> String {
-    format!("{what}, in {seconds:.1} s with loading")
+/// The mean difference of two pictures of one size, in steps of 255: what a person may see, no check.
+fn apart(a: &[u8], b: &[u8]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / a.len() as f64
 }

@@ -1,6 +1,12 @@
 //! `sdshard devices`: what this machine has.
 
-use sdshard::{backend, error::Result, planner::size::format_bytes};
+use std::time::Instant;
+
+use sdshard::{
+    backend::{self, DeviceInfo},
+    error::Result,
+    planner::size::format_bytes,
+};
 use serde_json::json;
 
 use super::{DevicesArgs, check, model, progress::Console};
@@ -9,9 +15,10 @@ use super::{DevicesArgs, check, model, progress::Console};
 pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     // A machine that was busy the first time is not slow for ever.
     backend::rates::measure_anew();
+    let begun = Instant::now();
     let devices = backend::visible();
     if args.check {
-        return check::run(&devices, model::built_in_alone(), console);
+        return check::run(&devices, begun, model::built_in_alone(), console);
     }
     if args.json {
         let devices: Vec<_> = devices
@@ -33,17 +40,7 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
         return console.print(&json!(devices).to_string());
     }
     for device in &devices {
-        console.print(&format!(
-            "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
-            device.id,
-            device.name,
-            if device.cores > 0 { format!("{} cores, ", device.cores) } else { String::new() },
-            format_bytes(device.free_bytes),
-            format_bytes(device.memory_bytes),
-            device.rates.flops / 1e9,
-            device.rates.bandwidth / 1e9,
-            device.class,
-        ))?;
+        console.print(&describe(device))?;
     }
     console.note("the cores can be shared out: a device map may name cpu:0, cpu:1, ...");
     if devices.iter().any(|device| device.only_named) {
@@ -58,12 +55,29 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// A device in a line.
+pub fn describe(device: &DeviceInfo) -> String {
+    format!(
+        "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
+        device.id,
+        device.name,
+        if device.cores > 0 { format!("{} cores, ", device.cores) } else { String::new() },
+        format_bytes(device.free_bytes),
+        format_bytes(device.memory_bytes),
+        device.rates.flops / 1e9,
+        device.rates.bandwidth / 1e9,
+        device.class,
+    )
+}
+
+/// Why there are no devices of CUDA, if there are none.
 #[cfg(feature = "cuda")]
-fn cuda_absence() -> Option<String> {
+pub fn cuda_absence() -> Option<String> {
     backend::cuda::absence()
 }
 
+/// Why there are no devices of CUDA, if there are none.
 #[cfg(not(feature = "cuda"))]
-fn cuda_absence() -> Option<String> {
+pub fn cuda_absence() -> Option<String> {
     Some("not in this build".into())
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod check_picture;
 mod devices;
 mod gauge;
 mod generate;

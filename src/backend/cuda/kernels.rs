@@ -102,6 +102,23 @@ impl Origin {
     }
 }
 
+/// What GPU `index` runs on, for a report: the driver's CUDA, and where its kernels come from. `None`: there is no such GPU.
+pub fn provenance(index: usize) -> Option<String> {
+    let gpu = driver::gpus().ok()?.get(index)?;
+    let kernels = match Origin::of(gpu) {
+        Ok(Origin::Cubin) => format!("kernels built in for sm_{}", gpu.capability),
+        Ok(Origin::Ptx(arch)) => format!("kernels built in as PTX for compute_{arch}"),
+        Ok(Origin::Nvrtc(arch)) => {
+            let (major, minor) = nvrtc::version().unwrap_or_default();
+            format!("kernels compiled on this machine by NVRTC {major}.{minor} for compute_{arch}")
+        }
+        Err(error) => format!("no kernels: {error}"),
+    };
+    let cuda = driver::version();
+    let driver = format!("driver of CUDA {}.{}", cuda / 1000, cuda % 1000 / 10);
+    Some(format!("{driver}, {} multiprocessors, {kernels}", gpu.multiprocessors))
+}
+
 fn built_in(source: &str, arch: &str) -> Option<&'static [u8]> {
     BUILT_IN.iter().find(|(name, of, _)| (*name, *of) == (source, arch)).map(|(_, _, image)| *image)
 }
