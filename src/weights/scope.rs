@@ -127,23 +127,19 @@ impl<'a> Scope<'a> {
         let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), self.dtype);
         let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let homes = known.entry(key).or_default();
-        let there = match homes.iter().find(|(at, _)| *at == home) {
-            Some((_, packed)) => Some(packed.clone()),
-            None => match homes.first() {
-                Some((_, packed)) if shelf.reside == Reside::Device => self.device.copy_weight(packed)?,
-                _ => None,
-            },
-        };
-        let packed = match there {
-            Some(packed) => {
-                source.values()?; // read, as far as others are concerned
-                packed
+        if let Some((_, packed)) = homes.iter().find(|(at, _)| *at == home) {
+            source.values()?; // read, as far as others are concerned
+            return Ok(packed.clone());
+        }
+        let mut others = homes.iter().filter(|_| shelf.reside == Reside::Device).map(|(_, packed)| packed);
+        let packed = match others.find_map(|packed| self.device.copy_weight(packed).transpose()).transpose()? {
+            Some(copy) => {
+                source.values()?;
+                copy
             }
             None => source.pack(pack)?,
         };
-        if homes.iter().all(|(at, _)| *at != home) {
-            homes.push((home, packed.clone()));
-        }
+        homes.push((home, packed.clone()));
         Ok(packed)
     }
 }
