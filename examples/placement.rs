@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     println!("{:.2} s for a picture rather than {:.2} s", whole.seconds_per_image, split.seconds_per_image);
 
     let engine = Engine::load(model.clone(), &split)?;
-    let tickets: Vec<_> = (0..4).map(|seed| engine.submit(request(seed))).collect();
+    let tickets = (0..4).map(|seed| engine.submit(request(seed))).collect::<Result<Vec<_>>>()?;
     // What is under way ends as it began; what waits is drawn by the new plan, and gives the same bytes.
     engine.apply(&whole)?;
     println!("now on {:?}", engine.device_map());

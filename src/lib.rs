@@ -19,7 +19,7 @@
 //!     println!("{plan}");
 //!
 //!     let engine = Engine::load(model, &plan)?;
-//!     let picture = engine.submit(request).wait()?;
+//!     let picture = engine.submit(request)?.wait()?;
 //!     let image = picture.image.expect("a request asks for a picture unless it says otherwise");
 //!     assert_eq!((image.width, image.height), (128, 128));
 //!     Ok(())
@@ -83,7 +83,7 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
 
-pub use engine::{Engine, Event, Ticket};
+pub use engine::{Canceller, Engine, Event, Ticket};
 pub use error::{Error, Result};
 pub use pipeline::{Component, Image, Metadata, Model, Picture, Progress, request::Request};
 pub use planner::{Largest, device_map::DeviceMap, plan::Plan};

@@ -211,7 +211,7 @@ fn a_lost_device_costs_no_picture_and_says_so() {
     let plan = plan(&model, &gpus(&[second]));
     let engine = Engine::load(model, &plan).unwrap();
     rig.set("FAULTS", &format!("lost:{second}:200"));
-    let error = engine.submit(request(0)).wait().unwrap_err();
+    let error = engine.submit(request(0)).unwrap().wait().unwrap_err();
     assert!(error.to_string().contains(&format!("cuda:{second}")), "{error}");
     assert!(matches!(error.scope(), Scope::Device(_)), "{error}");
 }
@@ -239,7 +239,7 @@ fn too_little_memory_is_an_error_that_says_how_much_and_ends_nothing_else() {
     let plan = self::plan(&model, &format!("{}{visiting}", gpus(&[second])));
     let engine = Engine::load(model, &plan).unwrap();
     rig.set("FAULTS", "alloc:10");
-    let error = engine.submit(request(0)).wait().unwrap_err();
+    let error = engine.submit(request(0)).unwrap().wait().unwrap_err();
     assert!(error.to_string().contains(&format!("cuda:{second}")), "{error}");
 }
 

@@ -4,7 +4,10 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
@@ -30,9 +33,9 @@ fn poisoned(n: u64) -> Request {
     Request { start: Start::Latents(vec![f32::NAN; 4 * 8 * 8].into()), ..request(n) }
 }
 
-/// An engine whose plan is made for requests like [`request`].
+/// An engine whose plan is made for requests like [`request`], with any number of steps.
 fn engine(model: &Arc<Model>, map: &str) -> Engine {
-    let largest = Largest::of([&request(0)], &model.spec).unwrap().unwrap();
+    let largest = Largest::of([&Request { steps: 50, ..request(0) }], &model.spec).unwrap().unwrap();
     let map = DeviceMap::parse(map, "map.toml").unwrap();
     let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
     Engine::load(model.clone(), &plan).unwrap()
@@ -110,7 +113,7 @@ fn events_come_in_the_order_of_the_work() {
         (Request { steps: 1, ..ddim(2) }, 1, 1, true),
         (Request { output: Output::Latents, ..ddim(3) }, 1, 2, false),
     ] {
-        let ticket = engine.submit(request);
+        let ticket = engine.submit(request).unwrap();
         let (mut seen, mut times) = (Vec::new(), Vec::new());
         while let Some(event) = ticket.next() {
             match &event {
@@ -139,11 +142,94 @@ fn events_come_in_the_order_of_the_work() {
 }
 
 #[test]
+fn a_request_larger_than_planned_is_rejected_when_it_is_submitted() {
+    let model = model();
+    let strip = |n| Request { width: 96, height: 32, ..request(n) };
+    let largest = Largest::of([&request(0), &strip(0)], &model.spec).unwrap().unwrap();
+    let plain = Largest::of([&Request { guidance_scale: 1.0, ..request(0) }], &model.spec).unwrap().unwrap();
+    let ddim = "ddim".parse().unwrap();
+    let forgetful = Largest::of([&Request { scheduler: Some(ddim), ..request(0) }], &model.spec).unwrap().unwrap();
+    for (largest, request, says) in [
+        (&largest, request(0), None),
+        (&largest, Request { width: 32, height: 32, ..request(0) }, None),
+        (&largest, Request { width: 96, height: 24, ..request(0) }, None),
+        (&largest, Request { steps: 1, ..request(0) }, None),
+        (&largest, Request { steps: 50, ..request(0) }, Some("no room for what this scheduler remembers")),
+        // More than the square is high, less pixels than it has.
+        (&largest, Request { width: 32, height: 96, ..request(0) }, Some("no room for a picture of 32x96")),
+        (&largest, Request { width: 96, height: 40, ..request(0) }, Some("64x64, 96x32 at most")),
+        (&largest, Request { width: 128, height: 128, ..request(0) }, Some("no room for a picture of 128x128")),
+        (&plain, Request { guidance_scale: 1.0, ..request(0) }, None),
+        (&plain, request(0), Some("no room for guidance")),
+        (&forgetful, Request { scheduler: Some(ddim), ..request(0) }, None),
+        (&forgetful, request(0), Some("no room for what this scheduler remembers")),
+    ] {
+        let plan =
+            Plan::resolve(&DeviceMap::parse(SINGLE, "map.toml").unwrap(), &model.spec, largest, &backend::visible());
+        let engine = Engine::load(model.clone(), &plan.unwrap()).unwrap();
+        match (engine.submit(request.clone()), says) {
+            (Ok(ticket), None) => drop(ticket.wait().unwrap()),
+            (Err(error), Some(says)) => {
+                assert_eq!(*error.scope(), Scope::Input);
+                assert!(error.to_string().contains(says), "wanted: {says}\n{error}");
+                // In a list, only this request fails.
+                let mut ends = vec![None; 2];
+                let list =
+                    [request.clone(), Request { guidance_scale: 1.0, scheduler: Some(ddim), ..common::request(1) }];
+                engine
+                    .generate(list, |index, event| {
+                        if let Event::Done(result) = event {
+                            ends[index] = Some(result.is_ok());
+                        }
+                        Ok(())
+                    })
+                    .unwrap();
+                assert_eq!(ends, [Some(false), Some(true)]);
+            }
+            (Ok(_), Some(says)) => panic!("admitted, although there is {says}: {request:?}"),
+            (Err(error), None) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_ticket_can_be_asked_waited_for_a_while_and_cancelled_beside_the_wait() {
+    let engine = engine(&model(), SINGLE);
+    let ticket = engine.submit(Request { steps: 900, ..request(0) }).unwrap();
+    let canceller = ticket.canceller();
+    // The first event is there as soon as the request is queued.
+    assert!(matches!(ticket.try_next(), Ok(Event::Queued { .. })));
+    while !matches!(ticket.next_timeout(Duration::from_secs(60)), Ok(Event::Progress(Progress::Step { done: 1, .. }))) {
+    }
+    let Err(ticket) = ticket.wait_timeout(Duration::from_millis(1)) else { panic!("900 steps in a millisecond") };
+    let waits = std::thread::spawn(move || ticket.wait());
+    canceller.cancel();
+    assert_eq!(*waits.join().unwrap().unwrap_err().scope(), Scope::Interrupted);
+
+    let ticket = engine.submit(request(1)).unwrap();
+    let Ok(result) = ticket.wait_timeout(Duration::from_secs(600)) else { panic!("two steps in ten minutes") };
+    result.unwrap();
+
+    let ticket = engine.submit(request(2)).unwrap();
+    while !matches!(ticket.next(), Some(Event::Done(_))) {}
+    assert!(matches!(ticket.try_next(), Err(RecvTimeoutError::Disconnected)));
+}
+
+#[test]
+fn a_folder_is_opened_planned_and_loaded_in_one_call() {
+    let engine = Engine::open(common::tiny()).unwrap();
+    let request = Request { steps: 2, ..Request::new("picture", &engine.model().spec) };
+    assert!(engine.submit(request).unwrap().wait().unwrap().image.is_some());
+    let error = Engine::open("no-such-folder").err().expect("there is no such folder");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
 fn a_cancelled_request_ends_interrupted_and_others_do_not() {
     let engine = engine(&model(), SINGLE);
-    let first = engine.submit(Request { steps: 400, ..request(0) });
-    let second = engine.submit(request(1));
-    let third = engine.submit(request(2));
+    let first = engine.submit(Request { steps: 400, ..request(0) }).unwrap();
+    let second = engine.submit(request(1)).unwrap();
+    let third = engine.submit(request(2)).unwrap();
     // The first while it runs, the third before anybody has taken it.
     third.cancel();
     while !matches!(first.next(), Some(Event::Progress(Progress::Step { done: 1, .. }))) {}
@@ -152,7 +238,7 @@ fn a_cancelled_request_ends_interrupted_and_others_do_not() {
     second.wait().unwrap();
     let error = failed(third);
     assert_eq!((error.scope(), error.exit_code()), (&Scope::Interrupted, 130));
-    engine.submit(request(3)).wait().unwrap();
+    engine.submit(request(3)).unwrap().wait().unwrap();
 }
 
 #[test]
@@ -160,7 +246,7 @@ fn a_request_that_fails_fails_alone() {
     let model = model();
     let want: Vec<_> = {
         let engine = engine(&model, SINGLE);
-        (0..4).map(|n| look(&engine.submit(request(n)).wait().unwrap())).collect()
+        (0..4).map(|n| look(&engine.submit(request(n)).unwrap().wait().unwrap())).collect()
     };
     for map in [SINGLE, SPLIT, THREE] {
         let engine = engine(&model, map);
@@ -181,7 +267,7 @@ fn a_request_that_fails_fails_alone() {
             let mut results: Vec<_> = results.into_iter().map(|result| result.expect("every request ends")).collect();
             for (index, scope, says) in [
                 (5, Scope::Input, "multiple of 8"),
-                (3, Scope::Request, "arena"),
+                (3, Scope::Input, "no room for a picture of 256x256"),
                 (1, Scope::Request, "the UNet gave 256 values of 256 that are not finite"),
             ] {
                 let error = results.remove(index).expect_err("a bad request");
@@ -213,7 +299,7 @@ fn a_caller_who_wants_no_more_gets_no_more() {
         .unwrap_err();
     assert!(error.to_string().contains("the disk is full"), "the first error is the one that is told: {error}");
     assert!(done >= 1 && begun < 20, "{done} done, {begun} begun");
-    engine.submit(request(0)).wait().unwrap();
+    engine.submit(request(0)).unwrap().wait().unwrap();
 }
 
 #[test]
@@ -221,8 +307,8 @@ fn an_engine_can_be_dropped_while_requests_wait() {
     let model = model();
     for map in [SINGLE, THREE] {
         let engine = engine(&model, map);
-        let tickets: Vec<_> = (0..2).map(|n| engine.submit(request(n))).collect();
-        drop(engine.submit(request(2))); // nobody waits for this one
+        let tickets: Vec<_> = (0..2).map(|n| engine.submit(request(n)).unwrap()).collect();
+        drop(engine.submit(request(2)).unwrap()); // nobody waits for this one
         let ends = within(30, "dropping an engine", move || {
             drop(engine);
             tickets.into_iter().map(|ticket| ticket.wait().is_ok()).collect::<Vec<_>>()
@@ -234,9 +320,10 @@ fn an_engine_can_be_dropped_while_requests_wait() {
 #[test]
 fn two_engines_do_not_know_each_other() {
     let model = model();
-    let want = look(&engine(&model, SINGLE).submit(request(5)).wait().unwrap());
+    let want = look(&engine(&model, SINGLE).submit(request(5)).unwrap().wait().unwrap());
     let (one, two) = (engine(&model, SPLIT), engine(&model, THREE));
-    let tickets: Vec<_> = (0..3).flat_map(|_| [one.submit(request(5)), two.submit(request(5))]).collect();
+    let tickets: Vec<_> =
+        (0..3).flat_map(|_| [one.submit(request(5)).unwrap(), two.submit(request(5)).unwrap()]).collect();
     for ticket in tickets {
         assert!(look(&ticket.wait().unwrap()) == want);
     }
@@ -269,7 +356,7 @@ fn a_plan_holds_every_request_of_its_list() {
         let engine = Engine::load(model.clone(), &plan).unwrap();
         for request in list {
             let what = format!("{}x{} of {largest:?}", request.width, request.height);
-            if let Err(error) = engine.submit(request).wait() {
+            if let Err(error) = engine.submit(request).unwrap().wait() {
                 panic!("{what}: {error}");
             }
         }
@@ -298,7 +385,7 @@ fn another_plan_draws_the_same_and_reads_no_weight_again() {
     let folder = tempfile::tempdir().unwrap();
     let model = copied_model(folder.path());
     let engine = engine(&model, SINGLE);
-    let want: Vec<_> = (0..6).map(|n| look(&engine.submit(request(n)).wait().unwrap())).collect();
+    let want: Vec<_> = (0..6).map(|n| look(&engine.submit(request(n)).unwrap().wait().unwrap())).collect();
     for component in ["text_encoder", "unet", "vae"] {
         std::fs::remove_dir_all(folder.path().join(component)).unwrap();
     }
@@ -308,11 +395,11 @@ fn another_plan_draws_the_same_and_reads_no_weight_again() {
     };
     for map in [THREE, SPLIT, SINGLE] {
         // Some are under way while the plan changes, and some wait.
-        let tickets: Vec<_> = (0..3).map(|n| engine.submit(request(n))).collect();
+        let tickets: Vec<_> = (0..3).map(|n| engine.submit(request(n)).unwrap()).collect();
         let plan = plan(map);
         engine.apply(&plan).unwrap();
         assert_eq!(engine.device_map(), plan.device_map());
-        let tickets: Vec<_> = tickets.into_iter().chain((3..6).map(|n| engine.submit(request(n)))).collect();
+        let tickets: Vec<_> = tickets.into_iter().chain((3..6).map(|n| engine.submit(request(n)).unwrap())).collect();
         let got: Vec<_> = tickets.into_iter().map(|ticket| look(&ticket.wait().unwrap())).collect();
         assert!(got == want, "{map}: other pictures");
     }
@@ -324,7 +411,7 @@ fn a_replica_computes_on_the_cores_that_the_map_names() {
     let core = *backend::visible()[0].allowed_cores.last().unwrap();
     let map = format!("devices = [\"cpu:0\"]\nin_flight = 1\n[device.\"cpu:0\"]\ncores = \"{core}\"");
     let engine = engine(&model(), &map);
-    engine.submit(request(0)).wait().unwrap();
+    engine.submit(request(0)).unwrap().wait().unwrap();
     // Its thread stays bound after its first op. Other tests may have replicas in this process.
     let mut bound = Vec::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
@@ -343,7 +430,7 @@ fn a_batch_fills_from_the_list_and_draws_what_each_draws_alone() {
     let model = model();
     let want: Vec<_> = {
         let engine = engine(&model, SINGLE);
-        (0..8).map(|n| look(&engine.submit(request(n)).wait().unwrap())).collect()
+        (0..8).map(|n| look(&engine.submit(request(n)).unwrap().wait().unwrap())).collect()
     };
     let engine = engine(&model, &format!("{SINGLE}\nbatch = 4"));
     let (mut got, mut loops) = (vec![None; 8], BTreeSet::new());

@@ -299,7 +299,7 @@ fn draw(model: &Arc<Model>, request: Request) -> Picture {
     let map = DeviceMap::parse("dtype = \"f32\"", "map.toml").unwrap();
     let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
     let engine = Engine::load(model.clone(), &plan).unwrap();
-    let picture = engine.submit(request).wait().unwrap();
+    let picture = engine.submit(request).unwrap().wait().unwrap();
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
         assert_eq!((planned.id, planned.activation_bytes), (id, peak as u64), "planned and measured arena bytes");
     }

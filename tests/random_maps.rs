@@ -120,7 +120,7 @@ fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
     let plan =
         Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let engine = Engine::load(model.clone(), &plan).unwrap();
-    let tickets: Vec<_> = requests.into_iter().map(|request| engine.submit(request)).collect();
+    let tickets: Vec<_> = requests.into_iter().map(|request| engine.submit(request).unwrap()).collect();
     let pictures = tickets.into_iter().map(|ticket| ticket.wait().unwrap()).collect();
     // Who comes first to which replica, place and batch is not known.
     let one = |(_, places): (_, &Vec<_>)| places.len() == 1;

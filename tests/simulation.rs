@@ -264,7 +264,7 @@ fn times_alone(case: &Case) -> Vec<PerComponent<f64>> {
     let alone = |speed: &f64| {
         let world = World::healthy(&[*speed]);
         let _here = world.clock.take_part();
-        let picture = world.engine("").submit(long(0)).wait().unwrap();
+        let picture = world.engine("").submit(long(0)).unwrap().wait().unwrap();
         PerComponent::new(|component| picture.time(component).as_secs_f64())
     };
     case.speeds.iter().map(alone).collect()
@@ -416,7 +416,7 @@ fn two_devices_guide_a_picture_in_nearly_half_the_time() {
         let map = DeviceMap::parse(map, "map.toml").unwrap();
         let plan = Plan::resolve(&map, &world.model.spec, &largest, &world.infos).unwrap();
         let engine = Engine::load_on(world.model.clone(), &plan, world.devices.clone(), world.clock.clone()).unwrap();
-        let picture = engine.submit(request).wait().unwrap();
+        let picture = engine.submit(request).unwrap().wait().unwrap();
         picture.time(Component::Unet).as_secs_f64()
     };
     let rest = "text_encoder = \"cuda:1\"\nvae = \"cuda:1\"\n";
@@ -499,7 +499,7 @@ fn op_counts() -> BTreeMap<&'static str, f64> {
         })
     });
     let _here = world.clock.take_part();
-    world.engine("").submit(guided(0)).wait().unwrap();
+    world.engine("").submit(guided(0)).unwrap().wait().unwrap();
     counts.lock().unwrap().clone()
 }
 
@@ -543,7 +543,7 @@ fn disaster(seed: u64, requests: u64, counts: &BTreeMap<&'static str, f64>) -> (
         assert!(written.insert(name), "{index} is written twice");
     });
     // Whether somebody is still there.
-    let served = match engine.submit(request(0)).wait() {
+    let served = match engine.submit(request(0)).unwrap().wait() {
         Ok(_) => true,
         Err(error) => !error.to_string().contains("no replica is left"),
     };
@@ -673,7 +673,7 @@ fn once_all_are_dead_everything_ends_with_a_reason() {
         let ends = draw(&world, &engine, &requests, |_, _| {});
         assert_eq!(world.dead(), [0, 1, 2]);
         // And whoever comes later is told at once.
-        let error = engine.submit(request(0)).wait().unwrap_err();
+        let error = engine.submit(request(0)).unwrap().wait().unwrap_err();
         assert!(error.to_string().contains("no replica is left"), "{error}");
         assert!(error.to_string().contains("cuda:2: it died at its op 6000"), "{error}");
         ends
@@ -773,13 +773,13 @@ fn another_plan_takes_over_and_nothing_is_lost() {
         let world = World::healthy(&[1.0; 4]);
         let _here = world.clock.take_part();
         let engine = world.engine("devices = [\"cuda:0\"]");
-        let before: Vec<_> = (0..2).map(|n| engine.submit(request(n))).collect();
+        let before: Vec<_> = (0..2).map(|n| engine.submit(request(n)).unwrap()).collect();
         let map = "devices = [\"cuda:1\", \"cuda:2\", \"cuda:3\"]\nreplicas = 3";
         engine.apply_on(&world.plan(map), world.devices.clone()).unwrap();
         assert_eq!(engine.plan(), world.plan(map));
         let text_encoders = [gpu(1), gpu(2), gpu(3)];
         assert_eq!(engine.device_map()["text_encoder"], text_encoders);
-        let after: Vec<_> = (2..8).map(|n| engine.submit(request(n))).collect();
+        let after: Vec<_> = (2..8).map(|n| engine.submit(request(n)).unwrap()).collect();
         // What was under way was done where it was, the rest by the new plan.
         let where_done = |ticket: sdshard::Ticket| ticket.wait().unwrap().devices(Component::Vae)[0];
         let before: Vec<DeviceId> = before.into_iter().map(where_done).collect();
@@ -794,13 +794,13 @@ fn a_plan_that_cannot_be_loaded_leaves_the_old_one() {
         let world = World::healthy(&[1.0; 2]);
         let _here = world.clock.take_part();
         let engine = world.engine("devices = [\"cuda:0\"]");
-        let ticket = engine.submit(request(0));
+        let ticket = engine.submit(request(0)).unwrap();
         let plan = world.plan("devices = [\"cuda:1\"]");
         let error: Error = engine.apply_on(&plan, world.devices[..1].to_vec()).unwrap_err();
         assert!(error.to_string().contains("cuda:1, which is not among the devices that were opened"), "{error}");
         assert_eq!(engine.device_map()["unet"], [gpu(0)]);
         ticket.wait().unwrap();
-        engine.submit(request(1)).wait().unwrap();
+        engine.submit(request(1)).unwrap().wait().unwrap();
     });
 }
 
@@ -812,8 +812,8 @@ fn a_plan_without_the_dead_device_brings_an_engine_back() {
         });
         let _here = world.clock.take_part();
         let engine = world.engine("devices = [\"cuda:0\"]");
-        assert!(engine.submit(request(0)).wait().is_err());
+        assert!(engine.submit(request(0)).unwrap().wait().is_err());
         engine.apply_on(&world.plan("devices = [\"cuda:1\"]"), world.devices.clone()).unwrap();
-        engine.submit(request(1)).wait().unwrap();
+        engine.submit(request(1)).unwrap().wait().unwrap();
     });
 }

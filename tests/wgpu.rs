@@ -116,7 +116,7 @@ fn draw_with(map: &str, fewer: impl Fn(Capabilities) -> Capabilities) -> Picture
     let plan = plan(&model, map);
     let device = Device::new(wgpu(0), backend::wgpu::open_with(wgpu(0), 0, fewer).unwrap());
     let engine = Engine::load_on(model, &plan, vec![device], Default::default()).unwrap();
-    let picture = engine.submit(request(0)).wait().unwrap();
+    let picture = engine.submit(request(0)).unwrap().wait().unwrap();
     assert_eq!(engine.peak_bytes()[0].1 as u64, plan.devices[0].activation_bytes);
     assert_eq!(engine.peak_weight_bytes()[0].1 as u64, plan.devices[0].weight_bytes);
     picture
@@ -178,7 +178,7 @@ fn the_built_in_models_pictures_are_the_cpus_within_a_step_of_255() {
         let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
         let map = DeviceMap::parse(map, "map.toml").unwrap();
         let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
-        Engine::load(model.clone(), &plan).unwrap().submit(request.clone()).wait().unwrap()
+        Engine::load(model.clone(), &plan).unwrap().submit(request.clone()).unwrap().wait().unwrap()
     });
     let (mean, plain) = (apart(&[cpu], std::slice::from_ref(&wgpu)), rgb(&wgpu).windows(2).all(|w| w[0] == w[1]));
     println!("mean difference {mean:.4} of 255");
@@ -242,7 +242,7 @@ fn a_lost_device_is_an_error_of_the_device_and_its_request_goes_elsewhere() {
     let devices = vec![Device::new(wgpu(0), first), Device::new(wgpu(1), second)];
     let lost = devices[0].clone();
     let engine = Engine::load_on(model, &plan, devices, Default::default()).unwrap();
-    let want = engine.submit(request(0)).wait().unwrap();
+    let want = engine.submit(request(0)).unwrap().wait().unwrap();
     let probe = linear(&lost.lane(1 << 16).unwrap());
     driver.destroy();
     let lane = lost.lane(1 << 16).map(|lane| {

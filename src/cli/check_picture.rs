@@ -39,7 +39,7 @@ pub fn draw(model: &Arc<Model>, id: DeviceId, dtype: DType, devices: &[DeviceInf
     let map = DeviceMap { devices: vec![id.into()], dtype, ..DeviceMap::default() };
     let largest = Largest::of([&request], &model.spec)?.expect("there is a request");
     let plan = Plan::resolve(&map, &model.spec, &largest, devices)?;
-    let picture = Engine::load(model.clone(), &plan)?.submit(request).wait()?;
+    let picture = Engine::load(model.clone(), &plan)?.submit(request)?.wait()?;
     Ok(picture.image.expect("the request asks for a picture").rgb)
 }
 

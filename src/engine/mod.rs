@@ -14,9 +14,11 @@ mod worker;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
+        mpsc::RecvTimeoutError,
     },
     time::{Duration, Instant},
 };
@@ -32,8 +34,13 @@ use crate::{
         placement::{Place, Placement, Sections},
         request::Request,
     },
-    planner::plan::{DevicePlan, Plan},
+    planner::{
+        Largest,
+        device_map::{DeviceMap, Strategy},
+        plan::{DevicePlan, Plan},
+    },
     sync::{self, Clock, Monitor, Receiver, Thread, channel},
+    weights::ModelFiles,
 };
 use queue::{Queue, Worker};
 use watch::Watch;
@@ -72,19 +79,51 @@ pub enum Event {
     Done(Result<Picture>),
 }
 
-/// A request on its way.
+/// A submitted request: its events, its result, and a way to cancel it. A ticket that is dropped does not cancel its
+/// request.
 pub struct Ticket {
     events: Receiver<Event>,
-    cancel: Arc<AtomicBool>,
+    clock: Clock,
+    cancel: Canceller,
+    /// [`Event::Done`] was received.
+    done: AtomicBool,
 }
 
 impl Ticket {
-    /// The next event; `None` after [`Event::Done`].
+    /// Waits for the next event; `None` after [`Event::Done`].
     pub fn next(&self) -> Option<Event> {
-        self.events.receive()
+        self.receive(|events| events.receive().ok_or(RecvTimeoutError::Disconnected)).ok()
     }
 
-    /// Waits for the end.
+    /// The next event, if there is one already.
+    ///
+    /// # Errors
+    /// `Timeout` if there is none yet, `Disconnected` after [`Event::Done`].
+    pub fn try_next(&self) -> Result<Event, RecvTimeoutError> {
+        self.next_timeout(Duration::ZERO)
+    }
+
+    /// Waits for the next event, but no longer than `timeout`.
+    ///
+    /// # Errors
+    /// `Timeout` if there was none within that time, `Disconnected` after [`Event::Done`].
+    pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
+        self.receive(|events| events.receive_before(self.clock.now() + timeout))
+    }
+
+    fn receive(
+        &self,
+        receive: impl FnOnce(&Receiver<Event>) -> Result<Event, RecvTimeoutError>,
+    ) -> Result<Event, RecvTimeoutError> {
+        if self.done.load(Ordering::Relaxed) {
+            return Err(RecvTimeoutError::Disconnected);
+        }
+        let event = receive(&self.events)?;
+        self.done.fetch_or(matches!(event, Event::Done(_)), Ordering::Relaxed);
+        Ok(event)
+    }
+
+    /// Waits for the result.
     ///
     /// # Errors
     /// If the request failed or was cancelled.
@@ -97,16 +136,53 @@ impl Ticket {
         Err(Error::process("the engine stopped before the request was done"))
     }
 
-    /// Asks the request to stop after its current step.
+    /// Waits for the result, but no longer than `timeout`; then the ticket comes back, and the request goes on. Events
+    /// that arrive meanwhile are dropped.
+    ///
+    /// # Errors
+    /// The ticket, if the request was not done within that time.
+    pub fn wait_timeout(self, timeout: Duration) -> Result<Result<Picture>, Self> {
+        let deadline = self.clock.now() + timeout;
+        loop {
+            match self.events.receive_before(deadline) {
+                Ok(Event::Done(result)) => return Ok(result),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return Err(self),
+                Err(RecvTimeoutError::Disconnected) => return Ok(self.wait()),
+            }
+        }
+    }
+
+    /// Asks the request to stop after its current step; it ends with an error of [`Scope::Interrupted`](crate::error::Scope).
     pub fn cancel(&self) {
-        self.cancel.store(true, Ordering::Relaxed);
+        self.cancel.cancel();
+    }
+
+    /// A handle that cancels the request from another thread, while this one waits.
+    pub fn canceller(&self) -> Canceller {
+        self.cancel.clone()
+    }
+}
+
+/// Cancels a request; see [`Ticket::canceller`].
+#[derive(Debug, Clone, Default)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// Asks the request to stop after its current step. Without effect once it is done.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
 /// A request and whom to tell.
 struct Job {
     request: Request,
-    cancel: Arc<AtomicBool>,
+    cancel: Canceller,
     events: Box<dyn Fn(Event) + Send + Sync>,
 }
 
@@ -156,6 +232,26 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Opens the model in a diffusers folder, plans it for this machine and loads it: by the strategy `throughput`, for
+    /// pictures of the model's own size, with guidance. [`DeviceMap`], [`Plan::resolve`] and [`Engine::load`] do the same
+    /// with choices of your own.
+    ///
+    /// # Errors
+    /// If the model cannot be opened, does not fit on this machine, or cannot be loaded.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let model = Arc::new(Model::open(ModelFiles::folder(folder)?, None)?);
+        let request = Request { guidance_scale: 7.5, ..Request::new("", &model.spec) };
+        let largest = Largest::of([&request], &model.spec)?.expect("there is a request");
+        let map = DeviceMap::from_strategy(Strategy::Throughput);
+        let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible())?;
+        Self::load(model, &plan)
+    }
+
+    /// The model that is drawn with; [`Request::new`] takes its defaults from `model().spec`.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
     /// Opens the plan's devices, reserves its arenas, reads the weights and starts the replicas.
     ///
     /// # Errors
@@ -235,12 +331,26 @@ impl Engine {
         }
     }
 
-    /// Hands a request over. Waits while the queue is full.
-    pub fn submit(&self, request: Request) -> Ticket {
-        let (sender, events) = channel(self.core.clock.clone());
-        let cancel = Arc::<AtomicBool>::default();
+    /// Queues a request. Waits while the queue is full.
+    ///
+    /// # Errors
+    /// If the request cannot be drawn by this model, or is larger than what the plan was made for.
+    pub fn submit(&self, request: Request) -> Result<Ticket> {
+        self.admits(&request)?;
+        let clock = self.core.clock.clone();
+        let (sender, events) = channel(clock.clone());
+        let cancel = Canceller::default();
         self.put(Job { request, cancel: cancel.clone(), events: Box::new(move |event| sender.send(event)) });
-        Ticket { events, cancel }
+        Ok(Ticket { events, clock, cancel, done: AtomicBool::new(false) })
+    }
+
+    /// Whether this engine can draw a request, by its model and the plan that it works by.
+    ///
+    /// # Errors
+    /// As [`Request::check`] and [`Largest::admits`](crate::Largest::admits).
+    pub fn admits(&self, request: &Request) -> Result<()> {
+        request.check(&self.model.spec)?;
+        self.look(|loaded| loaded.plan.largest.admits(request, &self.model.spec))
     }
 
     fn put(&self, job: Job) {
@@ -261,7 +371,7 @@ impl Engine {
         mut on: impl FnMut(usize, Event) -> Result<()>,
     ) -> Result<()> {
         let (sender, events) = channel(self.core.clock.clone());
-        let cancel = Arc::<AtomicBool>::default();
+        let cancel = Canceller::default();
         let mut requests = requests.into_iter().enumerate();
         let mut open = 0;
         let mut outcome = Ok(());
@@ -271,7 +381,12 @@ impl Engine {
                 let Some((index, request)) = requests.next() else { break };
                 let sender = sender.clone();
                 let send = move |event| sender.send((index, event));
-                self.put(Job { request, cancel: cancel.clone(), events: Box::new(send) });
+                let admitted = self.admits(&request);
+                let job = Job { request, cancel: cancel.clone(), events: Box::new(send) };
+                match admitted {
+                    Ok(()) => self.put(job),
+                    Err(error) => job.end(Err(error)),
+                }
                 open += 1;
             }
             if open == 0 {
@@ -285,7 +400,7 @@ impl Engine {
             if outcome.is_ok() || matches!(event, Event::Done(_)) {
                 let told = on(index, event);
                 if told.is_err() {
-                    cancel.store(true, Ordering::Relaxed);
+                    cancel.cancel();
                 }
                 outcome = outcome.and(told);
             }

@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
 };
 
 use super::{
@@ -163,9 +163,9 @@ fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) 
         core.queue
             .if_current(*number, || job.tell(Event::Progress(progress)))
             .map_err(|_| Error::request("this request was taken from its thread"))?;
-        if may_stop && job.cancel.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+        if may_stop && job.cancel.is_asked() { Err(Error::interrupted()) } else { Ok(()) }
     };
-    let one_waits = claims.iter().any(|claim| !claim.job.cancel.load(Ordering::Relaxed));
+    let one_waits = claims.iter().any(|claim| !claim.job.cancel.is_asked());
     let drawn = match one_waits {
         true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
         false => Ok(Err(Error::interrupted())),

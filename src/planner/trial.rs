@@ -71,6 +71,35 @@ impl Largest {
         }
         Ok(largest.map(|(largest, _)| largest))
     }
+
+    /// Whether what was planned is enough for `request`.
+    ///
+    /// # Errors
+    /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
+    /// more past estimates.
+    pub fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
+        let sizes = [(self.width, self.height)].into_iter().chain(self.also.iter().copied());
+        let wanted = format!("{}x{}", request.width, request.height);
+        if !sizes.clone().any(|(width, height)| request.width <= width && request.height <= height) {
+            let planned = sizes.map(|(width, height)| format!("{width}x{height}")).collect::<Vec<_>>().join(", ");
+            return Err(Error::input(format!("the plan has no room for a picture of {wanted}"))
+                .found(format!("a plan for {planned} at most"))
+                .hint("a plan for the largest request that is to come: Largest::of, then Plan::resolve"));
+        }
+        if request.guidance_scale > 1.0 && !self.guided {
+            return Err(Error::input("the plan has no room for guidance, which needs two texts instead of one")
+                .found(format!("a guidance scale of {}", request.guidance_scale))
+                .hint("a plan for a request with guidance, or a guidance scale of 1"));
+        }
+        let kept = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.history());
+        let (needed, planned) = (kept(request.scheduler, request.steps)?, kept(self.scheduler, self.steps)?);
+        if needed > planned {
+            return Err(Error::input("the plan has no room for what this scheduler remembers of earlier steps")
+                .found(format!("{needed} estimates; planned: {planned}"))
+                .hint("a plan for a request with this scheduler and at least as many steps"));
+        }
+        Ok(())
+    }
 }
 
 /// What one component needs of a device and does there.

@@ -1,6 +1,10 @@
 //! Messages from many to one.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, mpsc::RecvTimeoutError},
+    time::Instant,
+};
 
 use super::{Clock, Monitor};
 
@@ -44,16 +48,27 @@ impl<T> Drop for Sender<T> {
 impl<T> Receiver<T> {
     /// The next message, once there is one; `None` once there is none and no sender.
     pub fn receive(&self) -> Option<T> {
-        self.0.wait_until(|state| match state.messages.pop_front() {
-            Some(message) => Some(Some(message)),
-            None if state.senders == 0 => Some(None),
-            None => None,
-        })
+        self.0.wait_until(State::next).ok()
     }
 
-    /// The next message, if there is one already.
-    pub fn receive_now(&self) -> Option<T> {
-        self.0.look(|state| state.messages.pop_front())
+    /// The next message, once there is one, or what there is instead when the deadline has passed. A deadline in the past
+    /// asks for a message that is there already.
+    ///
+    /// # Errors
+    /// `Timeout` if there was no message before the deadline, `Disconnected` if there is none and no sender.
+    pub fn receive_before(&self, deadline: Instant) -> Result<T, RecvTimeoutError> {
+        self.0.wait_before(deadline, State::next).unwrap_or(Err(RecvTimeoutError::Timeout))
+    }
+}
+
+impl<T> State<T> {
+    /// The next message, or that there will be none; `None` while there may still be one.
+    fn next(&mut self) -> Option<Result<T, RecvTimeoutError>> {
+        match self.messages.pop_front() {
+            Some(message) => Some(Ok(message)),
+            None if self.senders == 0 => Some(Err(RecvTimeoutError::Disconnected)),
+            None => None,
+        }
     }
 }
 
@@ -72,6 +87,14 @@ mod tests {
         });
         assert_eq!(std::iter::from_fn(|| receiver.receive()).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
         thread.join().unwrap();
-        assert_eq!(receiver.receive_now(), None);
+        assert_eq!(receiver.receive_before(Instant::now()), Err(RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_finds_what_is_there_already() {
+        let (sender, receiver) = channel(Clock::default());
+        assert_eq!(receiver.receive_before(Instant::now()), Err(RecvTimeoutError::Timeout));
+        sender.send(1);
+        assert_eq!(receiver.receive_before(Instant::now()), Ok(1));
     }
 }
