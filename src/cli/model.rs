@@ -8,31 +8,6 @@ use sdshard::{
 
 use super::{ModelArgs, progress::Console};
 
-#[cfg(feature = "builtin-model")]
-macro_rules! embed {
-    ($($path:literal),* $(,)?) => {
-        &[$(($path, include_bytes!(concat!("../../models/emoji/", $path)))),*]
-    };
-}
-
-#[cfg(feature = "builtin-model")]
-const BUILT_IN: &[sdshard::weights::files::EmbeddedFile] = embed![
-    "model_index.json",
-    "sdshard.toml",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-];
-
 /// Where the model is that the arguments name.
 pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console) -> Result<ModelFiles> {
     match &args.model {
@@ -64,7 +39,7 @@ pub fn built_in_alone() -> Result<Model> {
 
 #[cfg(feature = "builtin-model")]
 fn embedded() -> Result<ModelFiles> {
-    Ok(ModelFiles::embedded("emoji", BUILT_IN))
+    Ok(ModelFiles::embedded("emoji", sdshard_emoji::FILES))
 }
 
 #[cfg(not(feature = "builtin-model"))]
