@@ -35,12 +35,12 @@ fn main() -> Result<()> {
             Event::Progress(Progress::Finished(span)) => {
                 println!("{index}: {} {:.0?}", span.component.name(), span.elapsed)
             }
-            Event::Queued { .. } | Event::Retry { .. } | Event::Progress(_) => {}
             Event::Done(picture) => {
                 let image = picture?.image.expect("these requests ask for pictures");
                 let metadata = Metadata::new(&requests[index], &model, &hash, plan.dtypes.unet)?;
                 output::write(Path::new(&format!("out/example-{index}.png")), &image.encode_png(&metadata)?)?;
             }
+            _ => {}
         }
         Ok(())
     })

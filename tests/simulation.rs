@@ -194,6 +194,7 @@ fn draw(world: &World, engine: &Engine, requests: &[Request], mut keep: impl FnM
                     let (attempts, at) = (attempts[index], world.clock.now() - start);
                     ends[index] = Some(End { attempts, failure, at });
                 }
+                other => panic!("a new kind of event: {other:?}"),
             }
             Ok(())
         })

@@ -70,7 +70,6 @@ impl Run<'_> {
     /// Hears what happens to request `index`; an error stops the run.
     pub fn on(&mut self, index: usize, event: Event) -> Result<()> {
         match event {
-            Event::Queued { .. } => {}
             Event::Retry { error, .. } => {
                 self.under_way.remove(&index);
                 self.console.note(&format!("{}: tried again: {error}", self.jobs[index].file));
@@ -87,11 +86,12 @@ impl Run<'_> {
                             under_way.progress.stage(component.name(), calls);
                         }
                         pipeline::Progress::Step { done, .. } => under_way.progress.step(done),
-                        pipeline::Progress::Finished(..) => {}
+                        _ => {}
                     }
                 }
             }
             Event::Done(result) => self.done(index, result)?,
+            _ => {}
         }
         self.overview.show(|| self.gauge.line(self.jobs.len(), Instant::now()));
         if !self.interrupt.requested().load(Ordering::Relaxed) {

@@ -51,6 +51,7 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What happens to a request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// It waits for a replica.
     Queued {

@@ -110,6 +110,7 @@ impl<T> PerComponent<T> {
 
 /// What happens to a request while it is worked on, by the engine's clock.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Progress {
     /// A component begins. The text encoder begins once for each text that is not remembered.
     Started {
@@ -137,6 +138,7 @@ pub enum Progress {
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Picture {
     /// Final latents, as diffusers gives them.
     pub latents: Latents,
@@ -148,6 +150,7 @@ pub struct Picture {
 
 /// A component's work on one request.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Span {
     /// What worked.
     pub component: Component,

@@ -9,6 +9,7 @@ use crate::{
 
 /// Where denoising starts.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Start {
     /// From the noise of the request's seed.
     Noise,
@@ -18,6 +19,7 @@ pub enum Start {
 
 /// What a request ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Output {
     /// A picture.
     #[default]

@@ -32,6 +32,7 @@ use crate::{
 
 /// Where one replica's components run.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReplicaPlan {
     /// The places of each component.
     pub placement: Placement<DeviceId>,
@@ -48,6 +49,7 @@ pub struct ReplicaPlan {
 
 /// What one device holds.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct DevicePlan {
     /// The device.
     pub id: DeviceId,
@@ -91,6 +93,7 @@ impl DevicePlan {
 
 /// A device map resolved for one model, one largest request and one machine.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Plan {
     /// What it is made for.
     pub largest: Largest,
