@@ -150,7 +150,6 @@ pub struct Picture {
 
 /// A component's work on one request.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub struct Span {
     /// What worked.
     pub component: Component,
