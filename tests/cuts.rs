@@ -139,7 +139,7 @@ fn denoise(
     let keeps = Keeps::new(devices.iter().map(|device| device.keep(ARENA).unwrap()).collect());
     let length = spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim;
     let text = |phase: f32| -> Features { (0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect() };
-    let schedule = schedule(&spec.scheduler, 3).unwrap();
+    let schedule = schedule(&spec.scheduler_for(None).unwrap(), 3).unwrap();
     let images = scales.iter().map(|&guidance_scale| Begin { guidance_scale, noise: Noise::zeros() }).collect();
     let request = Denoise { spec, schedule: &schedule, images, height: HEIGHT, width: WIDTH };
     let slot = Slot::new(place, &keeps, lanes);

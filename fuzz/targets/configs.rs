@@ -6,7 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use sdshard::{
     models::spec::{ClipSpec, ModelSpec, UnetSpec, VaeSpec},
-    scheduler::{SchedulerConfig, SchedulerKind, schedule},
+    scheduler::{Repairs, SchedulerFile, SchedulerKind, schedule},
 };
 use sdshard_fuzz::{parts, refused, with_model};
 
@@ -20,9 +20,9 @@ const PATHS: [&str; 6] = [
 ];
 
 /// Every solver that can be made of the file: all its numbers have to be finite.
-fn run(config: &SchedulerConfig) {
+fn run(file: &SchedulerFile) {
     for kind in SchedulerKind::ALL {
-        let config = match config.with_kind(kind) {
+        let config = match file.with_kind(kind) {
             Ok(config) => config,
             Err(error) => {
                 refused(&error);
@@ -55,9 +55,12 @@ fuzz_target!(|input: &[u8]| {
         VaeSpec::from_json(&vae, "vae").err(),
     ];
     refusals.iter().flatten().for_each(refused);
-    match SchedulerConfig::from_json(&scheduler, "scheduler") {
-        Ok(config) => run(&config),
-        Err(error) => refused(&error),
+    for class in ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"] {
+        match SchedulerFile::parse(&scheduler, "scheduler", class, Repairs { steps_offset: true, ..Repairs::default() })
+        {
+            Ok(file) => run(&file),
+            Err(error) => refused(&error),
+        }
     }
     with_model(&files, |model| {
         if let Err(error) = ModelSpec::load(model) {

@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod clip;
+pub mod pipelines;
 pub mod route;
 pub mod spec;
 pub mod unet;

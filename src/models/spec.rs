@@ -9,10 +9,11 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::pipelines;
 use crate::{
     error::{Error, Result},
     json::Object,
-    scheduler::{SchedulerConfig, SchedulerKind},
+    scheduler::{SchedulerConfig, SchedulerFile, SchedulerKind},
     weights::{ModelFiles, files::MODEL_INDEX},
 };
 
@@ -302,7 +303,7 @@ pub struct ModelSpec {
     /// The autoencoder.
     pub vae: VaeSpec,
     /// `scheduler/scheduler_config.json`.
-    pub scheduler: SchedulerConfig,
+    pub scheduler: SchedulerFile,
     /// What a request uses where the user says nothing.
     pub defaults: Defaults,
     /// What `model_index.json` lists, in its order, as far as it is there.
@@ -371,16 +372,12 @@ pub struct Defaults {
 }
 
 impl ModelSpec {
-    /// The scheduler that a request asks for, else the model's default, as diffusers' `from_config` makes it.
+    /// The scheduler that a request asks for, else the model's default.
     ///
     /// # Errors
-    /// If that solver understands a key of the model's scheduler file that this program cannot follow.
+    /// As [`SchedulerFile::own`] and [`SchedulerFile::with_kind`].
     pub fn scheduler_for(&self, asked: Option<SchedulerKind>) -> Result<SchedulerConfig> {
-        match asked.or(self.defaults.scheduler) {
-            None => Ok(self.scheduler.clone()),
-            Some(kind) if kind == self.scheduler.kind() => Ok(self.scheduler.clone()),
-            Some(kind) => self.scheduler.with_kind(kind),
-        }
+        asked.or(self.defaults.scheduler).map_or_else(|| self.scheduler.own(), |kind| self.scheduler.with_kind(kind))
     }
 
     /// Reads `model_index.json`, every component's config and, where there is one, `sdshard.toml`.
@@ -389,16 +386,19 @@ impl ModelSpec {
     /// components do not fit together.
     pub fn load(files: &ModelFiles) -> Result<Self> {
         let index = Object::parse(&files.text(MODEL_INDEX)?, files.path_of(MODEL_INDEX))?;
-        check_classes(&index)?;
+        let pipeline = pipelines::class_of(&index)?;
         let read = |path: &str| Ok::<_, Error>((files.text(path)?, files.path_of(path)));
         let (text, file) = read("text_encoder/config.json")?;
         let text_encoder = ClipSpec::from_json(&text, &file)?;
         let (text, file) = read("unet/config.json")?;
-        let unet = UnetSpec::from_json(&text, &file)?;
+        let unet =
+            UnetSpec::from_json(&pipeline.unet_config(Object::parse(&text, &file)?).to_value().to_string(), &file)?;
         let (text, file) = read("vae/config.json")?;
         let vae = VaeSpec::from_json(&text, &file)?;
         let (text, file) = read(SCHEDULER)?;
-        let scheduler = SchedulerConfig::from_json(&text, &file)?;
+        let class = pipelines::class_of_part(&index, "scheduler");
+        let class = class.ok_or_else(|| index.refuse("scheduler", "a library and the name of a scheduler's class"))?;
+        let scheduler = SchedulerFile::parse(&text, &file, class, pipeline.scheduler)?;
         for (what, wanted, found) in [
             (
                 "cross_attention_dim of the UNet, the text encoder's hidden_size,",
@@ -421,32 +421,6 @@ impl ModelSpec {
         }
         Ok(Self { text_encoder, unet, vae, scheduler, defaults, listed: listed(&index, files)? })
     }
-}
-
-/// Fails unless this is the index of a pipeline that sdshard runs.
-fn check_classes(index: &Object) -> Result<()> {
-    const PIPELINE: &str = "StableDiffusionPipeline";
-    let class = index.text("_class_name")?;
-    if class != Some(PIPELINE) {
-        let error = index.refuse("_class_name", &format!("\"{PIPELINE}\""));
-        return Err(match class {
-            Some(class) if class.contains("XL") => error.hint("sdshard runs Stable Diffusion 1 and 2; SDXL not yet"),
-            Some(class) if class.contains("Inpaint") => error.hint("inpainting checkpoints are not supported"),
-            _ => error.hint("sdshard runs Stable Diffusion 1 and 2, and models made like them"),
-        });
-    }
-    for (component, classes) in [
-        ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"][..]),
-        ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
-        ("unet", &["UNet2DConditionModel"]),
-        ("vae", &["AutoencoderKL"]),
-    ] {
-        let class = index.get(component).and_then(|entry| entry.get(1)).and_then(Value::as_str);
-        if !class.is_some_and(|class| classes.contains(&class)) {
-            return Err(index.refuse(component, &format!("of the class {}", classes[0])));
-        }
-    }
-    Ok(())
 }
 
 /// `sdshard.toml` as it is written.
@@ -573,7 +547,7 @@ mod tests {
         assert_eq!(spec.unet.up_attention, [true, true, false]);
         assert_eq!(spec.unet.heads, [4, 4, 4]);
         assert_eq!((spec.vae.norm_num_groups, spec.vae.scale(), spec.vae.force_upcast), (8, 8, true));
-        assert_eq!(spec.scheduler.prediction(), crate::scheduler::Prediction::Velocity);
+        assert_eq!(spec.scheduler.own().unwrap().prediction(), crate::scheduler::Prediction::Velocity);
         let defaults = Defaults { steps: 25, guidance_scale: 2.0, width: 128, height: 128, scheduler: None };
         assert_eq!(spec.defaults, defaults);
     }
@@ -681,32 +655,6 @@ mod tests {
         ] {
             let error = ClipSpec::from_json(text, "x").unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
-        }
-    }
-
-    #[test]
-    fn names_the_class_that_it_does_not_run() {
-        let index = |class: &str, vae: &str| {
-            let text = format!(
-                r#"{{"_class_name": {class}, "text_encoder": ["transformers", "CLIPTextModel"], "vae": {vae},
-                    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]}}"#
-            );
-            check_classes(&Object::parse(&text, "model_index.json").unwrap())
-        };
-        let vae = r#"["diffusers", "AutoencoderKL"]"#;
-        index(r#""StableDiffusionPipeline""#, vae).unwrap();
-        for (class, vae, words) in [
-            (r#""StableDiffusionXLPipeline""#, vae, "SDXL not yet"),
-            (r#""StableDiffusionInpaintPipeline""#, vae, "inpainting"),
-            (r#""FluxPipeline""#, vae, "found: \"FluxPipeline\""),
-            ("null", vae, "the key is missing"),
-            ("7", vae, "a text"),
-            (r#""StableDiffusionPipeline""#, "[null, null]", "`vae` must be of the class AutoencoderKL"),
-            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AutoencoderTiny"]"#, "AutoencoderTiny"),
-            (r#""StableDiffusionPipeline""#, "7", "`vae` must be"),
-        ] {
-            let error = index(class, vae).unwrap_err().to_string();
-            assert!(error.contains(words) && error.contains("model_index.json"), "{error}");
         }
     }
 

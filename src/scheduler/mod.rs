@@ -10,7 +10,7 @@ mod euler;
 mod noise;
 mod pndm;
 
-pub use config::{Prediction, SchedulerConfig, SchedulerKind, Spacing};
+pub use config::{Keys, Prediction, Repairs, SchedulerConfig, SchedulerFile, SchedulerKind, Spacing, keys};
 
 use crate::error::{Error, Result};
 
@@ -333,13 +333,13 @@ mod tests {
 
     #[test]
     fn another_class_fills_in_its_own_defaults() {
-        let bare =
-            SchedulerConfig::from_json(r#"{"_class_name": "EulerDiscreteScheduler", "clip_sample": false}"#, "s");
-        let euler = bare.unwrap();
+        let text = r#"{"_class_name": "EulerDiscreteScheduler", "clip_sample": false}"#;
+        let file = SchedulerFile::parse(text, "s", "EulerDiscreteScheduler", Repairs::default()).unwrap();
+        let euler = file.own().unwrap();
         assert_eq!((euler.spacing, euler.set_alpha_to_one), (Spacing::Linspace, false));
-        let ddim = euler.with_kind(SchedulerKind::Ddim).unwrap();
+        let ddim = file.with_kind(SchedulerKind::Ddim).unwrap();
         assert_eq!((ddim.spacing, ddim.set_alpha_to_one), (Spacing::Leading, true));
-        assert_eq!(ddim.with_kind(SchedulerKind::Euler).unwrap(), euler);
+        assert_eq!(file.with_kind(SchedulerKind::Euler).unwrap(), euler);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The noise that a model was trained on, and the timesteps and noise levels of one run.
 
-use super::config::{BetaSchedule, SchedulerConfig, Spacing};
+use super::config::{BetaSchedule, SchedulerConfig, SchedulerKind, Spacing};
 
 /// ᾱ and σ of every training timestep, with the roundings of PyTorch.
 pub(super) struct NoiseTable {
@@ -23,14 +23,14 @@ impl NoiseTable {
                 roots.into_iter().map(|root| root * root).collect()
             }
         };
-        let mut product = 1.0_f64;
-        let alpha_bar: Vec<f32> = betas
-            .into_iter()
-            .map(|beta| {
-                product *= f64::from(1.0 - beta);
-                product as f32
-            })
-            .collect();
+        let mut alpha_bar = cumulative_product(betas.into_iter().map(|beta| 1.0 - beta));
+        if config.zero_terminal_snr {
+            alpha_bar = zero_terminal_snr(&alpha_bar);
+            if config.kind != SchedulerKind::Ddim {
+                // Almost pure noise, so that its level is finite, as diffusers has it.
+                *alpha_bar.last_mut().expect("there are timesteps") = 2.0_f32.powi(-24);
+            }
+        }
         let sigma = alpha_bar.iter().map(|alpha_bar| ((1.0 - alpha_bar) / alpha_bar).sqrt()).collect();
         let final_alpha_bar = if config.set_alpha_to_one { 1.0 } else { alpha_bar[0] };
         Self { alpha_bar, sigma, final_alpha_bar }
@@ -67,6 +67,29 @@ impl NoiseTable {
         let weight = (log(below) - sigma.ln()) / (log(below) - log(below + 1));
         below as f64 + weight.clamp(0.0, 1.0)
     }
+}
+
+/// PyTorch's `cumprod` on a CPU: f32 summed up in f64.
+fn cumulative_product(factors: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut product = 1.0_f64;
+    factors
+        .map(|factor| {
+            product *= f64::from(factor);
+            product as f32
+        })
+        .collect()
+}
+
+/// ᾱ shifted and scaled so that it ends at 0 and begins as before. Lin et al. 2023, algorithm 1; the roundings are those of
+/// `rescale_zero_terminal_snr` in diffusers, which goes through betas.
+fn zero_terminal_snr(alpha_bar: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = alpha_bar.iter().map(|alpha_bar| alpha_bar.sqrt()).collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let scale = first / (first - last);
+    let rescaled: Vec<f32> = roots.iter().map(|root| ((root - last) * scale).powi(2)).collect();
+    let alpha = |t: usize| if t == 0 { rescaled[0] } else { rescaled[t] / rescaled[t - 1] };
+    let beta = |t: usize| 1.0 - alpha(t);
+    cumulative_product((0..rescaled.len()).map(|t| 1.0 - beta(t)))
 }
 
 /// PyTorch's `linspace`: counted from the nearer end.

@@ -1,0 +1,176 @@
+//! The pipeline classes of diffusers whose parts are those of Stable Diffusion 1 and 2: which are accepted, and what their
+//! constructors set in the configs of their parts before anything is drawn.
+
+use serde_json::Value;
+
+use crate::{error::Result, json::Object, scheduler::Repairs};
+
+/// A pipeline class, as `model_index.json` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PipelineClass {
+    /// What its constructor sets in the scheduler's config.
+    pub scheduler: Repairs,
+    /// Its constructor takes a UNet from before diffusers 0.9 with a `sample_size` below 64 for one of 64.
+    pub old_sample_size: bool,
+}
+
+const NOTHING: PipelineClass = PipelineClass {
+    scheduler: Repairs { steps_offset: false, clip_sample: false, skip_prk_steps: false },
+    old_sample_size: false,
+};
+/// Text to image and what was copied from it.
+const TEXT_TO_IMAGE: PipelineClass = PipelineClass {
+    scheduler: Repairs { steps_offset: true, clip_sample: true, skip_prk_steps: false },
+    old_sample_size: true,
+};
+const INPAINTING: PipelineClass = PipelineClass {
+    scheduler: Repairs { steps_offset: true, clip_sample: false, skip_prk_steps: true },
+    old_sample_size: true,
+};
+const CYCLE: PipelineClass = PipelineClass {
+    scheduler: Repairs { steps_offset: true, clip_sample: false, skip_prk_steps: false },
+    old_sample_size: true,
+};
+
+/// The constructors of diffusers 0.42. A class that is not here is somebody's own, most likely a copy of text to image.
+const CLASSES: [(&str, PipelineClass); 18] = [
+    ("StableDiffusionPipeline", TEXT_TO_IMAGE),
+    ("StableDiffusionImg2ImgPipeline", TEXT_TO_IMAGE),
+    ("StableDiffusionPAGPipeline", TEXT_TO_IMAGE),
+    ("StableDiffusionPAGImg2ImgPipeline", TEXT_TO_IMAGE),
+    ("StableDiffusionPAGInpaintPipeline", TEXT_TO_IMAGE),
+    ("StableDiffusionPipelineSafe", TEXT_TO_IMAGE),
+    ("StableDiffusionInpaintPipelineLegacy", TEXT_TO_IMAGE),
+    ("LEditsPPPipelineStableDiffusion", TEXT_TO_IMAGE),
+    ("StableDiffusionInpaintPipeline", INPAINTING),
+    ("StableDiffusionDiffEditPipeline", INPAINTING),
+    ("CycleDiffusionPipeline", CYCLE),
+    ("StableDiffusionControlNetPipeline", NOTHING),
+    ("StableDiffusionAttendAndExcitePipeline", NOTHING),
+    ("StableDiffusionPanoramaPipeline", NOTHING),
+    ("StableDiffusionSAGPipeline", NOTHING),
+    ("StableDiffusionInstructPix2PixPipeline", NOTHING),
+    ("StableDiffusionLDM3DPipeline", NOTHING),
+    ("StableDiffusionModelEditingPipeline", NOTHING),
+];
+
+/// Parts that a pipeline may list: those that are run here, and those that look at finished pictures or at pictures to
+/// start from.
+const PARTS: [(&str, &[&str]); 8] = [
+    ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
+    ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+    ("unet", &["UNet2DConditionModel"]),
+    ("vae", &["AutoencoderKL"]),
+    ("scheduler", &[]),
+    ("safety_checker", &[]),
+    ("feature_extractor", &[]),
+    ("image_encoder", &[]),
+];
+
+/// The class of the pipeline whose `model_index.json` this is.
+///
+/// # Errors
+/// If the class is missing or one of SDXL, a part is missing or of a class that sdshard does not run, or there is a part
+/// that no text-to-image pipeline of Stable Diffusion 1 or 2 has: it would change the picture.
+pub fn class_of(index: &Object) -> Result<PipelineClass> {
+    // A pipeline with code of its own names a file and a class.
+    let class = match index.get("_class_name") {
+        Some(Value::Array(names)) => names.last().and_then(Value::as_str),
+        _ => index.text("_class_name")?,
+    };
+    let class = class.ok_or_else(|| index.refuse("_class_name", "the name of a pipeline's class"))?;
+    if class.contains("XL") {
+        return Err(index
+            .refuse("_class_name", "\"StableDiffusionPipeline\" or one with the same parts")
+            .hint("sdshard runs Stable Diffusion 1 and 2; SDXL not yet"));
+    }
+    for (part, classes) in PARTS.iter().filter(|(_, classes)| !classes.is_empty()) {
+        if !class_of_part(index, part).is_some_and(|class| classes.contains(&class)) {
+            return Err(index.refuse(part, &format!("of the class {}", classes[0])));
+        }
+    }
+    if let Some(other) =
+        index.keys().find(|key| !PARTS.iter().any(|(part, _)| part == key) && class_of_part(index, key).is_some())
+    {
+        return Err(index.refuse(other, "absent").hint(
+            "sdshard runs pipelines of a text encoder, a UNet and a VAE; another part would change the picture",
+        ));
+    }
+    Ok(CLASSES.iter().find(|(name, _)| *name == class).map_or(TEXT_TO_IMAGE, |(_, class)| *class))
+}
+
+/// The class of a part that `model_index.json` lists as `[library, class]`; `None` where it is absent or set to nothing.
+pub fn class_of_part<'a>(index: &'a Object, part: &str) -> Option<&'a str> {
+    index.get(part)?.as_array().filter(|entry| entry.len() == 2)?[1].as_str()
+}
+
+impl PipelineClass {
+    /// A `unet/config.json` as this class sees it.
+    pub fn unet_config(self, config: Object) -> Object {
+        let is_old = |version: &str| {
+            let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));
+            (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (0, 9)
+        };
+        let small = config.get("sample_size").and_then(Value::as_u64).is_some_and(|size| size < 64);
+        let old = config.get("_diffusers_version").and_then(Value::as_str).is_some_and(is_old);
+        if self.old_sample_size && small && old { config.with("sample_size", 64) } else { config }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipeline_with_other_parts_is_rejected_by_name() {
+        let index = |class: &str, vae: &str| {
+            let text = format!(
+                r#"{{"_class_name": {class}, "text_encoder": ["transformers", "CLIPTextModel"], "vae": {vae},
+                    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]}}"#
+            );
+            class_of(&Object::parse(&text, "model_index.json").unwrap())
+        };
+        let vae = r#"["diffusers", "AutoencoderKL"]"#;
+        for (class, want) in [
+            (r#""StableDiffusionPipeline""#, TEXT_TO_IMAGE),
+            (r#""StableDiffusionInpaintPipeline""#, INPAINTING),
+            (r#""StableDiffusionControlNetPipeline""#, NOTHING),
+            (r#"["my_pipeline", "MyOwnPipeline"]"#, TEXT_TO_IMAGE),
+        ] {
+            assert_eq!(index(class, vae).unwrap(), want, "{class}");
+        }
+        for (class, vae, words) in [
+            (r#""StableDiffusionXLPipeline""#, vae, "SDXL not yet"),
+            (
+                r#""StableDiffusionPipeline", "controlnet": ["diffusers", "ControlNetModel"]"#,
+                vae,
+                "`controlnet` must be absent",
+            ),
+            ("null", vae, "the key is missing"),
+            ("7", vae, "a text"),
+            (r#""StableDiffusionPipeline""#, "[null, null]", "`vae` must be of the class AutoencoderKL"),
+            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AutoencoderTiny"]"#, "AutoencoderTiny"),
+            (r#""StableDiffusionPipeline""#, "7", "`vae` must be"),
+        ] {
+            let error = index(class, vae).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("model_index.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_unet_from_before_diffusers_0_9_was_made_for_64_latents() {
+        for (version, size, want) in [
+            (r#""0.6.0.dev0""#, "32", 64),
+            (r#""0.8.1""#, "8", 64),
+            (r#""0.8.1""#, "96", 96),
+            (r#""0.9.0.dev0""#, "32", 32),
+            (r#""0.30.0""#, "32", 32),
+            ("null", "32", 32),
+        ] {
+            let text = format!(r#"{{"_diffusers_version": {version}, "sample_size": {size}}}"#);
+            let config = |class: PipelineClass| class.unet_config(Object::parse(&text, "unet/config.json").unwrap());
+            assert_eq!(config(TEXT_TO_IMAGE).get("sample_size"), Some(&want.into()), "{text}");
+            assert_eq!(config(NOTHING).get("sample_size").unwrap().to_string(), size, "{text}");
+        }
+    }
+}
