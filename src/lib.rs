@@ -44,7 +44,7 @@
 //! | [`weights`] | named tensors on disk, in a folder or on the hub |
 //! | [`tensor`] | shapes, ops, seeded noise |
 //! | [`backend`] | devices, memory, kernels |
-//! | [`scheduler`], `json`, [`sync`], [`error`] | beside all of them, and knowing none of them |
+//! | [`scheduler`], `json`, [`mod@input`], [`sync`], [`error`] | beside all of them, and knowing none of them |
 //!
 //! # Invariants
 //!
@@ -72,6 +72,7 @@ pub mod backend;
 pub mod bench;
 pub mod engine;
 pub mod error;
+pub mod input;
 mod json;
 pub mod models;
 pub mod nn;

@@ -29,7 +29,7 @@ fn open(file: &[u8]) {
             }
         }
         weights.skip("encoder.");
-        weights.release();
+        _ = weights.check_unchanged();
         if let Err(error) = weights.finish() {
             refused(&error);
         }

@@ -313,11 +313,14 @@ impl Device {
 
 fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Result<()> {
     match values {
-        Values::Data { dtype, bytes } if bytes.len() != elements * dtype.size() => {
-            Err(Error::input(format!("{layer:?} needs a {part} of {elements} {dtype} elements"))
-                .found(format!("{} bytes", bytes.len())))
-        }
-        _ => Ok(()),
+        Values::ShapeOnly => Ok(()),
+        values => match values.form()? {
+            (dtype, bytes) if elements.checked_mul(dtype.size()) != Some(bytes) => {
+                Err(Error::input(format!("{layer:?} needs a {part} of {elements} {dtype} elements"))
+                    .found(format!("{bytes} bytes")))
+            }
+            _ => Ok(()),
+        },
     }
 }
 

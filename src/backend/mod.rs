@@ -39,7 +39,7 @@ pub use rates::Rates;
 pub use weight::Weight;
 use weight::WeightData;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use params::{
     Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
 };
@@ -107,6 +107,15 @@ impl Layer {
     }
 }
 
+/// What can be read from any place.
+pub trait ReadAt: std::fmt::Debug + Sync {
+    /// Fills `to` with what stands from byte `start` on.
+    ///
+    /// # Errors
+    /// If it cannot be read, or ends before that.
+    fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()>;
+}
+
 /// A tensor as its file has it: the only form in which a weight reaches a backend.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
@@ -117,8 +126,56 @@ pub enum Values<'a> {
         /// The elements.
         bytes: &'a [u8],
     },
+    /// The same in a file, to be read piece by piece.
+    Stored {
+        /// Element type: a float.
+        dtype: DType,
+        /// Of all elements.
+        bytes: usize,
+        /// The first byte in the file.
+        start: usize,
+        /// The file.
+        file: &'a dyn ReadAt,
+    },
     /// The file is not here; planning needs none.
     ShapeOnly,
+}
+
+impl Values<'_> {
+    /// The type of the elements, and the bytes of all of them.
+    ///
+    /// # Errors
+    /// If there are only shapes, or the type is no float.
+    pub fn form(&self) -> Result<(DType, usize)> {
+        let (dtype, bytes) = match *self {
+            Values::Data { dtype, bytes } => (dtype, bytes.len()),
+            Values::Stored { dtype, bytes, .. } => (dtype, bytes),
+            Values::ShapeOnly => {
+                return Err(Error::input("this model was opened for planning: its weights are not here"));
+            }
+        };
+        if dtype == DType::U32 {
+            return Err(Error::input("a weight must be of a float type, not u32"));
+        }
+        Ok((dtype, bytes))
+    }
+
+    /// Fills `to` with the bytes from `start` on.
+    ///
+    /// # Errors
+    /// If there are only shapes, the elements end before that, or the file cannot be read.
+    pub fn read(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        let (_, bytes) = self.form()?;
+        if start.checked_add(to.len()).is_none_or(|end| end > bytes) {
+            return Err(Error::input(format!("{} bytes at {start} of a weight of {bytes} bytes", to.len())));
+        }
+        match self {
+            Values::Data { bytes, .. } => to.copy_from_slice(&bytes[start..start + to.len()]),
+            Values::Stored { start: first, file, .. } => file.read_at(first + start, to)?,
+            Values::ShapeOnly => {}
+        }
+        Ok(())
+    }
 }
 
 /// A function applied to each output element.

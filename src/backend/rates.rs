@@ -12,6 +12,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::input;
+
 /// Operations and bytes per second. Predictions take the larger of an op's two times, so both are what long ops reach.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Rates {
@@ -108,7 +110,7 @@ fn entry_name(key: &str) -> String {
 
 /// What the file knows; nothing if it is not there or broken.
 fn read(file: &Path) -> BTreeMap<String, Rates> {
-    let text = match std::fs::read_to_string(file) {
+    let text = match input::text(file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return BTreeMap::new(),
         Err(error) => {

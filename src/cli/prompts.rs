@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::Args;
 use sdshard::{
     error::{Error, Result},
+    input,
     scheduler::SchedulerKind,
 };
 use serde::Deserialize;
@@ -110,7 +111,7 @@ impl Options {
 /// Reads a prompts file: JSON lines if its name ends in `.jsonl` or its first line starts like an object, otherwise a
 /// prompt on each line. Empty lines are passed over. Every `prompt` in the result is there.
 pub fn read(path: &Path) -> Result<Vec<Options>> {
-    let text = std::fs::read_to_string(path)
+    let text = input::text_or_pipe(path)
         .map_err(|error| Error::input(format!("reading the prompts in {}", path.display())).source(error))?;
     let text = text.trim_start_matches('\u{feff}');
     let is_json = path.extension().is_some_and(|extension| extension == "jsonl") || is_object(text);

@@ -12,6 +12,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use super::metadata::{Metadata, SDSHARD};
 use crate::{
     error::{Error, Result},
+    input,
     weights::Fnv,
 };
 
@@ -58,7 +59,7 @@ impl Latents {
     pub fn read(path: &Path) -> Result<Self> {
         let doing = || format!("reading the latents in {}", path.display());
         let wanted = "one tensor named `latent`, f32 [1, channels, height, width], as `--output-type latent` writes";
-        let bytes = std::fs::read(path).map_err(|e| Error::input(doing()).source(e))?;
+        let bytes = input::read(path).map_err(|e| Error::input(doing()).source(e))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::input(doing()).source(e).hint(wanted))?;
         let tensor = file.tensor(NAME).map_err(|e| Error::input(doing()).source(e).hint(wanted))?;
         let (Dtype::F32, &[1, channels, height, width]) = (tensor.dtype(), tensor.shape()) else {

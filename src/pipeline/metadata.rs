@@ -16,6 +16,7 @@ use super::{
 use crate::{
     backend::DType,
     error::{Error, Result},
+    input,
 };
 
 /// Text chunk in the form that Stable Diffusion web UIs read.
@@ -118,7 +119,7 @@ impl Metadata {
     /// Reads what a PNG or latent file says about itself. `None` if that is nothing, or not in a form that this version
     /// writes. Fails only if the file cannot be opened.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        let file = File::open(path).map_err(|e| Error::input(format!("reading {}", path.display())).source(e))?;
+        let file = input::open(path).map_err(|e| Error::input(format!("reading {}", path.display())).source(e))?;
         let json = match path.extension() {
             Some(extension) if extension == latents::EXTENSION => latents::read_text(file, SDSHARD),
             _ => png_text(file, SDSHARD),
@@ -133,7 +134,7 @@ impl Metadata {
             return Ok(latents::Latents::read(path).is_ok());
         }
         let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
-        let mut file = File::open(path).map_err(refuse)?;
+        let mut file = input::open(path).map_err(refuse)?;
         let mut end = [0; PNG_END.len()];
         let long_enough = file.metadata().map_err(refuse)?.len() >= end.len() as u64;
         if long_enough {

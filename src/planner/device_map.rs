@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
+    path::Path,
 };
 
 use super::{
@@ -19,6 +20,7 @@ pub use crate::weights::Reside;
 use crate::{
     backend::{DType, DeviceId},
     error::{Error, Result},
+    input,
     pipeline::Component,
 };
 
@@ -351,7 +353,7 @@ impl DeviceMap {
                 Error::input(format!("--device-map {name}: this is neither a file nor a strategy")).hint(hint)
             });
         }
-        match (std::fs::read_to_string(name), SHIPPED.iter().find(|(shipped, _)| *shipped == name)) {
+        match (input::text_or_pipe(Path::new(name)), SHIPPED.iter().find(|(shipped, _)| *shipped == name)) {
             (Ok(text), _) => Self::parse(&text, name),
             (Err(error), Some((_, text))) if error.kind() == ErrorKind::NotFound => Self::parse(text, name),
             (Err(error), _) => {

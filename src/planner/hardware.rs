@@ -22,6 +22,7 @@ use crate::{
         dry::Rules,
     },
     error::{Error, Result},
+    input,
 };
 
 /// The share of a GPU's peak that long products are planned with. Well-tuned libraries reach 60 to 80 % of the tensor
@@ -129,7 +130,7 @@ pub(super) fn find(like: &Located<String>, key: &str) -> Result<&'static Model> 
 /// If it cannot be read or says what no device can be.
 pub fn read(path: &std::path::Path) -> Result<Vec<DeviceInfo>> {
     let file = path.display().to_string();
-    let text = std::fs::read_to_string(path)
+    let text = input::text_or_pipe(path)
         .map_err(|error| Error::input(format!("reading the devices in {file}")).source(error).hint(FORM))?;
     parse(&text, &file)
 }

@@ -1,20 +1,21 @@
 //! Where a model's files are: a diffusers folder on disk, or files compiled into the program.
 
 use std::{
-    fs,
-    ops::Deref,
+    collections::HashMap,
+    fs, io,
     path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
-use memmap2::Mmap;
-
-use crate::error::{Error, Result};
+use crate::{
+    backend::ReadAt,
+    error::{Error, Result},
+    input,
+};
 
 /// The file that makes a folder a diffusers model.
 pub const MODEL_INDEX: &str = "model_index.json";
-
-/// The longest JSON or text file that is read: real ones end at some 5 MB.
-const LONGEST_TEXT: u64 = 64 << 20;
 
 /// A path inside the model and the file's contents.
 pub type EmbeddedFile = (&'static str, &'static [u8]);
@@ -24,6 +25,8 @@ pub type EmbeddedFile = (&'static str, &'static [u8]);
 pub struct ModelFiles {
     name: String,
     place: Place,
+    /// What the files were when they were first opened.
+    seen: Arc<Mutex<HashMap<String, Stamp>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -56,12 +59,12 @@ impl ModelFiles {
         }
         let full = fs::canonicalize(path).map_err(|error| refuse("cannot be opened").source(error))?;
         let name = full.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, place: Place::Folder(path.to_owned()) })
+        Ok(Self { name, place: Place::Folder(path.to_owned()), seen: Arc::default() })
     }
 
     /// Files compiled into the program.
     pub fn embedded(name: &'static str, files: &'static [EmbeddedFile]) -> Self {
-        Self { name: name.to_owned(), place: Place::Embedded(files) }
+        Self { name: name.to_owned(), place: Place::Embedded(files), seen: Arc::default() }
     }
 
     /// The same files under another name, a hub id for one.
@@ -76,10 +79,10 @@ impl ModelFiles {
         &self.name
     }
 
-    /// Whether there is such a file.
+    /// Whether there is such a file. What has its name and is no regular file counts, as opening it says what it is.
     pub fn exists(&self, path: &str) -> bool {
         match &self.place {
-            Place::Folder(folder) => is_inside(path) && folder.join(path).is_file(),
+            Place::Folder(folder) => is_inside(path) && folder.join(path).exists(),
             Place::Embedded(files) => files.iter().any(|(name, _)| *name == path),
         }
     }
@@ -92,36 +95,44 @@ impl ModelFiles {
         }
     }
 
-    /// A whole text file. Fails where it is absent, longer than 64 MiB or not UTF-8.
+    /// A whole text file. Fails where it is absent, no regular file, longer than [`input::LONGEST`] or not UTF-8.
     pub fn text(&self, path: &str) -> Result<String> {
         let refuse = |what: &str| Error::input(format!("{}: {what}", self.path_of(path)));
-        let bytes = self.bytes(path)?;
-        if bytes.len() as u64 > LONGEST_TEXT {
-            return Err(refuse("too long for a text file of a model").found(format!("{} bytes", bytes.len())));
+        let stored = self.open(path)?;
+        if stored.bytes() > input::LONGEST {
+            return Err(refuse("too long for a text file of a model").found(format!("{} bytes", stored.bytes())));
         }
-        std::str::from_utf8(&bytes).map(str::to_owned).map_err(|error| refuse("this is not UTF-8 text").source(error))
+        let mut bytes = vec![0; stored.bytes() as usize];
+        stored.read_at(0, &mut bytes)?;
+        String::from_utf8(bytes).map_err(|error| refuse("this is not UTF-8 text").source(error))
     }
 
-    /// A file's contents, through the page cache: nothing is read before it is looked at.
-    pub fn bytes(&self, path: &str) -> Result<Bytes> {
-        let refuse = |what: &str| Error::input(format!("{}: {what}", self.path_of(path)));
+    /// Opens a file. Nothing of it is read yet.
+    ///
+    /// Fails where it is absent, no regular file, or not the one that was opened under this path before: all that is read
+    /// is of one model.
+    pub fn open(&self, path: &str) -> Result<Stored> {
+        let name = self.path_of(path);
+        let refuse = |what: &str| Error::input(format!("{name}: {what}"));
         match &self.place {
             Place::Embedded(files) => files
                 .iter()
                 .find(|(name, _)| *name == path)
-                .map(|(_, bytes)| Bytes(Contents::Static(bytes)))
+                .map(|(_, bytes)| Stored::embedded(bytes))
                 .ok_or_else(|| refuse("the built-in model has no such file")),
             Place::Folder(_) if !is_inside(path) => Err(refuse("this path leads out of the model's folder")),
             Place::Folder(folder) => {
-                let file = fs::File::open(folder.join(path)).map_err(|error| match error.kind() {
-                    std::io::ErrorKind::NotFound => refuse("there is no such file"),
+                let file = input::open(&folder.join(path)).map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound => refuse("there is no such file"),
                     _ => refuse("cannot be opened").source(error),
                 })?;
-                // SAFETY: a mapping is sound while nobody shortens or rewrites the file. Model files are written once,
-                // aside, and renamed into place by every tool that makes them; as all programs that map weights, we
-                // rely on that.
-                let map = unsafe { Mmap::map(&file) }.map_err(|error| refuse("cannot be read").source(error))?;
-                Ok(Bytes(Contents::Map(map)))
+                let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
+                let stamp = Stamp::of(&metadata);
+                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if *seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
+                    return Err(changed(&name));
+                }
+                Ok(Stored(Contents::File { file, name, stamp }))
             }
         }
     }
@@ -152,37 +163,107 @@ fn is_inside(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// The contents of a file: mapped, or compiled into the program.
+/// A file of the model, to be read piece by piece: opened, or compiled into the program.
 #[derive(Debug)]
-pub struct Bytes(Contents);
+pub struct Stored(Contents);
 
 #[derive(Debug)]
 enum Contents {
-    Map(Mmap),
+    File {
+        file: fs::File,
+        /// How messages call it.
+        name: String,
+        stamp: Stamp,
+    },
     Static(&'static [u8]),
 }
 
-impl Bytes {
-    /// Gives mapped pages back to the system; they are read again where somebody looks again. Best effort.
-    pub fn release(&self) {
+/// What tells whether a file is still the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    /// Device and number of the file, where the system has such.
+    inode: (u64, u64),
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
         #[cfg(unix)]
-        if let Contents::Map(map) = &self.0 {
-            // SAFETY: the map is a read-only, shared view of a file. Pages that are dropped come back from the file
-            // with the same contents, so nobody who borrows the bytes can tell.
-            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-        }
+        let inode = (std::os::unix::fs::MetadataExt::dev(metadata), std::os::unix::fs::MetadataExt::ino(metadata));
+        #[cfg(not(unix))]
+        let inode = (0, 0);
+        Self { bytes: metadata.len(), modified: metadata.modified().ok(), inode }
     }
 }
 
-impl Deref for Bytes {
-    type Target = [u8];
+impl Stored {
+    /// A file that is compiled into the program.
+    pub(super) fn embedded(bytes: &'static [u8]) -> Self {
+        Self(Contents::Static(bytes))
+    }
 
-    fn deref(&self) -> &[u8] {
+    /// Its length in bytes when it was opened.
+    pub fn bytes(&self) -> u64 {
         match &self.0 {
-            Contents::Map(map) => map,
-            Contents::Static(bytes) => bytes,
+            Contents::File { stamp, .. } => stamp.bytes,
+            Contents::Static(bytes) => bytes.len() as u64,
         }
     }
+
+    /// All of it, where it is in memory anyway.
+    pub(super) fn in_memory(&self) -> Option<&'static [u8]> {
+        match self.0 {
+            Contents::Static(bytes) => Some(bytes),
+            Contents::File { .. } => None,
+        }
+    }
+
+    /// Fails where the file was changed since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let Contents::File { file, name, stamp } = &self.0 else { return Ok(()) };
+        let now = file.metadata().map_err(|error| unreadable(name).source(error))?;
+        if Stamp::of(&now) == *stamp { Ok(()) } else { Err(changed(name)) }
+    }
+}
+
+impl ReadAt for Stored {
+    fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        match &self.0 {
+            Contents::Static(bytes) => to.copy_from_slice(&bytes[start..start + to.len()]),
+            Contents::File { file, name, .. } => {
+                read_exact_at(file, to, start as u64).map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof => changed(name).found("a shorter file"),
+                    _ => unreadable(name).source(error),
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn changed(name: &str) -> Error {
+    Error::request(format!("{name} was changed while it was in use")).hint("start again with the file as it is now")
+}
+
+fn unreadable(name: &str) -> Error {
+    Error::request(format!("{name}: cannot be read any more"))
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &fs::File, to: &mut [u8], start: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, to, start)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &fs::File, mut to: &mut [u8], mut start: u64) -> io::Result<()> {
+    while !to.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, to, start)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => (to, start) = (&mut to[count..], start + count as u64),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -200,14 +281,14 @@ mod tests {
         let embedded =
             ModelFiles::embedded("tiny", &[(MODEL_INDEX, b"{}"), ("unet/config.json", b"{ }"), ("empty", b"")]);
         for files in [&on_disk, &embedded] {
-            assert!(files.exists("unet/config.json") && !files.exists("unet") && !files.exists("vae/config.json"));
+            assert!(files.exists("unet/config.json") && !files.exists("vae/config.json"));
             assert_eq!(files.text("unet/config.json").unwrap(), "{ }");
             assert_eq!(files.text("empty").unwrap(), "");
             assert_eq!(files.list("unet"), ["config.json"]);
             assert!(files.list("vae").is_empty());
-            let bytes = files.bytes(MODEL_INDEX).unwrap();
-            bytes.release();
-            assert_eq!(&*bytes, b"{}");
+            let (stored, mut last) = (files.open(MODEL_INDEX).unwrap(), [0]);
+            stored.read_at(1, &mut last).unwrap();
+            assert_eq!((stored.bytes(), &last), (2, b"}"));
             let error = files.text("vae/config.json").unwrap_err().to_string();
             assert!(error.contains("vae/config.json") && error.contains("no such file"), "{error}");
         }
@@ -240,7 +321,68 @@ mod tests {
         let files = ModelFiles::folder(folder.path()).unwrap();
         for path in ["../x", "/etc/hostname", "unet/../../x", ""] {
             assert!(!files.exists(path));
-            assert!(files.bytes(path).unwrap_err().to_string().contains("leads out of"), "{path}");
+            assert!(files.open(path).unwrap_err().to_string().contains("leads out of"), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_under_a_model_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path(MODEL_INDEX), "{}").unwrap();
+        let earlier = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        let written = |bytes: &[u8]| {
+            fs::write(path("weights"), bytes).unwrap();
+            // The system's clock may be too coarse for two writes in a row.
+            fs::File::options().write(true).open(path("weights")).unwrap().set_modified(earlier).unwrap();
+        };
+        let changes: [(&str, &dyn Fn()); 4] = [
+            ("cut off", &|| fs::write(path("weights"), "12").unwrap()),
+            ("longer", &|| fs::write(path("weights"), "123456").unwrap()),
+            ("rewritten", &|| fs::write(path("weights"), "abcd").unwrap()),
+            ("emptied", &|| fs::write(path("weights"), "").unwrap()),
+        ];
+        for (what, change) in changes {
+            written(b"1234");
+            let files = ModelFiles::folder(folder.path()).unwrap();
+            let stored = files.open("weights").unwrap();
+            let mut bytes = [0; 4];
+            stored.read_at(0, &mut bytes).and_then(|()| stored.check_unchanged()).unwrap();
+            change();
+            let error = stored.read_at(0, &mut bytes).and_then(|()| stored.check_unchanged()).unwrap_err();
+            assert_eq!(*error.scope(), crate::error::Scope::Request, "{what}");
+            assert!(error.to_string().contains("was changed while it was in use"), "{what}: {error}");
+            assert!(
+                files.open("weights").is_err(),
+                "{what}: the same model has other weights when they are opened anew"
+            );
+        }
+        // Replaced by another file: what is open stays as it was, and a second part of the model does not mix with it.
+        written(b"1234");
+        let files = ModelFiles::folder(folder.path()).unwrap();
+        let stored = files.open("weights").unwrap();
+        fs::write(path("other"), "abcd").unwrap();
+        fs::rename(path("other"), path("weights")).unwrap();
+        let mut bytes = [0; 4];
+        stored.read_at(0, &mut bytes).and_then(|()| stored.check_unchanged()).unwrap();
+        assert_eq!(&bytes, b"1234");
+        assert!(files.open("weights").unwrap_err().to_string().contains("was changed"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_pipe_or_a_folder_in_the_place_of_a_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path(MODEL_INDEX), "{}").unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        fs::create_dir(path("folder")).unwrap();
+        let files = ModelFiles::folder(folder.path()).unwrap();
+        for name in ["pipe", "folder"] {
+            assert!(files.exists(name));
+            let error = files.text(name).unwrap_err().to_string();
+            assert!(error.contains(&format!("this is a {name}; a regular file is needed")), "{error}");
         }
     }
 

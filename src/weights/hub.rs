@@ -3,7 +3,7 @@
 //! The cache and its variables are those of Python's huggingface_hub, so that both programs share their downloads:
 //! `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` and `HF_ENDPOINT`.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, path::PathBuf};
 
 use hf_hub::{
     Cache, Repo, RepoType,
@@ -15,7 +15,10 @@ use super::{
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    input,
+};
 
 /// Files that a model must have.
 const REQUIRED: [&str; 5] =
@@ -79,7 +82,7 @@ impl Settings {
             Error::input("looking for the hub's cache: there is no home directory").hint("set HF_HOME to a folder")
         })?;
         let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home?.join("token")));
-        let stored = || fs::read_to_string(token_file?).ok();
+        let stored = || input::text(&token_file?).ok();
         let token = text("HF_TOKEN").or_else(stored).map(|token| token.trim().to_owned());
         let offline = text("HF_HUB_OFFLINE").map(|word| word.to_ascii_uppercase());
         Ok(Self {
@@ -132,7 +135,7 @@ impl Settings {
     fn cached(&self, id: &str, revision: &str) -> Option<PathBuf> {
         let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
         let root = self.cache.join(repo.folder_name());
-        let commit = fs::read_to_string(root.join("refs").join(revision)).unwrap_or_else(|_| revision.to_owned());
+        let commit = input::text(&root.join("refs").join(revision)).unwrap_or_else(|_| revision.to_owned());
         let commit = commit.trim();
         let is_name = !commit.is_empty() && !commit.contains(['/', '\\']) && !commit.starts_with('.');
         let snapshot = root.join("snapshots").join(commit);
@@ -244,6 +247,7 @@ fn first_missing(snapshot: &std::path::Path, variant: Option<&str>, wanted: Want
 mod tests {
     use std::{
         collections::BTreeMap,
+        fs,
         io::{BufRead, BufReader, Write},
         net::TcpListener,
         path::Path,

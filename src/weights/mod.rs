@@ -131,7 +131,7 @@ impl Weights {
                     .found(format!("{other} in {}", file.path)));
             }
         };
-        Ok(Values::Data { dtype, bytes: file.data(tensor) })
+        Ok(file.values(tensor, dtype))
     }
 
     /// Declares that all tensors whose names begin with `prefix` stay unread on purpose: a VAE's encoder, for one.
@@ -163,9 +163,9 @@ impl Weights {
         .hint("are config.json and the weights of the same model?"))
     }
 
-    /// Gives the pages that were read back to the system, once all is packed. They come back when read again.
-    pub fn release(&self) {
-        self.0.stored.iter().flat_map(|stored| &stored.files).for_each(safetensors::File::release);
+    /// Fails where one of the files was changed since it was opened: what was read may then be of both.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.0.stored.iter().flat_map(|stored| &stored.files).try_for_each(safetensors::File::check_unchanged)
     }
 
     fn mark(&self, name: &str) {
@@ -346,7 +346,7 @@ mod tests {
         weights.get("b", &[4]).unwrap();
         assert!(weights.has("c") && !weights.has("d"));
         weights.get("c", &[1]).unwrap();
-        weights.release();
+        weights.check_unchanged().unwrap();
         weights.finish().unwrap();
     }
 

@@ -10,8 +10,11 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::files::{Bytes, ModelFiles};
-use crate::error::{Error, Result};
+use super::files::{ModelFiles, Stored};
+use crate::{
+    backend::{DType, ReadAt, Values},
+    error::{Error, Result},
+};
 
 /// Bytes of the length in front of the header.
 const PREFIX: usize = 8;
@@ -25,8 +28,8 @@ pub(super) struct File {
     pub(super) path: String,
     /// In the order in which they lie in the file.
     pub(super) tensors: Vec<Tensor>,
-    bytes: Bytes,
-    header_len: usize,
+    stored: Stored,
+    header: Vec<u8>,
 }
 
 /// What the header says of one tensor.
@@ -40,51 +43,59 @@ pub(super) struct Tensor {
 }
 
 impl File {
-    /// Maps the file and checks its header: that it is whole, that every tensor has the bytes its shape and type need,
+    /// Opens the file and checks its header: that it is whole, that every tensor has the bytes its shape and type need,
     /// and that tensors lie one after another, with neither holes nor overlaps, to the end of the file.
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
-        let bytes = files.bytes(path)?;
+        let stored = files.open(path)?;
         let path = files.path_of(path);
-        let (tensors, header_len) =
-            read_header(&bytes).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
-        Ok(Self { path, tensors, bytes, header_len })
+        let (tensors, header) =
+            read_header(&stored).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
+        Ok(Self { path, tensors, stored, header })
     }
 
     /// The JSON text of the header.
     pub(super) fn header(&self) -> &[u8] {
-        &self.bytes[PREFIX..PREFIX + self.header_len]
+        &self.header
     }
 
     /// A tensor's values, row by row, little-endian, at whatever address they happen to lie.
-    pub(super) fn data(&self, tensor: &Tensor) -> &[u8] {
-        &self.bytes[tensor.range.clone()]
+    pub(super) fn values(&self, tensor: &Tensor, dtype: DType) -> Values<'_> {
+        match self.stored.in_memory() {
+            Some(bytes) => Values::Data { dtype, bytes: &bytes[tensor.range.clone()] },
+            None => Values::Stored { dtype, bytes: tensor.range.len(), start: tensor.range.start, file: &self.stored },
+        }
     }
 
-    /// See [`Bytes::release`].
-    pub(super) fn release(&self) {
-        self.bytes.release();
+    /// See [`Stored::check_unchanged`].
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.stored.check_unchanged()
     }
 }
 
-/// The tensors, ordered by their place in the file, and the length of the header.
-fn read_header(bytes: &[u8]) -> Result<(Vec<Tensor>, usize)> {
-    let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
-        return Err(Error::input("the file ends before its header").found(format!("{} bytes", bytes.len())));
-    };
-    let declared = u64::from_le_bytes(*prefix);
+/// The tensors, ordered by their place in the file, and the text of the header.
+fn read_header(file: &Stored) -> Result<(Vec<Tensor>, Vec<u8>)> {
+    let file_bytes = file.bytes();
+    if file_bytes < PREFIX as u64 {
+        return Err(Error::input("the file ends before its header").found(format!("{file_bytes} bytes")));
+    }
+    let mut prefix = [0; PREFIX];
+    file.read_at(0, &mut prefix)?;
+    let declared = u64::from_le_bytes(prefix);
     if declared > LONGEST_HEADER {
         return Err(Error::input(format!("the header may have {LONGEST_HEADER} bytes at most"))
             .found(format!("{declared} bytes"))
             .hint("this may not be a safetensors file at all"));
     }
     let header_len = declared as usize; // at most LONGEST_HEADER
-    let Some(header) = rest.get(..header_len) else {
+    if declared > file_bytes - PREFIX as u64 {
         return Err(Error::input(format!("the header has {declared} bytes, and the file ends before that"))
-            .found(format!("a file of {} bytes", bytes.len()))
+            .found(format!("a file of {file_bytes} bytes"))
             .hint("was the download interrupted?"));
-    };
+    }
+    let mut header = vec![0; header_len];
+    file.read_at(PREFIX, &mut header)?;
     let Header(entries) =
-        serde_json::from_slice(header).map_err(|error| Error::input("the header cannot be read").source(error))?;
+        serde_json::from_slice(&header).map_err(|error| Error::input("the header cannot be read").source(error))?;
 
     let data_start = PREFIX + header_len;
     let mut tensors =
@@ -103,12 +114,12 @@ fn read_header(bytes: &[u8]) -> Result<(Vec<Tensor>, usize)> {
         }
         end = tensor.range.end;
     }
-    if end != bytes.len() {
+    if end as u64 != file_bytes {
         let error = Error::input(format!("the tensors need a file of {end} bytes"))
-            .found(format!("a file of {} bytes", bytes.len()));
-        return Err(if end > bytes.len() { error.hint("was the download interrupted?") } else { error });
+            .found(format!("a file of {file_bytes} bytes"));
+        return Err(if end as u64 > file_bytes { error.hint("was the download interrupted?") } else { error });
     }
-    Ok((tensors, header_len))
+    Ok((tensors, header))
 }
 
 /// Checks one tensor's numbers against each other.
@@ -186,14 +197,18 @@ pub(super) mod tests {
         bytes
     }
 
+    fn stored(bytes: Vec<u8>) -> Stored {
+        Stored::embedded(bytes.leak())
+    }
+
     #[test]
     fn reads_tensors_in_file_order_at_any_alignment() {
         let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]},"__metadata__":{"format":"pt"},
             "a":{"dtype":"F16","shape":[3,1],"data_offsets":[0,6]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[6,6]},
             "scalar":{"dtype":"BF16","shape":[],"data_offsets":[10,12]}}"#;
-        let (tensors, header_len) = read_header(&file(header, 12)).unwrap();
+        let (tensors, text) = read_header(&stored(file(header, 12))).unwrap();
         let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-        assert_eq!((names, header_len), (vec!["a", "empty", "b", "scalar"], header.len()));
+        assert_eq!((names, text.len()), (vec!["a", "empty", "b", "scalar"], header.len()));
         assert_eq!(tensors[0].range, PREFIX + header.len()..PREFIX + header.len() + 6);
     }
 
@@ -235,7 +250,7 @@ pub(super) mod tests {
             (file(&shape("[2.5]"), 8), "cannot be read"),
             (file(&"[".repeat(100_000), 0), "cannot be read"),
         ] {
-            let error = read_header(&bytes).unwrap_err().to_string();
+            let error = read_header(&stored(bytes)).unwrap_err().to_string();
             assert!(error.contains(words), "{error:?} lacks {words:?}");
         }
     }

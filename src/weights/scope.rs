@@ -12,9 +12,6 @@ use crate::{
     error::Result,
 };
 
-/// File pages of a packed weight this large are given back to the system at once.
-const RELEASE_FROM: usize = 1 << 20;
-
 /// Weights that are packed already, by where they rest, component, name and type, with their homes: networks that have a
 /// part in common in the same memory share it, and devices have copies of each other's.
 pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, DType), Vec<(String, Weight)>>>>;
@@ -162,9 +159,7 @@ impl Source {
     fn pack(&self, pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>) -> Result<Weight> {
         let (weight, bias) = self.values()?;
         let packed = pack(weight, bias)?;
-        if packed.bytes >= RELEASE_FROM {
-            self.weights.release();
-        }
+        self.weights.check_unchanged()?;
         Ok(packed)
     }
 }

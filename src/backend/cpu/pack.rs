@@ -1,6 +1,9 @@
 //! Weights in panels: two vectors of output columns side by side, `[k, panel]`, padded with zeros. Packed once at load,
 //! in the order in which the micro-kernel reads them.
 
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::Pod;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
@@ -34,21 +37,22 @@ pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<
     let mut packed = Pages::zeroed(cost::packed_elements(path, layer))?;
     let weight = Source::new(weight)?;
     match layer {
-        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(path, pool, layer, k, 1, &weight, &mut packed),
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(path, pool, layer, k, 1, &weight, &mut packed)?,
         Layer::Conv2d { channels, kernel, .. } => {
-            panels(path, pool, layer, channels, kernel * kernel, &weight, &mut packed);
+            panels(path, pool, layer, channels, kernel * kernel, &weight, &mut packed)?;
         }
-        Layer::Norm { .. } | Layer::Embedding { .. } => weight.read(0, &mut packed),
+        Layer::Norm { .. } | Layer::Embedding { .. } => weight.read(0, &mut packed)?,
     }
     let bias = match bias {
         None => None,
         Some(values) => {
             let source = Source::new(values)?;
             let mut bias = Pages::zeroed(cost::bias_elements(path, layer))?;
-            let len = bias.len();
-            for (column, value) in bias.iter_mut().enumerate().take(len) {
+            let mut stored = vec![0.0; layer.elements().1];
+            source.read(0, &mut stored)?;
+            for (column, value) in bias.iter_mut().enumerate() {
                 if let Some(row) = row_of(path, layer, column) {
-                    source.read(row, std::slice::from_mut(value));
+                    *value = stored[row];
                 }
             }
             Some(bias)
@@ -72,67 +76,83 @@ fn row_of(path: Path, layer: Layer, column: usize) -> Option<usize> {
     }
 }
 
+/// Bytes of a file that one task holds at a time, unless a row is longer.
+const AT_ONCE: usize = 256 << 10;
+
 /// From `[out, channels, taps]` as stored to panels of `[taps, channels, panel]`.
-fn panels(path: Path, pool: &Pool, layer: Layer, channels: usize, taps: usize, source: &Source, packed: &mut [f32]) {
+fn panels(
+    path: Path,
+    pool: &Pool,
+    layer: Layer,
+    channels: usize,
+    taps: usize,
+    source: &Source,
+    packed: &mut [f32],
+) -> Result<()> {
     let (width, k) = (path.panel(), channels * taps);
     let count = packed.len() / (width * k);
     let packed = Parts::new(packed);
-    pool.run(count, |panel| {
+    let rows_at_once = (AT_ONCE / (k * size_of::<f32>())).max(1);
+    let fill = |panel: usize| {
         // SAFETY: each panel is one task's.
         let panel_out = unsafe { packed.part(panel * width * k, width * k) };
-        let mut row = vec![0.0; k];
-        for column in 0..width {
-            let Some(out) = row_of(path, layer, panel * width + column) else { continue };
-            source.read(out * k, &mut row);
-            for tap in 0..taps {
-                let to = panel_out[tap * channels * width..].iter_mut().skip(column).step_by(width);
-                for (to, &from) in to.zip(row[tap..].iter().step_by(taps)) {
-                    *to = from;
+        let place = |column| Some((column, row_of(path, layer, panel * width + column)?));
+        let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
+        let mut rows = vec![0.0; rows_at_once.min(width) * k];
+        // Rows that are neighbours in the file are read together.
+        let neighbours = columns.chunk_by(|(_, row), (_, next)| row + 1 == *next);
+        for run in neighbours.flat_map(|run| run.chunks(rows_at_once)) {
+            let rows = &mut rows[..run.len() * k];
+            source.read(run[0].1 * k, rows)?;
+            for (&(column, _), row) in run.iter().zip(rows.chunks_exact(k)) {
+                for tap in 0..taps {
+                    let to = panel_out[tap * channels * width..].iter_mut().skip(column).step_by(width);
+                    for (to, &from) in to.zip(row[tap..].iter().step_by(taps)) {
+                        *to = from;
+                    }
                 }
             }
         }
+        Ok(())
+    };
+    let failed: Mutex<Option<Error>> = Mutex::default();
+    pool.run(count, |panel| {
+        if let Err(error) = fill(panel) {
+            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
     });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// A weight as its file has it, read as f32.
 struct Source<'a> {
     dtype: DType,
-    bytes: &'a [u8],
+    values: Values<'a>,
 }
 
 impl<'a> Source<'a> {
     fn new(values: Values<'a>) -> Result<Self> {
-        match values {
-            Values::Data { dtype: DType::U32, .. } => Err(Error::input("a weight must be of a float type, not u32")),
-            Values::Data { dtype, bytes } => Ok(Self { dtype, bytes }),
-            Values::ShapeOnly => Err(Error::input("this model was opened for planning: its weights are not here")),
-        }
+        Ok(Self { dtype: values.form()?.0, values })
     }
 
     /// Elements from `start` on.
-    fn read(&self, start: usize, to: &mut [f32]) {
-        let size = self.dtype.size();
-        let bytes = &self.bytes[start * size..(start + to.len()) * size];
-        // The file's bytes may lie at any address: they pass through an aligned piece of the stack.
-        const PIECE: usize = 256;
+    fn read(&self, start: usize, to: &mut [f32]) -> Result<()> {
+        let start = start * self.dtype.size();
         match self.dtype {
-            DType::F32 | DType::U32 => bytemuck::cast_slice_mut(to).copy_from_slice(bytes),
-            DType::F16 => {
-                let mut piece = [f16::ZERO; PIECE];
-                for (to, from) in to.chunks_mut(PIECE).zip(bytes.chunks(2 * PIECE)) {
-                    let piece = &mut piece[..to.len()];
-                    bytemuck::cast_slice_mut(piece).copy_from_slice(from);
-                    piece.convert_to_f32_slice(to);
-                }
-            }
-            DType::BF16 => {
-                let mut piece = [bf16::ZERO; PIECE];
-                for (to, from) in to.chunks_mut(PIECE).zip(bytes.chunks(2 * PIECE)) {
-                    let piece = &mut piece[..to.len()];
-                    bytemuck::cast_slice_mut(piece).copy_from_slice(from);
-                    piece.convert_to_f32_slice(to);
-                }
-            }
+            DType::F32 | DType::U32 => self.values.read(start, bytemuck::cast_slice_mut(to)),
+            DType::F16 => self.read_halves(start, to, |halves: &[f16], to| halves.convert_to_f32_slice(to)),
+            DType::BF16 => self.read_halves(start, to, |halves: &[bf16], to| halves.convert_to_f32_slice(to)),
         }
+    }
+
+    fn read_halves<T: Pod>(&self, start: usize, to: &mut [f32], convert: impl Fn(&[T], &mut [f32])) -> Result<()> {
+        let most = AT_ONCE / size_of::<T>();
+        let mut halves = vec![T::zeroed(); to.len().min(most)];
+        for (i, to) in to.chunks_mut(most).enumerate() {
+            let halves = &mut halves[..to.len()];
+            self.values.read(start + i * AT_ONCE, bytemuck::cast_slice_mut(halves))?;
+            convert(halves, to);
+        }
+        Ok(())
     }
 }

@@ -210,7 +210,9 @@ fn compiled(arch: u32) -> Result<Vec<Vec<u8>>> {
 
 fn ptx(name: &str, source: &str, arch: u32, folder: Option<&Path>) -> Result<Vec<u8>, String> {
     let file = folder.map(|folder| folder.join(cache_name(name, source, arch)));
-    if let Some(kept) = file.as_deref().and_then(|file| std::fs::read(file).ok()).filter(|kept| kept.ends_with(&[0])) {
+    if let Some(kept) =
+        file.as_deref().and_then(|file| crate::input::read(file).ok()).filter(|kept| kept.ends_with(&[0]))
+    {
         return Ok(kept);
     }
     static SAID: Once = Once::new();

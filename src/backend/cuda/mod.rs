@@ -366,10 +366,7 @@ impl Cuda {
     /// What `packing` packs, in new memory.
     fn upload(&self, packing: &Packing) -> Result<Memory> {
         let memory = self.memory(packing.packed_bytes())?;
-        self.fill(&memory, |start, to| {
-            packing.piece(start, to);
-            Ok(())
-        })?;
+        self.fill(&memory, |start, to| packing.piece(start, to))?;
         Ok(memory)
     }
 
@@ -455,11 +452,12 @@ impl Backend for Cuda {
         check_layer(layer)?;
         let rest = |packing: Packing| {
             let mut bytes = vec![0; packing.packed_bytes()];
-            packing.piece(0, &mut bytes);
-            bytes
+            let pieces = bytes.chunks_mut(PIECE_BYTES).enumerate();
+            pieces.map(|(i, to)| (i * PIECE_BYTES, to)).try_for_each(|(start, to)| packing.piece(start, to))?;
+            Ok(bytes)
         };
-        let weight = rest(Packing::weight(layer, dtype, weight)?);
-        let bias = bias.map(|bias| Packing::bias(bias).map(rest)).transpose()?;
+        let weight = rest(Packing::weight(layer, dtype, weight)?)?;
+        let bias = bias.map(|bias| Packing::bias(bias).and_then(rest)).transpose()?;
         let has_bias = bias.is_some();
         Ok(self.weight(layer, dtype, has_bias, Resting { weight, bias }))
     }

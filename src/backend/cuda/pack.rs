@@ -5,13 +5,14 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::{
     backend::{DType, Layer, Values},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// A source of packed elements, made a piece at a time.
 pub struct Packing<'a> {
     from: DType,
-    bytes: &'a [u8],
+    bytes: usize,
+    values: Values<'a>,
     to: DType,
     /// Channels and taps of each of a convolution's outputs, if they change places.
     window: Option<(usize, usize)>,
@@ -34,32 +35,42 @@ impl<'a> Packing<'a> {
     }
 
     fn new(values: Values<'a>, to: DType, window: Option<(usize, usize)>) -> Result<Self> {
-        match values {
-            Values::Data { dtype: DType::U32, .. } => Err(Error::input("weights of type u32 are none")),
-            Values::Data { dtype, bytes } => Ok(Self { from: dtype, bytes, to, window }),
-            Values::ShapeOnly => Err(Error::process("a weight without values cannot be packed for a GPU")),
-        }
+        let (from, bytes) = values.form()?;
+        Ok(Self { from, bytes, values, to, window })
     }
 
     /// What it comes to, in bytes.
     pub fn packed_bytes(&self) -> usize {
-        self.bytes.len() / self.from.size() * self.to.size()
+        self.bytes / self.from.size() * self.to.size()
     }
 
     /// Writes what stands from byte `start` on, both at whole elements.
-    pub fn piece(&self, start: usize, to: &mut [u8]) {
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn piece(&self, start: usize, to: &mut [u8]) -> Result<()> {
         let (first, count) = (start / self.to.size(), to.len() / self.to.size());
         let size = self.from.size();
         match self.window {
-            None => convert(self.from, &self.bytes[first * size..][..count * size], self.to, to),
+            None if self.from == self.to => self.values.read(first * size, to)?,
+            None => {
+                let mut stored = vec![0; count * size];
+                self.values.read(first * size, &mut stored)?;
+                convert(self.from, &stored, self.to, to);
+            }
             Some((channels, taps)) => {
+                // Whole outputs: their taps lie side by side.
+                let depth = channels * taps;
+                let outputs = first / depth..(first + count).div_ceil(depth);
+                let mut stored = vec![0; outputs.len() * depth * size];
+                self.values.read(outputs.start * depth * size, &mut stored)?;
                 let mut moved = Vec::with_capacity(count * size);
                 let mut at = first;
                 while at < first + count {
                     // As much of one tap as is wanted: its channels are `taps` apart in the file.
                     let (out, tap, channel) = (at / (taps * channels), at / channels % taps, at % channels);
                     let run = (channels - channel).min(first + count - at);
-                    let source = &self.bytes[((out * channels + channel) * taps + tap) * size..];
+                    let source = &stored[(((out - outputs.start) * channels + channel) * taps + tap) * size..];
                     for element in source.chunks(taps * size).take(run) {
                         moved.extend_from_slice(&element[..size]);
                     }
@@ -68,6 +79,7 @@ impl<'a> Packing<'a> {
                 convert(self.from, &moved, self.to, to);
             }
         }
+        Ok(())
     }
 }
 
@@ -127,7 +139,7 @@ mod tests {
             let mut got = vec![f32::NAN; stored.len()];
             for start in (0..got.len()).step_by(at_once) {
                 let end = (start + at_once).min(got.len());
-                packing.piece(4 * start, bytemuck::cast_slice_mut(&mut got[start..end]));
+                packing.piece(4 * start, bytemuck::cast_slice_mut(&mut got[start..end])).unwrap();
             }
             for (i, got) in got.iter().enumerate() {
                 let (column, tap, channel) = (i / (taps * channels), i / channels % taps, i % channels);
@@ -142,14 +154,14 @@ mod tests {
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         let linear = Layer::Linear { out: 2, k: 2 };
         let mut got = [0; 8];
-        Packing::weight(linear, DType::F16, data(DType::F32, bytes)).unwrap().piece(0, &mut got);
+        Packing::weight(linear, DType::F16, data(DType::F32, bytes)).unwrap().piece(0, &mut got).unwrap();
         assert_eq!(bytemuck::cast_slice::<u8, u16>(&got), values.map(|x| f16::from_f32(x).to_bits()));
-        Packing::weight(linear, DType::BF16, data(DType::F32, bytes)).unwrap().piece(0, &mut got);
+        Packing::weight(linear, DType::BF16, data(DType::F32, bytes)).unwrap().piece(0, &mut got).unwrap();
         assert_eq!(bytemuck::cast_slice::<u8, u16>(&got), values.map(|x| bf16::from_f32(x).to_bits()));
         let norm = Packing::weight(Layer::Norm { channels: 4 }, DType::F16, data(DType::BF16, &got)).unwrap();
         assert_eq!(norm.packed_bytes(), 16);
         let mut wide = [0f32; 4];
-        norm.piece(0, bytemuck::cast_slice_mut(&mut wide));
+        norm.piece(0, bytemuck::cast_slice_mut(&mut wide)).unwrap();
         assert_eq!(wide, values.map(|x| bf16::from_f32(x).to_f32()));
     }
 }

@@ -66,9 +66,14 @@ trait Element: bytemuck::Pod {
 
 impl Element for f32 {
     fn read(values: Values, start: usize, to: &mut [Self]) -> Result<()> {
-        let (dtype, bytes) = some(values, start, to.len())?;
+        let dtype = values.form()?.0;
+        let start = start * dtype.size();
+        if dtype == DType::F32 {
+            return values.read(start, bytemuck::cast_slice_mut(to));
+        }
+        let mut bytes = vec![0; to.len() * dtype.size()];
+        values.read(start, &mut bytes)?;
         match dtype {
-            DType::F32 => bytemuck::cast_slice_mut(to).copy_from_slice(bytes),
             DType::F16 => {
                 let halves: Vec<half::f16> =
                     bytes.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]])).collect();
@@ -78,7 +83,7 @@ impl Element for f32 {
                 let values = bytes.chunks_exact(2).map(|x| half::bf16::from_le_bytes([x[0], x[1]]).to_f32());
                 to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
             }
-            DType::U32 => return Err(Error::input("weights of type u32 are none")),
+            DType::F32 | DType::U32 => unreachable!("read above, and no form of a weight"),
         }
         Ok(())
     }
@@ -87,10 +92,8 @@ impl Element for f32 {
 /// The bits of an f16.
 impl Element for u16 {
     fn read(values: Values, start: usize, to: &mut [Self]) -> Result<()> {
-        let (dtype, bytes) = some(values, start, to.len())?;
-        if dtype == DType::F16 {
-            bytemuck::cast_slice_mut(to).copy_from_slice(bytes);
-            return Ok(());
+        if values.form()?.0 == DType::F16 {
+            return values.read(start * size_of::<u16>(), bytemuck::cast_slice_mut(to));
         }
         let mut wide = vec![0f32; to.len()];
         f32::read(values, start, &mut wide)?;
@@ -98,13 +101,6 @@ impl Element for u16 {
         halves.convert_from_f32_slice(&wide);
         to.iter_mut().zip(halves).for_each(|(to, half)| *to = half.to_bits());
         Ok(())
-    }
-}
-
-fn some(values: Values<'_>, start: usize, count: usize) -> Result<(DType, &[u8])> {
-    match values {
-        Values::Data { dtype, bytes } => Ok((dtype, &bytes[start * dtype.size()..][..count * dtype.size()])),
-        Values::ShapeOnly => Err(Error::process("a weight without values cannot be packed for a GPU")),
     }
 }
 

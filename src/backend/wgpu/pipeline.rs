@@ -186,7 +186,7 @@ fn sum_of(data: &[u8]) -> [u8; 8] {
 
 /// What a file holds behind its sum; `None` if it is not there or not as it was written.
 fn read_checked(file: &Path) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(file).ok()?;
+    let bytes = crate::input::read(file).ok()?;
     let (sum, data) = bytes.split_at_checked(8)?;
     (sum == sum_of(data)).then(|| data.to_vec())
 }
