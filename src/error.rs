@@ -98,6 +98,15 @@ impl Error {
         Self { scope: self.scope.clone(), what, found, hint, source }
     }
 
+    /// The same, of this device if it is the error of one: a backend does not know under which name it is used.
+    #[must_use]
+    pub fn of_device(mut self, device: impl fmt::Display) -> Self {
+        if let Scope::Device(name) = &mut self.scope {
+            *name = device.to_string();
+        }
+        self
+    }
+
     /// The same, found before anything ran: the input is refused.
     #[must_use]
     pub fn refused(mut self) -> Self {

@@ -19,7 +19,7 @@ fn paths() -> impl Iterator<Item = Path> {
 }
 
 fn real(path: Path, room: usize) -> Device {
-    let device = Device::new(DeviceId::CPU, Cpu::new(path, NonZero::<usize>::MIN, Vec::new(), true));
+    let device = Device::new(DeviceId::CPU, Cpu::new(path, NonZero::<usize>::MIN, Vec::new(), true).unwrap());
     device.reserve(room).unwrap();
     device
 }

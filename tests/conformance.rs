@@ -33,7 +33,7 @@ fn paths() -> impl Iterator<Item = Path> {
 }
 
 fn cpu(path: Path, threads: usize, fuse: bool) -> Cpu {
-    Cpu::new(path, NonZero::new(threads).unwrap(), Vec::new(), fuse)
+    Cpu::new(path, NonZero::new(threads).unwrap(), Vec::new(), fuse).unwrap()
 }
 
 /// The CPU in every form: kernel path, threads, with and without fused epilogues.

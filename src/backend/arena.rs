@@ -13,9 +13,12 @@ use crate::error::{Error, Result};
 /// Every range starts at a multiple of this, which suits vector loads and GPU bindings.
 pub const ALIGNMENT: usize = 256;
 
-/// Rounds up to [`ALIGNMENT`]: what an allocation of `bytes` really takes.
+/// Rounds up to [`ALIGNMENT`]: what an allocation of `bytes` really takes. Saturates where no memory could hold it.
 pub const fn aligned(bytes: usize) -> usize {
-    bytes.div_ceil(ALIGNMENT) * ALIGNMENT
+    match bytes.checked_next_multiple_of(ALIGNMENT) {
+        Some(bytes) => bytes,
+        None => usize::MAX,
+    }
 }
 
 /// A slab and the list of what is free in it. Clones share both.

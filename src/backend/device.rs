@@ -167,6 +167,10 @@ impl Device {
         self.0.transient.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn slab(&self, bytes: usize) -> Result<Slab> {
+        self.backend().slab(bytes).map_err(|error| error.of_device(self.id()))
+    }
+
     /// Makes the transient arena `bytes` large. Nothing may be in it.
     pub fn reserve(&self, bytes: usize) -> Result<()> {
         let mut transient = self.transient();
@@ -175,7 +179,7 @@ impl Device {
             return Err(Error::device(self.id(), format!("its arena cannot be replaced: {live} tensors are in it")));
         }
         *transient = None;
-        *transient = Some(Arena::new(self.id(), "transient", self.backend().slab(bytes)?, bytes));
+        *transient = Some(Arena::new(self.id(), "transient", self.slab(bytes)?, bytes));
         Ok(())
     }
 
@@ -231,7 +235,7 @@ impl Device {
 
     /// An arena of `bytes` beside the transient one.
     pub fn keep(&self, bytes: usize) -> Result<Keep> {
-        let arena = Arena::new(self.id(), "keep", self.backend().slab(bytes)?, bytes);
+        let arena = Arena::new(self.id(), "keep", self.slab(bytes)?, bytes);
         Ok(Keep { device: self.clone(), arena })
     }
 
@@ -246,7 +250,8 @@ impl Device {
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
     pub fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.check_layer(layer, dtype, weight, bias)?;
-        Ok(self.backend().pack(layer, dtype, weight, bias)?.charged_to(&self.0.weights))
+        let packed = self.backend().pack(layer, dtype, weight, bias).map_err(|error| error.of_device(self.id()))?;
+        Ok(packed.charged_to(&self.0.weights))
     }
 
     /// The same for a weight that is to rest in the host's memory: its bytes are not counted as the device's.
@@ -255,7 +260,7 @@ impl Device {
     /// As [`Device::pack`].
     pub fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.check_layer(layer, dtype, weight, bias)?;
-        self.backend().pack_to_rest(layer, dtype, weight, bias)
+        self.backend().pack_to_rest(layer, dtype, weight, bias).map_err(|error| error.of_device(self.id()))
     }
 
     /// A copy of a weight that another device has packed; `None` if it has to be packed here.
@@ -277,7 +282,8 @@ impl Device {
     /// # Errors
     /// If the device has no room.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        Ok(self.backend().fetch(resting)?.charged_to(&self.0.weights))
+        let here = self.backend().fetch(resting).map_err(|error| error.of_device(self.id()))?;
+        Ok(here.charged_to(&self.0.weights))
     }
 
     /// Refuses what is no layer, values that are not as many as it has, and a type that the device does not have.

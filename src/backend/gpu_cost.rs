@@ -2,9 +2,12 @@
 
 use super::{
     DType, Layer,
-    cpu::cost,
     params::{Attention, GroupNorm},
 };
+
+/// Pixels whose statistics group norm's kernels sum before they are combined with others: as in `group_norm.cu` and
+/// `group_norm.wgsl`.
+pub const NORM_CHUNK: u32 = 64;
 
 /// Bytes of a packed layer: weights in `dtype`, norms and biases in f32.
 pub fn packed_bytes(dtype: DType, layer: Layer, has_bias: bool) -> usize {
@@ -43,9 +46,11 @@ pub fn attention_scratch(_: &Attention) -> usize {
     0
 }
 
-/// Bytes that group norm needs beside its output: its chunks and their order are the CPU's.
+/// Bytes that group norm needs beside its output: a mean and a sum of squares for each chunk and group, then a factor and
+/// an offset for each channel.
 pub fn group_norm_scratch(p: &GroupNorm) -> usize {
-    cost::group_norm_scratch(p)
+    let chunks = p.pixels.div_ceil(NORM_CHUNK) as usize;
+    DType::F32.size() * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize)
 }
 
 #[cfg(test)]

@@ -215,10 +215,11 @@ fn call(
         [negative, positive] if apart(negative, positive) => {
             // Both before either begins: a copy waits for everything that its device was given before.
             let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
-            match sync::both(
+            let both = sync::both(
                 || negative.call(step, &inputs.0, &texts[0], spec),
                 || positive.call(step, &inputs.1, &texts[1], spec),
-            ) {
+            );
+            match both.map_err(|error| Error::request("starting a thread for the negative prompt").source(error))? {
                 // A device that failed is worse news than a request that did.
                 (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
                 (negative, positive) => Ok(vec![negative?, positive?]),

@@ -263,21 +263,24 @@ impl Thread {
 }
 
 /// Runs both at the same time, the first on a thread of its own, in the clock in which the current thread takes part.
-pub fn both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
+///
+/// # Errors
+/// If the system has no thread to give. Neither is run then.
+pub fn both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> io::Result<(A, B)> {
     let clock = Clock(SEATED.with_borrow(|seated| seated.as_ref().map(|(clock, _)| clock.clone())));
     thread::scope(|scope| {
         // Also told if `first` panics: it is dropped then.
         let (told, done) = channel::<()>(clock.clone());
         let seat = clock.seat();
-        let first = scope.spawn(move || {
+        let first = thread::Builder::new().spawn_scoped(scope, move || {
             let _seated = seat.take();
             let _told = told;
             first()
-        });
+        })?;
         let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(second));
         done.receive();
         let first = first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (first, second.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Ok((first, second.unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
     })
 }
 
@@ -316,9 +319,9 @@ mod tests {
         let _here = clock.take_part();
         let start = clock.now();
         let sleep = |seconds| clock.sleep_until(start + Duration::from_secs(seconds));
-        assert_eq!(both(|| (sleep(7), 1).1, || (sleep(5), 2).1), (1, 2));
+        assert_eq!(both(|| (sleep(7), 1).1, || (sleep(5), 2).1).unwrap(), (1, 2));
         assert_eq!(clock.now() - start, Duration::from_secs(7));
-        assert_eq!(both(|| 1, || 2), (1, 2));
+        assert_eq!(both(|| 1, || 2).unwrap(), (1, 2));
     }
 
     #[test]

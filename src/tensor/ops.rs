@@ -447,7 +447,7 @@ impl Tensor {
             x.is(OP, DType::F32)?;
             first.same_device(OP, x)?;
             let start = row * (x.shape.elements() / x.dim(0));
-            ensure(start + shape.elements() <= x.shape.elements(), OP, || {
+            ensure(start.checked_add(shape.elements()).is_some_and(|end| end <= x.shape.elements()), OP, || {
                 format!("{shape} from row {row} of {}", x.shape)
             })?;
             parts.push((*scale, &*x.buffer, start));

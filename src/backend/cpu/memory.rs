@@ -71,7 +71,7 @@ pub struct Pages(MmapMut);
 impl Pages {
     /// `count` zeros.
     pub fn zeroed(count: usize) -> Result<Self> {
-        pages(count * size_of::<f32>()).map(Self)
+        pages(count.saturating_mul(size_of::<f32>())).map(Self)
     }
 
     /// The same elements on pages of their own.
@@ -121,7 +121,7 @@ impl<'a, T> Parts<'a, T> {
     /// No two parts in use at one time may overlap.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start + len <= self.len);
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: inside the slice, as just checked; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }

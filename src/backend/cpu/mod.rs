@@ -1,6 +1,7 @@
 //! CPU cores. Ops run where they are called and have finished when they return: a queue of length zero is in order.
 
 mod attention;
+mod available;
 pub mod cost;
 mod elementwise;
 mod gemm;
@@ -21,7 +22,10 @@ use super::{
     },
     rates,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    input,
+};
 use gemm::{Lhs, Product};
 use memory::{read, write};
 pub use simd::Path;
@@ -56,9 +60,9 @@ pub fn class(path: Path) -> String {
 
 /// What this machine has under the name `cpu`.
 pub fn info() -> DeviceInfo {
-    let (memory_bytes, available) = system_memory();
+    let memory = available::memory();
     // Processes that share the cores share the memory.
-    let available = available / threads::processes() as u64;
+    let available = memory.free / threads::processes() as u64;
     let path = path().unwrap_or(Path::Portable);
     DeviceInfo {
         id: DeviceId::CPU,
@@ -66,7 +70,7 @@ pub fn info() -> DeviceInfo {
         class: class(path),
         cores: threads::cores().len(),
         allowed_cores: threads::cores().to_vec(),
-        memory_bytes,
+        memory_bytes: memory.all,
         free_bytes: super::device::plannable(available),
         overhead_bytes: 0,
         rules: super::dry::Rules::Cpu(path),
@@ -87,29 +91,9 @@ fn measured_rates(path: Path) -> Rates {
     .unwrap_or(Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
 }
 
-/// All memory and what could be had now, in bytes.
-fn system_memory() -> (u64, u64) {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let kib = meminfo.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
-        kib.unwrap_or(0u64) * 1024
-    };
-    let (mut all, mut free) = (field("MemTotal:"), field("MemAvailable:"));
-    // A container's limit counts where it is lower (control groups, version 2).
-    let number = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-    if let Some(limit) = number("/sys/fs/cgroup/memory.max") {
-        // Files that were read and could be forgotten again count as used there: a checkpoint, for one.
-        let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
-        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok());
-        let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0).saturating_sub(cached.unwrap_or(0));
-        (all, free) = (all.min(limit), free.min(limit.saturating_sub(used)));
-    }
-    (all, free)
-}
-
 /// What the processor is called.
 pub(super) fn model_name() -> String {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpuinfo = input::text(std::path::Path::new("/proc/cpuinfo")).unwrap_or_default();
     let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
@@ -117,26 +101,29 @@ pub(super) fn model_name() -> String {
 impl Cpu {
     /// Cores by number; `fuse` false leaves every epilogue but the bias to plain ops.
     ///
+    /// # Errors
+    /// If the system does not start that many threads.
+    ///
     /// # Panics
-    /// If `cores` is empty or the path is not here.
-    pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Self {
+    /// If the path is not here.
+    pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Result<Self> {
         assert!(path.is_here(), "{path} is not a kernel path of this machine");
         let home = format!("host memory, {path} panels{}", if fuse { "" } else { ", nothing fused" });
-        Self { path, pool: Pool::new(threads, cores), class: class(path), home: home.into(), fuse }
+        Ok(Self { path, pool: Pool::new(threads, cores)?, class: class(path), home: home.into(), fuse })
     }
 
     /// All cores that this process may use, wherever the system puts the threads.
     pub fn whole() -> Result<Self> {
         threads::asked()?;
         let threads = NonZero::new(threads::cores().len()).expect("a process has a core");
-        Ok(Self::new(path()?, threads, Vec::new(), true))
+        Self::new(path()?, threads, Vec::new(), true)
     }
 
     /// These cores, to which its threads are bound.
     pub fn on(cores: Vec<usize>) -> Result<Self> {
         threads::asked()?;
         let threads = NonZero::new(cores.len()).ok_or_else(|| Error::input("a CPU device needs a core"))?;
-        Ok(Self::new(path()?, threads, cores, true))
+        Self::new(path()?, threads, cores, true)
     }
 
     /// Threads that compute.

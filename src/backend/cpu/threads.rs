@@ -113,23 +113,28 @@ impl Shared {
 
 impl Pool {
     /// A pool of `threads`, the caller among them, kept on `cores` if any are given.
-    pub fn new(threads: NonZero<usize>, cores: Vec<usize>) -> Self {
-        let shared = Arc::<Shared>::default();
-        let helpers = (1..threads.get())
-            .map(|i| {
-                let (shared, cores) = (shared.clone(), cores.clone());
-                std::thread::Builder::new()
-                    .name(format!("cpu {i}"))
-                    .spawn(move || {
-                        // Whoever starts it may be bound to other cores.
-                        bind(if cores.is_empty() { allowed() } else { &cores });
-                        shared.help();
-                    })
-                    .expect("the system can start a thread for each core")
-            })
-            .collect();
+    ///
+    /// # Errors
+    /// If the system does not start that many threads.
+    pub fn new(threads: NonZero<usize>, cores: Vec<usize>) -> Result<Self> {
         static POOLS: AtomicU64 = AtomicU64::new(1);
-        Self { shared, helpers, id: POOLS.fetch_add(1, Ordering::Relaxed), cores, turn: Mutex::default() }
+        let (shared, id) = (Arc::<Shared>::default(), POOLS.fetch_add(1, Ordering::Relaxed));
+        let mut pool = Self { shared, helpers: Vec::new(), id, cores, turn: Mutex::default() };
+        for i in 1..threads.get() {
+            let (shared, cores) = (pool.shared.clone(), pool.cores.clone());
+            let helper = std::thread::Builder::new().name(format!("cpu {i}")).spawn(move || {
+                // Whoever starts it may be bound to other cores.
+                bind(if cores.is_empty() { allowed() } else { &cores });
+                shared.help();
+            });
+            // Those that have started end with the pool.
+            pool.helpers.push(helper.map_err(|error| {
+                Error::process(format!("starting {threads} threads that compute, one for each core: number {}", i + 1))
+                    .source(error)
+                    .hint("a higher limit of processes (ulimit -u), or fewer threads: SDSHARD_THREADS=1")
+            })?);
+        }
+        Ok(pool)
     }
 
     /// Threads that work, the caller included.
@@ -302,7 +307,7 @@ mod tests {
     use super::*;
 
     fn pool(threads: usize) -> Pool {
-        Pool::new(NonZero::new(threads).unwrap(), Vec::new())
+        Pool::new(NonZero::new(threads).unwrap(), Vec::new()).unwrap()
     }
 
     #[test]

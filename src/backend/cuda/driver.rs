@@ -7,6 +7,7 @@
 
 use std::{
     ffi::{CString, c_int, c_void},
+    ops::Range,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -317,9 +318,16 @@ impl Memory {
         self.bytes
     }
 
-    /// The address of byte `offset`.
+    /// The address of byte `offset`, for a kernel.
     pub fn at(&self, offset: usize) -> u64 {
         self.at + offset as u64
+    }
+
+    /// The address of byte `offset`, with `bytes` behind it.
+    fn range(&self, offset: usize, bytes: usize) -> u64 {
+        let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        assert!(fits, "{bytes} bytes at {offset} of {} on {}", self.bytes, self.context.id);
+        self.at(offset)
     }
 
     /// The GPU that it belongs to.
@@ -426,45 +434,62 @@ impl Stream {
         self.context.done("awaiting an event", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
     }
 
-    /// Host to device: `range` of pinned memory, which must not change until an event recorded later has happened.
-    pub fn upload(&self, from: &Pinned, range: std::ops::Range<usize>, to: u64) -> Result<()> {
+    /// Host to device: `range` of pinned memory, which must not change until an event recorded later has happened, to byte
+    /// `at` of `to`.
+    ///
+    /// # Panics
+    /// If either does not hold that many bytes, as in all copies.
+    pub fn upload(&self, from: &Pinned, range: Range<usize>, to: &Memory, at: usize) -> Result<()> {
         self.context.enter()?;
         assert!(range.start <= range.end && range.end <= from.bytes, "a copy from inside the pinned memory");
-        // SAFETY: the range is inside, and the caller leaves it alone.
+        let to = to.range(at, range.len());
+        // SAFETY: the range is inside, and memory of either kind waits for all work before it is given back.
         let bytes = unsafe { std::slice::from_raw_parts(from.at.add(range.start), range.len()) };
-        // SAFETY: `to` is inside of a buffer whose size the caller compared.
+        // SAFETY: `to` has room for them, as just checked.
         self.context.done("copying to it", unsafe { result::memcpy_htod_async(to, bytes, self.raw) })
     }
 
-    /// Device to host: into the first `bytes` of pinned memory, where they are once the stream was waited for.
-    pub fn download(&self, from: u64, bytes: usize, to: &mut Pinned) -> Result<()> {
+    /// Device to host: from byte `at` into the first `bytes` of pinned memory, where they are once the stream was waited
+    /// for.
+    pub fn download(&self, from: &Memory, at: usize, bytes: usize, to: &mut Pinned) -> Result<()> {
         self.context.enter()?;
-        // SAFETY: `from` is inside of a buffer whose size the caller compared; `to` is borrowed until it is waited for.
+        let from = from.range(at, bytes);
+        // SAFETY: both are as long, and memory of either kind waits for all work before it is given back.
         let copied = unsafe { result::memcpy_dtoh_async(&mut to.as_mut()[..bytes], from, self.raw) };
         self.context.done("copying from it", copied)
     }
 
-    /// Device to host, awaited: quick into pinned memory, right into any.
-    pub fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+    /// Device to host, awaited, from byte `at` on.
+    pub fn read(&self, from: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
         self.context.enter()?;
-        // SAFETY: `from` is inside of a buffer whose size the caller compared; `to` is borrowed until it is there.
-        let copied = unsafe { result::memcpy_dtoh_async(to, from, self.raw) };
-        self.context.done("copying from it", copied)?;
-        self.synchronize()
+        let from = from.range(at, to.len());
+        let mut here = vec![0; to.len()];
+        // SAFETY: both are as long, and `here` outlives the copy: see below.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut here, from, self.raw) };
+        let done = self.context.done("copying from it", copied).and_then(|()| self.synchronize());
+        match &done {
+            Ok(()) => to.copy_from_slice(&here),
+            // A copy that cannot be waited for may still write: nobody else gets this memory.
+            Err(_) => std::mem::forget(here),
+        }
+        done
     }
 
-    /// Within the device.
-    pub fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+    /// Within the device: `bytes` from a byte of one memory to a byte of another.
+    pub fn copy(&self, (from, at): (&Memory, usize), (to, to_at): (&Memory, usize), bytes: usize) -> Result<()> {
         self.context.enter()?;
-        // SAFETY: both are inside of buffers whose sizes the caller compared.
+        let (from, to) = (from.range(at, bytes), to.range(to_at, bytes));
+        // SAFETY: both are as long, and memory waits for all work before it is given back.
         self.context.done("copying within it", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
     }
 
-    /// To another GPU. Both memories must be awaited and held by the caller.
-    pub fn send(&self, from: u64, receiver: &Context, to: u64, bytes: usize) -> Result<()> {
+    /// The same to another GPU's memory, which has to stay until this queue was waited for, by an event or here.
+    pub fn send(&self, (from, at): (&Memory, usize), (to, to_at): (&Memory, usize), bytes: usize) -> Result<()> {
         self.context.enter()?;
-        // SAFETY: both are inside of buffers whose sizes the caller compared, each of its own context.
-        let sent = unsafe { result::memcpy_peer_async(receiver.raw, to, self.context.raw, from, bytes, self.raw) };
+        let (receiver, from, to) = (to.context.raw, from.range(at, bytes), to.range(to_at, bytes));
+        // SAFETY: both are as long, each of its own context. This one waits for all work before memory of it is given
+        // back, and whoever sends keeps the receiver's until the copy is over.
+        let sent = unsafe { result::memcpy_peer_async(receiver, to, self.context.raw, from, bytes, self.raw) };
         self.context.done("copying to another device", sent)
     }
 
@@ -473,17 +498,20 @@ impl Stream {
         self.context.enter()?;
         let Call { kernel, grid: [x, y, z], threads, arguments } = call;
         let mut places = arguments.places();
-        // SAFETY: the kernel is of a module of this context that stays loaded, the arguments are those of its signature
-        // (tests run every kernel), and the driver copies them before it returns.
+        // SAFETY: a call holds the module of its kernel, `Call::new` was promised that the arguments fit, and the driver
+        // copies them before it returns.
         let launched =
-            unsafe { result::launch_kernel(kernel.0, (*x, *y, *z), (*threads, 1, 1), 0, self.raw, &mut places) };
+            unsafe { result::launch_kernel(kernel.raw, (*x, *y, *z), (*threads, 1, 1), 0, self.raw, &mut places) };
         self.context.done("starting a kernel", launched)
     }
 
     /// Enqueues a graph of this context.
-    pub fn replay(&self, graph: &Graph) -> Result<()> {
+    ///
+    /// # Safety
+    /// The calls that it was made of could be launched in its place: their memory still lives.
+    pub unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.enter()?;
-        // SAFETY: both are open; what its kernels read and write is what they would if they were launched one by one.
+        // SAFETY: both are open; what its kernels read and write is there, as the caller promises.
         self.context.done("starting a graph", unsafe { result::graph::launch(graph.raw, self.raw) })
     }
 }
@@ -539,9 +567,20 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-/// A kernel of a module that stays loaded.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Function(CUfunction);
+/// A kernel, and its module, which stays loaded meanwhile.
+#[derive(Clone)]
+pub struct Function {
+    raw: CUfunction,
+    _module: Arc<Module>,
+}
+
+impl PartialEq for Function {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
+}
+
+impl Eq for Function {}
 
 // SAFETY: a function is an address in a module that is only read.
 unsafe impl Send for Function {}
@@ -550,12 +589,12 @@ unsafe impl Sync for Function {}
 
 impl Module {
     /// The kernel of this name; `None` if it has none.
-    pub fn function(&self, name: &str) -> Result<Option<Function>> {
+    pub fn function(self: &Arc<Self>, name: &str) -> Result<Option<Function>> {
         self.context.enter()?;
         let name = CString::new(name).expect("a kernel's name has no NUL");
         // SAFETY: the module is loaded.
         match unsafe { result::module::get_function(self.raw, name) } {
-            Ok(function) => Ok(Some(Function(function))),
+            Ok(raw) => Ok(Some(Function { raw, _module: self.clone() })),
             Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND)) => Ok(None),
             Err(error) => self.context.done("looking a kernel up", Err(error)),
         }
@@ -575,14 +614,24 @@ impl Drop for Module {
 /// A kernel that is to run.
 #[derive(PartialEq, Eq)]
 pub struct Call {
-    /// Which.
-    pub kernel: Function,
+    kernel: Function,
     /// Blocks in each dimension.
-    pub grid: [u32; 3],
+    grid: [u32; 3],
     /// Threads of a block.
-    pub threads: u32,
+    threads: u32,
     /// What it is given.
-    pub arguments: Arguments,
+    arguments: Arguments,
+}
+
+impl Call {
+    /// A kernel on a grid of blocks.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's signature, every address is one of memory of the kernel's GPU that holds what
+    /// the kernel reads and writes from there, and that memory lives until the call is launched.
+    pub unsafe fn new(kernel: Function, grid: [u32; 3], threads: u32, arguments: Arguments) -> Self {
+        Self { kernel, grid, threads, arguments }
+    }
 }
 
 /// Kernels that run one after the other, ready to be enqueued as one.
@@ -627,7 +676,7 @@ fn chain(graph: CUgraph, calls: &[Call]) -> Result<(), DriverError> {
     for Call { kernel, grid, threads, arguments } in calls {
         let mut places = arguments.places();
         let node = CUDA_KERNEL_NODE_PARAMS {
-            func: kernel.0,
+            func: kernel.raw,
             gridDimX: grid[0],
             gridDimY: grid[1],
             gridDimZ: grid[2],

@@ -127,7 +127,7 @@ fn built_in(source: &str, arch: &str) -> Option<&'static [u8]> {
 pub struct Kernels {
     /// What [`Origin::arch`] says.
     pub arch: u32,
-    modules: Vec<Module>,
+    modules: Vec<Arc<Module>>,
     functions: RwLock<HashMap<String, Function>>,
 }
 
@@ -150,7 +150,7 @@ impl Kernels {
             Origin::Nvrtc(_) => compiled(arch)?,
         };
         let load = |(image, (source, _)): (&Vec<u8>, &(&str, &str))| {
-            context.load(image).map_err(|error| {
+            context.load(image).map(Arc::new).map_err(|error| {
                 error.context(format!("kernels/{source}.cu")).hint(format!(
                     "the driver, of CUDA {}.{}, may be older than what made the kernels: update it, or install an older \
                      NVRTC",
@@ -169,11 +169,11 @@ impl Kernels {
     /// If there is none: an image that was built from other sources.
     pub fn get(&self, name: &str) -> Result<Function> {
         if let Some(function) = self.functions.read().unwrap_or_else(PoisonError::into_inner).get(name) {
-            return Ok(*function);
+            return Ok(function.clone());
         }
         for module in &self.modules {
             if let Some(function) = module.function(name)? {
-                self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), function);
+                self.functions.write().unwrap_or_else(PoisonError::into_inner).insert(name.into(), function.clone());
                 return Ok(function);
             }
         }
@@ -193,11 +193,12 @@ fn compiled(arch: u32) -> Result<Vec<Vec<u8>>> {
     let results: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
         let compile = |(name, source): &(&'static str, &'static str)| {
             let (name, source, folder) = (*name, *source, folder.as_deref());
-            scope.spawn(move || ptx(name, source, arch, folder))
+            std::thread::Builder::new().spawn_scoped(scope, move || ptx(name, source, arch, folder))
         };
         let threads: Vec<_> = SOURCES.iter().map(compile).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<Result<Vec<u8>, String>>| {
-            thread.join().unwrap_or_else(|_| Err("the compiler's thread panicked".into()))
+        let join = |thread: std::io::Result<std::thread::ScopedJoinHandle<Result<Vec<u8>, String>>>| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|_| Err("the compiler's thread panicked".into())),
+            Err(error) => Err(format!("starting the compiler's thread: {error}")),
         };
         threads.into_iter().map(join).collect()
     });

@@ -275,10 +275,16 @@ fn arena(buffer: &Buffer) -> Option<&Arena> {
     }
 }
 
+/// The memory that a buffer is in, and its first byte there.
+fn place(buffer: &Buffer) -> (&Memory, usize) {
+    let arena = arena(buffer).expect("tensor/ops.rs compares devices: a buffer is where its op runs");
+    (&arena.memory, buffer.offset())
+}
+
 /// The address of a buffer's first byte.
 fn at(buffer: &Buffer) -> u64 {
-    let arena = arena(buffer);
-    arena.expect("tensor/ops.rs compares devices: a buffer is where its op runs").memory.at(buffer.offset())
+    let (memory, offset) = place(buffer);
+    memory.at(offset)
 }
 
 fn packed(w: &Weight) -> &Packed {
@@ -301,7 +307,10 @@ impl Cuda {
             return Err(Error::request(format!("{} on {:?} blocks is too large", launch.kernel, launch.grid)));
         }
         let kernel = self.gpu.kernels.get(&launch.kernel)?;
-        self.queues.compute.launch(Call { kernel, grid: launch.grid, threads: launch.threads, arguments })
+        // SAFETY: `tensor/ops.rs` has compared shapes, types and devices, and its tensors are borrowed until the op is
+        // enqueued; tests run every kernel with these arguments. Memory that is given back waits for what is enqueued.
+        let call = unsafe { Call::new(kernel, launch.grid, launch.threads, arguments) };
+        self.queues.compute.launch(call)
     }
 
     /// A matrix product. `fields` are its sizes; the rows of a launch, `rows_per_add` and the activation follow them.
@@ -357,7 +366,7 @@ impl Cuda {
         let mut ring = locked(&self.weights);
         for start in (0..memory.bytes()).step_by(PIECE_BYTES) {
             let count = PIECE_BYTES.min(memory.bytes() - start);
-            ring.upload(&self.queues.copy, count, memory.at(start), |to| piece(start, to))?;
+            ring.upload(&self.queues.copy, count, (memory, start), |to| piece(start, to))?;
         }
         // Any queue of this GPU may use it from here on.
         self.queues.copy.synchronize()
@@ -376,10 +385,14 @@ impl Cuda {
         let memory = self.memory(from.bytes())?;
         match peer::link(from.context(), &self.gpu.context)? {
             Link::Direct => {
-                sender.copy.send(from.at(0), &self.gpu.context, memory.at(0), from.bytes())?;
-                sender.copy.synchronize()?;
+                let sent = sender.copy.send((from, 0), (&memory, 0), from.bytes());
+                if let Err(error) = sent.and_then(|()| sender.copy.synchronize()) {
+                    // A copy that cannot be waited for may still write: nobody else gets this memory.
+                    std::mem::forget(memory);
+                    return Err(error);
+                }
             }
-            Link::None | Link::Corrupt => self.fill(&memory, |start, to| sender.copy.read(from.at(start), to))?,
+            Link::None | Link::Corrupt => self.fill(&memory, |start, to| sender.copy.read(from, start, to))?,
         }
         Ok(memory)
     }
@@ -550,7 +563,7 @@ impl Backend for Cuda {
     fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
         let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
         let (dtype, (weight, bias)) = (x.dtype(), parts(w));
-        let (chunks, eights) = (p.pixels.div_ceil(64), p.groups.div_ceil(8));
+        let (chunks, eights) = (p.pixels.div_ceil(gpu_cost::NORM_CHUNK), p.groups.div_ceil(8));
         let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
         self.run(
             &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
@@ -636,8 +649,9 @@ impl Backend for Cuda {
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
         let (mut ring, stream) = (locked(&self.uploads), self.queues.compute.stream()?);
+        let (memory, start) = place(out);
         for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
-            ring.upload(stream, piece.len(), at(out) + (i * PIECE_BYTES) as u64, |to| {
+            ring.upload(stream, piece.len(), (memory, start + i * PIECE_BYTES), |to| {
                 to.copy_from_slice(piece);
                 Ok(())
             })?;
@@ -647,8 +661,9 @@ impl Backend for Cuda {
 
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
         let (mut staging, stream) = (locked(&self.download), self.queues.compute.stream()?);
+        let (memory, start) = place(x);
         for (i, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
-            stream.download(at(x) + (i * PIECE_BYTES) as u64, piece.len(), &mut staging)?;
+            stream.download(memory, start + i * PIECE_BYTES, piece.len(), &mut staging)?;
             stream.synchronize()?;
             piece.copy_from_slice(&staging.as_mut()[..piece.len()]);
         }
@@ -656,7 +671,8 @@ impl Backend for Cuda {
     }
 
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
-        self.queues.compute.stream()?.copy(at(x) + from as u64, at(out) + to as u64, bytes)
+        let ((x, x_start), (out, out_start)) = (place(x), place(out));
+        self.queues.compute.stream()?.copy((x, x_start + from), (out, out_start + to), bytes)
     }
 
     fn hold(&self) {
@@ -676,7 +692,7 @@ impl Backend for Cuda {
         // It is made, and what lay in its place is no longer used.
         sender.copy.wait(&theirs.record()?)?;
         sender.copy.wait(&ours.record()?)?;
-        sender.copy.send(at(x), &self.gpu.context, at(out), x.bytes())?;
+        sender.copy.send(place(x), place(out), x.bytes())?;
         let arrived = sender.copy.record()?;
         ours.wait(&arrived)?;
         // The sender may use the memory for something else as soon as this returns: its queue waits too, rather than the

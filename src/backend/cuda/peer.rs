@@ -58,13 +58,21 @@ pub fn link(a: &Arc<Context>, b: &Arc<Context>) -> Result<Link> {
 /// Whether what both send to each other at the same time arrives.
 fn delivers(a: &Arc<Context>, b: &Arc<Context>) -> Result<bool> {
     let mut ends = [End::new(a, 1)?, End::new(b, 2)?];
-    let [first, second] = &ends;
-    first.stream.send(first.sent.at(0), second.stream.context(), second.received.at(0), TRIAL_BYTES)?;
-    second.stream.send(second.sent.at(0), first.stream.context(), first.received.at(0), TRIAL_BYTES)?;
-    first.stream.synchronize()?;
-    second.stream.synchronize()?;
+    if let Err(error) = exchange(&ends) {
+        // A copy that cannot be waited for may still write: nobody else gets this memory.
+        std::mem::forget(ends);
+        return Err(error);
+    }
     let [first, second] = &mut ends;
     Ok(first.has(2)? && second.has(1)?)
+}
+
+/// Sends what each has to the other, and waits for both.
+fn exchange([first, second]: &[End; 2]) -> Result<()> {
+    first.stream.send((&first.sent, 0), (&second.received, 0), TRIAL_BYTES)?;
+    second.stream.send((&second.sent, 0), (&first.received, 0), TRIAL_BYTES)?;
+    first.stream.synchronize()?;
+    second.stream.synchronize()
 }
 
 /// One of two GPUs that try a link out.
@@ -89,17 +97,17 @@ impl End {
         let (stream, mut host) = (Stream::new(context)?, Pinned::new(context, TRIAL_BYTES)?);
         let (sent, received) = (Memory::new(context, TRIAL_BYTES)?, Memory::new(context, TRIAL_BYTES)?);
         pattern(seed, host.as_mut());
-        stream.upload(&host, 0..TRIAL_BYTES, sent.at(0))?;
+        stream.upload(&host, 0..TRIAL_BYTES, &sent, 0)?;
         stream.synchronize()?;
         // What was never delivered is not taken for what was sent.
         host.as_mut().fill(0);
-        stream.upload(&host, 0..TRIAL_BYTES, received.at(0))?;
+        stream.upload(&host, 0..TRIAL_BYTES, &received, 0)?;
         stream.synchronize()?;
         Ok(Self { stream, host, sent, received })
     }
 
     fn has(&mut self, seed: u8) -> Result<bool> {
-        self.stream.download(self.received.at(0), TRIAL_BYTES, &mut self.host)?;
+        self.stream.download(&self.received, 0, TRIAL_BYTES, &mut self.host)?;
         self.stream.synchronize()?;
         let mut want = vec![0; TRIAL_BYTES];
         pattern(seed, &mut want);

@@ -122,7 +122,8 @@ impl Queue {
             );
         }
         match &known.graph {
-            Made::Graph(graph) => self.stream.replay(graph),
+            // SAFETY: it was made of a list equal to `calls`, to the last address, and these are to be launched now.
+            Made::Graph(graph) => unsafe { self.stream.replay(graph) },
             Made::NotYet | Made::Refused => self.launch_each(&calls),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use super::driver::{Context, Event, Pinned, Stream};
+use super::driver::{Context, Event, Memory, Pinned, Stream};
 use crate::error::Result;
 
 /// Bytes of a ring.
@@ -24,24 +24,24 @@ impl Ring {
         Ok(Self { memory: Pinned::new(context, RING_BYTES)?, next: 0, busy: VecDeque::new() })
     }
 
-    /// Enqueues a copy of `bytes`, [`PIECE_BYTES`] at most, that `fill` writes, to address `to`.
+    /// Enqueues a copy of `bytes`, [`PIECE_BYTES`] at most, that `fill` writes, to byte `at` of `to`.
     pub fn upload(
         &mut self,
         stream: &Stream,
         bytes: usize,
-        to: u64,
+        (to, at): (&Memory, usize),
         fill: impl FnOnce(&mut [u8]) -> Result<()>,
     ) -> Result<()> {
         assert!(bytes <= PIECE_BYTES, "pieces are cut by the caller");
         let start = if self.next + bytes > RING_BYTES { 0 } else { self.next };
         let range = start..start + bytes;
         while self.busy.iter().any(|(busy, _)| overlap(busy, &range)) {
-            // Copies end in order.
-            let (_, event) = self.busy.pop_front().expect("one of them overlaps");
-            event.synchronize()?;
+            // Copies end in order. One that cannot be waited for stays busy.
+            self.busy.front().expect("one of them overlaps").1.synchronize()?;
+            self.busy.pop_front();
         }
         fill(&mut self.memory.as_mut()[range.clone()])?;
-        stream.upload(&self.memory, range.clone(), to)?;
+        stream.upload(&self.memory, range.clone(), to, at)?;
         self.busy.push_back((range, stream.record()?));
         self.next = start + bytes.next_multiple_of(64);
         Ok(())

@@ -73,7 +73,7 @@ const SLICE: u32 = 64;
 /// Workgroups along one dimension: what every driver offers.
 const MOST_GROUPS: u32 = 65535;
 /// Pixels whose statistics a workgroup of group norm takes, as in `group_norm.wgsl`.
-const CHUNK: u32 = 64;
+const CHUNK: u32 = gpu_cost::NORM_CHUNK;
 
 /// One device of an adapter.
 pub struct Wgpu {
