@@ -584,6 +584,7 @@ fn devices_as_json_have_the_documented_fields() {
             "gflops: number",
             "bandwidth_gb_per_s: number",
             "link_gb_per_s: number",
+            "rates_measured: number",
         ];
         assert_eq!(fields(device), wanted);
     }

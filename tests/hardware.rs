@@ -550,19 +550,19 @@ fn the_program_plans_from_configs_for_devices_that_are_not_here() {
 #[test]
 fn rates_are_measured_once_for_each_number_of_cores() {
     let cache = tempfile::tempdir().unwrap();
-    let list = |threads: &str, cache: &Path| -> Value {
+    let list = |anew: &[&str], threads: &str, cache: &Path| -> Value {
         let mut command = sdshard(&["devices", "--json"]);
-        command.env("XDG_CACHE_HOME", cache).env("SDSHARD_THREADS", threads);
+        command.args(anew).env("XDG_CACHE_HOME", cache).env("SDSHARD_THREADS", threads);
         serde_json::from_str(&succeeds(&mut command)).unwrap()
     };
-    let first = list("1", cache.path());
+    let first = list(&[], "1", cache.path());
     for rate in ["gflops", "bandwidth_gb_per_s", "link_gb_per_s"] {
         assert!(first[0][rate].as_f64().unwrap() > 0.0, "{first}");
     }
     let file = cache.path().join("sdshard/rates.toml");
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains(", 1 cores, sdshard "), "{text}");
-    // A plan believes what the file says, and `devices` measures anew.
+    // Plans and lists believe what the file says, and `devices --measure` measures anew.
     let flops = text.lines().find(|line| line.starts_with("flops = ")).unwrap();
     fs::write(&file, text.replace(flops, "flops = 1.25e15")).unwrap();
     let seconds = || -> f64 {
@@ -572,12 +572,19 @@ fn rates_are_measured_once_for_each_number_of_cores() {
         plan["seconds_per_image"].as_f64().unwrap()
     };
     let planted = seconds();
-    assert!(list("1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
+    assert_eq!(list(&[], "1", cache.path())[0]["gflops"], 1.25e6, "a list does not measure what is known");
+    assert!(list(&["--measure"], "1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
     assert!(seconds() > planted, "measured anew and remembered");
+    // Rates of another version are of other kernels.
+    let text = fs::read_to_string(&file).unwrap();
+    let version = format!("sdshard {}", env!("CARGO_PKG_VERSION"));
+    let flops = text.lines().find(|line| line.starts_with("flops = ")).unwrap();
+    fs::write(&file, text.replace(&version, "sdshard 0.0.0").replace(flops, "flops = 1.25e15")).unwrap();
+    assert!(list(&[], "1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
     // A cache that is none is no reason to fail.
     fs::write(&file, "not toml").unwrap();
-    assert!(list("1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
+    assert!(list(&[], "1", cache.path())[0]["gflops"].as_f64().unwrap() < 1e6);
     let nowhere = cache.path().join("file");
     fs::write(&nowhere, "").unwrap();
-    assert_eq!(list("1", &nowhere)[0]["cores"], 1);
+    assert_eq!(list(&[], "1", &nowhere)[0]["cores"], 1);
 }

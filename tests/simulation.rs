@@ -105,6 +105,7 @@ impl World {
             rules,
             rates: rates(speed),
             f32_flops: rates(speed).flops,
+            rates_measured: None,
             only_named: false,
         });
         let infos: Vec<DeviceInfo> = infos.collect();

@@ -1,8 +1,11 @@
 //! A device in use: its backend and its transient arena.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
 };
 
 use super::{
@@ -56,6 +59,8 @@ pub struct DeviceInfo {
     pub rates: Rates,
     /// Floating-point operations per second in f32.
     pub f32_flops: f64,
+    /// When its rates were measured; `None` if they are assumed.
+    pub rates_measured: Option<SystemTime>,
     /// Whether it is used only where a map names it.
     pub only_named: bool,
 }
@@ -410,15 +415,12 @@ pub fn absent(id: DeviceId) -> Error {
 }
 
 /// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
-/// [`rates`](super::rates).
+/// [`rates`](super::rates). Those that are used only where a map names them are not opened for that, see [`measured`].
 pub fn visible() -> Vec<DeviceInfo> {
     let mut cuda = cuda_infos();
-    let mut others = wgpu_infos();
-    if cuda.iter().any(|device| !device.only_named) {
-        // The same cards once more and slower, or slower ones: for those who name them.
-        others.iter_mut().for_each(|device| device.only_named = true);
-    }
-    cuda.append(&mut others);
+    // The same cards once more and slower, or slower ones: for those who name them.
+    let only_named = cuda.iter().any(|device| !device.only_named);
+    cuda.append(&mut wgpu_infos(only_named));
     let (named, free) = cuda.into_iter().partition::<Vec<_>, _>(|device| device.only_named);
     free.into_iter().chain([cpu::info()]).chain(named).collect()
 }
@@ -443,9 +445,21 @@ fn cuda_infos() -> Vec<DeviceInfo> {
     Vec::new()
 }
 
+/// What is known of a device of this machine, with its rates measured even if it is used only where a map names it.
+pub fn measured(info: &DeviceInfo) -> DeviceInfo {
+    #[cfg(feature = "wgpu")]
+    if info.only_named
+        && info.id.kind == DeviceKind::Wgpu
+        && let Some(DeviceInfo { rates, f32_flops, rates_measured, .. }) = super::wgpu::measured(info.id)
+    {
+        return DeviceInfo { rates, f32_flops, rates_measured, ..info.clone() };
+    }
+    info.clone()
+}
+
 #[cfg(feature = "wgpu")]
-fn wgpu_infos() -> Vec<DeviceInfo> {
-    super::wgpu::infos()
+fn wgpu_infos(only_named: bool) -> Vec<DeviceInfo> {
+    super::wgpu::infos(only_named)
 }
 
 #[cfg(feature = "wgpu")]
@@ -459,7 +473,7 @@ fn wgpu_device(id: DeviceId, _: usize) -> Result<Device> {
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn wgpu_infos() -> Vec<DeviceInfo> {
+fn wgpu_infos(_: bool) -> Vec<DeviceInfo> {
     Vec::new()
 }
 

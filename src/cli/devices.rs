@@ -1,6 +1,6 @@
 //! `sdshard devices`: what this machine has.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sdshard::{
     backend::{self, DeviceInfo},
@@ -13,8 +13,9 @@ use super::{DevicesArgs, check, model, progress::Console};
 
 /// Prints a line for each device.
 pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
-    // A machine that was busy the first time is not slow for ever.
-    backend::rates::measure_anew();
+    if args.measure {
+        backend::rates::measure_anew();
+    }
     let begun = Instant::now();
     let devices = backend::visible();
     if args.check {
@@ -34,6 +35,7 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
                     "gflops": device.rates.flops / 1e9,
                     "bandwidth_gb_per_s": device.rates.bandwidth / 1e9,
                     "link_gb_per_s": device.rates.link / 1e9,
+                    "rates_measured": device.rates_measured.and_then(|at| Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs())),
                 })
             })
             .collect();
@@ -58,7 +60,7 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
 /// A device in a line.
 pub fn describe(device: &DeviceInfo) -> String {
     format!(
-        "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s, numerics {}",
+        "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s ({}), numerics {}",
         device.id,
         device.name,
         if device.cores > 0 { format!("{} cores, ", device.cores) } else { String::new() },
@@ -66,8 +68,20 @@ pub fn describe(device: &DeviceInfo) -> String {
         format_bytes(device.memory_bytes),
         device.rates.flops / 1e9,
         device.rates.bandwidth / 1e9,
+        age(device.rates_measured, SystemTime::now()),
         device.class,
     )
+}
+
+/// How long ago rates were measured.
+fn age(measured: Option<SystemTime>, now: SystemTime) -> String {
+    let Some(at) = measured else { return "assumed".into() };
+    match now.duration_since(at).unwrap_or_default().as_secs() {
+        0..60 => "measured just now".into(),
+        seconds @ 60..3600 => format!("measured {} min ago", seconds / 60),
+        seconds @ 3600..172_800 => format!("measured {} h ago", seconds / 3600),
+        seconds => format!("measured {} days ago", seconds / 86_400),
+    }
 }
 
 /// Why there are no devices of CUDA, if there are none.
@@ -80,4 +94,23 @@ pub fn cuda_absence() -> Option<String> {
 #[cfg(not(feature = "cuda"))]
 pub fn cuda_absence() -> Option<String> {
     Some("not in this build".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_age_is_said_in_the_unit_that_suits_it() {
+        let now = UNIX_EPOCH + Duration::from_secs(10_000_000);
+        let ago = |seconds| age(Some(now - Duration::from_secs(seconds)), now);
+        assert_eq!(ago(59), "measured just now");
+        assert_eq!(ago(3599), "measured 59 min ago");
+        assert_eq!(ago(86_400), "measured 24 h ago");
+        assert_eq!(ago(9 * 86_400), "measured 9 days ago");
+        assert_eq!(age(Some(now + Duration::from_secs(60)), now), "measured just now", "a clock that was set back");
+        assert_eq!(age(None, now), "assumed");
+    }
 }

@@ -24,13 +24,21 @@ pub struct Gauge {
     warmed_up: Option<(Duration, usize)>,
     done: usize,
     last: Duration,
-    /// Pictures per second that the plan says.
-    planned: f64,
+    planned: Planned,
+}
+
+/// What the plan says of the time that pictures take.
+#[derive(Debug, Clone, Copy)]
+pub struct Planned {
+    /// Of one picture alone.
+    pub seconds_per_image: f64,
+    /// With many under way.
+    pub images_per_second: f64,
 }
 
 impl Gauge {
     /// Of a run that begins now, on `devices`, after `load`.
-    pub fn new(started: Instant, load: Duration, devices: Vec<DeviceId>, replicas: usize, planned: f64) -> Self {
+    pub fn new(started: Instant, load: Duration, devices: Vec<DeviceId>, replicas: usize, planned: Planned) -> Self {
         let busy = devices.into_iter().map(|device| (device, Duration::ZERO)).collect();
         let last = Duration::ZERO;
         Self { started, load, replicas, busy, warm: BTreeSet::new(), warmed_up: None, done: 0, last, planned }
@@ -76,7 +84,7 @@ impl Gauge {
 
     /// How long `left` more pictures take: at the rate seen, or before there is one at the plan's.
     fn remaining(&self, left: usize, now: Instant) -> Duration {
-        let rate = self.steady_images_per_second().unwrap_or(self.planned).max(1e-9);
+        let rate = self.steady_images_per_second().unwrap_or(self.planned.images_per_second).max(1e-9);
         let since = now.saturating_duration_since(self.started).saturating_sub(self.last).as_secs_f64();
         Duration::try_from_secs_f64((left as f64 / rate - since).max(0.0)).unwrap_or(Duration::MAX)
     }
@@ -99,9 +107,28 @@ impl Gauge {
         format!("{} of {of} done{rate}{remaining}{busy}", self.done)
     }
 
-    /// How far it came of so many, what the start cost and how it went on.
-    pub fn closing_lines(&self, of: usize) -> [String; 2] {
-        [self.with_remaining(of, ""), self.start_line()]
+    /// How far it came of so many, what the start cost and how it went on, and how that compares with the plan.
+    pub fn closing_lines(&self, of: usize) -> Vec<String> {
+        [self.with_remaining(of, ""), self.start_line()].into_iter().chain(self.beside_the_plan()).collect()
+    }
+
+    /// The plan's time beside the real one: pictures per second once all is warm, or else the seconds of a picture that was
+    /// drawn alone.
+    fn beside_the_plan(&self) -> Option<String> {
+        let Planned { seconds_per_image, images_per_second } = self.planned;
+        let (said, ratio) = match self.steady_images_per_second() {
+            Some(real) => (format!("planned {images_per_second:.2}/s, real {real:.2}/s"), images_per_second / real),
+            None if self.done == 1 => {
+                let real = self.last.as_secs_f64();
+                let planned = Duration::try_from_secs_f64(seconds_per_image).ok()?;
+                (format!("planned {}, real {}", seconds(planned), seconds(self.last)), real / seconds_per_image)
+            }
+            None => return None,
+        };
+        // Less is noise, small models and the first picture's cold caches.
+        let measure =
+            if ratio > 2.0 || ratio < 0.5 { "; `sdshard devices --measure` measures the devices anew" } else { "" };
+        Some(format!("{said}{measure}"))
     }
 
     fn start_line(&self) -> String {
@@ -131,7 +158,8 @@ mod tests {
             started,
             elapsed: Duration::from_millis(100 * tenths),
         };
-        let mut gauge = Gauge::new(started, Duration::from_secs(3), vec![cpu(0), cpu(1)], 2, 0.5);
+        let planned = Planned { seconds_per_image: 3.0, images_per_second: 0.5 };
+        let mut gauge = Gauge::new(started, Duration::from_secs(3), vec![cpu(0), cpu(1)], 2, planned);
         assert_eq!(gauge.line(4, at(10)), "0 of 4 done, 7.00 s left");
         gauge.done(0, &[span(0, 20)], at(20));
         assert_eq!((gauge.warm_up_seconds(), gauge.steady_images_per_second()), (None, None));
@@ -142,5 +170,24 @@ mod tests {
         assert_eq!(gauge.start_line(), "3.00 s to load, 4.00 s to warm up, 1.00/s after that");
         gauge.done(1, &[span(1, 10)], at(60));
         assert_eq!(gauge.line(4, at(70)), "4 of 4 done, 1.00/s; busy: cpu:0 67 %, cpu:1 50 %");
+        assert_eq!(gauge.beside_the_plan().unwrap(), "planned 0.50/s, real 1.00/s");
+    }
+
+    #[test]
+    fn a_run_is_compared_with_its_plan() {
+        let cpu = DeviceId::CPU;
+        let started = Instant::now();
+        let run = |seconds_per_image, tenths: &[u64]| {
+            let planned = Planned { seconds_per_image, images_per_second: 1.0 / seconds_per_image };
+            let mut gauge = Gauge::new(started, Duration::ZERO, vec![cpu], 1, planned);
+            tenths.iter().for_each(|&at| gauge.done(0, &[], started + Duration::from_millis(100 * at)));
+            gauge.beside_the_plan()
+        };
+        assert_eq!(run(1.0, &[]), None);
+        assert_eq!(run(1.0, &[15]).unwrap(), "planned 1.00 s, real 1.50 s");
+        let anew = "; `sdshard devices --measure` measures the devices anew";
+        assert_eq!(run(1.0, &[25]).unwrap(), format!("planned 1.00 s, real 2.50 s{anew}"));
+        assert_eq!(run(1.0, &[15, 25, 35]).unwrap(), "planned 1.00/s, real 1.00/s");
+        assert_eq!(run(0.25, &[15, 25, 35]).unwrap(), format!("planned 4.00/s, real 1.00/s{anew}"));
     }
 }

@@ -30,7 +30,7 @@ use sdshard::{
 
 use super::{
     GenerateArgs, ModelArgs, OutputType, Seed,
-    gauge::Gauge,
+    gauge::{Gauge, Planned},
     interrupt::Interrupt,
     model,
     names::file_name,
@@ -116,6 +116,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     let started = Instant::now();
     let devices = plan.devices.iter().map(|device| device.id).collect();
     let (load, replicas) = (started - loading, plan.replicas.len().min(jobs.len()));
+    let planned = Planned { seconds_per_image: plan.seconds_per_image, images_per_second: plan.images_per_second };
     let mut run = Run {
         args,
         console,
@@ -135,7 +136,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         trace: Vec::new(),
         trace_file,
         first_seed,
-        gauge: Gauge::new(started, load, devices, replicas, plan.images_per_second),
+        gauge: Gauge::new(started, load, devices, replicas, planned),
         overview: console.overview(),
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));

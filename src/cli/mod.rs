@@ -62,7 +62,7 @@ struct Cli {
 enum Command {
     /// Show which device would hold what, and how much, without reading a weight
     Plan(PlanArgs),
-    /// List the devices of this machine, and measure anew how fast they are
+    /// List the devices of this machine
     Devices(DevicesArgs),
     /// Measure how fast pictures are made here
     Bench(BenchArgs),
@@ -184,6 +184,9 @@ struct DevicesArgs {
     /// The devices as JSON
     #[arg(long)]
     json: bool,
+    /// Measure anew how fast they are; without it that is done once, when a device is first seen
+    #[arg(long)]
+    measure: bool,
     /// Whether they compute what they should: a report for a bug report, in a minute
     #[arg(long, conflicts_with = "json")]
     check: bool,

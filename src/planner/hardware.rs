@@ -245,6 +245,7 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         rules,
         rates,
         f32_flops: model.map_or(rates.flops, |model| SHARE_OF_PEAK * model.f32_flops),
+        rates_measured: None,
         only_named: false,
     };
     // Whatever else is said comes on top, as it does for a device that is here.

@@ -20,7 +20,10 @@ use super::{
 };
 pub use super::{choose::Rejected, edges::Edge};
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, device::class_in},
+    backend::{
+        DType, DeviceId, DeviceInfo, DeviceKind,
+        device::{class_in, measured},
+    },
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
@@ -463,7 +466,7 @@ fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInf
         let number = |id: &DeviceId| asked(id).map(|adapter| adapter.value).or(id.index);
         if let Some(info) = devices.iter().find(|device| device.id.kind == id.kind && device.id.index == number(&id)) {
             let on_it = usable.iter().filter(|other| other.kind == id.kind && number(other) == number(&id)).count();
-            return Ok(hardware::part_of_adapter(info, id, on_it));
+            return Ok(hardware::part_of_adapter(&measured(info), id, on_it));
         }
         if let Some(adapter) = asked(&id) {
             let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();

@@ -20,7 +20,7 @@ use super::{
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
-    rates,
+    rates::{self, Measured},
 };
 use crate::{
     error::{Error, Result},
@@ -64,6 +64,7 @@ pub fn info() -> DeviceInfo {
     // Processes that share the cores share the memory.
     let available = memory.free / threads::processes() as u64;
     let path = path().unwrap_or(Path::Portable);
+    let measured = measured_rates(path);
     DeviceInfo {
         id: DeviceId::CPU,
         name: model_name(),
@@ -74,21 +75,22 @@ pub fn info() -> DeviceInfo {
         free_bytes: super::device::plannable(available),
         overhead_bytes: 0,
         rules: super::dry::Rules::Cpu(path),
-        rates: measured_rates(path),
-        f32_flops: measured_rates(path).flops,
+        rates: measured.rates,
+        f32_flops: measured.rates.flops,
+        rates_measured: measured.at,
         only_named: false,
     }
 }
 
 /// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
-fn measured_rates(path: Path) -> Rates {
+fn measured_rates(path: Path) -> Measured {
     let cores = threads::cores().len();
     rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
         let measured = Cpu::whole().and_then(peak::measure_rates);
         measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
     })
     // What cannot be measured cannot compute either: planning says why elsewhere.
-    .unwrap_or(Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 })
+    .unwrap_or(Measured { rates: Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 }, at: None })
 }
 
 /// What the processor is called.

@@ -29,7 +29,7 @@ use super::{
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
-    rates,
+    rates::{self, Measured},
 };
 use crate::error::{Error, Result};
 use driver::{Arguments, Call, Context, Memory, Pinned, Properties, Stream};
@@ -201,8 +201,9 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
         let measure = || open(index).and_then(|gpu| gpu_rates::measure(&Device::new(id, gpu), dtype)).ok();
         let measured = if only_named { None } else { rates::remembered(&key, measure) };
-        measured.unwrap_or(UNMEASURED)
+        measured.unwrap_or(Measured { rates: UNMEASURED, at: None })
     };
+    let (measured, f32_flops) = (rates(DTYPE), rates(DType::F32).rates.flops);
     Some(DeviceInfo {
         id,
         name,
@@ -213,8 +214,9 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         free_bytes: devices::plannable(free + kept.unwrap_or_default()),
         overhead_bytes: kept.unwrap_or(KERNEL_BYTES),
         rules: Rules::Gpu(DTYPE),
-        rates: rates(DTYPE),
-        f32_flops: rates(DType::F32).flops,
+        rates: measured.rates,
+        f32_flops,
+        rates_measured: measured.at,
         only_named,
     })
 }

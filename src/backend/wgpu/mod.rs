@@ -54,7 +54,7 @@ use super::{
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
-    rates,
+    rates::{self, Measured},
 };
 use crate::error::{Error, Result};
 use bind::{Bound, Memory, parts, slab};
@@ -94,19 +94,37 @@ fn class(adapter: &Adapter, capabilities: Capabilities) -> String {
 }
 
 /// What this machine has under the names `wgpu:N`. An adapter that is the processor itself is used only where it is
-/// named.
-pub fn infos() -> Vec<DeviceInfo> {
+/// named, and so are all with `only_named`. Those are not opened to be measured.
+pub fn infos(only_named: bool) -> Vec<DeviceInfo> {
+    let info = |index: usize| {
+        let adapter = adapters().get(index)?;
+        let only_named = only_named || adapter.get_info().device_type == DeviceType::Cpu;
+        let opens = if only_named && !rates::is_measured_anew() { Opens::Nothing } else { Opens::Adapter };
+        Some(DeviceInfo { only_named, ..info(index, opens)? })
+    };
     (0..adapters().len()).filter_map(info).collect()
 }
 
+/// What is known of the adapter of this device once it is measured; `None` if there is none that can be used.
+pub fn measured(id: DeviceId) -> Option<DeviceInfo> {
+    info(id.index?, Opens::Adapter)
+}
+
+/// What may be opened to measure rates that nobody has measured yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opens {
+    Adapter,
+    Nothing,
+}
+
 /// What is known of an adapter; `None` if there is none of this number that can be used.
-pub fn info(index: usize) -> Option<DeviceInfo> {
+fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     let adapter = adapters().get(index).filter(|adapter| lacks(adapter).is_none())?;
     let described = adapter.get_info();
-    let is_processor = described.device_type == DeviceType::Cpu;
     let memory_bytes = memory_bytes(adapter);
     let class = class(adapter, Capabilities::of(adapter));
-    let rates = |dtype| measured_rates(adapter, index, &devices::class_in(&class, dtype), dtype);
+    let rates = |dtype| measured_rates(adapter, index, &devices::class_in(&class, dtype), dtype, opens);
+    let (measured, f32_flops) = (rates(DType::F16), rates(DType::F32).rates.flops);
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
         name: format!("{} ({:?}, {:?})", described.name, described.device_type, described.backend),
@@ -116,25 +134,30 @@ pub fn info(index: usize) -> Option<DeviceInfo> {
         free_bytes: devices::plannable(memory_bytes),
         overhead_bytes: OVERHEAD_BYTES,
         rules: Rules::Wgpu(DType::F16),
-        rates: rates(DType::F16),
-        f32_flops: rates(DType::F32).flops,
+        rates: measured.rates,
+        f32_flops,
+        rates_measured: measured.at,
         class,
-        only_named: is_processor,
+        only_named: false,
     })
 }
 
 /// How fast an adapter is in `dtype`: measured at most once, by this process or an earlier one.
-fn measured_rates(adapter: &Adapter, index: usize, class: &str, dtype: DType) -> Rates {
+fn measured_rates(adapter: &Adapter, index: usize, class: &str, dtype: DType, opens: Opens) -> Measured {
     let key = match adapter.get_info().device_type {
         DeviceType::Cpu => format!("{class}, {}, {} cores", cpu::model_name(), cpu::threads::cores().len()),
         _ => class.to_string(),
     };
-    rates::remembered(&key, || {
+    let measure = || {
         let id = DeviceId::new(DeviceKind::Wgpu, index);
         let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), dtype));
         measured.inspect_err(|error| tracing::debug!("how fast {id} is cannot be measured: {error}")).ok()
-    })
-    .unwrap_or(UNMEASURED)
+    };
+    let measured = match opens {
+        Opens::Adapter => rates::remembered(&key, measure),
+        Opens::Nothing => rates::known(&key),
+    };
+    measured.unwrap_or(Measured { rates: UNMEASURED, at: None })
 }
 
 /// What the driver, pipelines and staging buffers take: an allowance.
