@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, Keep, Layer, Values, Weight,
+        Activation, DType, Device, DeviceId, DeviceKind, Keep, Layer, Values, Weight,
         cpu::{Cpu, Path},
         dry::{Rules, Work},
     },
@@ -303,5 +303,16 @@ fn layers_refuse_values_that_are_not_theirs() {
     ] {
         let error = device().pack(layer, DType::F32, weight, bias).err().unwrap().to_string();
         assert!(error.contains(message), "\"{error}\" does not contain \"{message}\"");
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
+    let id = DeviceId::new(DeviceKind::Cpu, 1);
+    let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
+    let device = Device::new(id, cpu);
+    for error in [device.reserve(1 << 60).unwrap_err(), device.keep(1 << 60).err().unwrap()] {
+        assert_eq!(*error.scope(), Scope::Device("cpu:1".into()), "{error}");
+        assert!(error.to_string().starts_with("cpu:1: "), "{error}");
     }
 }

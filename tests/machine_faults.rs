@@ -22,7 +22,15 @@ fn pipe(path: &Path) {
 /// The program in a shell, behind a line for it; exit code 124 if it has not ended in a minute.
 fn in_shell(line: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["-k", "1", "60", "bash", "-c", &format!("{line}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_sdshard")]);
+    command.args([
+        "-k",
+        "1",
+        "60",
+        "bash",
+        "-c",
+        &format!("{line}\nexec \"$0\" \"$@\""),
+        env!("CARGO_BIN_EXE_sdshard"),
+    ]);
     command.args(arguments).stdin(Stdio::null());
     for variable in ["RUST_LOG", "SDSHARD_THREADS", "SDSHARD_CPU_PATH"] {
         command.env_remove(variable);
@@ -160,7 +168,10 @@ fn weights_that_change_under_a_run_are_an_error_and_no_signal() {
     for (what, disturb) in cases {
         let (code, errors, made) = disturbed(disturb);
         assert_eq!(code, Some(1), "{what}: {errors}");
-        assert!(errors.contains("diffusion_pytorch_model.safetensors was changed while it was in use"), "{what}: {errors}");
+        assert!(
+            errors.contains("diffusion_pytorch_model.safetensors was changed while it was in use"),
+            "{what}: {errors}"
+        );
         assert!(!errors.contains("panicked"), "{what}: {errors}");
         assert!((1..500).contains(&made), "{what}: {made} pictures");
     }
@@ -194,7 +205,8 @@ fn threads_that_cannot_be_started_are_an_error_and_no_panic() {
         let line = "export RUST_MIN_STACK=1125899906842624";
         let output = draw(line, &tiny(), &tiny_file.out(), &["--device-map", &map, "--num-images", "2"]);
         let errors = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "map {i}: {errors}");
+        // Planning starts one for each branch of guidance: such a run is refused.
+        assert!(matches!(output.status.code(), Some(1 | 2)), "map {i}: {errors}");
         assert!(errors.contains("starting ") && errors.contains("thread"), "map {i}: {errors}");
         assert!(!errors.contains("panicked"), "map {i}: {errors}");
         assert_eq!(files(&tiny_file.out()), [""; 0], "map {i}");

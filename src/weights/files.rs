@@ -53,7 +53,7 @@ impl ModelFiles {
         if !path.is_dir() {
             return Err(refuse("there is no such folder"));
         }
-        if !path.join(MODEL_INDEX).is_file() {
+        if !path.join(MODEL_INDEX).exists() {
             return Err(refuse("this folder has no model_index.json, so it is not a diffusers model")
                 .hint("the folder that holds unet/, vae/, text_encoder/ and model_index.json"));
         }
