@@ -44,7 +44,7 @@
 //! | [`weights`] | named tensors on disk, in a folder or on the hub |
 //! | [`tensor`] | shapes, ops, seeded noise |
 //! | [`backend`] | devices, memory, kernels |
-//! | [`scheduler`], `json`, [`sync`], [`error`] | beside all of them, and knowing none of them |
+//! | [`scheduler`], `json`, [`output`], [`sync`], [`error`] | beside all of them, and knowing none of them |
 //!
 //! # Invariants
 //!
@@ -75,6 +75,7 @@ pub mod error;
 mod json;
 pub mod models;
 pub mod nn;
+pub mod output;
 pub mod pipeline;
 pub mod planner;
 pub mod scheduler;

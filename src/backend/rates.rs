@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -11,6 +10,8 @@ use std::{
 };
 
 use serde::Deserialize;
+
+use crate::output;
 
 /// Operations and bytes per second. Predictions take the larger of an op's two times, so both are what long ops reach.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -124,18 +125,12 @@ fn read(file: &Path) -> BTreeMap<String, Rates> {
     known
 }
 
-/// Writes aside, then renames, so that nobody reads half of it.
 fn write(file: &Path, known: &BTreeMap<String, Rates>) -> std::io::Result<()> {
     let mut text = String::from("# How fast sdshard found its devices to be. `sdshard devices` measures anew.\n");
     for (key, Rates { flops, bandwidth, link }) in known {
         text += &format!("\n[\"{key}\"]\nflops = {flops:e}\nbandwidth = {bandwidth:e}\nlink = {link:e}\n");
     }
-    let folder = file.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
-    aside.write_all(text.as_bytes())?;
-    aside.persist(file).map_err(|error| error.error)?;
-    Ok(())
+    output::write_cache(file, text.as_bytes())
 }
 
 #[cfg(test)]
