@@ -36,7 +36,7 @@ use super::{
     gauge::Gauge,
     interrupt::Interrupt,
     model,
-    names::{Names, Place, Template, tell_apart},
+    names::{Names, Place, tell_apart},
     progress::Console,
     prompts::{self, Options},
     run::{Run, Summary, trace_file},
@@ -60,7 +60,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     let map = device_map(&args.model)?;
     let latents = args.latents.as_deref().map(Latents::read).transpose()?;
     let folder = args.folder();
-    output::check_writable(&folder.join(args.output.as_ref().map_or(Path::new(""), Template::folder)))?;
+    output::check_writable(&args.output.as_ref().map_or(folder.clone(), |output| folder.join(output.folder())))?;
     let trace_file = args.trace.as_ref().map(|path| trace_file(path, &world));
     if let Some(trace) = trace_file.as_deref() {
         file_name_is_possible("--trace", trace)?;
@@ -175,10 +175,8 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
         for dtypes in dtypes {
             let metadata = Metadata::new(request, model, &hash, dtypes)?;
             let names = jobs[i].names.all(&metadata).into_iter().map(|name| folder.join(name));
-            let is_whole = |path: &PathBuf| {
-                path.exists() && Metadata::read_whole(path).is_ok_and(|said| said.as_ref() == Some(&metadata))
-            };
-            if args.resume && names.into_iter().any(|path| is_whole(&path)) {
+            let is_whole = |path: PathBuf| path.exists() && metadata.is_whole(&path).unwrap_or(false);
+            if args.resume && names.into_iter().any(is_whole) {
                 return Ok((true, true));
             }
             has_name = has_name || jobs[i].names.find(&folder, &metadata).is_some();
@@ -296,6 +294,10 @@ pub struct Job {
 /// All pictures in order, and the seed of the first. Everything is checked that can be without the model.
 pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     args.options.check(|field| format!("--{}", field.replace('_', "-")))?;
+    if let Some(folder) = args.output.as_ref().and_then(|template| template.as_folder_in(&args.folder())) {
+        return Err(Error::input(format!("--output {}: this is a folder", folder.display()))
+            .hint(format!("--output-dir {}", folder.display())));
+    }
     let first_seed = match args.seed {
         Some(Seed::Number(seed)) => seed,
         Some(Seed::Random) => RandomState::new().hash_one(()), // keys from the system's own randomness
@@ -423,6 +425,8 @@ pub fn device_map(args: &ModelArgs) -> Result<DeviceMap> {
 mod tests {
     use clap::Parser;
 
+    use sdshard::backend::DType;
+
     use super::*;
     use crate::cli::Cli;
 
@@ -514,6 +518,48 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(hint), "{error}");
         }
+    }
+
+    #[test]
+    fn a_picture_is_resumed_in_every_type_that_its_plan_may_draw_it_in_and_in_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = tiny();
+        let machine = folder.path().join("machine.toml");
+        std::fs::write(
+            &machine,
+            "[device.\"cuda:0\"]\nlike = \"rtx-3090\"\n[device.cpu]\nmemory = \"64GiB\"\ncores = \"0-3\"\n",
+        )
+        .unwrap();
+        let devices = sdshard::planner::hardware::read(&machine).unwrap();
+        let out = folder.path().to_str().unwrap();
+        let args =
+            args(&["a", "--num-images", "4", "--resume", "--output-dir", out, "--width", "64", "--height", "64"]);
+        let (jobs, _) = jobs(&args).unwrap();
+        let requests = requests(&jobs, &args, &model, None).unwrap();
+        let largest = Largest::of(&requests, &model.spec).unwrap().unwrap();
+        let there = |map: &str| {
+            let map = DeviceMap::parse(map, "map.toml").unwrap();
+            let plan = Plan::resolve(&map, &model.spec, &largest, &devices).unwrap_or_else(|error| panic!("{error}"));
+            are_made(&jobs, &requests, &args, &model, &plan).unwrap()
+        };
+        let image = sdshard::pipeline::Image { width: 64, height: 64, rgb: vec![0; 64 * 64 * 3] };
+        for (i, dtypes) in
+            [&[DType::F16][..], &[DType::F32], &[DType::BF16], &[DType::F32, DType::F16]].iter().enumerate()
+        {
+            let metadata = Metadata::new(&requests[i], &model, &model.identity().unwrap(), dtypes).unwrap();
+            std::fs::write(folder.path().join(&jobs[i].file), image.encode_png(&metadata).unwrap()).unwrap();
+        }
+        let unet =
+            |places: &str| format!("[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\nunet = {places}\n");
+        assert_eq!(there(&unet("\"cuda:0\"")), [true, false, false, false]);
+        assert_eq!(there(&unet("\"cpu\"")), [false, true, false, false]);
+        assert_eq!(there(&unet("[\"cuda:0\", \"cpu\"]")), [true, true, false, false]);
+        assert_eq!(there(&unet("{ negative = \"cpu\", positive = \"cuda:0\" }")), [false, false, false, true]);
+    }
+
+    fn tiny() -> Model {
+        let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-sd1");
+        Model::open(sdshard::weights::ModelFiles::folder(tiny).unwrap(), None).unwrap()
     }
 
     #[test]

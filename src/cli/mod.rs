@@ -142,7 +142,8 @@ struct GenerateArgs {
     /// Leave out pictures whose files are there already, whole and made from the same request
     #[arg(long)]
     resume: bool,
-    /// Do not wait until each file is on the disk: faster, but a power failure may lose pictures that were said to be saved
+    /// Do not wait until each file is on the disk. That takes some milliseconds for each, while others are drawn; without it
+    /// a power failure may lose pictures that were said to be saved
     #[arg(long)]
     no_fsync: bool,
     /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto

@@ -121,6 +121,12 @@ impl Template {
         Path::new(text.rfind(std::path::is_separator).map_or("", |at| &text[..=at]))
     }
 
+    /// The folder that somebody named instead of a file.
+    pub fn as_folder_in(&self, folder: &Path) -> Option<PathBuf> {
+        let [Part::Text(text)] = self.0.as_slice() else { return None };
+        Some(folder.join(text)).filter(|path| path.is_dir())
+    }
+
     /// The names of one picture. An extension that the template ends in must be that of the files.
     ///
     /// # Errors

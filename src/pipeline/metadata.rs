@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{BufRead, BufReader, Cursor, Seek},
+    io::{BufReader, Cursor},
     path::Path,
 };
 
@@ -138,19 +138,42 @@ impl Metadata {
             return Ok(None);
         }
         let file = File::open(path).map_err(refuse)?;
-        let json = if is_latents(path) { latents::read_text(file, SDSHARD) } else { png_text(BufReader::new(file)) };
+        let json = if is_latents(path) {
+            latents::read_text(file, SDSHARD)
+        } else {
+            png::Decoder::new(BufReader::new(file)).read_info().ok().and_then(|reader| png_text(reader.info()))
+        };
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
 
-    /// As [`Metadata::read`], but `None` as well if the file is damaged or not there to its end. All of it is read: the
-    /// checksum of each chunk of a PNG and its image data, the header, the size and the values of latents.
-    pub fn read_whole(path: &Path) -> Result<Option<Self>> {
-        let json = Self::read(path)?;
-        if json.is_none() || is_latents(path) {
-            return Ok(json.filter(|_| Latents::read(path).is_ok()));
+    /// Whether a PNG or latent file says this about itself and is there, undamaged and to its end. All of it is read: the
+    /// checksum of each chunk of a PNG and its image data; the header, the size and the values of latents. Fails only if the
+    /// file cannot be read.
+    pub fn is_whole(&self, path: &Path) -> Result<bool> {
+        if is_latents(path) {
+            return Ok(Self::read(path)?.as_ref() == Some(self) && Latents::read(path).is_ok());
         }
-        let bytes = fs::read(path).map_err(|e| Error::input(format!("reading {}", path.display())).source(e))?;
-        Ok(json.filter(|_| is_whole_png(&bytes)))
+        let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
+        let is_file = fs::metadata(path).map_err(refuse)?.is_file();
+        Ok(is_file && self.is_whole_png(&fs::read(path).map_err(refuse)?))
+    }
+
+    fn is_whole_png(&self, bytes: &[u8]) -> bool {
+        let mut options = png::DecodeOptions::default();
+        options.set_ignore_checksums(false);
+        options.set_skip_ancillary_crc_failures(false);
+        let read = || {
+            let mut reader = png::Decoder::new_with_options(Cursor::new(bytes), options).read_info().ok()?;
+            let info = reader.info();
+            let said: Self = serde_json::from_str(&png_text(info)?).ok()?;
+            if said != *self || (info.width as usize, info.height as usize) != (self.width, self.height) {
+                return None; // before memory is taken for what a file claims
+            }
+            let mut pixels = vec![0; reader.output_buffer_size()?];
+            reader.next_frame(&mut pixels).ok()?;
+            reader.finish().ok()
+        };
+        bytes.ends_with(&PNG_END) && read().is_some()
     }
 }
 
@@ -162,24 +185,8 @@ fn is_latents(path: &Path) -> bool {
 /// The last chunk of every PNG: no bytes, `IEND`, and their checksum.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// Whether a PNG can be read to its end, nothing follows, and every checksum is right.
-fn is_whole_png(bytes: &[u8]) -> bool {
-    let read = || {
-        let mut options = png::DecodeOptions::default();
-        options.set_ignore_checksums(false);
-        options.set_skip_ancillary_crc_failures(false);
-        let mut reader = png::Decoder::new_with_options(Cursor::new(bytes), options).read_info().ok()?;
-        let mut pixels = vec![0; reader.output_buffer_size()?];
-        reader.next_frame(&mut pixels).ok()?;
-        reader.finish().ok()
-    };
-    bytes.ends_with(&PNG_END) && read().is_some()
-}
-
 /// The text chunk with [`Metadata`], which stands before the image data.
-fn png_text(file: impl BufRead + Seek) -> Option<String> {
-    let reader = png::Decoder::new(file).read_info().ok()?;
-    let info = reader.info();
+fn png_text(info: &png::Info) -> Option<String> {
     let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == SDSHARD);
     let utf8 = || info.utf8_text.iter().find(|chunk| chunk.keyword == SDSHARD)?.get_text().ok();
     latin1.map(|chunk| chunk.text.clone()).or_else(utf8)
@@ -270,43 +277,47 @@ pub(super) mod tests {
     fn damage_anywhere_in_a_picture_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
-        let read_whole = |bytes: &[u8]| {
+        let said = Metadata { width: 16, height: 16, ..metadata() };
+        let is_whole = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            Metadata::read_whole(&path).unwrap()
+            said.is_whole(&path).unwrap()
         };
         let rgb = (0..16 * 16 * 3).map(|i| (i * i % 251) as u8).collect();
-        let bytes = Image { width: 16, height: 16, rgb }.encode_png(&metadata()).unwrap();
-        assert_eq!(read_whole(&bytes), Some(metadata()));
+        let bytes = Image { width: 16, height: 16, rgb }.encode_png(&said).unwrap();
+        assert!(is_whole(&bytes));
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
-            assert_eq!(read_whole(&damaged), None, "byte {at} of {}", bytes.len());
+            assert!(!is_whole(&damaged), "byte {at} of {}", bytes.len());
         }
         for length in 0..bytes.len() {
-            assert_eq!(read_whole(&bytes[..length]), None, "{length} of {} bytes", bytes.len());
+            assert!(!is_whole(&bytes[..length]), "{length} of {} bytes", bytes.len());
         }
-        assert_eq!(read_whole(&[&bytes[..], b"more"].concat()), None);
+        assert!(!is_whole(&[&bytes[..], b"more"].concat()));
+        let other = Metadata { seed: 1, ..said.clone() };
+        fs::write(&path, &bytes).unwrap();
+        assert!(!other.is_whole(&path).unwrap(), "whole, but another picture");
         // A piece from the middle is missing, or zeros are in its place, as a disk leaves them that lost power.
         let (a, b) = (bytes.len() / 2, bytes.len() / 2 + 40);
-        assert_eq!(read_whole(&[&bytes[..a], &bytes[b..]].concat()), None);
-        assert_eq!(read_whole(&[&bytes[..a], &[0; 40], &bytes[b..]].concat()), None);
+        assert!(!is_whole(&[&bytes[..a], &bytes[b..]].concat()));
+        assert!(!is_whole(&[&bytes[..a], &[0; 40], &bytes[b..]].concat()));
     }
 
     #[test]
     fn latents_that_are_cut_off_or_too_long_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
-        let read_whole = |bytes: &[u8]| {
+        let is_whole = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            Metadata::read_whole(&path).unwrap()
+            metadata().is_whole(&path).unwrap()
         };
         let latents = Latents { channels: 1, height: 2, width: 2, values: vec![0.5; 4] };
         let bytes = latents.encode(&metadata()).unwrap();
-        assert_eq!(read_whole(&bytes), Some(metadata()));
+        assert!(is_whole(&bytes));
         for length in 0..bytes.len() {
-            assert_eq!(read_whole(&bytes[..length]), None, "{length} of {} bytes", bytes.len());
+            assert!(!is_whole(&bytes[..length]), "{length} of {} bytes", bytes.len());
         }
-        assert_eq!(read_whole(&[&bytes[..], b"more"].concat()), None);
+        assert!(!is_whole(&[&bytes[..], b"more"].concat()));
     }
 
     #[cfg(unix)]
@@ -317,7 +328,7 @@ pub(super) mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
         for path in [fifo.as_path(), folder.path(), Path::new("/dev/zero")] {
             assert_eq!(Metadata::read(path).unwrap(), None, "{}", path.display());
-            assert_eq!(Metadata::read_whole(path).unwrap(), None, "{}", path.display());
+            assert!(!metadata().is_whole(path).unwrap(), "{}", path.display());
         }
     }
 
