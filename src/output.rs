@@ -290,8 +290,9 @@ mod tests {
         while write(&fifo, &large, Synced).is_err() {
             std::thread::yield_now();
         }
-        assert!(reader.join().unwrap() == large);
+        // First, as otherwise the reader waits for ever.
         assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+        assert!(reader.join().unwrap() == large);
 
         // A link to a device: what is written is gone, and the link is still there.
         symlink("/dev/null", path("null")).unwrap();

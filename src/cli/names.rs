@@ -477,11 +477,23 @@ mod tests {
 
     #[test]
     fn pictures_that_are_saved_at_the_same_time_do_not_replace_each_other() {
+        // Two of each request: those share a file.
+        let (count, rounds) = (4, 50);
+        for _ in 0..rounds {
+            at_once(count);
+        }
+    }
+
+    /// All at the same time, as far as threads can be.
+    fn at_once(count: u64) {
         let folder = tempfile::tempdir().unwrap();
-        let (count, folder) = (16, folder.path());
+        let folder = folder.path();
+        let together = std::sync::Barrier::new(2 * count as usize);
         let mut names: Vec<String> = std::thread::scope(|scope| {
-            // Two of each request: those share a file.
-            let save = |i: u64| save(folder, &metadata(i / 2, 1), 1, Replacing::Itself).unwrap();
+            let save = |i: u64| {
+                together.wait();
+                save(folder, &metadata(i / 2, 1), 1, Replacing::Itself).unwrap()
+            };
             let threads: Vec<_> = (0..2 * count).map(|i| scope.spawn(move || save(i))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
