@@ -457,7 +457,7 @@ fn a_picture_saves_itself_with_what_it_was_made_from() {
     let (model, folder) = (model(), tempfile::tempdir().unwrap());
     let engine = engine(&model, SINGLE);
     let (png, latents) = (folder.path().join("a.PNG"), folder.path().join("a.safetensors"));
-    let picture = engine.submit(request(3)).wait().unwrap();
+    let picture = engine.submit(request(3)).unwrap().wait().unwrap();
     picture.save(&png).unwrap();
     picture.save(&latents).unwrap();
     let metadata = Metadata::new(&request(3), &model, &model.identity().unwrap(), &[DType::F32]).unwrap();
@@ -482,7 +482,7 @@ fn a_picture_saves_itself_with_what_it_was_made_from() {
         let error = picture.save(&path).unwrap_err();
         assert!(error.to_string().contains(says) && !path.exists(), "{error}");
     }
-    let alone = engine.submit(Request { output: Output::Latents, ..request.clone() }).wait().unwrap();
+    let alone = engine.submit(Request { output: Output::Latents, ..request.clone() }).unwrap().wait().unwrap();
     alone.save(&latents).unwrap();
     let error = alone.save(&png).unwrap_err();
     assert!(error.to_string().contains("latents alone") && error.exit_code() == 2, "{error}");
