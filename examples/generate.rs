@@ -3,9 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use sdshard::{
-    DeviceMap, Engine, Event, Largest, Metadata, Model, ModelFiles, Plan, Progress, Request, Result,
+    DeviceMap, Engine, Event, Largest, Model, ModelFiles, Plan, Progress, Request, Result,
     backend::{self, DeviceId, DeviceKind},
-    pipeline::output,
+    output,
 };
 
 fn main() -> Result<()> {
@@ -27,7 +27,6 @@ fn main() -> Result<()> {
     println!("{plan}\n");
 
     let engine = Engine::load(model.clone(), &plan)?;
-    let hash = model.identity()?;
     output::check_writable(Path::new("out"))?;
     engine.generate(requests.iter().cloned(), |index, event| {
         match event {
@@ -35,11 +34,7 @@ fn main() -> Result<()> {
             Event::Progress(Progress::Finished(span)) => {
                 println!("{index}: {} {:.0?}", span.component.name(), span.elapsed)
             }
-            Event::Done(picture) => {
-                let image = picture?.image.expect("these requests ask for pictures");
-                let metadata = Metadata::new(&requests[index], &model, &hash, plan.dtypes.unet)?;
-                output::write(Path::new(&format!("out/example-{index}.png")), &image.encode_png(&metadata)?)?;
-            }
+            Event::Done(picture) => picture?.save(format!("out/example-{index}.png"))?,
             _ => {}
         }
         Ok(())

@@ -44,7 +44,7 @@
 //! | [`weights`] | named tensors on disk, in a folder or on the hub |
 //! | [`tensor`] | shapes, ops, seeded noise |
 //! | [`backend`] | devices, memory, kernels |
-//! | [`scheduler`], `json`, [`mod@input`], [`sync`], [`error`] | beside all of them, and knowing none of them |
+//! | [`scheduler`], `json`, [`mod@input`], [`output`], [`sync`], [`error`] | beside all of them, and knowing none of them |
 //!
 //! # Invariants
 //!
@@ -76,6 +76,7 @@ pub mod input;
 mod json;
 pub mod models;
 pub mod nn;
+pub mod output;
 pub mod pipeline;
 pub mod planner;
 pub mod scheduler;

@@ -119,8 +119,8 @@ fn stdout_has_one_path_for_each_picture() {
         "00000_01-a-red-fox.png",
         "00001_00-an-owl.png",
         "00001_01-an-owl.png",
-        "00002_00.png",
-        "00002_01.png",
+        "00002_00-狐狸.png",
+        "00002_01-狐狸.png",
     ];
     let mut paths: Vec<&str> = text(&output.stdout).lines().collect();
     paths.sort_unstable();
@@ -374,18 +374,155 @@ fn an_existing_file_is_replaced_only_by_itself() {
     succeeds(&mut tiny.draw(&["a fox", "--seed", "1"]));
     assert!(tiny.made() == first && age() > before, "equal metadata is written anew");
 
-    // The refusal comes before loading: a model whose weights cannot be packed would be found otherwise.
-    let started = Instant::now();
-    let output = tiny.draw(&["a fox", "--seed", "2"]).output().unwrap();
-    let message = common::message_of(output, "another seed");
+    // Another seed and then another number of steps are other pictures, with names of their own.
+    let second = succeeds(&mut tiny.draw(&["a fox", "--seed", "2"]));
+    assert!(second.ends_with("out/00000-a-fox-seed2.png\n"), "{second}");
+    let third = succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--steps", "1"]));
+    let digest = third.trim().strip_suffix(".png").and_then(|rest| rest.rsplit_once("00000-a-fox-seed2-")).unwrap().1;
+    assert!(digest.len() == 8 && digest.chars().all(|c| c.is_ascii_hexdigit()), "{third}");
+    let made = tiny.made();
+    assert!(made.len() == 3 && made.iter().any(|(name, bytes)| (name, bytes) == (&first[0].0, &first[0].1)));
+
+    // Each of them is found again.
+    for arguments in [&["--seed", "1"][..], &["--seed", "2"], &["--seed", "2", "--steps", "1"]] {
+        let lines = json_lines(&succeeds(&mut tiny.draw(&[&["a fox", "--resume", "--json"], arguments].concat())));
+        assert_eq!(lines[0]["summary"]["skipped"], 1, "{arguments:?}");
+    }
+
+    let of = |made: &[(String, Vec<u8>)], name: &str| made.iter().find(|(of, _)| of == name).unwrap().1.clone();
+    succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--overwrite"]));
+    assert!(of(&tiny.made(), "00000-a-fox.png") == of(&made, "00000-a-fox-seed2.png"), "replaced if asked");
+}
+
+#[test]
+fn a_run_whose_picture_has_no_name_left_is_refused_before_it_loads() {
+    let tiny = Tiny::new();
+    let arguments = ["a fox", "--seed", "2", "--steps", "1"];
+    for other in [&["a fox"][..], &["a fox", "--seed", "2"], &arguments] {
+        succeeds(&mut tiny.draw(other));
+    }
+    let third = files(&tiny.out()).into_iter().find(|name| name.starts_with("00000-a-fox-seed2-")).unwrap();
+    fs::write(tiny.out().join(third), "of somebody else").unwrap();
+    let before = tiny.made();
+    let message = common::message_of(tiny.draw(&arguments).output().unwrap(), "all names are taken");
     assert!(message.contains("00000-a-fox.png would be replaced") && message.contains("--overwrite"), "{message}");
     assert!(!message.contains("no --device-map"), "refused after the plan: {message}");
-    assert!(started.elapsed() < Duration::from_secs(20));
-    assert!(tiny.made() == first);
+    assert!(tiny.made() == before);
+}
 
-    succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--overwrite"]));
-    let second = tiny.made();
-    assert!(second.len() == 1 && second != first);
+#[test]
+fn a_template_names_the_files_and_is_checked_before_anything_is_loaded() {
+    let tiny = Tiny::new();
+    let arguments = ["Füchse", "日本語", "--num-images", "2", "-o", "{prompt}/{index}_{seed}.png"];
+    let stdout = succeeds(&mut tiny.draw(&arguments));
+    for name in ["füchse/00000_0.png", "füchse/00000_1.png", "日本語/00001_2.png", "日本語/00001_3.png"] {
+        let path = tiny.out().join(name);
+        assert!(path.is_file() && stdout.contains(path.to_str().unwrap()), "{name}\n{stdout}");
+    }
+    let resumed = [&arguments[..], &["--resume", "--json"]].concat();
+    assert_eq!(json_lines(&succeeds(&mut tiny.draw(&resumed)))[0]["summary"]["skipped"], 4);
+
+    // Without --output-dir it is a path like any other; several pictures of one name are told apart by their seeds.
+    let folder = tempfile::tempdir().unwrap();
+    let fox =
+        ["a fox", "--num-images", "2", "--output", "day1/fox.png", "--steps", "1", "--width", "64", "--height", "64"];
+    let stdout = succeeds(sdshard(&fox).arg("--model").arg(common::tiny()).current_dir(folder.path()));
+    assert_eq!(files(&folder.path().join("day1")), ["fox-seed0.png", "fox-seed1.png"]);
+    assert_eq!(stdout.lines().count(), 2);
+
+    let out = folder.path().join("out");
+    for (template, says) in [
+        ("{prompt}-{sede}", "there is no {sede}; possible are {index}, {image}, {seed} and {prompt}"),
+        ("fox.jpg", "the files are .png"),
+        ("pictures/", "--output-dir"),
+        (folder.path().join("day1").to_str().unwrap(), "--output-dir"),
+        ("-", "stdout"),
+    ] {
+        let model = "/nowhere/model"; // so that whoever looks for it first says so
+        let message = refused(&["a fox", "-o", template, "--model", model, "--output-dir", out.to_str().unwrap()]);
+        assert!(message.contains(says), "{template}: wanted {says}\n{message}");
+    }
+    assert!(!out.exists());
+}
+
+/// Two runs at the same time, each with its seeds: every picture of both is there.
+#[test]
+fn two_runs_into_one_folder_lose_no_picture() {
+    let tiny = Tiny::new();
+    let prompts: Vec<String> = (0..10).map(|i| format!("a fox {i}")).collect();
+    let run = |seed: &str| {
+        let mut arguments: Vec<&str> = prompts.iter().map(String::as_str).collect();
+        arguments.extend(["--seed", seed, "--steps", "1", "--width", "16", "--height", "16"]);
+        tiny.draw(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let runs: Vec<_> = ["0", "100", "0"].map(run).into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let mut said: Vec<Vec<&str>> = Vec::new();
+    for output in &runs {
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let mut paths: Vec<&str> = text(&output.stdout).lines().collect();
+        paths.sort_unstable();
+        assert_eq!(paths.len(), prompts.len());
+        said.push(paths);
+    }
+    assert_eq!(said[0], said[2], "the same requests are the same files");
+    let seeds = |paths: &[&str]| -> Vec<u64> {
+        let seed = |path: &&str| {
+            let said: Value = serde_json::from_str(&text_chunks(&fs::read(path).unwrap())[1].1).unwrap();
+            said["seed"].as_u64().unwrap()
+        };
+        let mut seeds: Vec<u64> = paths.iter().map(seed).collect();
+        seeds.sort_unstable();
+        seeds
+    };
+    assert_eq!(seeds(&said[0]), (0..10).collect::<Vec<_>>());
+    assert_eq!(seeds(&said[1]), (100..110).collect::<Vec<_>>());
+    assert_eq!(files(&tiny.out()).len(), 20);
+}
+
+/// A device, a FIFO and a link stay what they are.
+#[cfg(unix)]
+#[test]
+fn a_trace_and_a_figure_do_not_take_the_place_of_special_files() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let tiny = Tiny::new();
+    let model = common::tiny();
+    let fifo = tiny.folder.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let link = tiny.folder.path().join("link");
+    fs::write(tiny.folder.path().join("target"), "old").unwrap();
+    symlink("target", &link).unwrap();
+    let null = tiny.folder.path().join("null");
+    symlink("/dev/null", &null).unwrap();
+
+    let figure = |path: &Path| {
+        let mut command = sdshard(&["plan", "--svg"]);
+        command.arg(path).arg("--model").arg(&model);
+        command
+    };
+    for draws in [false, true] {
+        let command = |path: &Path| {
+            if draws { tiny.draw(&["a fox", "--steps", "1", "--trace", path.to_str().unwrap()]) } else { figure(path) }
+        };
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        succeeds(&mut command(&fifo));
+        let kind = |path: &Path| fs::symlink_metadata(path).unwrap().file_type();
+        assert!(kind(&fifo).is_fifo()); // otherwise its reader waits for ever
+        let read = reader.join().unwrap();
+        assert!(read.contains(if draws { "traceEvents" } else { "<svg" }), "{read}");
+        succeeds(&mut command(&link));
+        assert!(fs::read_to_string(tiny.folder.path().join("target")).unwrap() == read || draws);
+        succeeds(&mut command(&null));
+        assert!(kind(&link).is_symlink() && kind(&null).is_symlink());
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    }
+    let results = tiny.folder.path().join("results");
+    let stdout = fs::File::create(&results).unwrap();
+    let output = tiny.draw(&["a fox", "--trace", results.to_str().unwrap()]).stdout(stdout).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("stdout has the results"), "{}", text(&output.stderr));
 }
 
 #[test]

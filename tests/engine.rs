@@ -13,11 +13,11 @@ use std::{
 
 use common::{model, request};
 use sdshard::{
-    backend,
+    backend::{self, DType},
     engine::{Engine, Event, Ticket},
     error::{Error, Scope},
     pipeline::{
-        Model, Picture, Progress,
+        Latents, Metadata, Model, Picture, Progress,
         request::{Output, Request, Start},
     },
     planner::{Largest, device_map::DeviceMap, plan::Plan},
@@ -450,4 +450,40 @@ fn a_batch_fills_from_the_list_and_draws_what_each_draws_alone() {
     assert!(got.into_iter().map(Option::unwrap).eq(want), "other pictures in batches");
     // The first one does not wait for others; while it is drawn, they gather.
     assert!(loops.len() <= 5, "eight requests in batches of up to four went through {} loops", loops.len());
+}
+
+#[test]
+fn a_picture_saves_itself_with_what_it_was_made_from() {
+    let (model, folder) = (model(), tempfile::tempdir().unwrap());
+    let engine = engine(&model, SINGLE);
+    let (png, latents) = (folder.path().join("a.PNG"), folder.path().join("a.safetensors"));
+    let picture = engine.submit(request(3)).unwrap().wait().unwrap();
+    picture.save(&png).unwrap();
+    picture.save(&latents).unwrap();
+    let metadata = Metadata::new(&request(3), &model, &model.identity().unwrap(), &[DType::F32]).unwrap();
+    for path in [&png, &latents] {
+        assert_eq!(Metadata::read(path).unwrap().as_ref(), Some(&metadata));
+        assert!(metadata.is_whole(path).unwrap());
+    }
+    assert_eq!(common::pixels(&std::fs::read(&png).unwrap()).2, picture.image.as_ref().unwrap().rgb);
+    assert_eq!(Latents::read(&latents).unwrap(), picture.latents);
+
+    // The program writes the same bytes.
+    let request = request(3);
+    let arguments = [&request.prompt, "--seed", "3", "--steps", "2", "--negative-prompt", &request.negative_prompt];
+    let mut program = common::sdshard(&arguments);
+    program.args(["--guidance-scale", "7.5", "--width", "64", "--height", "64", "--quiet", "--output-dir"]);
+    let path = common::succeeds(program.arg(folder.path()).arg("--model").arg(common::tiny()));
+    assert!(std::fs::read(path.trim()).unwrap() == std::fs::read(&png).unwrap());
+
+    for (name, says) in [("a.jpg", ".png or .safetensors"), ("a", ".png or .safetensors"), ("none/a.png", "none/a.png")]
+    {
+        let path = folder.path().join(name);
+        let error = picture.save(&path).unwrap_err();
+        assert!(error.to_string().contains(says) && !path.exists(), "{error}");
+    }
+    let alone = engine.submit(Request { output: Output::Latents, ..request.clone() }).unwrap().wait().unwrap();
+    alone.save(&latents).unwrap();
+    let error = alone.save(&png).unwrap_err();
+    assert!(error.to_string().contains("latents alone") && error.exit_code() == 2, "{error}");
 }

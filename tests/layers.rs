@@ -6,8 +6,14 @@ use std::{collections::BTreeSet, fs, path::Path};
 const ORDER: [&str; 11] =
     ["cli", "bench", "engine", "planner", "pipeline", "models", "nn", "tokenizer", "weights", "tensor", "backend"];
 /// Below all of [`ORDER`], and what each of them may use.
-const SIDE: [(&str, &[&str]); 5] =
-    [("scheduler", &["error", "json"]), ("json", &["error"]), ("input", &[]), ("sync", &[]), ("error", &[])];
+const SIDE: [(&str, &[&str]); 6] = [
+    ("scheduler", &["error", "json"]),
+    ("json", &["error"]),
+    ("input", &[]),
+    ("output", &["error"]),
+    ("sync", &[]),
+    ("error", &[]),
+];
 /// They name every module and belong to none.
 const ROOTS: [&str; 2] = ["lib", "main"];
 

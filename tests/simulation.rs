@@ -16,8 +16,9 @@ use sdshard::{
     },
     engine::{Engine, Event},
     error::{Error, Scope},
+    output::{self, Durability},
     pipeline::{
-        Component, Model, PerComponent, Picture, output,
+        Component, Model, PerComponent, Picture,
         request::{Output, Request, Rng, Start},
     },
     planner::{Largest, device_map::DeviceMap, plan::Plan},
@@ -91,12 +92,16 @@ impl World {
     }
 
     fn with(speeds: &[f64], fusions: Fusions, waits: Waits, faults: impl Fn(usize) -> Faults) -> Self {
+        let f32 = |&speed: &f64| (speed, Rules::Cpu(Path::Portable));
+        Self::of(&speeds.iter().map(f32).collect::<Vec<_>>(), fusions, waits, faults)
+    }
+
+    fn of(devices: &[(f64, Rules)], fusions: Fusions, waits: Waits, faults: impl Fn(usize) -> Faults) -> Self {
         let clock = Clock::simulated();
-        let rules = Rules::Cpu(Path::Portable);
-        let infos = speeds.iter().enumerate().map(|(i, &speed)| DeviceInfo {
+        let infos = devices.iter().enumerate().map(|(i, &(speed, rules))| DeviceInfo {
             id: gpu(i),
             name: "simulated".into(),
-            class: "cpu portable f32".into(),
+            class: format!("cpu portable {}", rules.dtype()),
             cores: 1,
             memory_bytes: 16 << 30,
             free_bytes: 16 << 30,
@@ -110,8 +115,14 @@ impl World {
         });
         let infos: Vec<DeviceInfo> = infos.collect();
         let simulated = infos.iter().enumerate().map(|(i, info)| {
-            let setup =
-                Setup { rules, pace: Pace::Rates(info.rates), fusions, waits, faults: faults(i), clock: clock.clone() };
+            let setup = Setup {
+                rules: info.rules,
+                pace: Pace::Rates(info.rates),
+                fusions,
+                waits,
+                faults: faults(i),
+                clock: clock.clone(),
+            };
             Device::simulated(info.id, setup)
         });
         let (devices, records) = simulated.unzip();
@@ -541,7 +552,7 @@ fn disaster(seed: u64, requests: u64, counts: &BTreeMap<&'static str, f64>) -> (
     let mut written = BTreeSet::new();
     let ends = draw(&world, &engine, &requests, |index, picture| {
         let name = format!("{index:05}");
-        output::write(&folder.path().join(&name), &picture.image.as_ref().unwrap().rgb).unwrap();
+        output::write(&folder.path().join(&name), &picture.image.as_ref().unwrap().rgb, Durability::Buffered).unwrap();
         assert!(written.insert(name), "{index} is written twice");
     });
     // Whether somebody is still there.
@@ -818,4 +829,44 @@ fn a_plan_without_the_dead_device_brings_an_engine_back() {
         engine.apply_on(&world.plan("devices = [\"cuda:1\"]"), world.devices.clone()).unwrap();
         engine.submit(request(1)).unwrap().wait().unwrap();
     });
+}
+
+/// One device computes in f32, the other in f16.
+#[test]
+fn a_picture_says_the_type_of_the_devices_that_drew_it_and_not_of_the_plans_first_one() {
+    let two = |map: &str| {
+        let devices = [(1.0, Rules::Cpu(Path::Portable)), (0.8, Rules::Gpu(DType::F16))];
+        let world = World::of(&devices, Fusions::Native, Waits::ToRead, |_| Box::new(|_| None));
+        let requests: Vec<Request> = (0..8).map(|n| if n % 2 == 0 { long(n) } else { guided(n) }).collect();
+        let plan = world.plan_for(map, &requests);
+        let engine = world.load(&plan);
+        let mut said = vec![String::new(); requests.len()];
+        draw(&world, &engine, &requests, |index, picture| {
+            let metadata = picture.metadata().unwrap();
+            assert_eq!(metadata.prompt, requests[index].prompt);
+            let used = picture.devices(Component::Unet);
+            let types: BTreeSet<&str> = used.iter().map(|id| if *id == gpu(0) { "f32" } else { "f16" }).collect();
+            assert_eq!(metadata.dtype, types.into_iter().collect::<Vec<_>>().join("+"), "{map}: {used:?}");
+            // Whoever resumes knows beforehand which types there may be.
+            let possible = plan.unet_dtypes(requests[index].guidance_scale > 1.0);
+            assert!(possible.contains(&picture.dtypes), "{map}: {:?} not in {possible:?}", picture.dtypes);
+            said[index] = metadata.dtype;
+        });
+        said
+    };
+    let kinds = |said: &[String]| said.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
+    let pool = "[components]\ntext_encoder = \"cuda:0\"\nunet = [\"cuda:0\", \"cuda:1\"]\nvae = \"cuda:0\"\n";
+    for map in ["replicas = 2", pool] {
+        assert_eq!(kinds(&two(map)), ["f16", "f32"], "{map}");
+    }
+    let rest = "text_encoder = \"cuda:0\"\nvae = \"cuda:0\"\n";
+    let alone = format!("[components]\n{rest}unet = \"cuda:1\"\n");
+    assert_eq!(kinds(&two(&alone)), ["f16"]);
+    let cut = format!("[components]\n{rest}unet = {{ shards = {{ \"\" = \"cuda:0\", \"conv_out\" = \"cuda:1\" }} }}\n");
+    assert_eq!(kinds(&two(&cut)), ["f16+f32"]);
+    // Without guidance the negative prompt's device has no part in it.
+    let split = format!("[components]\n{rest}unet = {{ negative = \"cuda:1\", positive = \"cuda:0\" }}\n");
+    let said = two(&split);
+    assert!(said.iter().step_by(2).all(|dtype| dtype == "f32"), "{said:?}");
+    assert!(said.iter().skip(1).step_by(2).all(|dtype| dtype == "f16+f32"), "{said:?}");
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -13,7 +12,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::input;
+use crate::{input, output};
 
 /// Operations and bytes per second. Predictions take the larger of an op's two times, so both are what long ops reach.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -187,7 +186,6 @@ fn read(file: &Path) -> BTreeMap<String, Measured> {
     usable.map(|(key, Entry { rates, measured })| (key, Measured { rates, at: measured.and_then(at) })).collect()
 }
 
-/// Writes aside, then renames, so that nobody reads half of it.
 fn write(file: &Path, known: &BTreeMap<String, Measured>) -> std::io::Result<()> {
     let mut text =
         String::from("# How fast sdshard found its devices to be. `sdshard devices --measure` measures anew.\n");
@@ -197,12 +195,7 @@ fn write(file: &Path, known: &BTreeMap<String, Measured>) -> std::io::Result<()>
             text += &format!("measured = {}\n", since.as_secs());
         }
     }
-    let folder = file.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
-    aside.write_all(text.as_bytes())?;
-    aside.persist(file).map_err(|error| error.error)?;
-    Ok(())
+    output::write_cache(file, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -1,22 +1,25 @@
 //! `sdshard PROMPT...`: from arguments to a checked list of pictures to make, and from there to files.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
 use sdshard::{
-    backend::{self, DType},
+    backend,
     engine::Engine,
     error::{Error, Result},
     models::spec::Defaults,
+    output,
     pipeline::{
         Metadata, Model,
         latents::{self, Latents},
-        output,
         request::{Output, Request, Rng, Start},
     },
     planner::{
@@ -33,7 +36,7 @@ use super::{
     gauge::{Gauge, Planned},
     interrupt::Interrupt,
     model,
-    names::file_name,
+    names::{Names, Place, tell_apart},
     progress::Console,
     prompts::{self, Options},
     run::{Run, Summary, trace_file},
@@ -56,15 +59,15 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     backend::cpu::threads::share_cores(world.local_rank, world.local_world_size);
     let map = device_map(&args.model)?;
     let latents = args.latents.as_deref().map(Latents::read).transpose()?;
-    output::check_writable(&args.output_dir)?;
+    let folder = args.folder();
+    output::check_writable(&args.output.as_ref().map_or(folder.clone(), |output| folder.join(output.folder())))?;
     let trace_file = args.trace.as_ref().map(|path| trace_file(path, &world));
     if let Some(trace) = trace_file.as_deref() {
         file_name_is_possible("--trace", trace)?;
     }
-    if let Some(folder) = trace_file.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new("")) {
-        output::check_writable(folder)?;
-    }
-    let swept = output::sweep(&args.output_dir);
+    let folders: BTreeSet<_> =
+        jobs.iter().filter_map(|job| Some(folder.join(&job.file).parent()?.to_path_buf())).collect();
+    let swept: usize = folders.iter().map(|folder| output::sweep(folder)).sum();
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
@@ -76,16 +79,10 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         Largest::of(requests, &model.spec)?.map(plan).transpose()
     };
     let mut plan = resolve(&requests)?;
-    let dtype = plan.as_ref().map_or(DType::F32, |plan| plan.dtypes.unet);
-    let mut metadata = metadata(&requests, &model, dtype)?;
-    if !args.overwrite {
-        check_existing(&args.output_dir, jobs.iter().map(|job| job.file.as_str()).zip(&metadata))?;
-    }
     let asked = jobs.len();
-    if args.resume {
-        let is_done = |(job, metadata): (&Job, _)| is_made(&args.output_dir.join(&job.file), metadata);
-        let there = jobs.iter().zip(&metadata).map(is_done).collect::<Result<Vec<bool>>>()?;
-        (jobs, requests, metadata) = (missing(jobs, &there), missing(requests, &there), missing(metadata, &there));
+    if let Some(now) = plan.as_ref().filter(|_| args.resume || !args.overwrite) {
+        let there = are_made(&jobs, &requests, args, &model, now)?;
+        (jobs, requests) = (missing(jobs, &there), missing(requests, &there));
         if jobs.len() < asked {
             plan = resolve(&requests)?;
         }
@@ -123,7 +120,6 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         interrupt,
         world: &world,
         jobs: &jobs,
-        metadata: &metadata,
         requests: &requests,
         plan: &plan,
         started,
@@ -145,18 +141,84 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
 
 /// Refuses a path that no file can have, before anything is computed.
 pub fn file_name_is_possible(option: &str, path: &Path) -> Result<()> {
-    let refuse =
-        |what: &str| Err(Error::input(format!("{option} {}: {what}", path.display())).hint("the path of a file"));
-    match path {
-        _ if path == Path::new("-") => refuse("stdout has the results"),
-        _ if path.is_dir() => refuse("this is a folder"),
-        _ => Ok(()),
+    if path == Path::new("-") || is_stdout(path) {
+        return Err(
+            Error::input(format!("{option} {}: stdout has the results", path.display())).hint("the path of a file")
+        );
     }
+    output::check_possible(path).map_err(|error| error.context(option))
 }
 
-/// Whether a picture is there, made from this very request and whole.
-fn is_made(path: &Path, metadata: &Metadata) -> Result<bool> {
-    Ok(path.exists() && Metadata::read(path)?.as_ref() == Some(metadata) && Metadata::is_whole(path)?)
+/// Whether a path is the regular file that stdout goes to.
+fn is_stdout(path: &Path) -> bool {
+    #[cfg(unix)]
+    return std::fs::metadata(path).is_ok_and(|there| {
+        use std::os::unix::fs::MetadataExt;
+        let stdout = rustix::fs::fstat(std::io::stdout());
+        there.is_file() && stdout.is_ok_and(|out| (out.st_dev, out.st_ino) == (there.dev(), there.ino()))
+    });
+    #[cfg(not(unix))]
+    return path == Path::new("CON");
+}
+
+/// Which pictures of a run that is resumed are there, made from the very request and whole.
+///
+/// # Errors
+/// If a picture has no name, because other files have all that it may have and may not be replaced.
+fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Model, plan: &Plan) -> Result<Vec<bool>> {
+    let (folder, hash) = (args.folder(), model.identity()?);
+    // Which place of the plan draws a picture is not known before it is drawn.
+    let [plain, guided] = [false, true].map(|guided| plan.unet_dtypes(guided));
+    let look = |i: usize| {
+        let request: &Request = &requests[i];
+        let dtypes = if request.guidance_scale > 1.0 { &guided } else { &plain };
+        let mut has_name = args.overwrite;
+        for dtypes in dtypes {
+            let metadata = Metadata::new(request, model, &hash, dtypes)?;
+            let names = jobs[i].names.all(&metadata).into_iter().map(|name| folder.join(name));
+            let is_whole = |path: PathBuf| path.exists() && metadata.is_whole(&path).unwrap_or(false);
+            if args.resume && names.into_iter().any(is_whole) {
+                return Ok((true, true));
+            }
+            has_name = has_name || jobs[i].names.find(&folder, &metadata).is_some();
+        }
+        Ok((false, has_name))
+    };
+    let looked = for_all(jobs.len(), look).into_iter().collect::<Result<Vec<_>>>()?;
+    let nameless: Vec<_> =
+        jobs.iter().zip(&looked).filter(|(_, (_, has_name))| !has_name).map(|(job, _)| job).collect();
+    let Some((first, rest)) = nameless.split_first() else {
+        return Ok(looked.into_iter().map(|(is_made, _)| is_made).collect());
+    };
+    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    Err(Error::input(format!(
+        "{}{more} would be replaced, but not by the same picture",
+        folder.join(&first.file).display()
+    ))
+    .found("other files have its name, also with seed and digest")
+    .hint("another --output-dir, or --overwrite"))
+}
+
+/// `look(i)` for each `i` below `count`, by all cores where there are many. Threads that cannot be started are done without.
+fn for_all<T: Send>(count: usize, look: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    /// Fewer are not worth a thread.
+    const FEW: usize = 64;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(count.div_ceil(FEW));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mine = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed)).take_while(|i| *i < count);
+        mine.map(|i| (i, look(i))).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let start = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let helpers: Vec<_> = (1..cores).map_while(start).collect();
+        let mut all = work();
+        for helper in helpers {
+            all.extend(helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        all.sort_unstable_by_key(|(i, _)| *i);
+        all.into_iter().map(|(_, found)| found).collect()
+    })
 }
 
 /// Those of `all` whose files are not `there` yet.
@@ -198,12 +260,6 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
         .collect()
 }
 
-/// What each finished file will say about itself.
-fn metadata(requests: &[Request], model: &Model, dtype: DType) -> Result<Vec<Metadata>> {
-    let hash = model.identity()?;
-    requests.iter().map(|request| Metadata::new(request, model, &hash, dtype)).collect()
-}
-
 /// One picture to make. What is `None` is the model's to say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
@@ -211,7 +267,8 @@ pub struct Job {
     pub prompt_index: usize,
     /// Which of the prompt's pictures, from 0.
     pub image_index: usize,
-    /// Name of the file in the output folder.
+    /// Names that its file may have in the output folder, and the preferred one for messages.
+    pub names: Names,
     pub file: String,
     /// Where it is asked for, if in a file: the file and the line.
     pub asked_at: Option<String>,
@@ -238,6 +295,10 @@ pub struct Job {
 /// All pictures in order, and the seed of the first. Everything is checked that can be without the model.
 pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     args.options.check(|field| format!("--{}", field.replace('_', "-")))?;
+    if let Some(folder) = args.output.as_ref().and_then(|template| template.as_folder_in(&args.folder())) {
+        return Err(Error::input(format!("--output {}: this is a folder", folder.display()))
+            .hint(format!("--output-dir {}", folder.display())));
+    }
     let first_seed = match args.seed {
         Some(Seed::Number(seed)) => seed,
         Some(Seed::Random) => RandomState::new().hash_one(()), // keys from the system's own randomness
@@ -259,17 +320,24 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
             return Err(Error::input(format!("more than {MAX_JOBS} pictures in one run")).hint("several runs"));
         }
         for image_index in 0..images {
+            let seed = match options.seed {
+                Some(own) => own.wrapping_add(image_index as u64),
+                None => first_seed.wrapping_add(jobs.len() as u64),
+            };
+            let place = Place { prompt_index, image_index, images, prompt: &prompt, seed };
+            let names = match &args.output {
+                Some(template) => template.names(&place, extension)?,
+                None => Names::by_place(&place, extension),
+            };
             jobs.push(Job {
                 prompt_index,
                 image_index,
-                file: file_name(prompt_index, image_index, images, &prompt, extension),
+                file: names.to_string(),
+                names,
                 asked_at: options.at.clone(),
                 prompt: prompt.clone(),
                 negative_prompt: options.negative_prompt.clone().unwrap_or_default(),
-                seed: match options.seed {
-                    Some(own) => own.wrapping_add(image_index as u64),
-                    None => first_seed.wrapping_add(jobs.len() as u64),
-                },
+                seed,
                 has_own_seed: options.seed.is_some(),
                 steps: options.steps,
                 guidance_scale: options.guidance_scale,
@@ -278,6 +346,10 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 height: options.height,
             });
         }
+    }
+    if args.output.is_some() {
+        tell_apart(jobs.iter_mut().map(|job| &mut job.names));
+        jobs.iter_mut().for_each(|job| job.file = job.names.to_string());
     }
     match (jobs.is_empty(), &args.prompts_file) {
         (false, _) => Ok((jobs, first_seed)),
@@ -350,31 +422,11 @@ pub fn device_map(args: &ModelArgs) -> Result<DeviceMap> {
     Ok(map)
 }
 
-/// Refuses to replace files that were made from anything but what is about to be made: from another request, by
-/// another program, by hand. A file with equal metadata may be replaced, since it becomes what it was.
-pub fn check_existing<'a>(folder: &Path, files: impl IntoIterator<Item = (&'a str, &'a Metadata)>) -> Result<()> {
-    let mut others = Vec::new();
-    for (name, metadata) in files {
-        let path = folder.join(name);
-        let exists =
-            path.try_exists().map_err(|e| Error::input(format!("looking for {}", path.display())).source(e))?;
-        if exists && Metadata::read(&path)?.as_ref() != Some(metadata) {
-            others.push(path);
-        }
-    }
-    match others.as_slice() {
-        [] => Ok(()),
-        [first, rest @ ..] => {
-            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            Err(Error::input(format!("{}{more} would be replaced, but not by the same picture", first.display()))
-                .hint("another --output-dir, or --overwrite"))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+
+    use sdshard::backend::DType;
 
     use super::*;
     use crate::cli::Cli;
@@ -470,33 +522,45 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_replaced_only_by_itself() {
+    fn a_picture_is_resumed_in_every_type_that_its_plan_may_draw_it_in_and_in_no_other() {
         let folder = tempfile::tempdir().unwrap();
-        let metadata = |seed| Metadata {
-            model: "m".into(),
-            model_hash: "0".into(),
-            prompt: "a".into(),
-            negative_prompt: String::new(),
-            seed,
-            steps: 1,
-            guidance_scale: 7.5,
-            scheduler: "ddim".into(),
-            width: 1,
-            height: 1,
-            dtype: "f32".into(),
-            rng: "cpu".into(),
-            latents: None,
+        let model = tiny();
+        let machine = folder.path().join("machine.toml");
+        std::fs::write(
+            &machine,
+            "[device.\"cuda:0\"]\nlike = \"rtx-3090\"\n[device.cpu]\nmemory = \"64GiB\"\ncores = \"0-3\"\n",
+        )
+        .unwrap();
+        let devices = sdshard::planner::hardware::read(&machine).unwrap();
+        let out = folder.path().to_str().unwrap();
+        let args =
+            args(&["a", "--num-images", "4", "--resume", "--output-dir", out, "--width", "64", "--height", "64"]);
+        let (jobs, _) = jobs(&args).unwrap();
+        let requests = requests(&jobs, &args, &model, None).unwrap();
+        let largest = Largest::of(&requests, &model.spec).unwrap().unwrap();
+        let there = |map: &str| {
+            let map = DeviceMap::parse(map, "map.toml").unwrap();
+            let plan = Plan::resolve(&map, &model.spec, &largest, &devices).unwrap_or_else(|error| panic!("{error}"));
+            are_made(&jobs, &requests, &args, &model, &plan).unwrap()
         };
-        let image = sdshard::pipeline::Image { width: 1, height: 1, rgb: vec![0; 3] };
-        output::write(&folder.path().join("a.png"), &image.encode_png(&metadata(1)).unwrap()).unwrap();
-        std::fs::write(folder.path().join("b.png"), "mine").unwrap();
+        let image = sdshard::pipeline::Image { width: 64, height: 64, rgb: vec![0; 64 * 64 * 3] };
+        for (i, dtypes) in
+            [&[DType::F16][..], &[DType::F32], &[DType::BF16], &[DType::F32, DType::F16]].iter().enumerate()
+        {
+            let metadata = Metadata::new(&requests[i], &model, &model.identity().unwrap(), dtypes).unwrap();
+            std::fs::write(folder.path().join(&jobs[i].file), image.encode_png(&metadata).unwrap()).unwrap();
+        }
+        let unet =
+            |places: &str| format!("[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\nunet = {places}\n");
+        assert_eq!(there(&unet("\"cuda:0\"")), [true, false, false, false]);
+        assert_eq!(there(&unet("\"cpu\"")), [false, true, false, false]);
+        assert_eq!(there(&unet("[\"cuda:0\", \"cpu\"]")), [true, true, false, false]);
+        assert_eq!(there(&unet("{ negative = \"cpu\", positive = \"cuda:0\" }")), [false, false, false, true]);
+    }
 
-        let check = |files: &[(&str, &Metadata)]| check_existing(folder.path(), files.iter().copied());
-        check(&[("a.png", &metadata(1)), ("c.png", &metadata(1))]).unwrap();
-        let error = check(&[("a.png", &metadata(2)), ("b.png", &metadata(1))]).unwrap_err();
-        assert_eq!(error.exit_code(), 2);
-        let message = error.to_string();
-        assert!(message.contains("a.png and 1 more would be replaced") && message.contains("--overwrite"), "{message}");
+    fn tiny() -> Model {
+        let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-sd1");
+        Model::open(sdshard::weights::ModelFiles::folder(tiny).unwrap(), None).unwrap()
     }
 
     #[test]

@@ -33,6 +33,13 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// A file that grows beyond the limit of its size (`ulimit -f`) is an error of whoever writes it, not the end of the
+    /// program.
+    pub fn survive_size_limits() {
+        #[cfg(unix)]
+        let _ = flag::register(rustix::process::Signal::XFSZ.as_raw(), Arc::default());
+    }
+
     /// Set as soon as somebody wants the run to stop.
     pub fn requested(&self) -> &Arc<AtomicBool> {
         &self.requested

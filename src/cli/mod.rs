@@ -26,6 +26,7 @@ use sdshard::{
     backend::DeviceId,
     backend::{DType, cpu},
     error::{Error, Result, Scope},
+    output::Durability,
     pipeline::request::Rng,
     planner::device_map::DTypes,
 };
@@ -122,21 +123,29 @@ struct GenerateArgs {
     /// The generator of the noise: what diffusers users get with torch.Generator("cpu"), or with "cuda"
     #[arg(long, default_value_t, value_name = "cpu|cuda")]
     rng: Rng,
-    /// The folder for the pictures; made if it is missing
-    #[arg(long, value_name = "FOLDER", default_value = "out")]
-    output_dir: PathBuf,
+    /// The folder for the pictures; made if it is missing [default: out; with --output the current folder]
+    #[arg(long, value_name = "FOLDER")]
+    output_dir: Option<PathBuf>,
+    /// The names of the files, in --output-dir: {index} and {image} of the list, {seed}, {prompt}. Where a name is taken by
+    /// another picture, the seed is appended, then a digest of the request [default: {index}-{prompt}.png]
+    #[arg(long, short, value_name = "TEMPLATE")]
+    output: Option<names::Template>,
     /// Pictures, or the latents that the VAE would turn into them
     #[arg(long, default_value = "png")]
     output_type: OutputType,
     /// Start from the noise in this file rather than from the seed's (tensor `latent`, f32 [1, 4, height/8, width/8])
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
-    /// Replace files that were made from another request
+    /// Replace files that were made from another request, rather than choosing another name
     #[arg(long)]
     overwrite: bool,
-    /// Leave out pictures whose files are there already, made from the same request
+    /// Leave out pictures whose files are there already, whole and made from the same request
     #[arg(long)]
     resume: bool,
+    /// Do not wait until each file is on the disk. That takes some milliseconds for each, while others are drawn; without it
+    /// a power failure may lose pictures that were said to be saved
+    #[arg(long)]
+    no_fsync: bool,
     /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -150,6 +159,17 @@ struct GenerateArgs {
     /// How many processes share the prompts
     #[arg(long, value_name = "N")]
     world_size: Option<usize>,
+}
+
+impl GenerateArgs {
+    /// Where the files go.
+    fn folder(&self) -> PathBuf {
+        self.output_dir.clone().unwrap_or_else(|| if self.output.is_some() { "" } else { "out" }.into())
+    }
+
+    fn durability(&self) -> Durability {
+        if self.no_fsync { Durability::Buffered } else { Durability::Synced }
+    }
 }
 
 /// `sdshard plan`
@@ -312,6 +332,7 @@ pub fn main() -> ExitCode {
     }
     let console = Console::new(cli.log.quiet);
     let ready = start_logging(&cli.log, &console).and_then(|()| check_environment());
+    Interrupt::survive_size_limits();
     let Some(command) = &cli.command else {
         return match Interrupt::install() {
             Ok(interrupt) => {

@@ -4,10 +4,8 @@ use sdshard::{
     backend,
     error::{Error, Result},
     models::spec::ModelSpec,
-    pipeline::{
-        output,
-        placement::{Place, Reside, Sections},
-    },
+    output::{self, Durability},
+    pipeline::placement::{Place, Reside, Sections},
     planner::{Largest, figure, hardware, plan::Plan},
     weights::Wanted,
 };
@@ -46,7 +44,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
     if let Some(path) = &args.svg {
         file_name_is_possible("--svg", path)?;
-        output::write(path, figure::svg(&plan).as_bytes())?;
+        output::write(path, figure::svg(&plan).as_bytes(), Durability::Synced)?;
     }
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
 }

@@ -11,7 +11,8 @@ use sdshard::{
     backend::DeviceId,
     engine::{Engine, Event},
     error::{Error, Result, Scope},
-    pipeline::{self, Component, Metadata, PerComponent, Picture, Span, output, request::Request},
+    output,
+    pipeline::{self, Component, PerComponent, Picture, Span, request::Request},
     planner::{plan::Plan, world::World},
 };
 use serde_json::json;
@@ -21,6 +22,7 @@ use super::{
     gauge::Gauge,
     generate::Job,
     interrupt::Interrupt,
+    names::Replacing,
     plan::one_or_all,
     progress::{Console, Overview, Progress},
 };
@@ -38,7 +40,6 @@ pub(super) struct Run<'a> {
     pub interrupt: &'a Interrupt,
     pub world: &'a World,
     pub jobs: &'a [Job],
-    pub metadata: &'a [Metadata],
     pub requests: &'a [Request],
     pub plan: &'a Plan,
     pub started: Instant,
@@ -163,14 +164,10 @@ impl Run<'_> {
 
     /// Writes the file of one picture.
     fn save(&self, index: usize, picture: &Picture) -> Result<PathBuf> {
-        let metadata = &self.metadata[index];
-        let bytes = match &picture.image {
-            Some(image) => image.encode_png(metadata)?,
-            None => picture.latents.encode(metadata)?,
-        };
-        let path = self.args.output_dir.join(&self.jobs[index].file);
-        output::write(&path, &bytes)?;
-        Ok(path)
+        let metadata = picture.metadata()?;
+        let replacing = if self.args.overwrite { Replacing::Others } else { Replacing::Itself };
+        let (names, bytes) = (&self.jobs[index].names, picture.encode(&metadata)?);
+        names.save(&self.args.folder(), &metadata, &bytes, replacing, self.args.durability())
     }
 
     /// One picture as a line of JSON.
@@ -227,7 +224,10 @@ impl Run<'_> {
         if self.saved > 0 {
             self.gauge.closing_lines(self.jobs.len()).iter().for_each(|line| self.console.note(line));
         }
-        let traced = self.trace_file.as_ref().map_or(Ok(()), |path| output::write(path, self.trace().as_bytes()));
+        let traced = self
+            .trace_file
+            .as_ref()
+            .map_or(Ok(()), |path| output::write(path, self.trace().as_bytes(), self.args.durability()));
         if outcome.is_err() {
             self.failed.iter().take(LISTED).for_each(|failed| self.console.note(failed));
             if let more @ 1.. = self.failed.len().saturating_sub(LISTED) {

@@ -6,14 +6,15 @@ use std::{
 };
 
 use super::{
-    Component, Image, Latents, Model, Network, Parts, Picture, Progress, Slot, Span, branches,
+    Component, Image, Latents, Model, Network, Parts, Picture, Progress, Slot, Span, UnetPlace, branches,
     gate::{Gates, Section, Work},
+    placement::each_once,
     request::{Output, Request},
     stages::{self, Begin, Denoise, Features, Noise},
     texts::{Known, TextCache},
 };
 use crate::{
-    backend::{Device, DeviceId},
+    backend::{DType, Device, DeviceId},
     error::{Error, Result, Scope},
     models::route::{Borders, Keeps, Open, Route},
     scheduler::schedule,
@@ -231,7 +232,16 @@ impl Pipeline {
         }
         let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
         let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
-        Ok(Picture { latents, image, spans: std::mem::take(&mut batch.under_way[i].spans) })
+        let spans = std::mem::take(&mut batch.under_way[i].spans);
+        let dtypes = self.unet_dtypes(&spans);
+        Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })
+    }
+
+    /// The types in which those devices of `spans` compute that ran the UNet, each once.
+    fn unet_dtypes(&self, spans: &[Span]) -> Vec<DType> {
+        let ran = |id| spans.iter().any(|span| span.component == Component::Unet && span.devices.contains(&id));
+        let sections = self.parts.unets.iter().flat_map(UnetPlace::networks).flat_map(|network| network.route.typed());
+        each_once(sections.filter(|(device, _)| ran(device.id())).map(|(_, dtype)| dtype))
     }
 
     /// Waits for the devices of one of `choices`, works there for request `i`, and writes down where and how long.

@@ -92,14 +92,17 @@ pub(super) fn read_text(file: File, key: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::{metadata::tests::metadata, output};
+    use crate::{
+        output::{self, Durability},
+        pipeline::metadata::tests::metadata,
+    };
 
     #[test]
     fn latents_come_back_as_they_were() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let latents = Latents { channels: 2, height: 1, width: 3, values: vec![0.0, -1.5, 3e38, 1e-40, 5.0, 6.0] };
-        output::write(&path, &latents.encode(&metadata()).unwrap()).unwrap();
+        output::write(&path, &latents.encode(&metadata()).unwrap(), Durability::Buffered).unwrap();
         assert_eq!(Latents::read(&path).unwrap(), latents);
     }
 

@@ -1,8 +1,9 @@
 //! What a finished file says about how it was made: enough to make it again, and nothing about where.
 
 use std::{
-    fs::File,
-    io::{BufReader, Read, Seek, SeekFrom},
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{BufReader, Cursor},
     path::Path,
 };
 
@@ -17,6 +18,7 @@ use crate::{
     backend::DType,
     error::{Error, Result},
     input,
+    weights::Fnv,
 };
 
 /// Text chunk in the form that Stable Diffusion web UIs read.
@@ -50,7 +52,7 @@ pub struct Metadata {
     pub width: usize,
     /// Pixels.
     pub height: usize,
-    /// The type in which the UNet was computed, as `--dtype` names it.
+    /// The type in which the UNet was computed, as `--dtype` names it; `f16+f32` if its devices have several.
     pub dtype: String,
     /// The generator of the noise, as `--rng` names it.
     pub rng: String,
@@ -60,12 +62,12 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// What a picture of `request` says about itself; `model_hash` is the model's [`identity`](Model::identity), `dtype` the
-    /// plan's for the UNet.
+    /// What a picture of `request` says about itself; `model_hash` is the model's [`identity`](Model::identity), `dtypes`
+    /// those of the devices that run the UNet.
     ///
     /// # Errors
     /// If the model has no such scheduler.
-    pub fn new(request: &Request, model: &Model, model_hash: &str, dtype: DType) -> Result<Self> {
+    pub fn new(request: &Request, model: &Model, model_hash: &str, dtypes: &[DType]) -> Result<Self> {
         let (spec, scale) = (&model.spec, model.spec.vae.scale());
         let digest = |values: &std::sync::Arc<[f32]>| {
             let (height, width) = (request.height / scale, request.width / scale);
@@ -82,7 +84,13 @@ impl Metadata {
             scheduler: spec.scheduler_for(request.scheduler)?.kind().to_string(),
             width: request.width,
             height: request.height,
-            dtype: dtype.name().to_string(),
+            dtype: dtypes
+                .iter()
+                .map(|dtype| dtype.name())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect::<Vec<_>>()
+                .join("+"),
             rng: request.rng.to_string(),
             latents: match &request.start {
                 Start::Noise => None,
@@ -94,6 +102,13 @@ impl Metadata {
     /// The JSON of the `sdshard` text chunk.
     pub fn json(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers can always be written as JSON")
+    }
+
+    /// Eight hexadecimal digits over all of it, for names of files.
+    pub fn digest(&self) -> String {
+        let mut hash = Fnv::new();
+        hash.write(self.json().as_bytes());
+        format!("{:08x}", (hash.0 >> 32) ^ (hash.0 & 0xffff_ffff))
     }
 
     /// The text that Stable Diffusion web UIs read: prompt, negative prompt, and one line of settings.
@@ -117,42 +132,64 @@ impl Metadata {
     }
 
     /// Reads what a PNG or latent file says about itself. `None` if that is nothing, or not in a form that this version
-    /// writes. Fails only if the file cannot be opened.
+    /// writes, or if this is no regular file. Fails only if the file cannot be opened.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        let file = input::open(path).map_err(|e| Error::input(format!("reading {}", path.display())).source(e))?;
-        let json = match path.extension() {
-            Some(extension) if extension == latents::EXTENSION => latents::read_text(file, SDSHARD),
-            _ => png_text(file, SDSHARD),
+        let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
+        if !fs::metadata(path).map_err(refuse)?.is_file() {
+            return Ok(None);
+        }
+        let file = input::open(path).map_err(refuse)?;
+        let json = if is_latents(path) {
+            latents::read_text(file, SDSHARD)
+        } else {
+            png::Decoder::new(BufReader::new(file)).read_info().ok().and_then(|reader| png_text(reader.info()))
         };
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
 
-    /// Whether a PNG or latent file is there to its end: copies and full disks cut files off. Fails only if the file cannot
-    /// be read.
-    pub fn is_whole(path: &Path) -> Result<bool> {
-        if path.extension().is_some_and(|extension| extension == latents::EXTENSION) {
-            return Ok(latents::Latents::read(path).is_ok());
+    /// Whether a PNG or latent file says this about itself and is there, undamaged and to its end. All of it is read: the
+    /// checksum of each chunk of a PNG and its image data; the header, the size and the values of latents. Fails only if the
+    /// file cannot be read.
+    pub fn is_whole(&self, path: &Path) -> Result<bool> {
+        if is_latents(path) {
+            return Ok(Self::read(path)?.as_ref() == Some(self) && Latents::read(path).is_ok());
         }
         let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
-        let mut file = input::open(path).map_err(refuse)?;
-        let mut end = [0; PNG_END.len()];
-        let long_enough = file.metadata().map_err(refuse)?.len() >= end.len() as u64;
-        if long_enough {
-            file.seek(SeekFrom::End(-(end.len() as i64))).and_then(|_| file.read_exact(&mut end)).map_err(refuse)?;
-        }
-        Ok(long_enough && end == PNG_END)
+        let is_file = fs::metadata(path).map_err(refuse)?.is_file();
+        Ok(is_file && self.is_whole_png(&input::read(path).map_err(refuse)?))
     }
+
+    fn is_whole_png(&self, bytes: &[u8]) -> bool {
+        let mut options = png::DecodeOptions::default();
+        options.set_ignore_checksums(false);
+        options.set_skip_ancillary_crc_failures(false);
+        let read = || {
+            let mut reader = png::Decoder::new_with_options(Cursor::new(bytes), options).read_info().ok()?;
+            let info = reader.info();
+            let said: Self = serde_json::from_str(&png_text(info)?).ok()?;
+            if said != *self || (info.width as usize, info.height as usize) != (self.width, self.height) {
+                return None; // before memory is taken for what a file claims
+            }
+            let mut pixels = vec![0; reader.output_buffer_size()?];
+            reader.next_frame(&mut pixels).ok()?;
+            reader.finish().ok()
+        };
+        bytes.ends_with(&PNG_END) && read().is_some()
+    }
+}
+
+/// Whether a file of this name holds latents rather than pixels.
+fn is_latents(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == latents::EXTENSION)
 }
 
 /// The last chunk of every PNG: no bytes, `IEND`, and their checksum.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// A text chunk from before the image data.
-fn png_text(file: File, keyword: &str) -> Option<String> {
-    let reader = png::Decoder::new(BufReader::new(file)).read_info().ok()?;
-    let info = reader.info();
-    let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == keyword);
-    let utf8 = || info.utf8_text.iter().find(|chunk| chunk.keyword == keyword)?.get_text().ok();
+/// The text chunk with [`Metadata`], which stands before the image data.
+fn png_text(info: &png::Info) -> Option<String> {
+    let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == SDSHARD);
+    let utf8 = || info.utf8_text.iter().find(|chunk| chunk.keyword == SDSHARD)?.get_text().ok();
     latin1.map(|chunk| chunk.text.clone()).or_else(utf8)
 }
 
@@ -177,7 +214,10 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::pipeline::{Image, output};
+    use crate::{
+        output::{self, Durability},
+        pipeline::Image,
+    };
 
     pub(crate) fn metadata() -> Metadata {
         Metadata {
@@ -225,12 +265,71 @@ pub(super) mod tests {
             },
         ] {
             let png = folder.path().join("a.png");
-            output::write(&png, &image.encode_png(&metadata).unwrap()).unwrap();
+            output::write(&png, &image.encode_png(&metadata).unwrap(), Durability::Buffered).unwrap();
             assert_eq!(Metadata::read(&png).unwrap(), Some(metadata.clone()));
 
             let latent = folder.path().join("a.safetensors");
-            output::write(&latent, &latents.encode(&metadata).unwrap()).unwrap();
+            output::write(&latent, &latents.encode(&metadata).unwrap(), Durability::Buffered).unwrap();
             assert_eq!(Metadata::read(&latent).unwrap(), Some(metadata));
+        }
+    }
+
+    #[test]
+    fn damage_anywhere_in_a_picture_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let said = Metadata { width: 16, height: 16, ..metadata() };
+        let is_whole = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            said.is_whole(&path).unwrap()
+        };
+        let rgb = (0..16 * 16 * 3).map(|i| (i * i % 251) as u8).collect();
+        let bytes = Image { width: 16, height: 16, rgb }.encode_png(&said).unwrap();
+        assert!(is_whole(&bytes));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert!(!is_whole(&damaged), "byte {at} of {}", bytes.len());
+        }
+        for length in 0..bytes.len() {
+            assert!(!is_whole(&bytes[..length]), "{length} of {} bytes", bytes.len());
+        }
+        assert!(!is_whole(&[&bytes[..], b"more"].concat()));
+        let other = Metadata { seed: 1, ..said.clone() };
+        fs::write(&path, &bytes).unwrap();
+        assert!(!other.is_whole(&path).unwrap(), "whole, but another picture");
+        // A piece from the middle is missing, or zeros are in its place, as a disk leaves them that lost power.
+        let (a, b) = (bytes.len() / 2, bytes.len() / 2 + 40);
+        assert!(!is_whole(&[&bytes[..a], &bytes[b..]].concat()));
+        assert!(!is_whole(&[&bytes[..a], &[0; 40], &bytes[b..]].concat()));
+    }
+
+    #[test]
+    fn latents_that_are_cut_off_or_too_long_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let is_whole = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            metadata().is_whole(&path).unwrap()
+        };
+        let latents = Latents { channels: 1, height: 2, width: 2, values: vec![0.5; 4] };
+        let bytes = latents.encode(&metadata()).unwrap();
+        assert!(is_whole(&bytes));
+        for length in 0..bytes.len() {
+            assert!(!is_whole(&bytes[..length]), "{length} of {} bytes", bytes.len());
+        }
+        assert!(!is_whole(&[&bytes[..], b"more"].concat()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_regular_file_says_nothing_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("a.png");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        for path in [fifo.as_path(), folder.path(), Path::new("/dev/zero")] {
+            assert_eq!(Metadata::read(path).unwrap(), None, "{}", path.display());
+            assert!(!metadata().is_whole(path).unwrap(), "{}", path.display());
         }
     }
 

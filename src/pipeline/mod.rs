@@ -6,26 +6,27 @@ pub mod image;
 pub mod latents;
 pub mod metadata;
 pub mod model;
-pub mod output;
 pub mod placement;
 pub mod request;
 pub mod stages;
 mod texts;
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
-    backend::{Device, DeviceId},
-    error::Result,
+    backend::{DType, Device, DeviceId},
+    error::{Error, Result},
     models::{
         clip::ClipTextEncoder,
         route::{Borders, Keeps, Route, Walk},
         unet::Unet,
         vae::VaeDecoder,
     },
+    output::{self, Durability},
     weights::Visitors,
 };
 pub use draw::{OnProgress, Pipeline};
@@ -34,6 +35,7 @@ pub use latents::Latents;
 pub use metadata::Metadata;
 pub use model::Model;
 use placement::each_once;
+use request::Request;
 use stages::{Branch, Features};
 pub use texts::TextCache;
 
@@ -137,7 +139,7 @@ pub enum Progress {
 }
 
 /// What came out.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Picture {
     /// Final latents, as diffusers gives them.
@@ -146,6 +148,11 @@ pub struct Picture {
     pub image: Option<Image>,
     /// Every stretch of work on it, in order. A text that was remembered and a picture that was not asked for took none.
     pub spans: Vec<Span>,
+    /// What was asked for.
+    pub request: Request,
+    /// The types of the devices that ran the UNet, each once.
+    pub dtypes: Vec<DType>,
+    model: Arc<Model>,
 }
 
 /// A component's work on one request.
@@ -171,6 +178,49 @@ impl Picture {
     pub fn devices(&self, component: Component) -> Vec<DeviceId> {
         let here = self.spans.iter().filter(|span| span.component == component);
         each_once(here.flat_map(|span| span.devices.iter().copied()))
+    }
+
+    /// What its file says about how it was made.
+    ///
+    /// # Errors
+    /// If the model's weights, over which its identity is taken, cannot be read any more.
+    pub fn metadata(&self) -> Result<Metadata> {
+        Metadata::new(&self.request, &self.model, &self.model.identity()?, &self.dtypes)
+    }
+
+    /// The bytes of a file that says so: PNG, or safetensors if only the latents were asked for.
+    ///
+    /// # Errors
+    /// If it is too large for the format.
+    pub fn encode(&self, metadata: &Metadata) -> Result<Vec<u8>> {
+        match &self.image {
+            Some(image) => image.encode_png(metadata),
+            None => self.latents.encode(metadata),
+        }
+    }
+
+    /// Writes it with its [`metadata`](Picture::metadata) to a file that ends in `.png`, or its latents to one that ends in
+    /// `.safetensors`. A file that was there is replaced; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// If the name ends otherwise, there are no pixels for a PNG, or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let metadata = self.metadata()?;
+        let bytes = match (extension.to_ascii_lowercase().as_str(), &self.image) {
+            ("png", Some(image)) => image.encode_png(&metadata)?,
+            ("png", None) => {
+                return Err(Error::input(format!("saving {}: the request was for latents alone", path.display()))
+                    .hint("a name that ends in .safetensors, or Output::Image in the request"));
+            }
+            (latents::EXTENSION, _) => self.latents.encode(&metadata)?,
+            _ => {
+                return Err(Error::input(format!("saving {}: there is no such format", path.display()))
+                    .hint("a name that ends in .png or .safetensors"));
+            }
+        };
+        output::write(path, &bytes, Durability::Synced)
     }
 }
 

@@ -1,6 +1,10 @@
 //! A model that is about to be used: its files, its facts and its tokenizer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use super::{Component, Network, Parts, UnetPlace};
 use crate::{
@@ -21,6 +25,14 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Which variant of the weights to read: `fp16` for example.
     pub variant: Option<String>,
+    /// [`Model::identity`], once it has been asked for.
+    identity: OnceLock<String>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("name", &self.files.name()).finish_non_exhaustive()
+    }
 }
 
 impl Model {
@@ -42,7 +54,7 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
-        Ok(Self { files, spec, tokenizer, variant })
+        Ok(Self { files, spec, tokenizer, variant, identity: OnceLock::new() })
     }
 
     /// A component's weights, headers checked, no tensor read.
@@ -55,8 +67,12 @@ impl Model {
     /// # Errors
     /// If a weight file cannot be opened.
     pub fn identity(&self) -> Result<String> {
+        if let Some(known) = self.identity.get() {
+            return Ok(known.clone());
+        }
         let opened = Component::ALL.into_iter().map(|component| self.weights(component)).collect::<Result<Vec<_>>>()?;
-        weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())
+        let identity = weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())?;
+        Ok(self.identity.get_or_init(|| identity).clone())
     }
 }
 

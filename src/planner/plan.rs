@@ -129,6 +129,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The types in which a request's UNet may be computed, with guidance or without: for each place that it may take, those
+    /// of the place's devices.
+    pub fn unet_dtypes(&self, guided: bool) -> Vec<Vec<DType>> {
+        let dtype =
+            |id: &DeviceId| self.devices.iter().find(|device| device.id == *id).map(|device| device.dtypes.unet);
+        let places = self.replicas.iter().flat_map(|replica| &replica.placement.unet);
+        let dtypes = places.map(|place| match place {
+            Place::Guided { positive, .. } if !guided => each_once(positive.iter().filter_map(dtype)),
+            place => each_once(place.devices().iter().filter_map(dtype)),
+        });
+        each_once(dtypes)
+    }
+
     /// Resolves `map` on a machine that has `devices`, the preferred one first.
     ///
     /// # Errors

@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    io::Write,
     path::{Path, PathBuf},
     sync::{Arc, Once, PoisonError, RwLock},
 };
@@ -16,6 +15,7 @@ use super::{
 use crate::{
     backend::rates,
     error::{Error, Result},
+    output,
 };
 
 /// Files of kernels: their names without the ending, and their texts.
@@ -220,7 +220,7 @@ fn ptx(name: &str, source: &str, arch: u32, folder: Option<&Path>) -> Result<Vec
     SAID.call_once(|| tracing::warn!("compiling the CUDA kernels for sm_{arch}, once: it takes up to a minute"));
     let ptx = nvrtc::compile(&format!("{name}.cu"), source, &HEADERS, arch)?;
     if let Some(file) = file
-        && let Err(error) = write(&file, &ptx)
+        && let Err(error) = output::write_cache(&file, &ptx)
     {
         tracing::debug!("{} cannot be written: {error}", file.display());
     }
@@ -232,16 +232,6 @@ fn cache_name(name: &str, source: &str, arch: u32) -> PathBuf {
     let mut hash = DefaultHasher::new();
     (source, HEADERS, nvrtc::OPTIONS, nvrtc::version()).hash(&mut hash);
     format!("{name}.compute_{arch}.{:016x}.ptx", hash.finish()).into()
-}
-
-/// Writes aside, then renames, so that nobody reads half of it.
-fn write(file: &Path, contents: &[u8]) -> std::io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
-    aside.write_all(contents)?;
-    aside.persist(file).map_err(|error| error.error)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    io::Write,
     num::NonZero,
     path::{Path, PathBuf},
     sync::{
@@ -19,6 +18,7 @@ use wgpu::{
 };
 
 use super::{bind::Bound, device::IMMEDIATE_BYTES};
+use crate::output;
 
 /// A file of `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -191,15 +191,9 @@ fn read_checked(file: &Path) -> Option<Vec<u8>> {
     (sum == sum_of(data)).then(|| data.to_vec())
 }
 
-/// Writes aside, then renames, so that nobody reads half of it.
+/// A file of `data` behind its sum.
 fn write_checked(file: &Path, data: &[u8]) -> std::io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
-    aside.write_all(&sum_of(data))?;
-    aside.write_all(data)?;
-    aside.persist(file).map_err(|error| error.error)?;
-    Ok(())
+    output::write_cache(file, &[&sum_of(data), data].concat())
 }
 
 /// The pipelines of one device.
