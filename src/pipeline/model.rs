@@ -1,14 +1,17 @@
 //! A model that is about to be used: its files, its facts and its tokenizer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{Component, Network, Parts, UnetPlace};
 use crate::{
     backend::{DType, Device},
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
-    tokenizer::Tokenizer,
-    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights},
+    tokenizer::{self, Tokenizer},
+    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights, files::MODEL_INDEX},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -21,6 +24,7 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Which variant of the weights to read: `fp16` for example.
     pub variant: Option<String>,
+    identity: Mutex<Option<String>>,
 }
 
 impl Model {
@@ -31,7 +35,7 @@ impl Model {
     /// encoder.
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
-        let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.max_position_embeddings)?;
+        let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.text_length)?;
         let (rows, largest) = (spec.text_encoder.vocab_size, tokenizer.largest_id() as usize);
         if largest >= rows {
             return Err(Error::input(format!(
@@ -42,7 +46,7 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
-        Ok(Self { files, spec, tokenizer, variant })
+        Ok(Self { files, spec, tokenizer, variant, identity: Mutex::default() })
     }
 
     /// A component's weights, headers checked, no tensor read.
@@ -50,13 +54,34 @@ impl Model {
         Weights::open(&self.files, component.name(), self.variant.as_deref())
     }
 
-    /// Ten hexadecimal digits that tell this model from others: see [`weights::identity`].
+    /// Ten hexadecimal digits that tell this model from others: the [`weights::identity`] of all that its pictures are made
+    /// of, which is weights, configs and tokenizer. Whoever asks first waits until all files were read, if they were not
+    /// read before; the others get what was found.
     ///
     /// # Errors
-    /// If a weight file cannot be opened.
+    /// If a file cannot be read.
     pub fn identity(&self) -> Result<String> {
-        let opened = Component::ALL.into_iter().map(|component| self.weights(component)).collect::<Result<Vec<_>>>()?;
-        weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())
+        let mut known = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(identity) = &*known {
+            return Ok(identity.clone());
+        }
+        let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
+        paths.extend(tokenizer::paths(&self.files, "tokenizer"));
+        for component in Component::ALL.map(Component::name) {
+            paths.push(format!("{component}/config.json"));
+            paths.extend(weights::sources(&self.files, component, self.variant.as_deref())?);
+        }
+        let identity = weights::identity(&self.files, &paths)?;
+        *known = Some(identity.clone());
+        Ok(identity)
+    }
+
+    /// Begins to find the [`identity`](Model::identity) in a thread of its own, so that it is there when the first picture is.
+    pub fn identify_in_background(self: &Arc<Self>) {
+        let model = self.clone();
+        let thread = std::thread::Builder::new().name("identity".to_owned());
+        // Without a thread, or if a file cannot be read, whoever asks does the work or hears the error.
+        let _ = thread.spawn(move || model.identity().map_err(|error| tracing::debug!("{error}")));
     }
 }
 

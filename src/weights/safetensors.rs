@@ -26,7 +26,6 @@ pub(super) struct File {
     /// In the order in which they lie in the file.
     pub(super) tensors: Vec<Tensor>,
     bytes: Bytes,
-    header_len: usize,
 }
 
 /// What the header says of one tensor.
@@ -45,14 +44,9 @@ impl File {
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
         let bytes = files.bytes(path)?;
         let path = files.path_of(path);
-        let (tensors, header_len) =
+        let tensors =
             read_header(&bytes).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
-        Ok(Self { path, tensors, bytes, header_len })
-    }
-
-    /// The JSON text of the header.
-    pub(super) fn header(&self) -> &[u8] {
-        &self.bytes[PREFIX..PREFIX + self.header_len]
+        Ok(Self { path, tensors, bytes })
     }
 
     /// A tensor's values, row by row, little-endian, at whatever address they happen to lie.
@@ -66,8 +60,8 @@ impl File {
     }
 }
 
-/// The tensors, ordered by their place in the file, and the length of the header.
-fn read_header(bytes: &[u8]) -> Result<(Vec<Tensor>, usize)> {
+/// The tensors, ordered by their place in the file.
+fn read_header(bytes: &[u8]) -> Result<Vec<Tensor>> {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
         return Err(Error::input("the file ends before its header").found(format!("{} bytes", bytes.len())));
     };
@@ -108,7 +102,7 @@ fn read_header(bytes: &[u8]) -> Result<(Vec<Tensor>, usize)> {
             .found(format!("a file of {} bytes", bytes.len()));
         return Err(if end > bytes.len() { error.hint("was the download interrupted?") } else { error });
     }
-    Ok((tensors, header_len))
+    Ok(tensors)
 }
 
 /// Checks one tensor's numbers against each other.
@@ -191,9 +185,9 @@ pub(super) mod tests {
         let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]},"__metadata__":{"format":"pt"},
             "a":{"dtype":"F16","shape":[3,1],"data_offsets":[0,6]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[6,6]},
             "scalar":{"dtype":"BF16","shape":[],"data_offsets":[10,12]}}"#;
-        let (tensors, header_len) = read_header(&file(header, 12)).unwrap();
+        let tensors = read_header(&file(header, 12)).unwrap();
         let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-        assert_eq!((names, header_len), (vec!["a", "empty", "b", "scalar"], header.len()));
+        assert_eq!(names, ["a", "empty", "b", "scalar"]);
         assert_eq!(tensors[0].range, PREFIX + header.len()..PREFIX + header.len() + 6);
     }
 
