@@ -131,5 +131,5 @@ fn added_tokens_are_found_in_every_place_where_tokenizers_keep_them() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 35);
+    assert_eq!(checked, 36, "a prompt that nobody checked");
 }

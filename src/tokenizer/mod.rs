@@ -298,6 +298,67 @@ mod tests {
     }
 
     #[test]
+    fn steps_of_a_file_that_grow_or_search_without_end_are_not_taken() {
+        let plain = small("{}", 7).unwrap();
+        let grows = r#"{"type": "Replace", "pattern": {"String": "c"}, "content": "cccccccccccccccc"}"#;
+        let steps = vec![grows; 30].join(", ");
+        for step in [
+            format!(r#""normalizer": {{"type": "Sequence", "normalizers": [{steps}]}}"#),
+            r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}"#.to_owned(),
+            r#""pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(?<=(c*)*)t"}, "behavior": "Removed"}"#
+                .to_owned(),
+            r#""pre_tokenizer": {"type": "FixedLength", "length": 0}"#.to_owned(),
+            format!(r#""normalizer": {}1{}"#, "[".repeat(100), "]".repeat(100)),
+        ] {
+            let merges = r#"[["a", "t</w>"], "c at</w>"]"#;
+            let file = format!(r#"{{"model": {{"vocab": {}, "merges": {merges}}}, {step}}}"#, small_vocab());
+            let tokenizer = Tokenizer::load(&files(&[("tokenizer.json", file)]), "tokenizer", 7).unwrap();
+            assert_eq!(tokenizer.encode("Cat cc!").unwrap(), plain.encode("Cat cc!").unwrap(), "{step}");
+        }
+    }
+
+    #[test]
+    fn the_size_of_files_and_lists_is_limited() {
+        let load = |list: &[(&str, String)]| Tokenizer::load(&files(list), "tokenizer", 8).unwrap_err().to_string();
+        let merges = vec![r#"["",""]"#; (1 << 18) + 1].join(",");
+        let whole = format!(r#"{{"model": {{"vocab": {}, "merges": [{merges}]}}}}"#, small_vocab());
+        assert!(load(&[("tokenizer.json", whole)]).contains("262144 merges at most are read"));
+        let vocab: Vec<String> = (0..=1 << 18).map(|i| format!("\"{i}\":0")).collect();
+        let vocab = format!("{{{}}}", vocab.join(","));
+        assert!(
+            load(&[("vocab.json", vocab), ("merges.txt", String::new())]).contains("262144 tokens at most are read")
+        );
+        let long = format!("{}{}", small_vocab(), " ".repeat(8 << 20));
+        assert!(load(&[("vocab.json", long), ("merges.txt", String::new())]).contains("too long for a text file"));
+        let added: Vec<String> = (0..=1 << 14).map(|i| format!("\"<{i}>\":{i}")).collect();
+        let list = [
+            ("vocab.json", small_vocab()),
+            ("merges.txt", String::new()),
+            ("added_tokens.json", format!("{{{}}}", added.join(","))),
+        ];
+        assert!(load(&list).contains("16384 tokens at most can be added"));
+        let list = [("vocab.json", small_vocab()), ("merges.txt", String::new())];
+        let token = format!("{{\"{}\": 10}}", "<".repeat(257));
+        let list = [&list[..], &[("added_tokens.json", token)]].concat();
+        assert!(load(&list).contains("an added token has 1 to 256 bytes"));
+    }
+
+    #[test]
+    fn a_word_of_many_vectors_that_comes_often_does_not_grow_without_end() {
+        let added: Vec<String> = (0..1000).map(|i| format!("\"<c>_{i}\": {}", 11 + i)).collect();
+        let list = [
+            ("vocab.json", small_vocab()),
+            ("merges.txt", String::new()),
+            ("added_tokens.json", format!("{{\"<c>\": 10, {}}}", added.join(","))),
+        ];
+        let tokenizer = Tokenizer::load(&files(&list), "tokenizer", 8).unwrap();
+        let text = "<c>".repeat(20_000);
+        let written_out = tokenizer.with_all_vectors(&text).unwrap();
+        assert!(written_out.starts_with("<c> <c>_1 <c>_2 ") && written_out.len() < 3 * LONGEST_TEXT);
+        assert_eq!(tokenizer.encode(&text).unwrap().ids, [8, 10, 12, 13, 14, 15, 16, 9]);
+    }
+
+    #[test]
     fn refuses_files_that_are_no_tokenizer() {
         let vocab = small_vocab();
         let load = |list: &[(&str, &str)]| {
