@@ -255,3 +255,69 @@ pub fn load_vae(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<N
     weights.skip("quant_conv.");
     source.load(&weights, |w, route| VaeDecoder::load(w, &spec.vae, route))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn a_model_is_another_one_where_weights_variant_tokenizer_or_configs_differ() {
+        const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+        let tiny = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-sd1"));
+        let folder = tempfile::tempdir().unwrap();
+        let copy = |path: &str| {
+            let to = folder.path().join(path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(tiny.join(path), to).unwrap();
+        };
+        let weights = [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"];
+        let texts = [
+            MODEL_INDEX,
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "unet/config.json",
+            "vae/config.json",
+            "tokenizer/vocab.json",
+            "tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/special_tokens_map.json",
+        ];
+        weights.iter().chain(&texts).for_each(|path| copy(path));
+        let open = |variant: Option<&str>| {
+            Model::open(ModelFiles::folder(folder.path()).unwrap(), variant.map(str::to_owned)).unwrap()
+        };
+        let identity = |variant| open(variant).identity().unwrap();
+        let first = identity(None);
+        for path in weights.iter().chain(&texts) {
+            let file = folder.path().join(path);
+            let mut bytes = fs::read(&file).unwrap();
+            match bytes.last_mut() {
+                Some(last) if path.ends_with(".safetensors") => *last ^= 1,
+                _ => bytes.push(b'\n'),
+            }
+            fs::write(&file, bytes).unwrap();
+            assert_ne!(identity(None), first, "{path}");
+            copy(path);
+        }
+        assert_eq!(identity(None), first, "the same content at another time");
+
+        // A file that is not read changes nothing; that of a variant does, where the variant is asked for.
+        let mut other = fs::read(folder.path().join(UNET)).unwrap();
+        *other.last_mut().unwrap() ^= 1;
+        fs::write(folder.path().join("unet/diffusion_pytorch_model.fp16.safetensors"), other).unwrap();
+        assert_eq!(identity(None), first);
+        assert_ne!(identity(Some("fp16")), first);
+        fs::write(folder.path().join("tokenizer/added_tokens.json"), "{}").unwrap();
+        assert_ne!(identity(None), first);
+
+        // Once found, it is known.
+        let model = Arc::new(open(None));
+        model.identify_in_background();
+        let known = model.identity().unwrap();
+        fs::remove_file(folder.path().join(UNET)).unwrap();
+        assert_eq!(model.identity().unwrap(), known);
+        assert!(open(None).identity().is_err());
+    }
+}
