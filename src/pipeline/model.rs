@@ -67,9 +67,10 @@ impl Model {
         }
         let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
         paths.extend(tokenizer::paths(&self.files, "tokenizer"));
-        for component in Component::ALL.map(Component::name) {
-            paths.push(format!("{component}/config.json"));
-            paths.extend(weights::sources(&self.files, component, self.variant.as_deref())?);
+        for component in Component::ALL {
+            self.weights(component)?; // a broken file is named before gigabytes are read
+            paths.push(format!("{}/config.json", component.name()));
+            paths.extend(weights::sources(&self.files, component.name(), self.variant.as_deref())?);
         }
         let identity = weights::identity(&self.files, &paths)?;
         *known = Some(identity.clone());
