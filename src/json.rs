@@ -6,6 +6,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// The longest text that is parsed, in bytes: what it becomes in memory can be a hundred times as large. The index of the
+/// largest UNet has some 200 KB.
+const LONGEST: usize = 2 << 20;
+
 /// One JSON object and the name of the file it came from.
 ///
 /// A key whose value is `null` counts as absent: that is how Python's writers spell "not set".
@@ -16,12 +20,17 @@ pub struct Object {
 }
 
 impl Object {
-    /// Reads `text`; `file` is its name in messages. Fails unless `text` is one JSON object.
+    /// Reads `text`; `file` is its name in messages. Fails unless `text` is one JSON object of 2 MiB
+    /// at most.
     ///
     /// Python writes floats without a finite value as `NaN`, `Infinity` and `-Infinity`, which JSON does not have.
     /// They are read as `null`.
     pub fn parse(text: &str, file: impl Into<String>) -> Result<Self> {
         let file = file.into();
+        if text.len() > LONGEST {
+            let what = format!("{file}: a JSON file of a model has {LONGEST} bytes at most");
+            return Err(Error::input(what).found(format!("{} bytes", text.len())));
+        }
         let value = serde_json::from_str(text)
             .or_else(|error| serde_json::from_str(&without_non_finite(text)).map_err(|_| error))
             .map_err(|error| Error::input(format!("{file}: this is not JSON")).source(error))?;
@@ -189,5 +198,7 @@ mod tests {
             assert!(Object::parse(text, "x").unwrap_err().to_string().starts_with("x: "), "{text}");
         }
         assert!(Object::parse(&"[".repeat(100_000), "x").is_err());
+        let error = Object::parse(&format!("{{}}{}", " ".repeat(LONGEST)), "x").unwrap_err().to_string();
+        assert!(error.contains("x: a JSON file of a model has 2097152 bytes at most"), "{error}");
     }
 }

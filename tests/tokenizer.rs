@@ -1,4 +1,5 @@
-//! CLIP's tokenizer against ids that transformers computed: `golden/tokenizer.json`, made by `tests/reference/`.
+//! CLIP's tokenizer against ids that transformers computed: `golden/tokenizer.json` and `golden/added_tokens.json`, made by
+//! `tests/reference/`.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -20,7 +21,6 @@ fn vocab(merges: &str) -> BTreeMap<String, u32> {
     tokens.extend(symbols.iter().map(|symbol| format!("{symbol}</w>")));
     tokens.extend(merges.lines().skip(1).map(|line| line.replacen(' ', "", 1)));
     tokens.extend(["<|startoftext|>", "<|endoftext|>"].map(String::from));
-    assert_eq!(tokens.len(), 49_408);
     tokens.into_iter().zip(0..).collect()
 }
 
@@ -53,34 +53,31 @@ fn folder(pad: &str) -> TempDir {
 /// The same as one `tokenizer.json`, as newer libraries save it.
 fn whole(folder: &TempDir) {
     let inside = |name: &str| folder.path().join("tokenizer").join(name);
-    let vocab: Value = serde_json::from_str(&fs::read_to_string(inside("vocab.json")).unwrap()).unwrap();
     let merges = fs::read_to_string(inside("merges.txt")).unwrap();
-    let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-    let file = json!({
-        "version": "1.0",
-        "truncation": { "direction": "Right", "max_length": 77, "strategy": "LongestFirst", "stride": 0 },
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": { "type": "Sequence", "normalizers": [
-            { "type": "NFC" },
-            { "type": "Replace", "pattern": { "Regex": "\\s+" }, "content": " " },
-            { "type": "Lowercase" },
-        ] },
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": words }, "behavior": "Removed", "invert": true },
-            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-        ] },
-        "post_processor": null,
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": "<|endoftext|>", "continuing_subword_prefix": "",
-            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
-            "merges": merges.lines().skip(1).collect::<Vec<_>>(),
-        },
-    });
-    fs::write(inside("tokenizer.json"), file.to_string()).unwrap();
+    let changes = json!({ "pairs": false, "added_tokens": [], "normalizer": {}, "truncation": { "direction": "Right", "max_length": 77 } });
+    fs::write(inside("tokenizer.json"), tokenizer_json(&merges, &changes).to_string()).unwrap();
     fs::remove_file(inside("vocab.json")).unwrap();
     fs::remove_file(inside("merges.txt")).unwrap();
+}
+
+/// A `tokenizer.json` with `changes` of its top-level keys; with `type` false the model has no type, with `pairs` false
+/// merges are texts.
+fn tokenizer_json(merges: &str, changes: &Value) -> Value {
+    let is = |key: &str| changes.get(key) != Some(&Value::Bool(false));
+    let lines = merges.lines().skip(1);
+    let merge = |line: &str| if is("pairs") { json!(line.split(' ').collect::<Vec<_>>()) } else { json!(line) };
+    let mut model = json!({ "vocab": vocab(merges), "merges": lines.map(merge).collect::<Vec<_>>() });
+    if is("type") {
+        model["type"] = "BPE".into();
+    }
+    let special =
+        |token: &str| json!({ "id": vocab(merges)[token], "content": token, "normalized": true, "special": true });
+    let added = ["<|startoftext|>", "<|endoftext|>"].map(special);
+    let mut file = json!({ "version": "1.0", "added_tokens": added, "model": model });
+    for (key, value) in changes.as_object().unwrap() {
+        file[key] = value.clone();
+    }
+    file
 }
 
 #[test]
@@ -107,4 +104,32 @@ fn ids_are_those_of_transformers_from_either_form_of_the_files() {
         }
     }
     assert_eq!(checked, 2 * 53, "a row of a form that nobody checked");
+}
+
+#[test]
+fn added_tokens_are_found_in_every_place_where_tokenizers_keep_them() {
+    let golden_file: Value = serde_json::from_str(&golden("added_tokens.json")).unwrap();
+    let count = golden_file["merges"].as_u64().unwrap() as usize;
+    let merges = golden("clip-tokenizer/merges.txt").lines().take(1 + count).collect::<Vec<_>>().join("\n");
+    let mut checked = 0;
+    for case in golden_file["rows"].as_array().unwrap() {
+        let folder = folder("<|endoftext|>");
+        let inside = |name: &str| folder.path().join("tokenizer").join(name);
+        fs::write(inside("vocab.json"), json!(vocab(&merges)).to_string()).unwrap();
+        fs::write(inside("merges.txt"), &merges).unwrap();
+        for (name, value) in case["files"].as_object().unwrap() {
+            let value = if name == "tokenizer.json" { tokenizer_json(&merges, value) } else { value.clone() };
+            fs::write(inside(name), value.to_string()).unwrap();
+        }
+        let files = ModelFiles::folder(folder.path()).unwrap();
+        let prompts = case["prompts"].as_array().unwrap();
+        for (prompt, ids) in prompts.iter().zip(case["ids"].as_array().unwrap()) {
+            let want: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+            let tokenizer = Tokenizer::load(&files, "tokenizer", want.len()).unwrap();
+            let got = tokenizer.encode(prompt.as_str().unwrap()).unwrap();
+            assert_eq!(got.ids, want, "{}: {prompt}", case["case"]);
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 36, "a prompt that nobody checked");
 }

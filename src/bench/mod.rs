@@ -166,11 +166,11 @@ impl Call {
         };
         match self {
             Self::TextEncoder(encoder) => {
-                let ids = vec![vec![1; spec.text_encoder.max_position_embeddings]; settings.batch];
+                let ids = vec![vec![1; spec.text_encoder.text_length]; settings.batch];
                 timed(&|| encoder.network.forward(&ids, &encoder.walk(&Open)))
             }
             Self::Unet(unet) => {
-                let (tokens, context) = (spec.text_encoder.max_position_embeddings, spec.unet.cross_attention_dim);
+                let (tokens, context) = (spec.text_encoder.text_length, spec.unet.cross_attention_dim);
                 let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
                 let text = {
                     let values = values(settings.batch * tokens * context);

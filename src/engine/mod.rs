@@ -258,6 +258,7 @@ impl Engine {
     /// # Errors
     /// If a device cannot be opened, has no room, or a weight is not as the model's configs say.
     pub fn load(model: Arc<Model>, plan: &Plan) -> Result<Self> {
+        model.identify_in_background();
         Self::load_on(model, plan, backend::open(&openings(plan))?, Clock::default())
     }
 

@@ -22,6 +22,9 @@ const DEFAULTS: &str = "sdshard.toml";
 /// Where the scheduler's file is.
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
+/// Where the tokenizer's settings are, if they are.
+const TOKENIZER: &str = "tokenizer/tokenizer_config.json";
+
 /// Widths that some network could have: a guard against absurd files.
 const WIDTHS: RangeInclusive<usize> = 1..=65_536;
 /// Counts of layers, heads and groups.
@@ -47,8 +50,10 @@ pub enum TextActivation {
 pub struct ClipSpec {
     /// Rows of the token embedding.
     pub vocab_size: usize,
-    /// Tokens in one text, padding included: 77 for the published models.
+    /// Rows of the position embedding: 77 for the published models.
     pub max_position_embeddings: usize,
+    /// Tokens in one text, padding included: the tokenizer's `model_max_length`, as far as there are positions.
+    pub text_length: usize,
     /// Width of the features.
     pub hidden_size: usize,
     /// Width inside the MLP.
@@ -72,9 +77,11 @@ impl ClipSpec {
             Some("gelu") => TextActivation::Gelu,
             Some(_) => return Err(config.refuse("hidden_act", "\"quick_gelu\" or \"gelu\"")),
         };
+        let positions = config.size("max_position_embeddings", 2..=4096)?.unwrap_or(77);
         let spec = Self {
             vocab_size: config.size("vocab_size", 2..=1 << 20)?.unwrap_or(49_408),
-            max_position_embeddings: config.size("max_position_embeddings", 2..=4096)?.unwrap_or(77),
+            max_position_embeddings: positions,
+            text_length: positions,
             hidden_size: config.size("hidden_size", WIDTHS)?.unwrap_or(512),
             intermediate_size: config.size("intermediate_size", WIDTHS)?.unwrap_or(2048),
             num_hidden_layers: config.size("num_hidden_layers", COUNTS)?.unwrap_or(12),
@@ -389,7 +396,11 @@ impl ModelSpec {
         let pipeline = pipelines::class_of(&index)?;
         let read = |path: &str| Ok::<_, Error>((files.text(path)?, files.path_of(path)));
         let (text, file) = read("text_encoder/config.json")?;
-        let text_encoder = ClipSpec::from_json(&text, &file)?;
+        let mut text_encoder = ClipSpec::from_json(&text, &file)?;
+        if files.exists(TOKENIZER) {
+            let (text, file) = read(TOKENIZER)?;
+            text_encoder.text_length = text_length(&Object::parse(&text, file)?, text_encoder.text_length)?;
+        }
         let (text, file) = read("unet/config.json")?;
         let unet =
             UnetSpec::from_json(&pipeline.unet_config(Object::parse(&text, &file)?).to_value().to_string(), &file)?;
@@ -421,6 +432,12 @@ impl ModelSpec {
         }
         Ok(Self { text_encoder, unet, vae, scheduler, defaults, listed: listed(&index, files)? })
     }
+}
+
+/// Tokens in one text by a `tokenizer_config.json`, which says 1e30 where it does not mean to limit them.
+fn text_length(config: &Object, positions: usize) -> Result<usize> {
+    let key = if config.get("model_max_length").is_some() { "model_max_length" } else { "max_len" };
+    Ok(config.float(key, 2.0..=f64::INFINITY)?.map_or(positions, |length| (length as usize).min(positions)))
 }
 
 /// `sdshard.toml` as it is written.
@@ -534,6 +551,23 @@ mod tests {
             object.insert(key.to_owned(), serde_json::from_str(value).unwrap());
         }
         Value::Object(object).to_string()
+    }
+
+    #[test]
+    fn a_text_is_as_long_as_the_tokenizer_says_where_there_are_positions() {
+        for (config, length) in [
+            (r#"{"model_max_length": 64}"#, 64),
+            (r#"{"model_max_length": 77}"#, 77),
+            (r#"{"model_max_length": 512}"#, 77),
+            (r#"{"model_max_length": 1000000000000000019884624838656}"#, 77),
+            (r#"{"max_len": 20, "model_max_length": null}"#, 20),
+            (r#"{"max_len": 20, "model_max_length": 32.0}"#, 32),
+            ("{}", 77),
+        ] {
+            assert_eq!(text_length(&Object::parse(config, "x").unwrap(), 77).unwrap(), length, "{config}");
+        }
+        let error = text_length(&Object::parse(r#"{"model_max_length": 1}"#, "x").unwrap(), 77).unwrap_err();
+        assert!(error.to_string().contains("x: `model_max_length` must be"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs,
     io::{BufReader, Cursor},
     path::Path,
 };
@@ -34,7 +34,7 @@ pub(super) const SDSHARD: &str = "sdshard";
 pub struct Metadata {
     /// Hub id or folder name.
     pub model: String,
-    /// Ten hexadecimal digits over the model's configs and headers.
+    /// Ten hexadecimal digits of the model's [`identity`](Model::identity).
     pub model_hash: String,
     /// What to draw.
     pub prompt: String,

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{Component, Network, Parts, UnetPlace};
@@ -11,8 +11,8 @@ use crate::{
     backend::{DType, Device},
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
-    tokenizer::Tokenizer,
-    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights},
+    tokenizer::{self, Tokenizer},
+    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights, files::MODEL_INDEX},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -26,7 +26,7 @@ pub struct Model {
     /// Which variant of the weights to read: `fp16` for example.
     pub variant: Option<String>,
     /// [`Model::identity`], once it has been asked for.
-    identity: OnceLock<String>,
+    identity: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Model {
@@ -43,7 +43,7 @@ impl Model {
     /// encoder.
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
-        let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.max_position_embeddings)?;
+        let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.text_length)?;
         let (rows, largest) = (spec.text_encoder.vocab_size, tokenizer.largest_id() as usize);
         if largest >= rows {
             return Err(Error::input(format!(
@@ -54,7 +54,7 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
-        Ok(Self { files, spec, tokenizer, variant, identity: OnceLock::new() })
+        Ok(Self { files, spec, tokenizer, variant, identity: Mutex::default() })
     }
 
     /// A component's weights, headers checked, no tensor read.
@@ -62,17 +62,35 @@ impl Model {
         Weights::open(&self.files, component.name(), self.variant.as_deref())
     }
 
-    /// Ten hexadecimal digits that tell this model from others: see [`weights::identity`].
+    /// Ten hexadecimal digits that tell this model from others: the [`weights::identity`] of all that its pictures are made
+    /// of, which is weights, configs and tokenizer. Whoever asks first waits until all files were read, if they were not
+    /// read before; the others get what was found.
     ///
     /// # Errors
-    /// If a weight file cannot be opened.
+    /// If a file cannot be read.
     pub fn identity(&self) -> Result<String> {
-        if let Some(known) = self.identity.get() {
-            return Ok(known.clone());
+        let mut known = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(identity) = &*known {
+            return Ok(identity.clone());
         }
-        let opened = Component::ALL.into_iter().map(|component| self.weights(component)).collect::<Result<Vec<_>>>()?;
-        let identity = weights::identity(&self.files, &opened.iter().collect::<Vec<_>>())?;
-        Ok(self.identity.get_or_init(|| identity).clone())
+        let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
+        paths.extend(tokenizer::paths(&self.files, "tokenizer"));
+        for component in Component::ALL {
+            self.weights(component)?; // a broken file is named before gigabytes are read
+            paths.push(format!("{}/config.json", component.name()));
+            paths.extend(weights::sources(&self.files, component.name(), self.variant.as_deref())?);
+        }
+        let identity = weights::identity(&self.files, &paths)?;
+        *known = Some(identity.clone());
+        Ok(identity)
+    }
+
+    /// Begins to find the [`identity`](Model::identity) in a thread of its own, so that it is there when the first picture is.
+    pub fn identify_in_background(self: &Arc<Self>) {
+        let model = self.clone();
+        let thread = std::thread::Builder::new().name("identity".to_owned());
+        // Without a thread, or if a file cannot be read, whoever asks does the work or hears the error.
+        let _ = thread.spawn(move || model.identity().map_err(|error| tracing::debug!("{error}")));
     }
 }
 
@@ -245,4 +263,70 @@ pub fn load_vae(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<N
     weights.skip("encoder.");
     weights.skip("quant_conv.");
     source.load(&weights, |w, route| VaeDecoder::load(w, &spec.vae, route))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn a_model_is_another_one_where_weights_variant_tokenizer_or_configs_differ() {
+        const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+        let tiny = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-sd1"));
+        let folder = tempfile::tempdir().unwrap();
+        let copy = |path: &str| {
+            let to = folder.path().join(path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(tiny.join(path), to).unwrap();
+        };
+        let weights = [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"];
+        let texts = [
+            MODEL_INDEX,
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "unet/config.json",
+            "vae/config.json",
+            "tokenizer/vocab.json",
+            "tokenizer/merges.txt",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/special_tokens_map.json",
+        ];
+        weights.iter().chain(&texts).for_each(|path| copy(path));
+        let open = |variant: Option<&str>| {
+            Model::open(ModelFiles::folder(folder.path()).unwrap(), variant.map(str::to_owned)).unwrap()
+        };
+        let identity = |variant| open(variant).identity().unwrap();
+        let first = identity(None);
+        for path in weights.iter().chain(&texts) {
+            let file = folder.path().join(path);
+            let mut bytes = fs::read(&file).unwrap();
+            match bytes.last_mut() {
+                Some(last) if path.ends_with(".safetensors") => *last ^= 1,
+                _ => bytes.push(b'\n'),
+            }
+            fs::write(&file, bytes).unwrap();
+            assert_ne!(identity(None), first, "{path}");
+            copy(path);
+        }
+        assert_eq!(identity(None), first, "the same content at another time");
+
+        // A file that is not read changes nothing; that of a variant does, where the variant is asked for.
+        let mut other = fs::read(folder.path().join(UNET)).unwrap();
+        *other.last_mut().unwrap() ^= 1;
+        fs::write(folder.path().join("unet/diffusion_pytorch_model.fp16.safetensors"), other).unwrap();
+        assert_eq!(identity(None), first);
+        assert_ne!(identity(Some("fp16")), first);
+        fs::write(folder.path().join("tokenizer/added_tokens.json"), "{}").unwrap();
+        assert_ne!(identity(None), first);
+
+        // Once found, it is known.
+        let model = Arc::new(open(None));
+        model.identify_in_background();
+        let known = model.identity().unwrap();
+        fs::remove_file(folder.path().join(UNET)).unwrap();
+        assert_eq!(model.identity().unwrap(), known);
+        assert!(open(None).identity().is_err());
+    }
 }

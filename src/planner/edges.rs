@@ -26,7 +26,7 @@ pub struct Edge {
 pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
     let (spec, largest) = (costs.trial.spec, costs.trial.largest);
     let texts = if largest.guided { 2 } else { 1 };
-    let features = 4 * (texts * spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim) as u64;
+    let features = 4 * (texts * spec.text_encoder.text_length * spec.unet.cross_attention_dim) as u64;
     let scale = spec.vae.scale();
     let latents = 4 * (largest.width / scale * (largest.height / scale) * spec.unet.in_channels) as u64;
     let mut edges: Vec<Edge> = Vec::new();

@@ -334,7 +334,7 @@ impl<'a> Trial<'a> {
             Component::TextEncoder => {
                 let encoder = load_text_encoder(weights(), spec, &source(positive))?;
                 take();
-                stages::encode(&encoder, vec![0; spec.text_encoder.max_position_embeddings], &recorder)?;
+                stages::encode(&encoder, vec![0; spec.text_encoder.text_length], &recorder)?;
                 (1, encoder.visitors)
             }
             Component::Unet => {
@@ -355,7 +355,7 @@ impl<'a> Trial<'a> {
                 let place = UnetPlace { negative, positive: unet };
                 let slot = Slot::new(&place, &keeps, &[]);
                 let guided = self.largest.guided;
-                let text = vec![0.0; spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim];
+                let text = vec![0.0; spec.text_encoder.text_length * spec.unet.cross_attention_dim];
                 let texts = vec![text.into(); if guided { 2 * batch } else { batch }];
                 let begin = || Begin { guidance_scale: 2.0, noise: Noise::zeros() };
                 let images = (0..batch).map(|_| begin()).collect();

@@ -17,6 +17,9 @@ use crate::{
 /// The file that makes a folder a diffusers model.
 pub const MODEL_INDEX: &str = "model_index.json";
 
+/// The longest JSON or text file that is read: a `tokenizer.json` of CLIP's has up to 4 MB.
+const LONGEST_TEXT: u64 = 8 << 20;
+
 /// A path inside the model and the file's contents.
 pub type EmbeddedFile = (&'static str, &'static [u8]);
 
@@ -95,11 +98,20 @@ impl ModelFiles {
         }
     }
 
-    /// A whole text file. Fails where it is absent, no regular file, longer than [`input::LONGEST`] or not UTF-8.
+    /// Where the file is on disk, whether it is there or not; `None` for one that is compiled into the program, and for a
+    /// path that leads out of the folder.
+    pub fn location(&self, path: &str) -> Option<PathBuf> {
+        match &self.place {
+            Place::Folder(folder) => is_inside(path).then(|| folder.join(path)),
+            Place::Embedded(_) => None,
+        }
+    }
+
+    /// A whole text file. Fails where it is absent, longer than 8 MiB or not UTF-8.
     pub fn text(&self, path: &str) -> Result<String> {
         let refuse = |what: &str| Error::input(format!("{}: {what}", self.path_of(path)));
         let stored = self.open(path)?;
-        if stored.bytes() > input::LONGEST {
+        if stored.bytes() > LONGEST_TEXT {
             return Err(refuse("too long for a text file of a model").found(format!("{} bytes", stored.bytes())));
         }
         let mut bytes = vec![0; stored.bytes() as usize];

@@ -24,9 +24,10 @@ use crate::{
 const REQUIRED: [&str; 5] =
     [MODEL_INDEX, "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"];
 /// Files that are read where there are any.
-const OPTIONAL: [&str; 7] = [
+const OPTIONAL: [&str; 8] = [
     "safety_checker/config.json",
     "sdshard.toml",
+    "tokenizer/added_tokens.json",
     "tokenizer/merges.txt",
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer.json",
@@ -203,7 +204,10 @@ fn listed(id: &str, on_hub: &[&str], variant: Option<&str>, wanted: Wanted) -> R
         }
         paths.push(path.to_owned());
     }
-    let is_config = |path: &&&str| wanted == Wanted::Everything || !path.starts_with("tokenizer/");
+    // The tokenizer's config says how long a text is.
+    let is_config = |path: &&&str| {
+        wanted == Wanted::Everything || !path.starts_with("tokenizer/") || **path == "tokenizer/tokenizer_config.json"
+    };
     let optional = OPTIONAL.iter().filter(|path| on_hub.contains(path)).filter(is_config);
     paths.extend(optional.map(|path| (*path).to_owned()));
     for component in weight_folders(wanted) {

@@ -47,28 +47,51 @@ pub(super) fn check_variant(variant: Option<&str>) -> Result<()> {
     }
 }
 
-/// The paths that can lead to a variant's tensors, the preferred ones first: indexes, then the single file.
+/// The paths that can lead to a variant's tensors, the preferred ones first.
+///
+/// transformers, which reads the text encoder, takes the single file where there is one; diffusers, which reads the UNet and
+/// the VAE, an index, in the name that its older versions wrote too.
 pub(super) fn variant_candidates(component: &str, variant: &str) -> Vec<String> {
     let stem = stem(component);
-    vec![
-        format!("{component}/{stem}.safetensors.index.{variant}.json"),
-        format!("{component}/{stem}.safetensors.{variant}.index.json"),
-        format!("{component}/{stem}.{variant}.safetensors.index.json"),
-        format!("{component}/{stem}.{variant}.safetensors"),
-    ]
+    let path = |name: String| format!("{component}/{stem}.{name}");
+    let single = path(format!("{variant}.safetensors"));
+    let index = path(format!("safetensors.index.{variant}.json"));
+    let older = path(format!("safetensors.{variant}.index.json"));
+    let unread_by_them = path(format!("{variant}.safetensors.index.json"));
+    match reader(component) {
+        Reader::Transformers => vec![single, index, older, unread_by_them],
+        Reader::Diffusers => vec![index, older, single, unread_by_them],
+    }
 }
 
 /// The same for the files without a variant.
 pub(super) fn plain_candidates(component: &str) -> Vec<String> {
-    let stem = stem(component);
-    vec![format!("{component}/{stem}.safetensors.index.json"), format!("{component}/{stem}.safetensors")]
+    let single = format!("{component}/{}.safetensors", stem(component));
+    let index = format!("{single}.index.json");
+    match reader(component) {
+        Reader::Transformers => vec![single, index],
+        Reader::Diffusers => vec![index, single],
+    }
+}
+
+/// The library that reads a component in Python.
+enum Reader {
+    Diffusers,
+    Transformers,
+}
+
+fn reader(component: &str) -> Reader {
+    match component {
+        "unet" | "vae" => Reader::Diffusers,
+        _ => Reader::Transformers,
+    }
 }
 
 /// The name of a component's weight files, without what follows the first dot.
 fn stem(component: &str) -> &'static str {
-    match component {
-        "unet" | "vae" => "diffusion_pytorch_model",
-        _ => "model",
+    match reader(component) {
+        Reader::Diffusers => "diffusion_pytorch_model",
+        Reader::Transformers => "model",
     }
 }
 
@@ -167,6 +190,61 @@ mod tests {
             );
             assert_eq!(found.homes, [("b".to_owned(), 1), ("a".to_owned(), 0)]);
             assert_eq!(found.is_variant, name.contains("fp16"));
+        }
+    }
+
+    #[test]
+    fn old_shards_beside_a_single_file_are_read_where_the_reference_reads_them() {
+        const INDEX: &str = r#"{"weight_map": {"a": "shard.safetensors"}}"#;
+        for (component, variant, there, wanted) in [
+            ("text_encoder", None, &["model.safetensors", "model.safetensors.index.json"][..], "model.safetensors"),
+            (
+                "text_encoder",
+                Some("fp16"),
+                &["model.fp16.safetensors", "model.safetensors.index.fp16.json", "model.safetensors"],
+                "model.fp16.safetensors",
+            ),
+            // The variant's shards come before another variant's single file, and before the plain one.
+            (
+                "text_encoder",
+                Some("fp16"),
+                &["model.safetensors", "model.safetensors.index.fp16.json"],
+                "shard.safetensors",
+            ),
+            (
+                "text_encoder",
+                Some("bf16"),
+                &["model.safetensors", "model.safetensors.index.json", "model.fp16.safetensors"],
+                "model.safetensors",
+            ),
+            (
+                "unet",
+                None,
+                &["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"],
+                "shard.safetensors",
+            ),
+            (
+                "vae",
+                Some("fp16"),
+                &["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"],
+                "shard.safetensors",
+            ),
+            (
+                "unet",
+                Some("fp16"),
+                &["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.fp16.index.json"],
+                "shard.safetensors",
+            ),
+            (
+                "unet",
+                Some("fp16"),
+                &["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.json"],
+                "diffusion_pytorch_model.fp16.safetensors",
+            ),
+        ] {
+            let names: Vec<&'static str> = there.iter().map(|name| &*format!("{component}/{name}").leak()).collect();
+            let found = find(&files(&names, INDEX), component, variant).unwrap();
+            assert_eq!(found.files, [format!("{component}/{wanted}")], "{component}, {variant:?}: {there:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod identity;
 mod index;
 mod names;
 mod safetensors;
@@ -17,6 +18,7 @@ use std::{
 
 use ::safetensors::Dtype;
 pub use files::ModelFiles;
+pub use identity::identity;
 pub use scope::{Packed, Scope, Shelf};
 pub use visitors::{Ahead, Visitors};
 
@@ -275,19 +277,12 @@ pub fn without_variant(files: &ModelFiles, components: &[&str], variant: &str) -
     Ok(without)
 }
 
-/// Ten hexadecimal digits that differ between models: a hash of the configs and of the headers of the weights.
+/// The files that hold the weights of `component`, as [`Weights::open`] finds them.
 ///
-/// Two models that agree in every shape, type and setting have the same digits: they say what was run, not who made it.
-pub fn identity(files: &ModelFiles, weights: &[&Weights]) -> Result<String> {
-    let mut hash = Fnv::new();
-    for path in [files::MODEL_INDEX, "scheduler/scheduler_config.json"] {
-        hash.write_part(files.text(path)?.as_bytes());
-    }
-    for weights in weights {
-        hash.write_part(files.text(&format!("{}/config.json", weights.0.component))?.as_bytes());
-        weights.0.stored.iter().flat_map(|stored| &stored.files).for_each(|file| hash.write_part(file.header()));
-    }
-    Ok(format!("{:010x}", hash.0 >> 24))
+/// # Errors
+/// If there are none, or an index cannot be followed.
+pub fn sources(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Vec<String>> {
+    Ok(index::find(files, component, variant)?.files)
 }
 
 /// FNV-1a, 64 bits: tells things apart, and does not keep secrets.
@@ -302,12 +297,6 @@ impl Fnv {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
-    }
-
-    /// The length goes in first, so that parts do not run together.
-    fn write_part(&mut self, part: &[u8]) {
-        self.write(&(part.len() as u64).to_le_bytes());
-        self.write(part);
     }
 }
 
@@ -467,7 +456,6 @@ mod tests {
         text_encoder.get("encoder.layers.1.self_attn.q_proj.weight", &[192, 192]).unwrap();
         unet.get("conv_in.weight", &[64, 4, 3, 3]).unwrap();
         vae.get("decoder.mid_block.attentions.0.to_out.0.weight", &[128, 128]).unwrap();
-        assert_eq!(identity(&files, &[&text_encoder, &unet, &vae]).unwrap().len(), 10);
     }
 
     #[test]
@@ -475,25 +463,6 @@ mod tests {
         let weights = Weights::shapes_only("unet");
         assert!(matches!(weights.get("anything", &[1 << 40]).unwrap(), Values::ShapeOnly));
         weights.finish().unwrap();
-    }
-
-    #[test]
-    fn the_identity_follows_configs_and_headers() {
-        let identity = |config: &[u8], shape: &[usize]| {
-            let files = model(vec![
-                (files::MODEL_INDEX, b"{}".to_vec()),
-                ("scheduler/scheduler_config.json", b"{}".to_vec()),
-                ("unet/config.json", config.to_vec()),
-                (UNET, tensors(&[("a", shape)])),
-            ]);
-            let weights = Weights::open(&files, "unet", None).unwrap();
-            super::identity(&files, &[&weights]).unwrap()
-        };
-        let one = identity(b"{}", &[1]);
-        assert_eq!(one.len(), 10);
-        assert_eq!(one, identity(b"{}", &[1]));
-        assert_ne!(one, identity(b"{}", &[2]));
-        assert_ne!(one, identity(b"{ }", &[1]));
     }
 
     #[test]

@@ -29,7 +29,6 @@ pub(super) struct File {
     /// In the order in which they lie in the file.
     pub(super) tensors: Vec<Tensor>,
     stored: Stored,
-    header: Vec<u8>,
 }
 
 /// What the header says of one tensor.
@@ -48,14 +47,9 @@ impl File {
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
         let stored = files.open(path)?;
         let path = files.path_of(path);
-        let (tensors, header) =
+        let tensors =
             read_header(&stored).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
-        Ok(Self { path, tensors, stored, header })
-    }
-
-    /// The JSON text of the header.
-    pub(super) fn header(&self) -> &[u8] {
-        &self.header
+        Ok(Self { path, tensors, stored })
     }
 
     /// A tensor's values, row by row, little-endian, at whatever address they happen to lie.
@@ -72,8 +66,8 @@ impl File {
     }
 }
 
-/// The tensors, ordered by their place in the file, and the text of the header.
-fn read_header(file: &Stored) -> Result<(Vec<Tensor>, Vec<u8>)> {
+/// The tensors, ordered by their place in the file.
+fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
     let file_bytes = file.bytes();
     if file_bytes < PREFIX as u64 {
         return Err(Error::input("the file ends before its header").found(format!("{file_bytes} bytes")));
@@ -119,7 +113,7 @@ fn read_header(file: &Stored) -> Result<(Vec<Tensor>, Vec<u8>)> {
             .found(format!("a file of {file_bytes} bytes"));
         return Err(if end as u64 > file_bytes { error.hint("was the download interrupted?") } else { error });
     }
-    Ok((tensors, header))
+    Ok(tensors)
 }
 
 /// Checks one tensor's numbers against each other.

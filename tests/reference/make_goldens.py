@@ -1,5 +1,6 @@
 """Remakes everything in tests/golden except clip-tokenizer/, which is the input: python make_goldens.py"""
 
+import added_tokens
 import emoji
 import noise
 import pipelines
@@ -7,6 +8,6 @@ import schedulers
 import tiny_models
 import tokenizer
 
-for part in (tokenizer, tiny_models, pipelines, schedulers, noise, emoji):
+for part in (tokenizer, added_tokens, tiny_models, pipelines, schedulers, noise, emoji):
     part.main()
     print(part.__name__, "done")

@@ -1,0 +1,270 @@
+//! Which model this is: the SHA-256 of its files, each read once and then remembered.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{self, Read},
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::files::ModelFiles;
+use crate::{
+    backend::rates::cache_folder,
+    error::{Error, Result},
+    input, output,
+};
+
+/// Files shorter than this are read again rather than remembered.
+const REMEMBERED_FROM: u64 = 1 << 20;
+/// A file that was changed so lately may change again without another time: file systems count in up to two seconds.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// Ten hexadecimal digits that tell the contents of these files from others: the first of the SHA-256 of a single file,
+/// as web UIs show it; of several, of the list that `sha256sum` prints of them.
+///
+/// Files of a megabyte and more are read once: what they were is kept in `sdshard/hashes.json` in the user's cache folder,
+/// by path, size, inode and times. A blob in the hub's cache that is named by its SHA-256 is not read at all.
+///
+/// # Errors
+/// If a file cannot be read, or is changed while it is.
+pub fn identity(files: &ModelFiles, paths: &[String]) -> Result<String> {
+    let cache = cache_folder().map(|folder| folder.join("hashes.json"));
+    identity_with(files, paths, cache.as_deref())
+}
+
+fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> Result<String> {
+    let mut list = String::new();
+    let mut whole = String::new();
+    for path in paths {
+        whole = match files.location(path) {
+            Some(place) => of_file(&place, cache).map_err(|error| {
+                Error::input(format!("{}: its content cannot be hashed", files.path_of(path))).source(error)
+            })?,
+            // Compiled into the program.
+            None => hex(Sha256::new_with_prefix(files.open(path)?.in_memory().unwrap_or_default())),
+        };
+        writeln!(list, "{whole}  {path}").expect("a String takes all that is written");
+    }
+    if paths.len() != 1 {
+        whole = hex(Sha256::new_with_prefix(list));
+    }
+    whole.truncate(10);
+    Ok(whole)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the cache says of a file.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    /// Size, inode and times, in no form that anybody should read.
+    stamp: String,
+    sha256: String,
+}
+
+/// One at a time, so that no two of this process read the same file or lose each other's entries.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The SHA-256 of a file in hexadecimal digits.
+fn of_file(place: &Path, cache: Option<&Path>) -> io::Result<String> {
+    let place = fs::canonicalize(place)?;
+    if let Some(hash) = hash_in_name(&place) {
+        return Ok(hash);
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = fs::metadata(&place)?;
+    if !before.is_file() {
+        return Err(io::Error::other("this is not a regular file"));
+    }
+    let (key, stamp) = (place.to_string_lossy().into_owned(), stamp(&before)?);
+    let cache = cache.filter(|_| before.len() >= REMEMBERED_FROM);
+    let known = cache.map(read).unwrap_or_default();
+    if let Some(known) = known.get(&key).filter(|known| known.stamp == stamp) {
+        return Ok(known.sha256.clone());
+    }
+    let mut file = input::open(&place)?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hash.update(&buffer[..count]),
+        }
+    }
+    let sha256 = hex(hash);
+    let after = fs::metadata(&place)?;
+    if self::stamp(&after)? != stamp {
+        return Err(io::Error::other("the file was changed while it was read"));
+    }
+    if let Some(cache) = cache.filter(|_| is_settled(&after)) {
+        // Another process may have written meanwhile.
+        let mut known = read(cache);
+        known.retain(|path, _| Path::new(path).exists());
+        known.insert(key, Known { stamp, sha256: sha256.clone() });
+        let text = serde_json::to_vec_pretty(&known)?;
+        if let Err(error) = output::write_cache(cache, &text) {
+            tracing::debug!("{} cannot be written: {error}", cache.display());
+        }
+    }
+    Ok(sha256)
+}
+
+/// The hub's cache names large files by their SHA-256: `models--org--name/blobs/<64 digits>`.
+fn hash_in_name(place: &Path) -> Option<String> {
+    let name = place.file_name()?.to_str()?;
+    let is_hash = name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let folder = place.parent()?;
+    let repo = folder.parent()?.file_name()?.to_str()?;
+    (is_hash && folder.ends_with("blobs") && repo.starts_with("models--")).then(|| name.to_owned())
+}
+
+/// What changes when a file does.
+fn stamp(metadata: &fs::Metadata) -> io::Result<String> {
+    let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let (inode, changed) = (metadata.ino(), (metadata.ctime(), metadata.ctime_nsec()));
+        Ok(format!("{} {} {inode} {modified} {}.{}", metadata.len(), metadata.dev(), changed.0, changed.1))
+    }
+    #[cfg(not(unix))]
+    Ok(format!("{} {modified}", metadata.len()))
+}
+
+/// Whether the next change of a file is sure to have another time.
+fn is_settled(metadata: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    let changed = {
+        let seconds = std::os::unix::fs::MetadataExt::ctime(metadata);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    };
+    #[cfg(not(unix))]
+    let changed = SystemTime::UNIX_EPOCH;
+    let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > SETTLED);
+    is_old(changed) && metadata.modified().is_ok_and(is_old)
+}
+
+/// What the cache knows; nothing if it is not there or broken.
+fn read(cache: &Path) -> BTreeMap<String, Known> {
+    let text = fs::read(cache).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, path::PathBuf};
+
+    use super::*;
+    use crate::weights::files::{EmbeddedFile, MODEL_INDEX};
+
+    /// A model's folder with one large file, as old as it can be made, and a cache beside it.
+    fn model(bytes: &[u8]) -> (tempfile::TempDir, ModelFiles, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(MODEL_INDEX), "{}").unwrap();
+        fs::write(folder.path().join("weights"), bytes).unwrap();
+        let (files, cache) = (ModelFiles::folder(folder.path()).unwrap(), folder.path().join("cache/hashes.json"));
+        (folder, files, cache)
+    }
+
+    fn paths(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn one_file_has_the_digits_that_web_uis_show() {
+        let list: &[EmbeddedFile] = &[("a", b"abc"), ("b", b"")];
+        let files = ModelFiles::embedded("m", list);
+        assert_eq!(identity(&files, &paths(&["a"])).unwrap(), "ba7816bf8f"); // FIPS 180-2, appendix B.1
+        assert_eq!(identity(&files, &paths(&["b"])).unwrap(), "e3b0c44298");
+        // printf abc >a; : >b; sha256sum a b | sha256sum
+        assert_eq!(identity(&files, &paths(&["a", "b"])).unwrap(), "09c7e0b8a0");
+    }
+
+    #[test]
+    fn a_folder_and_embedded_files_of_equal_content_are_the_same_model() {
+        let (_folder, files, cache) = model(b"abc");
+        let embedded = ModelFiles::embedded("m", &[(MODEL_INDEX, b"{}"), ("weights", b"abc")]);
+        let both = paths(&[MODEL_INDEX, "weights"]);
+        assert_eq!(identity_with(&files, &both, Some(&cache)).unwrap(), identity(&embedded, &both).unwrap());
+        assert!(!cache.exists(), "small files are not remembered");
+        let error = identity_with(&files, &paths(&["absent"]), None).unwrap_err().to_string();
+        assert!(error.contains("absent: its content cannot be hashed"), "{error}");
+    }
+
+    #[test]
+    fn new_weights_of_the_same_size_and_time_are_another_model() {
+        let (folder, files, cache) = model(&vec![1; REMEMBERED_FROM as usize]);
+        let (weights, names) = (folder.path().join("weights"), paths(&["weights"]));
+        let identity = || identity_with(&files, &names, Some(&cache)).unwrap();
+        let first = identity();
+        let modified = fs::metadata(&weights).unwrap().modified().unwrap();
+        let mut bytes = vec![1; REMEMBERED_FROM as usize];
+        bytes[REMEMBERED_FROM as usize - 1] = 2;
+        fs::write(&weights, bytes).unwrap();
+        fs::File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
+        assert_ne!(identity(), first);
+    }
+
+    #[test]
+    fn a_large_file_is_read_once_and_again_when_it_changes() {
+        let (folder, files, cache) = model(&vec![1; REMEMBERED_FROM as usize]);
+        let (weights, names) = (folder.path().join("weights"), paths(&["weights"]));
+        let identity = || identity_with(&files, &names, Some(&cache)).unwrap();
+        let read_in_full = identity();
+        // What the cache says is believed, as long as the stamp is the file's.
+        let remember = |stamp: String| {
+            let key = fs::canonicalize(&weights).unwrap().to_string_lossy().into_owned();
+            write(&cache, &BTreeMap::from([(key, Known { stamp, sha256: "f".repeat(64) })])).unwrap();
+        };
+        remember(stamp(&fs::metadata(&weights).unwrap()).unwrap());
+        assert_eq!(identity(), "ffffffffff");
+        remember("another".into());
+        assert_eq!(identity(), read_in_full);
+        for broken in ["", "{", "[]", r#"{"a": 1}"#] {
+            fs::write(&cache, broken).unwrap();
+            assert_eq!(identity(), read_in_full, "{broken}");
+        }
+        // A file that cannot be written costs another reading.
+        fs::remove_file(&cache).unwrap();
+        fs::create_dir(&cache).unwrap();
+        assert_eq!(identity(), read_in_full);
+    }
+
+    #[test]
+    fn what_was_changed_long_ago_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("hashes.json");
+        // This program was built more than a few seconds before its tests run.
+        let place = std::env::current_exe().unwrap();
+        let hash = of_file(&place, Some(&cache)).unwrap();
+        if is_settled(&fs::metadata(&place).unwrap()) {
+            assert_eq!(read(&cache).into_values().next().unwrap().sha256, hash);
+        }
+        let fresh = folder.path().join("fresh");
+        fs::write(&fresh, vec![0; REMEMBERED_FROM as usize]).unwrap();
+        of_file(&fresh, Some(&cache)).unwrap();
+        assert!(!read(&cache).keys().any(|path| path.ends_with("fresh")), "it may change again within the same tick");
+    }
+
+    #[test]
+    fn a_blob_of_the_hub_is_known_by_its_name() {
+        let hash = "0123456789abcdef".repeat(4);
+        let path = |repo: &str, folder: &str, name: &str| Path::new("/c").join(repo).join(folder).join(name);
+        assert_eq!(hash_in_name(&path("models--a--b", "blobs", &hash)), Some(hash.clone()));
+        for other in [
+            path("models--a--b", "blobs", &hash[..40]),
+            path("models--a--b", "blobs", &hash.to_uppercase()),
+            path("models--a--b", "snapshots", &hash),
+            path("mine", "blobs", &hash),
+        ] {
+            assert_eq!(hash_in_name(&other), None, "{}", other.display());
+        }
+    }
+}
