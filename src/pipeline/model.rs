@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::Tokenizer,
-    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights},
+    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, Shelf, Visitors, Weights},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -21,6 +21,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Which variant of the weights to read: `fp16` for example.
     pub variant: Option<String>,
+    /// Hears how far the reading of weights has come.
+    pub observer: Option<Observer>,
 }
 
 impl Model {
@@ -42,12 +44,13 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
-        Ok(Self { files, spec, tokenizer, variant })
+        Ok(Self { files, spec, tokenizer, variant, observer: None })
     }
 
     /// A component's weights, headers checked, no tensor read.
     fn weights(&self, component: Component) -> Result<Weights> {
-        Weights::open(&self.files, component.name(), self.variant.as_deref())
+        let weights = Weights::open(&self.files, component.name(), self.variant.as_deref())?;
+        Ok(weights.observed(self.observer.clone()))
     }
 
     /// Ten hexadecimal digits that tell this model from others: see [`weights::identity`].
