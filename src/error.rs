@@ -1,9 +1,44 @@
 //! The one error type. It carries words and sizes, and no types from the layers above.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The most characters of one line of a message.
+const LONGEST_LINE: usize = 2000;
+
+/// Text as a terminal may be sent it: control characters but for `\n`, line separators, and the characters that change the
+/// direction of writing are written out, as in `\u{1b}`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let is_unsafe = |c: char| {
+        let changes_direction =
+            matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        (c.is_control() && c != '\n') || changes_direction || matches!(c, '\u{2028}' | '\u{2029}')
+    };
+    if !text.contains(is_unsafe) {
+        return text.into();
+    }
+    let mut written = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) { written.extend(c.escape_default()) } else { written.push(c) }
+    }
+    written.into()
+}
+
+/// Text that somebody else may have written, as one line of a message: [`printable`], with line breaks written out, and with
+/// its middle left out if it is long. A line that came from here stays as it is.
+pub fn shown(text: &str) -> String {
+    let line = printable(text).replace('\n', "\\n");
+    let length = line.chars().count();
+    if length <= LONGEST_LINE {
+        return line;
+    }
+    let (head, tail) = (LONGEST_LINE / 2, LONGEST_LINE / 4);
+    let start: String = line.chars().take(head).collect();
+    let end: String = line.chars().skip(length - tail).collect();
+    format!("{start} ... ({} characters are left out) ... {end}", length - head - tail)
+}
 
 /// What a failure takes down with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,19 +57,22 @@ pub enum Scope {
 }
 
 /// What was being done and what was wrong, then what was found and what to try, in words from the user's own files.
+///
+/// Each of these is a line, or several by [`Error::lines`]; [`shown`] makes them safe for a terminal.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
     scope: Scope,
     what: String,
-    found: Option<String>,
-    hint: Option<String>,
+    lines: Vec<String>,
+    found: Option<Box<str>>,
+    hint: Option<Box<str>>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     fn new(scope: Scope, what: impl Into<String>) -> Self {
-        Self { scope, what: what.into(), found: None, hint: None, source: None }
+        Self { scope, what: what.into(), lines: Vec::new(), found: None, hint: None, source: None }
     }
 
     /// Input that cannot be used: exit code 2.
@@ -62,17 +100,24 @@ impl Error {
         Self::new(Scope::Interrupted, "interrupted")
     }
 
+    /// Adds lines below what was wrong: an excerpt of a file, a list.
+    #[must_use]
+    pub fn lines(mut self, lines: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.lines.extend(lines.into_iter().map(Into::into));
+        self
+    }
+
     /// Adds what was found in place of what was wanted.
     #[must_use]
     pub fn found(mut self, found: impl Into<String>) -> Self {
-        self.found = Some(found.into());
+        self.found = Some(found.into().into());
         self
     }
 
     /// Adds what the reader could try.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(hint.into().into());
         self
     }
 
@@ -94,8 +139,8 @@ impl Error {
     #[must_use]
     pub fn again(&self) -> Self {
         let source = self.source.as_ref().map(|source| source.to_string().into());
-        let (what, found, hint) = (self.what.clone(), self.found.clone(), self.hint.clone());
-        Self { scope: self.scope.clone(), what, found, hint, source }
+        let (what, lines) = (self.what.clone(), self.lines.clone());
+        Self { scope: self.scope.clone(), what, lines, found: self.found.clone(), hint: self.hint.clone(), source }
     }
 
     /// The same, of this device if it is the error of one: a backend does not know under which name it is used.
@@ -131,21 +176,58 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Scope::Device(device) = &self.scope {
-            write!(f, "{device}: ")?;
-        }
-        f.write_str(&self.what)?;
+        let mut what = match &self.scope {
+            Scope::Device(device) => format!("{device}: {}", self.what),
+            _ => self.what.clone(),
+        };
         let mut cause = self.source.as_deref().map(|e| e as &dyn std::error::Error);
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            what += &format!(": {error}");
             cause = error.source();
         }
+        f.write_str(&shown(&what))?;
+        for line in &self.lines {
+            write!(f, "\n{}", shown(line))?;
+        }
         if let Some(found) = &self.found {
-            write!(f, "\n  found: {found}")?;
+            write!(f, "\n  found: {}", shown(found))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n  try:   {hint}")?;
+            write!(f, "\n  try:   {}", shown(hint))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: &str = "a\u{1b}]0;x\u{7}\r\n\u{9b}2J\u{7f}\u{202e}\u{2066}\u{61c}\u{2028}é 🦊";
+
+    #[test]
+    fn a_message_sends_a_terminal_no_command_that_somebody_else_wrote() {
+        let error = Error::device(HOSTILE, HOSTILE).found(HOSTILE).hint(HOSTILE).lines([HOSTILE]);
+        let error = error.source(std::io::Error::other(HOSTILE)).context(HOSTILE);
+        for message in [error.to_string(), error.again().to_string()] {
+            assert_eq!(message.lines().count(), 4, "{message}");
+            assert!(
+                !message.contains(|c: char| (c.is_control() && c != '\n') || "\u{202e}\u{2066}\u{61c}".contains(c))
+            );
+            assert!(
+                message.contains("a\\u{1b}]0;x\\u{7}\\r\\n\\u{9b}2J\\u{7f}\\u{202e}\\u{2066}\\u{61c}\\u{2028}é 🦊")
+            );
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_in_its_middle() {
+        let name = "\u{1b}x".repeat(1 << 20);
+        let message = Error::input(format!("loading unet: there is no `{name}` here")).found(name.as_str()).to_string();
+        assert!(message.len() < 3 * LONGEST_LINE, "{}", message.len());
+        let first = message.lines().next().unwrap();
+        assert!(first.starts_with("loading unet: there is no `\\u{1b}x") && first.ends_with("x` here"), "{first}");
+        assert!(first.contains("characters are left out"), "{first}");
+        assert_eq!(shown(first), first);
     }
 }

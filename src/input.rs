@@ -85,10 +85,18 @@ pub fn text_or_pipe(path: &Path) -> Result<String> {
     utf8(whole(open_or_pipe(path)?)?)
 }
 
-fn whole(file: File) -> Result<Vec<u8>> {
+/// All of stdin, as text.
+///
+/// # Errors
+/// As [`text`].
+pub fn text_of_stdin() -> Result<String> {
+    utf8(whole(std::io::stdin().lock())?)
+}
+
+fn whole(from: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One byte more tells a file of the greatest length from a longer one.
-    file.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    from.take(LONGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LONGEST {
         return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {LONGEST} bytes")));
     }

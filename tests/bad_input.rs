@@ -114,7 +114,10 @@ fn a_prompts_file_is_refused_by_the_line() {
     for (line, part) in [
         ("{\"prompt\": \"x\", \"width\": 100}", "multiple of 8"),
         ("{\"prompt\": \"x\", \"steps\": 0}", "p.jsonl:2: steps: at least 1"),
-        ("{\"prompt\": \"x\", \"scheduler\": \"heun\"}", "p.jsonl:2: scheduler: one of pndm"),
+        (
+            "{\"prompt\": \"x\", \"scheduler\": \"heun\"}",
+            "p.jsonl:2: scheduler: \"heun\" is a sampler that sdshard does not have yet",
+        ),
         ("{\"text\": \"x\"}", "p.jsonl:2:7: unknown field `text`"),
     ] {
         let tiny = Tiny::new();
@@ -130,7 +133,7 @@ fn a_prompts_file_is_refused_by_the_line() {
 fn latents_of_another_shape_are_refused() {
     let bytes = |count: usize| vec![0_u8; 4 * count];
     for (name, shape, parts) in [
-        ("latent", vec![1, 4, 8, 9], &["latents are for another size", "64x64", "--width 72 --height 64"][..]),
+        ("latent", vec![1, 4, 8, 9], &["--latents: they are for another size", "64x64", "--width 72 --height 64"][..]),
         ("latent", vec![1, 3, 8, 8], &["256 values", "found: 192"]),
         ("latent", vec![4, 8, 8], &["[1, channels, height, width]", "found: F32 [4, 8, 8]"]),
         ("latents", vec![1, 4, 8, 8], &["one tensor named `latent`"]),
@@ -385,4 +388,95 @@ fn what_is_no_model_says_what_one_is() {
         assert_eq!(files(&out), [""; 0], "{model} left files behind");
         assert!(!empty.exists(), "{model} wrote to the hub's cache");
     }
+}
+
+/// Names in files of others go into messages: a terminal must not obey them, and a long one must not fill the screen.
+#[test]
+fn names_that_somebody_else_wrote_are_escaped_and_cut_in_messages() {
+    const ESCAPES: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\r\nerror: \u{9b}31m\u{7f}\u{202e}\u{2066}\u{2028}";
+    let long = format!("{ESCAPES}{}", "n".repeat(5 << 20));
+    let header = |name: &str| {
+        let header = json!({ name: { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] } }).to_string();
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat()
+    };
+    for name in [ESCAPES, &long] {
+        let replace = |path: &str, contents: Vec<u8>| (path.to_string(), contents);
+        let change = |path: &str, key: &str, value: Value| {
+            let text = fs::read_to_string(common::tiny().join(path)).unwrap();
+            let mut object: Value = serde_json::from_str(&text).unwrap();
+            object[key] = value;
+            replace(path, object.to_string().into_bytes())
+        };
+        let weights = "unet/diffusion_pytorch_model.safetensors";
+        let bad_index = json!({ "weight_map": { "conv_in.weight": name } }).to_string();
+        for (path, contents) in [
+            change("unet/config.json", "act_fn", json!(name)),
+            change("unet/config.json", "down_block_types", json!([name])),
+            change("text_encoder/config.json", "hidden_act", json!(name)),
+            change("scheduler/scheduler_config.json", "prediction_type", json!(name)),
+            change("scheduler/scheduler_config.json", "_class_name", json!(name)),
+            change("model_index.json", "_class_name", json!(name)),
+            change("model_index.json", "unet", json!([name, name])),
+            replace(weights, header(name)),
+            replace(weights, name.as_bytes().to_vec()),
+            replace("tokenizer/tokenizer.json", json!({ "model": { "type": name } }).to_string().into_bytes()),
+            replace("sdshard.toml", format!("steps = {}\n", json!(name)).into_bytes()),
+            replace("sdshard.toml", format!("{} = 1\n", json!(name)).into_bytes()),
+            replace("unet/diffusion_pytorch_model.safetensors.index.json", bad_index.clone().into_bytes()),
+        ] {
+            let folder = copy_of_tiny();
+            let model = folder.path().join("model");
+            if path.ends_with("index.json") && path.starts_with("unet") {
+                fs::remove_file(model.join(weights)).unwrap();
+            }
+            fs::write(model.join(&path), contents).unwrap();
+            let arguments = ["a fox", "--quiet", "--steps", "1", "--device-map", "single"];
+            let out = folder.path().join("out");
+            harmless(&path, sdshard(&arguments).arg("--model").arg(&model).arg("--output-dir").arg(&out));
+        }
+        let tiny = Tiny::new();
+        let quoted = json!(name);
+        for (file, text) in [
+            ("m.toml", format!("{quoted} = 1\n")),
+            ("m.toml", format!("strategy = {quoted}\n")),
+            ("m.toml", format!("[components]\n{quoted} = \"cpu\"\n")),
+            ("m.toml", format!("devices = [{quoted}]\n")),
+            ("m.toml", format!("x = {name}\n")),
+        ] {
+            let map = tiny.file(file, &text);
+            harmless(&text[..20], &mut tiny.draw(&["a fox", "--device-map", &map]));
+        }
+        for text in [
+            format!("{{{quoted}: 1}}\n"),
+            format!("{{\"prompt\": \"x\", \"scheduler\": {quoted}}}\n"),
+            format!("[{{{quoted}: 1}}]\n"),
+            format!("{{\"prompt\": {quoted}, \"width\": 3}}\n"),
+        ] {
+            let prompts = tiny.file("p.jsonl", &text);
+            harmless(&text[..20], &mut tiny.draw(&["--prompts-file", &prompts]));
+        }
+    }
+    for arguments in [
+        &["--steps", ESCAPES][..],
+        &["--scheduler", ESCAPES],
+        &["--device-map", ESCAPES],
+        &["--device", ESCAPES],
+        &["--width", ESCAPES],
+        &["--seed", ESCAPES],
+        &["--latents", ESCAPES],
+        &["--prompts-file", ESCAPES],
+    ] {
+        harmless(&format!("{arguments:?}"), &mut Tiny::new().draw(&[&["a fox"], arguments].concat()));
+    }
+}
+
+/// Runs what is refused: its message has one error, no control characters, and is short.
+#[track_caller]
+fn harmless(what: &str, command: &mut std::process::Command) {
+    let output = command.output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{what}\n{}", &message.chars().take(3000).collect::<String>());
+    assert!(message.len() < 20_000, "{what}: {} bytes", message.len());
+    let is_hostile = |c: char| (c.is_control() && c != '\n') || "\u{202e}\u{2066}\u{2028}".contains(c);
+    assert!(!message.contains(is_hostile), "{what}: {message:?}");
 }

@@ -49,11 +49,11 @@ fn bad_arguments_are_refused_with_one_message() {
         (&["a fox", "--stpes", "3"], "'--steps'"),
         (&["a fox", "--steps", "many"], "--steps"),
         (&["a fox", "--steps", "0"], "--steps: at least 1"),
-        (&["a fox", "--seed", "-1"], "from 0 to 18446744073709551615, or random"),
+        (&["a fox", "--seed", "-2"], "from 0 to 18446744073709551615, or random"),
         (&["a fox", "--scheduler", "eular"], "'euler'"),
         (&["a fox", "--output-type", "jpg"], "[possible values: png, latent]"),
         (&["a fox", "--rng", "numpy"], "cpu, cuda"),
-        (&["a fox", "--dtype", "fp16"], "'f16'"),
+        (&["a fox", "--dtype", "fp61"], "[possible values: auto, f32, f16, bf16]"),
         (&["a fox", "--latents", "/nowhere/l.safetensors"], "reading the latents in /nowhere/l.safetensors"),
         (&["a fox", "--device-map", "balancd"], "did you mean \"balanced\"?"),
         (&["a fox", "--device-map", "/nowhere/m.toml"], "reading the device map /nowhere/m.toml"),
@@ -75,6 +75,201 @@ fn reserved_words_are_not_prompts_by_accident() {
 fn a_subcommand_behind_an_option_is_no_prompt_by_accident() {
     for arguments in [&["-q", "bench"][..], &["--seed", "3", "plan"], &["a fox", "devices"]] {
         assert!(refused(arguments).contains("is a subcommand only as the first word"), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_lone_word_that_may_be_a_command_is_no_prompt_by_accident() {
+    for word in ["list", "run", "version", "generate", "txt2img", "Help", "plann", "bnech", "device"] {
+        for arguments in [&[word, "--quiet"][..], &["--quiet", word]] {
+            let message = refused(arguments);
+            assert!(message.contains(&format!("sdshard -- {word}")), "{arguments:?}\n{message}");
+        }
+    }
+    let tiny = Tiny::new();
+    succeeds(tiny.draw(&["--quiet"]).args(["--", "list"]));
+    succeeds(&mut tiny.draw(&["--quiet", "list", "of birds", "--overwrite"]));
+}
+
+#[test]
+fn flags_that_other_tools_taught_draw_the_same_picture() {
+    let (own, other) = (Tiny::new(), Tiny::new());
+    let arguments = [
+        ["--width", "72"],
+        ["--height", "40"],
+        ["--steps", "3"],
+        ["--scheduler", "euler-ancestral"],
+        ["--guidance-scale", "3.5"],
+        ["--num-images", "2"],
+        ["--negative-prompt", "blur"],
+        ["--dtype", "f32"],
+    ];
+    succeeds(&mut own.draw(&[&["a fox"], arguments.as_flattened()].concat()));
+    for taught in [
+        "-p|a fox|-W|72|-H|40|--num_inference_steps|3|--sampler|euler_a|--cfg-scale|3.5|--n_samples|2|--negative|blur|--dtype|fp32",
+        "--prompt=a fox|--size|72x40|--steps|3|--sampling-method|Euler a|--guidance_scale=3.5|--num_images_per_prompt|2\
+         |--negative_prompt|blur|--torch_dtype|float32",
+    ] {
+        let mut command = sdshard(&taught.split('|').collect::<Vec<_>>());
+        succeeds(command.arg("-m").arg(tiny()).arg("--outdir").arg(other.out()).arg("--overwrite"));
+        assert!(own.made() == other.made(), "{taught}");
+    }
+}
+
+#[test]
+fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
+    for (arguments, parts) in [
+        (&["-n", "4"][..], &["-n: ", "--num-images N or --negative-prompt TEXT"][..]),
+        (&["-s7"], &["-s: ", "--seed N or --steps N"]),
+        (&["--lora", "x"], &["--lora: ", "no LoRA yet"]),
+        (&["--init_image=x.png"], &["--init-image: ", "img2img"]),
+        (&["--image", "x.png"], &["--image: ", "img2img"]),
+        (&["--controlnet", "x"], &["no ControlNet"]),
+        (&["--upscale-model", "x"], &["no upscaling yet"]),
+        (&["--batch_size", "4"], &["`batch = 4`"]),
+        (&["--threads", "4"], &["SDSHARD_THREADS=4"]),
+        (&["--scheduler", "heun"], &["a sampler that sdshard does not have yet"]),
+        (&["--scheduler", "karras"], &["dpm++2m-karras"]),
+        (&["--device", "mps"], &["\"wgpu:0\" is any GPU"]),
+        (&["--size", "512"], &["512x768"]),
+        (&["--size", "64x64", "--width", "64"], &["--size", "cannot be used with"]),
+    ] {
+        let message = refused(&[&["a fox"], arguments].concat());
+        assert!(parts.iter().all(|part| message.contains(part)), "{arguments:?}\n{message}");
+        assert!(!message.contains("--prompts-file"), "{message}");
+    }
+}
+
+#[test]
+fn the_flag_device_stands_in_place_of_the_maps_devices() {
+    let model = tiny();
+    let plan = |arguments: &[&str]| -> Value {
+        let mut command = sdshard(&[&["plan", "--json"], arguments].concat());
+        serde_json::from_str(&succeeds(command.arg("--model").arg(&model))).unwrap()
+    };
+    let names = |plan: &Value| -> Vec<String> {
+        plan["devices"].as_array().unwrap().iter().map(|device| device["name"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(names(&plan(&["--device", "cpu:1", "--device-map", "single"])), ["cpu:1"]);
+    assert_eq!(names(&plan(&["--device=cpu:1,cpu:0", "--device-map", "sequential"])), ["cpu:1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let map = folder.path().join("map.toml");
+    fs::write(&map, "strategy = \"single\"\ndevices = [\"cpu:0\", \"cpu:1\"]\n").unwrap();
+    let map = map.to_str().unwrap();
+    assert_eq!(names(&plan(&["--device-map", map])), ["cpu:0"]);
+    assert_eq!(names(&plan(&["--device-map", map, "--device", "cpu:1"])), ["cpu:1"]);
+
+    for (arguments, says) in [
+        (&["plan", "--device", "cuda:77"][..], "error: --device: there is no device \"cuda:77\""),
+        (&["plan", "--device", "cpu,cpu"], "error: --device: cpu is named twice"),
+        (&["plan", "--device", "cpu:0,cpu"], "error: --device: `cpu` is all cores"),
+        (&["plan", "--device", "cpu:1", "--device-map", "cpu-split.toml"], "cpu:0 is not among the devices"),
+        (&["bench", "--device", "cpu:0,cpu:1"], "--device: one device is measured at a time"),
+    ] {
+        let message = refused(&[arguments, &["--quiet"]].concat());
+        assert!(message.contains(says), "{arguments:?}\n{message}");
+    }
+}
+
+#[test]
+fn messages_about_flags_name_the_flag_and_no_file() {
+    let tiny = Tiny::new();
+    let prompts = tiny.file("p.txt", "a fox\n");
+    for (arguments, flag) in [
+        (&["--width", "100"][..], "--width: "),
+        (&["--steps", "1001"], "--steps: "),
+        (&["--dtype", "bf16"], "--dtype: "),
+        (&["--device", "cuda:77"], "--device: "),
+    ] {
+        for prompt in [&["a fox"][..], &["--prompts-file", &prompts]] {
+            let message = common::message_of(tiny.draw(&[prompt, arguments].concat()).output().unwrap(), flag);
+            assert!(message.starts_with(&format!("error: {flag}")), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_json_array_is_drawn_as_the_list_that_it_is_and_stdin_is_a_prompts_file() {
+    use std::io::Write;
+    let right = Tiny::new();
+    succeeds(&mut right.draw(&["a dog", "a cat"]));
+    for text in ["[\"a dog\", \"a cat\"]", "[\n  \"a dog\",\n  {\"prompt\": \"a cat\"}\n]\n", "a dog\na cat\n"] {
+        let tiny = Tiny::new();
+        let mut command = tiny.draw(&["--prompts-file", "-", "--quiet"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{text}");
+        assert!(tiny.made() == right.made(), "{text}");
+    }
+    let tiny = Tiny::new();
+    let table = tiny.file("p.txt", "prompt;seed\na fox;1\n");
+    let message = common::message_of(tiny.draw(&["--prompts-file", &table]).output().unwrap(), "a table");
+    assert!(message.contains("this looks like a table with a header (CSV)"), "{message}");
+    assert_eq!(files(&tiny.out()), [""; 0]);
+    let message = refused(&["--prompts-file", "-", "--rank", "0", "--world-size", "2"]);
+    assert!(message.contains("several processes cannot read one stdin"), "{message}");
+}
+
+#[test]
+fn syntax_of_web_uis_is_warned_of_once() {
+    let warnings = |prompts: &[&str]| {
+        let output = Tiny::new().draw(prompts).output().unwrap();
+        text(&output.stderr).lines().filter(|line| line.contains("WARN")).map(str::to_string).collect::<Vec<_>>()
+    };
+    for prompt in ["a (red:1.3) fox", "a fox <lora:snow:1>", "a fox BREAK snow"] {
+        let warned = warnings(&[prompt, prompt, "a hen"]);
+        assert!(matches!(&warned[..], [one] if one.contains("plain text, as diffusers does")), "{warned:?}");
+    }
+    assert_eq!(warnings(&["a fox", "--negative-prompt", "(blur:2)"]).len(), 1);
+    assert_eq!(warnings(&["a fox (small), at 10:30"]), [""; 0]);
+}
+
+#[cfg(feature = "builtin-model")]
+#[test]
+fn the_toy_model_warns_once_of_sizes_and_guidance_that_it_was_not_made_for() {
+    for (arguments, count) in [
+        (&["--width", "64", "--height", "64", "--num-images", "2"][..], 1),
+        (&["--width", "64", "--height", "64", "--guidance-scale", "7.5"], 1),
+        (&["--guidance-scale", "7.5", "--output-type", "latent"], 1),
+        (&["--output-type", "latent"], 0),
+    ] {
+        let tiny = Tiny::new();
+        let mut command = sdshard(&[&["a dog", "--steps", "1"], arguments].concat());
+        let output = command.arg("--output-dir").arg(tiny.out()).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(message.matches("the built-in toy model was made for 128x128").count(), count, "{message}");
+    }
+}
+
+#[test]
+fn many_pictures_in_a_pipe_are_told_by_the_overview_alone() {
+    let told = |count: &str| {
+        let tiny = Tiny::new();
+        let arguments = ["a fox", "--num-images", count, "--steps", "1", "--width", "8", "--height", "8"];
+        let output = tiny.draw(&[&arguments[..], &["--output-type", "latent"]].concat()).output().unwrap();
+        let message = text(&output.stderr).to_string();
+        assert!(message.contains(&format!("{count} of {count} done")), "{message}");
+        assert!(message.contains("loading unet, "), "{message}");
+        message.matches("saved after").count()
+    };
+    assert_eq!((told("50"), told("51")), (50, 0));
+}
+
+/// Whoever reads stdout may go away: a log collector that dies, `| head -1`.
+#[test]
+fn a_reader_that_goes_away_does_not_end_the_drawing() {
+    for json in [&[][..], &["--json"]] {
+        let tiny = Tiny::new();
+        let mut command = tiny.draw(&[&["a fox", "--num-images", "12", "--steps", "1"], json].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        drop(stdout);
+        let output = child.wait_with_output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{message}");
+        assert_eq!(files(&tiny.out()).len(), 12, "{message}");
+        assert_eq!(message.matches("stdout is closed").count(), 1, "{message}");
     }
 }
 
@@ -836,6 +1031,16 @@ fn screen(bytes: &str) -> Vec<String> {
 /// What a terminal is sent while three pictures are drawn.
 #[cfg(unix)]
 fn sent_to_a_terminal(more: &[&str]) -> String {
+    // Its bar takes two lines.
+    let prompt = "a dog with long fur and long whiskers and a very long tail";
+    let (shown, status) = on_a_terminal(&[&[prompt, "--num-images", "3", "--steps", "20"], more].concat(), None);
+    assert!(status.success(), "{shown}");
+    shown
+}
+
+/// What a terminal is sent by a run, and how it ends: interrupted once the terminal is sent a certain text, if there is one.
+#[cfg(unix)]
+fn on_a_terminal(arguments: &[&str], interrupt_at: Option<&str>) -> (String, std::process::ExitStatus) {
     use rustix::{pty, termios};
     let controller = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
     pty::grantpt(&controller).unwrap();
@@ -846,19 +1051,23 @@ fn sent_to_a_terminal(more: &[&str]) -> String {
     termios::tcsetwinsize(&terminal, size).unwrap();
 
     let folder = tempfile::tempdir().unwrap();
-    // Its bar takes two lines.
-    let prompt = "a dog with long fur and long whiskers and a very long tail";
-    let arguments = [prompt, "--num-images", "3", "--steps", "20", "--device-map", "replicas.toml"];
-    let mut command = sdshard(&[&arguments, more].concat());
+    let mut command = sdshard(&[arguments, &["--device-map", "replicas.toml"]].concat());
     command.arg("--model").arg(tiny()).args(["--width", "64", "--height", "64"]);
     command.current_dir(folder.path()).env("TERM", "xterm").stdout(terminal.try_clone().unwrap()).stderr(terminal);
     let mut child = command.spawn().unwrap();
     drop(command);
-    let mut shown = Vec::new();
+    let (mut shown, mut controller) = (Vec::new(), fs::File::from(controller));
+    if let Some(part) = interrupt_at {
+        while !String::from_utf8_lossy(&shown).contains(part) {
+            let mut some = [0; 4096];
+            let count = controller.read(&mut some).expect("the text comes before the end");
+            shown.extend(&some[..count]);
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    }
     // The end is an error: nobody has the terminal open any more.
-    let _ = fs::File::from(controller).read_to_end(&mut shown);
-    assert!(child.wait().unwrap().success(), "{}", text(&shown));
-    text(&shown).to_string()
+    let _ = controller.read_to_end(&mut shown);
+    (text(&shown).to_string(), child.wait().unwrap())
 }
 
 /// Bars come and go without a trace: a terminal keeps what a pipe is told, each on a line of its own.
@@ -884,6 +1093,29 @@ fn a_terminal_is_left_with_whole_lines() {
 fn a_terminal_is_sent_results_alone_if_it_is_to_be_quiet() {
     let shown = sent_to_a_terminal(&["--quiet"]);
     assert!(shown.lines().count() == 3 && shown.lines().all(|line| line.starts_with("out/00000_0")), "{shown:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_no_bar_behind() {
+    let (shown, status) = on_a_terminal(&["a dog", "--num-images", "500", "--steps", "20"], Some("saved after"));
+    assert_eq!(status.code(), Some(130), "{shown}");
+    assert!(shown.contains('\u{2588}'), "there was no bar\n{shown:?}");
+    let lines = screen(&shown);
+    assert!(lines.last().is_some_and(|line| line == "error: interrupted"), "{}", lines.join("\n"));
+    assert!(!lines.iter().any(|line| line.contains(['\u{2588}', '\u{2591}'])), "{}", lines.join("\n"));
+}
+
+/// `screen` knows no colours: whoever asks for none, and whoever does not, gets none around log lines.
+#[cfg(unix)]
+#[test]
+fn a_warning_on_a_terminal_has_no_colours_and_no_commands_of_a_prompt() {
+    let prompt = "a (dog\u{1b}[31m\u{9b}2J\u{202e}:1.2)";
+    let (shown, status) = on_a_terminal(&[prompt, "--steps", "2"], None);
+    assert!(status.success(), "{shown}");
+    let lines = screen(&shown);
+    assert!(lines.iter().any(|line| line.contains("WARN") && line.contains("1.2)")), "{lines:?}");
+    assert!(!shown.contains(['\u{9b}', '\u{202e}']) && !shown.contains("[31m\u{9b}"), "{shown:?}");
 }
 
 /// Starts a long run of the built-in model, sends `signal` after the first picture, and gives the exit code.

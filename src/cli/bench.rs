@@ -1,6 +1,7 @@
 //! `sdshard bench`: how fast each component is.
 
 use sdshard::{
+    backend::DeviceId,
     bench::{self, Figures, Settings},
     error::{Error, Result},
 };
@@ -10,6 +11,15 @@ use super::{BenchArgs, BenchWhat, model, progress::Console};
 /// Measures and prints.
 pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let BenchWhat::Components = args.what;
+    let device = match args.device.as_slice() {
+        [] => DeviceId::CPU,
+        [device] => *device,
+        several => {
+            return Err(
+                Error::input("--device: one device is measured at a time").found(format!("{} devices", several.len()))
+            );
+        }
+    };
     let model = model::open(&args.model, console)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
@@ -23,7 +33,7 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
             return Err(Error::input(format!("--{name}: at most {most}")).found(count.to_string()));
         }
     }
-    let settings = Settings { device: args.device, latents, batch: args.batch, repeat: args.repeat };
+    let settings = Settings { device, latents, batch: args.batch, repeat: args.repeat };
     let report = bench::components(&model, &settings)?;
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");

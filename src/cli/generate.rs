@@ -23,16 +23,17 @@ use sdshard::{
         request::{Output, Request, Rng, Start},
     },
     planner::{
-        Largest,
+        Largest, Located,
         device_map::{DeviceMap, Strategy},
         plan::Plan,
         world::World,
     },
     scheduler::{SchedulerKind, schedule},
+    weights::Observer,
 };
 
 use super::{
-    GenerateArgs, ModelArgs, OutputType, Seed,
+    GenerateArgs, MapArgs, OutputType, Seed,
     gauge::{Gauge, Planned},
     interrupt::Interrupt,
     model,
@@ -41,6 +42,9 @@ use super::{
     prompts::{self, Options},
     run::{Run, Summary, trace_file},
 };
+
+/// The strengths of guidance that the built-in model draws well with: see `models/emoji/README.md`.
+const TOY_GUIDANCE: std::ops::RangeInclusive<f32> = 1.5..=3.0;
 
 /// The most pictures of one run.
 const MAX_JOBS: usize = 1_000_000;
@@ -51,6 +55,9 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     if world.world_size > 1 && args.seed == Some(Seed::Random) {
         return Err(Error::input("--seed random: several processes would each draw a seed of their own")
             .hint("--seed N, with the same N for all"));
+    }
+    if world.world_size > 1 && args.prompts_file.as_deref() == Some(Path::new("-")) {
+        return Err(Error::input("--prompts-file -: several processes cannot read one stdin").hint("a file"));
     }
     let (mut jobs, first_seed) = jobs(args)?;
     if world.world_size > 1 && !mine(&mut jobs, &world, console) {
@@ -71,14 +78,19 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
-    let model = Arc::new(model::open(&args.model, console)?);
+    let mut model = model::open(&args.model.model, console)?;
+    model.observer = Some(loading_observer(console, interrupt));
+    let model = Arc::new(model);
+    interrupt.check()?;
     let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
+    warn_of_habits(&requests, args.model.model.model.is_none().then_some(&model.spec.defaults));
     let visible = world.own_devices(&backend::visible())?;
     let resolve = |requests: &[Request]| -> Result<Option<Plan>> {
         let plan = |largest: Largest| Plan::resolve(&map, &model.spec, &largest, &visible);
         Largest::of(requests, &model.spec)?.map(plan).transpose()
     };
     let mut plan = resolve(&requests)?;
+    interrupt.check()?;
     let asked = jobs.len();
     if let Some(now) = plan.as_ref().filter(|_| args.resume || !args.overwrite) {
         let there = are_made(&jobs, &requests, args, &model, now)?;
@@ -87,6 +99,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
             plan = resolve(&requests)?;
         }
     }
+    interrupt.check()?;
     let Some(plan) = plan else {
         console.note(&format!("nothing to do: all {asked} pictures are there"));
         return if args.json {
@@ -126,6 +139,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         under_way: HashMap::new(),
         open: (0..jobs.len()).collect(),
         stopping: false,
+        unread_told: false,
         saved: 0,
         skipped: asked - jobs.len(),
         failed: Vec::new(),
@@ -137,6 +151,38 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
     run.finish(outcome, &engine)
+}
+
+/// Shows how far the reading of weights has come, and ends it once somebody wants the run to stop.
+fn loading_observer(console: &Console, interrupt: &Interrupt) -> Observer {
+    let (bar, interrupt) = (console.loading(), interrupt.clone());
+    Observer(Arc::new(move |loading| {
+        interrupt.check()?;
+        bar.show(&loading);
+        Ok(())
+    }))
+}
+
+/// Says once what is drawn other than somebody may expect: the syntax of web UIs in prompts, and sizes or guidance that the
+/// built-in model was not made for; `built_in` has what it was made for.
+fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
+    let texts = requests.iter().flat_map(|request| [&request.prompt, &request.negative_prompt]);
+    if let Some(found) = texts.into_iter().find_map(|text| prompts::syntax_of_web_uis(text)) {
+        tracing::warn!(
+            "{found:?} in a prompt is taken for plain text, as diffusers does: sdshard has no weighted words, no LoRA and no \
+             BREAK"
+        );
+    }
+    let Some(Defaults { width, height, guidance_scale, .. }) = built_in else { return };
+    let is_odd = |request: &&Request| {
+        (request.width, request.height) != (*width, *height) || !TOY_GUIDANCE.contains(&request.guidance_scale)
+    };
+    if let Some(Request { width: w, height: h, guidance_scale: scale, .. }) = requests.iter().find(is_odd) {
+        tracing::warn!(
+            "the built-in toy model was made for {width}x{height} and guidance {guidance_scale} (1.5 to 3), and draws badly with \
+             {w}x{h} and guidance {scale}"
+        );
+    }
 }
 
 /// Refuses a path that no file can have, before anything is computed.
@@ -254,7 +300,7 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
             request.check(&model.spec).map_err(|e| e.context(job.name()))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
             let config = model.spec.scheduler_for(request.scheduler)?;
-            schedule(&config, request.steps).map_err(|e| e.context(job.name()))?;
+            schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
             Ok(request)
         })
         .collect()
@@ -272,6 +318,8 @@ pub struct Job {
     pub file: String,
     /// Where it is asked for, if in a file: the file and the line.
     pub asked_at: Option<String>,
+    /// Which of the fields that may be wrong for a model are said there, and not by flags.
+    pub asked_fields: Vec<&'static str>,
     /// What to draw.
     pub prompt: String,
     /// What to keep away from.
@@ -284,7 +332,7 @@ pub struct Job {
     pub steps: Option<usize>,
     /// Strength of guidance.
     pub guidance_scale: Option<f32>,
-    /// The solver's name, one of [`prompts::SCHEDULERS`].
+    /// The solver's name.
     pub scheduler: Option<String>,
     /// Pixels.
     pub width: Option<usize>,
@@ -313,6 +361,12 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     let in_file = args.prompts_file.as_deref().map(prompts::read).transpose()?.unwrap_or_default();
     let mut jobs = Vec::new();
     for (prompt_index, options) in on_command_line.chain(in_file).enumerate() {
+        let said = [
+            ("width", options.width.is_some()),
+            ("height", options.height.is_some()),
+            ("steps", options.steps.is_some() || options.scheduler.is_some()),
+        ];
+        let asked_fields: Vec<_> = said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect();
         let options = options.or(&args.options);
         let prompt = options.prompt.unwrap_or_default();
         let images = options.num_images.unwrap_or(1);
@@ -335,6 +389,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 file: names.to_string(),
                 names,
                 asked_at: options.at.clone(),
+                asked_fields: asked_fields.clone(),
                 prompt: prompt.clone(),
                 negative_prompt: options.negative_prompt.clone().unwrap_or_default(),
                 seed,
@@ -366,6 +421,14 @@ impl Job {
         self.asked_at.as_deref().unwrap_or(&self.file)
     }
 
+    /// What messages call one of its fields: the flag, or the field at its place in a file.
+    fn name_of(&self, field: &'static str) -> String {
+        match &self.asked_at {
+            Some(at) if self.asked_fields.contains(&field) => format!("{at}: {field}"),
+            _ => format!("--{field}"),
+        }
+    }
+
     /// The request, with the model's defaults for what is not said. `scale` is the model's pixels per latent, and
     /// `scheduler` the job's own.
     pub fn request(
@@ -382,7 +445,7 @@ impl Job {
             if pixels == 0 || !pixels.is_multiple_of(scale) {
                 let below = pixels - pixels % scale;
                 let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };
-                return Err(Error::input(format!("{}: the {name} has to be a multiple of {scale}", self.name()))
+                return Err(Error::input(format!("{}: has to be a multiple of {scale}", self.name_of(name)))
                     .found(pixels.to_string())
                     .hint(near));
             }
@@ -390,7 +453,7 @@ impl Job {
         if let Some(latents) = latents
             && (latents.width * scale, latents.height * scale) != (width, height)
         {
-            return Err(Error::input(format!("{}: the latents are for another size", self.name()))
+            return Err(Error::input("--latents: they are for another size")
                 .found(format!("{width}x{height} wanted"))
                 .hint(format!("--width {} --height {}", latents.width * scale, latents.height * scale)));
         }
@@ -411,13 +474,21 @@ impl Job {
 }
 
 /// The map that the arguments ask for; without one, as many replicas as the devices hold.
-pub fn device_map(args: &ModelArgs) -> Result<DeviceMap> {
+pub fn device_map(args: &MapArgs) -> Result<DeviceMap> {
     let mut map = match &args.device_map {
         Some(name) => DeviceMap::load(name)?,
         None => DeviceMap::from_strategy(Strategy::Throughput),
     };
     if let Some(dtype) = args.dtype {
         map.dtype = dtype.dtypes();
+    }
+    if !args.device.is_empty() {
+        if !map.replica.is_empty() {
+            return Err(Error::input("--device: the device map writes out its replicas, with devices of their own")
+                .hint("another --device-map, or leave --device out"));
+        }
+        map.devices = args.device.iter().map(|device| Located::flag("--device", *device)).collect();
+        map.check()?;
     }
     Ok(map)
 }

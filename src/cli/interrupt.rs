@@ -12,7 +12,7 @@ use signal_hook::{
 };
 
 /// What signals have asked for so far.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Interrupt {
     requested: Arc<AtomicBool>,
     /// Exit code for the last signal; 0 before the first.
@@ -43,6 +43,11 @@ impl Interrupt {
     /// Set as soon as somebody wants the run to stop.
     pub fn requested(&self) -> &Arc<AtomicBool> {
         &self.requested
+    }
+
+    /// Fails once somebody wants the run to stop.
+    pub fn check(&self) -> Result<()> {
+        if self.requested.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
     }
 
     /// 130 after Ctrl-C, 143 after SIGTERM.

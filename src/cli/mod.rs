@@ -6,6 +6,7 @@ mod check_picture;
 mod devices;
 mod gauge;
 mod generate;
+mod habits;
 mod interrupt;
 mod model;
 mod names;
@@ -14,21 +15,19 @@ mod progress;
 mod prompts;
 mod run;
 
-use std::{
-    ffi::OsString,
-    io::{IsTerminal, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use sdshard::{
     backend::DeviceId,
     backend::{DType, cpu},
-    error::{Error, Result, Scope},
+    error::{Error, Result, Scope, printable},
     output::Durability,
     pipeline::request::Rng,
-    planner::device_map::DTypes,
+    planner::{Located, device_map::DTypes},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -42,6 +41,7 @@ Examples:
   sdshard \"a red fox\"                                   a picture, in out/
   sdshard --num-images 4 --seed 7 \"a red fox\"           seeds 7 to 10
   sdshard --device-map balanced.toml \"a red fox\"        text encoder, UNet and VAE on several devices
+  sdshard --device cuda:0 \"a red fox\"                   on one GPU
   sdshard --prompts-file prompts.txt --output-dir day1  a prompt on each line
   torchrun --no-python --nproc-per-node 2 sdshard ...   the prompts shared by two processes
   sdshard -- plan                                       a picture of the word \"plan\"";
@@ -71,6 +71,7 @@ enum Command {
 
 /// How much is said on stderr.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Messages")]
 struct LogArgs {
     /// Only results and errors, no progress
     #[arg(long, short, global = true)]
@@ -80,84 +81,117 @@ struct LogArgs {
     verbose: u8,
 }
 
-/// Which model, and where it runs.
+/// Which model.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
 struct ModelArgs {
     /// A diffusers folder, or an id on the hub [default: the built-in model]
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, short_alias = 'm', value_name = "MODEL")]
+    #[arg(aliases = ["model-id", "model-path", "pretrained-model-name-or-path"])]
     model: Option<String>,
-    /// A branch, tag or commit of a model on the hub
-    #[arg(long, value_name = "REVISION")]
-    revision: Option<String>,
     /// Which weights to read where a model has several: "fp16" for example
     #[arg(long, value_name = "VARIANT")]
     variant: Option<String>,
-    /// A TOML file, a map that comes with sdshard (balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml,
-    /// mixed-vendors.toml, pool.toml, replicas.toml, replicas-max.toml, sharded-unet.toml, single.toml, two-gpus.toml), or
-    /// a strategy: balanced, balanced_low_0, sequential, single, diffusers-balanced, throughput, latency
-    /// [default: throughput]
-    #[arg(long, value_name = "MAP")]
+    /// A branch, tag or commit of a model on the hub
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+}
+
+/// Which model, and where it runs.
+#[derive(Debug, Args)]
+struct MapArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The devices that may be used, the preferred one first, with commas between: cuda:0,cuda:1 [default: all]
+    ///
+    /// They stand in place of the map's `devices`. "cuda" alone is cuda:0; `sdshard devices` lists what is there.
+    #[arg(long, value_name = "DEVICE,...", help_heading = "Devices")]
+    #[arg(value_delimiter = ',', value_parser = habits::device)]
+    device: Vec<DeviceId>,
+    /// What runs where: a TOML file, a map that comes with sdshard, or a strategy [default: throughput]
+    ///
+    /// The maps are balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml, mixed-vendors.toml, pool.toml,
+    /// replicas.toml, replicas-max.toml, sharded-unet.toml, single.toml and two-gpus.toml; the strategies balanced,
+    /// balanced_low_0, sequential, single, diffusers-balanced, throughput and latency.
+    #[arg(long, value_name = "MAP", help_heading = "Devices")]
     device_map: Option<String>,
     /// The type of weights; beats the device map's
-    #[arg(long)]
+    #[arg(long, aliases = ["torch-dtype", "type"], help_heading = "Devices")]
     dtype: Option<DTypeArg>,
 }
 
 /// `sdshard PROMPT...`
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Pictures")]
 struct GenerateArgs {
     /// What to draw; each prompt is a picture
     #[arg(value_name = "PROMPT")]
     prompts: Vec<String>,
-    /// More prompts: one on each line, or a JSON object on each line with "prompt" and, if wanted, "negative_prompt",
-    /// "seed", "steps", "guidance_scale", "scheduler", "width", "height", "num_images"
-    #[arg(long, value_name = "FILE")]
+    /// More prompts
+    #[arg(long = "prompt", short = 'p', value_name = "TEXT", hide = true)]
+    more_prompts: Vec<String>,
+    /// More prompts from a file, or from stdin as "-": one on each line, or JSON
+    ///
+    /// JSON is an object on each line, or one array of texts and objects. An object has "prompt" and, if wanted,
+    /// "negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "width", "height", "num_images".
+    #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     prompts_file: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
     options: prompts::Options,
-    /// Seed of the first picture, counted up for the next ones; or "random" [default: 0]
+    /// Width and height
+    #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
+    #[arg(conflicts_with_all = ["width", "height"])]
+    size: Option<(usize, usize)>,
+    /// Seed of the first picture, counted up for the next ones; "random" or -1 draws one [default: 0]
     #[arg(long, value_name = "N|random", allow_negative_numbers = true)]
     seed: Option<Seed>,
     /// The generator of the noise: what diffusers users get with torch.Generator("cpu"), or with "cuda"
     #[arg(long, default_value_t, value_name = "cpu|cuda")]
     rng: Rng,
-    /// The folder for the pictures; made if it is missing [default: out; with --output the current folder]
-    #[arg(long, value_name = "FOLDER")]
-    output_dir: Option<PathBuf>,
-    /// The names of the files, in --output-dir: {index} and {image} of the list, {seed}, {prompt}. Where a name is taken by
-    /// another picture, the seed is appended, then a digest of the request [default: {index}-{prompt}.png]
-    #[arg(long, short, value_name = "TEMPLATE")]
-    output: Option<names::Template>,
-    /// Pictures, or the latents that the VAE would turn into them
-    #[arg(long, default_value = "png")]
-    output_type: OutputType,
-    /// Start from the noise in this file rather than from the seed's (tensor `latent`, f32 [1, 4, height/8, width/8])
+    /// Start from the noise in this file rather than from the seed's
+    ///
+    /// A safetensors file with the tensor `latent`, f32 [1, 4, height/8, width/8].
     #[arg(long, value_name = "FILE")]
     latents: Option<PathBuf>,
-    /// Replace files that were made from another request, rather than choosing another name
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    model: MapArgs,
+    /// The folder for the pictures; made if it is missing [default: out; with --output the current folder]
+    #[arg(long, value_name = "FOLDER", aliases = ["outdir", "out-dir"], help_heading = "Output")]
+    output_dir: Option<PathBuf>,
+    /// The names of the files, in --output-dir: {index} and {image} of the list, {seed}, {prompt}
+    ///
+    /// Where a name is taken by another picture, the seed is appended, then a digest of the request
+    /// [default: {index}-{prompt}.png].
+    #[arg(long, short, value_name = "TEMPLATE", help_heading = "Output")]
+    output: Option<names::Template>,
+    /// Pictures, or the latents that the VAE would turn into them
+    #[arg(long, default_value = "png", help_heading = "Output")]
+    output_type: OutputType,
     /// Leave out pictures whose files are there already, whole and made from the same request
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     resume: bool,
-    /// Do not wait until each file is on the disk. That takes some milliseconds for each, while others are drawn; without it
-    /// a power failure may lose pictures that were said to be saved
-    #[arg(long)]
+    /// Replace files that were made from another request, rather than choosing another name
+    #[arg(long, help_heading = "Output")]
+    overwrite: bool,
+    /// Do not wait until each file is on the disk
+    ///
+    /// Waiting takes some milliseconds for each, while others are drawn; without it a power failure may lose pictures that
+    /// were said to be saved.
+    #[arg(long, help_heading = "Output")]
     no_fsync: bool,
-    /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
     /// A line of JSON on stdout for each picture, rather than its path
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
-    /// This process among several that share the prompts, counted from 0 [default: what torchrun, accelerate, mpirun,
-    /// srun or an indexed Kubernetes job says]
-    #[arg(long, value_name = "N")]
+    /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    trace: Option<PathBuf>,
+    /// This process among several that share the prompts, counted from 0 [default: the launcher's]
+    ///
+    /// The launchers are torchrun, accelerate, mpirun, srun and indexed Kubernetes jobs.
+    #[arg(long, value_name = "N", help_heading = "Several processes")]
     rank: Option<usize>,
     /// How many processes share the prompts
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Several processes")]
     world_size: Option<usize>,
 }
 
@@ -176,14 +210,20 @@ impl GenerateArgs {
 #[derive(Debug, Args)]
 struct PlanArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: MapArgs,
     /// Pixels of the largest picture [default: the model's]
-    #[arg(long)]
+    #[arg(long, short_alias = 'W', alias = "W")]
     width: Option<usize>,
     /// Pixels of the largest picture [default: the model's]
-    #[arg(long)]
+    #[arg(long, short_alias = 'H', alias = "H")]
     height: Option<usize>,
-    /// Plan for the devices in this file rather than for those that are here. A TOML file: [device."cuda:0"], then
+    /// Width and height
+    #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
+    #[arg(conflicts_with_all = ["width", "height"])]
+    size: Option<(usize, usize)>,
+    /// Plan for the devices in this file rather than for those that are here
+    ///
+    /// A TOML file: [device."cuda:0"], then
     /// memory = "8GiB" and, if known, what long ops reach: flops = 20e12, bandwidth = "400GB/s", link = "12GB/s" (these
     /// are assumed of CUDA devices; 2e12, "60GB/s", "10GB/s" of wgpu devices; 5e10 and "5GB/s" of each CPU core); or
     /// like = "rtx-3070", a device of the catalogue, of whose peak half is counted on; count = 4 for as many, numbered on
@@ -220,9 +260,9 @@ struct BenchArgs {
     what: BenchWhat,
     #[command(flatten)]
     model: ModelArgs,
-    /// The device that computes
-    #[arg(long, default_value = "cpu")]
-    device: DeviceId,
+    /// The device that computes [default: cpu]
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', value_parser = habits::device)]
+    device: Vec<DeviceId>,
     /// Height and width of the latents, an eighth of the picture's [default: the model's]
     #[arg(long, value_name = "HEIGHTxWIDTH")]
     latent_size: Option<LatentSize>,
@@ -263,13 +303,16 @@ impl std::str::FromStr for LatentSize {
 enum DTypeArg {
     /// What suits each device
     Auto,
+    #[value(aliases = ["fp32", "float32", "float", "torch.float32"])]
     F32,
+    #[value(aliases = ["fp16", "float16", "half", "torch.float16"])]
     F16,
+    #[value(aliases = ["bfloat16", "torch.bfloat16"])]
     Bf16,
 }
 
 impl DTypeArg {
-    /// The same for every component.
+    /// The same for every component, as the flag says.
     fn dtypes(self) -> DTypes {
         let default = match self {
             DTypeArg::Auto => None,
@@ -277,7 +320,7 @@ impl DTypeArg {
             DTypeArg::F16 => Some(DType::F16),
             DTypeArg::Bf16 => Some(DType::BF16),
         };
-        DTypes { default: default.into(), ..DTypes::default() }
+        DTypes { default: Located::flag("--dtype", default), ..DTypes::default() }
     }
 }
 
@@ -302,7 +345,7 @@ impl std::str::FromStr for Seed {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "random" => Ok(Seed::Random),
+            "random" | "-1" => Ok(Seed::Random),
             number => number.parse().map(Seed::Number).map_err(|_| format!("from 0 to {}, or random", u64::MAX)),
         }
     }
@@ -310,26 +353,21 @@ impl std::str::FromStr for Seed {
 
 /// The whole program: reads the arguments, runs, says what went wrong, and chooses the exit code.
 pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let arguments = habits::with_hyphens(std::env::args_os().collect());
     if let Some(word) = RESERVED.iter().find(|word| arguments.get(1).is_some_and(|first| first == *word)) {
         let refused = Error::input(format!("`{word}` is not a subcommand yet, but will be one"))
             .hint(format!("as a prompt it goes after two dashes: sdshard -- {word}"));
         return report(&refused, None);
     }
     let dashes = arguments.iter().any(|argument| argument == "--");
-    let cli = match Cli::try_parse_from(arguments) {
+    let mut cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(refused) => {
-            // Nobody is there to be told if this cannot be printed. Help and version are exit code 0.
-            let _ = refused.print();
-            return ExitCode::from(if refused.use_stderr() { 2 } else { 0 });
-        }
+        Err(refused) => return not_parsed(&refused),
     };
-    if let Some(word) = misplaced_subcommand(&cli).filter(|_| !dashes) {
-        let refused = Error::input(format!("`{word}` is a subcommand only as the first word"))
-            .hint(format!("sdshard {word} ...; as a prompt it goes after two dashes: sdshard ... -- {word}"));
+    if let Some(refused) = command_as_prompt(&cli).filter(|_| !dashes) {
         return report(&refused, None);
     }
+    cli.settle();
     let console = Console::new(cli.log.quiet);
     let ready = start_logging(&cli.log, &console).and_then(|()| check_environment());
     Interrupt::survive_size_limits();
@@ -355,12 +393,8 @@ fn exit(outcome: Result<()>, interrupt: Option<&Interrupt>) -> ExitCode {
     outcome.map_or_else(|error| report(&error, interrupt), |()| ExitCode::SUCCESS)
 }
 
-/// Prints an error and gives its exit code. A reader of stdout who went away wanted no more, so that is no error.
+/// Prints an error and gives its exit code.
 fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    if cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe) {
-        return ExitCode::SUCCESS;
-    }
     // Whoever closed stderr does not want to read it.
     let _ = writeln!(std::io::stderr(), "error: {error}");
     match (error.scope(), interrupt.and_then(Interrupt::exit_code)) {
@@ -369,10 +403,69 @@ fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
     }
 }
 
-/// A prompt that is the name of a subcommand: `sdshard -q bench` most likely means another thing than a picture.
-fn misplaced_subcommand(cli: &Cli) -> Option<&str> {
-    let is_subcommand = |prompt: &&String| <Cli as CommandFactory>::command().find_subcommand(prompt).is_some();
-    if cli.command.is_some() { None } else { cli.generate.prompts.iter().find(is_subcommand).map(String::as_str) }
+/// Arguments that cannot be read, or that ask for help or the version.
+fn not_parsed(refused: &clap::Error) -> ExitCode {
+    if !refused.use_stderr() {
+        // Nobody is there to be told if this cannot be printed.
+        let _ = refused.print();
+        return ExitCode::SUCCESS;
+    }
+    let flag = match (refused.kind(), refused.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => flag.split('=').next(),
+        _ => None,
+    };
+    if let Some(absent) = flag.and_then(habits::absent) {
+        return report(&absent, None);
+    }
+    let message = refused.render().to_string();
+    let _ = write!(std::io::stderr(), "{}", printable(&message));
+    ExitCode::from(2)
+}
+
+impl Cli {
+    /// What hidden flags say, where the others have it.
+    fn settle(&mut self) {
+        let GenerateArgs { prompts, more_prompts, options, size, .. } = &mut self.generate;
+        prompts.append(more_prompts);
+        let plan = match &mut self.command {
+            Some(Command::Plan(args)) => Some((args.size.take(), &mut args.width, &mut args.height)),
+            _ => None,
+        };
+        let generate = (size.take(), &mut options.width, &mut options.height);
+        for (size, width, height) in [Some(generate), plan].into_iter().flatten() {
+            if let Some(size) = size {
+                (*width, *height) = (Some(size.0), Some(size.1));
+            }
+        }
+    }
+}
+
+/// A prompt that most likely means another thing than a picture: the name of a subcommand (`sdshard -q bench`), or a lone
+/// word that is near one or a command of other tools.
+fn command_as_prompt(cli: &Cli) -> Option<Error> {
+    if cli.command.is_some() {
+        return None;
+    }
+    let root = <Cli as CommandFactory>::command();
+    let prompts = &cli.generate.prompts;
+    if let Some(word) = prompts.iter().find(|prompt| root.find_subcommand(prompt).is_some()) {
+        let refused = Error::input(format!("`{word}` is a subcommand only as the first word"));
+        return Some(
+            refused.hint(format!("sdshard {word} ...; as a prompt it goes after two dashes: sdshard ... -- {word}")),
+        );
+    }
+    let [word] = prompts.as_slice() else { return None };
+    let subcommands: Vec<&str> = root.get_subcommands().map(clap::Command::get_name).collect();
+    let command = habits::command(word, subcommands.iter().copied())?;
+    let meant = match command {
+        "help" | "version" => format!("sdshard --{command}"),
+        "list" => "sdshard devices".into(),
+        "benchmark" => "sdshard bench".into(),
+        known if subcommands.contains(&known) => format!("sdshard {known}"),
+        _ => "sdshard \"a red fox\"".into(),
+    };
+    let refused = Error::input(format!("is `{word}` meant as a prompt? sdshard has no such subcommand"));
+    Some(refused.hint(format!("{meant}; as a prompt it goes after two dashes: sdshard -- {word}")))
 }
 
 /// What the environment says wrong is refused, not ignored.
@@ -395,10 +488,8 @@ fn start_logging(args: &LogArgs, console: &Console) -> Result<()> {
     let filter = EnvFilter::try_new(&filter)
         .map_err(|e| Error::input(format!("RUST_LOG={filter}")).source(e).hint("RUST_LOG=sdshard=debug"))?;
     let console = console.clone();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(move || console.log_writer());
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || console.log_writer());
     // A warning among plain lines needs no time and no module.
     match std::env::var_os("RUST_LOG").is_none() && args.verbose == 0 {
         true => lines.without_time().with_target(false).init(),
@@ -443,7 +534,8 @@ mod tests {
             ("18446744073709551615", Some(Seed::Number(u64::MAX))),
             ("random", Some(Seed::Random)),
             ("18446744073709551616", None),
-            ("-1", None),
+            ("-1", Some(Seed::Random)),
+            ("-2", None),
             ("1.5", None),
             ("", None),
         ] {

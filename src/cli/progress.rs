@@ -4,11 +4,19 @@
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use sdshard::error::{Error, Result};
+use sdshard::{
+    error::{Error, Result, printable, shown},
+    planner::size::format_bytes,
+    weights::Loading,
+};
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +31,8 @@ enum Mode {
 pub struct Console {
     mode: Mode,
     bars: MultiProgress,
+    /// Whoever read stdout has closed it.
+    unread: Arc<AtomicBool>,
 }
 
 impl Console {
@@ -34,27 +44,53 @@ impl Console {
             (false, false) => Mode::Lines,
         };
         let target = if mode == Mode::Bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { mode, bars: MultiProgress::with_draw_target(target) }
+        Self { mode, bars: MultiProgress::with_draw_target(target), unread: Arc::default() }
     }
 
     /// A line on stderr, unless `--quiet`.
     pub fn note(&self, line: &str) {
+        self.notes(&[line]);
+    }
+
+    /// The same for a line that is of no use cut: what is left out of others stays in it.
+    pub fn whole_note(&self, line: &str) {
+        self.write(&format!("{}\n", printable(line)));
+    }
+
+    /// Lines on stderr, unless `--quiet`.
+    pub fn notes(&self, lines: &[impl AsRef<str>]) {
+        self.write(&lines.iter().map(|line| shown(line.as_ref()) + "\n").collect::<String>());
+    }
+
+    /// Writes to stderr in one piece, so that lines of several processes do not mix.
+    fn write(&self, text: &str) {
         if self.mode != Mode::Quiet {
             // Whoever closed stderr does not want to read it.
-            // In one piece, so that lines of several processes do not mix.
-            let _ = self.bars.suspend(|| io::stderr().write_all(format!("{line}\n").as_bytes()));
+            let _ = self.bars.suspend(|| io::stderr().write_all(text.as_bytes()));
         }
     }
 
-    /// A line on stdout: a result. Fails with the cause [`io::ErrorKind::BrokenPipe`] if nobody reads it any more.
+    /// A line on stdout: a result. One that nobody reads any more is left out: see [`Console::is_unread`].
     pub fn print(&self, line: &str) -> Result<()> {
-        self.bars
-            .suspend(|| {
-                let mut stdout = io::stdout().lock();
-                writeln!(stdout, "{line}")?;
-                stdout.flush()
-            })
-            .map_err(|error| Error::process("writing to stdout").source(error))
+        let written = self.bars.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            // A program that reads the line gets it as it is.
+            let line = if stdout.is_terminal() { printable(line) } else { line.into() };
+            writeln!(stdout, "{line}")?;
+            stdout.flush()
+        });
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.unread.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            written => written.map_err(|error| Error::process("writing to stdout").source(error)),
+        }
+    }
+
+    /// Whether whoever read stdout has closed it.
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// Where log lines go.
@@ -70,12 +106,20 @@ impl Console {
         Overview { console: self.clone(), bar, next: Instant::now() + Overview::PAUSE }
     }
 
-    /// Progress of one picture; `title` tells it from others: `3/8 a red fox`.
-    pub fn start(&self, title: &str) -> Progress {
+    /// Progress of one picture; `title` tells it from others: `3/8 a red fox`. In a pipe it has lines of its own only where
+    /// `in_pipes` is set.
+    pub fn start(&self, title: &str, in_pipes: bool) -> Progress {
+        let title = shown(title);
         // A bar that nobody adds to the others would draw itself.
-        let bar = ProgressBar::hidden().with_prefix(title.to_string());
+        let bar = ProgressBar::hidden().with_prefix(title.clone());
         let bar = if self.mode == Mode::Bars { self.bars.insert(0, bar) } else { bar };
-        Progress { console: self.clone(), title: title.to_string(), bar, started: Instant::now() }
+        let has_lines = self.mode == Mode::Bars || in_pipes;
+        Progress { console: self.clone(), title, has_lines, bar, started: Instant::now() }
+    }
+
+    /// Progress of the reading of weights.
+    pub fn loading(&self) -> LoadingBar {
+        LoadingBar { console: self.clone(), bar: Mutex::default() }
     }
 }
 
@@ -115,12 +159,63 @@ impl Drop for Overview {
     }
 }
 
-/// Writes above the bars. One call is one line, which is how the subscriber calls it.
+/// How far the reading of weights has come: a bar for each component on a terminal, a line in a pipe.
+pub struct LoadingBar {
+    console: Console,
+    /// Of the component that is being read.
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl LoadingBar {
+    /// Shows it; the bar goes away with the last byte.
+    pub fn show(&self, loading: &Loading) {
+        let mut current = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if loading.done_bytes == loading.total_bytes {
+            return self.clear(&mut current);
+        }
+        let bar = current.get_or_insert_with(|| {
+            let title = format!("loading {}", loading.component);
+            let bar = ProgressBar::hidden().with_prefix(title.clone());
+            match self.console.mode {
+                Mode::Bars => {
+                    let style = ProgressStyle::with_template("{prefix}  {bar:30} {binary_bytes}/{binary_total_bytes}");
+                    bar.set_style(style.expect("the template is right"));
+                    self.console.bars.add(bar)
+                }
+                Mode::Lines => {
+                    self.console.note(&format!("{title}, {}", format_bytes(loading.total_bytes as u64)));
+                    bar
+                }
+                Mode::Quiet => bar,
+            }
+        });
+        bar.set_length(loading.total_bytes as u64);
+        bar.set_position(loading.done_bytes as u64);
+    }
+
+    fn clear(&self, bar: &mut Option<ProgressBar>) {
+        if let Some(bar) = bar.take() {
+            bar.finish_and_clear();
+            self.console.bars.remove(&bar);
+        }
+    }
+}
+
+impl Drop for LoadingBar {
+    fn drop(&mut self) {
+        let mut bar = self.bar.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.clear(&mut bar);
+    }
+}
+
+/// Writes above the bars. One call is one message, which is how the subscriber calls it.
 pub struct LogWriter(MultiProgress);
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| io::stderr().write(bytes))
+        let text = String::from_utf8_lossy(bytes);
+        self.0.suspend(|| io::stderr().write_all(printable(&text).as_bytes()))?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -132,6 +227,7 @@ impl Write for LogWriter {
 pub struct Progress {
     console: Console,
     title: String,
+    has_lines: bool,
     bar: ProgressBar,
     started: Instant,
 }
@@ -154,7 +250,7 @@ impl Progress {
         self.bar.set_position(0);
         self.bar.reset_eta();
         self.bar.set_message(name);
-        if self.console.mode == Mode::Lines && steps > 0 {
+        if self.console.mode == Mode::Lines && self.has_lines && steps > 0 {
             self.console.note(&format!("{}: {name}, {steps} steps", self.title));
         }
     }
@@ -167,7 +263,9 @@ impl Progress {
     /// The picture is there, or its failure is: `outcome` says which.
     pub fn finish(self, outcome: &str) {
         self.bar.finish_and_clear();
-        self.console.note(&format!("{}: {outcome} after {}", self.title, seconds(self.started.elapsed())));
+        if self.has_lines {
+            self.console.note(&format!("{}: {outcome} after {}", self.title, seconds(self.started.elapsed())));
+        }
     }
 }
 
@@ -208,7 +306,7 @@ mod tests {
     fn every_mode_goes_through_all_stages() {
         for mode in [Mode::Bars, Mode::Lines, Mode::Quiet] {
             let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
-            let progress = Console { mode, bars }.start("1/1 a fox");
+            let progress = Console { mode, bars, unread: Arc::default() }.start("1/1 a fox", true);
             progress.stage("text encoder", 0);
             progress.stage("unet", 3);
             progress.step(3);

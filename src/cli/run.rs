@@ -10,7 +10,7 @@ use std::{
 use sdshard::{
     backend::DeviceId,
     engine::{Engine, Event},
-    error::{Error, Result, Scope},
+    error::{Error, Result, Scope, printable},
     output,
     pipeline::{self, Component, PerComponent, Picture, Span, request::Request},
     planner::{plan::Plan, world::World},
@@ -30,6 +30,9 @@ use super::{
 /// Failures that are listed when a run is stopped; how many more there are is said.
 const LISTED: usize = 100;
 
+/// The most pictures that have lines of their own in a pipe; of more only the overview is told.
+const TOLD: usize = 50;
+
 /// The most characters of a prompt beside its progress.
 const TITLE: usize = 50;
 
@@ -48,6 +51,8 @@ pub(super) struct Run<'a> {
     pub open: BTreeSet<usize>,
     /// Somebody asked for an end, and has been told how to go on.
     pub stopping: bool,
+    /// It has been said that nobody reads stdout any more.
+    pub unread_told: bool,
     pub saved: usize,
     /// Pictures that were there already.
     pub skipped: usize,
@@ -73,11 +78,15 @@ impl Run<'_> {
         match event {
             Event::Retry { error, .. } => {
                 self.under_way.remove(&index);
-                self.console.note(&format!("{}: tried again: {error}", self.jobs[index].file));
+                let error = error.to_string();
+                let lines: Vec<_> = error.lines().collect();
+                self.console.notes(
+                    &[&[&*format!("{}: tried again: {}", self.jobs[index].file, lines[0])], &lines[1..]].concat(),
+                );
             }
             Event::Taken { replica, attempt, .. } => {
                 let title = title(index + 1, self.jobs.len(), &self.jobs[index].prompt);
-                let progress = self.console.start(&title);
+                let progress = self.console.start(&title, self.jobs.len() <= TOLD);
                 self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
             }
             Event::Progress(progress) => {
@@ -94,6 +103,9 @@ impl Run<'_> {
             Event::Done(result) => self.done(index, result)?,
             _ => {}
         }
+        if self.console.is_unread() && !std::mem::replace(&mut self.unread_told, true) {
+            self.console.note("stdout is closed: the pictures are made all the same");
+        }
         self.overview.show(|| self.gauge.line(self.jobs.len(), Instant::now()));
         if !self.interrupt.requested().load(Ordering::Relaxed) {
             return Ok(());
@@ -108,7 +120,7 @@ impl Run<'_> {
 
     fn tell_how_to_go_on(&self) {
         let arguments = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-        self.console.note(&format!("to go on: {}", command_to_resume(arguments, self.first_seed, self.world)));
+        self.console.whole_note(&format!("to go on: {}", command_to_resume(arguments, self.first_seed, self.world)));
     }
 
     fn done(&mut self, index: usize, result: Result<Picture>) -> Result<()> {
@@ -229,7 +241,8 @@ impl Run<'_> {
             .as_ref()
             .map_or(Ok(()), |path| output::write(path, self.trace().as_bytes(), self.args.durability()));
         if outcome.is_err() {
-            self.failed.iter().take(LISTED).for_each(|failed| self.console.note(failed));
+            let listed = self.failed.iter().take(LISTED);
+            listed.for_each(|failed| self.console.notes(&failed.lines().collect::<Vec<_>>()));
             if let more @ 1.. = self.failed.len().saturating_sub(LISTED) {
                 self.console.note(&format!("and {more} more"));
             }
@@ -241,11 +254,8 @@ impl Run<'_> {
         traced?;
         match self.failed.len() {
             0 => Ok(()),
-            n => Err(Error::request(format!(
-                "{n} of {} pictures failed\n  {}",
-                self.jobs.len(),
-                self.failed.join("\n  ")
-            ))),
+            n => Err(Error::request(format!("{n} of {} pictures failed", self.jobs.len()))
+                .lines(self.failed.iter().flat_map(|failed| failed.lines()).map(|line| format!("  {line}")))),
         }
     }
 }
@@ -304,6 +314,14 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, w
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
         if !word.is_empty() && word.chars().all(plain) {
             word.clone()
+        } else if word.contains('\n') || printable(word) != word.as_str() {
+            // Bash, zsh and ksh read these back; nothing in them reaches a terminal.
+            let escaped = |c: char| match c {
+                '\'' | '\\' => format!("\\{c}"),
+                c if c.is_ascii() && !c.is_control() => c.to_string(),
+                c => format!("\\U{:08x}", u32::from(c)),
+            };
+            format!("$'{}'", word.chars().map(escaped).collect::<String>())
         } else {
             format!("'{}'", word.replace('\'', r"'\''"))
         }
@@ -312,8 +330,8 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, w
     let says_rank = words.iter().any(|word| word == "--rank" || word.starts_with("--rank="));
     for i in 1..words.len() {
         match words[i].as_str() {
-            "--seed=random" => words[i] = format!("--seed={first_seed}"),
-            "random" if words[i - 1] == "--seed" => words[i] = first_seed.to_string(),
+            "--seed=random" | "--seed=-1" => words[i] = format!("--seed={first_seed}"),
+            "random" | "-1" if words[i - 1] == "--seed" => words[i] = first_seed.to_string(),
             _ => {}
         }
     }
@@ -372,6 +390,10 @@ mod tests {
         assert_eq!(command(&["sdshard", "it's", "", "--resume"]), r"sdshard --resume 'it'\''s' ''");
         let replaces = command(&["sdshard", "a", "--overwrite", "--seed", "random"]);
         assert_eq!(replaces, "sdshard --resume a --overwrite --seed 7");
+        assert_eq!(command(&["sdshard", "a", "--seed", "-1"]), "sdshard --resume a --seed 7");
+        assert_eq!(command(&["sdshard", "a", "--seed=-1"]), "sdshard --resume a --seed=7");
+        let hostile = command(&["sdshard", "it's\u{1b}[2J\n\u{202e}é"]);
+        assert_eq!(hostile, r"sdshard --resume $'it\'s\U0000001b[2J\U0000000a\U0000202e\U000000e9'");
         assert_eq!(of(&["sdshard", "a"], world(1, 3)), "sdshard --resume --rank=1 --world-size=3 a");
         let said = ["sdshard", "a", "--rank", "1", "--world-size", "3"];
         assert_eq!(of(&said, world(1, 3)), "sdshard --resume a --rank 1 --world-size 3");

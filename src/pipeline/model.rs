@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::{self, Tokenizer},
-    weights::{self, Ahead, ModelFiles, Packed, Reside, Scope, Shelf, Visitors, Weights, files::MODEL_INDEX},
+    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, Shelf, Visitors, Weights, files::MODEL_INDEX},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -25,6 +25,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Which variant of the weights to read: `fp16` for example.
     pub variant: Option<String>,
+    /// Hears how far the reading of weights has come.
+    pub observer: Option<Observer>,
     /// [`Model::identity`], once it has been asked for.
     identity: Mutex<Option<String>>,
 }
@@ -54,12 +56,13 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
-        Ok(Self { files, spec, tokenizer, variant, identity: Mutex::default() })
+        Ok(Self { files, spec, tokenizer, variant, observer: None, identity: Mutex::default() })
     }
 
     /// A component's weights, headers checked, no tensor read.
     fn weights(&self, component: Component) -> Result<Weights> {
-        Weights::open(&self.files, component.name(), self.variant.as_deref())
+        let weights = Weights::open(&self.files, component.name(), self.variant.as_deref())?;
+        Ok(weights.observed(self.observer.clone()))
     }
 
     /// Ten hexadecimal digits that tell this model from others: the [`weights::identity`] of all that its pictures are made

@@ -32,20 +32,28 @@ impl<T> Located<T> {
     }
 }
 
+impl<T> Located<T> {
+    /// A value that a flag of the command line says: messages name the flag.
+    pub fn flag(flag: &str, value: T) -> Self {
+        let (key, text) = (String::new(), String::new());
+        Self { value, location: Some(Location { file: flag.into(), key, line: 0, column: 0, width: 0, text }) }
+    }
+}
+
 impl<T> From<T> for Located<T> {
     fn from(value: T) -> Self {
         Self { value, location: None }
     }
 }
 
-/// A place in a file. Lines and columns count from 1, columns in characters.
+/// A place in a file, or a flag of the command line. Lines and columns count from 1, columns in characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
-    /// As the user named it.
+    /// As the user named it: the file, or the flag.
     pub file: String,
     /// What is set here: `components.unet`.
     pub key: String,
-    /// Line.
+    /// Line; 0 of a flag.
     pub line: usize,
     /// First column.
     pub column: usize,
@@ -58,18 +66,25 @@ pub struct Location {
 impl Location {
     /// An input error about this place: `file:line:column: key: problem`, and the line with carets underneath.
     pub fn refuse(&self, problem: impl Display) -> Error {
+        if self.line == 0 {
+            return Error::input(format!("{self}: {problem}"));
+        }
         let key = if self.key.is_empty() { String::new() } else { format!("{}: ", self.key) };
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         let text = self.text.replace('\t', " "); // a tab would move the carets
         let carets = " ".repeat(self.column - 1) + &"^".repeat(self.width);
-        Error::input(format!("{self}: {key}{problem}\n  {margin} |\n  {number} | {text}\n  {margin} | {carets}"))
+        let excerpt = [format!("  {margin} |"), format!("  {number} | {text}"), format!("  {margin} | {carets}")];
+        Error::input(format!("{self}: {key}{problem}")).lines(excerpt)
     }
 }
 
 impl Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}:{}", self.file, self.column),
+        }
     }
 }
 

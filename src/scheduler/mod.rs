@@ -153,7 +153,8 @@ mod tests {
                 "beta_schedule": "scaled_linear", "clip_sample": false, "set_alpha_to_one": false,
                 "skip_prk_steps": true, "steps_offset": 1, "trained_betas": null}}"#
         );
-        SchedulerConfig::from_json(&text, "scheduler_config.json").unwrap().with_kind(kind.parse().unwrap()).unwrap()
+        let file = SchedulerFile::parse(&text, "scheduler_config.json", "PNDMScheduler", Repairs::default());
+        file.unwrap().with_kind(kind.parse().unwrap()).unwrap()
     }
 
     fn run(kind: &str, spacing: &str, steps: usize) -> Schedule {

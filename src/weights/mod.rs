@@ -42,6 +42,27 @@ pub enum Reside {
     Disk,
 }
 
+/// How far the reading of one component's weights has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loading<'a> {
+    /// The component.
+    pub component: &'a str,
+    /// Bytes of its files that have been read; all of them once the component is loaded.
+    pub done_bytes: usize,
+    /// Bytes of its files that will be read.
+    pub total_bytes: usize,
+}
+
+/// Hears of every tensor before it is read, and of the end. An error from it ends the loading.
+#[derive(Clone)]
+pub struct Observer(pub Arc<dyn Fn(Loading) -> Result<()> + Send + Sync>);
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
 /// The tensors of one component. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Weights(Arc<Inner>);
@@ -53,6 +74,9 @@ struct Inner {
     stored: Option<Stored>,
     /// Names that somebody read or declared unused.
     seen: Mutex<HashSet<String>>,
+    observer: Option<Observer>,
+    /// Bytes that were read, and bytes to be read in all, once the first tensor is.
+    progress: Mutex<Option<(usize, usize)>>,
 }
 
 #[derive(Debug)]
@@ -79,7 +103,15 @@ impl Weights {
     }
 
     fn new(component: &str, stored: Option<Stored>) -> Self {
-        Self(Arc::new(Inner { component: component.to_owned(), stored, seen: Mutex::default() }))
+        let component = component.to_owned();
+        Self(Arc::new(Inner { component, stored, seen: Mutex::default(), observer: None, progress: Mutex::default() }))
+    }
+
+    /// The same, with somebody who hears how far the reading has come. For weights of which nothing has been read.
+    #[must_use]
+    pub fn observed(self, observer: Option<Observer>) -> Self {
+        let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
+        Self(Arc::new(Inner { observer, ..inner }))
     }
 
     /// The component's name.
@@ -102,7 +134,7 @@ impl Weights {
     /// Fails where it is missing, has another shape, or holds anything but F32, F16 or BF16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Values<'_>> {
         let Some(stored) = &self.0.stored else { return Ok(Values::ShapeOnly) };
-        self.mark(name);
+        let is_new = self.mark(name);
         let doing = |what: String| Error::input(format!("loading {}: {what}", self.0.component));
         let Some((file, tensor)) = stored.find(name) else {
             let files: Vec<&str> = stored.files.iter().map(|file| file.path.as_str()).collect();
@@ -133,13 +165,18 @@ impl Weights {
                     .found(format!("{other} in {}", file.path)));
             }
         };
+        if is_new {
+            self.tell(stored, tensor.bytes())?;
+        }
         Ok(file.values(tensor, dtype))
     }
 
     /// Declares that all tensors whose names begin with `prefix` stay unread on purpose: a VAE's encoder, for one.
     pub fn skip(&self, prefix: &str) {
         let names = self.0.stored.iter().flat_map(|stored| stored.places.keys());
-        names.filter(|name| name.starts_with(prefix)).for_each(|name| self.mark(name));
+        names.filter(|name| name.starts_with(prefix)).for_each(|name| {
+            self.mark(name);
+        });
     }
 
     /// Ends the reading. Fails where the files hold a tensor that nobody read, and names it: then they are of another
@@ -150,7 +187,14 @@ impl Weights {
         let is_left = |name: &&String| !seen.contains(*name) && !names::is_ignorable(name);
         let mut left: Vec<&str> = stored.places.keys().filter(is_left).map(String::as_str).collect();
         if left.is_empty() {
-            return Ok(());
+            let progress = *self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            return match (&self.0.observer, progress) {
+                (Some(observer), Some((_, total_bytes))) => {
+                    let component = &self.0.component;
+                    (observer.0)(Loading { component, done_bytes: total_bytes, total_bytes })
+                }
+                _ => Ok(()),
+            };
         }
         left.sort_unstable();
         let more = left.len().saturating_sub(LISTED);
@@ -170,8 +214,27 @@ impl Weights {
         self.0.stored.iter().flat_map(|stored| &stored.files).try_for_each(safetensors::File::check_unchanged)
     }
 
-    fn mark(&self, name: &str) {
-        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    /// Whether this is the first time that somebody asks for it.
+    fn mark(&self, name: &str) -> bool {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
+    }
+
+    /// Tells the observer that a tensor of so many bytes is about to be read.
+    fn tell(&self, stored: &Stored, bytes: usize) -> Result<()> {
+        let Some(observer) = &self.0.observer else { return Ok(()) };
+        let (done_bytes, total_bytes) = {
+            let mut progress = self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            let (done, _) = progress.get_or_insert_with(|| {
+                let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let open = stored.places.iter().filter(|(name, _)| !seen.contains(*name));
+                let size = |&(file, tensor): &(usize, usize)| stored.files[file].tensors[tensor].bytes();
+                (0, bytes + open.map(|(_, place)| size(place)).sum::<usize>())
+            });
+            let before = *done;
+            *done += bytes;
+            (before, progress.map_or(0, |(_, total)| total))
+        };
+        (observer.0)(Loading { component: &self.0.component, done_bytes, total_bytes })
     }
 }
 
@@ -372,6 +435,33 @@ mod tests {
             "{error}"
         );
         assert!(error.contains("`x07` and 2 more") && !error.contains("encoder.y"), "{error}");
+    }
+
+    #[test]
+    fn an_observer_hears_of_each_tensor_once_and_can_end_the_loading() {
+        let files = model(vec![(UNET, tensors(&[("a", &[10]), ("b", &[20]), ("c", &[30]), ("encoder.d", &[40])]))]);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let observer = |most: usize| {
+            let heard = heard.clone();
+            Observer(Arc::new(move |Loading { component, done_bytes, total_bytes }| {
+                heard.lock().unwrap().push((component.to_owned(), done_bytes, total_bytes));
+                if done_bytes > most { Err(Error::interrupted()) } else { Ok(()) }
+            }))
+        };
+        let weights = Weights::open(&files, "unet", None).unwrap().observed(Some(observer(1000)));
+        weights.skip("encoder.");
+        for (name, shape) in [("a", 10), ("b", 20), ("a", 10), ("c", 30)] {
+            weights.get(name, &[shape]).unwrap();
+        }
+        weights.finish().unwrap();
+        weights.get("a", &[10]).unwrap();
+        let told = |done| ("unet".to_string(), done, 120);
+        assert_eq!(*heard.lock().unwrap(), [told(0), told(20), told(60), told(120)]);
+
+        let weights = Weights::open(&files, "unet", None).unwrap().observed(Some(observer(0)));
+        weights.get("a", &[10]).unwrap();
+        let error = weights.get("b", &[20]).unwrap_err();
+        assert_eq!(*error.scope(), crate::error::Scope::Interrupted);
     }
 
     #[test]

@@ -41,6 +41,13 @@ pub(super) struct Tensor {
     range: Range<usize>,
 }
 
+impl Tensor {
+    /// Bytes of its values.
+    pub(super) fn bytes(&self) -> usize {
+        self.range.len()
+    }
+}
+
 impl File {
     /// Opens the file and checks its header: that it is whole, that every tensor has the bytes its shape and type need,
     /// and that tensors lie one after another, with neither holes nor overlaps, to the end of the file.

@@ -1,0 +1,326 @@
+//! Words that other tools taught: flags, samplers, devices and commands of diffusers, web UIs and other programs, and what
+//! they mean here, or that they are not there yet.
+
+use std::{ffi::OsString, str::FromStr};
+
+use sdshard::{
+    backend::{DeviceId, DeviceKind},
+    error::Error,
+    scheduler::SchedulerKind,
+};
+
+/// First words of other tools. Alone they are hardly meant as prompts.
+const COMMANDS: [&str; 8] = ["help", "version", "list", "run", "generate", "txt2img", "img2img", "benchmark"];
+
+/// Flags that sdshard does not have: their names elsewhere, what is to say, and what to try.
+const ABSENT: &[(&[&str], &str, &str)] = &[
+    (
+        &["-n"],
+        "means a number of pictures in some tools and the negative prompt in others",
+        "--num-images N or --negative-prompt TEXT",
+    ),
+    (&["-s"], "means the seed in some tools and the steps in others", "--seed N or --steps N"),
+    (
+        &["--lora", "--loras", "--lora-dir", "--lora-model-dir", "--lora-path", "--lora-weights", "--lora-scale"],
+        "sdshard has no LoRA yet",
+        "a model folder into which diffusers has merged it: fuse_lora(), then save_pretrained()",
+    ),
+    (
+        &[
+            "--image",
+            "--init",
+            "--init-image",
+            "--init-img",
+            "--input-image",
+            "-i",
+            "--strength",
+            "--denoising-strength",
+        ],
+        "sdshard cannot start from a picture yet (img2img)",
+        "--latents FILE starts from given noise",
+    ),
+    (
+        &["--mask", "--mask-image", "--inpaint", "--outpaint"],
+        "sdshard has no inpainting yet",
+        "a text alone: sdshard \"a red fox\"",
+    ),
+    (
+        &["--controlnet", "--control-net", "--control-image", "--control-strength", "--ip-adapter", "--t2i-adapter"],
+        "sdshard has no ControlNet and no adapters yet",
+        "a text alone: sdshard \"a red fox\"",
+    ),
+    (
+        &[
+            "--upscale",
+            "--upscaler",
+            "--upscale-model",
+            "--upscale-repeats",
+            "--hires",
+            "--hires-fix",
+            "--hr",
+            "--refiner",
+        ],
+        "sdshard has no upscaling yet",
+        "--width and --height, in multiples of the model's scale",
+    ),
+    (
+        &["--embedding", "--embeddings", "--embd-dir", "--textual-inversion"],
+        "sdshard reads no embeddings beside the model's",
+        "a model whose tokenizer and text encoder hold them",
+    ),
+    (
+        &["--ckpt", "--ckpt-path", "--checkpoint", "--diffusion-model", "--vae", "--vae-path", "--taesd", "--clip-l"],
+        "sdshard reads whole models in the diffusers layout, no single files",
+        "--model FOLDER or --model ORG/NAME",
+    ),
+    (&["--clip-skip"], "sdshard reads the text encoder's last layer alone", "leave it out"),
+    (&["--eta"], "sdshard's ddim has no noise of its own (eta is 0)", "--scheduler euler-ancestral has fresh noise"),
+    (
+        &["--batch-size", "-b"],
+        "how many pictures go through the UNet at once is said in the device map",
+        "`batch = 4` in the map of --device-map; --num-images N for how many there are",
+    ),
+    (&["--threads", "--num-threads", "-t"], "the number of cores is a variable", "SDSHARD_THREADS=4 sdshard ..."),
+    (
+        &["--lowvram", "--medvram", "--offload-to-cpu", "--cpu-offload", "--enable-model-cpu-offload"],
+        "where weights rest is said in the device map",
+        "--device-map low-memory.toml",
+    ),
+    (
+        &["--tensor-split", "--split-mode", "--n-gpu-layers", "--gpu-layers", "--max-memory"],
+        "what runs where is said in the device map",
+        "--device-map FILE; --device cuda:0,cuda:1 for the devices alone",
+    ),
+    (&["--gpu", "--gpus", "--gpu-id", "--device-id", "--cuda", "--cpu"], "devices go by names", "--device cuda:0"),
+    (
+        &["--half", "--fp16", "--f16", "--bf16", "--fp32", "--no-half", "--precision"],
+        "the type of weights is --dtype",
+        "--dtype f16, bf16 or f32; --variant fp16 for the files of that variant",
+    ),
+    (
+        &["--xformers", "--flash-attn", "--fa", "--attention-slicing", "--enable-attention-slicing", "--vae-tiling"],
+        "attention never holds its score matrix here, so there is nothing to switch on",
+        "leave it out",
+    ),
+    (&["--safety-checker", "--disable-safety-checker", "--nsfw"], "sdshard has no safety checker", "leave it out"),
+    (
+        &["--serve", "--server", "--listen", "--port", "--host", "--webui", "--share"],
+        "sdshard is no server yet",
+        "--json",
+    ),
+    (
+        &["--format", "--output-format", "--jpg", "--jpeg", "--webp", "--png"],
+        "pictures are PNG files",
+        "--output-type latent for latents instead",
+    ),
+];
+
+/// Samplers of other tools that exist here: their names without case, spaces, `-` and `_`.
+const SAMPLERS: &[(&str, SchedulerKind)] = &[
+    ("plms", SchedulerKind::Pndm),
+    ("keuler", SchedulerKind::Euler),
+    ("eulera", SchedulerKind::EulerAncestral),
+    ("keulera", SchedulerKind::EulerAncestral),
+    ("keulerancestral", SchedulerKind::EulerAncestral),
+    ("eulerancestraldiscrete", SchedulerKind::EulerAncestral),
+    ("eulerdiscrete", SchedulerKind::Euler),
+    ("dpmpp2m", SchedulerKind::DpmSolverMultistep),
+    ("kdpmpp2m", SchedulerKind::DpmSolverMultistep),
+    ("dpmsolver++", SchedulerKind::DpmSolverMultistep),
+    ("dpmsolvermultistep", SchedulerKind::DpmSolverMultistep),
+    ("dpmpp2mkarras", SchedulerKind::DpmSolverMultistepKarras),
+    ("kdpmpp2mkarras", SchedulerKind::DpmSolverMultistepKarras),
+    ("dpm++2mk", SchedulerKind::DpmSolverMultistepKarras),
+];
+
+/// Samplers that other tools have and this one does not.
+const ABSENT_SAMPLERS: &[&str] = &[
+    "ddpm",
+    "deis",
+    "dpm2",
+    "dpm2a",
+    "dpmadaptive",
+    "dpmfast",
+    "dpmpp2sa",
+    "dpm++2sa",
+    "dpmpp2sancestral",
+    "dpmpp2mv2",
+    "dpm++2mv2",
+    "dpmppsde",
+    "dpm++sde",
+    "dpmpp2msde",
+    "dpm++2msde",
+    "dpmpp3msde",
+    "dpm++3msde",
+    "er_sde",
+    "heun",
+    "ipndm",
+    "ipndmv",
+    "kdpm2",
+    "kdpm2ancestral",
+    "kdpm2a",
+    "lcm",
+    "lms",
+    "klms",
+    "kheun",
+    "restart",
+    "tcd",
+    "unipc",
+    "unipcmultistep",
+];
+
+/// Spacings of noise levels that other tools choose beside the sampler.
+const SPACINGS: &[&str] =
+    &["karras", "exponential", "polyexponential", "discrete", "normal", "simple", "sgmuniform", "beta", "automatic"];
+
+/// A sampler by its name here or elsewhere.
+pub fn scheduler(name: &str) -> Result<&'static str, String> {
+    if let Ok(kind) = SchedulerKind::from_str(name) {
+        return Ok(kind.name());
+    }
+    let plain = |name: &str| -> String {
+        let kept = name.chars().filter(|c| !matches!(c, ' ' | '-' | '_'));
+        let lower = kept.flat_map(char::to_lowercase).collect::<String>();
+        lower.strip_suffix("scheduler").unwrap_or(&lower).to_string()
+    };
+    let word = plain(name);
+    let known = SchedulerKind::ALL.map(|kind| (plain(kind.name()), kind));
+    let elsewhere = SAMPLERS.iter().map(|(name, kind)| (name.to_string(), *kind));
+    let all: Vec<(String, SchedulerKind)> = known.into_iter().chain(elsewhere).collect();
+    if let Some((_, kind)) = all.iter().find(|(name, _)| *name == word) {
+        return Ok(kind.name());
+    }
+    let names = SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
+    if SPACINGS.contains(&word.as_str()) {
+        return Err(format!(
+            "\"{name}\" is a spacing of noise levels; samplers have theirs, as dpm++2m-karras does: one of {names}"
+        ));
+    }
+    if ABSENT_SAMPLERS.iter().any(|absent| plain(absent) == word) {
+        return Err(format!("\"{name}\" is a sampler that sdshard does not have yet: one of {names}"));
+    }
+    let near = all.iter().map(|(name, kind)| (strsim::damerau_levenshtein(name, &word), kind.name())).min();
+    Err(match near.filter(|(distance, _)| *distance <= 2) {
+        Some((_, near)) => format!("no such sampler, did you mean '{near}'? One of {names}"),
+        None => format!("one of {names}"),
+    })
+}
+
+/// A device of `--device`; `cuda` alone is the first one, as in PyTorch.
+pub fn device(name: &str) -> Result<DeviceId, String> {
+    match name {
+        "cuda" => return Ok(DeviceId::new(DeviceKind::Cuda, 0)),
+        "wgpu" => return Ok(DeviceId::new(DeviceKind::Wgpu, 0)),
+        _ => {}
+    }
+    name.parse().map_err(|_: Error| {
+        let any_gpu = match name.split(':').next() {
+            Some("gpu" | "mps" | "metal" | "vulkan" | "rocm" | "hip" | "xpu" | "dx12" | "directml") => {
+                "; \"wgpu:0\" is any GPU through Vulkan, Metal or Direct3D 12"
+            }
+            _ => "",
+        };
+        format!(
+            "a device is \"cpu\", \"cpu:N\", \"cuda:N\" or \"wgpu:N\", N counted from 0; several with commas{any_gpu}"
+        )
+    })
+}
+
+/// The width and the height in `512x768`.
+pub fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides =
+        text.split_once(['x', 'X', '*']).and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    sides.ok_or_else(|| "width and height in pixels, as 512x768".to_string())
+}
+
+/// What is to say about a flag that clap does not know.
+pub fn absent(flag: &str) -> Option<Error> {
+    let (_, what, hint) = ABSENT.iter().find(|(flags, ..)| flags.contains(&flag))?;
+    Some(Error::input(format!("{flag}: {what}")).hint(*hint))
+}
+
+/// Flags may have `_` in place of `-`, as Python's have: `--num_inference_steps`.
+pub fn with_hyphens(arguments: Vec<OsString>) -> Vec<OsString> {
+    let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    let hyphens = |(index, argument): (usize, OsString)| match argument.to_str() {
+        Some(text) if index < end && text.starts_with("--") && text.contains('_') => {
+            let (flag, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+            (flag.replace('_', "-") + value).into()
+        }
+        _ => argument,
+    };
+    arguments.into_iter().enumerate().map(hyphens).collect()
+}
+
+/// The subcommand or command of another tool that a lone word is, or is a slip of the finger for.
+pub fn command<'a>(word: &str, subcommands: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase();
+    if let Some(known) = COMMANDS.into_iter().find(|command| *command == word) {
+        return Some(known);
+    }
+    let near = |command: &&str| strsim::damerau_levenshtein(command, &word) <= command.len() / 4;
+    subcommands.into_iter().find(near)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samplers_have_the_names_that_other_tools_taught() {
+        for (names, known) in [
+            (
+                &["euler_a", "Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"][..],
+                "euler-ancestral",
+            ),
+            (&["euler", "Euler", "k_euler", "EulerDiscreteScheduler"], "euler"),
+            (&["dpmpp_2m", "DPM++ 2M", "dpm++2m", "DPMSolverMultistepScheduler", "k_dpmpp_2m"], "dpm++2m"),
+            (&["dpmpp_2m_karras", "DPM++ 2M Karras", "dpm++_2m_karras"], "dpm++2m-karras"),
+            (&["plms", "PLMS", "PNDMScheduler", "PNDM"], "pndm"),
+            (&["DDIM", "ddim", "DDIMScheduler"], "ddim"),
+        ] {
+            for name in names {
+                assert_eq!(scheduler(name).as_deref(), Ok(known), "{name}");
+            }
+        }
+        for (name, says) in [
+            ("heun", "a sampler that sdshard does not have yet: one of pndm, ddim, euler"),
+            ("dpmpp_2m_sde", "does not have yet"),
+            ("DPM++ 2S a", "does not have yet"),
+            ("UniPCMultistepScheduler", "does not have yet"),
+            ("karras", "a spacing of noise levels"),
+            ("eular", "did you mean 'euler'?"),
+            ("dog", "one of pndm"),
+        ] {
+            let refused = scheduler(name).unwrap_err();
+            assert!(refused.contains(says), "{name}: {refused}");
+        }
+    }
+
+    #[test]
+    fn devices_and_sizes_are_read_as_elsewhere() {
+        assert_eq!(device("cuda").map(|id| id.to_string()).as_deref(), Ok("cuda:0"));
+        assert_eq!(device("cpu:1").map(|id| id.to_string()).as_deref(), Ok("cpu:1"));
+        assert!(device("mps").unwrap_err().contains("wgpu:0") && device("").is_err());
+        assert_eq!((size("512x768"), size("64X32")), (Ok((512, 768)), Ok((64, 32))));
+        assert!(size("512").is_err() && size("x").is_err());
+    }
+
+    #[test]
+    fn flags_may_have_underscores_but_values_and_prompts_keep_them() {
+        let all = ["sdshard", "--num_images=a_b", "a_b", "--guidance_scale", "3", "--", "--x_y"];
+        let words = with_hyphens(all.map(OsString::from).to_vec());
+        assert_eq!(words, ["sdshard", "--num-images=a_b", "a_b", "--guidance-scale", "3", "--", "--x_y"]);
+    }
+
+    #[test]
+    fn a_lone_word_may_be_a_command() {
+        let of = |word| command(word, ["plan", "devices", "bench"]);
+        for word in ["list", "Help", "run", "plann", "bnech", "device", "devcies", "txt2img"] {
+            assert!(of(word).is_some(), "{word}");
+        }
+        for word in ["fox", "a", "dog", "plants", "mountain", "runner"] {
+            assert_eq!(of(word), None, "{word}");
+        }
+    }
+}
