@@ -36,7 +36,7 @@ fn spec(folder: &Path) -> ModelSpec {
 /// A plan for small pictures.
 fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
-    let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2 };
+    let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2, images: 1 };
     Plan::resolve(&map, spec, &largest, devices)
 }
 

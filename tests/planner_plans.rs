@@ -45,7 +45,7 @@ fn devices(text: &str) -> Vec<DeviceInfo> {
 }
 
 fn largest(side: usize) -> Largest {
-    Largest { width: side, height: side, also: vec![], guided: true, scheduler: None, steps: 50 }
+    Largest { width: side, height: side, also: vec![], guided: true, scheduler: None, steps: 50, images: 10_000 }
 }
 
 fn resolve(map: &str, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {

@@ -108,6 +108,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
             devices.join(", ")
         ));
     }
+    plan.warnings().iter().for_each(|line| console.note(line));
     let loading = Instant::now();
     let engine = Engine::load(model, &plan)?;
     let started = Instant::now();

@@ -62,7 +62,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show which device would hold what, and how much, without reading a weight
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// List the devices of this machine
     Devices(DevicesArgs),
     /// Measure how fast pictures are made here
@@ -175,14 +175,16 @@ impl GenerateArgs {
 /// `sdshard plan`
 #[derive(Debug, Args)]
 struct PlanArgs {
+    /// What would be drawn; how much there is to draw decides which plan is done first [default: one picture]
+    #[arg(value_name = "PROMPT")]
+    prompts: Vec<String>,
+    /// More prompts, as for drawing
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Pixels of the largest picture [default: the model's]
-    #[arg(long)]
-    width: Option<usize>,
-    /// Pixels of the largest picture [default: the model's]
-    #[arg(long)]
-    height: Option<usize>,
+    #[command(flatten)]
+    options: prompts::Options,
     /// Plan for the devices in this file rather than for those that are here. A TOML file: [device."cuda:0"], then
     /// memory = "8GiB" and, if known, what long ops reach: flops = 20e12, bandwidth = "400GB/s", link = "12GB/s" (these
     /// are assumed of CUDA devices; 2e12, "60GB/s", "10GB/s" of wgpu devices; 5e10 and "5GB/s" of each CPU core); or
@@ -422,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_subcommand_is_one_only_as_the_first_word() {
-        assert!(matches!(parse(&["plan", "--json"]).command, Some(Command::Plan(PlanArgs { json: true, .. }))));
+        assert!(matches!(parse(&["plan", "--json"]).command, Some(Command::Plan(args)) if args.json));
         assert!(matches!(
             parse(&["devices", "-q"]),
             Cli { command: Some(Command::Devices(_)), log: LogArgs { quiet: true, .. }, .. }
