@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// With larger batches, each of whose sizes is a run without data, no last resort is looked for.
+const LAST_RESORT_BATCH: usize = 8;
+
 /// One replica over a group of devices.
 pub(super) struct Group<'a> {
     search: &'a Search<'a>,
@@ -462,7 +465,10 @@ impl Group<'_> {
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
         let search = self.search;
         // Weights that visit a single device are what is left where nothing else was found in time.
-        let last_resort = family == Family::Visiting && self.best.is_empty() && self.devices.len() == 1;
+        let last_resort = family == Family::Visiting
+            && self.best.is_empty()
+            && self.devices.len() == 1
+            && search.batch <= LAST_RESORT_BATCH;
         if self.is_over() && !last_resort
             || Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
             || search.one_class && !search.classes_agree(&layout)
@@ -477,8 +483,12 @@ impl Group<'_> {
         let before = self.best.get(&family);
         let seconds_per_image: f64 =
             load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
-        let mut scored =
-            Scored { layouts, images_per_second: load.batch as f64 / seconds_per_image, seconds_per_image, seconds: f64::INFINITY };
+        let mut scored = Scored {
+            layouts,
+            images_per_second: load.batch as f64 / seconds_per_image,
+            seconds_per_image,
+            seconds: f64::INFINITY,
+        };
         if search.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
             if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
                 return Ok(());

@@ -387,7 +387,17 @@ fn search<'a>(
     };
     let one_class = map.numerics.value == Numerics::Same;
     let goal = if images == 1 { Goal::Latency } else { Goal::Throughput };
-    Search { costs, budgets, named, in_flight, batch: map.batch.value, goal, images, one_class, known: Default::default() }
+    Search {
+        costs,
+        budgets,
+        named,
+        in_flight,
+        batch: map.batch.value,
+        goal,
+        images,
+        one_class,
+        known: Default::default(),
+    }
 }
 
 /// What a plan of several numerics classes, or with the CPU beside a GPU, has to win: a part of the time for all pictures.
@@ -419,7 +429,9 @@ impl Tried {
         let mixed = if self.simple { "" } else { ", on devices of several numerics classes" };
         let of = pictures(images);
         match its.total_cmp(&bests) {
-            _ if (its / bests - 1.0).abs() < WORTH_MORE => format!("no less than {} for {of}{mixed}", time(images, bests)),
+            _ if (its / bests - 1.0).abs() < WORTH_MORE => {
+                format!("no less than {} for {of}{mixed}", time(images, bests))
+            }
             std::cmp::Ordering::Less => {
                 let percent = 100.0 * (1.0 - its / bests);
                 format!("{} for {of}, only {percent:.0}% less{mixed}", time(images, its))
@@ -478,9 +490,11 @@ fn by_time(
         }
         let best_of = |simple: bool| {
             let some = tried.iter().filter(|one| one.simple == simple);
-            some.reduce(|best, one| {
-                if one.scored.seconds < (1.0 - WORTH_MORE) * best.scored.seconds { one } else { best }
-            })
+            some.reduce(
+                |best, one| {
+                    if one.scored.seconds < (1.0 - WORTH_MORE) * best.scored.seconds { one } else { best }
+                },
+            )
         };
         let best = match (best_of(true), best_of(false)) {
             (Some(simple), Some(mixed)) if mixed.scored.seconds < (1.0 - WORTH_MIXING) * simple.scored.seconds => mixed,

@@ -431,8 +431,16 @@ impl DeviceMap {
             gpus.get(index).copied().ok_or_else(|| {
                 let names: Vec<String> = gpus.iter().map(ToString::to_string).collect();
                 device
-                    .refuse(key, format!("\"{}\" is GPU number {} of the machine, counted from 1", device.value, index + 1))
-                    .found(format!("{} GPU{}: {}", gpus.len(), if gpus.len() == 1 { "" } else { "s" }, names.join(", ")))
+                    .refuse(
+                        key,
+                        format!("\"{}\" is GPU number {} of the machine, counted from 1", device.value, index + 1),
+                    )
+                    .found(format!(
+                        "{} GPU{}: {}",
+                        gpus.len(),
+                        if gpus.len() == 1 { "" } else { "s" },
+                        names.join(", ")
+                    ))
                     .hint("a map for fewer devices; or \"cpu:0\", \"cpu:1\" and so on, which are shares of the CPU")
             })
         };

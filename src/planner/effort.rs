@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// Work that all searches of one plan may do together: about a second and a half on a core of 2024. A step is about as long
 /// as a prediction takes to look at one request that waits.
-const SEARCH: u64 = 60_000_000;
+const SEARCH: u64 = 50_000_000;
 
 /// Work beyond which a map is rejected, whatever it is for.
 const ALL: u64 = 2 * SEARCH;

@@ -96,8 +96,12 @@ impl<'a> Source<'a> {
     /// The file as a tree. `hint` may know what to try from the place that is no TOML.
     pub fn parse(&self, hint: impl Fn(&Location) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
         if self.text.len() > LARGEST_FILE {
-            return Err(Error::input(format!("{}: a file of more than {} KiB is not read", self.file, LARGEST_FILE >> 10))
-                .found(format!("{} bytes", self.text.len())));
+            return Err(Error::input(format!(
+                "{}: a file of more than {} KiB is not read",
+                self.file,
+                LARGEST_FILE >> 10
+            ))
+            .found(format!("{} bytes", self.text.len())));
         }
         DeTable::parse(self.text).map_err(|error| {
             let at = self.locate("", error.span().unwrap_or(0..0));

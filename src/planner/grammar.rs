@@ -181,9 +181,7 @@ impl<'a> Field<'a> {
     fn devices(&self) -> Result<Vec<Located<DeviceId>>> {
         let hint = "devices = [\"cuda:0\", \"cuda:1\"]; without this key: all that suit";
         match self.items() {
-            Some(items) if !items.is_empty() => {
-                self.not_too_many("devices", items)?.iter().map(Self::device).collect()
-            }
+            Some(items) if !items.is_empty() => self.not_too_many("devices", items)?.iter().map(Self::device).collect(),
             _ => Err(self.refuse("an array of devices is wanted, with at least one").hint(hint)),
         }
     }
@@ -503,8 +501,7 @@ fn replica_keys() -> String {
     format!("the keys of a [[replica]] are {}", REPLICA.join(", "))
 }
 
-const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\" or \"wgpu:N\", N counted from 0, or \"device:N\", \
-     the N-th GPU of any machine";
+const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\", \"wgpu:N\" or \"device:N\", N counted from 0";
 
 /// The name of a device in a map: that of a device, or `device:N`.
 fn device_in_map(name: &str) -> Result<DeviceId> {

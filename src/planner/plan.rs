@@ -204,7 +204,8 @@ impl Plan {
         let budgets: Vec<u64> = infos.iter().map(least).collect();
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
         (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
-        let is_idle = |id: &&DeviceId| id.kind != DeviceKind::Cpu && plan.devices.iter().all(|device| device.id != **id);
+        let is_idle =
+            |id: &&DeviceId| id.kind != DeviceKind::Cpu && plan.devices.iter().all(|device| device.id != **id);
         plan.idle = defaults.iter().filter(is_idle).copied().collect();
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         plan.check_host(devices)?;
@@ -512,8 +513,9 @@ fn leave_out_cpu_without_types(map: &DeviceMap, infos: &mut Vec<DeviceInfo>) {
         let listed = |map: &DeviceMap| map.devices.iter().any(|device| device.value == id);
         maps.iter().any(|map| listed(map) || map.placed_devices().any(|(_, device)| device.value == id))
     };
-    let has_types =
-        |info: &DeviceInfo| Component::ALL.iter().all(|component| info.in_type(map.dtype.of(component.name())).is_some());
+    let has_types = |info: &DeviceInfo| {
+        Component::ALL.iter().all(|component| info.in_type(map.dtype.of(component.name())).is_some())
+    };
     if infos.iter().any(|info| info.id.kind != DeviceKind::Cpu) {
         infos.retain(|info| info.id.kind != DeviceKind::Cpu || is_named(info.id) || has_types(info));
     }

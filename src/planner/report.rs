@@ -53,7 +53,9 @@ fn replica_line((number, replica): (usize, &ReplicaPlan)) -> String {
     }
     let words = match &places[..] {
         [(_, all)] => format!("all of it {all}"),
-        several => several.iter().map(|(names, here)| format!("{} {here}", names.join(" and "))).collect::<Vec<_>>().join(", "),
+        several => {
+            several.iter().map(|(names, here)| format!("{} {here}", names.join(" and "))).collect::<Vec<_>>().join(", ")
+        }
     };
     let in_flight = if replica.in_flight > 1 { format!("; {} in flight", replica.in_flight) } else { String::new() };
     format!("{number}: {words}{in_flight}")

@@ -38,7 +38,10 @@ pub(super) fn parse_accelerate_size(text: &str) -> Option<u64> {
     let upper = text.to_ascii_uppercase();
     let binary = [("GIB", 1u64 << 30), ("MIB", 1 << 20), ("KIB", 1 << 10)];
     let decimal = [("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
-    let (number, bytes) = binary.iter().chain(&decimal).find_map(|(unit, bytes)| Some((upper.strip_suffix(unit)?, bytes)))
+    let (number, bytes) = binary
+        .iter()
+        .chain(&decimal)
+        .find_map(|(unit, bytes)| Some((upper.strip_suffix(unit)?, bytes)))
         .or_else(|| Some((upper.strip_suffix('B')?, &1)))?;
     let bits = text.ends_with('b') && !upper.ends_with("IB") && *bytes > 1;
     let size: f64 = number.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)?;
