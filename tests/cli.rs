@@ -57,7 +57,7 @@ fn bad_arguments_are_refused_with_one_message() {
         (&["a fox", "--latents", "/nowhere/l.safetensors"], "reading the latents in /nowhere/l.safetensors"),
         (&["a fox", "--device-map", "balancd"], "did you mean \"balanced\"?"),
         (&["a fox", "--device-map", "/nowhere/m.toml"], "reading the device map /nowhere/m.toml"),
-        (&["plan", "a fox"], "'a fox'"),
+        (&["plan", "a fox", "--steps", "0"], "--steps: at least 1"),
     ] {
         let message = refused(arguments);
         assert!(message.contains(says), "{arguments:?} wanted: {says}\n{message}");
@@ -827,6 +827,8 @@ fn the_plan_as_json_has_the_documented_fields() {
         [
             "width: number",
             "height: number",
+            "steps: number",
+            "images: number",
             "device_map: object",
             "components: object",
             "replicas: list",
@@ -837,6 +839,8 @@ fn the_plan_as_json_has_the_documented_fields() {
             "edges: list",
             "seconds_per_image: number",
             "images_per_second: number",
+            "seconds: number",
+            "idle: list",
             "reasons: list",
             "rejected: list",
         ]

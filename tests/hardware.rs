@@ -36,7 +36,7 @@ fn spec(folder: &Path) -> ModelSpec {
 /// A plan for small pictures.
 fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
-    let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2 };
+    let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2, images: 1 };
     Plan::resolve(&map, spec, &largest, devices)
 }
 
@@ -223,9 +223,10 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert!(low.host_weight_bytes > 0 && low.devices[0].total_bytes() <= parts, "{low}");
 
     let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
-    let message = plan("dtype = \"f16\"", &spec, &both).unwrap_err().to_string();
+    let message = plan("dtype = \"f16\"\ndevices = [\"cpu\", \"cuda:0\"]", &spec, &both).unwrap_err().to_string();
     points_at(&message, "map.toml:1:9: dtype: the CPU has no f16 kernels for the text_encoder", "\"auto\" or \"f32\"");
-    assert!(plan("dtype = \"f16\"\ndevices = [\"cuda:0\"]", &spec, &both).is_ok());
+    // A CPU that nobody named has nothing to do beside the GPU, whatever it can compute in.
+    assert_eq!(placed(&plan("dtype = \"f16\"", &spec, &both).unwrap()), "unet cuda:0, text_encoder cuda:0, vae cuda:0");
     let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
     assert_eq!((mixed.dtypes.unet, mixed.dtypes.vae), (DType::F16, DType::F32));
 }
@@ -498,6 +499,44 @@ fn without_limits_diffusers_balanced_goes_by_free_memory_and_leaves_the_cpu_alon
     let plan = plan(&format!("{map}\nreplicas = 2"), &spec, &four).unwrap();
     assert_eq!(placed(&plan), "unet cuda:0+cuda:2, text_encoder cuda:1+cuda:3, vae cuda:0+cuda:2");
     assert_eq!(plan.devices.last().unwrap().id, cuda(3));
+}
+
+#[test]
+fn diffusers_balanced_takes_sizes_as_accelerate_does() {
+    let folder = stable_diffusion("1.5", true);
+    let spec = spec(folder.path());
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
+    let place = |first: &str, second: &str, strategy: &str| {
+        let map = format!("{strategy}\n[max_memory]\n\"cuda:0\" = {first}\n\"cuda:1\" = {second}");
+        plan(&map, &spec, &machine)
+    };
+    let diffusers = "strategy = \"diffusers-balanced\"";
+    let wide = placed(&place("\"8GB\"", "\"24GB\"", diffusers).unwrap());
+    assert_eq!(wide, "unet cuda:1, text_encoder cuda:0, vae cuda:1");
+    for (first, second) in [
+        ("8000000000", "24000000000"),
+        ("\"8000000000B\"", "\"24e9B\""),
+        ("\"64Gb\"", "\"192gb\""),
+        ("\"7.6GiB\"", "0x5_0000_0000"),
+        ("\"8 GB\"", "\"0.024TB\""),
+    ] {
+        assert_eq!(placed(&place(first, second, diffusers).unwrap()), wide, "{first} {second}");
+    }
+    // In an inline table before the strategy, and in a replica whose strategy is its own.
+    for map in [
+        "max_memory = { \"cuda:0\" = 8000000000, \"cuda:1\" = 24000000000 }\nstrategy = \"diffusers-balanced\"",
+        "[[replica]]\nmax_memory = { \"cuda:0\" = 8000000000, \"cuda:1\" = 24000000000 }\nstrategy = \"diffusers-balanced\"",
+    ] {
+        assert_eq!(placed(&plan(map, &spec, &machine).unwrap()), wide, "{map}");
+    }
+    // Elsewhere a number without a unit is a slip: 8 for 8 GiB.
+    for (size, strategy) in
+        [("8", "strategy = \"balanced\""), ("-8", diffusers), ("\"8G\"", diffusers), ("8.5", diffusers)]
+    {
+        let text = format!("{strategy}\n[max_memory]\n\"cuda:0\" = {size}");
+        let message = DeviceMap::parse(&text, "map.toml").unwrap_err().to_string();
+        points_at(&message, "map.toml:3:12: max_memory.cuda:0: not a size", "found: ");
+    }
 }
 
 #[test]

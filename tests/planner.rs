@@ -212,7 +212,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("devices = [0, 1]", "map.toml:1:12: devices: one device", "\"cuda:0\" is a GPU"),
         ("devices = [\"cuda\"]", "map.toml:1:12: devices:", "did you mean \"cuda:0\"?"),
         ("devices = [\"mps\"]", "map.toml:1:12: devices:", "did you mean \"wgpu:0\"?"),
-        ("devices = [\"tpu:0\"]", "map.toml:1:12: devices:", "\"cpu:N\", \"cuda:N\" or \"wgpu:N\""),
+        ("devices = [\"tpu:0\"]", "map.toml:1:12: devices:", "\"cpu:N\", \"cuda:N\", \"wgpu:N\" or \"device:N\""),
         ("devices = [\"cuda:0\", \"cuda:0\"]", "map.toml:1:22: devices: cuda:0 is named twice", "each device once"),
         ("devices = [\"cpu\", \"cpu:0\"]", "map.toml:1:19: devices: `cpu` is all cores", "cpu:0 beside cpu"),
         ("replicas = 0", "map.toml:1:12: replicas:", "replicas = 1"),
@@ -715,7 +715,7 @@ fn a_message_shows_the_line_and_marks_the_place() {
   2 | unet = "gpu0" # the large one
     |        ^^^^^^
   found: "gpu0"
-  try:   did you mean "cuda:0"? a device is "cpu", "cpu:N", "cuda:N" or "wgpu:N", N counted from 0"#;
+  try:   did you mean "cuda:0"? a device is "cpu", "cpu:N", "cuda:N", "wgpu:N" or "device:N", N counted from 0"#;
     assert_eq!(message("[components]\nunet = \"gpu0\" # the large one\n"), expected);
 }
 
@@ -768,4 +768,35 @@ fn devices_are_the_listed_ones_or_the_defaults_and_the_named_ones() {
     let message = parse("replicas = 3").usable(&defaults).unwrap_err().to_string();
     assert!(message.starts_with("map.toml:1:12: replicas: every replica needs a device of its own"), "{message}");
     assert!(message.contains("3 replicas, 2 devices"), "{message}");
+}
+
+#[test]
+fn a_map_of_ten_thousand_devices_in_one_line_is_rejected_in_a_few_words() {
+    let names = |prefix: &str| (0..10_000).map(|i| format!("\"{prefix}:{i}\"")).collect::<Vec<_>>().join(", ");
+    let limits = (0..300).map(|i| format!("\"cuda:{i}\" = \"1GiB\"")).collect::<Vec<_>>().join(", ");
+    for (text, at, says) in [
+        (format!("devices = [{}]", names("cpu")), "map.toml:1:11: devices: more than 256 devices", "an array of 10000"),
+        (
+            format!("components = {{ unet = [{}] }}", names("cuda")),
+            "map.toml:1:23: components.unet: more than 256 places",
+            "10000",
+        ),
+        ("[[replica]]\n".repeat(300), "map.toml:1:1: replica: more than 256 replicas", "an array of 300"),
+        (format!("max_memory = {{ {limits} }}"), "map.toml:1:14: max_memory: more than 256 limits", "a table"),
+        (format!("# {}", "x".repeat(300_000)), "map.toml: a file of more than 256 KiB is not read", "300002 bytes"),
+    ] {
+        let message = message(&text);
+        points_at(&message, at, says);
+        assert!(message.len() < 1000, "{} bytes", message.len());
+    }
+    // Every entry of a long line has its place, and none a copy of the line.
+    let long = (0..250).map(|i| format!("\"cpu:{i}\"")).collect::<Vec<_>>().join(", ");
+    let map = parse(&format!("devices = [{long}]"));
+    for (index, device) in map.devices.iter().enumerate() {
+        let at = device.location.as_ref().unwrap();
+        assert!(at.text.chars().count() <= 120 && at.text.contains(&format!("\"cpu:{index}\"")), "{at:?}");
+    }
+    let message = message(&format!("devices = [{long}, \"gpu0\"]"));
+    let [_, _, line, carets, ..] = message.lines().collect::<Vec<_>>()[..] else { panic!("{message}") };
+    assert_eq!(line.find("\"gpu0\""), carets.find("^^^^^^"), "{message}");
 }

@@ -12,7 +12,7 @@ use sdshard::{
     models::spec::ModelSpec,
     pipeline::{
         Component,
-        placement::{Place, Reside, each_once},
+        placement::{Place, Reside},
     },
     planner::{device_map::SHIPPED, figure, hardware},
     weights::ModelFiles,
@@ -45,7 +45,7 @@ fn devices(text: &str) -> Vec<DeviceInfo> {
 }
 
 fn largest(side: usize) -> Largest {
-    Largest { width: side, height: side, also: vec![], guided: true, scheduler: None, steps: 50 }
+    Largest { width: side, height: side, also: vec![], guided: true, scheduler: None, steps: 50, images: 10_000 }
 }
 
 fn resolve(map: &str, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
@@ -57,69 +57,14 @@ fn plan(map: &str, devices: &[DeviceInfo]) -> Plan {
     resolve(map, devices).unwrap_or_else(|error| panic!("{map}\n{error}"))
 }
 
-/// A shipped map in the words of a machine whose devices have other names: the n-th device that it names is the n-th of
-/// the machine. `None` if it names more.
-fn for_machine(text: &str, devices: &[DeviceInfo]) -> Option<String> {
-    let map = DeviceMap::parse(text, "shipped").unwrap();
-    let listed = map.devices.iter().map(|device| device.value);
-    let names = each_once(listed.chain(map.placed_devices().map(|(_, device)| device.value)));
-    if names.len() > devices.len() {
-        return None;
-    }
-    // In two steps, so that no name is replaced twice.
-    let code: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
-    let marked =
-        names.iter().enumerate().fold(code, |text, (i, id)| text.replace(&format!("\"{id}\""), &format!("<{i}>")));
-    let name = |text: String, (i, device): (usize, &DeviceInfo)| {
-        text.replace(&format!("<{i}>"), &format!("\"{}\"", device.id))
-    };
-    Some(devices.iter().enumerate().fold(marked, name))
-}
-
 #[test]
 fn a_device_that_would_only_be_late_gets_no_pictures() {
     let machine = "[device.\"cuda:0\"]\nlike = \"h100-sxm\"\n[device.\"cuda:1\"]\nlike = \"h100-sxm\"\nflops = 1e12";
     let plan = plan("strategy = \"throughput\"", &devices(machine));
     assert_eq!(plan.devices.iter().map(|device| device.id.to_string()).collect::<Vec<_>>(), ["cuda:0"], "{plan}");
     let says = |what: &str, why: &str| plan.rejected.iter().any(|one| one.what.contains(what) && one.why.contains(why));
-    assert!(says("pictures for cuda:1", "the last pictures would wait for it"), "{plan}");
-}
-
-#[test]
-fn throughput_and_latency_are_as_good_as_every_map_that_is_shipped() {
-    for (set, text) in SETS {
-        let devices = devices(text);
-        let throughput = plan("strategy = \"throughput\"", &devices);
-        let latency = plan("strategy = \"latency\"", &devices);
-        let mut compared = 0;
-        for (name, text) in SHIPPED {
-            let Some(map) = for_machine(text, &devices) else { continue };
-            let Ok(written) = resolve(&map, &devices) else { continue };
-            compared += 1;
-            println!(
-                "{set}: {name} {:.3} images per second, one in {:.3} s",
-                written.images_per_second, written.seconds_per_image
-            );
-            // But for the rounding of sums.
-            assert!(
-                throughput.images_per_second >= 0.999_999 * written.images_per_second,
-                "{set}: {} images per second, and {} with {name}",
-                throughput.images_per_second,
-                written.images_per_second
-            );
-            assert!(
-                latency.seconds_per_image <= 1.000_001 * written.seconds_per_image,
-                "{set}: {} s, and {} s with {name}",
-                latency.seconds_per_image,
-                written.seconds_per_image
-            );
-        }
-        println!(
-            "{set}: {:.3} images per second, one in {:.3} s",
-            throughput.images_per_second, latency.seconds_per_image
-        );
-        assert!(compared >= 7, "{set}: only {compared} maps");
-    }
+    assert!(says("each on one device: cuda:0, cuda:1", " for 10000 pictures rather than "), "{plan}");
+    assert_eq!(plan.warnings(), ["left idle: cuda:1"]);
 }
 
 #[test]
@@ -290,7 +235,7 @@ fn a_plan_says_all_that_programs_ask_for_and_draws_itself() {
     }
     assert!(plan["seconds_per_image"].as_f64().unwrap() > 0.0 && plan["images_per_second"].as_f64().unwrap() > 0.0);
     assert!(
-        plan["reasons"].as_array().unwrap().iter().any(|reason| reason.as_str().unwrap().contains("shortest time"))
+        plan["reasons"].as_array().unwrap().iter().any(|reason| reason.as_str().unwrap().contains("; one picture in "))
     );
     let rejected = plan["rejected"].as_array().unwrap();
     assert!(rejected.iter().any(|one| one["why"].as_str().unwrap().contains("more")), "{rejected:?}");

@@ -389,6 +389,7 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
                 }
                 (DeviceKind::Cuda, index, _) => cuda_device(*id, index.unwrap_or_default()),
                 (DeviceKind::Wgpu, index, _) => wgpu_device(*id, adapter.or(index).unwrap_or_default()),
+                (DeviceKind::Numbered, ..) => Err(absent(*id)),
             }
         })
         .collect()

@@ -13,6 +13,9 @@ pub enum DeviceKind {
     Cuda,
     /// Any GPU, through wgpu.
     Wgpu,
+    /// `device:N` in a device map: the N-th GPU of whatever machine the map is used on, or the N-th share of the CPU
+    /// where there is no GPU. A plan replaces it by one of the others, and nothing else reads it.
+    Numbered,
 }
 
 impl DeviceKind {
@@ -22,6 +25,7 @@ impl DeviceKind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Cuda => "cuda",
             DeviceKind::Wgpu => "wgpu",
+            DeviceKind::Numbered => "device",
         }
     }
 }

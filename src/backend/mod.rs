@@ -357,6 +357,11 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
+    /// Whether it holds no values and only counts: `read` and `write` then need none.
+    fn only_counts(&self) -> bool {
+        false
+    }
+
     /// Enqueues a copy of all of x, of another device, to `out` of this one. False if the two have no link: such a copy
     /// goes through the host.
     fn receive(&self, _x: &Buffer, _out: &mut Buffer) -> Result<bool> {

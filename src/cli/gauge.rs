@@ -1,7 +1,7 @@
 //! How a run goes: pictures per second, how busy each device is, how long it will take, and what the start cost.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,7 @@ pub struct Gauge {
     done: usize,
     last: Duration,
     planned: Planned,
+    work: Work,
 }
 
 /// What the plan says of the time that pictures take.
@@ -36,17 +37,98 @@ pub struct Planned {
     pub images_per_second: f64,
 }
 
-impl Gauge {
-    /// Of a run that begins now, on `devices`, after `load`.
-    pub fn new(started: Instant, load: Duration, devices: Vec<DeviceId>, replicas: usize, planned: Planned) -> Self {
-        let busy = devices.into_iter().map(|device| (device, Duration::ZERO)).collect();
-        let last = Duration::ZERO;
-        Self { started, load, replicas, busy, warm: BTreeSet::new(), warmed_up: None, done: 0, last, planned }
+/// What is left to draw, in seconds that the plan says of each picture alone.
+#[derive(Debug, Clone)]
+struct Work {
+    /// Of each picture alone, as planned.
+    alone: Vec<f64>,
+    /// How many such seconds are worked off per second, as planned: more than one where several are drawn at once.
+    planned_rate: f64,
+    /// Of all that are neither done nor failed.
+    open: f64,
+    /// Of those that are done.
+    done: f64,
+    /// The same when all replicas were warm.
+    done_warm: f64,
+    /// Those that nobody has begun, the quickest first; the bits of positive numbers are in the numbers' order.
+    waiting: BTreeSet<(u64, usize)>,
+    /// Those under way, with the time when they were begun.
+    under_way: BTreeMap<usize, Instant>,
+}
+
+impl Work {
+    /// Pictures that take so many seconds `alone`.
+    fn new(alone: Vec<f64>, planned: Planned) -> Self {
+        let waiting = alone.iter().enumerate().map(|(index, seconds)| (seconds.to_bits(), index)).collect();
+        let (open, planned_rate) = (alone.iter().sum(), planned.images_per_second * planned.seconds_per_image);
+        Self { alone, planned_rate, open, done: 0.0, done_warm: 0.0, waiting, under_way: BTreeMap::new() }
     }
 
-    /// A picture of `replica` is done.
-    pub fn done(&mut self, replica: usize, spans: &[Span], now: Instant) {
+    fn begin(&mut self, index: usize, now: Instant) {
+        self.waiting.remove(&(self.alone[index].to_bits(), index));
+        self.under_way.insert(index, now);
+    }
+
+    /// Takes a picture off the list and gives its seconds.
+    fn end(&mut self, index: usize) -> f64 {
+        self.waiting.remove(&(self.alone[index].to_bits(), index));
+        self.under_way.remove(&index);
+        self.open = (self.open - self.alone[index]).max(0.0);
+        self.alone[index]
+    }
+
+    /// How long the slowest picture still takes that is not done, where each takes `slower` times what was planned.
+    fn slowest(&self, slower: f64, now: Instant) -> f64 {
+        let begun = self
+            .under_way
+            .iter()
+            .map(|(&index, &since)| slower * self.alone[index] - now.saturating_duration_since(since).as_secs_f64());
+        let waiting = self.waiting.last().map(|(_, index)| slower * self.alone[*index]);
+        begun.chain(waiting).fold(0.0, f64::max)
+    }
+}
+
+impl Gauge {
+    /// Of a run that begins now, on `devices`, after `load`.
+    /// `alone` are the seconds of each picture by itself, as planned.
+    pub fn new(
+        started: Instant,
+        load: Duration,
+        devices: Vec<DeviceId>,
+        replicas: usize,
+        planned: Planned,
+        alone: Vec<f64>,
+    ) -> Self {
+        let busy = devices.into_iter().map(|device| (device, Duration::ZERO)).collect();
+        let last = Duration::ZERO;
+        Self {
+            started,
+            load,
+            replicas,
+            busy,
+            warm: BTreeSet::new(),
+            warmed_up: None,
+            done: 0,
+            last,
+            planned,
+            work: Work::new(alone, planned),
+        }
+    }
+
+    /// Picture `index` is begun.
+    pub fn begun(&mut self, index: usize, now: Instant) {
+        self.work.begin(index, now);
+    }
+
+    /// Picture `index` will not be made.
+    pub fn failed(&mut self, index: usize) {
+        self.work.end(index);
+    }
+
+    /// Picture `index` of `replica` is done.
+    pub fn done(&mut self, index: usize, replica: usize, spans: &[Span], now: Instant) {
         self.done += 1;
+        self.work.done += self.work.end(index);
         self.last = now.saturating_duration_since(self.started);
         for span in spans {
             for (_, busy) in self.busy.iter_mut().filter(|(device, _)| span.devices.contains(device)) {
@@ -56,6 +138,7 @@ impl Gauge {
         self.warm.insert(replica);
         if self.warmed_up.is_none() && self.warm.len() == self.replicas {
             self.warmed_up = Some((self.last, self.done));
+            self.work.done_warm = self.work.done;
         }
     }
 
@@ -82,18 +165,24 @@ impl Gauge {
         self.busy.iter().map(move |(device, busy)| (*device, (100.0 * busy.as_secs_f64() / elapsed).min(100.0)))
     }
 
-    /// How long `left` more pictures take: at the rate seen, or before there is one at the plan's.
-    fn remaining(&self, left: usize, now: Instant) -> Duration {
-        let rate = self.steady_images_per_second().unwrap_or(self.planned.images_per_second).max(1e-9);
+    /// How long the rest takes: at the rate seen, or before there is one at the plan's, and no less than its slowest picture.
+    fn remaining(&self, now: Instant) -> Duration {
+        let work = &self.work;
+        let seen = self.warmed_up.and_then(|(time, _)| {
+            let elapsed = self.last.saturating_sub(time).as_secs_f64();
+            (work.done > work.done_warm && elapsed > 0.0).then(|| (work.done - work.done_warm) / elapsed)
+        });
+        let rate = seen.unwrap_or(work.planned_rate).max(1e-9);
         let since = now.saturating_duration_since(self.started).saturating_sub(self.last).as_secs_f64();
-        Duration::try_from_secs_f64((left as f64 / rate - since).max(0.0)).unwrap_or(Duration::MAX)
+        let slowest = work.slowest(work.planned_rate / rate, now);
+        Duration::try_from_secs_f64((work.open / rate - since).max(slowest).max(0.0)).unwrap_or(Duration::MAX)
     }
 
     /// `3 of 8 done, 0.42/s, 12 s left; busy: cpu:0 97 %, cpu:1 42 %`.
     pub fn line(&self, of: usize, now: Instant) -> String {
         match of.saturating_sub(self.done) {
             0 => self.with_remaining(of, ""),
-            left => self.with_remaining(of, &format!(", {} left", seconds(self.remaining(left, now)))),
+            _ => self.with_remaining(of, &format!(", {} left", seconds(self.remaining(now)))),
         }
     }
 
@@ -158,17 +247,17 @@ mod tests {
             started,
             elapsed: Duration::from_millis(100 * tenths),
         };
-        let planned = Planned { seconds_per_image: 3.0, images_per_second: 0.5 };
-        let mut gauge = Gauge::new(started, Duration::from_secs(3), vec![cpu(0), cpu(1)], 2, planned);
+        let planned = Planned { seconds_per_image: 1.0, images_per_second: 0.5 };
+        let mut gauge = Gauge::new(started, Duration::from_secs(3), vec![cpu(0), cpu(1)], 2, planned, vec![1.0; 4]);
         assert_eq!(gauge.line(4, at(10)), "0 of 4 done, 7.00 s left");
-        gauge.done(0, &[span(0, 20)], at(20));
+        gauge.done(0, 0, &[span(0, 20)], at(20));
         assert_eq!((gauge.warm_up_seconds(), gauge.steady_images_per_second()), (None, None));
-        gauge.done(1, &[span(1, 10), span(1, 10)], at(40));
-        gauge.done(0, &[span(0, 20)], at(50));
+        gauge.done(1, 1, &[span(1, 10), span(1, 10)], at(40));
+        gauge.done(2, 0, &[span(0, 20)], at(50));
         assert_eq!((gauge.warm_up_seconds(), gauge.steady_images_per_second()), (Some(4.0), Some(1.0)));
         assert_eq!(gauge.line(4, at(55)), "3 of 4 done, 1.00/s, 0.50 s left; busy: cpu:0 80 %, cpu:1 40 %");
         assert_eq!(gauge.start_line(), "3.00 s to load, 4.00 s to warm up, 1.00/s after that");
-        gauge.done(1, &[span(1, 10)], at(60));
+        gauge.done(3, 1, &[span(1, 10)], at(60));
         assert_eq!(gauge.line(4, at(70)), "4 of 4 done, 1.00/s; busy: cpu:0 67 %, cpu:1 50 %");
         assert_eq!(gauge.beside_the_plan().unwrap(), "planned 0.50/s, real 1.00/s");
     }
@@ -179,8 +268,11 @@ mod tests {
         let started = Instant::now();
         let run = |seconds_per_image, tenths: &[u64]| {
             let planned = Planned { seconds_per_image, images_per_second: 1.0 / seconds_per_image };
-            let mut gauge = Gauge::new(started, Duration::ZERO, vec![cpu], 1, planned);
-            tenths.iter().for_each(|&at| gauge.done(0, &[], started + Duration::from_millis(100 * at)));
+            let alone = vec![seconds_per_image; tenths.len()];
+            let mut gauge = Gauge::new(started, Duration::ZERO, vec![cpu], 1, planned, alone);
+            for (index, at) in tenths.iter().enumerate() {
+                gauge.done(index, 0, &[], started + Duration::from_millis(100 * at));
+            }
             gauge.beside_the_plan()
         };
         assert_eq!(run(1.0, &[]), None);
@@ -189,5 +281,25 @@ mod tests {
         assert_eq!(run(1.0, &[25]).unwrap(), format!("planned 1.00 s, real 2.50 s{anew}"));
         assert_eq!(run(1.0, &[15, 25, 35]).unwrap(), "planned 1.00/s, real 1.00/s");
         assert_eq!(run(0.25, &[15, 25, 35]).unwrap(), format!("planned 4.00/s, real 1.00/s{anew}"));
+    }
+
+    #[test]
+    fn the_time_left_is_no_less_than_that_of_the_slowest_picture() {
+        let started = Instant::now();
+        let at = |seconds: u64| started + Duration::from_secs(seconds);
+        // Four at once, the last of which has fifty times the steps.
+        let planned = Planned { seconds_per_image: 1.0, images_per_second: 4.0 };
+        let alone = [vec![1.0; 8], vec![50.0]].concat();
+        let mut gauge = Gauge::new(started, Duration::ZERO, vec![DeviceId::CPU], 1, planned, alone);
+        assert_eq!(gauge.remaining(at(0)), Duration::from_secs(50));
+        gauge.begun(8, at(0));
+        assert_eq!(gauge.remaining(at(10)), Duration::from_secs(40), "it is under way");
+        for index in 0..8 {
+            gauge.begun(index, at(10));
+            gauge.done(index, 0, &[], at(11));
+        }
+        assert_eq!(gauge.remaining(at(20)), Duration::from_secs(30));
+        gauge.failed(8);
+        assert_eq!(gauge.remaining(at(20)), Duration::ZERO);
     }
 }

@@ -121,6 +121,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
             devices.join(", ")
         ));
     }
+    plan.warnings().iter().for_each(|line| console.note(line));
     let loading = Instant::now();
     let engine = Engine::load(model, &plan)?;
     let started = Instant::now();
@@ -146,7 +147,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         trace: Vec::new(),
         trace_file,
         first_seed,
-        gauge: Gauge::new(started, load, devices, replicas, planned),
+        gauge: Gauge::new(started, load, devices, replicas, planned, seconds_alone(&plan, &requests)),
         overview: console.overview(),
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
@@ -183,6 +184,20 @@ fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
              {w}x{h} and guidance {scale}"
         );
     }
+}
+
+/// The seconds of each picture by itself: the plan's for one picture, by its steps, its size and its guidance.
+fn seconds_alone(plan: &Plan, requests: &[Request]) -> Vec<f64> {
+    let size = |steps: usize, width: usize, height: usize, guided: bool| {
+        (steps * width * height) as f64 * if guided { 2.0 } else { 1.0 }
+    };
+    let largest = &plan.largest;
+    let most = size(largest.steps, largest.width, largest.height, largest.guided);
+    let alone = requests.iter().map(|request| {
+        let own = size(request.steps, request.width, request.height, request.guidance_scale > 1.0);
+        plan.seconds_per_image * own / most
+    });
+    alone.collect()
 }
 
 /// Refuses a path that no file can have, before anything is computed.

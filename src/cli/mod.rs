@@ -62,7 +62,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show which device would hold what, and how much, without reading a weight
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// List the devices of this machine
     Devices(DevicesArgs),
     /// Measure how fast pictures are made here
@@ -209,14 +209,16 @@ impl GenerateArgs {
 /// `sdshard plan`
 #[derive(Debug, Args)]
 struct PlanArgs {
+    /// What would be drawn; how much there is to draw decides which plan is done first [default: one picture]
+    #[arg(value_name = "PROMPT")]
+    prompts: Vec<String>,
+    /// More prompts, as for drawing
+    #[arg(long, value_name = "FILE")]
+    prompts_file: Option<PathBuf>,
     #[command(flatten)]
     model: MapArgs,
-    /// Pixels of the largest picture [default: the model's]
-    #[arg(long, short_alias = 'W', alias = "W")]
-    width: Option<usize>,
-    /// Pixels of the largest picture [default: the model's]
-    #[arg(long, short_alias = 'H', alias = "H")]
-    height: Option<usize>,
+    #[command(flatten)]
+    options: prompts::Options,
     /// Width and height
     #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
     #[arg(conflicts_with_all = ["width", "height"])]
@@ -428,7 +430,7 @@ impl Cli {
         let GenerateArgs { prompts, more_prompts, options, size, .. } = &mut self.generate;
         prompts.append(more_prompts);
         let plan = match &mut self.command {
-            Some(Command::Plan(args)) => Some((args.size.take(), &mut args.width, &mut args.height)),
+            Some(Command::Plan(args)) => Some((args.size.take(), &mut args.options.width, &mut args.options.height)),
             _ => None,
         };
         let generate = (size.take(), &mut options.width, &mut options.height);
@@ -513,7 +515,7 @@ mod tests {
 
     #[test]
     fn a_subcommand_is_one_only_as_the_first_word() {
-        assert!(matches!(parse(&["plan", "--json"]).command, Some(Command::Plan(PlanArgs { json: true, .. }))));
+        assert!(matches!(parse(&["plan", "--json"]).command, Some(Command::Plan(args)) if args.json));
         assert!(matches!(
             parse(&["devices", "-q"]),
             Cli { command: Some(Command::Devices(_)), log: LogArgs { quiet: true, .. }, .. }

@@ -2,10 +2,13 @@
 
 use sdshard::{
     backend,
-    error::{Error, Result},
+    error::Result,
     models::spec::ModelSpec,
     output::{self, Durability},
-    pipeline::placement::{Place, Reside, Sections},
+    pipeline::{
+        placement::{Place, Reside, Sections},
+        request::Request,
+    },
     planner::{Largest, figure, hardware, plan::Plan},
     weights::Wanted,
 };
@@ -16,30 +19,22 @@ use super::{
     generate::{device_map, file_name_is_possible},
     model,
     progress::Console,
-    prompts::MAX_SIDE,
+    prompts::{self, Options},
 };
 
-/// Prints the plan for the largest picture.
+/// Prints the plan for all pictures that are asked for.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
+    args.options.check(|field| format!("--{}", field.replace('_', "-")))?;
+    let on_command_line =
+        args.prompts.iter().map(|prompt| Options { prompt: Some(prompt.clone()), ..Options::default() });
+    let in_file = args.prompts_file.as_deref().map(prompts::read).transpose()?.unwrap_or_default();
+    let asked: Vec<Options> = on_command_line.chain(in_file).map(|options| options.or(&args.options)).collect();
+    let asked = if asked.is_empty() { vec![args.options.clone()] } else { asked };
     let map = device_map(&args.model)?;
     let spec = ModelSpec::load(&model::files(&args.model.model, Wanted::Configs, console)?)?;
-    let (defaults, scale) = (&spec.defaults, spec.vae.scale());
-    let largest = Largest {
-        width: args.width.unwrap_or(defaults.width),
-        height: args.height.unwrap_or(defaults.height),
-        also: Vec::new(),
-        guided: defaults.guidance_scale > 1.0,
-        scheduler: None,
-        steps: defaults.steps,
-    };
-    for (name, pixels) in [("width", largest.width), ("height", largest.height)] {
-        if pixels > MAX_SIDE {
-            return Err(Error::input(format!("--{name}: at most {MAX_SIDE} is possible")).found(pixels.to_string()));
-        }
-        if pixels == 0 || !pixels.is_multiple_of(scale) {
-            return Err(Error::input(format!("--{name}: has to be a multiple of {scale}")).found(pixels.to_string()));
-        }
-    }
+    let requests = asked.iter().map(|options| request(options, &spec)).collect::<Result<Vec<_>>>()?;
+    let mut largest = Largest::of(&requests, &spec)?.expect("there is a request");
+    largest.images = asked.iter().map(|options| options.num_images.unwrap_or(1)).sum();
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
     let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
     if let Some(path) = &args.svg {
@@ -47,6 +42,24 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
         output::write(path, figure::svg(&plan).as_bytes(), Durability::Synced)?;
     }
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
+}
+
+/// What the plan has to know of a request.
+fn request(options: &Options, spec: &ModelSpec) -> Result<Request> {
+    let request = Request::new(options.prompt.as_deref().unwrap_or_default(), spec);
+    let request = Request {
+        steps: options.steps.unwrap_or(request.steps),
+        guidance_scale: options.guidance_scale.unwrap_or(request.guidance_scale),
+        scheduler: options.scheduler.as_deref().map(str::parse).transpose()?.or(request.scheduler),
+        width: options.width.unwrap_or(request.width),
+        height: options.height.unwrap_or(request.height),
+        ..request
+    };
+    request.check(spec).map_err(|error| match &options.at {
+        Some(at) => error.context(at),
+        None => error,
+    })?;
+    Ok(request)
 }
 
 /// The name of a single device, or a list.
@@ -154,6 +167,8 @@ pub fn as_json(plan: &Plan) -> Value {
     json!({
         "width": plan.largest.width,
         "height": plan.largest.height,
+        "steps": plan.largest.steps,
+        "images": plan.largest.images,
         "device_map": device_map,
         "components": components,
         "replicas": replicas,
@@ -164,6 +179,8 @@ pub fn as_json(plan: &Plan) -> Value {
         "edges": edges,
         "seconds_per_image": plan.seconds_per_image,
         "images_per_second": plan.images_per_second,
+        "seconds": plan.seconds_in_all(),
+        "idle": plan.idle.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "reasons": plan.reasons,
         "rejected": rejected,
     })

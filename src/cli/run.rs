@@ -88,6 +88,7 @@ impl Run<'_> {
                 let title = title(index + 1, self.jobs.len(), &self.jobs[index].prompt);
                 let progress = self.console.start(&title, self.jobs.len() <= TOLD);
                 self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
+                self.gauge.begun(index, Instant::now());
             }
             Event::Progress(progress) => {
                 if let Some(under_way) = self.under_way.get(&index) {
@@ -134,7 +135,7 @@ impl Run<'_> {
                     self.trace.push((index, picture.spans.clone()));
                 }
                 let (replica, attempts) = under_way.as_ref().map_or((0, 1), |u| (u.replica, u.attempts));
-                self.gauge.done(replica, &picture.spans, Instant::now());
+                self.gauge.done(index, replica, &picture.spans, Instant::now());
                 if let Some(under_way) = under_way {
                     under_way.progress.finish("saved");
                 }
@@ -159,6 +160,7 @@ impl Run<'_> {
     fn fail(&mut self, index: usize, why: &str) -> Result<()> {
         let job = &self.jobs[index];
         self.open.remove(&index);
+        self.gauge.failed(index);
         self.failed.push(format!("{}: {why}", job.file));
         if !self.args.json {
             return Ok(());

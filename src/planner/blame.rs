@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Entries that are tried: each costs as much as a plan.
-const MOST: usize = 8;
+pub(super) const MOST: usize = 8;
 
 /// The error at the entry of `map` that alone is to blame for it, if there is one; else the error itself. `resolve` tries
 /// another map.

@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// With larger batches, each of whose sizes is a run without data, no last resort is looked for.
+const LAST_RESORT_BATCH: usize = 8;
+
 /// One replica over a group of devices.
 pub(super) struct Group<'a> {
     search: &'a Search<'a>,
@@ -53,6 +56,11 @@ impl Group<'_> {
         group.fill_small()?;
         self.best = group.best;
         Ok(())
+    }
+
+    /// Whether the search has to do with what it has.
+    fn is_over(&self) -> bool {
+        self.search.costs.trial.effort.is_spent()
     }
 
     /// The devices, or the fastest and roomiest of them.
@@ -112,6 +120,9 @@ impl Group<'_> {
     /// Text encoder on `front`, VAE on `back`, UNets on the others, and on these two as well.
     fn pools(&mut self, front: DeviceId, back: DeviceId) -> Result<()> {
         for also in 0..if front == back { 2 } else { 4 } {
+            if self.is_over() {
+                return Ok(());
+            }
             let in_pool =
                 |id: &DeviceId| (*id != front || also & 1 == 1) && (*id != back || also & 2 == 2 || front == back);
             let mut pool: Vec<DeviceId> = Vec::new();
@@ -236,6 +247,9 @@ impl Group<'_> {
                     if self.cut_cannot_win(in_flight) {
                         continue;
                     }
+                    if self.is_over() {
+                        return Ok(());
+                    }
                     if let Some(route) = self.route(&all, end, end, in_flight, without)? {
                         let layout = self.with_unet(end, vec![Place::Route(route.into())], end, in_flight);
                         self.consider(Family::Cut, layout)?;
@@ -325,7 +339,12 @@ impl Group<'_> {
                     busy: busy / costs.calls as f64,
                 }
             });
-            let Some(cut) = cuts::best(&table, &targets.collect::<Vec<_>>(), in_flight, goal) else { return Ok(None) };
+            let targets: Vec<Target> = targets.collect();
+            if self.is_over() {
+                return Ok(None);
+            }
+            costs.trial.effort.spend(cuts::steps(&table, &targets))?;
+            let Some(cut) = cuts::best(&table, &targets, in_flight, goal) else { return Ok(None) };
             let route: Vec<DeviceId> = cut.route().into_iter().map(|device| devices[device]).collect();
             let layout = self.with_unet(front, vec![Place::Route(route.clone().into())], back, in_flight);
             let held = costs.held([&layout])?;
@@ -344,7 +363,7 @@ impl Group<'_> {
 
     /// Components that no device holds cut one after the other over what is left, where nothing simpler fits.
     fn cut_all(&mut self) -> Result<()> {
-        if !self.best.is_empty() || self.devices.len() < 2 {
+        if !self.best.is_empty() || self.devices.len() < 2 || self.is_over() {
             return Ok(());
         }
         let costs = self.search.costs;
@@ -369,6 +388,7 @@ impl Group<'_> {
                     Target { kind: costs.kind_in_table(*id), bytes, link, busy: 0.0 }
                 });
                 let targets: Vec<Target> = targets.collect();
+                costs.trial.effort.spend(cuts::steps(&costs.table(component)?, &targets))?;
                 if let Some(cut) = cuts::best(&costs.table(component)?, &targets, 1, cuts::Goal::Sum) {
                     let route: Vec<DeviceId> = cut.route().into_iter().map(|device| self.devices[device]).collect();
                     let route = route.into();
@@ -444,7 +464,13 @@ impl Group<'_> {
     /// Times a layout, unless it looks like one before or cannot be the best of its family.
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
         let search = self.search;
-        if Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
+        // Weights that visit a single device are what is left where nothing else was found in time.
+        let last_resort = family == Family::Visiting
+            && self.best.is_empty()
+            && self.devices.len() == 1
+            && search.batch <= LAST_RESORT_BATCH;
+        if self.is_over() && !last_resort
+            || Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
             || search.one_class && !search.classes_agree(&layout)
         {
             return Ok(());
@@ -457,13 +483,19 @@ impl Group<'_> {
         let before = self.best.get(&family);
         let seconds_per_image: f64 =
             load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
-        let mut scored =
-            Scored { layouts, images_per_second: load.batch as f64 / seconds_per_image, seconds_per_image };
+        let mut scored = Scored {
+            layouts,
+            images_per_second: load.batch as f64 / seconds_per_image,
+            seconds_per_image,
+            seconds: f64::INFINITY,
+        };
         if search.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
             if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
                 return Ok(());
             }
-            scored.images_per_second = load.predict(SAMPLES / 2).images_per_second;
+            let prediction = load.predict(SAMPLES / 2);
+            search.costs.trial.effort.spend(prediction.looks)?;
+            scored.images_per_second = prediction.images_per_second;
         }
         if before.is_none_or(|before| scored.beats(before, search.goal)) {
             self.best.insert(family, scored);

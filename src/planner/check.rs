@@ -106,11 +106,14 @@ impl DeviceMap {
             let here = listed.chain(placed).chain(map.limited_devices());
             named.extend(here.map(|(key, device)| (prefix.clone() + &key, device)));
         }
-        for (index, (key, device)) in named.iter().enumerate() {
-            if let Some((_, other)) = named[..index].iter().find(|(_, other)| mixes_cpu(other.value, device.value)) {
+        // Whatever mixes with an earlier name of the CPU mixes with the first one.
+        let mut first: Option<DeviceId> = None;
+        for (key, device) in named.iter().filter(|(_, device)| device.value.kind == DeviceKind::Cpu) {
+            let other = *first.get_or_insert(device.value);
+            if mixes_cpu(other, device.value) {
                 return Err(device
                     .refuse(key, "`cpu` is all cores and `cpu:N` a share of them: a map has one or the other")
-                    .found(format!("{} beside {}", device.value, other.value))
+                    .found(format!("{} beside {other}", device.value))
                     .hint("\"cpu\" everywhere, or \"cpu:0\", \"cpu:1\" and so on"));
             }
         }

@@ -8,17 +8,18 @@ use super::{
     diffusers,
     layout::{Costs, Layout, resident},
     predict::SAMPLES,
+    report::device_list,
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
 };
 use crate::{
-    backend::{DeviceId, DeviceInfo},
+    backend::{DeviceId, DeviceInfo, DeviceKind},
     error::{Error, Result},
     pipeline::{
         Component, PerComponent,
         model::sections,
-        placement::{Place, Placement, Reside, Sections},
+        placement::{Place, Placement, Reside, Sections, each_once},
     },
 };
 
@@ -48,12 +49,50 @@ pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budge
         let layout = with_in_flight(map, costs, budgets, placement)?;
         return Ok(Chosen { layouts: vec![layout], why: String::new(), rejected: Vec::new() });
     }
-    match map.strategy.value {
-        Strategy::Throughput => by_time(map, costs, devices, budgets, &named, Goal::Throughput),
-        Strategy::Latency => by_time(map, costs, devices, budgets, &named, Goal::Latency),
-        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices, budgets),
-        _ => by_bytes(map, costs, devices, budgets, &named),
+    // The CPU works beside a GPU only where the map lists it, or where nothing fits without it. It may work instead of one.
+    let is_listed = |id: &DeviceId| map.devices.iter().any(|device| device.value == *id);
+    let (cpu, others): (Vec<DeviceId>, Vec<DeviceId>) =
+        devices.iter().partition(|id| id.kind == DeviceKind::Cpu && !is_listed(id));
+    if cpu.is_empty() || others.is_empty() {
+        return by_strategy(map, costs, devices, &[], budgets, &named);
     }
+    let without = by_strategy(map, costs, &others, &cpu, budgets, &named);
+    without.or_else(|_| by_strategy(map, costs, devices, &[], budgets, &named))
+}
+
+/// The replicas of a map on some devices, or for those who go by time on `instead`.
+fn by_strategy(
+    map: &DeviceMap,
+    costs: &Costs,
+    devices: &[DeviceId],
+    instead: &[DeviceId],
+    budgets: &[u64],
+    named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
+) -> Result<Chosen> {
+    let place = |devices: &[DeviceId]| match map.strategy.value {
+        Strategy::DiffusersBalanced => as_diffusers(map, costs, devices, budgets),
+        _ => by_bytes(map, costs, devices, budgets, named),
+    };
+    let images = costs.trial.largest.images;
+    match map.strategy.value {
+        Strategy::Throughput => return by_time(map, costs, devices, instead, budgets, named, images),
+        Strategy::Latency => return by_time(map, costs, devices, instead, budgets, named, 1),
+        _ => {}
+    }
+    let classes = by_class(costs, devices);
+    if map.numerics.value == Numerics::Any || map.replicas.value == Replicas::Count(1) || classes.len() == 1 {
+        return place(devices);
+    }
+    // Replicas of one class: of the class that holds the most.
+    let of_class = classes.iter().map(|class| place(class)).filter_map(Result::ok);
+    let most = of_class.reduce(|most, other| if other.layouts.len() > most.layouts.len() { other } else { most });
+    most.ok_or_else(|| {
+        let names = classes.iter().map(|class| costs.info(class[0]).class.clone()).collect::<Vec<_>>();
+        map.numerics
+            .refuse("numerics", "the devices of no numerics class hold all replicas")
+            .found(names.join(", "))
+            .hint("fewer replicas, or numerics = \"any\"")
+    })
 }
 
 /// Where diffusers would put everything.
@@ -135,7 +174,9 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
 
 /// Pictures per second of one replica that has its devices for itself.
 fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
-    Ok(costs.load(std::slice::from_ref(layout))?.predict(SAMPLES).images_per_second)
+    let prediction = costs.load(std::slice::from_ref(layout))?.predict(SAMPLES);
+    costs.trial.effort.spend(prediction.looks)?;
+    Ok(prediction.images_per_second)
 }
 
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
@@ -183,7 +224,7 @@ fn by_bytes(
     for (component, places) in named.iter() {
         let wish = match places.as_deref() {
             None => None,
-            Some([place]) if resident(place).is_some() => resident(place),
+            Some([place]) if resident(place).is_some_and(|id| devices.contains(&id)) => resident(place),
             Some(places) => {
                 for place in places {
                     for (id, cost) in costs.of(component, place, 1)? {
@@ -241,11 +282,11 @@ fn by_bytes(
                 why: first_line(&refused.to_string()),
             });
             for group in groups {
-                let search = search(map, costs, budgets, named, Goal::Latency);
-                let (_, mut families) = search.run(group, true)?;
-                let step = [Family::Cut, Family::Visiting]
-                    .into_iter()
-                    .find_map(|family| families.remove(&family).map(|scored| (family, scored)));
+                let found = search(map, costs, budgets, named, 1).run(group, true)?;
+                let step = [Family::Cut, Family::Visiting].into_iter().find_map(|family| {
+                    let (_, scored) = found.iter().find(|(other, _)| *other == Some(family))?;
+                    Some((family, scored.clone()))
+                });
                 let Some((family, scored)) = step else { return Err(refused) };
                 chosen.why = match family {
                     Family::Visiting => "no cut fits either, so weights visit from where they live".to_string(),
@@ -338,91 +379,193 @@ fn search<'a>(
     costs: &'a Costs<'a>,
     budgets: &'a [u64],
     named: &'a PerComponent<Option<Vec<Place<DeviceId>>>>,
-    goal: Goal,
+    images: usize,
 ) -> Search<'a> {
     let in_flight = match map.in_flight.value {
         InFlight::Auto => None,
         InFlight::Count(count) => Some(count),
     };
     let one_class = map.numerics.value == Numerics::Same;
-    Search { costs, budgets, named, in_flight, batch: map.batch.value, goal, one_class, known: Default::default() }
+    let goal = if images == 1 { Goal::Latency } else { Goal::Throughput };
+    Search {
+        costs,
+        budgets,
+        named,
+        in_flight,
+        batch: map.batch.value,
+        goal,
+        images,
+        one_class,
+        known: Default::default(),
+    }
 }
 
-/// The strategies that know time.
+/// What a plan of several numerics classes, or with the CPU beside a GPU, has to win: a part of the time for all pictures.
+const WORTH_MIXING: f64 = 0.1;
+
+/// What a more intricate plan of one class has to win: less is below what predictions are good for.
+const WORTH_MORE: f64 = 2e-3;
+
+/// A plan that was looked at.
+struct Tried {
+    /// Its kind; `None` for replicas of several kinds.
+    family: Option<Family>,
+    scored: Scored,
+    /// The devices of what the map does not name.
+    devices: Vec<DeviceId>,
+    /// Whether these are of one numerics class.
+    simple: bool,
+}
+
+impl Tried {
+    fn what(&self) -> String {
+        let kind = self.family.map_or("replicas of several kinds", Family::name);
+        format!("{kind}: {}", device_list(&self.devices))
+    }
+
+    /// By how much it lost.
+    fn lost(&self, best: &Self, images: usize) -> String {
+        let (its, bests) = (self.scored.seconds, best.scored.seconds);
+        let mixed = if self.simple { "" } else { ", on devices of several numerics classes" };
+        let of = pictures(images);
+        match its.total_cmp(&bests) {
+            _ if (its / bests - 1.0).abs() < WORTH_MORE => {
+                format!("no less than {} for {of}{mixed}", time(images, bests))
+            }
+            std::cmp::Ordering::Less => {
+                let percent = 100.0 * (1.0 - its / bests);
+                format!("{} for {of}, only {percent:.0}% less{mixed}", time(images, its))
+            }
+            _ => {
+                let more = its - bests;
+                format!(
+                    "{} for {of} rather than {}, {} more{mixed}",
+                    time(images, its),
+                    time(images, bests),
+                    time(images, more)
+                )
+            }
+        }
+    }
+}
+
+/// The strategies that know time. `instead` may be used where none of `devices` is.
 fn by_time(
     map: &DeviceMap,
     costs: &Costs,
     devices: &[DeviceId],
+    instead: &[DeviceId],
     budgets: &[u64],
     named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
-    goal: Goal,
+    images: usize,
 ) -> Result<Chosen> {
-    let search = search(map, costs, budgets, named, goal);
     // A map that says how many replicas there are has its way.
     let said = map.replicas != Located::default();
     let groups = match map.replicas.value {
-        Replicas::Count(count) if said && goal == Goal::Throughput => deal(devices, count),
+        Replicas::Count(count) if said && map.strategy.value == Strategy::Throughput => deal(devices, count),
         _ => vec![devices],
     };
     let one_replica = said && map.replicas.value != Replicas::Max;
+    let share = if images == usize::MAX { images } else { images.div_ceil(groups.len()) };
+    let search = search(map, costs, budgets, named, share);
     let mut chosen = Chosen { layouts: Vec::new(), why: String::new(), rejected: Vec::new() };
-    for group in groups {
-        let mut candidates = if map.numerics.value == Numerics::Same && !one_replica {
-            // Replicas of one class agree.
-            by_class(costs, group)
-        } else {
-            vec![group.to_vec()]
+    for (index, group) in groups.iter().enumerate() {
+        let mut sets = device_sets(costs, group, share);
+        if !instead.is_empty() {
+            sets.push(instead.to_vec());
+        }
+        let mut tried: Vec<Tried> = Vec::new();
+        for (number, set) in sets.iter().enumerate() {
+            costs.trial.effort.begin_part((groups.len() - index) * (sets.len() - number));
+            // Several replicas of several classes would not draw the same pictures.
+            let one_replica = one_replica || search.one_class && by_class(costs, set).len() > 1;
+            for (family, scored) in search.run(set, one_replica)? {
+                let is_free = |component: &Component| named.get(*component).is_none();
+                let free = Component::ALL.into_iter().filter(is_free);
+                let used = free.flat_map(|component| scored.layouts.iter().flat_map(move |l| l.devices_of(component)));
+                let devices = each_once(used);
+                let simple = by_class(costs, &devices).len() <= 1;
+                tried.push(Tried { family, scored, devices, simple });
+            }
+        }
+        let best_of = |simple: bool| {
+            let some = tried.iter().filter(|one| one.simple == simple);
+            some.reduce(
+                |best, one| {
+                    if one.scored.seconds < (1.0 - WORTH_MORE) * best.scored.seconds { one } else { best }
+                },
+            )
         };
-        let late = if goal == Goal::Throughput && !said { late_devices(costs, group) } else { Vec::new() };
-        if !late.is_empty() {
-            let others = group.iter().copied().filter(|id| !late.contains(id));
-            candidates.insert(0, others.collect());
-        }
-        // What those add has to be worth it.
-        let least = if late.is_empty() { 1.0 } else { 1.0 + LATE };
-        let mut best: Option<(Scored, BTreeMap<Family, Scored>)> = None;
-        for devices in candidates {
-            let (found, families) = search.run(&devices, one_replica)?;
-            if let Some(found) = found
-                && best.as_ref().is_none_or(|(best, _)| figure(&found, goal) > least * figure(best, goal))
-            {
-                best = Some((found, families));
-            }
-        }
-        let Some((best, families)) = best else { return Err(nothing_fits(costs, group, budgets, named)) };
-        for (family, scored) in families {
-            if scored.layouts != best.layouts {
-                chosen.rejected.push(Rejected { what: family.name().to_string(), why: lost(&scored, &best, goal) });
-            }
-        }
-        for id in group.iter().filter(|id| !best.layouts.iter().any(|layout| layout.placement.devices().contains(id))) {
-            if late.contains(id) {
-                let why = format!(
-                    "has less than {}% of all operations per second: the last pictures would wait for it",
-                    100.0 * LATE
-                );
-                chosen.rejected.push(Rejected { what: format!("pictures for {id}"), why });
-            }
-        }
-        chosen.why = match goal {
-            Goal::Throughput => format!("the most images per second: {}", per_second(best.images_per_second)),
-            Goal::Latency => format!("the shortest time for one image: {}", seconds(best.seconds_per_image)),
+        let best = match (best_of(true), best_of(false)) {
+            (Some(simple), Some(mixed)) if mixed.scored.seconds < (1.0 - WORTH_MIXING) * simple.scored.seconds => mixed,
+            (Some(best), _) | (None, Some(best)) => best,
+            (None, None) => return Err(nothing_fits(costs, group, budgets, named)),
         };
-        chosen.layouts.extend(best.layouts);
+        // Of the others the best of each kind.
+        for family in Family::ALL.into_iter().map(Some).chain([None]) {
+            for simple in [true, false] {
+                let others = tried.iter().filter(|one| one.family == family && one.simple == simple);
+                let other = others.min_by(|a, b| a.scored.seconds.total_cmp(&b.scored.seconds));
+                if let Some(other) = other.filter(|other| other.scored.layouts != best.scored.layouts) {
+                    chosen.rejected.push(Rejected { what: other.what(), why: other.lost(best, share) });
+                }
+            }
+        }
+        let merit = best.family.map_or("each device works at the pictures that it can hold", Family::merit);
+        chosen.why = format!("{merit}; {} in {}", pictures(share), time(share, best.scored.seconds));
+        chosen.layouts.extend(best.scored.layouts.clone());
     }
     let whole = devices.iter().filter_map(|id| too_small(costs, *id, budgets).transpose());
     chosen.rejected.extend(whole.collect::<Result<Vec<_>>>()?);
+    if costs.trial.effort.was_cut_short() {
+        chosen.rejected.push(Rejected {
+            what: "further placements".to_string(),
+            why: "there are too many for this map: the search ended after its share of steps".to_string(),
+        });
+    }
     Ok(chosen)
 }
 
-/// The part of all operations per second below which a device only makes the last pictures late.
-const LATE: f64 = 0.01;
+/// `1 picture`, `12 pictures`; of a queue that does not end, many.
+fn pictures(images: usize) -> String {
+    match images {
+        1 => "one picture".to_string(),
+        usize::MAX => "many pictures".to_string(),
+        _ => format!("{images} pictures"),
+    }
+}
 
-/// The devices that add next to nothing.
-fn late_devices(costs: &Costs, devices: &[DeviceId]) -> Vec<DeviceId> {
-    let flops = |id: &DeviceId| costs.info(*id).rates.flops;
-    let all: f64 = devices.iter().map(flops).sum();
-    devices.iter().copied().filter(|id| flops(id) < LATE * all).collect()
+/// The time for all pictures, or that of one of very many.
+fn time(images: usize, all: f64) -> String {
+    match images {
+        usize::MAX => format!("{} each", seconds(all / images as f64)),
+        _ => seconds(all),
+    }
+}
+
+/// The devices that are worth planning for by themselves, the fewest first: those of one class, and all of them; of each the
+/// fastest few as well, since what is slow may only keep the others waiting, and what draws nothing need not be loaded.
+fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<DeviceId>> {
+    let mut sets: Vec<Vec<DeviceId>> = Vec::new();
+    let classes = by_class(costs, devices);
+    let all = [devices.to_vec()];
+    for class in classes.iter().chain(if classes.len() > 1 { &all[..] } else { &[] }) {
+        let flops = |id: &DeviceId| costs.info(*id).rates.flops;
+        let mut fastest = class.clone();
+        fastest.sort_by(|a, b| flops(b).total_cmp(&flops(a)));
+        for count in 1..=fastest.len() {
+            let (few, rest) = fastest.split_at(count);
+            let is_border = rest.first().is_none_or(|next| flops(next) < flops(&few[count - 1]));
+            let is_round = count <= 4 || count.is_power_of_two() || rest.is_empty();
+            if is_border && is_round || count == images || count == images.saturating_mul(2) {
+                let set: Vec<DeviceId> = class.iter().copied().filter(|id| few.contains(id)).collect();
+                if !sets.contains(&set) {
+                    sets.push(set);
+                }
+            }
+        }
+    }
+    sets
 }
 
 fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
@@ -434,32 +577,6 @@ fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
         }
     }
     classes
-}
-
-fn figure(scored: &Scored, goal: Goal) -> f64 {
-    match goal {
-        Goal::Throughput => scored.images_per_second,
-        Goal::Latency => 1.0 / scored.seconds_per_image,
-    }
-}
-
-/// By how much a candidate lost.
-fn lost(scored: &Scored, best: &Scored, goal: Goal) -> String {
-    match goal {
-        Goal::Throughput => {
-            let (its, bests) = (per_second(scored.images_per_second), per_second(best.images_per_second));
-            match its == bests {
-                true => format!("no more than {bests}"),
-                false => format!("{its} rather than {bests}"),
-            }
-        }
-        Goal::Latency => format!(
-            "{} for one image rather than {}, {} more",
-            seconds(scored.seconds_per_image),
-            seconds(best.seconds_per_image),
-            seconds((scored.seconds_per_image - best.seconds_per_image).max(0.0))
-        ),
-    }
 }
 
 /// Images per second for people; by the minute where that reads better.
@@ -477,7 +594,8 @@ pub(super) fn seconds(seconds: f64) -> String {
         s if s < 1e-3 => format!("{} µs", significant(s * 1e6)),
         s if s < 1.0 => format!("{} ms", significant(s * 1e3)),
         s if s < 600.0 => format!("{} s", significant(s)),
-        s => format!("{} min", significant(s / 60.0)),
+        s if s < 36_000.0 => format!("{} min", significant(s / 60.0)),
+        s => format!("{} h", significant(s / 3600.0)),
     }
 }
 
@@ -518,6 +636,10 @@ fn nothing_fits(
         Ok(Ok(_)) if Component::ALL.iter().any(|component| named.get(*component).is_some()) => {
             Error::input("no placement fits beside what the map names")
                 .hint("fewer [components], a smaller in_flight, or a smaller picture")
+        }
+        Ok(Ok(_)) if costs.trial.effort.was_cut_short() => {
+            Error::input("no placement was found before the search for one had to end")
+                .hint("fewer devices, a smaller in_flight or batch, or [components] that say where parts of it are")
         }
         Ok(Ok(_)) => Error::input("no placement fits, with as many requests at once as the map says")
             .hint("a smaller in_flight or batch, or a smaller picture"),

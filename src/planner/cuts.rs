@@ -107,6 +107,20 @@ pub fn best(sections: &[Section], devices: &[Target], in_flight: usize, goal: Go
     }
 }
 
+/// How many continuations [`best`] looks at, at the most.
+pub fn steps(sections: &[Section], devices: &[Target]) -> u64 {
+    let mut groups: Vec<(&Target, u64)> = Vec::new();
+    for device in devices {
+        match groups.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, count)) => *count += 1,
+            None => groups.push((device, 1)),
+        }
+    }
+    let states = groups.iter().fold(1u64, |states, (_, count)| states.saturating_mul(count + 1));
+    let sections = sections.len() as u64;
+    states.saturating_mul(groups.len() as u64 * sections * sections)
+}
+
 /// What is known of one run of sections on one kind of device.
 #[derive(Clone, Copy)]
 struct Run {

@@ -18,7 +18,7 @@ use super::{
 };
 pub use crate::weights::Reside;
 use crate::{
-    backend::{DType, DeviceId},
+    backend::{DType, DeviceId, DeviceKind},
     error::{Error, Result},
     input,
     pipeline::Component,
@@ -288,6 +288,16 @@ impl Place {
         }
     }
 
+    fn devices_mut(&mut self) -> Vec<&mut Located<DeviceId>> {
+        match self {
+            Place::On { device, .. } => vec![device],
+            Place::Cut { shards, .. } => shards.values_mut().collect(),
+            Place::Guided { negative, positive } => {
+                negative.devices_mut().into_iter().chain(positive.devices_mut()).collect()
+            }
+        }
+    }
+
     /// The device, if all of it runs on one and its weights live there too.
     pub fn single(&self) -> Option<&Located<DeviceId>> {
         match self {
@@ -404,6 +414,55 @@ impl DeviceMap {
         self.replica.iter().map(merged).collect()
     }
 
+    /// The map with the names of a machine that has `devices` in place of `device:N`: the N-th of its GPUs, or the N-th
+    /// share of the CPU where there is no GPU.
+    ///
+    /// # Errors
+    /// If there are not so many GPUs, or the map names the same device in both ways.
+    pub fn on_machine(&self, devices: &[DeviceId]) -> Result<Self> {
+        let gpus: Vec<DeviceId> = devices.iter().copied().filter(|id| id.kind != DeviceKind::Cpu).collect();
+        let name = |key: &str, device: &Located<DeviceId>| -> Result<DeviceId> {
+            let DeviceId { kind: DeviceKind::Numbered, index: Some(index) } = device.value else {
+                return Ok(device.value);
+            };
+            if gpus.is_empty() {
+                return Ok(DeviceId::new(DeviceKind::Cpu, index));
+            }
+            gpus.get(index).copied().ok_or_else(|| {
+                let names: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+                device
+                    .refuse(
+                        key,
+                        format!("\"{}\" is GPU number {} of the machine, counted from 1", device.value, index + 1),
+                    )
+                    .found(format!(
+                        "{} GPU{}: {}",
+                        gpus.len(),
+                        if gpus.len() == 1 { "" } else { "s" },
+                        names.join(", ")
+                    ))
+                    .hint("a map for fewer devices; or \"cpu:0\", \"cpu:1\" and so on, which are shares of the CPU")
+            })
+        };
+        let mut map = self.clone();
+        map.devices.iter_mut().try_for_each(|device| -> Result<()> {
+            device.value = name("devices", device)?;
+            Ok(())
+        })?;
+        map.max_memory = renamed("max_memory", map.max_memory, name)?;
+        map.device = renamed("device", map.device, name)?;
+        name_components(&mut map.components, name)?;
+        for replica in map.replica.iter_mut().map(|replica| &mut replica.value) {
+            replica.devices.iter_mut().try_for_each(|device| -> Result<()> {
+                device.value = name("devices", device)?;
+                Ok(())
+            })?;
+            replica.max_memory = renamed("max_memory", std::mem::take(&mut replica.max_memory), name)?;
+            name_components(&mut replica.components, name)?;
+        }
+        Ok(map)
+    }
+
     /// Every device that a component is placed on, with the component's key for a value made in code. The replicas' own
     /// places are in [`replica_maps`](Self::replica_maps).
     pub fn placed_devices(&self) -> impl Iterator<Item = (String, &Located<DeviceId>)> {
@@ -456,6 +515,38 @@ impl DeviceMap {
         }
         Ok(all)
     }
+}
+
+/// The entries of a table of devices, each under the name that `name` gives its device.
+fn renamed<T>(
+    table: &str,
+    entries: BTreeMap<DeviceId, Located<T>>,
+    name: impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>,
+) -> Result<BTreeMap<DeviceId, Located<T>>> {
+    let mut named = BTreeMap::new();
+    for (id, entry) in entries {
+        let device = Located { value: id, location: entry.location.clone() };
+        let key = format!("{table}.{id}");
+        let id = name(&key, &device)?;
+        if named.insert(id, entry).is_some() {
+            return Err(device.refuse(&key, format!("{id} has two entries, one under each of its names")));
+        }
+    }
+    Ok(named)
+}
+
+/// Gives every device of `components` the name that `name` has for it.
+fn name_components(
+    components: &mut BTreeMap<String, Located<Vec<Place>>>,
+    name: impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>,
+) -> Result<()> {
+    for (component, pool) in components {
+        let key = format!("components.{component}");
+        for device in pool.value.iter_mut().flat_map(Place::devices_mut) {
+            device.value = name(&key, device)?;
+        }
+    }
+    Ok(())
 }
 
 /// `possible`, and which of `names` was probably meant.

@@ -3,6 +3,7 @@
 use std::{
     fmt::{self, Display},
     ops::Range,
+    sync::Arc,
 };
 
 use toml::{
@@ -36,7 +37,10 @@ impl<T> Located<T> {
     /// A value that a flag of the command line says: messages name the flag.
     pub fn flag(flag: &str, value: T) -> Self {
         let (key, text) = (String::new(), String::new());
-        Self { value, location: Some(Location { file: flag.into(), key, line: 0, column: 0, width: 0, text }) }
+        Self {
+            value,
+            location: Some(Location { file: flag.into(), key, line: 0, column: 0, width: 0, text, skipped: 0 }),
+        }
     }
 }
 
@@ -50,7 +54,7 @@ impl<T> From<T> for Located<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     /// As the user named it: the file, or the flag.
-    pub file: String,
+    pub file: Arc<str>,
     /// What is set here: `components.unet`.
     pub key: String,
     /// Line; 0 of a flag.
@@ -59,9 +63,17 @@ pub struct Location {
     pub column: usize,
     /// Characters of this line that are meant, at least one.
     pub width: usize,
-    /// The line itself.
+    /// The line itself, or of a long line [`SHOWN`] characters around this place.
     pub text: String,
+    /// Characters of the line that `text` leaves out in front.
+    pub skipped: usize,
 }
+
+/// The most characters of a line that a location keeps and a message shows.
+pub const SHOWN: usize = 120;
+
+/// The most bytes of a file that is read here: far more than any map or description of a machine needs.
+const LARGEST_FILE: usize = 256 << 10;
 
 impl Location {
     /// An input error about this place: `file:line:column: key: problem`, and the line with carets underneath.
@@ -73,7 +85,8 @@ impl Location {
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         let text = self.text.replace('\t', " "); // a tab would move the carets
-        let carets = " ".repeat(self.column - 1) + &"^".repeat(self.width);
+        let before = self.column - 1 - self.skipped;
+        let carets = " ".repeat(before) + &"^".repeat(self.width.min(SHOWN.saturating_sub(before)).max(1));
         let excerpt = [format!("  {margin} |"), format!("  {number} | {text}"), format!("  {margin} | {carets}")];
         Error::input(format!("{self}: {key}{problem}")).lines(excerpt)
     }
@@ -92,7 +105,7 @@ impl Display for Location {
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     /// What messages call the file.
-    pub file: &'a str,
+    pub file: &'a Arc<str>,
     /// All of it.
     pub text: &'a str,
 }
@@ -100,6 +113,14 @@ pub(super) struct Source<'a> {
 impl<'a> Source<'a> {
     /// The file as a tree. `hint` may know what to try from the place that is no TOML.
     pub fn parse(&self, hint: impl Fn(&Location) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
+        if self.text.len() > LARGEST_FILE {
+            return Err(Error::input(format!(
+                "{}: a file of more than {} KiB is not read",
+                self.file,
+                LARGEST_FILE >> 10
+            ))
+            .found(format!("{} bytes", self.text.len())));
+        }
         DeTable::parse(self.text).map_err(|error| {
             let at = self.locate("", error.span().unwrap_or(0..0));
             let refused = at.refuse(error.message().replace('\n', "; "));
@@ -136,13 +157,17 @@ impl<'a> Source<'a> {
         let line_end = self.text[start..].find('\n').map_or(self.text.len(), |newline| start + newline);
         let line = self.text[line_start..line_end].trim_end_matches('\r');
         let end = floor_char(self.text, span.end).clamp(start, (line_start + line.len()).max(start));
+        let before = self.text[line_start..start].chars().count();
+        // Of a long line what is around the place: most of it behind, where the value goes on.
+        let skipped = if line.chars().nth(SHOWN).is_none() { 0 } else { before.saturating_sub(SHOWN / 4) };
         Location {
-            file: self.file.to_string(),
+            file: self.file.clone(),
             key: key.to_string(),
             line: self.text[..start].matches('\n').count() + 1,
-            column: self.text[line_start..start].chars().count() + 1,
+            column: before + 1,
             width: self.text[start..end].chars().count().max(1),
-            text: line.to_string(),
+            text: line.chars().skip(skipped).take(SHOWN).collect(),
+            skipped,
         }
     }
 }
@@ -297,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_location_counts_characters_and_keeps_to_one_line() {
-        let source = Source { file: "m.toml", text: "a = 1\r\nü = [\n 2]" };
+        let source = Source { file: &"m.toml".into(), text: "a = 1\r\nü = [\n 2]" };
         let at = source.locate("ü", source.text.find('[').unwrap()..source.text.len());
         assert_eq!((at.line, at.column, at.width, at.text.as_str()), (2, 5, 1, "ü = ["));
         assert!(at.refuse("no").to_string().starts_with("m.toml:2:5: ü: no\n"));
@@ -305,5 +330,22 @@ mod tests {
         assert_eq!((end.line, end.column, end.width), (3, 4, 1));
         let newline = source.locate("", 5..6);
         assert_eq!((newline.line, newline.column, newline.width, newline.text.as_str()), (1, 6, 1, "a = 1"));
+    }
+
+    #[test]
+    fn a_location_in_a_long_line_keeps_only_what_is_around_it() {
+        let text = format!("devices = [{}\"gpu0\", {}]", "\"ä\", ".repeat(400), "\"b\", ".repeat(40_000));
+        let source = Source { file: &"m.toml".into(), text: &text[..200_000] };
+        let start = text.find("\"gpu0\"").unwrap();
+        let at = source.locate("devices", start..start + 6);
+        assert_eq!((at.line, at.column, at.text.chars().count()), (1, 12 + 400 * 5, SHOWN));
+        let message = at.refuse("no").to_string();
+        let [.., line, carets] = message.lines().collect::<Vec<_>>()[..] else { panic!("{message}") };
+        let caret = carets.chars().position(|c| c == '^').unwrap();
+        assert_eq!(line.chars().skip(caret).take(6).collect::<String>(), "\"gpu0\"");
+        assert_eq!(carets.matches('^').count(), 6);
+        // The whole array is meant: the carets end with what is shown of the line.
+        let whole = source.locate("devices", 10..text.len()).refuse("no").to_string();
+        assert!(whole.lines().all(|line| line.chars().count() < SHOWN + 20), "{whole}");
     }
 }

@@ -9,7 +9,7 @@ use super::{
         with_nearest,
     },
     fields::{Field, Located, Location, Source, nearest},
-    size::parse_size,
+    size::{parse_accelerate_size, parse_size},
 };
 use crate::{
     backend::{DType, DeviceId, DeviceKind},
@@ -44,15 +44,23 @@ const RESIDE_FORM: &str =
     "reside = \"host\" (the weights visit from the host's memory) or \"disk\" (they are streamed)";
 const PLACE_FORMS: &str = "a place is \"cuda:0\", { execute = \"cuda:0\", reside = \"host\" }, \
      { negative = \"cuda:0\", positive = \"cuda:1\" } or { shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" } }";
+/// The most devices, places of a component, and replicas that a map may name: more than one machine has.
+const MOST: usize = 256;
+
 /// The largest number of a core that `cores` may name.
 const MAX_CORE: usize = 65_535;
 
 /// Reads a map; `file` is what messages call it.
 pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
-    let source = Source { file, text };
+    let file = file.into();
+    let source = Source { file: &file, text };
     let root = source.parse(syntax_hint)?;
     let mut map = DeviceMap::default();
-    for field in source.fields(root.get_ref()) {
+    let fields = source.fields(root.get_ref());
+    // How sizes are read depends on it, wherever it stands.
+    let strategy = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
+    let strategy = strategy.map_or_else(Strategy::default, |strategy| strategy.value);
+    for field in fields {
         match field.name {
             "strategy" => map.strategy = field.strategy()?,
             "devices" => map.devices = field.devices()?,
@@ -61,7 +69,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
             "batch" => map.batch = field.number_from_1("requests in one forward pass")?,
             "numerics" => map.numerics = field.numerics()?,
             "dtype" => map.dtype = field.dtypes()?,
-            "max_memory" => map.max_memory = field.limits()?,
+            "max_memory" => map.max_memory = field.limits(strategy)?,
             "device" => {
                 for device in field.entries("[device.\"cpu:0\"], then cores = \"0-15\"")? {
                     map.device.insert(device.device_name()?, device.facts()?);
@@ -71,12 +79,12 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
             "replica" => {
                 let form = "[[replica]] above each one, then devices = [\"cuda:0\"]";
                 let replicas = match field.items() {
-                    Some(items) if !items.is_empty() => items,
+                    Some(items) if !items.is_empty() => field.not_too_many("replicas", items)?,
                     _ => return Err(field.refuse("an array of tables is wanted").hint(form)),
                 };
                 for (index, mut replica) in replicas.into_iter().enumerate() {
                     replica.key = format!("replica[{index}]");
-                    map.replica.push(replica.replica()?);
+                    map.replica.push(replica.replica(strategy)?);
                 }
             }
             name => {
@@ -90,7 +98,8 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
 
 /// Reads a file of devices, in its order; `file` is what messages call it.
 pub(super) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Located<DeviceFacts>)>> {
-    let source = Source { file, text };
+    let file = file.into();
+    let source = Source { file: &file, text };
     let root = source.parse(syntax_hint)?;
     let form = "[device.\"cuda:0\"], then memory = \"8GiB\"";
     let mut devices = Vec::new();
@@ -110,16 +119,20 @@ pub(super) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Loca
 
 /// The grammar of single values.
 impl<'a> Field<'a> {
-    fn replica(&self) -> Result<Located<ReplicaMap>> {
+    /// One `[[replica]]` of a map whose top level has `strategy`.
+    fn replica(&self, strategy: Strategy) -> Result<Located<ReplicaMap>> {
         let mut map = ReplicaMap::default();
-        for field in self.entries("devices = [\"cuda:0\"]")? {
+        let fields = self.entries("devices = [\"cuda:0\"]")?;
+        let own = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
+        let strategy = own.map_or(strategy, |own| own.value);
+        for field in fields {
             match field.name {
                 "strategy" => map.strategy = Some(field.strategy()?),
                 "devices" => map.devices = field.devices()?,
                 "in_flight" => map.in_flight = Some(field.in_flight()?),
                 "batch" => map.batch = Some(field.number_from_1("requests in one forward pass")?),
                 "numerics" => map.numerics = Some(field.numerics()?),
-                "max_memory" => map.max_memory = field.limits()?,
+                "max_memory" => map.max_memory = field.limits(strategy)?,
                 "components" => map.components = field.components()?,
                 name if TOP_LEVEL.contains(&name) => {
                     let problem = match name {
@@ -144,8 +157,16 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// `items`, unless there are more `things` than a machine can have.
+    fn not_too_many<T>(&self, things: &str, items: Vec<T>) -> Result<Vec<T>> {
+        match items.len() {
+            0..=MOST => Ok(items),
+            _ => Err(self.refuse(format!("more than {MOST} {things}")).hint("a map is for one machine")),
+        }
+    }
+
     fn device(&self) -> Result<Located<DeviceId>> {
-        match self.str().map(str::parse) {
+        match self.str().map(device_in_map) {
             Some(Ok(device)) => Ok(self.located(device)),
             Some(Err(_)) => {
                 Err(self.refuse("not the name of a device").hint(device_hint(self.str().unwrap_or_default())))
@@ -160,7 +181,7 @@ impl<'a> Field<'a> {
     fn devices(&self) -> Result<Vec<Located<DeviceId>>> {
         let hint = "devices = [\"cuda:0\", \"cuda:1\"]; without this key: all that suit";
         match self.items() {
-            Some(items) if !items.is_empty() => items.iter().map(Self::device).collect(),
+            Some(items) if !items.is_empty() => self.not_too_many("devices", items)?.iter().map(Self::device).collect(),
             _ => Err(self.refuse("an array of devices is wanted, with at least one").hint(hint)),
         }
     }
@@ -199,8 +220,22 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn limits(&self) -> Result<BTreeMap<DeviceId, Located<u64>>> {
-        self.entries(LIMITS_FORM)?.iter().map(|limit| Ok((limit.device_name()?, limit.size()?))).collect()
+    /// Limits of a map with this strategy. Whoever asks for the placement of diffusers brings the sizes of diffusers.
+    fn limits(&self, strategy: Strategy) -> Result<BTreeMap<DeviceId, Located<u64>>> {
+        let size = |limit: &Self| match strategy {
+            Strategy::DiffusersBalanced => limit.accelerate_size(),
+            _ => limit.size(),
+        };
+        let limits = self.not_too_many("limits", self.entries(LIMITS_FORM)?)?;
+        limits.iter().map(|limit| Ok((limit.device_name()?, size(limit)?))).collect()
+    }
+
+    /// A size as accelerate reads it, or as it is written elsewhere in a map.
+    fn accelerate_size(&self) -> Result<Located<u64>> {
+        match self.count().map(|bytes| bytes as u64).or_else(|| parse_accelerate_size(self.str()?)) {
+            Some(bytes) => Ok(self.located_at_name(bytes)),
+            None => self.size(),
+        }
     }
 
     fn components(&self) -> Result<BTreeMap<String, Located<Vec<Place>>>> {
@@ -211,7 +246,7 @@ impl<'a> Field<'a> {
     /// A place, or an array of them.
     fn pool(&self) -> Result<Located<Vec<Place>>> {
         Ok(self.located(match self.items() {
-            Some(items) => items.iter().map(Self::place).collect::<Result<_>>()?,
+            Some(items) => self.not_too_many("places", items)?.iter().map(Self::place).collect::<Result<_>>()?,
             None => vec![self.place()?],
         }))
     }
@@ -434,7 +469,7 @@ impl<'a> Field<'a> {
 
     /// The name as a device's.
     fn device_name(&self) -> Result<DeviceId> {
-        self.name.parse().map_err(|_| {
+        device_in_map(self.name).map_err(|_| {
             let dotted = match (self.is_dotted(), self.table().as_deref()) {
                 (true, Some([inner])) => Some(format!(
                     "a dot makes a table in TOML; a device has a colon and quotes: \"{}:{}\" = …",
@@ -466,7 +501,16 @@ fn replica_keys() -> String {
     format!("the keys of a [[replica]] are {}", REPLICA.join(", "))
 }
 
-const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\" or \"wgpu:N\", N counted from 0";
+const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\", \"wgpu:N\" or \"device:N\", N counted from 0";
+
+/// The name of a device in a map: that of a device, or `device:N`.
+fn device_in_map(name: &str) -> Result<DeviceId> {
+    match name.strip_prefix("device:") {
+        // The same numbers as of other devices.
+        Some(number) => Ok(DeviceId { kind: DeviceKind::Numbered, ..format!("cpu:{number}").parse()? }),
+        None => name.parse(),
+    }
+}
 
 /// What may have been meant by a device's name.
 fn device_hint(text: &str) -> String {
@@ -495,7 +539,7 @@ fn syntax_hint(at: &Location) -> Option<String> {
         return Some(format!("a name with a colon needs quotes: [device.\"{header}\"]"));
     }
     // Inside braces and brackets, the words around the place that TOML stumbled over; else the line's.
-    let end = at.text.char_indices().nth(at.column - 1).map_or(at.text.len(), |(end, _)| end);
+    let end = at.text.char_indices().nth(at.column - 1 - at.skipped).map_or(at.text.len(), |(end, _)| end);
     let (before, rest) = at.text.split_at(end);
     let start = before.rfind(['{', '[', ',']);
     let piece = match start {

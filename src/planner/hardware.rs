@@ -176,6 +176,11 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
 fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo> {
     let facts = &located.value;
     let key = |name: &str| format!("device.{id}.{name}");
+    if id.kind == DeviceKind::Numbered {
+        return Err(located
+            .refuse(&key(""), "the devices of a machine have names of their own")
+            .hint("[device.\"cuda:0\"], [device.\"wgpu:0\"] or [device.\"cpu\"]; `device:N` is for device maps"));
+    }
     if id.kind == DeviceKind::Cpu && id.index.is_some() {
         return Err(located
             .refuse(&key(""), "a described CPU is whole: its shares are a map's")
@@ -216,13 +221,13 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
     let rates = match (model, id.kind) {
         (Some(model), kind) => model.rates(kind),
         (None, DeviceKind::Cuda) => CUDA,
-        (None, DeviceKind::Wgpu) => WGPU,
+        (None, DeviceKind::Wgpu | DeviceKind::Numbered) => WGPU,
         (None, DeviceKind::Cpu) => CPU_CORE.part(allowed_cores.len() as f64),
     };
     let rules = match id.kind {
         DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable)),
         DeviceKind::Cuda => Rules::Gpu(DType::F16),
-        DeviceKind::Wgpu => Rules::Wgpu(DType::F16),
+        DeviceKind::Wgpu | DeviceKind::Numbered => Rules::Wgpu(DType::F16),
     };
     let name = model.map_or_else(|| format!("a {} device", id.kind.name()), |model| model.name.clone());
     let class = match (rules, id.kind) {

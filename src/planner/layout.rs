@@ -28,6 +28,9 @@ use crate::{
 /// What reading weights from a file gives, in bytes per second: a small solid-state disk.
 const DISK: f64 = 1e9;
 
+/// The most passes through a cut UNet that are predicted one by one.
+const MOST_PASSES: usize = 64;
+
 /// One replica: where its components are, and how it works.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -247,7 +250,8 @@ impl<'a> Costs<'a> {
         let count = sections(component, self.trial.spec).len();
         let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
         let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
-        let trial = Trial::new(self.trial.spec, &devices, self.trial.largest, self.trial.dtypes)?;
+        let (spec, largest, effort) = (self.trial.spec, self.trial.largest, self.trial.effort);
+        let trial = Trial::new(spec, &devices, largest, self.trial.dtypes, effort)?;
         let route: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let costs = trial.cost(component, &Place::Route(route.into()))?;
         Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())
@@ -330,7 +334,9 @@ impl<'a> Costs<'a> {
                 places.map(|place| self.place(component, place, layout)).collect::<Result<Vec<_>>>()
             };
             let stages = Component::ALL.into_iter().map(stage).collect::<Result<_>>()?;
-            Ok(predict::Replica { stages, in_flight: layout.in_flight })
+            // More requests than can be at work only wait.
+            let most = 4 + 2 * layout.placement.devices().len();
+            Ok(predict::Replica { stages, in_flight: layout.in_flight.min(most) })
         };
         Ok(Load {
             devices: self.trial.devices.len(),
@@ -396,10 +402,15 @@ impl<'a> Costs<'a> {
         };
         let first = runs.iter().enumerate().filter(|(i, run)| *i == 0 || text(run) > 0.0).map(|(_, run)| prepare(run));
         let home = Stretch::on(self.index(route[0]), 0.0);
+        // Many steps are predicted as fewer of the same length in all.
+        let (times, scale) = match calls {
+            ..=MOST_PASSES => (calls, 1.0),
+            _ => (MOST_PASSES, calls as f64 / MOST_PASSES as f64),
+        };
         Ok(predict::Place {
             first: first.collect(),
-            stretches: self.pieces(component, route, &|id| of(id).seconds)?,
-            times: calls,
+            stretches: self.pieces(component, route, &|id| of(id).seconds, scale)?,
+            times,
             last: if runs.len() > 1 { vec![home] } else { Vec::new() },
         })
     }
@@ -433,12 +444,13 @@ impl<'a> Costs<'a> {
         Ok(crossings)
     }
 
-    /// A stretch for each run of sections on one device.
+    /// A stretch for each run of sections on one device, as long as so many calls.
     fn pieces(
         &self,
         component: Component,
         route: &[DeviceId],
         seconds: &dyn Fn(DeviceId) -> f64,
+        calls: f64,
     ) -> Result<Vec<Stretch>> {
         let table = self.table(component)?;
         let share = |sections: &[usize], id: DeviceId| -> f64 {
@@ -451,8 +463,8 @@ impl<'a> Costs<'a> {
             // A device may have several runs: what it does is theirs in proportion.
             let all: Vec<usize> = runs.iter().filter(|(other, _)| other == id).flat_map(|(_, s)| s.clone()).collect();
             let part = share(sections, *id) / share(&all, *id).max(f64::MIN_POSITIVE);
-            let busy = seconds(*id) * part;
-            Stretch { work: vec![(self.index(*id), busy)], seconds: busy + moved }
+            let busy = calls * seconds(*id) * part;
+            Stretch { work: vec![(self.index(*id), busy)], seconds: busy + calls * moved }
         };
         Ok(runs.iter().zip(moved).map(stretch).collect())
     }

@@ -8,6 +8,7 @@ pub mod cuts;
 pub mod device_map;
 mod diffusers;
 mod edges;
+mod effort;
 mod fields;
 pub mod figure;
 mod grammar;

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Cost, Located,
-    blame::blame,
+    blame::{self, blame},
     choose::{Chosen, choose},
     device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
     edges::edges,
+    effort::Effort,
     hardware,
     layout::{Costs, Layout},
     predict::{Load, SAMPLES},
@@ -124,6 +125,8 @@ pub struct Plan {
     pub reasons: Vec<String>,
     /// The best of what was not chosen.
     pub rejected: Vec<Rejected>,
+    /// GPUs of the machine that have nothing to do.
+    pub idle: Vec<DeviceId>,
     /// What predictions are made of; its devices are numbered as [`Plan::devices`].
     pub load: Load,
 }
@@ -147,29 +150,45 @@ impl Plan {
     /// # Errors
     /// If a device is not there, a type is not supported, something comes later, or something does not fit.
     pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
-        let resolve = |map: &DeviceMap| Self::resolve_as_it_is(map, spec, largest, devices);
-        resolve(map).map_err(|error| blame(map, error, |other| resolve(other).map(drop)))
+        let defaults: Vec<DeviceId> =
+            devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
+        let (map, effort) = (&map.on_machine(&defaults)?, Effort::new());
+        let resolve = |map: &DeviceMap| Self::resolve_as_it_is(map, spec, largest, devices, &defaults, &effort);
+        resolve(map).map_err(|error| {
+            blame(map, error, |other| {
+                // Which entry is wrong is worth as much as the plan, not more.
+                effort.begin(blame::MOST as u64);
+                resolve(other).map(drop)
+            })
+        })
     }
 
-    fn resolve_as_it_is(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
+    fn resolve_as_it_is(
+        map: &DeviceMap,
+        spec: &ModelSpec,
+        largest: &Largest,
+        devices: &[DeviceInfo],
+        defaults: &[DeviceId],
+        effort: &Effort,
+    ) -> Result<Self> {
         map.check()?;
         for component in Component::ALL {
             map.check_borders(component.name(), &sections(component, spec))?;
         }
-        let defaults: Vec<DeviceId> =
-            devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
         let maps = map.replica_maps();
-        let usable = map.usable(&defaults)?;
-        let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
+        let usable = map.usable(defaults)?;
+        let mut infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
+        leave_out_cpu_without_types(map, &mut infos);
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
         let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
-        let trial = Trial::new(spec, &infos, largest, dtypes)?;
+        let trial = Trial::new(spec, &infos, largest, dtypes, effort)?;
         let host = devices.iter().find(|device| device.id == DeviceId::CPU);
         let costs = Costs::new(&trial, host.map(|host| host.free_bytes))?;
         let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for map in &maps {
-            let own = map.usable(&defaults)?;
+            let mut own = map.usable(defaults)?;
+            own.retain(|id| infos.iter().any(|info| info.id == *id));
             let room = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
             let chosen = choose(map, &costs, &own, &infos.iter().map(room).collect::<Vec<_>>())?;
             reasons.add(map, &chosen);
@@ -185,6 +204,9 @@ impl Plan {
         let budgets: Vec<u64> = infos.iter().map(least).collect();
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
         (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
+        let is_idle =
+            |id: &&DeviceId| id.kind != DeviceKind::Cpu && plan.devices.iter().all(|device| device.id != **id);
+        plan.idle = defaults.iter().filter(is_idle).copied().collect();
         maps.iter().try_for_each(|map| plan.check_numerics(map))?;
         plan.check_host(devices)?;
         Ok(plan)
@@ -328,6 +350,7 @@ impl Plan {
             edges: edges(costs, layouts)?,
             reasons: Vec::new(),
             rejected: Vec::new(),
+            idle: Vec::new(),
             load,
         })
     }
@@ -336,6 +359,27 @@ impl Plan {
     pub fn classes(&self, component: Component) -> Vec<String> {
         let on = self.devices.iter().filter(|device| device.components.contains(&component));
         each_once(on.map(|device| device.class_of(component)))
+    }
+
+    /// The components that devices of several numerics classes run.
+    pub fn mixed(&self) -> Vec<&'static str> {
+        let mixed = Component::ALL.into_iter().filter(|component| self.classes(*component).len() > 1);
+        mixed.map(Component::name).collect()
+    }
+
+    /// What somebody should know who did not ask to see the plan: that it mixes numerics classes, and which GPUs it leaves
+    /// idle.
+    pub fn warnings(&self) -> Vec<String> {
+        let mixed = self.mixed().join(" and ");
+        let idle = device_list(&self.idle);
+        let mixed = (!mixed.is_empty())
+            .then(|| format!("mixed numerics: a picture's last bits depend on which device runs its {mixed}"));
+        mixed.into_iter().chain((!idle.is_empty()).then(|| format!("left idle: {idle}"))).collect()
+    }
+
+    /// How long all pictures take that the plan is made for, in seconds.
+    pub fn seconds_in_all(&self) -> f64 {
+        self.seconds_for(self.largest.images)
     }
 
     /// How long `images` take that are all asked for at once, in seconds.
@@ -459,6 +503,21 @@ fn resolve_dtype(
                 .found(&info.class)
                 .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
+    }
+}
+
+/// A CPU that nobody named is no reason to refuse a type that the GPUs have.
+fn leave_out_cpu_without_types(map: &DeviceMap, infos: &mut Vec<DeviceInfo>) {
+    let maps = map.replica_maps();
+    let is_named = |id: DeviceId| {
+        let listed = |map: &DeviceMap| map.devices.iter().any(|device| device.value == id);
+        maps.iter().any(|map| listed(map) || map.placed_devices().any(|(_, device)| device.value == id))
+    };
+    let has_types = |info: &DeviceInfo| {
+        Component::ALL.iter().all(|component| info.in_type(map.dtype.of(component.name())).is_some())
+    };
+    if infos.iter().any(|info| info.id.kind != DeviceKind::Cpu) {
+        infos.retain(|info| info.id.kind != DeviceKind::Cpu || is_named(info.id) || has_types(info));
     }
 }
 

@@ -123,6 +123,8 @@ pub struct Run {
     pub taken: Vec<f64>,
     /// What each device did, in the order of time.
     pub spans: Vec<Span>,
+    /// How often a request that waits, or a place that it could take, was looked at: what the prediction itself costs.
+    pub looks: u64,
 }
 
 /// A stretch of work that was done.
@@ -151,6 +153,8 @@ pub struct Prediction {
     pub images_per_second: f64,
     /// The part of the time in which each device has nothing to do, while the queue does not end.
     pub idle_share: Vec<f64>,
+    /// What the prediction itself cost: see [`Run::looks`].
+    pub looks: u64,
 }
 
 impl Span {
@@ -211,7 +215,7 @@ struct Simulation<'a> {
 impl Load {
     /// Draws `count` requests that all wait from the start.
     pub fn run(&self, count: usize) -> Run {
-        let run = Run { done: vec![0.0; count], taken: vec![0.0; count], spans: Vec::new() };
+        let run = Run { done: vec![0.0; count], taken: vec![0.0; count], spans: Vec::new(), looks: 0 };
         let mut simulation = Simulation {
             load: self,
             now: 0,
@@ -300,7 +304,7 @@ impl Load {
         let images_per_second = self.batch as f64 * images_per_second;
         let idle = |busy: f64| if seconds > 0.0 { (1.0 - busy / seconds).clamp(0.0, 1.0) } else { 0.0 };
         let idle_share = run.busy(self.devices, time).into_iter().map(idle).collect();
-        Prediction { seconds_per_image, images_per_second, idle_share }
+        Prediction { seconds_per_image, images_per_second, idle_share, looks: run.looks }
     }
 
     /// The most requests per second that these devices can serve, if nothing ever waits for its turn in vain: the least over
@@ -387,8 +391,10 @@ impl<'a> Simulation<'a> {
     /// Gives the devices that are free to the requests that wait for them, in the order of the line.
     fn settle(&mut self) {
         let (from, mut wanted) = (self.seconds(), vec![false; self.held.len()]);
+        self.run.looks += self.requests.len() as u64;
         for id in self.line() {
             let request = &self.requests[&id];
+            self.run.looks += self.load.replicas[request.replica].stages[request.stage].len() as u64;
             let free = |(_, stretch): &(usize, &Stretch)| {
                 stretch.work.iter().all(|(device, _)| !self.held[*device] && !wanted[*device])
             };

@@ -4,10 +4,16 @@ use std::{collections::BTreeSet, fmt};
 
 use super::{
     choose::{per_second, seconds},
-    plan::Plan,
+    plan::{Plan, ReplicaPlan},
     size::format_bytes,
 };
-use crate::{backend::DeviceId, pipeline::Component};
+use crate::{
+    backend::DeviceId,
+    pipeline::{
+        Component,
+        placement::{Place, Reside, Sections, each_once},
+    },
+};
 
 /// Lines of a list; how many more there are is said.
 const LINES: usize = 12;
@@ -32,6 +38,42 @@ fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Resul
     match lines.len().saturating_sub(LINES) {
         0 => Ok(()),
         more => writeln!(f, "  and {more} more; --json has them all"),
+    }
+}
+
+/// `0: text_encoder and vae cuda:0, unet cuda:1 | cuda:2; 3 in flight`, places of a pool with bars between.
+fn replica_line((number, replica): (usize, &ReplicaPlan)) -> String {
+    let mut places: Vec<(Vec<&str>, String)> = Vec::new();
+    for (component, pool) in replica.placement.iter() {
+        let here = pool.iter().map(place_words).collect::<Vec<_>>().join(" | ");
+        match places.iter_mut().find(|(_, known)| *known == here) {
+            Some((components, _)) => components.push(component.name()),
+            None => places.push((vec![component.name()], here)),
+        }
+    }
+    let words = match &places[..] {
+        [(_, all)] => format!("all of it {all}"),
+        several => {
+            several.iter().map(|(names, here)| format!("{} {here}", names.join(" and "))).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let in_flight = if replica.in_flight > 1 { format!("; {} in flight", replica.in_flight) } else { String::new() };
+    format!("{number}: {words}{in_flight}")
+}
+
+/// One place: its devices, with where its weights rest if that is elsewhere.
+fn place_words(place: &Place<DeviceId>) -> String {
+    let route = |route: &Sections<DeviceId>| {
+        let devices = device_list(&each_once(route.iter().copied()));
+        match route.reside {
+            Reside::Device => devices,
+            Reside::Host => format!("{devices} (weights from the host)"),
+            Reside::Disk => format!("{devices} (weights from disk)"),
+        }
+    };
+    match place {
+        Place::Route(sections) => route(sections),
+        Place::Guided { negative, positive } => format!("{} beside {}", route(negative), route(positive)),
     }
 }
 
@@ -60,12 +102,7 @@ impl fmt::Display for Plan {
                 self.classes(component).join(", "),
             )?;
         }
-        let mixed = Component::ALL.into_iter().filter(|component| self.classes(*component).len() > 1);
-        let mixed: Vec<&str> = mixed.map(Component::name).collect();
-        if !mixed.is_empty() {
-            let names = mixed.join(" and ");
-            writeln!(f, "mixed numerics: a picture's last bits depend on which device runs its {names}")?;
-        }
+        self.warnings().iter().try_for_each(|line| writeln!(f, "{line}"))?;
         writeln!(f)?;
         writeln!(
             f,
@@ -112,6 +149,9 @@ impl fmt::Display for Plan {
                 bytes(self.host_weight_bytes)
             )?;
         }
+        if self.replicas.len() > 1 {
+            list(f, "replicas", &self.replicas.iter().enumerate().map(replica_line).collect::<Vec<_>>())?;
+        }
         let edge = |edge: &super::plan::Edge| {
             let replica = if self.replicas.len() > 1 { format!("replica {}: ", edge.replica) } else { String::new() };
             format!("{replica}{} to {}: {} {}", edge.from, edge.to, bytes(edge.bytes_per_image), edge.what)
@@ -129,17 +169,22 @@ impl fmt::Display for Plan {
         }
         write!(
             f,
-            "\n{replicas}; pictures up to {}x{}{}; {} in all\none picture in {}, {} with many",
+            "\n{replicas}; pictures up to {}x{}{}, {} steps; {} in all\none picture in {}, {} with many",
             self.largest.width,
             self.largest.height,
             match self.largest.also.len() {
                 0 => String::new(),
                 n => format!(" and {n} other sizes"),
             },
+            self.largest.steps,
             bytes(self.total_bytes()),
             seconds(self.seconds_per_image),
             per_second(self.images_per_second),
-        )
+        )?;
+        match self.largest.images {
+            0 | 1 | usize::MAX => Ok(()),
+            images => write!(f, ", {images} pictures in {}", seconds(self.seconds_in_all())),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! The strategies that know time: the most pictures per second, or the shortest time for one.
+//! The strategies that know time: they look for the plan with which all pictures that are asked for are done first.
 //!
-//! `candidates` has the best replica on a group of devices. For throughput the devices are then dealt into groups so that
-//! the sum over the replicas is largest.
+//! `candidates` has the best replica on a group of devices. For several pictures the devices are then dealt into groups so
+//! that the sum over the replicas is largest; what comes out of that is compared by the time for all pictures.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
@@ -45,7 +45,19 @@ pub(super) enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 5] = [Self::Whole, Self::Apart, Self::Guided, Self::Cut, Self::Visiting];
+    /// All of them, the simplest first.
+    pub const ALL: [Self; 5] = [Self::Whole, Self::Apart, Self::Guided, Self::Cut, Self::Visiting];
+
+    /// What is to be said for it.
+    pub fn merit(self) -> &'static str {
+        match self {
+            Self::Whole => "a device holds a whole pipeline, so nothing has to cross",
+            Self::Apart => "text encoder and VAE work beside the UNet",
+            Self::Guided => "two devices work at one picture, one for each prompt",
+            Self::Cut => "no device holds the UNet whole",
+            Self::Visiting => "no device holds all weights at once",
+        }
+    }
 
     /// What it is, in a list of what was rejected.
     pub fn name(self) -> &'static str {
@@ -65,17 +77,14 @@ pub(super) struct Scored {
     pub layouts: Vec<Layout>,
     pub images_per_second: f64,
     pub seconds_per_image: f64,
+    /// For all pictures that are asked for; not known while replicas are put together.
+    pub seconds: f64,
 }
 
 impl Scored {
     /// Whether it is better; of equals the one that came first stays.
     pub fn beats(&self, other: &Self, goal: Goal) -> bool {
-        self.beats_by(other, goal, 1e-6)
-    }
-
-    /// The same, where only a difference above this part of the figure counts.
-    fn beats_by(&self, other: &Self, goal: Goal, part: f64) -> bool {
-        let clearly = |a: f64, b: f64| a > b * (1.0 + part);
+        let clearly = |a: f64, b: f64| a > b * (1.0 + 1e-6);
         let (rate, other_rate) = (self.images_per_second, other.images_per_second);
         let (pace, other_pace) = (1.0 / self.seconds_per_image, 1.0 / other.seconds_per_image);
         let (first, second) = match goal {
@@ -95,9 +104,6 @@ type Searched = (Vec<DeviceId>, Best);
 /// Groups by the kinds and bytes of their devices.
 pub(super) type Known = BTreeMap<Vec<(usize, u64)>, Rc<Searched>>;
 
-/// A difference below this part of a figure is not worth a more intricate plan, and below what a prediction is good for.
-const HARDLY: f64 = 2e-3;
-
 /// Groups of more devices are searched for pools alone.
 pub(super) const GROUP: usize = 8;
 
@@ -115,6 +121,8 @@ pub(super) struct Search<'a> {
     /// Requests that go through the UNet in one call, at most.
     pub batch: usize,
     pub goal: Goal,
+    /// Pictures that are asked for.
+    pub images: usize,
     /// Which class a component may have, over all of its devices: any, or one alone.
     pub one_class: bool,
     /// Groups that were searched, by what their devices are like.
@@ -122,39 +130,31 @@ pub(super) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The best candidates over `devices`: of all, and of each family alone. One replica for latency; for throughput as
-    /// many as are best, or one.
-    pub fn run(&self, devices: &[DeviceId], one_replica: bool) -> Result<(Option<Scored>, Best)> {
+    /// The best candidates over `devices`, each with the time for all pictures: of each family alone, and of all together.
+    /// One replica for latency; for throughput as many as are best, or one.
+    pub fn run(&self, devices: &[DeviceId], one_replica: bool) -> Result<Vec<(Option<Family>, Scored)>> {
         let one_replica = one_replica || self.goal == Goal::Latency || self.names_some();
         let of = |families: &[Family]| {
             if one_replica { self.one(devices, families) } else { self.several(devices, families) }
         };
-        let mut mixed = of(&Family::ALL)?;
-        let mut families = Best::new();
+        let mut found = Vec::new();
         for family in Family::ALL {
-            if let Some(scored) = of(&[family])? {
-                families.insert(family, scored);
-            }
+            found.extend(of(&[family])?.map(|scored| (Some(family), scored)));
+        }
+        // Replicas of several families; one replica has one of those above.
+        if !one_replica {
+            found.extend(of(&Family::ALL)?.map(|scored| (None, scored)));
         }
         // The sums over groups were estimates.
-        for scored in families.values_mut().chain(&mut mixed) {
-            self.score_again(scored)?;
+        for (_, scored) in &mut found {
+            let load = self.costs.load(&scored.layouts)?;
+            let prediction = load.predict(SAMPLES);
+            self.costs.trial.effort.spend(2 * prediction.looks)?;
+            (scored.images_per_second, scored.seconds_per_image) =
+                (prediction.images_per_second, prediction.seconds_per_image);
+            scored.seconds = load.seconds_for(self.images);
         }
-        let mut best: Option<Scored> = None;
-        for scored in families.values().chain(&mixed) {
-            // Simple things come first, and what is hardly better does not replace them.
-            if best.as_ref().is_none_or(|best| scored.beats_by(best, self.goal, HARDLY)) {
-                best = Some(scored.clone());
-            }
-        }
-        Ok((best, families))
-    }
-
-    fn score_again(&self, scored: &mut Scored) -> Result<()> {
-        let prediction = self.costs.load(&scored.layouts)?.predict(SAMPLES);
-        (scored.images_per_second, scored.seconds_per_image) =
-            (prediction.images_per_second, prediction.seconds_per_image);
-        Ok(())
+        Ok(found)
     }
 
     /// The best single replica.
@@ -204,6 +204,7 @@ impl Search<'_> {
             layouts: [a.layouts.clone(), b.layouts].concat(),
             images_per_second: a.images_per_second + b.images_per_second,
             seconds_per_image: a.seconds_per_image,
+            seconds: f64::INFINITY,
         }
     }
 
@@ -272,7 +273,10 @@ impl Search<'_> {
             return Ok(Rc::new((devices.to_vec(), best)));
         }
         let found = Rc::new((devices.to_vec(), Group::best_of(self, devices)?));
-        self.known.borrow_mut().insert(key, found.clone());
+        // A search that was cut short goes on when there is more time.
+        if !self.costs.trial.effort.is_spent() {
+            self.known.borrow_mut().insert(key, found.clone());
+        }
         Ok(found)
     }
 
@@ -301,16 +305,17 @@ impl Search<'_> {
     }
 
     pub fn fits(&self, layout: &Layout) -> Result<bool> {
+        self.costs.trial.effort.spend(self.budgets.len() as u64)?;
         let held = self.costs.held([layout])?;
         let fits = held.iter().zip(self.budgets).all(|(held, budget)| held.total() <= *budget);
         Ok(fits && self.costs.fits_host(layout, &held)?)
     }
 
+    /// Whether each component has devices of one numerics class.
     pub fn classes_agree(&self, layout: &Layout) -> bool {
-        let class = |id: &DeviceId| self.costs.info(*id).class.as_str();
         Component::ALL.iter().all(|component| {
             let devices = layout.devices_of(*component);
-            devices.iter().all(|id| class(id) == class(&devices[0]))
+            devices.iter().all(|id| self.costs.info(*id).class == self.costs.info(devices[0]).class)
         })
     }
 }

@@ -31,6 +31,24 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     scale(number, unit_bytes).ok_or_else(forms)
 }
 
+/// Reads a size as accelerate's `convert_file_size_to_int` does: a number in Python's notation and a unit in either case,
+/// of which one with a small `b` counts bits if it is decimal (`8Gb` are 10^9 bytes). Beyond that also bytes: `1024B`.
+/// `None` for what is no size to it.
+pub(super) fn parse_accelerate_size(text: &str) -> Option<u64> {
+    let upper = text.to_ascii_uppercase();
+    let binary = [("GIB", 1u64 << 30), ("MIB", 1 << 20), ("KIB", 1 << 10)];
+    let decimal = [("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
+    let (number, bytes) = binary
+        .iter()
+        .chain(&decimal)
+        .find_map(|(unit, bytes)| Some((upper.strip_suffix(unit)?, bytes)))
+        .or_else(|| Some((upper.strip_suffix('B')?, &1)))?;
+    let bits = text.ends_with('b') && !upper.ends_with("IB") && *bytes > 1;
+    let size: f64 = number.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)?;
+    let size = size * *bytes as f64;
+    (size < u64::MAX as f64).then(|| size as u64 / if bits { 8 } else { 1 })
+}
+
 /// `number * unit` in whole bytes, without going through floats. `None` if it is no number or does not fit.
 fn scale(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -96,6 +114,33 @@ mod tests {
         ] {
             let message = parse_size(text).unwrap_err();
             assert!(message.contains(hint), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_accelerate_are_the_bytes_that_accelerate_reads() {
+        // From accelerate 1.15.0, but for the one that ends in a plain B.
+        for (text, bytes) in [
+            ("8GB", Some(8_000_000_000)),
+            ("8gb", Some(1_000_000_000)),
+            ("8Gb", Some(1_000_000_000)),
+            ("8GiB", Some(8 << 30)),
+            ("8gib", Some(8 << 30)),
+            ("1.5MiB", Some(3 << 19)),
+            (" 0.1KB", Some(100)),
+            ("1e3 MB", Some(1_000_000_000)),
+            ("10KB", Some(10_000)),
+            ("10Kb", Some(1_250)),
+            (".5GB", Some(500_000_000)),
+            ("1024B", Some(1024)),
+            ("-1GB", None),
+            ("8", None),
+            ("8G", None),
+            ("GB", None),
+            ("infGB", None),
+            ("1e300GB", None),
+        ] {
+            assert_eq!(parse_accelerate_size(text), bytes, "{text}");
         }
     }
 

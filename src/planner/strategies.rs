@@ -1,7 +1,7 @@
 //! Which component goes to which device: pure functions of sizes and budgets, so that a placement can be foreseen and
 //! tested for machines that are not here.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use super::{
     device_map::{Replicas, Strategy},
@@ -154,7 +154,13 @@ struct Search<'a> {
     named: Vec<Option<usize>>,
     /// Components in the order in which they choose: the largest first.
     order: Vec<usize>,
+    /// Placements of some or all components that [`Search::balanced`] may still look at.
+    left: Cell<usize>,
 }
+
+/// The most placements that `balanced` looks at: all of three components on forty devices. Beyond that the best that was
+/// found counts.
+const MOST_LOOKED_AT: usize = 64_000;
 
 impl<'a> Search<'a> {
     fn new(components: &'a [ComponentSize], named: &[Option<DeviceId>], devices: &'a [DeviceBudget]) -> Result<Self> {
@@ -172,7 +178,7 @@ impl<'a> Search<'a> {
         let named = components.iter().zip(named).map(index).collect::<Result<_>>()?;
         let mut order: Vec<usize> = (0..components.len()).collect();
         order.sort_by_key(|&c| std::cmp::Reverse(components[c].most_alone()));
-        Ok(Self { components, devices, named, order })
+        Ok(Self { components, devices, named, order, left: Cell::new(MOST_LOOKED_AT) })
     }
 
     /// What `placement` puts on each device; components without a device yet are left out.
@@ -237,6 +243,10 @@ impl<'a> Search<'a> {
         placement: &mut Vec<Option<usize>>,
         best: &mut Option<(Vec<u64>, Vec<usize>)>,
     ) {
+        if self.left.get() == 0 {
+            return;
+        }
+        self.left.set(self.left.get() - 1);
         let mut loads = self.loads(placement);
         if !self.fits(&loads) {
             return;

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::effort::Effort;
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
     error::{Error, Result},
@@ -41,24 +42,28 @@ pub struct Largest {
     pub scheduler: Option<SchedulerKind>,
     /// Steps; a run shorter than a solver's memory keeps less.
     pub steps: usize,
+    /// Pictures that are asked for in all; `usize::MAX` for a queue that does not end.
+    pub images: usize,
 }
 
 impl Largest {
-    /// What to plan for `requests`: the size of the one with the most pixels, guidance if one of them has it, and the
-    /// solver that keeps most.
+    /// What to plan for `requests`: how many there are, the size of the one with the most pixels, guidance if one of them
+    /// has it, and the solver that keeps most with the most steps.
     pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
         let mut largest: Option<(Self, usize)> = None;
         let mut sizes = BTreeSet::new();
+        let mut images = 0;
         for request in requests {
+            images += 1;
             let kept = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history();
             let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
             sizes.insert((width, height));
             let (most, most_kept) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
-                (Self { width, height, also: Vec::new(), guided, scheduler, steps }, kept)
+                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, kept)
             });
             most.guided |= guided;
-            if kept > *most_kept {
+            if kept > *most_kept || kept == *most_kept && request.steps > most.steps {
                 (most.scheduler, most.steps, *most_kept) = (request.scheduler, request.steps, kept);
             }
             if width * height > most.width * most.height {
@@ -66,6 +71,7 @@ impl Largest {
             }
         }
         if let Some((most, _)) = &mut largest {
+            most.images = images;
             sizes.remove(&(most.width, most.height));
             most.also = sizes.into_iter().collect();
         }
@@ -237,6 +243,9 @@ impl Borders for Recorder<'_> {
     }
 }
 
+/// What a call of a component without data costs, in steps of [`Effort`].
+const STEPS_OF_A_DRY_RUN: u64 = 50_000;
+
 /// What the planner runs the model with.
 pub(super) struct Trial<'a> {
     pub spec: &'a ModelSpec,
@@ -246,6 +255,8 @@ pub(super) struct Trial<'a> {
     pub schedule: Schedule,
     /// The type in which each component is computed; `None` is what suits the device.
     pub dtypes: PerComponent<Option<DType>>,
+    /// What planning has cost.
+    pub effort: &'a Effort,
     /// What was tried already: resolving a map asks for the same places several times.
     known: RefCell<HashMap<Key, Rc<Ran>>>,
 }
@@ -259,11 +270,12 @@ impl<'a> Trial<'a> {
         devices: &'a [DeviceInfo],
         largest: &'a Largest,
         dtypes: PerComponent<Option<DType>>,
+        effort: &'a Effort,
     ) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, devices, largest, schedule, dtypes, known: RefCell::default() })
+        Ok(Self { spec, devices, largest, schedule, dtypes, effort, known: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
@@ -304,6 +316,9 @@ impl<'a> Trial<'a> {
         (width, height): (usize, usize),
         batch: usize,
     ) -> Result<Ran> {
+        // Every step of every section; a text or a picture is about one step of the UNet.
+        let steps = if component == Component::Unet { self.schedule.steps.len() as u64 } else { 1 };
+        self.effort.spend(STEPS_OF_A_DRY_RUN * steps)?;
         let ids = place.devices();
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
