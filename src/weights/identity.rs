@@ -153,7 +153,7 @@ fn is_settled(metadata: &fs::Metadata) -> bool {
 
 /// What the cache knows; nothing if it is not there or broken.
 fn read(cache: &Path) -> BTreeMap<String, Known> {
-    let text = fs::read(cache).unwrap_or_default();
+    let text = crate::input::read(cache).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
