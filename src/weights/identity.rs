@@ -159,7 +159,7 @@ fn read(cache: &Path) -> BTreeMap<String, Known> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write as _, path::PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
     use crate::weights::files::{EmbeddedFile, MODEL_INDEX};
@@ -221,7 +221,8 @@ mod tests {
         // What the cache says is believed, as long as the stamp is the file's.
         let remember = |stamp: String| {
             let key = fs::canonicalize(&weights).unwrap().to_string_lossy().into_owned();
-            write(&cache, &BTreeMap::from([(key, Known { stamp, sha256: "f".repeat(64) })])).unwrap();
+            let known = BTreeMap::from([(key, Known { stamp, sha256: "f".repeat(64) })]);
+            output::write_cache(&cache, &serde_json::to_vec(&known).unwrap()).unwrap();
         };
         remember(stamp(&fs::metadata(&weights).unwrap()).unwrap());
         assert_eq!(identity(), "ffffffffff");
