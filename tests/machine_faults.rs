@@ -45,9 +45,12 @@ fn draw(line: &str, model: &Path, out: &Path, more: &[&str]) -> Output {
     in_shell(line, &[&["a fox", "--model", model, "--output-dir", out][..], &size, more].concat()).output().unwrap()
 }
 
+/// What is said of a path, and how it comes to be so.
+type Prepared<'a> = (&'a str, &'a dyn Fn(&Path));
+
 #[test]
 fn anything_but_a_regular_file_in_a_model_is_refused_at_once() {
-    let kinds: [(&str, &dyn Fn(&Path)); 5] = [
+    let kinds: [Prepared; 5] = [
         ("a pipe", &pipe),
         ("", &|path| drop(UnixListener::bind(path).unwrap())),
         ("a device", &|path| symlink("/dev/zero", path).unwrap()),
@@ -154,7 +157,7 @@ fn disturbed(disturb: impl FnOnce(&Path)) -> (Option<i32>, String, usize) {
 
 #[test]
 fn weights_that_change_under_a_run_are_an_error_and_no_signal() {
-    let cases: [(&str, &dyn Fn(&Path)); 4] = [
+    let cases: [Prepared; 4] = [
         ("cut off", &|path| File::options().write(true).open(path).unwrap().set_len(4096).unwrap()),
         ("emptied", &|path| fs::write(path, "").unwrap()),
         ("written over with as many bytes", &|path| {

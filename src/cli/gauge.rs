@@ -216,7 +216,7 @@ impl Gauge {
         };
         // Less is noise, small models and the first picture's cold caches.
         let measure =
-            if ratio > 2.0 || ratio < 0.5 { "; `sdshard devices --measure` measures the devices anew" } else { "" };
+            if !(0.5..=2.0).contains(&ratio) { "; `sdshard devices --measure` measures the devices anew" } else { "" };
         Some(format!("{said}{measure}"))
     }
 
