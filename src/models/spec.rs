@@ -712,7 +712,7 @@ mod tests {
 
     #[test]
     fn defaults_are_read_and_checked() {
-        let read = |text| Defaults::from_toml(text, "sdshard.toml", 512, 8);
+        let read = |text| Defaults::from_toml(text, "sdshard.toml", [64, 64], 8);
         let plain = Defaults { steps: 50, guidance_scale: 7.5, width: 512, height: 512, scheduler: None };
         assert_eq!(read("").unwrap(), plain);
         let scheduler = Some(SchedulerKind::DpmSolverMultistep);
