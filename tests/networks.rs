@@ -147,9 +147,12 @@ fn stray_tensors_get_one_short_warning_however_many_they_are() {
     }
 }
 
+/// What is wrong, how it comes about, and words that the message has.
+type Edit<'a> = (&'a str, &'a dyn Fn(&Path), &'a [&'a str]);
+
 #[test]
 fn a_plan_accepts_no_weights_that_a_run_would_reject() {
-    let edits: [(&str, &dyn Fn(&Path), &[&str]); 6] = [
+    let edits: [Edit; 6] = [
         (
             "a missing tensor",
             &|root| rewrite(&root.join(UNET_FILE), |t| t.retain(|t| t.0 != "conv_out.bias")),
