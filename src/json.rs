@@ -1,7 +1,11 @@
 //! A model's JSON files, read key by key; every message names the file and the key.
 
-use std::ops::RangeInclusive;
+use std::{fmt, ops::RangeInclusive};
 
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -20,24 +24,38 @@ pub struct Object {
 }
 
 impl Object {
-    /// Reads `text`; `file` is its name in messages. Fails unless `text` is one JSON object of 2 MiB
-    /// at most.
+    /// Reads `text`; `file` is its name in messages. Fails unless `text` is one JSON object of 2 MiB at most, in which no
+    /// key stands twice and every number is finite.
     ///
-    /// Python writes floats without a finite value as `NaN`, `Infinity` and `-Infinity`, which JSON does not have.
-    /// They are read as `null`.
+    /// Python writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have. The one of them that diffusers writes
+    /// on purpose is the default of `lambda_min_clipped`, -Infinity: that key is then left out.
     pub fn parse(text: &str, file: impl Into<String>) -> Result<Self> {
         let file = file.into();
         if text.len() > LONGEST {
             let what = format!("{file}: a JSON file of a model has {LONGEST} bytes at most");
             return Err(Error::input(what).found(format!("{} bytes", text.len())));
         }
-        let value = serde_json::from_str(text)
-            .or_else(|error| serde_json::from_str(&without_non_finite(text)).map_err(|_| error))
-            .map_err(|error| Error::input(format!("{file}: this is not JSON")).source(error))?;
-        match value {
-            Value::Object(keys) => Ok(Self { file, keys }),
-            other => Err(Error::input(format!("{file}: a JSON object is wanted here")).found(brief(&other))),
+        let mut words = false;
+        let parsed = serde_json::from_str(text).or_else(|error| {
+            words = true;
+            serde_json::from_str(&with_marked_words(text)).map_err(|_| error)
+        });
+        let Unique(value) = parsed.map_err(|error| {
+            let what = if error.is_data() { "every key may stand once" } else { "this is not JSON" };
+            Error::input(format!("{file}: {what}")).source(error)
+        })?;
+        let Value::Object(mut keys) = value else {
+            return Err(Error::input(format!("{file}: a JSON object is wanted here")).found(brief(&value)));
+        };
+        if words {
+            keys.retain(|key, value| key != "lambda_min_clipped" || marked(value) != Some("-Infinity"));
+            if let Some((key, word)) = keys.iter().find_map(|(key, value)| Some((key, marked(value)?))) {
+                return Err(
+                    Error::input(format!("{file}: `{key}` must not hold a number that is not finite")).found(word)
+                );
+            }
         }
+        Ok(Self { file, keys })
     }
 
     /// The name of the file.
@@ -55,6 +73,11 @@ impl Object {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether the file has `key`, be it with the value `null`.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
     /// A copy in which `key` has `value`.
     #[must_use]
     pub fn with(&self, key: &str, value: impl Into<Value>) -> Self {
@@ -70,7 +93,7 @@ impl Object {
 
     /// The error for a value that cannot be used: the file, the key, what was found and what was `wanted`.
     pub fn refuse(&self, key: &str, wanted: &str) -> Error {
-        let found = self.get(key).map_or_else(|| "nothing: the key is missing".to_owned(), brief);
+        let found = self.keys.get(key).map_or_else(|| "nothing: the key is missing".to_owned(), brief);
         Error::input(format!("{}: `{key}` must be {wanted}", self.file)).found(found)
     }
 
@@ -119,10 +142,82 @@ impl Object {
         }
         Ok(())
     }
+
+    /// Fails on each key of the class whose value cannot be followed, and names the keys that the class does not have in
+    /// one warning: they are ignored, as the reference ignores them. Private keys begin with an underscore.
+    pub fn check(&self, class: &Keys) -> Result<()> {
+        for (key, values) in class.only {
+            let Some(found) = self.keys.get(*key) else { continue };
+            let allowed: Vec<Value> = serde_json::from_str(values).expect("the tables hold lists of JSON values");
+            if !allowed.iter().any(|value| same(found, value)) {
+                let values = allowed.iter().filter(|value| !value.is_null() || allowed.len() == 1);
+                let values = values.map(Value::to_string).collect::<Vec<_>>().join(" or ");
+                return Err(self.refuse(key, &format!("{values}: sdshard supports nothing else")));
+            }
+        }
+        if let Some(key) = class.followed.iter().find(|key| self.keys.get(**key).is_some_and(Value::is_null))
+            && !class.nullable.contains(key)
+        {
+            return Err(Error::input(format!("{}: `{key}` must have a value", self.file))
+                .found("null")
+                .hint(format!("leave the key out for the default of {}", class.class)));
+        }
+        let unknown: Vec<String> = self.keys().filter(|key| !class.has(key)).map(|key| format!("`{key}`")).collect();
+        if let Some(first) = unknown.first() {
+            let more = if unknown.len() > 1 { format!(" and {} more", unknown.len() - 1) } else { String::new() };
+            tracing::warn!("{}: {} does not know {first}{more}: ignored, as in the reference", self.file, class.class);
+        }
+        Ok(())
+    }
 }
 
-/// Equality in which `1` and `1.0` are the same number.
+/// The keys that a class of the reference reads from a config, and what becomes of each here. A picture never differs from
+/// the reference's without a word: a key is followed, has one of a few values, or has no effect on a picture.
+#[derive(Debug)]
+pub struct Keys {
+    /// The class of diffusers or transformers.
+    pub class: &'static str,
+    /// Keys whose values are read and followed.
+    pub followed: &'static [&'static str],
+    /// Those of them that may be `null`, which counts as absent.
+    pub nullable: &'static [&'static str],
+    /// Keys whose values have to be one of a JSON list. A list in the file counts as the value that all its items have.
+    pub only: &'static [(&'static str, &'static str)],
+    /// Keys that change no picture.
+    pub without_effect: &'static [&'static str],
+}
+
+impl Keys {
+    /// Whether the class reads `key`, or it is a private one.
+    pub fn has(&self, key: &str) -> bool {
+        key.starts_with('_')
+            || self.followed.contains(&key)
+            || self.without_effect.contains(&key)
+            || self.only.iter().any(|(name, _)| *name == key)
+    }
+
+    /// Fails unless the class of the reference, an object of its keys with their defaults, has the keys of the tables but
+    /// for those `beyond`, and each default is one that the tables allow.
+    #[cfg(test)]
+    pub(crate) fn assert_is_the_references(&self, reference: &Value, beyond: &[&str]) {
+        let reference = reference.as_object().unwrap_or_else(|| panic!("no golden keys of {}", self.class));
+        let only = self.only.iter().map(|(key, _)| *key);
+        let mut known: Vec<&str> = self.followed.iter().chain(self.without_effect).copied().chain(only).collect();
+        known.retain(|key| !beyond.contains(key));
+        known.sort_unstable();
+        let mut wanted: Vec<&str> = reference.keys().map(String::as_str).collect();
+        wanted.sort_unstable();
+        assert_eq!(known, wanted, "{}", self.class);
+        let defaults = Object { file: "the defaults".to_owned(), keys: reference.clone() };
+        defaults.check(self).unwrap();
+    }
+}
+
+/// Equality in which `1` and `1.0` are the same number, and `[1, 1]` is 1 for each level.
 fn same(a: &Value, b: &Value) -> bool {
+    if let (Value::Array(items), false) = (a, b.is_array()) {
+        return !items.is_empty() && items.iter().all(|item| same(item, b));
+    }
     a == b || matches!((a.as_f64(), b.as_f64()), (Some(a), Some(b)) if a == b)
 }
 
@@ -140,8 +235,11 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// `text` with the bare words `NaN`, `Infinity` and `-Infinity` replaced by `null`; strings stay as they are.
-fn without_non_finite(text: &str) -> String {
+/// What stands before the words that are no JSON, in strings that take their place.
+const MARK: char = '\0';
+
+/// `text` with the bare words `NaN`, `Infinity` and `-Infinity` made strings that begin with [`MARK`].
+fn with_marked_words(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for (index, part) in text.split('"').enumerate() {
         // A backslash before a quote would shift the parts: what comes out is then not JSON, and is refused as such.
@@ -149,12 +247,86 @@ fn without_non_finite(text: &str) -> String {
             out.push('"');
         }
         if index % 2 == 0 {
-            out.push_str(&part.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null"));
+            let part = part.replace("-Infinity", "-I").replace("Infinity", "+I").replace("NaN", r#""\u0000NaN""#);
+            out.push_str(&part.replace("-I", r#""\u0000-Infinity""#).replace("+I", r#""\u0000Infinity""#));
         } else {
             out.push_str(part);
         }
     }
     out
+}
+
+/// The first marked word within `value`.
+fn marked(value: &Value) -> Option<&str> {
+    match value {
+        Value::String(text) => text.strip_prefix(MARK),
+        Value::Array(items) => items.iter().find_map(marked),
+        Value::Object(keys) => keys.values().find_map(marked),
+        _ => None,
+    }
+}
+
+/// A JSON value in whose objects no key stands twice: readers disagree about which of the two counts.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(UniqueVisitor).map(Self)
+    }
+}
+
+struct UniqueVisitor;
+
+impl<'de> Visitor<'de> for UniqueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Unique(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> std::result::Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some((key, Unique(value))) = entries.next_entry::<String, _>()? {
+            if map.contains_key(&key) {
+                let start: String = key.chars().take(60).collect();
+                return Err(A::Error::custom(format_args!("the key {start:?} stands twice")));
+            }
+            map.insert(key, value);
+        }
+        Ok(map.into())
+    }
 }
 
 #[cfg(test)]
@@ -163,13 +335,68 @@ mod tests {
 
     #[test]
     fn reads_what_python_writes() {
-        let text = r#"{"a": -Infinity, "b": NaN, "c": "Infinity", "d": [1, 2], "e": null, "f": 1e-05}"#;
+        let text = r#"{"lambda_min_clipped": -Infinity, "c": "Infinity", "d": [1, 2], "e": null, "f": 1e-05}"#;
         let object = Object::parse(text, "x.json").unwrap();
-        assert!(object.get("a").is_none() && object.get("b").is_none() && object.get("e").is_none());
+        assert!(object.get("lambda_min_clipped").is_none() && object.get("e").is_none() && object.has("e"));
         assert_eq!(object.text("c").unwrap(), Some("Infinity"));
         assert_eq!(object.sizes("d", 1..=2).unwrap(), Some(vec![1, 2]));
         assert_eq!(object.float("f", 0.0..=1.0).unwrap(), Some(1e-5));
         assert!(object.flag("missing", true).unwrap());
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_were_taken_for_missing_ones() {
+        for (text, key, word) in [
+            (r#"{"norm_eps": NaN}"#, "norm_eps", "NaN"),
+            (r#"{"beta_end": Infinity, "lambda_min_clipped": -Infinity}"#, "beta_end", "Infinity"),
+            (r#"{"a": [1, {"b": -Infinity}]}"#, "a", "-Infinity"),
+            (r#"{"lambda_min_clipped": NaN}"#, "lambda_min_clipped", "NaN"),
+            (r#"{"lambda_min_clipped": Infinity}"#, "lambda_min_clipped", "Infinity"),
+        ] {
+            let error = Object::parse(text, "x.json").unwrap_err().to_string();
+            assert!(error.contains(&format!("x.json: `{key}` must not hold")), "{error}");
+            assert!(error.contains(&format!("found: {word}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_had_its_last_value() {
+        for text in [r#"{"a": 1, "b": 2, "a": 1}"#, r#"{"x": [{"a": 1, "a": 2}]}"#, r#"{"a": NaN, "b": 1, "b": 1}"#] {
+            assert!(Object::parse(text, "x.json").is_err(), "{text}");
+        }
+        let error = Object::parse(r#"{"sample_size": 8, "sample_size": 64}"#, "x.json").unwrap_err().to_string();
+        assert!(error.contains("x.json: every key may stand once") && error.contains("sample_size"), "{error}");
+    }
+
+    const CLASS: Keys = Keys {
+        class: "Thing",
+        followed: &["n", "m"],
+        nullable: &["m"],
+        only: &[("k", "[1]"), ("f", "[false, null]"), ("t", r#"["a", "b"]"#)],
+        without_effect: &["free"],
+    };
+
+    #[test]
+    fn keys_are_followed_or_refused_by_name() {
+        let check = |text: &str| Object::parse(text, "x.json").unwrap().check(&CLASS);
+        for text in [
+            r#"{"n": 1, "m": null, "k": 1.0, "f": null, "t": "b", "free": [], "_private": 1, "strange": 2}"#,
+            r#"{"k": [1, 1], "f": [false, false]}"#,
+            "{}",
+        ] {
+            check(text).unwrap();
+        }
+        for (text, words) in [
+            (r#"{"k": 2}"#, "`k` must be 1: sdshard"),
+            (r#"{"k": null}"#, "`k` must be 1"),
+            (r#"{"f": true}"#, "`f` must be false: sdshard"),
+            (r#"{"f": [false, true]}"#, "`f` must be false"),
+            (r#"{"t": "c"}"#, "`t` must be \"a\" or \"b\""),
+            (r#"{"n": null}"#, "`n` must have a value"),
+        ] {
+            let error = check(text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("x.json: "), "{error}");
+        }
     }
 
     #[test]
@@ -189,7 +416,6 @@ mod tests {
         ] {
             assert!(error.unwrap_err().to_string().contains("unet/config.json: `"));
         }
-        object.only(&[("k", Value::from(2.0)), ("absent", Value::from(true))]).unwrap();
     }
 
     #[test]

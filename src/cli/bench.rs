@@ -23,7 +23,7 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let model = model::open(&args.model, console)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
-        None => (model.spec.unet.sample_size, model.spec.unet.sample_size),
+        None => (model.spec.unet.sample_height, model.spec.unet.sample_width),
     };
     for (name, count, most) in [("batch", args.batch, 256), ("repeat", args.repeat, 1_000_000)] {
         if count == 0 {

@@ -1,16 +1,20 @@
 //! `sdshard plan`: which device would hold what.
 
+use std::path::Path;
+
 use sdshard::{
     backend,
     error::Result,
     models::spec::ModelSpec,
     output::{self, Durability},
     pipeline::{
+        Component,
+        model::check_weights,
         placement::{Place, Reside, Sections},
         request::Request,
     },
     planner::{Largest, figure, hardware, plan::Plan},
-    weights::Wanted,
+    weights::{self, ModelFiles, Wanted},
 };
 use serde_json::{Map, Value, json};
 
@@ -31,7 +35,9 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let asked: Vec<Options> = on_command_line.chain(in_file).map(|options| options.or(&args.options)).collect();
     let asked = if asked.is_empty() { vec![args.options.clone()] } else { asked };
     let map = device_map(&args.model)?;
-    let spec = ModelSpec::load(&model::files(&args.model.model, Wanted::Configs, console)?)?;
+    let files = model::files(&args.model.model, Wanted::Configs, console)?;
+    let spec = ModelSpec::load(&files)?;
+    check_what_is_there(args, &files, &spec)?;
     let requests = asked.iter().map(|options| request(options, &spec)).collect::<Result<Vec<_>>>()?;
     let mut largest = Largest::of(&requests, &spec)?.expect("there is a request");
     largest.images = asked.iter().map(|options| options.num_images.unwrap_or(1)).sum();
@@ -60,6 +66,22 @@ fn request(options: &Options, spec: &ModelSpec) -> Result<Request> {
         None => error,
     })?;
     Ok(request)
+}
+
+/// Compares weights and configs where there are weights, so that no plan is made for what a run would reject. A folder of
+/// configs alone is planned too, and so is a model of the hub of which not all is here yet.
+fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) -> Result<()> {
+    let (name, variant) = (&args.model.model.model, args.model.model.variant.as_deref());
+    let is_there = |component: Component| {
+        let sources = weights::sources(files, component.name(), variant);
+        sources.is_ok_and(|paths| paths.iter().all(|path| files.exists(path)))
+    };
+    let there = Component::ALL.into_iter().filter(|component| is_there(*component)).count();
+    let is_folder = name.as_ref().is_none_or(|name| Path::new(name).exists());
+    if there == Component::ALL.len() || (is_folder && there > 0) {
+        check_weights(files, spec, variant)?;
+    }
+    Ok(())
 }
 
 /// The name of a single device, or a list.

@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod clip;
+mod keys;
 pub mod pipelines;
 pub mod route;
 pub mod spec;

@@ -7,9 +7,9 @@
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::pipelines;
+use super::{keys, pipelines};
 use crate::{
     error::{Error, Result},
     json::Object,
@@ -33,6 +33,8 @@ const COUNTS: RangeInclusive<usize> = 1..=1024;
 const LEVELS: RangeInclusive<usize> = 1..=8;
 /// Epsilons of norms.
 const EPSILONS: RangeInclusive<f64> = 1e-12..=1e-1;
+/// Latents along one side.
+const SAMPLES: RangeInclusive<usize> = 1..=2048;
 /// Pixels along one side.
 const PIXELS: RangeInclusive<usize> = 8..=16_384;
 
@@ -72,6 +74,7 @@ impl ClipSpec {
     /// Reads the text of a `text_encoder/config.json`; `file` is its name in messages.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let config = Object::parse(text, file)?;
+        config.check(&keys::TEXT_ENCODER)?;
         let activation = match config.text("hidden_act")? {
             None | Some("quick_gelu") => TextActivation::QuickGelu,
             Some("gelu") => TextActivation::Gelu,
@@ -121,8 +124,12 @@ pub struct UnetSpec {
     pub norm_num_groups: usize,
     /// Epsilon of the group norms outside the transformers (those have 1e-6).
     pub norm_eps: f32,
-    /// Default height and width of the latents.
-    pub sample_size: usize,
+    /// Whether there is a middle block: some distilled networks have none.
+    pub has_mid_block: bool,
+    /// Default height of the latents.
+    pub sample_height: usize,
+    /// Default width of the latents.
+    pub sample_width: usize,
     /// The sinusoidal time features are `[cos, sin]` rather than `[sin, cos]`.
     pub flip_sin_to_cos: bool,
     /// Shift in the frequencies of the time features.
@@ -143,35 +150,12 @@ impl UnetSpec {
                 "this UNet was distilled to take the guidance as an input (LCM), which sdshard does not run yet",
             ));
         }
-        // `upcast_attention` needs no mention: scores and their softmax are f32 here in any case.
-        config.only(&[
-            ("act_fn", json!("silu")),
-            ("addition_embed_type", Value::Null),
-            ("attention_type", json!("default")),
-            ("center_input_sample", json!(false)),
-            ("class_embed_type", Value::Null),
-            ("class_embeddings_concat", json!(false)),
-            ("conv_in_kernel", json!(3)),
-            ("conv_out_kernel", json!(3)),
-            ("cross_attention_norm", Value::Null),
-            ("downsample_padding", json!(1)),
-            ("dual_cross_attention", json!(false)),
-            ("encoder_hid_dim", Value::Null),
-            ("encoder_hid_dim_type", Value::Null),
-            ("mid_block_only_cross_attention", json!(false)),
-            ("mid_block_scale_factor", json!(1)),
-            ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
-            ("num_class_embeds", Value::Null),
-            ("only_cross_attention", json!(false)),
-            ("resnet_out_scale_factor", json!(1)),
-            ("resnet_skip_time_act", json!(false)),
-            ("resnet_time_scale_shift", json!("default")),
-            ("reverse_transformer_layers_per_block", Value::Null),
-            ("time_embedding_act_fn", Value::Null),
-            ("time_embedding_dim", Value::Null),
-            ("time_embedding_type", json!("positional")),
-            ("timestep_post_act", Value::Null),
-        ])?;
+        config.check(&keys::UNET)?;
+        let has_mid_block = match config.text("mid_block_type")? {
+            None => !config.has("mid_block_type"),
+            Some("UNetMidBlock2DCrossAttn") => true,
+            Some(_) => return Err(config.refuse("mid_block_type", "\"UNetMidBlock2DCrossAttn\" or null")),
+        };
 
         let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![320, 640, 1280, 1280]);
         let levels = block_out_channels.len();
@@ -182,26 +166,50 @@ impl UnetSpec {
         const CROSS_UP: &str = "CrossAttnUpBlock2D";
         let down = [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, "DownBlock2D"];
         let up = ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP];
-        let layers_per_block = per_level(&config, "layers_per_block", levels)?.unwrap_or(vec![2; levels]);
+        let layers_per_block = per_level(&config, "layers_per_block", levels, COUNTS)?.unwrap_or(vec![2; levels]);
         if layers_per_block.iter().any(|&layers| layers != layers_per_block[0]) {
             return Err(config.refuse("layers_per_block", "the same number for every level"));
         }
-        let heads_key =
-            if config.get("num_attention_heads").is_some() { "num_attention_heads" } else { "attention_head_dim" };
-        let cross_attention_dim = config.size("cross_attention_dim", WIDTHS)?.unwrap_or(1280);
+        let sample_size = match config.get("sample_size") {
+            Some(Value::Array(_)) => match config.sizes("sample_size", SAMPLES)?.as_deref() {
+                Some(&[height, width]) => [height, width],
+                _ => return Err(config.refuse("sample_size", "a whole number, or a list of a height and a width")),
+            },
+            _ => [required(&config, "sample_size", config.size("sample_size", SAMPLES)?)?; 2],
+        };
+        let down_attention = attention(&config, "down_block_types", down, levels)?;
+        let up_attention = attention(&config, "up_block_types", up, levels)?;
+        // The middle block attends at the lowest resolution whatever the blocks around it do.
+        let attends = |level: usize| {
+            down_attention[level] || up_attention[levels - 1 - level] || (has_mid_block && level == levels - 1)
+        };
+        let context = per_level(&config, "cross_attention_dim", levels, WIDTHS)?.unwrap_or(vec![1280; levels]);
+        let mut contexts = context.iter().enumerate().filter(|(level, _)| attends(*level)).map(|(_, width)| *width);
+        let cross_attention_dim = contexts.next().unwrap_or(context[0]);
+        if contexts.any(|width| width != cross_attention_dim) {
+            let wanted = "the same width for every level that attends to the text: there is one text encoder";
+            return Err(config.refuse("cross_attention_dim", wanted));
+        }
+        let heads = per_level(&config, "attention_head_dim", levels, COUNTS)?.unwrap_or(vec![8; levels]);
+        for (level, &channels) in block_out_channels.iter().enumerate().filter(|(level, _)| attends(*level)) {
+            divides(&config, "attention_head_dim", heads[level], channels)?;
+        }
         let spec = Self {
             in_channels: config.size("in_channels", COUNTS)?.unwrap_or(4),
             out_channels: config.size("out_channels", COUNTS)?.unwrap_or(4),
             layers_per_block: layers_per_block[0],
-            down_attention: attention(&config, "down_block_types", down, levels)?,
-            up_attention: attention(&config, "up_block_types", up, levels)?,
-            heads: per_level(&config, heads_key, levels)?.unwrap_or(vec![8; levels]),
-            transformer_layers: per_level(&config, "transformer_layers_per_block", levels)?.unwrap_or(vec![1; levels]),
+            down_attention,
+            up_attention,
+            heads,
+            transformer_layers: per_level(&config, "transformer_layers_per_block", levels, COUNTS)?
+                .unwrap_or(vec![1; levels]),
+            has_mid_block,
             cross_attention_dim,
             use_linear_projection: config.flag("use_linear_projection", false)?,
             norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
             norm_eps: config.float("norm_eps", EPSILONS)?.unwrap_or(1e-5) as f32,
-            sample_size: required(&config, "sample_size", config.size("sample_size", 1..=2048)?)?,
+            sample_height: sample_size[0],
+            sample_width: sample_size[1],
             flip_sin_to_cos: config.flag("flip_sin_to_cos", true)?,
             freq_shift: config.float("freq_shift", 0.0..=1.0)?.unwrap_or(0.0) as f32,
             block_out_channels,
@@ -214,12 +222,8 @@ impl UnetSpec {
         if spec.block_out_channels[0] % 2 == 1 {
             return Err(config.refuse("block_out_channels", "a list that begins with an even width"));
         }
-        for (level, &channels) in spec.block_out_channels.iter().enumerate() {
+        for &channels in &spec.block_out_channels {
             divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
-            // The middle block attends at the lowest resolution whatever the blocks around it do.
-            if spec.down_attention[level] || spec.up_attention[levels - 1 - level] || level == levels - 1 {
-                divides(&config, heads_key, spec.heads[level], channels)?;
-            }
         }
         Ok(spec)
     }
@@ -242,8 +246,6 @@ pub struct VaeSpec {
     pub norm_num_groups: usize,
     /// Latents are `encoded * scaling_factor`.
     pub scaling_factor: f32,
-    /// Latents are `(encoded - shift_factor) * scaling_factor`; 0 where the config has none.
-    pub shift_factor: f32,
     /// Whether the middle block has self attention.
     pub mid_block_add_attention: bool,
     /// Whether a 1x1 convolution follows the encoder.
@@ -258,7 +260,7 @@ impl VaeSpec {
     /// Reads the text of a `vae/config.json`; `file` is its name in messages.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let config = Object::parse(text, file)?;
-        config.only(&[("act_fn", json!("silu")), ("latents_mean", Value::Null), ("latents_std", Value::Null)])?;
+        config.check(&keys::VAE)?;
         let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![64]);
         if !LEVELS.contains(&block_out_channels.len()) {
             return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
@@ -276,7 +278,6 @@ impl VaeSpec {
             layers_per_block: config.size("layers_per_block", COUNTS)?.unwrap_or(1),
             norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
             scaling_factor: config.float("scaling_factor", 1e-6..=1e6)?.unwrap_or(0.18215) as f32,
-            shift_factor: config.float("shift_factor", -1e6..=1e6)?.unwrap_or(0.0) as f32,
             mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
             use_quant_conv: config.flag("use_quant_conv", true)?,
             use_post_quant_conv: config.flag("use_post_quant_conv", true)?,
@@ -426,7 +427,7 @@ impl ModelSpec {
         }
         let text = if files.exists(DEFAULTS) { files.text(DEFAULTS)? } else { String::new() };
         let defaults =
-            Defaults::from_toml(&text, &files.path_of(DEFAULTS), unet.sample_size * vae.scale(), vae.scale())?;
+            Defaults::from_toml(&text, &files.path_of(DEFAULTS), [unet.sample_height, unet.sample_width], vae.scale())?;
         if let Some(kind) = defaults.scheduler {
             scheduler.with_kind(kind)?;
         }
@@ -452,20 +453,20 @@ struct DefaultsFile {
 }
 
 impl Defaults {
-    /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Pictures have `size` pixels along each side
-    /// where it says nothing, and sides are multiples of `unit`.
-    fn from_toml(text: &str, file: &str, size: usize, unit: usize) -> Result<Self> {
+    /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Latents are `[height, width]` where it says
+    /// nothing, and each of them is `unit` pixels along each side.
+    fn from_toml(text: &str, file: &str, [height, width]: [usize; 2], unit: usize) -> Result<Self> {
         let written: DefaultsFile =
             toml::from_str(text).map_err(|error| Error::input(format!("{file}: cannot be used")).source(error))?;
         let refuse = |key: &str, wanted: String, found: String| {
             Error::input(format!("{file}: `{key}` must be {wanted}")).found(found)
         };
-        let side = |key: &str, written: Option<usize>| match written {
+        let side = |key: &str, written: Option<usize>, latents: usize| match written {
             Some(side) if !PIXELS.contains(&side) || side % unit != 0 => {
                 let wanted = format!("a multiple of {unit} from {} to {}", PIXELS.start(), PIXELS.end());
                 Err(refuse(key, wanted, side.to_string()))
             }
-            side => Ok(side.unwrap_or(size)),
+            side => Ok(side.unwrap_or(latents * unit)),
         };
         let steps = written.steps.unwrap_or(50);
         if !(1..=1000).contains(&steps) {
@@ -479,8 +480,8 @@ impl Defaults {
         Ok(Self {
             steps,
             guidance_scale,
-            width: side("width", written.width)?,
-            height: side("height", written.height)?,
+            width: side("width", written.width, width)?,
+            height: side("height", written.height, height)?,
             scheduler: scheduler.map_err(|error: Error| error.context(format!("{file}: `scheduler`")))?,
         })
     }
@@ -499,12 +500,12 @@ fn required<T>(config: &Object, key: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| config.refuse(key, "a whole number"))
 }
 
-/// A count for each level: one number stands for all.
-fn per_level(config: &Object, key: &str, levels: usize) -> Result<Option<Vec<usize>>> {
+/// A number within `range` for each level: a single one stands for all.
+fn per_level(config: &Object, key: &str, levels: usize, range: RangeInclusive<usize>) -> Result<Option<Vec<usize>>> {
     if config.get(key).is_some_and(Value::is_number) {
-        return Ok(config.size(key, COUNTS)?.map(|count| vec![count; levels]));
+        return Ok(config.size(key, range)?.map(|count| vec![count; levels]));
     }
-    let list = config.sizes(key, COUNTS)?;
+    let list = config.sizes(key, range)?;
     if list.as_ref().is_some_and(|list| list.len() != levels) {
         return Err(config.refuse(key, &format!("a number or a list of {levels}, one for each level")));
     }
@@ -610,13 +611,24 @@ mod tests {
     }
 
     #[test]
-    fn heads_are_given_per_level_and_under_either_name() {
+    fn numbers_are_given_once_or_per_level() {
         let unet = |key, value| UnetSpec::from_json(&with(SD15_UNET, key, value), "x");
         assert_eq!(unet("attention_head_dim", "[5, 10, 20, 20]").unwrap().heads, [5, 10, 20, 20]);
-        assert_eq!(unet("num_attention_heads", "4").unwrap().heads, [4; 4]);
         assert_eq!(unet("attention_head_dim", "").unwrap().heads, [8; 4]);
         assert_eq!(unet("transformer_layers_per_block", "[1, 2, 10, 1]").unwrap().transformer_layers, [1, 2, 10, 1]);
         assert_eq!(unet("layers_per_block", "[2, 2, 2, 2]").unwrap().layers_per_block, 2);
+        assert_eq!(unet("cross_attention_dim", "[768, 768, 768, 768]").unwrap().cross_attention_dim, 768);
+        assert!(unet("cross_attention_dim", "[768, 768, 768, 512]").is_err());
+        // Without a middle block the last level attends to no text, so its width does not matter.
+        let without = with(SD15_UNET, "mid_block_type", "null");
+        let unet = UnetSpec::from_json(&with(&without, "cross_attention_dim", "[768, 768, 768, 512]"), "x").unwrap();
+        assert_eq!((unet.cross_attention_dim, unet.has_mid_block), (768, false));
+        let size = |value| UnetSpec::from_json(&with(SD15_UNET, "sample_size", value), "x");
+        let sides = |unet: UnetSpec| (unet.sample_height, unet.sample_width);
+        assert_eq!(sides(size("[48, 96]").unwrap()), (48, 96));
+        for wrong in ["[64]", "[64, 64, 64]", "[64, 0]", "[]", "64.5", "\"64\""] {
+            assert!(size(wrong).unwrap_err().to_string().contains("`sample_size`"), "{wrong}");
+        }
     }
 
     #[test]
@@ -661,7 +673,11 @@ mod tests {
             ("norm_num_groups", "0", "from 1 to"),
             ("norm_eps", "-1", "a number from"),
             ("sample_size", "", "the key is missing"),
-            ("sample_size", "[64, 64]", "a whole number"),
+            ("num_attention_heads", "8", "must be null"),
+            ("cross_attention_dim", "[768, 768]", "a list of 4"),
+            ("norm_num_groups", "null", "must have a value"),
+            ("_class_name", r#""UNet3DConditionModel""#, "\"UNet2DConditionModel\""),
+            ("quantization_config", "{}", "must be null"),
         ] {
             let error = UnetSpec::from_json(&with(SD15_UNET, key, value), "unet/config.json").unwrap_err().to_string();
             assert!(error.contains(words) && error.contains("unet/config.json: `"), "{key}: {error}");
@@ -672,7 +688,7 @@ mod tests {
     fn says_which_value_of_the_vae_or_the_text_encoder_it_cannot_run() {
         for (key, value, words) in [
             ("act_fn", r#""relu""#, "\"silu\""),
-            ("latents_mean", "[0.1]", "must be null"),
+            ("_class_name", r#""AutoencoderTiny""#, "\"AutoencoderKL\""),
             ("up_block_types", r#"["UpDecoderBlock2D"]"#, "for each of 4 levels"),
             ("down_block_types", r#"["AttnDownEncoderBlock2D"]"#, "\"DownEncoderBlock2D\""),
             ("norm_num_groups", "48", "a divisor of 128"),
@@ -686,6 +702,8 @@ mod tests {
             (r#"{"hidden_act": "gelu_new"}"#, "\"quick_gelu\" or \"gelu\""),
             (r#"{"num_attention_heads": 7}"#, "a divisor of 512"),
             (r#"{"vocab_size": -1}"#, "from 2 to"),
+            (r#"{"use_attention_mask": true}"#, "must be false"),
+            (r#"{"model_type": "t5"}"#, "clip_text_model"),
         ] {
             let error = ClipSpec::from_json(text, "x").unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
@@ -694,7 +712,7 @@ mod tests {
 
     #[test]
     fn defaults_are_read_and_checked() {
-        let read = |text| Defaults::from_toml(text, "sdshard.toml", 512, 8);
+        let read = |text| Defaults::from_toml(text, "sdshard.toml", [64, 64], 8);
         let plain = Defaults { steps: 50, guidance_scale: 7.5, width: 512, height: 512, scheduler: None };
         assert_eq!(read("").unwrap(), plain);
         let scheduler = Some(SchedulerKind::DpmSolverMultistep);

@@ -46,7 +46,7 @@ pub struct Unet {
     linear_1: Linear,
     linear_2: Linear,
     down_blocks: Vec<DownBlock>,
-    mid_block: MidBlock,
+    mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -103,6 +103,7 @@ impl Unet {
             block(format!("down_blocks.{i}"), spec.layers_per_block, spec.down_attention[i], sampler)
         });
         let mid = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"].map(String::from);
+        let mid = mid.into_iter().filter(|_| spec.has_mid_block);
         let up = (0..levels).flat_map(|i| {
             let sampler = (i + 1 < levels).then_some("upsamplers");
             block(format!("up_blocks.{i}"), spec.layers_per_block + 1, spec.up_attention[i], sampler)
@@ -164,14 +165,17 @@ impl Unet {
             down_blocks.push(block);
         }
 
-        let resnet_1 = ResnetBlock::load(&section().1.at("mid_block.resnets.0"), widths[last], widths[last], facts)?;
-        let (index, mid) = section();
-        attentions.push(index);
-        let mid_block = MidBlock {
-            resnet_1,
-            attention: transformer(&mid.at("mid_block.attentions.0"), last)?,
-            resnet_2: ResnetBlock::load(&section().1.at("mid_block.resnets.1"), widths[last], widths[last], facts)?,
-        };
+        let mut mid_block = None;
+        if spec.has_mid_block {
+            let resnet = |w: Scope, i: usize| {
+                ResnetBlock::load(&w.at("mid_block.resnets").at(i), widths[last], widths[last], facts)
+            };
+            let resnet_1 = resnet(section().1, 0)?;
+            let (index, mid) = section();
+            attentions.push(index);
+            let attention = transformer(&mid.at("mid_block.attentions.0"), last)?;
+            mid_block = Some(MidBlock { resnet_1, attention, resnet_2: resnet(section().1, 1)? });
+        }
 
         // Up blocks are numbered from the lowest resolution; each layer also takes what a down layer left behind.
         let mut up_blocks = Vec::with_capacity(widths.len());
@@ -220,7 +224,7 @@ impl Unet {
     fn transformers(&self) -> impl Iterator<Item = &Transformer> {
         let down = self.down_blocks.iter().flat_map(|block| &block.attentions);
         let up = self.up_blocks.iter().flat_map(|block| &block.attentions);
-        down.chain([&self.mid_block.attention]).chain(up)
+        down.chain(self.mid_block.iter().map(|block| &block.attention)).chain(up)
     }
 
     /// Keys and values of the text for every layer, kept for the whole request on the device that will use them.
@@ -274,9 +278,11 @@ impl Unet {
             }
         }
 
-        h = resnet(&self.mid_block.resnet_1, &walk.take(h)?)?;
-        h = self.mid_block.attention.forward(&walk.take(h)?, text())?;
-        h = resnet(&self.mid_block.resnet_2, &walk.take(h)?)?;
+        if let Some(block) = &self.mid_block {
+            h = resnet(&block.resnet_1, &walk.take(h)?)?;
+            h = block.attention.forward(&walk.take(h)?, text())?;
+            h = resnet(&block.resnet_2, &walk.take(h)?)?;
+        }
 
         for block in &self.up_blocks {
             for (j, layer) in block.resnets.iter().enumerate() {

@@ -65,7 +65,6 @@ pub struct VaeDecoder {
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     scaling_factor: f32,
-    shift_factor: f32,
 }
 
 impl VaeDecoder {
@@ -107,22 +106,16 @@ impl VaeDecoder {
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, EPS)?,
             conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,
             scaling_factor: spec.scaling_factor,
-            shift_factor: spec.shift_factor,
         })
     }
 
     /// Latents as the denoiser has them, `[batch, height, width, latent_channels]`, to pictures in -1 to 1,
     /// `[batch, 8 height, 8 width, out_channels]`.
     pub fn decode(&self, latents: &Tensor, walk: &Walk) -> Result<Tensor> {
-        let mut z = Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?;
-        if self.shift_factor != 0.0 {
-            let channels = z.shape().channels();
-            z = z.add_channels(&Tensor::new(z.device(), [1, channels], &vec![self.shift_factor; channels])?)?;
-        }
-        self.forward(z, walk)
+        self.forward(Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?, walk)
     }
 
-    /// The network alone: latents before scaling and shift. Both ends are f32.
+    /// The network alone: latents before scaling. Both ends are f32.
     pub fn forward(&self, z: Tensor, walk: &Walk) -> Result<Tensor> {
         let mut h = walk.take(z)?;
         if let Some(conv) = &self.post_quant_conv {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Component, Network, Parts, UnetPlace};
 use crate::{
-    backend::{DType, Device},
+    backend::{DType, Device, DeviceId, Rates, dry::Rules},
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::{self, Tokenizer},
@@ -38,11 +38,11 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
-    /// Reads the configs and the tokenizer.
+    /// Reads the configs, the tokenizer and the headers of the weights.
     ///
     /// # Errors
-    /// If a file is missing, broken, or says what this program cannot do, or the tokenizer has more tokens than the text
-    /// encoder.
+    /// If a file is missing, broken, or says what this program cannot do, the tokenizer has more tokens than the text
+    /// encoder, or the weights are not those that the configs describe: see [`check_weights`].
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
         let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.text_length)?;
@@ -56,6 +56,7 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
+        check_weights(&files, &spec, variant.as_deref())?;
         Ok(Self { files, spec, tokenizer, variant, observer: None, identity: Mutex::default() })
     }
 
@@ -150,7 +151,7 @@ impl<'a> Loader<'a> {
     /// The text encoder for a route.
     ///
     /// # Errors
-    /// If a tensor is missing, misshapen or left over, or a device has no room.
+    /// If a tensor is missing or misshapen, or a device has no room.
     pub fn text_encoder(&mut self, route: Route, reside: Reside) -> Result<Network<ClipTextEncoder>> {
         if let Some(known) = known(&self.text_encoders, &route, reside) {
             return Ok(known);
@@ -242,10 +243,39 @@ impl Source {
     }
 }
 
+/// Compares the weights with the configs by their headers, in the way in which they are read later. Stored tensors that a
+/// network has no place for are named in one warning for each component; the reference ignores them too.
+///
+/// # Errors
+/// If a file of weights is missing or broken, or a tensor is missing, misshapen or of a type that is no float.
+pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<()> {
+    let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
+    let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
+    for component in Component::ALL {
+        let weights = Weights::open(files, component.name(), variant)?.headers_only();
+        let source = Source::resident(Route::whole(&device, DType::F32, sections(component, spec).len()));
+        match component {
+            Component::TextEncoder => drop(load_text_encoder(weights.clone(), spec, &source)?),
+            Component::Unet => drop(load_unet(weights.clone(), spec, &source)?),
+            Component::Vae => drop(load_vae(weights.clone(), spec, &source)?),
+        }
+        if let Some((count, first)) = weights.left_over() {
+            let first: String = first.chars().take(120).collect();
+            tracing::warn!(
+                "the model {}: {} has {count} stored tensors that its config.json has no place for, and they are \
+                 ignored; the first is {first:?}",
+                files.name(),
+                component.name()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Reads all of `text_encoder/`.
 ///
 /// # Errors
-/// If a tensor is missing, misshapen or left over, or a device has no room.
+/// If a tensor is missing or misshapen, or a device has no room.
 pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<ClipTextEncoder>> {
     source.load(&weights, |w, route| ClipTextEncoder::load(w, &spec.text_encoder, route))
 }
@@ -253,7 +283,7 @@ pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, source: &Source) ->
 /// Reads all of `unet/`.
 ///
 /// # Errors
-/// If a tensor is missing, misshapen or left over, or a device has no room.
+/// If a tensor is missing or misshapen, or a device has no room.
 pub fn load_unet(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<Unet>> {
     source.load(&weights, |w, route| Unet::load(w, &spec.unet, route))
 }
@@ -261,7 +291,7 @@ pub fn load_unet(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<
 /// Reads the decoder of `vae/`. The encoder stays where it is: pictures as a start do not exist yet.
 ///
 /// # Errors
-/// If a tensor is missing, misshapen or left over, or a device has no room.
+/// If a tensor is missing or misshapen, or a device has no room.
 pub fn load_vae(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<VaeDecoder>> {
     weights.skip("encoder.");
     weights.skip("quant_conv.");

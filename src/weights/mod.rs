@@ -27,9 +27,6 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How many names an error lists before it only counts.
-const LISTED: usize = 8;
-
 /// Where weights live while nobody needs them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Reside {
@@ -75,6 +72,8 @@ struct Inner {
     /// Names that somebody read or declared unused.
     seen: Mutex<HashSet<String>>,
     observer: Option<Observer>,
+    /// Every tensor is checked as ever, and none has values.
+    headers_only: bool,
     /// Bytes that were read, and bytes to be read in all, once the first tensor is.
     progress: Mutex<Option<(usize, usize)>>,
 }
@@ -104,7 +103,9 @@ impl Weights {
 
     fn new(component: &str, stored: Option<Stored>) -> Self {
         let component = component.to_owned();
-        Self(Arc::new(Inner { component, stored, seen: Mutex::default(), observer: None, progress: Mutex::default() }))
+        let (observer, headers_only) = (None, false);
+        let (seen, progress) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress }))
     }
 
     /// The same, with somebody who hears how far the reading has come. For weights of which nothing has been read.
@@ -112,6 +113,14 @@ impl Weights {
     pub fn observed(self, observer: Option<Observer>) -> Self {
         let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
         Self(Arc::new(Inner { observer, ..inner }))
+    }
+
+    /// The same without values: names, shapes and types are checked, and nothing but headers is read. For weights of which
+    /// nothing has been read.
+    #[must_use]
+    pub fn headers_only(self) -> Self {
+        let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
+        Self(Arc::new(Inner { headers_only: true, ..inner }))
     }
 
     /// The component's name.
@@ -131,7 +140,8 @@ impl Weights {
 
     /// The tensor `name`, which must have this shape. Names are today's, without `text_model.`.
     ///
-    /// Fails where it is missing, has another shape, or holds anything but F32, F16 or BF16.
+    /// Those in F64 are rounded to f32, as the reference does. Fails where it is missing, has another shape, or holds
+    /// anything but F64, F32, F16 or BF16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Values<'_>> {
         let Some(stored) = &self.0.stored else { return Ok(Values::ShapeOnly) };
         let is_new = self.mark(name);
@@ -157,14 +167,17 @@ impl Weights {
             });
         }
         let dtype = match tensor.dtype {
-            Dtype::F32 => DType::F32,
+            Dtype::F32 | Dtype::F64 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             other => {
-                return Err(doing(format!("`{}` must be F32, F16 or BF16", tensor.name))
+                return Err(doing(format!("`{}` must be F64, F32, F16 or BF16", tensor.name))
                     .found(format!("{other} in {}", file.path)));
             }
         };
+        if self.0.headers_only {
+            return Ok(Values::ShapeOnly);
+        }
         if is_new {
             self.tell(stored, tensor.bytes())?;
         }
@@ -179,34 +192,26 @@ impl Weights {
         });
     }
 
-    /// Ends the reading. Fails where the files hold a tensor that nobody read, and names it: then they are of another
-    /// model than the config says.
+    /// Ends the reading, and tells the observer so. What nobody read is [`Weights::left_over`].
     pub fn finish(&self) -> Result<()> {
-        let Some(stored) = &self.0.stored else { return Ok(()) };
+        let progress = *self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&self.0.observer, progress) {
+            (Some(observer), Some((_, total_bytes))) => {
+                (observer.0)(Loading { component: &self.0.component, done_bytes: total_bytes, total_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many stored tensors nobody read or skipped, and the first of their names as the file has it. diffusers and
+    /// transformers ignore such tensors: those of an adapter, or of layers beyond the number that the config asks for.
+    pub fn left_over(&self) -> Option<(usize, &str)> {
+        let stored = self.0.stored.as_ref()?;
         let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_left = |name: &&String| !seen.contains(*name) && !names::is_ignorable(name);
-        let mut left: Vec<&str> = stored.places.keys().filter(is_left).map(String::as_str).collect();
-        if left.is_empty() {
-            let progress = *self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);
-            return match (&self.0.observer, progress) {
-                (Some(observer), Some((_, total_bytes))) => {
-                    let component = &self.0.component;
-                    (observer.0)(Loading { component, done_bytes: total_bytes, total_bytes })
-                }
-                _ => Ok(()),
-            };
-        }
-        left.sort_unstable();
-        let more = left.len().saturating_sub(LISTED);
-        let listed = left[..left.len() - more].iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        Err(Error::input(format!(
-            "loading {}: stored tensors without a place in the model that config.json describes: {}",
-            self.0.component,
-            left.len()
-        ))
-        .found(format!("{listed}{and_more} in {}", stored.files[0].path))
-        .hint("are config.json and the weights of the same model?"))
+        let count = stored.places.keys().filter(is_left).count();
+        let (_, tensor) = stored.find(stored.places.keys().filter(is_left).min()?)?;
+        Some((count, &tensor.name))
     }
 
     /// Fails where one of the files was changed since it was opened: what was read may then be of both.
@@ -417,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_read_is_listed() {
+    fn what_nobody_read_is_counted_and_its_first_named() {
         let names: Vec<String> = (0..20).map(|i| format!("x{i:02}")).collect();
         let mut list: Vec<(&str, &[usize])> = names.iter().map(|name| (name.as_str(), &[1][..])).collect();
         list.extend([("encoder.y", &[1][..]), ("text_model.embeddings.position_ids", &[1])]);
@@ -427,49 +432,44 @@ mod tests {
         for name in &names[10..] {
             weights.get(name, &[1]).unwrap();
         }
-        let error = weights.finish().unwrap_err().to_string();
-        assert!(
-            error.contains("loading unet: stored tensors without a place")
-                && error.contains("describes: 10")
-                && error.contains("`x00`, `x01`"),
-            "{error}"
-        );
-        assert!(error.contains("`x07` and 2 more") && !error.contains("encoder.y"), "{error}");
+        weights.finish().unwrap();
+        assert_eq!(weights.left_over(), Some((10, "x00")));
+        for name in &names[..10] {
+            weights.get(name, &[1]).unwrap();
+        }
+        assert_eq!(weights.left_over(), None);
     }
 
     #[test]
-    fn an_observer_hears_of_each_tensor_once_and_can_end_the_loading() {
-        let files = model(vec![(UNET, tensors(&[("a", &[10]), ("b", &[20]), ("c", &[30]), ("encoder.d", &[40])]))]);
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let observer = |most: usize| {
-            let heard = heard.clone();
-            Observer(Arc::new(move |Loading { component, done_bytes, total_bytes }| {
-                heard.lock().unwrap().push((component.to_owned(), done_bytes, total_bytes));
-                if done_bytes > most { Err(Error::interrupted()) } else { Ok(()) }
-            }))
-        };
-        let weights = Weights::open(&files, "unet", None).unwrap().observed(Some(observer(1000)));
-        weights.skip("encoder.");
-        for (name, shape) in [("a", 10), ("b", 20), ("a", 10), ("c", 30)] {
-            weights.get(name, &[shape]).unwrap();
+    fn doubles_are_rounded_to_f32() {
+        let values = [1.0, 0.1, -1e-50, 1e300, 16_777_217.0, f64::from(f32::MIN_POSITIVE) / 3.0];
+        let header = r#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},"b":{"dtype":"F64","shape":[5],"data_offsets":[8,48]}}"#;
+        let mut file = safetensors::tests::file(header, 48);
+        let data = file.len() - 48;
+        file[data..].copy_from_slice(&values.map(f64::to_le_bytes).concat());
+        let files = model(vec![(UNET, file)]);
+        let weights = Weights::open(&files, "unet", None).unwrap();
+        for (name, values) in [("a", &values[..1]), ("b", &values[1..])] {
+            let stored = weights.get(name, &[values.len()]).unwrap();
+            assert_eq!(stored.form().unwrap(), (DType::F32, 4 * values.len()));
+            for (i, value) in values.iter().enumerate() {
+                let mut bytes = [0; 4];
+                stored.read(4 * i, &mut bytes).unwrap();
+                assert_eq!(f32::from_le_bytes(bytes), *value as f32);
+            }
         }
-        weights.finish().unwrap();
-        weights.get("a", &[10]).unwrap();
-        let told = |done| ("unet".to_string(), done, 120);
-        assert_eq!(*heard.lock().unwrap(), [told(0), told(20), told(60), told(120)]);
-
-        let weights = Weights::open(&files, "unet", None).unwrap().observed(Some(observer(0)));
-        weights.get("a", &[10]).unwrap();
-        let error = weights.get("b", &[20]).unwrap_err();
-        assert_eq!(*error.scope(), crate::error::Scope::Interrupted);
     }
 
     #[test]
     fn types_that_are_no_floats_are_refused() {
-        let header = r#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#;
-        let files = model(vec![(UNET, safetensors::tests::file(header, 8))]);
-        let error = Weights::open(&files, "unet", None).unwrap().get("a", &[1]).unwrap_err().to_string();
-        assert!(error.contains("`a` must be F32, F16 or BF16") && error.contains("found: I64"), "{error}");
+        for dtype in ["I64", "U64", "F8_E4M3", "F8_E5M2", "BOOL", "I8"] {
+            let bytes = if dtype.ends_with("64") { 8 } else { 1 };
+            let header = format!(r#"{{"a":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,{bytes}]}}}}"#);
+            let files = model(vec![(UNET, safetensors::tests::file(&header, bytes))]);
+            let error = Weights::open(&files, "unet", None).unwrap().get("a", &[1]).unwrap_err().to_string();
+            assert!(error.contains("`a` must be F64, F32, F16 or BF16"), "{error}");
+            assert!(error.contains(&format!("found: {dtype}")), "{error}");
+        }
     }
 
     #[test]

@@ -60,7 +60,11 @@ impl File {
     }
 
     /// A tensor's values, row by row, little-endian, at whatever address they happen to lie.
+    /// Those in F64 are narrowed to f32 as they are read.
     pub(super) fn values(&self, tensor: &Tensor, dtype: DType) -> Values<'_> {
+        if tensor.dtype == Dtype::F64 {
+            return Values::Stored { dtype, bytes: tensor.bytes() / 2, start: tensor.range.start, file: self };
+        }
         match self.stored.in_memory() {
             Some(bytes) => Values::Data { dtype, bytes: &bytes[tensor.range.clone()] },
             None => Values::Stored { dtype, bytes: tensor.range.len(), start: tensor.range.start, file: &self.stored },
@@ -70,6 +74,20 @@ impl File {
     /// See [`Stored::check_unchanged`].
     pub(super) fn check_unchanged(&self) -> Result<()> {
         self.stored.check_unchanged()
+    }
+}
+
+/// Tensors in F64 as if they were f32: byte `i` of one is at its start plus `i`.
+impl ReadAt for File {
+    fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        let tensor = self.tensors.partition_point(|tensor| tensor.range.start <= start).saturating_sub(1);
+        let first = self.tensors[tensor].range.start;
+        let mut doubles = vec![0; 2 * to.len()];
+        self.stored.read_at(first + 2 * (start - first), &mut doubles)?;
+        for (to, double) in to.chunks_exact_mut(4).zip(doubles.as_chunks::<8>().0) {
+            to.copy_from_slice(&(f64::from_le_bytes(*double) as f32).to_le_bytes());
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,177 @@
+//! What the classes of the reference read from a model's configs.
+
+use crate::json::Keys;
+
+/// Names of other libraries that store weights in types of their own: a network that has the key is not read.
+const QUANTIZATION: (&str, &str) = ("quantization_config", "[null]");
+
+pub(super) const TEXT_ENCODER: Keys = Keys {
+    class: "CLIPTextConfig",
+    followed: &[
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "hidden_act",
+        "layer_norm_eps",
+    ],
+    nullable: &[],
+    only: &[
+        // A whole CLIP has its text encoder's config inside.
+        ("model_type", r#"["clip_text_model", null]"#),
+        ("is_encoder_decoder", "[false, null]"),
+        QUANTIZATION,
+        // Not the class's: the pipeline asks for it, and hides the padding where it is true.
+        ("use_attention_mask", "[false, null]"),
+        ("pruned_heads", "[null, {}]"),
+    ],
+    without_effect: &[
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_factor",
+        "initializer_range",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "projection_dim",
+        "return_dict",
+        "transformers_version",
+        // What older versions of transformers wrote.
+        "dropout",
+        "gradient_checkpointing",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "torchscript",
+        "use_bfloat16",
+        "use_cache",
+    ],
+};
+
+/// Those keys of [`TEXT_ENCODER`] that are not in the class's signature.
+#[cfg(test)]
+const TEXT_ENCODER_BEYOND: [&str; 10] = [
+    "quantization_config",
+    "use_attention_mask",
+    "pruned_heads",
+    "dropout",
+    "gradient_checkpointing",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "torchscript",
+    "use_bfloat16",
+    "use_cache",
+];
+
+pub(super) const UNET: Keys = Keys {
+    class: "UNet2DConditionModel",
+    followed: &[
+        "sample_size",
+        "in_channels",
+        "out_channels",
+        "flip_sin_to_cos",
+        "freq_shift",
+        "down_block_types",
+        "mid_block_type",
+        "up_block_types",
+        "block_out_channels",
+        "layers_per_block",
+        "norm_num_groups",
+        "norm_eps",
+        "cross_attention_dim",
+        "transformer_layers_per_block",
+        "attention_head_dim",
+        "use_linear_projection",
+        "time_cond_proj_dim",
+    ],
+    nullable: &["sample_size", "mid_block_type", "time_cond_proj_dim"],
+    only: &[
+        ("_class_name", r#"["UNet2DConditionModel"]"#),
+        ("act_fn", r#"["silu", "swish"]"#),
+        ("addition_embed_type", "[null]"),
+        ("attention_type", r#"["default"]"#),
+        ("center_input_sample", "[false, null]"),
+        ("class_embed_type", "[null]"),
+        ("conv_in_kernel", "[3]"),
+        ("conv_out_kernel", "[3]"),
+        ("cross_attention_norm", "[null]"),
+        ("downsample_padding", "[1]"),
+        ("dual_cross_attention", "[false, null]"),
+        ("encoder_hid_dim", "[null]"),
+        ("encoder_hid_dim_type", "[null]"),
+        ("mid_block_only_cross_attention", "[false, null]"),
+        ("mid_block_scale_factor", "[1]"),
+        // The reference takes no value here: the heads are called `attention_head_dim`.
+        ("num_attention_heads", "[null]"),
+        ("num_class_embeds", "[null]"),
+        ("only_cross_attention", "[false]"),
+        QUANTIZATION,
+        ("resnet_out_scale_factor", "[1]"),
+        ("resnet_skip_time_act", "[false, null]"),
+        ("resnet_time_scale_shift", r#"["default"]"#),
+        ("reverse_transformer_layers_per_block", "[null]"),
+        ("time_embedding_act_fn", "[null]"),
+        ("time_embedding_dim", "[null]"),
+        ("time_embedding_type", r#"["positional"]"#),
+        ("timestep_post_act", "[null]"),
+    ],
+    without_effect: &[
+        "dropout",
+        // Scores and their softmax are f32 here in any case.
+        "upcast_attention",
+        // They describe embeddings that the keys above rule out.
+        "addition_embed_type_num_heads",
+        "addition_time_embed_dim",
+        "class_embeddings_concat",
+        "projection_class_embeddings_input_dim",
+    ],
+};
+
+pub(super) const VAE: Keys = Keys {
+    class: "AutoencoderKL",
+    followed: &[
+        "in_channels",
+        "out_channels",
+        "down_block_types",
+        "up_block_types",
+        "block_out_channels",
+        "layers_per_block",
+        "latent_channels",
+        "norm_num_groups",
+        "scaling_factor",
+        "force_upcast",
+        "use_quant_conv",
+        "use_post_quant_conv",
+        "mid_block_add_attention",
+    ],
+    nullable: &[],
+    only: &[("_class_name", r#"["AutoencoderKL"]"#), ("act_fn", r#"["silu", "swish"]"#), QUANTIZATION],
+    // The pipelines of Stable Diffusion 1 and 2 scale the latents and do nothing else to them.
+    without_effect: &["sample_size", "shift_factor", "latents_mean", "latents_std"],
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_the_reference_models_is_in_a_table() {
+        let reference: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/config_keys.json")).unwrap();
+        for (keys, beyond) in [
+            (&TEXT_ENCODER, &TEXT_ENCODER_BEYOND[..]),
+            (&UNET, &["_class_name", "quantization_config"]),
+            (&VAE, &["_class_name", "quantization_config"]),
+        ] {
+            keys.assert_is_the_references(&reference["classes"][keys.class], beyond);
+        }
+    }
+}
