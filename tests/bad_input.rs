@@ -303,7 +303,7 @@ fn a_config_that_cannot_be_followed_is_named_by_file_and_key() {
             json!("StableDiffusionXLPipeline"),
             &["\"StableDiffusionPipeline\"", "SDXL"][..],
         ),
-        ("model_index.json", "_class_name", json!("FluxPipeline"), &["\"StableDiffusionPipeline\"", "FluxPipeline"]),
+        ("model_index.json", "controlnet", json!(["diffusers", "ControlNetModel"]), &["`controlnet`", "absent"]),
         ("model_index.json", "unet", json!(["diffusers", "Unet3D"]), &["UNet2DConditionModel", "Unet3D"]),
         ("unet/config.json", "addition_embed_type", json!("text_time"), &["SDXL"]),
         ("unet/config.json", "time_cond_proj_dim", json!(256), &["LCM"]),

@@ -89,9 +89,10 @@ pub fn class_of(index: &Object) -> Result<PipelineClass> {
             return Err(index.refuse(part, &format!("of the class {}", classes[0])));
         }
     }
-    if let Some(other) =
-        index.keys().find(|key| !PARTS.iter().any(|(part, _)| part == key) && class_of_part(index, key).is_some())
-    {
+    let is_other = |key: &&str| {
+        !key.starts_with('_') && !PARTS.iter().any(|(part, _)| part == key) && class_of_part(index, key).is_some()
+    };
+    if let Some(other) = index.keys().find(is_other) {
         return Err(index.refuse(other, "absent").hint(
             "sdshard runs pipelines of a text encoder, a UNet and a VAE; another part would change the picture",
         ));

@@ -360,6 +360,6 @@ mod tests {
         let known = model.identity().unwrap();
         fs::remove_file(folder.path().join(UNET)).unwrap();
         assert_eq!(model.identity().unwrap(), known);
-        assert!(open(None).identity().is_err());
+        assert!(Model::open(ModelFiles::folder(folder.path()).unwrap(), None).is_err());
     }
 }

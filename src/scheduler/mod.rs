@@ -347,7 +347,7 @@ mod tests {
     fn says_which_key_it_cannot_follow() {
         for (text, words) in [
             (r#"{}"#, "`_class_name` must be the scheduler's class"),
-            (r#"{"_class_name": "HeunDiscreteScheduler"}"#, "found: \"HeunDiscreteScheduler\""),
+            (r#"{"_class_name": "HeunDiscreteScheduler"}"#, "found: HeunDiscreteScheduler"),
             (r#"{"_class_name": "PNDMScheduler"}"#, "`skip_prk_steps` must be true"),
             (r#"{"_class_name": "DDIMScheduler"}"#, "`clip_sample` must be false"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "trained_betas": [0.1]}"#, "`trained_betas` must be null"),
