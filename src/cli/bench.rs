@@ -10,7 +10,7 @@ use super::{BenchArgs, BenchWhat, model, progress::Console};
 /// Measures and prints.
 pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let BenchWhat::Components = args.what;
-    let model = model::open(&args.model, console)?;
+    let model = model::open(&args.model, console, None)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
         None => (model.spec.unet.sample_size, model.spec.unet.sample_size),

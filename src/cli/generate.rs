@@ -68,7 +68,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
-    let model = Arc::new(model::open(&args.model, console)?);
+    let model = Arc::new(model::open(&args.model, console, Some(interrupt))?);
     let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
     let visible = world.own_devices(&backend::visible())?;
     let resolve = |requests: &[Request]| -> Result<Option<Plan>> {

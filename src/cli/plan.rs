@@ -24,7 +24,7 @@ use super::{
 /// Prints the plan for the largest picture.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let map = device_map(&args.model)?;
-    let spec = ModelSpec::load(&model::files(&args.model, Wanted::Configs, console)?)?;
+    let spec = ModelSpec::load(&model::files(&args.model, Wanted::Configs, console, None)?)?;
     let (defaults, scale) = (&spec.defaults, spec.vae.scale());
     let largest = Largest {
         width: args.width.unwrap_or(defaults.width),

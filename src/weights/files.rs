@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 pub const MODEL_INDEX: &str = "model_index.json";
 
 /// The longest JSON or text file that is read: real ones end at some 5 MB.
-const LONGEST_TEXT: u64 = 64 << 20;
+pub(super) const LONGEST_TEXT: u64 = 64 << 20;
+
+/// What a clone without git-lfs has in place of a large file begins with this.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// A path inside the model and the file's contents.
 pub type EmbeddedFile = (&'static str, &'static [u8]);
@@ -121,6 +124,10 @@ impl ModelFiles {
                 // aside, and renamed into place by every tool that makes them; as all programs that map weights, we
                 // rely on that.
                 let map = unsafe { Mmap::map(&file) }.map_err(|error| refuse("cannot be read").source(error))?;
+                if map.starts_with(LFS_POINTER) {
+                    return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
+                        .hint("git lfs pull in the model's folder fetches the contents"));
+                }
                 Ok(Bytes(Contents::Map(map)))
             }
         }
@@ -230,6 +237,18 @@ mod tests {
         ] {
             let error = ModelFiles::folder(&path).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains(&*path.to_string_lossy()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_of_git_lfs_is_not_taken_for_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 5\n", "0".repeat(64));
+        fs::create_dir(folder.path().join("unet")).unwrap();
+        for path in [MODEL_INDEX, "unet/diffusion_pytorch_model.safetensors", "vocab.json"] {
+            fs::write(folder.path().join(path), &pointer).unwrap();
+            let error = ModelFiles::folder(folder.path()).and_then(|files| files.bytes(path)).unwrap_err().to_string();
+            assert!(error.contains(path) && error.contains("git lfs pull"), "{error}");
         }
     }
 
