@@ -20,7 +20,7 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
             );
         }
     };
-    let model = model::open(&args.model, console)?;
+    let model = model::open(&args.model, console, None)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
         None => (model.spec.unet.sample_height, model.spec.unet.sample_width),

@@ -78,7 +78,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
-    let mut model = model::open(&args.model.model, console)?;
+    let mut model = model::open(&args.model.model, console, Some(interrupt))?;
     model.observer = Some(loading_observer(console, interrupt));
     let model = Arc::new(model);
     interrupt.check()?;

@@ -1,29 +1,59 @@
 //! `--model`: a folder, a hub id, or the model that is built in.
 
+use std::{ops::ControlFlow, path::Path, sync::atomic::Ordering};
+
 use sdshard::{
     error::{Error, Result},
+    models::spec::ModelSpec,
     pipeline::{Component, Model},
-    weights::{self, ModelFiles, Wanted},
+    weights::{self, Download, ModelFiles, Wanted},
 };
 
-use super::{ModelArgs, progress::Console};
+use super::{ModelArgs, interrupt::Interrupt, progress::Console};
 
 /// Where the model is that the arguments name.
-pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console) -> Result<ModelFiles> {
+///
+/// What a hub model lacks in the cache is downloaded; `interrupt` ends that.
+pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Option<&Interrupt>) -> Result<ModelFiles> {
     match &args.model {
         None if args.revision.is_some() => {
             Err(Error::input("--revision: only a model on the hub has revisions").hint("--model ORG/NAME"))
         }
         None => built_in(console),
-        Some(name) => weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), wanted, |file| {
-            console.note(&format!("downloading {name}: {file}"));
-        }),
+        Some(name) => {
+            let mut transfer = None;
+            let mut on_news = |news: Download| {
+                let title = |path: &str| format!("downloading {name}: {path}");
+                match news {
+                    Download::File { path, bytes } => transfer = Some(console.transfer(&title(&path), bytes)),
+                    Download::Bytes(bytes) => transfer.iter_mut().for_each(|transfer| transfer.at(bytes)),
+                    Download::Complete => transfer = None,
+                    Download::Waiting { path } => {
+                        console.note(&format!("{}: waiting for another process that fetches it", title(&path)));
+                    }
+                    Download::Retry { what, why } => {
+                        console.note(&format!("downloading {name}: {what}: {why}; trying again"));
+                    }
+                    _ => {}
+                }
+                match interrupt {
+                    Some(interrupt) if interrupt.requested().load(Ordering::Relaxed) => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                }
+            };
+            weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), wanted, &mut on_news)
+        }
     }
 }
 
 /// Opens the model that the arguments name.
-pub fn open(args: &ModelArgs, console: &Console) -> Result<Model> {
-    let files = files(args, Wanted::Everything, console)?;
+pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) -> Result<Model> {
+    // What of a hub model can be checked without its weights is checked before they are downloaded.
+    if args.model.as_deref().is_some_and(|name| weights::is_hub_id(name) && !Path::new(name).exists()) {
+        ModelSpec::load(&files(args, Wanted::Configs, console, interrupt)?)?;
+        Model::without_weights(files(args, Wanted::Texts, console, interrupt)?, args.variant.clone())?;
+    }
+    let files = files(args, Wanted::Everything, console, interrupt)?;
     if let Some(variant) = &args.variant {
         for component in weights::without_variant(&files, &Component::ALL.map(Component::name), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));

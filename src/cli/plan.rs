@@ -35,7 +35,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let asked: Vec<Options> = on_command_line.chain(in_file).map(|options| options.or(&args.options)).collect();
     let asked = if asked.is_empty() { vec![args.options.clone()] } else { asked };
     let map = device_map(&args.model)?;
-    let files = model::files(&args.model.model, Wanted::Configs, console)?;
+    let files = model::files(&args.model.model, Wanted::Configs, console, None)?;
     let spec = ModelSpec::load(&files)?;
     check_what_is_there(args, &files, &spec)?;
     let requests = asked.iter().map(|options| request(options, &spec)).collect::<Result<Vec<_>>>()?;

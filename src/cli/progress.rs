@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use sdshard::{
     error::{Error, Result, printable, shown},
     planner::size::format_bytes,
@@ -106,6 +106,24 @@ impl Console {
         Overview { console: self.clone(), bar, next: Instant::now() + Overview::PAUSE }
     }
 
+    /// A file of so many bytes, if that is known, that is about to come: `downloading org/name: unet/config.json`.
+    pub fn transfer(&self, title: &str, bytes: Option<u64>) -> Transfer {
+        let title = shown(title).to_string();
+        let style = match bytes {
+            Some(_) => "{prefix}  {bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}",
+            None => "{prefix}  {binary_bytes} {binary_bytes_per_sec}",
+        };
+        let bar = ProgressBar::hidden().with_prefix(title.clone());
+        bar.set_style(ProgressStyle::with_template(style).expect("both templates are right"));
+        bytes.inspect(|bytes| bar.set_length(*bytes));
+        if self.mode == Mode::Lines {
+            let size = bytes.map(|bytes| format!(" ({})", BinaryBytes(bytes)));
+            self.note(&format!("{title}{}", size.unwrap_or_default()));
+        }
+        let bar = if self.mode == Mode::Bars { self.bars.insert(0, bar) } else { bar };
+        Transfer { console: self.clone(), title, bar, next: Instant::now() + Overview::PAUSE }
+    }
+
     /// Progress of one picture; `title` tells it from others: `3/8 a red fox`. In a pipe it has lines of its own only where
     /// `in_pipes` is set.
     pub fn start(&self, title: &str, in_pipes: bool) -> Progress {
@@ -120,6 +138,33 @@ impl Console {
     /// Progress of the reading of weights.
     pub fn loading(&self) -> LoadingBar {
         LoadingBar { console: self.clone(), bar: Mutex::default() }
+    }
+}
+
+/// A file on its way from the hub. Its bar goes away with it.
+pub struct Transfer {
+    console: Console,
+    title: String,
+    bar: ProgressBar,
+    next: Instant,
+}
+
+impl Transfer {
+    /// So many bytes are there.
+    pub fn at(&mut self, bytes: u64) {
+        self.bar.set_position(bytes);
+        if self.console.mode == Mode::Lines && Instant::now() >= self.next {
+            self.next = Instant::now() + Overview::PAUSE;
+            let percent = self.bar.length().filter(|all| *all > 0).map(|all| format!(", {} %", bytes * 100 / all));
+            self.console.note(&format!("{}: {}{}", self.title, BinaryBytes(bytes), percent.unwrap_or_default()));
+        }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.console.bars.remove(&self.bar);
     }
 }
 

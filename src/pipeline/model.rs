@@ -44,6 +44,16 @@ impl Model {
     /// If a file is missing, broken, or says what this program cannot do, the tokenizer has more tokens than the text
     /// encoder, or the weights are not those that the configs describe: see [`check_weights`].
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
+        let model = Self::without_weights(files, variant)?;
+        check_weights(&model.files, &model.spec, model.variant.as_deref())?;
+        Ok(model)
+    }
+
+    /// As [`Model::open`], for a model whose weights need not be there yet.
+    ///
+    /// # Errors
+    /// As [`Model::open`], but for the weights.
+    pub fn without_weights(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
         let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.text_length)?;
         let (rows, largest) = (spec.text_encoder.vocab_size, tokenizer.largest_id() as usize);
@@ -56,7 +66,6 @@ impl Model {
             ))
             .found(rows.to_string()));
         }
-        check_weights(&files, &spec, variant.as_deref())?;
         Ok(Self { files, spec, tokenizer, variant, observer: None, identity: Mutex::default() })
     }
 

@@ -18,7 +18,12 @@ use crate::{
 pub const MODEL_INDEX: &str = "model_index.json";
 
 /// The longest JSON or text file that is read: a `tokenizer.json` of CLIP's has up to 4 MB.
-const LONGEST_TEXT: u64 = 8 << 20;
+pub(super) const LONGEST_TEXT: u64 = 8 << 20;
+
+/// What a clone without git-lfs has in place of a large file begins with this.
+const LFS_POINTER: [u8; 40] = *b"version https://git-lfs.github.com/spec/";
+/// A pointer of git-lfs is shorter than this, in bytes, says its specification.
+const LONGEST_LFS_POINTER: u64 = 1024;
 
 /// A path inside the model and the file's contents.
 pub type EmbeddedFile = (&'static str, &'static [u8]);
@@ -139,6 +144,14 @@ impl ModelFiles {
                     _ => refuse("cannot be opened").source(error),
                 })?;
                 let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
+                let mut start = [0; LFS_POINTER.len()];
+                if metadata.len() < LONGEST_LFS_POINTER
+                    && read_exact_at(&file, &mut start, 0).is_ok()
+                    && start == LFS_POINTER
+                {
+                    return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
+                        .hint("git lfs pull in the model's folder fetches the contents"));
+                }
                 let stamp = Stamp::of(&metadata);
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                 if *seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
@@ -323,6 +336,18 @@ mod tests {
         ] {
             let error = ModelFiles::folder(&path).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains(&*path.to_string_lossy()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_of_git_lfs_is_not_taken_for_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 5\n", "0".repeat(64));
+        fs::create_dir(folder.path().join("unet")).unwrap();
+        for path in [MODEL_INDEX, "unet/diffusion_pytorch_model.safetensors", "vocab.json"] {
+            fs::write(folder.path().join(path), &pointer).unwrap();
+            let error = ModelFiles::folder(folder.path()).and_then(|files| files.bytes(path)).unwrap_err().to_string();
+            assert!(error.contains(path) && error.contains("git lfs pull"), "{error}");
         }
     }
 

@@ -1,0 +1,302 @@
+//! Where a hub model's files are: in the standard cache, or on the hub.
+//!
+//! The cache is that of Python's huggingface_hub, so that both programs share their downloads. Nothing that a server says
+//! decides where a file lies, what was cut off or changed on its way is not kept, and the token stays with its host.
+
+mod cache;
+mod request;
+mod settings;
+mod transfer;
+
+use std::{
+    collections::HashSet,
+    fmt,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool, mpsc},
+    thread,
+    time::Duration,
+};
+
+use self::{
+    cache::Repo,
+    request::{Client, refused, shown},
+    transfer::{Line, Session},
+};
+use super::{
+    Download, Wanted,
+    files::{MODEL_INDEX, ModelFiles},
+    index,
+};
+use crate::error::{Error, Result, Scope};
+
+/// Files that a model must have.
+const REQUIRED: [&str; 5] =
+    [MODEL_INDEX, "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"];
+/// Files that are read where there are any.
+const OPTIONAL: [&str; 8] = [
+    "safety_checker/config.json",
+    "sdshard.toml",
+    "tokenizer/added_tokens.json",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+];
+/// Folders with weights.
+const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
+/// How long a download goes on at most before its caller is asked whether it should.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// A hub and the cache of what came from it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    /// Shows the hub who asks; goes to the endpoint's own scheme, host and port only.
+    pub token: Option<String>,
+    /// Whether the cache has to do.
+    pub offline: bool,
+    /// The address of the hub, http or https, without a slash at its end.
+    pub endpoint: String,
+    /// How long a server may be silent.
+    pub timeout: Duration,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cache, token, offline, endpoint, timeout } = self;
+        f.debug_struct("Hub")
+            .field("cache", cache)
+            .field("token", &token.as_ref().map(|_| "(secret)"))
+            .field("offline", offline)
+            .field("endpoint", endpoint)
+            .field("timeout", timeout)
+            .finish()
+    }
+}
+
+impl Hub {
+    /// The folder with the files of the model `id`, in the form `org/name`, at a branch, tag or commit, `main` by default.
+    ///
+    /// What the cache has is used without asking the hub. Otherwise the files that sdshard reads and the cache lacks are
+    /// downloaded into it, of the commit that the cache knows or, where it knows none, of the newest: as much as `wanted`
+    /// says, and of each component's weights the safetensors of `variant` or, where there are none, the plain ones.
+    ///
+    /// The download runs in a thread of its own. `on_news` hears of it here, several times a second, and ends it with
+    /// [`ControlFlow::Break`]: the call returns at once, and what has arrived is used by the next one.
+    ///
+    /// # Errors
+    /// If the cache lacks the model and the hub may not or cannot be reached, does not have it, or answers what no hub
+    /// does; with [`Scope::Interrupted`] if `on_news` ended it.
+    pub fn resolve(
+        &self,
+        id: &str,
+        revision: Option<&str>,
+        variant: Option<&str>,
+        wanted: Wanted,
+        on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
+    ) -> Result<PathBuf> {
+        let revision = revision.unwrap_or("main");
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if !super::is_hub_id(id) {
+            return Err(Error::input("the id of a model on the hub has the form org/name").found(shown(id)));
+        }
+        if !cache::is_inside(revision) || revision.contains("..") || !revision.bytes().all(is_plain) {
+            return Err(Error::input("a revision is a branch, a tag or a commit").found(shown(revision)));
+        }
+        index::check_variant(variant)?;
+        let model =
+            Asked { id: id.to_owned(), revision: revision.to_owned(), variant: variant.map(str::to_owned), wanted };
+
+        let repo = Repo::new(&self.cache, id);
+        let known = repo.commit(revision);
+        let cached = known.as_ref().map(|commit| (commit, repo.snapshot(commit))).filter(|(_, folder)| folder.is_dir());
+        let lacking = match &cached {
+            None => "no such model and revision".to_owned(),
+            Some((commit, folder)) => {
+                match model.missing(folder, |path| self.offline || repo.is_absent(commit, path)) {
+                    None => return Ok(folder.clone()),
+                    Some(missing) => format!("a copy without {missing}"),
+                }
+            }
+        };
+        if self.offline {
+            return Err(Error::input(format!("the model {id} ({revision}) is not whole in {}", self.cache.display()))
+                .found(lacking)
+                .hint("HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE forbid downloads: unset them, or give a folder as the model"));
+        }
+        let hub = self.clone();
+        let doing = format!("downloading the model {id} ({revision}) into {}", self.cache.display());
+        in_thread(move |line| hub.download(&model, &repo, known.as_deref(), line), on_news).map_err(|error| match error
+            .scope()
+        {
+            Scope::Interrupted => error,
+            _ => error.context(doing),
+        })
+    }
+
+    fn download(&self, model: &Asked, repo: &Repo, known: Option<&str>, line: &Line) -> Result<PathBuf> {
+        let session = Session { hub: self, client: Client::new(self)?, repo, id: &model.id, line };
+        // The files that the cache lacks of the commit that it knows; a commit that the hub has lost is replaced.
+        let mut listing = known.map(|commit| session.list(commit)).transpose()?.flatten();
+        if listing.is_none() {
+            listing = session.list(&model.revision)?;
+        }
+        let Some(listing) = listing else {
+            return Err(Error::input("the hub has no such model or revision")
+                .hint("is the id right? A gated or private model needs a token that may read it, in HF_TOKEN"));
+        };
+        let listing = Listing::parse(&listing)?;
+        let snapshot = repo.snapshot(&listing.commit);
+        let fetch = |path: &str| match snapshot.join(path).is_file() {
+            true => Ok(()),
+            false => session.fetch(&listing.commit, path),
+        };
+        for path in model.listed(&listing.files)? {
+            fetch(&path)?;
+        }
+        let files = ModelFiles::folder(&snapshot)?;
+        for component in weight_folders(model.wanted) {
+            let sources = index::find(&files, component, model.variant.as_deref())?;
+            sources.files.iter().try_for_each(|path| fetch(path))?;
+            if let Some(variant) = model.variant.as_ref().filter(|_| !sources.is_variant) {
+                repo.set_absent(&listing.commit, &variant_file(component, variant))?;
+            }
+        }
+        repo.set_commit(&model.revision, &listing.commit)?;
+        Ok(snapshot)
+    }
+}
+
+/// Runs `work` in a thread, hands on what it says, and leaves it alone where `on_news` says so.
+fn in_thread<T: Send + 'static>(
+    work: impl FnOnce(&Line) -> Result<T> + Send + 'static,
+    on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
+) -> Result<T> {
+    let (news, heard) = mpsc::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let line = Line { news, stop: stop.clone() };
+    let worker = thread::Builder::new().name("download".into()).spawn(move || work(&line));
+    let worker = worker.map_err(|error| Error::process("starting a thread for the download").source(error))?;
+    loop {
+        let news = match heard.recv_timeout(GLANCE) {
+            Ok(news) => news,
+            Err(mpsc::RecvTimeoutError::Timeout) => Download::Nothing,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        };
+        if on_news(news).is_break() {
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            return Err(Error::interrupted());
+        }
+    }
+    worker.join().unwrap_or_else(|_| Err(Error::process("the thread that downloads has panicked")))
+}
+
+/// The commit and the files that the hub lists for a model.
+struct Listing {
+    commit: String,
+    files: HashSet<String>,
+}
+
+impl Listing {
+    /// Of a reply to `/api/models/...`.
+    fn parse(reply: &[u8]) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Reply {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let Ok(reply) = serde_json::from_slice::<Reply>(reply) else {
+            return Err(refused("the list of the model's files is not what a hub answers")
+                .found(shown(&String::from_utf8_lossy(&reply[..reply.len().min(1000)]))));
+        };
+        if !cache::is_commit(&reply.sha) {
+            return Err(refused("the hub names a commit that is none").found(shown(&reply.sha)));
+        }
+        let files: HashSet<String> = reply.siblings.into_iter().map(|file| file.rfilename).collect();
+        match files.iter().find(|path| !cache::is_inside(path)) {
+            Some(path) => Err(refused("the hub lists a file whose path leads out of the model").found(shown(path))),
+            None => Ok(Self { commit: reply.sha, files }),
+        }
+    }
+}
+
+/// What somebody wants of a model.
+struct Asked {
+    id: String,
+    revision: String,
+    variant: Option<String>,
+    wanted: Wanted,
+}
+
+impl Asked {
+    /// The files to fetch of those that the hub has; of a component in shards its index, which names them.
+    ///
+    /// Fails where a config or a component's safetensors are not there.
+    fn listed(&self, on_hub: &HashSet<String>) -> Result<Vec<String>> {
+        let refuse = |what: String| Error::input(format!("the model on the hub has no {what}"));
+        if let Some(path) = REQUIRED.iter().find(|path| !on_hub.contains(**path)) {
+            return Err(refuse((*path).to_owned()).hint("only models in the diffusers layout can be read"));
+        }
+        let is_config = |path: &str| !path.starts_with("tokenizer/") || path == "tokenizer/tokenizer_config.json";
+        let is_wanted = |path: &&&str| self.wanted >= Wanted::Texts || is_config(path);
+        let optional = OPTIONAL.iter().filter(|path| on_hub.contains(**path)).filter(is_wanted);
+        let mut paths: Vec<String> = REQUIRED.iter().chain(optional).map(|path| (*path).to_owned()).collect();
+        for component in weight_folders(self.wanted) {
+            let variant = self.variant.as_ref().map(|variant| index::variant_candidates(component, variant));
+            let candidates = variant.unwrap_or_default().into_iter().chain(index::plain_candidates(component));
+            let path = candidates.into_iter().find(|path| on_hub.contains(path)).ok_or_else(|| {
+                refuse(format!("safetensors files in {component}/")).hint(
+                    "a pickle file (.bin, .ckpt) is never read; a variant such as \"fp16\" may have what is wanted",
+                )
+            })?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
+    /// The first file that a snapshot lacks, or `None` where it is whole. `is_absent` says whether the hub is known to have
+    /// no such file.
+    fn missing(&self, snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Option<String> {
+        let Ok(files) = ModelFiles::folder(snapshot) else { return Some(MODEL_INDEX.to_owned()) };
+        if let Some(missing) = REQUIRED.iter().find(|path| !files.exists(path)) {
+            return Some((*missing).to_owned());
+        }
+        if self.wanted >= Wanted::Texts && !files.exists("tokenizer/tokenizer.json") {
+            let halves = ["tokenizer/vocab.json", "tokenizer/merges.txt"];
+            if let Some(missing) = halves.into_iter().find(|path| !files.exists(path)) {
+                return Some(missing.to_owned());
+            }
+        }
+        weight_folders(self.wanted).iter().find_map(|component| {
+            match index::find(&files, component, self.variant.as_deref()) {
+                Ok(sources) => {
+                    let of_variant = self.variant.as_ref().filter(|_| !sources.is_variant);
+                    let unknown = of_variant.map(|variant| variant_file(component, variant));
+                    let missing = sources.files.into_iter().find(|path| !files.exists(path));
+                    missing.or(unknown.filter(|path| !is_absent(path)))
+                }
+                Err(_) => Some(format!("safetensors files in {component}/")),
+            }
+        })
+    }
+}
+
+/// The file whose absence says that a component has no files of the variant.
+fn variant_file(component: &str, variant: &str) -> String {
+    index::variant_candidates(component, variant).pop().expect("there is a name for every variant")
+}
+
+/// The folders whose weights are wanted.
+fn weight_folders(wanted: Wanted) -> &'static [&'static str] {
+    match wanted {
+        Wanted::Configs | Wanted::Texts => &[],
+        Wanted::Everything => &WEIGHTS,
+    }
+}
