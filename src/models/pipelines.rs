@@ -147,7 +147,7 @@ mod tests {
                 vae,
                 "`controlnet` must be absent",
             ),
-            ("null", vae, "the key is missing"),
+            ("null", vae, "the name of a pipeline's class"),
             ("7", vae, "a text"),
             (r#""StableDiffusionPipeline""#, "[null, null]", "`vae` must be of the class AutoencoderKL"),
             (r#""StableDiffusionPipeline""#, r#"["diffusers", "AutoencoderTiny"]"#, "AutoencoderTiny"),

@@ -658,7 +658,7 @@ mod tests {
             ("in_channels", "9", "inpainting"),
             ("block_out_channels", "[1099511627776, 1, 1, 1]", "from 1 to 65536"),
             ("block_out_channels", "[]", "1 to 8 widths"),
-            ("block_out_channels", "[320, 640, 1280, 1290]", "norm_num_groups"),
+            ("block_out_channels", "[320, 640, 1280, 1290]", "a divisor of 1290"),
             ("block_out_channels", "[320, 640, 1280]", "3 blocks"),
             (
                 "down_block_types",

@@ -316,9 +316,12 @@ impl SchedulerFile {
     fn own_kind(&self) -> Result<SchedulerKind> {
         let kind = SchedulerKind::ALL.into_iter().find(|kind| kind.class_name() == self.class).ok_or_else(|| {
             let names = SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
-            Error::input(format!("{}: sdshard does not have the scheduler of this model", self.source.file()))
-                .found(self.class.clone())
-                .hint(format!("--scheduler with another one: {names}"))
+            Error::input(format!(
+                "{}: sdshard does not have the scheduler that model_index.json names",
+                self.source.file()
+            ))
+            .found(self.class.clone())
+            .hint(format!("--scheduler with another one: {names}"))
         })?;
         let karras = kind.is_dpm() && self.source.flag("use_karras_sigmas", false)?;
         Ok(if karras { SchedulerKind::DpmSolverMultistepKarras } else { kind })
