@@ -346,7 +346,7 @@ mod tests {
         fs::create_dir(folder.path().join("unet")).unwrap();
         for path in [MODEL_INDEX, "unet/diffusion_pytorch_model.safetensors", "vocab.json"] {
             fs::write(folder.path().join(path), &pointer).unwrap();
-            let error = ModelFiles::folder(folder.path()).and_then(|files| files.bytes(path)).unwrap_err().to_string();
+            let error = ModelFiles::folder(folder.path()).and_then(|files| files.open(path)).err().unwrap().to_string();
             assert!(error.contains(path) && error.contains("git lfs pull"), "{error}");
         }
     }

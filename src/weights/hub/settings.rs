@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_token_comes_from_its_variables_or_its_file() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("token"), "from-file\n").unwrap();
+        std::fs::write(folder.path().join("token"), "from-file\n").unwrap();
         let token = |variables: &[(&str, &str)]| hub(variables).unwrap().token;
         let home = ("HF_HOME", folder.path().to_str().unwrap());
         assert_eq!(token(&[home]).as_deref(), Some("from-file"));
