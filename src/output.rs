@@ -37,7 +37,7 @@ pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result<()> {
     replace(path, bytes, durability).map_err(|error| refuse(path, error))
 }
 
-/// As [`write`], but nothing is replaced: `false` if there is something of this name, whatever it is. Of several processes
+/// As [`write()`], but nothing is replaced: `false` if there is something of this name, whatever it is. Of several processes
 /// that create one name at the same time, one succeeds.
 ///
 /// # Errors
@@ -50,7 +50,7 @@ fn refuse(path: &Path, error: io::Error) -> Error {
     Error::process(format!("writing {}", path.display())).source(error)
 }
 
-/// As [`write`], for a file of a cache: its folder is made, and nothing is lost if it does not survive.
+/// As [`write()`], for a file of a cache: its folder is made, and nothing is lost if it does not survive.
 pub(crate) fn write_cache(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(folder_of(path))?;
     replace(path, bytes, Durability::Buffered)

@@ -63,7 +63,7 @@ pub struct Location {
     pub column: usize,
     /// Characters of this line that are meant, at least one.
     pub width: usize,
-    /// The line itself, or of a long line [`SHOWN`] characters around this place.
+    /// The line itself, or of a long line 120 characters around this place.
     pub text: String,
     /// Characters of the line that `text` leaves out in front.
     pub skipped: usize,
