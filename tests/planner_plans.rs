@@ -63,7 +63,7 @@ fn a_device_that_would_only_be_late_gets_no_pictures() {
     let plan = plan("strategy = \"throughput\"", &devices(machine));
     assert_eq!(plan.devices.iter().map(|device| device.id.to_string()).collect::<Vec<_>>(), ["cuda:0"], "{plan}");
     let says = |what: &str, why: &str| plan.rejected.iter().any(|one| one.what.contains(what) && one.why.contains(why));
-    assert!(says("guidance split over devices: cuda:0, cuda:1", " for 10000 pictures rather than "), "{plan}");
+    assert!(says("each on one device: cuda:0, cuda:1", " for 10000 pictures rather than "), "{plan}");
     assert_eq!(plan.warnings(), ["left idle: cuda:1"]);
 }
 
