@@ -483,7 +483,8 @@ fn by_time(
                 let is_free = |component: &Component| named.get(*component).is_none();
                 let free = Component::ALL.into_iter().filter(is_free);
                 let used = free.flat_map(|component| scored.layouts.iter().flat_map(move |l| l.devices_of(component)));
-                let devices = each_once(used);
+                let mut devices = each_once(used);
+                devices.sort();
                 let simple = by_class(costs, &devices).len() <= 1;
                 tried.push(Tried { family, scored, devices, simple });
             }
@@ -501,12 +502,12 @@ fn by_time(
             (Some(best), _) | (None, Some(best)) => best,
             (None, None) => return Err(nothing_fits(costs, group, budgets, named)),
         };
-        // Of the others the best of each kind.
+        // Of the others the best of each kind, the chosen kind on other devices among them.
         for family in Family::ALL.into_iter().map(Some).chain([None]) {
             for simple in [true, false] {
                 let others = tried.iter().filter(|one| one.family == family && one.simple == simple);
-                let other = others.min_by(|a, b| a.scored.seconds.total_cmp(&b.scored.seconds));
-                if let Some(other) = other.filter(|other| other.scored.layouts != best.scored.layouts) {
+                let others = others.filter(|other| other.scored.layouts != best.scored.layouts);
+                if let Some(other) = others.min_by(|a, b| a.scored.seconds.total_cmp(&b.scored.seconds)) {
                     chosen.rejected.push(Rejected { what: other.what(), why: other.lost(best, share) });
                 }
             }
