@@ -187,7 +187,8 @@ struct GenerateArgs {
     trace: Option<PathBuf>,
     /// This process among several that share the prompts, counted from 0 [default: the launcher's]
     ///
-    /// The launchers are torchrun, accelerate, mpirun, srun and indexed Kubernetes jobs.
+    /// The launchers are torchrun, accelerate, mpirun (of Open MPI, MPICH, Intel MPI and MVAPICH2), srun, PALS, indexed
+    /// Kubernetes jobs, and all that set RANK and WORLD_SIZE. If they contradict each other, nothing is drawn.
     #[arg(long, value_name = "N", help_heading = "Several processes")]
     rank: Option<usize>,
     /// How many processes share the prompts
