@@ -756,6 +756,33 @@ fn a_run_that_is_resumed_makes_what_is_missing_and_nothing_else() {
 }
 
 #[test]
+fn pictures_of_weights_that_were_changed_are_neither_kept_by_a_resumed_run_nor_replaced() {
+    let folder = common::copy_of_tiny();
+    let (model, out) = (folder.path().join("model"), folder.path().join("out"));
+    let draw = |more: &[&str]| {
+        let mut command = sdshard(&["a fox", "--seed", "1", "--steps", "2", "--width", "64", "--height", "64"]);
+        command.arg("--model").arg(&model).arg("--output-dir").arg(&out).args(more);
+        command
+    };
+    succeeds(&mut draw(&[]));
+    let old = fs::read(out.join("00000-a-fox.png")).unwrap();
+    let weights = model.join("unet/diffusion_pytorch_model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+
+    let message = common::message_of(draw(&["--resume"]).output().unwrap(), "other weights");
+    assert!(message.contains("00000-a-fox.png was made by other weights"), "{message}");
+    assert_eq!(files(&out), ["00000-a-fox.png"]);
+    let made = succeeds(&mut draw(&[]));
+    assert!(made.ends_with("00000-a-fox-seed1.png\n"), "{made}");
+    assert!(fs::read(out.join("00000-a-fox.png")).unwrap() == old, "the old picture was replaced");
+    let lines = json_lines(&succeeds(&mut draw(&["--resume", "--json"])));
+    assert_eq!(lines[0]["summary"]["skipped"], 1, "the new one is found");
+    succeeds(&mut draw(&["--resume", "--overwrite"]));
+}
+
+#[test]
 fn a_trace_has_a_lane_for_each_device_and_a_span_for_each_stage() {
     let tiny = Tiny::new();
     let folder = tempfile::tempdir().unwrap();

@@ -225,7 +225,8 @@ fn is_stdout(path: &Path) -> bool {
 /// Which pictures of a run that is resumed are there, made from the very request and whole.
 ///
 /// # Errors
-/// If a picture has no name, because other files have all that it may have and may not be replaced.
+/// If a picture has no name, because other files have all that it may have and may not be replaced; or if one to resume was
+/// made before the model's files were changed: the rest would not belong to it.
 fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Model, plan: &Plan) -> Result<Vec<bool>> {
     let (folder, hash) = (args.folder(), model.identity()?);
     // Which place of the plan draws a picture is not known before it is drawn.
@@ -237,9 +238,15 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
         for dtypes in dtypes {
             let metadata = Metadata::new(request, model, &hash, dtypes)?;
             let names = jobs[i].names.all(&metadata).into_iter().map(|name| folder.join(name));
-            let is_whole = |path: PathBuf| path.exists() && metadata.is_whole(&path).unwrap_or(false);
-            if args.resume && names.into_iter().any(is_whole) {
+            let names: Vec<PathBuf> = names.filter(|path| args.resume && path.exists()).collect();
+            if names.iter().any(|path| metadata.is_whole(path).unwrap_or(false)) {
                 return Ok((true, true));
+            }
+            let changed = names.iter().find(|path| !args.overwrite && metadata.is_of_changed_model(path));
+            if let Some(path) = changed {
+                return Err(Error::input(format!("--resume: {} was made by other weights", path.display()))
+                    .found(format!("files of {} with another content now", metadata.model))
+                    .hint("without --resume for pictures beside the old ones, --overwrite, or another --output-dir"));
             }
             has_name = has_name || jobs[i].names.find(&folder, &metadata).is_some();
         }

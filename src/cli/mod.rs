@@ -168,6 +168,8 @@ struct GenerateArgs {
     #[arg(long, default_value = "png", help_heading = "Output")]
     output_type: OutputType,
     /// Leave out pictures whose files are there already, whole and made from the same request
+    ///
+    /// If the model's files were changed since, nothing is drawn.
     #[arg(long, help_heading = "Output")]
     resume: bool,
     /// Replace files that were made from another request, rather than choosing another name

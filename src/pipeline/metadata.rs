@@ -159,6 +159,14 @@ impl Metadata {
         Ok(is_file && self.is_whole_png(&input::read(path).map_err(refuse)?))
     }
 
+    /// Whether a PNG or latent file says this about itself, but for the content of the model's files.
+    pub fn is_of_changed_model(&self, path: &Path) -> bool {
+        let said = Self::read(path).ok().flatten();
+        said.is_some_and(|said| {
+            said.model_hash != self.model_hash && Self { model_hash: self.model_hash.clone(), ..said } == *self
+        })
+    }
+
     fn is_whole_png(&self, bytes: &[u8]) -> bool {
         let mut options = png::DecodeOptions::default();
         options.set_ignore_checksums(false);
