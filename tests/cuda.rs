@@ -355,7 +355,7 @@ fn graphs_can_be_turned_off_and_older_drivers_have_none() {
     assert!(file_with(&[("SDSHARD_RIG_FAULTS", "symbol:cuGraphAddKernelNode_v2")]) == want);
     let map = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
     std::fs::write(map.path(), gpus(&[0])).unwrap();
-    let mut command = sdshard(&["--output-dir", "never", "--seed", "0", "a picture", "--device-map"]);
+    let mut command = sdshard(&["--quiet", "--output-dir", "never", "--seed", "0", "a picture", "--device-map"]);
     command.arg(map.path()).arg("--model").arg(tiny()).env("SDSHARD_CUDA_GRAPHS", "perhaps");
     let message = message_of(command.output().unwrap(), "a switch that is neither on nor off");
     assert!(message.contains("SDSHARD_CUDA_GRAPHS") && message.contains("perhaps"), "{message}");
