@@ -82,7 +82,7 @@ fn the_scheduler_is_the_one_that_the_pipelines_constructor_leaves() {
             }
         }
     }
-    assert_eq!(classes.len(), 12);
+    assert_eq!(classes.len(), 22);
 }
 
 #[test]

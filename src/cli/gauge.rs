@@ -77,6 +77,11 @@ impl Work {
         self.alone[index]
     }
 
+    /// How long all pictures should take: as long as the slowest, at least.
+    fn planned_seconds(&self) -> f64 {
+        self.alone.iter().copied().fold(self.alone.iter().sum::<f64>() / self.planned_rate, f64::max)
+    }
+
     /// How long the slowest picture still takes that is not done, where each takes `slower` times what was planned.
     fn slowest(&self, slower: f64, now: Instant) -> f64 {
         let begun = self
@@ -201,16 +206,15 @@ impl Gauge {
         [self.with_remaining(of, ""), self.start_line()].into_iter().chain(self.beside_the_plan()).collect()
     }
 
-    /// The plan's time beside the real one: pictures per second once all is warm, or else the seconds of a picture that was
-    /// drawn alone.
+    /// The plan's time beside the real one: pictures per second once all is warm, or else the seconds for all pictures.
     fn beside_the_plan(&self) -> Option<String> {
-        let Planned { seconds_per_image, images_per_second } = self.planned;
+        let images_per_second = self.planned.images_per_second;
         let (said, ratio) = match self.steady_images_per_second() {
             Some(real) => (format!("planned {images_per_second:.2}/s, real {real:.2}/s"), images_per_second / real),
-            None if self.done == 1 => {
-                let real = self.last.as_secs_f64();
-                let planned = Duration::try_from_secs_f64(seconds_per_image).ok()?;
-                (format!("planned {}, real {}", seconds(planned), seconds(self.last)), real / seconds_per_image)
+            None if self.done > 0 && self.done == self.work.alone.len() => {
+                let planned = Duration::try_from_secs_f64(self.work.planned_seconds()).ok()?;
+                let ratio = self.last.as_secs_f64() / planned.as_secs_f64();
+                (format!("planned {}, real {}", seconds(planned), seconds(self.last)), ratio)
             }
             None => return None,
         };
@@ -280,6 +284,13 @@ mod tests {
         let anew = "; `sdshard devices --measure` measures the devices anew";
         assert_eq!(run(1.0, &[25]).unwrap(), format!("planned 1.00 s, real 2.50 s{anew}"));
         assert_eq!(run(1.0, &[15, 25, 35]).unwrap(), "planned 1.00/s, real 1.00/s");
+        // The second replica's first picture is the last of all: no time is left in which all was warm.
+        let planned = Planned { seconds_per_image: 1.0, images_per_second: 2.0 };
+        let mut gauge = Gauge::new(started, Duration::ZERO, vec![cpu], 2, planned, vec![1.0; 3]);
+        for (index, replica, tenths) in [(0, 0, 10), (1, 0, 20), (2, 1, 21)] {
+            gauge.done(index, replica, &[], started + Duration::from_millis(100 * tenths));
+        }
+        assert_eq!(gauge.beside_the_plan().unwrap(), "planned 1.50 s, real 2.10 s");
         assert_eq!(run(0.25, &[15, 25, 35]).unwrap(), format!("planned 4.00/s, real 1.00/s{anew}"));
     }
 

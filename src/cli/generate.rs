@@ -228,7 +228,13 @@ fn is_stdout(path: &Path) -> bool {
 /// If a picture has no name, because other files have all that it may have and may not be replaced; or if one to resume was
 /// made before the model's files were changed: the rest would not belong to it.
 fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Model, plan: &Plan) -> Result<Vec<bool>> {
-    let (folder, hash) = (args.folder(), model.identity()?);
+    let folder = args.folder();
+    // A model that is new here has to be read once for its identity, which would keep a first run waiting for nothing.
+    let is_taken = |job: &Job| folder.join(&job.file).symlink_metadata().is_ok();
+    if !args.resume && !jobs.iter().any(is_taken) {
+        return Ok(vec![false; jobs.len()]);
+    }
+    let hash = model.identity()?;
     // Which place of the plan draws a picture is not known before it is drawn.
     let [plain, guided] = [false, true].map(|guided| plan.unet_dtypes(guided));
     let look = |i: usize| {

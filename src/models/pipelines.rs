@@ -33,7 +33,7 @@ const CYCLE: PipelineClass = PipelineClass {
 };
 
 /// The constructors of diffusers 0.42. A class that is not here is somebody's own, most likely a copy of text to image.
-const CLASSES: [(&str, PipelineClass); 18] = [
+const CLASSES: [(&str, PipelineClass); 23] = [
     ("StableDiffusionPipeline", TEXT_TO_IMAGE),
     ("StableDiffusionImg2ImgPipeline", TEXT_TO_IMAGE),
     ("StableDiffusionPAGPipeline", TEXT_TO_IMAGE),
@@ -52,6 +52,11 @@ const CLASSES: [(&str, PipelineClass); 18] = [
     ("StableDiffusionInstructPix2PixPipeline", NOTHING),
     ("StableDiffusionLDM3DPipeline", NOTHING),
     ("StableDiffusionModelEditingPipeline", NOTHING),
+    ("StableDiffusionParadigmsPipeline", NOTHING),
+    ("StableDiffusionGLIGENPipeline", NOTHING),
+    ("SemanticStableDiffusionPipeline", NOTHING),
+    ("LatentConsistencyModelPipeline", NOTHING),
+    ("LatentConsistencyModelImg2ImgPipeline", NOTHING),
 ];
 
 /// Parts that a pipeline may list: those that are run here, and those that look at finished pictures or at pictures to

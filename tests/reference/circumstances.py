@@ -55,15 +55,21 @@ def pipelines():
                "StableDiffusionPAGPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline",
                "StableDiffusionControlNetPipeline", "LEditsPPPipelineStableDiffusion", "CycleDiffusionPipeline",
                "StableDiffusionDiffEditPipeline", "StableDiffusionPipelineSafe", "StableDiffusionSAGPipeline"]
+    # Constructors that repair nothing: one case is enough to tell.
+    plain = ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline", "SemanticStableDiffusionPipeline",
+             "StableDiffusionAttendAndExcitePipeline", "StableDiffusionGLIGENPipeline",
+             "StableDiffusionInstructPix2PixPipeline", "StableDiffusionLDM3DPipeline",
+             "StableDiffusionModelEditingPipeline", "StableDiffusionPanoramaPipeline",
+             "StableDiffusionParadigmsPipeline"]
     odd = {"steps_offset": 0}, {"steps_offset": "absent"}, {"steps_offset": 3, "clip_sample": True}
-    for name in classes:
+    for name in classes + plain:
         cls = getattr(diffusers, name, None)
         if cls is None:
             from diffusers.pipelines import stable_diffusion_safe
             cls = getattr(stable_diffusion_safe, name)
         only_ddim = name in ("CycleDiffusionPipeline", "LEditsPPPipelineStableDiffusion")
         for kind in ["DDIMScheduler"] if only_ddim else ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"]:
-            for keys in odd:
+            for keys in odd[2:] if name in plain else odd:
                 changes = {SCHEDULER: keys, UNET: {"_diffusers_version": "0.8.0"}, INDEX: {"_class_name": name}}
                 with tempfile.TemporaryDirectory() as at:
                     changes = folder(Path(at) / "m", changes, kind)
