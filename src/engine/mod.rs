@@ -8,19 +8,17 @@
 //! to be the cause and fails. A device from which nothing is heard for too long is lost too, and the thread that waits
 //! for it is given up. Every request has exactly one end: what a thread that was given up says later is not heard.
 
+mod crew;
 mod queue;
+mod ticket;
 mod watch;
 mod worker;
 
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-        mpsc::RecvTimeoutError,
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use crate::{
@@ -28,7 +26,7 @@ use crate::{
     error::{Error, Result},
     models::route::{Keeps, Route},
     pipeline::{
-        Component, Model, Parts, Picture, Pipeline, Progress, Slot, TextCache, UnetPlace,
+        Component, Model, Parts, Pipeline, Slot, TextCache, UnetPlace,
         gate::Gates,
         model::Loader,
         placement::{Place, Placement, Sections},
@@ -39,181 +37,18 @@ use crate::{
         device_map::{DeviceMap, Strategy},
         plan::{DevicePlan, Plan},
     },
-    sync::{self, Clock, Monitor, Receiver, Thread, channel},
+    sync::{self, Clock, Monitor, Thread, channel},
     weights::ModelFiles,
 };
+use crew::Crew;
 use queue::{Queue, Worker};
+use ticket::Job;
+pub use ticket::{Canceller, Event, Ticket};
 use watch::Watch;
-use worker::{Left, Post, watch, work};
+use worker::{Core, Left, Post, watch, work};
 
 /// The shortest silence after which a device is given up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(60);
-
-/// What happens to a request.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// It waits for a replica.
-    Queued {
-        /// Since when.
-        at: Instant,
-    },
-    /// A replica has taken it: once, or again after a device failed under it.
-    Taken {
-        /// Which replica, counted from 0.
-        replica: usize,
-        /// Which try this is, counted from 1.
-        attempt: usize,
-        /// When.
-        at: Instant,
-    },
-    /// It goes on.
-    Progress(Progress),
-    /// A device failed under it, and it waits to be tried again.
-    Retry {
-        /// How the device failed.
-        error: Error,
-        /// When.
-        at: Instant,
-    },
-    /// It is done, or it failed. Nothing follows.
-    Done(Result<Picture>),
-}
-
-/// A submitted request: its events, its result, and a way to cancel it. A ticket that is dropped does not cancel its
-/// request.
-pub struct Ticket {
-    events: Receiver<Event>,
-    clock: Clock,
-    cancel: Canceller,
-    /// [`Event::Done`] was received.
-    done: AtomicBool,
-}
-
-impl Ticket {
-    /// Waits for the next event; `None` after [`Event::Done`].
-    pub fn next(&self) -> Option<Event> {
-        self.receive(|events| events.receive().ok_or(RecvTimeoutError::Disconnected)).ok()
-    }
-
-    /// The next event, if there is one already.
-    ///
-    /// # Errors
-    /// `Timeout` if there is none yet, `Disconnected` after [`Event::Done`].
-    pub fn try_next(&self) -> Result<Event, RecvTimeoutError> {
-        self.next_timeout(Duration::ZERO)
-    }
-
-    /// Waits for the next event, but no longer than `timeout`.
-    ///
-    /// # Errors
-    /// `Timeout` if there was none within that time, `Disconnected` after [`Event::Done`].
-    pub fn next_timeout(&self, timeout: Duration) -> Result<Event, RecvTimeoutError> {
-        self.receive(|events| events.receive_before(self.clock.now() + timeout))
-    }
-
-    fn receive(
-        &self,
-        receive: impl FnOnce(&Receiver<Event>) -> Result<Event, RecvTimeoutError>,
-    ) -> Result<Event, RecvTimeoutError> {
-        if self.done.load(Ordering::Relaxed) {
-            return Err(RecvTimeoutError::Disconnected);
-        }
-        let event = receive(&self.events)?;
-        self.done.fetch_or(matches!(event, Event::Done(_)), Ordering::Relaxed);
-        Ok(event)
-    }
-
-    /// Waits for the result.
-    ///
-    /// # Errors
-    /// If the request failed or was cancelled.
-    pub fn wait(self) -> Result<Picture> {
-        while let Some(event) = self.next() {
-            if let Event::Done(result) = event {
-                return result;
-            }
-        }
-        Err(Error::process("the engine stopped before the request was done"))
-    }
-
-    /// Waits for the result, but no longer than `timeout`; then the ticket comes back, and the request goes on. Events
-    /// that arrive meanwhile are dropped.
-    ///
-    /// # Errors
-    /// The ticket, if the request was not done within that time.
-    pub fn wait_timeout(self, timeout: Duration) -> Result<Result<Picture>, Self> {
-        let deadline = self.clock.now() + timeout;
-        loop {
-            match self.events.receive_before(deadline) {
-                Ok(Event::Done(result)) => return Ok(result),
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => return Err(self),
-                Err(RecvTimeoutError::Disconnected) => return Ok(self.wait()),
-            }
-        }
-    }
-
-    /// Asks the request to stop after its current step; it ends with an error of [`Scope::Interrupted`](crate::error::Scope).
-    pub fn cancel(&self) {
-        self.cancel.cancel();
-    }
-
-    /// A handle that cancels the request from another thread, while this one waits.
-    pub fn canceller(&self) -> Canceller {
-        self.cancel.clone()
-    }
-}
-
-/// Cancels a request; see [`Ticket::canceller`].
-#[derive(Debug, Clone, Default)]
-pub struct Canceller(Arc<AtomicBool>);
-
-impl Canceller {
-    /// Asks the request to stop after its current step. Without effect once it is done.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn is_asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A request and whom to tell.
-struct Job {
-    request: Request,
-    cancel: Canceller,
-    events: Box<dyn Fn(Event) + Send + Sync>,
-}
-
-impl Job {
-    fn tell(&self, event: Event) {
-        (self.events)(event);
-    }
-
-    fn end(&self, result: Result<Picture>) {
-        self.tell(Event::Done(result));
-    }
-}
-
-/// What all threads of an engine share.
-struct Core {
-    queue: Queue<Arc<Job>>,
-    watch: Watch,
-    clock: Clock,
-    /// Why the last replica left that did.
-    last_words: Mutex<String>,
-}
-
-/// What all threads of one plan share.
-struct Crew {
-    devices: Vec<Device>,
-    gates: Arc<Gates>,
-    /// One for each numerics class.
-    texts: HashMap<Vec<String>, Arc<TextCache>>,
-    patience: Duration,
-}
 
 /// A plan that is worked by.
 struct Loaded {

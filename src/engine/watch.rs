@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Crew;
+use super::crew::Crew;
 use crate::{
     backend::{Device, DeviceId},
     sync::{Clock, Monitor},

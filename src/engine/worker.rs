@@ -3,19 +3,30 @@
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
-    Core, Crew, Event, Job,
-    queue::{Claim, Fallout, Next, Noticed, Worker},
-    watch::Silent,
+    crew::Crew,
+    queue::{Claim, Fallout, Next, Noticed, Queue, Worker},
+    ticket::{Event, Job},
+    watch::{Silent, Watch},
 };
 use crate::{
     backend::DeviceId,
     error::{Error, Result, Scope},
     pipeline::{Component, Picture, Pipeline, Progress, Slot, request::Request},
+    sync::Clock,
 };
+
+/// What all threads of an engine share.
+pub(super) struct Core {
+    pub queue: Queue<Arc<Job>>,
+    pub watch: Watch,
+    pub clock: Clock,
+    /// Why the last replica left that did.
+    pub last_words: Mutex<String>,
+}
 
 /// Where a thread works.
 pub(super) struct Post<'a> {

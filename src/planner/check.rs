@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     device_map::{
-        COMPONENTS, DeviceFacts, DeviceMap, GUIDED, InFlight, Place, Replicas, Strategy, starts_with, with_nearest,
+        COMPONENTS, DeviceFacts, DeviceMap, GUIDED, GUIDED_FORM, InFlight, Place, Replicas, Strategy, starts_with,
+        with_nearest,
     },
     fields::Located,
     hardware,
@@ -304,8 +305,6 @@ fn check_place(
         }
     }
 }
-
-pub(super) const GUIDED_FORM: &str = "unet = { negative = \"cuda:0\", positive = \"cuda:1\" }";
 
 impl DeviceFacts {
     /// Whether the facts are ones that a device of this kind can have.

@@ -8,10 +8,10 @@ use super::{
     diffusers,
     layout::{Costs, Layout, resident},
     predict::SAMPLES,
-    report::device_list,
     search::{Family, Goal, Scored, Search},
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
+    words::{device_list, pictures, time},
 };
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
@@ -527,23 +527,6 @@ fn by_time(
     Ok(chosen)
 }
 
-/// `1 picture`, `12 pictures`; of a queue that does not end, many.
-fn pictures(images: usize) -> String {
-    match images {
-        1 => "one picture".to_string(),
-        usize::MAX => "many pictures".to_string(),
-        _ => format!("{images} pictures"),
-    }
-}
-
-/// The time for all pictures, or that of one of very many.
-fn time(images: usize, all: f64) -> String {
-    match images {
-        usize::MAX => format!("{} each", seconds(all / images as f64)),
-        _ => seconds(all),
-    }
-}
-
 /// The devices that are worth planning for by themselves, the fewest first: those of one class, and all of them; of each the
 /// fastest few as well, since what is slow may only keep the others waiting, and what draws nothing need not be loaded.
 fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<DeviceId>> {
@@ -578,32 +561,6 @@ fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
         }
     }
     classes
-}
-
-/// Images per second for people; by the minute where that reads better.
-pub(super) fn per_second(rate: f64) -> String {
-    if rate >= 0.1 || rate == 0.0 {
-        format!("{} images per second", significant(rate))
-    } else {
-        format!("{} images per minute", significant(60.0 * rate))
-    }
-}
-
-/// Seconds for people.
-pub(super) fn seconds(seconds: f64) -> String {
-    match seconds {
-        s if s < 1e-3 => format!("{} µs", significant(s * 1e6)),
-        s if s < 1.0 => format!("{} ms", significant(s * 1e3)),
-        s if s < 600.0 => format!("{} s", significant(s)),
-        s if s < 36_000.0 => format!("{} min", significant(s / 60.0)),
-        s => format!("{} h", significant(s / 3600.0)),
-    }
-}
-
-/// Three digits.
-fn significant(value: f64) -> String {
-    let digits = if value <= 0.0 { 0 } else { (2 - value.log10().floor() as i32).clamp(0, 6) as usize };
-    format!("{value:.digits$}")
 }
 
 /// That a device does not hold the whole pipeline, and by how many bytes.

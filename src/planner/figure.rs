@@ -6,10 +6,10 @@
 use std::fmt::Write;
 
 use super::{
-    choose::{per_second, seconds},
     plan::{DevicePlan, Edge, Plan, ReplicaPlan},
     predict::Span,
     size::format_bytes,
+    words::{per_second, seconds},
 };
 use crate::{
     backend::DeviceId,

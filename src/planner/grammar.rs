@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    check::GUIDED_FORM,
     device_map::{
-        COMPONENTS, DTypes, DeviceFacts, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy,
-        with_nearest,
+        COMPONENTS, DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Numerics, Place, ReplicaMap, Replicas,
+        Reside, Strategy, with_nearest,
     },
     fields::{Field, Located, Location, Source, nearest},
     size::{parse_accelerate_size, parse_size},

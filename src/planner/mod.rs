@@ -14,6 +14,8 @@ pub mod figure;
 mod grammar;
 pub mod hardware;
 pub mod layout;
+mod load;
+mod machine;
 pub mod plan;
 pub mod predict;
 mod report;
@@ -21,6 +23,7 @@ mod search;
 pub mod size;
 pub mod strategies;
 mod trial;
+mod words;
 pub mod world;
 
 pub use fields::{Located, Location};

@@ -15,9 +15,9 @@ use super::{
     hardware,
     layout::{Costs, Layout},
     predict::{Load, SAMPLES},
-    report::device_list,
     size::format_bytes,
     trial::{Largest, Trial},
+    words::device_list,
 };
 pub use super::{choose::Rejected, edges::Edge};
 use crate::{

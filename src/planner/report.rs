@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, fmt};
 
 use super::{
-    choose::{per_second, seconds},
     plan::{Plan, ReplicaPlan},
     size::format_bytes,
+    words::{device_list, per_second, seconds},
 };
 use crate::{
     backend::DeviceId,
@@ -17,16 +17,6 @@ use crate::{
 
 /// Lines of a list; how many more there are is said.
 const LINES: usize = 12;
-
-/// Devices in words, neighbours together: `cuda:0 to cuda:7, cpu`.
-pub(super) fn device_list(devices: &[DeviceId]) -> String {
-    let follows = |a: &DeviceId, b: &DeviceId| a.kind == b.kind && a.index.map(|index| index + 1) == b.index;
-    let words = devices.chunk_by(follows).map(|run| match run {
-        [first, .., last] if run.len() > 2 => format!("{first} to {last}"),
-        few => few.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-    });
-    words.collect::<Vec<_>>().join(", ")
-}
 
 /// All of a list on lines of their own, or the first of it.
 fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Result {

@@ -1,6 +1,10 @@
 //! DDIM with eta 0. Song et al. 2020, equation 12.
 
-use super::{Schedule, SchedulerConfig, Step, noise, weights};
+use super::{
+    config::SchedulerConfig,
+    noise,
+    step::{Schedule, Step, weights},
+};
 
 /// Goes straight from one timestep to the next, along the noise that the network sees. `None` where a timestep would
 /// lie beyond the training range.

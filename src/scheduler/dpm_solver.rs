@@ -1,6 +1,10 @@
 //! DPM-Solver++ of first and second order, multi-step, midpoint. Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
 
-use super::{Schedule, SchedulerConfig, Spacing, Step, noise, weights};
+use super::{
+    config::{SchedulerConfig, Spacing},
+    noise,
+    step::{Schedule, Step, weights},
+};
 
 /// Steps in λ = ln(α / σ), with the change of the clean estimate as second order. `None` where two noise levels
 /// coincide or a timestep lies beyond the training range.

@@ -1,6 +1,10 @@
 //! Euler steps in the noise level σ. Karras et al. 2022, algorithm 2 without churn; the ancestral variant adds noise.
 
-use super::{Schedule, SchedulerConfig, Spacing, Step, noise, weights};
+use super::{
+    config::{SchedulerConfig, Spacing},
+    noise,
+    step::{Schedule, Step, weights},
+};
 
 /// Straight steps from each noise level to the next. `None` where a timestep would lie beyond the training range.
 pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {

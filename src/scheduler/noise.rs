@@ -1,6 +1,6 @@
 //! The noise that a model was trained on, and the timesteps and noise levels of one run.
 
-use super::config::{BetaSchedule, SchedulerConfig, SchedulerKind, Spacing};
+use super::config::{BetaSchedule, Prediction, SchedulerConfig, SchedulerKind, Spacing};
 
 /// ᾱ and σ of every training timestep, with the roundings of PyTorch.
 pub(super) struct NoiseTable {
@@ -66,6 +66,18 @@ impl NoiseTable {
         let below = at_most.saturating_sub(1).min(self.sigma.len() - 2);
         let weight = (log(below) - sigma.ln()) / (log(below) - log(below + 1));
         below as f64 + weight.clamp(0.0, 1.0)
+    }
+}
+
+impl Prediction {
+    /// The weights of what the network sees and of its output in the clean latents, where it sees
+    /// `alpha` · clean + `sigma` · noise with α² + σ² = 1.
+    pub(super) fn clean(self, alpha: f64, sigma: f64) -> (f64, f64) {
+        match self {
+            Self::Epsilon => (1.0 / alpha, -sigma / alpha),
+            Self::Velocity => (alpha, -sigma),
+            Self::Sample => (0.0, 1.0),
+        }
     }
 }
 

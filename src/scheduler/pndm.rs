@@ -1,6 +1,10 @@
 //! PNDM with its linear multi-step warm-up (`skip_prk_steps`), which Stable Diffusion 1 calls PLMS. Liu et al. 2022.
 
-use super::{HISTORY, Prediction, Schedule, SchedulerConfig, Step, noise, weights};
+use super::{
+    config::{Prediction, SchedulerConfig},
+    noise,
+    step::{HISTORY, Schedule, Step, weights},
+};
 
 /// Goes along a weighted mean of the last outputs. The second timestep is visited twice: the first visit is a plain
 /// step, the second makes that step again with the mean of both outputs. `None` where a timestep would lie beyond the

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Clock, Monitor};
+use super::{clock::Clock, monitor::Monitor};
 
 struct State<T> {
     messages: VecDeque<T>,

@@ -6,7 +6,9 @@
 pub mod channel;
 pub mod clock;
 pub mod monitor;
+pub mod thread;
 
 pub use channel::{Receiver, Sender, channel};
-pub use clock::{Clock, Thread, both, spawn};
+pub use clock::Clock;
 pub use monitor::Monitor;
+pub use thread::{Thread, both, spawn};

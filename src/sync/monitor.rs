@@ -7,7 +7,7 @@ use loom::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(loom))]
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use super::Clock;
+use super::clock::Clock;
 
 /// A value behind a lock, with a way to wait until it is as somebody wants it.
 pub struct Monitor<T> {

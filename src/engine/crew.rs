@@ -1,0 +1,17 @@
+//! What all threads of one plan share.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use crate::{
+    backend::Device,
+    pipeline::{TextCache, gate::Gates},
+};
+
+/// What all threads of one plan share.
+pub(super) struct Crew {
+    pub devices: Vec<Device>,
+    pub gates: Arc<Gates>,
+    /// One for each numerics class.
+    pub texts: HashMap<Vec<String>, Arc<TextCache>>,
+    pub patience: Duration,
+}

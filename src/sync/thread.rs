@@ -1,0 +1,87 @@
+//! Threads that take part in a clock.
+
+use std::{io, thread};
+
+use super::{
+    channel::{Receiver, Sender, channel},
+    clock::Clock,
+};
+
+/// A thread that takes part in a clock.
+pub struct Thread {
+    done: Receiver<()>,
+    handle: thread::JoinHandle<()>,
+}
+
+/// Starts a thread that takes part in a clock.
+///
+/// # Errors
+/// If the system has no thread to give.
+pub fn spawn(clock: &Clock, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+    let (told, done) = channel(clock.clone());
+    let seat = clock.seat();
+    let handle = thread::Builder::new().name(name.to_string()).spawn(move || {
+        let _seated = seat.take();
+        // Also told if `work` panics.
+        let _told: Sender<()> = told;
+        work();
+    })?;
+    Ok(Thread { done, handle })
+}
+
+impl Thread {
+    /// Waits for its end; a panic there ends it like anything else.
+    pub fn join(self) {
+        // First in the clock's time, and then for the little that is left.
+        self.done.receive();
+        let _ = self.handle.join();
+    }
+}
+
+/// Runs both at the same time, the first on a thread of its own, in the clock in which the current thread takes part.
+///
+/// # Errors
+/// If the system has no thread to give. Neither is run then.
+pub fn both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> io::Result<(A, B)> {
+    let clock = Clock::current();
+    thread::scope(|scope| {
+        // Also told if `first` panics: it is dropped then.
+        let (told, done) = channel::<()>(clock.clone());
+        let seat = clock.seat();
+        let first = thread::Builder::new().spawn_scoped(scope, move || {
+            let _seated = seat.take();
+            let _told = told;
+            first()
+        })?;
+        let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(second));
+        done.receive();
+        let first = first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((first, second.unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn two_halves_take_as_long_as_the_longer_one() {
+        let clock = Clock::simulated();
+        let _here = clock.take_part();
+        let start = clock.now();
+        let sleep = |seconds| clock.sleep_until(start + Duration::from_secs(seconds));
+        assert_eq!(both(|| (sleep(7), 1).1, || (sleep(5), 2).1).unwrap(), (1, 2));
+        assert_eq!(clock.now() - start, Duration::from_secs(7));
+        assert_eq!(both(|| 1, || 2).unwrap(), (1, 2));
+    }
+
+    #[test]
+    fn a_panic_of_either_half_is_the_callers() {
+        for (first, second) in [(true, false), (false, true)] {
+            let result = std::panic::catch_unwind(|| both(|| assert!(!first), || assert!(!second)));
+            assert!(result.is_err());
+        }
+    }
+}
