@@ -7,7 +7,7 @@ use super::{
     cuts::{self, Target},
     layout::{Layout, resident},
     predict::SAMPLES,
-    search::{Best, Family, GROUP, Goal, Scored, Search},
+    problem::{Best, Family, GROUP, Goal, Problem, Scored},
 };
 use crate::{
     backend::{DeviceId, DeviceKind},
@@ -24,7 +24,7 @@ const LAST_RESORT_BATCH: usize = 8;
 
 /// One replica over a group of devices.
 pub(super) struct Group<'a> {
-    search: &'a Search<'a>,
+    problem: &'a Problem<'a>,
     devices: &'a [DeviceId],
     best: Best,
     /// Layouts that were tried, as they look without their devices' numbers.
@@ -33,8 +33,8 @@ pub(super) struct Group<'a> {
 
 impl Group<'_> {
     /// The best replica of each family.
-    pub fn best_of(search: &Search, devices: &[DeviceId]) -> Result<Best> {
-        let mut group = Group { search, devices, best: Best::new(), seen: BTreeSet::new() };
+    pub fn best_of(problem: &Problem, devices: &[DeviceId]) -> Result<Best> {
+        let mut group = Group { problem, devices, best: Best::new(), seen: BTreeSet::new() };
         group.fill()?;
         Ok(group.best)
     }
@@ -46,13 +46,13 @@ impl Group<'_> {
             for &front in &self.distinct() {
                 self.pools(front, front)?;
             }
-            if self.search.goal == Goal::Throughput {
+            if self.problem.goal == Goal::Throughput {
                 return Ok(());
             }
         }
         let few = self.few();
         let mut group =
-            Group { search: self.search, devices: &few, best: std::mem::take(&mut self.best), seen: BTreeSet::new() };
+            Group { problem: self.problem, devices: &few, best: std::mem::take(&mut self.best), seen: BTreeSet::new() };
         group.fill_small()?;
         self.best = group.best;
         Ok(())
@@ -60,15 +60,15 @@ impl Group<'_> {
 
     /// Whether the search has to do with what it has.
     fn is_over(&self) -> bool {
-        self.search.costs.trial.effort.is_spent()
+        self.problem.costs.trial.effort.is_spent()
     }
 
     /// The devices, or the fastest and roomiest of them.
     fn few(&self) -> Vec<DeviceId> {
         let mut few = self.devices.to_vec();
         if few.len() > GROUP {
-            let costs = self.search.costs;
-            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.search.budgets[costs.index(*id)] as f64);
+            let costs = self.problem.costs;
+            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.problem.budgets[costs.index(*id)] as f64);
             few.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
             few.truncate(GROUP);
         }
@@ -77,7 +77,7 @@ impl Group<'_> {
 
     /// One device of each sort.
     fn distinct(&self) -> Vec<DeviceId> {
-        let sort = |id: &DeviceId| (self.search.costs.kind(*id), self.search.budgets[self.search.costs.index(*id)]);
+        let sort = |id: &DeviceId| (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)]);
         let mut distinct: Vec<DeviceId> = Vec::new();
         for id in self.devices {
             if !distinct.iter().any(|known| sort(known) == sort(id)) {
@@ -92,7 +92,7 @@ impl Group<'_> {
         for &id in &devices {
             self.offer(Family::Whole, id, vec![id], id, 1)?;
         }
-        match self.search.goal {
+        match self.problem.goal {
             Goal::Throughput => {
                 for &front in &devices {
                     for &back in &devices {
@@ -128,7 +128,7 @@ impl Group<'_> {
             let mut pool: Vec<DeviceId> = Vec::new();
             for id in self.devices.iter().filter(|id| in_pool(id)) {
                 let layout = self.layout(front, vec![*id], back, 1);
-                if self.search.fits(&layout)? {
+                if self.problem.fits(&layout)? {
                     pool.push(*id);
                 }
             }
@@ -146,16 +146,16 @@ impl Group<'_> {
 
     /// Each device has as many components as it holds, the UNet before the others.
     fn dense(&mut self) -> Result<()> {
-        let mut placement = self.search.named_only();
+        let mut placement = self.problem.named_only();
         for &id in self.devices {
             for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
-                let is_named = |component: Component| self.search.named.get(component).is_some();
+                let is_named = |component: Component| self.problem.named.get(component).is_some();
                 let has = |component: Component| wish >> component as usize & 1 == 1 && !is_named(component);
                 let one = PerComponent::new(|component| match has(component) {
-                    true => vec![self.search.whole(component, id)],
+                    true => vec![self.problem.whole(component, id)],
                     false => Vec::new(),
                 });
-                if self.search.fits(&self.search.layout(one.clone(), 2))? {
+                if self.problem.fits(&self.problem.layout(one.clone(), 2))? {
                     for component in Component::ALL {
                         placement.get_mut(component).extend(one.get(component).iter().cloned());
                     }
@@ -165,18 +165,18 @@ impl Group<'_> {
         }
         let auto = placement.unet.len();
         for in_flight in [auto, auto + 1, auto + 2] {
-            self.consider(Family::Apart, self.search.layout(placement.clone(), in_flight))?;
+            self.consider(Family::Apart, self.problem.layout(placement.clone(), in_flight))?;
         }
         Ok(())
     }
 
     /// The two branches of guidance on two devices, or on two halves of the group.
     fn guided(&mut self) -> Result<()> {
-        if !self.search.costs.trial.largest.guided || self.search.named.unet.is_some() {
+        if !self.problem.costs.trial.largest.guided || self.problem.named.unet.is_some() {
             return Ok(());
         }
         let devices = self.devices.to_vec();
-        let count = sections(Component::Unet, self.search.costs.trial.spec).len();
+        let count = sections(Component::Unet, self.problem.costs.trial.spec).len();
         let mut pairs = Vec::new();
         for &negative in &devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
@@ -211,7 +211,7 @@ impl Group<'_> {
 
     /// What a branch of guidance takes on a device at the least: one text is more than a third of the work of two.
     fn branch_at_least(&self, id: DeviceId) -> Result<f64> {
-        let costs = self.search.costs;
+        let costs = self.problem.costs;
         Ok(costs.calls as f64 * costs.whole(Component::Unet, id)?.seconds / 3.0)
     }
 
@@ -220,7 +220,7 @@ impl Group<'_> {
             for &back in ends {
                 let unet = vec![place.clone()];
                 let outside = [front, back].iter().filter(|id| !place.devices().contains(id)).count();
-                let most = if self.search.goal == Goal::Latency { 1 } else { 1 + outside };
+                let most = if self.problem.goal == Goal::Latency { 1 } else { 1 + outside };
                 for in_flight in 1..=most {
                     let layout = self.with_unet(front, unet.clone(), back, in_flight);
                     self.consider(Family::Guided, layout)?;
@@ -232,14 +232,14 @@ impl Group<'_> {
 
     /// The UNet cut over the group, with the text encoder and the VAE together on one of the devices.
     fn cut(&mut self) -> Result<()> {
-        if self.devices.len() < 2 || self.search.named.unet.is_some() || self.whole_is_better()? {
+        if self.devices.len() < 2 || self.problem.named.unet.is_some() || self.whole_is_better()? {
             return Ok(());
         }
         let count = self.devices.len();
         let all = self.devices.to_vec();
         for end in self.distinct() {
             for without in [&[][..], &[end][..]] {
-                let wishes = match self.search.goal {
+                let wishes = match self.problem.goal {
                     Goal::Latency => vec![1],
                     Goal::Throughput => vec![1, 2, count, count + 1],
                 };
@@ -263,15 +263,15 @@ impl Group<'_> {
     /// Whether a cut has nothing to win: for throughput where every device could be one of a pool, for latency where the
     /// fastest holds the whole UNet. On a machine of two it is tried all the same, to say by how much it loses.
     fn whole_is_better(&self) -> Result<bool> {
-        let search = self.search;
+        let problem = self.problem;
         let mut whole = Vec::with_capacity(self.devices.len());
         for id in self.devices {
-            let cost = search.costs.whole(Component::Unet, *id)?;
+            let cost = problem.costs.whole(Component::Unet, *id)?;
             let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
-            whole.push((cost.seconds, bytes <= search.budgets[search.costs.index(*id)]));
+            whole.push((cost.seconds, bytes <= problem.budgets[problem.costs.index(*id)]));
         }
-        Ok(match search.goal {
-            _ if search.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
+        Ok(match problem.goal {
+            _ if problem.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
             Goal::Throughput => whole.iter().all(|(_, fits)| *fits),
             Goal::Latency => whole.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).is_some_and(|(_, fits)| fits),
         })
@@ -284,7 +284,7 @@ impl Group<'_> {
         let others = self.best.iter().filter(|(family, _)| **family != Family::Cut).map(|(_, scored)| scored);
         let rate = others.clone().map(|scored| scored.images_per_second).fold(0.0, f64::max);
         let seconds = others.map(|scored| scored.seconds_per_image).fold(f64::INFINITY, f64::min);
-        match self.search.goal {
+        match self.problem.goal {
             Goal::Throughput => in_flight == 1 && rate > cut.images_per_second || rate * 0.999 > self.full_work(),
             Goal::Latency => seconds < cut.seconds_per_image,
         }
@@ -292,7 +292,7 @@ impl Group<'_> {
 
     /// Images per second if every device of the group did nothing but UNets, all of the time.
     fn full_work(&self) -> f64 {
-        let costs = self.search.costs;
+        let costs = self.problem.costs;
         let rate = |id: &DeviceId| match costs.whole(Component::Unet, *id) {
             Ok(cost) => 1.0 / (cost.seconds * costs.calls as f64),
             Err(_) => f64::INFINITY,
@@ -309,7 +309,7 @@ impl Group<'_> {
         in_flight: usize,
         without: &[DeviceId],
     ) -> Result<Option<Vec<DeviceId>>> {
-        let costs = self.search.costs;
+        let costs = self.problem.costs;
         let ends = self.layout(front, Vec::new(), back, in_flight);
         let held = costs.held([&ends])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
@@ -334,7 +334,7 @@ impl Group<'_> {
                 };
                 Target {
                     kind: costs.kind_in_table(*id),
-                    bytes: self.search.budgets[index].saturating_sub(taken + spare),
+                    bytes: self.problem.budgets[index].saturating_sub(taken + spare),
                     link: costs.info(*id).rates.link,
                     busy: busy / costs.calls as f64,
                 }
@@ -351,7 +351,7 @@ impl Group<'_> {
             let mut fits = true;
             for (id, spare) in devices.iter().zip(&mut spare) {
                 let index = costs.index(*id);
-                let over = held[index].total().saturating_sub(self.search.budgets[index]);
+                let over = held[index].total().saturating_sub(self.problem.budgets[index]);
                 (*spare, fits) = (*spare + over, fits && over == 0);
             }
             if fits {
@@ -366,24 +366,24 @@ impl Group<'_> {
         if !self.best.is_empty() || self.devices.len() < 2 || self.is_over() {
             return Ok(());
         }
-        let costs = self.search.costs;
+        let costs = self.problem.costs;
         for order in [
             [Component::Unet, Component::Vae, Component::TextEncoder],
             [Component::Vae, Component::Unet, Component::TextEncoder],
         ] {
-            let mut placement = self.search.named_only();
+            let mut placement = self.problem.named_only();
             for component in order {
-                if self.search.named.get(component).is_some() {
+                if self.problem.named.get(component).is_some() {
                     continue;
                 }
                 let mut choices: Vec<Place<DeviceId>> =
-                    self.devices.iter().map(|id| self.search.whole(component, *id)).collect();
-                let held = costs.held([&self.search.single(placement.clone())])?;
+                    self.devices.iter().map(|id| self.problem.whole(component, *id)).collect();
+                let held = costs.held([&self.problem.single(placement.clone())])?;
                 let targets = self.devices.iter().map(|id| {
                     let index = costs.index(*id);
                     // Arenas are shared by those who take turns.
                     let taken = held[index].weight_bytes + held[index].keep_bytes;
-                    let bytes = self.search.budgets[index].saturating_sub(taken);
+                    let bytes = self.problem.budgets[index].saturating_sub(taken);
                     let link = costs.info(*id).rates.link;
                     Target { kind: costs.kind_in_table(*id), bytes, link, busy: 0.0 }
                 });
@@ -396,20 +396,20 @@ impl Group<'_> {
                 }
                 for place in choices {
                     *placement.get_mut(component) = vec![place];
-                    if self.search.fits(&self.search.single(placement.clone()))? {
+                    if self.problem.fits(&self.problem.single(placement.clone()))? {
                         break;
                     }
                     placement.get_mut(component).clear();
                 }
             }
-            self.consider(Family::Cut, self.search.single(placement))?;
+            self.consider(Family::Cut, self.problem.single(placement))?;
         }
         Ok(())
     }
 
     /// Some components' weights visit; first from host memory, which is faster than the disk.
     fn visiting(&mut self) -> Result<()> {
-        let costs = self.search.costs;
+        let costs = self.problem.costs;
         for reside in [Reside::Host, Reside::Disk] {
             for &id in self.devices {
                 // The memory of the CPU is the host's: nothing is won by a visit from there.
@@ -418,15 +418,15 @@ impl Group<'_> {
                 }
                 for visitors in 1..8 {
                     let visits = |component: Component| visitors >> component as usize & 1 == 1;
-                    let places = |component| match self.search.named.get(component) {
+                    let places = |component| match self.problem.named.get(component) {
                         Some(named) => named.clone(),
                         None if visits(component) => {
                             let devices = vec![id; sections(component, costs.trial.spec).len()];
                             vec![Place::Route(Sections { devices, reside })]
                         }
-                        None => vec![self.search.whole(component, id)],
+                        None => vec![self.problem.whole(component, id)],
                     };
-                    self.consider(Family::Visiting, self.search.layout(PerComponent::new(places), 1))?;
+                    self.consider(Family::Visiting, self.problem.layout(PerComponent::new(places), 1))?;
                 }
             }
         }
@@ -434,19 +434,19 @@ impl Group<'_> {
     }
 
     fn layout(&self, front: DeviceId, unets: Vec<DeviceId>, back: DeviceId, in_flight: usize) -> Layout {
-        let unets = unets.into_iter().map(|id| self.search.whole(Component::Unet, id)).collect();
+        let unets = unets.into_iter().map(|id| self.problem.whole(Component::Unet, id)).collect();
         self.with_unet(front, unets, back, in_flight)
     }
 
     fn with_unet(&self, front: DeviceId, unets: Vec<Place<DeviceId>>, back: DeviceId, in_flight: usize) -> Layout {
-        let named = |component| self.search.named.get(component).clone();
-        let whole = |component, id| named(component).unwrap_or_else(|| vec![self.search.whole(component, id)]);
+        let named = |component| self.problem.named.get(component).clone();
+        let whole = |component, id| named(component).unwrap_or_else(|| vec![self.problem.whole(component, id)]);
         let placement = PerComponent {
             text_encoder: whole(Component::TextEncoder, front),
             unet: named(Component::Unet).unwrap_or(unets),
             vae: whole(Component::Vae, back),
         };
-        self.search.layout(placement, in_flight)
+        self.problem.layout(placement, in_flight)
     }
 
     fn offer(
@@ -463,23 +463,23 @@ impl Group<'_> {
 
     /// Times a layout, unless it looks like one before or cannot be the best of its family.
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
-        let search = self.search;
+        let problem = self.problem;
         // Weights that visit a single device are what is left where nothing else was found in time.
         let last_resort = family == Family::Visiting
             && self.best.is_empty()
             && self.devices.len() == 1
-            && search.batch <= LAST_RESORT_BATCH;
+            && problem.batch <= LAST_RESORT_BATCH;
         if self.is_over() && !last_resort
             || Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
-            || search.one_class && !search.classes_agree(&layout)
+            || problem.one_class && !problem.classes_agree(&layout)
         {
             return Ok(());
         }
-        if !self.seen.insert(self.looks(&layout)) || !search.fits(&layout)? {
+        if !self.seen.insert(self.looks(&layout)) || !problem.fits(&layout)? {
             return Ok(());
         }
         let layouts = vec![layout];
-        let load = search.costs.load(&layouts)?;
+        let load = problem.costs.load(&layouts)?;
         let before = self.best.get(&family);
         let seconds_per_image: f64 =
             load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
@@ -489,15 +489,15 @@ impl Group<'_> {
             seconds_per_image,
             seconds: f64::INFINITY,
         };
-        if search.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
+        if problem.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
             if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
                 return Ok(());
             }
             let prediction = load.predict(SAMPLES / 2);
-            search.costs.trial.effort.spend(prediction.looks)?;
+            problem.costs.trial.effort.spend(prediction.looks)?;
             scored.images_per_second = prediction.images_per_second;
         }
-        if before.is_none_or(|before| scored.beats(before, search.goal)) {
+        if before.is_none_or(|before| scored.beats(before, problem.goal)) {
             self.best.insert(family, scored);
         }
         Ok(())
@@ -508,7 +508,7 @@ impl Group<'_> {
         let order = layout.placement.devices();
         let device = |id: &DeviceId| {
             let at = order.iter().position(|known| known == id).unwrap_or(0);
-            (self.search.costs.kind(*id), self.search.budgets[self.search.costs.index(*id)], at)
+            (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)], at)
         };
         let mut looks = vec![(layout.in_flight, 0, 0)];
         for (_, places) in layout.placement.iter() {

@@ -8,7 +8,8 @@ use super::{
     diffusers,
     layout::{Costs, Layout, resident},
     predict::SAMPLES,
-    search::{Family, Goal, Scored, Search},
+    problem::{Family, Goal, Problem, Scored},
+    search::Search,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
     words::{device_list, pictures, time},
@@ -387,17 +388,7 @@ fn search<'a>(
     };
     let one_class = map.numerics.value == Numerics::Same;
     let goal = if images == 1 { Goal::Latency } else { Goal::Throughput };
-    Search {
-        costs,
-        budgets,
-        named,
-        in_flight,
-        batch: map.batch.value,
-        goal,
-        images,
-        one_class,
-        known: Default::default(),
-    }
+    Search::new(Problem { costs, budgets, named, in_flight, batch: map.batch.value, goal, images, one_class })
 }
 
 /// What a plan of several numerics classes, or with the CPU beside a GPU, has to win: a part of the time for all pictures.
@@ -478,7 +469,7 @@ fn by_time(
         for (number, set) in sets.iter().enumerate() {
             costs.trial.effort.begin_part((groups.len() - index) * (sets.len() - number));
             // Several replicas of several classes would not draw the same pictures.
-            let one_replica = one_replica || search.one_class && by_class(costs, set).len() > 1;
+            let one_replica = one_replica || search.problem.one_class && by_class(costs, set).len() > 1;
             for (family, scored) in search.run(set, one_replica)? {
                 let is_free = |component: &Component| named.get(*component).is_none();
                 let free = Component::ALL.into_iter().filter(is_free);

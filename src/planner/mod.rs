@@ -18,6 +18,7 @@ mod load;
 mod machine;
 pub mod plan;
 pub mod predict;
+mod problem;
 mod report;
 mod search;
 pub mod size;
