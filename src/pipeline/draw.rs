@@ -6,11 +6,16 @@ use std::{
 };
 
 use super::{
-    Component, Image, Latents, Model, Network, Parts, Picture, Progress, Slot, Span, UnetPlace, branches,
+    component::Component,
     gate::{Gates, Section, Work},
+    image::Image,
+    latents::Latents,
+    model::Model,
+    parts::{Network, Parts, Slot, UnetPlace},
+    picture::{Picture, Progress, Span},
     placement::each_once,
     request::{Output, Request},
-    stages::{self, Begin, Denoise, Features, Noise},
+    stages::{self, Begin, Denoise, Features, Noise, branches},
     texts::{Known, TextCache},
 };
 use crate::{

@@ -1,15 +1,9 @@
 //! Latents as files: safetensors with one tensor named `latent`, f32 `[1, channels, height, width]`.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{BufReader, Read},
-    path::Path,
-};
+use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
 
-use super::metadata::{Metadata, SDSHARD};
 use crate::{
     error::{Error, Result},
     input,
@@ -19,9 +13,7 @@ use crate::{
 /// What the files end in.
 pub const EXTENSION: &str = "safetensors";
 /// The tensor.
-const NAME: &str = "latent";
-/// The most that a header with one tensor and one request may take.
-const MAX_HEADER: u64 = 1 << 20;
+pub(super) const NAME: &str = "latent";
 
 /// What is denoised, for one picture: `[channels, height, width]` in that order.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,16 +29,6 @@ pub struct Latents {
 }
 
 impl Latents {
-    /// A safetensors file, with its metadata as JSON in the header.
-    pub fn encode(&self, metadata: &Metadata) -> Result<Vec<u8>> {
-        let refuse = |error| Error::request("encoding the latents").source(error);
-        let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let shape = vec![1, self.channels, self.height, self.width];
-        let tensor = TensorView::new(Dtype::F32, shape, &bytes).map_err(refuse)?;
-        let header = HashMap::from([(SDSHARD.to_string(), metadata.json())]);
-        safetensors::serialize([(NAME, tensor)], Some(header)).map_err(refuse)
-    }
-
     /// Sixteen hexadecimal digits over shape and values, to tell one starting noise from another (FNV-1a).
     pub fn digest(&self) -> String {
         let mut hash = Fnv::new();
@@ -76,35 +58,11 @@ impl Latents {
     }
 }
 
-/// An entry of the header's metadata; `None` if there is none, or no such header.
-pub(super) fn read_text(file: File, key: &str) -> Option<String> {
-    let mut file = BufReader::new(file);
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return None;
-    }
-    let header: serde_json::Value = serde_json::from_reader(file.take(length)).ok()?;
-    Some(header.get("__metadata__")?.get(key)?.as_str()?.to_string())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{
-        output::{self, Durability},
-        pipeline::metadata::tests::metadata,
-    };
+    use safetensors::tensor::TensorView;
 
-    #[test]
-    fn latents_come_back_as_they_were() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.safetensors");
-        let latents = Latents { channels: 2, height: 1, width: 3, values: vec![0.0, -1.5, 3e38, 1e-40, 5.0, 6.0] };
-        output::write(&path, &latents.encode(&metadata()).unwrap(), Durability::Buffered).unwrap();
-        assert_eq!(Latents::read(&path).unwrap(), latents);
-    }
+    use super::*;
 
     #[test]
     fn what_is_no_latent_is_refused() {

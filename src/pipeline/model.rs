@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{Component, Network, Parts, UnetPlace};
+use super::{
+    component::Component,
+    parts::{Network, Parts, UnetPlace},
+};
 use crate::{
     backend::{DType, Device, DeviceId, Rates, dry::Rules},
     error::{Error, Result},

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::PerComponent;
+use super::component::PerComponent;
 pub use crate::weights::Reside;
 
 /// A device for each section of a network, and where its weights rest. Reads as a list of devices.

@@ -4,7 +4,7 @@
 //! arenas wherever the others are, and the planner runs this very code on devices without data.
 
 use super::{
-    Network,
+    parts::{Network, Slot, UnetPlace},
     request::{Request, Rng, Start},
 };
 use crate::{
@@ -300,6 +300,31 @@ pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
         (0..pixels * channels).map(|i| values[i % pixels * channels + i / pixels]).collect()
     };
     values.chunks(pixels * channels).flat_map(image).collect()
+}
+
+/// How a place works on texts: `[negative, positive]` or `[positive]`. The negative texts come first.
+pub fn branches<'a>(
+    place: &'a UnetPlace,
+    slot: &'a Slot,
+    mut texts: Vec<Features>,
+    guided: bool,
+    borders: &'a (dyn Borders + Sync),
+) -> Vec<Branch<'a>> {
+    let branch = |network: &'a Network<Unet>, (route, keeps): &'a (Route, Keeps), texts| Branch {
+        unet: &network.network,
+        visitors: network.visitors.as_deref(),
+        route,
+        keeps,
+        borders,
+        texts,
+    };
+    match (&place.negative, &slot.negative) {
+        (Some(network), Some(own)) if guided => {
+            let positive = texts.split_off(texts.len() / 2);
+            vec![branch(network, own, texts), branch(&place.positive, &slot.positive, positive)]
+        }
+        _ => vec![branch(&place.positive, &slot.positive, texts)],
+    }
 }
 
 #[cfg(test)]
