@@ -6,7 +6,11 @@ use sdshard::{
     error::{Error, Result},
 };
 
-use super::{BenchArgs, BenchWhat, model, progress::Console};
+use super::{
+    args::{BenchArgs, BenchWhat},
+    model,
+    progress::Console,
+};
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {

@@ -14,7 +14,7 @@ use sdshard::{
 
 use super::{
     check_picture::{beside_the_reference, draw},
-    devices::{cuda_absence, describe},
+    describe::{cuda_absence, describe},
     progress::Console,
 };
 

@@ -1,4 +1,4 @@
-//! `--model`: a folder, a hub id, or the model that is built in.
+//! `--model` and `--device-map`: a folder, a hub id, or the model that is built in; a map, with what other flags change in it.
 
 use std::{ops::ControlFlow, path::Path, sync::atomic::Ordering};
 
@@ -6,10 +6,18 @@ use sdshard::{
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{Component, Model},
+    planner::{
+        Located,
+        device_map::{DeviceMap, Strategy},
+    },
     weights::{self, Download, ModelFiles, Wanted},
 };
 
-use super::{ModelArgs, interrupt::Interrupt, progress::Console};
+use super::{
+    args::{MapArgs, ModelArgs},
+    interrupt::Interrupt,
+    progress::Console,
+};
 
 /// Where the model is that the arguments name.
 ///
@@ -89,4 +97,24 @@ fn built_in(console: &Console) -> Result<ModelFiles> {
 #[cfg(not(feature = "builtin-model"))]
 fn built_in(_: &Console) -> Result<ModelFiles> {
     embedded()
+}
+
+/// The map that the arguments ask for; without one, as many replicas as the devices hold.
+pub fn device_map(args: &MapArgs) -> Result<DeviceMap> {
+    let mut map = match &args.device_map {
+        Some(name) => DeviceMap::load(name)?,
+        None => DeviceMap::from_strategy(Strategy::Throughput),
+    };
+    if let Some(dtype) = args.dtype {
+        map.dtype = dtype.dtypes();
+    }
+    if !args.device.is_empty() {
+        if !map.replica.is_empty() {
+            return Err(Error::input("--device: the device map writes out its replicas, with devices of their own")
+                .hint("another --device-map, or leave --device out"));
+        }
+        map.devices = args.device.iter().map(|device| Located::flag("--device", *device)).collect();
+        map.check()?;
+    }
+    Ok(map)
 }

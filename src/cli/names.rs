@@ -291,6 +291,28 @@ fn slug(prompt: &str) -> String {
     slug
 }
 
+/// Refuses a path that no file can have, before anything is computed.
+pub fn file_name_is_possible(option: &str, path: &Path) -> Result<()> {
+    if path == Path::new("-") || is_stdout(path) {
+        return Err(
+            Error::input(format!("{option} {}: stdout has the results", path.display())).hint("the path of a file")
+        );
+    }
+    output::check_possible(path).map_err(|error| error.context(option))
+}
+
+/// Whether a path is the regular file that stdout goes to.
+fn is_stdout(path: &Path) -> bool {
+    #[cfg(unix)]
+    return std::fs::metadata(path).is_ok_and(|there| {
+        use std::os::unix::fs::MetadataExt;
+        let stdout = rustix::fs::fstat(std::io::stdout());
+        there.is_file() && stdout.is_ok_and(|out| (out.st_dev, out.st_ino) == (there.dev(), there.ino()))
+    });
+    #[cfg(not(unix))]
+    return path == Path::new("CON");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

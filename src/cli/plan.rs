@@ -19,11 +19,12 @@ use sdshard::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    PlanArgs,
-    generate::{device_map, file_name_is_possible},
-    model,
+    args::PlanArgs,
+    model::{self, device_map},
+    names::file_name_is_possible,
     progress::Console,
     prompts::{self, Options},
+    run::one_or_all,
 };
 
 /// Prints the plan for all pictures that are asked for.
@@ -82,14 +83,6 @@ fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) ->
         check_weights(files, spec, variant)?;
     }
     Ok(())
-}
-
-/// The name of a single device, or a list.
-pub fn one_or_all(devices: &[impl ToString]) -> Value {
-    match devices {
-        [one] => json!(one.to_string()),
-        several => json!(several.iter().map(ToString::to_string).collect::<Vec<_>>()),
-    }
 }
 
 /// One place, as a device map would say it: a device, the device of each run of sections, or two of these.

@@ -15,15 +15,14 @@ use sdshard::{
     pipeline::{self, Component, PerComponent, Picture, Span, request::Request},
     planner::{plan::Plan, world::World},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    GenerateArgs,
+    args::GenerateArgs,
     gauge::Gauge,
-    generate::Job,
     interrupt::Interrupt,
+    jobs::Job,
     names::Replacing,
-    plan::one_or_all,
     progress::{Console, Overview, Progress},
 };
 
@@ -376,6 +375,14 @@ impl Summary<'_> {
             "peak_weight_bytes": by_device(self.engine.map(Engine::peak_weight_bytes)),
         });
         json!({ "summary": summary }).to_string()
+    }
+}
+
+/// The name of a single device, or a list.
+pub fn one_or_all(devices: &[impl ToString]) -> Value {
+    match devices {
+        [one] => json!(one.to_string()),
+        several => json!(several.iter().map(ToString::to_string).collect::<Vec<_>>()),
     }
 }
 
