@@ -1,6 +1,6 @@
 //! Functions over vectors, the same source on every path.
 
-use super::Simd;
+use super::vector::Simd;
 use crate::backend::Activation;
 
 /// `e^x`, relative error below 3e-7; 0 below -87.3, and e^88 above 88.

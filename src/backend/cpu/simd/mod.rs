@@ -9,67 +9,11 @@ mod avx2;
 mod avx512;
 pub mod math;
 mod portable;
+mod vector;
 
 use std::fmt;
 
-/// A vector of f32 and what kernels do with it. One lane never looks at another but in the three `reduce`s of
-/// [`math`], which go through memory in lane order.
-///
-/// # Safety
-/// Methods may only be called where the path's target features are switched on: inside [`Kernel::run`].
-#[allow(clippy::missing_safety_doc, reason = "the trait's own section speaks for every method")]
-pub trait Simd: Copy {
-    /// Lanes of f32.
-    const LANES: usize;
-    /// Rows of the matrix micro-kernel's tile; its width is two vectors.
-    const ROWS: usize;
-    /// A vector.
-    type V: Copy;
-
-    /// All lanes zero.
-    unsafe fn zero() -> Self::V;
-    /// All lanes `x`.
-    unsafe fn splat(x: f32) -> Self::V;
-    /// Reads `LANES` elements.
-    unsafe fn load(from: *const f32) -> Self::V;
-    /// Reads `count < LANES` elements; the other lanes are zero.
-    unsafe fn load_first(from: *const f32, count: usize) -> Self::V;
-    /// Writes `LANES` elements.
-    unsafe fn store(v: Self::V, to: *mut f32);
-    /// Writes the first `count < LANES` elements.
-    unsafe fn store_first(v: Self::V, to: *mut f32, count: usize);
-    /// `a + b`
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
-    /// `a - b`
-    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b`
-    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// `a / b`
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c`, rounded once where the hardware can.
-    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger of two; `b` if one is NaN.
-    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller of two; `b` if one is NaN.
-    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// The nearest integer, ties to even.
-    unsafe fn round(a: Self::V) -> Self::V;
-    /// `2^a` for integral a from -126 to 127.
-    unsafe fn exp2_integral(a: Self::V) -> Self::V;
-    /// `|magnitude|` with the sign of `sign`.
-    unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V;
-}
-
-/// Work that is compiled once for each path.
-pub trait Kernel {
-    /// What it gives back.
-    type Out;
-    /// Does it. Implementations are `#[inline(always)]`.
-    ///
-    /// # Safety
-    /// Only to be called through `Path::run`, which has the target features on.
-    unsafe fn run<S: Simd>(self) -> Self::Out;
-}
+pub use vector::{Kernel, Simd};
 
 /// An instruction set that the kernels are compiled for. Part of the numerics class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

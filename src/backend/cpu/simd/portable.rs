@@ -1,7 +1,7 @@
 //! Arrays that the compiler vectorises as it can. Multiplies and adds are rounded apart: a fused multiply-add without
 //! hardware is a slow library call.
 
-use super::Simd;
+use super::vector::Simd;
 
 #[derive(Clone, Copy)]
 pub struct Portable;
