@@ -1,10 +1,12 @@
 //! Named tensors on disk: where they are, what they are called, and that each is read once in the right shape.
 
+mod download;
 pub mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod identity;
 mod index;
+mod locate;
 mod names;
 mod safetensors;
 mod scope;
@@ -12,14 +14,14 @@ mod visitors;
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::ControlFlow,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use ::safetensors::Dtype;
+pub use download::{Download, Wanted, is_hub_id};
 pub use files::ModelFiles;
 pub use identity::identity;
+pub use locate::locate;
 pub use scope::{Packed, Scope, Shelf};
 pub use visitors::{Ahead, Visitors};
 
@@ -274,98 +276,6 @@ impl Stored {
     }
 }
 
-/// Which of a model's files somebody is going to read: each step has all of the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Wanted {
-    /// The configs, a few kilobytes: enough for a plan.
-    Configs,
-    /// Configs and tokenizer: enough to tell whether the model can be run.
-    Texts,
-    /// Configs, tokenizer and weights.
-    Everything,
-}
-
-/// How a download goes on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Download {
-    /// A file is fetched.
-    File {
-        /// Its path in the model.
-        path: String,
-        /// Its size, if the hub says.
-        bytes: Option<u64>,
-    },
-    /// So many bytes of the file are there.
-    Bytes(u64),
-    /// The file is whole.
-    Complete,
-    /// Another process fetches the file at this path, and this one waits.
-    Waiting {
-        /// The file's path in the model.
-        path: String,
-    },
-    /// Something failed and is tried again.
-    Retry {
-        /// What is tried.
-        what: String,
-        /// Why it failed.
-        why: String,
-    },
-    /// Nothing new: an opportunity to end it.
-    Nothing,
-}
-
-/// The files of the model that somebody calls `model`: a diffusers folder, or the id of a model on the hub, which may
-/// have a revision and is downloaded where the cache lacks it. `on_news` hears of the download and can end it.
-///
-/// Fails where it is neither, and where the hub or its cache has no such model.
-pub fn locate(
-    model: &str,
-    revision: Option<&str>,
-    variant: Option<&str>,
-    wanted: Wanted,
-    on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
-) -> Result<ModelFiles> {
-    if !is_hub_id(model) || Path::new(model).exists() {
-        if let Some(revision) = revision {
-            return Err(Error::input(format!(
-                "the model {model}: a revision is asked for, and only the hub has those"
-            ))
-            .found(format!("revision \"{revision}\"")));
-        }
-        return ModelFiles::folder(model).map_err(|error| match Path::new(model).exists() {
-            true => error,
-            false => error.hint("a diffusers folder, or a hub id such as org/name"),
-        });
-    }
-    #[cfg(feature = "hub")]
-    {
-        let snapshot = hub::Hub::from_environment()
-            .and_then(|hub| hub.resolve(model, revision, variant, wanted, on_news))
-            .map_err(|error| match error.scope() {
-                crate::error::Scope::Interrupted => error,
-                _ => error.context(format!("there is no folder {model} here, so it is taken for a hub id")),
-            })?;
-        Ok(ModelFiles::folder(snapshot)?.with_name(model))
-    }
-    #[cfg(not(feature = "hub"))]
-    {
-        let _ = (revision, variant, wanted, on_news);
-        Err(Error::input(format!("the model {model}: there is no such folder"))
-            .hint("this sdshard was built without the feature `hub`, so it reads folders only"))
-    }
-}
-
-/// Whether a text has the form `org/name`.
-pub fn is_hub_id(text: &str) -> bool {
-    let is_name = |name: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        (1..=96).contains(&name.len()) && !name.starts_with('.') && !name.contains("..") && name.bytes().all(plain)
-    };
-    text.split_once('/').is_some_and(|(org, name)| is_name(org) && is_name(name))
-}
-
 /// The components among `components` that have no files of `variant` and would use their plain ones.
 ///
 /// Fails where none has any: the variant is then a slip of the pen.
@@ -561,20 +471,6 @@ mod tests {
         assert!(error.contains("no files of the variant \"fp61\""), "{error}");
         assert!(Weights::open(&files, "vae", Some("fp16")).unwrap().is_variant());
         assert!(!Weights::open(&files, "unet", Some("fp16")).unwrap().is_variant());
-    }
-
-    #[test]
-    fn a_model_is_a_folder_or_a_hub_id() {
-        let mut ignore = |_| ControlFlow::Continue(());
-        for id in ["org/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d"] {
-            assert!(is_hub_id(id), "{id}");
-        }
-        for text in ["", "name", "/", "/org/name", "a/b/c", "../x", "a/..", "./x", "~/x", "a b/c", "a/b:c", "a/"] {
-            assert!(!is_hub_id(text), "{text}");
-        }
-        assert_eq!(locate("models/emoji", None, None, Wanted::Everything, &mut ignore).unwrap().name(), "emoji");
-        let error = locate("no-such-model", None, None, Wanted::Everything, &mut ignore).unwrap_err().to_string();
-        assert!(error.contains("there is no such folder") && error.contains("org/name"), "{error}");
     }
 
     #[test]

@@ -10,7 +10,6 @@ mod transfer;
 
 use std::{
     collections::HashSet,
-    fmt,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool, mpsc},
@@ -18,13 +17,14 @@ use std::{
     time::Duration,
 };
 
+pub use self::settings::Hub;
 use self::{
     cache::Repo,
     request::{Client, refused, shown},
     transfer::{Line, Session},
 };
 use super::{
-    Download, Wanted,
+    download::{Download, Wanted, is_hub_id},
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
@@ -49,34 +49,6 @@ const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 /// How long a download goes on at most before its caller is asked whether it should.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// A hub and the cache of what came from it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Hub {
-    /// The folder of the cache.
-    pub cache: PathBuf,
-    /// Shows the hub who asks; goes to the endpoint's own scheme, host and port only.
-    pub token: Option<String>,
-    /// Whether the cache has to do.
-    pub offline: bool,
-    /// The address of the hub, http or https, without a slash at its end.
-    pub endpoint: String,
-    /// How long a server may be silent.
-    pub timeout: Duration,
-}
-
-impl fmt::Debug for Hub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cache, token, offline, endpoint, timeout } = self;
-        f.debug_struct("Hub")
-            .field("cache", cache)
-            .field("token", &token.as_ref().map(|_| "(secret)"))
-            .field("offline", offline)
-            .field("endpoint", endpoint)
-            .field("timeout", timeout)
-            .finish()
-    }
-}
-
 impl Hub {
     /// The folder with the files of the model `id`, in the form `org/name`, at a branch, tag or commit, `main` by default.
     ///
@@ -100,7 +72,7 @@ impl Hub {
     ) -> Result<PathBuf> {
         let revision = revision.unwrap_or("main");
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
-        if !super::is_hub_id(id) {
+        if !is_hub_id(id) {
             return Err(Error::input("the id of a model on the hub has the form org/name").found(shown(id)));
         }
         if !cache::is_inside(revision) || revision.contains("..") || !revision.bytes().all(is_plain) {

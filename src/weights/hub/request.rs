@@ -8,7 +8,7 @@ use ureq::{
     http::{Method, Request, Response, StatusCode, Uri, header},
 };
 
-use super::Hub;
+use super::settings::Hub;
 use crate::error::Error;
 
 /// The most redirects of one request.

@@ -1,8 +1,7 @@
 //! What the environment says about the hub and its cache, read as Python's huggingface_hub reads it.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{env, fmt, path::PathBuf, time::Duration};
 
-use super::Hub;
 use crate::{
     error::{Error, Result},
     input,
@@ -12,6 +11,34 @@ use crate::{
 const ENDPOINT: &str = "https://huggingface.co";
 /// How long a server may be silent, unless `HF_HUB_DOWNLOAD_TIMEOUT` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A hub and the cache of what came from it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hub {
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    /// Shows the hub who asks; goes to the endpoint's own scheme, host and port only.
+    pub token: Option<String>,
+    /// Whether the cache has to do.
+    pub offline: bool,
+    /// The address of the hub, http or https, without a slash at its end.
+    pub endpoint: String,
+    /// How long a server may be silent.
+    pub timeout: Duration,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cache, token, offline, endpoint, timeout } = self;
+        f.debug_struct("Hub")
+            .field("cache", cache)
+            .field("token", &token.as_ref().map(|_| "(secret)"))
+            .field("offline", offline)
+            .field("endpoint", endpoint)
+            .field("timeout", timeout)
+            .finish()
+    }
+}
 
 impl Hub {
     /// The hub and the cache that the environment names.

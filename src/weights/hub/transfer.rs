@@ -20,13 +20,13 @@ use ureq::{
 };
 
 use super::{
-    Hub,
     cache::{self, Repo},
     request::{self, Client, Failure, refused, shown},
+    settings::Hub,
 };
 use crate::{
     error::{Error, Result},
-    weights::{Download, files::LONGEST_TEXT},
+    weights::{download::Download, files::LONGEST_TEXT},
 };
 
 /// Tries of one request or file that get no further.

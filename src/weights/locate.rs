@@ -1,0 +1,71 @@
+//! From what somebody calls a model to its files.
+
+use std::{ops::ControlFlow, path::Path};
+
+#[cfg(feature = "hub")]
+use super::hub;
+use super::{
+    download::{Download, Wanted, is_hub_id},
+    files::ModelFiles,
+};
+use crate::error::{Error, Result};
+
+/// The files of the model that somebody calls `model`: a diffusers folder, or the id of a model on the hub, which may
+/// have a revision and is downloaded where the cache lacks it. `on_news` hears of the download and can end it.
+///
+/// Fails where it is neither, and where the hub or its cache has no such model.
+pub fn locate(
+    model: &str,
+    revision: Option<&str>,
+    variant: Option<&str>,
+    wanted: Wanted,
+    on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
+) -> Result<ModelFiles> {
+    if !is_hub_id(model) || Path::new(model).exists() {
+        if let Some(revision) = revision {
+            return Err(Error::input(format!(
+                "the model {model}: a revision is asked for, and only the hub has those"
+            ))
+            .found(format!("revision \"{revision}\"")));
+        }
+        return ModelFiles::folder(model).map_err(|error| match Path::new(model).exists() {
+            true => error,
+            false => error.hint("a diffusers folder, or a hub id such as org/name"),
+        });
+    }
+    #[cfg(feature = "hub")]
+    {
+        let snapshot = hub::Hub::from_environment()
+            .and_then(|hub| hub.resolve(model, revision, variant, wanted, on_news))
+            .map_err(|error| match error.scope() {
+                crate::error::Scope::Interrupted => error,
+                _ => error.context(format!("there is no folder {model} here, so it is taken for a hub id")),
+            })?;
+        Ok(ModelFiles::folder(snapshot)?.with_name(model))
+    }
+    #[cfg(not(feature = "hub"))]
+    {
+        let _ = (revision, variant, wanted, on_news);
+        Err(Error::input(format!("the model {model}: there is no such folder"))
+            .hint("this sdshard was built without the feature `hub`, so it reads folders only"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_a_folder_or_a_hub_id() {
+        let mut ignore = |_| ControlFlow::Continue(());
+        for id in ["org/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d"] {
+            assert!(is_hub_id(id), "{id}");
+        }
+        for text in ["", "name", "/", "/org/name", "a/b/c", "../x", "a/..", "./x", "~/x", "a b/c", "a/b:c", "a/"] {
+            assert!(!is_hub_id(text), "{text}");
+        }
+        assert_eq!(locate("models/emoji", None, None, Wanted::Everything, &mut ignore).unwrap().name(), "emoji");
+        let error = locate("no-such-model", None, None, Wanted::Everything, &mut ignore).unwrap_err().to_string();
+        assert!(error.contains("there is no such folder") && error.contains("org/name"), "{error}");
+    }
+}
