@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, sync::OnceLock, time::Instant};
+use std::{fs, sync::OnceLock};
 
 use common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
@@ -204,12 +204,12 @@ fn a_cut_that_several_requests_pass_overlaps() {
 }
 
 #[test]
-fn sixty_four_devices_are_planned_in_reasonable_time() {
+fn sixty_four_devices_are_planned_without_leaving_anything_out() {
     let devices = devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"\ncount = 64");
-    let started = Instant::now();
     let plan = plan("strategy = \"throughput\"", &devices);
     assert_eq!(plan.replicas.len(), 64);
-    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
+    // A search says so when its steps, which are counted, were not enough.
+    assert!(plan.rejected.iter().all(|rejected| rejected.what != "further placements"), "{plan}");
 }
 
 #[test]
