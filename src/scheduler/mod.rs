@@ -7,11 +7,13 @@ mod config;
 mod ddim;
 mod dpm_solver;
 mod euler;
+mod file;
 mod noise;
 mod pndm;
 mod step;
 
-pub use config::{Keys, Prediction, Repairs, SchedulerConfig, SchedulerFile, SchedulerKind, Spacing, keys};
+pub use config::{Prediction, SchedulerConfig, SchedulerKind, Spacing};
+pub use file::{Keys, Repairs, SchedulerFile, keys};
 pub use step::{HISTORY, Schedule, Step};
 
 use crate::error::{Error, Result};
