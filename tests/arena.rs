@@ -19,7 +19,7 @@ fn paths() -> impl Iterator<Item = Path> {
 }
 
 fn real(path: Path, room: usize) -> Device {
-    let device = Device::new(DeviceId::CPU, Cpu::new(path, NonZero::<usize>::MIN, Vec::new(), true).unwrap());
+    let device = Cpu::new(path, NonZero::<usize>::MIN, Vec::new(), true).unwrap().device(DeviceId::CPU);
     device.reserve(room).unwrap();
     device
 }
@@ -119,10 +119,10 @@ fn a_dry_run_counts_the_bytes_of_real_weights() {
             Layer::Norm { channels: 37 },
             Layer::Embedding { rows: 3, channels: 37 },
         ] {
-            let bytes = pack(&real(path, ROOM), layer).bytes;
+            let bytes = pack(&real(path, ROOM), layer).bytes();
             let planned =
                 dry.pack(layer, DType::F32, Values::ShapeOnly, (layer.elements().1 > 0).then_some(Values::ShapeOnly));
-            assert_eq!(planned.unwrap().bytes, bytes, "{path}: {layer:?}");
+            assert_eq!(planned.unwrap().bytes(), bytes, "{path}: {layer:?}");
             assert_eq!(ledger.take().weight_bytes, bytes as u64, "{path}: {layer:?}");
         }
     }
@@ -227,12 +227,12 @@ fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
         let weight =
             device.pack(Layer::Linear { out: 4, k: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
         let norm = device.pack(Layer::Norm { channels: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
-        assert_eq!((weight.bytes, norm.bytes), (24 * size + 16, 48), "biases and norms are f32");
+        assert_eq!((weight.bytes(), norm.bytes()), (24 * size + 16, 48), "biases and norms are f32");
         let x = x.cast(dtype).unwrap();
         ledger.take();
         let y = x.layer_norm(&norm, 1e-5).unwrap().linear(&weight, &Fuse::default()).unwrap();
         assert_eq!((y.dtype(), y.bytes()), (dtype, 8 * size));
-        assert_eq!(ledger.take().bytes, (2 * 12 * size + 48 + 12 * size + weight.bytes + 8 * size) as f64);
+        assert_eq!(ledger.take().bytes, (2 * 12 * size + 48 + 12 * size + weight.bytes() + 8 * size) as f64);
         let all = [&x.activate(Activation::Silu), &x.add(&x), &x.concat_channels(&x), &x.reshape([1, 1, 2, 6])];
         assert!(all.iter().all(|y| y.as_ref().unwrap().dtype() == dtype));
         let table = device.pack(Layer::Embedding { rows: 3, channels: 6 }, dtype, Values::ShapeOnly, None).unwrap();
@@ -310,9 +310,88 @@ fn layers_refuse_values_that_are_not_theirs() {
 fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
     let id = DeviceId::new(DeviceKind::Cpu, 1);
     let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
-    let device = Device::new(id, cpu);
+    let device = cpu.device(id);
     for error in [device.reserve(1 << 60).unwrap_err(), device.keep(1 << 60).err().unwrap()] {
         assert_eq!(*error.scope(), Scope::Device("cpu:1".into()), "{error}");
         assert!(error.to_string().starts_with("cpu:1: "), "{error}");
     }
+}
+
+/// The kernels believe what a weight says of itself.
+#[test]
+fn a_weight_that_comes_as_another_layer_is_refused() {
+    let device = device();
+    let announced = Layer::Linear { out: 64, k: 8 };
+    let visiting = |device: &Device, came: Weight| {
+        Weight::visiting(device, announced, DType::F32, true, came.bytes(), move || Ok(came.clone()))
+    };
+    visiting(&device, pack(&device, announced)).arrive().unwrap();
+    for (came, why) in [
+        (pack(&device, Layer::Linear { out: 8, k: 8 }), "another size"),
+        (pack(&device, Layer::Norm { channels: 64 }), "another kind"),
+        (visiting(&device, pack(&device, announced)), "one that is itself not here"),
+        (
+            device.pack(announced, DType::F32, Values::Data { dtype: DType::F32, bytes: &[0; 2048] }, None).unwrap(),
+            "no bias",
+        ),
+        (
+            pack(
+                &Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates).0,
+                announced,
+            ),
+            "another device's",
+        ),
+    ] {
+        let weight = visiting(&device, came);
+        let error = weight.arrive().expect_err(why).to_string();
+        assert!(error.contains("was to come to its device"), "{why}: {error}");
+        let x = zeros(&device, [1, 8]).unwrap();
+        assert!(x.linear(&weight, &Fuse::default()).is_err(), "{why}");
+    }
+}
+
+#[test]
+fn sizes_that_overflow_are_refused() {
+    let device = device();
+    let x = zeros(&device, [2, 2, 2, 2]).unwrap();
+    for row in [1 << 61, usize::MAX / 4, usize::MAX] {
+        let error = Tensor::scale_add(x.shape().with_batch(1), &[(1.0, &x, row)]).err().unwrap().to_string();
+        assert!(error.contains(&format!("from row {row} of")), "{error}");
+    }
+    let window = pack(&device, Layer::Conv2d { out: 2, channels: 2, kernel: 1 });
+    for stride in [1 << 32, (1 << 32) + 1, usize::MAX] {
+        assert!(x.conv2d(&window, stride, Padding::Same, &Fuse::default()).is_err(), "stride {stride}");
+    }
+    let error = Tensor::from_bytes(&device, [64], DType::F32, &[0; 259]).err().unwrap().to_string();
+    assert!(error.contains("259 bytes are no whole number of f32 elements"), "{error}");
+
+    // Each has one element, two or four once its sizes have wrapped around.
+    let half = 1 << (usize::BITS - 1);
+    for layer in [
+        Layer::Linear { out: half + 1, k: 2 },
+        Layer::Geglu { out: half + 2, k: 2 },
+        Layer::Conv2d { out: 1, channels: 1, kernel: half + 1 },
+        Layer::Embedding { rows: half + 1, channels: 2 },
+        Layer::Linear { out: 1 << 16, k: 1 << 15 },
+    ] {
+        assert_eq!(device.packed_bytes(layer, DType::F32, true), usize::MAX, "{layer:?}");
+        for bytes in [&[0; 4][..], &[0; 8], &[0; 16]] {
+            let error = device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes }, None).err().unwrap();
+            assert!(error.to_string().contains("kernels count fewer than 2^31"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_rests_for_another_device_is_not_fetched() {
+    let (dry, _) = Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates);
+    let resting = pack(&dry, Layer::Norm { channels: 4 });
+    assert!(device().fetch(&resting).err().unwrap().to_string().contains("does not rest for cpu"));
+}
+
+#[test]
+#[should_panic(expected = "is not in the memory of")]
+fn what_is_kept_on_one_device_is_not_reached_from_another() {
+    let (one, other) = (device(), device());
+    let _ = one.keep(1 << 10).unwrap().with_lane(&other);
 }

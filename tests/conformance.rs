@@ -16,7 +16,7 @@ use conformance::{
     cases::{BARE, BIAS, Case, HostWeight, Op, Tail, around_a_tile, cases, decode, encode},
     check::{Subject, close, order, plain, same_bits, watched},
     reference::reference,
-    seeded::{Fault, Seeded},
+    seeded::Fault,
     tolerances,
 };
 use sdshard::{
@@ -43,7 +43,7 @@ fn cpus() -> Vec<Subject> {
         for threads in [1, 2, 3] {
             for fuse in [true, false] {
                 let name = format!("cpu {path}, {threads} threads, {}", if fuse { "fused" } else { "plain ops" });
-                devices.push(Subject::f32(name, Device::new(DeviceId::CPU, cpu(path, threads, fuse))));
+                devices.push(Subject::f32(name, cpu(path, threads, fuse).device(DeviceId::CPU)));
             }
         }
     }
@@ -63,7 +63,7 @@ fn devices() -> Vec<Subject> {
     let mut subjects = cpus();
     for device in open(&found).expect("visible devices open") {
         let dtypes = [DType::F32, DType::F16, DType::BF16].into_iter().filter(|dtype| device.computes_in(*dtype));
-        let subject = |dtype| Subject { name: format!("{} {dtype}", device.id()), device: device.clone(), dtype };
+        let subject = |dtype| Subject { dtype, ..Subject::f32(format!("{} {dtype}", device.id()), device.clone()) };
         subjects.extend(dtypes.map(subject));
     }
     subjects.extend(lesser());
@@ -80,14 +80,13 @@ fn lesser() -> Vec<Subject> {
     if !visible().iter().any(|device| device.id == id) {
         return Vec::new();
     }
-    let open = |fewer: &dyn Fn(Capabilities) -> Capabilities| Device::new(id, open_with(id, 0, fewer).unwrap());
+    let open = |fewer: &dyn Fn(Capabilities) -> Capabilities| open_with(id, 0, fewer).unwrap().device(id);
     let narrow = open(&|had| Capabilities { binding_bytes: 150 << 10, ..had });
     let alone = open(&|had| Capabilities { subgroups: false, ..had });
     let words = open(&|had| Capabilities { f16: false, subgroups: false, ..had });
     let subject = |name: &str, device: &Device, dtype| Subject {
-        name: format!("{id} {name}, {dtype}"),
-        device: device.clone(),
         dtype,
+        ..Subject::f32(format!("{id} {name}, {dtype}"), device.clone())
     };
     vec![
         subject("in parts", &narrow, DType::F32),
@@ -264,7 +263,7 @@ fn weights_of_every_type_and_address_are_read_as_they_are() {
             for values in data.weights.iter_mut().flat_map(|w| std::iter::once(&mut w.weight).chain(&mut w.bias)) {
                 *values = decode(file, &encode(file, values));
             }
-            for subject @ &Subject { ref name, ref device, dtype } in &devices {
+            for subject @ &Subject { ref name, ref device, dtype, .. } in &devices {
                 let want = plain(subject, &case, &data).unwrap();
                 for shift in 0..4 {
                     let pack = |w: &HostWeight| w.pack(device, dtype, file, shift).unwrap();
@@ -283,8 +282,8 @@ const ONE_ROW: Case =
     Case { op: Op::Linear { x: [3, 1, 70], out: 37, tail: BARE }, center: 0.0, spread: 1.0, tolerance: 2e-6 };
 
 fn seeded(fault: Fault) -> Subject {
-    let device = Device::new(DeviceId::CPU, Seeded::new(cpu(Path::Portable, 1, true), fault));
-    Subject::f32(format!("{fault:?}"), device)
+    let device = cpu(Path::Portable, 1, true).device(DeviceId::CPU);
+    Subject { fault, ..Subject::f32(format!("{fault:?}"), device) }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod conformance {
     pub mod cases;
     pub mod check;
     pub mod reference;
+    pub mod seeded;
 }
 mod common;
 
@@ -230,7 +231,7 @@ fn subjects(index: usize) -> Vec<Subject> {
     DTYPES
         .into_iter()
         .filter(|dtype| device.computes_in(*dtype))
-        .map(|dtype| Subject { name: dtype.to_string(), device: device.clone(), dtype })
+        .map(|dtype| Subject { dtype, ..Subject::f32(dtype.to_string(), device.clone()) })
         .collect()
 }
 

@@ -200,7 +200,7 @@ fn without_f16() -> Option<(String, Device)> {
     let id = DeviceId::new(DeviceKind::Wgpu, 0);
     backend::visible().iter().find(|device| device.id == id)?;
     let opened = open_with(id, 0, |had| Capabilities { f16: false, ..had }).expect("a visible device opens");
-    Some((format!("{id} without f16"), Device::new(id, opened)))
+    Some((format!("{id} without f16"), opened.device(id)))
 }
 
 #[cfg(not(feature = "wgpu"))]

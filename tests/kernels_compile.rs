@@ -191,7 +191,8 @@ fn assemble(
 fn kernels_compile_for_every_architecture_into_what_they_claim_and_the_tables_say() {
     let Some(tools) = tools() else { return };
     // Of this process's own: nothing else runs here.
-    nvrtc::look_in(&tools.join("cuda_nvrtc/lib"));
+    // SAFETY: `kernels/tools/fetch` has put NVIDIA's library there.
+    unsafe { nvrtc::look_in(&tools.join("cuda_nvrtc/lib")) };
     let scratch = tempfile::tempdir().unwrap();
     let kept = std::env::var_os("SDSHARD_KERNEL_IMAGES").map(PathBuf::from);
     let folder = kept.as_deref().unwrap_or(scratch.path());

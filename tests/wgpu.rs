@@ -114,7 +114,7 @@ fn pictures_are_the_cpus_within_a_step_of_255_wherever_their_parts_are_made() {
 fn draw_with(map: &str, fewer: impl Fn(Capabilities) -> Capabilities) -> Picture {
     let model = model();
     let plan = plan(&model, map);
-    let device = Device::new(wgpu(0), backend::wgpu::open_with(wgpu(0), 0, fewer).unwrap());
+    let device = backend::wgpu::open_with(wgpu(0), 0, fewer).unwrap().device(wgpu(0));
     let engine = Engine::load_on(model, &plan, vec![device], Default::default()).unwrap();
     let picture = engine.submit(request(0)).unwrap().wait().unwrap();
     assert_eq!(engine.peak_bytes()[0].1 as u64, plan.devices[0].activation_bytes);
@@ -239,7 +239,7 @@ fn a_lost_device_is_an_error_of_the_device_and_its_request_goes_elsewhere() {
     let plan = plan(&model, &TWO.replacen('\n', "\nreplicas = 2\n", 1));
     let [first, second] = [0, 1].map(|index| backend::wgpu::open(wgpu(index), 0).unwrap());
     let driver = first.driver();
-    let devices = vec![Device::new(wgpu(0), first), Device::new(wgpu(1), second)];
+    let devices = vec![first.device(wgpu(0)), second.device(wgpu(1))];
     let lost = devices[0].clone();
     let engine = Engine::load_on(model, &plan, devices, Default::default()).unwrap();
     let want = engine.submit(request(0)).unwrap().wait().unwrap();
@@ -347,7 +347,7 @@ fn a_sum_that_the_driver_would_end_in_the_middle_is_refused() {
         return;
     }
     let few = |had| Capabilities { loop_turns: 16, ..had };
-    let device = Device::new(wgpu(0), backend::wgpu::open_with(wgpu(0), 0, few).unwrap());
+    let device = backend::wgpu::open_with(wgpu(0), 0, few).unwrap().device(wgpu(0));
     device.reserve(1 << 16).unwrap();
     let x = Tensor::new(&device, [1, 64], &[1.0; 64]).unwrap();
     let error = x.linear(&linear(&device), &Fuse::default()).err().unwrap();

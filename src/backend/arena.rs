@@ -23,7 +23,7 @@ pub const fn aligned(bytes: usize) -> usize {
 
 /// A slab and the list of what is free in it. Clones share both.
 #[derive(Clone)]
-pub struct Arena(Arc<Inner>);
+pub(crate) struct Arena(Arc<Inner>);
 
 struct Inner {
     device: DeviceId,
@@ -34,7 +34,7 @@ struct Inner {
 }
 
 /// A range of an arena's slab. It returns to the arena on drop.
-pub struct Buffer {
+pub(crate) struct Buffer {
     arena: Arena,
     offset: usize,
     bytes: usize,
@@ -132,11 +132,6 @@ impl Arena {
     /// Ranges in use.
     pub fn live(&self) -> usize {
         self.state().live
-    }
-
-    /// What it may hold, in bytes.
-    pub fn capacity_bytes(&self) -> usize {
-        self.0.capacity
     }
 }
 

@@ -27,6 +27,9 @@ struct Inner {
     calls: Arc<AtomicU64>,
 }
 
+/// Kernels count a layer's elements in 32 bits, some of them signed.
+const MOST_ELEMENTS: usize = 1 << 31;
+
 /// A small arena for what outlives a section: latents, text features, keys and values.
 #[derive(Clone)]
 pub struct Keep {
@@ -108,7 +111,7 @@ impl From<DeviceId> for Opening {
 
 impl Device {
     /// A device over a backend.
-    pub fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
+    pub(crate) fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
         Self::over(id, Arc::new(backend), Arc::default(), Arc::default())
     }
 
@@ -197,11 +200,11 @@ impl Device {
         }
     }
 
-    /// Does `work`, whose ops the device may take as one: see [`Backend::hold`]. No weight may leave the device meanwhile.
+    /// Does `work`, whose ops the device may take as one: see [`Backend::hold`].
     ///
     /// # Errors
     /// As `work`, and if the device fails.
-    pub fn as_one<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    pub(crate) fn as_one<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
         struct Held<'a>(&'a dyn Backend);
         impl Drop for Held<'_> {
             fn drop(&mut self) {
@@ -278,15 +281,22 @@ impl Device {
     }
 
     /// What a layer occupies here once it is packed for inputs of `dtype`, in bytes.
+    /// Saturates where [`Device::pack`] would refuse the layer for its size.
     pub fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        self.backend().packed_bytes(layer, dtype, has_bias)
+        match layer.elements() {
+            (weight, bias) if weight.max(bias) < MOST_ELEMENTS => self.backend().packed_bytes(layer, dtype, has_bias),
+            _ => usize::MAX,
+        }
     }
 
     /// Copies a weight that rests in the host's memory to this device.
     ///
     /// # Errors
-    /// If the device has no room.
+    /// If the device has no room, or the weight was not packed to rest for it.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
+        if !resting.is_on(self) {
+            return Err(Error::request(format!("{:?} does not rest for {}", resting.layer, self.id())));
+        }
         let here = self.backend().fetch(resting).map_err(|error| error.of_device(self.id()))?;
         Ok(here.charged_to(&self.0.weights))
     }
@@ -297,6 +307,9 @@ impl Device {
         let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
         if elements == 0 || odd_halves {
             return Err(Error::input(format!("{layer:?} is not a layer")));
+        }
+        if elements.max(bias_elements) >= MOST_ELEMENTS {
+            return Err(Error::input(format!("{layer:?} has {elements} elements: kernels count fewer than 2^31")));
         }
         if !self.computes_in(dtype) {
             return Err(Error::input(format!("{layer:?} in {dtype}: {} has no such arithmetic", self.id()))
@@ -349,8 +362,12 @@ impl Keep {
     }
 
     /// The same arena, with ops on what is in it going to `lane`, a lane of the same device.
+    ///
+    /// # Panics
+    /// If it is a lane of another device, which cannot reach this memory.
     #[must_use]
     pub fn with_lane(&self, lane: &Device) -> Self {
+        assert!(self.device == *lane, "what is kept on {} is not in the memory of {}", self.device.id(), lane.id());
         Self { device: lane.clone(), arena: self.arena.clone() }
     }
 

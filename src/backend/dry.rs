@@ -161,7 +161,7 @@ impl Backend for Dry {
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        self.ledger.work().fetched_bytes += resting.bytes as u64;
+        self.ledger.work().fetched_bytes += resting.bytes() as u64;
         Ok(resting.clone())
     }
 
@@ -201,7 +201,7 @@ impl Backend for Dry {
         scratch: Option<&mut Buffer>,
         out: &mut Buffer,
     ) -> Result<()> {
-        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
+        let bytes = x.bytes() + w.bytes() + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
         self.done(2.0 * f(p.rows) * f(p.out) * f(p.k), bytes)
     }
 
@@ -215,7 +215,7 @@ impl Backend for Dry {
         out: &mut Buffer,
     ) -> Result<()> {
         let window = f(p.kernel) * f(p.kernel) * f(p.channels);
-        let bytes = x.bytes() + w.bytes + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
+        let bytes = x.bytes() + w.bytes() + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
         self.done(2.0 * f(p.batch) * f(p.out_height) * f(p.out_width) * f(p.out) * window, bytes)
     }
 
@@ -234,11 +234,11 @@ impl Backend for Dry {
 
     fn group_norm(&self, _: GroupNorm, x: &Buffer, w: &Weight, _: &mut Buffer, out: &mut Buffer) -> Result<()> {
         // Statistics first, then the values once more.
-        self.done(0.0, 2 * x.bytes() + w.bytes + out.bytes())
+        self.done(0.0, 2 * x.bytes() + w.bytes() + out.bytes())
     }
 
     fn layer_norm(&self, _: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, x.bytes() + w.bytes + out.bytes())
+        self.done(0.0, x.bytes() + w.bytes() + out.bytes())
     }
 
     fn embedding(&self, _: Embedding, ids: &Buffer, _: &Weight, _: &Weight, out: &mut Buffer) -> Result<()> {

@@ -1,7 +1,49 @@
 //! Buffers and kernels: knows sizes, does not know tensors.
 //!
-//! A [`Backend`] is what a kind of device can do. Its ops get a filled-in parameter struct and may trust it: shapes,
+//! A `Backend` is what a kind of device can do. Its ops get a filled-in parameter struct and may trust it: shapes,
 //! types and devices are compared once, in `tensor/ops.rs`. Every op only enqueues, in order; `read` waits.
+//!
+//! So the trait and all that its methods take are private to the crate: kernels write where their parameters say, and
+//! from outside only the checked ops of [`Tensor`](crate::tensor::Tensor) reach them. A program cannot bring a device of its
+//! own, whose memory might be smaller than it says:
+//!
+//! ```compile_fail,E0603
+//! #![forbid(unsafe_code)]
+//! use sdshard::backend::{Backend, Slab};
+//! ```
+//!
+//! ```compile_fail,E0624
+//! #![forbid(unsafe_code)]
+//! use std::num::NonZero;
+//! use sdshard::backend::{Device, DeviceId, cpu::{Cpu, Path}};
+//! Device::new(DeviceId::CPU, Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap());
+//! ```
+//!
+//! Nor can it call a kernel with other sizes than those of its tensors, look into memory by itself, or say that a packed
+//! layer is another one:
+//!
+//! ```compile_fail,E0599
+//! #![forbid(unsafe_code)]
+//! use std::num::NonZero;
+//! use sdshard::backend::{DType, Values, Layer, cpu::{Cpu, Path}};
+//! let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
+//! let values = Values::Data { dtype: DType::F32, bytes: &[0; 4] };
+//! cpu.pack(Layer::Linear { out: 1 << 20, k: 1 << 20 }, DType::F32, values, None);
+//! ```
+//!
+//! ```compile_fail,E0603
+//! #![forbid(unsafe_code)]
+//! use sdshard::backend::cpu::memory::{read, write};
+//! ```
+//!
+//! ```compile_fail,E0616
+//! #![forbid(unsafe_code)]
+//! use sdshard::backend::{DType, Device, Layer, Values};
+//! let device = Device::cpu(1 << 20).unwrap();
+//! let values = Values::Data { dtype: DType::F32, bytes: &[0; 256] };
+//! let mut weight = device.pack(Layer::Linear { out: 8, k: 8 }, DType::F32, values, None).unwrap();
+//! weight.layer = Layer::Linear { out: 8, k: 1 << 20 };
+//! ```
 //!
 //! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the numerics
 //! class and its own image: never on the batch, the number of rows, threads or the position of a tile. It is what makes
@@ -9,7 +51,7 @@
 //!
 //! **Types.** A buffer knows the type of its elements, and an op's output has its input's. All inputs of an op have one
 //! type, and a layer's weight is packed for it; f32 are sums, softmax and the statistics of norms, biases, the scale and
-//! shift of norms, and all of [`Backend::scale_add`].
+//! shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
 
 pub mod arena;
 pub mod cpu;
@@ -31,7 +73,7 @@ pub mod wgpu;
 
 use std::{any::Any, sync::Arc};
 
-pub use arena::{Arena, Buffer};
+pub(crate) use arena::{Arena, Buffer};
 pub use device::{Device, DeviceInfo, Keep, Opening, open, visible};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
@@ -46,7 +88,7 @@ use params::{
 
 /// Memory of one kind of device.
 #[derive(Clone)]
-pub enum Slab {
+pub(crate) enum Slab {
     /// Host memory.
     Cpu(Arc<cpu::memory::HostSlab>),
     /// A GPU's, in a form that its backend alone knows.
@@ -96,13 +138,15 @@ pub enum Layer {
 }
 
 impl Layer {
-    /// Elements of its weight and, if it has one, of its bias.
+    /// Elements of its weight and, if it has one, of its bias; saturates where no memory could hold them.
     pub fn elements(self) -> (usize, usize) {
         match self {
-            Layer::Linear { out, k } | Layer::Geglu { out, k } => (out * k, out),
-            Layer::Conv2d { out, channels, kernel } => (out * channels * kernel * kernel, out),
+            Layer::Linear { out, k } | Layer::Geglu { out, k } => (out.saturating_mul(k), out),
+            Layer::Conv2d { out, channels, kernel } => {
+                (out.saturating_mul(channels).saturating_mul(kernel).saturating_mul(kernel), out)
+            }
             Layer::Norm { channels } => (channels, channels),
-            Layer::Embedding { rows, channels } => (rows * channels, 0),
+            Layer::Embedding { rows, channels } => (rows.saturating_mul(channels), 0),
         }
     }
 }
@@ -171,7 +215,11 @@ impl Values<'_> {
         }
         match self {
             Values::Data { bytes, .. } => to.copy_from_slice(&bytes[start..start + to.len()]),
-            Values::Stored { start: first, file, .. } => file.read_at(first + start, to)?,
+            Values::Stored { start: first, file, .. } => {
+                let at = first.checked_add(start);
+                let at = at.ok_or_else(|| Error::input(format!("a weight that begins at byte {first} of its file")))?;
+                file.read_at(at, to)?;
+            }
             Values::ShapeOnly => {}
         }
         Ok(())
@@ -204,7 +252,7 @@ impl Activation {
 /// What follows a matrix product while its result is still in registers:
 /// `out = activation(x w + bias + channel_add) + residual`.
 #[derive(Clone, Copy, Default)]
-pub struct Epilogue<'a> {
+pub(crate) struct Epilogue<'a> {
     /// `[batch or 1, out]` and its rows: added to every row of an image.
     pub channel_add: Option<(&'a Buffer, u32)>,
     /// Applied to the sum.
@@ -215,7 +263,7 @@ pub struct Epilogue<'a> {
 
 /// Which parts of an [`Epilogue`] a call would use: the question [`Backend::supports`] answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Fusion {
+pub(crate) struct Fusion {
     /// A per-channel sum.
     pub channel_add: bool,
     /// An activation.
@@ -225,10 +273,10 @@ pub struct Fusion {
 }
 
 /// One term of [`Backend::scale_add`]: the factor, the buffer and the element to begin at.
-pub type Term<'a> = (f32, &'a Buffer, usize);
+pub(crate) type Term<'a> = (f32, &'a Buffer, usize);
 
 /// What a kind of device can do. Sizes are already checked; buffers and weights are this backend's own.
-pub trait Backend: Send + Sync {
+pub(crate) trait Backend: Send + Sync {
     /// Everything that decides the bits of a result: kind, kernel path and, as the last word, the type in which it computes
     /// unless it is asked for another: `cpu avx512 f32` for example.
     fn class(&self) -> &str;

@@ -55,7 +55,7 @@ pub struct Op<'a> {
     pub device: DeviceId,
     /// Ops before it on this device.
     pub number: u64,
-    /// Its name in [`Backend`].
+    /// Its name in `Backend`.
     pub name: &'static str,
     /// What comes from the host, if it is a write.
     pub written: &'a [u8],

@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub struct Weight {
     /// What it is.
-    pub layer: Layer,
+    pub(super) layer: Layer,
     /// The type of the inputs that it is packed for.
-    pub dtype: DType,
+    pub(super) dtype: DType,
     /// Whether a bias was packed along.
-    pub has_bias: bool,
+    pub(super) has_bias: bool,
     /// What it occupies on a device, in bytes.
-    pub bytes: usize,
-    /// Devices with this [`Backend::weight_home`](super::Backend::weight_home) can use it.
+    bytes: usize,
+    /// Devices with this `Backend::weight_home` can use it.
     home: Arc<str>,
     data: WeightData,
     _charge: Option<Arc<Charge>>,
@@ -69,6 +69,21 @@ impl Weight {
         Self::new(layer, dtype, has_bias, bytes, device.weight_home().into(), WeightData::Visiting(Arc::new(visiting)))
     }
 
+    /// What it is.
+    pub fn layer(&self) -> Layer {
+        self.layer
+    }
+
+    /// The type of the inputs that it is packed for.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// What it occupies on a device, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn data(&self) -> &WeightData {
         &self.data
     }
@@ -99,12 +114,22 @@ impl Weight {
     /// Brings a visiting weight to its device, if it is not there.
     ///
     /// # Errors
-    /// If its file can no longer be read or the device has no room.
+    /// If its file can no longer be read, the device has no room, or what comes is another layer's or another device's.
     pub fn arrive(&self) -> Result<()> {
         if let WeightData::Visiting(visiting) = &self.data {
             let mut here = visiting.here();
             if here.is_none() {
-                *here = Some((visiting.fetch)()?);
+                let came = (visiting.fetch)()?;
+                let announced = (self.layer, self.dtype, self.has_bias, &self.home);
+                let is_here = !matches!(came.data, WeightData::Visiting(_));
+                if (came.layer, came.dtype, came.has_bias, &came.home) != announced || !is_here {
+                    return Err(Error::request(format!(
+                        "{:?} in {} was to come to its device",
+                        self.layer, self.dtype
+                    ))
+                    .found(format!("{:?} in {} for {}", came.layer, came.dtype, came.home)));
+                }
+                *here = Some(came);
             }
         }
         Ok(())

@@ -72,7 +72,7 @@ impl Conv2d {
 
     /// The type of its input and output.
     pub fn dtype(&self) -> DType {
-        self.weight.dtype
+        self.weight.dtype()
     }
 
     /// `[batch, height, width, channels]` to `[batch, height / stride, width / stride, out]`.

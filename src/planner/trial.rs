@@ -417,7 +417,7 @@ impl<'a> Trial<'a> {
         }
         let packed = packed.lock().unwrap_or_else(PoisonError::into_inner);
         let resting = packed.iter().filter(|((reside, ..), _)| *reside == Reside::Host);
-        let host_bytes = resting.flat_map(|(_, homes)| homes).map(|(_, weight)| weight.bytes as u64).sum();
+        let host_bytes = resting.flat_map(|(_, homes)| homes).map(|(_, weight)| weight.bytes() as u64).sum();
         let sections = if routes.len() == 1 { sections } else { Vec::new() };
         Ok(Ran { costs, sections, carried, host_bytes })
     }

@@ -55,6 +55,9 @@ impl Tensor {
     /// A tensor of any type from its little-endian elements.
     #[doc(hidden)]
     pub fn from_bytes(device: &Device, shape: impl Into<Shape>, dtype: DType, bytes: &[u8]) -> Result<Self> {
+        if !bytes.len().is_multiple_of(dtype.size()) {
+            return Err(Error::request(format!("{} bytes are no whole number of {dtype} elements", bytes.len())));
+        }
         Self::upload(device, shape.into(), dtype, bytes.len() / dtype.size(), bytes)
     }
 

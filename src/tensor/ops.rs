@@ -99,7 +99,7 @@ impl Tensor {
     /// The weight of an op on this tensor.
     fn weight(&self, op: &str, w: &Weight) -> Result<Weight> {
         self.is_computable(op)?;
-        self.is(op, w.dtype)?;
+        self.is(op, w.dtype())?;
         self.holds(op, w)
     }
 
@@ -159,7 +159,7 @@ impl Tensor {
         const OP: &str = "linear";
         let w = &self.weight(OP, w)?;
         let geglu = fuse.activation == Activation::Geglu;
-        let (out, k) = match w.layer {
+        let (out, k) = match w.layer() {
             Layer::Linear { out, k } if !geglu => (out, k),
             Layer::Geglu { out, k } if geglu => (out, k),
             layer => return Err(wrong(OP, format!("a weight {layer:?} with {:?}", fuse.activation))),
@@ -183,8 +183,8 @@ impl Tensor {
     pub fn conv2d(&self, w: &Weight, stride: usize, padding: Padding, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "conv2d";
         let w = &self.weight(OP, w)?;
-        let Layer::Conv2d { out, channels, kernel } = w.layer else {
-            return Err(wrong(OP, format!("a weight {:?}", w.layer)));
+        let Layer::Conv2d { out, channels, kernel } = w.layer() else {
+            return Err(wrong(OP, format!("a weight {:?}", w.layer())));
         };
         let &[batch, height, width, c] = self.shape.dims() else {
             return Err(wrong(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
@@ -192,6 +192,7 @@ impl Tensor {
         ensure(c == channels, OP, || format!("{} into a layer of {channels} channels", self.shape))?;
         ensure(fuse.activation != Activation::Geglu, OP, || "GEGLU belongs to linear layers".into())?;
         ensure(stride > 0, OP, || "a window that does not move: stride 0".into())?;
+        ensure(u32::try_from(stride).is_ok(), OP, || format!("stride {stride}"))?;
         ensure(kernel % 2 == 1 || padding == Padding::BottomRight, OP, || {
             format!("a {kernel}x{kernel} window has no middle to keep the size with")
         })?;
@@ -266,7 +267,7 @@ impl Tensor {
         const OP: &str = "group_norm";
         let w = &self.weight(OP, w)?;
         let channels = self.shape.channels();
-        ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
+        ensure(w.layer() == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer()))?;
         ensure(groups > 0 && channels.is_multiple_of(groups), OP, || {
             format!("{channels} channels in {groups} groups")
         })?;
@@ -295,7 +296,7 @@ impl Tensor {
         const OP: &str = "layer_norm";
         let w = &self.weight(OP, w)?;
         let channels = self.shape.channels();
-        ensure(w.layer == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer))?;
+        ensure(w.layer() == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer()))?;
         let p = LayerNorm { rows: u(self.shape.rows()), channels: u(channels), eps };
         let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
         self.device.backend().layer_norm(p, &self.buffer, w, &mut buffer)?;
@@ -309,9 +310,9 @@ impl Tensor {
     pub fn embedding(device: &Device, ids: &[Vec<u32>], table: &Weight, positions: &Weight) -> Result<Tensor> {
         const OP: &str = "embedding";
         let (Layer::Embedding { rows, channels }, Layer::Embedding { rows: most, channels: same }) =
-            (table.layer, positions.layer)
+            (table.layer(), positions.layer())
         else {
-            return Err(wrong(OP, format!("weights {:?} and {:?}", table.layer, positions.layer)));
+            return Err(wrong(OP, format!("weights {:?} and {:?}", table.layer(), positions.layer())));
         };
         let tokens = ids.first().map_or(0, Vec::len);
         ensure(channels == same && tokens <= most, OP, || format!("{tokens} tokens, {most} positions"))?;
@@ -323,8 +324,8 @@ impl Tensor {
         let p = Embedding { batch: u(ids.len()), tokens: u(tokens), channels: u(channels), vocab: u(rows) };
         let ids = Tensor::ids(device, [ids.len(), tokens], &ids_flat)?;
         let (table, positions) = (&ids.holds(OP, table)?, &ids.holds(OP, positions)?);
-        let (shape, dtype) = (Shape::from([ids.dim(0), tokens, channels]), table.dtype);
-        ensure(positions.dtype == dtype, OP, || format!("{} beside {dtype}", positions.dtype))?;
+        let (shape, dtype) = (Shape::from([ids.dim(0), tokens, channels]), table.dtype());
+        ensure(positions.dtype() == dtype, OP, || format!("{} beside {dtype}", positions.dtype()))?;
         let mut buffer = Self::room(device, shape, dtype)?;
         device.backend().embedding(p, &ids.buffer, table, positions, &mut buffer)?;
         Ok(Self::from_buffer(device, shape, dtype, buffer))
@@ -446,10 +447,12 @@ impl Tensor {
         for (scale, x, row) in terms {
             x.is(OP, DType::F32)?;
             first.same_device(OP, x)?;
-            let start = row * (x.shape.elements() / x.dim(0));
-            ensure(start.checked_add(shape.elements()).is_some_and(|end| end <= x.shape.elements()), OP, || {
-                format!("{shape} from row {row} of {}", x.shape)
-            })?;
+            let start = row.checked_mul(x.shape.elements() / x.dim(0));
+            let ends_inside =
+                |start: &usize| start.checked_add(shape.elements()).is_some_and(|end| end <= x.shape.elements());
+            let Some(start) = start.filter(ends_inside) else {
+                return Err(wrong(OP, format!("{shape} from row {row} of {}", x.shape)));
+            };
             parts.push((*scale, &*x.buffer, start));
         }
         let p = ScaleAdd { elements: u(shape.elements()) };

@@ -92,7 +92,7 @@ impl<'a> Scope<'a> {
             (Reside::Host, Some(shelf)) => {
                 let packed =
                     self.packed_once(shelf, &source, |weight, bias| device.pack_to_rest(layer, dtype, weight, bias))?;
-                Weight::visiting(&device.clone(), layer, dtype, bias, packed.bytes, move || device.fetch(&packed))
+                Weight::visiting(&device.clone(), layer, dtype, bias, packed.bytes(), move || device.fetch(&packed))
             }
             (Reside::Disk, Some(_)) => {
                 // The file is checked now, not in the middle of the first picture.

@@ -39,7 +39,7 @@ impl Visitors {
 
     /// What a section occupies while it visits, in bytes.
     pub fn bytes(&self, section: usize) -> usize {
-        self.sections[section].weights.iter().map(|weight| weight.bytes).sum()
+        self.sections[section].weights.iter().map(Weight::bytes).sum()
     }
 
     /// Starts to bring a section.

@@ -5,19 +5,24 @@ use sdshard::{
     tensor::Tensor,
 };
 
-use super::cases::{Case, Data, Op, decode, encode};
+use super::{
+    cases::{Case, Data, Op, decode, encode},
+    seeded::Fault,
+};
 
 /// A device, and the type in which it shall compute.
 pub struct Subject {
     pub name: String,
     pub device: Device,
     pub dtype: DType,
+    /// What it does wrong.
+    pub fault: Fault,
 }
 
 impl Subject {
     /// A device that computes in f32.
     pub fn f32(name: impl Into<String>, device: Device) -> Self {
-        Self { name: name.into(), device, dtype: DType::F32 }
+        Self { name: name.into(), device, dtype: DType::F32, fault: Fault::Sound }
     }
 }
 
@@ -62,7 +67,7 @@ const GUARD: usize = 64;
 /// Computes `case` in memory that is watched: inputs, a guard, the output, a guard, then what the op takes by itself.
 /// Whatever is free begins as NaN, and nothing but the output may change.
 pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> Result<Vec<f32>, String> {
-    let &Subject { ref device, dtype, .. } = subject;
+    let &Subject { ref device, dtype, fault, .. } = subject;
     if matches!(case.op, Op::Add { .. } | Op::Embedding { .. }) && dtype != DType::F32 {
         // Several ops, whose f32 results and ids lie where they like.
         return plain(subject, case, data);
@@ -76,7 +81,7 @@ pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> R
         let hole = Tensor::from_bytes(device, [outputs], dtype, &vec![POISON; outputs * dtype.size()])?;
         let _after = Tensor::new(device, [GUARD], &guard)?;
         drop(hole);
-        case.op.run(device, &x, &weights, &data.ids)?.read_bytes()
+        fault.run(device, case, data, &x, &weights)?.read_bytes()
     };
 
     // Once to see how much memory it takes, once with that much filled with NaN.
@@ -118,10 +123,10 @@ pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> R
 
 /// Computes `case` plainly.
 pub fn plain(subject: &Subject, case: &Case, data: &Data) -> Result<Vec<f32>, String> {
-    let &Subject { ref device, dtype, .. } = subject;
+    let &Subject { ref device, dtype, fault, .. } = subject;
     let run = || {
         let (x, weights) = (data.upload(device, dtype)?, data.pack(device, dtype)?);
-        case.op.run(device, &x, &weights, &data.ids)?.read_bytes()
+        fault.run(device, case, data, &x, &weights)?.read_bytes()
     };
     device.reserve(ARENA).and_then(|()| run()).map(|bytes| decode(dtype, &bytes)).map_err(|e| e.to_string())
 }

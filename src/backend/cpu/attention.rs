@@ -32,8 +32,14 @@ pub struct Call<'a> {
 
 impl Call<'_> {
     /// Computes the call into `out`, all of it.
+    ///
+    /// # Panics
+    /// If a slice is shorter than the sizes say, which the rows rely on.
     pub fn run(&self, path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
         let (heads, queries) = (self.p.heads as usize, self.p.queries as usize);
+        let row = self.p.batch as usize * heads * self.p.head_dim as usize;
+        assert!(self.q.len().min(out.len()) >= row * queries, "queries and a result of the sizes of the call");
+        assert!(self.k.len().min(self.v.len()) >= row * self.p.keys as usize, "keys and values of these sizes");
         let (keys, values) = cost::packed_keys_and_values(path, &self.p);
         let units = self.p.batch as usize * heads;
         let parts = Parts::new(&mut scratch[..units * (keys + values)]);
@@ -190,7 +196,8 @@ impl Task<'_> {
             let to = (self.image * p.queries as usize + self.first + row) * width + self.head * dim;
             for column in (0..dim).step_by(S::LANES) {
                 let count = S::LANES.min(dim - column);
-                // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone.
+                // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone, and `Call::run` has compared
+                // the output with the sizes.
                 unsafe {
                     let value = S::div(load_up_to::<S>(&from[column..], count), S::splat(total));
                     store_up_to::<S>(value, self.out.at(to + column), count);

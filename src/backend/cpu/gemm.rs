@@ -77,6 +77,21 @@ impl Lhs<'_> {
         }
     }
 
+    /// The elements that its rows are made of.
+    fn x(&self) -> &[f32] {
+        match self {
+            Lhs::Linear(_, x) | Lhs::Conv2d(_, x) => x,
+        }
+    }
+
+    /// How many of them its sizes speak of.
+    fn elements(&self) -> usize {
+        match self {
+            Lhs::Linear(p, _) => p.rows as usize * p.k as usize,
+            Lhs::Conv2d(p, _) => p.batch as usize * p.height as usize * p.width as usize * p.channels as usize,
+        }
+    }
+
     /// Elements of one tap.
     fn channels(&self) -> usize {
         match self {
@@ -126,9 +141,20 @@ impl Product<'_> {
     }
 
     /// Computes the product into `out`, all of it.
+    ///
+    /// # Panics
+    /// If a slice is shorter than the sizes say, which the tiles rely on.
     pub fn run(&self, path: Path, pool: &Pool, out: &mut [f32]) {
         let (rows, k) = (self.lhs.rows(), self.lhs.channels() * self.lhs.taps());
         let panels = self.packed.weight.len() / (path.panel() * k);
+        let results = rows * self.out_columns();
+        assert!(self.lhs.x().len() >= self.lhs.elements() && out.len() >= results, "tensors of the sizes of the call");
+        let is_rows = matches!(self.lhs, Lhs::Linear(..));
+        assert!(is_rows || self.lhs.channels() <= MAX_CHANNELS, "zeros for every channel of a window");
+        assert!(self.residual.is_none_or(|x| x.len() >= results), "a residual as large as the result");
+        assert!(self.channel_add.is_none_or(|x| x.len().is_multiple_of(self.out_columns())), "whole rows to add");
+        let bias = self.packed.bias.as_ref();
+        assert!(bias.is_none_or(|bias| bias.len() == panels * path.panel()), "a bias as wide as the panels");
         let task_rows = rows.min(TASK_ROWS).next_multiple_of(path.rows());
         let row_tasks = rows.div_ceil(task_rows);
         let wanted = (pool.threads() * TASKS_PER_THREAD).div_ceil(row_tasks);
@@ -269,8 +295,9 @@ impl Task<'_> {
         let width = 2 * S::LANES;
         let k = block.taps.start * channels + block.channels.start;
         let weights = &self.product.packed.weight[(panel * taps * channels + k) * width..];
-        // SAFETY: rows beyond `count` repeat the first one, so every pointer has `channels` elements; the panel has
-        // `width` for each of the block's k; `sums` has M rows of `width`.
+        // SAFETY: rows beyond `count` repeat the first one, and `Product::run` has compared x with its sizes, so every
+        // pointer has `channels` elements; the panel has `width` for each of the block's k, as panels are counted by what is
+        // packed; `sums` has M rows of `width`.
         unsafe {
             let mut acc = [[S::zero(); N]; M];
             if !block.is_first() {
@@ -317,8 +344,8 @@ impl Task<'_> {
         let geglu = product.activation == Activation::Geglu;
         let bias = product.packed.bias.as_ref().map(|bias| &bias[panel * 2 * S::LANES..]);
         let first = if geglu { panel * S::LANES } else { panel * 2 * S::LANES };
-        // SAFETY: bias is as wide as the panels; reads and writes of rows are cut to `out_columns`, and the output's
-        // rows and columns of this task are its own.
+        // SAFETY: bias is as wide as the panels; reads and writes of rows are cut to `out_columns`, and `Product::run` has
+        // compared the slices with rows and columns. The output's rows and columns of this task are its own.
         unsafe {
             for (i, acc) in acc.iter().enumerate().take(count) {
                 let row = row + i;

@@ -5,18 +5,18 @@ mod available;
 pub mod cost;
 mod elementwise;
 mod gemm;
-pub mod memory;
+pub(super) mod memory;
 mod norm;
-pub mod pack;
+pub(super) mod pack;
 mod peak;
-pub mod simd;
+mod simd;
 pub mod threads;
 
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Activation, Backend, Buffer, DType, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Rates, Slab, Term, Values,
-    Weight, WeightData,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Rates, Slab, Term,
+    Values, Weight, WeightData,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
@@ -128,6 +128,11 @@ impl Cpu {
         Self::new(path()?, threads, cores, true)
     }
 
+    /// A device over these cores.
+    pub fn device(self, id: DeviceId) -> Device {
+        Device::new(id, self)
+    }
+
     /// Threads that compute.
     pub fn threads(&self) -> usize {
         self.pool.threads()
@@ -202,8 +207,8 @@ impl Backend for Cpu {
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let copy = Arc::new(packed(resting).copy()?);
-        let Weight { layer, dtype, has_bias, bytes, .. } = *resting;
-        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Cpu(copy)))
+        let Weight { layer, dtype, has_bias, .. } = *resting;
+        Ok(Weight::new(layer, dtype, has_bias, resting.bytes(), self.home.clone(), WeightData::Cpu(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

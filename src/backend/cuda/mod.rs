@@ -77,6 +77,13 @@ struct Arena {
     queues: Arc<Queues>,
 }
 
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // What is held back uses it; a device that cannot launch it has failed, and runs nothing any more.
+        let _ = self.queues.compute.stream();
+    }
+}
+
 /// A layer's parameters on a GPU: see `pack.rs`.
 struct Packed {
     /// The weight, then the bias if there is one.
@@ -304,15 +311,17 @@ fn parts(w: &Weight) -> (u64, u64) {
 }
 
 impl Cuda {
-    fn run(&self, launch: &Launch, arguments: Arguments) -> Result<()> {
+    /// Enqueues a kernel that uses `weights`.
+    fn run(&self, launch: &Launch, arguments: Arguments, weights: &[&Weight]) -> Result<()> {
         if launch.grid[1] > MOST_BLOCKS || launch.grid[2] > MOST_BLOCKS {
             return Err(Error::request(format!("{} on {:?} blocks is too large", launch.kernel, launch.grid)));
         }
         let kernel = self.gpu.kernels.get(&launch.kernel)?;
         // SAFETY: `tensor/ops.rs` has compared shapes, types and devices, and its tensors are borrowed until the op is
-        // enqueued; tests run every kernel with these arguments. Memory that is given back waits for what is enqueued.
+        // enqueued; tests run every kernel with these arguments. Memory that is given back waits for what is enqueued, and what is
+        // held back keeps its weights.
         let call = unsafe { Call::new(kernel, launch.grid, launch.threads, arguments) };
-        self.queues.compute.launch(call)
+        self.queues.compute.launch(call, weights)
     }
 
     /// A matrix product. `fields` are its sizes; the rows of a launch, `rows_per_add` and the activation follow them.
@@ -343,12 +352,12 @@ impl Cuda {
             let behind = [first, count, rows_per_add, number(e.activation)];
             let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(add);
             let arguments = arguments.address(residual).address(at(to)).address(scratch.map_or(0, at));
-            self.run(&launch, arguments.fields(&[fields, &behind].concat()))?;
+            self.run(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
             if let Some(parts) = scratch {
                 let arguments = Arguments::default().address(at(parts)).address(bias).address(add).address(residual);
                 let fields = [&[columns, runs][..], &behind].concat();
                 let launch = launch::split_k(dtype, count, e.activation.width(columns));
-                self.run(&launch, arguments.address(at(to)).fields(&fields))?;
+                self.run(&launch, arguments.address(at(to)).fields(&fields), &[w])?;
             }
         }
         Ok(())
@@ -411,14 +420,6 @@ impl Cuda {
     }
 }
 
-/// Kernels count a weight's elements in 32 bits.
-fn check_layer(layer: Layer) -> Result<()> {
-    match layer.elements().0 {
-        elements if elements < 1 << 31 => Ok(()),
-        elements => Err(Error::input(format!("{layer:?} has {elements} elements, more than kernels count"))),
-    }
-}
-
 impl Backend for Cuda {
     fn class(&self) -> &str {
         &self.class
@@ -442,7 +443,6 @@ impl Backend for Cuda {
     }
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        check_layer(layer)?;
         let mut parts = vec![self.upload(&Packing::weight(layer, dtype, weight)?)?];
         if let Some(bias) = bias {
             parts.push(self.upload(&Packing::bias(bias)?)?);
@@ -464,7 +464,6 @@ impl Backend for Cuda {
     }
 
     fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        check_layer(layer)?;
         let rest = |packing: Packing| {
             let mut bytes = vec![0; packing.packed_bytes()];
             let pieces = bytes.chunks_mut(PIECE_BYTES).enumerate();
@@ -559,7 +558,7 @@ impl Backend for Cuda {
         })?;
         let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
         let arguments = Arguments::default().address(at(q)).address(at(k)).address(at(v)).address(at(out));
-        self.run(&launch, arguments.fields(&fields))
+        self.run(&launch, arguments.fields(&fields), &[])
     }
 
     fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
@@ -570,14 +569,17 @@ impl Backend for Cuda {
         self.run(
             &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
             Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
+            &[],
         )?;
         self.run(
             &of("group_norm_combine".into(), [eights, p.batch, 1]),
             Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
+            &[w],
         )?;
         self.run(
             &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
             Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
+            &[],
         )
     }
 
@@ -588,6 +590,7 @@ impl Backend for Cuda {
         self.run(
             &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
             arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
+            &[w],
         )
     }
 
@@ -602,31 +605,31 @@ impl Backend for Cuda {
         let launch = launch::each("embedding", out.dtype(), p.batch * p.tokens * p.channels);
         let arguments =
             Arguments::default().address(at(ids)).address(parts(table).0).address(parts(positions).0).address(at(out));
-        self.run(&launch, arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]))
+        self.run(&launch, arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]), &[table, positions])
     }
 
     fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("upsample2x", x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
         let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
-        self.run(&launch, Arguments::default().address(at(x)).address(at(out)).fields(&fields))
+        self.run(&launch, Arguments::default().address(at(x)).address(at(out)).fields(&fields), &[])
     }
 
     fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("concat_channels", a.dtype(), p.rows * (p.left + p.right));
         let arguments = Arguments::default().address(at(a)).address(at(b)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.rows, p.left, p.right]))
+        self.run(&launch, arguments.fields(&[p.rows, p.left, p.right]), &[])
     }
 
     fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("activate", x.dtype(), p.rows * p.channels);
         let arguments = Arguments::default().address(at(x)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.rows, p.channels, number(activation)]))
+        self.run(&launch, arguments.fields(&[p.rows, p.channels, number(activation)]), &[])
     }
 
     fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
         let launch = launch::each("add_channels", x.dtype(), p.batch * p.pixels * p.channels);
         let arguments = Arguments::default().address(at(x)).address(at(per_channel)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]))
+        self.run(&launch, arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]), &[])
     }
 
     fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
@@ -639,14 +642,14 @@ impl Backend for Cuda {
             from[i] = at(x) + (start * x.dtype().size()) as u64;
         }
         let arguments = from.into_iter().fold(Arguments::default(), Arguments::address);
-        self.run(&launch, arguments.address(at(out)).fields(&fields))
+        self.run(&launch, arguments.address(at(out)).fields(&fields), &[])
     }
 
     fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
         let elements = x.elements() as u32;
         let kernel = format!("cast_{}_{}", x.dtype(), out.dtype());
         let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements]);
-        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, arguments)
+        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, arguments, &[])
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {

@@ -96,8 +96,11 @@ fn library() -> Option<&'static Nvrtc> {
 }
 
 /// Takes the library from a folder of its own, if nobody has looked for it yet: what tests do that brought theirs.
+///
+/// # Safety
+/// The library of this name in `folder`, if there is one, is NVIDIA's: it is loaded and its functions are called.
 #[doc(hidden)]
-pub fn look_in(folder: &Path) {
+pub unsafe fn look_in(folder: &Path) {
     LIBRARY.get_or_init(|| MAJOR.iter().find_map(|major| load(&folder.join(format!("libnvrtc.so.{major}"))).ok()));
 }
 

@@ -10,7 +10,10 @@ use super::{
     driver::{self, Call, Context, Graph, Stream},
     locked,
 };
-use crate::error::{Error, Result};
+use crate::{
+    backend::Weight,
+    error::{Error, Result},
+};
 
 /// Lists that are remembered: a few shapes and batches of each of a few requests in flight, whose keys and values lie in
 /// different places.
@@ -33,9 +36,17 @@ enum Use {
 #[derive(Default)]
 struct State {
     /// What is held back; `None` while nothing is to be.
-    held: Option<Vec<Call>>,
+    held: Option<Held>,
     /// The latest one last.
     known: Vec<Known>,
+}
+
+/// Kernels that are not enqueued yet, and the weights that they use: whoever drops one meanwhile must not free its memory.
+/// Arenas launch what is held back before they go.
+#[derive(Default)]
+struct Held {
+    calls: Vec<Call>,
+    weights: Vec<Weight>,
 }
 
 /// A list of kernels that came at least once.
@@ -73,17 +84,20 @@ impl Queue {
 
     /// The stream, behind everything that the queue was given: for whatever is no kernel. What is held back is launched.
     pub fn stream(&self) -> Result<&Stream> {
-        if let Some(calls) = locked(&self.state).held.take() {
-            self.launch_each(&calls)?;
+        // Taken out first: weights that go with it may ask for this queue.
+        let held = locked(&self.state).held.take();
+        if let Some(held) = held {
+            self.launch_each(&held.calls)?;
         }
         Ok(&self.stream)
     }
 
-    /// Enqueues a kernel, or holds it back.
-    pub fn launch(&self, call: Call) -> Result<()> {
+    /// Enqueues a kernel that uses `weights`, or holds it back.
+    pub fn launch(&self, call: Call, weights: &[&Weight]) -> Result<()> {
         match &mut locked(&self.state).held {
             Some(held) => {
-                held.push(call);
+                held.calls.push(call);
+                held.weights.extend(weights.iter().copied().cloned());
                 Ok(())
             }
             None => self.stream.launch(&call),
@@ -99,9 +113,15 @@ impl Queue {
 
     /// Enqueues what was held back.
     pub fn release(&self) -> Result<()> {
+        // Dropped after the lock: weights that go may ask for this queue.
+        let _weights;
         // Locked to the end: nobody comes between these kernels.
         let state = &mut *locked(&self.state);
-        let Some(calls) = state.held.take().filter(|calls| !calls.is_empty()) else { return Ok(()) };
+        let Some(Held { calls, weights }) = state.held.take() else { return Ok(()) };
+        _weights = weights;
+        if calls.is_empty() {
+            return Ok(());
+        }
         let Some(i) = state.known.iter().position(|known| known.calls == calls) else {
             self.launch_each(&calls)?;
             if state.known.len() == REMEMBERED {

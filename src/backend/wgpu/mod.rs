@@ -256,6 +256,11 @@ impl Wgpu {
         Ok(Self { context, pipelines, class: class(adapter, capabilities), home, nothing })
     }
 
+    /// A device over this adapter.
+    pub fn device(self, id: DeviceId) -> Device {
+        Device::new(id, self)
+    }
+
     /// The driver's device. Destroying it is how a lost one is tried out.
     pub fn driver(&self) -> wgpu::Device {
         self.context.device.clone()
