@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         );
     }
 
-    // All of it on the whole CPU, wherever that is most pictures per second.
+    // Whatever makes most pictures per second on this machine.
     let whole = resolve(&DeviceMap::from_strategy(Strategy::Throughput))?;
     println!("{:.2} s for a picture rather than {:.2} s", whole.seconds_per_image, split.seconds_per_image);
 

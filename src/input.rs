@@ -1,4 +1,4 @@
-//! Files that are read. They are opened here and nowhere else: a pipe, socket, device or folder in the place of a file is
+//! Files that somebody else wrote. They are opened here and nowhere else: a pipe, socket, device or folder in the place of a file is
 //! an error at once, where reading it might wait for ever.
 
 use std::{

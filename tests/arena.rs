@@ -6,7 +6,8 @@ use sdshard::{
     backend::{
         Activation, DType, Device, DeviceId, DeviceKind, Keep, Layer, Values, Weight,
         cpu::{Cpu, Path},
-        dry::{Rules, Work},
+        dry::Work,
+        rules::Rules,
     },
     error::{Result, Scope},
     tensor::{Fuse, Shape, Tensor, ops::Padding},

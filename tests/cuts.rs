@@ -2,7 +2,7 @@
 //! without data says.
 
 use sdshard::{
-    backend::{self, DType, Device, DeviceId, DeviceKind, cpu, dry::Rules},
+    backend::{self, DType, Device, DeviceId, DeviceKind, cpu, rules::Rules},
     models::route::{Keeps, Open, Route, Walk},
     pipeline::{
         Component, Model, Network, Slot, UnetPlace, branches,

@@ -4,11 +4,7 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{
-        DType, Device, DeviceId,
-        cpu::Path,
-        dry::{Ledger, Rules},
-    },
+    backend::{DType, Device, DeviceId, cpu::Path, dry::Ledger, rules::Rules},
     models::{
         clip::ClipTextEncoder,
         route::{Keeps, Route},

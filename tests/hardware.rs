@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 
 use common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
-    backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, dry::Rules},
+    backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, rules::Rules},
     models::spec::ModelSpec,
     planner::{Largest, device_map::DeviceMap, hardware, plan::Plan, world::World},
     weights::ModelFiles,

@@ -11,7 +11,7 @@ use sdshard::{
     backend::{
         DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates,
         cpu::Path,
-        dry::Rules,
+        rules::Rules,
         sim::{Fault, Faults, Fusions, Op, Pace, Record, Setup, Waits},
     },
     engine::{Engine, Event},

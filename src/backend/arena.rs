@@ -5,9 +5,12 @@
 //! compared with the holes, so the capacity decides whether an allocation succeeds and never where it lies: a dry run
 //! without a limit and a real run in exactly its peak make the same choices.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, MutexGuard},
+};
 
-use super::{DType, DeviceId, Slab};
+use super::{dtype::DType, id::DeviceId};
 use crate::error::{Error, Result};
 
 /// Every range starts at a multiple of this, which suits vector loads and GPU bindings.
@@ -19,6 +22,15 @@ pub const fn aligned(bytes: usize) -> usize {
         Some(bytes) => bytes,
         None => usize::MAX,
     }
+}
+
+/// Memory of one kind of device.
+#[derive(Clone)]
+pub(crate) enum Slab {
+    /// In a form that its backend alone knows.
+    Held(Arc<dyn Any + Send + Sync>),
+    /// None: only its size is known.
+    Dry,
 }
 
 /// A slab and the list of what is free in it. Clones share both.
@@ -147,6 +159,7 @@ impl Buffer {
     }
 
     /// How many elements it holds.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub fn elements(&self) -> usize {
         self.bytes / self.dtype.size()
     }

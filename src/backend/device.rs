@@ -1,16 +1,21 @@
 //! A device in use: its backend and its transient arena.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::SystemTime,
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
 };
 
 use super::{
-    Arena, Backend, Buffer, DType, DeviceId, DeviceKind, Layer, Rates, Slab, Values, Weight, cpu, dry, sim,
-    weight::Meter,
+    arena::{Arena, Buffer, Slab},
+    dry,
+    dtype::DType,
+    id::DeviceId,
+    layer::{Layer, Values},
+    ops::Backend,
+    rates::Rates,
+    rules::Rules,
+    sim,
+    weight::{Meter, Weight},
 };
 use crate::error::{Error, Result};
 
@@ -37,78 +42,6 @@ pub struct Keep {
     arena: Arena,
 }
 
-/// What `sdshard devices` shows and the planner plans with.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeviceInfo {
-    /// Its name in a device map.
-    pub id: DeviceId,
-    /// What a person would call it.
-    pub name: String,
-    /// Its numerics class in the type of its rules.
-    pub class: String,
-    /// Cores that compute; 0 for a GPU.
-    pub cores: usize,
-    /// Which ones, by the system's numbers.
-    pub allowed_cores: Vec<usize>,
-    /// All memory, in bytes.
-    pub memory_bytes: u64,
-    /// What a plan may use, in bytes.
-    pub free_bytes: u64,
-    /// What a process occupies there before it holds anything: the driver's context and the kernels, in bytes.
-    pub overhead_bytes: u64,
-    /// What things occupy there and which ops it fuses.
-    pub rules: dry::Rules,
-    /// How fast it is in the type of its rules.
-    pub rates: Rates,
-    /// Floating-point operations per second in f32.
-    pub f32_flops: f64,
-    /// When its rates were measured; `None` if they are assumed.
-    pub rates_measured: Option<SystemTime>,
-    /// Whether it is used only where a map names it.
-    pub only_named: bool,
-}
-
-impl DeviceInfo {
-    /// The same device computing in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
-    pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
-        let Some(dtype) = dtype else { return Some(self.clone()) };
-        let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;
-        let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
-        Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
-    }
-
-    /// NVIDIA's have it from compute capability 8.0 on.
-    fn has_bf16(&self) -> bool {
-        let capability = self.class.split_whitespace().find_map(|word| word.strip_prefix("sm_")?.parse::<u32>().ok());
-        capability.is_none_or(|capability| capability >= 80)
-    }
-}
-
-/// A numerics class in another type, which is its last word.
-pub fn class_in(class: &str, dtype: DType) -> String {
-    match class.rsplit_once(' ') {
-        Some((kind, _)) => format!("{kind} {dtype}"),
-        None => dtype.to_string(),
-    }
-}
-
-/// A device to open.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opening {
-    /// Which one.
-    pub id: DeviceId,
-    /// The cores that it shall compute on; `None` for its even share. Only the CPU has cores to choose from.
-    pub cores: Option<Vec<usize>>,
-    /// The number of the adapter behind a `wgpu` device; `None` for the device's own number.
-    pub adapter: Option<usize>,
-}
-
-impl From<DeviceId> for Opening {
-    fn from(id: DeviceId) -> Self {
-        Self { id, cores: None, adapter: None }
-    }
-}
-
 impl Device {
     /// A device over a backend.
     pub(crate) fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
@@ -131,15 +64,8 @@ impl Device {
         Ok(lane)
     }
 
-    /// One CPU device by itself, with room for `arena_bytes` of intermediate results.
-    pub fn cpu(arena_bytes: usize) -> Result<Self> {
-        let device = open(&[DeviceId::CPU])?.remove(0);
-        device.reserve(arena_bytes)?;
-        Ok(device)
-    }
-
     /// A device without data in place of `id`, and the ledger that it fills.
-    pub fn dry(id: DeviceId, rules: dry::Rules, rates: Rates) -> (Self, Arc<dry::Ledger>) {
+    pub fn dry(id: DeviceId, rules: Rules, rates: Rates) -> (Self, Arc<dry::Ledger>) {
         let ledger = Arc::new(dry::Ledger::default());
         let device = Self::new(id, dry::Dry::new(id, rules, rates, ledger.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
@@ -348,6 +274,25 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
     }
 }
 
+impl Weight {
+    /// One that `fetch` brings to `device` when it is wanted there. `bytes` is what it occupies then.
+    pub fn visiting(
+        device: &Device,
+        layer: Layer,
+        dtype: DType,
+        has_bias: bool,
+        bytes: usize,
+        fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
+    ) -> Self {
+        Self::visiting_at(device.weight_home(), layer, dtype, has_bias, bytes, fetch)
+    }
+
+    /// Whether `device` can use it.
+    pub(crate) fn is_on(&self, device: &Device) -> bool {
+        self.is_at(device.weight_home())
+    }
+}
+
 impl PartialEq for Device {
     /// Lanes of one device are that device: what is on one is on all of them.
     fn eq(&self, other: &Self) -> bool {
@@ -379,125 +324,4 @@ impl Keep {
     pub fn peak_bytes(&self) -> usize {
         self.arena.peak_bytes()
     }
-}
-
-/// Opens devices, in the order given: names alone, or [`Opening`]s. `cpu:N` devices that ask for no cores of their own
-/// share evenly what the others leave of this process's.
-///
-/// # Errors
-/// If one of them is not on this machine, or cores are asked for that this process may not use.
-pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
-    let openings: Vec<Opening> = devices.iter().cloned().map(Into::into).collect();
-    let is_share = |opening: &&Opening| opening.id.kind == DeviceKind::Cpu && opening.id.index.is_some();
-    let wishes: Vec<_> = openings.iter().filter(is_share).map(|opening| opening.cores.as_deref()).collect();
-    let mut shares = cpu::threads::shares(cpu::threads::cores(), &wishes).into_iter();
-    openings
-        .iter()
-        .map(|Opening { id, cores, adapter }| {
-            if let (DeviceKind::Cpu, Some(cores)) = (id.kind, cores) {
-                check_cores(*id, cores)?;
-            }
-            match (id.kind, id.index, cores) {
-                (DeviceKind::Cpu, None, None) => Ok(Device::new(*id, cpu::Cpu::whole()?)),
-                (DeviceKind::Cpu, None, Some(cores)) => Ok(Device::new(*id, cpu::Cpu::on(cores.clone())?)),
-                (DeviceKind::Cpu, Some(_), _) => {
-                    let cores = shares.next().expect("there is a share for each of them");
-                    Ok(Device::new(*id, cpu::Cpu::on(cores)?))
-                }
-                (DeviceKind::Cuda, index, _) => cuda_device(*id, index.unwrap_or_default()),
-                (DeviceKind::Wgpu, index, _) => wgpu_device(*id, adapter.or(index).unwrap_or_default()),
-                (DeviceKind::Numbered, ..) => Err(absent(*id)),
-            }
-        })
-        .collect()
-}
-
-/// Refuses cores that this process may not use.
-fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
-    let allowed = cpu::threads::cores();
-    match cores.iter().find(|core| !allowed.contains(core)) {
-        None if cores.is_empty() => Err(Error::input(format!("{id}: there has to be at least one core"))),
-        None => Ok(()),
-        Some(core) => Err(Error::input(format!("{id}: this process may not use core {core}"))
-            .found(format!("cores {}", cpu::threads::list(allowed)))
-            .hint("`sdshard devices` says how many cores there are; SDSHARD_THREADS and the affinity limit them")),
-    }
-}
-
-/// The message for a device that this machine does not have.
-pub fn absent(id: DeviceId) -> Error {
-    let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
-    Error::input(format!("there is no device \"{id}\""))
-        .found(found.join(", "))
-        .hint("`sdshard devices` lists what can be used")
-}
-
-/// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
-/// [`rates`](super::rates). Those that are used only where a map names them are not opened for that, see [`measured`].
-pub fn visible() -> Vec<DeviceInfo> {
-    let mut cuda = cuda_infos();
-    // The same cards once more and slower, or slower ones: for those who name them.
-    let only_named = cuda.iter().any(|device| !device.only_named);
-    cuda.append(&mut wgpu_infos(only_named));
-    let (named, free) = cuda.into_iter().partition::<Vec<_>, _>(|device| device.only_named);
-    free.into_iter().chain([cpu::info()]).chain(named).collect()
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_infos() -> Vec<DeviceInfo> {
-    super::cuda::infos()
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_device(id: DeviceId, gpu: usize) -> Result<Device> {
-    Ok(Device::new(id, super::cuda::open(gpu)?))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_device(id: DeviceId, _: usize) -> Result<Device> {
-    Err(absent(id))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_infos() -> Vec<DeviceInfo> {
-    Vec::new()
-}
-
-/// What is known of a device of this machine, with its rates measured even if it is used only where a map names it.
-pub fn measured(info: &DeviceInfo) -> DeviceInfo {
-    #[cfg(feature = "wgpu")]
-    if info.only_named
-        && info.id.kind == DeviceKind::Wgpu
-        && let Some(DeviceInfo { rates, f32_flops, rates_measured, .. }) = super::wgpu::measured(info.id)
-    {
-        return DeviceInfo { rates, f32_flops, rates_measured, ..info.clone() };
-    }
-    info.clone()
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu_infos(only_named: bool) -> Vec<DeviceInfo> {
-    super::wgpu::infos(only_named)
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu_device(id: DeviceId, adapter: usize) -> Result<Device> {
-    Ok(Device::new(id, super::wgpu::open(id, adapter)?))
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn wgpu_device(id: DeviceId, _: usize) -> Result<Device> {
-    Err(absent(id))
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn wgpu_infos(_: bool) -> Vec<DeviceInfo> {
-    Vec::new()
-}
-
-/// What a plan may use of `available` bytes: less max(512 MiB, 5 %), down to whole 256 MiB, so that plans do not flip
-/// with every program that starts.
-pub fn plannable(available: u64) -> u64 {
-    const MIB: u64 = 1 << 20;
-    available.saturating_sub((512 * MIB).max(available / 20)) / (256 * MIB) * (256 * MIB)
 }

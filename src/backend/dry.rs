@@ -5,44 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
     Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight, WeightData,
-    cpu::{self, Path},
+    cpu::{class, cost},
     gpu_cost,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
+    rules::Rules,
 };
 use crate::error::Result;
-
-/// The kind of device that is imitated, with what its `cost` functions need to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rules {
-    /// CPU cores with this kernel path.
-    Cpu(Path),
-    /// A GPU through CUDA that computes in this type.
-    Gpu(DType),
-    /// A GPU through wgpu that computes in this type.
-    Wgpu(DType),
-}
-
-impl Rules {
-    /// The type of weights and of what is computed from them.
-    pub const fn dtype(self) -> DType {
-        match self {
-            Rules::Cpu(_) => DType::F32,
-            Rules::Gpu(dtype) | Rules::Wgpu(dtype) => dtype,
-        }
-    }
-
-    /// The same in `dtype`; `None` if there are no such kernels.
-    pub fn in_type(self, dtype: DType) -> Option<Self> {
-        match (self, dtype) {
-            (Rules::Cpu(_), DType::F32) => Some(self),
-            (Rules::Gpu(_), DType::F32 | DType::F16 | DType::BF16) => Some(Rules::Gpu(dtype)),
-            (Rules::Wgpu(_), DType::F32 | DType::F16) => Some(Rules::Wgpu(dtype)),
-            _ => None,
-        }
-    }
-}
 
 /// What was asked of a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -94,7 +64,7 @@ impl Dry {
     pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
         // All CPU devices are one memory; a GPU's is its own.
         let (class, home) = match rules {
-            Rules::Cpu(path) => (cpu::class(path), format!("nowhere, for {}", cpu::class(path))),
+            Rules::Cpu(path) => (class(path), format!("nowhere, for {}", class(path))),
             Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
                 (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {id}"))
             }
@@ -155,7 +125,7 @@ impl Backend for Dry {
 
     fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
         match self.rules {
-            Rules::Cpu(path) => cpu::cost::packed_bytes(path, layer, has_bias),
+            Rules::Cpu(path) => cost::packed_bytes(path, layer, has_bias),
             Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(dtype, layer, has_bias),
         }
     }
@@ -180,14 +150,14 @@ impl Backend for Dry {
 
     fn attention_scratch(&self, p: &Attention) -> usize {
         match self.rules {
-            Rules::Cpu(path) => cpu::cost::attention_scratch(path, p),
+            Rules::Cpu(path) => cost::attention_scratch(path, p),
             Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::attention_scratch(p),
         }
     }
 
     fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
         match self.rules {
-            Rules::Cpu(_) => cpu::cost::group_norm_scratch(p),
+            Rules::Cpu(_) => cost::group_norm_scratch(p),
             Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::group_norm_scratch(p),
         }
     }

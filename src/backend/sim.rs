@@ -11,10 +11,11 @@ use std::{
 
 use super::{
     Activation, Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight,
-    dry::{Dry, Ledger, Rules},
+    dry::{Dry, Ledger},
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
+    rules::Rules,
 };
 use crate::{
     error::{Error, Result},

@@ -1,8 +1,11 @@
 //! A layer's parameters: packed in a device's memory, or resting elsewhere and visiting it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering},
+};
 
-use super::{DType, Device, Layer, cpu};
+use super::{dtype::DType, layer::Layer};
 use crate::error::{Error, Result};
 
 /// A layer's parameters in the form that a backend wants. Clones share them.
@@ -24,10 +27,9 @@ pub struct Weight {
 
 #[derive(Clone)]
 pub(super) enum WeightData {
-    Cpu(Arc<cpu::pack::Packed>),
-    /// On a GPU, or resting for one, in a form that its backend alone knows.
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    Gpu(Arc<dyn std::any::Any + Send + Sync>),
+    /// On a device, or resting for one, in a form that its backend alone knows.
+    Held(Arc<dyn Any + Send + Sync>),
+    /// Only its size is known.
     Dry,
     Visiting(Arc<Visiting>),
 }
@@ -56,9 +58,9 @@ impl Weight {
         Self { layer, dtype, has_bias, bytes, home, data, _charge: None }
     }
 
-    /// One that `fetch` brings to `device` when it is wanted there. `bytes` is what it occupies then.
-    pub fn visiting(
-        device: &Device,
+    /// One that `fetch` brings to the devices of `home` when it is wanted there. `bytes` is what it occupies then.
+    pub(super) fn visiting_at(
+        home: &str,
         layer: Layer,
         dtype: DType,
         has_bias: bool,
@@ -66,7 +68,7 @@ impl Weight {
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
     ) -> Self {
         let visiting = Visiting { here: Mutex::default(), fetch: Box::new(fetch) };
-        Self::new(layer, dtype, has_bias, bytes, device.weight_home().into(), WeightData::Visiting(Arc::new(visiting)))
+        Self::new(layer, dtype, has_bias, bytes, home.into(), WeightData::Visiting(Arc::new(visiting)))
     }
 
     /// What it is.
@@ -95,9 +97,9 @@ impl Weight {
         Self { _charge: Some(Arc::new(charge)), ..self }
     }
 
-    /// Whether `device` can use it.
-    pub(crate) fn is_on(&self, device: &Device) -> bool {
-        *self.home == *device.weight_home()
+    /// Whether devices of this `Backend::weight_home` can use it.
+    pub(super) fn is_at(&self, home: &str) -> bool {
+        *self.home == *home
     }
 
     /// The weight itself, to be given to a backend.

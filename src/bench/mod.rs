@@ -86,7 +86,7 @@ pub struct Figures {
 /// If the device is not here, or the model cannot be read or does not fit.
 pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     let info = backend::visible().into_iter().find(|info| info.id == settings.device);
-    let info = info.ok_or_else(|| backend::device::absent(settings.device))?;
+    let info = info.ok_or_else(|| backend::registry::absent(settings.device))?;
     let (threads, peak) = match settings.device.kind {
         DeviceKind::Cpu => {
             let machine = cpu::Cpu::whole()?;

@@ -78,7 +78,7 @@ pub(super) struct ModelArgs {
 pub(super) struct MapArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// The devices that may be used, the preferred one first, with commas between: cuda:0,cuda:1 [default: all]
+    /// The devices that may be used, the preferred one first, with commas between: cuda:0,cuda:1 [default: the GPUs, else the CPU]
     ///
     /// They stand in place of the map's `devices`. "cuda" alone is cuda:0; `sdshard devices` lists what is there.
     #[arg(long, value_name = "DEVICE,...", help_heading = "Devices")]

@@ -22,7 +22,7 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, Opening, device::class_in},
+    backend::{self, Device, DeviceId, Opening, info::class_in},
     error::{Error, Result},
     models::route::{Keeps, Route},
     pipeline::{

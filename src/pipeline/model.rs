@@ -11,7 +11,7 @@ use super::{
     parts::{Network, Parts, UnetPlace},
 };
 use crate::{
-    backend::{DType, Device, DeviceId, Rates, dry::Rules},
+    backend::{DType, Device, DeviceId, Rates, rules::Rules},
     error::{Error, Result},
     models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
     tokenizer::{self, Tokenizer},

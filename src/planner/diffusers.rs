@@ -7,7 +7,7 @@ use super::{
     strategies::{DeviceBudget, deal, replica_counts},
 };
 use crate::{
-    backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, dry::Rules},
+    backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
     error::{Error, Result},
     models::{
         route::Route,

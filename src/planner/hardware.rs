@@ -18,8 +18,8 @@ use crate::{
     backend::{
         DType, DeviceId, DeviceInfo, DeviceKind, Rates,
         cpu::{self, Path, threads},
-        device::plannable,
-        dry::Rules,
+        info::plannable,
+        rules::Rules,
     },
     error::{Error, Result},
     input,

@@ -21,10 +21,7 @@ use super::{
 };
 pub use super::{choose::Rejected, edges::Edge};
 use crate::{
-    backend::{
-        DType, DeviceId, DeviceInfo, DeviceKind,
-        device::{class_in, measured},
-    },
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, info::class_in, registry::measured},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{

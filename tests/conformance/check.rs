@@ -1,7 +1,7 @@
 //! When a result counts as right, and how an op is called so that its mistakes show.
 
 use sdshard::{
-    backend::{DType, Device, arena::aligned, device::class_in},
+    backend::{DType, Device, arena::aligned, info::class_in},
     tensor::Tensor,
 };
 

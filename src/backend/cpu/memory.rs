@@ -45,11 +45,14 @@ impl HostSlab {
 }
 
 fn base(buffer: &Buffer) -> *mut u8 {
-    match buffer.slab() {
-        // SAFETY: an arena hands out offsets inside its slab only.
-        Slab::Cpu(slab) => unsafe { slab.base.add(buffer.offset()) },
-        _ => unreachable!("a buffer without data reached the CPU: tensor/ops.rs compares devices"),
-    }
+    let slab = match buffer.slab() {
+        Slab::Held(slab) => slab.downcast_ref::<HostSlab>(),
+        Slab::Dry => None,
+    };
+    let slab =
+        slab.unwrap_or_else(|| unreachable!("a buffer without data reached the CPU: tensor/ops.rs compares devices"));
+    // SAFETY: an arena hands out offsets inside its slab only.
+    unsafe { slab.base.add(buffer.offset()) }
 }
 
 /// The buffer's elements.

@@ -5,6 +5,7 @@ mod available;
 pub mod cost;
 mod elementwise;
 mod gemm;
+mod machine;
 pub(super) mod memory;
 mod norm;
 pub(super) mod pack;
@@ -15,20 +16,19 @@ pub mod threads;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, Epilogue, Fusion, Layer, Rates, Slab, Term,
-    Values, Weight, WeightData,
+    Activation, Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
+    WeightData,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
-    rates::{self, Measured},
 };
-use crate::{
-    error::{Error, Result},
-    input,
-};
+use crate::error::{Error, Result};
 use gemm::{Lhs, Product};
+pub use machine::info;
+#[cfg(feature = "wgpu")]
+pub(super) use machine::model_name;
 use memory::{read, write};
-pub use simd::Path;
+pub use simd::{Path, class};
 use threads::Pool;
 
 /// Some of this machine's cores.
@@ -51,53 +51,6 @@ pub fn path() -> Result<Path> {
         }),
         Err(_) => Ok(here().next().expect("the portable path is everywhere")),
     }
-}
-
-/// The numerics class of a path; it computes in f32.
-pub fn class(path: Path) -> String {
-    format!("cpu {path} f32")
-}
-
-/// What this machine has under the name `cpu`.
-pub fn info() -> DeviceInfo {
-    let memory = available::memory();
-    // Processes that share the cores share the memory.
-    let available = memory.free / threads::processes() as u64;
-    let path = path().unwrap_or(Path::Portable);
-    let measured = measured_rates(path);
-    DeviceInfo {
-        id: DeviceId::CPU,
-        name: model_name(),
-        class: class(path),
-        cores: threads::cores().len(),
-        allowed_cores: threads::cores().to_vec(),
-        memory_bytes: memory.all,
-        free_bytes: super::device::plannable(available),
-        overhead_bytes: 0,
-        rules: super::dry::Rules::Cpu(path),
-        rates: measured.rates,
-        f32_flops: measured.rates.flops,
-        rates_measured: measured.at,
-        only_named: false,
-    }
-}
-
-/// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
-fn measured_rates(path: Path) -> Measured {
-    let cores = threads::cores().len();
-    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
-        let measured = Cpu::whole().and_then(peak::measure_rates);
-        measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
-    })
-    // What cannot be measured cannot compute either: planning says why elsewhere.
-    .unwrap_or(Measured { rates: Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 }, at: None })
-}
-
-/// What the processor is called.
-pub(super) fn model_name() -> String {
-    let cpuinfo = input::text(std::path::Path::new("/proc/cpuinfo")).unwrap_or_default();
-    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
 
 impl Cpu {
@@ -161,12 +114,11 @@ impl Cpu {
 }
 
 fn packed(w: &Weight) -> &pack::Packed {
-    match w.data() {
-        WeightData::Cpu(packed) => packed,
-        _ => {
-            unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices")
-        }
-    }
+    let packed = match w.data() {
+        WeightData::Held(packed) => packed.downcast_ref(),
+        _ => None,
+    };
+    packed.unwrap_or_else(|| unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices"))
 }
 
 impl Backend for Cpu {
@@ -183,7 +135,7 @@ impl Backend for Cpu {
     }
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
-        Ok(Slab::Cpu(Arc::new(memory::HostSlab::new(bytes)?)))
+        Ok(Slab::Held(Arc::new(memory::HostSlab::new(bytes)?)))
     }
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -198,7 +150,7 @@ impl Backend for Cpu {
         let has_bias = bias.is_some();
         let packed = pack::pack(self.path, &self.pool, self.form(layer), weight, bias)?;
         let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Cpu(Arc::new(packed))))
+        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }
 
     fn packed_bytes(&self, layer: Layer, _: DType, has_bias: bool) -> usize {
@@ -208,7 +160,7 @@ impl Backend for Cpu {
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let copy = Arc::new(packed(resting).copy()?);
         let Weight { layer, dtype, has_bias, .. } = *resting;
-        Ok(Weight::new(layer, dtype, has_bias, resting.bytes(), self.home.clone(), WeightData::Cpu(copy)))
+        Ok(Weight::new(layer, dtype, has_bias, resting.bytes(), self.home.clone(), WeightData::Held(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

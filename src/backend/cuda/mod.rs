@@ -8,6 +8,7 @@
 mod driver;
 pub mod kernels;
 pub mod launch;
+mod lock;
 pub mod nvrtc;
 mod pack;
 mod peer;
@@ -18,23 +19,23 @@ mod staging;
 use std::{
     any::Any,
     collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard},
 };
 
 use super::{
     Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
-    Term, Values, Weight, WeightData, device as devices,
-    dry::Rules,
-    gpu_cost, gpu_rates,
+    Term, Values, Weight, WeightData, gpu_cost, gpu_rates, info,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
     rates::{self, Measured},
+    rules::Rules,
 };
 use crate::error::{Error, Result};
 use driver::{Arguments, Call, Context, Memory, Pinned, Properties, Stream};
 use kernels::{Kernels, Origin};
 use launch::Launch;
+use lock::locked;
 use pack::Packing;
 pub use peer::Link;
 use queue::Queue;
@@ -130,10 +131,6 @@ fn opened() -> MutexGuard<'static, Opened> {
     locked(&OPENED)
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn context(opened: &mut Opened, index: usize, properties: &'static Properties) -> Result<Arc<Context>> {
     if let Some(context) = opened.contexts.get(&index) {
         return Ok(context.clone());
@@ -143,10 +140,15 @@ fn context(opened: &mut Opened, index: usize, properties: &'static Properties) -
     Ok(context)
 }
 
+/// Whether the driver has a GPU of this number.
+pub fn is_there(index: usize) -> bool {
+    driver::gpus().is_ok_and(|gpus| index < gpus.len())
+}
+
 fn gpu(index: usize) -> Result<Arc<Gpu>> {
     let properties = match driver::gpus() {
-        Ok(gpus) => gpus.get(index).ok_or_else(|| devices::absent(DeviceId::new(DeviceKind::Cuda, index)))?,
-        Err(_) => return Err(devices::absent(DeviceId::new(DeviceKind::Cuda, index))),
+        Ok(gpus) => gpus.get(index).ok_or_else(|| info::absent(DeviceId::new(DeviceKind::Cuda, index)))?,
+        Err(_) => return Err(info::absent(DeviceId::new(DeviceKind::Cuda, index))),
     };
     let opened = &mut opened();
     if let Some(gpu) = opened.gpus.get(&index) {
@@ -218,7 +220,7 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         cores: 0,
         allowed_cores: Vec::new(),
         memory_bytes: properties.memory_bytes,
-        free_bytes: devices::plannable(free + kept.unwrap_or_default()),
+        free_bytes: info::plannable(free + kept.unwrap_or_default()),
         overhead_bytes: kept.unwrap_or(KERNEL_BYTES),
         rules: Rules::Gpu(DTYPE),
         rates: measured.rates,
@@ -279,7 +281,7 @@ fn number(activation: Activation) -> u32 {
 
 fn arena(buffer: &Buffer) -> Option<&Arena> {
     match buffer.slab() {
-        Slab::Gpu(slab) => slab.downcast_ref(),
+        Slab::Held(slab) => slab.downcast_ref(),
         _ => None,
     }
 }
@@ -298,7 +300,7 @@ fn at(buffer: &Buffer) -> u64 {
 
 fn packed(w: &Weight) -> &Packed {
     match w.data() {
-        WeightData::Gpu(data) => data.downcast_ref(),
+        WeightData::Held(data) => data.downcast_ref(),
         _ => None,
     }
     .expect("tensor/ops.rs compares devices: a weight is where its op runs")
@@ -414,7 +416,7 @@ impl Cuda {
     }
 
     fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: impl Any + Send + Sync) -> Weight {
-        let data = WeightData::Gpu(Arc::new(data));
+        let data = WeightData::Held(Arc::new(data));
         let bytes = self.packed_bytes(layer, dtype, has_bias);
         Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
     }
@@ -439,7 +441,7 @@ impl Backend for Cuda {
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
         let memory = self.memory(bytes)?;
-        Ok(Slab::Gpu(Arc::new(Arena { memory, queues: self.queues.clone() })))
+        Ok(Slab::Held(Arc::new(Arena { memory, queues: self.queues.clone() })))
     }
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -453,7 +455,7 @@ impl Backend for Cuda {
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
         let from = match packed.data() {
-            WeightData::Gpu(data) => data.downcast_ref::<Packed>(),
+            WeightData::Held(data) => data.downcast_ref::<Packed>(),
             _ => None,
         };
         // Another architecture may want them in another order.
@@ -482,7 +484,7 @@ impl Backend for Cuda {
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let from = match resting.data() {
-            WeightData::Gpu(data) => data.downcast_ref::<Resting>(),
+            WeightData::Held(data) => data.downcast_ref::<Resting>(),
             _ => None,
         };
         let from = from.expect("what a device fetches is what it packed to rest");
@@ -715,6 +717,6 @@ mod tests {
     fn a_class_names_the_gpu_and_whose_code_runs_if_it_is_anothers() {
         assert_eq!(class(89, 89), "cuda sm_89 f16");
         assert_eq!(class(90, 80), "cuda sm_90 as sm_80 f16");
-        assert_eq!(devices::class_in(&class(90, 80), DType::BF16), "cuda sm_90 as sm_80 bf16");
+        assert_eq!(info::class_in(&class(90, 80), DType::BF16), "cuda sm_90 as sm_80 bf16");
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     driver::{self, Call, Context, Graph, Stream},
-    locked,
+    lock::locked,
 };
 use crate::{
     backend::Weight,

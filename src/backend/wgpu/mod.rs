@@ -37,7 +37,10 @@
 //! on a multiprocessor with 65536 registers.
 
 mod bind;
+mod bound;
 mod device;
+mod gpu;
+mod memory;
 mod pack;
 mod pipeline;
 mod product;
@@ -48,20 +51,22 @@ use wgpu::{Adapter, DeviceType};
 
 use super::{
     Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
-    Term, Values, Weight, WeightData, cpu, device as devices,
-    dry::Rules,
-    gpu_cost, gpu_rates,
+    Term, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
     rates::{self, Measured},
+    rules::Rules,
 };
 use crate::error::{Error, Result};
-use bind::{Bound, Memory, parts, slab};
+use bound::Bound;
 pub use device::Capabilities;
-use device::{Context, adapters, lacks};
+use device::{adapters, lacks};
+pub use gpu::Wgpu;
+use gpu::{MOST_GROUPS, Parameters, class, number, spread, type_number};
+use memory::{Memory, STEP, parts, slab};
 use pack::{packed, resting};
-use pipeline::{Constants, Lanes, Pipelines, Shader, Storage, Variant};
+use pipeline::{Constants, Lanes, Shader, Storage, Variant};
 use product::ROW_STEP;
 
 /// Queries that a workgroup of attention looks at, as in `attention.wgsl`.
@@ -70,28 +75,8 @@ const QUERIES: u32 = 64;
 const KEYS: u32 = 16;
 /// Fours of channels that an invocation of attention sums, at most.
 const SLICE: u32 = 64;
-/// Workgroups along one dimension: what every driver offers.
-const MOST_GROUPS: u32 = 65535;
 /// Pixels whose statistics a workgroup of group norm takes, as in `group_norm.wgsl`.
 const CHUNK: u32 = gpu_cost::NORM_CHUNK;
-
-/// One device of an adapter.
-pub struct Wgpu {
-    context: Context,
-    pipelines: Pipelines,
-    class: String,
-    home: Arc<str>,
-    /// Stands in the place of a bias that is not there.
-    nothing: Memory,
-}
-
-/// The numerics class of an adapter.
-fn class(adapter: &Adapter, capabilities: Capabilities) -> String {
-    let info = adapter.get_info();
-    let driver = format!("{} {}", info.driver, info.driver_info);
-    let f16 = if capabilities.f16 { "shader-f16" } else { "packed-f16" };
-    format!("wgpu {}, {}, {f16} {}", info.name, driver.trim(), DType::F16)
-}
 
 /// What this machine has under the names `wgpu:N`. An adapter that is the processor itself is used only where it is
 /// named, and so are all with `only_named`. Those are not opened to be measured.
@@ -123,7 +108,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     let described = adapter.get_info();
     let memory_bytes = memory_bytes(adapter);
     let class = class(adapter, Capabilities::of(adapter));
-    let rates = |dtype| measured_rates(adapter, index, &devices::class_in(&class, dtype), dtype, opens);
+    let rates = |dtype| measured_rates(adapter, index, &info::class_in(&class, dtype), dtype, opens);
     let (measured, f32_flops) = (rates(DType::F16), rates(DType::F32).rates.flops);
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
@@ -131,7 +116,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
         cores: 0,
         allowed_cores: Vec::new(),
         memory_bytes,
-        free_bytes: devices::plannable(memory_bytes),
+        free_bytes: info::plannable(memory_bytes),
         overhead_bytes: OVERHEAD_BYTES,
         rules: Rules::Wgpu(DType::F16),
         rates: measured.rates,
@@ -194,122 +179,21 @@ pub fn open(id: DeviceId, adapter: usize) -> Result<Wgpu> {
     open_with(id, adapter, |capabilities| capabilities)
 }
 
+/// Whether there is an adapter of this number.
+pub fn is_there(adapter: usize) -> bool {
+    adapter < adapters().len()
+}
+
 /// The same with fewer capabilities than the adapter has: for tests.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_with(id: DeviceId, adapter: usize, fewer: impl Fn(Capabilities) -> Capabilities) -> Result<Wgpu> {
-    let Some(adapter) = adapters().get(adapter) else { return Err(devices::absent(id)) };
+    let Some(adapter) = adapters().get(adapter) else { return Err(info::absent(id)) };
     Wgpu::new(id, adapter, fewer(Capabilities::of(adapter)))
 }
 
-/// Parameters of one call: the words that a shader reads.
-#[derive(Default)]
-struct Parameters(Vec<u8>);
-
-impl Parameters {
-    fn u32s(mut self, values: &[u32]) -> Self {
-        self.0.extend(bytemuck::cast_slice(values));
-        self
-    }
-
-    fn f32s(mut self, values: &[f32]) -> Self {
-        self.0.extend(bytemuck::cast_slice(values));
-        self
-    }
-}
-
-/// Workgroups in rows of at most [`MOST_GROUPS`].
-fn spread(groups: u32) -> (u32, u32) {
-    let lines = groups.div_ceil(MOST_GROUPS);
-    (groups.div_ceil(lines.max(1)), lines.max(1))
-}
-
-/// As numbered in the shaders.
-fn number(activation: Activation) -> u32 {
-    match activation {
-        Activation::None => 0,
-        Activation::Silu => 1,
-        Activation::Gelu => 2,
-        Activation::QuickGelu => 3,
-        Activation::Geglu => 4,
-    }
-}
-
-fn type_number(dtype: DType) -> u32 {
-    match dtype {
-        DType::F32 | DType::U32 => 0,
-        DType::F16 => 1,
-        DType::BF16 => 2,
-    }
-}
-
 impl Wgpu {
-    /// A device of its own on `adapter`.
-    fn new(id: DeviceId, adapter: &Adapter, capabilities: Capabilities) -> Result<Self> {
-        let context = Context::open(id, adapter, capabilities)?;
-        let home = format!("memory of {id}, device {}", context.number).into();
-        let kept = wgpu::util::pipeline_cache_key(&adapter.get_info());
-        let file = kept.and_then(|name| Some(rates::cache_folder()?.join(name)));
-        let pipelines = Pipelines::new(&context.device, file);
-        let nothing = Memory::new(context.buffer(bind::STEP, "nothing")?, bind::STEP, pipelines.groups());
-        Ok(Self { context, pipelines, class: class(adapter, capabilities), home, nothing })
-    }
-
-    /// A device over this adapter.
-    pub fn device(self, id: DeviceId) -> Device {
-        Device::new(id, self)
-    }
-
-    /// The driver's device. Destroying it is how a lost one is tried out.
-    pub fn driver(&self) -> wgpu::Device {
-        self.context.device.clone()
-    }
-
-    /// How numbers of a type lie in memory here.
-    fn storage(&self, dtype: DType) -> Storage {
-        match dtype {
-            DType::F16 if self.context.capabilities.f16 => Storage::F16,
-            DType::F16 => Storage::Packed,
-            _ => Storage::F32,
-        }
-    }
-
-    /// What invocations of a shader tell each other. It changes no bit.
-    fn lanes(&self, shader: Shader) -> Lanes {
-        let Capabilities { subgroups, shares_loads, .. } = self.context.capabilities;
-        let helps = match shader {
-            Shader::Linear | Shader::Conv2d | Shader::Attention => shares_loads,
-            Shader::GroupNorm | Shader::LayerNorm => true,
-            Shader::Elementwise | Shader::Layout | Shader::Words => false,
-        };
-        if subgroups && helps { Lanes::Subgroup } else { Lanes::Alone }
-    }
-
-    /// A function of a shader, for tensors of a type.
-    fn variant(&self, shader: Shader, dtype: DType, entry: &'static str, constants: Constants) -> Variant {
-        Variant { shader, storage: self.storage(dtype), lanes: self.lanes(shader), entry, constants }
-    }
-
-    /// Enqueues one dispatch. `bound` fills the shader's bindings in order.
-    fn run(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
-        let group = self.pipelines.bind(&self.context.device, &variant, bound);
-        let pipeline = self.pipelines.get(&self.context.device, variant);
-        self.context.dispatch(&pipeline, &group, &parameters.0, groups)
-    }
-
-    /// One invocation for four of each of `elements`, in workgroups of 64.
-    fn fours(
-        &self,
-        (shader, dtype, entry): (Shader, DType, &'static str),
-        bound: &[Bound],
-        parameters: Parameters,
-        elements: usize,
-    ) -> Result<()> {
-        let (x, y) = spread((elements.div_ceil(4) as u32).div_ceil(64));
-        self.run(self.variant(shader, dtype, entry, Vec::new()), bound, parameters, [x, y, 1])
-    }
-
     /// Rows in parts, if tensors that have `widths` elements in each of them cannot be bound at once.
     fn row_parts(&self, rows: u32, tensors: &[&Buffer]) -> impl Iterator<Item = (usize, usize)> {
         let row_bytes = |buffer: &&Buffer| buffer.bytes() / rows as usize;
@@ -324,7 +208,7 @@ impl Wgpu {
     }
 
     fn weight(&self, layer: Layer, dtype: DType, data: pack::Packed) -> Weight {
-        self.new_weight(layer, dtype, data.bias.is_some(), WeightData::Gpu(Arc::new(data)))
+        self.new_weight(layer, dtype, data.bias.is_some(), WeightData::Held(Arc::new(data)))
     }
 
     fn new_weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
@@ -348,7 +232,7 @@ impl Backend for Wgpu {
 
     fn slab(&self, bytes: usize) -> Result<Slab> {
         let memory = Memory::new(self.context.buffer(bytes, "arena")?, bytes, self.pipelines.groups());
-        Ok(Slab::Gpu(Arc::new(memory)))
+        Ok(Slab::Held(Arc::new(memory)))
     }
 
     fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
@@ -357,7 +241,7 @@ impl Backend for Wgpu {
 
     fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let resting = self.rested(layer, dtype, weight, bias)?;
-        Ok(self.new_weight(layer, dtype, bias.is_some(), WeightData::Gpu(Arc::new(resting))))
+        Ok(self.new_weight(layer, dtype, bias.is_some(), WeightData::Held(Arc::new(resting))))
     }
 
     fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
@@ -668,7 +552,7 @@ impl Backend for Wgpu {
     }
 
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
-        for (first, count) in parts(bytes, self.rows_that_fit(1), bind::STEP) {
+        for (first, count) in parts(bytes, self.rows_that_fit(1), STEP) {
             let at =
                 |buffer: &Buffer, byte: usize| (byte / buffer.dtype().size(), count.div_ceil(buffer.dtype().size()));
             let ((x_at, x_count), (to_at, to_count)) = (at(x, from + first), at(out, to + first));
@@ -697,7 +581,7 @@ mod tests {
     fn tiles_are_those_of_the_shaders() {
         for (shader, line) in [
             (Shader::Linear, format!("const ROWS = {}u;", product::ROWS)),
-            (Shader::Linear, format!("const PANEL = {}u;", product::PANEL)),
+            (Shader::Linear, format!("const PANEL = {}u;", pack::PANEL)),
             (Shader::Linear, format!("const WIDTH = {}u;", product::WIDTH)),
             (Shader::Attention, format!("const QUERIES = {QUERIES}u;")),
             (Shader::Attention, format!("const KEYS = {KEYS}u;")),

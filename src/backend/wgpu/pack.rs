@@ -5,15 +5,17 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 
 use super::{
-    Wgpu,
-    bind::{Memory, STEP, parts},
     device::PIECE_BYTES,
-    product::PANEL,
+    gpu::Wgpu,
+    memory::{Memory, STEP, parts},
 };
 use crate::{
     backend::{DType, Layer, Values, Weight, WeightData},
     error::{Error, Result},
 };
+
+/// Columns of a panel of weights, as in `product.wgsl`.
+pub const PANEL: usize = 32;
 
 /// A layer's parameters. Products have panels of [`PANEL`] columns, in each `[k, columns]`, or for convolutions `[kernel,
 /// kernel, channels, columns]`: neighbouring invocations read what lies side by side, and one reads on where it was. All
@@ -43,7 +45,7 @@ pub struct Resting {
 /// What a device packed.
 pub fn packed(w: &Weight) -> &Packed {
     match w.data() {
-        WeightData::Gpu(data) => data.downcast_ref(),
+        WeightData::Held(data) => data.downcast_ref(),
         _ => None,
     }
     .expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
@@ -52,7 +54,7 @@ pub fn packed(w: &Weight) -> &Packed {
 /// What a device packed to rest.
 pub fn resting(w: &Weight) -> &Resting {
     match w.data() {
-        WeightData::Gpu(data) => data.downcast_ref(),
+        WeightData::Held(data) => data.downcast_ref(),
         _ => None,
     }
     .expect("what a device fetches is what it packed to rest")

@@ -17,7 +17,7 @@ use wgpu::{
     ShaderModuleDescriptor, ShaderRuntimeChecks, ShaderSource, ShaderStages,
 };
 
-use super::{bind::Bound, device::IMMEDIATE_BYTES};
+use super::{bound::Bound, device::IMMEDIATE_BYTES};
 use crate::output;
 
 /// A file of `shaders/`.

@@ -1,12 +1,10 @@
 //! Matrix products and convolutions: one dispatch for each part of the weight and of the rows.
 
 use super::{
-    Parameters, Wgpu,
-    bind::parts,
-    number,
+    gpu::{Parameters, Wgpu, number, spread},
+    memory::parts,
     pack::{Packed, packed},
     pipeline::{Constants, Shader},
-    spread,
 };
 use crate::{
     backend::{
@@ -20,8 +18,6 @@ use crate::{
 pub const ROWS: u32 = 16;
 /// Invocations of a workgroup, each of four columns, as in `product.wgsl`.
 pub const WIDTH: u32 = 64;
-/// Columns of a panel of weights, as in `product.wgsl`.
-pub const PANEL: usize = 32;
 /// Rows at which a part of other ops may begin, so that every tensor of as many rows begins at a bindable place.
 pub const ROW_STEP: usize = 128;
 

@@ -97,3 +97,8 @@ impl fmt::Display for Path {
         f.write_str(self.name())
     }
 }
+
+/// The numerics class of a path; it computes in f32.
+pub fn class(path: Path) -> String {
+    format!("cpu {path} f32")
+}

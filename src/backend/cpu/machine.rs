@@ -1,0 +1,58 @@
+//! What this machine has under the name `cpu`.
+
+use super::{
+    Cpu, available, path, peak,
+    simd::{Path, class},
+    threads,
+};
+use crate::{
+    backend::{
+        id::DeviceId,
+        info::{DeviceInfo, plannable},
+        rates::{self, Measured, Rates},
+        rules::Rules,
+    },
+    input,
+};
+
+/// What this machine has under the name `cpu`.
+pub fn info() -> DeviceInfo {
+    let memory = available::memory();
+    // Processes that share the cores share the memory.
+    let available = memory.free / threads::processes() as u64;
+    let path = path().unwrap_or(Path::Portable);
+    let measured = measured_rates(path);
+    DeviceInfo {
+        id: DeviceId::CPU,
+        name: model_name(),
+        class: class(path),
+        cores: threads::cores().len(),
+        allowed_cores: threads::cores().to_vec(),
+        memory_bytes: memory.all,
+        free_bytes: plannable(available),
+        overhead_bytes: 0,
+        rules: Rules::Cpu(path),
+        rates: measured.rates,
+        f32_flops: measured.rates.flops,
+        rates_measured: measured.at,
+        only_named: false,
+    }
+}
+
+/// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
+fn measured_rates(path: Path) -> Measured {
+    let cores = threads::cores().len();
+    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
+        let measured = Cpu::whole().and_then(peak::measure_rates);
+        measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
+    })
+    // What cannot be measured cannot compute either: planning says why elsewhere.
+    .unwrap_or(Measured { rates: Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 }, at: None })
+}
+
+/// What the processor is called.
+pub fn model_name() -> String {
+    let cpuinfo = input::text(std::path::Path::new("/proc/cpuinfo")).unwrap_or_default();
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+}

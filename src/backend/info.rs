@@ -1,0 +1,73 @@
+//! What is known of a device before it is opened.
+
+use std::time::SystemTime;
+
+use super::{dtype::DType, id::DeviceId, rates::Rates, rules::Rules};
+use crate::error::Error;
+
+/// What `sdshard devices` shows and the planner plans with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceInfo {
+    /// Its name in a device map.
+    pub id: DeviceId,
+    /// What a person would call it.
+    pub name: String,
+    /// Its numerics class in the type of its rules.
+    pub class: String,
+    /// Cores that compute; 0 for a GPU.
+    pub cores: usize,
+    /// Which ones, by the system's numbers.
+    pub allowed_cores: Vec<usize>,
+    /// All memory, in bytes.
+    pub memory_bytes: u64,
+    /// What a plan may use, in bytes.
+    pub free_bytes: u64,
+    /// What a process occupies there before it holds anything: the driver's context and the kernels, in bytes.
+    pub overhead_bytes: u64,
+    /// What things occupy there and which ops it fuses.
+    pub rules: Rules,
+    /// How fast it is in the type of its rules.
+    pub rates: Rates,
+    /// Floating-point operations per second in f32.
+    pub f32_flops: f64,
+    /// When its rates were measured; `None` if they are assumed.
+    pub rates_measured: Option<SystemTime>,
+    /// Whether it is used only where a map names it.
+    pub only_named: bool,
+}
+
+impl DeviceInfo {
+    /// The same device computing in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
+    pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
+        let Some(dtype) = dtype else { return Some(self.clone()) };
+        let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;
+        let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
+        Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
+    }
+
+    /// NVIDIA's have it from compute capability 8.0 on.
+    fn has_bf16(&self) -> bool {
+        let capability = self.class.split_whitespace().find_map(|word| word.strip_prefix("sm_")?.parse::<u32>().ok());
+        capability.is_none_or(|capability| capability >= 80)
+    }
+}
+
+/// A numerics class in another type, which is its last word.
+pub fn class_in(class: &str, dtype: DType) -> String {
+    match class.rsplit_once(' ') {
+        Some((kind, _)) => format!("{kind} {dtype}"),
+        None => dtype.to_string(),
+    }
+}
+
+/// What a plan may use of `available` bytes: less max(512 MiB, 5 %), down to whole 256 MiB, so that plans do not flip
+/// with every program that starts.
+pub fn plannable(available: u64) -> u64 {
+    const MIB: u64 = 1 << 20;
+    available.saturating_sub((512 * MIB).max(available / 20)) / (256 * MIB) * (256 * MIB)
+}
+
+/// The message for a device that is not there.
+pub fn absent(id: DeviceId) -> Error {
+    Error::input(format!("there is no device \"{id}\"")).hint("`sdshard devices` lists what can be used")
+}

@@ -1,0 +1,156 @@
+//! What a layer's parameters are, before and after they are packed, and what follows its product.
+
+use super::dtype::DType;
+use crate::error::{Error, Result};
+
+/// The shape of a layer's parameters, from which its packed form follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// `[out, k]`.
+    Linear {
+        /// Output channels.
+        out: usize,
+        /// Input channels.
+        k: usize,
+    },
+    /// A linear layer whose output is halved by GEGLU: rows `0..out/2` are the hidden half, the rest the gate.
+    Geglu {
+        /// Output channels before halving.
+        out: usize,
+        /// Input channels.
+        k: usize,
+    },
+    /// `[out, channels, kernel, kernel]` as stored, OHWI once packed.
+    Conv2d {
+        /// Output channels.
+        out: usize,
+        /// Input channels.
+        channels: usize,
+        /// Height and width of the window.
+        kernel: usize,
+    },
+    /// Scale and shift of a norm, `[channels]` each.
+    Norm {
+        /// Channels.
+        channels: usize,
+    },
+    /// A table of rows, `[rows, channels]`.
+    Embedding {
+        /// Rows.
+        rows: usize,
+        /// Channels.
+        channels: usize,
+    },
+}
+
+impl Layer {
+    /// Elements of its weight and, if it has one, of its bias; saturates where no memory could hold them.
+    pub fn elements(self) -> (usize, usize) {
+        match self {
+            Layer::Linear { out, k } | Layer::Geglu { out, k } => (out.saturating_mul(k), out),
+            Layer::Conv2d { out, channels, kernel } => {
+                (out.saturating_mul(channels).saturating_mul(kernel).saturating_mul(kernel), out)
+            }
+            Layer::Norm { channels } => (channels, channels),
+            Layer::Embedding { rows, channels } => (rows.saturating_mul(channels), 0),
+        }
+    }
+}
+
+/// What can be read from any place.
+pub trait ReadAt: std::fmt::Debug + Sync {
+    /// Fills `to` with what stands from byte `start` on.
+    ///
+    /// # Errors
+    /// If it cannot be read, or ends before that.
+    fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()>;
+}
+
+/// A tensor as its file has it: the only form in which a weight reaches a backend.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// Little-endian elements, not necessarily aligned.
+    Data {
+        /// Element type: a float.
+        dtype: DType,
+        /// The elements.
+        bytes: &'a [u8],
+    },
+    /// The same in a file, to be read piece by piece.
+    Stored {
+        /// Element type: a float.
+        dtype: DType,
+        /// Of all elements.
+        bytes: usize,
+        /// The first byte in the file.
+        start: usize,
+        /// The file.
+        file: &'a dyn ReadAt,
+    },
+    /// The file is not here; planning needs none.
+    ShapeOnly,
+}
+
+impl Values<'_> {
+    /// The type of the elements, and the bytes of all of them.
+    ///
+    /// # Errors
+    /// If there are only shapes, or the type is no float.
+    pub fn form(&self) -> Result<(DType, usize)> {
+        let (dtype, bytes) = match *self {
+            Values::Data { dtype, bytes } => (dtype, bytes.len()),
+            Values::Stored { dtype, bytes, .. } => (dtype, bytes),
+            Values::ShapeOnly => {
+                return Err(Error::input("this model was opened for planning: its weights are not here"));
+            }
+        };
+        if dtype == DType::U32 {
+            return Err(Error::input("a weight must be of a float type, not u32"));
+        }
+        Ok((dtype, bytes))
+    }
+
+    /// Fills `to` with the bytes from `start` on.
+    ///
+    /// # Errors
+    /// If there are only shapes, the elements end before that, or the file cannot be read.
+    pub fn read(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        let (_, bytes) = self.form()?;
+        if start.checked_add(to.len()).is_none_or(|end| end > bytes) {
+            return Err(Error::input(format!("{} bytes at {start} of a weight of {bytes} bytes", to.len())));
+        }
+        match self {
+            Values::Data { bytes, .. } => to.copy_from_slice(&bytes[start..start + to.len()]),
+            Values::Stored { start: first, file, .. } => {
+                let at = first.checked_add(start);
+                let at = at.ok_or_else(|| Error::input(format!("a weight that begins at byte {first} of its file")))?;
+                file.read_at(at, to)?;
+            }
+            Values::ShapeOnly => {}
+        }
+        Ok(())
+    }
+}
+
+/// A function applied to each output element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// None.
+    #[default]
+    None,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `x * Phi(x)`, the exact form with erf.
+    Gelu,
+    /// `x * sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `hidden * gelu(gate)`; halves the channels.
+    Geglu,
+}
+
+impl Activation {
+    /// How wide a layer of `columns` output channels is behind it.
+    pub fn width(self, columns: u32) -> u32 {
+        if self == Activation::Geglu { columns / 2 } else { columns }
+    }
+}

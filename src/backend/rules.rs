@@ -1,0 +1,34 @@
+//! What things occupy on a kind of device, and which ops it fuses.
+
+use super::{cpu::Path, dtype::DType};
+
+/// The kind of device that is imitated, with what its `cost` functions need to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    /// CPU cores with this kernel path.
+    Cpu(Path),
+    /// A GPU through CUDA that computes in this type.
+    Gpu(DType),
+    /// A GPU through wgpu that computes in this type.
+    Wgpu(DType),
+}
+
+impl Rules {
+    /// The type of weights and of what is computed from them.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Rules::Cpu(_) => DType::F32,
+            Rules::Gpu(dtype) | Rules::Wgpu(dtype) => dtype,
+        }
+    }
+
+    /// The same in `dtype`; `None` if there are no such kernels.
+    pub fn in_type(self, dtype: DType) -> Option<Self> {
+        match (self, dtype) {
+            (Rules::Cpu(_), DType::F32) => Some(self),
+            (Rules::Gpu(_), DType::F32 | DType::F16 | DType::BF16) => Some(Rules::Gpu(dtype)),
+            (Rules::Wgpu(_), DType::F32 | DType::F16) => Some(Rules::Wgpu(dtype)),
+            _ => None,
+        }
+    }
+}

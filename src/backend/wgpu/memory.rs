@@ -1,0 +1,76 @@
+//! Memory of a device, and how it is divided where a tensor cannot be bound at once.
+
+use std::sync::Arc;
+
+use super::{bound::Bound, pipeline::Groups};
+use crate::backend::{Buffer, Slab};
+
+/// Where a binding may begin in every driver, in bytes.
+pub const STEP: usize = 256;
+
+/// Memory of the device. Nothing that was bound outlives it.
+pub struct Memory {
+    /// The driver's buffer.
+    pub buffer: wgpu::Buffer,
+    /// Its size as asked for, in bytes.
+    pub bytes: usize,
+    groups: Arc<Groups>,
+}
+
+impl Memory {
+    /// Memory that `groups` may bind.
+    pub fn new(buffer: wgpu::Buffer, bytes: usize, groups: &Arc<Groups>) -> Self {
+        Self { buffer, bytes, groups: groups.clone() }
+    }
+
+    /// All of it.
+    pub fn all(&self) -> Bound<'_> {
+        Bound { buffer: &self.buffer, offset: 0, size: self.buffer.size() }
+    }
+
+    /// `bytes` from `offset` on, a multiple of [`STEP`], and what is left of the last step.
+    pub fn range(&self, offset: usize, bytes: usize) -> Bound<'_> {
+        let (offset, end) = (offset as u64, (offset + bytes).next_multiple_of(STEP) as u64);
+        Bound { buffer: &self.buffer, offset, size: end.min(self.buffer.size()) - offset }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.groups.clear();
+    }
+}
+
+/// The memory of an arena's range.
+pub fn slab(buffer: &Buffer) -> &Memory {
+    match buffer.slab() {
+        Slab::Held(slab) => slab.downcast_ref(),
+        _ => None,
+    }
+    .expect("tensor/ops.rs compares devices: a buffer is in the memory of the device that it reaches")
+}
+
+/// `total` of something in parts of at most `most`, each but the last a multiple of `step`: where each begins and how
+/// many it has.
+pub fn parts(total: usize, most: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
+    let each = if most >= total { total } else { (most / step * step).max(step) };
+    (0..total).step_by(each.max(1)).map(move |first| (first, each.min(total - first)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_everything_once_and_begin_at_steps() {
+        for (total, most, step) in [(1, 1, 1), (10, 100, 64), (1000, 130, 64), (1000, 3, 128), (129, 128, 128)] {
+            let parts: Vec<_> = parts(total, most, step).collect();
+            assert_eq!(parts.iter().map(|part| part.1).sum::<usize>(), total);
+            let mut next = 0;
+            for (first, count) in parts {
+                assert!(first == next && first % step == 0 && (count <= most.max(step)) && count > 0);
+                next = first + count;
+            }
+        }
+    }
+}
