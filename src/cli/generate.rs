@@ -1,7 +1,7 @@
 //! `sdshard PROMPT...`: from arguments to a checked list of pictures to make, and from there to files.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
     sync::{
@@ -315,14 +315,18 @@ fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&L
         OutputType::Png => Output::Image,
         OutputType::Latent => Output::Latents,
     };
+    // A run has many requests and few schedules, each of which goes through all training steps.
+    let mut checked = HashSet::new();
     jobs.iter()
         .map(|job| {
             let scheduler = job.scheduler.as_deref().map(str::parse).transpose()?;
             let request = job.request(defaults, scale, scheduler, args.rng, output, latents)?;
             request.check(&model.spec).map_err(|e| e.context(job.name()))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
-            let config = model.spec.scheduler_for(request.scheduler)?;
-            schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
+            if checked.insert((request.scheduler, request.steps)) {
+                let config = model.spec.scheduler_for(request.scheduler)?;
+                schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
+            }
             Ok(request)
         })
         .collect()

@@ -361,7 +361,9 @@ pub fn locate(
 pub fn is_hub_id(text: &str) -> bool {
     let is_name = |name: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        (1..=96).contains(&name.len()) && !name.starts_with('.') && !name.contains("..") && name.bytes().all(plain)
+        // "--" joins the two names in the cache: with it inside one of them, two models would share a folder.
+        let joins = name.contains("..") || name.contains("--");
+        (1..=96).contains(&name.len()) && !name.starts_with('.') && !joins && name.bytes().all(plain)
     };
     text.split_once('/').is_some_and(|(org, name)| is_name(org) && is_name(name))
 }
@@ -569,7 +571,22 @@ mod tests {
         for id in ["org/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d"] {
             assert!(is_hub_id(id), "{id}");
         }
-        for text in ["", "name", "/", "/org/name", "a/b/c", "../x", "a/..", "./x", "~/x", "a b/c", "a/b:c", "a/"] {
+        for text in [
+            "",
+            "name",
+            "/",
+            "/org/name",
+            "a/b/c",
+            "../x",
+            "a/..",
+            "./x",
+            "~/x",
+            "a b/c",
+            "a/b:c",
+            "a/",
+            "a--b/c",
+            "a/b--c",
+        ] {
             assert!(!is_hub_id(text), "{text}");
         }
         assert_eq!(locate("models/emoji", None, None, Wanted::Everything, &mut ignore).unwrap().name(), "emoji");
