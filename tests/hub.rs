@@ -2,13 +2,16 @@
 //! sends the token nowhere else, and heals with an honest hub.
 #![cfg(feature = "hub")]
 
+mod common;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
     ops::ControlFlow,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -46,13 +49,23 @@ fn files() -> &'static Files {
         ];
         let small = small.map(|path| (path.to_owned(), format!("{{\"{path}\": 0}}").into_bytes()));
         let large = (UNET.to_owned(), (0..LARGE).map(|i| ((i * i) >> 8) as u8).collect());
-        let hashed = |bytes: Vec<u8>| {
-            let hash = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-            (bytes, hash)
-        };
         small.into_iter().chain([large]).map(|(path, bytes)| (path, hashed(bytes))).collect()
     });
     &FILES
+}
+
+/// Contents with their SHA-256.
+fn hashed(bytes: Vec<u8>) -> (Vec<u8>, String) {
+    let hash = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    (bytes, hash)
+}
+
+/// A hub that has other files.
+fn hub_of(files: Files) -> Server {
+    Server::new(script(move |request, stream| {
+        serve(&files, request, stream);
+        true
+    }))
 }
 
 /// A request as it arrived.
@@ -141,11 +154,16 @@ fn listing(commit: &str, files: impl Iterator<Item = impl AsRef<str>>) -> Vec<u8
 }
 
 fn honest(request: &Asked, stream: &mut TcpStream) {
+    serve(files(), request, stream);
+}
+
+/// Answers as the hub does that has these files.
+fn serve(files: &Files, request: &Asked, stream: &mut TcpStream) {
     if request.path.starts_with("/api/models/org/name/revision/") {
-        let body = listing(COMMIT, files().keys());
+        let body = listing(COMMIT, files.keys());
         return reply(stream, "200 OK", &format!("Content-Length: {}\r\n", body.len()), &body);
     }
-    let Some((bytes, hash)) = file_of(request).and_then(|path| files().get(path)) else {
+    let Some((bytes, hash)) = file_of(request).and_then(|path| files.get(path)) else {
         return reply(stream, "404 Not Found", "Content-Length: 0\r\n", &[]);
     };
     let (first, all) = (request.first, bytes.len());
@@ -506,4 +524,248 @@ fn configs_come_first_and_later_steps_fetch_what_is_missing() {
     let error = resolve(&hub, Wanted::Everything).unwrap_err().to_string();
     assert!(error.contains("a copy without tokenizer/merges.txt") && error.contains("HF_HUB_OFFLINE"), "{error}");
     assert_eq!(good.asked().len(), asked, "offline is offline");
+}
+
+/// The model's files with a UNet in two shards.
+fn in_shards() -> Files {
+    let mut files = files().clone();
+    let (whole, _) = files.remove(UNET).unwrap();
+    let (first, second) = whole.split_at(LARGE / 3);
+    let (a, b) = ("x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors");
+    let index = serde_json::json!({ "weight_map": { "a": a, "b": b, "c": a } }).to_string().into_bytes();
+    files.insert(format!("{UNET}.index.json"), hashed(index));
+    files.insert(format!("unet/{a}"), hashed(first.to_vec()));
+    files.insert(format!("unet/{b}"), hashed(second.to_vec()));
+    files.insert("unet/x-00003-of-00002.safetensors".into(), hashed(b"in no index".to_vec()));
+    files
+}
+
+fn bodies(server: &Server) -> Vec<String> {
+    let asked = server.asked().into_iter().filter(|request| request.method == "GET");
+    asked
+        .filter_map(|request| file_of(&request).map(str::to_owned))
+        .filter(|path| path.starts_with("unet/x-"))
+        .collect()
+}
+
+#[test]
+fn the_shards_that_an_index_names_are_fetched_and_a_missing_one_is_noticed() {
+    let server = hub_of(in_shards());
+    let (_folder, mut hub) = hub(&server.endpoint);
+    let snapshot = resolve(&hub, Wanted::Everything).unwrap();
+    let shards = ["unet/x-00001-of-00002.safetensors", "unet/x-00002-of-00002.safetensors"];
+    assert_eq!(bodies(&server), shards, "those that the index names, once each, and no other");
+    let blob = fs::canonicalize(snapshot.join(shards[1])).unwrap();
+    for with_blob in [false, true] {
+        fs::remove_file(snapshot.join(shards[1])).unwrap();
+        if with_blob {
+            fs::remove_file(&blob).unwrap();
+        }
+        hub.offline = true;
+        let error = resolve(&hub, Wanted::Everything).unwrap_err().to_string();
+        assert!(error.contains(&format!("a copy without {}", shards[1])), "{error}");
+        hub.offline = false;
+        let before = bodies(&server).len();
+        resolve(&hub, Wanted::Everything).unwrap();
+        assert_eq!(
+            bodies(&server)[before..],
+            shards[1..][..usize::from(with_blob)],
+            "its contents are there: {with_blob}"
+        );
+        assert!(fs::read(snapshot.join(shards[1])).unwrap() == in_shards()[shards[1]].0);
+    }
+    // A link that leads nowhere is no shard either.
+    fs::remove_file(&blob).unwrap();
+    resolve(&hub, Wanted::Everything).unwrap();
+    assert!(fs::read(snapshot.join(shards[1])).unwrap() == in_shards()[shards[1]].0);
+}
+
+#[test]
+fn an_index_of_the_hub_that_leads_out_of_its_folder_is_refused() {
+    for name in
+        ["../../../../x.safetensors", "/tmp/x.safetensors", "a\\x.safetensors", "C:x.safetensors", "x\u{1b}[2J.bin"]
+    {
+        let mut files = in_shards();
+        let index = serde_json::json!({ "weight_map": { "a": name } }).to_string().into_bytes();
+        files.insert(format!("{UNET}.index.json"), hashed(index));
+        let server = hub_of(files);
+        let (folder, hub) = hub(&server.endpoint);
+        let error = resolve(&hub, Wanted::Everything).unwrap_err().to_string();
+        assert!(error.contains("must be in a safetensors file beside the index"), "{error}");
+        assert!(!error.contains('\u{1b}'), "{error:?}");
+        assert!(bodies(&server).is_empty(), "{name}");
+        assert!(below(folder.path()).iter().all(|path| path.starts_with(&hub.cache)), "{name}");
+    }
+}
+
+#[test]
+fn ids_and_revisions_with_odd_characters_reach_neither_the_hub_nor_the_cache() {
+    let good = Server::new(script(|_, _| false));
+    let (folder, hub) = hub(&good.endpoint);
+    let long = "a".repeat(97);
+    let ids = [
+        "",
+        "name",
+        "../name",
+        "org/..",
+        "org/.name",
+        "org/na me",
+        "org/n\0",
+        "org/\u{1b}[2J",
+        "a/b/c",
+        "org/n\\x",
+        "é/n",
+    ];
+    let ids = ids.into_iter().map(str::to_owned).chain([format!("org/{long}"), "org/a--b".into(), "a--org/b".into()]);
+    let of_ids = ids.map(|id| (id, "main".to_owned()));
+    let revisions = [
+        "",
+        ".",
+        "..",
+        "../../x",
+        "/etc",
+        "a/../b",
+        "a//b",
+        "a b",
+        "a?b",
+        "a#b",
+        "a%2fb",
+        "a\\b",
+        "\u{1b}[2J",
+        "é",
+        "a\n",
+    ];
+    let cases: Vec<_> = of_ids.chain(revisions.map(|revision| ("org/name".to_owned(), revision.to_owned()))).collect();
+    for (id, revision) in cases {
+        let resolved = hub.resolve(&id, Some(&revision), None, Wanted::Configs, &mut |_| ControlFlow::Continue(()));
+        let error = resolved.expect_err(&format!("{id:?} {revision:?}")).to_string();
+        assert!(error.contains("has the form org/name") || error.contains("a branch, a tag or a commit"), "{error}");
+        assert!(!error.replace('\n', "").contains(|c: char| c.is_control()), "{error:?}");
+    }
+    assert!(good.asked().is_empty());
+    assert!(below(folder.path()).is_empty() && !hub.cache.exists());
+    // What the hub itself allows is asked for.
+    for revision in ["v1.0", "refs/pr/1", "a-b_c", COMMIT] {
+        hub.resolve("org/name", Some(revision), None, Wanted::Configs, &mut |_| ControlFlow::Continue(())).unwrap();
+    }
+}
+
+/// The small model, as a hub has it.
+fn tiny_files() -> Files {
+    let tiny = common::tiny();
+    let name = |path: PathBuf| path.strip_prefix(&tiny).unwrap().to_str().unwrap().to_owned();
+    below(&tiny).into_iter().map(|path| (name(path.clone()), hashed(fs::read(&path).unwrap()))).collect()
+}
+
+/// A real process that draws a picture of a model on the hub, with everything it writes inside a folder.
+fn process(endpoint: &str, folder: &Path, out: &str) -> Command {
+    let size = ["--width", "32", "--height", "32", "--steps", "1"];
+    let mut command = common::sdshard(&["a fox", "--model", "org/name"]);
+    command.args(size).arg("--output-dir").arg(folder.join(out));
+    for variable in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN_PATH"]
+    {
+        command.env_remove(variable);
+    }
+    command.env("HF_ENDPOINT", endpoint).env("HF_HOME", folder.join("hf")).env("HF_HUB_DOWNLOAD_TIMEOUT", "60");
+    command.env("HF_TOKEN", "hf_secret").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Nothing is in the cache but whole blobs, links to them, references and locks.
+fn cache_is_whole(folder: &Path) {
+    let hashes: BTreeSet<String> = tiny_files().into_values().map(|(_, hash)| hash).collect();
+    let blobs = folder.join("hf/hub/models--org--name/blobs");
+    for name in common::files(&blobs) {
+        assert!(hashes.contains(&name), "{name}");
+        assert_eq!(hashed(fs::read(blobs.join(&name)).unwrap()).1, name);
+    }
+}
+
+#[test]
+fn four_processes_on_an_empty_cache_all_draw() {
+    let files = tiny_files();
+    let count = files.len();
+    let server = hub_of(files);
+    let folder = tempfile::tempdir().unwrap();
+    let start = |n: usize| process(&server.endpoint, folder.path(), &n.to_string()).spawn().unwrap();
+    let children: Vec<_> = (0..4).map(start).collect();
+    for (n, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{n}: {}", common::text(&output.stderr));
+        assert_eq!(common::files(&folder.path().join(n.to_string())).len(), 1, "{n}");
+    }
+    let fetched = server.asked().into_iter().filter(|request| request.method == "GET" && file_of(request).is_some());
+    assert_eq!(fetched.count(), count, "each file once");
+    cache_is_whole(folder.path());
+}
+
+#[test]
+fn a_hub_that_is_not_there_is_an_error_that_says_what_to_try() {
+    // A port that was free a moment ago.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = process(&format!("http://{address}"), folder.path(), "out");
+    let output = command.env("HF_HUB_DOWNLOAD_TIMEOUT", "1").output().unwrap();
+    let errors = common::text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("failed 5 times") && errors.contains("is the network there?"), "{errors}");
+    assert!(errors.contains("HF_HUB_OFFLINE=1") && errors.matches("error: ").count() == 1, "{errors}");
+    assert!(!errors.contains("hf_secret") && common::files(&folder.path().join("out")).is_empty(), "{errors}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_process_that_is_told_to_stop_while_it_downloads_stops_and_goes_on_later() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let honest = hub_of(tiny_files());
+    // Longer than the test may take: whoever waits for the server is killed below.
+    let minutes = Duration::from_secs(600);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        for stage in ["the list", "headers", "a body"] {
+            let (reached, has_reached) = std::sync::mpsc::channel();
+            let reached = Mutex::new(reached);
+            let files = tiny_files();
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            let ended = Mutex::new(ended);
+            let silent = Server::new(script(move |request, stream| {
+                let is_unet = file_of(request) == Some(UNET);
+                let is_it = match stage {
+                    "the list" => request.path.starts_with("/api/"),
+                    "headers" => is_unet && request.method == "HEAD",
+                    _ => is_unet && request.method == "GET",
+                };
+                if !is_it {
+                    serve(&files, request, stream);
+                    return true;
+                }
+                if stage == "a body" {
+                    let (bytes, _) = &files[UNET];
+                    reply(stream, "200 OK", &format!("Content-Length: {}\r\n", bytes.len()), &bytes[..1000]);
+                }
+                let _ = reached.lock().unwrap().send(());
+                let _ = ended.lock().unwrap().recv_timeout(minutes);
+                true
+            }));
+            let folder = tempfile::tempdir().unwrap();
+            let mut command = process(&silent.endpoint, folder.path(), "out");
+            let mut child = command.env("HF_HUB_DOWNLOAD_TIMEOUT", "600").spawn().unwrap();
+            has_reached.recv_timeout(minutes).unwrap();
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            // A minute, where it takes a tenth of a second.
+            let heard = (0..600).any(|_| {
+                thread::sleep(Duration::from_millis(100));
+                child.try_wait().unwrap().is_some()
+            });
+            child.kill().unwrap();
+            drop(end);
+            let output = child.wait_with_output().unwrap();
+            let errors = common::text(&output.stderr);
+            assert!(heard, "{signal:?} while waiting for {stage} was not heard: {errors}");
+            assert_eq!(output.status.code(), Some(code), "{stage}: {errors}");
+            assert!(!errors.contains("panicked") && common::files(&folder.path().join("out")).is_empty(), "{errors}");
+            let again = process(&honest.endpoint, folder.path(), "out").output().unwrap();
+            assert_eq!(again.status.code(), Some(0), "{stage}: {}", common::text(&again.stderr));
+            cache_is_whole(folder.path());
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The list of pictures to make, from the arguments and the prompts file, checked; and each as a request to a model.
 
 use std::{
+    collections::HashSet,
     hash::{BuildHasher, RandomState},
     sync::Arc,
 };
@@ -32,14 +33,18 @@ pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Optio
         OutputType::Png => Output::Image,
         OutputType::Latent => Output::Latents,
     };
+    // A run has many requests and few schedules, each of which goes through all training steps.
+    let mut checked = HashSet::new();
     jobs.iter()
         .map(|job| {
             let scheduler = job.scheduler.as_deref().map(str::parse).transpose()?;
             let request = job.request(defaults, scale, scheduler, args.rng, output, latents)?;
             request.check(&model.spec).map_err(|e| e.context(job.name()))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
-            let config = model.spec.scheduler_for(request.scheduler)?;
-            schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
+            if checked.insert((request.scheduler, request.steps)) {
+                let config = model.spec.scheduler_for(request.scheduler)?;
+                schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
+            }
             Ok(request)
         })
         .collect()

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -53,9 +53,16 @@ impl Largest {
         let mut largest: Option<(Self, usize)> = None;
         let mut sizes = BTreeSet::new();
         let mut images = 0;
+        // Requests are many, their schedules few.
+        let mut histories = HashMap::new();
         for request in requests {
             images += 1;
-            let kept = schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history();
+            let kept = match histories.entry((request.scheduler, request.steps)) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history())
+                }
+            };
             let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
             sizes.insert((width, height));
             let (most, most_kept) = largest.get_or_insert_with(|| {

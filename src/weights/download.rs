@@ -46,7 +46,9 @@ pub enum Download {
 pub fn is_hub_id(text: &str) -> bool {
     let is_name = |name: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        (1..=96).contains(&name.len()) && !name.starts_with('.') && !name.contains("..") && name.bytes().all(plain)
+        // "--" joins the two names in the cache: with it inside one of them, two models would share a folder.
+        let joins = name.contains("..") || name.contains("--");
+        (1..=96).contains(&name.len()) && !name.starts_with('.') && !joins && name.bytes().all(plain)
     };
     text.split_once('/').is_some_and(|(org, name)| is_name(org) && is_name(name))
 }

@@ -61,7 +61,22 @@ mod tests {
         for id in ["org/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d"] {
             assert!(is_hub_id(id), "{id}");
         }
-        for text in ["", "name", "/", "/org/name", "a/b/c", "../x", "a/..", "./x", "~/x", "a b/c", "a/b:c", "a/"] {
+        for text in [
+            "",
+            "name",
+            "/",
+            "/org/name",
+            "a/b/c",
+            "../x",
+            "a/..",
+            "./x",
+            "~/x",
+            "a b/c",
+            "a/b:c",
+            "a/",
+            "a--b/c",
+            "a/b--c",
+        ] {
             assert!(!is_hub_id(text), "{text}");
         }
         assert_eq!(locate("models/emoji", None, None, Wanted::Everything, &mut ignore).unwrap().name(), "emoji");

@@ -1,6 +1,7 @@
 //! The program and the small model, for tests from outside.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod maps;
 pub mod page;
 #[cfg(feature = "cuda")]
 pub mod rig;

@@ -122,15 +122,7 @@ impl Client {
             let Some(location) = location else {
                 return Err(refused("the server redirects without saying where to").into());
             };
-            let next = join(&uri, location);
-            let Some((next, origin)) = next.and_then(|next| Origin::of(&next).map(|origin| (next, origin))) else {
-                let refused = refused("the server redirects to what is no address of http or https");
-                return Err(refused.found(shown(location)).into());
-            };
-            if uri.scheme_str() == Some("https") && origin.scheme == "http" {
-                return Err(refused("the server redirects from https to http").found(shown(location)).into());
-            }
-            uri = next;
+            uri = redirected(&uri, location)?;
         }
         Err(refused(&format!("the server redirects more than {MOST_REDIRECTS} times")).into())
     }
@@ -163,6 +155,18 @@ fn again(status: StatusCode) -> Failure {
 /// A header as a number.
 pub(super) fn number(reply: &Response<Body>, name: &str) -> Option<u64> {
     reply.headers().get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// Where a redirect from `base` may be followed to: an address of http or https, and from https none of http.
+fn redirected(base: &Uri, location: &str) -> Result<Uri, Error> {
+    let next = join(base, location);
+    let Some((next, origin)) = next.and_then(|next| Origin::of(&next).map(|origin| (next, origin))) else {
+        return Err(refused("the server redirects to what is no address of http or https").found(shown(location)));
+    };
+    if base.scheme_str() == Some("https") && origin.scheme == "http" {
+        return Err(refused("the server redirects from https to http").found(shown(location)));
+    }
+    Ok(next)
 }
 
 /// The address that a redirect from `base` leads to.
@@ -230,6 +234,31 @@ mod tests {
         ] {
             let joined = join(&base, location).filter(|uri| Origin::of(uri).is_some());
             assert_eq!(joined.map(|uri| uri.to_string()).as_deref(), wanted, "{location}");
+        }
+    }
+
+    #[test]
+    fn no_redirect_leads_from_https_to_http() {
+        for (base, location, allowed) in [
+            ("https://hub.example/a", "http://hub.example/a", false),
+            ("https://hub.example/a", "HTTP://cdn.example/a", false),
+            ("https://hub.example/a", " http://hub.example:443/a", false),
+            ("HTTPS://hub.example/a", "http://hub.example/a", false),
+            ("https://hub.example/a", "https://cdn.example/a", true),
+            ("https://hub.example/a", "//cdn.example/a", true),
+            ("https://hub.example/a", "/http://x", true),
+            ("http://hub.example/a", "https://cdn.example/a", true),
+            ("http://hub.example/a", "http://cdn.example/a", true),
+        ] {
+            match (redirected(&base.parse().unwrap(), location), allowed) {
+                (Ok(next), true) => assert!(base.starts_with("http:") || next.scheme_str() == Some("https"), "{next}"),
+                (Err(error), false) => assert!(error.to_string().contains("from https to http"), "{error}"),
+                (other, _) => panic!("{base} to {location}: {other:?}"),
+            }
+        }
+        for location in ["ftp://hub.example/a", "file:///etc/passwd", "javascript:x", "https://", "data:,x"] {
+            let error = redirected(&"https://hub.example/a".parse().unwrap(), location).unwrap_err().to_string();
+            assert!(error.contains("no address of http or https"), "{location}: {error}");
         }
     }
 
