@@ -9,7 +9,7 @@ use sdshard::{
         clip::ClipTextEncoder,
         route::{Keeps, Route},
         spec::{ClipSpec, UnetSpec, VaeSpec},
-        unet::{Conditioning, DenoiserInput, Unet, time_features},
+        unet::{DenoiserInput, Unet, time_features},
         vae::{VaeDecoder, VaeEncoder},
     },
     tensor::Tensor,
@@ -86,8 +86,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
             let (route, keeps) = (whole(&device), Keeps::new(vec![device.keep(usize::MAX).unwrap()]));
             let context = Tensor::new(&device, [2, 77, 768], &vec![0.0; 2 * 77 * 768]).unwrap();
             // Torch makes the text's keys and values anew in every call.
-            let text =
-                unet.condition(&Conditioning { context, pooled: None, added: None }, &route.walk(), &keeps).unwrap();
+            let text = unet.condition(&context, &route.walk(), &keeps).unwrap();
             let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
             let latents = latents(&device, 2, side);
             let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };

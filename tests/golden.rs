@@ -15,7 +15,7 @@ use sdshard::{
     engine::Engine,
     models::{
         route::{Keeps, Route},
-        unet::{Conditioning, DenoiserInput, time_features},
+        unet::{DenoiserInput, time_features},
         vae::VaeEncoder,
     },
     pipeline::{
@@ -255,10 +255,7 @@ fn one_unet_call_matches_the_reference() {
             let part = |part: &str| format!("unet.{size}.{part}");
             let (context, shape) = golden.get(&part("context"));
             let context = Tensor::new(&device, [shape[0], shape[1], shape[2]], &context).unwrap();
-            let text = unet
-                .network
-                .condition(&Conditioning { context, pooled: None, added: None }, &route.walk(), &keeps)
-                .unwrap();
+            let text = unet.network.condition(&context, &route.walk(), &keeps).unwrap();
             let features = time_features(golden.values(&part("timestep"))[0], &model.spec.unet);
             let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
             let latents = golden.feature_map(&device, &part("latents"));

@@ -11,7 +11,7 @@ use crate::{
         clip::ClipTextEncoder,
         route::{Keeps, Open, Route},
         spec::ModelSpec,
-        unet::{Conditioning, DenoiserInput, Unet, time_features},
+        unet::{DenoiserInput, Unet, time_features},
         vae::VaeDecoder,
     },
     pipeline::{
@@ -175,8 +175,7 @@ impl Call {
                 let text = {
                     let values = values(settings.batch * tokens * context);
                     let context = Tensor::new(device, [settings.batch, tokens, context], &values)?;
-                    let conditioning = Conditioning { context, pooled: None, added: None };
-                    unet.network.condition(&conditioning, &unet.walk(&Open), &keeps)?
+                    unet.network.condition(&context, &unet.walk(&Open), &keeps)?
                 };
                 let latents = latents(settings.batch, spec.unet.in_channels)?;
                 let features = time_features(500.0, &spec.unet);

@@ -236,9 +236,6 @@ pub(super) struct DevicesArgs {
 /// `sdshard bench`
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// What to measure
-    #[arg(default_value = "components")]
-    pub(super) what: BenchWhat,
     #[command(flatten)]
     pub(super) model: ModelArgs,
     /// The device that computes [default: cpu]
@@ -256,13 +253,6 @@ pub(super) struct BenchArgs {
     /// The results as JSON
     #[arg(long)]
     pub(super) json: bool,
-}
-
-/// What `sdshard bench` measures.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum BenchWhat {
-    /// Text encoder, UNet and VAE, each by itself
-    Components,
 }
 
 /// `--latent-size`

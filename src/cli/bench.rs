@@ -6,15 +6,10 @@ use sdshard::{
     error::{Error, Result},
 };
 
-use super::{
-    args::{BenchArgs, BenchWhat},
-    model,
-    progress::Console,
-};
+use super::{args::BenchArgs, model, progress::Console};
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
-    let BenchWhat::Components = args.what;
     let device = match args.device.as_slice() {
         [] => DeviceId::CPU,
         [device] => *device,

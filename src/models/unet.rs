@@ -13,17 +13,6 @@ use crate::{
     weights::Scope,
 };
 
-/// What leaves the text side.
-#[derive(Clone)]
-pub struct Conditioning {
-    /// Text features `[batch, tokens, width]`.
-    pub context: Tensor,
-    /// A vector for the whole text `[batch, width]`; SD 1 and 2 have none.
-    pub pooled: Option<Tensor>,
-    /// Further numbers beside the timestep; SD 1 and 2 have none.
-    pub added: Option<Tensor>,
-}
-
 /// What the text means to each attention layer: keys and values, computed once per request.
 #[derive(Clone)]
 pub struct TextKeysValues(Vec<Vec<KeysValues>>);
@@ -228,9 +217,9 @@ impl Unet {
     }
 
     /// Keys and values of the text for every layer, kept for the whole request on the device that will use them.
-    pub fn condition(&self, conditioning: &Conditioning, walk: &Walk, keeps: &Keeps) -> Result<TextKeysValues> {
+    pub fn condition(&self, context: &Tensor, walk: &Walk, keeps: &Keeps) -> Result<TextKeysValues> {
         let walk = walk.through(self.attentions.clone());
-        let context = Shared::new(conditioning.context.clone());
+        let context = Shared::new(context.clone());
         let keys_values = |transformer: &Transformer| -> Result<Vec<KeysValues>> {
             let device = walk.next()?;
             let keep = keeps.on(device);

@@ -13,7 +13,7 @@ use crate::{
         clip::ClipTextEncoder,
         route::{Borders, Keeps, Route, Walk},
         spec::{ModelSpec, UnetSpec},
-        unet::{Conditioning, DenoiserInput, TextKeysValues, Unet, time_features},
+        unet::{DenoiserInput, TextKeysValues, Unet, time_features},
         vae::VaeDecoder,
     },
     scheduler::{Schedule, Step},
@@ -83,7 +83,7 @@ impl Branch<'_> {
         let (rows, width) = (self.texts.len(), spec.cross_attention_dim);
         let tokens = self.texts[0].len() / width;
         let context = Tensor::new(self.route.first(), [rows, tokens, width], &self.texts.concat())?;
-        self.unet.condition(&Conditioning { context, pooled: None, added: None }, &self.walk(), self.keeps)
+        self.unet.condition(&context, &self.walk(), self.keeps)
     }
 
     /// What the network gets of these latents, a row for each text, on the device of the first section.

@@ -164,19 +164,7 @@ impl SchedulerFile {
     /// # Errors
     /// If its class is not implemented, or a value is one that sdshard cannot follow.
     pub fn own(&self) -> Result<SchedulerConfig> {
-        let kind = self.own_kind()?;
-        let Repairs { steps_offset, clip_sample, skip_prk_steps } = self.repairs;
-        let mut source = self.source.clone();
-        if steps_offset {
-            source = source.with("steps_offset", 1);
-        }
-        if clip_sample && kind == SchedulerKind::Ddim && source.flag("clip_sample", true)? {
-            source = source.with("clip_sample", false);
-        }
-        if skip_prk_steps && kind == SchedulerKind::Pndm {
-            source = source.with("skip_prk_steps", true);
-        }
-        SchedulerConfig::read(source, kind)
+        self.with_kind(self.own_kind()?)
     }
 
     /// The solver of the pipeline's class.
@@ -201,18 +189,19 @@ impl SchedulerFile {
     /// # Errors
     /// If the solver understands a key that sdshard cannot follow.
     pub fn with_kind(&self, kind: SchedulerKind) -> Result<SchedulerConfig> {
-        if self.own_kind().is_ok_and(|own| own == kind) {
-            return self.own();
-        }
-        let says = |key: &str, value: bool| self.source.get(key).is_some_and(|found| *found == json!(value));
+        // What the file leaves open is repaired where the default of the pipeline's own class is the wrong one.
+        let is_own = self.own_kind().is_ok_and(|own| own == kind);
+        let has = |key: &str, wrong: bool, default_of: SchedulerKind| {
+            self.source.get(key).map_or(is_own && kind == default_of, |found| *found == json!(wrong))
+        };
         let mut source = self.source.clone();
-        if self.repairs.steps_offset && source.keys().any(|key| key == "steps_offset") {
+        if self.repairs.steps_offset && (is_own || source.keys().any(|key| key == "steps_offset")) {
             source = source.with("steps_offset", 1);
         }
-        if self.repairs.clip_sample && says("clip_sample", true) {
+        if self.repairs.clip_sample && has("clip_sample", true, SchedulerKind::Ddim) {
             source = source.with("clip_sample", false);
         }
-        if self.repairs.skip_prk_steps && says("skip_prk_steps", false) {
+        if self.repairs.skip_prk_steps && has("skip_prk_steps", false, SchedulerKind::Pndm) {
             source = source.with("skip_prk_steps", true);
         }
         SchedulerConfig::read(source, kind)
