@@ -3,7 +3,7 @@
 use sdshard::weights::ModelFiles;
 
 /// The line between the parts of an input.
-const SEPARATOR: &[u8] = b"\n=====\n";
+pub const SEPARATOR: &[u8] = b"\n=====\n";
 
 /// Calls `run` with a model that has these files: path and contents. `run` must let go of all it made of them.
 pub fn with_model(files: &[(&str, &[u8])], run: impl FnOnce(&ModelFiles)) {

@@ -1,6 +1,7 @@
 //! The files of a tokenizer: any texts are a tokenizer that encodes, or a message.
 //!
-//! Parts of the input: tokenizer.json, vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json, a prompt.
+//! Parts of the input: tokenizer.json, vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json, a prompt,
+//! added_tokens.json.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -17,8 +18,9 @@ const PATHS: [&str; 5] = [
 
 fuzz_target!(|input: &[u8]| {
     let_the_tokenizer_library_panic();
-    let parts: [_; 6] = parts(input);
-    let files: Vec<_> = PATHS.into_iter().zip(parts).filter_map(|(path, text)| Some((path, text?))).collect();
+    let parts: [_; 7] = parts(input);
+    let mut files: Vec<_> = PATHS.into_iter().zip(parts).filter_map(|(path, text)| Some((path, text?))).collect();
+    files.extend(parts[6].map(|text| ("tokenizer/added_tokens.json", text)));
     let prompt = String::from_utf8_lossy(parts[5].unwrap_or(b"a cat"));
     with_model(&files, |model| match Tokenizer::load(model, "tokenizer", 9) {
         Ok(tokenizer) => {
