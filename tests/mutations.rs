@@ -32,7 +32,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Cases of each kind, unless `SDSHARD_MUTATIONS` says another number.
-const CASES: u64 = 120;
+const CASES: u64 = 80;
 /// More than any case takes on a slow machine; whoever needs longer waits for itself.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// What a run may occupy beyond the model, in bytes.
