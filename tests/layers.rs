@@ -175,7 +175,7 @@ impl Sources {
         let Some((first, rest)) = path.split_first() else { return module };
         let source = &self.0[&module];
         if source.children.contains(first) {
-            return self.resolve([&module[..], &[first.clone()]].concat(), rest);
+            return self.resolve([&module[..], std::slice::from_ref(first)].concat(), rest);
         }
         let named = source.exports.iter().find(|export| export.name == *first);
         if let Some((base, inner)) = named.and_then(|export| self.begin(&module, &export.path)) {

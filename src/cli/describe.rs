@@ -2,10 +2,7 @@
 
 use std::time::SystemTime;
 
-use sdshard::{
-    backend::{self, DeviceInfo},
-    planner::size::format_bytes,
-};
+use sdshard::{backend::DeviceInfo, planner::size::format_bytes};
 
 /// A device in a line.
 pub fn describe(device: &DeviceInfo) -> String {
@@ -37,7 +34,7 @@ fn age(measured: Option<SystemTime>, now: SystemTime) -> String {
 /// Why there are no devices of CUDA, if there are none.
 #[cfg(feature = "cuda")]
 pub fn cuda_absence() -> Option<String> {
-    backend::cuda::absence()
+    sdshard::backend::cuda::absence()
 }
 
 /// Why there are no devices of CUDA, if there are none.
