@@ -235,3 +235,30 @@ fn files_that_cannot_be_opened_are_an_error_and_no_panic() {
         }
     }
 }
+
+#[test]
+fn a_limit_of_address_space_is_an_error_or_leaves_room() {
+    for kib in [100_000, 300_000, 524_287, 524_288, 600_000, 800_000, 1_000_000] {
+        for size in ["64", "768", "4096"] {
+            let folder = Tiny::new();
+            let line = format!("ulimit -v {kib}");
+            let (model, out) = (tiny(), folder.out());
+            let arguments = [
+                &["a fox", "--model", model.to_str().unwrap(), "--output-dir", out.to_str().unwrap()][..],
+                &["--device-map", "single", "--width", size, "--height", size, "--steps", "1"],
+            ]
+            .concat();
+            // The largest is only planned: it takes long to draw.
+            let planned = ["plan", "--model", model.to_str().unwrap(), "--width", size, "--height", size];
+            let arguments = if size == "4096" { &planned[..] } else { &arguments };
+            let output = in_shell(&line, arguments).output().unwrap();
+            let (code, errors) = (output.status.code(), text(&output.stderr));
+            match code {
+                Some(0) => assert_eq!(files(&out).len(), usize::from(size != "4096"), "{kib} KiB: {errors}"),
+                Some(1 | 2) => assert!(errors.contains("error: "), "{kib} KiB: {errors}"),
+                code => panic!("{kib} KiB, {size}: {code:?} {:?} {errors}", output.status),
+            }
+            assert!(kib >= 524_288 || code == Some(2) && errors.contains("ulimit -v 524288"), "{kib} KiB: {errors}");
+        }
+    }
+}

@@ -61,13 +61,40 @@ pub fn class_in(class: &str, dtype: DType) -> String {
 }
 
 /// What a plan may use of `available` bytes: less max(512 MiB, 5 %), down to whole 256 MiB, so that plans do not flip
-/// with every program that starts.
+/// with every program that starts. Of less than 2 GiB, which a control group or a limit may leave, three quarters, down to
+/// whole 16 MiB.
 pub fn plannable(available: u64) -> u64 {
     const MIB: u64 = 1 << 20;
-    available.saturating_sub((512 * MIB).max(available / 20)) / (256 * MIB) * (256 * MIB)
+    match available {
+        0..0x8000_0000 => available / 4 * 3 / (16 * MIB) * (16 * MIB),
+        _ => (available - (512 * MIB).max(available / 20)) / (256 * MIB) * (256 * MIB),
+    }
 }
 
 /// The message for a device that is not there.
 pub fn absent(id: DeviceId) -> Error {
     Error::input(format!("there is no device \"{id}\"")).hint("`sdshard devices` lists what can be used")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_limit_of_memory_leaves_most_of_it_to_a_plan() {
+        const MIB: u64 = 1 << 20;
+        for (available, plannable_mib) in [
+            (0, 0),
+            (16 * MIB, 0),
+            (32 * MIB, 16),
+            (700 * MIB, 512),
+            (1024 * MIB, 768),
+            (2048 * MIB - 1, 1520),
+            (2048 * MIB, 1536),
+            (4096 * MIB, 3584),
+            (24 * 1024 * MIB, 23_296),
+        ] {
+            assert_eq!(plannable(available), plannable_mib * MIB, "{} MiB", available / MIB);
+        }
+    }
 }

@@ -27,6 +27,7 @@ use clap::{
 use sdshard::{
     backend::cpu,
     error::{Error, Result, Scope, printable},
+    planner::size::format_bytes,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -38,6 +39,9 @@ use self::{
 
 /// First words that will be subcommands, kept free so that no script comes to rely on them as prompts.
 const RESERVED: [&str; 3] = ["serve", "convert", "completions"];
+
+/// Below this limit, allocations fail before anything is planned, which ends the process.
+const LEAST_ADDRESS_SPACE: u64 = 512 << 20;
 
 /// The whole program: reads the arguments, runs, says what went wrong, and chooses the exit code.
 pub fn main() -> ExitCode {
@@ -140,6 +144,11 @@ fn command_as_prompt(cli: &Cli) -> Option<Error> {
 
 /// What the environment says wrong is refused, not ignored.
 fn check_environment() -> Result<()> {
+    if let Some(limit) = cpu::address_space_limit().filter(|limit| *limit < LEAST_ADDRESS_SPACE) {
+        return Err(Error::input("the limit of address space is too small for the program itself")
+            .found(format_bytes(limit))
+            .hint(format!("ulimit -v {} or more", LEAST_ADDRESS_SPACE / 1024)));
+    }
     cpu::path()?;
     cpu::threads::asked()?;
     Ok(())

@@ -134,7 +134,7 @@ impl Tensor {
         if self.dtype != DType::F32 {
             return self.cast(DType::F32)?.read();
         }
-        let mut values = vec![0.0; self.shape.elements()];
+        let mut values = zeros(self.shape.elements())?;
         self.device.backend().read(&self.buffer, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
@@ -175,7 +175,7 @@ impl Tensor {
 
     fn staged(&self) -> Result<Vec<u8>> {
         // Where there are no values, gigabytes of zeros need not be carried about.
-        let mut staging = vec![0; if self.device.backend().only_counts() { 0 } else { self.bytes() }];
+        let mut staging = zeros(if self.device.backend().only_counts() { 0 } else { self.bytes() })?;
         self.device.backend().read(&self.buffer, &mut staging)?;
         Ok(staging)
     }
@@ -220,4 +220,16 @@ impl Leaving {
         self.device.backend().write(&staging, &mut buffer)?;
         Ok(Tensor::from_buffer(&self.device, shape, dtype, buffer))
     }
+}
+
+/// So many zeros in the host's memory, of which a page is only taken once it is written to.
+///
+/// # Errors
+/// If the system does not have the memory: an allocation of its own would end the process.
+fn zeros<T: Copy + Default>(count: usize) -> Result<Vec<T>> {
+    let is_possible = Vec::<T>::new().try_reserve_exact(count);
+    is_possible.map_err(|error| {
+        Error::request(format!("{} bytes of the host's memory cannot be had", count * size_of::<T>())).source(error)
+    })?;
+    Ok(vec![T::default(); count])
 }

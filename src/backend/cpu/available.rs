@@ -1,4 +1,5 @@
-//! How much of this machine's memory a process can have: what the system has, and what control groups leave of it.
+//! How much of this machine's memory a process can have: what the system has, and what control groups and a limit of
+//! address space leave of it.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,23 @@ pub fn memory() -> Memory {
         free: system.available_memory(),
     });
     let groups = input::text(Path::new("/proc/self/cgroup")).unwrap_or_default();
-    limits(Path::new("/sys/fs/cgroup"), &groups).fold(system, Memory::at_most)
+    limits(Path::new("/sys/fs/cgroup"), &groups).chain(address_space()).fold(system, Memory::at_most)
+}
+
+/// What a limit of address space (`ulimit -v`) leaves; `None` without one. Beyond it small allocations end the process.
+fn address_space() -> Option<Memory> {
+    let all = address_space_limit()?;
+    let status = input::text(Path::new("/proc/self/status")).unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse().ok());
+    Some(Memory { all, free: all.saturating_sub(1024 * kib.unwrap_or(0u64)) })
+}
+
+/// The limit of this process's address space, in bytes.
+pub fn address_space_limit() -> Option<u64> {
+    #[cfg(unix)]
+    return rustix::process::getrlimit(rustix::process::Resource::As).current;
+    #[cfg(not(unix))]
+    None
 }
 
 /// What each control group of a process allows: its own, those around it, and so on to the root. `groups` is the text of

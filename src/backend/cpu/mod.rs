@@ -23,6 +23,7 @@ use super::{
     },
 };
 use crate::error::{Error, Result};
+pub use available::address_space_limit;
 use gemm::{Lhs, Product};
 pub use machine::info;
 #[cfg(feature = "wgpu")]
