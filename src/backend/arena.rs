@@ -33,6 +33,16 @@ pub(crate) enum Slab {
     Dry,
 }
 
+impl Slab {
+    /// What its backend holds there; `None` if that is of another type, or nothing.
+    pub fn held<T: Any>(&self) -> Option<&T> {
+        match self {
+            Self::Held(memory) => memory.downcast_ref(),
+            Self::Dry => None,
+        }
+    }
+}
+
 /// A slab and the list of what is free in it. Clones share both.
 #[derive(Clone)]
 pub(crate) struct Arena(Arc<Inner>);

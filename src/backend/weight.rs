@@ -86,8 +86,12 @@ impl Weight {
         self.bytes
     }
 
-    pub(super) fn data(&self) -> &WeightData {
-        &self.data
+    /// What its backend holds of it; `None` if that is of another type, or nothing.
+    pub(super) fn held<T: Any>(&self) -> Option<&T> {
+        match &self.data {
+            WeightData::Held(packed) => packed.downcast_ref(),
+            WeightData::Dry | WeightData::Visiting(_) => None,
+        }
     }
 
     /// The same, its bytes counted by `meter` as long as a clone lives.

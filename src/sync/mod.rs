@@ -5,10 +5,12 @@
 
 pub mod channel;
 pub mod clock;
+mod lock;
 pub mod monitor;
 pub mod thread;
 
 pub use channel::{Receiver, Sender, channel};
 pub use clock::Clock;
+pub use lock::locked;
 pub use monitor::Monitor;
 pub use thread::{Thread, both, spawn};

@@ -6,7 +6,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use memmap2::MmapMut;
 
 use crate::{
-    backend::{Buffer, Slab},
+    backend::Buffer,
     error::{Error, Result},
 };
 
@@ -45,12 +45,8 @@ impl HostSlab {
 }
 
 fn base(buffer: &Buffer) -> *mut u8 {
-    let slab = match buffer.slab() {
-        Slab::Held(slab) => slab.downcast_ref::<HostSlab>(),
-        Slab::Dry => None,
-    };
-    let slab =
-        slab.unwrap_or_else(|| unreachable!("a buffer without data reached the CPU: tensor/ops.rs compares devices"));
+    let slab: Option<&HostSlab> = buffer.slab().held();
+    let slab = slab.expect("tensor/ops.rs compares devices: a buffer without data does not reach the CPU");
     // SAFETY: an arena hands out offsets inside its slab only.
     unsafe { slab.base.add(buffer.offset()) }
 }

@@ -115,11 +115,7 @@ impl Cpu {
 }
 
 fn packed(w: &Weight) -> &pack::Packed {
-    let packed = match w.data() {
-        WeightData::Held(packed) => packed.downcast_ref(),
-        _ => None,
-    };
-    packed.unwrap_or_else(|| unreachable!("a weight without data reached the CPU: tensor/ops.rs compares devices"))
+    w.held().expect("tensor/ops.rs compares devices: a weight without data does not reach the CPU")
 }
 
 impl Backend for Cpu {

@@ -8,7 +8,6 @@
 mod driver;
 pub mod kernels;
 pub mod launch;
-mod lock;
 pub mod nvrtc;
 mod pack;
 mod peer;
@@ -31,11 +30,13 @@ use super::{
     rates::{self, Measured},
     rules::Rules,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sync::locked,
+};
 use driver::{Arguments, Call, Context, Memory, Pinned, Properties, Stream};
 use kernels::{Kernels, Origin};
 use launch::Launch;
-use lock::locked;
 use pack::Packing;
 pub use peer::Link;
 use queue::Queue;
@@ -146,10 +147,8 @@ pub fn is_there(index: usize) -> bool {
 }
 
 fn gpu(index: usize) -> Result<Arc<Gpu>> {
-    let properties = match driver::gpus() {
-        Ok(gpus) => gpus.get(index).ok_or_else(|| info::absent(DeviceId::new(DeviceKind::Cuda, index)))?,
-        Err(_) => return Err(info::absent(DeviceId::new(DeviceKind::Cuda, index))),
-    };
+    let properties = driver::gpus().ok().and_then(|gpus| gpus.get(index));
+    let properties = properties.ok_or_else(|| info::absent(DeviceId::new(DeviceKind::Cuda, index)))?;
     let opened = &mut opened();
     if let Some(gpu) = opened.gpus.get(&index) {
         return Ok(gpu.clone());
@@ -280,10 +279,7 @@ fn number(activation: Activation) -> u32 {
 }
 
 fn arena(buffer: &Buffer) -> Option<&Arena> {
-    match buffer.slab() {
-        Slab::Held(slab) => slab.downcast_ref(),
-        _ => None,
-    }
+    buffer.slab().held()
 }
 
 /// The memory that a buffer is in, and its first byte there.
@@ -299,11 +295,7 @@ fn at(buffer: &Buffer) -> u64 {
 }
 
 fn packed(w: &Weight) -> &Packed {
-    match w.data() {
-        WeightData::Held(data) => data.downcast_ref(),
-        _ => None,
-    }
-    .expect("tensor/ops.rs compares devices: a weight is where its op runs")
+    w.held().expect("tensor/ops.rs compares devices: a weight is where its op runs")
 }
 
 /// The addresses of a weight and its bias.
@@ -454,10 +446,7 @@ impl Backend for Cuda {
     }
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
-        let from = match packed.data() {
-            WeightData::Held(data) => data.downcast_ref::<Packed>(),
-            _ => None,
-        };
+        let from: Option<&Packed> = packed.held();
         // Another architecture may want them in another order.
         let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
         let parts = from.parts.iter().map(|part| self.copy_from(&from.queues, part)).collect::<Result<_>>()?;
@@ -483,10 +472,7 @@ impl Backend for Cuda {
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        let from = match resting.data() {
-            WeightData::Held(data) => data.downcast_ref::<Resting>(),
-            _ => None,
-        };
+        let from: Option<&Resting> = resting.held();
         let from = from.expect("what a device fetches is what it packed to rest");
         let mut here = self.on_device(Vec::new(), Stay::Visit);
         for bytes in std::iter::once(&from.weight).chain(&from.bias) {

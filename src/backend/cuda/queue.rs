@@ -6,13 +6,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{
-    driver::{self, Call, Context, Graph, Stream},
-    lock::locked,
-};
+use super::driver::{self, Call, Context, Graph, Stream};
 use crate::{
     backend::Weight,
     error::{Error, Result},
+    sync::locked,
 };
 
 /// Lists that are remembered: a few shapes and batches of each of a few requests in flight, whose keys and values lie in

@@ -1,7 +1,7 @@
 //! An adapter in use: its queue, the commands that wait to be sent, and what has gone wrong.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    Arc, Mutex, OnceLock,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -14,6 +14,7 @@ use wgpu::{
 use crate::{
     backend::DeviceId,
     error::{Error, Result},
+    sync::locked,
 };
 
 /// Ops that are sent together: enough that sending costs little, few enough that the device begins early.
@@ -111,10 +112,6 @@ pub struct Context {
 struct Pending {
     encoder: Option<CommandEncoder>,
     ops: usize,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Context {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{bound::Bound, pipeline::Groups};
-use crate::backend::{Buffer, Slab};
+use crate::backend::Buffer;
 
 /// Where a binding may begin in every driver, in bytes.
 pub const STEP: usize = 256;
@@ -43,11 +43,8 @@ impl Drop for Memory {
 
 /// The memory of an arena's range.
 pub fn slab(buffer: &Buffer) -> &Memory {
-    match buffer.slab() {
-        Slab::Held(slab) => slab.downcast_ref(),
-        _ => None,
-    }
-    .expect("tensor/ops.rs compares devices: a buffer is in the memory of the device that it reaches")
+    let memory = buffer.slab().held();
+    memory.expect("tensor/ops.rs compares devices: a buffer is in the memory of the device that it reaches")
 }
 
 /// `total` of something in parts of at most `most`, each but the last a multiple of `step`: where each begins and how

@@ -10,7 +10,7 @@ use super::{
     memory::{Memory, STEP, parts},
 };
 use crate::{
-    backend::{DType, Layer, Values, Weight, WeightData},
+    backend::{DType, Layer, Values, Weight},
     error::{Error, Result},
 };
 
@@ -44,20 +44,12 @@ pub struct Resting {
 
 /// What a device packed.
 pub fn packed(w: &Weight) -> &Packed {
-    match w.data() {
-        WeightData::Held(data) => data.downcast_ref(),
-        _ => None,
-    }
-    .expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
+    w.held().expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
 }
 
 /// What a device packed to rest.
 pub fn resting(w: &Weight) -> &Resting {
-    match w.data() {
-        WeightData::Held(data) => data.downcast_ref(),
-        _ => None,
-    }
-    .expect("what a device fetches is what it packed to rest")
+    w.held().expect("what a device fetches is what it packed to rest")
 }
 
 /// A number as it is stored.
