@@ -24,6 +24,21 @@ pub fn parts<const N: usize>(input: &[u8]) -> [Option<&[u8]>; N] {
     })
 }
 
+/// The texts of a model without weights and tokenizer, as targets take them apart.
+const CONFIGS: [&str; 6] = [
+    "text_encoder/config.json",
+    "unet/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+    "sdshard.toml",
+];
+
+/// The files of a model that has these texts, in the order of the targets' descriptions.
+pub fn configs(texts: [Option<&[u8]>; 6]) -> Vec<(&'static str, &[u8])> {
+    CONFIGS.into_iter().zip(texts).filter_map(|(path, text)| Some((path, text?))).collect()
+}
+
 /// A refusal has to be the caller's fault, and its message has to print.
 pub fn refused(error: &sdshard::error::Error) {
     assert_eq!(error.exit_code(), 2, "{error}");

@@ -46,7 +46,7 @@ struct Source {
     exports: Vec<Import>,
     /// Paths and names in the code itself.
     paths: Vec<Vec<String>>,
-    /// Whether names that are exported may be used here as well.
+    /// Names of what is defined here.
     items: BTreeSet<String>,
 }
 
@@ -299,6 +299,15 @@ fn made_up(files: &[(&str, &str)]) -> Sources {
     Sources::of(files.iter().map(|(path, text)| (name(path), *text)))
 }
 
+/// What is wrong in a crate of which `module` has this text and all others are empty; `novelty` has no place.
+fn violations(module: &str, text: &str) -> Vec<String> {
+    let modules = [&ORDER[..], &SIDE.map(|(name, _)| name), &["novelty"]].concat();
+    let root: String = modules.iter().map(|module| format!("mod {module};")).collect();
+    let others = modules.iter().filter(|other| **other != module).map(|other| (*other, ""));
+    let files: Vec<(&str, &str)> = others.chain([("", root.as_str()), (module, text)]).collect();
+    made_up(&files).violations()
+}
+
 #[test]
 fn a_made_up_violation_is_found() {
     for (module, text, want) in [
@@ -314,12 +323,7 @@ fn a_made_up_violation_is_found() {
         ("weights", "use sdshard::pipeline;", "weights uses pipeline"),
         ("nn", "use crate::{self, novelty::New};", "nn uses novelty: give both a place in this test"),
     ] {
-        let modules = [&ORDER[..], &SIDE.map(|(name, _)| name), &["novelty"]].concat();
-        let root: String = modules.iter().map(|module| format!("mod {module};")).collect();
-        let others = modules.iter().filter(|other| **other != module).map(|other| (*other, ""));
-        let files: Vec<(&str, &str)> = others.chain([("", root.as_str()), (module, text)]).collect();
-        let found = made_up(&files).violations();
-        assert_eq!(found, [want], "{text}");
+        assert_eq!(violations(module, text), [want], "{text}");
     }
 }
 
@@ -334,11 +338,7 @@ fn what_is_allowed_is_not_objected_to() {
         ("error", "use other_crate::tensor;\nmacro_rules! m { () => { supercrate::nn } }"),
         ("nn", "#[cfg(test)]\nmod tests { use crate::engine::Engine; }"),
     ] {
-        let modules = [&ORDER[..], &SIDE.map(|(name, _)| name)].concat();
-        let root: String = modules.iter().map(|module| format!("mod {module};")).collect();
-        let others = modules.iter().filter(|other| **other != module).map(|other| (*other, ""));
-        let files: Vec<(&str, &str)> = others.chain([("", root.as_str()), (module, text)]).collect();
-        assert_eq!(made_up(&files).violations(), Vec::<String>::new(), "{text}");
+        assert_eq!(violations(module, text), Vec::<String>::new(), "{text}");
     }
 }
 

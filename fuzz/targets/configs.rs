@@ -8,16 +8,7 @@ use sdshard::{
     models::spec::{ClipSpec, ModelSpec, UnetSpec, VaeSpec},
     scheduler::{Repairs, SchedulerFile, SchedulerKind, schedule},
 };
-use sdshard_fuzz::{parts, refused, with_model};
-
-const PATHS: [&str; 6] = [
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "scheduler/scheduler_config.json",
-    "model_index.json",
-    "sdshard.toml",
-];
+use sdshard_fuzz::{configs, parts, refused, with_model};
 
 /// Every solver that can be made of the file: all its numbers have to be finite.
 fn run(file: &SchedulerFile) {
@@ -47,7 +38,6 @@ fn run(file: &SchedulerFile) {
 fuzz_target!(|input: &[u8]| {
     let parts: [_; 6] = parts(input);
     let text = |part: Option<&[u8]>| String::from_utf8_lossy(part.unwrap_or_default()).into_owned();
-    let files: Vec<_> = PATHS.into_iter().zip(parts).filter_map(|(path, text)| Some((path, text?))).collect();
     let [clip, unet, vae, scheduler, ..] = parts.map(text);
     let refusals = [
         ClipSpec::from_json(&clip, "clip").err(),
@@ -62,7 +52,7 @@ fuzz_target!(|input: &[u8]| {
             Err(error) => refused(&error),
         }
     }
-    with_model(&files, |model| {
+    with_model(&configs(parts), |model| {
         if let Err(error) = ModelSpec::load(model) {
             refused(&error);
         }

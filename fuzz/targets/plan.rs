@@ -9,16 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use sdshard::{
     DeviceMap, Largest, Plan, Request, backend::DeviceInfo, error::Scope, models::spec::ModelSpec, planner::hardware,
 };
-use sdshard_fuzz::{parts, with_model};
-
-const PATHS: [&str; 6] = [
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "scheduler/scheduler_config.json",
-    "model_index.json",
-    "sdshard.toml",
-];
+use sdshard_fuzz::{configs, parts, with_model};
 
 /// GPUs that are unlike each other, and a CPU: nothing of this machine decides what is planned.
 static DEVICES: LazyLock<Vec<DeviceInfo>> = LazyLock::new(|| {
@@ -49,10 +40,9 @@ fn plan(map: &str, spec: &ModelSpec) -> sdshard::Result<()> {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let [map, configs @ ..]: [_; 7] = parts(input);
+    let [map, texts @ ..]: [_; 7] = parts(input);
     let map = String::from_utf8_lossy(map.unwrap_or_default());
-    let files: Vec<_> = PATHS.into_iter().zip(configs).filter_map(|(path, text)| Some((path, text?))).collect();
-    with_model(&files, |model| {
+    with_model(&configs(texts), |model| {
         if let Err(error) = ModelSpec::load(model).and_then(|spec| plan(&map, &spec)) {
             refused(&error);
         }

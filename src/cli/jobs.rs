@@ -20,7 +20,7 @@ use sdshard::{
 use super::{
     args::{GenerateArgs, OutputType, Seed},
     names::{Names, Place, tell_apart},
-    prompts::{self, Options},
+    prompts,
 };
 
 /// The most pictures of one run.
@@ -100,11 +100,9 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
         OutputType::Png => "png",
         OutputType::Latent => latents::EXTENSION,
     };
-    let on_command_line =
-        args.prompts.iter().map(|prompt| Options { prompt: Some(prompt.clone()), ..Options::default() });
-    let in_file = args.prompts_file.as_deref().map(prompts::read).transpose()?.unwrap_or_default();
+    let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
     let mut jobs = Vec::new();
-    for (prompt_index, options) in on_command_line.chain(in_file).enumerate() {
+    for (prompt_index, options) in asked.enumerate() {
         let said = [
             ("width", options.width.is_some()),
             ("height", options.height.is_some()),

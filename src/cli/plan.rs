@@ -30,10 +30,8 @@ use super::{
 /// Prints the plan for all pictures that are asked for.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     args.options.check(|field| format!("--{}", field.replace('_', "-")))?;
-    let on_command_line =
-        args.prompts.iter().map(|prompt| Options { prompt: Some(prompt.clone()), ..Options::default() });
-    let in_file = args.prompts_file.as_deref().map(prompts::read).transpose()?.unwrap_or_default();
-    let asked: Vec<Options> = on_command_line.chain(in_file).map(|options| options.or(&args.options)).collect();
+    let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
+    let asked: Vec<Options> = asked.map(|options| options.or(&args.options)).collect();
     let asked = if asked.is_empty() { vec![args.options.clone()] } else { asked };
     let map = device_map(&args.model)?;
     let files = model::files(&args.model.model, Wanted::Configs, console, None)?;

@@ -100,6 +100,16 @@ impl Options {
     }
 }
 
+/// All that is asked for: what stands on the command line, then what is in the file.
+///
+/// # Errors
+/// As [`read`].
+pub fn asked(prompts: &[String], file: Option<&Path>) -> Result<impl Iterator<Item = Options>> {
+    let in_file = file.map(read).transpose()?.unwrap_or_default();
+    let on_command_line = prompts.iter().map(|prompt| Options { prompt: Some(prompt.clone()), ..Options::default() });
+    Ok(on_command_line.chain(in_file))
+}
+
 /// Reads a prompts file, stdin if its name is `-`: a JSON array, JSON values one after the other, or a prompt on each line.
 /// Empty lines are passed over. Every `prompt` in the result is there.
 ///

@@ -44,18 +44,12 @@ impl DeviceMap {
             })
         };
         let mut map = self.clone();
-        map.devices.iter_mut().try_for_each(|device| -> Result<()> {
-            device.value = name("devices", device)?;
-            Ok(())
-        })?;
+        name_devices("devices", &mut map.devices, name)?;
         map.max_memory = renamed("max_memory", map.max_memory, name)?;
         map.device = renamed("device", map.device, name)?;
         name_components(&mut map.components, name)?;
         for replica in map.replica.iter_mut().map(|replica| &mut replica.value) {
-            replica.devices.iter_mut().try_for_each(|device| -> Result<()> {
-                device.value = name("devices", device)?;
-                Ok(())
-            })?;
+            name_devices("devices", &mut replica.devices, name)?;
             replica.max_memory = renamed("max_memory", std::mem::take(&mut replica.max_memory), name)?;
             name_components(&mut replica.components, name)?;
         }
@@ -125,6 +119,18 @@ fn renamed<T>(
     Ok(named)
 }
 
+/// Gives every device of a list the name that `name` has for it.
+fn name_devices<'a>(
+    key: &str,
+    devices: impl IntoIterator<Item = &'a mut Located<DeviceId>>,
+    name: impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>,
+) -> Result<()> {
+    for device in devices {
+        device.value = name(key, device)?;
+    }
+    Ok(())
+}
+
 /// Gives every device of `components` the name that `name` has for it.
 fn name_components(
     components: &mut BTreeMap<String, Located<Vec<Place>>>,
@@ -132,9 +138,7 @@ fn name_components(
 ) -> Result<()> {
     for (component, pool) in components {
         let key = format!("components.{component}");
-        for device in pool.value.iter_mut().flat_map(Place::devices_mut) {
-            device.value = name(&key, device)?;
-        }
+        name_devices(&key, pool.value.iter_mut().flat_map(Place::devices_mut), &name)?;
     }
     Ok(())
 }
