@@ -1,5 +1,5 @@
-//! Files that somebody else wrote. They are opened here and nowhere else: a pipe, socket, device or folder in the place of a file is
-//! an error at once, where reading it might wait for ever.
+//! Files that somebody else wrote. They are opened here and nowhere else: a pipe, socket, device or folder in the place of
+//! a file is an error at once, where reading it might wait for ever.
 
 use std::{
     fs::{File, FileType, OpenOptions},

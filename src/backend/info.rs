@@ -65,9 +65,11 @@ pub fn class_in(class: &str, dtype: DType) -> String {
 /// whole 16 MiB.
 pub fn plannable(available: u64) -> u64 {
     const MIB: u64 = 1 << 20;
-    match available {
-        0..0x8000_0000 => available / 4 * 3 / (16 * MIB) * (16 * MIB),
-        _ => (available - (512 * MIB).max(available / 20)) / (256 * MIB) * (256 * MIB),
+    let down_to = |step: u64, bytes: u64| bytes / step * step;
+    if available < 2048 * MIB {
+        down_to(16 * MIB, available / 4 * 3)
+    } else {
+        down_to(256 * MIB, available - (512 * MIB).max(available / 20))
     }
 }
 

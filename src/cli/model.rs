@@ -1,4 +1,5 @@
-//! `--model` and `--device-map`: a folder, a hub id, or the model that is built in; a map, with what other flags change in it.
+//! `--model` and `--device-map`: a folder, a hub id, or the model that is built in; a map, with what other flags change in
+//! it.
 
 use std::{ops::ControlFlow, path::Path, sync::atomic::Ordering};
 

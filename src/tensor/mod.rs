@@ -10,6 +10,8 @@ pub mod shape;
 
 use std::sync::Arc;
 
+use bytemuck::Zeroable;
+
 use crate::{
     backend::{Buffer, DType, Device, Keep},
     error::{Error, Result},
@@ -225,11 +227,10 @@ impl Leaving {
 /// So many zeros in the host's memory, of which a page is only taken once it is written to.
 ///
 /// # Errors
-/// If the system does not have the memory: an allocation of its own would end the process.
-fn zeros<T: Copy + Default>(count: usize) -> Result<Vec<T>> {
-    let is_possible = Vec::<T>::new().try_reserve_exact(count);
-    is_possible.map_err(|error| {
-        Error::request(format!("{} bytes of the host's memory cannot be had", count * size_of::<T>())).source(error)
-    })?;
-    Ok(vec![T::default(); count])
+/// If the system does not have the memory: `vec!` would end the process.
+fn zeros<T: Zeroable>(count: usize) -> Result<Vec<T>> {
+    let zeros = bytemuck::try_zeroed_slice_box(count).map(Vec::from);
+    zeros.map_err(|()| {
+        Error::request(format!("{} bytes of the host's memory cannot be had", count.saturating_mul(size_of::<T>())))
+    })
 }
