@@ -32,7 +32,7 @@ fn main() -> Result<()> {
         match event {
             Event::Taken { replica, .. } => println!("{index}: taken by replica {replica}"),
             Event::Progress(Progress::Finished(span)) => {
-                println!("{index}: {} {:.0?}", span.component.name(), span.elapsed)
+                println!("{index}: {} {:.0?}", model.spec.components[span.component].name, span.elapsed)
             }
             Event::Done(picture) => picture?.save(format!("out/example-{index}.png"))?,
             _ => {}

@@ -48,7 +48,7 @@ fn main() -> Result<()> {
             match event {
                 Event::Taken { replica, .. } => println!("seed {seed}: taken by replica {replica}"),
                 Event::Done(picture) => {
-                    println!("seed {seed}: the UNet ran on {:?}", picture?.devices(sdshard::Component::Unet))
+                    println!("seed {seed}: the UNet ran on {:?}", picture?.devices(model.spec.denoiser()))
                 }
                 _ => {}
             }

@@ -1,7 +1,7 @@
 //! Stable Diffusion sharded over whatever devices you have.
 //!
-//! A **model** is opened from its configs. A **device map** says where its components (text encoder, UNet, VAE) may
-//! live. Map, model, the largest request and the devices of this machine resolve to a **plan**: what runs where and what
+//! A **model** is opened from its configs: a list of components (text encoder, UNet, VAE). A **device map** says where
+//! each may live. Map, model, the largest request and the devices of this machine resolve to a **plan**: what runs where and what
 //! it occupies, byte for byte, before a weight is read. The **engine** loads the plan and draws **requests**.
 //!
 //! ```
@@ -87,6 +87,7 @@ pub mod weights;
 
 pub use engine::{Canceller, Engine, Event, Ticket};
 pub use error::{Error, Result};
-pub use pipeline::{Component, Image, Metadata, Model, Picture, Progress, request::Request};
+pub use models::component::{ComponentId, Stage};
+pub use pipeline::{Image, Metadata, Model, Picture, Progress, request::Request};
 pub use planner::{Largest, device_map::DeviceMap, plan::Plan};
 pub use weights::ModelFiles;

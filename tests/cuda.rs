@@ -72,10 +72,11 @@ fn generate_each(engine: &Engine, requests: Vec<Request>) -> Result<(Vec<Picture
 fn draw(map: &str, count: u64) -> Vec<Picture> {
     let model = model();
     let plan = plan(&model, map);
+    let denoiser = model.spec.denoiser();
     let engine = Engine::load(model, &plan).unwrap_or_else(|e| panic!("{map}\n{e}"));
     let (pictures, _) = generate(&engine, count).unwrap_or_else(|e| panic!("{map}\n{e}"));
     // One of several replicas, or of a pool, may come too late for all requests.
-    let chosen = plan.replicas.len() > 1 || plan.replicas[0].placement.unet.len() > 1;
+    let chosen = plan.replicas.len() > 1 || plan.replicas[0].placement[denoiser].len() > 1;
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
         let planned = (planned.id, planned.activation_bytes);
         let is_right = planned == (id, peak as u64) || (chosen && peak == 0);

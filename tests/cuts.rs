@@ -3,12 +3,16 @@
 
 use sdshard::{
     backend::{self, DType, Device, DeviceId, DeviceKind, cpu, rules::Rules},
-    models::route::{Keeps, Open, Route, Walk},
+    models::{
+        component::{ComponentId, Stage},
+        route::{Keeps, Open, Route, Walk},
+        unet::TextFeatures,
+    },
     pipeline::{
-        Component, Model, Network, Slot, UnetPlace, branches,
-        model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        Instance, Model, Placed, Slot, branches,
+        model::{Source, load},
         placement::Reside,
-        stages::{self, Begin, Denoise, Features, Noise},
+        stages::{self, Begin, Denoise, Noise},
     },
     scheduler::schedule,
     tensor::Shape,
@@ -45,6 +49,14 @@ fn patterns(count: usize) -> Vec<Vec<usize>> {
     once.chain(more.map(|f| (0..count).map(f).collect())).collect()
 }
 
+fn in_stage(model: &Model, stage: Stage) -> ComponentId {
+    model.spec.in_stage(stage).next().unwrap()
+}
+
+fn sections(model: &Model, component: ComponentId) -> usize {
+    model.spec.components[component].network.sections().len()
+}
+
 fn route(devices: &[Device], pattern: &[usize]) -> Route {
     Route::new(pattern.iter().map(|i| (devices[*i].clone(), DType::F32)).collect())
 }
@@ -55,8 +67,8 @@ fn peaks(devices: &[Device]) -> Vec<usize> {
 
 /// Runs `work` on real devices and on devices without data, for each pattern; all results are equal to the bit, all
 /// arenas equal to the byte.
-fn every_cut(component: Component, model: &Model, work: impl Fn(&[Device], &[usize], From) -> Vec<f32>) {
-    let count = sections(component, &model.spec).len();
+fn every_cut(component: ComponentId, model: &Model, work: impl Fn(&[Device], &[usize], From) -> Vec<f32>) {
+    let count = sections(model, component);
     let patterns = patterns(count);
     let whole = work(&devices(), &patterns[0], From::Files(Reside::Device));
     assert!(whole.iter().all(|x| x.is_finite()) && whole.iter().any(|x| *x != 0.0));
@@ -65,7 +77,7 @@ fn every_cut(component: Component, model: &Model, work: impl Fn(&[Device], &[usi
     let elsewhere = elsewhere.into_iter().flat_map(|rest| patterns.iter().filter(some).map(move |p| (p, rest)));
     for (pattern, reside) in patterns.iter().map(|pattern| (pattern, Reside::Device)).chain(elsewhere) {
         let (real, dry) = (devices(), dry());
-        let what = format!("{}, {reside:?}, {pattern:?}", component.name());
+        let what = format!("{}, {reside:?}, {pattern:?}", model.spec.components[component].name);
         assert!(work(&real, pattern, From::Files(reside)) == whole, "{what}: other bits");
         work(&dry, pattern, From::Shapes(reside));
         assert_eq!(peaks(&real), peaks(&dry), "{what}: arenas");
@@ -95,11 +107,16 @@ impl From {
         Source { reside, ahead, ..Source::resident(route) }
     }
 
-    fn weights(self, model: &Model, component: Component) -> Weights {
+    fn weights(self, model: &Model, component: ComponentId) -> Weights {
+        let name = &model.spec.components[component].name;
         match self {
-            From::Files(_) => Weights::open(&model.files, component.name(), None).unwrap(),
-            From::Shapes(_) => Weights::shapes_only(component.name()),
+            From::Files(_) => Weights::open(&model.files, name, None).unwrap(),
+            From::Shapes(_) => Weights::shapes_only(name),
         }
+    }
+
+    fn load(self, model: &Model, component: ComponentId, route: Route) -> Placed {
+        load(&model.spec.components[component], self.weights(model, component), &self.source(route)).unwrap()
     }
 }
 
@@ -107,10 +124,10 @@ impl From {
 fn a_text_encoder_can_be_cut_anywhere() {
     let model = model();
     let ids = model.tokenizer.encode("a fox in the snow").unwrap().ids;
-    every_cut(Component::TextEncoder, &model, |devices, pattern, from| {
-        let weights = from.weights(&model, Component::TextEncoder);
-        let encoder = load_text_encoder(weights, &model.spec, &from.source(route(devices, pattern))).unwrap();
-        stages::encode(&encoder, ids.clone(), &Open).unwrap().to_vec()
+    let component = in_stage(&model, Stage::Encode);
+    every_cut(component, &model, |devices, pattern, from| {
+        let encoder = from.load(&model, component, route(devices, pattern));
+        stages::encode(&encoder, ids.clone(), &Open).unwrap()
     });
 }
 
@@ -119,9 +136,9 @@ fn a_vae_can_be_cut_anywhere() {
     let model = model();
     let shape = Shape::from([1, HEIGHT, WIDTH, 4]);
     let latents: Vec<f32> = (0..shape.elements()).map(|i| (i as f32 * 0.7).sin()).collect();
-    every_cut(Component::Vae, &model, |devices, pattern, from| {
-        let weights = from.weights(&model, Component::Vae);
-        let vae = load_vae(weights, &model.spec, &from.source(route(devices, pattern))).unwrap();
+    let component = in_stage(&model, Stage::Decode);
+    every_cut(component, &model, |devices, pattern, from| {
+        let vae = from.load(&model, component, route(devices, pattern));
         stages::decode(&vae, shape, &latents, &Open).unwrap()
     });
 }
@@ -130,18 +147,20 @@ fn a_vae_can_be_cut_anywhere() {
 /// Also gives what is kept on each device.
 fn denoise(
     model: &Model,
-    place: &UnetPlace,
+    place: &Instance,
     devices: &[Device],
     lanes: &[Device],
     scales: &[f32],
 ) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
     let keeps = Keeps::new(devices.iter().map(|device| device.keep(ARENA).unwrap()).collect());
-    let length = spec.text_encoder.max_position_embeddings * spec.unet.cross_attention_dim;
-    let text = |phase: f32| -> Features { (0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect() };
+    let length = spec.texts().next().unwrap().values();
+    let text =
+        |phase: f32| TextFeatures::from([(0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect::<Vec<f32>>()]);
     let schedule = schedule(&spec.scheduler_for(None).unwrap(), 3).unwrap();
     let images = scales.iter().map(|&guidance_scale| Begin { guidance_scale, noise: Noise::zeros() }).collect();
-    let request = Denoise { spec, schedule: &schedule, images, height: HEIGHT, width: WIDTH };
+    let request =
+        Denoise { schedule: &schedule, images, shape: Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]) };
     let slot = Slot::new(place, &keeps, lanes);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();
@@ -150,15 +169,15 @@ fn denoise(
     (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 
-fn unet(model: &Model, route: Route, from: From) -> Network<sdshard::models::unet::Unet> {
-    load_unet(from.weights(model, Component::Unet), &model.spec, &from.source(route)).unwrap()
+fn unet(model: &Model, route: Route, from: From) -> Placed {
+    from.load(model, model.spec.denoiser(), route)
 }
 
 #[test]
 fn a_unet_can_be_cut_anywhere() {
     let model = model();
-    every_cut(Component::Unet, &model, |devices, pattern, from| {
-        let place = UnetPlace { negative: None, positive: unet(&model, route(devices, pattern), from) };
+    every_cut(model.spec.denoiser(), &model, |devices, pattern, from| {
+        let place = Instance { negative: None, positive: unet(&model, route(devices, pattern), from) };
         denoise(&model, &place, devices, &[], &[4.0]).0.remove(0)
     });
 }
@@ -166,14 +185,14 @@ fn a_unet_can_be_cut_anywhere() {
 #[test]
 fn guidance_can_be_split_over_any_two_routes() {
     let model = model();
-    let count = sections(Component::Unet, &model.spec).len();
-    let place = |devices: &[Device], negative: &[usize], positive: &[usize], from| UnetPlace {
+    let count = sections(&model, model.spec.denoiser());
+    let place = |devices: &[Device], negative: &[usize], positive: &[usize], from| Instance {
         negative: Some(unet(&model, route(devices, negative), from)),
         positive: unet(&model, route(devices, positive), from),
     };
     let on = |device: usize| vec![device; count];
     let real = devices();
-    let whole = UnetPlace { negative: None, positive: unet(&model, route(&real, &on(0)), From::Files(Reside::Device)) };
+    let whole = Instance { negative: None, positive: unet(&model, route(&real, &on(0)), From::Files(Reside::Device)) };
     let whole = denoise(&model, &whole, &real, &[], &[4.0]).0;
     let cut: Vec<usize> = (0..count).map(|i| 1 + i % 2).collect();
     for (negative, positive) in [(on(0), on(1)), (on(1), on(0)), (on(0), on(0)), (on(0), cut.clone()), (cut, on(1))] {
@@ -190,18 +209,18 @@ fn guidance_can_be_split_over_any_two_routes() {
 #[test]
 fn pictures_that_go_together_are_those_that_go_alone() {
     let model = model();
-    let count = sections(Component::Unet, &model.spec).len();
+    let count = sections(&model, model.spec.denoiser());
     let scales = [4.0, 1.5, 9.0];
     let (whole, cut): (Vec<usize>, Vec<usize>) = (vec![0; count], (0..count).map(|i| i * 3 / count).collect());
     let real = devices();
-    let place = UnetPlace { negative: None, positive: unet(&model, route(&real, &whole), From::Files(Reside::Device)) };
+    let place = Instance { negative: None, positive: unet(&model, route(&real, &whole), From::Files(Reside::Device)) };
     let alone: Vec<_> = scales.iter().map(|&s| denoise(&model, &place, &real, &[], &[s]).0.remove(0)).collect();
     assert!(alone[0] != alone[1] && alone[1] != alone[2]);
     for (pattern, negative) in [(&whole, None), (&cut, None), (&whole, Some(1)), (&cut, Some(2))] {
         let run = |devices: &[Device], from| {
             let unet = |pattern: &[usize]| unet(&model, route(devices, pattern), from);
             let negative = negative.map(|device| unet(&vec![device; count]));
-            denoise(&model, &UnetPlace { negative, positive: unet(pattern) }, devices, &[], &scales)
+            denoise(&model, &Instance { negative, positive: unet(pattern) }, devices, &[], &scales)
         };
         let (real, dry) = (devices(), dry());
         let (together, kept) = run(&real, From::Files(Reside::Device));
@@ -214,10 +233,10 @@ fn pictures_that_go_together_are_those_that_go_alone() {
 #[test]
 fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
     let model = model();
-    let count = sections(Component::Unet, &model.spec).len();
+    let count = sections(&model, model.spec.denoiser());
     let cut: Vec<usize> = (0..count).map(|i| i * 3 / count).collect();
     let run = |devices: &[Device], lanes: &[Device], from| {
-        let place = UnetPlace { negative: None, positive: unet(&model, route(devices, &cut), from) };
+        let place = Instance { negative: None, positive: unet(&model, route(devices, &cut), from) };
         denoise(&model, &place, devices, lanes, &[4.0])
     };
     let (real, dry) = (devices(), dry());
@@ -233,14 +252,15 @@ fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
 #[test]
 fn a_walk_that_is_given_up_takes_no_weights_from_others() {
     let model = model();
-    let count = sections(Component::TextEncoder, &model.spec).len();
+    let component = in_stage(&model, Stage::Encode);
+    let count = sections(&model, component);
     let cut = count / 2;
     let devices = devices();
     let pattern: Vec<usize> = (0..count).map(|i| usize::from(i >= cut)).collect();
     let from = From::Files(Reside::Host);
-    let weights = from.weights(&model, Component::TextEncoder);
     let source = Source { ahead: Ahead::Caller, ..from.source(route(&devices, &pattern)) };
-    let encoder = load_text_encoder(weights, &model.spec, &source).unwrap();
+    let weights = from.weights(&model, component);
+    let encoder = load(&model.spec.components[component], weights, &source).unwrap();
     let (first, second) = (encoder.walk(&Open), encoder.walk(&Open));
     let go = |walk: &Walk, sections: usize| (0..sections).try_for_each(|_| walk.next().map(|_| ()));
     go(&second, cut + 1).unwrap();

@@ -16,6 +16,7 @@ use sdshard::{
     backend::{self, DType},
     engine::{Engine, Event, Ticket},
     error::{Error, Scope},
+    models::component::ComponentId,
     pipeline::{
         Latents, Metadata, Model, Picture, Progress,
         request::{Output, Request, Start},
@@ -89,14 +90,16 @@ fn three_replicas_draw_what_one_draws() {
 
 /// What happened, without its time.
 fn name(event: &Event) -> String {
+    // In the order of the model's components.
+    let name = |component: ComponentId| ["text_encoder", "unet", "vae"][component.index()];
     match event {
         Event::Queued { .. } => "queued".into(),
         Event::Taken { replica, attempt, .. } => format!("taken by {replica}, try {attempt}"),
         Event::Progress(Progress::Started { component, devices, calls, .. }) => {
-            format!("{} begins on {}, {calls} calls", component.name(), devices[0])
+            format!("{} begins on {}, {calls} calls", name(*component), devices[0])
         }
         Event::Progress(Progress::Step { done, of, .. }) => format!("{done} of {of}"),
-        Event::Progress(Progress::Finished(span)) => format!("{} ends on {}", span.component.name(), span.devices[0]),
+        Event::Progress(Progress::Finished(span)) => format!("{} ends on {}", name(span.component), span.devices[0]),
         Event::Retry { error, .. } => format!("again: {error}"),
         Event::Done(Ok(_)) => "done".into(),
         Event::Done(Err(error)) => error.to_string(),
@@ -269,7 +272,7 @@ fn a_request_that_fails_fails_alone() {
             for (index, scope, says) in [
                 (5, Scope::Input, "multiple of 8"),
                 (3, Scope::Input, "no room for a picture of 256x256"),
-                (1, Scope::Request, "the UNet gave 256 values of 256 that are not finite"),
+                (1, Scope::Request, "the unet gave 256 values of 256 that are not finite"),
             ] {
                 let error = results.remove(index).expect_err("a bad request");
                 assert_eq!(error.scope(), &scope, "{error}");
@@ -435,13 +438,12 @@ fn a_batch_fills_from_the_list_and_draws_what_each_draws_alone() {
     };
     let engine = engine(&model, &format!("{SINGLE}\nbatch = 4"));
     let (mut got, mut loops) = (vec![None; 8], BTreeSet::new());
+    let denoiser = model.spec.denoiser();
     engine
         .generate((0..8).map(request), |index, event| {
             if let Event::Done(picture) = event {
                 let picture = picture?;
-                loops.extend(
-                    picture.spans.iter().filter(|s| s.component == sdshard::Component::Unet).map(|span| span.started),
-                );
+                loops.extend(picture.spans.iter().filter(|s| s.component == denoiser).map(|span| span.started));
                 got[index] = Some(look(&picture));
             }
             Ok(())

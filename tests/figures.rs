@@ -6,11 +6,10 @@ use std::sync::Arc;
 use sdshard::{
     backend::{DType, Device, DeviceId, cpu::Path, dry::Ledger, rules::Rules},
     models::{
-        clip::ClipTextEncoder,
+        clip::{ClipSpec, ClipTextEncoder},
         route::{Keeps, Route},
-        spec::{ClipSpec, UnetSpec, VaeSpec},
-        unet::{DenoiserInput, Unet, time_features},
-        vae::{VaeDecoder, VaeEncoder},
+        unet::{TextFeatures, Unet, UnetSpec},
+        vae::{VaeDecoder, VaeEncoder, VaeSpec},
     },
     tensor::Tensor,
     weights::{Scope, Weights},
@@ -35,9 +34,9 @@ fn dry() -> (Device, Arc<Ledger>) {
     Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates)
 }
 
-fn unet(device: &Device) -> (Unet, UnetSpec) {
+fn unet(device: &Device) -> Unet {
     let spec = UnetSpec::from_json(UNET, "unet/config.json").unwrap();
-    (Unet::load(&Scope::new(&Weights::shapes_only("unet"), device, DType::F32), &spec, &whole(device)).unwrap(), spec)
+    Unet::load(&Scope::new(&Weights::shapes_only("unet"), device, DType::F32), &spec, &whole(device)).unwrap()
 }
 
 fn text_encoder(device: &Device) -> ClipTextEncoder {
@@ -80,17 +79,14 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
     }
     for (what, side, want) in [("unet, two of 32x32", 32, 360.0), ("unet, two of 64x64", 64, 1607.0)] {
         let (device, ledger) = dry();
-        let (unet, spec) = unet(&device);
-        let features = time_features(500.0, &spec);
+        let unet = unet(&device);
         let got = gflop(&ledger, || {
             let (route, keeps) = (whole(&device), Keeps::new(vec![device.keep(usize::MAX).unwrap()]));
-            let context = Tensor::new(&device, [2, 77, 768], &vec![0.0; 2 * 77 * 768]).unwrap();
+            let text = TextFeatures::from([vec![0.0; 77 * 768]]);
             // Torch makes the text's keys and values anew in every call.
-            let text = unet.condition(&context, &route.walk(), &keeps).unwrap();
-            let time_features = Tensor::new(&device, [1, features.len()], &features).unwrap();
-            let latents = latents(&device, 2, side);
-            let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
-            unet.forward(&input, &route.walk()).unwrap()
+            let texts = unet.condition(&[text.clone(), text], &route.walk(), &keeps).unwrap();
+            let time = unet.time_features(500.0, &device).unwrap();
+            unet.forward(&latents(&device, 2, side), &time, &texts, &route.walk()).unwrap()
         });
         rows.push((what, got, want));
     }

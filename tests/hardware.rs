@@ -8,8 +8,14 @@ use std::{fs, path::Path};
 use common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, rules::Rules},
-    models::spec::ModelSpec,
-    planner::{Largest, device_map::DeviceMap, hardware, plan::Plan, world::World},
+    models::{network::NetworkSpec, spec::ModelSpec},
+    planner::{
+        Largest,
+        device_map::DeviceMap,
+        hardware,
+        plan::{ComponentPlan, Plan},
+        world::World,
+    },
     weights::ModelFiles,
 };
 use serde_json::{Value, json};
@@ -34,6 +40,11 @@ fn spec(folder: &Path) -> ModelSpec {
 }
 
 /// A plan for small pictures.
+/// A component of a plan.
+fn of<'p>(plan: &'p Plan, name: &str) -> &'p ComponentPlan {
+    &plan.components[plan.component(name).unwrap()]
+}
+
 fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
     let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2, images: 1 };
@@ -197,7 +208,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     let folder = stable_diffusion("1.5", false);
     let spec = spec(folder.path());
     let machine = devices("[device.\"cuda:0\"]\nlike = \"rtx-3060-12gb\"");
-    let weights = |dtype: &str| plan(dtype, &spec, &machine).unwrap().costs.unet.weight_bytes;
+    let weights = |dtype: &str| of(&plan(dtype, &spec, &machine).unwrap(), "unet").cost.weight_bytes;
     // Every parameter in f32, and with norms and biases in f32 a little more than half of that in f16.
     assert_eq!(weights("dtype = \"f32\""), 4 * 859_520_964);
     let halves = weights("");
@@ -207,7 +218,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     let plan_of = |map: &str| plan(map, &spec, &machine);
     let whole = plan_of("").unwrap();
     // What the network works on and the text's keys and values have the type too; latents and statistics are f32.
-    let unet = |dtype: &str| plan_of(dtype).unwrap().costs.unet;
+    let unet = |dtype: &str| of(&plan_of(dtype).unwrap(), "unet").cost;
     let (half, full) = (unet("dtype = \"f16\""), unet("dtype = \"f32\""));
     let share = |half: u64, full: u64| half as f64 / full as f64;
     assert!((0.5..0.51).contains(&share(half.keep_bytes, full.keep_bytes)), "{half:?} {full:?}");
@@ -228,7 +239,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     // A CPU that nobody named has nothing to do beside the GPU, whatever it can compute in.
     assert_eq!(placed(&plan("dtype = \"f16\"", &spec, &both).unwrap()), "unet cuda:0, text_encoder cuda:0, vae cuda:0");
     let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
-    assert_eq!((mixed.dtypes.unet, mixed.dtypes.vae), (DType::F16, DType::F32));
+    assert_eq!((of(&mixed, "unet").dtype, of(&mixed, "vae").dtype), (DType::F16, DType::F32));
 }
 
 #[test]
@@ -384,11 +395,13 @@ fn a_decoder_that_overflows_f16_has_f32() {
     let folder = stable_diffusion("1.5", false);
     let mut spec = spec(folder.path());
     let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"");
-    assert_eq!(plan("", &spec, &machine).unwrap().dtypes.vae, DType::F16);
-    spec.vae.force_upcast = true;
+    assert_eq!(of(&plan("", &spec, &machine).unwrap(), "vae").dtype, DType::F16);
+    let vae = spec.component("vae").unwrap();
+    let NetworkSpec::VaeDecoder(decoder) = &mut spec.components[vae].network else { panic!("it is a decoder") };
+    decoder.force_upcast = true;
     let plain = plan("", &spec, &machine).unwrap();
-    assert_eq!((plain.dtypes.unet, plain.dtypes.vae), (DType::F16, DType::F32));
-    assert_eq!(plan("dtype = \"bf16\"", &spec, &machine).unwrap().dtypes.vae, DType::BF16);
+    assert_eq!((of(&plain, "unet").dtype, of(&plain, "vae").dtype), (DType::F16, DType::F32));
+    assert_eq!(of(&plan("dtype = \"bf16\"", &spec, &machine).unwrap(), "vae").dtype, DType::BF16);
 }
 
 #[test]
@@ -454,7 +467,7 @@ fn what_diffusers_runs_from_the_host_visits_the_first_device() {
     let map = format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1]));
     let plan = plan(&map, &spec(folder.path()), &machine).unwrap();
     assert_eq!(plan.device_map()["unet"], [cuda(0)]);
-    assert_eq!(plan.host_weight_bytes, plan.costs.unet.weight_bytes);
+    assert_eq!(plan.host_weight_bytes, of(&plan, "unet").cost.weight_bytes);
     let first = &plan.devices[0];
     assert!(first.visitor_bytes > 0 && first.visitor_bytes < plan.host_weight_bytes / 4, "{}", first.visitor_bytes);
 }

@@ -103,7 +103,7 @@ fn networks_that_are_not_as_usual_draw_what_diffusers_draws() {
             output: Output::Latents,
             ..Request::new(golden["prompt"].as_str().unwrap(), &model.spec)
         };
-        let scale = model.spec.vae.scale();
+        let scale = model.spec.latents.scale;
         assert_eq!(json!([request.height / scale, request.width / scale]), case["size"], "{}", case["what"]);
         let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
         let map = DeviceMap::parse("devices = [\"cpu\"]", "map.toml").unwrap();

@@ -60,7 +60,7 @@ fn the_scheduler_is_the_one_that_the_pipelines_constructor_leaves() {
         let (_folder, model) = model_of(row);
         let what = format!("{} {}", row["class"], row["changes"]);
         classes.insert(row["class"].to_string());
-        assert_eq!(model.spec.unet.sample_height as u64, row["sample_size"].as_u64().unwrap(), "{what}");
+        assert_eq!(model.spec.latents.height as u64, row["sample_size"].as_u64().unwrap(), "{what}");
 
         let own = model.spec.scheduler_for(None);
         if row["clips"].as_bool().unwrap() {

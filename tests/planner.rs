@@ -5,7 +5,9 @@ mod common;
 use common::points_at;
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
-    planner::device_map::{COMPONENTS, DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy},
+    models::spec::ModelSpec,
+    planner::device_map::{DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy},
+    weights::ModelFiles,
 };
 
 fn cpu(index: usize) -> DeviceId {
@@ -14,6 +16,14 @@ fn cpu(index: usize) -> DeviceId {
 
 fn cuda(index: usize) -> DeviceId {
     DeviceId::new(DeviceKind::Cuda, index)
+}
+
+/// The components of the models that are run today.
+const COMPONENTS: [&str; 3] = ["text_encoder", "unet", "vae"];
+
+fn spec() -> ModelSpec {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji");
+    ModelSpec::load(&ModelFiles::folder(folder).unwrap()).unwrap()
 }
 
 fn parse(text: &str) -> DeviceMap {
@@ -235,7 +245,6 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("numerics = \"exact\"", "map.toml:1:12: numerics: not a rule", "\"any\", or \"same\""),
         ("numerics = true", "map.toml:1:12: numerics: not a rule", "found: true"),
         ("dtype = \"fp16\"", "map.toml:1:9: dtype: not a type", "did you mean \"f16\"?"),
-        ("[dtype]\nunnet = \"f16\"", "map.toml:2:1: dtype.unnet: no such component", "did you mean \"unet\"?"),
         // Memory.
         ("[max_memory]\n\"cuda:0\" = \"8Gb\"", "map.toml:2:12: max_memory.cuda:0: not a size", "did you mean GB?"),
         ("[max_memory]\n\"cuda:0\" = 8", "map.toml:2:12: max_memory.cuda:0: not a size", "\"8GiB\"?"),
@@ -247,7 +256,6 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
             "found: devices = [\"cuda:0\"]",
         ),
         // Components.
-        ("[components]\nunett = \"cuda:0\"", "map.toml:2:1: components.unett: no such component", "mean \"unet\"?"),
         ("[components]\nunet = \"gpu0\"", "map.toml:2:8: components.unet: not the name", "did you mean \"cuda:0\"?"),
         ("[components]\nunet = 1", "map.toml:2:8: components.unet: one device", "\"cuda:1\" is a GPU"),
         (
@@ -351,11 +359,6 @@ fn a_bad_place_says_where_what_and_what_is_possible() {
             "a pool is all of a component",
         ),
         (
-            "vae = { negative = \"cuda:0\", positive = \"cuda:1\" }",
-            "20: components.vae.negative: guidance is a matter of the unet alone",
-            "one place here: vae = \"cuda:0\"",
-        ),
-        (
             "unet = { negative = \"cuda:0\", positive = { negative = \"cuda:1\", positive = \"cuda:2\" } }",
             "55: components.unet.positive.negative: a branch of guidance is not guided again",
             "found: `negative` and `positive`",
@@ -422,11 +425,6 @@ fn a_bad_place_says_where_what_and_what_is_possible() {
         ),
         ("unet = [\"cuda:0\", 1]", "19: components.unet: one device", "\"cuda:1\" is a GPU"),
         ("unet = [\"cuda:0\", \"cuda:0\"]", "19: components.unet: cuda:0 is twice in one pool", "`in_flight`"),
-        (
-            "vae = [\"cuda:0\", { negative = \"cuda:1\", positive = \"cuda:2\" }]",
-            "31: components.vae.negative: guidance is a matter of the unet",
-            "one place here",
-        ),
         (
             "unet = { negative = \"cpu:0\", positive = \"cpu\" }",
             "41: components.unet.positive: `cpu` is all cores",
@@ -655,6 +653,34 @@ text_encoder = "cuda:5""#,
 }
 
 #[test]
+fn the_names_of_components_are_the_models_own() {
+    for (text, at, says) in [
+        ("[dtype]\nunnet = \"f16\"", "map.toml:2:10: dtype.unnet: no such component", "did you mean \"unet\"?"),
+        (
+            "[components]\nunett = \"cuda:0\"",
+            "map.toml:2:9: components.unett: no such component",
+            "the components are text_encoder, unet, vae; did you mean \"unet\"?",
+        ),
+        (
+            "[components]\nvae = { negative = \"cuda:0\", positive = \"cuda:1\" }",
+            "map.toml:2:20: components.vae.negative: guidance is a matter of the unet alone",
+            "one place here: vae = \"cuda:0\"",
+        ),
+        (
+            "[components]\nvae = [\"cuda:0\", { negative = \"cuda:1\", positive = \"cuda:2\" }]",
+            "map.toml:2:31: components.vae.negative: guidance is a matter of the unet",
+            "one place here",
+        ),
+    ] {
+        let error = parse(text).check_model(&spec()).unwrap_err();
+        let message = error.to_string();
+        assert_eq!(error.exit_code(), 2);
+        assert!(message.starts_with(at), "wanted: {at}\n{message}");
+        assert!(message.contains(says), "wanted: {says}\n{message}");
+    }
+}
+
+#[test]
 fn a_cut_follows_the_borders_of_the_model() {
     let borders = ["conv_in", "down_blocks.0", "down_blocks.1", "mid_block"].map(String::from);
     let check = |shards: &str| {
@@ -738,7 +764,7 @@ fn a_map_made_in_code_is_checked_alike() {
     assert!(message.starts_with("components.unet: cpu:2 is not among the devices"), "{message}");
     map.components.clear();
     map.components.insert("transformer".into(), cpu(0).into());
-    assert!(map.check().unwrap_err().to_string().contains("no such component"));
+    assert!(map.check_model(&spec()).unwrap_err().to_string().contains("no such component"));
     map.components.clear();
 
     let cut = Place::Cut { shards: [("down blocks".to_string(), cpu(1).into())].into(), reside: Reside::Host.into() };

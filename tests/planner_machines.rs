@@ -131,7 +131,7 @@ fn no_strategy_uses_the_cpu_beside_a_gpu_unless_the_map_names_it_or_nothing_else
     let named = plan("[components]\ntext_encoder = \"cpu\"", 10, &gpus);
     assert_eq!(named.device_map()["text_encoder"], [DeviceId::CPU]);
     assert!(
-        ["unet", "vae"].iter().all(|name| named.device_map()[name].iter().all(|id| *id != DeviceId::CPU)),
+        ["unet", "vae"].iter().all(|name| named.device_map()[*name].iter().all(|id| *id != DeviceId::CPU)),
         "{named}"
     );
     // A GPU that holds nothing is no reason to refuse what the CPU holds.

@@ -9,11 +9,8 @@ use common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
-    models::spec::ModelSpec,
-    pipeline::{
-        Component,
-        placement::{Place, Reside},
-    },
+    models::{component::ComponentId, spec::ModelSpec},
+    pipeline::placement::{Place, Reside},
     planner::{device_map::SHIPPED, figure, hardware},
     weights::ModelFiles,
 };
@@ -53,6 +50,11 @@ fn resolve(map: &str, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     Plan::resolve(&map, spec(), &largest(512), devices)
 }
 
+/// The UNet of a plan.
+fn unet(plan: &Plan) -> ComponentId {
+    plan.component("unet").unwrap()
+}
+
 fn plan(map: &str, devices: &[DeviceInfo]) -> Plan {
     resolve(map, devices).unwrap_or_else(|error| panic!("{map}\n{error}"))
 }
@@ -88,7 +90,7 @@ fn equal_devices_get_a_pipeline_each_and_one_picture_gets_two() {
     let single = plan("strategy = \"single\"", &devices);
     assert!((throughput.images_per_second / single.images_per_second - 4.0).abs() < 0.02);
     let latency = plan("strategy = \"latency\"", &devices);
-    assert!(matches!(latency.replicas[0].placement.unet[0], Place::Guided { .. }));
+    assert!(matches!(latency.replicas[0].placement[unet(&latency)][0], Place::Guided { .. }));
     assert!(single.seconds_per_image / latency.seconds_per_image > 1.8);
 }
 
@@ -121,9 +123,9 @@ fn numerics_that_have_to_be_the_same_are() {
     for strategy in ["throughput", "latency"] {
         let plan = plan(&format!("strategy = \"{strategy}\"\nnumerics = \"same\""), &devices);
         let on = |component| plan.devices.iter().filter(move |device| device.components.contains(&component));
-        for component in Component::ALL {
-            let classes: std::collections::BTreeSet<_> = on(component).map(|device| &device.class).collect();
-            assert_eq!(classes.len(), 1, "{strategy}: {component:?} on {classes:?}");
+        for (id, component) in plan.components.iter() {
+            let classes: std::collections::BTreeSet<_> = on(id).map(|device| &device.class).collect();
+            assert_eq!(classes.len(), 1, "{strategy}: {} on {classes:?}", component.name);
         }
     }
 }
@@ -133,18 +135,18 @@ fn balanced_cuts_what_no_device_holds_and_then_lets_weights_visit() {
     let small =
         |memory: &str, count: usize| devices(&format!("[device.\"cuda:0\"]\nmemory = \"{memory}\"\ncount = {count}"));
     let whole = plan("", &small("8GiB", 2));
-    assert!(whole.replicas[0].placement.unet.iter().all(|place| !place.is_cut() && !place.visits()));
+    assert!(whole.replicas[0].placement[unet(&whole)].iter().all(|place| !place.is_cut() && !place.visits()));
 
     let cut = plan("", &small("2GiB", 3));
-    let unet = &cut.replicas[0].placement.unet[0];
-    assert!(unet.is_cut(), "{unet:?}");
+    let place = &cut.replicas[0].placement[unet(&cut)][0];
+    assert!(place.is_cut(), "{place:?}");
     assert!(cut.reasons.iter().any(|reason| reason.contains("cut where fewest bytes cross")), "{:?}", cut.reasons);
     assert!(cut.edges.iter().any(|edge| edge.what == "skip tensors" && edge.bytes_per_image > 0));
     assert!(cut.edges.iter().any(|edge| edge.what == "section border"));
 
     let visits = plan("", &small("2GiB", 1));
-    let reside = |component| visits.replicas[0].placement.get(component)[0].routes()[0].reside;
-    assert!(Component::ALL.into_iter().any(|component| reside(component) == Reside::Host));
+    let placement = &visits.replicas[0].placement;
+    assert!(placement.iter().any(|(_, places)| places[0].routes()[0].reside == Reside::Host));
     assert!(visits.reasons.iter().any(|reason| reason.contains("weights visit")), "{:?}", visits.reasons);
     assert!(visits.host_weight_bytes > 0);
 
@@ -174,16 +176,14 @@ fn a_pool_is_predicted_as_its_rates_add_up() {
         &devices,
     );
     assert_eq!(pool.replicas[0].in_flight, 4);
-    let rate = 3.0 / pool.seconds.unet;
+    let unet_seconds = pool.components[unet(&pool)].seconds;
+    let rate = 3.0 / unet_seconds;
     assert!((pool.images_per_second / rate - 1.0).abs() < 0.05, "{} of {rate}", pool.images_per_second);
     // R = 3 UNets; what fills and drains the pipeline, and the slowest instance.
     let fill = pool.seconds_per_image;
     for images in [12, 60, 300] {
         let (seconds, work) = (pool.seconds_for(images), images as f64 / rate);
-        assert!(
-            seconds >= work && seconds <= 1.05 * (fill + work) + pool.seconds.unet,
-            "{images}: {seconds} of {work}"
-        );
+        assert!(seconds >= work && seconds <= 1.05 * (fill + work) + unet_seconds, "{images}: {seconds} of {work}");
     }
 }
 

@@ -16,9 +16,10 @@ use sdshard::{
     },
     engine::{Engine, Event},
     error::{Error, Scope},
+    models::component::PerComponent,
     output::{self, Durability},
     pipeline::{
-        Component, Model, PerComponent, Picture,
+        Model, Picture,
         request::{Output, Request, Rng, Start},
     },
     planner::{Largest, device_map::DeviceMap, plan::Plan},
@@ -278,7 +279,7 @@ fn times_alone(case: &Case) -> Vec<PerComponent<f64>> {
         let world = World::healthy(&[*speed]);
         let _here = world.clock.take_part();
         let picture = world.engine("").submit(long(0)).unwrap().wait().unwrap();
-        PerComponent::new(|component| picture.time(component).as_secs_f64())
+        world.model.spec.components.map(|component, _| picture.time(component).as_secs_f64())
     };
     case.speeds.iter().map(alone).collect()
 }
@@ -297,7 +298,7 @@ fn bounds(case: &Case) -> (f64, f64, f64) {
             let of_places: Vec<(usize, f64)> = places
                 .iter()
                 .map(|place| index(place.devices()[0]))
-                .map(|device| (device, *times[device].get(component)))
+                .map(|device| (device, times[device][component]))
                 .collect();
             of_replica = of_replica.min(of_places.iter().map(|(_, time)| 1.0 / time).sum());
             for (device, time) in &of_places {
@@ -430,7 +431,7 @@ fn two_devices_guide_a_picture_in_nearly_half_the_time() {
         let plan = Plan::resolve(&map, &world.model.spec, &largest, &world.infos).unwrap();
         let engine = Engine::load_on(world.model.clone(), &plan, world.devices.clone(), world.clock.clone()).unwrap();
         let picture = engine.submit(request).unwrap().wait().unwrap();
-        picture.time(Component::Unet).as_secs_f64()
+        picture.time(world.model.spec.denoiser()).as_secs_f64()
     };
     let rest = "text_encoder = \"cuda:1\"\nvae = \"cuda:1\"\n";
     let whole = time(&format!("[components]\n{rest}unet = \"cuda:1\""));
@@ -770,7 +771,7 @@ fn a_device_that_works_for_long_is_not_taken_for_silent() {
             let _here = world.clock.take_part();
             let mut plan = world.plan("");
             if !planned {
-                plan.seconds = PerComponent::new(|_| 0.0);
+                plan.components.ids().for_each(|id| plan.components[id].seconds = 0.0);
             }
             let ends = draw(&world, &world.load(&plan), &[request(0)], |_, _| {});
             assert!(ends[0].failure.is_none() && ends[0].at > Duration::from_secs(200), "{waits:?}: {ends:?}");
@@ -794,7 +795,8 @@ fn another_plan_takes_over_and_nothing_is_lost() {
         assert_eq!(engine.device_map()["text_encoder"], text_encoders);
         let after: Vec<_> = (2..8).map(|n| engine.submit(request(n)).unwrap()).collect();
         // What was under way was done where it was, the rest by the new plan.
-        let where_done = |ticket: sdshard::Ticket| ticket.wait().unwrap().devices(Component::Vae)[0];
+        let vae = world.model.spec.component("vae").unwrap();
+        let where_done = |ticket: sdshard::Ticket| ticket.wait().unwrap().devices(vae)[0];
         let before: Vec<DeviceId> = before.into_iter().map(where_done).collect();
         assert!(before.iter().all(|device| *device == gpu(0) || text_encoders.contains(device)), "{before:?}");
         assert!(after.into_iter().map(where_done).all(|device| text_encoders.contains(&device)));
@@ -844,11 +846,11 @@ fn a_picture_says_the_type_of_the_devices_that_drew_it_and_not_of_the_plans_firs
         draw(&world, &engine, &requests, |index, picture| {
             let metadata = picture.metadata().unwrap();
             assert_eq!(metadata.prompt, requests[index].prompt);
-            let used = picture.devices(Component::Unet);
+            let used = picture.devices(world.model.spec.denoiser());
             let types: BTreeSet<&str> = used.iter().map(|id| if *id == gpu(0) { "f32" } else { "f16" }).collect();
             assert_eq!(metadata.dtype, types.into_iter().collect::<Vec<_>>().join("+"), "{map}: {used:?}");
             // Whoever resumes knows beforehand which types there may be.
-            let possible = plan.unet_dtypes(requests[index].guidance_scale > 1.0);
+            let possible = plan.denoiser_dtypes(requests[index].guidance_scale > 1.0);
             assert!(possible.contains(&picture.dtypes), "{map}: {:?} not in {possible:?}", picture.dtypes);
             said[index] = metadata.dtype;
         });

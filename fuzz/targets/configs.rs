@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sdshard::{
-    models::spec::{ClipSpec, ModelSpec, UnetSpec, VaeSpec},
+    models::{clip::ClipSpec, spec::ModelSpec, unet::UnetSpec, vae::VaeSpec},
     scheduler::{Repairs, SchedulerFile, SchedulerKind, schedule},
 };
 use sdshard_fuzz::{configs, parts, refused, with_model};

@@ -2,21 +2,21 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{
     backend::{self, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, cpu},
     error::Result,
     models::{
-        clip::ClipTextEncoder,
+        component::ComponentId,
+        network::Network,
         route::{Keeps, Open, Route},
         spec::ModelSpec,
-        unet::{DenoiserInput, Unet, time_features},
-        vae::VaeDecoder,
+        unet::TextFeatures,
     },
     pipeline::{
-        Component, Model, Network,
-        model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        Model, Placed,
+        model::{Source, load},
     },
     tensor::{Fuse, Tensor},
     weights::Weights,
@@ -40,12 +40,13 @@ pub struct Settings {
 pub struct Report {
     /// The machine.
     pub machine: Machine,
-    /// `batch` texts.
-    pub text_encoder: Figures,
-    /// One call with `batch` latents.
-    pub unet: Figures,
-    /// One picture.
-    pub vae: Figures,
+    /// One call of each component by its name: of `batch` texts, of `batch` latents, or of one picture.
+    #[serde(flatten, serialize_with = "as_map")]
+    pub components: Vec<(String, Figures)>,
+}
+
+fn as_map<S: Serializer>(components: &[(String, Figures)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(components.iter().map(|(name, figures)| (name, figures)))
 }
 
 /// What the figures are measured against.
@@ -95,13 +96,11 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
         _ => (0, product_rate(settings.device, info.rules.dtype())?),
     };
     let machine = Machine { name: info.name.clone(), class: info.class.clone(), threads, peak_gflops: peak / 1e9 };
-    let measure = |component| measure(component, model, settings, &info, machine.peak_gflops);
-    Ok(Report {
-        text_encoder: measure(Component::TextEncoder)?,
-        unet: measure(Component::Unet)?,
-        vae: measure(Component::Vae)?,
-        machine,
-    })
+    let components =
+        model.spec.components.iter().map(|(id, component)| {
+            Ok((component.name.clone(), measure(id, model, settings, &info, machine.peak_gflops)?))
+        });
+    Ok(Report { components: components.collect::<Result<_>>()?, machine })
 }
 
 fn open(id: DeviceId) -> Result<Device> {
@@ -140,53 +139,37 @@ fn finish(x: &Tensor) -> Result<()> {
 /// What times a call.
 type Timer<'a> = &'a mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>;
 
-/// A component, loaded, with the input of one call.
-enum Call {
-    TextEncoder(Network<ClipTextEncoder>),
-    Unet(Network<Unet>),
-    Vae(Network<VaeDecoder>),
-}
-
-impl Call {
-    fn load(component: Component, weights: Weights, device: &Device, dtype: DType, spec: &ModelSpec) -> Result<Self> {
-        let source = Source::resident(Route::whole(device, dtype, sections(component, spec).len()));
-        Ok(match component {
-            Component::TextEncoder => Self::TextEncoder(load_text_encoder(weights, spec, &source)?),
-            Component::Unet => Self::Unet(load_unet(weights, spec, &source)?),
-            Component::Vae => Self::Vae(load_vae(weights, spec, &source)?),
-        })
-    }
-
-    /// Makes the input and calls `timed` with the call itself.
-    fn run(&self, device: &Device, spec: &ModelSpec, settings: &Settings, timed: Timer) -> Result<()> {
-        let (height, width) = settings.latents;
-        let values = |count: usize| -> Vec<f32> { (0..count).map(|i| (i as f32 * 0.7).sin()).collect() };
-        let latents = |batch: usize, channels: usize| {
-            Tensor::new(device, [batch, height, width, channels], &values(batch * height * width * channels))
-        };
-        match self {
-            Self::TextEncoder(encoder) => {
-                let ids = vec![vec![1; spec.text_encoder.text_length]; settings.batch];
-                timed(&|| encoder.network.forward(&ids, &encoder.walk(&Open)))
-            }
-            Self::Unet(unet) => {
-                let (tokens, context) = (spec.text_encoder.text_length, spec.unet.cross_attention_dim);
-                let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
-                let text = {
-                    let values = values(settings.batch * tokens * context);
-                    let context = Tensor::new(device, [settings.batch, tokens, context], &values)?;
-                    unet.network.condition(&context, &unet.walk(&Open), &keeps)?
-                };
-                let latents = latents(settings.batch, spec.unet.in_channels)?;
-                let features = time_features(500.0, &spec.unet);
-                let time_features = Tensor::new(device, [1, features.len()], &features)?;
-                let input = DenoiserInput { latents: &latents, time_features: &time_features, text: &text };
-                timed(&|| unet.network.forward(&input, &unet.walk(&Open)))
-            }
-            Self::Vae(decoder) => {
-                let latents = latents(1, spec.vae.latent_channels)?;
-                timed(&|| decoder.network.decode(&latents, &decoder.walk(&Open)))
-            }
+/// Makes the input of one call of a network and calls `timed` with the call itself.
+fn run(
+    component: ComponentId,
+    network: &Placed,
+    device: &Device,
+    spec: &ModelSpec,
+    settings: &Settings,
+    timed: Timer,
+) -> Result<()> {
+    let (batch, (height, width)) = (settings.batch, settings.latents);
+    let values = |count: usize| -> Vec<f32> { (0..count).map(|i| (i as f32 * 0.7).sin()).collect() };
+    let latents = |batch: usize| {
+        let channels = spec.latents.channels;
+        Tensor::new(device, [batch, height, width, channels], &values(batch * height * width * channels))
+    };
+    match &*network.network {
+        Network::Clip(encoder) => {
+            let text = spec.components[component].network.text().expect("it encodes texts");
+            let ids = vec![vec![1; text.tokens]; batch];
+            timed(&|| encoder.forward(&ids, &network.walk(&Open)))
+        }
+        Network::Unet(unet) => {
+            let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
+            let text: TextFeatures = spec.texts().map(|text| values(text.values())).collect();
+            let texts = unet.condition(&vec![text; batch], &network.walk(&Open), &keeps)?;
+            let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);
+            timed(&|| unet.forward(&latents, &time, &texts, &network.walk(&Open)))
+        }
+        Network::VaeDecoder(decoder) => {
+            let latents = latents(1)?;
+            timed(&|| decoder.decode(&latents, &network.walk(&Open)))
         }
     }
 }
@@ -195,18 +178,19 @@ impl Call {
 const KEEP_BYTES: usize = 1 << 30;
 
 fn measure(
-    component: Component,
+    id: ComponentId,
     model: &Model,
     settings: &Settings,
     info: &DeviceInfo,
     peak_gflops: f64,
 ) -> Result<Figures> {
-    let (spec, dtype) = (&model.spec, info.rules.dtype());
+    let (spec, component, dtype) = (&model.spec, &model.spec.components[id], info.rules.dtype());
+    let source = |device: &Device| Source::resident(Route::whole(device, dtype, component.network.sections().len()));
     let (dry, ledger) = Device::dry(info.id, info.rules, info.rates);
-    let planned = Call::load(component, Weights::shapes_only(component.name()), &dry, dtype, spec)?;
+    let planned = load(component, Weights::shapes_only(&component.name), &source(&dry))?;
     let weight_bytes = ledger.take().weight_bytes;
     let mut gflop = 0.0;
-    planned.run(&dry, spec, settings, &mut |call| {
+    run(id, &planned, &dry, spec, settings, &mut |call| {
         ledger.take();
         call()?;
         gflop = ledger.take().flops / 1e9;
@@ -215,10 +199,10 @@ fn measure(
 
     let device = open(info.id)?;
     device.reserve(dry.peak_bytes())?;
-    let weights = Weights::open(&model.files, component.name(), model.variant.as_deref())?;
-    let loaded = Call::load(component, weights, &device, dtype, spec)?;
+    let weights = Weights::open(&model.files, &component.name, model.variant.as_deref())?;
+    let loaded = load(component, weights, &source(&device))?;
     let mut seconds = Vec::with_capacity(settings.repeat);
-    loaded.run(&device, spec, settings, &mut |call| {
+    run(id, &loaded, &device, spec, settings, &mut |call| {
         finish(&call()?)?;
         for _ in 0..settings.repeat {
             let started = Instant::now();

@@ -22,7 +22,7 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let model = model::open(&args.model, console, None)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
-        None => (model.spec.unet.sample_height, model.spec.unet.sample_width),
+        None => (model.spec.latents.height, model.spec.latents.width),
     };
     for (name, count, most) in [("batch", args.batch, 256), ("repeat", args.repeat, 1_000_000)] {
         if count == 0 {
@@ -47,7 +47,7 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     ))?;
     console.print("component        median       min       max     GFLOP   GFLOP/s  of peak")?;
     let (height, width) = latents;
-    for (name, figures) in [("text_encoder", &report.text_encoder), ("unet", &report.unet), ("vae", &report.vae)] {
+    for (name, figures) in &report.components {
         let Figures { median_s, min_s, max_s, gflop, gflops, peak_share, .. } = figures;
         console.print(&format!(
             "{name:<13} {median_s:>8.4} s {min_s:>7.4} s {max_s:>7.4} s {gflop:>9.2} {gflops:>9.1} {:>6.0} %",

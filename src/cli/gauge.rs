@@ -236,7 +236,7 @@ impl Gauge {
 
 #[cfg(test)]
 mod tests {
-    use sdshard::{backend::DeviceKind, pipeline::Component};
+    use sdshard::{backend::DeviceKind, models::component::PerComponent};
 
     use super::*;
 
@@ -246,7 +246,7 @@ mod tests {
         let started = Instant::now();
         let at = |tenths: u64| started + Duration::from_millis(100 * tenths);
         let span = |device: usize, tenths: u64| Span {
-            component: Component::Unet,
+            component: PerComponent::from(vec![()]).ids().next().unwrap(),
             devices: vec![cpu(device)],
             started,
             elapsed: Duration::from_millis(100 * tenths),

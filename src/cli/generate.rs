@@ -14,7 +14,7 @@ use sdshard::{
     backend,
     engine::Engine,
     error::{Error, Result},
-    models::spec::Defaults,
+    models::defaults::Defaults,
     output,
     pipeline::{Metadata, Model, latents::Latents, request::Request},
     planner::{Largest, plan::Plan, world::World},
@@ -201,7 +201,7 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
     }
     let hash = model.identity()?;
     // Which place of the plan draws a picture is not known before it is drawn.
-    let [plain, guided] = [false, true].map(|guided| plan.unet_dtypes(guided));
+    let [plain, guided] = [false, true].map(|guided| plan.denoiser_dtypes(guided));
     let look = |i: usize| {
         let request: &Request = &requests[i];
         let dtypes = if request.guidance_scale > 1.0 { &guided } else { &plain };

@@ -8,7 +8,7 @@ use std::{
 
 use sdshard::{
     error::{Error, Result},
-    models::spec::Defaults,
+    models::defaults::Defaults,
     pipeline::{
         Model,
         latents::{self, Latents},
@@ -28,7 +28,7 @@ const MAX_JOBS: usize = 1_000_000;
 
 /// The jobs with the model's defaults filled in.
 pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&Latents>) -> Result<Vec<Request>> {
-    let (defaults, scale) = (&model.spec.defaults, model.spec.vae.scale());
+    let (defaults, scale) = (&model.spec.defaults, model.spec.latents.scale);
     let output = match args.output_type {
         OutputType::Png => Output::Image,
         OutputType::Latent => Output::Latents,

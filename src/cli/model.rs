@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, path::Path, sync::atomic::Ordering};
 use sdshard::{
     error::{Error, Result},
     models::spec::ModelSpec,
-    pipeline::{Component, Model},
+    pipeline::Model,
     planner::{
         Located,
         device_map::{DeviceMap, Strategy},
@@ -64,7 +64,7 @@ pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) 
     }
     let files = files(args, Wanted::Everything, console, interrupt)?;
     if let Some(variant) = &args.variant {
-        for component in weights::without_variant(&files, &Component::ALL.map(Component::name), variant)? {
+        for component in weights::without_variant(&files, &ModelSpec::load(&files)?.names(), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));
         }
     }

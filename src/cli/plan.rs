@@ -8,7 +8,6 @@ use sdshard::{
     models::spec::ModelSpec,
     output::{self, Durability},
     pipeline::{
-        Component,
         model::check_weights,
         placement::{Place, Reside, Sections},
         request::Request,
@@ -71,13 +70,14 @@ fn request(options: &Options, spec: &ModelSpec) -> Result<Request> {
 /// configs alone is planned too, and so is a model of the hub of which not all is here yet.
 fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) -> Result<()> {
     let (name, variant) = (&args.model.model.model, args.model.model.variant.as_deref());
-    let is_there = |component: Component| {
-        let sources = weights::sources(files, component.name(), variant);
+    let is_there = |component: &&str| {
+        let sources = weights::sources(files, component, variant);
         sources.is_ok_and(|paths| paths.iter().all(|path| files.exists(path)))
     };
-    let there = Component::ALL.into_iter().filter(|component| is_there(*component)).count();
+    let names = spec.names();
+    let there = names.iter().copied().filter(is_there).count();
     let is_folder = name.as_ref().is_none_or(|name| Path::new(name).exists());
-    if there == Component::ALL.len() || (is_folder && there > 0) {
+    if there == names.len() || (is_folder && there > 0) {
         check_weights(files, spec, variant)?;
     }
     Ok(())
@@ -110,32 +110,35 @@ pub fn as_json(plan: &Plan) -> Value {
     let device_map: Map<String, Value> =
         plan.homes().iter().map(|(name, homes)| (name.to_string(), one_or_all(homes))).collect();
     let components: Map<String, Value> = plan
-        .costs
+        .components
         .iter()
-        .map(|(component, cost)| {
+        .map(|(id, component)| {
+            let cost = &component.cost;
             let figures = json!({
                 "weight_bytes": cost.weight_bytes,
                 "activation_bytes": cost.activation_bytes,
                 "keep_bytes": cost.keep_bytes,
                 "gflop": cost.flops / 1e9,
-                "seconds": plan.seconds.get(component),
-                "dtype": plan.dtypes.get(component).name(),
-                "numerics": plan.classes(component),
+                "seconds": component.seconds,
+                "dtype": component.dtype.name(),
+                "numerics": plan.classes(id),
             });
-            (component.name().to_string(), figures)
+            (component.name.clone(), figures)
         })
         .collect();
     let replicas: Vec<_> = plan
         .replicas
         .iter()
         .map(|replica| {
+            let name = |component| plan.components[component].name.clone();
             let places = replica.placement.iter().map(|(component, places)| {
                 let devices: Vec<_> = places.iter().flat_map(|place| place.devices()).collect();
-                (component.name().to_string(), one_or_all(&devices))
+                (name(component), one_or_all(&devices))
             });
-            let pools = replica.placement.iter().map(|(component, places)| {
-                (component.name().to_string(), places.iter().map(place_as_json).collect::<Value>())
-            });
+            let pools = replica
+                .placement
+                .iter()
+                .map(|(component, places)| (name(component), places.iter().map(place_as_json).collect::<Value>()));
             json!({
                 "placement": places.collect::<Map<_, _>>(),
                 "places": pools.collect::<Map<_, _>>(),
@@ -151,7 +154,7 @@ pub fn as_json(plan: &Plan) -> Value {
             json!({
                 "name": device.id.to_string(),
                 "numerics": device.class,
-                "components": device.components.iter().map(|component| component.name()).collect::<Vec<_>>(),
+                "components": device.components.iter().map(|id| &plan.components[*id].name).collect::<Vec<_>>(),
                 "budget_bytes": device.budget_bytes,
                 "overhead_bytes": device.overhead_bytes,
                 "weight_bytes": device.weight_bytes,

@@ -279,7 +279,7 @@ pub struct Progress {
 
 impl Progress {
     /// The next component is at work; `steps` of it are to come, 0 if that is not known.
-    pub fn stage(&self, name: &'static str, steps: usize) {
+    pub fn stage(&self, name: &str, steps: usize) {
         let style = if steps > 0 {
             "{prefix}  {msg} {bar:30} {pos}/{len} {rate:>8} {eta:>4}"
         } else {
@@ -294,7 +294,7 @@ impl Progress {
         self.bar.set_length(steps as u64);
         self.bar.set_position(0);
         self.bar.reset_eta();
-        self.bar.set_message(name);
+        self.bar.set_message(name.to_owned());
         if self.console.mode == Mode::Lines && self.has_lines && steps > 0 {
             self.console.note(&format!("{}: {name}, {steps} steps", self.title));
         }

@@ -11,8 +11,9 @@ use sdshard::{
     backend::DeviceId,
     engine::{Engine, Event},
     error::{Error, Result, Scope, printable},
+    models::component::ComponentId,
     output,
-    pipeline::{self, Component, PerComponent, Picture, Span, request::Request},
+    pipeline::{self, Picture, Span, request::Request},
     planner::{plan::Plan, world::World},
 };
 use serde_json::{Value, json};
@@ -93,7 +94,7 @@ impl Run<'_> {
                 if let Some(under_way) = self.under_way.get(&index) {
                     match progress {
                         pipeline::Progress::Started { component, calls, .. } => {
-                            under_way.progress.stage(component.name(), calls);
+                            under_way.progress.stage(&self.plan.components[component].name, calls);
                         }
                         pipeline::Progress::Step { done, .. } => under_way.progress.step(done),
                         _ => {}
@@ -188,16 +189,17 @@ impl Run<'_> {
         let job = &self.jobs[index];
         // A text that was remembered used no device this time: then those that would have.
         let placement = &self.plan.replicas[replica].placement;
-        let devices = PerComponent::new(|component| match picture.devices(component) {
-            used if used.is_empty() => placement.get(component)[0].devices(),
+        let devices = placement.map(|component, places| match picture.devices(component) {
+            used if used.is_empty() => places[0].devices(),
             used => used,
         });
         let class = |component, id| {
             let device = self.plan.devices.iter().find(|device| device.id == id);
             device.map_or_else(String::new, |device| device.class_of(component))
         };
-        let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
-            Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()
+        let of = |f: &dyn Fn(ComponentId) -> serde_json::Value| -> serde_json::Value {
+            let components = self.plan.components.iter();
+            components.map(|(id, component)| (component.name.clone(), f(id))).collect::<serde_json::Map<_, _>>().into()
         };
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let mut timings = of(&|component| json!(ms(picture.time(component))));
@@ -212,8 +214,8 @@ impl Run<'_> {
             "rank": self.world.rank,
             "world_size": self.world.world_size,
             "attempts": attempts,
-            "devices": of(&|component| one_or_all(devices.get(component))),
-            "numerics": of(&|component| json!(class(component, devices.get(component)[0]))),
+            "devices": of(&|component| one_or_all(&devices[component])),
+            "numerics": of(&|component| json!(class(component, devices[component][0]))),
             "timings_ms": timings,
             "steps": self.requests[index].steps,
         })
@@ -284,7 +286,7 @@ impl Run<'_> {
             span.devices.iter().map(move |device| {
                 json!({
                     "ph": "X",
-                    "name": span.component.name(),
+                    "name": self.plan.components[span.component].name,
                     "cat": self.jobs[*index].file,
                     "pid": self.world.rank,
                     "tid": lane(*device),

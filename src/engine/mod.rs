@@ -24,14 +24,11 @@ use std::{
 use crate::{
     backend::{self, Device, DeviceId, Opening, info::class_in},
     error::{Error, Result},
-    models::route::{Keeps, Route},
-    pipeline::{
-        Component, Model, Parts, Pipeline, Slot, TextCache, UnetPlace,
-        gate::Gates,
-        model::Loader,
-        placement::{Place, Placement, Sections},
-        request::Request,
+    models::{
+        component::{ComponentId, Stage},
+        route::{Keeps, Route},
     },
+    pipeline::{Instance, Model, Parts, Pipeline, Slot, TextCache, gate::Gates, model::Loader, request::Request},
     planner::{
         Largest,
         device_map::{DeviceMap, Strategy},
@@ -299,7 +296,7 @@ impl Engine {
     }
 
     /// The devices of each component, over all places and replicas.
-    pub fn device_map(&self) -> BTreeMap<&'static str, Vec<DeviceId>> {
+    pub fn device_map(&self) -> BTreeMap<String, Vec<DeviceId>> {
         self.look(|loaded| loaded.plan.device_map())
     }
 
@@ -375,25 +372,29 @@ impl Prepared {
         let device = |id: DeviceId| {
             devices.iter().find(|device| device.id() == id).expect("a plan places on its own devices").clone()
         };
-        let dtype = |component: Component, id: DeviceId| {
+        let dtype = |component: ComponentId, id: DeviceId| {
             let planned = plan.devices.iter().find(|planned| planned.id == id);
-            *planned.expect("a plan places on its own devices").dtypes.get(component)
+            planned.expect("a plan places on its own devices").dtypes[component]
         };
-        let route = |component: Component, ids: &[DeviceId]| {
+        let route = |component: ComponentId, ids: &[DeviceId]| {
             Route::new(ids.iter().map(|id| (device(*id), dtype(component, *id))).collect())
         };
         let mut loader = Loader::new(model);
         known.iter().for_each(|pipeline| loader.know(pipeline.parts()));
         let mut parts = Vec::with_capacity(plan.replicas.len());
         for replica in &plan.replicas {
-            parts.push(load(&mut loader, &replica.placement, route)?);
+            parts.push(replica.placement.try_map(|component, places| {
+                let instance = |place| loader.instance(component, place, |ids| route(component, ids));
+                places.iter().map(instance).collect::<Result<Vec<_>>>()
+            })?);
         }
         reserve(plan, &devices)?;
         let gates = Arc::new(Gates::new(clock.clone()));
         let mut texts = HashMap::new();
         let (mut pipelines, mut slots) = (Vec::new(), Vec::new());
         for (replica, parts) in plan.replicas.iter().zip(parts) {
-            let texts = texts.entry(text_classes(&parts)).or_insert_with(|| Arc::new(TextCache::new(clock.clone())));
+            let texts =
+                texts.entry(text_classes(model, &parts)).or_insert_with(|| Arc::new(TextCache::new(clock.clone())));
             let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
             let of_one = |_| -> Result<Vec<Slot>> {
                 let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
@@ -409,46 +410,22 @@ impl Prepared {
 }
 
 /// The numerics classes that a replica's text encoders may have: features are the same where these are.
-fn text_classes(parts: &Parts) -> Vec<String> {
-    let routes = parts.text_encoders.iter().flat_map(|network| network.route.typed());
+fn text_classes(model: &Model, parts: &Parts) -> Vec<String> {
+    let instances = model.spec.in_stage(Stage::Encode).flat_map(|component| &parts[component]);
+    let routes = instances.flat_map(Instance::networks).flat_map(|network| network.route.typed());
     let mut classes: Vec<String> = routes.map(|(device, dtype)| class_in(device.class(), dtype)).collect();
     classes.sort();
     classes.dedup();
     classes
 }
 
-/// The networks of one replica.
-fn load(
-    loader: &mut Loader,
-    placement: &Placement<DeviceId>,
-    route: impl Fn(Component, &[DeviceId]) -> Route,
-) -> Result<Parts> {
-    let mut parts = Parts { text_encoders: Vec::new(), unets: Vec::new(), vaes: Vec::new() };
-    for sections in placement.text_encoder.iter().flat_map(Place::routes) {
-        parts.text_encoders.push(loader.text_encoder(route(Component::TextEncoder, sections), sections.reside)?);
-    }
-    for place in &placement.unet {
-        let mut unet = |sections: &Sections<DeviceId>| loader.unet(route(Component::Unet, sections), sections.reside);
-        parts.unets.push(match place {
-            Place::Route(sections) => UnetPlace { negative: None, positive: unet(sections)? },
-            Place::Guided { negative, positive } => {
-                UnetPlace { negative: Some(unet(negative)?), positive: unet(positive)? }
-            }
-        });
-    }
-    for sections in placement.vae.iter().flat_map(Place::routes) {
-        parts.vaes.push(loader.vae(route(Component::Vae, sections), sections.reside)?);
-    }
-    Ok(parts)
-}
-
 /// For how long a device that works may be silent: as long as twenty of the longest stages or steps should take, and no
 /// less than a minute.
 fn patience(plan: &Plan) -> Duration {
-    let of = |component: Component| match component {
-        Component::Unet => plan.seconds.unet / plan.largest.steps as f64,
-        other => *plan.seconds.get(other),
-    };
-    let longest = Component::ALL.map(of).into_iter().fold(0.0, f64::max);
+    let longest = plan.components.iter().map(|(_, component)| match component.stage {
+        Stage::Denoise => component.seconds / plan.largest.steps as f64,
+        Stage::Encode | Stage::Decode => component.seconds,
+    });
+    let longest = longest.fold(0.0, f64::max);
     LEAST_PATIENCE.max(Duration::try_from_secs_f64(20.0 * longest).unwrap_or(Duration::MAX / 2))
 }

@@ -15,7 +15,8 @@ use super::{
 use crate::{
     backend::DeviceId,
     error::{Error, Result, Scope},
-    pipeline::{Component, Picture, Pipeline, Progress, Slot, request::Request},
+    models::component::Stage,
+    pipeline::{Picture, Pipeline, Progress, Slot, request::Request},
     sync::Clock,
 };
 
@@ -169,8 +170,7 @@ fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) 
             Progress::Finished(_) => core.watch.end(*number),
         }
         // A request that has come to the VAE is as good as done.
-        let may_stop =
-            !matches!(&progress, Progress::Started { component: Component::Vae, .. } | Progress::Finished(_));
+        let may_stop = !matches!(&progress, Progress::Started { stage: Stage::Decode, .. } | Progress::Finished(_));
         core.queue
             .if_current(*number, || job.tell(Event::Progress(progress)))
             .map_err(|_| Error::request("this request was taken from its thread"))?;

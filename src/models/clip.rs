@@ -1,16 +1,77 @@
 //! The text encoder of CLIP. Radford et al. 2021; matches transformers' `CLIPTextModel`.
 
 use super::{
-    route::{Route, Walk},
-    spec::{ClipSpec, TextActivation},
+    config::{COUNTS, EPSILONS, WIDTHS, divides},
+    keys,
+    route::{Route, Walk, section},
 };
 use crate::{
     backend::{Activation, DType},
     error::Result,
+    json::Object,
     nn::{Embedding, LayerNorm, Linear},
     tensor::{Fuse, Tensor},
     weights::Scope,
 };
+
+/// Activation of a text encoder's MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextActivation {
+    /// `x * sigmoid(1.702 x)`: OpenAI's CLIP.
+    QuickGelu,
+    /// The exact (erf) GELU: OpenCLIP.
+    Gelu,
+}
+
+/// A CLIP text encoder: `text_encoder/config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipSpec {
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Rows of the position embedding: 77 for the published models.
+    pub max_position_embeddings: usize,
+    /// Tokens in one text, padding included: the tokenizer's `model_max_length`, as far as there are positions.
+    pub text_length: usize,
+    /// Width of the features.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Transformer layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Activation of the MLP.
+    pub activation: TextActivation,
+    /// Epsilon of every layer norm.
+    pub layer_norm_eps: f32,
+}
+
+impl ClipSpec {
+    /// Reads the text of a `text_encoder/config.json`; `file` is its name in messages.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        config.check(&keys::TEXT_ENCODER)?;
+        let activation = match config.text("hidden_act")? {
+            None | Some("quick_gelu") => TextActivation::QuickGelu,
+            Some("gelu") => TextActivation::Gelu,
+            Some(_) => return Err(config.refuse("hidden_act", "\"quick_gelu\" or \"gelu\"")),
+        };
+        let positions = config.size("max_position_embeddings", 2..=4096)?.unwrap_or(77);
+        let spec = Self {
+            vocab_size: config.size("vocab_size", 2..=1 << 20)?.unwrap_or(49_408),
+            max_position_embeddings: positions,
+            text_length: positions,
+            hidden_size: config.size("hidden_size", WIDTHS)?.unwrap_or(512),
+            intermediate_size: config.size("intermediate_size", WIDTHS)?.unwrap_or(2048),
+            num_hidden_layers: config.size("num_hidden_layers", COUNTS)?.unwrap_or(12),
+            num_attention_heads: config.size("num_attention_heads", COUNTS)?.unwrap_or(8),
+            activation,
+            layer_norm_eps: config.float("layer_norm_eps", EPSILONS)?.unwrap_or(1e-5) as f32,
+        };
+        divides(&config, "num_attention_heads", spec.num_attention_heads, spec.hidden_size)?;
+        Ok(spec)
+    }
+}
 
 /// Token ids to features.
 pub struct ClipTextEncoder {
@@ -30,16 +91,17 @@ impl ClipTextEncoder {
     /// Reads all of `text_encoder/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &ClipSpec, route: &Route) -> Result<Self> {
         let (width, layers) = (spec.hidden_size, spec.num_hidden_layers);
-        let section = |i: usize| w.section(i, route.at(i), route.dtype(i));
-        let embeddings = section(0).at("embeddings");
+        let names = Self::sections(spec);
+        let at = |name: &str| section(w, route, &names, name).at(name);
+        let embeddings = at("embeddings");
         let positions = spec.max_position_embeddings;
         Ok(Self {
             token_embedding: Embedding::load(&embeddings.at("token_embedding"), spec.vocab_size, width)?,
             position_embedding: Embedding::load(&embeddings.at("position_embedding"), positions, width)?,
             layers: (0..layers)
-                .map(|i| EncoderLayer::load(&section(1 + i).at("encoder.layers").at(i), spec))
+                .map(|i| EncoderLayer::load(&at(&format!("encoder.layers.{i}")), spec))
                 .collect::<Result<_>>()?,
-            final_layer_norm: LayerNorm::load(&section(1 + layers).at("final_layer_norm"), width, spec.layer_norm_eps)?,
+            final_layer_norm: LayerNorm::load(&at("final_layer_norm"), width, spec.layer_norm_eps)?,
         })
     }
 

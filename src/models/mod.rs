@@ -2,7 +2,12 @@
 
 pub mod blocks;
 pub mod clip;
+pub mod component;
+mod config;
+pub mod defaults;
+mod index;
 mod keys;
+pub mod network;
 pub mod pipelines;
 pub mod route;
 pub mod spec;

@@ -9,7 +9,7 @@ use crate::{
     backend::{DType, Device, Keep},
     error::Result,
     tensor::Tensor,
-    weights::Visitors,
+    weights::{Scope, Visitors},
 };
 
 /// A device for each section, in the network's order, and the type in which it computes there.
@@ -80,6 +80,16 @@ impl Route {
     }
 }
 
+/// Where the weights of a network's section `name` are read: for the device that runs it. `names` are those of all sections,
+/// in their order.
+///
+/// # Panics
+/// If there is no such section.
+pub fn section<'a>(w: &Scope<'a>, route: &'a Route, names: &[String], name: &str) -> Scope<'a> {
+    let i = names.iter().position(|other| other == name).expect("a network loads the sections that it lists");
+    w.section(i, route.at(i), route.dtype(i))
+}
+
 /// Who is told when a walk comes to a section, and may let it wait there.
 pub trait Borders {
     /// The walk comes to `section`.
@@ -123,6 +133,11 @@ impl<'a> Walk<'a> {
     #[must_use]
     pub fn through(&self, stops: Vec<usize>) -> Self {
         Self { stops: Some(stops), passed: Cell::new(0), ..*self }
+    }
+
+    /// Where the network's input is wanted.
+    pub fn first(&self) -> &'a Device {
+        self.route.first()
     }
 
     /// The section that is stop number `index`.

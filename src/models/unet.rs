@@ -1,247 +1,396 @@
 //! The denoiser. Rombach et al. 2022; matches diffusers' `UNet2DConditionModel` in its SD 1.x and 2.x forms.
 
+use serde_json::Value;
+
 use super::{
     blocks::{Downsample, KeysValues, ResnetBlock, ResnetFacts, Transformer, TransformerFacts, Upsample},
+    config::{COUNTS, EPSILONS, LEVELS, SAMPLES, WIDTHS, divides, per_level, required},
+    keys,
     route::{Keeps, Route, Shared, Walk},
-    spec::UnetSpec,
 };
 use crate::{
-    backend::{Activation, DType},
+    backend::{Activation, DType, Device},
     error::Result,
+    json::Object,
     nn::{Conv2d, GroupNorm, Linear},
     tensor::{Fuse, Tensor, ops::Padding},
     weights::Scope,
 };
 
-/// What the text means to each attention layer: keys and values, computed once per request.
-#[derive(Clone)]
-pub struct TextKeysValues(Vec<Vec<KeysValues>>);
-
-/// One call of the denoiser.
-pub struct DenoiserInput<'a> {
-    /// `[batch, height, width, in_channels]`, as the scheduler scaled them.
-    pub latents: &'a Tensor,
-    /// Sinusoidal features of the timestep, `[batch or 1, block_out_channels[0]]`: see [`time_features`].
-    pub time_features: &'a Tensor,
-    /// The text, as [`Unet::condition`] prepared it.
-    pub text: &'a TextKeysValues,
+/// A `UNet2DConditionModel`: `unet/config.json`. Levels are counted from the full resolution downwards.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnetSpec {
+    /// Channels of the latents that go in.
+    pub in_channels: usize,
+    /// Channels that come out.
+    pub out_channels: usize,
+    /// Width of each level.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each down level; an up level has one more.
+    pub layers_per_block: usize,
+    /// Whether each down level has cross attention.
+    pub down_attention: Vec<bool>,
+    /// Whether each up level has cross attention, in the order of `up_blocks`: lowest resolution first.
+    pub up_attention: Vec<bool>,
+    /// Attention heads of each level. The configs call this `attention_head_dim`.
+    pub heads: Vec<usize>,
+    /// Transformer layers in each level's attention blocks.
+    pub transformer_layers: Vec<usize>,
+    /// Width of the text features.
+    pub cross_attention_dim: usize,
+    /// `proj_in` and `proj_out` are linear layers (SD 2) rather than 1x1 convolutions (SD 1).
+    pub use_linear_projection: bool,
+    /// Groups of every group norm.
+    pub norm_num_groups: usize,
+    /// Epsilon of the group norms outside the transformers (those have 1e-6).
+    pub norm_eps: f32,
+    /// Whether there is a middle block: some distilled networks have none.
+    pub has_mid_block: bool,
+    /// Default height of the latents.
+    pub sample_height: usize,
+    /// Default width of the latents.
+    pub sample_width: usize,
+    /// The sinusoidal time features are `[cos, sin]` rather than `[sin, cos]`.
+    pub flip_sin_to_cos: bool,
+    /// Shift in the frequencies of the time features.
+    pub freq_shift: f32,
 }
+
+impl UnetSpec {
+    /// Reads the text of a `unet/config.json`; `file` is its name in messages.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        if config.text("addition_embed_type")? == Some("text_time") {
+            return Err(config
+                .refuse("addition_embed_type", "null")
+                .hint("this is an SDXL UNet; sdshard runs Stable Diffusion 1 and 2 so far"));
+        }
+        if config.get("time_cond_proj_dim").is_some() {
+            return Err(config.refuse("time_cond_proj_dim", "null").hint(
+                "this UNet was distilled to take the guidance as an input (LCM), which sdshard does not run yet",
+            ));
+        }
+        config.check(&keys::UNET)?;
+        let has_mid_block = match config.text("mid_block_type")? {
+            None => !config.has("mid_block_type"),
+            Some("UNetMidBlock2DCrossAttn") => true,
+            Some(_) => return Err(config.refuse("mid_block_type", "\"UNetMidBlock2DCrossAttn\" or null")),
+        };
+
+        let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![320, 640, 1280, 1280]);
+        let levels = block_out_channels.len();
+        if !LEVELS.contains(&levels) {
+            return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
+        }
+        const CROSS_DOWN: &str = "CrossAttnDownBlock2D";
+        const CROSS_UP: &str = "CrossAttnUpBlock2D";
+        let down = [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, "DownBlock2D"];
+        let up = ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP];
+        let layers_per_block = per_level(&config, "layers_per_block", levels, COUNTS)?.unwrap_or(vec![2; levels]);
+        if layers_per_block.iter().any(|&layers| layers != layers_per_block[0]) {
+            return Err(config.refuse("layers_per_block", "the same number for every level"));
+        }
+        let sample_size = match config.get("sample_size") {
+            Some(Value::Array(_)) => match config.sizes("sample_size", SAMPLES)?.as_deref() {
+                Some(&[height, width]) => [height, width],
+                _ => return Err(config.refuse("sample_size", "a whole number, or a list of a height and a width")),
+            },
+            _ => [required(&config, "sample_size", config.size("sample_size", SAMPLES)?)?; 2],
+        };
+        let down_attention = attention(&config, "down_block_types", down, levels)?;
+        let up_attention = attention(&config, "up_block_types", up, levels)?;
+        // The middle block attends at the lowest resolution whatever the blocks around it do.
+        let attends = |level: usize| {
+            down_attention[level] || up_attention[levels - 1 - level] || (has_mid_block && level == levels - 1)
+        };
+        let context = per_level(&config, "cross_attention_dim", levels, WIDTHS)?.unwrap_or(vec![1280; levels]);
+        let mut contexts = context.iter().enumerate().filter(|(level, _)| attends(*level)).map(|(_, width)| *width);
+        let cross_attention_dim = contexts.next().unwrap_or(context[0]);
+        if contexts.any(|width| width != cross_attention_dim) {
+            let wanted = "the same width for every level that attends to the text: there is one text encoder";
+            return Err(config.refuse("cross_attention_dim", wanted));
+        }
+        let heads = per_level(&config, "attention_head_dim", levels, COUNTS)?.unwrap_or(vec![8; levels]);
+        for (level, &channels) in block_out_channels.iter().enumerate().filter(|(level, _)| attends(*level)) {
+            divides(&config, "attention_head_dim", heads[level], channels)?;
+        }
+        let spec = Self {
+            in_channels: config.size("in_channels", COUNTS)?.unwrap_or(4),
+            out_channels: config.size("out_channels", COUNTS)?.unwrap_or(4),
+            layers_per_block: layers_per_block[0],
+            down_attention,
+            up_attention,
+            heads,
+            transformer_layers: per_level(&config, "transformer_layers_per_block", levels, COUNTS)?
+                .unwrap_or(vec![1; levels]),
+            has_mid_block,
+            cross_attention_dim,
+            use_linear_projection: config.flag("use_linear_projection", false)?,
+            norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
+            norm_eps: config.float("norm_eps", EPSILONS)?.unwrap_or(1e-5) as f32,
+            sample_height: sample_size[0],
+            sample_width: sample_size[1],
+            flip_sin_to_cos: config.flag("flip_sin_to_cos", true)?,
+            freq_shift: config.float("freq_shift", 0.0..=1.0)?.unwrap_or(0.0) as f32,
+            block_out_channels,
+        };
+        if spec.in_channels == 9 {
+            return Err(config
+                .refuse("in_channels", "the number of latent channels")
+                .hint("nine input channels is an inpainting checkpoint, which sdshard does not run"));
+        }
+        if spec.block_out_channels[0] % 2 == 1 {
+            return Err(config.refuse("block_out_channels", "a list that begins with an even width"));
+        }
+        for &channels in &spec.block_out_channels {
+            divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
+        }
+        Ok(spec)
+    }
+}
+
+/// Which levels have cross attention, from a list of block types that begins like `CrossAttn` or not.
+fn attention(config: &Object, key: &str, default: [&str; 4], levels: usize) -> Result<Vec<bool>> {
+    let blocks = config.texts(key)?.unwrap_or(default.to_vec());
+    if blocks.len() != levels || blocks.iter().any(|block| !default.contains(block)) {
+        let [mut plain, mut cross] = [default[0], default[3]];
+        if plain.starts_with("Cross") {
+            (plain, cross) = (cross, plain);
+        }
+        return Err(config.refuse(key, &format!("{levels} blocks, each \"{cross}\" or \"{plain}\"")));
+    }
+    Ok(blocks.iter().map(|block| block.starts_with("CrossAttn")).collect())
+}
+
+/// What the text encoders made of one text: of each of them, in the model's order, the features `[tokens, width]`, on the
+/// host.
+pub type TextFeatures = std::sync::Arc<[Vec<f32>]>;
+
+/// What the texts of a request mean to the denoiser, computed once per request: the keys and values of each attention
+/// layer.
+#[derive(Clone)]
+pub struct Conditioning(Vec<Vec<KeysValues>>);
 
 /// Latents, time and text to the scheduler's model output.
 ///
 /// It is cut finely: every residual block, transformer and sampler is a section of its own.
 pub struct Unet {
+    spec: UnetSpec,
     conv_in: Conv2d,
     linear_1: Linear,
     linear_2: Linear,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
-    up_blocks: Vec<UpBlock>,
+    down: Vec<Layer>,
+    mid: Vec<Layer>,
+    up: Vec<Layer>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
     /// The sections of the transformers, in order.
-    attentions: Vec<usize>,
-    /// The sections of the up path's residual blocks, in order: each takes what a section of the down path left.
+    transformers: Vec<usize>,
+    /// The sections that take a skip tensor, in order.
     takers: Vec<usize>,
 }
 
-struct DownBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer>,
-    downsample: Option<Downsample>,
+/// A section of the down path, the middle or the up path.
+struct Layer {
+    block: Block,
+    /// On the down path: its output is also a skip tensor. On the up path: its input is joined by one.
+    skip: bool,
 }
 
-struct MidBlock {
-    resnet_1: ResnetBlock,
-    attention: Transformer,
-    resnet_2: ResnetBlock,
+enum Block {
+    Resnet(ResnetBlock),
+    Transformer(Transformer),
+    Downsample(Downsample),
+    Upsample(Upsample),
 }
 
-struct UpBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer>,
-    upsample: Option<Upsample>,
+/// A section by its config: the one description that [`Unet::sections`] and [`Unet::load`] follow.
+struct Section {
+    /// Its path in the file. `conv_in` has the time embedding with it, `conv_out` the norm before it.
+    name: String,
+    phase: Phase,
+    kind: Kind,
+    /// See [`Layer::skip`].
+    skip: bool,
 }
 
-/// `[cos(t f), sin(t f)]` (or the other way round) with `width / 2` frequencies f from 1 down to 1/10000, in f32 as the
-/// reference computes them. Vaswani et al. 2017; matches diffusers' `get_timestep_embedding`.
-pub fn time_features(timestep: f32, spec: &UnetSpec) -> Vec<f32> {
-    let half = spec.block_out_channels[0] / 2;
-    let angles: Vec<f32> =
-        (0..half).map(|i| timestep * (-(10000f32.ln()) * i as f32 / (half as f32 - spec.freq_shift)).exp()).collect();
-    let (sin, cos) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
-    if spec.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    In,
+    Down,
+    Mid,
+    Up,
+    Out,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Conv,
+    Resnet { in_channels: usize, out_channels: usize },
+    Transformer { level: usize },
+    Downsample { channels: usize },
+    Upsample { channels: usize },
+}
+
+/// All sections, in the order in which they run.
+fn describe(spec: &UnetSpec) -> Vec<Section> {
+    let (widths, layers) = (&spec.block_out_channels, spec.layers_per_block);
+    let last = widths.len() - 1;
+    let mut sections = Vec::new();
+    let mut add = |name: String, phase, kind, skip| sections.push(Section { name, phase, kind, skip });
+    add("conv_in".to_owned(), Phase::In, Kind::Conv, true);
+    for level in 0..=last {
+        let name = format!("down_blocks.{level}");
+        for i in 0..layers {
+            let in_channels = widths[if i == 0 { level.saturating_sub(1) } else { level }];
+            let resnet = Kind::Resnet { in_channels, out_channels: widths[level] };
+            let attends = spec.down_attention[level];
+            add(format!("{name}.resnets.{i}"), Phase::Down, resnet, !attends);
+            if attends {
+                add(format!("{name}.attentions.{i}"), Phase::Down, Kind::Transformer { level }, true);
+            }
+        }
+        if level < last {
+            let kind = Kind::Downsample { channels: widths[level] };
+            add(format!("{name}.downsamplers.0"), Phase::Down, kind, true);
+        }
+    }
+    if spec.has_mid_block {
+        let resnet = Kind::Resnet { in_channels: widths[last], out_channels: widths[last] };
+        add("mid_block.resnets.0".to_owned(), Phase::Mid, resnet, false);
+        add("mid_block.attentions.0".to_owned(), Phase::Mid, Kind::Transformer { level: last }, false);
+        add("mid_block.resnets.1".to_owned(), Phase::Mid, resnet, false);
+    }
+    // Up blocks are numbered from the lowest resolution; each of their residual blocks takes a skip tensor of the down path.
+    for (i, level) in (0..=last).rev().enumerate() {
+        let name = format!("up_blocks.{i}");
+        let (below, above) = (widths[(level + 1).min(last)], widths[level.saturating_sub(1)]);
+        for j in 0..layers + 1 {
+            let channels = if j == 0 { below } else { widths[level] };
+            let skip_channels = if j == layers { above } else { widths[level] };
+            let resnet = Kind::Resnet { in_channels: channels + skip_channels, out_channels: widths[level] };
+            add(format!("{name}.resnets.{j}"), Phase::Up, resnet, true);
+            if spec.up_attention[i] {
+                add(format!("{name}.attentions.{j}"), Phase::Up, Kind::Transformer { level }, false);
+            }
+        }
+        if level > 0 {
+            let kind = Kind::Upsample { channels: widths[level] };
+            add(format!("{name}.upsamplers.0"), Phase::Up, kind, false);
+        }
+    }
+    add("conv_out".to_owned(), Phase::Out, Kind::Conv, false);
+    sections
 }
 
 impl Unet {
-    /// Where it can be cut: the names of its sections, in order. `conv_in` has the time embedding with it, `conv_out`
-    /// the norm before it.
+    /// Where it can be cut: the names of its sections, in order.
     pub fn sections(spec: &UnetSpec) -> Vec<String> {
-        let levels = spec.block_out_channels.len();
-        let block = |name: String, layers: usize, attention: bool, sampler: Option<&str>| {
-            let mut parts = Vec::new();
-            for i in 0..layers {
-                parts.push(format!("{name}.resnets.{i}"));
-                parts.extend(attention.then(|| format!("{name}.attentions.{i}")));
-            }
-            parts.extend(sampler.map(|sampler| format!("{name}.{sampler}.0")));
-            parts
-        };
-        let down = (0..levels).flat_map(|i| {
-            let sampler = (i + 1 < levels).then_some("downsamplers");
-            block(format!("down_blocks.{i}"), spec.layers_per_block, spec.down_attention[i], sampler)
-        });
-        let mid = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"].map(String::from);
-        let mid = mid.into_iter().filter(|_| spec.has_mid_block);
-        let up = (0..levels).flat_map(|i| {
-            let sampler = (i + 1 < levels).then_some("upsamplers");
-            block(format!("up_blocks.{i}"), spec.layers_per_block + 1, spec.up_attention[i], sampler)
-        });
-        let word = |word: &str| [word.to_string()];
-        word("conv_in").into_iter().chain(down).chain(mid).chain(up).chain(word("conv_out")).collect()
+        describe(spec).into_iter().map(|section| section.name).collect()
     }
 
     /// Reads all of `unet/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &UnetSpec, route: &Route) -> Result<Self> {
-        let widths = &spec.block_out_channels;
-        let time = 4 * widths[0];
-        let last = widths.len() - 1;
-        let facts = ResnetFacts { groups: spec.norm_num_groups, eps: spec.norm_eps, time_channels: Some(time) };
-        let transformer = |w: &Scope, level: usize| {
-            let facts = TransformerFacts {
-                layers: spec.transformer_layers[level],
-                heads: spec.heads[level],
-                context: spec.cross_attention_dim,
-                groups: spec.norm_num_groups,
-                linear_projection: spec.use_linear_projection,
-            };
-            Transformer::load(w, widths[level], facts)
-        };
-
-        let mut section = {
-            let mut next = 0;
-            move || {
-                next += 1;
-                let i = next - 1;
-                (i, w.section(i, route.at(i), route.dtype(i)))
-            }
-        };
-        let (mut attentions, mut takers) = (Vec::new(), Vec::new());
-        let (_, first) = section();
-        let conv_in = Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], 3)?;
-        let linear_1 = Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?;
-        let linear_2 = Linear::load(&first.at("time_embedding.linear_2"), time, time)?;
-
-        let mut down_blocks = Vec::with_capacity(widths.len());
-        for level in 0..widths.len() {
-            let name = format!("down_blocks.{level}");
-            let before = widths[level.saturating_sub(1)];
-            let mut block = DownBlock { resnets: Vec::new(), attentions: Vec::new(), downsample: None };
-            for i in 0..spec.layers_per_block {
-                let channels = if i == 0 { before } else { widths[level] };
-                let w = section().1.at(&name).at("resnets").at(i);
-                block.resnets.push(ResnetBlock::load(&w, channels, widths[level], facts)?);
-                if spec.down_attention[level] {
-                    let (index, w) = section();
-                    attentions.push(index);
-                    block.attentions.push(transformer(&w.at(&name).at("attentions").at(i), level)?);
+        let (sections, widths) = (describe(spec), &spec.block_out_channels);
+        let (time, groups, eps) = (4 * widths[0], spec.norm_num_groups, spec.norm_eps);
+        let scope = |i: usize| w.section(i, route.at(i), route.dtype(i));
+        let layer = |i: usize| -> Result<Layer> {
+            let Section { name, kind, skip, .. } = &sections[i];
+            let w = scope(i).at(name);
+            let block = match *kind {
+                Kind::Resnet { in_channels, out_channels } => {
+                    let facts = ResnetFacts { groups, eps, time_channels: Some(time) };
+                    Block::Resnet(ResnetBlock::load(&w, in_channels, out_channels, facts)?)
                 }
-            }
-            if level < last {
-                let w = section().1.at(&name).at("downsamplers.0");
-                block.downsample = Some(Downsample::load(&w, widths[level], Padding::Same)?);
-            }
-            down_blocks.push(block);
-        }
-
-        let mut mid_block = None;
-        if spec.has_mid_block {
-            let resnet = |w: Scope, i: usize| {
-                ResnetBlock::load(&w.at("mid_block.resnets").at(i), widths[last], widths[last], facts)
-            };
-            let resnet_1 = resnet(section().1, 0)?;
-            let (index, mid) = section();
-            attentions.push(index);
-            let attention = transformer(&mid.at("mid_block.attentions.0"), last)?;
-            mid_block = Some(MidBlock { resnet_1, attention, resnet_2: resnet(section().1, 1)? });
-        }
-
-        // Up blocks are numbered from the lowest resolution; each layer also takes what a down layer left behind.
-        let mut up_blocks = Vec::with_capacity(widths.len());
-        for i in 0..widths.len() {
-            let (name, level) = (format!("up_blocks.{i}"), last - i);
-            let below = widths[(level + 1).min(last)];
-            let above = widths[level.saturating_sub(1)];
-            let mut block = UpBlock { resnets: Vec::new(), attentions: Vec::new(), upsample: None };
-            for j in 0..spec.layers_per_block + 1 {
-                let channels = if j == 0 { below } else { widths[level] };
-                let skip = if j == spec.layers_per_block { above } else { widths[level] };
-                let (index, w) = section();
-                takers.push(index);
-                let w = w.at(&name).at("resnets").at(j);
-                block.resnets.push(ResnetBlock::load(&w, channels + skip, widths[level], facts)?);
-                if spec.up_attention[i] {
-                    let (index, w) = section();
-                    attentions.push(index);
-                    block.attentions.push(transformer(&w.at(&name).at("attentions").at(j), level)?);
+                Kind::Transformer { level } => {
+                    let facts = TransformerFacts {
+                        layers: spec.transformer_layers[level],
+                        heads: spec.heads[level],
+                        context: spec.cross_attention_dim,
+                        groups,
+                        linear_projection: spec.use_linear_projection,
+                    };
+                    Block::Transformer(Transformer::load(&w, widths[level], facts)?)
                 }
-            }
-            if i < last {
-                block.upsample = Some(Upsample::load(&section().1.at(&name).at("upsamplers.0"), widths[level])?);
-            }
-            up_blocks.push(block);
-        }
-
-        let (_, out) = section();
-        let conv_norm_out = GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, spec.norm_eps)?;
-        let conv_out = Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?;
+                Kind::Downsample { channels } => Block::Downsample(Downsample::load(&w, channels, Padding::Same)?),
+                Kind::Upsample { channels } => Block::Upsample(Upsample::load(&w, channels)?),
+                Kind::Conv => unreachable!("the first and the last convolution are in no path"),
+            };
+            Ok(Layer { block, skip: *skip })
+        };
+        let which = |wanted: &dyn Fn(&Section) -> bool| -> Vec<usize> {
+            (0..sections.len()).filter(|&i| wanted(&sections[i])).collect()
+        };
+        let path = |phase| which(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();
+        let (first, out) = (scope(0), scope(sections.len() - 1));
         Ok(Self {
-            conv_in,
-            linear_1,
-            linear_2,
-            down_blocks,
-            mid_block,
-            up_blocks,
-            conv_norm_out,
-            conv_out,
-            attentions,
-            takers,
+            conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], 3)?,
+            linear_1: Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?,
+            linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
+            down: path(Phase::Down)?,
+            mid: path(Phase::Mid)?,
+            up: path(Phase::Up)?,
+            conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], groups, eps)?,
+            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,
+            transformers: which(&|section| matches!(section.kind, Kind::Transformer { .. })),
+            takers: which(&|section| section.phase == Phase::Up && section.skip),
+            spec: spec.clone(),
         })
     }
 
-    /// The transformers, in the order of their sections.
-    fn transformers(&self) -> impl Iterator<Item = &Transformer> {
-        let down = self.down_blocks.iter().flat_map(|block| &block.attentions);
-        let up = self.up_blocks.iter().flat_map(|block| &block.attentions);
-        down.chain(self.mid_block.iter().map(|block| &block.attention)).chain(up)
-    }
-
-    /// Keys and values of the text for every layer, kept for the whole request on the device that will use them.
-    pub fn condition(&self, context: &Tensor, walk: &Walk, keeps: &Keeps) -> Result<TextKeysValues> {
-        let walk = walk.through(self.attentions.clone());
-        let context = Shared::new(context.clone());
+    /// Keys and values of the texts for every attention layer, kept for the whole request on the device that will use
+    /// them. A row of each for each text. Of one text encoder, the features are the context of the cross attention.
+    pub fn condition(&self, texts: &[TextFeatures], walk: &Walk, keeps: &Keeps) -> Result<Conditioning> {
+        let width = self.spec.cross_attention_dim;
+        let rows: Vec<&[f32]> = texts.iter().map(|text| text[0].as_slice()).collect();
+        let shape = [rows.len(), rows[0].len() / width, width];
+        let walk = walk.through(self.transformers.clone());
+        let context = Shared::new(Tensor::new(walk.first(), shape, &rows.concat())?);
         let keys_values = |transformer: &Transformer| -> Result<Vec<KeysValues>> {
             let device = walk.next()?;
             let keep = keeps.on(device);
             let kept = |kv: KeysValues| Ok(KeysValues { k: kv.k.keep(keep)?, v: kv.v.keep(keep)? });
             transformer.keys_values(&context.on(device, walk.dtype())?)?.into_iter().map(kept).collect()
         };
-        self.transformers().map(keys_values).collect::<Result<_>>().map(TextKeysValues)
+        let transformers =
+            [&self.down, &self.mid, &self.up].into_iter().flatten().filter_map(|layer| match &layer.block {
+                Block::Transformer(transformer) => Some(transformer),
+                _ => None,
+            });
+        transformers.map(keys_values).collect::<Result<_>>().map(Conditioning)
     }
 
-    /// `[batch, height, width, in_channels]` to `[batch, height, width, out_channels]`, both f32.
-    ///
-    /// What the down path leaves for the up path goes to its consumer's device as soon as it is made.
-    pub fn forward(&self, input: &DenoiserInput, walk: &Walk) -> Result<Tensor> {
-        let latents = walk.take(input.latents.clone())?;
-        // Every residual block begins with SiLU of the time embedding, so it ends with it.
-        let silu = Fuse::activation(Activation::Silu);
-        let time = input.time_features.cast(walk.dtype())?;
-        let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
-        let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
-        let mut texts = input.text.0.iter();
-        let mut text = || texts.next().expect("`condition` went by the same transformers").as_slice();
+    /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Unet::forward`]: `[cos(t f), sin(t f)]` (or
+    /// the other way round) with `width / 2` frequencies f from 1 down to 1/10000, in f32 as the reference computes them.
+    /// Vaswani et al. 2017; matches diffusers' `get_timestep_embedding`.
+    pub fn time_features(&self, timestep: f32, device: &Device) -> Result<Tensor> {
+        let half = self.spec.block_out_channels[0] / 2;
+        let frequency = |i: usize| (-(10000f32.ln()) * i as f32 / (half as f32 - self.spec.freq_shift)).exp();
+        let angles: Vec<f32> = (0..half).map(|i| timestep * frequency(i)).collect();
+        let (sin, cos) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
+        let features: Vec<f32> =
+            if self.spec.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() };
+        Tensor::new(device, [1, features.len()], &features)
+    }
 
+    /// One call: latents `[batch, height, width, in_channels]` as the scheduler scaled them, the [`time_features`] of the
+    /// timestep `[batch or 1, block_out_channels[0]]`, and the texts, to the scheduler's model output
+    /// `[batch, height, width, out_channels]`. Both ends are f32.
+    ///
+    /// Skip tensors go from the down path to their takers' devices as soon as they are made.
+    ///
+    /// [`time_features`]: Unet::time_features
+    pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, walk: &Walk) -> Result<Tensor> {
+        let latents = walk.take(latents.clone())?;
+
+        // Time embedding. Every residual block begins with SiLU of it, so it ends with that.
+        let silu = Fuse::activation(Activation::Silu);
+        let time = time.cast(walk.dtype())?;
+        let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
+
+        let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
+        let mut texts = texts.0.iter();
+        let mut text = || texts.next().expect("`condition` went by the same transformers").as_slice();
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.takers.len());
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
             // The last one left is the first one taken.
@@ -250,44 +399,50 @@ impl Unet {
             Ok(())
         };
 
+        // Down path.
         let mut h = self.conv_in.forward(&latents)?;
         drop(latents);
         leave(&mut skips, &h)?;
-        for block in &self.down_blocks {
-            for (i, layer) in block.resnets.iter().enumerate() {
-                h = resnet(layer, &walk.take(h)?)?;
-                if let Some(attention) = block.attentions.get(i) {
-                    h = attention.forward(&walk.take(h)?, text())?;
-                }
-                leave(&mut skips, &h)?;
-            }
-            if let Some(downsample) = &block.downsample {
-                h = downsample.forward(&walk.take(h)?)?;
+        for layer in &self.down {
+            h = match &layer.block {
+                Block::Resnet(block) => resnet(block, &walk.take(h)?)?,
+                Block::Transformer(block) => block.forward(&walk.take(h)?, text())?,
+                Block::Downsample(block) => block.forward(&walk.take(h)?)?,
+                Block::Upsample(_) => unreachable!("the down path has none"),
+            };
+            if layer.skip {
                 leave(&mut skips, &h)?;
             }
         }
 
-        if let Some(block) = &self.mid_block {
-            h = resnet(&block.resnet_1, &walk.take(h)?)?;
-            h = block.attention.forward(&walk.take(h)?, text())?;
-            h = resnet(&block.resnet_2, &walk.take(h)?)?;
+        // Middle.
+        for layer in &self.mid {
+            h = match &layer.block {
+                Block::Resnet(block) => resnet(block, &walk.take(h)?)?,
+                Block::Transformer(block) => block.forward(&walk.take(h)?, text())?,
+                Block::Downsample(_) | Block::Upsample(_) => unreachable!("the middle has none"),
+            };
         }
 
-        for block in &self.up_blocks {
-            for (j, layer) in block.resnets.iter().enumerate() {
-                let skip = skips.pop().expect("the down path left one for each layer of the up path");
+        // Up path.
+        for layer in &self.up {
+            if layer.skip {
+                let skip = skips.pop().expect("the down path left one for each residual block of the up path");
                 h = walk.take(h)?.concat_channels(&skip)?;
-                drop(skip);
-                h = resnet(layer, &h)?;
-                if let Some(attention) = block.attentions.get(j) {
-                    h = attention.forward(&walk.take(h)?, text())?;
+            }
+            h = match &layer.block {
+                // It goes on where the skip tensor was joined.
+                Block::Resnet(block) => resnet(block, &h)?,
+                Block::Transformer(block) => block.forward(&walk.take(h)?, text())?,
+                Block::Upsample(block) => {
+                    let next = skips.last().expect("an up block follows");
+                    block.forward(&walk.take(h)?, next.dim(1), next.dim(2))?
                 }
-            }
-            if let (Some(upsample), Some(next)) = (&block.upsample, skips.last()) {
-                h = upsample.forward(&walk.take(h)?, next.dim(1), next.dim(2))?;
-            }
+                Block::Downsample(_) => unreachable!("the up path has none"),
+            };
         }
 
+        // Out.
         h = walk.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
         self.conv_out.forward(&h)?.cast(DType::F32)

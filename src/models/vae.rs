@@ -2,16 +2,90 @@
 
 use super::{
     blocks::{Attention, Downsample, ResnetBlock, ResnetFacts, Upsample},
-    route::{Route, Walk},
-    spec::VaeSpec,
+    config::{COUNTS, LEVELS, WIDTHS, divides},
+    keys,
+    route::{Route, Walk, section},
 };
 use crate::{
     backend::DType,
     error::Result,
+    json::Object,
     nn::{Conv2d, GroupNorm, Linear},
     tensor::{Tensor, ops::Padding},
     weights::Scope,
 };
+
+/// An `AutoencoderKL`: `vae/config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VaeSpec {
+    /// Channels of a picture that goes in.
+    pub in_channels: usize,
+    /// Channels of a picture that comes out.
+    pub out_channels: usize,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Width of each level, full resolution first.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each encoder level; a decoder level has one more.
+    pub layers_per_block: usize,
+    /// Groups of every group norm.
+    pub norm_num_groups: usize,
+    /// Latents are `encoded * scaling_factor`.
+    pub scaling_factor: f32,
+    /// Whether the middle block has self attention.
+    pub mid_block_add_attention: bool,
+    /// Whether a 1x1 convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a 1x1 convolution precedes the decoder.
+    pub use_post_quant_conv: bool,
+    /// The decoder overflows f16: run it in f32 or bf16.
+    pub force_upcast: bool,
+}
+
+impl VaeSpec {
+    /// Reads the text of a `vae/config.json`; `file` is its name in messages.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        config.check(&keys::VAE)?;
+        let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![64]);
+        if !LEVELS.contains(&block_out_channels.len()) {
+            return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
+        }
+        for (key, class) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
+            let blocks = config.texts(key)?.unwrap_or(vec![class]);
+            if blocks.len() != block_out_channels.len() || blocks.iter().any(|block| *block != class) {
+                return Err(config.refuse(key, &format!("\"{class}\" for each of {} levels", block_out_channels.len())));
+            }
+        }
+        let spec = Self {
+            in_channels: config.size("in_channels", COUNTS)?.unwrap_or(3),
+            out_channels: config.size("out_channels", COUNTS)?.unwrap_or(3),
+            latent_channels: config.size("latent_channels", COUNTS)?.unwrap_or(4),
+            layers_per_block: config.size("layers_per_block", COUNTS)?.unwrap_or(1),
+            norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
+            scaling_factor: config.float("scaling_factor", 1e-6..=1e6)?.unwrap_or(0.18215) as f32,
+            mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
+            use_quant_conv: config.flag("use_quant_conv", true)?,
+            use_post_quant_conv: config.flag("use_post_quant_conv", true)?,
+            // The class says true where the key is missing, and only the pipelines of SDXL, whose files all have the
+            // key, ever ask. The VAEs of Stable Diffusion 1 and 2 stay within f16.
+            force_upcast: config.flag("force_upcast", false)?,
+            block_out_channels,
+        };
+        if spec.out_channels != 3 {
+            return Err(config.refuse("out_channels", "3: red, green and blue"));
+        }
+        for &channels in &spec.block_out_channels {
+            divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
+        }
+        Ok(spec)
+    }
+
+    /// Pixels per latent, along each side: 8 for four levels.
+    pub fn scale(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
 
 /// Epsilon of every norm.
 const EPS: f32 = 1e-6;
@@ -80,10 +154,10 @@ impl VaeDecoder {
     pub fn load(w: &Scope, spec: &VaeSpec, route: &Route) -> Result<Self> {
         let (widths, latent) = (&spec.block_out_channels, spec.latent_channels);
         let last = widths.len() - 1;
-        let section = |i: usize| w.section(i, route.at(i), route.dtype(i));
-        let decoder = |i: usize| section(i).at("decoder");
+        let names = Self::sections(spec);
+        let at = |name: &str| section(w, route, &names, name).at(name);
         let up_block = |i: usize| -> Result<_> {
-            let (w, level) = (decoder(2 + i).at("up_blocks").at(i), last - i);
+            let (w, level) = (at(&format!("decoder.up_blocks.{i}")), last - i);
             let below = widths[(level + 1).min(last)];
             let resnets = (0..spec.layers_per_block + 1)
                 .map(|j| {
@@ -94,14 +168,16 @@ impl VaeDecoder {
             let upsample = (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?;
             Ok((resnets, upsample))
         };
-        let out = decoder(2 + widths.len());
+        // Two layers are in a section that has its name from another.
+        let first = section(w, route, &names, "decoder.conv_in");
+        let out = section(w, route, &names, "decoder.conv_out").at("decoder");
         Ok(Self {
             post_quant_conv: spec
                 .use_post_quant_conv
-                .then(|| Linear::load_conv1x1(&section(0).at("post_quant_conv"), latent, latent))
+                .then(|| Linear::load_conv1x1(&first.at("post_quant_conv"), latent, latent))
                 .transpose()?,
-            conv_in: Conv2d::load(&decoder(0).at("conv_in"), latent, widths[last], 3)?,
-            mid_block: MidBlock::load(&decoder(1).at("mid_block"), widths[last], spec)?,
+            conv_in: Conv2d::load(&at("decoder.conv_in"), latent, widths[last], 3)?,
+            mid_block: MidBlock::load(&at("decoder.mid_block"), widths[last], spec)?,
             up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, EPS)?,
             conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,

@@ -6,22 +6,26 @@ use std::{
 };
 
 use super::{
-    component::Component,
     gate::{Gates, Section, Work},
     image::Image,
     latents::Latents,
     model::Model,
-    parts::{Network, Parts, Slot, UnetPlace},
+    parts::{Instance, Parts, Slot},
     picture::{Picture, Progress, Span},
     placement::each_once,
     request::{Output, Request},
-    stages::{self, Begin, Denoise, Features, Noise, branches},
+    stages::{self, Begin, Denoise, Noise, branches},
     texts::{Known, TextCache},
 };
 use crate::{
-    backend::{DType, Device, DeviceId},
+    backend::{DType, Device},
     error::{Error, Result, Scope},
-    models::route::{Borders, Keeps, Open, Route},
+    models::{
+        component::{ComponentId, Stage},
+        route::{Borders, Keeps, Open, Route},
+        spec::LatentSpec,
+        unet::TextFeatures,
+    },
     scheduler::schedule,
     tensor::Shape,
 };
@@ -92,10 +96,15 @@ impl Pipeline {
         &self.parts
     }
 
-    /// What one request under way needs in each of the UNet's places: `keeps` has an arena on every one of their devices
-    /// that nobody else uses meanwhile, `lanes` one for each device of those that are cut and shared with others.
+    /// What one request under way needs in each of the denoiser's instances: `keeps` has an arena on every one of their
+    /// devices that nobody else uses meanwhile, `lanes` one for each device of those that are cut and shared with others.
     pub fn slots(&self, keeps: &Keeps, lanes: &[Device]) -> Vec<Slot> {
-        self.parts.unets.iter().map(|place| Slot::new(place, keeps, lanes)).collect()
+        self.denoisers().iter().map(|instance| Slot::new(instance, keeps, lanes)).collect()
+    }
+
+    /// The instances of the denoiser.
+    fn denoisers(&self) -> &[Instance] {
+        &self.parts[self.model.spec.denoiser()]
     }
 
     /// Draws one picture for each of `requests`, which [go together](Request::goes_with). `age` tells older requests from
@@ -150,17 +159,16 @@ impl Pipeline {
             }
         }
 
-        let scale = spec.vae.scale();
-        let (height, width) = (first.height / scale, first.width / scale);
+        let LatentSpec { channels, scale, .. } = spec.latents;
+        let shape = Shape::from([1, first.height / scale, first.width / scale, channels]);
         let begin = |&i: &usize| Begin {
             guidance_scale: batch.requests[i].guidance_scale,
             noise: Noise::new(batch.requests[i]),
         };
         let images = members.iter().map(begin).collect();
-        let denoise = Denoise { spec, schedule: &schedule, images, height, width };
+        let denoise = Denoise { schedule: &schedule, images, shape };
         let latents = self.denoise(denoise, texts, guided, age, slots, batch)?;
 
-        let shape = Shape::from([1, height, width, spec.unet.in_channels]);
         let mut pictures = Vec::with_capacity(members.len());
         for (i, values) in members.into_iter().zip(latents) {
             if batch.under_way[i].stopped.is_none() {
@@ -180,30 +188,38 @@ impl Pipeline {
         Ok(pictures)
     }
 
-    /// The loop, in the first of the UNet's places that is free.
+    /// The loop, in the first of the denoiser's instances that is free.
     fn denoise<'a>(
         &'a self,
         denoise: Denoise,
-        texts: Vec<Features>,
+        texts: Vec<TextFeatures>,
         guided: bool,
         age: u64,
         slots: &[Slot],
         batch: &mut Batch<'a>,
     ) -> Result<Vec<Result<Vec<f32>>>> {
-        let devices: Vec<_> = self.parts.unets.iter().map(|place| place.devices(guided)).collect();
+        let (component, instances) = (self.model.spec.denoiser(), self.denoisers());
+        let devices: Vec<_> = instances.iter().map(|instance| instance.devices(guided)).collect();
         // Who passes from device to device begins with the first.
         let begins = |i: usize| match slots[i].passes {
-            true => vec![self.parts.unets[i].positive.route.first().id()],
+            true => vec![instances[i].positive.route.first().id()],
             false => devices[i].clone(),
         };
         let choices: Vec<_> = (0..devices.len()).map(begins).collect();
         let clock = self.gates.clock();
         let (choice, section) = self.gates.enter(age, Work::Denoise, &choices, batch.held.take())?;
-        let (place, slot) = (&self.parts.unets[choice], &slots[choice]);
-        let passage = Passage::new(&self.gates, age, section, slot.passes.then_some(&place.positive.route));
-        let (component, calls, started) = (Component::Unet, denoise.schedule.steps.len(), clock.now());
-        batch.tell_all(&Progress::Started { component, devices: devices[choice].clone(), calls, at: started })?;
-        let branches = branches(place, slot, texts, guided, &passage);
+        let (instance, slot) = (&instances[choice], &slots[choice]);
+        let route = slot.passes.then_some(&instance.positive.route);
+        let passage = Passage::new(&self.gates, age, component, section, route);
+        let (calls, started, stage) = (denoise.schedule.steps.len(), clock.now(), Stage::Denoise);
+        batch.tell_all(&Progress::Started {
+            component,
+            stage,
+            devices: devices[choice].clone(),
+            calls,
+            at: started,
+        })?;
+        let branches = branches(instance, slot, texts, guided, &passage);
         let latents = stages::denoise(&branches, denoise, |done| {
             batch.tell_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
@@ -228,44 +244,45 @@ impl Pipeline {
     ) -> Result<Picture> {
         let request = batch.requests[i];
         let mut image = None;
-        if request.output == Output::Image {
-            let choices: Vec<_> = self.parts.vaes.iter().map(Network::devices).collect();
-            let pixels = self.section(Component::Vae, age, &choices, i, batch, |choice| {
-                stages::decode(&self.parts.vaes[choice], shape, values, &Open)
-            })?;
+        let decoder = self.model.spec.in_stage(Stage::Decode).next();
+        if let (Output::Image, Some(decoder)) = (request.output, decoder) {
+            let pixels = self
+                .section(decoder, age, i, batch, |instance| stages::decode(&instance.positive, shape, values, &Open))?;
             image = Some(Image::from_f32(request.width, request.height, &pixels)?);
         }
         let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
         let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
         let spans = std::mem::take(&mut batch.under_way[i].spans);
-        let dtypes = self.unet_dtypes(&spans);
+        let dtypes = self.denoiser_dtypes(&spans);
         Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })
     }
 
-    /// The types in which those devices of `spans` compute that ran the UNet, each once.
-    fn unet_dtypes(&self, spans: &[Span]) -> Vec<DType> {
-        let ran = |id| spans.iter().any(|span| span.component == Component::Unet && span.devices.contains(&id));
-        let sections = self.parts.unets.iter().flat_map(UnetPlace::networks).flat_map(|network| network.route.typed());
+    /// The types in which those devices of `spans` compute that ran the denoiser, each once.
+    fn denoiser_dtypes(&self, spans: &[Span]) -> Vec<DType> {
+        let denoiser = self.model.spec.denoiser();
+        let ran = |id| spans.iter().any(|span| span.component == denoiser && span.devices.contains(&id));
+        let sections = self.denoisers().iter().flat_map(Instance::networks).flat_map(|network| network.route.typed());
         each_once(sections.filter(|(device, _)| ran(device.id())).map(|(_, dtype)| dtype))
     }
 
-    /// Waits for the devices of one of `choices`, works there for request `i`, and writes down where and how long.
+    /// Waits for the devices of one instance of `component`, works there for request `i`, and writes down where and how
+    /// long.
     fn section<'a, R>(
         &'a self,
-        component: Component,
+        component: ComponentId,
         age: u64,
-        choices: &[Vec<DeviceId>],
         i: usize,
         batch: &mut Batch<'a>,
-        work: impl FnOnce(usize) -> Result<R>,
+        work: impl FnOnce(&Instance) -> Result<R>,
     ) -> Result<R> {
-        let clock = self.gates.clock();
-        let kind = if component == Component::TextEncoder { Work::Text } else { Work::Decode };
-        let (choice, section) = self.gates.enter(age, kind, choices, batch.held.take())?;
+        let (clock, stage) = (self.gates.clock(), self.model.spec.components[component].stage());
+        let instances = &self.parts[component];
+        let choices: Vec<_> = instances.iter().map(|instance| instance.devices(false)).collect();
+        let (choice, section) = self.gates.enter(age, work_of(stage), &choices, batch.held.take())?;
         let devices = &choices[choice];
         let started = clock.now();
-        batch.tell(i, Progress::Started { component, devices: devices.clone(), calls: 0, at: started })?;
-        let result = work(choice)?;
+        batch.tell(i, Progress::Started { component, stage, devices: devices.clone(), calls: 0, at: started })?;
+        let result = work(&instances[choice])?;
         let elapsed = clock.now() - started;
         batch.held = Some(section);
         let span = Span { component, devices: devices.clone(), started, elapsed };
@@ -274,8 +291,8 @@ impl Pipeline {
         Ok(result)
     }
 
-    /// The features of a text of request `i`: remembered, or made now.
-    fn features<'a>(&'a self, text: &str, age: u64, i: usize, batch: &mut Batch<'a>) -> Result<Features> {
+    /// The features of a text of request `i`, of one text encoder after the other: remembered, or made now.
+    fn features<'a>(&'a self, text: &str, age: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
         // Nobody holds a device while another request makes what it wants.
         batch.held = None;
         let _turn = match self.texts.get_or_begin(text, age) {
@@ -286,12 +303,23 @@ impl Pipeline {
         if let Some(rest) = &encoded.truncated {
             tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
         }
-        let choices: Vec<_> = self.parts.text_encoders.iter().map(Network::devices).collect();
-        let features = self.section(Component::TextEncoder, age, &choices, i, batch, |choice| {
-            stages::encode(&self.parts.text_encoders[choice], encoded.ids, &Open)
-        })?;
+        let encoders = self.model.spec.in_stage(Stage::Encode);
+        let features = encoders.map(|encoder| {
+            let ids = encoded.ids.clone();
+            self.section(encoder, age, i, batch, |instance| stages::encode(&instance.positive, ids, &Open))
+        });
+        let features: TextFeatures = features.collect::<Result<Vec<_>>>()?.into();
         self.texts.put(text, features.clone());
         Ok(features)
+    }
+}
+
+/// What the gates call the work of a stage.
+fn work_of(stage: Stage) -> Work {
+    match stage {
+        Stage::Encode => Work::Text,
+        Stage::Denoise => Work::Denoise,
+        Stage::Decode => Work::Decode,
     }
 }
 
@@ -302,11 +330,12 @@ enum Text {
     Positive,
 }
 
-/// The way of a request through the UNet: it holds all devices from the beginning to the end, or passes the gate of each
+/// The way of a request through the denoiser: it holds all devices from the beginning to the end, or passes the gate of each
 /// device of a cut as it comes there, having left the one before.
 struct Passage<'a> {
     gates: &'a Gates,
     age: u64,
+    component: ComponentId,
     /// The device of each section, where the gates are passed one by one.
     route: Option<&'a Route>,
     /// What it holds, and since when.
@@ -315,9 +344,9 @@ struct Passage<'a> {
 }
 
 impl<'a> Passage<'a> {
-    fn new(gates: &'a Gates, age: u64, section: Section<'a>, route: Option<&'a Route>) -> Self {
+    fn new(gates: &'a Gates, age: u64, component: ComponentId, section: Section<'a>, route: Option<&'a Route>) -> Self {
         let held = Mutex::new(Some((section, gates.clock().now())));
-        Self { gates, age, route, held, stretches: Mutex::default() }
+        Self { gates, age, component, route, held, stretches: Mutex::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<(Section<'a>, Instant)>> {
@@ -334,7 +363,7 @@ impl<'a> Passage<'a> {
     fn pause(&self) -> Option<Section<'a>> {
         let (section, started) = self.held().take()?;
         let elapsed = self.gates.clock().now() - started;
-        let span = Span { component: Component::Unet, devices: section.devices().to_vec(), started, elapsed };
+        let span = Span { component: self.component, devices: section.devices().to_vec(), started, elapsed };
         self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
         Some(section)
     }

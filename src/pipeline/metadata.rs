@@ -58,10 +58,10 @@ impl Metadata {
     /// # Errors
     /// If the model has no such scheduler.
     pub fn new(request: &Request, model: &Model, model_hash: &str, dtypes: &[DType]) -> Result<Self> {
-        let (spec, scale) = (&model.spec, model.spec.vae.scale());
+        let (spec, scale) = (&model.spec, model.spec.latents.scale);
         let digest = |values: &std::sync::Arc<[f32]>| {
             let (height, width) = (request.height / scale, request.width / scale);
-            Latents { channels: spec.unet.in_channels, height, width, values: values.to_vec() }.digest()
+            Latents { channels: spec.latents.channels, height, width, values: values.to_vec() }.digest()
         };
         Ok(Self {
             model: model.files.name().to_string(),

@@ -1,6 +1,5 @@
 //! One picture, from text to pixels.
 
-pub mod component;
 mod draw;
 mod files;
 pub mod gate;
@@ -15,13 +14,12 @@ pub mod request;
 pub mod stages;
 mod texts;
 
-pub use component::{Component, PerComponent};
 pub use draw::{OnProgress, Pipeline};
 pub use image::Image;
 pub use latents::Latents;
 pub use metadata::Metadata;
 pub use model::Model;
-pub use parts::{Network, Parts, Slot, UnetPlace};
+pub use parts::{Instance, Parts, Placed, Slot};
 pub use picture::{Picture, Progress, Span};
 pub use stages::branches;
 pub use texts::TextCache;

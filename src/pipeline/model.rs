@@ -7,15 +7,19 @@ use std::{
 };
 
 use super::{
-    component::Component,
-    parts::{Network, Parts, UnetPlace},
+    parts::{Instance, Parts, Placed},
+    placement::{Place, Sections},
 };
 use crate::{
     backend::{DType, Device, DeviceId, Rates, rules::Rules},
     error::{Error, Result},
-    models::{clip::ClipTextEncoder, route::Route, spec::ModelSpec, unet::Unet, vae::VaeDecoder},
+    models::{
+        component::ComponentId,
+        route::Route,
+        spec::{ComponentSpec, ModelSpec},
+    },
     tokenizer::{self, Tokenizer},
-    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, Shelf, Visitors, Weights, files::MODEL_INDEX},
+    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, Shelf, Weights, files::MODEL_INDEX},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -58,8 +62,9 @@ impl Model {
     /// As [`Model::open`], but for the weights.
     pub fn without_weights(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
-        let tokenizer = Tokenizer::load(&files, "tokenizer", spec.text_encoder.text_length)?;
-        let (rows, largest) = (spec.text_encoder.vocab_size, tokenizer.largest_id() as usize);
+        let text = spec.texts().next().expect("every model has a text encoder");
+        let tokenizer = Tokenizer::load(&files, "tokenizer", text.tokens)?;
+        let (rows, largest) = (text.vocab_size, tokenizer.largest_id() as usize);
         if largest >= rows {
             return Err(Error::input(format!(
                 "the parts of the model {} do not fit together: vocab_size of the text encoder must be {} at least, so \
@@ -73,8 +78,9 @@ impl Model {
     }
 
     /// A component's weights, headers checked, no tensor read.
-    fn weights(&self, component: Component) -> Result<Weights> {
-        let weights = Weights::open(&self.files, component.name(), self.variant.as_deref())?;
+    fn weights(&self, component: ComponentId) -> Result<Weights> {
+        let name = &self.spec.components[component].name;
+        let weights = Weights::open(&self.files, name, self.variant.as_deref())?;
         Ok(weights.observed(self.observer.clone()))
     }
 
@@ -91,10 +97,10 @@ impl Model {
         }
         let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
         paths.extend(tokenizer::paths(&self.files, "tokenizer"));
-        for component in Component::ALL {
-            self.weights(component)?; // a broken file is named before gigabytes are read
-            paths.push(format!("{}/config.json", component.name()));
-            paths.extend(weights::sources(&self.files, component.name(), self.variant.as_deref())?);
+        for (id, component) in self.spec.components.iter() {
+            self.weights(id)?; // a broken file is named before gigabytes are read
+            paths.push(format!("{}/config.json", component.name));
+            paths.extend(weights::sources(&self.files, &component.name, self.variant.as_deref())?);
         }
         let identity = weights::identity(&self.files, &paths)?;
         *known = Some(identity.clone());
@@ -114,117 +120,72 @@ impl Model {
 pub struct Loader<'a> {
     model: &'a Model,
     packed: Packed,
-    text_encoders: Shared<ClipTextEncoder>,
-    unets: Shared<Unet>,
-    vaes: Shared<VaeDecoder>,
+    /// Networks by their component and where each of their sections' weights are and rest.
+    networks: HashMap<(ComponentId, Reside, Vec<String>), Placed>,
 }
-
-/// Networks by where each of their sections' weights are and rest.
-type Shared<N> = HashMap<(Reside, Vec<String>), Loaded<N>>;
-
-/// A network, and what has to be brought to it.
-type Loaded<N> = (Arc<N>, Option<Arc<Visitors>>);
 
 impl<'a> Loader<'a> {
     /// Of one model.
     pub fn new(model: &'a Model) -> Self {
-        Self {
-            model,
-            packed: Packed::default(),
-            text_encoders: HashMap::new(),
-            unets: HashMap::new(),
-            vaes: HashMap::new(),
-        }
+        Self { model, packed: Packed::default(), networks: HashMap::new() }
     }
 
     /// Knows these networks already, and reads none of them again whose weights stay where they are.
     pub fn know(&mut self, parts: &Parts) {
-        fn know<'n, N: 'n>(networks: &mut Shared<N>, parts: impl IntoIterator<Item = &'n Network<N>>) {
-            for network in parts.into_iter().filter(|network| network.visitors.is_none()) {
-                networks.insert(key(&network.route, Reside::Device), (network.network.clone(), None));
+        for (component, instances) in parts.iter() {
+            for network in instances.iter().flat_map(Instance::networks).filter(|network| network.visitors.is_none()) {
+                self.networks.insert(key(component, &network.route, Reside::Device), network.clone());
             }
         }
-        know(&mut self.text_encoders, &parts.text_encoders);
-        know(&mut self.unets, parts.unets.iter().flat_map(UnetPlace::networks));
-        know(&mut self.vaes, &parts.vaes);
     }
 
-    /// A component's weights, without values where the devices want none, and where they go.
-    fn open(&self, component: Component, route: Route, reside: Reside) -> Result<(Weights, Source)> {
-        let has_data = route.iter().any(Device::has_data);
-        let weights = match has_data {
-            true => self.model.weights(component)?,
-            false => Weights::shapes_only(component.name()),
-        };
-        let ahead = if has_data { Ahead::Thread } else { Ahead::Caller };
-        Ok((weights, Source { route, reside, packed: self.packed.clone(), ahead }))
-    }
-
-    /// The text encoder for a route.
+    /// A component in one of its places; `route` gives the devices of a place's sections.
     ///
     /// # Errors
     /// If a tensor is missing or misshapen, or a device has no room.
-    pub fn text_encoder(&mut self, route: Route, reside: Reside) -> Result<Network<ClipTextEncoder>> {
-        if let Some(known) = known(&self.text_encoders, &route, reside) {
-            return Ok(known);
-        }
-        let (weights, source) = self.open(Component::TextEncoder, route, reside)?;
-        keep(&mut self.text_encoders, reside, load_text_encoder(weights, &self.model.spec, &source)?)
+    pub fn instance(
+        &mut self,
+        component: ComponentId,
+        place: &Place<DeviceId>,
+        route: impl Fn(&[DeviceId]) -> Route,
+    ) -> Result<Instance> {
+        let mut network = |sections: &Sections<DeviceId>| self.network(component, route(sections), sections.reside);
+        Ok(match place {
+            Place::Route(sections) => network(sections)?.into(),
+            Place::Guided { negative, positive } => {
+                Instance { negative: Some(network(negative)?), positive: network(positive)? }
+            }
+        })
     }
 
-    /// The UNet for a route.
-    ///
-    /// # Errors
-    /// As [`Loader::text_encoder`].
-    pub fn unet(&mut self, route: Route, reside: Reside) -> Result<Network<Unet>> {
-        if let Some(known) = known(&self.unets, &route, reside) {
-            return Ok(known);
+    /// A component's network for a route: one that is there already, with its weights where this route wants them, or read
+    /// now. On devices without data no values are read.
+    fn network(&mut self, component: ComponentId, route: Route, reside: Reside) -> Result<Placed> {
+        let key = key(component, &route, reside);
+        if let Some(known) = self.networks.get(&key) {
+            return Ok(Placed { route, ..known.clone() });
         }
-        let (weights, source) = self.open(Component::Unet, route, reside)?;
-        keep(&mut self.unets, reside, load_unet(weights, &self.model.spec, &source)?)
-    }
-
-    /// The VAE's decoder for a route.
-    ///
-    /// # Errors
-    /// As [`Loader::text_encoder`].
-    pub fn vae(&mut self, route: Route, reside: Reside) -> Result<Network<VaeDecoder>> {
-        if let Some(known) = known(&self.vaes, &route, reside) {
-            return Ok(known);
-        }
-        let (weights, source) = self.open(Component::Vae, route, reside)?;
-        keep(&mut self.vaes, reside, load_vae(weights, &self.model.spec, &source)?)
+        let spec = &self.model.spec.components[component];
+        let has_data = route.iter().any(Device::has_data);
+        let weights = match has_data {
+            true => self.model.weights(component)?,
+            false => Weights::shapes_only(&spec.name),
+        };
+        let ahead = if has_data { Ahead::Thread } else { Ahead::Caller };
+        let loaded = load(spec, weights, &Source { route, reside, packed: self.packed.clone(), ahead })?;
+        self.networks.insert(key, loaded.clone());
+        Ok(loaded)
     }
 }
 
-/// Where the weights of each section are, and in which type. Visitors come to one device, so they are shared only by those who use that very
-/// one.
-fn key(route: &Route, reside: Reside) -> (Reside, Vec<String>) {
+/// Where the weights of each section are, and in which type. Visitors come to one device, so they are shared only by those
+/// who use that very one.
+fn key(component: ComponentId, route: &Route, reside: Reside) -> (ComponentId, Reside, Vec<String>) {
     let home = |(device, dtype): (&Device, DType)| match reside {
         Reside::Device => format!("{dtype} in {}", device.weight_home()),
         Reside::Host | Reside::Disk => format!("{dtype} on {}", device.id()),
     };
-    (reside, route.typed().map(home).collect())
-}
-
-/// A network that is there already whose weights are where this route wants them.
-fn known<N>(networks: &Shared<N>, route: &Route, reside: Reside) -> Option<Network<N>> {
-    let (network, visitors) = networks.get(&key(route, reside))?.clone();
-    Some(Network { network, visitors, route: route.clone() })
-}
-
-fn keep<N>(networks: &mut Shared<N>, reside: Reside, loaded: Network<N>) -> Result<Network<N>> {
-    networks.insert(key(&loaded.route, reside), (loaded.network.clone(), loaded.visitors.clone()));
-    Ok(loaded)
-}
-
-/// The sections of a component: where a device map may cut it.
-pub fn sections(component: Component, spec: &ModelSpec) -> Vec<String> {
-    match component {
-        Component::TextEncoder => ClipTextEncoder::sections(&spec.text_encoder),
-        Component::Unet => Unet::sections(&spec.unet),
-        Component::Vae => VaeDecoder::sections(&spec.vae),
-    }
+    (component, reside, route.typed().map(home).collect())
 }
 
 /// Where a network goes and where its weights rest.
@@ -244,15 +205,21 @@ impl Source {
     pub fn resident(route: Route) -> Self {
         Self { route, reside: Reside::Device, packed: Packed::default(), ahead: Ahead::Thread }
     }
+}
 
-    /// Reads a network of so many sections.
-    fn load<N>(&self, weights: &Weights, load: impl FnOnce(&Scope, &Route) -> Result<N>) -> Result<Network<N>> {
-        let (route, count) = (self.route.clone(), self.route.iter().count());
-        let shelf = Shelf::new(self.reside, count, self.packed.clone());
-        let network = load(&Scope::new(weights, route.first(), route.dtype(0)).on_shelf(&shelf), &route)?;
-        weights.finish()?;
-        Ok(Network { network: Arc::new(network), visitors: shelf.visitors(self.ahead).map(Arc::new), route })
-    }
+/// Reads a component's network.
+///
+/// # Errors
+/// If a tensor is missing or misshapen, or a device has no room.
+pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Result<Placed> {
+    component.network.not_run().iter().for_each(|prefix| weights.skip(prefix));
+    let (route, count) = (source.route.clone(), source.route.iter().count());
+    let shelf = Shelf::new(source.reside, count, source.packed.clone());
+    let scope = Scope::new(&weights, route.first(), route.dtype(0)).on_shelf(&shelf);
+    let network = Arc::new(component.network.load(&scope, &route)?);
+    weights.finish()?;
+    let visitors = shelf.visitors(source.ahead).map(Arc::new);
+    Ok(Placed { name: component.name.as_str().into(), network, visitors, route })
 }
 
 /// Compares the weights with the configs by their headers, in the way in which they are read later. Stored tensors that a
@@ -263,51 +230,21 @@ impl Source {
 pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<()> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
-    for component in Component::ALL {
-        let weights = Weights::open(files, component.name(), variant)?.headers_only();
-        let source = Source::resident(Route::whole(&device, DType::F32, sections(component, spec).len()));
-        match component {
-            Component::TextEncoder => drop(load_text_encoder(weights.clone(), spec, &source)?),
-            Component::Unet => drop(load_unet(weights.clone(), spec, &source)?),
-            Component::Vae => drop(load_vae(weights.clone(), spec, &source)?),
-        }
+    for (_, component) in spec.components.iter() {
+        let weights = Weights::open(files, &component.name, variant)?.headers_only();
+        let sections = component.network.sections().len();
+        load(component, weights.clone(), &Source::resident(Route::whole(&device, DType::F32, sections)))?;
         if let Some((count, first)) = weights.left_over() {
             let first: String = first.chars().take(120).collect();
             tracing::warn!(
                 "the model {}: {} has {count} stored tensors that its config.json has no place for, and they are \
                  ignored; the first is {first:?}",
                 files.name(),
-                component.name()
+                component.name
             );
         }
     }
     Ok(())
-}
-
-/// Reads all of `text_encoder/`.
-///
-/// # Errors
-/// If a tensor is missing or misshapen, or a device has no room.
-pub fn load_text_encoder(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<ClipTextEncoder>> {
-    source.load(&weights, |w, route| ClipTextEncoder::load(w, &spec.text_encoder, route))
-}
-
-/// Reads all of `unet/`.
-///
-/// # Errors
-/// If a tensor is missing or misshapen, or a device has no room.
-pub fn load_unet(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<Unet>> {
-    source.load(&weights, |w, route| Unet::load(w, &spec.unet, route))
-}
-
-/// Reads the decoder of `vae/`. The encoder stays where it is: pictures as a start do not exist yet.
-///
-/// # Errors
-/// If a tensor is missing or misshapen, or a device has no room.
-pub fn load_vae(weights: Weights, spec: &ModelSpec, source: &Source) -> Result<Network<VaeDecoder>> {
-    weights.skip("encoder.");
-    weights.skip("quant_conv.");
-    source.load(&weights, |w, route| VaeDecoder::load(w, &spec.vae, route))
 }
 
 #[cfg(test)]

@@ -5,46 +5,54 @@ use std::sync::Arc;
 use crate::{
     backend::{Device, DeviceId},
     models::{
-        clip::ClipTextEncoder,
+        component::PerComponent,
+        network::Network,
         route::{Borders, Keeps, Route, Walk},
-        unet::Unet,
-        vae::VaeDecoder,
     },
     weights::Visitors,
 };
 
 /// A network, where its sections run, and what has to be brought to them.
-pub struct Network<N> {
+#[derive(Clone)]
+pub struct Placed {
+    /// The name of its component, for messages.
+    pub name: Arc<str>,
     /// The network.
-    pub network: Arc<N>,
+    pub network: Arc<Network>,
     /// Its weights, if they rest elsewhere.
     pub visitors: Option<Arc<Visitors>>,
     /// A device for each section.
     pub route: Route,
 }
 
-impl<N> Network<N> {
+impl Placed {
     /// A walk through its sections that `borders` hears of.
     pub fn walk<'a>(&'a self, borders: &'a dyn Borders) -> Walk<'a> {
         Walk::new(&self.route, self.visitors.as_deref(), borders)
     }
 
-    pub(super) fn devices(&self) -> Vec<DeviceId> {
+    fn devices(&self) -> Vec<DeviceId> {
         self.route.devices().into_iter().map(|device| device.id()).collect()
     }
 }
 
-/// A UNet's place: one network for all texts of a request, or two for the negative and the positive one.
-pub struct UnetPlace {
+/// A component in one of its places: one network, or for a denoiser also two, one for each text of guidance.
+pub struct Instance {
     /// The negative prompt's, if it has one of its own.
-    pub negative: Option<Network<Unet>>,
+    pub negative: Option<Placed>,
     /// The prompt's, or that of both.
-    pub positive: Network<Unet>,
+    pub positive: Placed,
 }
 
-impl UnetPlace {
+impl From<Placed> for Instance {
+    fn from(network: Placed) -> Self {
+        Self { negative: None, positive: network }
+    }
+}
+
+impl Instance {
     /// Its one or two networks.
-    pub fn networks(&self) -> impl Iterator<Item = &Network<Unet>> {
+    pub fn networks(&self) -> impl Iterator<Item = &Placed> {
         self.negative.iter().chain([&self.positive])
     }
 
@@ -60,17 +68,10 @@ impl UnetPlace {
     }
 }
 
-/// The places of every component. Several are a pool, of which a request takes the first that is free.
-pub struct Parts {
-    /// Text to features.
-    pub text_encoders: Vec<Network<ClipTextEncoder>>,
-    /// The denoiser.
-    pub unets: Vec<UnetPlace>,
-    /// Latents to pictures.
-    pub vaes: Vec<Network<VaeDecoder>>,
-}
+/// The instances of every component. Several are a pool, of which a request takes the first that is free.
+pub type Parts = PerComponent<Vec<Instance>>;
 
-/// What one request under way has of its own in a UNet's place.
+/// What one request under way has of its own in an instance of the denoiser.
 pub struct Slot {
     pub(super) negative: Option<(Route, Keeps)>,
     pub(super) positive: (Route, Keeps),
@@ -79,12 +80,12 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// For a request in `place`, with `keeps` on each of its devices. With `lanes`, one for each device of a cut UNet, it
-    /// works in these and passes the gates one by one.
-    pub fn new(place: &UnetPlace, keeps: &Keeps, lanes: &[Device]) -> Self {
-        let passes = !lanes.is_empty() && place.negative.is_none() && place.positive.route.devices().len() > 1;
+    /// For a request in `instance`, with `keeps` on each of its devices. With `lanes`, one for each device of a cut network,
+    /// it works in these and passes the gates one by one.
+    pub fn new(instance: &Instance, keeps: &Keeps, lanes: &[Device]) -> Self {
+        let passes = !lanes.is_empty() && instance.negative.is_none() && instance.positive.route.devices().len() > 1;
         let lanes = if passes { lanes } else { &[] };
-        let own = |network: &Network<Unet>| (network.route.with_lanes(lanes), keeps.with_lanes(lanes));
-        Self { negative: place.negative.as_ref().map(own), positive: own(&place.positive), passes }
+        let own = |network: &Placed| (network.route.with_lanes(lanes), keeps.with_lanes(lanes));
+        Self { negative: instance.negative.as_ref().map(own), positive: own(&instance.positive), passes }
     }
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::{
-    component::Component,
     image::Image,
     latents::{self, Latents},
     metadata::Metadata,
@@ -18,6 +17,7 @@ use super::{
 use crate::{
     backend::{DType, DeviceId},
     error::{Error, Result},
+    models::component::{ComponentId, Stage},
     output::{self, Durability},
 };
 
@@ -25,18 +25,20 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// A component begins. The text encoder begins once for each text that is not remembered.
+    /// A component begins. A text encoder begins once for each text that is not remembered.
     Started {
         /// Which.
-        component: Component,
+        component: ComponentId,
+        /// What it does.
+        stage: Stage,
         /// Where.
         devices: Vec<DeviceId>,
-        /// Calls of the UNet to come; 0 for the others.
+        /// Calls of the denoiser to come; 0 in the other stages.
         calls: usize,
         /// When.
         at: Instant,
     },
-    /// The UNet goes on.
+    /// The denoiser goes on.
     Step {
         /// Calls that are done.
         done: usize,
@@ -61,7 +63,7 @@ pub struct Picture {
     pub spans: Vec<Span>,
     /// What was asked for.
     pub request: Request,
-    /// The types of the devices that ran the UNet, each once.
+    /// The types of the devices that ran the denoiser, each once.
     pub dtypes: Vec<DType>,
     pub(super) model: Arc<Model>,
 }
@@ -70,7 +72,7 @@ pub struct Picture {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
     /// What worked.
-    pub component: Component,
+    pub component: ComponentId,
     /// Where.
     pub devices: Vec<DeviceId>,
     /// From when.
@@ -81,12 +83,12 @@ pub struct Span {
 
 impl Picture {
     /// Time on a component, in all.
-    pub fn time(&self, component: Component) -> Duration {
+    pub fn time(&self, component: ComponentId) -> Duration {
         self.spans.iter().filter(|span| span.component == component).map(|span| span.elapsed).sum()
     }
 
     /// The devices that a component used, in order; none if it did nothing.
-    pub fn devices(&self, component: Component) -> Vec<DeviceId> {
+    pub fn devices(&self, component: ComponentId) -> Vec<DeviceId> {
         let here = self.spans.iter().filter(|span| span.component == component);
         each_once(here.flat_map(|span| span.devices.iter().copied()))
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::component::PerComponent;
+use crate::models::component::PerComponent;
 pub use crate::weights::Reside;
 
 /// A device for each section of a network, and where its weights rest. Reads as a list of devices.
@@ -40,7 +40,7 @@ impl<D> Sections<D> {
 pub enum Place<D> {
     /// One network, whole or cut.
     Route(Sections<D>),
-    /// The UNet twice, for the negative and the positive prompt at the same time.
+    /// A denoiser twice, for the negative and the positive prompt at the same time.
     Guided {
         /// The negative prompt's.
         negative: Sections<D>,

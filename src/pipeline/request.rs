@@ -90,7 +90,7 @@ impl Request {
     /// If a size is not a multiple of the model's scale, there is no step, the guidance scale is not finite, or the
     /// starting noise has another size.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
-        let scale = spec.vae.scale();
+        let scale = spec.latents.scale;
         for (name, pixels) in [("width", self.width), ("height", self.height)] {
             if pixels == 0 || !pixels.is_multiple_of(scale) {
                 return Err(
@@ -105,7 +105,7 @@ impl Request {
             return Err(Error::input("the guidance scale has to be finite").found(self.guidance_scale.to_string()));
         }
         if let Start::Latents(latents) = &self.start {
-            let wanted = spec.unet.in_channels * (self.width / scale) * (self.height / scale);
+            let wanted = spec.latents.channels * (self.width / scale) * (self.height / scale);
             if latents.len() != wanted {
                 return Err(
                     Error::input(format!("the starting noise needs {wanted} values")).found(latents.len().to_string())

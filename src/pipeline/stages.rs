@@ -4,17 +4,16 @@
 //! arenas wherever the others are, and the planner runs this very code on devices without data.
 
 use super::{
-    parts::{Network, Slot, UnetPlace},
+    parts::{Instance, Placed, Slot},
     request::{Request, Rng, Start},
 };
 use crate::{
     error::{Error, Result, Scope},
     models::{
-        clip::ClipTextEncoder,
-        route::{Borders, Keeps, Route, Walk},
-        spec::{ModelSpec, UnetSpec},
-        unet::{DenoiserInput, TextKeysValues, Unet, time_features},
-        vae::VaeDecoder,
+        component::{ComponentId, Stage},
+        route::{Borders, Keeps, Open, Route, Walk},
+        spec::{LatentSpec, ModelSpec},
+        unet::{Conditioning, TextFeatures, Unet},
     },
     scheduler::{Schedule, Step},
     sync,
@@ -22,31 +21,24 @@ use crate::{
     weights::Visitors,
 };
 
-/// Features of one text, `[tokens, width]`, on the host.
-pub type Features = std::sync::Arc<[f32]>;
-
-/// Runs the text encoder over one text.
+/// Runs a text encoder over one text: its features `[tokens, width]`, on the host.
 ///
 /// # Errors
-/// If the device fails or its arena is full.
-pub fn encode(encoder: &Network<ClipTextEncoder>, ids: Vec<u32>, borders: &dyn Borders) -> Result<Features> {
-    let features = encoder.network.forward(&[ids], &encoder.walk(borders))?.read()?;
-    finite(&features, "the text encoder")?;
-    Ok(features.into())
+/// If the device fails, its arena is full, or a value is not finite.
+pub fn encode(encoder: &Placed, ids: Vec<u32>, borders: &dyn Borders) -> Result<Vec<f32>> {
+    let features = encoder.network.text_encoder().forward(&[ids], &encoder.walk(borders))?.read()?;
+    finite(&features, &encoder.name)?;
+    Ok(features)
 }
 
 /// What the denoising loop starts from and works towards: one picture, or several of a size that go through together.
 pub struct Denoise<'a> {
-    /// The model's facts.
-    pub spec: &'a ModelSpec,
     /// The steps.
     pub schedule: &'a Schedule,
     /// The pictures.
     pub images: Vec<Begin>,
-    /// Height of the latents.
-    pub height: usize,
-    /// Width of the latents.
-    pub width: usize,
+    /// The latents of one picture, `[1, height, width, channels]`.
+    pub shape: Shape,
 }
 
 /// What one picture begins with.
@@ -57,11 +49,13 @@ pub struct Begin {
     pub noise: Noise,
 }
 
-/// A UNet at work on some texts. A request has one branch for all of its texts, or one for the negative prompts and one
+/// A denoiser at work on some texts. A request has one branch for all of its texts, or one for the negative prompts and one
 /// for the prompts, which run at the same time if they share no device.
 pub struct Branch<'a> {
+    /// The name of its component, for messages.
+    pub name: &'a str,
     /// The network.
-    pub unet: &'a Unet,
+    pub denoiser: &'a Unet,
     /// What has to be brought to it.
     pub visitors: Option<&'a Visitors>,
     /// Where its sections run.
@@ -70,20 +64,13 @@ pub struct Branch<'a> {
     pub keeps: &'a Keeps,
     /// Who is told of its way.
     pub borders: &'a (dyn Borders + Sync),
-    /// The texts, each as [`encode`] gave it: one for each picture, or all negative ones and then all others.
-    pub texts: Vec<Features>,
+    /// The texts: one for each picture, or all negative ones and then all others.
+    pub texts: Vec<TextFeatures>,
 }
 
 impl Branch<'_> {
     fn walk(&self) -> Walk<'_> {
         Walk::new(self.route, self.visitors, self.borders)
-    }
-
-    fn condition(&self, spec: &UnetSpec) -> Result<TextKeysValues> {
-        let (rows, width) = (self.texts.len(), spec.cross_attention_dim);
-        let tokens = self.texts[0].len() / width;
-        let context = Tensor::new(self.route.first(), [rows, tokens, width], &self.texts.concat())?;
-        self.unet.condition(&context, &self.walk(), self.keeps)
     }
 
     /// What the network gets of these latents, a row for each text, on the device of the first section.
@@ -102,11 +89,9 @@ impl Branch<'_> {
     }
 
     /// The network's output for each text, on the device of the last section.
-    fn call(&self, step: &Step, latents: &Tensor, text: &TextKeysValues, spec: &UnetSpec) -> Result<Tensor> {
-        let features = time_features(step.timestep, spec);
-        let time_features = Tensor::new(self.route.first(), [1, features.len()], &features)?;
-        let forward =
-            || self.unet.forward(&DenoiserInput { latents, time_features: &time_features, text }, &self.walk());
+    fn call(&self, step: &Step, latents: &Tensor, text: &Conditioning) -> Result<Tensor> {
+        let time = self.denoiser.time_features(step.timestep, self.route.first())?;
+        let forward = || self.denoiser.forward(latents, &time, text, &self.walk());
         match (self.visitors, &self.route.devices()[..]) {
             // Every step has the same ops on the same memory, and nothing comes between them.
             (None, [device]) => device.as_one(forward),
@@ -161,15 +146,14 @@ pub fn denoise(
     mut request: Denoise,
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Result<Vec<f32>>>> {
-    let spec = &request.spec.unet;
     let home = branches.last().expect("a request has a prompt");
     let (device, keep) = (home.route.first(), home.keeps.on(home.route.first()));
     home.borders.enter(0)?;
-    let texts = branches.iter().map(|branch| branch.condition(spec)).collect::<Result<Vec<_>>>()?;
+    let condition = |branch: &Branch| branch.denoiser.condition(&branch.texts, &branch.walk(), branch.keeps);
+    let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
     progress(0)?;
     home.borders.enter(0)?;
-    let shape = Shape::from([1, request.height, request.width, spec.in_channels]);
-    let init_noise_sigma = request.schedule.init_noise_sigma;
+    let (shape, init_noise_sigma) = (request.shape, request.schedule.init_noise_sigma);
     let first = |image: &mut Begin| -> Result<Tensor> {
         let noise = Tensor::new(device, shape, &image.noise.first(shape))?;
         Tensor::scale_add(shape, &[(init_noise_sigma, &noise, 0)])?.keep(keep)
@@ -179,7 +163,7 @@ pub fn denoise(
     let history = request.schedule.history();
     let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
     for (done, step) in request.schedule.steps.iter().enumerate() {
-        let outs = call(branches, &texts, step, &latents, spec)?;
+        let outs = call(branches, &texts, step, &latents)?;
         let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
         home.borders.enter(0)?;
         // In order, on this thread: the home's arena always sees the same.
@@ -199,26 +183,18 @@ pub fn denoise(
         progress(done + 1)?;
     }
     let values = latents.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
-    Ok(values.into_iter().map(|values| finite(&values, "the UNet").map(|()| values)).collect())
+    Ok(values.into_iter().map(|values| finite(&values, home.name).map(|()| values)).collect())
 }
 
 /// Every branch's output. Two branches without a common device run at the same time.
-fn call(
-    branches: &[Branch],
-    texts: &[TextKeysValues],
-    step: &Step,
-    latents: &[Tensor],
-    spec: &UnetSpec,
-) -> Result<Vec<Tensor>> {
+fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Tensor]) -> Result<Vec<Tensor>> {
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
     match branches {
         [negative, positive] if apart(negative, positive) => {
             // Both before either begins: a copy waits for everything that its device was given before.
             let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
-            let both = sync::both(
-                || negative.call(step, &inputs.0, &texts[0], spec),
-                || positive.call(step, &inputs.1, &texts[1], spec),
-            );
+            let both =
+                sync::both(|| negative.call(step, &inputs.0, &texts[0]), || positive.call(step, &inputs.1, &texts[1]));
             match both.map_err(|error| Error::request("starting a thread for the negative prompt").source(error))? {
                 // A device that failed is worse news than a request that did.
                 (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
@@ -228,7 +204,7 @@ fn call(
         _ => branches
             .iter()
             .zip(texts)
-            .map(|(branch, text)| branch.call(step, &branch.input(step, latents)?, text, spec))
+            .map(|(branch, text)| branch.call(step, &branch.input(step, latents)?, text))
             .collect(),
     }
 }
@@ -265,10 +241,10 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn decode(decoder: &Network<VaeDecoder>, shape: Shape, latents: &[f32], borders: &dyn Borders) -> Result<Vec<f32>> {
+pub fn decode(decoder: &Placed, shape: Shape, latents: &[f32], borders: &dyn Borders) -> Result<Vec<f32>> {
     let latents = Tensor::new(decoder.route.first(), shape, latents)?;
-    let pixels = decoder.network.decode(&latents, &decoder.walk(borders))?.read()?;
-    finite(&pixels, "the VAE")?;
+    let pixels = decoder.network.decoder().decode(&latents, &decoder.walk(borders))?.read()?;
+    finite(&pixels, &decoder.name)?;
     Ok(pixels)
 }
 
@@ -278,7 +254,7 @@ pub fn finite(values: &[f32], component: &str) -> Result<()> {
     if bad == 0 {
         return Ok(());
     }
-    Err(Error::request(format!("{component} gave {bad} values of {} that are not finite", values.len()))
+    Err(Error::request(format!("the {component} gave {bad} values of {} that are not finite", values.len()))
         .hint("another dtype for this component, a lower guidance scale, or another checkpoint"))
 }
 
@@ -302,29 +278,87 @@ pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
     values.chunks(pixels * channels).flat_map(image).collect()
 }
 
-/// How a place works on texts: `[negative, positive]` or `[positive]`. The negative texts come first.
+/// How an instance of the denoiser works on texts: `[negative, positive]` or `[positive]`. The negative texts come first.
 pub fn branches<'a>(
-    place: &'a UnetPlace,
+    instance: &'a Instance,
     slot: &'a Slot,
-    mut texts: Vec<Features>,
+    mut texts: Vec<TextFeatures>,
     guided: bool,
     borders: &'a (dyn Borders + Sync),
 ) -> Vec<Branch<'a>> {
-    let branch = |network: &'a Network<Unet>, (route, keeps): &'a (Route, Keeps), texts| Branch {
-        unet: &network.network,
+    let branch = |network: &'a Placed, (route, keeps): &'a (Route, Keeps), texts| Branch {
+        name: &network.name,
+        denoiser: network.network.denoiser(),
         visitors: network.visitors.as_deref(),
         route,
         keeps,
         borders,
         texts,
     };
-    match (&place.negative, &slot.negative) {
+    match (&instance.negative, &slot.negative) {
         (Some(network), Some(own)) if guided => {
             let positive = texts.split_off(texts.len() / 2);
-            vec![branch(network, own, texts), branch(&place.positive, &slot.positive, positive)]
+            vec![branch(network, own, texts), branch(&instance.positive, &slot.positive, positive)]
         }
-        _ => vec![branch(&place.positive, &slot.positive, texts)],
+        _ => vec![branch(&instance.positive, &slot.positive, texts)],
     }
+}
+
+/// A request without content, as large as a real one: what the planner runs on devices without data.
+pub struct Sample<'a> {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Pictures that go through the denoiser together.
+    pub batch: usize,
+    /// Whether each has two texts.
+    pub guided: bool,
+    /// The steps.
+    pub schedule: &'a Schedule,
+}
+
+/// Runs the stage of one component on a sample. `keeps` has an arena on each of its devices; `progress` hears of each step
+/// of the denoising loop, the texts' preparation being step 0. Gives how often the network was called after that.
+///
+/// # Errors
+/// If an arena is full, or `progress` says so.
+pub fn rehearse(
+    spec: &ModelSpec,
+    component: ComponentId,
+    instance: &Instance,
+    keeps: &Keeps,
+    sample: &Sample,
+    borders: &(dyn Borders + Sync),
+    mut progress: impl FnMut(usize) -> Result<()>,
+) -> Result<usize> {
+    let LatentSpec { channels, scale, .. } = spec.latents;
+    let shape = Shape::from([1, sample.height / scale, sample.width / scale, channels]);
+    let network = &instance.positive;
+    let calls = match spec.components[component].stage() {
+        Stage::Encode => {
+            let text = spec.components[component].network.text().expect("it encodes texts");
+            encode(network, vec![0; text.tokens], borders)?;
+            1
+        }
+        Stage::Denoise => {
+            let text: TextFeatures = spec.texts().map(|text| vec![0.0; text.values()]).collect();
+            let texts = vec![text; if sample.guided { 2 * sample.batch } else { sample.batch }];
+            let begin = || Begin { guidance_scale: 2.0, noise: Noise::zeros() };
+            let images = (0..sample.batch).map(|_| begin()).collect();
+            let slot = Slot::new(instance, keeps, &[]);
+            // Two branches run beside each other, so nobody can be told of one way.
+            let borders = if instance.negative.is_some() { &Open } else { borders };
+            let branches = branches(instance, &slot, texts, sample.guided, borders);
+            denoise(&branches, Denoise { schedule: sample.schedule, images, shape }, &mut progress)?;
+            sample.schedule.steps.len()
+        }
+        Stage::Decode => {
+            decode(network, shape, &vec![0.0; shape.elements()], borders)?;
+            1
+        }
+    };
+    Ok(calls)
 }
 
 #[cfg(test)]
@@ -342,7 +376,7 @@ mod tests {
 
     #[test]
     fn values_that_are_not_finite_are_named() {
-        let message = finite(&[1.0, f32::NAN, f32::INFINITY], "the VAE").unwrap_err().to_string();
-        assert!(message.contains("the VAE gave 2 values of 3"), "{message}");
+        let message = finite(&[1.0, f32::NAN, f32::INFINITY], "vae").unwrap_err().to_string();
+        assert!(message.contains("the vae gave 2 values of 3"), "{message}");
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::stages::Features;
-use crate::sync::{Clock, Monitor};
+use crate::{
+    models::unet::TextFeatures,
+    sync::{Clock, Monitor},
+};
 
 /// The features of the texts that were used last, on the host. They depend on the text alone, so any replica whose text
 /// encoder is of the same numerics class may use them. Each is made once: who wants one that is being made waits for it.
@@ -15,7 +17,7 @@ pub struct TextCache {
 #[derive(Default)]
 struct Texts {
     /// The last one used first.
-    known: VecDeque<(String, Features)>,
+    known: VecDeque<(String, TextFeatures)>,
     /// Texts that are being encoded, each with the number of the turn and the age of the request.
     begun: Vec<(String, u64, u64)>,
     turns: u64,
@@ -23,7 +25,7 @@ struct Texts {
 
 /// What is known of a text.
 pub(super) enum Known<'a> {
-    Features(Features),
+    Features(TextFeatures),
     /// Nothing: whoever asked encodes it, and is waited for until this drops.
     Begun(Turn<'a>),
 }
@@ -62,7 +64,7 @@ impl TextCache {
         })
     }
 
-    pub(super) fn put(&self, text: &str, features: Features) {
+    pub(super) fn put(&self, text: &str, features: TextFeatures) {
         self.state.update(|texts| {
             texts.known.push_front((text.to_string(), features));
             texts.known.truncate(self.most);
@@ -98,7 +100,7 @@ mod tests {
         let _other = begin("a dog", 2);
         thread::scope(|scope| {
             let waits = scope.spawn(|| matches!(texts.get_or_begin("a fox", 3), Known::Features(_)));
-            texts.put("a fox", Features::from([1.0]));
+            texts.put("a fox", TextFeatures::from([vec![1.0]]));
             drop(first);
             assert!(waits.join().unwrap());
             let waits = scope.spawn(|| matches!(texts.get_or_begin("a dog", 3), Known::Begun(_)));
@@ -112,10 +114,10 @@ mod tests {
         let texts = TextCache { most: 2, ..TextCache::default() };
         let known = |text| matches!(texts.get_or_begin(text, 0), Known::Features(_));
         for text in ["a", "b"] {
-            texts.put(text, Features::from([1.0]));
+            texts.put(text, TextFeatures::from([vec![1.0]]));
         }
         assert!(known("a"));
-        texts.put("c", Features::from([1.0]));
+        texts.put("c", TextFeatures::from([vec![1.0]]));
         assert_eq!(["a", "b", "c"].map(known), [true, false, true]);
     }
 }

@@ -12,11 +12,8 @@ use super::{
 use crate::{
     backend::{DeviceId, DeviceKind},
     error::Result,
-    pipeline::{
-        Component, PerComponent,
-        model::sections,
-        placement::{Place, Reside, Sections},
-    },
+    models::component::{ComponentId, Stage},
+    pipeline::placement::{Place, Placement, Reside, Sections},
 };
 
 /// With larger batches, each of whose sizes is a run without data, no last resort is looked for.
@@ -144,26 +141,26 @@ impl Group<'_> {
         Ok(())
     }
 
-    /// Each device has as many components as it holds, the UNet before the others.
+    /// Each device has as many components as it holds, the denoiser before the others.
     fn dense(&mut self) -> Result<()> {
         let mut placement = self.problem.named_only();
+        let denoiser = self.denoiser();
+        let has = |set: u32, component: ComponentId| set >> component.index() & 1 == 1;
+        let mut sets: Vec<u32> = (1..1 << placement.count()).collect();
+        sets.sort_by_key(|&set| std::cmp::Reverse((has(set, denoiser), set)));
         for &id in self.devices {
-            for wish in [0b111, 0b110, 0b011, 0b010, 0b101, 0b100, 0b001] {
-                let is_named = |component: Component| self.problem.named.get(component).is_some();
-                let has = |component: Component| wish >> component as usize & 1 == 1 && !is_named(component);
-                let one = PerComponent::new(|component| match has(component) {
+            for &set in &sets {
+                let one = self.problem.named.map(|component, named| match named.is_none() && has(set, component) {
                     true => vec![self.problem.whole(component, id)],
                     false => Vec::new(),
                 });
                 if self.problem.fits(&self.problem.layout(one.clone(), 2))? {
-                    for component in Component::ALL {
-                        placement.get_mut(component).extend(one.get(component).iter().cloned());
-                    }
+                    one.iter().for_each(|(component, places)| placement[component].extend(places.iter().cloned()));
                     break;
                 }
             }
         }
-        let auto = placement.unet.len();
+        let auto = placement[denoiser].len();
         for in_flight in [auto, auto + 1, auto + 2] {
             self.consider(Family::Apart, self.problem.layout(placement.clone(), in_flight))?;
         }
@@ -172,11 +169,11 @@ impl Group<'_> {
 
     /// The two branches of guidance on two devices, or on two halves of the group.
     fn guided(&mut self) -> Result<()> {
-        if !self.problem.costs.trial.largest.guided || self.problem.named.unet.is_some() {
+        if !self.problem.costs.trial.largest.guided || self.problem.named[self.denoiser()].is_some() {
             return Ok(());
         }
         let devices = self.devices.to_vec();
-        let count = sections(Component::Unet, self.problem.costs.trial.spec).len();
+        let count = self.problem.costs.trial.sections(self.denoiser());
         let mut pairs = Vec::new();
         for &negative in &devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
@@ -212,7 +209,7 @@ impl Group<'_> {
     /// What a branch of guidance takes on a device at the least: one text is more than a third of the work of two.
     fn branch_at_least(&self, id: DeviceId) -> Result<f64> {
         let costs = self.problem.costs;
-        Ok(costs.calls as f64 * costs.whole(Component::Unet, id)?.seconds / 3.0)
+        Ok(costs.calls as f64 * costs.whole(self.denoiser(), id)?.seconds / 3.0)
     }
 
     fn guided_with(&mut self, place: Place<DeviceId>, ends: &[DeviceId]) -> Result<()> {
@@ -222,7 +219,7 @@ impl Group<'_> {
                 let outside = [front, back].iter().filter(|id| !place.devices().contains(id)).count();
                 let most = if self.problem.goal == Goal::Latency { 1 } else { 1 + outside };
                 for in_flight in 1..=most {
-                    let layout = self.with_unet(front, unet.clone(), back, in_flight);
+                    let layout = self.with_denoisers(front, unet.clone(), back, in_flight);
                     self.consider(Family::Guided, layout)?;
                 }
             }
@@ -232,7 +229,7 @@ impl Group<'_> {
 
     /// The UNet cut over the group, with the text encoder and the VAE together on one of the devices.
     fn cut(&mut self) -> Result<()> {
-        if self.devices.len() < 2 || self.problem.named.unet.is_some() || self.whole_is_better()? {
+        if self.devices.len() < 2 || self.problem.named[self.denoiser()].is_some() || self.whole_is_better()? {
             return Ok(());
         }
         let count = self.devices.len();
@@ -251,7 +248,7 @@ impl Group<'_> {
                         return Ok(());
                     }
                     if let Some(route) = self.route(&all, end, end, in_flight, without)? {
-                        let layout = self.with_unet(end, vec![Place::Route(route.into())], end, in_flight);
+                        let layout = self.with_denoisers(end, vec![Place::Route(route.into())], end, in_flight);
                         self.consider(Family::Cut, layout)?;
                     }
                 }
@@ -266,7 +263,7 @@ impl Group<'_> {
         let problem = self.problem;
         let mut whole = Vec::with_capacity(self.devices.len());
         for id in self.devices {
-            let cost = problem.costs.whole(Component::Unet, *id)?;
+            let cost = problem.costs.whole(self.denoiser(), *id)?;
             let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
             whole.push((cost.seconds, bytes <= problem.budgets[problem.costs.index(*id)]));
         }
@@ -293,7 +290,7 @@ impl Group<'_> {
     /// Images per second if every device of the group did nothing but UNets, all of the time.
     fn full_work(&self) -> f64 {
         let costs = self.problem.costs;
-        let rate = |id: &DeviceId| match costs.whole(Component::Unet, *id) {
+        let rate = |id: &DeviceId| match costs.whole(self.denoiser(), *id) {
             Ok(cost) => 1.0 / (cost.seconds * costs.calls as f64),
             Err(_) => f64::INFINITY,
         };
@@ -314,19 +311,19 @@ impl Group<'_> {
         let held = costs.held([&ends])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
-        let table = costs.table(Component::Unet)?;
+        let table = costs.table(self.denoiser())?;
         let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
         // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
         for _ in 0..4 {
             let targets = devices.iter().zip(&spare).map(|(id, spare)| {
                 let index = costs.index(*id);
                 let of = |component| {
-                    let places: &Vec<Place<DeviceId>> = ends.placement.get(component);
-                    let here = places.iter().filter(|place| resident(place) == Some(*id));
+                    let here = ends.placement[component].iter().filter(|place| resident(place) == Some(*id));
                     here.map(|_| costs.whole(component, *id).map_or(0.0, |cost| cost.seconds)).sum::<f64>()
                 };
                 // A request of its own replica holds everything anyway.
-                let busy = if in_flight > 1 { of(Component::TextEncoder) + of(Component::Vae) } else { 0.0 };
+                let others = costs.components().filter(|component| !costs.denoises(*component));
+                let busy = if in_flight > 1 { others.map(of).sum() } else { 0.0 };
                 let taken = match in_flight > 1 {
                     true => held[index].total(),
                     // Arenas are shared by those who take turns.
@@ -346,7 +343,7 @@ impl Group<'_> {
             costs.trial.effort.spend(cuts::steps(&table, &targets))?;
             let Some(cut) = cuts::best(&table, &targets, in_flight, goal) else { return Ok(None) };
             let route: Vec<DeviceId> = cut.route().into_iter().map(|device| devices[device]).collect();
-            let layout = self.with_unet(front, vec![Place::Route(route.clone().into())], back, in_flight);
+            let layout = self.with_denoisers(front, vec![Place::Route(route.clone().into())], back, in_flight);
             let held = costs.held([&layout])?;
             let mut fits = true;
             for (id, spare) in devices.iter().zip(&mut spare) {
@@ -367,13 +364,13 @@ impl Group<'_> {
             return Ok(());
         }
         let costs = self.problem.costs;
-        for order in [
-            [Component::Unet, Component::Vae, Component::TextEncoder],
-            [Component::Vae, Component::Unet, Component::TextEncoder],
-        ] {
+        // The first components to choose have most to choose from: the denoiser, or what comes after it.
+        for first in [Stage::Denoise, Stage::Decode] {
+            let mut order: Vec<ComponentId> = costs.components().collect();
+            order.sort_by_key(|component| (costs.stage(*component) != first, std::cmp::Reverse(*component)));
             let mut placement = self.problem.named_only();
             for component in order {
-                if self.problem.named.get(component).is_some() {
+                if self.problem.named[component].is_some() {
                     continue;
                 }
                 let mut choices: Vec<Place<DeviceId>> =
@@ -395,11 +392,11 @@ impl Group<'_> {
                     choices.push(Place::Route(route));
                 }
                 for place in choices {
-                    *placement.get_mut(component) = vec![place];
+                    placement[component] = vec![place];
                     if self.problem.fits(&self.problem.single(placement.clone()))? {
                         break;
                     }
-                    placement.get_mut(component).clear();
+                    placement[component].clear();
                 }
             }
             self.consider(Family::Cut, self.problem.single(placement))?;
@@ -416,36 +413,48 @@ impl Group<'_> {
                 if reside == Reside::Host && costs.info(id).id.kind == DeviceKind::Cpu {
                     continue;
                 }
-                for visitors in 1..8 {
-                    let visits = |component: Component| visitors >> component as usize & 1 == 1;
-                    let places = |component| match self.problem.named.get(component) {
+                for visitors in 1..1 << self.problem.named.count() {
+                    let visits = |component: ComponentId| visitors >> component.index() & 1 == 1;
+                    let placement = self.problem.named.map(|component, named| match named {
                         Some(named) => named.clone(),
                         None if visits(component) => {
-                            let devices = vec![id; sections(component, costs.trial.spec).len()];
+                            let devices = vec![id; costs.trial.sections(component)];
                             vec![Place::Route(Sections { devices, reside })]
                         }
                         None => vec![self.problem.whole(component, id)],
-                    };
-                    self.consider(Family::Visiting, self.problem.layout(PerComponent::new(places), 1))?;
+                    });
+                    self.consider(Family::Visiting, self.problem.layout(placement, 1))?;
                 }
             }
         }
         Ok(())
     }
 
-    fn layout(&self, front: DeviceId, unets: Vec<DeviceId>, back: DeviceId, in_flight: usize) -> Layout {
-        let unets = unets.into_iter().map(|id| self.problem.whole(Component::Unet, id)).collect();
-        self.with_unet(front, unets, back, in_flight)
+    fn denoiser(&self) -> ComponentId {
+        self.problem.costs.trial.spec.denoiser()
     }
 
-    fn with_unet(&self, front: DeviceId, unets: Vec<Place<DeviceId>>, back: DeviceId, in_flight: usize) -> Layout {
-        let named = |component| self.problem.named.get(component).clone();
-        let whole = |component, id| named(component).unwrap_or_else(|| vec![self.problem.whole(component, id)]);
-        let placement = PerComponent {
-            text_encoder: whole(Component::TextEncoder, front),
-            unet: named(Component::Unet).unwrap_or(unets),
-            vae: whole(Component::Vae, back),
-        };
+    fn layout(&self, front: DeviceId, denoisers: Vec<DeviceId>, back: DeviceId, in_flight: usize) -> Layout {
+        let denoisers = denoisers.into_iter().map(|id| self.problem.whole(self.denoiser(), id)).collect();
+        self.with_denoisers(front, denoisers, back, in_flight)
+    }
+
+    /// What the map does not name: components before the denoiser on `front`, those after it on `back`.
+    fn with_denoisers(
+        &self,
+        front: DeviceId,
+        denoisers: Vec<Place<DeviceId>>,
+        back: DeviceId,
+        in_flight: usize,
+    ) -> Layout {
+        let places =
+            |component, named: &Option<Vec<Place<DeviceId>>>| match (named, self.problem.costs.stage(component)) {
+                (Some(named), _) => named.clone(),
+                (None, Stage::Encode) => vec![self.problem.whole(component, front)],
+                (None, Stage::Denoise) => denoisers.clone(),
+                (None, Stage::Decode) => vec![self.problem.whole(component, back)],
+            };
+        let placement: Placement<DeviceId> = self.problem.named.map(places);
         self.problem.layout(placement, in_flight)
     }
 
@@ -470,7 +479,7 @@ impl Group<'_> {
             && self.devices.len() == 1
             && problem.batch <= LAST_RESORT_BATCH;
         if self.is_over() && !last_resort
-            || Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
+            || layout.placement.iter().any(|(_, places)| places.is_empty())
             || problem.one_class && !problem.classes_agree(&layout)
         {
             return Ok(());

@@ -6,16 +6,17 @@ use std::{
 };
 
 use super::{
-    device_map::{
-        COMPONENTS, DeviceFacts, DeviceMap, GUIDED, GUIDED_FORM, InFlight, Place, Replicas, Strategy, starts_with,
-        with_nearest,
-    },
+    device_map::{DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Place, Replicas, Strategy, starts_with, with_nearest},
     fields::Located,
     hardware,
 };
 use crate::{
     backend::{DeviceId, DeviceKind},
     error::{Error, Result},
+    models::{
+        component::Stage,
+        spec::{ComponentSpec, ModelSpec},
+    },
 };
 
 /// The most requests that a replica works on at once: each has a thread.
@@ -84,9 +85,6 @@ impl DeviceMap {
         }
         for (name, pool) in &self.components {
             let key = key(&format!("components.{name}"));
-            if !COMPONENTS.contains(&name.as_str()) {
-                return Err(pool.refuse(&key, "no such component").hint(COMPONENTS.join(", ")));
-            }
             if self.strategy.value == Strategy::DiffusersBalanced {
                 return Err(pool
                     .refuse(&key, "strategy \"diffusers-balanced\" places every component itself, as diffusers does")
@@ -183,6 +181,37 @@ impl DeviceMap {
                 .hint(format!("replicas = {devices}, or \"max\", or more `devices`"))),
             _ => Ok(()),
         }
+    }
+
+    /// What must hold in a map for a model: its components exist, only the denoiser has guidance apart, and every cut
+    /// follows the borders of sections.
+    ///
+    /// # Errors
+    /// Names the first entry for which this is not so.
+    pub fn check_model(&self, spec: &ModelSpec) -> Result<()> {
+        let names = spec.names();
+        let no_such = |error: Error, name: &str| {
+            error.hint(with_nearest(&format!("the components are {}", names.join(", ")), name, &names))
+        };
+        for map in [self.clone()].iter().chain(&self.replica_maps()) {
+            if let Some((name, dtype)) = map.dtype.components.iter().find(|(name, _)| spec.component(name).is_none()) {
+                return Err(no_such(dtype.refuse(&format!("dtype.{name}"), "no such component"), name));
+            }
+            for (name, pool) in &map.components {
+                let key = format!("components.{name}");
+                let Some(component) = spec.component(name).map(|id| &spec.components[id]) else {
+                    return Err(no_such(pool.refuse(&key, "no such component"), name));
+                };
+                let guided = pool.value.iter().find(|place| matches!(place, Place::Guided { .. }));
+                if let (Some(place), true) = (guided, component.stage() != Stage::Denoise) {
+                    let denoiser = &spec.components[spec.denoiser()].name;
+                    let problem = format!("guidance is a matter of the {denoiser} alone");
+                    return Err(refuse_guided(name, &key, pool, place, problem));
+                }
+            }
+        }
+        let check = |component: &ComponentSpec| self.check_borders(&component.name, &component.network.sections());
+        spec.components.iter().try_for_each(|(_, component)| check(component))
     }
 
     /// Whether every cut of `component` follows `borders`, the model's own list of parts that can be apart: each path is
@@ -287,23 +316,24 @@ fn check_place(
             Ok(())
         }
         Place::Guided { negative, positive } => {
-            let problem = match (may_be_guided, component == GUIDED) {
-                (true, true) => {
-                    check_place(component, key, pool, negative, false)?;
-                    return check_place(component, key, pool, positive, false);
-                }
-                (false, _) => "a branch of guidance is not guided again".to_string(),
-                (true, false) => format!("guidance is a matter of the {GUIDED} alone"),
-            };
-            let refused = match place.devices().first() {
-                Some(device) => device.refuse(key, problem),
-                None => pool.refuse(key, problem),
-            };
-            Err(refused
-                .found("`negative` and `positive`")
-                .hint(format!("one place here: {component} = \"cuda:0\"; guidance apart is {GUIDED_FORM}")))
+            if may_be_guided {
+                check_place(component, key, pool, negative, false)?;
+                return check_place(component, key, pool, positive, false);
+            }
+            Err(refuse_guided(component, key, pool, place, "a branch of guidance is not guided again".to_string()))
         }
     }
+}
+
+/// The message for a place with guidance apart where there can be none.
+fn refuse_guided(component: &str, key: &str, pool: &Located<Vec<Place>>, place: &Place, problem: String) -> Error {
+    let refused = match place.devices().first() {
+        Some(device) => device.refuse(key, problem),
+        None => pool.refuse(key, problem),
+    };
+    refused
+        .found("`negative` and `positive`")
+        .hint(format!("one place here: {component} = \"cuda:0\"; guidance apart is {GUIDED_FORM}, for a denoiser"))
 }
 
 impl DeviceFacts {

@@ -17,11 +17,8 @@ use super::{
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
     error::{Error, Result},
-    pipeline::{
-        Component, PerComponent,
-        model::sections,
-        placement::{Place, Placement, Reside, Sections, each_once},
-    },
+    models::component::{ComponentId, PerComponent},
+    pipeline::placement::{Place, Placement, Reside, Sections, each_once},
 };
 
 /// An alternative that was looked at.
@@ -44,9 +41,8 @@ pub(super) struct Chosen {
 /// The replicas that `map` describes on `devices`, which may hold `budgets` (of each of the trial's devices).
 pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Result<Chosen> {
     let named = named(map, costs)?;
-    let free = Component::ALL.iter().any(|component| named.get(*component).is_none());
-    if !free {
-        let placement = PerComponent::new(|component| named.get(component).clone().unwrap_or_default());
+    if named.iter().all(|(_, places)| places.is_some()) {
+        let placement = named.map(|_, places| places.clone().unwrap_or_default());
         let layout = with_in_flight(map, costs, budgets, placement)?;
         return Ok(Chosen { layouts: vec![layout], why: String::new(), rejected: Vec::new() });
     }
@@ -100,8 +96,7 @@ fn by_strategy(
 fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Result<Chosen> {
     let infos: Vec<&DeviceInfo> = devices.iter().map(|id| costs.info(*id)).collect();
     let placed = diffusers::place(map, costs.trial.spec, &infos)?.into_iter();
-    let placement =
-        |places: PerComponent<Place<DeviceId>>| PerComponent::new(|component| vec![places.get(component).clone()]);
+    let placement = |places: PerComponent<Place<DeviceId>>| places.map(|_, place| vec![place.clone()]);
     let layouts = placed.map(|places| with_in_flight(map, costs, budgets, placement(places)));
     let why = "where diffusers puts it".to_string();
     Ok(Chosen { layouts: layouts.collect::<Result<_>>()?, why, rejected: Vec::new() })
@@ -109,11 +104,11 @@ fn as_diffusers(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budgets: &
 
 /// The places that the map names.
 fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Place<DeviceId>>>>> {
-    PerComponent::try_new(|component| match map.components.get(component.name()) {
+    costs.trial.spec.components.try_map(|_, component| match map.components.get(&component.name) {
         None => Ok(None),
         Some(pool) => {
-            let sections = sections(component, costs.trial.spec);
-            let seat = |place| convert(component, pool, place, &sections);
+            let sections = component.network.sections();
+            let seat = |place| convert(&component.name, pool, place, &sections);
             pool.value.iter().map(seat).collect::<Result<Vec<_>>>().map(Some)
         }
     })
@@ -121,7 +116,7 @@ fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Place
 
 /// A place of a map as a device for each section.
 fn convert(
-    component: Component,
+    component: &str,
     pool: &Located<Vec<device_map::Place>>,
     place: &device_map::Place,
     sections: &[String],
@@ -129,7 +124,7 @@ fn convert(
     let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
         let device = |section: &String| {
             place.device_at(section).map(|device| device.value).ok_or_else(|| {
-                pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
+                pool.refuse(&format!("components.{component}"), format!("nothing says where {section} runs"))
                     .hint("\"\" = \"...\" among the shards is the device of the rest")
             })
         };
@@ -160,7 +155,7 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
         InFlight::Auto => auto_in_flight(&placement, costs)?,
     };
     let mut best = layout(least);
-    if placement.unet.len() > 1 {
+    if placement[costs.trial.spec.denoiser()].len() > 1 {
         let mut best_rate = rate_of(costs, &best)?;
         for more in (1..=MORE_IN_FLIGHT).map(|more| layout(least + more)) {
             let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
@@ -183,28 +178,26 @@ fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
 /// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
 /// of the slowest stage and one for each other stage that has devices of its own. Each device of a cut UNet is a stage.
 pub(super) fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> Result<usize> {
-    let seconds = PerComponent::try_new(|component| -> Result<f64> {
-        let Some(place) = placement.get(component).first() else { return Ok(0.0) };
-        let calls = if component == Component::Unet { costs.calls } else { 1 };
+    let seconds = placement.try_map(|component, places| -> Result<f64> {
+        let Some(place) = places.first() else { return Ok(0.0) };
+        let calls = if costs.denoises(component) { costs.calls } else { 1 };
         Ok(calls as f64 * costs.of(component, place, 1)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
     })?;
-    let mut stages = Component::ALL;
-    stages.sort_by(|a, b| seconds.get(*b).total_cmp(seconds.get(*a)));
-    let instances = |component: Component| -> usize {
-        let pieces = |place: &Place<DeviceId>| match component {
-            Component::Unet if place.is_cut() => place.devices().len(),
-            _ => 1,
-        };
-        placement.get(component).iter().map(pieces).sum()
+    let mut slowest_first: Vec<ComponentId> = costs.components().collect();
+    slowest_first.sort_by(|a, b| seconds[*b].total_cmp(&seconds[*a]));
+    let instances = |component: ComponentId| -> usize {
+        let is_cut = |place: &Place<DeviceId>| costs.denoises(component) && place.is_cut();
+        let pieces = |place: &Place<DeviceId>| if is_cut(place) { place.devices().len() } else { 1 };
+        placement[component].iter().map(pieces).sum()
     };
     let devices =
-        |component: Component| -> Vec<DeviceId> { placement.get(component).iter().flat_map(Place::devices).collect() };
-    let mut taken = devices(stages[0]);
-    let mut in_flight = instances(stages[0]);
-    for stage in &stages[1..] {
-        let own = devices(*stage);
+        |component: ComponentId| -> Vec<DeviceId> { placement[component].iter().flat_map(Place::devices).collect() };
+    let mut taken = devices(slowest_first[0]);
+    let mut in_flight = instances(slowest_first[0]);
+    for &component in &slowest_first[1..] {
+        let own = devices(component);
         if own.iter().all(|device| !taken.contains(device)) {
-            in_flight += if *stage == Component::Unet { instances(*stage) } else { 1 };
+            in_flight += if costs.denoises(component) { instances(component) } else { 1 };
             taken.extend(own);
         }
     }
@@ -240,14 +233,14 @@ fn by_bytes(
         sizes.push((component, component_size(costs, component, devices)?));
         wishes.push(wish);
     }
-    let (components, sizes): (Vec<Component>, Vec<ComponentSize>) = sizes.into_iter().unzip();
+    let (components, sizes): (Vec<ComponentId>, Vec<ComponentSize>) = sizes.into_iter().unzip();
     let placement = |placed: Vec<DeviceId>| -> Placement<DeviceId> {
-        let placed: BTreeMap<Component, DeviceId> = components.iter().copied().zip(placed).collect();
-        PerComponent::new(|component| match (named.get(component), placed.get(&component)) {
+        let placed: BTreeMap<ComponentId, DeviceId> = components.iter().copied().zip(placed).collect();
+        named.map(|component, places| match (places, placed.get(&component)) {
             (Some(places), _) => places.clone(),
             (None, device) => {
                 let device = *device.expect("a component that is not named is the strategy's");
-                vec![Place::whole(device, sections(component, costs.trial.spec).len())]
+                vec![Place::whole(device, costs.trial.sections(component))]
             }
         })
     };
@@ -301,17 +294,17 @@ fn by_bytes(
     }
 }
 
-fn component_size(costs: &Costs, component: Component, devices: &[DeviceId]) -> Result<ComponentSize> {
+fn component_size(costs: &Costs, component: ComponentId, devices: &[DeviceId]) -> Result<ComponentSize> {
     let size = |id: &DeviceId| -> Result<(DeviceId, Size)> {
         let cost = costs.whole(component, *id)?;
         let (weight_bytes, activation_bytes, keep_bytes) = (cost.weight_bytes, cost.activation_bytes, cost.keep_bytes);
         Ok((*id, Size { weight_bytes, activation_bytes, keep_bytes }))
     };
-    Ok(ComponentSize { name: component.name().to_string(), on: devices.iter().map(size).collect::<Result<_>>()? })
+    Ok(ComponentSize { name: costs.name(component).to_string(), on: devices.iter().map(size).collect::<Result<_>>()? })
 }
 
 fn component_sizes(costs: &Costs, devices: &[DeviceId]) -> Result<Vec<ComponentSize>> {
-    Component::ALL.into_iter().map(|component| component_size(costs, component, devices)).collect()
+    costs.components().map(|component| component_size(costs, component, devices)).collect()
 }
 
 /// What each of `devices` may hold.
@@ -471,8 +464,7 @@ fn by_time(
             // Several replicas of several classes would not draw the same pictures.
             let one_replica = one_replica || search.problem.one_class && by_class(costs, set).len() > 1;
             for (family, scored) in search.run(set, one_replica)? {
-                let is_free = |component: &Component| named.get(*component).is_none();
-                let free = Component::ALL.into_iter().filter(is_free);
+                let free = costs.components().filter(|component| named[*component].is_none());
                 let used = free.flat_map(|component| scored.layouts.iter().flat_map(move |l| l.devices_of(component)));
                 let mut devices = each_once(used);
                 devices.sort();
@@ -578,11 +570,11 @@ fn nothing_fits(
     named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
 ) -> Error {
     let left = device_budgets(costs, devices, budgets);
-    let wish = |component: &Component| named.get(*component).as_ref().and_then(|places| resident(&places[0]));
-    let wishes: Vec<Option<DeviceId>> = Component::ALL.iter().map(wish).collect();
+    let wish = |(_, places): (ComponentId, &Option<Vec<_>>)| places.as_ref().and_then(|places| resident(&places[0]));
+    let wishes: Vec<Option<DeviceId>> = named.iter().map(wish).collect();
     match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
         Err(error) | Ok(Err(error)) => error,
-        Ok(Ok(_)) if Component::ALL.iter().any(|component| named.get(*component).is_some()) => {
+        Ok(Ok(_)) if named.iter().any(|(_, places)| places.is_some()) => {
             Error::input("no placement fits beside what the map names")
                 .hint("fewer [components], a smaller in_flight, or a smaller picture")
         }

@@ -8,19 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::fields::{Located, nearest};
+use crate::backend::{DType, DeviceId};
 pub use crate::weights::Reside;
-use crate::{
-    backend::{DType, DeviceId},
-    pipeline::Component,
-};
 
-/// The components that a map can place, in the order in which a picture passes through them.
-pub const COMPONENTS: [&str; 3] = [Component::TextEncoder.name(), Component::Unet.name(), Component::Vae.name()];
-
-/// The component whose two guidance branches may run on different devices.
-pub(super) const GUIDED: &str = "unet";
-/// How a map writes that.
-pub(super) const GUIDED_FORM: &str = "unet = { negative = \"cuda:0\", positive = \"cuda:1\" }";
+/// How a map places the two branches of guidance apart.
+pub(super) const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
 
 /// The maps that come with sdshard: file name and text.
 pub const SHIPPED: [(&str, &str); 11] = [
@@ -58,7 +50,7 @@ pub struct DeviceMap {
     pub dtype: DTypes,
     /// What the map says about devices, on top of what they say themselves.
     pub device: BTreeMap<DeviceId, Located<DeviceFacts>>,
-    /// Components with places of their own; names from [`COMPONENTS`]. Several places are a pool: an instance on each.
+    /// Components with places of their own; by their names in the model. Several places are a pool: an instance on each.
     pub components: BTreeMap<String, Located<Vec<Place>>>,
     /// Replicas written out one by one; see [`replica_maps`](Self::replica_maps).
     pub replica: Vec<Located<ReplicaMap>>,
@@ -119,7 +111,7 @@ pub enum Place {
         reside: Located<Reside>,
     },
     /// The two branches of guidance apart. What the loop keeps lives with `positive`, which is also the only one that
-    /// runs without guidance. Only the UNet has them.
+    /// runs without guidance. Only a denoiser has them.
     Guided {
         /// For the negative prompt; not guided again.
         negative: Box<Place>,
@@ -211,7 +203,7 @@ pub enum Numerics {
 pub struct DTypes {
     /// For every component that is not named below.
     pub default: Located<Option<DType>>,
-    /// For single components; names from [`COMPONENTS`].
+    /// For single components, by their names in the model.
     pub components: BTreeMap<String, Located<Option<DType>>>,
 }
 

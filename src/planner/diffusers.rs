@@ -10,13 +10,12 @@ use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
     error::{Error, Result},
     models::{
+        component::PerComponent,
         route::Route,
-        spec::{Listed, ModelSpec},
-        vae::VaeEncoder,
+        spec::{ComponentSpec, Listed, ModelSpec},
     },
     pipeline::{
-        Component, PerComponent,
-        model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        model::{Source, load},
         placement::{Place, Reside, Sections},
     },
     weights::{Scope, Weights},
@@ -107,20 +106,14 @@ fn balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option
 
 /// The parameters of a component. The integer buffers of some versions (`position_ids`) are left out: at most some
 /// hundred bytes.
-fn parameters(component: Component, spec: &ModelSpec) -> Result<u64> {
+fn parameters(component: &ComponentSpec) -> Result<u64> {
     // With weights in f32, a GPU holds four bytes for each parameter and nothing else.
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, ledger) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
-    let source = Source::resident(Route::whole(&device, DType::F32, sections(component, spec).len()));
-    let weights = || Weights::shapes_only(component.name());
-    match component {
-        Component::TextEncoder => drop(load_text_encoder(weights(), spec, &source)?),
-        Component::Unet => drop(load_unet(weights(), spec, &source)?),
-        Component::Vae => {
-            drop(load_vae(weights(), spec, &source)?);
-            drop(VaeEncoder::load(&Scope::new(&weights(), &device, DType::F32), &spec.vae)?);
-        }
-    }
+    let route = Route::whole(&device, DType::F32, component.network.sections().len());
+    let weights = || Weights::shapes_only(&component.name);
+    load(component, weights(), &Source::resident(route))?;
+    component.network.load_not_run(&Scope::new(&weights(), &device, DType::F32))?;
     Ok(ledger.take().weight_bytes / DType::F32.size() as u64)
 }
 
@@ -128,9 +121,9 @@ fn parameters(component: Component, spec: &ModelSpec) -> Result<u64> {
 /// `auto` is the type for which the map has `"auto"`.
 fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Network>> {
     let network = |listed: &Listed| {
-        let ours = Component::ALL.into_iter().find(|component| component.name() == listed.name);
+        let ours = spec.component(&listed.name);
         let count = match (ours, listed.parameters) {
-            (Some(component), _) => parameters(component, spec)?,
+            (Some(component), _) => parameters(&spec.components[component])?,
             (None, Some(count)) => count,
             (None, None) => {
                 tracing::debug!("{}: not a network that diffusers would place, or without a config", listed.name);
@@ -174,21 +167,21 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
             };
             tracing::info!("diffusers would {place}; sdshard does not run it");
         }
-        PerComponent::try_new(|component| {
-            let here = networks.iter().position(|network| network.name == component.name());
-            let count = sections(component, spec).len();
+        spec.components.try_map(|_, component| {
+            let here = networks.iter().position(|network| network.name == component.name);
+            let count = component.network.sections().len();
             match here.and_then(|network| placed[network]) {
                 Some(Upstream::Device(device)) => Ok(Place::whole(group[device].id, count)),
                 Some(Upstream::Host) => {
                     tracing::warn!(
                         "the weights of the {} visit {} from the host's memory in every call, as with diffusers; \
                          strategy = \"balanced\" asks every device for room",
-                        component.name(),
+                        component.name,
                         group[0].id
                     );
                     Ok(Place::Route(Sections { devices: vec![group[0].id; count], reside: Reside::Host }))
                 }
-                None => Err(Error::input(format!("model_index.json does not list the {}", component.name()))),
+                None => Err(Error::input(format!("model_index.json does not list the {}", component.name))),
             }
         })
     };

@@ -4,7 +4,8 @@ use super::layout::{Costs, Layout};
 use crate::{
     backend::DeviceId,
     error::Result,
-    pipeline::{Component, placement::Place},
+    models::{component::Stage, spec::LatentSpec},
+    pipeline::placement::Place,
 };
 
 /// What goes from one device to another for one image.
@@ -26,9 +27,8 @@ pub struct Edge {
 pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
     let (spec, largest) = (costs.trial.spec, costs.trial.largest);
     let texts = if largest.guided { 2 } else { 1 };
-    let features = 4 * (texts * spec.text_encoder.text_length * spec.unet.cross_attention_dim) as u64;
-    let scale = spec.vae.scale();
-    let latents = 4 * (largest.width / scale * (largest.height / scale) * spec.unet.in_channels) as u64;
+    let LatentSpec { channels, scale, .. } = spec.latents;
+    let latents = 4 * (largest.width / scale * (largest.height / scale) * channels) as u64;
     let mut edges: Vec<Edge> = Vec::new();
     for (replica, layout) in layouts.iter().enumerate() {
         let mut add = |from: DeviceId, to: DeviceId, what: &'static str, bytes_per_image: u64| {
@@ -45,23 +45,26 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
             }
         };
         let last = |route: &[DeviceId]| *route.last().expect("a route has sections");
-        for place in &layout.placement.unet {
+        for place in &layout.placement[spec.denoiser()] {
             let routes = place.routes();
             let home = routes.last().expect("a place has a route")[0];
-            for text in layout.placement.text_encoder.iter().flat_map(Place::routes) {
-                let each = features / routes.len() as u64;
-                routes.iter().for_each(|route| add(last(text), route[0], "text features", each));
+            for encoder in spec.in_stage(Stage::Encode) {
+                let text = spec.components[encoder].network.text().expect("it encodes texts");
+                let each = 4 * (texts * text.values()) as u64 / routes.len() as u64;
+                for text in layout.placement[encoder].iter().flat_map(Place::routes) {
+                    routes.iter().for_each(|route| add(last(text), route[0], "text features", each));
+                }
             }
             if let [negative, _] = routes[..] {
                 add(home, negative[0], "latents", costs.calls as u64 * latents);
                 add(last(negative), home, "guidance", costs.calls as u64 * latents);
             }
-            for vae in layout.placement.vae.iter().flat_map(Place::routes) {
-                add(home, vae[0], "latents", latents);
-            }
+            let decoders = spec.in_stage(Stage::Decode).flat_map(|decoder| &layout.placement[decoder]);
+            decoders.flat_map(Place::routes).for_each(|decoder| add(home, decoder[0], "latents", latents));
         }
         for (component, places) in layout.placement.iter() {
-            let calls = if component == Component::Unet { costs.calls as u64 } else { 1 };
+            let is_denoiser = component == spec.denoiser();
+            let calls = if is_denoiser { costs.calls as u64 } else { 1 };
             for route in places.iter().flat_map(Place::routes) {
                 if route.iter().all(|id| *id == route[0]) {
                     continue;
@@ -70,7 +73,7 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
                     let what = if crossing.skip { SKIPS } else { BORDER };
                     add(crossing.from, crossing.to, what, calls * crossing.bytes);
                 }
-                if component == Component::Unet {
+                if is_denoiser {
                     add(last(route), route[0], "model output", calls * latents);
                 }
             }

@@ -6,17 +6,15 @@
 use std::fmt::Write;
 
 use super::{
-    plan::{DevicePlan, Edge, Plan, ReplicaPlan},
+    plan::{ComponentPlan, DevicePlan, Edge, Plan, ReplicaPlan},
     predict::Span,
     size::format_bytes,
     words::{per_second, seconds},
 };
 use crate::{
     backend::DeviceId,
-    pipeline::{
-        Component, PerComponent,
-        placement::{Place, Reside},
-    },
+    models::component::{ComponentId, PerComponent, Stage},
+    pipeline::placement::{Place, Reside},
 };
 
 const WIDTH: f64 = 1000.0;
@@ -34,11 +32,12 @@ const INK: &str = "#1f2933";
 const FAINT: &str = "#7b8794";
 const LINE: &str = "#cbd2d9";
 
-fn colour(component: Component) -> &'static str {
-    match component {
-        Component::TextEncoder => "#2f9e77",
-        Component::Unet => "#3366cc",
-        Component::Vae => "#d9730d",
+/// The colour of a component: components of one stage have one.
+fn colour(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Encode => "#2f9e77",
+        Stage::Denoise => "#3366cc",
+        Stage::Decode => "#d9730d",
     }
 }
 
@@ -50,6 +49,8 @@ const FILLINGS: [(&str, &str); 5] = [
     ("activations", "#e8a34c"),
     ("kept", "#7fb58f"),
 ];
+
+type Components = PerComponent<ComponentPlan>;
 
 struct Svg {
     body: String,
@@ -85,7 +86,7 @@ pub fn svg(plan: &Plan) -> String {
     );
     svg.text((MARGIN, svg.y), &format!("font-size=\"18\" font-weight=\"600\" fill=\"{INK}\""), &title);
     svg.y += 22.0;
-    legend(&mut svg);
+    legend(&mut svg, &plan.components);
     let mut column = 0;
     for (index, replica) in plan.replicas.iter().enumerate().take(REPLICAS) {
         // Replicas of one device stand side by side.
@@ -121,10 +122,10 @@ pub fn svg(plan: &Plan) -> String {
     )
 }
 
-fn legend(svg: &mut Svg) {
-    let components = Component::ALL.map(|component| (component.name(), colour(component)));
+fn legend(svg: &mut Svg, components: &Components) {
+    let components = components.iter().map(|(_, component)| (component.name.as_str(), colour(component.stage)));
     let mut x = MARGIN;
-    for (name, colour) in components.into_iter().chain(FILLINGS) {
+    for (name, colour) in components.chain(FILLINGS) {
         let y = svg.y;
         svg.rect((x, y - 9.0), (10.0, 10.0), &format!("rx=\"2\" fill=\"{colour}\""));
         svg.text((x + 15.0, y), &format!("font-size=\"12\" fill=\"{FAINT}\""), name);
@@ -145,7 +146,7 @@ fn alone(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan, column
     svg.text((x, svg.y + 22.0), &style, &heading(index, replica));
     let id = replica.placement.devices()[0];
     if let Some(device) = plan.devices.iter().find(|device| device.id == id) {
-        device_box(svg, device, (x, svg.y + 34.0), &components_on(replica, id));
+        device_box(svg, device, (x, svg.y + 34.0), &components_on(&plan.components, replica, id));
     }
 }
 
@@ -166,7 +167,7 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
     let places: Vec<(f64, f64)> = used.iter().map(place).collect();
     for (id, at) in used.iter().zip(&places) {
         if let Some(device) = plan.devices.iter().find(|device| device.id == *id) {
-            device_box(svg, device, *at, &components_on(replica, *id));
+            device_box(svg, device, *at, &components_on(&plan.components, replica, *id));
         }
     }
     let labelled = edges.len() <= 6;
@@ -212,8 +213,8 @@ fn joined<'a>(edges: impl Iterator<Item = &'a Edge>) -> Vec<(DeviceId, DeviceId,
 }
 
 /// What runs on a device, in words.
-fn components_on(replica: &ReplicaPlan, id: DeviceId) -> Vec<(Component, String)> {
-    let on = |component: Component, place: &Place<DeviceId>| {
+fn components_on(components: &Components, replica: &ReplicaPlan, id: DeviceId) -> Vec<(Stage, String)> {
+    let on = |component: ComponentId, place: &Place<DeviceId>| {
         let routes = place.routes();
         let names: &[&str] = if routes.len() == 2 { &["negative ", "positive "] } else { &[""] };
         let parts = routes.iter().zip(names).filter(|(route, _)| route.contains(&id)).map(|(route, name)| {
@@ -224,18 +225,19 @@ fn components_on(replica: &ReplicaPlan, id: DeviceId) -> Vec<(Component, String)
                 Reside::Host => " from host",
                 Reside::Disk => " from disk",
             };
-            format!("{name}{}{part}{from}", component.name())
+            format!("{name}{}{part}{from}", components[component].name)
         });
         parts.collect::<Vec<_>>()
     };
-    let mut all: Vec<(Component, String)> = Vec::new();
+    let mut all: Vec<(Stage, String)> = Vec::new();
     for (component, places) in replica.placement.iter() {
-        all.extend(places.iter().flat_map(|place| on(component, place)).map(|words| (component, words)));
+        let stage = components[component].stage;
+        all.extend(places.iter().flat_map(|place| on(component, place)).map(|words| (stage, words)));
     }
     all
 }
 
-fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components: &[(Component, String)]) {
+fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components: &[(Stage, String)]) {
     svg.rect((x, y), BOX, &format!("rx=\"6\" fill=\"#f7f9fb\" stroke=\"{LINE}\""));
     let (name, idle) = (device.id.to_string(), format!("{:.0}% idle", 100.0 * device.idle_share));
     svg.text((x + 12.0, y + 20.0), &format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\""), &name);
@@ -254,9 +256,9 @@ fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components
     }
     let full = format!("{} of {}", format_bytes(device.total_bytes()), format_bytes(device.budget_bytes));
     svg.text((bar_x, y + 58.0), &format!("font-size=\"11\" fill=\"{FAINT}\""), &full);
-    for (line, (component, words)) in components.iter().take(3).enumerate() {
+    for (line, (stage, words)) in components.iter().take(3).enumerate() {
         let y = y + 76.0 + 15.0 * line as f64;
-        svg.rect((bar_x, y - 8.5), (9.0, 9.0), &format!("rx=\"2\" fill=\"{}\"", colour(*component)));
+        svg.rect((bar_x, y - 8.5), (9.0, 9.0), &format!("rx=\"2\" fill=\"{}\"", colour(*stage)));
         svg.text((bar_x + 14.0, y), &format!("font-size=\"12\" fill=\"{INK}\""), words);
     }
 }
@@ -277,6 +279,7 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
     let (left, right) = (MARGIN + 64.0, WIDTH - MARGIN);
     let x = |time: f64| left + (right - left) * time / end;
     let shown = plan.devices.len().min(LANES);
+    let stages: Vec<Stage> = plan.components.iter().map(|(_, component)| component.stage).collect();
     let (top, bottom) = (svg.y, svg.y + LANE * shown as f64);
     let step = nice(end / 8.0);
     for tick in (0..).map(|tick| f64::from(tick) * step).take_while(|time| *time <= end * 1.0001) {
@@ -307,7 +310,7 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         for span in stretches {
             let width = |seconds: f64| ((right - left) * seconds / end).max(0.4);
             let (from, busy, held) = (x(span.from), width(span.seconds), width(span.held));
-            let fill = colour(Component::ALL[span.stage]);
+            let fill = colour(stages[span.stage]);
             // Neighbours differ a little, so that requests can be told apart; what is only held is faint.
             let shade = if span.request % 2 == 0 { 0.95 } else { 0.7 };
             svg.rect((from, y + 3.0), (held, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"0.15\""));
@@ -324,12 +327,12 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         svg.text((MARGIN, y), &format!("font-size=\"12\" fill=\"{FAINT}\""), &format!("and {more} more devices"));
         svg.y += 16.0;
     }
-    times(svg, &plan.seconds);
+    times(svg, &plan.components);
 }
 
 /// What a picture's stages take.
-fn times(svg: &mut Svg, stages: &PerComponent<f64>) {
-    let words = stages.iter().map(|(component, time)| format!("{} {}", component.name(), seconds(*time)));
+fn times(svg: &mut Svg, components: &Components) {
+    let words = components.iter().map(|(_, component)| format!("{} {}", component.name, seconds(component.seconds)));
     let words = format!("for each picture: {}", words.collect::<Vec<_>>().join(", "));
     svg.y += 14.0;
     svg.text((MARGIN, svg.y), &format!("font-size=\"12\" fill=\"{FAINT}\""), &words);

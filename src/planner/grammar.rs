@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     device_map::{
-        COMPONENTS, DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Numerics, Place, ReplicaMap, Replicas,
-        Reside, Strategy, with_nearest,
+        DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy,
+        with_nearest,
     },
     fields::{Field, Located, Location, Source, nearest},
     size::{parse_accelerate_size, parse_size},
@@ -456,14 +456,12 @@ impl<'a> Field<'a> {
         })
     }
 
-    /// The name as a component's.
+    /// The name as a component's: which ones there are is known by the model alone.
     fn component_name(&self) -> Result<String> {
-        if COMPONENTS.contains(&self.name) {
-            return Ok(self.name.to_string());
+        match self.misplaced() {
+            Some(hint) => Err(self.refuse_name("no such component").hint(hint)),
+            None => Ok(self.name.to_string()),
         }
-        let components = format!("the components are {}", COMPONENTS.join(", "));
-        let hint = self.misplaced().unwrap_or_else(|| with_nearest(&components, self.name, &COMPONENTS));
-        Err(self.refuse_name("no such component").hint(hint))
     }
 
     /// The name as a device's.

@@ -17,11 +17,8 @@ use super::{
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
     error::Result,
-    pipeline::{
-        Component,
-        model::sections,
-        placement::{Place, Placement, Reside, Sections, each_once},
-    },
+    models::component::{ComponentId, Stage},
+    pipeline::placement::{Place, Placement, Reside, Sections, each_once},
     scheduler::schedule,
 };
 
@@ -44,14 +41,14 @@ pub struct Layout {
 
 impl Layout {
     /// The devices of one component, each once.
-    pub fn devices_of(&self, component: Component) -> Vec<DeviceId> {
-        each_once(self.placement.get(component).iter().flat_map(Place::devices))
+    pub fn devices_of(&self, component: ComponentId) -> Vec<DeviceId> {
+        each_once(self.placement[component].iter().flat_map(Place::devices))
     }
 
-    /// Whether requests pass this UNet device by device, so that several are inside at once. A request that has the
+    /// Whether requests pass this denoiser device by device, so that several are inside at once. A request that has the
     /// replica for itself holds all of them instead.
-    pub fn passes(&self, component: Component, place: &Place<DeviceId>) -> bool {
-        component == Component::Unet && place.is_cut() && self.in_flight > 1
+    pub fn passes(&self, stage: Stage, place: &Place<DeviceId>) -> bool {
+        stage == Stage::Denoise && place.is_cut() && self.in_flight > 1
     }
 }
 
@@ -98,9 +95,9 @@ pub(super) struct Costs<'a> {
     host_free_bytes: Option<u64>,
     /// For each device the first one that is like it.
     kinds: Vec<usize>,
-    tables: RefCell<BTreeMap<Component, Rc<Vec<Section>>>>,
+    tables: RefCell<BTreeMap<ComponentId, Rc<Vec<Section>>>>,
     /// Whole components by kind of device.
-    wholes: RefCell<BTreeMap<(Component, usize), Cost>>,
+    wholes: RefCell<BTreeMap<(ComponentId, usize), Cost>>,
 }
 
 impl<'a> Costs<'a> {
@@ -114,6 +111,26 @@ impl<'a> Costs<'a> {
         let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
         let kinds = trial.devices.iter().map(first).collect();
         Ok(Self { trial, calls, host_free_bytes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
+    }
+
+    /// The name of a component.
+    pub fn name(&self, component: ComponentId) -> &str {
+        &self.trial.spec.components[component].name
+    }
+
+    /// The stage of a component.
+    pub fn stage(&self, component: ComponentId) -> Stage {
+        self.trial.spec.components[component].stage()
+    }
+
+    /// Whether a component is called once per step, for a batch of requests at a time.
+    pub fn denoises(&self, component: ComponentId) -> bool {
+        self.stage(component) == Stage::Denoise
+    }
+
+    /// All components, in the order in which a request passes them.
+    pub fn components(&self) -> impl DoubleEndedIterator<Item = ComponentId> + use<> {
+        self.trial.spec.components.ids()
     }
 
     /// The number of a device.
@@ -131,7 +148,7 @@ impl<'a> Costs<'a> {
     }
 
     /// All of a component on one device.
-    pub fn whole(&self, component: Component, id: DeviceId) -> Result<Cost> {
+    pub fn whole(&self, component: ComponentId, id: DeviceId) -> Result<Cost> {
         let kind = self.kind(id);
         if let Some(cost) = self.wholes.borrow().get(&(component, kind)) {
             return Ok(*cost);
@@ -143,7 +160,7 @@ impl<'a> Costs<'a> {
 
     /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
     /// of all of that kind costs. Also gives these names.
-    fn ran(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<Ran>, Names)> {
+    fn ran(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<Ran>, Names)> {
         let mut names = Names::new();
         for id in place.devices() {
             let kind = self.kind(id);
@@ -156,8 +173,8 @@ impl<'a> Costs<'a> {
     }
 
     /// What a place asks of each of its devices, bytes exactly.
-    pub fn of(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<Vec<(DeviceId, Cost)>> {
-        if let (Some(id), true) = (resident(place), batch == 1 || component != Component::Unet) {
+    pub fn of(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<Vec<(DeviceId, Cost)>> {
+        if let (Some(id), true) = (resident(place), batch == 1 || !self.denoises(component)) {
             return Ok(vec![(id, self.whole(component, id)?)]);
         }
         let (ran, names) = self.ran(component, place, batch)?;
@@ -172,7 +189,7 @@ impl<'a> Costs<'a> {
     }
 
     /// Packed weights that rest in the host's memory for a place.
-    pub fn host_bytes(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<u64> {
+    pub fn host_bytes(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<u64> {
         match place.routes().iter().any(|route| route.reside == Reside::Host) {
             true => Ok(self.ran(component, place, batch)?.0.host_bytes),
             false => Ok(0),
@@ -193,7 +210,7 @@ impl<'a> Costs<'a> {
     }
 
     /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
-    fn visited(&self, component: Component, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
+    fn visited(&self, component: ComponentId, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
         let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
         let rate = if route.reside == Reside::Disk { link.min(DISK) } else { link };
         let here: Vec<Needs> = table
@@ -215,7 +232,7 @@ impl<'a> Costs<'a> {
     }
 
     /// The sections of a component, with what they need of each kind of device.
-    pub fn table(&self, component: Component) -> Result<Rc<Vec<Section>>> {
+    pub fn table(&self, component: ComponentId) -> Result<Rc<Vec<Section>>> {
         if let Some(table) = self.tables.borrow().get(&component) {
             return Ok(table.clone());
         }
@@ -239,19 +256,19 @@ impl<'a> Costs<'a> {
                 skips: carried.filter(|carried| !next(carried.to)).map(|carried| (carried.to, carried.bytes)).collect(),
             }
         };
-        let names = sections(component, self.trial.spec);
+        let names = self.trial.spec.components[component].network.sections();
         let table = Rc::new(names.into_iter().enumerate().map(section).collect::<Vec<_>>());
         self.tables.borrow_mut().insert(component, table.clone());
         Ok(table)
     }
 
     /// The transient arena that each section needs on a device of its own.
-    fn arenas(&self, component: Component, info: &DeviceInfo) -> Result<Vec<u64>> {
-        let count = sections(component, self.trial.spec).len();
+    fn arenas(&self, component: ComponentId, info: &DeviceInfo) -> Result<Vec<u64>> {
+        let count = self.trial.sections(component);
         let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
         let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
         let (spec, largest, effort) = (self.trial.spec, self.trial.largest, self.trial.effort);
-        let trial = Trial::new(spec, &devices, largest, self.trial.dtypes, effort)?;
+        let trial = Trial::new(spec, &devices, largest, self.trial.dtypes.clone(), effort)?;
         let route: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
         let costs = trial.cost(component, &Place::Route(route.into()))?;
         Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())
@@ -261,11 +278,12 @@ impl<'a> Costs<'a> {
     /// cut UNet that others pass as well.
     pub fn arenas_of(&self, layout: &Layout) -> Result<(Bytes, Bytes)> {
         let (mut keep_bytes, mut lane_bytes) = (Bytes::new(), Bytes::new());
-        for place in &layout.placement.unet {
-            for (id, cost) in self.of(Component::Unet, place, layout.batch)? {
-                // Also where it keeps nothing: a request finds an arena on every device of the UNet.
+        let denoiser = self.trial.spec.denoiser();
+        for place in &layout.placement[denoiser] {
+            for (id, cost) in self.of(denoiser, place, layout.batch)? {
+                // Also where it keeps nothing: a request finds an arena on every device of the denoiser.
                 at_least(&mut keep_bytes, id, cost.keep_bytes);
-                if layout.passes(Component::Unet, place) {
+                if layout.passes(Stage::Denoise, place) {
                     at_least(&mut lane_bytes, id, cost.activation_bytes);
                 }
             }
@@ -277,14 +295,14 @@ impl<'a> Costs<'a> {
     pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<Held>> {
         let mut held = vec![Held::default(); self.trial.devices.len()];
         // Visitors come one component at a time.
-        let mut staying = BTreeMap::<(usize, Component), Vec<Part>>::new();
+        let mut staying = BTreeMap::<(usize, ComponentId), Vec<Part>>::new();
         for layout in layouts {
             for (component, places) in layout.placement.iter() {
                 for place in places {
                     for (id, cost) in self.of(component, place, layout.batch)? {
                         let index = self.index(id);
                         let device = &mut held[index];
-                        if !layout.passes(component, place) {
+                        if !layout.passes(self.stage(component), place) {
                             device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
                         }
                         let stays = sections_on(place, id, |reside| reside == Reside::Device);
@@ -309,7 +327,7 @@ impl<'a> Costs<'a> {
     }
 
     /// Bytes of the weights of several places of a component on one device, which have in common what both use.
-    fn in_common(&self, component: Component, device: usize, parts: &[Part]) -> Result<u64> {
+    fn in_common(&self, component: ComponentId, device: usize, parts: &[Part]) -> Result<u64> {
         let all: BTreeSet<usize> = parts.iter().flat_map(|part| part.sections.iter().copied()).collect();
         if let Some(part) = parts.iter().find(|part| part.sections.len() == all.len()) {
             return Ok(part.weight_bytes);
@@ -318,7 +336,7 @@ impl<'a> Costs<'a> {
     }
 
     /// Bytes of the weights of some sections on one device.
-    fn weight_bytes(&self, component: Component, device: usize, sections: &BTreeSet<usize>) -> Result<u64> {
+    fn weight_bytes(&self, component: ComponentId, device: usize, sections: &BTreeSet<usize>) -> Result<u64> {
         if sections.is_empty() {
             return Ok(0);
         }
@@ -330,10 +348,10 @@ impl<'a> Costs<'a> {
     pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
         let replica = |layout: &Layout| -> Result<predict::Replica> {
             let stage = |component| {
-                let places = layout.placement.get(component).iter();
+                let places = layout.placement[component].iter();
                 places.map(|place| self.place(component, place, layout)).collect::<Result<Vec<_>>>()
             };
-            let stages = Component::ALL.into_iter().map(stage).collect::<Result<_>>()?;
+            let stages = self.components().map(stage).collect::<Result<_>>()?;
             // More requests than can be at work only wait.
             let most = 4 + 2 * layout.placement.devices().len();
             Ok(predict::Replica { stages, in_flight: layout.in_flight.min(most) })
@@ -346,11 +364,11 @@ impl<'a> Costs<'a> {
         })
     }
 
-    fn place(&self, component: Component, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Place> {
+    fn place(&self, component: ComponentId, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Place> {
         let costs = self.of(component, place, layout.batch)?;
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
         // Texts are encoded and pictures decoded one by one.
-        let (calls, times) = if component == Component::Unet { (self.calls, 1) } else { (1, layout.batch) };
+        let (calls, times) = if self.denoises(component) { (self.calls, 1) } else { (1, layout.batch) };
         let calls = calls as f64;
         let work = |(id, cost): &(DeviceId, Cost)| (self.index(*id), calls * cost.seconds + cost.prepare_seconds);
         let prepare: f64 = costs.iter().map(|(_, cost)| cost.prepare_seconds).sum();
@@ -360,7 +378,7 @@ impl<'a> Costs<'a> {
             Ok(devices.into_iter().map(seconds).sum::<f64>() + moved)
         };
         let one = match place {
-            Place::Route(route) if layout.passes(component, place) => {
+            Place::Route(route) if layout.passes(self.stage(component), place) => {
                 return self.passed(component, route, &costs, self.calls);
             }
             Place::Route(route) => of_route(route)?,
@@ -381,7 +399,7 @@ impl<'a> Costs<'a> {
     /// first, where the latents are.
     fn passed(
         &self,
-        component: Component,
+        component: ComponentId,
         route: &[DeviceId],
         costs: &[(DeviceId, Cost)],
         calls: usize,
@@ -416,7 +434,7 @@ impl<'a> Costs<'a> {
     }
 
     /// Seconds that one call's tensors take to enter each run of sections of a route, over the links of both sides.
-    fn moved(&self, component: Component, route: &[DeviceId]) -> Result<Vec<f64>> {
+    fn moved(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<f64>> {
         let seconds_per_byte = |id: DeviceId| 1.0 / self.info(id).rates.link;
         let mut moved = vec![0.0; runs(route).len()];
         for crossing in self.crossings(component, route)? {
@@ -427,7 +445,7 @@ impl<'a> Costs<'a> {
     }
 
     /// What crosses from device to device in one call.
-    pub fn crossings(&self, component: Component, route: &[DeviceId]) -> Result<Vec<Crossing>> {
+    pub fn crossings(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<Crossing>> {
         let table = self.table(component)?;
         let runs = runs(route);
         let run_of = |section: usize| runs.iter().position(|(_, sections)| sections.contains(&section)).unwrap_or(0);
@@ -447,7 +465,7 @@ impl<'a> Costs<'a> {
     /// A stretch for each run of sections on one device, as long as so many calls.
     fn pieces(
         &self,
-        component: Component,
+        component: ComponentId,
         route: &[DeviceId],
         seconds: &dyn Fn(DeviceId) -> f64,
         calls: f64,

@@ -23,12 +23,11 @@ pub use super::{choose::Rejected, edges::Edge};
 use crate::{
     backend::{DType, DeviceId, DeviceInfo, DeviceKind, info::class_in, registry::measured},
     error::{Error, Result},
-    models::spec::ModelSpec,
-    pipeline::{
-        Component, PerComponent,
-        model::sections,
-        placement::{Place, Placement, Reside, each_once},
+    models::{
+        component::{ComponentId, PerComponent, Stage},
+        spec::{ComponentSpec, ModelSpec},
     },
+    pipeline::placement::{Place, Placement, Reside, each_once},
 };
 
 /// Where one replica's components run.
@@ -65,7 +64,7 @@ pub struct DevicePlan {
     /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
     pub overhead_bytes: u64,
     /// Components that run on it, at least in part.
-    pub components: Vec<Component>,
+    pub components: Vec<ComponentId>,
     /// Their packed weights that stay, in bytes.
     pub weight_bytes: u64,
     /// The most that weights from elsewhere occupy at one time, in bytes.
@@ -82,8 +81,8 @@ pub struct DevicePlan {
 
 impl DevicePlan {
     /// The numerics class in which it runs a component.
-    pub fn class_of(&self, component: Component) -> String {
-        class_in(&self.class, *self.dtypes.get(component))
+    pub fn class_of(&self, component: ComponentId) -> String {
+        class_in(&self.class, self.dtypes[component])
     }
 
     /// All of it, in bytes.
@@ -92,16 +91,30 @@ impl DevicePlan {
     }
 }
 
+/// A component of the model that is planned for.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ComponentPlan {
+    /// Its name in device maps.
+    pub name: String,
+    /// What it does for a request.
+    pub stage: Stage,
+    /// What it needs, whole and on one device.
+    pub cost: Cost,
+    /// The type in which it is computed, on the first of its devices.
+    pub dtype: DType,
+    /// How long it takes for one image that never waits, in seconds.
+    pub seconds: f64,
+}
+
 /// A device map resolved for one model, one largest request and one machine.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Plan {
     /// What it is made for.
     pub largest: Largest,
-    /// What each component needs, whole and on one device.
-    pub costs: PerComponent<Cost>,
-    /// The type in which each component is computed, on the first of its devices.
-    pub dtypes: PerComponent<DType>,
+    /// The components of the model.
+    pub components: PerComponent<ComponentPlan>,
     /// Whole pipelines side by side.
     pub replicas: Vec<ReplicaPlan>,
     /// The devices that are used, in the map's order.
@@ -110,8 +123,6 @@ pub struct Plan {
     pub shared_weight_bytes: Option<u64>,
     /// Bytes of weights that rest in the host's memory and visit devices.
     pub host_weight_bytes: u64,
-    /// How long each component takes for one image that never waits, in seconds.
-    pub seconds: PerComponent<f64>,
     /// One image alone.
     pub seconds_per_image: f64,
     /// Of a queue that does not end.
@@ -129,12 +140,24 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The types in which a request's UNet may be computed, with guidance or without: for each place that it may take, those
-    /// of the place's devices.
-    pub fn unet_dtypes(&self, guided: bool) -> Vec<Vec<DType>> {
+    /// The component of this name.
+    pub fn component(&self, name: &str) -> Option<ComponentId> {
+        self.components.iter().find(|(_, component)| component.name == name).map(|(id, _)| id)
+    }
+
+    /// The component that denoises.
+    fn denoiser(&self) -> ComponentId {
+        let denoiser = self.components.iter().find(|(_, component)| component.stage == Stage::Denoise);
+        denoiser.expect("every model has a denoiser").0
+    }
+
+    /// The types in which a request's denoiser may be computed, with guidance or without: for each place that it may take,
+    /// those of the place's devices.
+    pub fn denoiser_dtypes(&self, guided: bool) -> Vec<Vec<DType>> {
+        let denoiser = self.denoiser();
         let dtype =
-            |id: &DeviceId| self.devices.iter().find(|device| device.id == *id).map(|device| device.dtypes.unet);
-        let places = self.replicas.iter().flat_map(|replica| &replica.placement.unet);
+            |id: &DeviceId| self.devices.iter().find(|device| device.id == *id).map(|device| device.dtypes[denoiser]);
+        let places = self.replicas.iter().flat_map(|replica| &replica.placement[denoiser]);
         let dtypes = places.map(|place| match place {
             Place::Guided { positive, .. } if !guided => each_once(positive.iter().filter_map(dtype)),
             place => each_once(place.devices().iter().filter_map(dtype)),
@@ -169,16 +192,14 @@ impl Plan {
         effort: &Effort,
     ) -> Result<Self> {
         map.check()?;
-        for component in Component::ALL {
-            map.check_borders(component.name(), &sections(component, spec))?;
-        }
+        map.check_model(spec)?;
         let maps = map.replica_maps();
         let usable = map.usable(defaults)?;
         let mut infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
-        leave_out_cpu_without_types(map, &mut infos);
+        leave_out_cpu_without_types(map, spec, &mut infos);
 
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
-        let dtypes = PerComponent::try_new(|component| resolve_dtype(map, component, spec, &infos))?;
+        let dtypes = spec.components.try_map(|_, component| resolve_dtype(map, component, &infos))?;
         let trial = Trial::new(spec, &infos, largest, dtypes, effort)?;
         let host = devices.iter().find(|device| device.id == DeviceId::CPU);
         let costs = Costs::new(&trial, host.map(|host| host.free_bytes))?;
@@ -188,7 +209,7 @@ impl Plan {
             own.retain(|id| infos.iter().any(|info| info.id == *id));
             let room = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
             let chosen = choose(map, &costs, &own, &infos.iter().map(room).collect::<Vec<_>>())?;
-            reasons.add(map, &chosen);
+            reasons.add(map, &costs, &chosen);
             for one in chosen.rejected {
                 if !rejected.contains(&one) {
                     rejected.push(one);
@@ -200,7 +221,7 @@ impl Plan {
         let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
         let budgets: Vec<u64> = infos.iter().map(least).collect();
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
-        (plan.reasons, plan.rejected) = (reasons.sentences(), rejected);
+        (plan.reasons, plan.rejected) = (reasons.sentences(spec), rejected);
         let is_idle =
             |id: &&DeviceId| id.kind != DeviceKind::Cpu && plan.devices.iter().all(|device| device.id != **id);
         plan.idle = defaults.iter().filter(is_idle).copied().collect();
@@ -232,12 +253,12 @@ impl Plan {
         if map.numerics.value == Numerics::Any {
             return Ok(());
         }
-        for component in Component::ALL {
-            let classes = self.classes(component);
+        for (id, component) in self.components.iter() {
+            let classes = self.classes(id);
             if classes.len() > 1 {
                 return Err(map
                     .numerics
-                    .refuse("numerics", format!("the {} has mixed numerics", component.name()))
+                    .refuse("numerics", format!("the {} has mixed numerics", component.name))
                     .found(classes.join(", "))
                     .hint("devices of one class for this component, or numerics = \"any\""));
             }
@@ -279,10 +300,10 @@ impl Plan {
                 activation_bytes: held.activation_bytes,
                 keep_bytes: held.keep_bytes,
                 idle_share,
-                dtypes: PerComponent::new(|component| trial.dtype(component, info.id)),
+                dtypes: trial.dtypes.map(|component, _| trial.dtype(component, info.id)),
             })
             .collect();
-        let mut resting = BTreeMap::<Component, u64>::new();
+        let mut resting = BTreeMap::<ComponentId, u64>::new();
         let mut replicas = Vec::with_capacity(layouts.len());
         for layout in layouts {
             for (component, places) in layout.placement.iter() {
@@ -315,34 +336,36 @@ impl Plan {
             ))
             .hint("another device for one of its components, or a smaller width and height"));
         }
-        let whole = PerComponent::try_new(|component| costs.whole(component, first))?;
+        let alone = costs.load(&[Layout { batch: 1, ..layouts[0].clone() }])?;
+        let components = trial.spec.components.try_map(|id, component| {
+            let first_device = replicas[0].placement[id][0].devices()[0];
+            Ok(ComponentPlan {
+                name: component.name.clone(),
+                stage: component.stage(),
+                cost: costs.whole(id, first)?,
+                dtype: trial.dtype(id, first_device),
+                seconds: alone.replicas[0].stages[id.index()][0].seconds(),
+            })
+        })?;
         // One copy for all shares of the CPU.
         let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
         let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
         let shared_weight_bytes = sharing.then(|| {
-            let stays = |component: &Component| {
-                let places = layouts.iter().flat_map(|layout| layout.placement.get(*component));
+            let stays = |component: ComponentId| {
+                let places = layouts.iter().flat_map(|layout| &layout.placement[component]);
                 places.filter(|place| !place.visits()).flat_map(Place::devices).any(|id| on_cpu(&id))
             };
-            Component::ALL.iter().filter(|c| stays(c)).map(|c| whole.get(*c).weight_bytes).sum()
+            let staying = components.iter().filter(|(id, _)| stays(*id));
+            staying.map(|(_, component)| component.cost.weight_bytes).sum()
         });
-        let dtypes = PerComponent::new(|component| {
-            let first = replicas[0].placement.get(component)[0].devices()[0];
-            trial.dtype(component, first)
-        });
-        let single = Layout { batch: 1, ..layouts[0].clone() };
-        let alone = costs.load(&[single])?;
-        let seconds = PerComponent::new(|component| alone.replicas[0].stages[component as usize][0].seconds());
         Ok(Self {
             largest: trial.largest.clone(),
-            costs: whole,
-            dtypes,
+            seconds_per_image: components.iter().map(|(_, component)| component.seconds).sum(),
+            components,
             replicas,
             devices,
             shared_weight_bytes,
             host_weight_bytes: resting.values().sum(),
-            seconds,
-            seconds_per_image: seconds.iter().map(|(_, seconds)| seconds).sum(),
             images_per_second: prediction.images_per_second,
             edges: edges(costs, layouts)?,
             reasons: Vec::new(),
@@ -353,15 +376,15 @@ impl Plan {
     }
 
     /// The numerics classes in which a component runs, over all of its devices.
-    pub fn classes(&self, component: Component) -> Vec<String> {
+    pub fn classes(&self, component: ComponentId) -> Vec<String> {
         let on = self.devices.iter().filter(|device| device.components.contains(&component));
         each_once(on.map(|device| device.class_of(component)))
     }
 
     /// The components that devices of several numerics classes run.
-    pub fn mixed(&self) -> Vec<&'static str> {
-        let mixed = Component::ALL.into_iter().filter(|component| self.classes(*component).len() > 1);
-        mixed.map(Component::name).collect()
+    pub fn mixed(&self) -> Vec<&str> {
+        let mixed = self.components.iter().filter(|(id, _)| self.classes(*id).len() > 1);
+        mixed.map(|(_, component)| component.name.as_str()).collect()
     }
 
     /// What somebody should know who did not ask to see the plan: that it mixes numerics classes, and which GPUs it leaves
@@ -400,10 +423,10 @@ impl Plan {
 
     /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
     /// of devices, `cpu` for the host's memory, or `disk`.
-    pub fn homes(&self) -> BTreeMap<&'static str, Vec<String>> {
+    pub fn homes(&self) -> BTreeMap<String, Vec<String>> {
         let mut homes = BTreeMap::<_, Vec<String>>::new();
         for (component, places) in self.replicas.iter().flat_map(|replica| replica.placement.iter()) {
-            let here = homes.entry(component.name()).or_default();
+            let here = homes.entry(self.components[component].name.clone()).or_default();
             for route in places.iter().flat_map(Place::routes) {
                 let names = match route.reside {
                     Reside::Device => route.iter().map(ToString::to_string).collect(),
@@ -421,11 +444,11 @@ impl Plan {
     }
 
     /// The devices of each component, over all places and replicas.
-    pub fn device_map(&self) -> BTreeMap<&'static str, Vec<DeviceId>> {
+    pub fn device_map(&self) -> BTreeMap<String, Vec<DeviceId>> {
         let mut map = BTreeMap::<_, Vec<DeviceId>>::new();
         for replica in &self.replicas {
             for (component, places) in replica.placement.iter() {
-                let devices = map.entry(component.name()).or_default();
+                let devices = map.entry(self.components[component].name.clone()).or_default();
                 for device in places.iter().flat_map(Place::devices) {
                     if !devices.contains(&device) {
                         devices.push(device);
@@ -439,13 +462,13 @@ impl Plan {
 
 /// Why each component is where it is: the same reason once for all replicas that share it.
 #[derive(Default)]
-struct Reasons(Vec<(Component, String, Vec<DeviceId>)>);
+struct Reasons(Vec<(ComponentId, String, Vec<DeviceId>)>);
 
 impl Reasons {
-    fn add(&mut self, map: &DeviceMap, chosen: &Chosen) {
+    fn add(&mut self, map: &DeviceMap, costs: &Costs, chosen: &Chosen) {
         for layout in &chosen.layouts {
-            for component in Component::ALL {
-                let why = match map.components.get(component.name()) {
+            for component in costs.components() {
+                let why = match map.components.get(costs.name(component)) {
                     Some(_) => "named in the map",
                     None => &chosen.why,
                 };
@@ -458,11 +481,11 @@ impl Reasons {
         }
     }
 
-    fn sentences(self) -> Vec<String> {
-        let sentence = |(component, why, mut devices): (Component, String, Vec<DeviceId>)| {
+    fn sentences(self, spec: &ModelSpec) -> Vec<String> {
+        let sentence = |(component, why, mut devices): (ComponentId, String, Vec<DeviceId>)| {
             let mut seen = BTreeSet::new();
             devices.retain(|id| seen.insert(*id));
-            format!("{} on {}: {why}", component.name(), device_list(&devices))
+            format!("{} on {}: {why}", spec.components[component].name, device_list(&devices))
         };
         self.0.into_iter().map(sentence).collect()
     }
@@ -477,26 +500,21 @@ fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
-/// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A decoder that
-/// overflows f16 has f32 unless the map says otherwise.
-fn resolve_dtype(
-    map: &DeviceMap,
-    component: Component,
-    spec: &ModelSpec,
-    infos: &[DeviceInfo],
-) -> Result<Option<DType>> {
-    let said = map.dtype.said(component.name());
+/// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A network
+/// that overflows f16 has f32 unless the map says otherwise.
+fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo]) -> Result<Option<DType>> {
+    let said = map.dtype.said(&component.name);
     let Some(asked) = said.value else {
-        return Ok((component == Component::Vae && spec.vae.force_upcast).then_some(DType::F32));
+        return Ok(component.network.overflows_f16().then_some(DType::F32));
     };
     match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
         None => Ok(Some(asked)),
         Some(info) => Err(match info.id.kind {
             DeviceKind::Cpu => said
-                .refuse("dtype", format!("the CPU has no {asked} kernels for the {}", component.name()))
+                .refuse("dtype", format!("the CPU has no {asked} kernels for the {}", component.name))
                 .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
             _ => said
-                .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name()))
+                .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name))
                 .found(&info.class)
                 .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
@@ -504,15 +522,13 @@ fn resolve_dtype(
 }
 
 /// A CPU that nobody named is no reason to refuse a type that the GPUs have.
-fn leave_out_cpu_without_types(map: &DeviceMap, infos: &mut Vec<DeviceInfo>) {
+fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, infos: &mut Vec<DeviceInfo>) {
     let maps = map.replica_maps();
     let is_named = |id: DeviceId| {
         let listed = |map: &DeviceMap| map.devices.iter().any(|device| device.value == id);
         maps.iter().any(|map| listed(map) || map.placed_devices().any(|(_, device)| device.value == id))
     };
-    let has_types = |info: &DeviceInfo| {
-        Component::ALL.iter().all(|component| info.in_type(map.dtype.of(component.name())).is_some())
-    };
+    let has_types = |info: &DeviceInfo| spec.names().iter().all(|name| info.in_type(map.dtype.of(name)).is_some());
     if infos.iter().any(|info| info.id.kind != DeviceKind::Cpu) {
         infos.retain(|info| info.id.kind != DeviceKind::Cpu || is_named(info.id) || has_types(info));
     }

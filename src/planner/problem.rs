@@ -6,11 +6,8 @@ use super::layout::{Costs, Layout};
 use crate::{
     backend::DeviceId,
     error::Result,
-    pipeline::{
-        Component, PerComponent,
-        model::sections,
-        placement::{Place, Placement},
-    },
+    models::component::{ComponentId, PerComponent},
+    pipeline::placement::{Place, Placement},
 };
 
 /// What is best.
@@ -120,12 +117,12 @@ impl Problem<'_> {
 
     /// The places that the map names, and none for the rest.
     pub fn named_only(&self) -> Placement<DeviceId> {
-        PerComponent::new(|component| self.named.get(component).clone().unwrap_or_default())
+        self.named.map(|_, places| places.clone().unwrap_or_default())
     }
 
     /// All of a component on one device.
-    pub fn whole(&self, component: Component, id: DeviceId) -> Place<DeviceId> {
-        Place::whole(id, sections(component, self.costs.trial.spec).len())
+    pub fn whole(&self, component: ComponentId, id: DeviceId) -> Place<DeviceId> {
+        Place::whole(id, self.costs.trial.sections(component))
     }
 
     pub fn layout(&self, placement: Placement<DeviceId>, in_flight: usize) -> Layout {
@@ -146,8 +143,8 @@ impl Problem<'_> {
 
     /// Whether each component has devices of one numerics class.
     pub fn classes_agree(&self, layout: &Layout) -> bool {
-        Component::ALL.iter().all(|component| {
-            let devices = layout.devices_of(*component);
+        self.costs.components().all(|component| {
+            let devices = layout.devices_of(component);
             devices.iter().all(|id| self.costs.info(*id).class == self.costs.info(devices[0]).class)
         })
     }

@@ -3,16 +3,14 @@
 use std::{collections::BTreeSet, fmt};
 
 use super::{
-    plan::{Plan, ReplicaPlan},
+    plan::{ComponentPlan, Plan, ReplicaPlan},
     size::format_bytes,
     words::{device_list, per_second, seconds},
 };
 use crate::{
     backend::DeviceId,
-    pipeline::{
-        Component,
-        placement::{Place, Reside, Sections, each_once},
-    },
+    models::component::PerComponent,
+    pipeline::placement::{Place, Reside, Sections, each_once},
 };
 
 /// Lines of a list; how many more there are is said.
@@ -32,13 +30,14 @@ fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Resul
 }
 
 /// `0: text_encoder and vae cuda:0, unet cuda:1 | cuda:2; 3 in flight`, places of a pool with bars between.
-fn replica_line((number, replica): (usize, &ReplicaPlan)) -> String {
+fn replica_line(components: &PerComponent<ComponentPlan>, number: usize, replica: &ReplicaPlan) -> String {
     let mut places: Vec<(Vec<&str>, String)> = Vec::new();
     for (component, pool) in replica.placement.iter() {
         let here = pool.iter().map(place_words).collect::<Vec<_>>().join(" | ");
+        let name = components[component].name.as_str();
         match places.iter_mut().find(|(_, known)| *known == here) {
-            Some((components, _)) => components.push(component.name()),
-            None => places.push((vec![component.name()], here)),
+            Some((names, _)) => names.push(name),
+            None => places.push((vec![name], here)),
         }
     }
     let words = match &places[..] {
@@ -72,24 +71,25 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = format_bytes;
         let placed = self.device_map();
-        let devices = |component: Component| device_list(&placed[component.name()]);
-        let width = Component::ALL.iter().map(|component| devices(*component).len()).fold(18, usize::max);
+        let devices = |component: &ComponentPlan| device_list(&placed[component.name.as_str()]);
+        let width = self.components.iter().map(|(_, component)| devices(component).len()).fold(18, usize::max);
         writeln!(
             f,
             "{:<13} {:<width$} {:>10} {:>12} {:>10} {:>9}  numerics",
             "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
-        for (component, cost) in self.costs.iter() {
+        for (id, component) in self.components.iter() {
+            let cost = &component.cost;
             writeln!(
                 f,
                 "{:<13} {:<width$} {:>10} {:>12} {:>10.1} {:>9}  {}",
-                component.name(),
+                component.name,
                 devices(component),
                 bytes(cost.weight_bytes),
                 bytes(cost.activation_bytes + cost.keep_bytes),
                 cost.flops / 1e9,
-                seconds(*self.seconds.get(component)),
-                self.classes(component).join(", "),
+                seconds(component.seconds),
+                self.classes(id).join(", "),
             )?;
         }
         self.warnings().iter().try_for_each(|line| writeln!(f, "{line}"))?;
@@ -140,7 +140,8 @@ impl fmt::Display for Plan {
             )?;
         }
         if self.replicas.len() > 1 {
-            list(f, "replicas", &self.replicas.iter().enumerate().map(replica_line).collect::<Vec<_>>())?;
+            let line = |(number, replica)| replica_line(&self.components, number, replica);
+            list(f, "replicas", &self.replicas.iter().enumerate().map(line).collect::<Vec<_>>())?;
         }
         let edge = |edge: &super::plan::Edge| {
             let replica = if self.replicas.len() > 1 { format!("replica {}: ", edge.replica) } else { String::new() };

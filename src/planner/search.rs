@@ -10,7 +10,7 @@ use super::{
     predict::SAMPLES,
     problem::{Best, Family, GROUP, Goal, Problem, Scored},
 };
-use crate::{backend::DeviceId, error::Result, pipeline::PerComponent};
+use crate::{backend::DeviceId, error::Result, pipeline::placement::Place};
 
 /// A group of devices and what was found for it.
 type Searched = (Vec<DeviceId>, Best);
@@ -170,9 +170,8 @@ impl<'a> Search<'a> {
             let renamed = |id: &DeviceId| devices[known.0.iter().position(|other| other == id).expect("its own group")];
             let mut best = known.1.clone();
             for layout in best.values_mut().flat_map(|scored| &mut scored.layouts) {
-                let places =
-                    |component| layout.placement.get(component).iter().map(|place| place.map(renamed)).collect();
-                layout.placement = PerComponent::new(places);
+                let places = |places: &Vec<Place<DeviceId>>| places.iter().map(|place| place.map(renamed)).collect();
+                layout.placement = layout.placement.map(|_, of_one| places(of_one));
             }
             return Ok(Rc::new((devices.to_vec(), best)));
         }

@@ -12,18 +12,18 @@ use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
     error::{Error, Result},
     models::{
-        route::{Borders, Keeps, Open, Route},
+        component::{ComponentId, PerComponent, Stage},
+        route::{Borders, Keeps, Route},
         spec::ModelSpec,
     },
     pipeline::{
-        Component, Network, PerComponent, Slot, UnetPlace, branches,
-        model::{Source, load_text_encoder, load_unet, load_vae, sections},
+        Instance,
+        model::{Source, load},
         placement::{Place, Reside, Sections},
         request::Request,
-        stages::{self, Begin, Denoise, Noise},
+        stages::{Sample, rehearse},
     },
     scheduler::{Schedule, SchedulerKind, schedule},
-    tensor::Shape,
     weights::{Ahead, Packed, Weights},
 };
 
@@ -269,7 +269,7 @@ pub(super) struct Trial<'a> {
 }
 
 /// A component, its place, and how many pictures go through it at once.
-type Key = (Component, Place<DeviceId>, usize);
+type Key = (ComponentId, Place<DeviceId>, usize);
 
 impl<'a> Trial<'a> {
     pub fn new(
@@ -287,9 +287,10 @@ impl<'a> Trial<'a> {
 
     /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
     /// asked of each device for any size and number of pictures, and the work of the largest.
-    pub fn run(&self, component: Component, place: &Place<DeviceId>, batch: usize) -> Result<Rc<Ran>> {
+    pub fn run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<Rc<Ran>> {
+        let stage = self.spec.components[component].stage();
         // Texts are encoded and pictures decoded one by one.
-        let batch = if component == Component::Unet { batch } else { 1 };
+        let batch = if stage == Stage::Denoise { batch } else { 1 };
         let key = (component, place.clone(), batch);
         if let Some(ran) = self.known.borrow().get(&key) {
             return Ok(ran.clone());
@@ -297,7 +298,7 @@ impl<'a> Trial<'a> {
         let run = |size, batch| self.run_one(component, place, size, batch).map_err(Error::refused);
         let size = (self.largest.width, self.largest.height);
         let mut ran = run(size, batch)?;
-        let sizes = if component == Component::TextEncoder { &[][..] } else { &self.largest.also };
+        let sizes = if stage == Stage::Encode { &[][..] } else { &self.largest.also };
         let others =
             (1..batch).map(|batch| (size, batch)).chain(sizes.iter().flat_map(|&s| (1..=batch).map(move |b| (s, b))));
         for (size, batch) in others {
@@ -311,20 +312,21 @@ impl<'a> Trial<'a> {
     }
 
     /// What it asks of each device, for one picture at a time.
-    pub fn cost(&self, component: Component, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
+    pub fn cost(&self, component: ComponentId, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
         Ok(self.run(component, place, 1)?.costs.clone())
     }
 
     /// One run, for a size in pixels.
     fn run_one(
         &self,
-        component: Component,
+        component: ComponentId,
         place: &Place<DeviceId>,
         (width, height): (usize, usize),
         batch: usize,
     ) -> Result<Ran> {
         // Every step of every section; a text or a picture is about one step of the UNet.
-        let steps = if component == Component::Unet { self.schedule.steps.len() as u64 } else { 1 };
+        let spec = &self.spec.components[component];
+        let steps = if spec.stage() == Stage::Denoise { self.schedule.steps.len() as u64 } else { 1 };
         self.effort.spend(STEPS_OF_A_DRY_RUN * steps)?;
         let ids = place.devices();
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
@@ -342,69 +344,36 @@ impl<'a> Trial<'a> {
         let routes = place.routes();
         let positive = routes[routes.len() - 1];
 
-        let weights = || Weights::shapes_only(component.name());
-        let (spec, scale) = (self.spec, self.spec.vae.scale());
-        let (height, width) = (height / scale, width / scale);
         let keeps = Keeps::new(dry.iter().map(|(device, _)| device.keep(usize::MAX)).collect::<Result<_>>()?);
         let kept: Vec<&Keep> = keeps.iter().collect();
         let recorder = Recorder::new(
             positive.iter().map(|id| &*dry[index(id)].1).collect(),
             positive.iter().map(|id| kept[index(id)]).collect(),
         );
-        let mut prepared = vec![dry::Work::default(); ids.len()];
-        let (calls, visitors) = match component {
-            Component::TextEncoder => {
-                let encoder = load_text_encoder(weights(), spec, &source(positive))?;
-                take();
-                stages::encode(&encoder, vec![0; spec.text_encoder.text_length], &recorder)?;
-                (1, encoder.visitors)
-            }
-            Component::Unet => {
-                let load = |sections| load_unet(weights(), spec, &source(sections));
-                let unet = load(positive)?;
-                let negative = match routes.as_slice() {
-                    // Two branches in the same place share the weights.
-                    [negative, _] if *negative == positive => Some(Network {
-                        network: unet.network.clone(),
-                        visitors: unet.visitors.clone(),
-                        route: unet.route.clone(),
-                    }),
-                    [negative, _] => Some(load(negative)?),
-                    _ => None,
-                };
-                take();
-                let visitors = unet.visitors.clone();
-                let place = UnetPlace { negative, positive: unet };
-                let slot = Slot::new(&place, &keeps, &[]);
-                let guided = self.largest.guided;
-                let text = vec![0.0; spec.text_encoder.text_length * spec.unet.cross_attention_dim];
-                let texts = vec![text.into(); if guided { 2 * batch } else { batch }];
-                let begin = || Begin { guidance_scale: 2.0, noise: Noise::zeros() };
-                let images = (0..batch).map(|_| begin()).collect();
-                let denoise = Denoise { spec, schedule: &self.schedule, images, height, width };
-                let branches =
-                    branches(&place, &slot, texts, guided, if routes.len() == 1 { &recorder } else { &Open });
-                let steps = self.schedule.steps.len();
-                stages::denoise(&branches, denoise, |done| {
-                    if done == 0 {
-                        // The text's keys and values belong to no step.
-                        prepared = take();
-                    }
-                    if done == 0 || done + 1 == steps {
-                        recorder.begin_call();
-                    }
-                    Ok(())
-                })?;
-                (steps, visitors)
-            }
-            Component::Vae => {
-                let decoder = load_vae(weights(), spec, &source(positive))?;
-                take();
-                let shape = Shape::from([1, height, width, spec.vae.latent_channels]);
-                stages::decode(&decoder, shape, &vec![0.0; shape.elements()], &recorder)?;
-                (1, decoder.visitors)
-            }
+        let load = |sections| load(spec, Weights::shapes_only(&spec.name), &source(sections));
+        let network = load(positive)?;
+        let visitors = network.visitors.clone();
+        let negative = match routes.as_slice() {
+            // Two branches in the same place share the weights.
+            [negative, _] if *negative == positive => Some(network.clone()),
+            [negative, _] => Some(load(negative)?),
+            _ => None,
         };
+        let instance = Instance { negative, positive: network };
+        take();
+        let mut prepared = vec![dry::Work::default(); ids.len()];
+        let (guided, schedule) = (self.largest.guided, &self.schedule);
+        let sample = Sample { width, height, batch, guided, schedule };
+        let calls = rehearse(self.spec, component, &instance, &keeps, &sample, &recorder, |done| {
+            if done == 0 {
+                // The text's keys and values belong to no step.
+                prepared = take();
+            }
+            if done == 0 || done + 1 == schedule.steps.len() {
+                recorder.begin_call();
+            }
+            Ok(())
+        })?;
         // Before the ledgers are emptied.
         let (mut sections, carried) = recorder.finish();
         let costs = dry.iter().zip(take()).zip(prepared).zip(&kept).map(|((((device, _), work), prepared), keep)| {
@@ -429,31 +398,36 @@ impl<'a> Trial<'a> {
         Ok(Ran { costs, sections, carried, host_bytes })
     }
 
-    fn dry(&self, component: Component, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
+    /// How many sections a component has.
+    pub fn sections(&self, component: ComponentId) -> usize {
+        self.spec.components[component].network.sections().len()
+    }
+
+    fn dry(&self, component: ComponentId, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
         let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
     }
 
     /// The type in which a device computes a component.
-    pub fn dtype(&self, component: Component, id: DeviceId) -> DType {
+    pub fn dtype(&self, component: ComponentId, id: DeviceId) -> DType {
         self.info(component, id).rules.dtype()
     }
 
     /// A device that computes in the type of `component`.
-    pub fn info(&self, component: Component, id: DeviceId) -> DeviceInfo {
+    pub fn info(&self, component: ComponentId, id: DeviceId) -> DeviceInfo {
         let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
-        info.in_type(*self.dtypes.get(component)).expect("planning begins with a look at the types")
+        info.in_type(self.dtypes[component]).expect("planning begins with a look at the types")
     }
 
     /// What a component costs whole, on one device.
-    pub fn whole(&self, component: Component, device: DeviceId) -> Result<Cost> {
-        let place = Place::whole(device, sections(component, self.spec).len());
+    pub fn whole(&self, component: ComponentId, device: DeviceId) -> Result<Cost> {
+        let place = Place::whole(device, self.sections(component));
         Ok(self.cost(component, &place)?[0].1)
     }
 
     /// What each section does, and what it hands on, whole on one device: what an automatic cut is chosen from.
-    pub fn table(&self, component: Component, device: DeviceId) -> Result<Rc<Ran>> {
-        let devices = vec![device; sections(component, self.spec).len()];
+    pub fn table(&self, component: ComponentId, device: DeviceId) -> Result<Rc<Ran>> {
+        let devices = vec![device; self.sections(component)];
         // Resting in a file, so that each section's weights are known apart.
         self.run(component, &Place::Route(Sections { devices, reside: Reside::Disk }), 1)
     }

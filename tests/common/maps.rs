@@ -1,8 +1,8 @@
 //! Random device maps for the small model.
 
-use sdshard::{
-    models::spec::ModelSpec,
-    pipeline::{Component, model::sections},
+use sdshard::models::{
+    component::Stage,
+    spec::{ComponentSpec, ModelSpec},
 };
 
 /// A small generator of random numbers (Steele et al. 2014), so that a failure can be looked at again.
@@ -41,8 +41,8 @@ impl Random {
         format!("{{ shards = {{ {shards} }}{reside} }}")
     }
 
-    fn place(&mut self, devices: usize, component: Component, sections: &[String]) -> String {
-        if component == Component::Unet && self.one_in(3) {
+    fn place(&mut self, devices: usize, component: &ComponentSpec, sections: &[String]) -> String {
+        if component.stage() == Stage::Denoise && self.one_in(3) {
             let (negative, positive) = (self.route(devices, sections), self.route(devices, sections));
             return format!("{{ negative = {negative}, positive = {positive} }}");
         }
@@ -52,11 +52,11 @@ impl Random {
     /// The `[components]` of a map, or of one of its replicas.
     fn components(&mut self, devices: usize, spec: &ModelSpec) -> String {
         let mut text = String::new();
-        for component in Component::ALL {
+        for (_, component) in spec.components.iter() {
             if self.one_in(4) {
                 continue; // the strategy's
             }
-            let sections = sections(component, spec);
+            let sections = component.network.sections();
             let place = if self.one_in(4) && devices > 1 {
                 // The same plain device twice would be refused.
                 let places = ["\"cpu:0\"".to_string(), "\"cpu:1\"".to_string()];
@@ -64,7 +64,7 @@ impl Random {
             } else {
                 self.place(devices, component, &sections)
             };
-            text += &format!("{} = {place}\n", component.name());
+            text += &format!("{} = {place}\n", component.name);
         }
         text
     }

@@ -1,0 +1,48 @@
+//! What the readers of the networks' configs have in common: ranges of sizes, and checks of single keys.
+
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use crate::{error::Result, json::Object};
+
+/// Widths that some network could have: a guard against absurd files.
+pub(super) const WIDTHS: RangeInclusive<usize> = 1..=65_536;
+/// Counts of layers, heads and groups.
+pub(super) const COUNTS: RangeInclusive<usize> = 1..=1024;
+/// Levels of resolution.
+pub(super) const LEVELS: RangeInclusive<usize> = 1..=8;
+/// Latents along one side.
+pub(super) const SAMPLES: RangeInclusive<usize> = 1..=2048;
+/// Epsilons of norms.
+pub(super) const EPSILONS: RangeInclusive<f64> = 1e-12..=1e-1;
+
+/// Fails where `parts` does not divide `whole`; `key` holds the parts.
+pub(super) fn divides(config: &Object, key: &str, parts: usize, whole: usize) -> Result<()> {
+    if whole.is_multiple_of(parts) {
+        return Ok(());
+    }
+    Err(config.refuse(key, &format!("a divisor of {whole}, which is a width of this network")))
+}
+
+/// The value of a key that has no default.
+pub(super) fn required<T>(config: &Object, key: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| config.refuse(key, "a whole number"))
+}
+
+/// A number within `range` for each level: a single one stands for all.
+pub(super) fn per_level(
+    config: &Object,
+    key: &str,
+    levels: usize,
+    range: RangeInclusive<usize>,
+) -> Result<Option<Vec<usize>>> {
+    if config.get(key).is_some_and(Value::is_number) {
+        return Ok(config.size(key, range)?.map(|count| vec![count; levels]));
+    }
+    let list = config.sizes(key, range)?;
+    if list.as_ref().is_some_and(|list| list.len() != levels) {
+        return Err(config.refuse(key, &format!("a number or a list of {levels}, one for each level")));
+    }
+    Ok(list)
+}

@@ -1,0 +1,101 @@
+//! What a request uses where the user says nothing.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+
+use crate::{
+    error::{Error, Result},
+    scheduler::SchedulerKind,
+};
+
+/// Pixels along one side.
+const PIXELS: RangeInclusive<usize> = 8..=16_384;
+
+/// Defaults of a request: from the optional `sdshard.toml` beside `model_index.json`, else from the configs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Defaults {
+    /// Denoising steps: 50 unless the model says otherwise.
+    pub steps: usize,
+    /// Guidance scale: 7.5 unless the model says otherwise.
+    pub guidance_scale: f32,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// A scheduler's name, where the model wants another than its `scheduler_config.json`.
+    pub scheduler: Option<SchedulerKind>,
+}
+
+/// `sdshard.toml` as it is written.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DefaultsFile {
+    steps: Option<usize>,
+    guidance_scale: Option<f32>,
+    width: Option<usize>,
+    height: Option<usize>,
+    scheduler: Option<String>,
+}
+
+impl Defaults {
+    /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Latents are `[height, width]` where it says
+    /// nothing, and each of them is `unit` pixels along each side.
+    pub(super) fn from_toml(text: &str, file: &str, [height, width]: [usize; 2], unit: usize) -> Result<Self> {
+        let written: DefaultsFile =
+            toml::from_str(text).map_err(|error| Error::input(format!("{file}: cannot be used")).source(error))?;
+        let refuse = |key: &str, wanted: String, found: String| {
+            Error::input(format!("{file}: `{key}` must be {wanted}")).found(found)
+        };
+        let side = |key: &str, written: Option<usize>, latents: usize| match written {
+            Some(side) if !PIXELS.contains(&side) || side % unit != 0 => {
+                let wanted = format!("a multiple of {unit} from {} to {}", PIXELS.start(), PIXELS.end());
+                Err(refuse(key, wanted, side.to_string()))
+            }
+            side => Ok(side.unwrap_or(latents * unit)),
+        };
+        let steps = written.steps.unwrap_or(50);
+        if !(1..=1000).contains(&steps) {
+            return Err(refuse("steps", "a whole number from 1 to 1000".to_owned(), steps.to_string()));
+        }
+        let guidance_scale = written.guidance_scale.unwrap_or(7.5);
+        if !(0.0..=1000.0).contains(&guidance_scale) {
+            return Err(refuse("guidance_scale", "a number from 0 to 1000".to_owned(), guidance_scale.to_string()));
+        }
+        let scheduler = written.scheduler.as_deref().map(str::parse).transpose();
+        Ok(Self {
+            steps,
+            guidance_scale,
+            width: side("width", written.width, width)?,
+            height: side("height", written.height, height)?,
+            scheduler: scheduler.map_err(|error: Error| error.context(format!("{file}: `scheduler`")))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_read_and_checked() {
+        let read = |text| Defaults::from_toml(text, "sdshard.toml", [64, 64], 8);
+        let plain = Defaults { steps: 50, guidance_scale: 7.5, width: 512, height: 512, scheduler: None };
+        assert_eq!(read("").unwrap(), plain);
+        let scheduler = Some(SchedulerKind::DpmSolverMultistep);
+        assert_eq!(read("scheduler = \"dpm++2m\"\nwidth = 640").unwrap(), Defaults { width: 640, scheduler, ..plain });
+        for (text, words) in [
+            ("step = 4", "unknown field `step`"),
+            ("steps = 0", "`steps` must be"),
+            ("steps = \"4\"", "invalid type"),
+            ("guidance_scale = nan", "`guidance_scale` must be"),
+            ("width = 500", "`width` must be a multiple of 8"),
+            ("height = 0", "`height` must be"),
+            ("scheduler = \"dpm\"", "`scheduler`: \"dpm\" is not a scheduler"),
+            ("steps = ", "cannot be used"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("sdshard.toml"), "{error}");
+        }
+    }
+}
