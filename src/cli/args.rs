@@ -14,13 +14,13 @@ use super::{habits, names, prompts};
 
 const EXAMPLES: &str = "\
 Examples:
-  sdshard \"a red fox\"                                   a picture, in out/
+  sdshard \"a red fox\"                                   one picture, in out/
   sdshard --num-images 4 --seed 7 \"a red fox\"           seeds 7 to 10
   sdshard --device-map balanced.toml \"a red fox\"        text encoder, UNet and VAE on several devices
   sdshard --device cuda:0 \"a red fox\"                   on one GPU
-  sdshard --prompts-file prompts.txt --output-dir day1  a prompt on each line
-  torchrun --no-python --nproc-per-node 2 sdshard ...   the prompts shared by two processes
-  sdshard -- plan                                       a picture of the word \"plan\"";
+  sdshard --prompts-file prompts.txt --output-dir day1  one prompt per line
+  torchrun --no-python --nproc-per-node 2 sdshard ...   two processes share the prompts
+  sdshard -- plan                                       the prompt \"plan\", not the subcommand";
 
 /// Stable Diffusion, sharded over whatever devices you have.
 #[derive(Debug, Parser)]
@@ -34,25 +34,25 @@ pub(super) struct Cli {
     pub(super) log: LogArgs,
 }
 
-/// What stands as the first word.
+/// The subcommands. Each is one only as the first word.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show which device would hold what, and how much, without reading a weight
+    /// Show what each device would run and how many bytes it would hold, without reading a weight
     Plan(Box<PlanArgs>),
     /// List the devices of this machine
     Devices(DevicesArgs),
-    /// Measure how fast pictures are made here
+    /// Measure the speed of each component of a model on one device
     Bench(BenchArgs),
 }
 
-/// How much is said on stderr.
+/// How many messages go to stderr.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Messages")]
 pub(super) struct LogArgs {
-    /// Only results and errors, no progress
+    /// Print results and errors only, no progress
     #[arg(long, short, global = true)]
     pub(super) quiet: bool,
-    /// Say more; again for more still (the variable RUST_LOG beats this)
+    /// Print more messages; -vv prints still more (the variable RUST_LOG takes precedence)
     #[arg(long, short, action = clap::ArgAction::Count, global = true)]
     pub(super) verbose: u8,
 }
@@ -61,14 +61,14 @@ pub(super) struct LogArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
-    /// A diffusers folder, or an id on the hub [default: the built-in model]
+    /// A diffusers folder, or the id of a model on the Hugging Face hub [default: the built-in model]
     #[arg(long, short_alias = 'm', value_name = "MODEL")]
     #[arg(aliases = ["model-id", "model-path", "pretrained-model-name-or-path"])]
     pub(super) model: Option<String>,
-    /// Which weights to read where a model has several: "fp16" for example
+    /// The variant of the weight files to read, for example "fp16"
     #[arg(long, value_name = "VARIANT")]
     pub(super) variant: Option<String>,
-    /// A branch, tag or commit of a model on the hub
+    /// The branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
     pub(super) revision: Option<String>,
 }
@@ -78,20 +78,23 @@ pub(super) struct ModelArgs {
 pub(super) struct MapArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// The devices that may be used, the preferred one first, with commas between: cuda:0,cuda:1 [default: the GPUs, else the CPU]
+    /// The devices that may be used, the preferred one first, separated by commas: cuda:0,cuda:1 [default: the GPUs,
+    /// else the CPU]
     ///
-    /// They stand in place of the map's `devices`. "cuda" alone is cuda:0; `sdshard devices` lists what is there.
+    /// They replace the `devices` of the map. "cuda" means cuda:0; `sdshard devices` lists the devices of this machine.
     #[arg(long, value_name = "DEVICE,...", help_heading = "Devices")]
     #[arg(value_delimiter = ',', value_parser = habits::device)]
     pub(super) device: Vec<DeviceId>,
-    /// What runs where: a TOML file, a map that comes with sdshard, or a strategy [default: throughput]
+    /// Which component runs on which device: a TOML file, a map that comes with sdshard, or a strategy [default:
+    /// throughput]
     ///
-    /// The maps are balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml, mixed-vendors.toml, pool.toml,
-    /// replicas.toml, replicas-max.toml, sharded-unet.toml, single.toml and two-gpus.toml; the strategies balanced,
-    /// balanced_low_0, sequential, single, diffusers-balanced, throughput and latency.
+    /// The maps that come with sdshard are balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml,
+    /// mixed-vendors.toml, pool.toml, replicas.toml, replicas-max.toml, sharded-unet.toml, single.toml and
+    /// two-gpus.toml. The strategies are balanced, balanced_low_0, sequential, single, diffusers-balanced, throughput
+    /// and latency.
     #[arg(long, value_name = "MAP", help_heading = "Devices")]
     pub(super) device_map: Option<String>,
-    /// The type of weights; beats the device map's
+    /// The data type of weights and computation, in place of the device map's
     #[arg(long, aliases = ["torch-dtype", "type"], help_heading = "Devices")]
     pub(super) dtype: Option<DTypeArg>,
 }
@@ -100,15 +103,15 @@ pub(super) struct MapArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Pictures")]
 pub(super) struct GenerateArgs {
-    /// What to draw; each prompt is a picture
+    /// The text that describes a picture; each prompt gives one picture, or --num-images pictures
     #[arg(value_name = "PROMPT")]
     pub(super) prompts: Vec<String>,
     /// More prompts
     #[arg(long = "prompt", short = 'p', value_name = "TEXT", hide = true)]
     pub(super) more_prompts: Vec<String>,
-    /// More prompts from a file, or from stdin as "-": one on each line, or JSON
+    /// More prompts from a file, or from stdin if the name is "-": one prompt per line, or JSON
     ///
-    /// JSON is an object on each line, or one array of texts and objects. An object has "prompt" and, if wanted,
+    /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
     /// "negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "width", "height", "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
@@ -118,55 +121,56 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
     #[arg(conflicts_with_all = ["width", "height"])]
     pub(super) size: Option<(usize, usize)>,
-    /// Seed of the first picture, counted up for the next ones; "random" or -1 draws one [default: 0]
+    /// Seed of the first picture; each further picture has the next number. "random" or -1 chooses one [default: 0]
     #[arg(long, value_name = "N|random", allow_negative_numbers = true)]
     pub(super) seed: Option<Seed>,
-    /// The generator of the noise: what diffusers users get with torch.Generator("cpu"), or with "cuda"
+    /// The random generator of the starting noise: that of torch.Generator("cpu"), or that of torch.Generator("cuda")
     #[arg(long, default_value_t, value_name = "cpu|cuda")]
     pub(super) rng: Rng,
-    /// Start from the noise in this file rather than from the seed's
+    /// Start from the noise in this file instead of noise made from the seed
     ///
     /// A safetensors file with the tensor `latent`, f32 [1, 4, height/8, width/8].
     #[arg(long, value_name = "FILE")]
     pub(super) latents: Option<PathBuf>,
     #[command(flatten)]
     pub(super) model: MapArgs,
-    /// The folder for the pictures; made if it is missing [default: out; with --output the current folder]
+    /// The folder for the pictures, created if it does not exist [default: out; with --output the current folder]
     #[arg(long, value_name = "FOLDER", aliases = ["outdir", "out-dir"], help_heading = "Output")]
     pub(super) output_dir: Option<PathBuf>,
-    /// The names of the files, in --output-dir: {index} and {image} of the list, {seed}, {prompt}
+    /// A template for file names in --output-dir, with {index}, {image}, {seed} and {prompt}
     ///
-    /// Where a name is taken by another picture, the seed is appended, then a digest of the request
-    /// [default: {index}-{prompt}.png].
+    /// {index} is the place of the prompt in the list, and {image} counts the pictures of one prompt. If another
+    /// picture already has the name, the seed is appended, then a digest of the request [default:
+    /// {index}-{prompt}.png].
     #[arg(long, short, value_name = "TEMPLATE", help_heading = "Output")]
     pub(super) output: Option<names::Template>,
-    /// Pictures, or the latents that the VAE would turn into them
+    /// Write pictures, or the final latents before the VAE
     #[arg(long, default_value = "png", help_heading = "Output")]
     pub(super) output_type: OutputType,
-    /// Leave out pictures whose files are there already, whole and made from the same request
+    /// Leave out pictures whose files exist already, are undamaged, and were made from the same request
     ///
-    /// If the model's files were changed since, nothing is drawn.
+    /// If the model's files have changed since then, nothing is generated.
     #[arg(long, help_heading = "Output")]
     pub(super) resume: bool,
-    /// Replace files that were made from another request, rather than choosing another name
+    /// Replace files that were made from another request instead of choosing another name
     #[arg(long, help_heading = "Output")]
     pub(super) overwrite: bool,
     /// Do not wait until each file is on the disk
     ///
-    /// Waiting takes some milliseconds for each, while others are drawn; without it a power failure may lose pictures that
-    /// were said to be saved.
+    /// Waiting takes some milliseconds per file, while other pictures are generated. Without it, a power failure may
+    /// lose pictures that were reported as saved.
     #[arg(long, help_heading = "Output")]
     pub(super) no_fsync: bool,
-    /// A line of JSON on stdout for each picture, rather than its path
+    /// Print one line of JSON per picture to stdout instead of its path
     #[arg(long, help_heading = "Output")]
     pub(super) json: bool,
-    /// Write what each device did when: a Chrome trace, for about:tracing or Perfetto
+    /// Write what each device did at what time, as a Chrome trace for about:tracing or Perfetto
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) trace: Option<PathBuf>,
-    /// This process among several that share the prompts, counted from 0 [default: the launcher's]
+    /// The number of this process, from 0, among several that share the prompts [default: the launcher's]
     ///
     /// The launchers are torchrun, accelerate, mpirun (of Open MPI, MPICH, Intel MPI and MVAPICH2), srun, PALS, indexed
-    /// Kubernetes jobs, and all that set RANK and WORLD_SIZE. If they contradict each other, nothing is drawn.
+    /// Kubernetes jobs, and all that set RANK and WORLD_SIZE. If they contradict each other, nothing is generated.
     #[arg(long, value_name = "N", help_heading = "Several processes")]
     pub(super) rank: Option<usize>,
     /// How many processes share the prompts
@@ -188,10 +192,10 @@ impl GenerateArgs {
 /// `sdshard plan`
 #[derive(Debug, Args)]
 pub(super) struct PlanArgs {
-    /// What would be drawn; how much there is to draw decides which plan is done first [default: one picture]
+    /// The prompts of the run to plan; the best plan depends on the number of pictures [default: one picture]
     #[arg(value_name = "PROMPT")]
     pub(super) prompts: Vec<String>,
-    /// More prompts, as for drawing
+    /// More prompts from a file, as for a run
     #[arg(long, value_name = "FILE")]
     pub(super) prompts_file: Option<PathBuf>,
     #[command(flatten)]
@@ -202,19 +206,19 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
     #[arg(conflicts_with_all = ["width", "height"])]
     pub(super) size: Option<(usize, usize)>,
-    /// Plan for the devices in this file rather than for those that are here
+    /// Plan for the devices that this file describes instead of the devices of this machine
     ///
-    /// A TOML file: [device."cuda:0"], then
-    /// memory = "8GiB" and, if known, what long ops reach: flops = 20e12, bandwidth = "400GB/s", link = "12GB/s" (these
-    /// are assumed of CUDA devices; 2e12, "60GB/s", "10GB/s" of wgpu devices; 5e10 and "5GB/s" of each CPU core); or
-    /// like = "rtx-3070", a device of the catalogue, of whose peak half is counted on; count = 4 for as many, numbered on
-    /// from this one. The CPU is there only as [device."cpu"], with cores = "0-7"
+    /// The file is TOML. Each device is a table [device."cuda:0"] with memory = "8GiB" or like = "rtx-3070", a device
+    /// of the catalogue, of whose peak a half is assumed. The rates that long operations reach are optional: flops =
+    /// 20e12, bandwidth = "400GB/s", link = "12GB/s" (the defaults of CUDA devices; those of wgpu devices are 2e12,
+    /// "60GB/s" and "10GB/s", those of each CPU core 5e10 and "5GB/s"). count = 4 describes four equal devices with
+    /// consecutive numbers. There is a CPU only if the file has [device."cpu"], with cores = "0-7"
     #[arg(long, value_name = "FILE")]
     pub(super) devices: Option<PathBuf>,
-    /// The plan as JSON
+    /// Print the plan as JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Draw the plan into this file, as SVG
+    /// Also draw the plan as SVG into this file
     #[arg(long, value_name = "FILE")]
     pub(super) svg: Option<PathBuf>,
 }
@@ -222,13 +226,13 @@ pub(super) struct PlanArgs {
 /// `sdshard devices`
 #[derive(Debug, Args)]
 pub(super) struct DevicesArgs {
-    /// The devices as JSON
+    /// Print the devices as JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Measure anew how fast they are; without it that is done once, when a device is first seen
+    /// Measure the speed of the devices again; otherwise this is done once, when a device is first seen
     #[arg(long)]
     pub(super) measure: bool,
-    /// Whether they compute what they should: a report for a bug report, in a minute
+    /// Check whether the devices compute correctly, and print a report for a bug report; takes about a minute
     #[arg(long, conflicts_with = "json")]
     pub(super) check: bool,
 }
@@ -238,19 +242,19 @@ pub(super) struct DevicesArgs {
 pub(super) struct BenchArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// The device that computes [default: cpu]
+    /// The device to measure [default: cpu]
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', value_parser = habits::device)]
     pub(super) device: Vec<DeviceId>,
-    /// Height and width of the latents, an eighth of the picture's [default: the model's]
+    /// Height and width of the latents, one eighth of the picture's [default: the model's]
     #[arg(long, value_name = "HEIGHTxWIDTH")]
     pub(super) latent_size: Option<LatentSize>,
-    /// Texts and latents of one call; the VAE decodes one picture
+    /// The number of texts and of latents in one call; the VAE always decodes one picture
     #[arg(long, default_value_t = 2)]
     pub(super) batch: usize,
-    /// Calls that are counted, after one that is not
+    /// The number of measured calls, after one that is not measured
     #[arg(long, default_value_t = 5)]
     pub(super) repeat: usize,
-    /// The results as JSON
+    /// Print the results as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -272,7 +276,7 @@ impl std::str::FromStr for LatentSize {
 /// `--dtype`
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum DTypeArg {
-    /// What suits each device
+    /// f32 on the CPU, f16 on GPUs (f32 for a VAE with force_upcast)
     Auto,
     #[value(aliases = ["fp32", "float32", "float", "torch.float32"])]
     F32,
@@ -283,7 +287,7 @@ pub(super) enum DTypeArg {
 }
 
 impl DTypeArg {
-    /// The same for every component, as the flag says.
+    /// The flag as the data type of every component.
     pub(super) fn dtypes(self) -> DTypes {
         let default = match self {
             DTypeArg::Auto => None,
@@ -323,7 +327,7 @@ impl std::str::FromStr for Seed {
 }
 
 impl Cli {
-    /// What hidden flags say, where the others have it.
+    /// Moves the values of hidden flags (`--prompt`, `--size`) to the fields of the visible ones.
     pub(super) fn settle(&mut self) {
         let GenerateArgs { prompts, more_prompts, options, size, .. } = &mut self.generate;
         prompts.append(more_prompts);

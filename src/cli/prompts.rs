@@ -20,26 +20,26 @@ const MAX_IMAGES: usize = 100_000;
 #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// What to keep away from
+    /// What the picture should not show
     #[arg(long, value_name = "TEXT", aliases = ["negative", "neg-prompt"])]
     pub negative_prompt: Option<String>,
     /// Denoising steps [default: the model's]
     #[arg(long, aliases = ["num-inference-steps", "sampling-steps", "ddim-steps"])]
     pub steps: Option<usize>,
-    /// How closely to follow the prompt; 1 is no guidance [default: the model's]
+    /// How closely to follow the prompt; 1 means no guidance [default: the model's]
     #[arg(long, allow_negative_numbers = true, aliases = ["cfg-scale", "cfg", "guidance", "scale"])]
     pub guidance_scale: Option<f32>,
     /// The solver: pndm, ddim, euler, euler-ancestral, dpm++2m or dpm++2m-karras [default: the model's]
     #[arg(long, value_parser = |name: &str| habits::scheduler(name).map(str::to_string))]
     #[arg(aliases = ["sampler", "sampler-name", "sampling-method"])]
     pub scheduler: Option<String>,
-    /// Pixels [default: the model's]
+    /// Width in pixels [default: the model's]
     #[arg(long, short_alias = 'W', alias = "W")]
     pub width: Option<usize>,
-    /// Pixels [default: the model's]
+    /// Height in pixels [default: the model's]
     #[arg(long, short_alias = 'H', alias = "H")]
     pub height: Option<usize>,
-    /// Pictures of each prompt [default: 1]
+    /// Number of pictures per prompt [default: 1]
     #[arg(long, aliases = ["num-images-per-prompt", "n-samples", "n-iter", "batch-count"])]
     pub num_images: Option<usize>,
     /// Only in a file: there it is required.
