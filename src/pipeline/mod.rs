@@ -1,6 +1,7 @@
 //! One picture, from text to pixels.
 
 pub mod component;
+pub mod device_queue;
 mod draw;
 mod files;
 pub mod gate;

@@ -346,7 +346,7 @@ impl<'a> Costs<'a> {
         })
     }
 
-    fn place(&self, component: Component, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Place> {
+    fn place(&self, component: Component, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Instance> {
         let costs = self.of(component, place, layout.batch)?;
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
         // Texts are encoded and pictures decoded one by one.
@@ -374,7 +374,7 @@ impl<'a> Costs<'a> {
             }
         };
         let stretch = Stretch { work: costs.iter().map(work).collect(), seconds: calls * one + prepare };
-        Ok(predict::Place::repeated(vec![stretch], times))
+        Ok(predict::Instance::repeated(vec![stretch], times))
     }
 
     /// A cut UNet that requests pass device by device: for the text's keys and values, for each call, and once more to the
@@ -385,7 +385,7 @@ impl<'a> Costs<'a> {
         route: &[DeviceId],
         costs: &[(DeviceId, Cost)],
         calls: usize,
-    ) -> Result<predict::Place> {
+    ) -> Result<predict::Instance> {
         let of =
             |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or_else(Cost::default, |(_, cost)| *cost);
         let (table, runs) = (self.table(component)?, runs(route));
@@ -407,7 +407,7 @@ impl<'a> Costs<'a> {
             ..=MOST_PASSES => (calls, 1.0),
             _ => (MOST_PASSES, calls as f64 / MOST_PASSES as f64),
         };
-        Ok(predict::Place {
+        Ok(predict::Instance {
             first: first.collect(),
             stretches: self.pieces(component, route, &|id| of(id).seconds, scale)?,
             times,
