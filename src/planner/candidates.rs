@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::{
     cuts::{self, Target},
     layout::{Layout, resident},
-    predict::SAMPLES,
-    problem::{Best, Family, GROUP, Goal, Problem, Scored},
+    problem::{Best, Family, Goal, Problem, Scored},
+    tuning::Tuning,
 };
 use crate::{
     backend::{DeviceId, DeviceKind},
@@ -18,9 +18,6 @@ use crate::{
         placement::{Place, Reside, Sections},
     },
 };
-
-/// With larger batches, each of whose sizes is a run without data, no last resort is looked for.
-const LAST_RESORT_BATCH: usize = 8;
 
 /// One replica over a group of devices.
 pub(super) struct Group<'a> {
@@ -41,7 +38,7 @@ impl Group<'_> {
 
     fn fill(&mut self) -> Result<()> {
         let devices = self.devices;
-        if devices.len() > GROUP {
+        if devices.len() > Tuning::MAX_GROUP_DEVICES {
             // Every device as a member of one pool; and the most capable ones by themselves.
             for &front in &self.distinct() {
                 self.pools(front, front)?;
@@ -66,11 +63,11 @@ impl Group<'_> {
     /// The devices, or the fastest and roomiest of them.
     fn few(&self) -> Vec<DeviceId> {
         let mut few = self.devices.to_vec();
-        if few.len() > GROUP {
+        if few.len() > Tuning::MAX_GROUP_DEVICES {
             let costs = self.problem.costs;
             let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.problem.budgets[costs.index(*id)] as f64);
             few.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
-            few.truncate(GROUP);
+            few.truncate(Tuning::MAX_GROUP_DEVICES);
         }
         few
     }
@@ -137,7 +134,7 @@ impl Group<'_> {
             }
             let others = |id: DeviceId| usize::from(!pool.contains(&id));
             let auto = pool.len() + others(front) + if front == back { 0 } else { others(back) };
-            for more in [0, 1, 2] {
+            for more in 0..=Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
                 self.offer(Family::Apart, front, pool.clone(), back, auto + more)?;
             }
         }
@@ -164,7 +161,7 @@ impl Group<'_> {
             }
         }
         let auto = placement.unet.len();
-        for in_flight in [auto, auto + 1, auto + 2] {
+        for in_flight in auto..=auto + Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
             self.consider(Family::Apart, self.problem.layout(placement.clone(), in_flight))?;
         }
         Ok(())
@@ -285,7 +282,9 @@ impl Group<'_> {
         let rate = others.clone().map(|scored| scored.images_per_second).fold(0.0, f64::max);
         let seconds = others.map(|scored| scored.seconds_per_image).fold(f64::INFINITY, f64::min);
         match self.problem.goal {
-            Goal::Throughput => in_flight == 1 && rate > cut.images_per_second || rate * 0.999 > self.full_work(),
+            Goal::Throughput => {
+                in_flight == 1 && rate > cut.images_per_second || rate * Tuning::ENOUGH_OF_FULL_WORK > self.full_work()
+            }
             Goal::Latency => seconds < cut.seconds_per_image,
         }
     }
@@ -317,7 +316,7 @@ impl Group<'_> {
         let table = costs.table(Component::Unet)?;
         let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
         // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
-        for _ in 0..4 {
+        for _ in 0..Tuning::MAX_CUT_ATTEMPTS {
             let targets = devices.iter().zip(&spare).map(|(id, spare)| {
                 let index = costs.index(*id);
                 let of = |component| {
@@ -468,7 +467,7 @@ impl Group<'_> {
         let last_resort = family == Family::Visiting
             && self.best.is_empty()
             && self.devices.len() == 1
-            && problem.batch <= LAST_RESORT_BATCH;
+            && problem.batch <= Tuning::MAX_LAST_RESORT_BATCH;
         if self.is_over() && !last_resort
             || Component::ALL.iter().any(|component| layout.placement.get(*component).is_empty())
             || problem.one_class && !problem.classes_agree(&layout)
@@ -490,10 +489,12 @@ impl Group<'_> {
             seconds: f64::INFINITY,
         };
         if problem.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
-            if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
+            if before.is_some_and(|before| {
+                load.batch as f64 * load.bound() < before.images_per_second * (1.0 + Tuning::ROUNDING)
+            }) {
                 return Ok(());
             }
-            let prediction = load.predict(SAMPLES / 2);
+            let prediction = load.predict(Tuning::PREDICTED_REQUESTS_IN_SEARCH);
             problem.costs.trial.effort.spend(prediction.looks)?;
             scored.images_per_second = prediction.images_per_second;
         }

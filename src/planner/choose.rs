@@ -7,11 +7,11 @@ use super::{
     device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
     diffusers,
     layout::{Costs, Layout, resident},
-    predict::SAMPLES,
     problem::{Family, Goal, Problem, Scored},
     search::Search,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
+    tuning::Tuning,
     words::{device_list, pictures, time},
 };
 use crate::{
@@ -145,12 +145,6 @@ fn convert(
     })
 }
 
-/// Requests beyond those that keep all devices busy, that a pool may be the faster for.
-const MORE_IN_FLIGHT: usize = 3;
-
-/// What more requests at once have to win, as a factor: each needs memory and makes all of them later.
-const WORTH_MORE_IN_FLIGHT: f64 = 1.01;
-
 /// A replica with as many requests at once as the map says, or as suits it. Instances of a pool that share a device with
 /// other stages, or of unequal speed, are at times waited for by too few: then the prediction says how many are best.
 fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Placement<DeviceId>) -> Result<Layout> {
@@ -162,10 +156,10 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
     let mut best = layout(least);
     if placement.unet.len() > 1 {
         let mut best_rate = rate_of(costs, &best)?;
-        for more in (1..=MORE_IN_FLIGHT).map(|more| layout(least + more)) {
+        for more in (1..=Tuning::MAX_EXTRA_IN_FLIGHT).map(|more| layout(least + more)) {
             let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
             let rate = if fits { rate_of(costs, &more)? } else { 0.0 };
-            if rate > WORTH_MORE_IN_FLIGHT * best_rate {
+            if rate > Tuning::MIN_IN_FLIGHT_SPEEDUP * best_rate {
                 (best, best_rate) = (more, rate);
             }
         }
@@ -175,7 +169,7 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
 
 /// Pictures per second of one replica that has its devices for itself.
 fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
-    let prediction = costs.load(std::slice::from_ref(layout))?.predict(SAMPLES);
+    let prediction = costs.load(std::slice::from_ref(layout))?.predict(Tuning::PREDICTED_REQUESTS);
     costs.trial.effort.spend(prediction.looks)?;
     Ok(prediction.images_per_second)
 }
@@ -391,12 +385,6 @@ fn search<'a>(
     Search::new(Problem { costs, budgets, named, in_flight, batch: map.batch.value, goal, images, one_class })
 }
 
-/// What a plan of several numerics classes, or with the CPU beside a GPU, has to win: a part of the time for all pictures.
-const WORTH_MIXING: f64 = 0.1;
-
-/// What a more intricate plan of one class has to win: less is below what predictions are good for.
-const WORTH_MORE: f64 = 2e-3;
-
 /// A plan that was looked at.
 struct Tried {
     /// Its kind; `None` for replicas of several kinds.
@@ -420,7 +408,7 @@ impl Tried {
         let mixed = if self.simple { "" } else { ", on devices of several numerics classes" };
         let of = pictures(images);
         match its.total_cmp(&bests) {
-            _ if (its / bests - 1.0).abs() < WORTH_MORE => {
+            _ if (its / bests - 1.0).abs() < Tuning::MIN_IMPROVEMENT => {
                 format!("no less than {} for {of}{mixed}", time(images, bests))
             }
             std::cmp::Ordering::Less => {
@@ -482,14 +470,16 @@ fn by_time(
         }
         let best_of = |simple: bool| {
             let some = tried.iter().filter(|one| one.simple == simple);
-            some.reduce(
-                |best, one| {
-                    if one.scored.seconds < (1.0 - WORTH_MORE) * best.scored.seconds { one } else { best }
-                },
-            )
+            some.reduce(|best, one| {
+                if one.scored.seconds < (1.0 - Tuning::MIN_IMPROVEMENT) * best.scored.seconds { one } else { best }
+            })
         };
         let best = match (best_of(true), best_of(false)) {
-            (Some(simple), Some(mixed)) if mixed.scored.seconds < (1.0 - WORTH_MIXING) * simple.scored.seconds => mixed,
+            (Some(simple), Some(mixed))
+                if mixed.scored.seconds < (1.0 - Tuning::MIN_MIXED_IMPROVEMENT) * simple.scored.seconds =>
+            {
+                mixed
+            }
             (Some(best), _) | (None, Some(best)) => best,
             (None, None) => return Err(nothing_fits(costs, group, budgets, named)),
         };
@@ -531,7 +521,7 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
         for count in 1..=fastest.len() {
             let (few, rest) = fastest.split_at(count);
             let is_border = rest.first().is_none_or(|next| flops(next) < flops(&few[count - 1]));
-            let is_round = count <= 4 || count.is_power_of_two() || rest.is_empty();
+            let is_round = count <= Tuning::MAX_SET_GROWN_BY_ONE || count.is_power_of_two() || rest.is_empty();
             if is_border && is_round || count == images || count == images.saturating_mul(2) {
                 let set: Vec<DeviceId> = class.iter().copied().filter(|id| few.contains(id)).collect();
                 if !sets.contains(&set) {

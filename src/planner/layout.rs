@@ -13,6 +13,7 @@ use super::{
     cuts::{Needs, Section},
     predict::{self, Load, Stretch},
     trial::{Ran, Trial},
+    tuning::Tuning,
 };
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
@@ -24,12 +25,6 @@ use crate::{
     },
     scheduler::schedule,
 };
-
-/// What reading weights from a file gives, in bytes per second: a small solid-state disk.
-const DISK: f64 = 1e9;
-
-/// The most passes through a cut UNet that are predicted one by one.
-const MOST_PASSES: usize = 64;
 
 /// One replica: where its components are, and how it works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,7 +190,7 @@ impl<'a> Costs<'a> {
     /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
     fn visited(&self, component: Component, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
         let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
-        let rate = if route.reside == Reside::Disk { link.min(DISK) } else { link };
+        let rate = if route.reside == Reside::Disk { link.min(Tuning::DISK_BYTES_PER_SECOND) } else { link };
         let here: Vec<Needs> = table
             .iter()
             .zip(&route.devices)
@@ -334,8 +329,7 @@ impl<'a> Costs<'a> {
                 places.map(|place| self.place(component, place, layout)).collect::<Result<Vec<_>>>()
             };
             let stages = Component::ALL.into_iter().map(stage).collect::<Result<_>>()?;
-            // More requests than can be at work only wait.
-            let most = 4 + 2 * layout.placement.devices().len();
+            let most = Tuning::max_predicted_in_flight(layout.placement.devices().len());
             Ok(predict::Replica { stages, in_flight: layout.in_flight.min(most) })
         };
         Ok(Load {
@@ -403,10 +397,8 @@ impl<'a> Costs<'a> {
         let first = runs.iter().enumerate().filter(|(i, run)| *i == 0 || text(run) > 0.0).map(|(_, run)| prepare(run));
         let home = Stretch::on(self.index(route[0]), 0.0);
         // Many steps are predicted as fewer of the same length in all.
-        let (times, scale) = match calls {
-            ..=MOST_PASSES => (calls, 1.0),
-            _ => (MOST_PASSES, calls as f64 / MOST_PASSES as f64),
-        };
+        let times = calls.min(Tuning::MAX_PREDICTED_PASSES);
+        let scale = calls as f64 / times as f64;
         Ok(predict::Instance {
             first: first.collect(),
             stretches: self.pieces(component, route, &|id| of(id).seconds, scale)?,

@@ -24,6 +24,7 @@ mod search;
 pub mod size;
 pub mod strategies;
 mod trial;
+mod tuning;
 mod words;
 pub mod world;
 

@@ -7,16 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Cost, Located,
-    blame::{self, blame},
+    blame::blame,
     choose::{Chosen, choose},
     device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
     edges::edges,
     effort::Effort,
     hardware,
     layout::{Costs, Layout},
-    predict::{Load, SAMPLES},
+    predict::Load,
     size::format_bytes,
     trial::{Largest, Trial},
+    tuning::Tuning,
     words::device_list,
 };
 pub use super::{choose::Rejected, edges::Edge};
@@ -154,7 +155,7 @@ impl Plan {
         resolve(map).map_err(|error| {
             blame(map, error, |other| {
                 // Which entry is wrong is worth as much as the plan, not more.
-                effort.begin(blame::MOST as u64);
+                effort.begin(Tuning::MAX_DIAGNOSED_ENTRIES as u64);
                 resolve(other).map(drop)
             })
         })
@@ -260,7 +261,7 @@ impl Plan {
             bound.then(|| info.allowed_cores.clone())
         };
         let mut load = costs.load(layouts)?;
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         let held = costs.held(layouts)?.into_iter().zip(&prediction.idle_share);
         let mut devices: Vec<DevicePlan> = (trial.devices.iter().zip(budgets).zip(held))
             .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {

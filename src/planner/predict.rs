@@ -7,6 +7,7 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap, ops::Range};
 
+use super::tuning::Tuning;
 use crate::pipeline::device_queue::{Admission, DeviceQueue, Outcome, Work};
 
 /// Work that holds its devices together.
@@ -300,7 +301,7 @@ impl Load {
     /// last of these did.
     pub fn seconds_for(&self, images: usize) -> f64 {
         let count = images.div_ceil(self.batch);
-        let most = SAMPLES.max(8 * self.in_flight());
+        let most = Tuning::PREDICTED_REQUESTS.max(Tuning::MAX_SIMULATED_ROUNDS * self.in_flight());
         if count <= most {
             return self.run(count).makespan();
         }
@@ -313,7 +314,7 @@ impl Load {
     fn rate(&self, run: &Run) -> (f64, Range<f64>) {
         let mut done = run.done.clone();
         done.sort_by(f64::total_cmp);
-        let from = done[(2 * self.in_flight()).min(done.len()) - 1];
+        let from = done[(Tuning::WARM_UP_ROUNDS * self.in_flight()).min(done.len()) - 1];
         let to = run.taken.iter().copied().fold(0.0, f64::max);
         if to <= from {
             return (done.len() as f64 / run.makespan(), 0.0..run.makespan());
@@ -331,7 +332,7 @@ impl Load {
         let alone = Self { first_stage_twice: false, ..self.clone() };
         let seconds_per_image = alone.run(1).makespan();
         let round = self.in_flight().max(1);
-        let run = alone.run(samples.div_ceil(round).max(5) * round);
+        let run = alone.run(samples.div_ceil(round).max(Tuning::MIN_ROUNDS) * round);
         let (images_per_second, time) = self.rate(&run);
         let seconds = time.end - time.start;
         let images_per_second = self.batch as f64 * images_per_second;
@@ -371,9 +372,6 @@ impl Load {
         held
     }
 }
-
-/// Requests of a run that is long enough to tell the rate within half a percent.
-pub const SAMPLES: usize = 256;
 
 impl<'a> Simulation<'a> {
     fn seconds(&self) -> f64 {
@@ -497,7 +495,7 @@ mod tests {
 
     /// `count` requests take as long as the fullest stage works, and what fills and drains the others.
     fn check(load: &Load, rate: f64) {
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, rate, 0.01);
         for count in [40, 200, 2000] {
             let (seconds, work) = (load.seconds_for(count), count as f64 / rate);
@@ -509,7 +507,7 @@ mod tests {
     #[test]
     fn one_device_does_one_thing_after_another() {
         let load = load(1, 1, vec![vec![whole(0, 0.25)], vec![whole(0, 2.0)], vec![whole(0, 0.5)]]);
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 2.75, 1e-9);
         close(prediction.images_per_second, 1.0 / 2.75, 1e-9);
         assert!(prediction.idle_share[0] < 1e-9);
@@ -523,7 +521,7 @@ mod tests {
         let load = load(3, 3, vec![vec![whole(0, 0.5)], vec![whole(1, 4.0)], vec![whole(2, 1.0)]]);
         check(&load, 1.0 / 4.0);
         close(load.seconds_for(10), 0.5 + 10.0 * 4.0 + 1.0, 1e-9);
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 5.5, 1e-9);
         for (idle, want) in prediction.idle_share.iter().zip([7.0 / 8.0, 0.0, 0.75]) {
             assert!((idle - want).abs() < 0.01, "{idle} rather than {want}");
@@ -538,7 +536,7 @@ mod tests {
             let rate = seconds.iter().map(|seconds| 1.0 / seconds).sum();
             close(load.bound(), rate, 1e-9);
             // Two UNets that end within the time of a decoding and an encoding: the second waits for its next text.
-            close(load.predict(SAMPLES).images_per_second, rate, 0.05);
+            close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.05);
             load.replicas[0].in_flight = 6;
             check(&load, rate);
         }
@@ -559,16 +557,16 @@ mod tests {
             [1.0, 3.0, 10.0].iter().enumerate().map(|(i, &s)| Replica { stages: stages(i, s), in_flight: 1 });
         let load = Load { devices: 3, replicas: replicas.collect(), first_stage_twice: false, batch: 1 };
         let rate = 1.0 + 1.0 / 3.0 + 0.1;
-        close(load.predict(SAMPLES).images_per_second, rate, 0.01);
+        close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.01);
         close(load.seconds_for(86), 60.0, 0.01);
-        assert!(load.predict(SAMPLES).idle_share.iter().all(|idle| *idle < 0.01));
+        assert!(load.predict(Tuning::PREDICTED_REQUESTS).idle_share.iter().all(|idle| *idle < 0.01));
     }
 
     #[test]
     fn a_guidance_split_lasts_as_long_as_its_slower_branch() {
         let split = Instance::once(Stretch { work: vec![(0, 1.0), (1, 2.0)], seconds: 2.0 });
         let load = load(2, 1, vec![vec![whole(0, 0.0)], vec![split], vec![whole(1, 0.5)]]);
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 2.5, 1e-9);
         close(prediction.idle_share[0], 1.5 / 2.5, 1e-6);
         assert!(prediction.idle_share[1] < 1e-6);
@@ -583,7 +581,7 @@ mod tests {
     #[test]
     fn a_cut_that_several_requests_pass_is_as_fast_as_its_slowest_piece() {
         let stages = |unet| vec![vec![whole(4, 0.1)], vec![unet], vec![whole(5, 0.1)]];
-        let alone = load(6, 1, stages(cut(&[0.25; 4]))).predict(SAMPLES);
+        let alone = load(6, 1, stages(cut(&[0.25; 4]))).predict(Tuning::PREDICTED_REQUESTS);
         close(alone.seconds_per_image, 0.2 + 20.0, 1e-9);
         close(alone.images_per_second, 1.0 / 20.2, 1e-9);
         check(&load(6, 6, stages(cut(&[0.25; 4]))), 1.0 / 5.0);
@@ -594,7 +592,8 @@ mod tests {
     #[test]
     fn who_holds_all_devices_of_a_cut_keeps_them_idle_in_turn() {
         let held = Instance::once(Stretch { work: vec![(0, 5.0), (1, 15.0)], seconds: 20.0 });
-        let prediction = load(2, 2, vec![vec![whole(0, 0.0)], vec![held], vec![whole(1, 0.0)]]).predict(SAMPLES);
+        let prediction =
+            load(2, 2, vec![vec![whole(0, 0.0)], vec![held], vec![whole(1, 0.0)]]).predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, 1.0 / 20.0, 1e-6);
         close(prediction.idle_share[0], 0.75, 1e-6);
         close(prediction.idle_share[1], 0.25, 1e-6);
@@ -619,7 +618,7 @@ mod tests {
             let load = load(2, 2, vec![vec![whole(0, 0.1)], unets, vec![whole(0, 0.1)]]);
             let run = load.run(2);
             close(run.makespan(), 4.4, 0.03);
-            let prediction = load.predict(SAMPLES);
+            let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
             assert!(prediction.images_per_second > 0.95 * 2.0 / 4.2, "{}", prediction.images_per_second);
         }
     }
@@ -630,7 +629,7 @@ mod tests {
         close(load.seconds_for(3), 6.5, 1e-9);
         load.first_stage_twice = true;
         close(load.seconds_for(3), 7.0, 1e-9);
-        close(load.predict(SAMPLES).seconds_per_image, 2.5, 1e-9);
+        close(load.predict(Tuning::PREDICTED_REQUESTS).seconds_per_image, 2.5, 1e-9);
     }
 
     #[test]
@@ -653,7 +652,7 @@ mod tests {
         let started = std::time::Instant::now();
         let unet = Instance::repeated((0..4).map(|device| Stretch::on(device, 0.01)).collect(), 50);
         let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![unet], vec![whole(5, 0.1)]]);
-        load.predict(SAMPLES);
+        load.predict(Tuning::PREDICTED_REQUESTS);
         load.seconds_for(500);
         assert!(started.elapsed().as_secs_f64() < 5.0, "{:?}", started.elapsed());
     }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{Costs, Layout};
+use super::{
+    layout::{Costs, Layout},
+    tuning::Tuning,
+};
 use crate::{
     backend::DeviceId,
     error::Result,
@@ -77,7 +80,7 @@ pub(super) struct Scored {
 impl Scored {
     /// Whether it is better; of equals the one that came first stays.
     pub fn beats(&self, other: &Self, goal: Goal) -> bool {
-        let clearly = |a: f64, b: f64| a > b * (1.0 + 1e-6);
+        let clearly = |a: f64, b: f64| a > b * (1.0 + Tuning::ROUNDING);
         let (rate, other_rate) = (self.images_per_second, other.images_per_second);
         let (pace, other_pace) = (1.0 / self.seconds_per_image, 1.0 / other.seconds_per_image);
         let (first, second) = match goal {
@@ -90,9 +93,6 @@ impl Scored {
 
 /// The best candidate of each family.
 pub(super) type Best = BTreeMap<Family, Scored>;
-
-/// Groups of more devices are searched for pools alone.
-pub(super) const GROUP: usize = 8;
 
 /// What a search is for: the devices' limits, what the map says already, and what is best.
 pub(super) struct Problem<'a> {

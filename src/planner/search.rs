@@ -7,8 +7,8 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use super::{
     candidates::Group,
-    predict::SAMPLES,
-    problem::{Best, Family, GROUP, Goal, Problem, Scored},
+    problem::{Best, Family, Goal, Problem, Scored},
+    tuning::Tuning,
 };
 use crate::{backend::DeviceId, error::Result, pipeline::PerComponent};
 
@@ -17,9 +17,6 @@ type Searched = (Vec<DeviceId>, Best);
 
 /// Groups by the kinds and bytes of their devices.
 type Known = BTreeMap<Vec<(usize, u64)>, Rc<Searched>>;
-
-/// With so many devices every way to deal them into groups is tried; with more, groups are neighbours.
-const ALL_GROUPS: usize = 6;
 
 pub(super) struct Search<'a> {
     pub problem: Problem<'a>,
@@ -50,7 +47,7 @@ impl<'a> Search<'a> {
         // The sums over groups were estimates.
         for (_, scored) in &mut found {
             let load = self.problem.costs.load(&scored.layouts)?;
-            let prediction = load.predict(SAMPLES);
+            let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
             self.problem.costs.trial.effort.spend(2 * prediction.looks)?;
             (scored.images_per_second, scored.seconds_per_image) =
                 (prediction.images_per_second, prediction.seconds_per_image);
@@ -82,7 +79,7 @@ impl<'a> Search<'a> {
                 best = Some(found);
             }
         };
-        if count <= ALL_GROUPS {
+        if count <= Tuning::MAX_FREELY_GROUPED_DEVICES {
             consider(self.deal_freely(devices, families)?);
             return Ok(best);
         }
@@ -143,7 +140,7 @@ impl<'a> Search<'a> {
         let mut best: Vec<Option<Scored>> = vec![None];
         for end in 1..=devices.len() {
             let mut here = best[end - 1].clone();
-            for start in end.saturating_sub(GROUP)..end {
+            for start in end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end {
                 if let Some(found) = self.one(&devices[start..end], families)? {
                     let joined = Self::joined(&best[start], found);
                     if here.as_ref().is_none_or(|here| joined.beats(here, self.problem.goal)) {

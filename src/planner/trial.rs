@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::effort::Effort;
+use super::{effort::Effort, tuning::Tuning};
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
     error::{Error, Result},
@@ -250,9 +250,6 @@ impl Borders for Recorder<'_> {
     }
 }
 
-/// What a call of a component without data costs, in steps of [`Effort`].
-const STEPS_OF_A_DRY_RUN: u64 = 50_000;
-
 /// What the planner runs the model with.
 pub(super) struct Trial<'a> {
     pub spec: &'a ModelSpec,
@@ -325,7 +322,7 @@ impl<'a> Trial<'a> {
     ) -> Result<Ran> {
         // Every step of every section; a text or a picture is about one step of the UNet.
         let steps = if component == Component::Unet { self.schedule.steps.len() as u64 } else { 1 };
-        self.effort.spend(STEPS_OF_A_DRY_RUN * steps)?;
+        self.effort.spend(Tuning::DRY_RUN_STEPS * steps)?;
         let ids = place.devices();
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
