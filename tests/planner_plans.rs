@@ -9,12 +9,13 @@ use common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
+    figure,
     models::spec::ModelSpec,
     pipeline::{
         Component,
         placement::{Place, Reside},
     },
-    planner::{device_map::SHIPPED, figure, hardware},
+    planner::{device_map::SHIPPED, hardware},
     weights::ModelFiles,
 };
 use serde_json::Value;

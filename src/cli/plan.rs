@@ -5,6 +5,7 @@ use std::path::Path;
 use sdshard::{
     backend,
     error::Result,
+    figure,
     models::spec::ModelSpec,
     output::{self, Durability},
     pipeline::{
@@ -13,7 +14,7 @@ use sdshard::{
         placement::{Place, Reside, Sections},
         request::Request,
     },
-    planner::{Largest, figure, hardware, plan::Plan},
+    planner::{Largest, hardware, plan::Plan},
     weights::{self, ModelFiles, Wanted},
 };
 use serde_json::{Map, Value, json};

@@ -10,7 +10,6 @@ mod diffusers;
 mod edges;
 mod effort;
 mod fields;
-pub mod figure;
 mod grammar;
 pub mod hardware;
 pub mod layout;
@@ -25,7 +24,7 @@ pub mod size;
 pub mod strategies;
 mod trial;
 mod tuning;
-mod words;
+pub(crate) mod words;
 pub mod world;
 
 pub use fields::{Located, Location};

@@ -5,17 +5,17 @@
 
 use std::fmt::Write;
 
-use super::{
-    plan::{DevicePlan, Edge, Plan, ReplicaPlan},
-    predict::Span,
-    size::format_bytes,
-    words::{per_second, seconds},
-};
 use crate::{
     backend::DeviceId,
     pipeline::{
         Component, PerComponent,
         placement::{Place, Reside},
+    },
+    planner::{
+        plan::{DevicePlan, Edge, Plan, ReplicaPlan},
+        predict::Span,
+        size::format_bytes,
+        words::{per_second, seconds},
     },
 };
 
