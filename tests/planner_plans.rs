@@ -250,6 +250,17 @@ fn a_plan_says_all_that_programs_ask_for_and_draws_itself() {
 }
 
 #[test]
+fn a_plan_of_the_library_serialises_with_names_of_devices_and_components() {
+    let plan = plan("strategy = \"latency\"", &devices(SETS[2].1));
+    let json = serde_json::to_value(&plan).unwrap();
+    assert_eq!(json["largest"]["width"], 512);
+    assert_eq!(json["costs"]["unet"]["weight_bytes"], plan.costs.unet.weight_bytes);
+    assert_eq!(json["devices"][1]["name"], plan.devices[1].id.to_string());
+    let guided = &json["replicas"][0]["placement"]["unet"][0]["guided"];
+    assert_eq!((&guided["positive"]["reside"], &json["dtypes"]["vae"]), (&"device".into(), &"f16".into()), "{json}");
+}
+
+#[test]
 fn many_devices_are_drawn_in_part() {
     let devices = devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"\ncount = 24");
     let drawn = figure::svg(&plan("replicas = \"max\"", &devices));

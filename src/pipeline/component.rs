@@ -1,9 +1,12 @@
 //! The components of a pipeline.
 
+use serde::Serialize;
+
 use crate::error::Result;
 
 /// A component of a pipeline: what a device map places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Component {
     /// Text to features.
     TextEncoder,
@@ -28,7 +31,7 @@ impl Component {
 }
 
 /// One thing for each component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct PerComponent<T> {
     /// The text encoder's.
     pub text_encoder: T,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::{
     Located,
     device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
@@ -25,7 +27,7 @@ use crate::{
 };
 
 /// An alternative that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rejected {
     /// What it is.
     pub what: String,

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::{
     Cost, Located,
     blame::blame,
@@ -33,7 +35,7 @@ use crate::{
 };
 
 /// Where one replica's components run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReplicaPlan {
     /// The places of each component.
@@ -49,35 +51,40 @@ pub struct ReplicaPlan {
     pub lane_bytes: Vec<(DeviceId, u64)>,
 }
 
-/// What one device holds.
-#[derive(Debug, Clone, PartialEq)]
+/// What one device holds. As JSON it is what `sdshard plan --json` says of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DevicePlan {
     /// The device.
+    #[serde(rename = "name")]
     pub id: DeviceId,
     /// Its numerics class.
+    #[serde(rename = "numerics")]
     pub class: String,
     /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
+    #[serde(skip)]
     pub cores: Option<Vec<usize>>,
     /// The adapter that the map names for it, if it does.
+    #[serde(skip)]
     pub adapter: Option<usize>,
+    /// Components that run on it, at least in part.
+    pub components: Vec<Component>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
     /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
     pub overhead_bytes: u64,
-    /// Components that run on it, at least in part.
-    pub components: Vec<Component>,
-    /// Their packed weights that stay, in bytes.
+    /// The components' packed weights that stay, in bytes.
     pub weight_bytes: u64,
-    /// The most that weights from elsewhere occupy at one time, in bytes.
-    pub visitor_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
     /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
     pub keep_bytes: u64,
+    /// The most that weights from elsewhere occupy at one time, in bytes.
+    pub visitor_bytes: u64,
     /// The part of the time in which it has nothing to do, while requests wait.
     pub idle_share: f64,
     /// The type in which it computes each component, if it runs it.
+    #[serde(skip)]
     pub dtypes: PerComponent<DType>,
 }
 
@@ -94,7 +101,7 @@ impl DevicePlan {
 }
 
 /// A device map resolved for one model, one largest request and one machine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
     /// What it is made for.
@@ -126,6 +133,7 @@ pub struct Plan {
     /// GPUs of the machine that have nothing to do.
     pub idle: Vec<DeviceId>,
     /// What predictions are made of; its devices are numbered as [`Plan::devices`].
+    #[serde(skip)]
     pub load: Load,
 }
 

@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use serde::Serialize;
+
 use super::{effort::Effort, tuning::Tuning};
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
@@ -28,7 +30,7 @@ use crate::{
 };
 
 /// The largest request that a plan is made for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Largest {
     /// Pixels.
     pub width: usize,
@@ -116,7 +118,7 @@ impl Largest {
 }
 
 /// What one component needs of a device and does there.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Cost {
     /// The most bytes of packed weights that are there at one time: all, or two neighbouring sections of those that visit.
     pub weight_bytes: u64,
