@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Located,
-    device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
+    device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Strategy},
     diffusers,
     layout::{Costs, Layout, resident},
     problem::{Family, Goal, Problem, Scored},
@@ -124,11 +124,11 @@ fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Place
 /// A place of a map as a device for each section.
 fn convert(
     component: Component,
-    pool: &Located<Vec<device_map::Place>>,
-    place: &device_map::Place,
+    pool: &Located<Vec<MapPlace>>,
+    place: &MapPlace,
     sections: &[String],
 ) -> Result<Place<DeviceId>> {
-    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
+    let route = |place: &MapPlace| -> Result<Sections<DeviceId>> {
         let device = |section: &String| {
             place.device_at(section).map(|device| device.value).ok_or_else(|| {
                 pool.refuse(&format!("components.{}", component.name()), format!("nothing says where {section} runs"))
@@ -140,7 +140,7 @@ fn convert(
         Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
     };
     Ok(match place {
-        device_map::Place::Guided { negative, positive } => {
+        MapPlace::Guided { negative, positive } => {
             Place::Guided { negative: route(negative)?, positive: route(positive)? }
         }
         place => Place::Route(route(place)?),
