@@ -65,7 +65,7 @@ impl Group<'_> {
         let mut few = self.devices.to_vec();
         if few.len() > Tuning::MAX_GROUP_DEVICES {
             let costs = self.problem.costs;
-            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.problem.budgets[costs.index(*id)] as f64);
+            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.problem.budget(*id) as f64);
             few.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
             few.truncate(Tuning::MAX_GROUP_DEVICES);
         }
@@ -74,10 +74,9 @@ impl Group<'_> {
 
     /// One device of each sort.
     fn distinct(&self) -> Vec<DeviceId> {
-        let sort = |id: &DeviceId| (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)]);
         let mut distinct: Vec<DeviceId> = Vec::new();
         for id in self.devices {
-            if !distinct.iter().any(|known| sort(known) == sort(id)) {
+            if !distinct.iter().any(|known| self.problem.kind_and_budget(*known) == self.problem.kind_and_budget(*id)) {
                 distinct.push(*id);
             }
         }
@@ -265,7 +264,7 @@ impl Group<'_> {
         for id in self.devices {
             let cost = problem.costs.whole(Component::Unet, *id)?;
             let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
-            whole.push((cost.seconds, bytes <= problem.budgets[problem.costs.index(*id)]));
+            whole.push((cost.seconds, bytes <= problem.budget(*id)));
         }
         Ok(match problem.goal {
             _ if problem.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
@@ -313,8 +312,6 @@ impl Group<'_> {
         let held = costs.held([&ends])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
-        let table = costs.table(Component::Unet)?;
-        let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
         // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
         for _ in 0..Tuning::MAX_CUT_ATTEMPTS {
             let targets = devices.iter().zip(&spare).map(|(id, spare)| {
@@ -342,8 +339,7 @@ impl Group<'_> {
             if self.is_over() {
                 return Ok(None);
             }
-            costs.trial.effort.spend(cuts::steps(&table, &targets))?;
-            let Some(cut) = cuts::best(&table, &targets, in_flight, goal) else { return Ok(None) };
+            let Some(cut) = self.best_cut(Component::Unet, &targets, in_flight)? else { return Ok(None) };
             let route: Vec<DeviceId> = cut.route().into_iter().map(|device| devices[device]).collect();
             let layout = self.with_unet(front, vec![Place::Route(route.clone().into())], back, in_flight);
             let held = costs.held([&layout])?;
@@ -358,6 +354,14 @@ impl Group<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The best cut of a component over these targets.
+    fn best_cut(&self, component: Component, targets: &[Target], in_flight: usize) -> Result<Option<cuts::Cut>> {
+        let table = self.problem.costs.table(component)?;
+        self.problem.costs.trial.effort.spend(cuts::steps(&table, targets))?;
+        let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
+        Ok(cuts::best(&table, targets, in_flight, goal))
     }
 
     /// Components that no device holds cut one after the other over what is left, where nothing simpler fits.
@@ -387,11 +391,9 @@ impl Group<'_> {
                     Target { kind: costs.kind_in_table(*id), bytes, link, busy: 0.0 }
                 });
                 let targets: Vec<Target> = targets.collect();
-                costs.trial.effort.spend(cuts::steps(&costs.table(component)?, &targets))?;
-                if let Some(cut) = cuts::best(&costs.table(component)?, &targets, 1, cuts::Goal::Sum) {
+                if let Some(cut) = self.best_cut(component, &targets, 1)? {
                     let route: Vec<DeviceId> = cut.route().into_iter().map(|device| self.devices[device]).collect();
-                    let route = route.into();
-                    choices.push(Place::Route(route));
+                    choices.push(Place::Route(route.into()));
                 }
                 for place in choices {
                     *placement.get_mut(component) = vec![place];
@@ -509,7 +511,8 @@ impl Group<'_> {
         let order = layout.placement.devices();
         let device = |id: &DeviceId| {
             let at = order.iter().position(|known| known == id).unwrap_or(0);
-            (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)], at)
+            let (kind, budget) = self.problem.kind_and_budget(*id);
+            (kind, budget, at)
         };
         let mut looks = vec![(layout.in_flight, 0, 0)];
         for (_, places) in layout.placement.iter() {

@@ -8,7 +8,7 @@ use super::{
     Located,
     device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Strategy},
     diffusers,
-    layout::{Costs, Layout, resident},
+    layout::{Costs, Layout, fits, resident},
     problem::{Family, Goal, Problem, Scored},
     search::Search,
     size::format_bytes,
@@ -82,7 +82,7 @@ fn by_strategy(
         Strategy::Latency => return by_time(map, costs, devices, instead, budgets, named, 1),
         _ => {}
     }
-    let classes = by_class(costs, devices);
+    let classes = costs.by_class(devices);
     if map.numerics.value == Numerics::Any || map.replicas.value == Replicas::Count(1) || classes.len() == 1 {
         return place(devices);
     }
@@ -159,8 +159,7 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
     if placement.unet.len() > 1 {
         let mut best_rate = rate_of(costs, &best)?;
         for more in (1..=Tuning::MAX_EXTRA_IN_FLIGHT).map(|more| layout(least + more)) {
-            let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
-            let rate = if fits { rate_of(costs, &more)? } else { 0.0 };
+            let rate = if fits(&costs.held([&more])?, budgets) { rate_of(costs, &more)? } else { 0.0 };
             if rate > Tuning::MIN_IN_FLIGHT_SPEEDUP * best_rate {
                 (best, best_rate) = (more, rate);
             }
@@ -252,7 +251,9 @@ fn by_bytes(
     let fallback = matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0);
     match placed {
         Ok(placed) => {
-            let fullest = |placed: &[DeviceId]| fullest(costs, map, budgets, placement(placed.to_vec()));
+            let fullest = |placed: &[DeviceId]| {
+                costs.fullest([&with_in_flight(map, costs, budgets, placement(placed.to_vec()))?])
+            };
             let rejected = match &placed[..] {
                 [one] => other_strategies(strategy, one, &sizes, &wishes, &left, fullest)?,
                 _ => Vec::new(),
@@ -260,7 +261,11 @@ fn by_bytes(
             let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, budgets, placement(placed)));
             let layouts = layouts.collect::<Result<Vec<_>>>()?;
             let why = match strategy {
-                Strategy::Balanced | Strategy::BalancedLow0 => evens_out(costs, &layouts, budgets)?,
+                Strategy::Balanced | Strategy::BalancedLow0 => {
+                    let (id, bytes) = costs.fullest(&layouts)?;
+                    let (held, budget) = (format_bytes(bytes), format_bytes(budgets[costs.index(id)]));
+                    format!("evens out the bytes; the fullest device, {id}, holds {held} of {budget}")
+                }
                 Strategy::Sequential => "the devices are filled in order".to_string(),
                 Strategy::Single => "the first device that holds the whole pipeline".to_string(),
                 Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => strategy.name().to_string(),
@@ -313,28 +318,6 @@ fn component_sizes(costs: &Costs, devices: &[DeviceId]) -> Result<Vec<ComponentS
 /// What each of `devices` may hold.
 fn device_budgets(costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Vec<DeviceBudget> {
     devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect()
-}
-
-/// What the fullest device holds.
-fn evens_out(costs: &Costs, layouts: &[Layout], budgets: &[u64]) -> Result<String> {
-    let held = costs.held(layouts)?;
-    let fullest = (0..held.len()).max_by_key(|&device| (held[device].total(), std::cmp::Reverse(device)));
-    Ok(fullest.map_or_else(String::new, |device| {
-        format!(
-            "evens out the bytes; the fullest device, {}, holds {} of {}",
-            costs.trial.devices[device].id,
-            format_bytes(held[device].total()),
-            format_bytes(budgets[device])
-        )
-    }))
-}
-
-/// The fullest device of a replica, and what it holds.
-fn fullest(costs: &Costs, map: &DeviceMap, budgets: &[u64], placement: Placement<DeviceId>) -> Result<(DeviceId, u64)> {
-    let held = costs.held([&with_in_flight(map, costs, budgets, placement)?])?;
-    let totals = costs.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
-    let first_fullest = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
-    totals.reduce(first_fullest).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
 }
 
 /// What the other strategies would have done with the fullest device, or why they cannot.
@@ -459,14 +442,14 @@ fn by_time(
         for (number, set) in sets.iter().enumerate() {
             costs.trial.effort.begin_part((groups.len() - index) * (sets.len() - number));
             // Several replicas of several classes would not draw the same pictures.
-            let one_replica = one_replica || search.problem.one_class && by_class(costs, set).len() > 1;
+            let one_replica = one_replica || search.problem.one_class && costs.by_class(set).len() > 1;
             for (family, scored) in search.run(set, one_replica)? {
                 let is_free = |component: &Component| named.get(*component).is_none();
                 let free = Component::ALL.into_iter().filter(is_free);
                 let used = free.flat_map(|component| scored.layouts.iter().flat_map(move |l| l.devices_of(component)));
                 let mut devices = each_once(used);
                 devices.sort();
-                let simple = by_class(costs, &devices).len() <= 1;
+                let simple = costs.by_class(&devices).len() <= 1;
                 tried.push(Tried { family, scored, devices, simple });
             }
         }
@@ -514,7 +497,7 @@ fn by_time(
 /// fastest few as well, since what is slow may only keep the others waiting, and what draws nothing need not be loaded.
 fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<DeviceId>> {
     let mut sets: Vec<Vec<DeviceId>> = Vec::new();
-    let classes = by_class(costs, devices);
+    let classes = costs.by_class(devices);
     let all = [devices.to_vec()];
     for class in classes.iter().chain(if classes.len() > 1 { &all[..] } else { &[] }) {
         let flops = |id: &DeviceId| costs.info(*id).rates.flops;
@@ -533,17 +516,6 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
         }
     }
     sets
-}
-
-fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
-    let mut classes: Vec<Vec<DeviceId>> = Vec::new();
-    for id in devices {
-        match classes.iter_mut().find(|class| costs.info(class[0]).class == costs.info(*id).class) {
-            Some(class) => class.push(*id),
-            None => classes.push(vec![*id]),
-        }
-    }
-    classes
 }
 
 /// That a device does not hold the whole pipeline, and by how many bytes.

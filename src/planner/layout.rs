@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
-    error::Result,
+    error::{Error, Result},
     pipeline::{
         Component,
         model::sections,
@@ -68,6 +68,11 @@ impl Held {
     pub fn total(&self) -> u64 {
         self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
+}
+
+/// Whether each device may hold so much.
+pub(super) fn fits(held: &[Held], budgets: &[u64]) -> bool {
+    held.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget)
 }
 
 /// Devices, each with the one that stands for it.
@@ -123,6 +128,26 @@ impl<'a> Costs<'a> {
     /// Devices of one kind cost the same. Kinds are numbers of devices.
     pub fn kind(&self, id: DeviceId) -> usize {
         self.kinds[self.index(id)]
+    }
+
+    /// Devices of the same numerics class together.
+    pub fn by_class(&self, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
+        let mut classes: Vec<Vec<DeviceId>> = Vec::new();
+        for id in devices {
+            match classes.iter_mut().find(|class| self.info(class[0]).class == self.info(*id).class) {
+                Some(class) => class.push(*id),
+                None => classes.push(vec![*id]),
+            }
+        }
+        classes
+    }
+
+    /// The fullest device, or the first of those that are as full, with all that it holds of these layouts.
+    pub fn fullest<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<(DeviceId, u64)> {
+        let held = self.held(layouts)?;
+        let totals = self.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
+        let fuller = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
+        totals.reduce(fuller).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
     }
 
     /// All of a component on one device.

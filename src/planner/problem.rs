@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    layout::{Costs, Layout},
+    layout::{Costs, Layout, fits},
     tuning::Tuning,
 };
 use crate::{
@@ -89,6 +89,13 @@ impl Scored {
         };
         clearly(first.0, first.1) || (!clearly(first.1, first.0) && clearly(second.0, second.1))
     }
+
+    /// Puts it in the place of `best` if it is better.
+    pub fn replace(self, best: &mut Option<Self>, goal: Goal) {
+        if best.as_ref().is_none_or(|best| self.beats(best, goal)) {
+            *best = Some(self);
+        }
+    }
 }
 
 /// The best candidate of each family.
@@ -113,6 +120,16 @@ pub(super) struct Problem<'a> {
 }
 
 impl Problem<'_> {
+    /// Bytes that may be used of a device.
+    pub fn budget(&self, id: DeviceId) -> u64 {
+        self.budgets[self.costs.index(id)]
+    }
+
+    /// What a device is like: the search makes no difference between those that are alike.
+    pub fn kind_and_budget(&self, id: DeviceId) -> (usize, u64) {
+        (self.costs.kind(id), self.budget(id))
+    }
+
     /// Whether the map places a component.
     pub fn names_some(&self) -> bool {
         self.named.iter().any(|(_, places)| places.is_some())
@@ -140,15 +157,11 @@ impl Problem<'_> {
     pub fn fits(&self, layout: &Layout) -> Result<bool> {
         self.costs.trial.effort.spend(self.budgets.len() as u64)?;
         let held = self.costs.held([layout])?;
-        let fits = held.iter().zip(self.budgets).all(|(held, budget)| held.total() <= *budget);
-        Ok(fits && self.costs.fits_host(layout, &held)?)
+        Ok(fits(&held, self.budgets) && self.costs.fits_host(layout, &held)?)
     }
 
     /// Whether each component has devices of one numerics class.
     pub fn classes_agree(&self, layout: &Layout) -> bool {
-        Component::ALL.iter().all(|component| {
-            let devices = layout.devices_of(*component);
-            devices.iter().all(|id| self.costs.info(*id).class == self.costs.info(devices[0]).class)
-        })
+        Component::ALL.iter().all(|component| self.costs.by_class(&layout.devices_of(*component)).len() <= 1)
     }
 }

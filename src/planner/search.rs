@@ -61,9 +61,7 @@ impl<'a> Search<'a> {
         let known = self.group(devices)?;
         let mut best: Option<Scored> = None;
         for scored in families.iter().filter_map(|family| known.1.get(family)) {
-            if best.as_ref().is_none_or(|best| scored.beats(best, self.problem.goal)) {
-                best = Some(scored.clone());
-            }
+            scored.clone().replace(&mut best, self.problem.goal);
         }
         Ok(best)
     }
@@ -73,10 +71,8 @@ impl<'a> Search<'a> {
         let count = devices.len();
         let mut best = self.one(devices, families)?;
         let mut consider = |found: Option<Scored>| {
-            if let Some(found) = found
-                && best.as_ref().is_none_or(|best| found.beats(best, self.problem.goal))
-            {
-                best = Some(found);
+            if let Some(found) = found {
+                found.replace(&mut best, self.problem.goal);
             }
         };
         if count <= Tuning::MAX_FREELY_GROUPED_DEVICES {
@@ -120,10 +116,7 @@ impl<'a> Search<'a> {
                 let group = others | 1 << first;
                 let members: Vec<DeviceId> = (0..count).filter(|i| group >> i & 1 == 1).map(|i| devices[i]).collect();
                 if let Some(found) = self.one(&members, families)? {
-                    let joined = Self::joined(&best[taken & !group], found);
-                    if here.as_ref().is_none_or(|here| joined.beats(here, self.problem.goal)) {
-                        here = Some(joined);
-                    }
+                    Self::joined(&best[taken & !group], found).replace(&mut here, self.problem.goal);
                 }
                 if others == 0 {
                     break;
@@ -142,10 +135,7 @@ impl<'a> Search<'a> {
             let mut here = best[end - 1].clone();
             for start in end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end {
                 if let Some(found) = self.one(&devices[start..end], families)? {
-                    let joined = Self::joined(&best[start], found);
-                    if here.as_ref().is_none_or(|here| joined.beats(here, self.problem.goal)) {
-                        here = Some(joined);
-                    }
+                    Self::joined(&best[start], found).replace(&mut here, self.problem.goal);
                 }
             }
             best.push(here);
@@ -155,10 +145,7 @@ impl<'a> Search<'a> {
 
     /// The best replica of each family on a group of devices, searched once for all groups that are like it.
     fn group(&self, devices: &[DeviceId]) -> Result<Rc<Searched>> {
-        let key: Vec<(usize, u64)> = devices
-            .iter()
-            .map(|id| (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)]))
-            .collect();
+        let key: Vec<(usize, u64)> = devices.iter().map(|id| self.problem.kind_and_budget(*id)).collect();
         let known = self.known.borrow().get(&key).cloned();
         if let Some(known) = known.filter(|known| !self.problem.names_some() || known.0 == devices) {
             if known.0 == devices {
