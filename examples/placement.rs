@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sdshard::{
     DeviceMap, Engine, Event, Largest, Model, ModelFiles, Plan, Request, Result,
     backend::{self, DeviceId, DeviceKind},
-    planner::device_map::{Place, Strategy},
+    planner::device_map::{MapPlace, Strategy},
 };
 
 fn main() -> Result<()> {
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     // The UNet's two halves of guidance on two shares of the cores; the strategy places the rest.
     let [first, second] = [0, 1].map(|index| DeviceId::new(DeviceKind::Cpu, index));
     let mut split = DeviceMap { devices: vec![first.into(), second.into()], ..DeviceMap::default() };
-    let guided = Place::Guided { negative: Box::new(first.into()), positive: Box::new(second.into()) };
+    let guided = MapPlace::Guided { negative: Box::new(first.into()), positive: Box::new(second.into()) };
     split.components.insert("unet".to_string(), vec![guided].into());
     let split = resolve(&split)?;
     println!("{split}\n");

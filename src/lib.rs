@@ -36,6 +36,7 @@
 //! |---|---|
 //! | [`mod@bench`] | how fast each component is here |
 //! | [`engine`] | replicas side by side over one queue |
+//! | [`figure`] | a plan as a drawing |
 //! | [`planner`] | device maps, strategies, plans |
 //! | [`pipeline`] | one picture: requests, the three stages, files |
 //! | [`models`] | the networks, and every fact about a checkpoint |
@@ -72,6 +73,7 @@ pub mod backend;
 pub mod bench;
 pub mod engine;
 pub mod error;
+pub mod figure;
 pub mod input;
 mod json;
 pub mod models;

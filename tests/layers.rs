@@ -13,8 +13,20 @@ use syn::{
 };
 
 /// Top to bottom. A module may use those behind it.
-const ORDER: [&str; 11] =
-    ["cli", "bench", "engine", "planner", "pipeline", "models", "nn", "tokenizer", "weights", "tensor", "backend"];
+const ORDER: [&str; 12] = [
+    "cli",
+    "bench",
+    "engine",
+    "figure",
+    "planner",
+    "pipeline",
+    "models",
+    "nn",
+    "tokenizer",
+    "weights",
+    "tensor",
+    "backend",
+];
 /// Below all of [`ORDER`], and what each of them may use.
 const SIDE: [(&str, &[&str]); 6] = [
     ("scheduler", &["error", "json"]),

@@ -6,7 +6,7 @@ use common::points_at;
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
     models::spec::ModelSpec,
-    planner::device_map::{DeviceMap, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy},
+    planner::device_map::{DeviceMap, InFlight, MapPlace, Numerics, ReplicaMap, Replicas, Reside, Strategy},
     weights::ModelFiles,
 };
 
@@ -31,19 +31,19 @@ fn parse(text: &str) -> DeviceMap {
 }
 
 /// A place in short: `cuda:0`, `cuda:0@host`, `-cuda:0 +cuda:1`, `=cuda:1 down_blocks=cuda:0`.
-fn short(place: &Place) -> String {
+fn short(place: &MapPlace) -> String {
     let at = |reside: Reside| match reside {
         Reside::Device => "",
         Reside::Host => "@host",
         Reside::Disk => "@disk",
     };
     match place {
-        Place::On { device, reside } => format!("{}{}", device.value, at(reside.value)),
-        Place::Cut { shards, reside } => {
+        MapPlace::On { device, reside } => format!("{}{}", device.value, at(reside.value)),
+        MapPlace::Cut { shards, reside } => {
             let shards: Vec<_> = shards.iter().map(|(path, device)| format!("{path}={}", device.value)).collect();
             format!("{}{}", shards.join(" "), at(reside.value))
         }
-        Place::Guided { negative, positive } => format!("-{} +{}", short(negative), short(positive)),
+        MapPlace::Guided { negative, positive } => format!("-{} +{}", short(negative), short(positive)),
     }
 }
 
@@ -635,11 +635,12 @@ vae = { execute = "cuda:4", reside = "host" }
 text_encoder = "cuda:5""#,
     );
     let of = |name: &str| &map.components[name].value[0];
-    let devices = |place: &Place| place.devices().iter().map(|device| device.value.index.unwrap()).collect::<Vec<_>>();
+    let devices =
+        |place: &MapPlace| place.devices().iter().map(|device| device.value.index.unwrap()).collect::<Vec<_>>();
     assert_eq!(COMPONENTS.map(|name| devices(of(name))), [vec![5], vec![1, 2, 3, 0], vec![4]]);
     assert_eq!(COMPONENTS.map(|name| of(name).single().is_some()), [true, false, false]);
     assert!(of("unet").device_at("conv_in").is_none());
-    let Place::Guided { negative, .. } = of("unet") else { panic!("guided") };
+    let MapPlace::Guided { negative, .. } = of("unet") else { panic!("guided") };
     for (part, device) in [
         ("conv_in", 1),
         ("up_blocks", 2),
@@ -767,7 +768,8 @@ fn a_map_made_in_code_is_checked_alike() {
     assert!(map.check_model(&spec()).unwrap_err().to_string().contains("no such component"));
     map.components.clear();
 
-    let cut = Place::Cut { shards: [("down blocks".to_string(), cpu(1).into())].into(), reside: Reside::Host.into() };
+    let cut =
+        MapPlace::Cut { shards: [("down blocks".to_string(), cpu(1).into())].into(), reside: Reside::Host.into() };
     map.components.insert("unet".into(), vec![cut].into());
     let message = map.check().unwrap_err().to_string();
     assert!(message.starts_with("components.unet.shards.\"down blocks\": not the path of a part"), "{message}");

@@ -9,9 +9,10 @@ use common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
+    figure,
     models::{component::ComponentId, spec::ModelSpec},
     pipeline::placement::{Place, Reside},
-    planner::{device_map::SHIPPED, figure, hardware},
+    planner::{device_map::SHIPPED, hardware},
     weights::ModelFiles,
 };
 use serde_json::Value;
@@ -246,6 +247,20 @@ fn a_plan_says_all_that_programs_ask_for_and_draws_itself() {
         assert!(drawn.contains(word), "{word}");
     }
     assert_eq!(drawn.matches("<text").count(), drawn.matches("</text>").count());
+}
+
+#[test]
+fn a_plan_of_the_library_serialises_with_names_of_devices_and_components() {
+    let plan = plan("strategy = \"latency\"", &devices(SETS[2].1));
+    let json = serde_json::to_value(&plan).unwrap();
+    assert_eq!(json["largest"]["width"], 512);
+    let (unet, vae) = (&json["components"][1], &json["components"][2]);
+    assert_eq!((&unet["name"], &unet["stage"]), (&"unet".into(), &"denoise".into()), "{json}");
+    assert_eq!(unet["cost"]["weight_bytes"], plan.components[plan.component("unet").unwrap()].cost.weight_bytes);
+    assert_eq!(json["devices"][1]["name"], plan.devices[1].id.to_string());
+    // What there is one of for each component is in their order.
+    let guided = &json["replicas"][0]["placement"][1][0]["guided"];
+    assert_eq!((&guided["positive"]["reside"], &vae["dtype"]), (&"device".into(), &"f16".into()), "{json}");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![cfg(loom)]
 
+#[path = "../../src/pipeline/device_queue.rs"]
+pub mod device_queue;
 #[path = "../../src/error.rs"]
 pub mod error;
 #[path = "../../src/pipeline/gate.rs"]

@@ -2,8 +2,17 @@
 
 use std::time::SystemTime;
 
+use serde::{Serialize, Serializer};
+
 use super::{dtype::DType, id::DeviceId, rates::Rates, rules::Rules};
 use crate::error::Error;
+
+// Not beside the type: the models in `loom/` have that file and no serde.
+impl Serialize for DeviceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 /// What `sdshard devices` shows and the planner plans with.
 #[derive(Debug, Clone, PartialEq)]

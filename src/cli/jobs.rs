@@ -19,7 +19,7 @@ use sdshard::{
 
 use super::{
     args::{GenerateArgs, OutputType, Seed},
-    names::{Names, Place, tell_apart},
+    names::{NameFields, Names, tell_apart},
     prompts,
 };
 
@@ -120,7 +120,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 Some(own) => own.wrapping_add(image_index as u64),
                 None => first_seed.wrapping_add(jobs.len() as u64),
             };
-            let place = Place { prompt_index, image_index, images, prompt: &prompt, seed };
+            let place = NameFields { prompt_index, image_index, images, prompt: &prompt, seed };
             let names = match &args.output {
                 Some(template) => template.names(&place, extension)?,
                 None => Names::by_place(&place, extension),

@@ -45,7 +45,7 @@ enum Part {
 
 /// What fills a template in.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct NameFields<'a> {
     pub prompt_index: usize,
     pub image_index: usize,
     /// How many pictures the prompt has.
@@ -86,7 +86,7 @@ impl FromStr for Template {
         }
         parts.push(Part::Text(plain));
         let template = Self(parts);
-        let longest = Place { prompt_index: 999_999, image_index: 99_999, images: 1, prompt: "", seed: u64::MAX };
+        let longest = NameFields { prompt_index: 999_999, image_index: 99_999, images: 1, prompt: "", seed: u64::MAX };
         let longest = template.fill(&longest, &"x".repeat(SLUG_BYTES));
         let name = longest.rsplit(std::path::is_separator).next().unwrap_or_default();
         if matches!(name, "" | "." | "..") {
@@ -103,7 +103,7 @@ impl FromStr for Template {
 }
 
 impl Template {
-    fn fill(&self, place: &Place, slug: &str) -> String {
+    fn fill(&self, place: &NameFields, slug: &str) -> String {
         let part = |part: &Part| match part {
             Part::Text(text) => text.clone(),
             Part::Index => format!("{:05}", place.prompt_index),
@@ -131,7 +131,7 @@ impl Template {
     ///
     /// # Errors
     /// If it is that of another format.
-    pub fn names(&self, place: &Place, extension: &'static str) -> Result<Names> {
+    pub fn names(&self, place: &NameFields, extension: &'static str) -> Result<Names> {
         let mut stem = self.fill(place, &slug(place.prompt));
         let said = Path::new(&stem).extension().and_then(|said| said.to_str()).unwrap_or_default().to_ascii_lowercase();
         if said == extension {
@@ -180,7 +180,7 @@ impl fmt::Display for Names {
 
 impl Names {
     /// `00003-a-red-fox.png`, or `00003_01-a-red-fox.png` where a prompt has several pictures.
-    pub fn by_place(place: &Place, extension: &'static str) -> Self {
+    pub fn by_place(place: &NameFields, extension: &'static str) -> Self {
         let image = if place.images > 1 { format!("_{:02}", place.image_index) } else { String::new() };
         let slug = slug(place.prompt);
         let hyphen = if slug.is_empty() { "" } else { "-" };
@@ -317,8 +317,8 @@ fn is_stdout(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn place(prompt_index: usize, image_index: usize, images: usize, prompt: &str) -> Place<'_> {
-        Place { prompt_index, image_index, images, prompt, seed: 7 }
+    fn place(prompt_index: usize, image_index: usize, images: usize, prompt: &str) -> NameFields<'_> {
+        NameFields { prompt_index, image_index, images, prompt, seed: 7 }
     }
 
     #[test]
@@ -427,7 +427,7 @@ mod tests {
     fn pictures_of_one_list_that_prefer_one_name_get_their_own_by_seed_and_then_by_digest() {
         let template: Template = "{prompt}.png".parse().unwrap();
         let mut names: Vec<_> = [("a", 1), ("b", 1), ("a", 2), ("c", 3), ("c", 3)]
-            .map(|(prompt, seed)| template.names(&Place { seed, ..place(0, 0, 1, prompt) }, "png").unwrap())
+            .map(|(prompt, seed)| template.names(&NameFields { seed, ..place(0, 0, 1, prompt) }, "png").unwrap())
             .into();
         tell_apart(&mut names);
         let shown: Vec<_> = names.iter().map(ToString::to_string).collect();
@@ -457,7 +457,7 @@ mod tests {
     fn save(folder: &Path, metadata: &Metadata, grey: u8, replacing: Replacing) -> Result<String> {
         let image = sdshard::pipeline::Image { width: 1, height: 1, rgb: vec![grey; 3] };
         let (place, bytes) =
-            (Place { seed: metadata.seed, ..place(0, 0, 1, "a") }, image.encode_png(metadata).unwrap());
+            (NameFields { seed: metadata.seed, ..place(0, 0, 1, "a") }, image.encode_png(metadata).unwrap());
         let path = Names::by_place(&place, "png").save(folder, metadata, &bytes, replacing, Durability::Buffered)?;
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
         Ok(path.file_name().unwrap().to_str().unwrap().to_string())

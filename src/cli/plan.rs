@@ -5,6 +5,7 @@ use std::path::Path;
 use sdshard::{
     backend,
     error::Result,
+    figure,
     models::spec::ModelSpec,
     output::{self, Durability},
     pipeline::{
@@ -12,7 +13,7 @@ use sdshard::{
         placement::{Place, Reside, Sections},
         request::Request,
     },
-    planner::{Largest, figure, hardware, plan::Plan},
+    planner::{Largest, hardware, plan::Plan},
     weights::{self, ModelFiles, Wanted},
 };
 use serde_json::{Map, Value, json};
@@ -89,13 +90,12 @@ fn place_as_json(place: &Place<backend::DeviceId>) -> Value {
         let devices = Place::Route(sections.clone()).devices();
         let mut place = match sections.reside {
             Reside::Device if devices.len() == 1 => return one_or_all(&devices),
-            _ if devices.len() == 1 => json!({ "execute": devices[0].to_string() }),
-            _ => json!({ "sections": sections.iter().map(ToString::to_string).collect::<Vec<_>>() }),
+            _ if devices.len() == 1 => json!({ "execute": devices[0] }),
+            _ => json!({ "sections": sections.devices }),
         };
         match sections.reside {
             Reside::Device => {}
-            Reside::Host => place["reside"] = json!("host"),
-            Reside::Disk => place["reside"] = json!("disk"),
+            elsewhere => place["reside"] = json!(elsewhere),
         }
         place
     };
@@ -120,7 +120,7 @@ pub fn as_json(plan: &Plan) -> Value {
                 "keep_bytes": cost.keep_bytes,
                 "gflop": cost.flops / 1e9,
                 "seconds": component.seconds,
-                "dtype": component.dtype.name(),
+                "dtype": component.dtype,
                 "numerics": plan.classes(id),
             });
             (component.name.clone(), figures)
@@ -147,39 +147,11 @@ pub fn as_json(plan: &Plan) -> Value {
             })
         })
         .collect();
-    let devices: Vec<_> = plan
-        .devices
-        .iter()
-        .map(|device| {
-            json!({
-                "name": device.id.to_string(),
-                "numerics": device.class,
-                "components": device.components.iter().map(|id| &plan.components[*id].name).collect::<Vec<_>>(),
-                "budget_bytes": device.budget_bytes,
-                "overhead_bytes": device.overhead_bytes,
-                "weight_bytes": device.weight_bytes,
-                "activation_bytes": device.activation_bytes,
-                "keep_bytes": device.keep_bytes,
-                "visitor_bytes": device.visitor_bytes,
-                "idle_share": device.idle_share,
-            })
-        })
-        .collect();
-    let edges: Vec<_> = plan
-        .edges
-        .iter()
-        .map(|edge| {
-            json!({
-                "replica": edge.replica,
-                "from": edge.from.to_string(),
-                "to": edge.to.to_string(),
-                "what": edge.what,
-                "bytes_per_image": edge.bytes_per_image,
-            })
-        })
-        .collect();
-    let rejected: Vec<_> =
-        plan.rejected.iter().map(|rejected| json!({ "what": rejected.what, "why": rejected.why })).collect();
+    let devices = plan.devices.iter().map(|device| {
+        let mut figures = json!(device);
+        figures["components"] = device.components.iter().map(|id| plan.components[*id].name.as_str()).collect();
+        figures
+    });
     json!({
         "width": plan.largest.width,
         "height": plan.largest.height,
@@ -188,16 +160,16 @@ pub fn as_json(plan: &Plan) -> Value {
         "device_map": device_map,
         "components": components,
         "replicas": replicas,
-        "devices": devices,
+        "devices": devices.collect::<Value>(),
         "shared_weight_bytes": plan.shared_weight_bytes,
         "host_weight_bytes": plan.host_weight_bytes,
         "total_bytes": plan.total_bytes(),
-        "edges": edges,
+        "edges": plan.edges,
         "seconds_per_image": plan.seconds_per_image,
         "images_per_second": plan.images_per_second,
         "seconds": plan.seconds_in_all(),
-        "idle": plan.idle.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "idle": plan.idle,
         "reasons": plan.reasons,
-        "rejected": rejected,
+        "rejected": plan.rejected,
     })
 }

@@ -2,16 +2,19 @@
 
 use std::ops::{Index, IndexMut};
 
+use serde::Serialize;
+
 use crate::error::Result;
 
 /// A component of a model, which is what a device map places: its index in [`ModelSpec::components`].
 ///
 /// [`ModelSpec::components`]: super::spec::ModelSpec::components
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ComponentId(usize);
 
 /// What a component does for a request. A request passes the stages in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Texts to features, one text at a time.
     Encode,
@@ -22,7 +25,7 @@ pub enum Stage {
 }
 
 /// One thing for each component of a model.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct PerComponent<T>(Vec<T>);
 
 impl ComponentId {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    gate::{Gates, Section, Work},
+    gate::{DeviceGuard, Gates, Work},
     image::Image,
     latents::Latents,
     model::Model,
@@ -54,7 +54,7 @@ struct Batch<'a> {
     under_way: Vec<UnderWay>,
     progress: OnProgress<'a>,
     /// The devices of the section before, until the next one is asked for.
-    held: Option<Section<'a>>,
+    held: Option<DeviceGuard<'a>>,
 }
 
 impl Batch<'_> {
@@ -278,7 +278,7 @@ impl Pipeline {
         let (clock, stage) = (self.gates.clock(), self.model.spec.components[component].stage());
         let instances = &self.parts[component];
         let choices: Vec<_> = instances.iter().map(|instance| instance.devices(false)).collect();
-        let (choice, section) = self.gates.enter(age, work_of(stage), &choices, batch.held.take())?;
+        let (choice, section) = self.gates.enter(age, stage.into(), &choices, batch.held.take())?;
         let devices = &choices[choice];
         let started = clock.now();
         batch.tell(i, Progress::Started { component, stage, devices: devices.clone(), calls: 0, at: started })?;
@@ -314,15 +314,6 @@ impl Pipeline {
     }
 }
 
-/// What the gates call the work of a stage.
-fn work_of(stage: Stage) -> Work {
-    match stage {
-        Stage::Encode => Work::Text,
-        Stage::Denoise => Work::Denoise,
-        Stage::Decode => Work::Decode,
-    }
-}
-
 /// Which of a request's texts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Text {
@@ -339,28 +330,34 @@ struct Passage<'a> {
     /// The device of each section, where the gates are passed one by one.
     route: Option<&'a Route>,
     /// What it holds, and since when.
-    held: Mutex<Option<(Section<'a>, Instant)>>,
+    held: Mutex<Option<(DeviceGuard<'a>, Instant)>>,
     stretches: Mutex<Vec<Span>>,
 }
 
 impl<'a> Passage<'a> {
-    fn new(gates: &'a Gates, age: u64, component: ComponentId, section: Section<'a>, route: Option<&'a Route>) -> Self {
+    fn new(
+        gates: &'a Gates,
+        age: u64,
+        component: ComponentId,
+        section: DeviceGuard<'a>,
+        route: Option<&'a Route>,
+    ) -> Self {
         let held = Mutex::new(Some((section, gates.clock().now())));
         Self { gates, age, component, route, held, stretches: Mutex::default() }
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<(Section<'a>, Instant)>> {
+    fn held(&self) -> MutexGuard<'_, Option<(DeviceGuard<'a>, Instant)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All stretches since the last time, and the devices that it still holds.
-    fn leave(&self) -> (Vec<Span>, Option<Section<'a>>) {
+    fn leave(&self) -> (Vec<Span>, Option<DeviceGuard<'a>>) {
         let held = self.pause();
         (std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner)), held)
     }
 
     /// Ends the stretch that it is in, and gives its devices.
-    fn pause(&self) -> Option<Section<'a>> {
+    fn pause(&self) -> Option<DeviceGuard<'a>> {
         let (section, started) = self.held().take()?;
         let elapsed = self.gates.clock().now() - started;
         let span = Span { component: self.component, devices: section.devices().to_vec(), started, elapsed };

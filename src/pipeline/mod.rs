@@ -1,5 +1,6 @@
 //! One picture, from text to pixels.
 
+pub mod device_queue;
 mod draw;
 mod files;
 pub mod gate;

@@ -2,11 +2,13 @@
 
 use std::ops::Deref;
 
+use serde::Serialize;
+
 use crate::models::component::PerComponent;
 pub use crate::weights::Reside;
 
 /// A device for each section of a network, and where its weights rest. Reads as a list of devices.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Sections<D> {
     /// In the network's order.
     pub devices: Vec<D>,
@@ -36,7 +38,8 @@ impl<D> Sections<D> {
 }
 
 /// Where one component runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Place<D> {
     /// One network, whole or cut.
     Route(Sections<D>),

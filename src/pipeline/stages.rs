@@ -4,6 +4,7 @@
 //! arenas wherever the others are, and the planner runs this very code on devices without data.
 
 use super::{
+    device_queue::Work,
     parts::{Instance, Placed, Slot},
     request::{Request, Rng, Start},
 };
@@ -20,6 +21,17 @@ use crate::{
     tensor::{Leaving, Shape, Tensor, random::Generator},
     weights::Visitors,
 };
+
+impl From<Stage> for Work {
+    /// What the queue for devices has to know of a stage.
+    fn from(stage: Stage) -> Self {
+        match stage {
+            Stage::Encode => Self::Text,
+            Stage::Denoise => Self::Denoise,
+            Stage::Decode => Self::Decode,
+        }
+    }
+}
 
 /// Runs a text encoder over one text: its features `[tokens, width]`, on the host.
 ///

@@ -5,21 +5,20 @@ use std::fmt::Display;
 use super::{
     device_map::{DeviceFacts, DeviceMap, InFlight},
     fields::Located,
+    tuning::Tuning,
 };
 use crate::{
     backend::DeviceId,
     error::{Error, Result},
 };
 
-/// Entries that are tried: each costs as much as a plan.
-pub(super) const MOST: usize = 8;
-
 /// The error at the entry of `map` that alone is to blame for it, if there is one; else the error itself. `resolve` tries
 /// another map.
 pub(super) fn blame(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMap) -> Result<()>) -> Error {
     let message = error.to_string();
     let suspects = Suspects { map, why: message.lines().next().unwrap_or_default() };
-    let guilty = suspects.all().into_iter().take(MOST).find(|(relaxed, _)| resolve(relaxed).is_ok());
+    let guilty =
+        suspects.all().into_iter().take(Tuning::MAX_DIAGNOSED_ENTRIES).find(|(relaxed, _)| resolve(relaxed).is_ok());
     guilty.map_or(error, |(_, refused)| refused)
 }
 

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::{
     cuts::{self, Target},
     layout::{Layout, resident},
-    predict::SAMPLES,
-    problem::{Best, Family, GROUP, Goal, Problem, Scored},
+    problem::{Best, Family, Goal, Problem, Scored},
+    tuning::Tuning,
 };
 use crate::{
     backend::{DeviceId, DeviceKind},
@@ -15,9 +15,6 @@ use crate::{
     models::component::{ComponentId, Stage},
     pipeline::placement::{Place, Placement, Reside, Sections},
 };
-
-/// With larger batches, each of whose sizes is a run without data, no last resort is looked for.
-const LAST_RESORT_BATCH: usize = 8;
 
 /// One replica over a group of devices.
 pub(super) struct Group<'a> {
@@ -38,7 +35,7 @@ impl Group<'_> {
 
     fn fill(&mut self) -> Result<()> {
         let devices = self.devices;
-        if devices.len() > GROUP {
+        if devices.len() > Tuning::MAX_GROUP_DEVICES {
             // Every device as a member of one pool; and the most capable ones by themselves.
             for &front in &self.distinct() {
                 self.pools(front, front)?;
@@ -63,21 +60,20 @@ impl Group<'_> {
     /// The devices, or the fastest and roomiest of them.
     fn few(&self) -> Vec<DeviceId> {
         let mut few = self.devices.to_vec();
-        if few.len() > GROUP {
+        if few.len() > Tuning::MAX_GROUP_DEVICES {
             let costs = self.problem.costs;
-            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.problem.budgets[costs.index(*id)] as f64);
+            let rank = |id: &DeviceId| (costs.info(*id).rates.flops, self.problem.budget(*id) as f64);
             few.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
-            few.truncate(GROUP);
+            few.truncate(Tuning::MAX_GROUP_DEVICES);
         }
         few
     }
 
     /// One device of each sort.
     fn distinct(&self) -> Vec<DeviceId> {
-        let sort = |id: &DeviceId| (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)]);
         let mut distinct: Vec<DeviceId> = Vec::new();
         for id in self.devices {
-            if !distinct.iter().any(|known| sort(known) == sort(id)) {
+            if !distinct.iter().any(|known| self.problem.kind_and_budget(*known) == self.problem.kind_and_budget(*id)) {
                 distinct.push(*id);
             }
         }
@@ -134,7 +130,7 @@ impl Group<'_> {
             }
             let others = |id: DeviceId| usize::from(!pool.contains(&id));
             let auto = pool.len() + others(front) + if front == back { 0 } else { others(back) };
-            for more in [0, 1, 2] {
+            for more in 0..=Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
                 self.offer(Family::Apart, front, pool.clone(), back, auto + more)?;
             }
         }
@@ -161,7 +157,7 @@ impl Group<'_> {
             }
         }
         let auto = placement[denoiser].len();
-        for in_flight in [auto, auto + 1, auto + 2] {
+        for in_flight in auto..=auto + Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
             self.consider(Family::Apart, self.problem.layout(placement.clone(), in_flight))?;
         }
         Ok(())
@@ -265,7 +261,7 @@ impl Group<'_> {
         for id in self.devices {
             let cost = problem.costs.whole(self.denoiser(), *id)?;
             let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
-            whole.push((cost.seconds, bytes <= problem.budgets[problem.costs.index(*id)]));
+            whole.push((cost.seconds, bytes <= problem.budget(*id)));
         }
         Ok(match problem.goal {
             _ if problem.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
@@ -282,7 +278,9 @@ impl Group<'_> {
         let rate = others.clone().map(|scored| scored.images_per_second).fold(0.0, f64::max);
         let seconds = others.map(|scored| scored.seconds_per_image).fold(f64::INFINITY, f64::min);
         match self.problem.goal {
-            Goal::Throughput => in_flight == 1 && rate > cut.images_per_second || rate * 0.999 > self.full_work(),
+            Goal::Throughput => {
+                in_flight == 1 && rate > cut.images_per_second || rate * Tuning::ENOUGH_OF_FULL_WORK > self.full_work()
+            }
             Goal::Latency => seconds < cut.seconds_per_image,
         }
     }
@@ -311,10 +309,8 @@ impl Group<'_> {
         let held = costs.held([&ends])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
-        let table = costs.table(self.denoiser())?;
-        let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
         // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
-        for _ in 0..4 {
+        for _ in 0..Tuning::MAX_CUT_ATTEMPTS {
             let targets = devices.iter().zip(&spare).map(|(id, spare)| {
                 let index = costs.index(*id);
                 let of = |component| {
@@ -340,8 +336,7 @@ impl Group<'_> {
             if self.is_over() {
                 return Ok(None);
             }
-            costs.trial.effort.spend(cuts::steps(&table, &targets))?;
-            let Some(cut) = cuts::best(&table, &targets, in_flight, goal) else { return Ok(None) };
+            let Some(cut) = self.best_cut(self.denoiser(), &targets, in_flight)? else { return Ok(None) };
             let route: Vec<DeviceId> = cut.route().into_iter().map(|device| devices[device]).collect();
             let layout = self.with_denoisers(front, vec![Place::Route(route.clone().into())], back, in_flight);
             let held = costs.held([&layout])?;
@@ -356,6 +351,14 @@ impl Group<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The best cut of a component over these targets.
+    fn best_cut(&self, component: ComponentId, targets: &[Target], in_flight: usize) -> Result<Option<cuts::Cut>> {
+        let table = self.problem.costs.table(component)?;
+        self.problem.costs.trial.effort.spend(cuts::steps(&table, targets))?;
+        let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
+        Ok(cuts::best(&table, targets, in_flight, goal))
     }
 
     /// Components that no device holds cut one after the other over what is left, where nothing simpler fits.
@@ -385,11 +388,9 @@ impl Group<'_> {
                     Target { kind: costs.kind_in_table(*id), bytes, link, busy: 0.0 }
                 });
                 let targets: Vec<Target> = targets.collect();
-                costs.trial.effort.spend(cuts::steps(&costs.table(component)?, &targets))?;
-                if let Some(cut) = cuts::best(&costs.table(component)?, &targets, 1, cuts::Goal::Sum) {
+                if let Some(cut) = self.best_cut(component, &targets, 1)? {
                     let route: Vec<DeviceId> = cut.route().into_iter().map(|device| self.devices[device]).collect();
-                    let route = route.into();
-                    choices.push(Place::Route(route));
+                    choices.push(Place::Route(route.into()));
                 }
                 for place in choices {
                     placement[component] = vec![place];
@@ -477,7 +478,7 @@ impl Group<'_> {
         let last_resort = family == Family::Visiting
             && self.best.is_empty()
             && self.devices.len() == 1
-            && problem.batch <= LAST_RESORT_BATCH;
+            && problem.batch <= Tuning::MAX_LAST_RESORT_BATCH;
         if self.is_over() && !last_resort
             || layout.placement.iter().any(|(_, places)| places.is_empty())
             || problem.one_class && !problem.classes_agree(&layout)
@@ -490,8 +491,11 @@ impl Group<'_> {
         let layouts = vec![layout];
         let load = problem.costs.load(&layouts)?;
         let before = self.best.get(&family);
-        let seconds_per_image: f64 =
-            load.replicas[0].stages.iter().map(|stage| stage.first().map_or(0.0, |place| place.seconds())).sum();
+        let seconds_per_image: f64 = load.replicas[0]
+            .stations
+            .iter()
+            .map(|station| station.instances.first().map_or(0.0, |instance| instance.seconds()))
+            .sum();
         let mut scored = Scored {
             layouts,
             images_per_second: load.batch as f64 / seconds_per_image,
@@ -499,10 +503,12 @@ impl Group<'_> {
             seconds: f64::INFINITY,
         };
         if problem.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
-            if before.is_some_and(|before| load.batch as f64 * load.bound() < before.images_per_second * (1.0 + 1e-6)) {
+            if before.is_some_and(|before| {
+                load.batch as f64 * load.bound() < before.images_per_second * (1.0 + Tuning::ROUNDING)
+            }) {
                 return Ok(());
             }
-            let prediction = load.predict(SAMPLES / 2);
+            let prediction = load.predict(Tuning::PREDICTED_REQUESTS_IN_SEARCH);
             problem.costs.trial.effort.spend(prediction.looks)?;
             scored.images_per_second = prediction.images_per_second;
         }
@@ -517,7 +523,8 @@ impl Group<'_> {
         let order = layout.placement.devices();
         let device = |id: &DeviceId| {
             let at = order.iter().position(|known| known == id).unwrap_or(0);
-            (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)], at)
+            let (kind, budget) = self.problem.kind_and_budget(*id);
+            (kind, budget, at)
         };
         let mut looks = vec![(layout.in_flight, 0, 0)];
         for (_, places) in layout.placement.iter() {

@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::{
-    device_map::{DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Place, Replicas, Strategy, starts_with, with_nearest},
+    device_map::{
+        DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Replicas, Strategy, starts_with, with_nearest,
+    },
     fields::Located,
     hardware,
 };
@@ -202,7 +204,7 @@ impl DeviceMap {
                 let Some(component) = spec.component(name).map(|id| &spec.components[id]) else {
                     return Err(no_such(pool.refuse(&key, "no such component"), name));
                 };
-                let guided = pool.value.iter().find(|place| matches!(place, Place::Guided { .. }));
+                let guided = pool.value.iter().find(|place| matches!(place, MapPlace::Guided { .. }));
                 if let (Some(place), true) = (guided, component.stage() != Stage::Denoise) {
                     let denoiser = &spec.components[spec.denoiser()].name;
                     let problem = format!("guidance is a matter of the {denoiser} alone");
@@ -220,7 +222,7 @@ impl DeviceMap {
         let key = format!("components.{component}");
         for map in [self.clone()].iter().chain(&self.replica_maps()) {
             let Some(pool) = map.components.get(component) else { continue };
-            for shards in pool.value.iter().flat_map(Place::cuts) {
+            for shards in pool.value.iter().flat_map(MapPlace::cuts) {
                 check_shards(&key, pool, shards, borders)?;
             }
         }
@@ -231,7 +233,7 @@ impl DeviceMap {
 /// One cut against the model's borders.
 fn check_shards(
     key: &str,
-    pool: &Located<Vec<Place>>,
+    pool: &Located<Vec<MapPlace>>,
     shards: &BTreeMap<String, Located<DeviceId>>,
     borders: &[String],
 ) -> Result<()> {
@@ -265,14 +267,14 @@ fn check_shards(
 }
 
 /// One component's places: at least one, none twice, and each of a good form.
-fn check_pool(component: &str, key: &str, pool: &Located<Vec<Place>>) -> Result<()> {
+fn check_pool(component: &str, key: &str, pool: &Located<Vec<MapPlace>>) -> Result<()> {
     if pool.value.is_empty() {
         let refused = pool.refuse(key, "a pool needs at least one place").found("an empty array");
         return Err(refused.hint(format!("{component} = [\"cuda:0\", \"cuda:1\"] is an instance on each")));
     }
     let mut seen = BTreeSet::new();
     for place in &pool.value {
-        if let Place::On { device, .. } = place
+        if let MapPlace::On { device, .. } = place
             && !seen.insert(device.value)
         {
             return Err(device
@@ -287,17 +289,17 @@ fn check_pool(component: &str, key: &str, pool: &Located<Vec<Place>>) -> Result<
 fn check_place(
     component: &str,
     key: &str,
-    pool: &Located<Vec<Place>>,
-    place: &Place,
+    pool: &Located<Vec<MapPlace>>,
+    place: &MapPlace,
     may_be_guided: bool,
 ) -> Result<()> {
     match place {
-        Place::On { .. } => Ok(()),
-        Place::Cut { shards, .. } if shards.is_empty() => Err(pool
+        MapPlace::On { .. } => Ok(()),
+        MapPlace::Cut { shards, .. } if shards.is_empty() => Err(pool
             .refuse(key, "a cut needs at least one path")
             .found("no shards")
             .hint("shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" }; \"\" is the rest")),
-        Place::Cut { shards, .. } => {
+        MapPlace::Cut { shards, .. } => {
             let is_step = |step: &str| !step.is_empty() && step.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
             for (path, device) in shards {
                 let inside = path.strip_prefix(component).and_then(|rest| rest.strip_prefix('.'));
@@ -315,7 +317,7 @@ fn check_place(
             }
             Ok(())
         }
-        Place::Guided { negative, positive } => {
+        MapPlace::Guided { negative, positive } => {
             if may_be_guided {
                 check_place(component, key, pool, negative, false)?;
                 return check_place(component, key, pool, positive, false);
@@ -326,7 +328,13 @@ fn check_place(
 }
 
 /// The message for a place with guidance apart where there can be none.
-fn refuse_guided(component: &str, key: &str, pool: &Located<Vec<Place>>, place: &Place, problem: String) -> Error {
+fn refuse_guided(
+    component: &str,
+    key: &str,
+    pool: &Located<Vec<MapPlace>>,
+    place: &MapPlace,
+    problem: String,
+) -> Error {
     let refused = match place.devices().first() {
         Some(device) => device.refuse(key, problem),
         None => pool.refuse(key, problem),

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::{
     Located,
-    device_map::{self, DeviceMap, InFlight, Numerics, Replicas, Strategy},
+    device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Strategy},
     diffusers,
-    layout::{Costs, Layout, resident},
-    predict::SAMPLES,
+    layout::{Costs, Layout, fits, resident},
     problem::{Family, Goal, Problem, Scored},
     search::Search,
     size::format_bytes,
     strategies::{self, ComponentSize, DeviceBudget, Size, deal},
+    tuning::Tuning,
     words::{device_list, pictures, time},
 };
 use crate::{
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// An alternative that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rejected {
     /// What it is.
     pub what: String,
@@ -76,7 +78,7 @@ fn by_strategy(
         Strategy::Latency => return by_time(map, costs, devices, instead, budgets, named, 1),
         _ => {}
     }
-    let classes = by_class(costs, devices);
+    let classes = costs.by_class(devices);
     if map.numerics.value == Numerics::Any || map.replicas.value == Replicas::Count(1) || classes.len() == 1 {
         return place(devices);
     }
@@ -117,11 +119,11 @@ fn named(map: &DeviceMap, costs: &Costs) -> Result<PerComponent<Option<Vec<Place
 /// A place of a map as a device for each section.
 fn convert(
     component: &str,
-    pool: &Located<Vec<device_map::Place>>,
-    place: &device_map::Place,
+    pool: &Located<Vec<MapPlace>>,
+    place: &MapPlace,
     sections: &[String],
 ) -> Result<Place<DeviceId>> {
-    let route = |place: &device_map::Place| -> Result<Sections<DeviceId>> {
+    let route = |place: &MapPlace| -> Result<Sections<DeviceId>> {
         let device = |section: &String| {
             place.device_at(section).map(|device| device.value).ok_or_else(|| {
                 pool.refuse(&format!("components.{component}"), format!("nothing says where {section} runs"))
@@ -133,18 +135,12 @@ fn convert(
         Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
     };
     Ok(match place {
-        device_map::Place::Guided { negative, positive } => {
+        MapPlace::Guided { negative, positive } => {
             Place::Guided { negative: route(negative)?, positive: route(positive)? }
         }
         place => Place::Route(route(place)?),
     })
 }
-
-/// Requests beyond those that keep all devices busy, that a pool may be the faster for.
-const MORE_IN_FLIGHT: usize = 3;
-
-/// What more requests at once have to win, as a factor: each needs memory and makes all of them later.
-const WORTH_MORE_IN_FLIGHT: f64 = 1.01;
 
 /// A replica with as many requests at once as the map says, or as suits it. Instances of a pool that share a device with
 /// other stages, or of unequal speed, are at times waited for by too few: then the prediction says how many are best.
@@ -157,10 +153,9 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
     let mut best = layout(least);
     if placement[costs.trial.spec.denoiser()].len() > 1 {
         let mut best_rate = rate_of(costs, &best)?;
-        for more in (1..=MORE_IN_FLIGHT).map(|more| layout(least + more)) {
-            let fits = costs.held([&more])?.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget);
-            let rate = if fits { rate_of(costs, &more)? } else { 0.0 };
-            if rate > WORTH_MORE_IN_FLIGHT * best_rate {
+        for more in (1..=Tuning::MAX_EXTRA_IN_FLIGHT).map(|more| layout(least + more)) {
+            let rate = if fits(&costs.held([&more])?, budgets) { rate_of(costs, &more)? } else { 0.0 };
+            if rate > Tuning::MIN_IN_FLIGHT_SPEEDUP * best_rate {
                 (best, best_rate) = (more, rate);
             }
         }
@@ -170,7 +165,7 @@ fn with_in_flight(map: &DeviceMap, costs: &Costs, budgets: &[u64], placement: Pl
 
 /// Pictures per second of one replica that has its devices for itself.
 fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
-    let prediction = costs.load(std::slice::from_ref(layout))?.predict(SAMPLES);
+    let prediction = costs.load(std::slice::from_ref(layout))?.predict(Tuning::PREDICTED_REQUESTS);
     costs.trial.effort.spend(prediction.looks)?;
     Ok(prediction.images_per_second)
 }
@@ -249,7 +244,9 @@ fn by_bytes(
     let fallback = matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0);
     match placed {
         Ok(placed) => {
-            let fullest = |placed: &[DeviceId]| fullest(costs, map, budgets, placement(placed.to_vec()));
+            let fullest = |placed: &[DeviceId]| {
+                costs.fullest([&with_in_flight(map, costs, budgets, placement(placed.to_vec()))?])
+            };
             let rejected = match &placed[..] {
                 [one] => other_strategies(strategy, one, &sizes, &wishes, &left, fullest)?,
                 _ => Vec::new(),
@@ -257,7 +254,11 @@ fn by_bytes(
             let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, budgets, placement(placed)));
             let layouts = layouts.collect::<Result<Vec<_>>>()?;
             let why = match strategy {
-                Strategy::Balanced | Strategy::BalancedLow0 => evens_out(costs, &layouts, budgets)?,
+                Strategy::Balanced | Strategy::BalancedLow0 => {
+                    let (id, bytes) = costs.fullest(&layouts)?;
+                    let (held, budget) = (format_bytes(bytes), format_bytes(budgets[costs.index(id)]));
+                    format!("evens out the bytes; the fullest device, {id}, holds {held} of {budget}")
+                }
                 Strategy::Sequential => "the devices are filled in order".to_string(),
                 Strategy::Single => "the first device that holds the whole pipeline".to_string(),
                 Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => strategy.name().to_string(),
@@ -312,28 +313,6 @@ fn device_budgets(costs: &Costs, devices: &[DeviceId], budgets: &[u64]) -> Vec<D
     devices.iter().map(|&id| DeviceBudget { id, bytes: budgets[costs.index(id)] }).collect()
 }
 
-/// What the fullest device holds.
-fn evens_out(costs: &Costs, layouts: &[Layout], budgets: &[u64]) -> Result<String> {
-    let held = costs.held(layouts)?;
-    let fullest = (0..held.len()).max_by_key(|&device| (held[device].total(), std::cmp::Reverse(device)));
-    Ok(fullest.map_or_else(String::new, |device| {
-        format!(
-            "evens out the bytes; the fullest device, {}, holds {} of {}",
-            costs.trial.devices[device].id,
-            format_bytes(held[device].total()),
-            format_bytes(budgets[device])
-        )
-    }))
-}
-
-/// The fullest device of a replica, and what it holds.
-fn fullest(costs: &Costs, map: &DeviceMap, budgets: &[u64], placement: Placement<DeviceId>) -> Result<(DeviceId, u64)> {
-    let held = costs.held([&with_in_flight(map, costs, budgets, placement)?])?;
-    let totals = costs.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
-    let first_fullest = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
-    totals.reduce(first_fullest).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
-}
-
 /// What the other strategies would have done with the fullest device, or why they cannot.
 fn other_strategies(
     strategy: Strategy,
@@ -384,12 +363,6 @@ fn search<'a>(
     Search::new(Problem { costs, budgets, named, in_flight, batch: map.batch.value, goal, images, one_class })
 }
 
-/// What a plan of several numerics classes, or with the CPU beside a GPU, has to win: a part of the time for all pictures.
-const WORTH_MIXING: f64 = 0.1;
-
-/// What a more intricate plan of one class has to win: less is below what predictions are good for.
-const WORTH_MORE: f64 = 2e-3;
-
 /// A plan that was looked at.
 struct Tried {
     /// Its kind; `None` for replicas of several kinds.
@@ -413,7 +386,7 @@ impl Tried {
         let mixed = if self.simple { "" } else { ", on devices of several numerics classes" };
         let of = pictures(images);
         match its.total_cmp(&bests) {
-            _ if (its / bests - 1.0).abs() < WORTH_MORE => {
+            _ if (its / bests - 1.0).abs() < Tuning::MIN_IMPROVEMENT => {
                 format!("no less than {} for {of}{mixed}", time(images, bests))
             }
             std::cmp::Ordering::Less => {
@@ -462,26 +435,28 @@ fn by_time(
         for (number, set) in sets.iter().enumerate() {
             costs.trial.effort.begin_part((groups.len() - index) * (sets.len() - number));
             // Several replicas of several classes would not draw the same pictures.
-            let one_replica = one_replica || search.problem.one_class && by_class(costs, set).len() > 1;
+            let one_replica = one_replica || search.problem.one_class && costs.by_class(set).len() > 1;
             for (family, scored) in search.run(set, one_replica)? {
                 let free = costs.components().filter(|component| named[*component].is_none());
                 let used = free.flat_map(|component| scored.layouts.iter().flat_map(move |l| l.devices_of(component)));
                 let mut devices = each_once(used);
                 devices.sort();
-                let simple = by_class(costs, &devices).len() <= 1;
+                let simple = costs.by_class(&devices).len() <= 1;
                 tried.push(Tried { family, scored, devices, simple });
             }
         }
         let best_of = |simple: bool| {
             let some = tried.iter().filter(|one| one.simple == simple);
-            some.reduce(
-                |best, one| {
-                    if one.scored.seconds < (1.0 - WORTH_MORE) * best.scored.seconds { one } else { best }
-                },
-            )
+            some.reduce(|best, one| {
+                if one.scored.seconds < (1.0 - Tuning::MIN_IMPROVEMENT) * best.scored.seconds { one } else { best }
+            })
         };
         let best = match (best_of(true), best_of(false)) {
-            (Some(simple), Some(mixed)) if mixed.scored.seconds < (1.0 - WORTH_MIXING) * simple.scored.seconds => mixed,
+            (Some(simple), Some(mixed))
+                if mixed.scored.seconds < (1.0 - Tuning::MIN_MIXED_IMPROVEMENT) * simple.scored.seconds =>
+            {
+                mixed
+            }
             (Some(best), _) | (None, Some(best)) => best,
             (None, None) => return Err(nothing_fits(costs, group, budgets, named)),
         };
@@ -514,7 +489,7 @@ fn by_time(
 /// fastest few as well, since what is slow may only keep the others waiting, and what draws nothing need not be loaded.
 fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<DeviceId>> {
     let mut sets: Vec<Vec<DeviceId>> = Vec::new();
-    let classes = by_class(costs, devices);
+    let classes = costs.by_class(devices);
     let all = [devices.to_vec()];
     for class in classes.iter().chain(if classes.len() > 1 { &all[..] } else { &[] }) {
         let flops = |id: &DeviceId| costs.info(*id).rates.flops;
@@ -523,7 +498,7 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
         for count in 1..=fastest.len() {
             let (few, rest) = fastest.split_at(count);
             let is_border = rest.first().is_none_or(|next| flops(next) < flops(&few[count - 1]));
-            let is_round = count <= 4 || count.is_power_of_two() || rest.is_empty();
+            let is_round = count <= Tuning::MAX_SET_GROWN_BY_ONE || count.is_power_of_two() || rest.is_empty();
             if is_border && is_round || count == images || count == images.saturating_mul(2) {
                 let set: Vec<DeviceId> = class.iter().copied().filter(|id| few.contains(id)).collect();
                 if !sets.contains(&set) {
@@ -533,17 +508,6 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
         }
     }
     sets
-}
-
-fn by_class(costs: &Costs, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
-    let mut classes: Vec<Vec<DeviceId>> = Vec::new();
-    for id in devices {
-        match classes.iter_mut().find(|class| costs.info(class[0]).class == costs.info(*id).class) {
-            Some(class) => class.push(*id),
-            None => classes.push(vec![*id]),
-        }
-    }
-    classes
 }
 
 /// That a device does not hold the whole pipeline, and by how many bytes.

@@ -51,7 +51,7 @@ pub struct DeviceMap {
     /// What the map says about devices, on top of what they say themselves.
     pub device: BTreeMap<DeviceId, Located<DeviceFacts>>,
     /// Components with places of their own; by their names in the model. Several places are a pool: an instance on each.
-    pub components: BTreeMap<String, Located<Vec<Place>>>,
+    pub components: BTreeMap<String, Located<Vec<MapPlace>>>,
     /// Replicas written out one by one; see [`replica_maps`](Self::replica_maps).
     pub replica: Vec<Located<ReplicaMap>>,
 }
@@ -90,12 +90,13 @@ pub struct ReplicaMap {
     /// Limits beside the top level's, or in place of one for the same device.
     pub max_memory: BTreeMap<DeviceId, Located<u64>>,
     /// Components beside the top level's, or in place of one of the same name, as a whole.
-    pub components: BTreeMap<String, Located<Vec<Place>>>,
+    pub components: BTreeMap<String, Located<Vec<MapPlace>>>,
 }
 
-/// Where one instance of a component runs and where its weights live.
+/// Where one instance of a component runs and where its weights live, as a map says it. A plan has a
+/// [`Place`](crate::pipeline::placement::Place) with a device for each section instead.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Place {
+pub enum MapPlace {
     /// All of it on one device.
     On {
         /// Runs here.
@@ -114,9 +115,9 @@ pub enum Place {
     /// runs without guidance. Only a denoiser has them.
     Guided {
         /// For the negative prompt; not guided again.
-        negative: Box<Place>,
+        negative: Box<MapPlace>,
         /// For the prompt; not guided again.
-        positive: Box<Place>,
+        positive: Box<MapPlace>,
     },
 }
 
@@ -250,33 +251,33 @@ impl Strategy {
     }
 }
 
-impl From<DeviceId> for Place {
+impl From<DeviceId> for MapPlace {
     fn from(device: DeviceId) -> Self {
         Self::On { device: device.into(), reside: Reside::Device.into() }
     }
 }
 
-impl From<DeviceId> for Located<Vec<Place>> {
+impl From<DeviceId> for Located<Vec<MapPlace>> {
     fn from(device: DeviceId) -> Self {
-        vec![Place::from(device)].into()
+        vec![MapPlace::from(device)].into()
     }
 }
 
-impl Place {
+impl MapPlace {
     /// Every device that runs some of it, as often as it is named; of a guided place the negative branch's first.
     pub fn devices(&self) -> Vec<&Located<DeviceId>> {
         match self {
-            Place::On { device, .. } => vec![device],
-            Place::Cut { shards, .. } => shards.values().collect(),
-            Place::Guided { negative, positive } => [negative.devices(), positive.devices()].concat(),
+            MapPlace::On { device, .. } => vec![device],
+            MapPlace::Cut { shards, .. } => shards.values().collect(),
+            MapPlace::Guided { negative, positive } => [negative.devices(), positive.devices()].concat(),
         }
     }
 
     pub(super) fn devices_mut(&mut self) -> Vec<&mut Located<DeviceId>> {
         match self {
-            Place::On { device, .. } => vec![device],
-            Place::Cut { shards, .. } => shards.values_mut().collect(),
-            Place::Guided { negative, positive } => {
+            MapPlace::On { device, .. } => vec![device],
+            MapPlace::Cut { shards, .. } => shards.values_mut().collect(),
+            MapPlace::Guided { negative, positive } => {
                 negative.devices_mut().into_iter().chain(positive.devices_mut()).collect()
             }
         }
@@ -285,7 +286,7 @@ impl Place {
     /// The device, if all of it runs on one and its weights live there too.
     pub fn single(&self) -> Option<&Located<DeviceId>> {
         match self {
-            Place::On { device, reside: Located { value: Reside::Device, .. } } => Some(device),
+            MapPlace::On { device, reside: Located { value: Reside::Device, .. } } => Some(device),
             _ => None,
         }
     }
@@ -294,29 +295,29 @@ impl Place {
     /// has every part twice, and in a cut without the path "" for parts that no path names.
     pub fn device_at(&self, part: &str) -> Option<&Located<DeviceId>> {
         match self {
-            Place::On { device, .. } => Some(device),
-            Place::Cut { shards, .. } => {
+            MapPlace::On { device, .. } => Some(device),
+            MapPlace::Cut { shards, .. } => {
                 let names = shards.iter().filter(|(path, _)| starts_with(part, path));
                 names.max_by_key(|(path, _)| path.len()).map(|(_, device)| device)
             }
-            Place::Guided { .. } => None,
+            MapPlace::Guided { .. } => None,
         }
     }
 
     /// Where its weights live: one answer, or one for each branch of guidance.
     pub fn resides(&self) -> Vec<&Located<Reside>> {
         match self {
-            Place::On { reside, .. } | Place::Cut { reside, .. } => vec![reside],
-            Place::Guided { negative, positive } => [negative.resides(), positive.resides()].concat(),
+            MapPlace::On { reside, .. } | MapPlace::Cut { reside, .. } => vec![reside],
+            MapPlace::Guided { negative, positive } => [negative.resides(), positive.resides()].concat(),
         }
     }
 
     /// The cuts in it: itself, or those of the branches of guidance.
     pub(super) fn cuts(&self) -> Vec<&BTreeMap<String, Located<DeviceId>>> {
         match self {
-            Place::On { .. } => Vec::new(),
-            Place::Cut { shards, .. } => vec![shards],
-            Place::Guided { negative, positive } => [negative.cuts(), positive.cuts()].concat(),
+            MapPlace::On { .. } => Vec::new(),
+            MapPlace::Cut { shards, .. } => vec![shards],
+            MapPlace::Guided { negative, positive } => [negative.cuts(), positive.cuts()].concat(),
         }
     }
 }
@@ -367,7 +368,7 @@ impl DeviceMap {
     /// places are in [`replica_maps`](Self::replica_maps).
     pub fn placed_devices(&self) -> impl Iterator<Item = (String, &Located<DeviceId>)> {
         self.components.iter().flat_map(|(name, pool)| {
-            let devices = pool.value.iter().flat_map(Place::devices);
+            let devices = pool.value.iter().flat_map(MapPlace::devices);
             devices.map(move |device| (format!("components.{name}"), device))
         })
     }

@@ -1,5 +1,7 @@
 //! What goes from device to device for one image.
 
+use serde::Serialize;
+
 use super::layout::{Costs, Layout};
 use crate::{
     backend::DeviceId,
@@ -9,7 +11,7 @@ use crate::{
 };
 
 /// What goes from one device to another for one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Edge {
     /// The replica, counted from 0.
     pub replica: usize,

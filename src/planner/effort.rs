@@ -2,14 +2,8 @@
 
 use std::cell::Cell;
 
+use super::tuning::Tuning;
 use crate::error::{Error, Result};
-
-/// Work that all searches of one plan may do together: about a second and a half on a core of 2024. A step is about as long
-/// as a prediction takes to look at one request that waits.
-const SEARCH: u64 = 50_000_000;
-
-/// Work beyond which a map is rejected, whatever it is for.
-const ALL: u64 = 2 * SEARCH;
 
 /// Counts the steps of making one plan.
 pub(super) struct Effort {
@@ -24,12 +18,13 @@ pub(super) struct Effort {
 
 impl Effort {
     pub fn new() -> Self {
-        Self { spent: Cell::new(0), end: Cell::new(SEARCH), part_end: Cell::new(SEARCH), cut_short: Cell::new(false) }
+        let end = Tuning::MAX_SEARCH_STEPS;
+        Self { spent: Cell::new(0), end: Cell::new(end), part_end: Cell::new(end), cut_short: Cell::new(false) }
     }
 
     /// Begins the search for another map, which may do one part in `parts` of what a search may do.
     pub fn begin(&self, parts: u64) {
-        self.end.set(self.spent.get() + SEARCH / parts);
+        self.end.set(self.spent.get() + Tuning::MAX_SEARCH_STEPS / parts);
         self.part_end.set(self.end.get());
         self.cut_short.set(false);
     }
@@ -46,7 +41,7 @@ impl Effort {
     /// If they are more than any plan is worth.
     pub fn spend(&self, steps: u64) -> Result<()> {
         self.spent.set(self.spent.get() + steps);
-        if self.spent.get() <= ALL {
+        if self.spent.get() <= Tuning::MAX_STEPS {
             return Ok(());
         }
         Err(Error::input("this device map takes too long to plan")

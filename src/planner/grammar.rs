@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     device_map::{
-        DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, Numerics, Place, ReplicaMap, Replicas, Reside, Strategy,
-        with_nearest,
+        DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, ReplicaMap, Replicas, Reside,
+        Strategy, with_nearest,
     },
     fields::{Field, Located, Location, Source, nearest},
     size::{parse_accelerate_size, parse_size},
@@ -237,27 +237,27 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn components(&self) -> Result<BTreeMap<String, Located<Vec<Place>>>> {
+    fn components(&self) -> Result<BTreeMap<String, Located<Vec<MapPlace>>>> {
         let entries = self.entries(COMPONENTS_FORM)?;
         entries.iter().map(|entry| Ok((entry.component_name()?, entry.pool()?))).collect()
     }
 
     /// A place, or an array of them.
-    fn pool(&self) -> Result<Located<Vec<Place>>> {
+    fn pool(&self) -> Result<Located<Vec<MapPlace>>> {
         Ok(self.located(match self.items() {
             Some(items) => self.not_too_many("places", items)?.iter().map(Self::place).collect::<Result<_>>()?,
             None => vec![self.place()?],
         }))
     }
 
-    fn place(&self) -> Result<Place> {
+    fn place(&self) -> Result<MapPlace> {
         let Some(entries) = self.table() else {
             return match (self.str(), self.count(), self.items()) {
                 (None, None, None) => Err(self.refuse("not a place").hint(PLACE_FORMS)),
                 (_, _, Some(_)) => Err(self
                     .refuse("one place is wanted here, not a pool")
                     .hint(format!("a pool is all of a component: unet = [\"cuda:0\", \"cuda:1\"]; {PLACE_FORMS}"))),
-                _ => Ok(Place::On { device: self.device()?, reside: Located::default() }),
+                _ => Ok(MapPlace::On { device: self.device()?, reside: Located::default() }),
             };
         };
         let has = |names: &[&str]| entries.iter().any(|entry| names.contains(&entry.name));
@@ -282,12 +282,12 @@ impl<'a> Field<'a> {
         };
         let reside = || find("reside").map_or_else(|| Ok(Located::default()), Self::reside);
         match form[0] {
-            "shards" => Ok(Place::Cut { shards: wanted("shards", SHARDS_FORM)?.shards()?, reside: reside()? }),
-            "negative" => Ok(Place::Guided {
+            "shards" => Ok(MapPlace::Cut { shards: wanted("shards", SHARDS_FORM)?.shards()?, reside: reside()? }),
+            "negative" => Ok(MapPlace::Guided {
                 negative: Box::new(wanted("negative", GUIDED_FORM)?.place()?),
                 positive: Box::new(wanted("positive", GUIDED_FORM)?.place()?),
             }),
-            _ => Ok(Place::On { device: wanted("execute", PLACE_FORMS)?.device()?, reside: reside()? }),
+            _ => Ok(MapPlace::On { device: wanted("execute", PLACE_FORMS)?.device()?, reside: reside()? }),
         }
     }
 

@@ -13,6 +13,7 @@ use super::{
     fields::Located,
     grammar,
     size::parse_size,
+    tuning::Tuning,
 };
 use crate::{
     backend::{
@@ -24,19 +25,6 @@ use crate::{
     error::{Error, Result},
     input,
 };
-
-/// The share of a GPU's peak that long products are planned with. Well-tuned libraries reach 60 to 80 % of the tensor
-/// cores' peak in large square products; those of a UNet are smaller and have epilogues.
-const SHARE_OF_PEAK: f64 = 0.5;
-
-/// What is assumed of a CUDA device of which a file says nothing: a small card of recent years.
-const CUDA: Rates = Rates { flops: 20e12, bandwidth: 400e9, link: 12e9 };
-/// The same of a wgpu device: a processor's own graphics.
-const WGPU: Rates = Rates { flops: 2e12, bandwidth: 60e9, link: 10e9 };
-/// The same of one CPU core, of which [`CPU_CORES`] are assumed.
-const CPU_CORE: Rates = Rates { flops: 50e9, bandwidth: 5e9, link: 10e9 };
-/// Cores of a described CPU that does not say how many.
-const CPU_CORES: usize = 8;
 
 /// The most devices of one entry.
 const MOST: usize = 256;
@@ -92,7 +80,7 @@ impl Model {
             parse_size(text.trim_end_matches("/s")).expect("a test reads every rate of the catalogue") as f64
         };
         let peak = if self.kind == kind.name() { self.f16_flops } else { self.f32_flops };
-        Rates { flops: SHARE_OF_PEAK * peak, bandwidth: rate(&self.bandwidth), link: rate(&self.link) }
+        Rates { flops: Tuning::SHARE_OF_PEAK * peak, bandwidth: rate(&self.bandwidth), link: rate(&self.link) }
     }
 }
 
@@ -215,14 +203,14 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
     };
     let allowed_cores: Vec<usize> = match (&facts.cores, id.kind) {
         (Some(cores), _) => cores.value.clone(),
-        (None, DeviceKind::Cpu) => (0..CPU_CORES).collect(),
+        (None, DeviceKind::Cpu) => (0..Tuning::CPU_CORES).collect(),
         (None, _) => Vec::new(),
     };
     let rates = match (model, id.kind) {
         (Some(model), kind) => model.rates(kind),
-        (None, DeviceKind::Cuda) => CUDA,
-        (None, DeviceKind::Wgpu | DeviceKind::Numbered) => WGPU,
-        (None, DeviceKind::Cpu) => CPU_CORE.part(allowed_cores.len() as f64),
+        (None, DeviceKind::Cuda) => Tuning::CUDA_RATES,
+        (None, DeviceKind::Wgpu | DeviceKind::Numbered) => Tuning::WGPU_RATES,
+        (None, DeviceKind::Cpu) => Tuning::CPU_CORE_RATES.part(allowed_cores.len() as f64),
     };
     let rules = match id.kind {
         DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable)),
@@ -249,7 +237,7 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         overhead_bytes: overhead_bytes(id.kind),
         rules,
         rates,
-        f32_flops: model.map_or(rates.flops, |model| SHARE_OF_PEAK * model.f32_flops),
+        f32_flops: model.map_or(rates.flops, |model| Tuning::SHARE_OF_PEAK * model.f32_flops),
         rates_measured: None,
         only_named: false,
     };
@@ -263,7 +251,7 @@ pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceI
     if let Some(like) = &facts.like {
         let model = find(like, &format!("device.{}.like", info.id))?;
         info.rates = model.rates(info.id.kind);
-        info.f32_flops = SHARE_OF_PEAK * model.f32_flops;
+        info.f32_flops = Tuning::SHARE_OF_PEAK * model.f32_flops;
         if info.rules.dtype() == DType::F32 {
             info.rates.flops = info.f32_flops;
         }

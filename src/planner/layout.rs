@@ -11,22 +11,17 @@ use std::{
 use super::{
     Cost,
     cuts::{Needs, Section},
-    predict::{self, Load, Stretch},
+    predict::{self, Load, Station, Stretch},
     trial::{Ran, Trial},
+    tuning::Tuning,
 };
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
-    error::Result,
+    error::{Error, Result},
     models::component::{ComponentId, Stage},
     pipeline::placement::{Place, Placement, Reside, Sections, each_once},
     scheduler::schedule,
 };
-
-/// What reading weights from a file gives, in bytes per second: a small solid-state disk.
-const DISK: f64 = 1e9;
-
-/// The most passes through a cut UNet that are predicted one by one.
-const MOST_PASSES: usize = 64;
 
 /// One replica: where its components are, and how it works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +65,11 @@ impl Held {
     pub fn total(&self) -> u64 {
         self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
+}
+
+/// Whether each device may hold so much.
+pub(super) fn fits(held: &[Held], budgets: &[u64]) -> bool {
+    held.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget)
 }
 
 /// Devices, each with the one that stands for it.
@@ -147,6 +147,26 @@ impl<'a> Costs<'a> {
         self.kinds[self.index(id)]
     }
 
+    /// Devices of the same numerics class together.
+    pub fn by_class(&self, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
+        let mut classes: Vec<Vec<DeviceId>> = Vec::new();
+        for id in devices {
+            match classes.iter_mut().find(|class| self.info(class[0]).class == self.info(*id).class) {
+                Some(class) => class.push(*id),
+                None => classes.push(vec![*id]),
+            }
+        }
+        classes
+    }
+
+    /// The fullest device, or the first of those that are as full, with all that it holds of these layouts.
+    pub fn fullest<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<(DeviceId, u64)> {
+        let held = self.held(layouts)?;
+        let totals = self.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
+        let fuller = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
+        totals.reduce(fuller).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
+    }
+
     /// All of a component on one device.
     pub fn whole(&self, component: ComponentId, id: DeviceId) -> Result<Cost> {
         let kind = self.kind(id);
@@ -212,7 +232,7 @@ impl<'a> Costs<'a> {
     /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
     fn visited(&self, component: ComponentId, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
         let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
-        let rate = if route.reside == Reside::Disk { link.min(DISK) } else { link };
+        let rate = if route.reside == Reside::Disk { link.min(Tuning::DISK_BYTES_PER_SECOND) } else { link };
         let here: Vec<Needs> = table
             .iter()
             .zip(&route.devices)
@@ -347,24 +367,24 @@ impl<'a> Costs<'a> {
     /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
     pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
         let replica = |layout: &Layout| -> Result<predict::Replica> {
-            let stage = |component| {
+            let station = |component| {
                 let places = layout.placement[component].iter();
-                places.map(|place| self.place(component, place, layout)).collect::<Result<Vec<_>>>()
+                let instances = places.map(|place| self.place(component, place, layout)).collect::<Result<_>>()?;
+                Ok(Station { work: self.stage(component).into(), instances })
             };
-            let stages = self.components().map(stage).collect::<Result<_>>()?;
-            // More requests than can be at work only wait.
-            let most = 4 + 2 * layout.placement.devices().len();
-            Ok(predict::Replica { stages, in_flight: layout.in_flight.min(most) })
+            let stations = self.components().map(station).collect::<Result<_>>()?;
+            let most = Tuning::max_predicted_in_flight(layout.placement.devices().len());
+            Ok(predict::Replica { stations, in_flight: layout.in_flight.min(most) })
         };
         Ok(Load {
             devices: self.trial.devices.len(),
             replicas: layouts.iter().map(replica).collect::<Result<_>>()?,
-            first_stage_twice: self.trial.largest.guided,
+            first_texts_twice: self.trial.largest.guided,
             batch: layouts.iter().map(|layout| layout.batch).min().unwrap_or(1),
         })
     }
 
-    fn place(&self, component: ComponentId, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Place> {
+    fn place(&self, component: ComponentId, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Instance> {
         let costs = self.of(component, place, layout.batch)?;
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
         // Texts are encoded and pictures decoded one by one.
@@ -392,7 +412,7 @@ impl<'a> Costs<'a> {
             }
         };
         let stretch = Stretch { work: costs.iter().map(work).collect(), seconds: calls * one + prepare };
-        Ok(predict::Place::repeated(vec![stretch], times))
+        Ok(predict::Instance::repeated(vec![stretch], times))
     }
 
     /// A cut UNet that requests pass device by device: for the text's keys and values, for each call, and once more to the
@@ -403,7 +423,7 @@ impl<'a> Costs<'a> {
         route: &[DeviceId],
         costs: &[(DeviceId, Cost)],
         calls: usize,
-    ) -> Result<predict::Place> {
+    ) -> Result<predict::Instance> {
         let of =
             |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or_else(Cost::default, |(_, cost)| *cost);
         let (table, runs) = (self.table(component)?, runs(route));
@@ -421,11 +441,9 @@ impl<'a> Costs<'a> {
         let first = runs.iter().enumerate().filter(|(i, run)| *i == 0 || text(run) > 0.0).map(|(_, run)| prepare(run));
         let home = Stretch::on(self.index(route[0]), 0.0);
         // Many steps are predicted as fewer of the same length in all.
-        let (times, scale) = match calls {
-            ..=MOST_PASSES => (calls, 1.0),
-            _ => (MOST_PASSES, calls as f64 / MOST_PASSES as f64),
-        };
-        Ok(predict::Place {
+        let times = calls.min(Tuning::MAX_PREDICTED_PASSES);
+        let scale = calls as f64 / times as f64;
+        Ok(predict::Instance {
             first: first.collect(),
             stretches: self.pieces(component, route, &|id| of(id).seconds, scale)?,
             times,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     check::{mixes_cpu, refuse_unlisted},
-    device_map::{DeviceMap, Place},
+    device_map::{DeviceMap, MapPlace},
     fields::Located,
 };
 use crate::{
@@ -133,12 +133,12 @@ fn name_devices<'a>(
 
 /// Gives every device of `components` the name that `name` has for it.
 fn name_components(
-    components: &mut BTreeMap<String, Located<Vec<Place>>>,
+    components: &mut BTreeMap<String, Located<Vec<MapPlace>>>,
     name: impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>,
 ) -> Result<()> {
     for (component, pool) in components {
         let key = format!("components.{component}");
-        name_devices(&key, pool.value.iter_mut().flat_map(Place::devices_mut), &name)?;
+        name_devices(&key, pool.value.iter_mut().flat_map(MapPlace::devices_mut), &name)?;
     }
     Ok(())
 }

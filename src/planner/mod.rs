@@ -10,7 +10,6 @@ mod diffusers;
 mod edges;
 mod effort;
 mod fields;
-pub mod figure;
 mod grammar;
 pub mod hardware;
 pub mod layout;
@@ -24,7 +23,8 @@ mod search;
 pub mod size;
 pub mod strategies;
 mod trial;
-mod words;
+mod tuning;
+pub(crate) mod words;
 pub mod world;
 
 pub use fields::{Located, Location};

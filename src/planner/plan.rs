@@ -5,18 +5,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use super::{
     Cost, Located,
-    blame::{self, blame},
+    blame::blame,
     choose::{Chosen, choose},
     device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
     edges::edges,
     effort::Effort,
     hardware,
     layout::{Costs, Layout},
-    predict::{Load, SAMPLES},
+    predict::Load,
     size::format_bytes,
     trial::{Largest, Trial},
+    tuning::Tuning,
     words::device_list,
 };
 pub use super::{choose::Rejected, edges::Edge};
@@ -31,7 +34,7 @@ use crate::{
 };
 
 /// Where one replica's components run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReplicaPlan {
     /// The places of each component.
@@ -47,35 +50,40 @@ pub struct ReplicaPlan {
     pub lane_bytes: Vec<(DeviceId, u64)>,
 }
 
-/// What one device holds.
-#[derive(Debug, Clone, PartialEq)]
+/// What one device holds. As JSON it is what `sdshard plan --json` says of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DevicePlan {
     /// The device.
+    #[serde(rename = "name")]
     pub id: DeviceId,
     /// Its numerics class.
+    #[serde(rename = "numerics")]
     pub class: String,
     /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
+    #[serde(skip)]
     pub cores: Option<Vec<usize>>,
     /// The adapter that the map names for it, if it does.
+    #[serde(skip)]
     pub adapter: Option<usize>,
+    /// Components that run on it, at least in part.
+    pub components: Vec<ComponentId>,
     /// The most it may hold, in bytes.
     pub budget_bytes: u64,
     /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
     pub overhead_bytes: u64,
-    /// Components that run on it, at least in part.
-    pub components: Vec<ComponentId>,
-    /// Their packed weights that stay, in bytes.
+    /// The components' packed weights that stay, in bytes.
     pub weight_bytes: u64,
-    /// The most that weights from elsewhere occupy at one time, in bytes.
-    pub visitor_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
     /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
     pub keep_bytes: u64,
+    /// The most that weights from elsewhere occupy at one time, in bytes.
+    pub visitor_bytes: u64,
     /// The part of the time in which it has nothing to do, while requests wait.
     pub idle_share: f64,
     /// The type in which it computes each component, if it runs it.
+    #[serde(skip)]
     pub dtypes: PerComponent<DType>,
 }
 
@@ -92,7 +100,7 @@ impl DevicePlan {
 }
 
 /// A component of the model that is planned for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ComponentPlan {
     /// Its name in device maps.
@@ -108,7 +116,7 @@ pub struct ComponentPlan {
 }
 
 /// A device map resolved for one model, one largest request and one machine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
     /// What it is made for.
@@ -136,6 +144,7 @@ pub struct Plan {
     /// GPUs of the machine that have nothing to do.
     pub idle: Vec<DeviceId>,
     /// What predictions are made of; its devices are numbered as [`Plan::devices`].
+    #[serde(skip)]
     pub load: Load,
 }
 
@@ -177,7 +186,7 @@ impl Plan {
         resolve(map).map_err(|error| {
             blame(map, error, |other| {
                 // Which entry is wrong is worth as much as the plan, not more.
-                effort.begin(blame::MOST as u64);
+                effort.begin(Tuning::MAX_DIAGNOSED_ENTRIES as u64);
                 resolve(other).map(drop)
             })
         })
@@ -281,7 +290,7 @@ impl Plan {
             bound.then(|| info.allowed_cores.clone())
         };
         let mut load = costs.load(layouts)?;
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         let held = costs.held(layouts)?.into_iter().zip(&prediction.idle_share);
         let mut devices: Vec<DevicePlan> = (trial.devices.iter().zip(budgets).zip(held))
             .map(|((info, &budget_bytes), (held, &idle_share))| DevicePlan {
@@ -344,7 +353,7 @@ impl Plan {
                 stage: component.stage(),
                 cost: costs.whole(id, first)?,
                 dtype: trial.dtype(id, first_device),
-                seconds: alone.replicas[0].stages[id.index()][0].seconds(),
+                seconds: alone.replicas[0].stations[id.index()].instances[0].seconds(),
             })
         })?;
         // One copy for all shares of the CPU.

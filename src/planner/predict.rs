@@ -1,16 +1,14 @@
 //! How long pictures take: the engine's own rules on a clock that nobody has to wait for.
 //!
-//! One queue serves all replicas, oldest first. A replica works on several requests at once; each passes its stages in
-//! order, and a stage is done at one of its places. A place is a list of stretches, and a request holds the devices of a
-//! stretch together or waits without holding any. A device that somebody before it in line waits for is not given to a
-//! request: the line is by age, but whoever asks for a UNet goes behind the texts that wait (`pipeline/gate.rs`). Whatever
-//! happens at the same instant is settled in favour of the older request.
+//! One queue serves all replicas, oldest first. A replica works on several requests at once; each passes its stations in
+//! order (a component of the model each), and is served by one instance of each. An instance is a list of stretches, and a request holds the devices
+//! of a stretch together or waits without holding any. Who gets which devices next is the rule of [`DeviceQueue`], which
+//! the engine follows too. Whatever happens at the same instant is settled in favour of the older request.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
-    ops::Range,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, ops::Range};
+
+use super::tuning::Tuning;
+use crate::pipeline::device_queue::{Admission, DeviceQueue, Outcome, Work};
 
 /// Work that holds its devices together.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,10 +26,10 @@ impl Stretch {
     }
 }
 
-/// One instance of a stage.
+/// One instance of a component.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Place {
-    /// Passed once, before all others. The devices of the very first stretch decide which place of a pool is free.
+pub struct Instance {
+    /// Passed once, before all others. The devices of the very first stretch decide which instance of a pool is free.
     pub first: Vec<Stretch>,
     /// Passed in order.
     pub stretches: Vec<Stretch>,
@@ -41,7 +39,7 @@ pub struct Place {
     pub last: Vec<Stretch>,
 }
 
-impl Place {
+impl Instance {
     /// A single stretch, passed once.
     pub fn once(stretch: Stretch) -> Self {
         Self::repeated(vec![stretch], 1)
@@ -57,13 +55,19 @@ impl Place {
         self.first.len() + self.times * self.stretches.len() + self.last.len()
     }
 
-    /// The stretch after `passed` others.
-    fn stretch(&self, passed: usize) -> &Stretch {
-        let (first, repeated) = (self.first.len(), self.times * self.stretches.len());
+    /// All stretches, each once.
+    fn all(&self) -> impl Iterator<Item = &Stretch> {
+        self.first.iter().chain(&self.stretches).chain(&self.last)
+    }
+
+    /// The number among [`all`](Self::all) of the stretch that comes after `passed` others.
+    fn number(&self, passed: usize) -> usize {
+        let (first, once) = (self.first.len(), self.stretches.len());
+        let repeated = self.times * once;
         match passed {
-            _ if passed < first => &self.first[passed],
-            _ if passed < first + repeated => &self.stretches[(passed - first) % self.stretches.len()],
-            _ => &self.last[passed - first - repeated],
+            _ if passed < first => passed,
+            _ if passed < first + repeated => first + (passed - first) % once,
+            _ => passed - repeated + once,
         }
     }
 
@@ -84,14 +88,20 @@ impl Place {
     }
 }
 
-/// One stage of a request: the places that can do it, the preferred one first.
-pub type Stage = Vec<Place>;
+/// A component of the model at work: a station of a queueing network.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Station {
+    /// What the queue has to know of its work.
+    pub work: Work,
+    /// The instances that can do it, the preferred one first.
+    pub instances: Vec<Instance>,
+}
 
 /// A whole pipeline.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replica {
     /// Passed in order.
-    pub stages: Vec<Stage>,
+    pub stations: Vec<Station>,
     /// Requests that it works on at once.
     pub in_flight: usize,
 }
@@ -103,8 +113,8 @@ pub struct Load {
     pub devices: usize,
     /// They share one queue.
     pub replicas: Vec<Replica>,
-    /// Whether the first request passes its first stage twice: it is the one that encodes the negative prompt of all.
-    pub first_stage_twice: bool,
+    /// Whether the first request passes the stations of texts twice: it is the one that encodes the negative prompt of all.
+    pub first_texts_twice: bool,
     /// Images of one request: those that pass as a batch count as one.
     pub batch: usize,
 }
@@ -123,7 +133,8 @@ pub struct Run {
     pub taken: Vec<f64>,
     /// What each device did, in the order of time.
     pub spans: Vec<Span>,
-    /// How often a request that waits, or a place that it could take, was looked at: what the prediction itself costs.
+    /// What the prediction itself costs, at most: at each instant the requests under way, and the instances that those who
+    /// wait could take.
     pub looks: u64,
 }
 
@@ -134,8 +145,8 @@ pub struct Span {
     pub device: usize,
     /// For which request.
     pub request: usize,
-    /// In which stage.
-    pub stage: usize,
+    /// At which station.
+    pub station: usize,
     /// From this second on.
     pub from: f64,
     /// At work for so many seconds.
@@ -180,48 +191,74 @@ impl Run {
     }
 }
 
-/// A request under way.
+/// A request that was taken.
 struct Request {
     replica: usize,
-    stage: usize,
-    place: usize,
-    /// Stretches of the place that are behind it, over all passes.
+    station: usize,
+    /// The instance of the station that it is at, once it has passed a stretch there.
+    instance: usize,
+    /// Stretches of the instance that are behind it, over all passes.
     passed: usize,
-    /// Passes of the first stage that are still to come after this one.
+    /// Passes of the stations of texts that are still to come after this one.
     again: usize,
-    holds: bool,
-    /// Its place in line, once it has asked.
-    rank: Option<Rank>,
 }
 
-/// A place in line, as the gates have it.
-type Rank = (usize, bool, usize);
+/// The devices of a station, as the queue takes them.
+struct StationSets<'a> {
+    /// Those of the first stretch of each instance: a request takes one of them.
+    begin: Vec<Vec<usize>>,
+    /// Each stretch of each instance, and its devices.
+    instances: Vec<(Vec<&'a Stretch>, Vec<Vec<usize>>)>,
+}
 
-/// The stage of the texts, and the one that goes behind those that wait.
-const TEXT: usize = 0;
-const DENOISE: usize = 1;
+impl<'a> StationSets<'a> {
+    fn new(station: &'a Station) -> Self {
+        let devices = |stretch: &&Stretch| stretch.work.iter().map(|(device, _)| *device).collect::<Vec<_>>();
+        let instance = |instance: &'a Instance| {
+            let stretches: Vec<&Stretch> = instance.all().collect();
+            let sets = stretches.iter().map(devices).collect();
+            (stretches, sets)
+        };
+        let instances = &station.instances;
+        let begin = instances.iter().filter_map(|instance| instance.all().next()).map(|stretch| devices(&stretch));
+        Self { begin: begin.collect(), instances: instances.iter().map(instance).collect() }
+    }
+}
 
 /// The clock and everything that is under way on it.
 struct Simulation<'a> {
     load: &'a Load,
+    /// By replica and station.
+    sets: &'a [Vec<StationSets<'a>>],
     now: Ticks,
-    /// Requests under way, the oldest first.
-    requests: BTreeMap<usize, Request>,
+    /// All that were taken, the oldest first.
+    requests: Vec<Request>,
+    under_way: usize,
+    /// Those that ask for devices at this instant.
+    asking: Vec<usize>,
+    queue: DeviceQueue<&'a [Vec<usize>]>,
+    /// Instances that the requests in the queue could take.
+    awaited: usize,
     ends: BinaryHeap<Reverse<(Ticks, usize)>>,
-    held: Vec<bool>,
     run: Run,
 }
 
 impl Load {
     /// Draws `count` requests that all wait from the start.
     pub fn run(&self, count: usize) -> Run {
+        let stations = self.replicas.iter().map(|replica| replica.stations.iter());
+        let sets: Vec<Vec<StationSets>> = stations.map(|stations| stations.map(StationSets::new).collect()).collect();
         let run = Run { done: vec![0.0; count], taken: vec![0.0; count], spans: Vec::new(), looks: 0 };
         let mut simulation = Simulation {
             load: self,
+            sets: &sets,
             now: 0,
-            requests: BTreeMap::new(),
+            requests: Vec::with_capacity(count),
+            under_way: 0,
+            asking: Vec::new(),
+            queue: DeviceQueue::new(self.devices),
+            awaited: 0,
             ends: BinaryHeap::new(),
-            held: vec![false; self.devices],
             run,
         };
         let mut free: Vec<usize> = self.replicas.iter().map(|replica| replica.in_flight).collect();
@@ -231,7 +268,7 @@ impl Load {
                 && let Some(replica) = self.roomiest(&free)
             {
                 free[replica] -= 1;
-                simulation.take(next, replica, self.first_stage_twice && next == 0);
+                simulation.take(next, replica, self.first_texts_twice && next == 0);
                 next += 1;
             }
             simulation.settle();
@@ -252,8 +289,8 @@ impl Load {
     pub fn keep_devices(&mut self, used: &[bool]) {
         let number: Vec<usize> = (0..used.len()).map(|i| used[..i].iter().filter(|used| **used).count()).collect();
         self.devices = used.iter().filter(|used| **used).count();
-        let stages = self.replicas.iter_mut().flat_map(|replica| &mut replica.stages);
-        for stretch in stages.flatten().flat_map(Place::stretches_mut) {
+        let stations = self.replicas.iter_mut().flat_map(|replica| &mut replica.stations);
+        for stretch in stations.flat_map(|station| &mut station.instances).flat_map(Instance::stretches_mut) {
             stretch.work.iter_mut().for_each(|(device, _)| *device = number[*device]);
         }
     }
@@ -267,7 +304,7 @@ impl Load {
     /// last of these did.
     pub fn seconds_for(&self, images: usize) -> f64 {
         let count = images.div_ceil(self.batch);
-        let most = SAMPLES.max(8 * self.in_flight());
+        let most = Tuning::PREDICTED_REQUESTS.max(Tuning::MAX_SIMULATED_ROUNDS * self.in_flight());
         if count <= most {
             return self.run(count).makespan();
         }
@@ -280,7 +317,7 @@ impl Load {
     fn rate(&self, run: &Run) -> (f64, Range<f64>) {
         let mut done = run.done.clone();
         done.sort_by(f64::total_cmp);
-        let from = done[(2 * self.in_flight()).min(done.len()) - 1];
+        let from = done[(Tuning::WARM_UP_ROUNDS * self.in_flight()).min(done.len()) - 1];
         let to = run.taken.iter().copied().fold(0.0, f64::max);
         if to <= from {
             return (done.len() as f64 / run.makespan(), 0.0..run.makespan());
@@ -295,10 +332,10 @@ impl Load {
 
     /// What to expect, from a run of at least so many requests.
     pub fn predict(&self, samples: usize) -> Prediction {
-        let alone = Self { first_stage_twice: false, ..self.clone() };
+        let alone = Self { first_texts_twice: false, ..self.clone() };
         let seconds_per_image = alone.run(1).makespan();
         let round = self.in_flight().max(1);
-        let run = alone.run(samples.div_ceil(round).max(5) * round);
+        let run = alone.run(samples.div_ceil(round).max(Tuning::MIN_ROUNDS) * round);
         let (images_per_second, time) = self.rate(&run);
         let seconds = time.end - time.start;
         let images_per_second = self.batch as f64 * images_per_second;
@@ -308,30 +345,31 @@ impl Load {
     }
 
     /// The most requests per second that these devices can serve, if nothing ever waits for its turn in vain: the least over
-    /// all stages of the sum of 1/t over their places, and of what each device has time for.
+    /// all stations of the sum of 1/t over their instances, and of what each device has time for.
     pub fn bound(&self) -> f64 {
         let of_replica = |replica: &Replica| {
-            let places =
-                replica.stages.iter().map(|stage| stage.iter().map(|place| self.held(place)).collect::<Vec<_>>());
-            let places: Vec<Vec<Vec<f64>>> = places.collect();
-            // Nobody is done at a place sooner after another than its busiest device allows.
-            let stage = |stage: &Vec<Vec<f64>>| {
-                stage.iter().map(|held| 1.0 / held.iter().copied().fold(0.0, f64::max)).sum::<f64>()
+            let held =
+                |station: &Station| station.instances.iter().map(|instance| self.held(instance)).collect::<Vec<_>>();
+            let stations: Vec<Vec<Vec<f64>>> = replica.stations.iter().map(held).collect();
+            // Nobody is done at an instance sooner after another than its busiest device allows.
+            let station = |station: &Vec<Vec<f64>>| {
+                station.iter().map(|held| 1.0 / held.iter().copied().fold(0.0, f64::max)).sum::<f64>()
             };
-            // What every request asks of a device, whichever places it takes.
+            // What every request asks of a device, whichever instances it takes.
             let device = |device: usize| {
-                let least = |stage: &Vec<Vec<f64>>| stage.iter().map(|held| held[device]).fold(f64::INFINITY, f64::min);
-                1.0 / places.iter().map(least).sum::<f64>()
+                let least =
+                    |station: &Vec<Vec<f64>>| station.iter().map(|held| held[device]).fold(f64::INFINITY, f64::min);
+                1.0 / stations.iter().map(least).sum::<f64>()
             };
-            places.iter().map(stage).chain((0..self.devices).map(device)).fold(f64::INFINITY, f64::min)
+            stations.iter().map(station).chain((0..self.devices).map(device)).fold(f64::INFINITY, f64::min)
         };
         self.replicas.iter().map(of_replica).sum()
     }
 
-    /// How long one request holds each device at a place.
-    fn held(&self, place: &Place) -> Vec<f64> {
+    /// How long one request holds each device at an instance.
+    fn held(&self, instance: &Instance) -> Vec<f64> {
         let mut held = vec![0.0; self.devices];
-        for (stretch, times) in place.counted() {
+        for (stretch, times) in instance.counted() {
             for (device, _) in &stretch.work {
                 held[*device] += times * stretch.seconds;
             }
@@ -340,78 +378,72 @@ impl Load {
     }
 }
 
-/// Requests of a run that is long enough to tell the rate within half a percent.
-pub const SAMPLES: usize = 256;
-
 impl<'a> Simulation<'a> {
     fn seconds(&self) -> f64 {
         self.now as f64 / TICKS_PER_SECOND
     }
 
-    fn take(&mut self, request: usize, replica: usize, twice: bool) {
-        self.run.taken[request] = self.seconds();
-        let again = usize::from(twice);
-        self.requests
-            .insert(request, Request { replica, stage: 0, place: 0, passed: 0, again, holds: false, rank: None });
+    /// Requests are taken in the order of their ages.
+    fn take(&mut self, id: usize, replica: usize, twice: bool) {
+        self.run.taken[id] = self.seconds();
+        self.requests.push(Request { replica, station: 0, instance: 0, passed: 0, again: usize::from(twice) });
+        self.under_way += 1;
+        self.asking.push(id);
     }
 
-    /// The stretches that a waiting request could go on with, by their places.
-    fn choices(&self, request: &Request) -> impl Iterator<Item = (usize, &'a Stretch)> + use<'a> {
-        let places = &self.load.replicas[request.replica].stages[request.stage];
-        // Under way within a place, a request goes on there.
-        let open = if request.passed == 0 { 0..places.len() } else { request.place..request.place + 1 };
-        let passed = request.passed;
-        open.map(move |place| (place, places[place].stretch(passed)))
+    /// The stretch that a request is in, or comes to next, and its number.
+    fn stretch(&self, request: &Request) -> (&'a Stretch, usize) {
+        let number = self.load.replicas[request.replica].stations[request.station].instances[request.instance]
+            .number(request.passed);
+        (self.sets[request.replica][request.station].instances[request.instance].0[number], number)
     }
 
-    /// Puts those in line who ask now: texts first, as the others may have to go behind them. Gives the line.
-    fn line(&mut self) -> Vec<usize> {
-        let mut text_of = vec![None; self.held.len()];
-        for (&id, request) in self.requests.iter_mut().filter(|(_, request)| !request.holds && request.stage == TEXT) {
-            request.rank = Some((id, false, id));
-            let places = &self.load.replicas[request.replica].stages[TEXT];
-            for (device, _) in places.iter().flat_map(|place| &place.stretch(request.passed).work) {
-                text_of[*device] = text_of[*device].max(Some(id));
-            }
-        }
-        let asks = |(_, request): &(&usize, &Request)| !request.holds && request.rank.is_none();
-        for id in self.requests.iter().filter(asks).map(|(id, _)| *id).collect::<Vec<_>>() {
-            let request = &self.requests[&id];
-            let devices = self.choices(request).flat_map(|(_, stretch)| &stretch.work).map(|(device, _)| *device);
-            let texts = devices.filter_map(|device| text_of[device]).filter(|_| request.stage == DENOISE);
-            let rank = (texts.fold(id, usize::max), true, id);
-            self.requests.get_mut(&id).expect("it was there").rank = Some(rank);
-        }
-        let waiting = self.requests.values().filter(|request| !request.holds);
-        let mut line: Vec<Rank> = waiting.filter_map(|request| request.rank).collect();
-        line.sort_unstable();
-        line.into_iter().map(|(.., id)| id).collect()
+    /// What a request asks for.
+    fn work(&self, id: usize) -> Work {
+        let request = &self.requests[id];
+        self.load.replicas[request.replica].stations[request.station].work
     }
 
-    /// Gives the devices that are free to the requests that wait for them, in the order of the line.
+    /// Puts a request into the queue. Under way within an instance, it goes on there.
+    fn ask(&mut self, id: usize) {
+        let request = &self.requests[id];
+        let station = &self.sets[request.replica][request.station];
+        let sets = match request.passed {
+            0 => &station.begin[..],
+            _ => std::slice::from_ref(&station.instances[request.instance].1[self.stretch(request).1]),
+        };
+        self.awaited += station.begin.len();
+        self.queue.ask(id as u64, self.work(id), sets);
+    }
+
+    /// Gives the devices that are free to the requests that wait for them.
     fn settle(&mut self) {
-        let (from, mut wanted) = (self.seconds(), vec![false; self.held.len()]);
-        self.run.looks += self.requests.len() as u64;
-        for id in self.line() {
-            let request = &self.requests[&id];
-            self.run.looks += self.load.replicas[request.replica].stages[request.stage].len() as u64;
-            let free = |(_, stretch): &(usize, &Stretch)| {
-                stretch.work.iter().all(|(device, _)| !self.held[*device] && !wanted[*device])
-            };
-            let Some((place, stretch)) = self.choices(request).find(free) else {
-                for (device, _) in self.choices(request).flat_map(|(_, stretch)| &stretch.work) {
-                    wanted[*device] = true;
-                }
-                continue;
-            };
-            let stage = request.stage;
-            for (device, seconds) in &stretch.work {
-                self.held[*device] = true;
-                let span = Span { device: *device, request: id, stage, from, seconds: *seconds, held: stretch.seconds };
-                self.run.spans.push(span);
+        // Texts ask first, as others of the same instant may have to go behind them.
+        let mut asking = std::mem::take(&mut self.asking);
+        asking.sort_by_key(|&id| self.work(id) != Work::Text);
+        asking.drain(..).for_each(|id| self.ask(id));
+        self.asking = asking;
+        self.run.looks += (self.under_way + self.awaited) as u64;
+        let from = self.seconds();
+        for Admission { age, outcome, .. } in self.queue.admit() {
+            let Outcome::Granted(set) = outcome else { unreachable!("no device of a prediction is lost") };
+            let id = age as usize;
+            let request = &mut self.requests[id];
+            if request.passed == 0 {
+                request.instance = set;
             }
-            let request = self.requests.get_mut(&id).expect("whoever waits is under way");
-            (request.place, request.holds, request.rank) = (place, true, None);
+            let station = request.station;
+            self.awaited -= self.sets[request.replica][station].begin.len();
+            let (stretch, _) = self.stretch(&self.requests[id]);
+            let span = |&(device, seconds): &(usize, f64)| Span {
+                device,
+                request: id,
+                station,
+                from,
+                seconds,
+                held: stretch.seconds,
+            };
+            self.run.spans.extend(stretch.work.iter().map(span));
             let ticks = (stretch.seconds.max(0.0) * TICKS_PER_SECOND).round() as Ticks;
             self.ends.push(Reverse((self.now + ticks, id)));
         }
@@ -427,27 +459,29 @@ impl<'a> Simulation<'a> {
             && time == now
         {
             self.ends.pop();
-            let request = self.requests.get_mut(&id).expect("what ends is under way");
-            let stages = &self.load.replicas[request.replica].stages;
-            let place = &stages[request.stage][request.place];
-            for (device, _) in &place.stretch(request.passed).work {
-                self.held[*device] = false;
-            }
-            request.holds = false;
+            let (_, number) = self.stretch(&self.requests[id]);
+            let request = &mut self.requests[id];
+            let (_, sets) = &self.sets[request.replica][request.station].instances[request.instance];
+            self.queue.release(&sets[number]);
             request.passed += 1;
-            if request.passed < place.count() {
+            let stations = &self.load.replicas[request.replica].stations;
+            if request.passed == stations[request.station].instances[request.instance].count() {
+                request.passed = 0;
+                request.station += 1;
+                // Texts are encoded one after the other, each by all of its stations.
+                let has_texts = stations[..request.station].iter().all(|station| station.work == Work::Text);
+                let ends = stations.get(request.station).is_none_or(|next| next.work != Work::Text);
+                if request.again > 0 && has_texts && ends {
+                    (request.station, request.again) = (0, request.again - 1);
+                }
+            }
+            if request.station < stations.len() {
+                self.asking.push(id);
                 continue;
             }
-            request.passed = 0;
-            match request.again {
-                0 => request.stage += 1,
-                _ => request.again -= 1,
-            }
-            if request.stage == stages.len() {
-                done.push(request.replica);
-                self.run.done[id] = self.seconds();
-                self.requests.remove(&id);
-            }
+            done.push(request.replica);
+            self.under_way -= 1;
+            self.run.done[id] = self.seconds();
         }
         Some(done)
     }
@@ -457,12 +491,19 @@ impl<'a> Simulation<'a> {
 mod tests {
     use super::*;
 
-    fn whole(device: usize, seconds: f64) -> Place {
-        Place::once(Stretch::on(device, seconds))
+    fn whole(device: usize, seconds: f64) -> Instance {
+        Instance::once(Stretch::on(device, seconds))
     }
 
-    fn load(devices: usize, in_flight: usize, stages: Vec<Stage>) -> Load {
-        Load { devices, replicas: vec![Replica { stages, in_flight }], first_stage_twice: false, batch: 1 }
+    /// Stations of texts, of denoising and of decoding.
+    fn replica(stations: Vec<Vec<Instance>>, in_flight: usize) -> Replica {
+        let works = [Work::Text, Work::Denoise, Work::Decode];
+        let stations = works.into_iter().zip(stations).map(|(work, instances)| Station { work, instances });
+        Replica { stations: stations.collect(), in_flight }
+    }
+
+    fn load(devices: usize, in_flight: usize, stations: Vec<Vec<Instance>>) -> Load {
+        Load { devices, replicas: vec![replica(stations, in_flight)], first_texts_twice: false, batch: 1 }
     }
 
     fn close(got: f64, want: f64, within: f64) {
@@ -471,11 +512,17 @@ mod tests {
 
     /// `count` requests take as long as the fullest stage works, and what fills and drains the others.
     fn check(load: &Load, rate: f64) {
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, rate, 0.01);
         for count in [40, 200, 2000] {
             let (seconds, work) = (load.seconds_for(count), count as f64 / rate);
-            let fill: f64 = 3.0 * load.replicas[0].stages.iter().flatten().map(Place::seconds).fold(0.0, f64::max);
+            let fill: f64 = 3.0
+                * load.replicas[0]
+                    .stations
+                    .iter()
+                    .flat_map(|station| &station.instances)
+                    .map(Instance::seconds)
+                    .fold(0.0, f64::max);
             assert!(seconds >= 0.999 * work && seconds <= work + fill, "{count} in {seconds}, {work} of work");
         }
     }
@@ -483,7 +530,7 @@ mod tests {
     #[test]
     fn one_device_does_one_thing_after_another() {
         let load = load(1, 1, vec![vec![whole(0, 0.25)], vec![whole(0, 2.0)], vec![whole(0, 0.5)]]);
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 2.75, 1e-9);
         close(prediction.images_per_second, 1.0 / 2.75, 1e-9);
         assert!(prediction.idle_share[0] < 1e-9);
@@ -497,7 +544,7 @@ mod tests {
         let load = load(3, 3, vec![vec![whole(0, 0.5)], vec![whole(1, 4.0)], vec![whole(2, 1.0)]]);
         check(&load, 1.0 / 4.0);
         close(load.seconds_for(10), 0.5 + 10.0 * 4.0 + 1.0, 1e-9);
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 5.5, 1e-9);
         for (idle, want) in prediction.idle_share.iter().zip([7.0 / 8.0, 0.0, 0.75]) {
             assert!((idle - want).abs() < 0.01, "{idle} rather than {want}");
@@ -505,14 +552,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_adds_up_the_rates_of_its_places_however_unequal() {
+    fn a_pool_adds_up_the_rates_of_its_instances_however_unequal() {
         for (seconds, small) in [([4.0, 4.0, 4.0], 0.2), ([2.0, 4.0, 8.0], 0.1), ([3.0, 5.0, 7.0], 0.3)] {
             let unets = seconds.iter().enumerate().map(|(i, &seconds)| whole(1 + i, seconds)).collect();
             let mut load = load(4, 4, vec![vec![whole(0, small)], unets, vec![whole(0, small)]]);
             let rate = seconds.iter().map(|seconds| 1.0 / seconds).sum();
             close(load.bound(), rate, 1e-9);
             // Two UNets that end within the time of a decoding and an encoding: the second waits for its next text.
-            close(load.predict(SAMPLES).images_per_second, rate, 0.05);
+            close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.05);
             load.replicas[0].in_flight = 6;
             check(&load, rate);
         }
@@ -529,35 +576,34 @@ mod tests {
     #[test]
     fn unequal_replicas_share_one_queue() {
         let stages = |device, seconds| vec![vec![whole(device, 0.1 * seconds)], vec![whole(device, 0.9 * seconds)]];
-        let replicas =
-            [1.0, 3.0, 10.0].iter().enumerate().map(|(i, &s)| Replica { stages: stages(i, s), in_flight: 1 });
-        let load = Load { devices: 3, replicas: replicas.collect(), first_stage_twice: false, batch: 1 };
+        let replicas = [1.0, 3.0, 10.0].iter().enumerate().map(|(i, &s)| replica(stages(i, s), 1));
+        let load = Load { devices: 3, replicas: replicas.collect(), first_texts_twice: false, batch: 1 };
         let rate = 1.0 + 1.0 / 3.0 + 0.1;
-        close(load.predict(SAMPLES).images_per_second, rate, 0.01);
+        close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.01);
         close(load.seconds_for(86), 60.0, 0.01);
-        assert!(load.predict(SAMPLES).idle_share.iter().all(|idle| *idle < 0.01));
+        assert!(load.predict(Tuning::PREDICTED_REQUESTS).idle_share.iter().all(|idle| *idle < 0.01));
     }
 
     #[test]
     fn a_guidance_split_lasts_as_long_as_its_slower_branch() {
-        let split = Place::once(Stretch { work: vec![(0, 1.0), (1, 2.0)], seconds: 2.0 });
+        let split = Instance::once(Stretch { work: vec![(0, 1.0), (1, 2.0)], seconds: 2.0 });
         let load = load(2, 1, vec![vec![whole(0, 0.0)], vec![split], vec![whole(1, 0.5)]]);
-        let prediction = load.predict(SAMPLES);
+        let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 2.5, 1e-9);
         close(prediction.idle_share[0], 1.5 / 2.5, 1e-6);
         assert!(prediction.idle_share[1] < 1e-6);
     }
 
     /// A UNet of 20 steps, a stretch of each step on each device of its own.
-    fn cut(seconds: &[f64]) -> Place {
+    fn cut(seconds: &[f64]) -> Instance {
         let stretches = seconds.iter().enumerate().map(|(device, &seconds)| Stretch::on(device, seconds)).collect();
-        Place::repeated(stretches, 20)
+        Instance::repeated(stretches, 20)
     }
 
     #[test]
     fn a_cut_that_several_requests_pass_is_as_fast_as_its_slowest_piece() {
-        let stages = |place| vec![vec![whole(4, 0.1)], vec![place], vec![whole(5, 0.1)]];
-        let alone = load(6, 1, stages(cut(&[0.25; 4]))).predict(SAMPLES);
+        let stages = |unet| vec![vec![whole(4, 0.1)], vec![unet], vec![whole(5, 0.1)]];
+        let alone = load(6, 1, stages(cut(&[0.25; 4]))).predict(Tuning::PREDICTED_REQUESTS);
         close(alone.seconds_per_image, 0.2 + 20.0, 1e-9);
         close(alone.images_per_second, 1.0 / 20.2, 1e-9);
         check(&load(6, 6, stages(cut(&[0.25; 4]))), 1.0 / 5.0);
@@ -567,8 +613,9 @@ mod tests {
 
     #[test]
     fn who_holds_all_devices_of_a_cut_keeps_them_idle_in_turn() {
-        let held = Place::once(Stretch { work: vec![(0, 5.0), (1, 15.0)], seconds: 20.0 });
-        let prediction = load(2, 2, vec![vec![whole(0, 0.0)], vec![held], vec![whole(1, 0.0)]]).predict(SAMPLES);
+        let held = Instance::once(Stretch { work: vec![(0, 5.0), (1, 15.0)], seconds: 20.0 });
+        let prediction =
+            load(2, 2, vec![vec![whole(0, 0.0)], vec![held], vec![whole(1, 0.0)]]).predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, 1.0 / 20.0, 1e-6);
         close(prediction.idle_share[0], 0.75, 1e-6);
         close(prediction.idle_share[1], 0.25, 1e-6);
@@ -577,11 +624,11 @@ mod tests {
     #[test]
     fn nobody_overtakes_an_older_wish() {
         // The third would find device 1 free, if the second did not want it together with 0, which the first has.
-        let both = Place::once(Stretch { work: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
+        let both = Instance::once(Stretch { work: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
         let unets = [whole(0, 2.0), both, whole(1, 1.0)];
-        let replica = |unet| Replica { stages: vec![vec![whole(2, 0.0)], vec![unet]], in_flight: 1 };
+        let replica = |unet| replica(vec![vec![whole(2, 0.0)], vec![unet]], 1);
         let replicas = unets.into_iter().map(replica).collect();
-        let run = Load { devices: 3, replicas, first_stage_twice: false, batch: 1 }.run(3);
+        let run = Load { devices: 3, replicas, first_texts_twice: false, batch: 1 }.run(3);
         assert_eq!(run.done, [2.0, 3.0, 4.0]);
     }
 
@@ -593,7 +640,7 @@ mod tests {
             let load = load(2, 2, vec![vec![whole(0, 0.1)], unets, vec![whole(0, 0.1)]]);
             let run = load.run(2);
             close(run.makespan(), 4.4, 0.03);
-            let prediction = load.predict(SAMPLES);
+            let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
             assert!(prediction.images_per_second > 0.95 * 2.0 / 4.2, "{}", prediction.images_per_second);
         }
     }
@@ -602,9 +649,21 @@ mod tests {
     fn the_first_request_encodes_two_texts() {
         let mut load = load(2, 2, vec![vec![whole(0, 0.5)], vec![whole(1, 2.0)]]);
         close(load.seconds_for(3), 6.5, 1e-9);
-        load.first_stage_twice = true;
+        load.first_texts_twice = true;
         close(load.seconds_for(3), 7.0, 1e-9);
-        close(load.predict(SAMPLES).seconds_per_image, 2.5, 1e-9);
+        close(load.predict(Tuning::PREDICTED_REQUESTS).seconds_per_image, 2.5, 1e-9);
+    }
+
+    #[test]
+    fn several_text_encoders_encode_one_text_after_the_other() {
+        let mut load = load(3, 2, vec![vec![whole(0, 0.5)], vec![whole(2, 2.0)]]);
+        let second = Station { work: Work::Text, instances: vec![whole(1, 0.25)] };
+        load.replicas[0].stations.insert(1, second);
+        close(load.run(1).makespan(), 2.75, 1e-9);
+        load.first_texts_twice = true;
+        let run = load.run(1);
+        close(run.makespan(), 3.5, 1e-9);
+        assert_eq!(run.spans.iter().map(|span| span.station).collect::<Vec<_>>(), [0, 1, 0, 1, 2]);
     }
 
     #[test]
@@ -625,9 +684,9 @@ mod tests {
     #[test]
     fn many_steps_of_many_requests_are_predicted_at_once() {
         let started = std::time::Instant::now();
-        let place = Place::repeated((0..4).map(|device| Stretch::on(device, 0.01)).collect(), 50);
-        let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![place], vec![whole(5, 0.1)]]);
-        load.predict(SAMPLES);
+        let unet = Instance::repeated((0..4).map(|device| Stretch::on(device, 0.01)).collect(), 50);
+        let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![unet], vec![whole(5, 0.1)]]);
+        load.predict(Tuning::PREDICTED_REQUESTS);
         load.seconds_for(500);
         assert!(started.elapsed().as_secs_f64() < 5.0, "{:?}", started.elapsed());
     }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{Costs, Layout};
+use super::{
+    layout::{Costs, Layout, fits},
+    tuning::Tuning,
+};
 use crate::{
     backend::DeviceId,
     error::Result,
@@ -74,7 +77,7 @@ pub(super) struct Scored {
 impl Scored {
     /// Whether it is better; of equals the one that came first stays.
     pub fn beats(&self, other: &Self, goal: Goal) -> bool {
-        let clearly = |a: f64, b: f64| a > b * (1.0 + 1e-6);
+        let clearly = |a: f64, b: f64| a > b * (1.0 + Tuning::ROUNDING);
         let (rate, other_rate) = (self.images_per_second, other.images_per_second);
         let (pace, other_pace) = (1.0 / self.seconds_per_image, 1.0 / other.seconds_per_image);
         let (first, second) = match goal {
@@ -83,13 +86,17 @@ impl Scored {
         };
         clearly(first.0, first.1) || (!clearly(first.1, first.0) && clearly(second.0, second.1))
     }
+
+    /// Puts it in the place of `best` if it is better.
+    pub fn replace(self, best: &mut Option<Self>, goal: Goal) {
+        if best.as_ref().is_none_or(|best| self.beats(best, goal)) {
+            *best = Some(self);
+        }
+    }
 }
 
 /// The best candidate of each family.
 pub(super) type Best = BTreeMap<Family, Scored>;
-
-/// Groups of more devices are searched for pools alone.
-pub(super) const GROUP: usize = 8;
 
 /// What a search is for: the devices' limits, what the map says already, and what is best.
 pub(super) struct Problem<'a> {
@@ -110,6 +117,16 @@ pub(super) struct Problem<'a> {
 }
 
 impl Problem<'_> {
+    /// Bytes that may be used of a device.
+    pub fn budget(&self, id: DeviceId) -> u64 {
+        self.budgets[self.costs.index(id)]
+    }
+
+    /// What a device is like: the search makes no difference between those that are alike.
+    pub fn kind_and_budget(&self, id: DeviceId) -> (usize, u64) {
+        (self.costs.kind(id), self.budget(id))
+    }
+
     /// Whether the map places a component.
     pub fn names_some(&self) -> bool {
         self.named.iter().any(|(_, places)| places.is_some())
@@ -137,15 +154,11 @@ impl Problem<'_> {
     pub fn fits(&self, layout: &Layout) -> Result<bool> {
         self.costs.trial.effort.spend(self.budgets.len() as u64)?;
         let held = self.costs.held([layout])?;
-        let fits = held.iter().zip(self.budgets).all(|(held, budget)| held.total() <= *budget);
-        Ok(fits && self.costs.fits_host(layout, &held)?)
+        Ok(fits(&held, self.budgets) && self.costs.fits_host(layout, &held)?)
     }
 
     /// Whether each component has devices of one numerics class.
     pub fn classes_agree(&self, layout: &Layout) -> bool {
-        self.costs.components().all(|component| {
-            let devices = layout.devices_of(component);
-            devices.iter().all(|id| self.costs.info(*id).class == self.costs.info(devices[0]).class)
-        })
+        self.costs.components().all(|component| self.costs.by_class(&layout.devices_of(component)).len() <= 1)
     }
 }

@@ -7,8 +7,8 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use super::{
     candidates::Group,
-    predict::SAMPLES,
-    problem::{Best, Family, GROUP, Goal, Problem, Scored},
+    problem::{Best, Family, Goal, Problem, Scored},
+    tuning::Tuning,
 };
 use crate::{backend::DeviceId, error::Result, pipeline::placement::Place};
 
@@ -17,9 +17,6 @@ type Searched = (Vec<DeviceId>, Best);
 
 /// Groups by the kinds and bytes of their devices.
 type Known = BTreeMap<Vec<(usize, u64)>, Rc<Searched>>;
-
-/// With so many devices every way to deal them into groups is tried; with more, groups are neighbours.
-const ALL_GROUPS: usize = 6;
 
 pub(super) struct Search<'a> {
     pub problem: Problem<'a>,
@@ -50,7 +47,7 @@ impl<'a> Search<'a> {
         // The sums over groups were estimates.
         for (_, scored) in &mut found {
             let load = self.problem.costs.load(&scored.layouts)?;
-            let prediction = load.predict(SAMPLES);
+            let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
             self.problem.costs.trial.effort.spend(2 * prediction.looks)?;
             (scored.images_per_second, scored.seconds_per_image) =
                 (prediction.images_per_second, prediction.seconds_per_image);
@@ -64,9 +61,7 @@ impl<'a> Search<'a> {
         let known = self.group(devices)?;
         let mut best: Option<Scored> = None;
         for scored in families.iter().filter_map(|family| known.1.get(family)) {
-            if best.as_ref().is_none_or(|best| scored.beats(best, self.problem.goal)) {
-                best = Some(scored.clone());
-            }
+            scored.clone().replace(&mut best, self.problem.goal);
         }
         Ok(best)
     }
@@ -76,13 +71,11 @@ impl<'a> Search<'a> {
         let count = devices.len();
         let mut best = self.one(devices, families)?;
         let mut consider = |found: Option<Scored>| {
-            if let Some(found) = found
-                && best.as_ref().is_none_or(|best| found.beats(best, self.problem.goal))
-            {
-                best = Some(found);
+            if let Some(found) = found {
+                found.replace(&mut best, self.problem.goal);
             }
         };
-        if count <= ALL_GROUPS {
+        if count <= Tuning::MAX_FREELY_GROUPED_DEVICES {
             consider(self.deal_freely(devices, families)?);
             return Ok(best);
         }
@@ -123,10 +116,7 @@ impl<'a> Search<'a> {
                 let group = others | 1 << first;
                 let members: Vec<DeviceId> = (0..count).filter(|i| group >> i & 1 == 1).map(|i| devices[i]).collect();
                 if let Some(found) = self.one(&members, families)? {
-                    let joined = Self::joined(&best[taken & !group], found);
-                    if here.as_ref().is_none_or(|here| joined.beats(here, self.problem.goal)) {
-                        here = Some(joined);
-                    }
+                    Self::joined(&best[taken & !group], found).replace(&mut here, self.problem.goal);
                 }
                 if others == 0 {
                     break;
@@ -143,12 +133,9 @@ impl<'a> Search<'a> {
         let mut best: Vec<Option<Scored>> = vec![None];
         for end in 1..=devices.len() {
             let mut here = best[end - 1].clone();
-            for start in end.saturating_sub(GROUP)..end {
+            for start in end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end {
                 if let Some(found) = self.one(&devices[start..end], families)? {
-                    let joined = Self::joined(&best[start], found);
-                    if here.as_ref().is_none_or(|here| joined.beats(here, self.problem.goal)) {
-                        here = Some(joined);
-                    }
+                    Self::joined(&best[start], found).replace(&mut here, self.problem.goal);
                 }
             }
             best.push(here);
@@ -158,10 +145,7 @@ impl<'a> Search<'a> {
 
     /// The best replica of each family on a group of devices, searched once for all groups that are like it.
     fn group(&self, devices: &[DeviceId]) -> Result<Rc<Searched>> {
-        let key: Vec<(usize, u64)> = devices
-            .iter()
-            .map(|id| (self.problem.costs.kind(*id), self.problem.budgets[self.problem.costs.index(*id)]))
-            .collect();
+        let key: Vec<(usize, u64)> = devices.iter().map(|id| self.problem.kind_and_budget(*id)).collect();
         let known = self.known.borrow().get(&key).cloned();
         if let Some(known) = known.filter(|known| !self.problem.names_some() || known.0 == devices) {
             if known.0 == devices {

@@ -6,6 +6,7 @@ use std::{cell::Cell, collections::BTreeMap};
 use super::{
     device_map::{Replicas, Strategy},
     size::format_bytes,
+    tuning::Tuning,
     world::share,
 };
 use crate::{
@@ -158,10 +159,6 @@ struct Search<'a> {
     left: Cell<usize>,
 }
 
-/// The most placements that `balanced` looks at: all of three components on forty devices. Beyond that the best that was
-/// found counts.
-const MOST_LOOKED_AT: usize = 64_000;
-
 impl<'a> Search<'a> {
     fn new(components: &'a [ComponentSize], named: &[Option<DeviceId>], devices: &'a [DeviceBudget]) -> Result<Self> {
         if devices.is_empty() {
@@ -178,7 +175,7 @@ impl<'a> Search<'a> {
         let named = components.iter().zip(named).map(index).collect::<Result<_>>()?;
         let mut order: Vec<usize> = (0..components.len()).collect();
         order.sort_by_key(|&c| std::cmp::Reverse(components[c].most_alone()));
-        Ok(Self { components, devices, named, order, left: Cell::new(MOST_LOOKED_AT) })
+        Ok(Self { components, devices, named, order, left: Cell::new(Tuning::MAX_PLACEMENTS) })
     }
 
     /// What `placement` puts on each device; components without a device yet are left out.

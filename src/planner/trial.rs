@@ -7,7 +7,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::effort::Effort;
+use serde::Serialize;
+
+use super::{effort::Effort, tuning::Tuning};
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
     error::{Error, Result},
@@ -28,7 +30,7 @@ use crate::{
 };
 
 /// The largest request that a plan is made for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Largest {
     /// Pixels.
     pub width: usize,
@@ -116,7 +118,7 @@ impl Largest {
 }
 
 /// What one component needs of a device and does there.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Cost {
     /// The most bytes of packed weights that are there at one time: all, or two neighbouring sections of those that visit.
     pub weight_bytes: u64,
@@ -250,9 +252,6 @@ impl Borders for Recorder<'_> {
     }
 }
 
-/// What a call of a component without data costs, in steps of [`Effort`].
-const STEPS_OF_A_DRY_RUN: u64 = 50_000;
-
 /// What the planner runs the model with.
 pub(super) struct Trial<'a> {
     pub spec: &'a ModelSpec,
@@ -327,7 +326,7 @@ impl<'a> Trial<'a> {
         // Every step of every section; a text or a picture is about one step of the UNet.
         let spec = &self.spec.components[component];
         let steps = if spec.stage() == Stage::Denoise { self.schedule.steps.len() as u64 } else { 1 };
-        self.effort.spend(STEPS_OF_A_DRY_RUN * steps)?;
+        self.effort.spend(Tuning::DRY_RUN_STEPS * steps)?;
         let ids = place.devices();
         let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");

@@ -30,7 +30,7 @@ pub(super) fn time(images: usize, all: f64) -> String {
 }
 
 /// Images per second for people; by the minute where that reads better.
-pub(super) fn per_second(rate: f64) -> String {
+pub(crate) fn per_second(rate: f64) -> String {
     if rate >= 0.1 || rate == 0.0 {
         format!("{} images per second", significant(rate))
     } else {
@@ -39,7 +39,7 @@ pub(super) fn per_second(rate: f64) -> String {
 }
 
 /// Seconds for people.
-pub(super) fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{} µs", significant(s * 1e6)),
         s if s < 1.0 => format!("{} ms", significant(s * 1e3)),

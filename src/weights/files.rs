@@ -32,13 +32,13 @@ pub type EmbeddedFile = (&'static str, &'static [u8]);
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     name: String,
-    place: Place,
+    storage: Storage,
     /// What the files were when they were first opened.
     seen: Arc<Mutex<HashMap<String, Stamp>>>,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+enum Storage {
     Folder(PathBuf),
     Embedded(&'static [EmbeddedFile]),
 }
@@ -67,12 +67,12 @@ impl ModelFiles {
         }
         let full = fs::canonicalize(path).map_err(|error| refuse("cannot be opened").source(error))?;
         let name = full.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, place: Place::Folder(path.to_owned()), seen: Arc::default() })
+        Ok(Self { name, storage: Storage::Folder(path.to_owned()), seen: Arc::default() })
     }
 
     /// Files compiled into the program.
     pub fn embedded(name: &'static str, files: &'static [EmbeddedFile]) -> Self {
-        Self { name: name.to_owned(), place: Place::Embedded(files), seen: Arc::default() }
+        Self { name: name.to_owned(), storage: Storage::Embedded(files), seen: Arc::default() }
     }
 
     /// The same files under another name, a hub id for one.
@@ -89,26 +89,26 @@ impl ModelFiles {
 
     /// Whether there is such a file. What has its name and is no regular file counts, as opening it says what it is.
     pub fn exists(&self, path: &str) -> bool {
-        match &self.place {
-            Place::Folder(folder) => is_inside(path) && folder.join(path).exists(),
-            Place::Embedded(files) => files.iter().any(|(name, _)| *name == path),
+        match &self.storage {
+            Storage::Folder(folder) => is_inside(path) && folder.join(path).exists(),
+            Storage::Embedded(files) => files.iter().any(|(name, _)| *name == path),
         }
     }
 
     /// How messages call the file: its full path, or its path inside the embedded model.
     pub fn path_of(&self, path: &str) -> String {
-        match &self.place {
-            Place::Folder(folder) => folder.join(path).display().to_string(),
-            Place::Embedded(_) => format!("{}:{path}", self.name),
+        match &self.storage {
+            Storage::Folder(folder) => folder.join(path).display().to_string(),
+            Storage::Embedded(_) => format!("{}:{path}", self.name),
         }
     }
 
     /// Where the file is on disk, whether it is there or not; `None` for one that is compiled into the program, and for a
     /// path that leads out of the folder.
     pub fn location(&self, path: &str) -> Option<PathBuf> {
-        match &self.place {
-            Place::Folder(folder) => is_inside(path).then(|| folder.join(path)),
-            Place::Embedded(_) => None,
+        match &self.storage {
+            Storage::Folder(folder) => is_inside(path).then(|| folder.join(path)),
+            Storage::Embedded(_) => None,
         }
     }
 
@@ -131,14 +131,14 @@ impl ModelFiles {
     pub fn open(&self, path: &str) -> Result<Stored> {
         let name = self.path_of(path);
         let refuse = |what: &str| Error::input(format!("{name}: {what}"));
-        match &self.place {
-            Place::Embedded(files) => files
+        match &self.storage {
+            Storage::Embedded(files) => files
                 .iter()
                 .find(|(name, _)| *name == path)
                 .map(|(_, bytes)| Stored::embedded(bytes))
                 .ok_or_else(|| refuse("the built-in model has no such file")),
-            Place::Folder(_) if !is_inside(path) => Err(refuse("this path leads out of the model's folder")),
-            Place::Folder(folder) => {
+            Storage::Folder(_) if !is_inside(path) => Err(refuse("this path leads out of the model's folder")),
+            Storage::Folder(folder) => {
                 let file = input::open(&folder.join(path)).map_err(|error| match error.kind() {
                     io::ErrorKind::NotFound => refuse("there is no such file"),
                     _ => refuse("cannot be opened").source(error),
@@ -164,14 +164,14 @@ impl ModelFiles {
 
     /// The names of the files directly in `folder`, sorted; none where there is no such folder.
     pub fn list(&self, folder: &str) -> Vec<String> {
-        let mut names: Vec<String> = match &self.place {
-            Place::Folder(root) if is_inside(folder) => fs::read_dir(root.join(folder))
+        let mut names: Vec<String> = match &self.storage {
+            Storage::Folder(root) if is_inside(folder) => fs::read_dir(root.join(folder))
                 .into_iter()
                 .flatten()
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
                 .collect(),
-            Place::Folder(_) => Vec::new(),
-            Place::Embedded(files) => files
+            Storage::Folder(_) => Vec::new(),
+            Storage::Embedded(files) => files
                 .iter()
                 .filter_map(|(name, _)| name.strip_prefix(folder)?.strip_prefix('/'))
                 .filter(|name| !name.contains('/'))

@@ -23,6 +23,7 @@ pub use files::ModelFiles;
 pub use identity::identity;
 pub use locate::locate;
 pub use scope::{Packed, Scope, Shelf};
+use serde::Serialize;
 pub use visitors::{Ahead, Visitors};
 
 use crate::{
@@ -31,7 +32,8 @@ use crate::{
 };
 
 /// Where weights live while nobody needs them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Reside {
     /// On the device that runs them.
     #[default]

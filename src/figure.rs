@@ -5,16 +5,16 @@
 
 use std::fmt::Write;
 
-use super::{
-    plan::{ComponentPlan, DevicePlan, Edge, Plan, ReplicaPlan},
-    predict::Span,
-    size::format_bytes,
-    words::{per_second, seconds},
-};
 use crate::{
     backend::DeviceId,
     models::component::{ComponentId, PerComponent, Stage},
     pipeline::placement::{Place, Reside},
+    planner::{
+        plan::{ComponentPlan, DevicePlan, Edge, Plan, ReplicaPlan},
+        predict::Span,
+        size::format_bytes,
+        words::{per_second, seconds},
+    },
 };
 
 const WIDTH: f64 = 1000.0;
@@ -295,7 +295,7 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         // One right after another of the same request in the same stage is one stretch: the steps of the loop.
         let goes_on = |last: &Span, span: &Span| {
             let gap = span.from - (last.from + last.held);
-            (last.request, last.stage) == (span.request, span.stage) && gap < end / (right - left)
+            (last.request, last.station) == (span.request, span.station) && gap < end / (right - left)
         };
         let mut stretches: Vec<Span> = Vec::new();
         for span in run.spans.iter().filter(|span| span.device == number) {
@@ -310,7 +310,7 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         for span in stretches {
             let width = |seconds: f64| ((right - left) * seconds / end).max(0.4);
             let (from, busy, held) = (x(span.from), width(span.seconds), width(span.held));
-            let fill = colour(stages[span.stage]);
+            let fill = colour(stages[span.station]);
             // Neighbours differ a little, so that requests can be told apart; what is only held is faint.
             let shade = if span.request % 2 == 0 { 0.95 } else { 0.7 };
             svg.rect((from, y + 3.0), (held, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"0.15\""));
