@@ -845,7 +845,7 @@ fn a_picture_says_the_type_of_the_devices_that_drew_it_and_not_of_the_plans_firs
         let mut said = vec![String::new(); requests.len()];
         draw(&world, &engine, &requests, |index, picture| {
             let metadata = picture.metadata().unwrap();
-            assert_eq!(metadata.prompt, requests[index].prompt);
+            assert_eq!(metadata.request.prompt.as_deref(), Some(&*requests[index].prompt));
             let used = picture.devices(world.model.spec.denoiser());
             let types: BTreeSet<&str> = used.iter().map(|id| if *id == gpu(0) { "f32" } else { "f16" }).collect();
             assert_eq!(metadata.dtype, types.into_iter().collect::<Vec<_>>().join("+"), "{map}: {used:?}");

@@ -6,11 +6,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
     backend::{DType, DeviceId},
     output::Durability,
-    pipeline::request::Rng,
+    pipeline::request::{RequestOptions, Rng},
     planner::{Located, device_map::DTypes},
 };
 
-use super::{habits, names, prompts};
+use super::{habits, names};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -116,7 +116,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) options: prompts::Options,
+    pub(super) options: RequestOptions,
     /// Width and height
     #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
     #[arg(conflicts_with_all = ["width", "height"])]
@@ -201,7 +201,7 @@ pub(super) struct PlanArgs {
     #[command(flatten)]
     pub(super) model: MapArgs,
     #[command(flatten)]
-    pub(super) options: prompts::Options,
+    pub(super) options: RequestOptions,
     /// Width and height
     #[arg(long, value_name = "WIDTHxHEIGHT", hide = true, value_parser = habits::size)]
     #[arg(conflicts_with_all = ["width", "height"])]

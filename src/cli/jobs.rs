@@ -8,19 +8,19 @@ use std::{
 
 use sdshard::{
     error::{Error, Result},
-    models::defaults::Defaults,
+    models::spec::ModelSpec,
     pipeline::{
         Model,
         latents::{self, Latents},
-        request::{Output, Request, Rng, Start},
+        request::{Output, Request, RequestOptions, Rng, Start},
     },
-    scheduler::{SchedulerKind, schedule},
+    scheduler::schedule,
 };
 
 use super::{
     args::{GenerateArgs, OutputType, Seed},
     names::{NameFields, Names, tell_apart},
-    prompts,
+    prompts::{self, Asked, flag},
 };
 
 /// The most pictures of one run.
@@ -28,7 +28,6 @@ const MAX_JOBS: usize = 1_000_000;
 
 /// The jobs with the model's defaults filled in.
 pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&Latents>) -> Result<Vec<Request>> {
-    let (defaults, scale) = (&model.spec.defaults, model.spec.latents.scale);
     let output = match args.output_type {
         OutputType::Png => Output::Image,
         OutputType::Latent => Output::Latents,
@@ -37,8 +36,7 @@ pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Optio
     let mut checked = HashSet::new();
     jobs.iter()
         .map(|job| {
-            let scheduler = job.scheduler.as_deref().map(str::parse).transpose()?;
-            let request = job.request(defaults, scale, scheduler, args.rng, output, latents)?;
+            let request = job.request(&model.spec, args.rng, output, latents)?;
             request.check(&model.spec).map_err(|e| e.context(job.name()))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
             if checked.insert((request.scheduler, request.steps)) {
@@ -64,29 +62,15 @@ pub struct Job {
     pub asked_at: Option<String>,
     /// Which of the fields that may be wrong for a model are said there, and not by flags.
     pub asked_fields: Vec<&'static str>,
-    /// What to draw.
-    pub prompt: String,
-    /// What to keep away from.
-    pub negative_prompt: String,
-    /// Seed of this picture.
-    pub seed: u64,
     /// The seed comes from the request itself and not from `--seed`.
     pub has_own_seed: bool,
-    /// Denoising steps.
-    pub steps: Option<usize>,
-    /// Strength of guidance.
-    pub guidance_scale: Option<f32>,
-    /// The solver's name.
-    pub scheduler: Option<String>,
-    /// Pixels.
-    pub width: Option<usize>,
-    /// Pixels.
-    pub height: Option<usize>,
+    /// What is asked for, with the prompt and the seed of this picture.
+    pub options: RequestOptions,
 }
 
 /// All pictures in order, and the seed of the first. Everything is checked that can be without the model.
 pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
-    args.options.check(|field| format!("--{}", field.replace('_', "-")))?;
+    let flags = prompts::checked(&args.options, flag)?;
     if let Some(folder) = args.output.as_ref().and_then(|template| template.as_folder_in(&args.folder())) {
         return Err(Error::input(format!("--output {}: this is a folder", folder.display()))
             .hint(format!("--output-dir {}", folder.display())));
@@ -102,15 +86,15 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     };
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
     let mut jobs = Vec::new();
-    for (prompt_index, options) in asked.enumerate() {
+    for (prompt_index, Asked { options, at }) in asked.enumerate() {
         let said = [
             ("width", options.width.is_some()),
             ("height", options.height.is_some()),
             ("steps", options.steps.is_some() || options.scheduler.is_some()),
         ];
         let asked_fields: Vec<_> = said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect();
-        let options = options.or(&args.options);
-        let prompt = options.prompt.unwrap_or_default();
+        let options = options.or(&flags);
+        let prompt = options.prompt.as_deref().unwrap_or_default();
         let images = options.num_images.unwrap_or(1);
         if jobs.len() + images > MAX_JOBS {
             return Err(Error::input(format!("more than {MAX_JOBS} pictures in one run")).hint("several runs"));
@@ -120,7 +104,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 Some(own) => own.wrapping_add(image_index as u64),
                 None => first_seed.wrapping_add(jobs.len() as u64),
             };
-            let place = NameFields { prompt_index, image_index, images, prompt: &prompt, seed };
+            let place = NameFields { prompt_index, image_index, images, prompt, seed };
             let names = match &args.output {
                 Some(template) => template.names(&place, extension)?,
                 None => Names::by_place(&place, extension),
@@ -130,17 +114,10 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 image_index,
                 file: names.to_string(),
                 names,
-                asked_at: options.at.clone(),
+                asked_at: at.clone(),
                 asked_fields: asked_fields.clone(),
-                prompt: prompt.clone(),
-                negative_prompt: options.negative_prompt.clone().unwrap_or_default(),
-                seed,
                 has_own_seed: options.seed.is_some(),
-                steps: options.steps,
-                guidance_scale: options.guidance_scale,
-                scheduler: options.scheduler.clone(),
-                width: options.width,
-                height: options.height,
+                options: RequestOptions { seed: Some(seed), ..options.clone() },
             });
         }
     }
@@ -158,66 +135,48 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
 }
 
 impl Job {
+    /// What to draw.
+    pub fn prompt(&self) -> &str {
+        self.options.prompt.as_deref().unwrap_or_default()
+    }
+
+    /// Seed of this picture.
+    pub fn seed(&self) -> u64 {
+        self.options.seed.unwrap_or_default()
+    }
+
     /// What messages call it.
     fn name(&self) -> &str {
         self.asked_at.as_deref().unwrap_or(&self.file)
     }
 
     /// What messages call one of its fields: the flag, or the field at its place in a file.
-    fn name_of(&self, field: &'static str) -> String {
+    fn name_of(&self, field: &str) -> String {
         match &self.asked_at {
             Some(at) if self.asked_fields.contains(&field) => format!("{at}: {field}"),
-            _ => format!("--{field}"),
+            _ => flag(field),
         }
     }
 
-    /// The request, with the model's defaults for what is not said. `scale` is the model's pixels per latent, and
-    /// `scheduler` the job's own.
-    pub fn request(
-        &self,
-        defaults: &Defaults,
-        scale: usize,
-        scheduler: Option<SchedulerKind>,
-        rng: Rng,
-        output: Output,
-        latents: Option<&Latents>,
-    ) -> Result<Request> {
-        let (width, height) = (self.width.unwrap_or(defaults.width), self.height.unwrap_or(defaults.height));
-        for (name, pixels) in [("width", width), ("height", height)] {
-            if pixels == 0 || !pixels.is_multiple_of(scale) {
-                let below = pixels - pixels % scale;
-                let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };
-                return Err(Error::input(format!("{}: has to be a multiple of {scale}", self.name_of(name)))
-                    .found(pixels.to_string())
-                    .hint(near));
-            }
-        }
-        if let Some(latents) = latents
-            && (latents.width * scale, latents.height * scale) != (width, height)
-        {
+    /// The request, with the model's defaults for what is not said.
+    pub fn request(&self, spec: &ModelSpec, rng: Rng, output: Output, latents: Option<&Latents>) -> Result<Request> {
+        let request = self.options.request(spec, |field| self.name_of(field))?;
+        let Some(latents) = latents else { return Ok(Request { rng, output, ..request }) };
+        let (width, height) = (latents.width * spec.latents.scale, latents.height * spec.latents.scale);
+        if (width, height) != (request.width, request.height) {
             return Err(Error::input("--latents: they are for another size")
-                .found(format!("{width}x{height} wanted"))
-                .hint(format!("--width {} --height {}", latents.width * scale, latents.height * scale)));
+                .found(format!("{}x{} wanted", request.width, request.height))
+                .hint(format!("--width {width} --height {height}")));
         }
-        Ok(Request {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            seed: self.seed,
-            steps: self.steps.unwrap_or(defaults.steps),
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
-            scheduler: scheduler.or(defaults.scheduler),
-            width,
-            height,
-            rng,
-            start: latents.map_or(Start::Noise, |latents| Start::Latents(Arc::from(latents.values.as_slice()))),
-            output,
-        })
+        let start = Start::Latents(Arc::from(latents.values.as_slice()));
+        Ok(Request { rng, output, start, ..request })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use sdshard::weights::ModelFiles;
 
     use super::*;
     use crate::cli::args::Cli;
@@ -232,7 +191,13 @@ mod tests {
         error.to_string()
     }
 
-    const DEFAULTS: Defaults = Defaults { steps: 50, guidance_scale: 7.5, width: 64, height: 64, scheduler: None };
+    /// The built-in model's configs, for pictures of 64x64.
+    fn spec() -> ModelSpec {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji");
+        let mut spec = ModelSpec::load(&ModelFiles::folder(folder).unwrap()).unwrap();
+        (spec.defaults.width, spec.defaults.height) = (64, 64);
+        spec
+    }
 
     #[test]
     fn seeds_count_over_the_whole_list_or_within_a_request() {
@@ -248,7 +213,7 @@ mod tests {
         let args = args(&["a", "b", "--num-images", "2", "--seed", &seed, "--prompts-file", file, "--steps", "3"]);
         let (jobs, first) = jobs(&args).unwrap();
         assert_eq!(first, u64::MAX - 1);
-        let list: Vec<_> = jobs.iter().map(|job| (job.file.as_str(), job.seed)).collect();
+        let list: Vec<_> = jobs.iter().map(|job| (job.file.as_str(), job.seed())).collect();
         assert_eq!(
             list,
             [
@@ -261,7 +226,7 @@ mod tests {
                 ("00003-d.png", 4),
             ]
         );
-        assert!(jobs.iter().all(|job| job.steps == Some(3) && job.width.is_none()));
+        assert!(jobs.iter().all(|job| job.options.steps == Some(3) && job.options.width.is_none()));
     }
 
     #[test]
@@ -290,15 +255,15 @@ mod tests {
     #[test]
     fn the_model_fills_in_what_is_not_said() {
         let (jobs, _) = jobs(&args(&["a fox", "--width", "72", "--steps", "3"])).unwrap();
-        let request = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, None).unwrap();
+        let request = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None).unwrap();
         assert_eq!((request.width, request.height, request.steps), (72, 64, 3));
-        assert_eq!((request.guidance_scale, request.start), (7.5, Start::Noise));
+        assert_eq!((request.guidance_scale, request.start), (2.0, Start::Noise));
 
         let latents = Latents { channels: 4, height: 8, width: 9, values: vec![1.0; 288] };
-        let request = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, Some(&latents)).unwrap();
+        let request = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, Some(&latents)).unwrap();
         assert!(matches!(request.start, Start::Latents(values) if values.len() == 288));
         let latents = Latents { channels: 4, height: 8, width: 8, values: vec![1.0; 256] };
-        let error = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, Some(&latents)).unwrap_err();
+        let error = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, Some(&latents)).unwrap_err();
         assert!(error.to_string().contains("--width 64 --height 64"), "{error}");
     }
 
@@ -306,7 +271,7 @@ mod tests {
     fn sizes_are_multiples_of_the_models_scale() {
         for (width, hint) in [("70", "64 or 72"), ("3", "try:   8")] {
             let (jobs, _) = jobs(&args(&["a fox", "--width", width])).unwrap();
-            let error = jobs[0].request(&DEFAULTS, 8, None, Rng::TorchCpu, Output::Image, None).unwrap_err();
+            let error = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None).unwrap_err();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(hint), "{error}");
         }

@@ -315,6 +315,8 @@ fn is_stdout(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use sdshard::pipeline::request::RequestOptions;
+
     use super::*;
 
     fn place(prompt_index: usize, image_index: usize, images: usize, prompt: &str) -> NameFields<'_> {
@@ -439,14 +441,17 @@ mod tests {
         Metadata {
             model: "m".into(),
             model_hash: "0".into(),
-            prompt: "a".into(),
-            negative_prompt: String::new(),
-            seed,
-            steps,
-            guidance_scale: 7.5,
-            scheduler: "ddim".into(),
-            width: 1,
-            height: 1,
+            request: RequestOptions {
+                prompt: Some("a".into()),
+                negative_prompt: Some(String::new()),
+                seed: Some(seed),
+                steps: Some(steps),
+                guidance_scale: Some(7.5),
+                scheduler: Some("ddim".into()),
+                width: Some(1),
+                height: Some(1),
+                num_images: None,
+            },
             dtype: "f32".into(),
             rng: "cpu".into(),
             latents: None,
@@ -456,8 +461,10 @@ mod tests {
     /// Saves the picture that says `metadata`, whose one pixel is `grey`, and gives the name of its file.
     fn save(folder: &Path, metadata: &Metadata, grey: u8, replacing: Replacing) -> Result<String> {
         let image = sdshard::pipeline::Image { width: 1, height: 1, rgb: vec![grey; 3] };
-        let (place, bytes) =
-            (NameFields { seed: metadata.seed, ..place(0, 0, 1, "a") }, image.encode_png(metadata).unwrap());
+        let (place, bytes) = (
+            NameFields { seed: metadata.request.seed.unwrap(), ..place(0, 0, 1, "a") },
+            image.encode_png(metadata).unwrap(),
+        );
         let path = Names::by_place(&place, "png").save(folder, metadata, &bytes, replacing, Durability::Buffered)?;
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
         Ok(path.file_name().unwrap().to_str().unwrap().to_string())
@@ -521,8 +528,10 @@ mod tests {
         });
         names.sort();
         names.dedup();
-        let mut seeds: Vec<_> =
-            names.iter().map(|name| Metadata::read(&folder.join(name)).unwrap().unwrap().seed).collect();
+        let mut seeds: Vec<_> = names
+            .iter()
+            .map(|name| Metadata::read(&folder.join(name)).unwrap().unwrap().request.seed.unwrap())
+            .collect();
         seeds.sort_unstable();
         seeds.dedup();
         assert_eq!(seeds, (0..count).collect::<Vec<_>>());

@@ -11,7 +11,6 @@ use sdshard::{
     pipeline::{
         model::check_weights,
         placement::{Place, Reside, Sections},
-        request::Request,
     },
     planner::{Largest, hardware, plan::Plan},
     weights::{self, ModelFiles, Wanted},
@@ -23,23 +22,28 @@ use super::{
     model::{self, device_map},
     names::file_name_is_possible,
     progress::Console,
-    prompts::{self, Options},
+    prompts::{self, Asked, flag},
     run::one_or_all,
 };
 
 /// Prints the plan for all pictures that are asked for.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
-    args.options.check(|field| format!("--{}", field.replace('_', "-")))?;
+    let flags = prompts::checked(&args.options, flag)?;
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
-    let asked: Vec<Options> = asked.map(|options| options.or(&args.options)).collect();
-    let asked = if asked.is_empty() { vec![args.options.clone()] } else { asked };
+    let asked: Vec<Asked> = asked.map(|asked| Asked { options: asked.options.or(&flags), ..asked }).collect();
+    let asked = if asked.is_empty() { vec![Asked { options: flags, at: None }] } else { asked };
     let map = device_map(&args.model)?;
     let files = model::files(&args.model.model, Wanted::Configs, console, None)?;
     let spec = ModelSpec::load(&files)?;
     check_what_is_there(args, &files, &spec)?;
-    let requests = asked.iter().map(|options| request(options, &spec)).collect::<Result<Vec<_>>>()?;
+    let request = |asked: &Asked| {
+        asked
+            .options
+            .request(&spec, |field| asked.at.as_ref().map_or_else(|| flag(field), |at| format!("{at}: {field}")))
+    };
+    let requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
     let mut largest = Largest::of(&requests, &spec)?.expect("there is a request");
-    largest.images = asked.iter().map(|options| options.num_images.unwrap_or(1)).sum();
+    largest.images = asked.iter().map(|asked| asked.options.num_images.unwrap_or(1)).sum();
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
     let plan = Plan::resolve(&map, &spec, &largest, &devices)?;
     if let Some(path) = &args.svg {
@@ -47,24 +51,6 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
         output::write(path, figure::svg(&plan).as_bytes(), Durability::Synced)?;
     }
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
-}
-
-/// What the plan has to know of a request.
-fn request(options: &Options, spec: &ModelSpec) -> Result<Request> {
-    let request = Request::new(options.prompt.as_deref().unwrap_or_default(), spec);
-    let request = Request {
-        steps: options.steps.unwrap_or(request.steps),
-        guidance_scale: options.guidance_scale.unwrap_or(request.guidance_scale),
-        scheduler: options.scheduler.as_deref().map(str::parse).transpose()?.or(request.scheduler),
-        width: options.width.unwrap_or(request.width),
-        height: options.height.unwrap_or(request.height),
-        ..request
-    };
-    request.check(spec).map_err(|error| match &options.at {
-        Some(at) => error.context(at),
-        None => error,
-    })?;
-    Ok(request)
 }
 
 /// Compares weights and configs where there are weights, so that no plan is made for what a run would reject. A folder of

@@ -2,111 +2,53 @@
 
 use std::path::Path;
 
-use clap::Args;
 use sdshard::{
     error::{Error, Result},
     input,
+    pipeline::request::RequestOptions,
 };
 use serde::{Deserialize, Deserializer, de};
 
 use super::habits;
 
-/// Pixels along a side.
-pub const MAX_SIDE: usize = 8192;
-/// Of one prompt. A slip of the finger must not fill the memory with requests.
-const MAX_IMAGES: usize = 100_000;
-
-/// What may be said about one request: as options on the command line for all, as fields in a prompts file for one.
-#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Options {
-    /// What the picture should not show
-    #[arg(long, value_name = "TEXT", aliases = ["negative", "neg-prompt"])]
-    pub negative_prompt: Option<String>,
-    /// Denoising steps [default: the model's]
-    #[arg(long, aliases = ["num-inference-steps", "sampling-steps", "ddim-steps"])]
-    pub steps: Option<usize>,
-    /// How closely to follow the prompt; 1 means no guidance [default: the model's]
-    #[arg(long, allow_negative_numbers = true, aliases = ["cfg-scale", "cfg", "guidance", "scale"])]
-    pub guidance_scale: Option<f32>,
-    /// The solver: pndm, ddim, euler, euler-ancestral, dpm++2m or dpm++2m-karras [default: the model's]
-    #[arg(long, value_parser = |name: &str| habits::scheduler(name).map(str::to_string))]
-    #[arg(aliases = ["sampler", "sampler-name", "sampling-method"])]
-    pub scheduler: Option<String>,
-    /// Width in pixels [default: the model's]
-    #[arg(long, short_alias = 'W', alias = "W")]
-    pub width: Option<usize>,
-    /// Height in pixels [default: the model's]
-    #[arg(long, short_alias = 'H', alias = "H")]
-    pub height: Option<usize>,
-    /// Number of pictures per prompt [default: 1]
-    #[arg(long, aliases = ["num-images-per-prompt", "n-samples", "n-iter", "batch-count"])]
-    pub num_images: Option<usize>,
-    /// Only in a file: there it is required.
-    #[arg(skip)]
-    pub prompt: Option<String>,
-    /// Only in a file: the command line's may also be "random".
-    #[arg(skip)]
-    pub seed: Option<u64>,
-    /// The file and the line that say it, if one does.
-    #[arg(skip)]
-    #[serde(skip)]
+/// What is asked for in one place.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Asked {
+    /// What is said there.
+    pub options: RequestOptions,
+    /// The file and the line, if it is said in one.
     pub at: Option<String>,
 }
 
-impl Options {
-    /// These, and where they say nothing, those.
-    pub fn or(self, other: &Self) -> Self {
-        Self {
-            negative_prompt: self.negative_prompt.or_else(|| other.negative_prompt.clone()),
-            steps: self.steps.or(other.steps),
-            guidance_scale: self.guidance_scale.or(other.guidance_scale),
-            scheduler: self.scheduler.or_else(|| other.scheduler.clone()),
-            width: self.width.or(other.width),
-            height: self.height.or(other.height),
-            num_images: self.num_images.or(other.num_images),
-            prompt: self.prompt.or_else(|| other.prompt.clone()),
-            seed: self.seed.or(other.seed),
-            at: self.at.or_else(|| other.at.clone()),
-        }
+impl From<String> for Asked {
+    fn from(prompt: String) -> Self {
+        Self { options: RequestOptions { prompt: Some(prompt), ..RequestOptions::default() }, at: None }
     }
+}
 
-    /// Everything that can be refused without knowing the model; `name` is how the user says a field.
-    pub fn check(&self, name: impl Fn(&str) -> String) -> Result<()> {
-        let refuse = |field: &str, found: String, wanted: String| {
-            Err(Error::input(format!("{}: {wanted}", name(field))).found(found))
-        };
-        for (field, value, most) in [
-            ("steps", self.steps, usize::MAX),
-            ("width", self.width, MAX_SIDE),
-            ("height", self.height, MAX_SIDE),
-            ("num_images", self.num_images, MAX_IMAGES),
-        ] {
-            match value {
-                Some(0) => return refuse(field, "0".into(), "at least 1 is needed".into()),
-                Some(value) if value > most => {
-                    return refuse(field, value.to_string(), format!("at most {most} is possible"));
-                }
-                _ => {}
-            }
-        }
-        if let Some(scale) = self.guidance_scale.filter(|scale| !scale.is_finite()) {
-            return refuse("guidance_scale", scale.to_string(), "a finite number is needed".into());
-        }
-        if let Some(Err(wanted)) = self.scheduler.as_deref().map(habits::scheduler) {
-            return refuse("scheduler", format!("{:?}", self.scheduler.as_deref().unwrap_or_default()), wanted);
-        }
-        Ok(())
-    }
+/// A field of the options as a flag.
+pub fn flag(field: &str) -> String {
+    format!("--{}", field.replace('_', "-"))
+}
+
+/// The options with everything refused that can be without the model, and the scheduler by its own name; `name` is how the
+/// user says a field.
+pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Result<RequestOptions> {
+    options.check(&name)?;
+    let scheduler = options.scheduler.as_deref().map(|asked| {
+        let known = habits::scheduler(asked).map(str::to_string);
+        known.map_err(|wanted| Error::input(format!("{}: {wanted}", name("scheduler"))).found(format!("{asked:?}")))
+    });
+    Ok(RequestOptions { scheduler: scheduler.transpose()?, ..options.clone() })
 }
 
 /// All that is asked for: what stands on the command line, then what is in the file.
 ///
 /// # Errors
 /// As [`read`].
-pub fn asked(prompts: &[String], file: Option<&Path>) -> Result<impl Iterator<Item = Options>> {
+pub fn asked(prompts: &[String], file: Option<&Path>) -> Result<impl Iterator<Item = Asked>> {
     let in_file = file.map(read).transpose()?.unwrap_or_default();
-    let on_command_line = prompts.iter().map(|prompt| Options { prompt: Some(prompt.clone()), ..Options::default() });
+    let on_command_line = prompts.iter().cloned().map(Asked::from);
     Ok(on_command_line.chain(in_file))
 }
 
@@ -115,7 +57,7 @@ pub fn asked(prompts: &[String], file: Option<&Path>) -> Result<impl Iterator<It
 ///
 /// # Errors
 /// If it cannot be read, a value is wrong, or it is of a format that would be drawn line by line.
-pub fn read(path: &Path) -> Result<Vec<Options>> {
+pub fn read(path: &Path) -> Result<Vec<Asked>> {
     let is_stdin = path == Path::new("-");
     let file = if is_stdin { "stdin".to_string() } else { path.display().to_string() };
     let text = if is_stdin { input::text_of_stdin() } else { input::text_or_pipe(path) };
@@ -145,15 +87,15 @@ pub fn read(path: &Path) -> Result<Vec<Options>> {
                 true => {
                     let Entry(options) = serde_json::from_str(line)
                         .map_err(|error| bad_json(&error, format!("{at}:{}", error.column())))?;
-                    checked(options, &at)?
+                    entry(&options, &at)?
                 }
                 false if is_object(line) => {
                     return Err(Error::input(format!("{at}: a line of JSON in a file of plain prompts"))
                         .hint("an object on every line, or on none"));
                 }
-                false => Options { prompt: Some(line.to_string()), ..Options::default() },
+                false => Asked::from(line.to_string()).options,
             };
-            Ok(Options { at: Some(at), ..options })
+            Ok(Asked { options, at: Some(at) })
         })
         .collect()
 }
@@ -217,7 +159,7 @@ fn foreign_format(extension: &str, text: &str) -> Option<&'static str> {
 }
 
 /// A text, or an object with fields.
-struct Entry(Options);
+struct Entry(RequestOptions);
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -230,11 +172,11 @@ impl<'de> Deserialize<'de> for Entry {
             }
 
             fn visit_str<E>(self, prompt: &str) -> Result<Entry, E> {
-                Ok(Entry(Options { prompt: Some(prompt.to_string()), ..Options::default() }))
+                Ok(Entry(Asked::from(prompt.to_string()).options))
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
-                Options::deserialize(de::value::MapAccessDeserializer::new(map)).map(Entry)
+                RequestOptions::deserialize(de::value::MapAccessDeserializer::new(map)).map(Entry)
             }
         }
         deserializer.deserialize_any(Visitor)
@@ -242,7 +184,7 @@ impl<'de> Deserialize<'de> for Entry {
 }
 
 /// An array of texts and objects, or an object.
-fn json_document(text: &str, file: &str) -> Result<Vec<Options>> {
+fn json_document(text: &str, file: &str) -> Result<Vec<Asked>> {
     let bad = |error: serde_json::Error| bad_json(&error, format!("{file}:{}:{}", error.line(), error.column()));
     let entries = match text.trim_start().starts_with('[') {
         true => serde_json::from_str::<Vec<Entry>>(text).map_err(bad)?,
@@ -250,7 +192,7 @@ fn json_document(text: &str, file: &str) -> Result<Vec<Options>> {
     };
     let number = |(index, Entry(options)): (usize, Entry)| {
         let at = format!("{file}, entry {}", index + 1);
-        Ok(Options { at: Some(at.clone()), ..checked(options, &at)? })
+        Ok(Asked { options: entry(&options, &at)?, at: Some(at) })
     };
     entries.into_iter().enumerate().map(number).collect()
 }
@@ -265,14 +207,12 @@ fn bad_json(error: &serde_json::Error, at: String) -> Error {
     )
 }
 
-/// What one entry says, with everything refused that can be without the model.
-fn checked(options: Options, at: &str) -> Result<Options> {
+/// What one entry of a file says, checked.
+fn entry(options: &RequestOptions, at: &str) -> Result<RequestOptions> {
     if options.prompt.is_none() {
         return Err(Error::input(format!("{at}: `prompt` is missing")).hint("{\"prompt\": \"a red fox\"}"));
     }
-    options.check(|field| format!("{at}: {field}"))?;
-    let scheduler = options.scheduler.as_deref().and_then(|name| habits::scheduler(name).ok()).map(str::to_string);
-    Ok(Options { scheduler, ..options })
+    checked(options, |field| format!("{at}: {field}"))
 }
 
 /// What a text has of the syntax that web UIs read as weights, adapters and breaks.
@@ -300,15 +240,15 @@ pub fn syntax_of_web_uis(prompt: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn read_text(name: &str, text: &str) -> Result<Vec<Options>> {
+    fn read_text(name: &str, text: &str) -> Result<Vec<Asked>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         read(&path)
     }
 
-    fn prompts(options: &[Options]) -> Vec<&str> {
-        options.iter().map(|options| options.prompt.as_deref().unwrap()).collect()
+    fn prompts(asked: &[Asked]) -> Vec<&str> {
+        asked.iter().map(|asked| asked.options.prompt.as_deref().unwrap()).collect()
     }
 
     #[test]
@@ -330,7 +270,7 @@ mod tests {
             let mut read = read_text(name, &text).unwrap();
             assert!(read[0].at.take().is_some_and(|at| at.ends_with(&format!("{name}:1"))));
             assert_eq!(prompts(&read), ["a fox", "a hen"]);
-            let expected = Options {
+            let expected = RequestOptions {
                 prompt: Some("a fox".into()),
                 negative_prompt: Some(String::new()),
                 seed: Some(u64::MAX),
@@ -340,11 +280,11 @@ mod tests {
                 width: Some(64),
                 height: Some(72),
                 num_images: Some(2),
-                at: None,
             };
-            assert_eq!(read[0], expected);
-            let flags = Options { steps: Some(9), ..Options::default() };
-            assert_eq!((read[0].clone().or(&flags).steps, read[1].clone().or(&flags).steps), (Some(3), Some(9)));
+            assert_eq!(read[0].options, expected);
+            let flags = RequestOptions { steps: Some(9), ..RequestOptions::default() };
+            let steps = |asked: &Asked| asked.options.clone().or(&flags).steps;
+            assert_eq!((steps(&read[0]), steps(&read[1])), (Some(3), Some(9)));
         }
     }
 

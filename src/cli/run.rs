@@ -85,7 +85,7 @@ impl Run<'_> {
                 );
             }
             Event::Taken { replica, attempt, .. } => {
-                let title = title(index + 1, self.jobs.len(), &self.jobs[index].prompt);
+                let title = title(index + 1, self.jobs.len(), self.jobs[index].prompt());
                 let progress = self.console.start(&title, self.jobs.len() <= TOLD);
                 self.under_way.insert(index, UnderWay { progress, replica, attempts: attempt });
                 self.gauge.begun(index, Instant::now());
@@ -168,8 +168,8 @@ impl Run<'_> {
         let line = json!({
             "index": job.prompt_index,
             "image": job.image_index,
-            "prompt": job.prompt,
-            "seed": job.seed,
+            "prompt": job.prompt(),
+            "seed": job.seed(),
             "file": job.file,
             "error": why,
         });
@@ -207,8 +207,8 @@ impl Run<'_> {
         json!({
             "index": job.prompt_index,
             "image": job.image_index,
-            "prompt": job.prompt,
-            "seed": job.seed,
+            "prompt": job.prompt(),
+            "seed": job.seed(),
             "file": path.display().to_string(),
             "replica": replica,
             "rank": self.world.rank,
@@ -292,7 +292,7 @@ impl Run<'_> {
                     "tid": lane(*device),
                     "ts": micros(span.started.saturating_duration_since(self.started)),
                     "dur": micros(span.elapsed),
-                    "args": { "prompt": self.jobs[*index].prompt, "seed": self.jobs[*index].seed },
+                    "args": { "prompt": self.jobs[*index].prompt(), "seed": self.jobs[*index].seed() },
                 })
             })
         });

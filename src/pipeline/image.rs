@@ -90,7 +90,8 @@ mod tests {
     fn a_png_has_the_pixels_and_its_text_comes_first() {
         let image = Image { width: 3, height: 2, rgb: (0..18).collect() };
         for prompt in ["a fox", "café au lait", "un renard 🦊\nnuit"] {
-            let metadata = Metadata { prompt: prompt.into(), ..metadata() };
+            let mut metadata = metadata();
+            metadata.request.prompt = Some(prompt.into());
             let bytes = image.encode_png(&metadata).unwrap();
 
             // The reader stops at the image data, so what it knows by then came before.

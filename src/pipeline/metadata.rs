@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     latents::Latents,
     model::Model,
-    request::{Request, Start},
+    request::{Request, RequestOptions, Start},
 };
 use crate::{backend::DType, error::Result, weights::Fnv};
 
@@ -26,22 +26,9 @@ pub struct Metadata {
     pub model: String,
     /// Ten hexadecimal digits of the model's [`identity`](Model::identity).
     pub model_hash: String,
-    /// What to draw.
-    pub prompt: String,
-    /// What to keep away from.
-    pub negative_prompt: String,
-    /// Seed of the noise.
-    pub seed: u64,
-    /// Denoising steps.
-    pub steps: usize,
-    /// Strength of guidance.
-    pub guidance_scale: f32,
-    /// The solver, as `--scheduler` names it.
-    pub scheduler: String,
-    /// Pixels.
-    pub width: usize,
-    /// Pixels.
-    pub height: usize,
+    /// The request: everything that can be said is.
+    #[serde(flatten)]
+    pub request: RequestOptions,
     /// The type in which the UNet was computed, as `--dtype` names it; `f16+f32` if its devices have several.
     pub dtype: String,
     /// The generator of the noise, as `--rng` names it.
@@ -66,14 +53,7 @@ impl Metadata {
         Ok(Self {
             model: model.files.name().to_string(),
             model_hash: model_hash.to_string(),
-            prompt: request.prompt.clone(),
-            negative_prompt: request.negative_prompt.clone(),
-            seed: request.seed,
-            steps: request.steps,
-            guidance_scale: request.guidance_scale,
-            scheduler: spec.scheduler_for(request.scheduler)?.kind().to_string(),
-            width: request.width,
-            height: request.height,
+            request: request.options(spec)?,
             dtype: dtypes
                 .iter()
                 .map(|dtype| dtype.name())
@@ -103,18 +83,19 @@ impl Metadata {
 
     /// The text that Stable Diffusion web UIs read: prompt, negative prompt, and one line of settings.
     pub fn parameters(&self) -> String {
-        let mut text = self.prompt.clone();
-        if !self.negative_prompt.is_empty() {
-            text += &format!("\nNegative prompt: {}", self.negative_prompt);
+        let said = &self.request;
+        let mut text = said.prompt.clone().unwrap_or_default();
+        if let Some(negative) = said.negative_prompt.as_deref().filter(|negative| !negative.is_empty()) {
+            text += &format!("\nNegative prompt: {negative}");
         }
         text += &format!(
             "\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, Model: {}",
-            self.steps,
-            sampler(&self.scheduler),
-            self.guidance_scale,
-            self.seed,
-            self.width,
-            self.height,
+            said.steps.unwrap_or_default(),
+            sampler(said.scheduler.as_deref().unwrap_or_default()),
+            said.guidance_scale.unwrap_or_default(),
+            said.seed.unwrap_or_default(),
+            said.width.unwrap_or_default(),
+            said.height.unwrap_or_default(),
             self.model_hash,
             quoted(&self.model),
         );
@@ -148,14 +129,17 @@ pub(super) mod tests {
         Metadata {
             model: "emoji".into(),
             model_hash: "0123456789".into(),
-            prompt: "a red fox".into(),
-            negative_prompt: String::new(),
-            seed: u64::MAX,
-            steps: 25,
-            guidance_scale: 7.5,
-            scheduler: "euler-ancestral".into(),
-            width: 64,
-            height: 32,
+            request: RequestOptions {
+                prompt: Some("a red fox".into()),
+                negative_prompt: Some(String::new()),
+                seed: Some(u64::MAX),
+                steps: Some(25),
+                guidance_scale: Some(7.5),
+                scheduler: Some("euler-ancestral".into()),
+                width: Some(64),
+                height: Some(32),
+                num_images: None,
+            },
             dtype: "f32".into(),
             rng: "cpu".into(),
             latents: None,
@@ -169,7 +153,8 @@ pub(super) mod tests {
             "a red fox\nSteps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 18446744073709551615, Size: 64x32, \
              Model hash: 0123456789, Model: emoji"
         );
-        let other = Metadata { negative_prompt: "blur\0ry".into(), model: "a, b".into(), ..metadata() };
+        let mut other = Metadata { model: "a, b".into(), ..metadata() };
+        other.request.negative_prompt = Some("blur\0ry".into());
         let text = other.parameters();
         assert!(text.starts_with("a red fox\nNegative prompt: blur ry\nSteps: 25, "), "{text}");
         assert!(text.ends_with("Model: \"a, b\""), "{text}");

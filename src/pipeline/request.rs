@@ -1,4 +1,6 @@
-//! One picture that somebody wants, checked once.
+//! One picture that somebody wants: what they say of it, and the request that it becomes, checked once.
+
+use serde::{Deserialize, Serialize};
 
 pub use crate::tensor::random::Rng;
 use crate::{
@@ -6,6 +8,135 @@ use crate::{
     models::spec::ModelSpec,
     scheduler::SchedulerKind,
 };
+
+/// The most pixels along one side.
+pub const MAX_SIDE: usize = 8192;
+/// The most pictures of one prompt. A slip of the finger must not fill the memory with requests.
+const MAX_IMAGES: usize = 100_000;
+
+/// What somebody may say of a picture; what they leave out is the model's to say. Options of a command line, fields of a
+/// prompts file, and what a file says of itself all have this form.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+#[serde(default, deny_unknown_fields)]
+pub struct RequestOptions {
+    /// What to draw. On the command line it is an argument by itself.
+    #[cfg_attr(feature = "cli", arg(skip))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// What the picture should not show
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", aliases = ["negative", "neg-prompt"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Seed of the noise. The command line's may also be "random".
+    #[cfg_attr(feature = "cli", arg(skip))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Denoising steps [default: the model's]
+    #[cfg_attr(feature = "cli", arg(long, aliases = ["num-inference-steps", "sampling-steps", "ddim-steps"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// How closely to follow the prompt; 1 means no guidance [default: the model's]
+    #[cfg_attr(feature = "cli", arg(long, allow_negative_numbers = true))]
+    #[cfg_attr(feature = "cli", arg(aliases = ["cfg-scale", "cfg", "guidance", "scale"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<f32>,
+    /// The solver: pndm, ddim, euler, euler-ancestral, dpm++2m or dpm++2m-karras [default: the model's]
+    #[cfg_attr(feature = "cli", arg(long, aliases = ["sampler", "sampler-name", "sampling-method"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
+    /// Width in pixels [default: the model's]
+    #[cfg_attr(feature = "cli", arg(long, short_alias = 'W', alias = "W"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+    /// Height in pixels [default: the model's]
+    #[cfg_attr(feature = "cli", arg(long, short_alias = 'H', alias = "H"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub height: Option<usize>,
+    /// Number of pictures per prompt [default: 1]
+    #[cfg_attr(feature = "cli", arg(long))]
+    #[cfg_attr(feature = "cli", arg(aliases = ["num-images-per-prompt", "n-samples", "n-iter", "batch-count"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_images: Option<usize>,
+}
+
+impl RequestOptions {
+    /// These, and where they say nothing, those.
+    #[must_use]
+    pub fn or(self, other: &Self) -> Self {
+        Self {
+            prompt: self.prompt.or_else(|| other.prompt.clone()),
+            negative_prompt: self.negative_prompt.or_else(|| other.negative_prompt.clone()),
+            seed: self.seed.or(other.seed),
+            steps: self.steps.or(other.steps),
+            guidance_scale: self.guidance_scale.or(other.guidance_scale),
+            scheduler: self.scheduler.or_else(|| other.scheduler.clone()),
+            width: self.width.or(other.width),
+            height: self.height.or(other.height),
+            num_images: self.num_images.or(other.num_images),
+        }
+    }
+
+    /// What can be checked without a model; `name` is how messages call a field.
+    ///
+    /// # Errors
+    /// If a number is 0, too large or not finite.
+    pub fn check(&self, name: impl Fn(&str) -> String) -> Result<()> {
+        let refuse = |field: &str, found: String, wanted: String| {
+            Err(Error::input(format!("{}: {wanted}", name(field))).found(found))
+        };
+        for (field, value, most) in [
+            ("steps", self.steps, usize::MAX),
+            ("width", self.width, MAX_SIDE),
+            ("height", self.height, MAX_SIDE),
+            ("num_images", self.num_images, MAX_IMAGES),
+        ] {
+            match value {
+                Some(0) => return refuse(field, "0".into(), "at least 1 is needed".into()),
+                Some(value) if value > most => {
+                    return refuse(field, value.to_string(), format!("at most {most} is possible"));
+                }
+                _ => {}
+            }
+        }
+        match self.guidance_scale.filter(|scale| !scale.is_finite()) {
+            Some(scale) => refuse("guidance_scale", scale.to_string(), "a finite number is needed".into()),
+            None => Ok(()),
+        }
+    }
+
+    /// The request for one picture, with the model's defaults for what is not said: from noise to an image. `name` is how
+    /// messages call a field.
+    ///
+    /// # Errors
+    /// If a size is not a multiple of the model's scale, or as [`Request::check`].
+    pub fn request(&self, spec: &ModelSpec, name: impl Fn(&str) -> String) -> Result<Request> {
+        let plain = Request::new(self.prompt.as_deref().unwrap_or_default(), spec);
+        let asked = self.scheduler.as_deref().map(str::parse).transpose();
+        let request = Request {
+            negative_prompt: self.negative_prompt.clone().unwrap_or(plain.negative_prompt),
+            seed: self.seed.unwrap_or(plain.seed),
+            steps: self.steps.unwrap_or(plain.steps),
+            guidance_scale: self.guidance_scale.unwrap_or(plain.guidance_scale),
+            scheduler: asked.map_err(|error: Error| error.context(name("scheduler")))?.or(plain.scheduler),
+            width: self.width.unwrap_or(plain.width),
+            height: self.height.unwrap_or(plain.height),
+            ..plain
+        };
+        let scale = spec.latents.scale;
+        for (field, pixels) in [("width", request.width), ("height", request.height)] {
+            if pixels == 0 || !pixels.is_multiple_of(scale) {
+                let below = pixels - pixels % scale;
+                let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };
+                return Err(Error::input(format!("{}: has to be a multiple of {scale}", name(field)))
+                    .found(pixels.to_string())
+                    .hint(near));
+            }
+        }
+        request.check(spec)?;
+        Ok(request)
+    }
+}
 
 /// Where denoising starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +203,24 @@ impl Request {
             start: Start::Noise,
             output: Output::default(),
         }
+    }
+
+    /// All that can be said of it in words.
+    ///
+    /// # Errors
+    /// If the model has no such scheduler.
+    pub fn options(&self, spec: &ModelSpec) -> Result<RequestOptions> {
+        Ok(RequestOptions {
+            prompt: Some(self.prompt.clone()),
+            negative_prompt: Some(self.negative_prompt.clone()),
+            seed: Some(self.seed),
+            steps: Some(self.steps),
+            guidance_scale: Some(self.guidance_scale),
+            scheduler: Some(spec.scheduler_for(self.scheduler)?.kind().to_string()),
+            width: Some(self.width),
+            height: Some(self.height),
+            num_images: None,
+        })
     }
 
     /// Whether both can go through the network in one call: the same size, schedule and kind of start, with guidance both or
