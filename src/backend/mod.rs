@@ -1,6 +1,6 @@
 //! Buffers and kernels: knows sizes, does not know tensors.
 //!
-//! A `Backend` is what a kind of device can do. Its ops get a filled-in parameter struct and may trust it: shapes,
+//! A `Backend` is what a kind of device can do. It gets an op as a value, an `Op`, and may trust it: shapes,
 //! types and devices are compared once, in `tensor/ops.rs`. Every op only enqueues, in order; `read` waits.
 //!
 //! So the trait and all that its methods take are private to the crate: kernels write where their parameters say, and
@@ -82,7 +82,7 @@ pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use info::DeviceInfo;
 pub use layer::{Activation, Layer, ReadAt, Values};
-pub(crate) use ops::{Backend, Epilogue, Fusion, Term};
+pub(crate) use ops::{Backend, Epilogue, Fusion, Op, Term};
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};
 pub use weight::Weight;

@@ -1,11 +1,7 @@
 //! What things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
 
 use super::simd::Path;
-use crate::backend::{
-    Layer,
-    arena::aligned,
-    params::{Attention, GroupNorm},
-};
+use crate::backend::{Layer, Op, arena::aligned, params::Attention};
 
 /// Pixels whose statistics are summed before they are combined with others.
 pub const NORM_CHUNK: usize = 64;
@@ -47,15 +43,18 @@ pub fn packed_keys_and_values(path: Path, p: &Attention) -> (usize, usize) {
     (keys * p.head_dim as usize, keys * (p.head_dim as usize).next_multiple_of(path.panel()))
 }
 
-/// Bytes that attention needs beside its output: packed keys and values.
-pub fn attention_scratch(path: Path, p: &Attention) -> usize {
-    let (keys, values) = packed_keys_and_values(path, p);
-    aligned(4 * (keys + values) * (p.batch * p.heads) as usize)
-}
-
-/// Bytes that group norm needs beside its output: a mean and a sum of squares for each chunk and group, then a factor
-/// and an offset for each channel.
-pub fn group_norm_scratch(p: &GroupNorm) -> usize {
-    let chunks = (p.pixels as usize).div_ceil(NORM_CHUNK);
-    4 * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize)
+/// Bytes that an op needs beside its output.
+pub(in crate::backend) fn scratch(path: Path, op: &Op) -> Option<usize> {
+    match op {
+        Op::Attention { p, .. } => {
+            let (keys, values) = packed_keys_and_values(path, p);
+            Some(aligned(4 * (keys + values) * (p.batch * p.heads) as usize))
+        }
+        // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.
+        Op::GroupNorm { p, .. } => {
+            let chunks = (p.pixels as usize).div_ceil(NORM_CHUNK);
+            Some(4 * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize))
+        }
+        _ => None,
+    }
 }

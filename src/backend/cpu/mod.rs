@@ -16,11 +16,8 @@ pub mod threads;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
-    WeightData,
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
+    Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, Op, Slab, Values, Weight, WeightData,
+    params::{Conv2d, Linear},
 };
 use crate::error::{Error, Result};
 pub use available::address_space_limit;
@@ -100,6 +97,23 @@ impl Cpu {
         }
     }
 
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+        let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
+        self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
+    }
+
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+        let pixels = p.out_height * p.out_width;
+        // A 1x1 convolution without padding is a linear layer: channels lie last.
+        let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
+        let lhs = if every_pixel_once {
+            Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
+        } else {
+            Lhs::Conv2d(p, read(x))
+        };
+        self.product(lhs, p.out as usize, pixels as usize, w, e, out);
+    }
+
     fn product(&self, lhs: Lhs, columns: usize, rows_per_image: usize, w: &Weight, e: &Epilogue, out: &mut Buffer) {
         let product = Product {
             lhs,
@@ -164,118 +178,39 @@ impl Backend for Cpu {
         self.fuse || fusion == Fusion::default()
     }
 
-    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
-        0
+    fn scratch(&self, op: &Op) -> Option<usize> {
+        cost::scratch(self.path, op)
     }
 
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        cost::attention_scratch(self.path, p)
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        cost::group_norm_scratch(p)
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        _: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
-        self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
-        Ok(())
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        _: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let pixels = p.out_height * p.out_width;
-        // A 1x1 convolution without padding is a linear layer: channels lie last.
-        let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
-        let lhs = if every_pixel_once {
-            Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
-        } else {
-            Lhs::Conv2d(p, read(x))
-        };
-        self.product(lhs, p.out as usize, pixels as usize, w, e, out);
-        Ok(())
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        scratch: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
-        call.run(self.path, &self.pool, write(scratch), write(out));
-        Ok(())
-    }
-
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        norm::group_norm(self.path, &self.pool, p, read(x), packed(w), write(scratch), write(out));
-        Ok(())
-    }
-
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        norm::layer_norm(self.path, &self.pool, p, read(x), packed(w), write(out));
-        Ok(())
-    }
-
-    fn embedding(
-        &self,
-        p: Embedding,
-        ids: &Buffer,
-        table: &Weight,
-        positions: &Weight,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        elementwise::embedding(&self.pool, p, read(ids), packed(table), packed(positions), write(out));
-        Ok(())
-    }
-
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::upsample2x(&self.pool, p, read(x), write(out));
-        Ok(())
-    }
-
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::concat_channels(&self.pool, p, read(a), read(b), write(out));
-        Ok(())
-    }
-
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::activate(self.path, &self.pool, p, activation, read(x), write(out));
-        Ok(())
-    }
-
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::add_channels(&self.pool, p, read(x), read(per_channel), write(out));
-        Ok(())
-    }
-
-    fn scale_add(&self, _: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        let terms: Vec<(f32, &[f32])> =
-            terms.iter().map(|&(scale, x, start)| (scale, &read::<f32>(x)[start..])).collect();
-        elementwise::scale_add(self.path, &self.pool, &terms, write(out));
-        Ok(())
-    }
-
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::cast(x.dtype(), read(x), out.dtype(), write(out));
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        let (path, pool) = (self.path, &self.pool);
+        let scratch = || write(scratch.expect("an op has the scratch that it asks for"));
+        match *op {
+            Op::Linear { p, x, w, e } => self.linear(p, x, w, e, out),
+            Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, out),
+            Op::Attention { p, q, k, v } => {
+                let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
+                call.run(path, pool, scratch(), write(out));
+            }
+            Op::GroupNorm { p, x, w } => norm::group_norm(path, pool, p, read(x), packed(w), scratch(), write(out)),
+            Op::LayerNorm { p, x, w } => norm::layer_norm(path, pool, p, read(x), packed(w), write(out)),
+            Op::Embedding { p, ids, table, positions } => {
+                elementwise::embedding(pool, p, read(ids), packed(table), packed(positions), write(out));
+            }
+            Op::Upsample2x { p, x } => elementwise::upsample2x(pool, p, read(x), write(out)),
+            Op::ConcatChannels { p, a, b } => elementwise::concat_channels(pool, p, read(a), read(b), write(out)),
+            Op::Activate { p, activation, x } => {
+                elementwise::activate(path, pool, p, activation, read(x), write(out));
+            }
+            Op::AddChannels { p, x, per_channel } => {
+                elementwise::add_channels(pool, p, read(x), read(per_channel), write(out));
+            }
+            Op::ScaleAdd { terms, .. } => {
+                let terms = terms.iter().map(|&(scale, x, start)| (scale, &read::<f32>(x)[start..]));
+                elementwise::scale_add(path, pool, &terms.collect::<Vec<_>>(), write(out));
+            }
+            Op::Cast { x } => elementwise::cast(x.dtype(), read(x), out.dtype(), write(out)),
+        }
         Ok(())
     }
 

@@ -22,11 +22,9 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
-    Term, Values, Weight, WeightData, gpu_cost, gpu_rates, info,
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Op, Rates,
+    Slab, Values, Weight, WeightData, gpu_cost, gpu_rates, info,
+    params::{Conv2d, GroupNorm},
     rates::{self, Measured},
     rules::Rules,
 };
@@ -306,7 +304,7 @@ fn parts(w: &Weight) -> (u64, u64) {
 
 impl Cuda {
     /// Enqueues a kernel that uses `weights`.
-    fn run(&self, launch: &Launch, arguments: Arguments, weights: &[&Weight]) -> Result<()> {
+    fn launch(&self, launch: &Launch, arguments: Arguments, weights: &[&Weight]) -> Result<()> {
         if launch.grid[1] > MOST_BLOCKS || launch.grid[2] > MOST_BLOCKS {
             return Err(Error::request(format!("{} on {:?} blocks is too large", launch.kernel, launch.grid)));
         }
@@ -346,15 +344,37 @@ impl Cuda {
             let behind = [first, count, rows_per_add, number(e.activation)];
             let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(add);
             let arguments = arguments.address(residual).address(at(to)).address(scratch.map_or(0, at));
-            self.run(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
+            self.launch(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
             if let Some(parts) = scratch {
                 let arguments = Arguments::default().address(at(parts)).address(bias).address(add).address(residual);
                 let fields = [&[columns, runs][..], &behind].concat();
                 let launch = launch::split_k(dtype, count, e.activation.width(columns));
-                self.run(&launch, arguments.address(at(to)).fields(&fields), &[w])?;
+                self.launch(&launch, arguments.address(at(to)).fields(&fields), &[w])?;
             }
         }
         Ok(())
+    }
+
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &Buffer, out: &Buffer) -> Result<()> {
+        let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
+        let (dtype, (weight, bias)) = (x.dtype(), parts(w));
+        let (chunks, eights) = (p.pixels.div_ceil(gpu_cost::NORM_CHUNK), p.groups.div_ceil(8));
+        let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
+        self.launch(
+            &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
+            Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
+            &[],
+        )?;
+        self.launch(
+            &of("group_norm_combine".into(), [eights, p.batch, 1]),
+            Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
+            &[w],
+        )?;
+        self.launch(
+            &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
+            Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
+            &[],
+        )
     }
 
     /// New memory, if need be in place of what visitors have left.
@@ -490,154 +510,104 @@ impl Backend for Cuda {
         true
     }
 
-    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
-        gpu_cost::product_scratch(rows, out, k)
+    fn scratch(&self, op: &Op) -> Option<usize> {
+        gpu_cost::cuda_scratch(op)
     }
 
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        gpu_cost::attention_scratch(p)
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        gpu_cost::group_norm_scratch(p)
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let product = launch::Product { rows: p.rows, columns: p.out, channels: p.k, k: p.k };
-        self.product("linear", product, &[p.rows, p.out, p.k], x, w, e, scratch.as_deref(), out)
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let Conv2d { batch, height, width, channels, out: columns, kernel, stride, padding, out_height, out_width } = p;
-        let fields = [batch, height, width, channels, columns, kernel, stride, padding, out_height, out_width];
-        let (rows, k) = (batch * out_height * out_width, kernel * kernel * channels);
-        let product = launch::Product { rows, columns, channels, k };
-        self.product("conv2d", product, &fields, x, w, e, scratch.as_deref(), out)
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        _: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
-            let most = launch::MOST_HEAD_DIM;
-            Error::request(format!("attention with heads of {} channels: it goes up to {most}", p.head_dim))
-        })?;
-        let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
-        let arguments = Arguments::default().address(at(q)).address(at(k)).address(at(v)).address(at(out));
-        self.run(&launch, arguments.fields(&fields), &[])
-    }
-
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
-        let (dtype, (weight, bias)) = (x.dtype(), parts(w));
-        let (chunks, eights) = (p.pixels.div_ceil(gpu_cost::NORM_CHUNK), p.groups.div_ceil(8));
-        let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
-        self.run(
-            &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
-            Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
-            &[],
-        )?;
-        self.run(
-            &of("group_norm_combine".into(), [eights, p.batch, 1]),
-            Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
-            &[w],
-        )?;
-        self.run(
-            &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
-            Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
-            &[],
-        )
-    }
-
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        let (weight, bias) = parts(w);
-        let kernel = format!("layer_norm_{}", x.dtype());
-        let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(at(out));
-        self.run(
-            &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
-            arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
-            &[w],
-        )
-    }
-
-    fn embedding(
-        &self,
-        p: Embedding,
-        ids: &Buffer,
-        table: &Weight,
-        positions: &Weight,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let launch = launch::each("embedding", out.dtype(), p.batch * p.tokens * p.channels);
-        let arguments =
-            Arguments::default().address(at(ids)).address(parts(table).0).address(parts(positions).0).address(at(out));
-        self.run(&launch, arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]), &[table, positions])
-    }
-
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("upsample2x", x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
-        let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
-        self.run(&launch, Arguments::default().address(at(x)).address(at(out)).fields(&fields), &[])
-    }
-
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("concat_channels", a.dtype(), p.rows * (p.left + p.right));
-        let arguments = Arguments::default().address(at(a)).address(at(b)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.rows, p.left, p.right]), &[])
-    }
-
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("activate", x.dtype(), p.rows * p.channels);
-        let arguments = Arguments::default().address(at(x)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.rows, p.channels, number(activation)]), &[])
-    }
-
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("add_channels", x.dtype(), p.batch * p.pixels * p.channels);
-        let arguments = Arguments::default().address(at(x)).address(at(per_channel)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]), &[])
-    }
-
-    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("scale_add", out.dtype(), p.elements);
-        let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
-        // Terms that are not there are never read.
-        let mut from = [at(terms[0].1); 6];
-        for (i, &(scale, x, start)) in terms.iter().enumerate() {
-            fields[2 + i] = scale.to_bits();
-            from[i] = at(x) + (start * x.dtype().size()) as u64;
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        let (name, scratch, arguments) = (op.name(), scratch.as_deref(), Arguments::default());
+        match *op {
+            Op::Linear { p, x, w, e } => {
+                let product = launch::Product { rows: p.rows, columns: p.out, channels: p.k, k: p.k };
+                self.product(name, product, &[p.rows, p.out, p.k], x, w, e, scratch, out)
+            }
+            Op::Conv2d { p, x, w, e } => {
+                let Conv2d {
+                    batch,
+                    height,
+                    width,
+                    channels,
+                    out: columns,
+                    kernel,
+                    stride,
+                    padding,
+                    out_height,
+                    out_width,
+                } = p;
+                let fields = [batch, height, width, channels, columns, kernel, stride, padding, out_height, out_width];
+                let (rows, k) = (batch * out_height * out_width, kernel * kernel * channels);
+                let product = launch::Product { rows, columns, channels, k };
+                self.product(name, product, &fields, x, w, e, scratch, out)
+            }
+            Op::Attention { p, q, k, v } => {
+                let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
+                    let most = launch::MOST_HEAD_DIM;
+                    Error::request(format!("{name} with heads of {} channels: it goes up to {most}", p.head_dim))
+                })?;
+                let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
+                let arguments = arguments.address(at(q)).address(at(k)).address(at(v)).address(at(out));
+                self.launch(&launch, arguments.fields(&fields), &[])
+            }
+            Op::GroupNorm { p, x, w } => {
+                self.group_norm(p, x, w, scratch.expect("an op has the scratch that it asks for"), out)
+            }
+            Op::LayerNorm { p, x, w } => {
+                let (weight, bias) = parts(w);
+                let kernel = format!("{name}_{}", x.dtype());
+                let arguments = arguments.address(at(x)).address(weight).address(bias).address(at(out));
+                self.launch(
+                    &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
+                    arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
+                    &[w],
+                )
+            }
+            Op::Embedding { p, ids, table, positions } => {
+                let launch = launch::each(name, out.dtype(), p.batch * p.tokens * p.channels);
+                let tables = [parts(table).0, parts(positions).0];
+                let arguments = arguments.address(at(ids)).address(tables[0]).address(tables[1]).address(at(out));
+                let fields = [p.batch, p.tokens, p.channels, p.vocab];
+                self.launch(&launch, arguments.fields(&fields), &[table, positions])
+            }
+            Op::Upsample2x { p, x } => {
+                let launch = launch::each(name, x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
+                let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
+                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&fields), &[])
+            }
+            Op::ConcatChannels { p, a, b } => {
+                let launch = launch::each(name, a.dtype(), p.rows * (p.left + p.right));
+                let arguments = arguments.address(at(a)).address(at(b)).address(at(out));
+                self.launch(&launch, arguments.fields(&[p.rows, p.left, p.right]), &[])
+            }
+            Op::Activate { p, activation, x } => {
+                let launch = launch::each(name, x.dtype(), p.rows * p.channels);
+                let fields = [p.rows, p.channels, number(activation)];
+                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&fields), &[])
+            }
+            Op::AddChannels { p, x, per_channel } => {
+                let launch = launch::each(name, x.dtype(), p.batch * p.pixels * p.channels);
+                let arguments = arguments.address(at(x)).address(at(per_channel)).address(at(out));
+                let fields = [p.batch, p.pixels, p.channels, p.per_channel_rows];
+                self.launch(&launch, arguments.fields(&fields), &[])
+            }
+            Op::ScaleAdd { p, terms } => {
+                let launch = launch::each(name, out.dtype(), p.elements);
+                let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
+                // Terms that are not there are never read.
+                let mut from = [at(terms[0].1); 6];
+                for (i, &(scale, x, start)) in terms.iter().enumerate() {
+                    fields[2 + i] = scale.to_bits();
+                    from[i] = at(x) + (start * x.dtype().size()) as u64;
+                }
+                let arguments = from.into_iter().fold(arguments, Arguments::address);
+                self.launch(&launch, arguments.address(at(out)).fields(&fields), &[])
+            }
+            Op::Cast { x } => {
+                let elements = x.elements() as u32;
+                let kernel = format!("{name}_{}_{}", x.dtype(), out.dtype());
+                let launch = Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 };
+                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&[elements]), &[])
+            }
         }
-        let arguments = from.into_iter().fold(Arguments::default(), Arguments::address);
-        self.run(&launch, arguments.address(at(out)).fields(&fields), &[])
-    }
-
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let elements = x.elements() as u32;
-        let kernel = format!("cast_{}_{}", x.dtype(), out.dtype());
-        let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements]);
-        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, arguments, &[])
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {

@@ -124,7 +124,7 @@ impl Wgpu {
     }
 
     /// Enqueues one dispatch. `bound` fills the shader's bindings in order.
-    pub fn run(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
+    pub fn dispatch(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
         let group = self.pipelines.bind(&self.context.device, &variant, bound);
         let pipeline = self.pipelines.get(&self.context.device, variant);
         self.context.dispatch(&pipeline, &group, &parameters.0, groups)
@@ -139,6 +139,6 @@ impl Wgpu {
         elements: usize,
     ) -> Result<()> {
         let (x, y) = spread((elements.div_ceil(4) as u32).div_ceil(64));
-        self.run(self.variant(shader, dtype, entry, Vec::new()), bound, parameters, [x, y, 1])
+        self.dispatch(self.variant(shader, dtype, entry, Vec::new()), bound, parameters, [x, y, 1])
     }
 }
