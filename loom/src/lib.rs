@@ -2,6 +2,8 @@
 
 #![cfg(loom)]
 
+#[path = "../../src/device_id.rs"]
+mod device_id;
 #[path = "../../src/error.rs"]
 pub mod error;
 #[path = "../../src/pipeline/gate.rs"]
