@@ -9,7 +9,7 @@ use std::{
 
 use sdshard::{
     backend::{
-        DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates,
+        DType, Device, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
         cpu::Path,
         rules::Rules,
         sim::{Fault, Faults, Fusions, OpStart, Pace, Record, Setup, Waits},
@@ -101,7 +101,7 @@ impl World {
         let infos = devices.iter().enumerate().map(|(i, &(speed, rules))| DeviceInfo {
             id: gpu(i),
             name: "simulated".into(),
-            class: format!("cpu portable {}", rules.dtype()),
+            class: NumericsClass::cpu(Path::Portable).in_type(rules.dtype()),
             cores: 1,
             memory_bytes: 16 << 30,
             free_bytes: 16 << 30,

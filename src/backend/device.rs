@@ -7,6 +7,7 @@ use std::sync::{
 
 use super::{
     arena::{Arena, Buffer, Slab},
+    class::NumericsClass,
     dry,
     dtype::DType,
     id::DeviceId,
@@ -84,7 +85,7 @@ impl Device {
     }
 
     /// Everything that decides the bits of its results.
-    pub fn class(&self) -> &str {
+    pub fn class(&self) -> &NumericsClass {
         self.0.backend.class()
     }
 
@@ -239,7 +240,7 @@ impl Device {
         }
         if !self.computes_in(dtype) {
             return Err(Error::input(format!("{layer:?} in {dtype}: {} has no such arithmetic", self.id()))
-                .found(self.class())
+                .found(self.class().to_string())
                 .hint("another dtype for this component"));
         }
         check_size(layer, "weight", elements, weight)?;

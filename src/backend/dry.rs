@@ -4,10 +4,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Fusion, Layer, Op, Rates, Slab, Values, Weight, WeightData,
-    cpu::{class, cost},
-    gpu_cost,
-    rules::Rules,
+    Backend, Buffer, DType, DeviceId, Fusion, Layer, NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
+    class::KernelPath, cpu::cost, gpu_cost, rules::Rules,
 };
 use crate::error::Result;
 
@@ -52,7 +50,7 @@ impl Ledger {
 pub struct Dry {
     rules: Rules,
     rates: Rates,
-    class: String,
+    class: NumericsClass,
     home: Arc<str>,
     ledger: Arc<Ledger>,
 }
@@ -61,9 +59,9 @@ impl Dry {
     pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
         // All CPU devices are one memory; a GPU's is its own.
         let (class, home) = match rules {
-            Rules::Cpu(path) => (class(path), format!("nowhere, for {}", class(path))),
+            Rules::Cpu(path) => (NumericsClass::cpu(path), format!("nowhere, for {}", NumericsClass::cpu(path))),
             Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
-                (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {id}"))
+                (NumericsClass { kind: id.kind, kernels: KernelPath::None, dtype }, format!("nowhere, for {id}"))
             }
         };
         let home = home.into();
@@ -82,7 +80,7 @@ impl Dry {
 }
 
 impl Backend for Dry {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 

@@ -54,6 +54,7 @@
 //! shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
 
 pub mod arena;
+pub mod class;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -77,6 +78,7 @@ mod weight;
 pub mod wgpu;
 
 pub(crate) use arena::{Buffer, Slab};
+pub use class::NumericsClass;
 pub use device::{Device, Keep};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};

@@ -2,6 +2,7 @@
 
 use super::{
     arena::{Buffer, Slab},
+    class::NumericsClass,
     dtype::DType,
     layer::{Activation, Layer, Values},
     params::{
@@ -126,9 +127,8 @@ impl Op<'_> {
 
 /// What a kind of device can do. Sizes are already checked; buffers and weights are this backend's own.
 pub(crate) trait Backend: Send + Sync {
-    /// Everything that decides the bits of a result: kind, kernel path and, as the last word, the type in which it computes
-    /// unless it is asked for another: `cpu avx512 f32` for example.
-    fn class(&self) -> &str;
+    /// Everything that decides the bits of a result, in the type in which it computes unless it is asked for another.
+    fn class(&self) -> &NumericsClass;
 
     /// In which memory and form packed weights are: devices with equal answers share them.
     fn weight_home(&self) -> &str;

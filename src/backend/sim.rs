@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Fusion, Layer, Op, Rates, Slab, Values, Weight,
+    Backend, Buffer, DType, DeviceId, Fusion, Layer, NumericsClass, Op, Rates, Slab, Values, Weight,
     dry::{Dry, Ledger},
     rules::Rules,
 };
@@ -183,7 +183,7 @@ impl Sim {
 }
 
 impl Backend for Sim {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         self.dry.class()
     }
 

@@ -150,7 +150,7 @@ pub fn as_json(plan: &Plan) -> Value {
         .map(|device| {
             json!({
                 "name": device.id.to_string(),
-                "numerics": device.class,
+                "numerics": device.class.to_string(),
                 "components": device.components.iter().map(|component| component.name()).collect::<Vec<_>>(),
                 "budget_bytes": device.budget_bytes,
                 "overhead_bytes": device.overhead_bytes,

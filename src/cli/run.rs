@@ -194,7 +194,7 @@ impl Run<'_> {
         });
         let class = |component, id| {
             let device = self.plan.devices.iter().find(|device| device.id == id);
-            device.map_or_else(String::new, |device| device.class_of(component))
+            device.map_or_else(String::new, |device| device.class_of(component).to_string())
         };
         let of = |f: &dyn Fn(Component) -> serde_json::Value| -> serde_json::Value {
             Component::ALL.iter().map(|c| (c.name().to_string(), f(*c))).collect::<serde_json::Map<_, _>>().into()

@@ -22,7 +22,7 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, Opening, info::class_in},
+    backend::{self, Device, DeviceId, NumericsClass, Opening},
     error::{Error, Result},
     models::route::{Keeps, Route},
     pipeline::{
@@ -409,9 +409,9 @@ impl Prepared {
 }
 
 /// The numerics classes that a replica's text encoders may have: features are the same where these are.
-fn text_classes(parts: &Parts) -> Vec<String> {
+fn text_classes(parts: &Parts) -> Vec<NumericsClass> {
     let routes = parts.text_encoders.iter().flat_map(|network| network.route.typed());
-    let mut classes: Vec<String> = routes.map(|(device, dtype)| class_in(device.class(), dtype)).collect();
+    let mut classes: Vec<_> = routes.map(|(device, dtype)| device.class().in_type(dtype)).collect();
     classes.sort();
     classes.dedup();
     classes

@@ -21,7 +21,7 @@ use super::{
 };
 pub use super::{choose::Rejected, edges::Edge};
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, info::class_in, registry::measured},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, registry::measured},
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
@@ -55,7 +55,7 @@ pub struct DevicePlan {
     /// The device.
     pub id: DeviceId,
     /// Its numerics class.
-    pub class: String,
+    pub class: NumericsClass,
     /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
     pub cores: Option<Vec<usize>>,
     /// The adapter that the map names for it, if it does.
@@ -82,8 +82,8 @@ pub struct DevicePlan {
 
 impl DevicePlan {
     /// The numerics class in which it runs a component.
-    pub fn class_of(&self, component: Component) -> String {
-        class_in(&self.class, *self.dtypes.get(component))
+    pub fn class_of(&self, component: Component) -> NumericsClass {
+        self.class.in_type(*self.dtypes.get(component))
     }
 
     /// All of it, in bytes.
@@ -355,7 +355,7 @@ impl Plan {
     /// The numerics classes in which a component runs, over all of its devices.
     pub fn classes(&self, component: Component) -> Vec<String> {
         let on = self.devices.iter().filter(|device| device.components.contains(&component));
-        each_once(on.map(|device| device.class_of(component)))
+        each_once(on.map(|device| device.class_of(component).to_string()))
     }
 
     /// The components that devices of several numerics classes run.
@@ -497,7 +497,7 @@ fn resolve_dtype(
                 .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
             _ => said
                 .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name()))
-                .found(&info.class)
+                .found(info.class.to_string())
                 .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
     }

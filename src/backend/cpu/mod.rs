@@ -16,7 +16,8 @@ pub mod threads;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, Op, Slab, Values, Weight, WeightData,
+    Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, NumericsClass, Op, Slab, Values, Weight,
+    WeightData,
     params::{Conv2d, Linear},
 };
 use crate::error::{Error, Result};
@@ -26,14 +27,14 @@ pub use machine::info;
 #[cfg(feature = "wgpu")]
 pub(super) use machine::model_name;
 use memory::{read, write};
-pub use simd::{Path, class};
+pub use simd::Path;
 use threads::Pool;
 
 /// Some of this machine's cores.
 pub struct Cpu {
     path: Path,
     pool: Pool,
-    class: String,
+    class: NumericsClass,
     home: Arc<str>,
     fuse: bool,
 }
@@ -62,7 +63,7 @@ impl Cpu {
     pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Result<Self> {
         assert!(path.is_here(), "{path} is not a kernel path of this machine");
         let home = format!("host memory, {path} panels{}", if fuse { "" } else { ", nothing fused" });
-        Ok(Self { path, pool: Pool::new(threads, cores)?, class: class(path), home: home.into(), fuse })
+        Ok(Self { path, pool: Pool::new(threads, cores)?, class: NumericsClass::cpu(path), home: home.into(), fuse })
     }
 
     /// All cores that this process may use, wherever the system puts the threads.
@@ -133,7 +134,7 @@ fn packed(w: &Weight) -> &pack::Packed {
 }
 
 impl Backend for Cpu {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 

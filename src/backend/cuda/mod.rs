@@ -22,8 +22,10 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Op, Rates,
-    Slab, Values, Weight, WeightData, gpu_cost, gpu_rates, info,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer,
+    NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
+    class::KernelPath,
+    gpu_cost, gpu_rates, info,
     params::{Conv2d, GroupNorm},
     rates::{self, Measured},
     rules::Rules,
@@ -56,7 +58,7 @@ struct Gpu {
 pub struct Cuda {
     gpu: Arc<Gpu>,
     queues: Arc<Queues>,
-    class: String,
+    class: NumericsClass,
     home: Arc<str>,
     uploads: Mutex<Ring>,
     weights: Mutex<Ring>,
@@ -179,9 +181,9 @@ pub fn infos() -> Vec<DeviceInfo> {
 const DTYPE: DType = DType::F16;
 
 /// The numerics class of a GPU whose kernels are those of `arch`.
-fn class(capability: u32, arch: u32) -> String {
-    let code = if arch == capability { String::new() } else { format!(" as sm_{arch}") };
-    format!("cuda sm_{capability}{code} {DTYPE}")
+fn class(capability: u32, arch: u32) -> NumericsClass {
+    let kernels = KernelPath::Capability { gpu: Some(capability), code: (arch != capability).then_some(arch) };
+    NumericsClass { kind: DeviceKind::Cuda, kernels, dtype: DTYPE }
 }
 
 /// `None` for a GPU whose driver opens no context: it is lost, or of a mode that allows none.
@@ -435,7 +437,7 @@ impl Cuda {
 }
 
 impl Backend for Cuda {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 
@@ -671,8 +673,8 @@ mod tests {
 
     #[test]
     fn a_class_names_the_gpu_and_whose_code_runs_if_it_is_anothers() {
-        assert_eq!(class(89, 89), "cuda sm_89 f16");
-        assert_eq!(class(90, 80), "cuda sm_90 as sm_80 f16");
-        assert_eq!(info::class_in(&class(90, 80), DType::BF16), "cuda sm_90 as sm_80 bf16");
+        assert_eq!(class(89, 89).to_string(), "cuda sm_89 f16");
+        assert_eq!(class(90, 80).to_string(), "cuda sm_90 as sm_80 f16");
+        assert_eq!(class(90, 80).in_type(DType::BF16).to_string(), "cuda sm_90 as sm_80 bf16");
     }
 }

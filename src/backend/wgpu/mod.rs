@@ -50,8 +50,8 @@ use std::sync::Arc;
 use wgpu::{Adapter, DeviceType};
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Fusion, Layer, Op, Rates, Slab, Term,
-    Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Fusion, Layer, NumericsClass, Op,
+    Rates, Slab, Term, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
     params::{Activate, AddChannels, Attention, Concat, Embedding, GroupNorm, LayerNorm, ScaleAdd, Upsample},
     rates::{self, Measured},
     rules::Rules,
@@ -106,7 +106,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     let described = adapter.get_info();
     let memory_bytes = memory_bytes(adapter);
     let class = class(adapter, Capabilities::of(adapter));
-    let rates = |dtype| measured_rates(adapter, index, &info::class_in(&class, dtype), dtype, opens);
+    let rates = |dtype| measured_rates(adapter, index, &class.in_type(dtype), opens);
     let (measured, f32_flops) = (rates(DType::F16), rates(DType::F32).rates.flops);
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
@@ -125,15 +125,15 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     })
 }
 
-/// How fast an adapter is in `dtype`: measured at most once, by this process or an earlier one.
-fn measured_rates(adapter: &Adapter, index: usize, class: &str, dtype: DType, opens: Opens) -> Measured {
+/// How fast an adapter is in the type of `class`: measured at most once, by this process or an earlier one.
+fn measured_rates(adapter: &Adapter, index: usize, class: &NumericsClass, opens: Opens) -> Measured {
     let key = match adapter.get_info().device_type {
         DeviceType::Cpu => format!("{class}, {}, {} cores", cpu::model_name(), cpu::threads::cores().len()),
         _ => class.to_string(),
     };
     let measure = || {
         let id = DeviceId::new(DeviceKind::Wgpu, index);
-        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), dtype));
+        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), class.dtype));
         measured.inspect_err(|error| tracing::debug!("how fast {id} is cannot be measured: {error}")).ok()
     };
     let measured = match opens {
@@ -448,7 +448,7 @@ impl Wgpu {
 }
 
 impl Backend for Wgpu {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 
