@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Fusion, Layer, NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
+    Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
     class::KernelPath, cpu::cost, gpu_cost, rules::Rules,
 };
 use crate::error::Result;
@@ -96,17 +96,16 @@ impl Backend for Dry {
         Ok(Slab::Dry)
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, _: Values, bias: Option<Values>) -> Result<Weight> {
-        let has_bias = bias.is_some();
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
+    fn pack(&self, form: Form, _: Values, _: Option<Values>) -> Result<Weight> {
+        let bytes = self.packed_bytes(form);
         self.ledger.work().weight_bytes += bytes as u64;
-        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Dry))
+        Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Dry))
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+    fn packed_bytes(&self, form: Form) -> usize {
         match self.rules {
-            Rules::Cpu(path) => cost::packed_bytes(path, layer, has_bias),
-            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(dtype, layer, has_bias),
+            Rules::Cpu(path) => cost::packed_bytes(path, form),
+            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(form),
         }
     }
 

@@ -1,19 +1,15 @@
 //! What things occupy on a GPU: pure functions that the backends and their dry twins share.
 
-use super::{DType, Layer, Op};
+use super::{DType, Form, Op};
 
 /// Pixels whose statistics group norm's kernels sum before they are combined with others: as in `group_norm.cu` and
 /// `group_norm.wgsl`.
 pub const NORM_CHUNK: u32 = 64;
 
-/// Bytes of a packed layer: weights in `dtype`, norms and biases in f32.
-pub fn packed_bytes(dtype: DType, layer: Layer, has_bias: bool) -> usize {
-    let (elements, bias_elements) = layer.elements();
-    let size = match layer {
-        Layer::Norm { .. } => DType::F32.size(),
-        _ => dtype.size(),
-    };
-    elements * size + if has_bias { bias_elements * DType::F32.size() } else { 0 }
+/// Bytes of a packed layer.
+pub(super) fn packed_bytes(form: Form) -> usize {
+    let (elements, bias_elements) = form.layer.elements();
+    form.stored.bytes(elements) + if form.has_bias { bias_elements * DType::F32.size() } else { 0 }
 }
 
 /// How CUDA's kernels make sums over `k`: each in so many runs of `k`, whose partial sums are added in order. A sum is a
@@ -67,6 +63,7 @@ pub(super) fn wgpu_scratch(op: &Op) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Layer;
 
     #[test]
     fn only_the_sums_of_the_inner_convolutions_are_made_in_runs() {
@@ -89,7 +86,7 @@ mod tests {
             (DType::F16, Layer::Embedding { rows: 77, channels: 768 }, false, 77 * 768 * 2),
             (DType::F16, Layer::Conv2d { out: 4, channels: 320, kernel: 3 }, true, 4 * 320 * 9 * 2 + 4 * 4),
         ] {
-            assert_eq!(packed_bytes(dtype, layer, has_bias), bytes, "{layer:?} {dtype}");
+            assert_eq!(packed_bytes(Form::new(layer, dtype, has_bias)), bytes, "{layer:?} {dtype}");
         }
     }
 }

@@ -42,7 +42,7 @@
 //! let device = Device::cpu(1 << 20).unwrap();
 //! let values = Values::Data { dtype: DType::F32, bytes: &[0; 256] };
 //! let mut weight = device.pack(Layer::Linear { out: 8, k: 8 }, DType::F32, values, None).unwrap();
-//! weight.layer = Layer::Linear { out: 8, k: 1 << 20 };
+//! weight.form.layer = Layer::Linear { out: 8, k: 1 << 20 };
 //! ```
 //!
 //! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the numerics
@@ -88,4 +88,4 @@ pub(crate) use ops::{Backend, Epilogue, Fusion, Op, Term};
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};
 pub use weight::Weight;
-use weight::WeightData;
+use weight::{Form, WeightData};

@@ -4,11 +4,11 @@ use super::{
     arena::{Buffer, Slab},
     class::NumericsClass,
     dtype::DType,
-    layer::{Activation, Layer, Values},
+    layer::{Activation, Values},
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
-    weight::Weight,
+    weight::{Form, Weight},
 };
 use crate::error::Result;
 
@@ -139,12 +139,12 @@ pub(crate) trait Backend: Send + Sync {
     /// Reserves memory.
     fn slab(&self, bytes: usize) -> Result<Slab>;
 
-    /// Brings a layer's parameters into this backend's form, for inputs of `dtype`, in which it computes.
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight>;
+    /// Brings a layer's parameters into a form, in the order of this backend's kernels. It computes in the form's type.
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
     /// The same for a weight that is to rest in the host's memory, for [`Backend::fetch`].
-    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.pack(layer, dtype, weight, bias)
+    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.pack(form, weight, bias)
     }
 
     /// A copy of a weight that another device has packed, in the memory where this one computes: less work than packing it
@@ -153,8 +153,8 @@ pub(crate) trait Backend: Send + Sync {
         Ok(None)
     }
 
-    /// What [`Backend::pack`] makes of a layer, in bytes.
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize;
+    /// What a weight of this form occupies once [`Backend::pack`] has packed it, in bytes.
+    fn packed_bytes(&self, form: Form) -> usize;
 
     /// A copy, in the memory where the device computes, of a weight that [`Backend::pack_to_rest`] made and that rests in the
     /// host's memory.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Fusion, Layer, NumericsClass, Op, Rates, Slab, Values, Weight,
+    Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight,
     dry::{Dry, Ledger},
     rules::Rules,
 };
@@ -199,12 +199,12 @@ impl Backend for Sim {
         self.dry.slab(bytes)
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.dry.pack(layer, dtype, weight, bias)
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.dry.pack(form, weight, bias)
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        self.dry.packed_bytes(layer, dtype, has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        self.dry.packed_bytes(form)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {

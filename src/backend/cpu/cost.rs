@@ -1,7 +1,7 @@
 //! What things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
 
 use super::simd::Path;
-use crate::backend::{Layer, Op, arena::aligned, params::Attention};
+use crate::backend::{Form, Layer, Op, arena::aligned, params::Attention};
 
 /// Pixels whose statistics are summed before they are combined with others.
 pub const NORM_CHUNK: usize = 64;
@@ -32,8 +32,9 @@ pub fn bias_elements(path: Path, layer: Layer) -> usize {
 }
 
 /// Bytes of a packed layer.
-pub fn packed_bytes(path: Path, layer: Layer, has_bias: bool) -> usize {
-    4 * (packed_elements(path, layer) + if has_bias { bias_elements(path, layer) } else { 0 })
+pub(in crate::backend) fn packed_bytes(path: Path, form: Form) -> usize {
+    let bias = if form.has_bias { 4 * bias_elements(path, form.layer) } else { 0 };
+    form.stored.bytes(packed_elements(path, form.layer)) + bias
 }
 
 /// Keys of one image and head as packed, `[key panels, head_dim, panel]`, then the values, `[head_dim panels, keys,

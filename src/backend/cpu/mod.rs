@@ -16,7 +16,7 @@ pub mod threads;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, NumericsClass, Op, Slab, Values, Weight,
+    Backend, Buffer, DType, Device, DeviceId, Epilogue, Form, Fusion, Layer, NumericsClass, Op, Slab, Values, Weight,
     WeightData,
     params::{Conv2d, Linear},
 };
@@ -91,7 +91,7 @@ impl Cpu {
     }
 
     /// As what a layer is packed: hidden channels and gates only lie side by side for an epilogue that multiplies them.
-    fn form(&self, layer: Layer) -> Layer {
+    fn order(&self, layer: Layer) -> Layer {
         match layer {
             Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
             layer => layer,
@@ -150,8 +150,8 @@ impl Backend for Cpu {
         Ok(Slab::Held(Arc::new(memory::HostSlab::new(bytes)?)))
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        if let Layer::Conv2d { channels, kernel, .. } = layer
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        if let Layer::Conv2d { channels, kernel, .. } = form.layer
             && (kernel * kernel > gemm::MAX_TAPS || channels > gemm::MAX_CHANNELS)
         {
             return Err(Error::input(format!(
@@ -159,20 +159,18 @@ impl Backend for Cpu {
                 gemm::MAX_CHANNELS
             )));
         }
-        let has_bias = bias.is_some();
-        let packed = pack::pack(self.path, &self.pool, self.form(layer), weight, bias)?;
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
+        let packed = pack::pack(self.path, &self.pool, self.order(form.layer), weight, bias)?;
+        let bytes = self.packed_bytes(form);
+        Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }
 
-    fn packed_bytes(&self, layer: Layer, _: DType, has_bias: bool) -> usize {
-        cost::packed_bytes(self.path, self.form(layer), has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        cost::packed_bytes(self.path, Form { layer: self.order(form.layer), ..form })
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let copy = Arc::new(packed(resting).copy()?);
-        let Weight { layer, dtype, has_bias, .. } = *resting;
-        Ok(Weight::new(layer, dtype, has_bias, resting.bytes(), self.home.clone(), WeightData::Held(copy)))
+        Ok(Weight::new(resting.form, resting.bytes(), self.home.clone(), WeightData::Held(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

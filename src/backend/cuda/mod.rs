@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Form, Fusion,
     NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
     class::KernelPath,
     gpu_cost, gpu_rates, info,
@@ -429,10 +429,8 @@ impl Cuda {
         Packed { parts, stay, arch: self.gpu.kernels.arch, queues: self.queues.clone() }
     }
 
-    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: impl Any + Send + Sync) -> Weight {
-        let data = WeightData::Held(Arc::new(data));
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
+    fn weight(&self, form: Form, data: impl Any + Send + Sync) -> Weight {
+        Weight::new(form, self.packed_bytes(form), self.home.clone(), WeightData::Held(Arc::new(data)))
     }
 }
 
@@ -458,13 +456,12 @@ impl Backend for Cuda {
         Ok(Slab::Held(Arc::new(Arena { memory, queues: self.queues.clone() })))
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let mut parts = vec![self.upload(&Packing::weight(layer, dtype, weight)?)?];
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        let mut parts = vec![self.upload(&Packing::weight(form.layer, form.stored, weight)?)?];
         if let Some(bias) = bias {
             parts.push(self.upload(&Packing::bias(bias)?)?);
         }
-        let has_bias = parts.len() > 1;
-        Ok(self.weight(layer, dtype, has_bias, self.on_device(parts, Stay::ForGood)))
+        Ok(self.weight(form, self.on_device(parts, Stay::ForGood)))
     }
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
@@ -473,24 +470,23 @@ impl Backend for Cuda {
         let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
         let parts = from.parts.iter().map(|part| self.copy_from(&from.queues, part)).collect::<Result<_>>()?;
         let data = self.on_device(parts, Stay::ForGood);
-        Ok(Some(self.weight(packed.layer, packed.dtype, packed.has_bias, data)))
+        Ok(Some(self.weight(packed.form, data)))
     }
 
-    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let rest = |packing: Packing| {
             let mut bytes = vec![0; packing.packed_bytes()];
             let pieces = bytes.chunks_mut(PIECE_BYTES).enumerate();
             pieces.map(|(i, to)| (i * PIECE_BYTES, to)).try_for_each(|(start, to)| packing.piece(start, to))?;
             Ok(bytes)
         };
-        let weight = rest(Packing::weight(layer, dtype, weight)?)?;
+        let weight = rest(Packing::weight(form.layer, form.stored, weight)?)?;
         let bias = bias.map(|bias| Packing::bias(bias).and_then(rest)).transpose()?;
-        let has_bias = bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, Resting { weight, bias }))
+        Ok(self.weight(form, Resting { weight, bias }))
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        gpu_cost::packed_bytes(dtype, layer, has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        gpu_cost::packed_bytes(form)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
@@ -505,7 +501,7 @@ impl Backend for Cuda {
                 Ok(())
             })?;
         }
-        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, here))
+        Ok(self.weight(resting.form, here))
     }
 
     fn supports(&self, _: Fusion) -> bool {

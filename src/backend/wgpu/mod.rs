@@ -45,12 +45,12 @@ mod pack;
 mod pipeline;
 mod product;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use wgpu::{Adapter, DeviceType};
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Fusion, Layer, NumericsClass, Op,
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Form, Fusion, NumericsClass, Op,
     Rates, Slab, Term, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
     params::{Activate, AddChannels, Attention, Concat, Embedding, GroupNorm, LayerNorm, ScaleAdd, Upsample},
     rates::{self, Measured},
@@ -205,13 +205,8 @@ impl Wgpu {
         [packed.parts[0].memory.all(), packed.bias.as_ref().unwrap_or(&self.nothing).all()]
     }
 
-    fn weight(&self, layer: Layer, dtype: DType, data: pack::Packed) -> Weight {
-        self.new_weight(layer, dtype, data.bias.is_some(), WeightData::Held(Arc::new(data)))
-    }
-
-    fn new_weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
+    fn weight(&self, form: Form, data: impl Any + Send + Sync) -> Weight {
+        Weight::new(form, self.packed_bytes(form), self.home.clone(), WeightData::Held(Arc::new(data)))
     }
 
     fn attention(&self, p: Attention, q: &Buffer, k: &Buffer, v: &Buffer, out: &Buffer) -> Result<()> {
@@ -254,7 +249,7 @@ impl Wgpu {
             return Err(Error::request(format!("group norm of {} pixels is too large for {}", p.pixels, self.class)));
         }
         let [weight, bias] = self.layer(w);
-        let has_bias = u32::from(w.has_bias);
+        let has_bias = u32::from(w.form.has_bias);
         let width = p.channels as usize;
         let image = p.pixels as usize * width;
         // Of what: the first image, how many, the first pixel, how many.
@@ -308,7 +303,8 @@ impl Wgpu {
             let (x_bound, _) = self.part(x, first * width, rows * width)?;
             let (out, _) = self.part(out, first * width, rows * width)?;
             let parameters = Parameters::default().u32s(&[rows as u32, p.channels]).f32s(&[p.eps]);
-            let constants = vec![("HAS_BIAS", u32::from(w.has_bias)), ("C4", u32::from(p.channels.is_multiple_of(4)))];
+            let constants =
+                vec![("HAS_BIAS", u32::from(w.form.has_bias)), ("C4", u32::from(p.channels.is_multiple_of(4)))];
             let (groups, lines) = spread(rows as u32);
             let variant = self.variant(Shader::LayerNorm, x.dtype(), "layer_norm", constants);
             self.dispatch(variant, &[out, out, x_bound, weight, bias], parameters, [groups, lines, 1])?;
@@ -465,21 +461,20 @@ impl Backend for Wgpu {
         Ok(Slab::Held(Arc::new(memory)))
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        Ok(self.weight(layer, dtype, self.packed(layer, dtype, weight, bias)?))
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.weight(form, self.packed(form, weight, bias)?))
     }
 
-    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let resting = self.rested(layer, dtype, weight, bias)?;
-        Ok(self.new_weight(layer, dtype, bias.is_some(), WeightData::Held(Arc::new(resting))))
+    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.weight(form, self.rested(form, weight, bias)?))
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        gpu_cost::packed_bytes(dtype, layer, has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        gpu_cost::packed_bytes(form)
     }
 
     fn fetch(&self, from: &Weight) -> Result<Weight> {
-        Ok(self.weight(from.layer, from.dtype, self.fetched(resting(from))?))
+        Ok(self.weight(from.form, self.fetched(resting(from))?))
     }
 
     fn supports(&self, _: Fusion) -> bool {
