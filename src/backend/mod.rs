@@ -84,7 +84,7 @@ pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use info::DeviceInfo;
 pub use layer::{Activation, Layer, ReadAt, Values};
-pub(crate) use ops::{Backend, Epilogue, Fusion, Op, Term};
+pub(crate) use ops::{Backend, Epilogue, Fusion, Op};
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};
 pub use weight::Weight;

@@ -204,8 +204,9 @@ impl Backend for Cpu {
             Op::AddChannels { p, x, per_channel } => {
                 elementwise::add_channels(pool, p, read(x), read(per_channel), write(out));
             }
-            Op::ScaleAdd { terms, .. } => {
-                let terms = terms.iter().map(|&(scale, x, start)| (scale, &read::<f32>(x)[start..]));
+            Op::ScaleAdd { p, terms } => {
+                let part = |x, start| &read::<f32>(x)[start..][..p.elements as usize];
+                let terms = terms.iter().map(|&(scale, x, start)| (scale, part(x, start)));
                 elementwise::scale_add(path, pool, &terms.collect::<Vec<_>>(), write(out));
             }
             Op::Cast { x } => elementwise::cast(x.dtype(), read(x), out.dtype(), write(out)),

@@ -51,7 +51,8 @@ use wgpu::{Adapter, DeviceType};
 
 use super::{
     Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Form, Fusion, NumericsClass, Op,
-    Rates, Slab, Term, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
+    Rates, Slab, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
+    ops::Term,
     params::{Activate, AddChannels, Attention, Concat, Embedding, GroupNorm, LayerNorm, ScaleAdd, Upsample},
     rates::{self, Measured},
     rules::Rules,
