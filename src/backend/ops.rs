@@ -117,7 +117,7 @@ impl Op<'_> {
             Op::Embedding { ids, .. } => ids.bytes() + 2 * out.bytes(),
             Op::ConcatChannels { a, b, .. } => a.bytes() + b.bytes(),
             Op::AddChannels { x, per_channel, .. } => x.bytes() + per_channel.bytes(),
-            // Of a tensor no more than one term.
+            // A term may be a part of a larger tensor: only that part is read.
             Op::ScaleAdd { terms, .. } => terms.len() * out.bytes(),
             Op::Upsample2x { x, .. } | Op::Activate { x, .. } | Op::Cast { x } => x.bytes(),
         };
