@@ -1,6 +1,8 @@
-//! The one error type. It carries words and sizes, and no types from the layers above.
+//! The one error type. It carries words, sizes and names of devices, and no types from the layers above.
 
 use std::{borrow::Cow, fmt};
+
+use crate::device_id::DeviceId;
 
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -49,7 +51,7 @@ pub enum Scope {
     /// One request failed; others are not concerned.
     Request,
     /// The named device can no longer be used.
-    Device(String),
+    Device(DeviceId),
     /// Nothing can go on, a full disk for example.
     Process,
     /// Somebody asked us to stop.
@@ -86,8 +88,8 @@ impl Error {
     }
 
     /// A device failed.
-    pub fn device(device: impl fmt::Display, what: impl Into<String>) -> Self {
-        Self::new(Scope::Device(device.to_string()), what)
+    pub fn device(device: DeviceId, what: impl Into<String>) -> Self {
+        Self::new(Scope::Device(device), what)
     }
 
     /// The process cannot go on.
@@ -145,9 +147,9 @@ impl Error {
 
     /// The same, of this device if it is the error of one: a backend does not know under which name it is used.
     #[must_use]
-    pub fn of_device(mut self, device: impl fmt::Display) -> Self {
-        if let Scope::Device(name) = &mut self.scope {
-            *name = device.to_string();
+    pub fn of_device(mut self, device: DeviceId) -> Self {
+        if let Scope::Device(id) = &mut self.scope {
+            *id = device;
         }
         self
     }
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_message_sends_a_terminal_no_command_that_somebody_else_wrote() {
-        let error = Error::device(HOSTILE, HOSTILE).found(HOSTILE).hint(HOSTILE).lines([HOSTILE]);
+        let error = Error::device(DeviceId::CPU, HOSTILE).found(HOSTILE).hint(HOSTILE).lines([HOSTILE]);
         let error = error.source(std::io::Error::other(HOSTILE)).context(HOSTILE);
         for message in [error.to_string(), error.again().to_string()] {
             assert_eq!(message.lines().count(), 4, "{message}");

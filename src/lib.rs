@@ -45,7 +45,7 @@
 //! | [`weights`] | named tensors on disk, in a folder or on the hub |
 //! | [`tensor`] | shapes, ops, seeded noise |
 //! | [`backend`] | devices, memory, kernels |
-//! | [`scheduler`], `json`, [`mod@input`], [`output`], [`sync`], [`error`] | beside all of them, and knowing none of them |
+//! | [`scheduler`], `json`, [`mod@input`], [`output`], [`sync`], [`error`], `device_id` | beside all of them, and knowing none of them |
 //!
 //! # Invariants
 //!
@@ -71,6 +71,7 @@
 
 pub mod backend;
 pub mod bench;
+mod device_id;
 pub mod engine;
 pub mod error;
 pub mod figure;

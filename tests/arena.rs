@@ -312,8 +312,9 @@ fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
     let id = DeviceId::new(DeviceKind::Cpu, 1);
     let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
     let device = cpu.device(id);
-    for error in [device.reserve(1 << 60).unwrap_err(), device.keep(1 << 60).err().unwrap()] {
-        assert_eq!(*error.scope(), Scope::Device("cpu:1".into()), "{error}");
+    let lane = device.lane(1 << 60).err().unwrap();
+    for error in [device.reserve(1 << 60).unwrap_err(), device.keep(1 << 60).err().unwrap(), lane] {
+        assert_eq!(*error.scope(), Scope::Device(id), "{error}");
         assert!(error.to_string().starts_with("cpu:1: "), "{error}");
     }
 }

@@ -89,9 +89,9 @@ cores = "0-15"
     assert_eq!(names, ["wgpu:0", "cuda:1", "cuda:2", "cuda:0", "cpu"]);
     let [igpu, big, other, small, cpu] = &devices[..] else { panic!("five devices") };
 
-    assert_eq!((igpu.class.as_str(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Wgpu(DType::F16)));
+    assert_eq!((&*igpu.class.to_string(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Wgpu(DType::F16)));
     assert_eq!((igpu.memory_bytes, igpu.free_bytes), (8 * GIB, 8 * GIB - GIB / 2 - GIB));
-    assert_eq!(big.class, "cuda sm_89 f16");
+    assert_eq!(big.class.to_string(), "cuda sm_89 f16");
     assert_eq!((big.rates.flops, big.f32_flops, big.rates.bandwidth), (82.6e12, 41.3e12, 1008e9));
     assert_eq!(big.memory_bytes, 24 * GIB);
     assert!(big.overhead_bytes > 0 && cpu.overhead_bytes == 0);
@@ -104,9 +104,12 @@ cores = "0-15"
 fn a_gpu_in_f32_has_the_rates_and_bytes_of_f32() {
     let device = &devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"")[0];
     let f32 = device.in_type(Some(DType::F32)).unwrap();
-    assert_eq!((f32.class.as_str(), f32.rules, f32.rates.flops), ("cuda sm_90 f32", Rules::Gpu(DType::F32), 33.5e12));
+    assert_eq!(
+        (&*f32.class.to_string(), f32.rules, f32.rates.flops),
+        ("cuda sm_90 f32", Rules::Gpu(DType::F32), 33.5e12)
+    );
     let bf16 = device.in_type(Some(DType::BF16)).unwrap();
-    assert_eq!((bf16.class.as_str(), bf16.rates), ("cuda sm_90 bf16", device.rates));
+    assert_eq!((&*bf16.class.to_string(), bf16.rates), ("cuda sm_90 bf16", device.rates));
     assert_eq!(device.in_type(None).as_ref(), Some(device));
     assert_eq!(device.in_type(Some(DType::U32)), None);
     assert_eq!(four_cores()[0].in_type(Some(DType::F16)), None);
@@ -224,7 +227,7 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert!((0.5..0.51).contains(&share(half.keep_bytes, full.keep_bytes)), "{half:?} {full:?}");
     assert!((0.5..0.75).contains(&share(half.activation_bytes, full.activation_bytes)), "{half:?} {full:?}");
     let device = &whole.devices[0];
-    assert_eq!((device.class.as_str(), device.overhead_bytes), ("cuda sm_86 f16", GIB / 2));
+    assert_eq!((&*device.class.to_string(), device.overhead_bytes), ("cuda sm_86 f16", GIB / 2));
     let parts = device.weight_bytes + device.activation_bytes + device.keep_bytes;
     assert_eq!(device.total_bytes(), parts + device.overhead_bytes);
     // A limit that leaves no room for the driver is too low for all the weights, one that does is not.
@@ -253,7 +256,7 @@ fn arithmetic_that_a_gpu_does_not_have_is_refused() {
             Ok(_) => assert!(has_bf16, "{like}"),
             Err(error) => {
                 assert!(!has_bf16, "{like}: {error}");
-                let (message, class) = (error.to_string(), &machine[0].class);
+                let (message, class) = (error.to_string(), &*machine[0].class.to_string());
                 for says in
                     ["map.toml:1:18: dtype.unet: cuda:0 has no bf16 arithmetic for the unet", class, "dtype = \"f16\""]
                 {

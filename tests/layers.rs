@@ -28,13 +28,14 @@ const ORDER: [&str; 12] = [
     "backend",
 ];
 /// Below all of [`ORDER`], and what each of them may use.
-const SIDE: [(&str, &[&str]); 6] = [
+const SIDE: [(&str, &[&str]); 7] = [
     ("scheduler", &["error", "json"]),
     ("json", &["error"]),
     ("input", &[]),
     ("output", &["error"]),
     ("sync", &[]),
-    ("error", &[]),
+    ("error", &["device_id"]),
+    ("device_id", &[]),
 ];
 
 /// A module as a path from the crate: `["planner", "plan"]`. The library's root is empty; the program's own modules begin

@@ -9,10 +9,10 @@ use std::{
 
 use sdshard::{
     backend::{
-        DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates,
+        DType, Device, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
         cpu::Path,
         rules::Rules,
-        sim::{Fault, Faults, Fusions, Op, Pace, Record, Setup, Waits},
+        sim::{Fault, Faults, Fusions, OpStart, Pace, Record, Setup, Waits},
     },
     engine::{Engine, Event},
     error::{Error, Scope},
@@ -102,7 +102,7 @@ impl World {
         let infos = devices.iter().enumerate().map(|(i, &(speed, rules))| DeviceInfo {
             id: gpu(i),
             name: "simulated".into(),
-            class: format!("cpu portable {}", rules.dtype()),
+            class: NumericsClass::cpu(Path::Portable).in_type(rules.dtype()),
             cores: 1,
             memory_bytes: 16 << 30,
             free_bytes: 16 << 30,
@@ -458,7 +458,7 @@ fn chance(seeds: [u64; 3]) -> f64 {
     (hash(seeds) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-fn is_poisoned(op: &Op) -> bool {
+fn is_poisoned(op: &OpStart) -> bool {
     op.written.starts_with(&POISON.to_le_bytes())
 }
 
@@ -701,7 +701,7 @@ fn once_all_are_dead_everything_ends_with_a_reason() {
 fn hangs(
     device: usize,
     time: Duration,
-    is: impl Fn(&Op) -> bool + Send + Sync + Clone + 'static,
+    is: impl Fn(&OpStart) -> bool + Send + Sync + Clone + 'static,
 ) -> impl Fn(usize) -> Faults {
     move |this| {
         let is = is.clone();

@@ -2,6 +2,8 @@
 
 #![cfg(loom)]
 
+#[path = "../../src/device_id.rs"]
+mod device_id;
 #[path = "../../src/pipeline/device_queue.rs"]
 pub mod device_queue;
 #[path = "../../src/error.rs"]

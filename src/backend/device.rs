@@ -7,6 +7,7 @@ use std::sync::{
 
 use super::{
     arena::{Arena, Buffer, Slab},
+    class::NumericsClass,
     dry,
     dtype::DType,
     id::DeviceId,
@@ -15,7 +16,7 @@ use super::{
     rates::Rates,
     rules::Rules,
     sim,
-    weight::{Meter, Weight},
+    weight::{Form, Meter, Weight},
 };
 use crate::error::{Error, Result};
 
@@ -84,7 +85,7 @@ impl Device {
     }
 
     /// Everything that decides the bits of its results.
-    pub fn class(&self) -> &str {
+    pub fn class(&self) -> &NumericsClass {
         self.0.backend.class()
     }
 
@@ -183,8 +184,8 @@ impl Device {
     /// # Errors
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
     pub fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.check_layer(layer, dtype, weight, bias)?;
-        let packed = self.backend().pack(layer, dtype, weight, bias).map_err(|error| error.of_device(self.id()))?;
+        let form = self.checked(layer, dtype, weight, bias)?;
+        let packed = self.backend().pack(form, weight, bias).map_err(|error| error.of_device(self.id()))?;
         Ok(packed.charged_to(&self.0.weights))
     }
 
@@ -193,8 +194,8 @@ impl Device {
     /// # Errors
     /// As [`Device::pack`].
     pub fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.check_layer(layer, dtype, weight, bias)?;
-        self.backend().pack_to_rest(layer, dtype, weight, bias).map_err(|error| error.of_device(self.id()))
+        let form = self.checked(layer, dtype, weight, bias)?;
+        self.backend().pack_to_rest(form, weight, bias).map_err(|error| error.of_device(self.id()))
     }
 
     /// A copy of a weight that another device has packed; `None` if it has to be packed here.
@@ -210,7 +211,9 @@ impl Device {
     /// Saturates where [`Device::pack`] would refuse the layer for its size.
     pub fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
         match layer.elements() {
-            (weight, bias) if weight.max(bias) < MOST_ELEMENTS => self.backend().packed_bytes(layer, dtype, has_bias),
+            (weight, bias) if weight.max(bias) < MOST_ELEMENTS => {
+                self.backend().packed_bytes(Form::new(layer, dtype, has_bias))
+            }
             _ => usize::MAX,
         }
     }
@@ -221,14 +224,14 @@ impl Device {
     /// If the device has no room, or the weight was not packed to rest for it.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
         if !resting.is_on(self) {
-            return Err(Error::request(format!("{:?} does not rest for {}", resting.layer, self.id())));
+            return Err(Error::request(format!("{:?} does not rest for {}", resting.layer(), self.id())));
         }
         let here = self.backend().fetch(resting).map_err(|error| error.of_device(self.id()))?;
         Ok(here.charged_to(&self.0.weights))
     }
 
-    /// Refuses what is no layer, values that are not as many as it has, and a type that the device does not have.
-    fn check_layer(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<()> {
+    /// The form of a layer that is to be packed. Refuses what is no layer, values that are not as many as it has, and a type that the device does not have.
+    fn checked(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Form> {
         let (elements, bias_elements) = layer.elements();
         let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
         if elements == 0 || odd_halves {
@@ -239,14 +242,14 @@ impl Device {
         }
         if !self.computes_in(dtype) {
             return Err(Error::input(format!("{layer:?} in {dtype}: {} has no such arithmetic", self.id()))
-                .found(self.class())
+                .found(self.class().to_string())
                 .hint("another dtype for this component"));
         }
         check_size(layer, "weight", elements, weight)?;
         if let Some(bias) = bias {
             check_size(layer, "bias", bias_elements, bias)?;
         }
-        Ok(())
+        Ok(Form::new(layer, dtype, bias.is_some()))
     }
 
     /// Bytes of packed weights that are here now.
@@ -284,7 +287,7 @@ impl Weight {
         bytes: usize,
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
     ) -> Self {
-        Self::visiting_at(device.weight_home(), layer, dtype, has_bias, bytes, fetch)
+        Self::visiting_at(device.weight_home(), Form::new(layer, dtype, has_bias), bytes, fetch)
     }
 
     /// Whether `device` can use it.

@@ -4,13 +4,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight, WeightData,
-    cpu::{class, cost},
-    gpu_cost,
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
-    rules::Rules,
+    Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
+    class::KernelPath, cpu::cost, gpu_cost, rules::Rules,
 };
 use crate::error::Result;
 
@@ -55,7 +50,7 @@ impl Ledger {
 pub struct Dry {
     rules: Rules,
     rates: Rates,
-    class: String,
+    class: NumericsClass,
     home: Arc<str>,
     ledger: Arc<Ledger>,
 }
@@ -64,9 +59,9 @@ impl Dry {
     pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
         // All CPU devices are one memory; a GPU's is its own.
         let (class, home) = match rules {
-            Rules::Cpu(path) => (class(path), format!("nowhere, for {}", class(path))),
+            Rules::Cpu(path) => (NumericsClass::cpu(path), format!("nowhere, for {}", NumericsClass::cpu(path))),
             Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
-                (format!("{} {dtype}", id.kind.name()), format!("nowhere, for {id}"))
+                (NumericsClass { kind: id.kind, kernels: KernelPath::None, dtype }, format!("nowhere, for {id}"))
             }
         };
         let home = home.into();
@@ -84,23 +79,8 @@ impl Dry {
     }
 }
 
-/// Bytes that an epilogue reads.
-fn epilogue_bytes(e: &Epilogue) -> usize {
-    e.channel_add.map_or(0, |(add, _)| add.bytes()) + e.residual.map_or(0, Buffer::bytes)
-}
-
-/// Bytes of partial sums that a product writes and reads.
-fn parts_bytes(scratch: Option<&mut Buffer>) -> usize {
-    scratch.map_or(0, |scratch| 2 * scratch.bytes())
-}
-
-/// As a factor of a count of operations.
-fn f(n: u32) -> f64 {
-    n as f64
-}
-
 impl Backend for Dry {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 
@@ -116,17 +96,16 @@ impl Backend for Dry {
         Ok(Slab::Dry)
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, _: Values, bias: Option<Values>) -> Result<Weight> {
-        let has_bias = bias.is_some();
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
+    fn pack(&self, form: Form, _: Values, _: Option<Values>) -> Result<Weight> {
+        let bytes = self.packed_bytes(form);
         self.ledger.work().weight_bytes += bytes as u64;
-        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Dry))
+        Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Dry))
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+    fn packed_bytes(&self, form: Form) -> usize {
         match self.rules {
-            Rules::Cpu(path) => cost::packed_bytes(path, layer, has_bias),
-            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(dtype, layer, has_bias),
+            Rules::Cpu(path) => cost::packed_bytes(path, form),
+            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(form),
         }
     }
 
@@ -136,107 +115,19 @@ impl Backend for Dry {
     }
 
     fn supports(&self, _: Fusion) -> bool {
+        true
+    }
+
+    fn scratch(&self, op: &Op) -> Option<usize> {
         match self.rules {
-            Rules::Cpu(_) | Rules::Gpu(_) | Rules::Wgpu(_) => true,
+            Rules::Cpu(path) => cost::scratch(path, op),
+            Rules::Gpu(_) => gpu_cost::cuda_scratch(op),
+            Rules::Wgpu(_) => gpu_cost::wgpu_scratch(op),
         }
     }
 
-    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
-        match self.rules {
-            Rules::Cpu(_) | Rules::Wgpu(_) => 0,
-            Rules::Gpu(_) => gpu_cost::product_scratch(rows, out, k),
-        }
-    }
-
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        match self.rules {
-            Rules::Cpu(path) => cost::attention_scratch(path, p),
-            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::attention_scratch(p),
-        }
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        match self.rules {
-            Rules::Cpu(_) => cost::group_norm_scratch(p),
-            Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::group_norm_scratch(p),
-        }
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let bytes = x.bytes() + w.bytes() + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
-        self.done(2.0 * f(p.rows) * f(p.out) * f(p.k), bytes)
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let window = f(p.kernel) * f(p.kernel) * f(p.channels);
-        let bytes = x.bytes() + w.bytes() + epilogue_bytes(e) + parts_bytes(scratch) + out.bytes();
-        self.done(2.0 * f(p.batch) * f(p.out_height) * f(p.out_width) * f(p.out) * window, bytes)
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        scratch: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let bytes = q.bytes() + k.bytes() + v.bytes() + 2 * scratch.bytes() + out.bytes();
-        self.done(4.0 * f(p.batch) * f(p.heads) * f(p.queries) * f(p.keys) * f(p.head_dim), bytes)
-    }
-
-    fn group_norm(&self, _: GroupNorm, x: &Buffer, w: &Weight, _: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        // Statistics first, then the values once more.
-        self.done(0.0, 2 * x.bytes() + w.bytes() + out.bytes())
-    }
-
-    fn layer_norm(&self, _: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, x.bytes() + w.bytes() + out.bytes())
-    }
-
-    fn embedding(&self, _: Embedding, ids: &Buffer, _: &Weight, _: &Weight, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, ids.bytes() + 3 * out.bytes())
-    }
-
-    fn upsample2x(&self, _: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, x.bytes() + out.bytes())
-    }
-
-    fn concat_channels(&self, _: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, a.bytes() + b.bytes() + out.bytes())
-    }
-
-    fn activate(&self, _: Activate, _: super::Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, x.bytes() + out.bytes())
-    }
-
-    fn add_channels(&self, _: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, x.bytes() + per_channel.bytes() + out.bytes())
-    }
-
-    fn scale_add(&self, _: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        self.done(0.0, (terms.len() + 1) * out.bytes())
-    }
-
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.done(0.0, x.bytes() + out.bytes())
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        self.done(op.flops(), op.bytes(scratch.as_deref(), out))
     }
 
     fn write(&self, _: &[u8], out: &mut Buffer) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The type of a tensor's elements, or of a weight's storage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
     /// 32-bit float.
     F32,

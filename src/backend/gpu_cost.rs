@@ -1,22 +1,15 @@
 //! What things occupy on a GPU: pure functions that the backends and their dry twins share.
 
-use super::{
-    DType, Layer,
-    params::{Attention, GroupNorm},
-};
+use super::{DType, Form, Op};
 
 /// Pixels whose statistics group norm's kernels sum before they are combined with others: as in `group_norm.cu` and
 /// `group_norm.wgsl`.
 pub const NORM_CHUNK: u32 = 64;
 
-/// Bytes of a packed layer: weights in `dtype`, norms and biases in f32.
-pub fn packed_bytes(dtype: DType, layer: Layer, has_bias: bool) -> usize {
-    let (elements, bias_elements) = layer.elements();
-    let size = match layer {
-        Layer::Norm { .. } => DType::F32.size(),
-        _ => dtype.size(),
-    };
-    elements * size + if has_bias { bias_elements * DType::F32.size() } else { 0 }
+/// Bytes of a packed layer.
+pub(super) fn packed_bytes(form: Form) -> usize {
+    let (elements, bias_elements) = form.layer.elements();
+    form.stored.bytes(elements) + if form.has_bias { bias_elements * DType::F32.size() } else { 0 }
 }
 
 /// How CUDA's kernels make sums over `k`: each in so many runs of `k`, whose partial sums are added in order. A sum is a
@@ -33,38 +26,53 @@ pub fn runs(k: u32) -> u32 {
 /// Of how many rows partial sums exist at once: enough to keep a GPU busy.
 pub const SPLIT_ROWS: u32 = 1024;
 
-/// Bytes that a product with CUDA's kernels needs beside its output: partial sums in f32, in rows of whole 64 bytes.
-pub fn product_scratch(rows: u32, out: u32, k: u32) -> usize {
-    match runs(k) {
-        1 => 0,
-        runs => runs as usize * rows.min(SPLIT_ROWS) as usize * out.next_multiple_of(16) as usize * DType::F32.size(),
+/// Bytes that a product with CUDA's kernels needs beside its output: partial sums in f32, in rows of whole 64 bytes. `None`
+/// for sums of one run.
+fn partial_sums(rows: u32, out: u32, k: u32) -> Option<usize> {
+    let runs = runs(k) as usize;
+    let bytes = || runs * rows.min(SPLIT_ROWS) as usize * out.next_multiple_of(16) as usize * DType::F32.size();
+    (runs > 1).then(bytes)
+}
+
+/// Bytes that an op needs beside its output with CUDA's kernels.
+pub(super) fn cuda_scratch(op: &Op) -> Option<usize> {
+    match op {
+        Op::Linear { p, .. } => partial_sums(p.rows, p.out, p.k),
+        Op::Conv2d { p, .. } => {
+            partial_sums(p.batch * p.out_height * p.out_width, p.out, p.kernel * p.kernel * p.channels)
+        }
+        op => wgpu_scratch(op),
     }
 }
 
-/// Bytes that attention needs beside its output: none, as keys and values are read where they lie.
-pub fn attention_scratch(_: &Attention) -> usize {
-    0
-}
-
-/// Bytes that group norm needs beside its output: a mean and a sum of squares for each chunk and group, then a factor and
-/// an offset for each channel.
-pub fn group_norm_scratch(p: &GroupNorm) -> usize {
-    let chunks = p.pixels.div_ceil(NORM_CHUNK) as usize;
-    DType::F32.size() * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize)
+/// Bytes that an op needs beside its output with wgpu's shaders, which sum a product's chain at once.
+pub(super) fn wgpu_scratch(op: &Op) -> Option<usize> {
+    match op {
+        // Keys and values are read where they lie; the buffer without bytes has a place in every plan all the same.
+        Op::Attention { .. } => Some(0),
+        // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.
+        Op::GroupNorm { p, .. } => {
+            let chunks = p.pixels.div_ceil(NORM_CHUNK) as usize;
+            let values = 2 * chunks * p.groups as usize + 2 * p.channels as usize;
+            Some(DType::F32.size() * p.batch as usize * values)
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Layer;
 
     #[test]
     fn only_the_sums_of_the_inner_convolutions_are_made_in_runs() {
         for (k, want) in [(1, 1), (2880, 1), (8640, 1), (11519, 1), (11520, 4), (17280, 6), (23040, 8), (1 << 20, 16)] {
             assert_eq!(runs(k), want, "{k}");
         }
-        assert_eq!(product_scratch(4096, 640, 5760), 0);
-        assert_eq!(product_scratch(128, 1280, 11520), 4 * 128 * 1280 * 4);
-        assert_eq!(product_scratch(2048, 1281, 23040), 8 * 1024 * 1296 * 4);
+        assert_eq!(partial_sums(4096, 640, 5760), None);
+        assert_eq!(partial_sums(128, 1280, 11520), Some(4 * 128 * 1280 * 4));
+        assert_eq!(partial_sums(2048, 1281, 23040), Some(8 * 1024 * 1296 * 4));
     }
 
     #[test]
@@ -78,7 +86,7 @@ mod tests {
             (DType::F16, Layer::Embedding { rows: 77, channels: 768 }, false, 77 * 768 * 2),
             (DType::F16, Layer::Conv2d { out: 4, channels: 320, kernel: 3 }, true, 4 * 320 * 9 * 2 + 4 * 4),
         ] {
-            assert_eq!(packed_bytes(dtype, layer, has_bias), bytes, "{layer:?} {dtype}");
+            assert_eq!(packed_bytes(Form::new(layer, dtype, has_bias)), bytes, "{layer:?} {dtype}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Backend, DType, Device, Epilogue, Layer, Rates, Values,
+    Backend, DType, Device, Epilogue, Layer, Op, Rates, Values,
     arena::aligned,
     params::{Conv2d, Linear, ScaleAdd},
 };
@@ -48,10 +48,11 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
         // Whatever was enqueued has happened once one element is here.
         let settle = || backend.read(&x, &mut [0; 4]);
         let rows = batch * SIDE * SIDE;
-        let linear = Linear { rows, out: WIDE as u32, k: WIDE as u32 };
-        let product = seconds(settle, || backend.linear(linear, &x, &flat, &Epilogue::default(), None, &mut y))?;
+        let e = &Epilogue::default();
+        let p = Linear { rows, out: WIDE as u32, k: WIDE as u32 };
+        let product = seconds(settle, || backend.run(&Op::Linear { p, x: &x, w: &flat, e }, None, &mut y))?;
         let channels = CHANNELS as u32;
-        let conv2d = Conv2d {
+        let p = Conv2d {
             batch,
             height: SIDE,
             width: SIDE,
@@ -63,7 +64,7 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
             out_height: SIDE,
             out_width: SIDE,
         };
-        let convolution = seconds(settle, || backend.conv2d(conv2d, &x, &square, &Epilogue::default(), None, &mut y))?;
+        let convolution = seconds(settle, || backend.run(&Op::Conv2d { p, x: &x, w: &square, e }, None, &mut y))?;
         flops = 2.0 * f64::from(rows) * (WIDE * WIDE + 9 * CHANNELS * CHANNELS) as f64 / (product + convolution);
         if product + convolution > LONG {
             break;
@@ -73,8 +74,8 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     for bytes in STREAMS {
         backend.write(&vec![0; bytes], &mut from)?;
         let settle = || backend.read(&from, &mut [0; 4]);
-        let sum = ScaleAdd { elements: (bytes / 4) as u32 };
-        let streaming = seconds(settle, || backend.scale_add(sum, &[(0.5, &from, 0)], &mut to))?;
+        let sum = Op::ScaleAdd { p: ScaleAdd { elements: (bytes / 4) as u32 }, terms: &[(0.5, &from, 0)] };
+        let streaming = seconds(settle, || backend.run(&sum, None, &mut to))?;
         let mut host = vec![0; bytes];
         let copying = seconds(settle, || backend.read(&to, &mut host))?;
         (bandwidth, link) = (2.0 * bytes as f64 / streaming, bytes as f64 / copying);

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
-use super::{dtype::DType, id::DeviceId, rates::Rates, rules::Rules};
+use super::{class::NumericsClass, dtype::DType, id::DeviceId, rates::Rates, rules::Rules};
 use crate::error::Error;
 
 // Not beside the type: the models in `loom/` have that file and no serde.
@@ -22,7 +22,7 @@ pub struct DeviceInfo {
     /// What a person would call it.
     pub name: String,
     /// Its numerics class in the type of its rules.
-    pub class: String,
+    pub class: NumericsClass,
     /// Cores that compute; 0 for a GPU.
     pub cores: usize,
     /// Which ones, by the system's numbers.
@@ -49,23 +49,9 @@ impl DeviceInfo {
     /// The same device computing in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };
-        let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.has_bf16())?;
+        let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.class.may_have_bf16())?;
         let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
-        Some(Self { class: class_in(&self.class, dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
-    }
-
-    /// NVIDIA's have it from compute capability 8.0 on.
-    fn has_bf16(&self) -> bool {
-        let capability = self.class.split_whitespace().find_map(|word| word.strip_prefix("sm_")?.parse::<u32>().ok());
-        capability.is_none_or(|capability| capability >= 80)
-    }
-}
-
-/// A numerics class in another type, which is its last word.
-pub fn class_in(class: &str, dtype: DType) -> String {
-    match class.rsplit_once(' ') {
-        Some((kind, _)) => format!("{kind} {dtype}"),
-        None => dtype.to_string(),
+        Some(Self { class: self.class.in_type(dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Buffers and kernels: knows sizes, does not know tensors.
 //!
-//! A `Backend` is what a kind of device can do. Its ops get a filled-in parameter struct and may trust it: shapes,
+//! A `Backend` is what a kind of device can do. It gets an op as a value, an `Op`, and may trust it: shapes,
 //! types and devices are compared once, in `tensor/ops.rs`. Every op only enqueues, in order; `read` waits.
 //!
 //! So the trait and all that its methods take are private to the crate: kernels write where their parameters say, and
@@ -42,7 +42,7 @@
 //! let device = Device::cpu(1 << 20).unwrap();
 //! let values = Values::Data { dtype: DType::F32, bytes: &[0; 256] };
 //! let mut weight = device.pack(Layer::Linear { out: 8, k: 8 }, DType::F32, values, None).unwrap();
-//! weight.layer = Layer::Linear { out: 8, k: 1 << 20 };
+//! weight.form.layer = Layer::Linear { out: 8, k: 1 << 20 };
 //! ```
 //!
 //! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the numerics
@@ -54,6 +54,7 @@
 //! shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
 
 pub mod arena;
+pub mod class;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -77,13 +78,14 @@ mod weight;
 pub mod wgpu;
 
 pub(crate) use arena::{Buffer, Slab};
+pub use class::NumericsClass;
 pub use device::{Device, Keep};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use info::DeviceInfo;
 pub use layer::{Activation, Layer, ReadAt, Values};
-pub(crate) use ops::{Backend, Epilogue, Fusion, Term};
+pub(crate) use ops::{Backend, Epilogue, Fusion, Op};
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};
 pub use weight::Weight;
-use weight::WeightData;
+use weight::{Form, WeightData};

@@ -1,13 +1,14 @@
-//! What a kind of device can do.
+//! The ops, and what a kind of device can do.
 
 use super::{
     arena::{Buffer, Slab},
+    class::NumericsClass,
     dtype::DType,
-    layer::{Activation, Layer, Values},
+    layer::{Activation, Values},
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
-    weight::Weight,
+    weight::{Form, Weight},
 };
 use crate::error::Result;
 
@@ -34,14 +35,100 @@ pub(crate) struct Fusion {
     pub residual: bool,
 }
 
-/// One term of [`Backend::scale_add`]: the factor, the buffer and the element to begin at.
+/// One term of [`Op::ScaleAdd`]: the factor, the buffer and the element to begin at.
 pub(crate) type Term<'a> = (f32, &'a Buffer, usize);
+
+/// What a device is asked to compute: the sizes and the inputs of one call. Its output goes beside it, see
+/// [`Backend::run`].
+#[derive(Clone, Copy)]
+pub(crate) enum Op<'a> {
+    /// Matrix product with an epilogue.
+    Linear { p: Linear, x: &'a Buffer, w: &'a Weight, e: &'a Epilogue<'a> },
+    /// Convolution with an epilogue.
+    Conv2d { p: Conv2d, x: &'a Buffer, w: &'a Weight, e: &'a Epilogue<'a> },
+    /// Attention with an online softmax: the score matrix never exists. Milakov and Gimelshein 2018; Dao et al. 2022.
+    Attention { p: Attention, q: &'a Buffer, k: &'a Buffer, v: &'a Buffer },
+    /// Group norm, SiLU on request.
+    GroupNorm { p: GroupNorm, x: &'a Buffer, w: &'a Weight },
+    /// Layer norm.
+    LayerNorm { p: LayerNorm, x: &'a Buffer, w: &'a Weight },
+    /// Token plus position embedding. Ids beyond the table must not come here.
+    Embedding { p: Embedding, ids: &'a Buffer, table: &'a Weight, positions: &'a Weight },
+    /// Nearest-neighbour upsampling to a given size.
+    Upsample2x { p: Upsample, x: &'a Buffer },
+    /// Two tensors side by side along the channels.
+    ConcatChannels { p: Concat, a: &'a Buffer, b: &'a Buffer },
+    /// An activation by itself.
+    Activate { p: Activate, activation: Activation, x: &'a Buffer },
+    /// Adds a vector to every row of an image.
+    AddChannels { p: AddChannels, x: &'a Buffer, per_channel: &'a Buffer },
+    /// A weighted sum of up to six terms, all f32.
+    ScaleAdd { p: ScaleAdd, terms: &'a [Term<'a>] },
+    /// The same values in the output's float type, rounded to the nearest even.
+    Cast { x: &'a Buffer },
+}
+
+impl Op<'_> {
+    /// Its name in kernels, fault injection and messages of devices: that of its method in `tensor/ops.rs`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Linear { .. } => "linear",
+            Op::Conv2d { .. } => "conv2d",
+            Op::Attention { .. } => "attention",
+            Op::GroupNorm { .. } => "group_norm",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::Embedding { .. } => "embedding",
+            Op::Upsample2x { .. } => "upsample2x",
+            Op::ConcatChannels { .. } => "concat_channels",
+            Op::Activate { .. } => "activate",
+            Op::AddChannels { .. } => "add_channels",
+            Op::ScaleAdd { .. } => "scale_add",
+            Op::Cast { .. } => "cast",
+        }
+    }
+
+    /// Multiplies and adds of products and attention, each counted as one; other ops are counted by their bytes alone.
+    pub fn flops(&self) -> f64 {
+        let product = |sizes: &[u32]| sizes.iter().fold(2.0, |product, &size| product * f64::from(size));
+        match self {
+            Op::Linear { p, .. } => product(&[p.rows, p.out, p.k]),
+            Op::Conv2d { p, .. } => {
+                product(&[p.batch, p.out_height, p.out_width, p.out, p.kernel, p.kernel, p.channels])
+            }
+            Op::Attention { p, .. } => 2.0 * product(&[p.batch, p.heads, p.queries, p.keys, p.head_dim]),
+            _ => 0.0,
+        }
+    }
+
+    /// Bytes that it reads and writes when its output is `out`: each of its inputs once, unless the arm says otherwise.
+    pub fn bytes(&self, scratch: Option<&Buffer>, out: &Buffer) -> usize {
+        // Partial sums, or keys and values in another order, are written and read again.
+        let scratch = scratch.map_or(0, |scratch| 2 * scratch.bytes());
+        let inputs = match self {
+            Op::Linear { x, w, e, .. } | Op::Conv2d { x, w, e, .. } => {
+                let epilogue = [e.channel_add.map(|(add, _)| add), e.residual];
+                x.bytes() + w.bytes() + epilogue.into_iter().flatten().map(Buffer::bytes).sum::<usize>() + scratch
+            }
+            Op::Attention { q, k, v, .. } => q.bytes() + k.bytes() + v.bytes() + scratch,
+            // Statistics first, then the values once more.
+            Op::GroupNorm { x, w, .. } => 2 * x.bytes() + w.bytes(),
+            Op::LayerNorm { x, w, .. } => x.bytes() + w.bytes(),
+            // As many rows of each table as there are rows of the output.
+            Op::Embedding { ids, .. } => ids.bytes() + 2 * out.bytes(),
+            Op::ConcatChannels { a, b, .. } => a.bytes() + b.bytes(),
+            Op::AddChannels { x, per_channel, .. } => x.bytes() + per_channel.bytes(),
+            // A term may be a part of a larger tensor: only that part is read.
+            Op::ScaleAdd { terms, .. } => terms.len() * out.bytes(),
+            Op::Upsample2x { x, .. } | Op::Activate { x, .. } | Op::Cast { x } => x.bytes(),
+        };
+        inputs + out.bytes()
+    }
+}
 
 /// What a kind of device can do. Sizes are already checked; buffers and weights are this backend's own.
 pub(crate) trait Backend: Send + Sync {
-    /// Everything that decides the bits of a result: kind, kernel path and, as the last word, the type in which it computes
-    /// unless it is asked for another: `cpu avx512 f32` for example.
-    fn class(&self) -> &str;
+    /// Everything that decides the bits of a result, in the type in which it computes unless it is asked for another.
+    fn class(&self) -> &NumericsClass;
 
     /// In which memory and form packed weights are: devices with equal answers share them.
     fn weight_home(&self) -> &str;
@@ -52,12 +139,12 @@ pub(crate) trait Backend: Send + Sync {
     /// Reserves memory.
     fn slab(&self, bytes: usize) -> Result<Slab>;
 
-    /// Brings a layer's parameters into this backend's form, for inputs of `dtype`, in which it computes.
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight>;
+    /// Brings a layer's parameters into a form, in the order of this backend's kernels. It computes in the form's type.
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
     /// The same for a weight that is to rest in the host's memory, for [`Backend::fetch`].
-    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.pack(layer, dtype, weight, bias)
+    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.pack(form, weight, bias)
     }
 
     /// A copy of a weight that another device has packed, in the memory where this one computes: less work than packing it
@@ -66,8 +153,8 @@ pub(crate) trait Backend: Send + Sync {
         Ok(None)
     }
 
-    /// What [`Backend::pack`] makes of a layer, in bytes.
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize;
+    /// What a weight of this form occupies once [`Backend::pack`] has packed it, in bytes.
+    fn packed_bytes(&self, form: Form) -> usize;
 
     /// A copy, in the memory where the device computes, of a weight that [`Backend::pack_to_rest`] made and that rests in the
     /// host's memory.
@@ -77,76 +164,11 @@ pub(crate) trait Backend: Send + Sync {
     /// residual too and may pack its layers for it; who does not packs them in the order of the file.
     fn supports(&self, fusion: Fusion) -> bool;
 
-    /// Bytes that [`Backend::linear`] and [`Backend::conv2d`] need beside their output for `rows` times `out` results, each
-    /// the sum over a chain of `k`.
-    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize;
+    /// Bytes that an op needs beside its output; `None` if it needs no such buffer.
+    fn scratch(&self, op: &Op) -> Option<usize>;
 
-    /// Bytes that [`Backend::attention`] needs beside its output.
-    fn attention_scratch(&self, p: &Attention) -> usize;
-
-    /// Bytes that [`Backend::group_norm`] needs beside its output.
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize;
-
-    /// Matrix product with an epilogue. `scratch` is there if it needs some.
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()>;
-
-    /// Convolution with an epilogue. `scratch` is there if it needs some.
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()>;
-
-    /// Attention with an online softmax: the score matrix never exists. Milakov and Gimelshein 2018; Dao et al. 2022.
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        scratch: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()>;
-
-    /// Group norm, SiLU on request.
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()>;
-
-    /// Layer norm.
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()>;
-
-    /// Token plus position embedding. Ids beyond the table must not come here.
-    fn embedding(&self, p: Embedding, ids: &Buffer, table: &Weight, positions: &Weight, out: &mut Buffer)
-    -> Result<()>;
-
-    /// Nearest-neighbour upsampling to a given size.
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()>;
-
-    /// Two tensors side by side along the channels.
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()>;
-
-    /// An activation by itself.
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()>;
-
-    /// Adds a vector to every row of an image.
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()>;
-
-    /// A weighted sum of up to six terms, all f32.
-    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()>;
-
-    /// The same values in the output's float type, rounded to the nearest even.
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()>;
+    /// Enqueues an op. `scratch` is there if [`Backend::scratch`] asks for it.
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()>;
 
     /// Host to device.
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()>;

@@ -10,11 +10,8 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, DeviceId, Epilogue, Fusion, Layer, Rates, Slab, Term, Values, Weight,
+    Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight,
     dry::{Dry, Ledger},
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
     rules::Rules,
 };
 use crate::{
@@ -51,12 +48,12 @@ pub enum Waits {
 
 /// An op that is about to begin.
 #[derive(Debug, Clone, Copy)]
-pub struct Op<'a> {
+pub struct OpStart<'a> {
     /// Where.
     pub device: DeviceId,
     /// Ops before it on this device.
     pub number: u64,
-    /// Its name in `Backend`.
+    /// Its name: an op's own, or `write`, `read` or `copy`.
     pub name: &'static str,
     /// What comes from the host, if it is a write.
     pub written: &'a [u8],
@@ -72,7 +69,7 @@ pub enum Fault {
 }
 
 /// Decides what befalls which op.
-pub type Faults = Box<dyn Fn(&Op) -> Option<Fault> + Send + Sync>;
+pub type Faults = Box<dyn Fn(&OpStart) -> Option<Fault> + Send + Sync>;
 
 /// What a simulated device is like.
 pub struct Setup {
@@ -151,7 +148,7 @@ impl Sim {
         let mut state = self.record.state();
         let number = state.ops;
         state.ops += 1;
-        let fault = (self.setup.faults)(&Op { device: self.id, number, name, written });
+        let fault = (self.setup.faults)(&OpStart { device: self.id, number, name, written });
         if fault == Some(Fault::Dies) && state.died_at.is_none() {
             state.died_at = Some((number, name));
         }
@@ -186,7 +183,7 @@ impl Sim {
 }
 
 impl Backend for Sim {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         self.dry.class()
     }
 
@@ -202,12 +199,12 @@ impl Backend for Sim {
         self.dry.slab(bytes)
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        self.dry.pack(layer, dtype, weight, bias)
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        self.dry.pack(form, weight, bias)
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        self.dry.packed_bytes(layer, dtype, has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        self.dry.packed_bytes(form)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
@@ -221,95 +218,12 @@ impl Backend for Sim {
         }
     }
 
-    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
-        self.dry.product_scratch(rows, out, k)
+    fn scratch(&self, op: &Op) -> Option<usize> {
+        self.dry.scratch(op)
     }
 
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        self.dry.attention_scratch(p)
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        self.dry.group_norm_scratch(p)
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.op("linear", |dry| dry.linear(p, x, w, e, scratch, out))
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.op("conv2d", |dry| dry.conv2d(p, x, w, e, scratch, out))
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        scratch: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.op("attention", |dry| dry.attention(p, q, k, v, scratch, out))
-    }
-
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        self.op("group_norm", |dry| dry.group_norm(p, x, w, scratch, out))
-    }
-
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        self.op("layer_norm", |dry| dry.layer_norm(p, x, w, out))
-    }
-
-    fn embedding(
-        &self,
-        p: Embedding,
-        ids: &Buffer,
-        table: &Weight,
-        positions: &Weight,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.op("embedding", |dry| dry.embedding(p, ids, table, positions, out))
-    }
-
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.op("upsample2x", |dry| dry.upsample2x(p, x, out))
-    }
-
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.op("concat_channels", |dry| dry.concat_channels(p, a, b, out))
-    }
-
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.op("activate", |dry| dry.activate(p, activation, x, out))
-    }
-
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.op("add_channels", |dry| dry.add_channels(p, x, per_channel, out))
-    }
-
-    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        self.op("scale_add", |dry| dry.scale_add(p, terms, out))
-    }
-
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        self.op("cast", |dry| dry.cast(x, out))
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        self.op(op.name(), |dry| dry.run(op, scratch, out))
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {

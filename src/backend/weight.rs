@@ -8,15 +8,66 @@ use std::{
 use super::{dtype::DType, layer::Layer};
 use crate::error::{Error, Result};
 
+/// How the elements of a packed weight lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// As 32-bit floats.
+    F32,
+    /// In IEEE half precision.
+    F16,
+    /// As bfloat16.
+    BF16,
+}
+
+impl Stored {
+    /// The type of the elements.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+        }
+    }
+
+    /// What so many elements occupy.
+    pub const fn bytes(self, elements: usize) -> usize {
+        elements * self.dtype().size()
+    }
+}
+
+/// What a packed weight is. How it is stored and in which type it is computed are two questions: kernels may read one type
+/// and compute in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The layer.
+    pub layer: Layer,
+    /// How the elements of its weight lie in memory, which decides what it occupies and which kernels can read it. A bias is
+    /// f32 in every form.
+    pub stored: Stored,
+    /// The type in which its op computes: that of the op's inputs and output.
+    pub computed: DType,
+    /// Whether a bias is packed along.
+    pub has_bias: bool,
+}
+
+impl Form {
+    /// The form of a layer that is computed in `computed`: stored in the same type, but for the scales of norms, which are
+    /// f32.
+    pub const fn new(layer: Layer, computed: DType, has_bias: bool) -> Self {
+        let stored = match (layer, computed) {
+            (Layer::Norm { .. }, _) | (_, DType::F32 | DType::U32) => Stored::F32,
+            (_, DType::F16) => Stored::F16,
+            (_, DType::BF16) => Stored::BF16,
+        };
+        Self { layer, stored, computed, has_bias }
+    }
+}
+
 /// A layer's parameters in the form that a backend wants. Clones share them.
 #[derive(Clone)]
 pub struct Weight {
     /// What it is.
-    pub(super) layer: Layer,
-    /// The type of the inputs that it is packed for.
-    pub(super) dtype: DType,
-    /// Whether a bias was packed along.
-    pub(super) has_bias: bool,
+    pub(super) form: Form,
     /// What it occupies on a device, in bytes.
     bytes: usize,
     /// Devices with this `Backend::weight_home` can use it.
@@ -47,38 +98,29 @@ impl Visiting {
 }
 
 impl Weight {
-    pub(super) fn new(
-        layer: Layer,
-        dtype: DType,
-        has_bias: bool,
-        bytes: usize,
-        home: Arc<str>,
-        data: WeightData,
-    ) -> Self {
-        Self { layer, dtype, has_bias, bytes, home, data, _charge: None }
+    pub(super) fn new(form: Form, bytes: usize, home: Arc<str>, data: WeightData) -> Self {
+        Self { form, bytes, home, data, _charge: None }
     }
 
     /// One that `fetch` brings to the devices of `home` when it is wanted there. `bytes` is what it occupies then.
     pub(super) fn visiting_at(
         home: &str,
-        layer: Layer,
-        dtype: DType,
-        has_bias: bool,
+        form: Form,
         bytes: usize,
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
     ) -> Self {
         let visiting = Visiting { here: Mutex::default(), fetch: Box::new(fetch) };
-        Self::new(layer, dtype, has_bias, bytes, home.into(), WeightData::Visiting(Arc::new(visiting)))
+        Self::new(form, bytes, home.into(), WeightData::Visiting(Arc::new(visiting)))
     }
 
     /// What it is.
     pub fn layer(&self) -> Layer {
-        self.layer
+        self.form.layer
     }
 
-    /// The type of the inputs that it is packed for.
+    /// The type in which its op computes: that of the inputs that it is packed for.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.form.computed
     }
 
     /// What it occupies on a device, in bytes.
@@ -112,7 +154,7 @@ impl Weight {
             WeightData::Visiting(visiting) => visiting
                 .here()
                 .clone()
-                .ok_or_else(|| Error::request(format!("{:?} is used before it has come to its device", self.layer))),
+                .ok_or_else(|| Error::request(format!("{:?} is used before it has come to its device", self.layer()))),
             _ => Ok(self.clone()),
         }
     }
@@ -126,14 +168,14 @@ impl Weight {
             let mut here = visiting.here();
             if here.is_none() {
                 let came = (visiting.fetch)()?;
-                let announced = (self.layer, self.dtype, self.has_bias, &self.home);
                 let is_here = !matches!(came.data, WeightData::Visiting(_));
-                if (came.layer, came.dtype, came.has_bias, &came.home) != announced || !is_here {
+                if (came.form, &came.home) != (self.form, &self.home) || !is_here {
                     return Err(Error::request(format!(
                         "{:?} in {} was to come to its device",
-                        self.layer, self.dtype
+                        self.layer(),
+                        self.dtype()
                     ))
-                    .found(format!("{:?} in {} for {}", came.layer, came.dtype, came.home)));
+                    .found(format!("{:?} in {} for {}", came.layer(), came.dtype(), came.home)));
                 }
                 *here = Some(came);
             }

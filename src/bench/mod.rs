@@ -95,7 +95,7 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
         }
         _ => (0, product_rate(settings.device, info.rules.dtype())?),
     };
-    let machine = Machine { name: info.name.clone(), class: info.class.clone(), threads, peak_gflops: peak / 1e9 };
+    let machine = Machine { name: info.name.clone(), class: info.class.to_string(), threads, peak_gflops: peak / 1e9 };
     let components =
         model.spec.components.iter().map(|(id, component)| {
             Ok((component.name.clone(), measure(id, model, settings, &info, machine.peak_gflops)?))

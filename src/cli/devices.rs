@@ -30,7 +30,7 @@ pub fn run(args: &DevicesArgs, console: &Console) -> Result<()> {
                 json!({
                     "device": device.id.to_string(),
                     "name": device.name,
-                    "numerics": device.class,
+                    "numerics": device.class.to_string(),
                     "cores": device.cores,
                     "memory_bytes": device.memory_bytes,
                     "free_bytes": device.free_bytes,

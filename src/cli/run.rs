@@ -195,7 +195,7 @@ impl Run<'_> {
         });
         let class = |component, id| {
             let device = self.plan.devices.iter().find(|device| device.id == id);
-            device.map_or_else(String::new, |device| device.class_of(component))
+            device.map_or_else(String::new, |device| device.class_of(component).to_string())
         };
         let of = |f: &dyn Fn(ComponentId) -> serde_json::Value| -> serde_json::Value {
             let components = self.plan.components.iter();

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
-    backend::Device,
+    backend::{Device, NumericsClass},
     pipeline::{TextCache, gate::Gates},
 };
 
@@ -12,6 +12,6 @@ pub(super) struct Crew {
     pub devices: Vec<Device>,
     pub gates: Arc<Gates>,
     /// One for each numerics class.
-    pub texts: HashMap<Vec<String>, Arc<TextCache>>,
+    pub texts: HashMap<Vec<NumericsClass>, Arc<TextCache>>,
     pub patience: Duration,
 }

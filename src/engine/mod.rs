@@ -22,7 +22,7 @@ use std::{
 };
 
 use crate::{
-    backend::{self, Device, DeviceId, Opening, info::class_in},
+    backend::{self, Device, DeviceId, NumericsClass, Opening},
     error::{Error, Result},
     models::{
         component::{ComponentId, Stage},
@@ -410,10 +410,10 @@ impl Prepared {
 }
 
 /// The numerics classes that a replica's text encoders may have: features are the same where these are.
-fn text_classes(model: &Model, parts: &Parts) -> Vec<String> {
+fn text_classes(model: &Model, parts: &Parts) -> Vec<NumericsClass> {
     let instances = model.spec.in_stage(Stage::Encode).flat_map(|component| &parts[component]);
     let routes = instances.flat_map(Instance::networks).flat_map(|network| network.route.typed());
-    let mut classes: Vec<String> = routes.map(|(device, dtype)| class_in(device.class(), dtype)).collect();
+    let mut classes: Vec<_> = routes.map(|(device, dtype)| device.class().in_type(dtype)).collect();
     classes.sort();
     classes.dedup();
     classes

@@ -39,7 +39,7 @@ impl Core {
     /// The end of a request that nobody is left to take.
     pub(super) fn nobody(&self) -> Error {
         let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = Error::device("engine", "no replica is left");
+        let error = Error::request("engine: no replica is left");
         if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
     }
 
@@ -70,21 +70,17 @@ impl Core {
 
     /// The end of a claim, or of this try at it.
     fn end(&self, claim: &Claim<Arc<Job>>, crew: &Crew, result: Result<Picture>) -> Left {
-        match result {
-            Err(error) if matches!(error.scope(), Scope::Device(_)) => {
-                let devices: Vec<DeviceId> = match error.scope() {
-                    Scope::Device(name) => name.parse().into_iter().collect(),
-                    _ => Vec::new(),
-                };
-                self.lose(crew, claim.number, &devices, error, Noticed::ByError)
+        let scope = result.as_ref().err().map(|error| error.scope().clone());
+        match (result, scope) {
+            (Err(error), Some(Scope::Device(device))) => {
+                self.lose(crew, claim.number, &[device], error, Noticed::ByError)
             }
-            result => {
+            (result, scope) => {
                 if self.queue.finish(claim.number).is_err() {
                     return Left::Unheard;
                 }
-                let stops = result.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
                 claim.job.end(result);
-                if stops {
+                if scope == Some(Scope::Process) {
                     let error = || Error::process("the engine stopped after another request's failure");
                     self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
                 }
@@ -105,7 +101,7 @@ pub(super) enum Left {
 pub(super) fn watch(core: &Arc<Core>) {
     while let Some(Silent { crew, claim, age, devices, patience }) = core.watch.next_silent() {
         let Some(first) = devices.first() else { continue };
-        let error = Error::device(first, format!("nothing was heard of it for {} s", patience.as_secs()));
+        let error = Error::device(*first, format!("nothing was heard of it for {} s", patience.as_secs()));
         // Nobody waits for what it was about to find out.
         crew.texts.values().for_each(|texts| texts.give_up(age));
         core.lose(&crew, claim, &devices, error, Noticed::BySilence);

@@ -86,7 +86,7 @@ fn by_strategy(
     let of_class = classes.iter().map(|class| place(class)).filter_map(Result::ok);
     let most = of_class.reduce(|most, other| if other.layouts.len() > most.layouts.len() { other } else { most });
     most.ok_or_else(|| {
-        let names = classes.iter().map(|class| costs.info(class[0]).class.clone()).collect::<Vec<_>>();
+        let names = classes.iter().map(|class| costs.info(class[0]).class.to_string()).collect::<Vec<_>>();
         map.numerics
             .refuse("numerics", "the devices of no numerics class hold all replicas")
             .found(names.join(", "))

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     backend::{
-        DType, DeviceId, DeviceInfo, DeviceKind, Rates,
+        DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
+        class::KernelPath,
         cpu::{self, Path, threads},
         info::plannable,
         rules::Rules,
@@ -219,12 +220,13 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
     };
     let name = model.map_or_else(|| format!("a {} device", id.kind.name()), |model| model.name.clone());
     let class = match (rules, id.kind) {
-        (Rules::Cpu(path), _) => cpu::class(path),
+        (Rules::Cpu(path), _) => NumericsClass::cpu(path),
         (_, DeviceKind::Cuda) => {
-            let compute = model.and_then(|model| model.compute.as_deref()).unwrap_or("unknown");
-            format!("cuda sm_{} {}", compute.replace('.', ""), rules.dtype())
+            let compute = model.and_then(|model| model.compute.as_ref()?.replace('.', "").parse().ok());
+            let kernels = KernelPath::Capability { gpu: compute, code: None };
+            NumericsClass { kind: DeviceKind::Cuda, kernels, dtype: rules.dtype() }
         }
-        _ => format!("wgpu {name} {}", rules.dtype()),
+        _ => NumericsClass { kind: DeviceKind::Wgpu, kernels: KernelPath::Adapter(name.clone()), dtype: rules.dtype() },
     };
     let info = DeviceInfo {
         id,

@@ -24,7 +24,7 @@ use super::{
 };
 pub use super::{choose::Rejected, edges::Edge};
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, info::class_in, registry::measured},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, registry::measured},
     error::{Error, Result},
     models::{
         component::{ComponentId, PerComponent, Stage},
@@ -59,7 +59,7 @@ pub struct DevicePlan {
     pub id: DeviceId,
     /// Its numerics class.
     #[serde(rename = "numerics")]
-    pub class: String,
+    pub class: NumericsClass,
     /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
     #[serde(skip)]
     pub cores: Option<Vec<usize>>,
@@ -89,8 +89,8 @@ pub struct DevicePlan {
 
 impl DevicePlan {
     /// The numerics class in which it runs a component.
-    pub fn class_of(&self, component: ComponentId) -> String {
-        class_in(&self.class, self.dtypes[component])
+    pub fn class_of(&self, component: ComponentId) -> NumericsClass {
+        self.class.in_type(self.dtypes[component])
     }
 
     /// All of it, in bytes.
@@ -387,7 +387,7 @@ impl Plan {
     /// The numerics classes in which a component runs, over all of its devices.
     pub fn classes(&self, component: ComponentId) -> Vec<String> {
         let on = self.devices.iter().filter(|device| device.components.contains(&component));
-        each_once(on.map(|device| device.class_of(component)))
+        each_once(on.map(|device| device.class_of(component).to_string()))
     }
 
     /// The components that devices of several numerics classes run.
@@ -524,7 +524,7 @@ fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo
                 .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
             _ => said
                 .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name))
-                .found(&info.class)
+                .found(info.class.to_string())
                 .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
     }

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use super::{Shape, Tensor};
 use crate::{
     backend::{
-        Activation, Buffer, DType, Device, Epilogue, Fusion, Layer, Weight,
+        Activation, DType, Device, Epilogue, Fusion, Layer, Op, Weight,
         params::{
             Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd,
             Upsample,
@@ -130,12 +130,17 @@ impl Tensor {
         Ok((epilogue, Fuse::default()))
     }
 
-    /// Room for what a matrix product needs beside its output, if it needs any.
-    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> Result<Option<Buffer>> {
-        match self.device.backend().product_scratch(rows, out, k) {
-            0 => Ok(None),
-            bytes => self.device.alloc(bytes, DType::F32).map(Some),
-        }
+    /// Makes room for the result of an op, and for what the backend needs beside it, and runs it.
+    fn computed(device: &Device, shape: Shape, dtype: DType, op: &Op) -> Result<Tensor> {
+        let mut out = Self::room(device, shape, dtype)?;
+        let scratch = device.backend().scratch(op).map(|bytes| device.alloc(bytes, DType::F32));
+        device.backend().run(op, scratch.transpose()?.as_mut(), &mut out)?;
+        Ok(Self::from_buffer(device, shape, dtype, out))
+    }
+
+    /// The same on the device and in the type of this tensor.
+    fn then(&self, shape: Shape, op: &Op) -> Result<Tensor> {
+        Self::computed(&self.device, shape, self.dtype, op)
     }
 
     /// What the backend did not fuse, in the same order.
@@ -170,10 +175,7 @@ impl Tensor {
         let (epilogue, rest) = self.fused(OP, final_shape, fuse)?;
         let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
         let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
-        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        let mut scratch = self.product_scratch(p.rows, p.out, p.k)?;
-        self.device.backend().linear(p, &self.buffer, w, &epilogue, scratch.as_mut(), &mut buffer)?;
-        Self::from_buffer(&self.device, shape, self.dtype, buffer).finish(&rest)
+        self.then(shape, &Op::Linear { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
     }
 
     /// `[batch, height, width, channels]` to `[batch, height', width', out]`.
@@ -218,10 +220,7 @@ impl Tensor {
             out_height: u(size(height)),
             out_width: u(size(width)),
         };
-        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        let mut scratch = self.product_scratch(u(shape.rows()), p.out, u(kernel * kernel * channels))?;
-        self.device.backend().conv2d(p, &self.buffer, w, &epilogue, scratch.as_mut(), &mut buffer)?;
-        Self::from_buffer(&self.device, shape, self.dtype, buffer).finish(&rest)
+        self.then(shape, &Op::Conv2d { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
     }
 
     /// `softmax(q k^T / sqrt(head_dim)) v` with `heads` heads side by side in the channels.
@@ -252,11 +251,7 @@ impl Tensor {
             causal: u32::from(causal),
             scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         };
-        let backend = self.device.backend();
-        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
-        let mut scratch = self.device.alloc(backend.attention_scratch(&p), DType::F32)?;
-        backend.attention(p, &self.buffer, &k.buffer, &v.buffer, &mut scratch, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
+        self.then(self.shape, &Op::Attention { p, q: &self.buffer, k: &k.buffer, v: &v.buffer })
     }
 
     /// Group norm of `[batch, .., channels]`, followed by SiLU if `activation` says so.
@@ -281,11 +276,7 @@ impl Tensor {
             eps,
             silu: u32::from(activation == Activation::Silu),
         };
-        let backend = self.device.backend();
-        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
-        let mut scratch = self.device.alloc(backend.group_norm_scratch(&p), DType::F32)?;
-        backend.group_norm(p, &self.buffer, w, &mut scratch, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
+        self.then(self.shape, &Op::GroupNorm { p, x: &self.buffer, w })
     }
 
     /// Layer norm of each row of `[.., channels]`.
@@ -298,9 +289,7 @@ impl Tensor {
         let channels = self.shape.channels();
         ensure(w.layer() == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer()))?;
         let p = LayerNorm { rows: u(self.shape.rows()), channels: u(channels), eps };
-        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
-        self.device.backend().layer_norm(p, &self.buffer, w, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
+        self.then(self.shape, &Op::LayerNorm { p, x: &self.buffer, w })
     }
 
     /// Token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
@@ -326,9 +315,7 @@ impl Tensor {
         let (table, positions) = (&ids.holds(OP, table)?, &ids.holds(OP, positions)?);
         let (shape, dtype) = (Shape::from([ids.dim(0), tokens, channels]), table.dtype());
         ensure(positions.dtype() == dtype, OP, || format!("{} beside {dtype}", positions.dtype()))?;
-        let mut buffer = Self::room(device, shape, dtype)?;
-        device.backend().embedding(p, &ids.buffer, table, positions, &mut buffer)?;
-        Ok(Self::from_buffer(device, shape, dtype, buffer))
+        Self::computed(device, shape, dtype, &Op::Embedding { p, ids: &ids.buffer, table, positions })
     }
 
     /// Nearest neighbour to `[batch, height, width, channels]`, about twice the size.
@@ -353,9 +340,7 @@ impl Tensor {
             out_width: u(width),
         };
         let shape = Shape::from([batch, height, width, channels]);
-        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        self.device.backend().upsample2x(p, &self.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
+        self.then(shape, &Op::Upsample2x { p, x: &self.buffer })
     }
 
     /// `[.., a]` and `[.., b]` to `[.., a + b]`.
@@ -370,9 +355,7 @@ impl Tensor {
         ensure(other.shape.with_channels(left) == self.shape, OP, || format!("{} and {}", self.shape, other.shape))?;
         let p = Concat { rows: u(self.shape.rows()), left: u(left), right: u(right) };
         let shape = self.shape.with_channels(left + right);
-        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        self.device.backend().concat_channels(p, &self.buffer, &other.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
+        self.then(shape, &Op::ConcatChannels { p, a: &self.buffer, b: &other.buffer })
     }
 
     /// An activation by itself; GEGLU halves the channels, none is free.
@@ -394,9 +377,7 @@ impl Tensor {
         };
         let shape = self.shape.with_channels(channels);
         let p = Activate { rows: u(shape.rows()), channels: u(channels) };
-        let mut buffer = Self::room(&self.device, shape, self.dtype)?;
-        self.device.backend().activate(p, activation, &self.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, shape, self.dtype, buffer))
+        self.then(shape, &Op::Activate { p, activation, x: &self.buffer })
     }
 
     /// `[batch, .., channels]` plus a row of `[batch or 1, channels]` on every pixel.
@@ -418,9 +399,7 @@ impl Tensor {
             channels: u(channels),
             per_channel_rows: u(rows),
         };
-        let mut buffer = Self::room(&self.device, self.shape, self.dtype)?;
-        self.device.backend().add_channels(p, &self.buffer, &add.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, self.dtype, buffer))
+        self.then(self.shape, &Op::AddChannels { p, x: &self.buffer, per_channel: &add.buffer })
     }
 
     /// The sum of two tensors of one shape.
@@ -456,9 +435,7 @@ impl Tensor {
             parts.push((*scale, &*x.buffer, start));
         }
         let p = ScaleAdd { elements: u(shape.elements()) };
-        let mut buffer = Self::room(&first.device, shape, DType::F32)?;
-        first.device.backend().scale_add(p, &parts, &mut buffer)?;
-        Ok(Self::from_buffer(&first.device, shape, DType::F32, buffer))
+        first.then(shape, &Op::ScaleAdd { p, terms: &parts })
     }
 
     /// Tensors of one shape below each other, along the outermost size.
@@ -491,8 +468,6 @@ impl Tensor {
             return Ok(self.clone());
         }
         ensure(self.dtype != DType::U32 && dtype != DType::U32, OP, || format!("{} to {dtype}", self.dtype))?;
-        let mut buffer = Self::room(&self.device, self.shape, dtype)?;
-        self.device.backend().cast(&self.buffer, &mut buffer)?;
-        Ok(Self::from_buffer(&self.device, self.shape, dtype, buffer))
+        Self::computed(&self.device, self.shape, dtype, &Op::Cast { x: &self.buffer })
     }
 }

@@ -1,7 +1,7 @@
 //! When a result counts as right, and how an op is called so that its mistakes show.
 
 use sdshard::{
-    backend::{DType, Device, arena::aligned, info::class_in},
+    backend::{DType, Device, NumericsClass, arena::aligned},
     tensor::Tensor,
 };
 
@@ -136,7 +136,7 @@ pub fn plain(subject: &Subject, case: &Case, data: &Data) -> Result<Vec<f32>, St
 pub fn order(subjects: &[Subject], case: &Case) -> Result<(), String> {
     let data = case.data();
     let images: Vec<Data> = (0..case.images()).map(|i| data.image(i)).collect();
-    let mut classes: Vec<(String, &str, Vec<f32>)> = Vec::new();
+    let mut classes: Vec<(NumericsClass, &str, Vec<f32>)> = Vec::new();
     for subject in subjects.iter().filter(|subject| case.fits(subject.dtype, 0.0)) {
         let name = &subject.name;
         let whole = plain(subject, case, &data)?;
@@ -145,7 +145,7 @@ pub fn order(subjects: &[Subject], case: &Case) -> Result<(), String> {
             same_bits(&whole[i * size..][..size], &plain(subject, case, image)?)
                 .map_err(|e| format!("{name}: {:?}: image {i} alone: {e}", case.op))?;
         }
-        let class = class_in(subject.device.class(), subject.dtype);
+        let class = subject.device.class().in_type(subject.dtype);
         match classes.iter().find(|(known, ..)| *known == class) {
             Some((_, first, want)) => {
                 same_bits(want, &whole).map_err(|e| format!("{name} and {first}: {:?}: {e}", case.op))?;

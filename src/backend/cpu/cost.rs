@@ -1,11 +1,7 @@
 //! What things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
 
 use super::simd::Path;
-use crate::backend::{
-    Layer,
-    arena::aligned,
-    params::{Attention, GroupNorm},
-};
+use crate::backend::{Form, Layer, Op, arena::aligned, params::Attention};
 
 /// Pixels whose statistics are summed before they are combined with others.
 pub const NORM_CHUNK: usize = 64;
@@ -36,8 +32,9 @@ pub fn bias_elements(path: Path, layer: Layer) -> usize {
 }
 
 /// Bytes of a packed layer.
-pub fn packed_bytes(path: Path, layer: Layer, has_bias: bool) -> usize {
-    4 * (packed_elements(path, layer) + if has_bias { bias_elements(path, layer) } else { 0 })
+pub(in crate::backend) fn packed_bytes(path: Path, form: Form) -> usize {
+    let bias = if form.has_bias { 4 * bias_elements(path, form.layer) } else { 0 };
+    form.stored.bytes(packed_elements(path, form.layer)) + bias
 }
 
 /// Keys of one image and head as packed, `[key panels, head_dim, panel]`, then the values, `[head_dim panels, keys,
@@ -47,15 +44,18 @@ pub fn packed_keys_and_values(path: Path, p: &Attention) -> (usize, usize) {
     (keys * p.head_dim as usize, keys * (p.head_dim as usize).next_multiple_of(path.panel()))
 }
 
-/// Bytes that attention needs beside its output: packed keys and values.
-pub fn attention_scratch(path: Path, p: &Attention) -> usize {
-    let (keys, values) = packed_keys_and_values(path, p);
-    aligned(4 * (keys + values) * (p.batch * p.heads) as usize)
-}
-
-/// Bytes that group norm needs beside its output: a mean and a sum of squares for each chunk and group, then a factor
-/// and an offset for each channel.
-pub fn group_norm_scratch(p: &GroupNorm) -> usize {
-    let chunks = (p.pixels as usize).div_ceil(NORM_CHUNK);
-    4 * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize)
+/// Bytes that an op needs beside its output.
+pub(in crate::backend) fn scratch(path: Path, op: &Op) -> Option<usize> {
+    match op {
+        Op::Attention { p, .. } => {
+            let (keys, values) = packed_keys_and_values(path, p);
+            Some(aligned(4 * (keys + values) * (p.batch * p.heads) as usize))
+        }
+        // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.
+        Op::GroupNorm { p, .. } => {
+            let chunks = (p.pixels as usize).div_ceil(NORM_CHUNK);
+            Some(4 * p.batch as usize * (2 * chunks * p.groups as usize + 2 * p.channels as usize))
+        }
+        _ => None,
+    }
 }

@@ -1,12 +1,9 @@
 //! What this machine has under the name `cpu`.
 
-use super::{
-    Cpu, available, path, peak,
-    simd::{Path, class},
-    threads,
-};
+use super::{Cpu, available, path, peak, simd::Path, threads};
 use crate::{
     backend::{
+        class::NumericsClass,
         id::DeviceId,
         info::{DeviceInfo, plannable},
         rates::{self, Measured, Rates},
@@ -25,7 +22,7 @@ pub fn info() -> DeviceInfo {
     DeviceInfo {
         id: DeviceId::CPU,
         name: model_name(),
-        class: class(path),
+        class: NumericsClass::cpu(path),
         cores: threads::cores().len(),
         allowed_cores: threads::cores().to_vec(),
         memory_bytes: memory.all,
@@ -42,7 +39,7 @@ pub fn info() -> DeviceInfo {
 /// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
 fn measured_rates(path: Path) -> Measured {
     let cores = threads::cores().len();
-    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), class(path)), || {
+    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), NumericsClass::cpu(path)), || {
         let measured = Cpu::whole().and_then(peak::measure_rates);
         measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
     })

@@ -6,7 +6,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use memmap2::MmapMut;
 
 use crate::{
-    backend::Buffer,
+    backend::{Buffer, DeviceId},
     error::{Error, Result},
 };
 
@@ -15,7 +15,7 @@ const HUGE_FROM: usize = 4 << 20;
 
 fn pages(bytes: usize) -> Result<MmapMut> {
     let map = MmapMut::map_anon(bytes.max(1))
-        .map_err(|e| Error::device("cpu", format!("{bytes} bytes of memory cannot be had")).source(e))?;
+        .map_err(|e| Error::device(DeviceId::CPU, format!("{bytes} bytes of memory cannot be had")).source(e))?;
     #[cfg(target_os = "linux")]
     if bytes >= HUGE_FROM {
         // Only a wish: without huge pages all is the same, a little slower.

@@ -16,11 +16,9 @@ pub mod threads;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, Epilogue, Fusion, Layer, Slab, Term, Values, Weight,
+    Backend, Buffer, DType, Device, DeviceId, Epilogue, Form, Fusion, Layer, NumericsClass, Op, Slab, Values, Weight,
     WeightData,
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
+    params::{Conv2d, Linear},
 };
 use crate::error::{Error, Result};
 pub use available::address_space_limit;
@@ -29,14 +27,14 @@ pub use machine::info;
 #[cfg(feature = "wgpu")]
 pub(super) use machine::model_name;
 use memory::{read, write};
-pub use simd::{Path, class};
+pub use simd::Path;
 use threads::Pool;
 
 /// Some of this machine's cores.
 pub struct Cpu {
     path: Path,
     pool: Pool,
-    class: String,
+    class: NumericsClass,
     home: Arc<str>,
     fuse: bool,
 }
@@ -65,7 +63,7 @@ impl Cpu {
     pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Result<Self> {
         assert!(path.is_here(), "{path} is not a kernel path of this machine");
         let home = format!("host memory, {path} panels{}", if fuse { "" } else { ", nothing fused" });
-        Ok(Self { path, pool: Pool::new(threads, cores)?, class: class(path), home: home.into(), fuse })
+        Ok(Self { path, pool: Pool::new(threads, cores)?, class: NumericsClass::cpu(path), home: home.into(), fuse })
     }
 
     /// All cores that this process may use, wherever the system puts the threads.
@@ -93,11 +91,28 @@ impl Cpu {
     }
 
     /// As what a layer is packed: hidden channels and gates only lie side by side for an epilogue that multiplies them.
-    fn form(&self, layer: Layer) -> Layer {
+    fn order(&self, layer: Layer) -> Layer {
         match layer {
             Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
             layer => layer,
         }
+    }
+
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+        let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
+        self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
+    }
+
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+        let pixels = p.out_height * p.out_width;
+        // A 1x1 convolution without padding is a linear layer: channels lie last.
+        let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
+        let lhs = if every_pixel_once {
+            Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
+        } else {
+            Lhs::Conv2d(p, read(x))
+        };
+        self.product(lhs, p.out as usize, pixels as usize, w, e, out);
     }
 
     fn product(&self, lhs: Lhs, columns: usize, rows_per_image: usize, w: &Weight, e: &Epilogue, out: &mut Buffer) {
@@ -119,7 +134,7 @@ fn packed(w: &Weight) -> &pack::Packed {
 }
 
 impl Backend for Cpu {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 
@@ -135,8 +150,8 @@ impl Backend for Cpu {
         Ok(Slab::Held(Arc::new(memory::HostSlab::new(bytes)?)))
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        if let Layer::Conv2d { channels, kernel, .. } = layer
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        if let Layer::Conv2d { channels, kernel, .. } = form.layer
             && (kernel * kernel > gemm::MAX_TAPS || channels > gemm::MAX_CHANNELS)
         {
             return Err(Error::input(format!(
@@ -144,138 +159,58 @@ impl Backend for Cpu {
                 gemm::MAX_CHANNELS
             )));
         }
-        let has_bias = bias.is_some();
-        let packed = pack::pack(self.path, &self.pool, self.form(layer), weight, bias)?;
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Ok(Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
+        let packed = pack::pack(self.path, &self.pool, self.order(form.layer), weight, bias)?;
+        let bytes = self.packed_bytes(form);
+        Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }
 
-    fn packed_bytes(&self, layer: Layer, _: DType, has_bias: bool) -> usize {
-        cost::packed_bytes(self.path, self.form(layer), has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        cost::packed_bytes(self.path, Form { layer: self.order(form.layer), ..form })
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let copy = Arc::new(packed(resting).copy()?);
-        let Weight { layer, dtype, has_bias, .. } = *resting;
-        Ok(Weight::new(layer, dtype, has_bias, resting.bytes(), self.home.clone(), WeightData::Held(copy)))
+        Ok(Weight::new(resting.form, resting.bytes(), self.home.clone(), WeightData::Held(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {
         self.fuse || fusion == Fusion::default()
     }
 
-    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
-        0
+    fn scratch(&self, op: &Op) -> Option<usize> {
+        cost::scratch(self.path, op)
     }
 
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        cost::attention_scratch(self.path, p)
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        cost::group_norm_scratch(p)
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        _: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
-        self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
-        Ok(())
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        _: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let pixels = p.out_height * p.out_width;
-        // A 1x1 convolution without padding is a linear layer: channels lie last.
-        let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
-        let lhs = if every_pixel_once {
-            Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))
-        } else {
-            Lhs::Conv2d(p, read(x))
-        };
-        self.product(lhs, p.out as usize, pixels as usize, w, e, out);
-        Ok(())
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        scratch: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
-        call.run(self.path, &self.pool, write(scratch), write(out));
-        Ok(())
-    }
-
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        norm::group_norm(self.path, &self.pool, p, read(x), packed(w), write(scratch), write(out));
-        Ok(())
-    }
-
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        norm::layer_norm(self.path, &self.pool, p, read(x), packed(w), write(out));
-        Ok(())
-    }
-
-    fn embedding(
-        &self,
-        p: Embedding,
-        ids: &Buffer,
-        table: &Weight,
-        positions: &Weight,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        elementwise::embedding(&self.pool, p, read(ids), packed(table), packed(positions), write(out));
-        Ok(())
-    }
-
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::upsample2x(&self.pool, p, read(x), write(out));
-        Ok(())
-    }
-
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::concat_channels(&self.pool, p, read(a), read(b), write(out));
-        Ok(())
-    }
-
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::activate(self.path, &self.pool, p, activation, read(x), write(out));
-        Ok(())
-    }
-
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::add_channels(&self.pool, p, read(x), read(per_channel), write(out));
-        Ok(())
-    }
-
-    fn scale_add(&self, _: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        let terms: Vec<(f32, &[f32])> =
-            terms.iter().map(|&(scale, x, start)| (scale, &read::<f32>(x)[start..])).collect();
-        elementwise::scale_add(self.path, &self.pool, &terms, write(out));
-        Ok(())
-    }
-
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        elementwise::cast(x.dtype(), read(x), out.dtype(), write(out));
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        let (path, pool) = (self.path, &self.pool);
+        let scratch = || write(scratch.expect("an op has the scratch that it asks for"));
+        match *op {
+            Op::Linear { p, x, w, e } => self.linear(p, x, w, e, out),
+            Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, out),
+            Op::Attention { p, q, k, v } => {
+                let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
+                call.run(path, pool, scratch(), write(out));
+            }
+            Op::GroupNorm { p, x, w } => norm::group_norm(path, pool, p, read(x), packed(w), scratch(), write(out)),
+            Op::LayerNorm { p, x, w } => norm::layer_norm(path, pool, p, read(x), packed(w), write(out)),
+            Op::Embedding { p, ids, table, positions } => {
+                elementwise::embedding(pool, p, read(ids), packed(table), packed(positions), write(out));
+            }
+            Op::Upsample2x { p, x } => elementwise::upsample2x(pool, p, read(x), write(out)),
+            Op::ConcatChannels { p, a, b } => elementwise::concat_channels(pool, p, read(a), read(b), write(out)),
+            Op::Activate { p, activation, x } => {
+                elementwise::activate(path, pool, p, activation, read(x), write(out));
+            }
+            Op::AddChannels { p, x, per_channel } => {
+                elementwise::add_channels(pool, p, read(x), read(per_channel), write(out));
+            }
+            Op::ScaleAdd { p, terms } => {
+                let part = |x, start| &read::<f32>(x)[start..][..p.elements as usize];
+                let terms = terms.iter().map(|&(scale, x, start)| (scale, part(x, start)));
+                elementwise::scale_add(path, pool, &terms.collect::<Vec<_>>(), write(out));
+            }
+            Op::Cast { x } => elementwise::cast(x.dtype(), read(x), out.dtype(), write(out)),
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use super::{
     simd::{Kernel, Simd, math},
 };
 use crate::{
-    backend::{Backend, DType, Device, DeviceId, Epilogue, Layer, Rates, Values, arena::aligned, params},
+    backend::{Backend, DType, Device, DeviceId, Epilogue, Layer, Op, Rates, Values, arena::aligned, params},
     error::Result,
 };
 
@@ -88,10 +88,11 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
         device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes: &bytes(layer.elements().0) }, None)
     };
     let weight = pack(Layer::Linear { out: wide, k: wide })?;
-    let linear = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
-    let product = fastest(|| backend.linear(linear, &x, &weight, &Epilogue::default(), None, &mut y))?;
+    let e = &Epilogue::default();
+    let p = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
+    let product = fastest(|| backend.run(&Op::Linear { p, x: &x, w: &weight, e }, None, &mut y))?;
     let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3 })?;
-    let conv2d = params::Conv2d {
+    let p = params::Conv2d {
         batch: batch as u32,
         height: side as u32,
         width: side as u32,
@@ -103,15 +104,15 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
         out_height: side as u32,
         out_width: side as u32,
     };
-    let convolution = fastest(|| backend.conv2d(conv2d, &x, &weight, &Epilogue::default(), None, &mut y))?;
+    let convolution = fastest(|| backend.run(&Op::Conv2d { p, x: &x, w: &weight, e }, None, &mut y))?;
     let work = 2.0 * rows as f64 * (wide * wide + 9 * channels * channels) as f64;
 
     let elements = stream / 4;
     let (mut from, mut to) = (device.alloc(stream, DType::F32)?, device.alloc(stream, DType::F32)?);
     let mut host = bytes(elements);
     backend.write(&host, &mut from)?;
-    let sum = params::ScaleAdd { elements: elements as u32 };
-    let streaming = fastest(|| backend.scale_add(sum, &[(0.5, &from, 0)], &mut to))?;
+    let sum = Op::ScaleAdd { p: params::ScaleAdd { elements: elements as u32 }, terms: &[(0.5, &from, 0)] };
+    let streaming = fastest(|| backend.run(&sum, None, &mut to))?;
     let copying = fastest(|| backend.read(&to, &mut host))?;
 
     Ok(Rates {

@@ -22,11 +22,11 @@ use std::{
 };
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
-    Term, Values, Weight, WeightData, gpu_cost, gpu_rates, info,
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Form, Fusion,
+    NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
+    class::KernelPath,
+    gpu_cost, gpu_rates, info,
+    params::{Conv2d, GroupNorm},
     rates::{self, Measured},
     rules::Rules,
 };
@@ -58,7 +58,7 @@ struct Gpu {
 pub struct Cuda {
     gpu: Arc<Gpu>,
     queues: Arc<Queues>,
-    class: String,
+    class: NumericsClass,
     home: Arc<str>,
     uploads: Mutex<Ring>,
     weights: Mutex<Ring>,
@@ -181,9 +181,9 @@ pub fn infos() -> Vec<DeviceInfo> {
 const DTYPE: DType = DType::F16;
 
 /// The numerics class of a GPU whose kernels are those of `arch`.
-fn class(capability: u32, arch: u32) -> String {
-    let code = if arch == capability { String::new() } else { format!(" as sm_{arch}") };
-    format!("cuda sm_{capability}{code} {DTYPE}")
+fn class(capability: u32, arch: u32) -> NumericsClass {
+    let kernels = KernelPath::Capability { gpu: Some(capability), code: (arch != capability).then_some(arch) };
+    NumericsClass { kind: DeviceKind::Cuda, kernels, dtype: DTYPE }
 }
 
 /// `None` for a GPU whose driver opens no context: it is lost, or of a mode that allows none.
@@ -306,7 +306,7 @@ fn parts(w: &Weight) -> (u64, u64) {
 
 impl Cuda {
     /// Enqueues a kernel that uses `weights`.
-    fn run(&self, launch: &Launch, arguments: Arguments, weights: &[&Weight]) -> Result<()> {
+    fn launch(&self, launch: &Launch, arguments: Arguments, weights: &[&Weight]) -> Result<()> {
         if launch.grid[1] > MOST_BLOCKS || launch.grid[2] > MOST_BLOCKS {
             return Err(Error::request(format!("{} on {:?} blocks is too large", launch.kernel, launch.grid)));
         }
@@ -346,15 +346,37 @@ impl Cuda {
             let behind = [first, count, rows_per_add, number(e.activation)];
             let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(add);
             let arguments = arguments.address(residual).address(at(to)).address(scratch.map_or(0, at));
-            self.run(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
+            self.launch(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
             if let Some(parts) = scratch {
                 let arguments = Arguments::default().address(at(parts)).address(bias).address(add).address(residual);
                 let fields = [&[columns, runs][..], &behind].concat();
                 let launch = launch::split_k(dtype, count, e.activation.width(columns));
-                self.run(&launch, arguments.address(at(to)).fields(&fields), &[w])?;
+                self.launch(&launch, arguments.address(at(to)).fields(&fields), &[w])?;
             }
         }
         Ok(())
+    }
+
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &Buffer, out: &Buffer) -> Result<()> {
+        let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
+        let (dtype, (weight, bias)) = (x.dtype(), parts(w));
+        let (chunks, eights) = (p.pixels.div_ceil(gpu_cost::NORM_CHUNK), p.groups.div_ceil(8));
+        let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
+        self.launch(
+            &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
+            Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
+            &[],
+        )?;
+        self.launch(
+            &of("group_norm_combine".into(), [eights, p.batch, 1]),
+            Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
+            &[w],
+        )?;
+        self.launch(
+            &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
+            Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
+            &[],
+        )
     }
 
     /// New memory, if need be in place of what visitors have left.
@@ -407,15 +429,13 @@ impl Cuda {
         Packed { parts, stay, arch: self.gpu.kernels.arch, queues: self.queues.clone() }
     }
 
-    fn weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: impl Any + Send + Sync) -> Weight {
-        let data = WeightData::Held(Arc::new(data));
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
+    fn weight(&self, form: Form, data: impl Any + Send + Sync) -> Weight {
+        Weight::new(form, self.packed_bytes(form), self.home.clone(), WeightData::Held(Arc::new(data)))
     }
 }
 
 impl Backend for Cuda {
-    fn class(&self) -> &str {
+    fn class(&self) -> &NumericsClass {
         &self.class
     }
 
@@ -436,13 +456,12 @@ impl Backend for Cuda {
         Ok(Slab::Held(Arc::new(Arena { memory, queues: self.queues.clone() })))
     }
 
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let mut parts = vec![self.upload(&Packing::weight(layer, dtype, weight)?)?];
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        let mut parts = vec![self.upload(&Packing::weight(form.layer, form.stored, weight)?)?];
         if let Some(bias) = bias {
             parts.push(self.upload(&Packing::bias(bias)?)?);
         }
-        let has_bias = parts.len() > 1;
-        Ok(self.weight(layer, dtype, has_bias, self.on_device(parts, Stay::ForGood)))
+        Ok(self.weight(form, self.on_device(parts, Stay::ForGood)))
     }
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
@@ -451,24 +470,23 @@ impl Backend for Cuda {
         let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
         let parts = from.parts.iter().map(|part| self.copy_from(&from.queues, part)).collect::<Result<_>>()?;
         let data = self.on_device(parts, Stay::ForGood);
-        Ok(Some(self.weight(packed.layer, packed.dtype, packed.has_bias, data)))
+        Ok(Some(self.weight(packed.form, data)))
     }
 
-    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let rest = |packing: Packing| {
             let mut bytes = vec![0; packing.packed_bytes()];
             let pieces = bytes.chunks_mut(PIECE_BYTES).enumerate();
             pieces.map(|(i, to)| (i * PIECE_BYTES, to)).try_for_each(|(start, to)| packing.piece(start, to))?;
             Ok(bytes)
         };
-        let weight = rest(Packing::weight(layer, dtype, weight)?)?;
+        let weight = rest(Packing::weight(form.layer, form.stored, weight)?)?;
         let bias = bias.map(|bias| Packing::bias(bias).and_then(rest)).transpose()?;
-        let has_bias = bias.is_some();
-        Ok(self.weight(layer, dtype, has_bias, Resting { weight, bias }))
+        Ok(self.weight(form, Resting { weight, bias }))
     }
 
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        gpu_cost::packed_bytes(dtype, layer, has_bias)
+    fn packed_bytes(&self, form: Form) -> usize {
+        gpu_cost::packed_bytes(form)
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
@@ -483,161 +501,111 @@ impl Backend for Cuda {
                 Ok(())
             })?;
         }
-        Ok(self.weight(resting.layer, resting.dtype, resting.has_bias, here))
+        Ok(self.weight(resting.form, here))
     }
 
     fn supports(&self, _: Fusion) -> bool {
         true
     }
 
-    fn product_scratch(&self, rows: u32, out: u32, k: u32) -> usize {
-        gpu_cost::product_scratch(rows, out, k)
+    fn scratch(&self, op: &Op) -> Option<usize> {
+        gpu_cost::cuda_scratch(op)
     }
 
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        gpu_cost::attention_scratch(p)
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        gpu_cost::group_norm_scratch(p)
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let product = launch::Product { rows: p.rows, columns: p.out, channels: p.k, k: p.k };
-        self.product("linear", product, &[p.rows, p.out, p.k], x, w, e, scratch.as_deref(), out)
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        scratch: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let Conv2d { batch, height, width, channels, out: columns, kernel, stride, padding, out_height, out_width } = p;
-        let fields = [batch, height, width, channels, columns, kernel, stride, padding, out_height, out_width];
-        let (rows, k) = (batch * out_height * out_width, kernel * kernel * channels);
-        let product = launch::Product { rows, columns, channels, k };
-        self.product("conv2d", product, &fields, x, w, e, scratch.as_deref(), out)
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        _: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
-            let most = launch::MOST_HEAD_DIM;
-            Error::request(format!("attention with heads of {} channels: it goes up to {most}", p.head_dim))
-        })?;
-        let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
-        let arguments = Arguments::default().address(at(q)).address(at(k)).address(at(v)).address(at(out));
-        self.run(&launch, arguments.fields(&fields), &[])
-    }
-
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
-        let fields = [p.batch, p.pixels, p.channels, p.groups, p.eps.to_bits(), p.silu];
-        let (dtype, (weight, bias)) = (x.dtype(), parts(w));
-        let (chunks, eights) = (p.pixels.div_ceil(gpu_cost::NORM_CHUNK), p.groups.div_ceil(8));
-        let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
-        self.run(
-            &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
-            Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
-            &[],
-        )?;
-        self.run(
-            &of("group_norm_combine".into(), [eights, p.batch, 1]),
-            Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
-            &[w],
-        )?;
-        self.run(
-            &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
-            Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
-            &[],
-        )
-    }
-
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
-        let (weight, bias) = parts(w);
-        let kernel = format!("layer_norm_{}", x.dtype());
-        let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(at(out));
-        self.run(
-            &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
-            arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
-            &[w],
-        )
-    }
-
-    fn embedding(
-        &self,
-        p: Embedding,
-        ids: &Buffer,
-        table: &Weight,
-        positions: &Weight,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        let launch = launch::each("embedding", out.dtype(), p.batch * p.tokens * p.channels);
-        let arguments =
-            Arguments::default().address(at(ids)).address(parts(table).0).address(parts(positions).0).address(at(out));
-        self.run(&launch, arguments.fields(&[p.batch, p.tokens, p.channels, p.vocab]), &[table, positions])
-    }
-
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("upsample2x", x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
-        let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
-        self.run(&launch, Arguments::default().address(at(x)).address(at(out)).fields(&fields), &[])
-    }
-
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("concat_channels", a.dtype(), p.rows * (p.left + p.right));
-        let arguments = Arguments::default().address(at(a)).address(at(b)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.rows, p.left, p.right]), &[])
-    }
-
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("activate", x.dtype(), p.rows * p.channels);
-        let arguments = Arguments::default().address(at(x)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.rows, p.channels, number(activation)]), &[])
-    }
-
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("add_channels", x.dtype(), p.batch * p.pixels * p.channels);
-        let arguments = Arguments::default().address(at(x)).address(at(per_channel)).address(at(out));
-        self.run(&launch, arguments.fields(&[p.batch, p.pixels, p.channels, p.per_channel_rows]), &[])
-    }
-
-    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
-        let launch = launch::each("scale_add", out.dtype(), p.elements);
-        let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
-        // Terms that are not there are never read.
-        let mut from = [at(terms[0].1); 6];
-        for (i, &(scale, x, start)) in terms.iter().enumerate() {
-            fields[2 + i] = scale.to_bits();
-            from[i] = at(x) + (start * x.dtype().size()) as u64;
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        let (name, scratch, arguments) = (op.name(), scratch.as_deref(), Arguments::default());
+        match *op {
+            Op::Linear { p, x, w, e } => {
+                let product = launch::Product { rows: p.rows, columns: p.out, channels: p.k, k: p.k };
+                self.product(name, product, &[p.rows, p.out, p.k], x, w, e, scratch, out)
+            }
+            Op::Conv2d { p, x, w, e } => {
+                let Conv2d {
+                    batch,
+                    height,
+                    width,
+                    channels,
+                    out: columns,
+                    kernel,
+                    stride,
+                    padding,
+                    out_height,
+                    out_width,
+                } = p;
+                let fields = [batch, height, width, channels, columns, kernel, stride, padding, out_height, out_width];
+                let (rows, k) = (batch * out_height * out_width, kernel * kernel * channels);
+                let product = launch::Product { rows, columns, channels, k };
+                self.product(name, product, &fields, x, w, e, scratch, out)
+            }
+            Op::Attention { p, q, k, v } => {
+                let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
+                    let most = launch::MOST_HEAD_DIM;
+                    Error::request(format!("{name} with heads of {} channels: it goes up to {most}", p.head_dim))
+                })?;
+                let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
+                let arguments = arguments.address(at(q)).address(at(k)).address(at(v)).address(at(out));
+                self.launch(&launch, arguments.fields(&fields), &[])
+            }
+            Op::GroupNorm { p, x, w } => {
+                self.group_norm(p, x, w, scratch.expect("an op has the scratch that it asks for"), out)
+            }
+            Op::LayerNorm { p, x, w } => {
+                let (weight, bias) = parts(w);
+                let kernel = format!("{name}_{}", x.dtype());
+                let arguments = arguments.address(at(x)).address(weight).address(bias).address(at(out));
+                self.launch(
+                    &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
+                    arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
+                    &[w],
+                )
+            }
+            Op::Embedding { p, ids, table, positions } => {
+                let launch = launch::each(name, out.dtype(), p.batch * p.tokens * p.channels);
+                let tables = [parts(table).0, parts(positions).0];
+                let arguments = arguments.address(at(ids)).address(tables[0]).address(tables[1]).address(at(out));
+                let fields = [p.batch, p.tokens, p.channels, p.vocab];
+                self.launch(&launch, arguments.fields(&fields), &[table, positions])
+            }
+            Op::Upsample2x { p, x } => {
+                let launch = launch::each(name, x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
+                let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
+                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&fields), &[])
+            }
+            Op::ConcatChannels { p, a, b } => {
+                let launch = launch::each(name, a.dtype(), p.rows * (p.left + p.right));
+                let arguments = arguments.address(at(a)).address(at(b)).address(at(out));
+                self.launch(&launch, arguments.fields(&[p.rows, p.left, p.right]), &[])
+            }
+            Op::Activate { p, activation, x } => {
+                let launch = launch::each(name, x.dtype(), p.rows * p.channels);
+                let fields = [p.rows, p.channels, number(activation)];
+                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&fields), &[])
+            }
+            Op::AddChannels { p, x, per_channel } => {
+                let launch = launch::each(name, x.dtype(), p.batch * p.pixels * p.channels);
+                let arguments = arguments.address(at(x)).address(at(per_channel)).address(at(out));
+                let fields = [p.batch, p.pixels, p.channels, p.per_channel_rows];
+                self.launch(&launch, arguments.fields(&fields), &[])
+            }
+            Op::ScaleAdd { p, terms } => {
+                let launch = launch::each(name, out.dtype(), p.elements);
+                let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
+                // Terms that are not there are never read.
+                let mut from = [at(terms[0].1); 6];
+                for (i, &(scale, x, start)) in terms.iter().enumerate() {
+                    fields[2 + i] = scale.to_bits();
+                    from[i] = at(x) + (start * x.dtype().size()) as u64;
+                }
+                let arguments = from.into_iter().fold(arguments, Arguments::address);
+                self.launch(&launch, arguments.address(at(out)).fields(&fields), &[])
+            }
+            Op::Cast { x } => {
+                let elements = x.elements() as u32;
+                let kernel = format!("{name}_{}_{}", x.dtype(), out.dtype());
+                let launch = Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 };
+                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&[elements]), &[])
+            }
         }
-        let arguments = from.into_iter().fold(Arguments::default(), Arguments::address);
-        self.run(&launch, arguments.address(at(out)).fields(&fields), &[])
-    }
-
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
-        let elements = x.elements() as u32;
-        let kernel = format!("cast_{}_{}", x.dtype(), out.dtype());
-        let arguments = Arguments::default().address(at(x)).address(at(out)).fields(&[elements]);
-        self.run(&Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 }, arguments, &[])
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
@@ -701,8 +669,8 @@ mod tests {
 
     #[test]
     fn a_class_names_the_gpu_and_whose_code_runs_if_it_is_anothers() {
-        assert_eq!(class(89, 89), "cuda sm_89 f16");
-        assert_eq!(class(90, 80), "cuda sm_90 as sm_80 f16");
-        assert_eq!(info::class_in(&class(90, 80), DType::BF16), "cuda sm_90 as sm_80 bf16");
+        assert_eq!(class(89, 89).to_string(), "cuda sm_89 f16");
+        assert_eq!(class(90, 80).to_string(), "cuda sm_90 as sm_80 f16");
+        assert_eq!(class(90, 80).in_type(DType::BF16).to_string(), "cuda sm_90 as sm_80 bf16");
     }
 }

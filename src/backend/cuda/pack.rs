@@ -4,7 +4,7 @@
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::{
-    backend::{DType, Layer, Values},
+    backend::{DType, Layer, Values, weight::Stored},
     error::Result,
 };
 
@@ -20,13 +20,12 @@ pub struct Packing<'a> {
 
 impl<'a> Packing<'a> {
     /// A layer's weight.
-    pub fn weight(layer: Layer, dtype: DType, values: Values<'a>) -> Result<Self> {
+    pub fn weight(layer: Layer, stored: Stored, values: Values<'a>) -> Result<Self> {
         let window = match layer {
             Layer::Conv2d { channels, kernel, .. } if kernel > 1 => Some((channels, kernel * kernel)),
             _ => None,
         };
-        let to = if matches!(layer, Layer::Norm { .. }) { DType::F32 } else { dtype };
-        Self::new(values, to, window)
+        Self::new(values, stored.dtype(), window)
     }
 
     /// A layer's bias.
@@ -123,6 +122,7 @@ fn convert(from: DType, bytes: &[u8], to: DType, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Form;
 
     fn data(dtype: DType, bytes: &[u8]) -> Values<'_> {
         Values::Data { dtype, bytes }
@@ -134,7 +134,7 @@ mod tests {
         let layer = Layer::Conv2d { out, channels, kernel };
         let taps = kernel * kernel;
         let stored: Vec<f32> = (0..layer.elements().0).map(|i| i as f32).collect();
-        let packing = Packing::weight(layer, DType::F32, data(DType::F32, bytemuck::cast_slice(&stored))).unwrap();
+        let packing = Packing::weight(layer, Stored::F32, data(DType::F32, bytemuck::cast_slice(&stored))).unwrap();
         for at_once in [1, 3, 7, 63, 100, 1000] {
             let mut got = vec![f32::NAN; stored.len()];
             for start in (0..got.len()).step_by(at_once) {
@@ -154,11 +154,12 @@ mod tests {
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         let linear = Layer::Linear { out: 2, k: 2 };
         let mut got = [0; 8];
-        Packing::weight(linear, DType::F16, data(DType::F32, bytes)).unwrap().piece(0, &mut got).unwrap();
+        Packing::weight(linear, Stored::F16, data(DType::F32, bytes)).unwrap().piece(0, &mut got).unwrap();
         assert_eq!(bytemuck::cast_slice::<u8, u16>(&got), values.map(|x| f16::from_f32(x).to_bits()));
-        Packing::weight(linear, DType::BF16, data(DType::F32, bytes)).unwrap().piece(0, &mut got).unwrap();
+        Packing::weight(linear, Stored::BF16, data(DType::F32, bytes)).unwrap().piece(0, &mut got).unwrap();
         assert_eq!(bytemuck::cast_slice::<u8, u16>(&got), values.map(|x| bf16::from_f32(x).to_bits()));
-        let norm = Packing::weight(Layer::Norm { channels: 4 }, DType::F16, data(DType::BF16, &got)).unwrap();
+        let Form { layer, stored, .. } = Form::new(Layer::Norm { channels: 4 }, DType::F16, true);
+        let norm = Packing::weight(layer, stored, data(DType::BF16, &got)).unwrap();
         assert_eq!(norm.packed_bytes(), 16);
         let mut wide = [0f32; 4];
         norm.piece(0, bytemuck::cast_slice_mut(&mut wide)).unwrap();

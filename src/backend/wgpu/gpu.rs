@@ -11,7 +11,7 @@ use super::{
     pipeline::{Constants, Lanes, Pipelines, Shader, Storage, Variant},
 };
 use crate::{
-    backend::{Activation, DType, Device, DeviceId, rates},
+    backend::{Activation, DType, Device, DeviceId, DeviceKind, NumericsClass, class::KernelPath, rates},
     error::Result,
 };
 
@@ -21,18 +21,19 @@ pub const MOST_GROUPS: u32 = 65535;
 pub struct Wgpu {
     pub(super) context: Context,
     pub(super) pipelines: Pipelines,
-    pub(super) class: String,
+    pub(super) class: NumericsClass,
     pub(super) home: Arc<str>,
     /// Stands in the place of a bias that is not there.
     pub(super) nothing: Memory,
 }
 
 /// The numerics class of an adapter.
-pub fn class(adapter: &Adapter, capabilities: Capabilities) -> String {
+pub fn class(adapter: &Adapter, capabilities: Capabilities) -> NumericsClass {
     let info = adapter.get_info();
     let driver = format!("{} {}", info.driver, info.driver_info);
     let f16 = if capabilities.f16 { "shader-f16" } else { "packed-f16" };
-    format!("wgpu {}, {}, {f16} {}", info.name, driver.trim(), DType::F16)
+    let name = format!("{}, {}, {f16}", info.name, driver.trim());
+    NumericsClass { kind: DeviceKind::Wgpu, kernels: KernelPath::Adapter(name), dtype: DType::F16 }
 }
 
 /// Parameters of one call: the words that a shader reads.
@@ -124,7 +125,7 @@ impl Wgpu {
     }
 
     /// Enqueues one dispatch. `bound` fills the shader's bindings in order.
-    pub fn run(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
+    pub fn dispatch(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
         let group = self.pipelines.bind(&self.context.device, &variant, bound);
         let pipeline = self.pipelines.get(&self.context.device, variant);
         self.context.dispatch(&pipeline, &group, &parameters.0, groups)
@@ -139,6 +140,6 @@ impl Wgpu {
         elements: usize,
     ) -> Result<()> {
         let (x, y) = spread((elements.div_ceil(4) as u32).div_ceil(64));
-        self.run(self.variant(shader, dtype, entry, Vec::new()), bound, parameters, [x, y, 1])
+        self.dispatch(self.variant(shader, dtype, entry, Vec::new()), bound, parameters, [x, y, 1])
     }
 }

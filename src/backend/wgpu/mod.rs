@@ -45,16 +45,15 @@ mod pack;
 mod pipeline;
 mod product;
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use wgpu::{Adapter, DeviceType};
 
 use super::{
-    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Fusion, Layer, Rates, Slab,
-    Term, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
-    params::{
-        Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
-    },
+    Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Form, Fusion, NumericsClass, Op,
+    Rates, Slab, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
+    ops::Term,
+    params::{Activate, AddChannels, Attention, Concat, Embedding, GroupNorm, LayerNorm, ScaleAdd, Upsample},
     rates::{self, Measured},
     rules::Rules,
 };
@@ -108,7 +107,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     let described = adapter.get_info();
     let memory_bytes = memory_bytes(adapter);
     let class = class(adapter, Capabilities::of(adapter));
-    let rates = |dtype| measured_rates(adapter, index, &info::class_in(&class, dtype), dtype, opens);
+    let rates = |dtype| measured_rates(adapter, index, &class.in_type(dtype), opens);
     let (measured, f32_flops) = (rates(DType::F16), rates(DType::F32).rates.flops);
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
@@ -127,15 +126,15 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     })
 }
 
-/// How fast an adapter is in `dtype`: measured at most once, by this process or an earlier one.
-fn measured_rates(adapter: &Adapter, index: usize, class: &str, dtype: DType, opens: Opens) -> Measured {
+/// How fast an adapter is in the type of `class`: measured at most once, by this process or an earlier one.
+fn measured_rates(adapter: &Adapter, index: usize, class: &NumericsClass, opens: Opens) -> Measured {
     let key = match adapter.get_info().device_type {
         DeviceType::Cpu => format!("{class}, {}, {} cores", cpu::model_name(), cpu::threads::cores().len()),
         _ => class.to_string(),
     };
     let measure = || {
         let id = DeviceId::new(DeviceKind::Wgpu, index);
-        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), dtype));
+        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), class.dtype));
         measured.inspect_err(|error| tracing::debug!("how fast {id} is cannot be measured: {error}")).ok()
     };
     let measured = match opens {
@@ -207,100 +206,11 @@ impl Wgpu {
         [packed.parts[0].memory.all(), packed.bias.as_ref().unwrap_or(&self.nothing).all()]
     }
 
-    fn weight(&self, layer: Layer, dtype: DType, data: pack::Packed) -> Weight {
-        self.new_weight(layer, dtype, data.bias.is_some(), WeightData::Held(Arc::new(data)))
+    fn weight(&self, form: Form, data: impl Any + Send + Sync) -> Weight {
+        Weight::new(form, self.packed_bytes(form), self.home.clone(), WeightData::Held(Arc::new(data)))
     }
 
-    fn new_weight(&self, layer: Layer, dtype: DType, has_bias: bool, data: WeightData) -> Weight {
-        let bytes = self.packed_bytes(layer, dtype, has_bias);
-        Weight::new(layer, dtype, has_bias, bytes, self.home.clone(), data)
-    }
-}
-
-impl Backend for Wgpu {
-    fn class(&self) -> &str {
-        &self.class
-    }
-
-    fn weight_home(&self) -> &str {
-        &self.home
-    }
-
-    fn computes_in(&self, dtype: DType) -> bool {
-        matches!(dtype, DType::F32 | DType::F16)
-    }
-
-    fn slab(&self, bytes: usize) -> Result<Slab> {
-        let memory = Memory::new(self.context.buffer(bytes, "arena")?, bytes, self.pipelines.groups());
-        Ok(Slab::Held(Arc::new(memory)))
-    }
-
-    fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        Ok(self.weight(layer, dtype, self.packed(layer, dtype, weight, bias)?))
-    }
-
-    fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let resting = self.rested(layer, dtype, weight, bias)?;
-        Ok(self.new_weight(layer, dtype, bias.is_some(), WeightData::Held(Arc::new(resting))))
-    }
-
-    fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
-        gpu_cost::packed_bytes(dtype, layer, has_bias)
-    }
-
-    fn fetch(&self, from: &Weight) -> Result<Weight> {
-        Ok(self.weight(from.layer, from.dtype, self.fetched(resting(from))?))
-    }
-
-    fn supports(&self, _: Fusion) -> bool {
-        true
-    }
-
-    fn product_scratch(&self, _: u32, _: u32, _: u32) -> usize {
-        0
-    }
-
-    fn attention_scratch(&self, p: &Attention) -> usize {
-        gpu_cost::attention_scratch(p)
-    }
-
-    fn group_norm_scratch(&self, p: &GroupNorm) -> usize {
-        gpu_cost::group_norm_scratch(p)
-    }
-
-    fn linear(
-        &self,
-        p: Linear,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        _: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.run_linear(p, x, w, e, out)
-    }
-
-    fn conv2d(
-        &self,
-        p: Conv2d,
-        x: &Buffer,
-        w: &Weight,
-        e: &Epilogue,
-        _: Option<&mut Buffer>,
-        out: &mut Buffer,
-    ) -> Result<()> {
-        self.run_conv2d(p, x, w, e, out)
-    }
-
-    fn attention(
-        &self,
-        p: Attention,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        _: &mut Buffer,
-        out: &mut Buffer,
-    ) -> Result<()> {
+    fn attention(&self, p: Attention, q: &Buffer, k: &Buffer, v: &Buffer, out: &Buffer) -> Result<()> {
         if p.batch * p.heads > MOST_GROUPS || p.queries.div_ceil(QUERIES) > MOST_GROUPS {
             return Err(Error::request(format!(
                 "attention of {} heads over {} queries is too large for {}",
@@ -329,18 +239,18 @@ impl Backend for Wgpu {
                 .u32s(&[q_first, k_first, fours.div_ceil(slices)]);
             let variant = self.variant(Shader::Attention, dtype, "attention", constants.clone());
             let groups = [p.queries.div_ceil(QUERIES), images as u32 * p.heads, slices];
-            self.run(variant, &[out, out, q, k, v], parameters, groups)?;
+            self.dispatch(variant, &[out, out, q, k, v], parameters, groups)?;
         }
         Ok(())
     }
 
-    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &mut Buffer, out: &mut Buffer) -> Result<()> {
+    fn group_norm(&self, p: GroupNorm, x: &Buffer, w: &Weight, scratch: &Buffer, out: &Buffer) -> Result<()> {
         let chunks = p.pixels.div_ceil(CHUNK);
         if chunks > MOST_GROUPS || p.batch > MOST_GROUPS || p.groups > MOST_GROUPS {
             return Err(Error::request(format!("group norm of {} pixels is too large for {}", p.pixels, self.class)));
         }
         let [weight, bias] = self.layer(w);
-        let has_bias = u32::from(w.has_bias);
+        let has_bias = u32::from(w.form.has_bias);
         let width = p.channels as usize;
         let image = p.pixels as usize * width;
         // Of what: the first image, how many, the first pixel, how many.
@@ -381,35 +291,29 @@ impl Backend for Wgpu {
                 let constants = if entry == "combine" { vec![("HAS_BIAS", has_bias)] } else { Vec::new() };
                 let variant = self.variant(Shader::GroupNorm, x.dtype(), entry, constants);
                 let bound = [out_bound, out_bound, x_bound, self.whole(scratch)?, origins, weight, bias];
-                self.run(variant, &bound, parameters, groups)?;
+                self.dispatch(variant, &bound, parameters, groups)?;
             }
         }
         Ok(())
     }
 
-    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &mut Buffer) -> Result<()> {
+    fn layer_norm(&self, p: LayerNorm, x: &Buffer, w: &Weight, out: &Buffer) -> Result<()> {
         let [weight, bias] = self.layer(w);
         let width = p.channels as usize;
         for (first, rows) in self.row_parts(p.rows, &[x]) {
             let (x_bound, _) = self.part(x, first * width, rows * width)?;
             let (out, _) = self.part(out, first * width, rows * width)?;
             let parameters = Parameters::default().u32s(&[rows as u32, p.channels]).f32s(&[p.eps]);
-            let constants = vec![("HAS_BIAS", u32::from(w.has_bias)), ("C4", u32::from(p.channels.is_multiple_of(4)))];
+            let constants =
+                vec![("HAS_BIAS", u32::from(w.form.has_bias)), ("C4", u32::from(p.channels.is_multiple_of(4)))];
             let (groups, lines) = spread(rows as u32);
             let variant = self.variant(Shader::LayerNorm, x.dtype(), "layer_norm", constants);
-            self.run(variant, &[out, out, x_bound, weight, bias], parameters, [groups, lines, 1])?;
+            self.dispatch(variant, &[out, out, x_bound, weight, bias], parameters, [groups, lines, 1])?;
         }
         Ok(())
     }
 
-    fn embedding(
-        &self,
-        p: Embedding,
-        ids: &Buffer,
-        table: &Weight,
-        positions: &Weight,
-        out: &mut Buffer,
-    ) -> Result<()> {
+    fn embedding(&self, p: Embedding, ids: &Buffer, table: &Weight, positions: &Weight, out: &Buffer) -> Result<()> {
         let (dtype, vocab) = (out.dtype(), p.vocab as usize);
         let row_bytes = dtype.size() * p.channels as usize;
         let (ids, to) = (self.whole(ids)?, self.whole(out)?);
@@ -419,12 +323,17 @@ impl Backend for Wgpu {
             let size = [p.batch, p.tokens, p.channels, p.vocab, first as u32, bound as u32];
             let (x, y) = spread((p.batch * p.tokens * p.channels).div_ceil(64));
             let variant = self.variant(Shader::Layout, dtype, "embedding", Vec::new());
-            self.run(variant, &[to, to, to, to, ids, table, positions], Parameters::default().u32s(&size), [x, y, 1])?;
+            self.dispatch(
+                variant,
+                &[to, to, to, to, ids, table, positions],
+                Parameters::default().u32s(&size),
+                [x, y, 1],
+            )?;
         }
         Ok(())
     }
 
-    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &mut Buffer) -> Result<()> {
+    fn upsample2x(&self, p: Upsample, x: &Buffer, out: &Buffer) -> Result<()> {
         let size = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
         let channels = p.channels as usize;
         let (line, out_line) = (p.width as usize * channels, p.out_width as usize * channels);
@@ -467,7 +376,7 @@ impl Backend for Wgpu {
         Ok(())
     }
 
-    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &mut Buffer) -> Result<()> {
+    fn concat_channels(&self, p: Concat, a: &Buffer, b: &Buffer, out: &Buffer) -> Result<()> {
         let (left, right) = (p.left as usize, p.right as usize);
         for (first, rows) in self.row_parts(p.rows, &[a, b, out]) {
             let (x, _) = self.part(a, first * left, rows * left)?;
@@ -481,7 +390,7 @@ impl Backend for Wgpu {
         Ok(())
     }
 
-    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &mut Buffer) -> Result<()> {
+    fn activate(&self, p: Activate, activation: Activation, x: &Buffer, out: &Buffer) -> Result<()> {
         let width = p.channels as usize;
         let wide = if activation == Activation::Geglu { 2 * width } else { width };
         for (first, rows) in self.row_parts(p.rows, &[x, out]) {
@@ -494,7 +403,7 @@ impl Backend for Wgpu {
         Ok(())
     }
 
-    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &mut Buffer) -> Result<()> {
+    fn add_channels(&self, p: AddChannels, x: &Buffer, per_channel: &Buffer, out: &Buffer) -> Result<()> {
         let (all, width) = (p.batch * p.pixels, p.channels as usize);
         let b = self.whole(per_channel)?;
         for (first, rows) in self.row_parts(all, &[x]) {
@@ -507,7 +416,7 @@ impl Backend for Wgpu {
         Ok(())
     }
 
-    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &mut Buffer) -> Result<()> {
+    fn scale_add(&self, p: ScaleAdd, terms: &[Term], out: &Buffer) -> Result<()> {
         for (first, count) in parts(p.elements as usize, self.rows_that_fit(4), ROW_STEP) {
             let (mut scales, mut starts) = ([0.0; 6], [0; 6]);
             let (to, _) = self.part(out, first, count)?;
@@ -523,15 +432,77 @@ impl Backend for Wgpu {
         Ok(())
     }
 
-    fn cast(&self, x: &Buffer, out: &mut Buffer) -> Result<()> {
+    fn cast(&self, x: &Buffer, out: &Buffer) -> Result<()> {
         for (first, count) in self.row_parts(x.elements() as u32, &[x, out]) {
             let (from, _) = self.part(x, first, count)?;
             let (to, _) = self.part(out, first, count)?;
             let types = [count as u32, type_number(x.dtype()), type_number(out.dtype())];
             let (groups, lines) = spread((count.div_ceil(2) as u32).div_ceil(64));
-            self.run(words("convert"), &[to, from], Parameters::default().u32s(&types), [groups, lines, 1])?;
+            self.dispatch(words("convert"), &[to, from], Parameters::default().u32s(&types), [groups, lines, 1])?;
         }
         Ok(())
+    }
+}
+
+impl Backend for Wgpu {
+    fn class(&self) -> &NumericsClass {
+        &self.class
+    }
+
+    fn weight_home(&self) -> &str {
+        &self.home
+    }
+
+    fn computes_in(&self, dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::F16)
+    }
+
+    fn slab(&self, bytes: usize) -> Result<Slab> {
+        let memory = Memory::new(self.context.buffer(bytes, "arena")?, bytes, self.pipelines.groups());
+        Ok(Slab::Held(Arc::new(memory)))
+    }
+
+    fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.weight(form, self.packed(form, weight, bias)?))
+    }
+
+    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.weight(form, self.rested(form, weight, bias)?))
+    }
+
+    fn packed_bytes(&self, form: Form) -> usize {
+        gpu_cost::packed_bytes(form)
+    }
+
+    fn fetch(&self, from: &Weight) -> Result<Weight> {
+        Ok(self.weight(from.form, self.fetched(resting(from))?))
+    }
+
+    fn supports(&self, _: Fusion) -> bool {
+        true
+    }
+
+    fn scratch(&self, op: &Op) -> Option<usize> {
+        gpu_cost::wgpu_scratch(op)
+    }
+
+    fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        match *op {
+            Op::Linear { p, x, w, e } => self.linear(p, x, w, e, out),
+            Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, out),
+            Op::Attention { p, q, k, v } => self.attention(p, q, k, v, out),
+            Op::GroupNorm { p, x, w } => {
+                self.group_norm(p, x, w, scratch.expect("an op has the scratch that it asks for"), out)
+            }
+            Op::LayerNorm { p, x, w } => self.layer_norm(p, x, w, out),
+            Op::Embedding { p, ids, table, positions } => self.embedding(p, ids, table, positions, out),
+            Op::Upsample2x { p, x } => self.upsample2x(p, x, out),
+            Op::ConcatChannels { p, a, b } => self.concat_channels(p, a, b, out),
+            Op::Activate { p, activation, x } => self.activate(p, activation, x, out),
+            Op::AddChannels { p, x, per_channel } => self.add_channels(p, x, per_channel, out),
+            Op::ScaleAdd { p, terms } => self.scale_add(p, terms, out),
+            Op::Cast { x } => self.cast(x, out),
+        }
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
@@ -562,7 +533,7 @@ impl Backend for Wgpu {
             let parameters = Parameters::default().u32s(&[(count / 2) as u32, halves(x_first), halves(to_first)]);
             // One invocation per word of the result, which may begin in the middle of one.
             let (groups, lines) = spread((count / 4 + 2).div_ceil(64) as u32);
-            self.run(words("copy"), &[to_bound, x_bound], parameters, [groups, lines, 1])?;
+            self.dispatch(words("copy"), &[to_bound, x_bound], parameters, [groups, lines, 1])?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::{
     memory::{Memory, STEP, parts},
 };
 use crate::{
-    backend::{DType, Layer, Values, Weight},
+    backend::{DType, Form, Layer, Values, Weight, weight::Stored},
     error::{Error, Result},
 };
 
@@ -150,18 +150,16 @@ fn in_order<E: Element>(
 }
 
 fn in_type(
-    dtype: DType,
+    stored: Stored,
     layer: Layer,
     columns: &Range<usize>,
     weight: Values,
     write: impl FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    match (dtype, layer) {
-        (DType::F16, Layer::Linear { .. } | Layer::Geglu { .. } | Layer::Conv2d { .. } | Layer::Embedding { .. }) => {
-            in_order::<u16>(layer, columns, weight, write)
-        }
-        // The scales of norms are f32.
-        _ => in_order::<f32>(layer, columns, weight, write),
+    match stored {
+        Stored::F16 => in_order::<u16>(layer, columns, weight, write),
+        // No adapter is asked to compute in bf16.
+        Stored::F32 | Stored::BF16 => in_order::<f32>(layer, columns, weight, write),
     }
 }
 
@@ -173,11 +171,12 @@ fn bias_values(layer: Layer, bias: Option<Values>) -> Result<Option<Vec<f32>>> {
 }
 
 impl Wgpu {
-    /// The parts of a layer in `dtype`: the columns of each and its bytes.
-    fn split(&self, layer: Layer, dtype: DType) -> Result<Vec<(Range<usize>, usize)>> {
+    /// The parts of a layer: the columns of each and its bytes.
+    fn split(&self, form: Form) -> Result<Vec<(Range<usize>, usize)>> {
+        let Form { layer, stored, computed, .. } = form;
         let elements = layer.elements().0;
         let refused = || {
-            Error::input(format!("{layer:?} has {elements} elements in {dtype}"))
+            Error::input(format!("{layer:?} has {elements} elements in {computed}"))
                 .found(format!("{} goes up to {} bytes for one of its columns", self.class, self.most()))
                 .hint("another device for this component")
         };
@@ -186,12 +185,12 @@ impl Wgpu {
         }
         // Columns of the output, and the bytes of each with its gate.
         let (columns, column_bytes) = match layer {
-            Layer::Linear { out, k } => (out, k * dtype.size()),
-            Layer::Geglu { out, k } => (out / 2, 2 * k * dtype.size()),
-            Layer::Conv2d { out, channels, kernel } => (out, channels * kernel * kernel * dtype.size()),
-            Layer::Norm { channels } => return Ok(vec![(0..channels, channels * DType::F32.size())]),
+            Layer::Linear { out, k } => (out, stored.bytes(k)),
+            Layer::Geglu { out, k } => (out / 2, stored.bytes(2 * k)),
+            Layer::Conv2d { out, channels, kernel } => (out, stored.bytes(channels * kernel * kernel)),
+            Layer::Norm { channels } => return Ok(vec![(0..channels, stored.bytes(channels))]),
             // A table is bound in parts of one buffer.
-            Layer::Embedding { channels, .. } => return Ok(vec![(0..channels, elements * dtype.size())]),
+            Layer::Embedding { channels, .. } => return Ok(vec![(0..channels, stored.bytes(elements))]),
         };
         let most = self.most().saturating_sub(STEP) / column_bytes;
         if most == 0 {
@@ -222,30 +221,30 @@ impl Wgpu {
     }
 
     /// From a file's values.
-    pub(super) fn packed(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Packed> {
+    pub(super) fn packed(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Packed> {
         let part = |(columns, bytes): (Range<usize>, usize)| -> Result<Part> {
             let memory = self.memory(bytes, "weight")?;
-            in_type(dtype, layer, &columns, weight, |start, piece| self.write_piece(&memory, start, piece))?;
+            in_type(form.stored, form.layer, &columns, weight, |start, piece| self.write_piece(&memory, start, piece))?;
             Ok(Part { columns, memory })
         };
-        let parts = self.split(layer, dtype)?.into_iter().map(part).collect::<Result<_>>()?;
-        let bias = bias_values(layer, bias)?;
+        let parts = self.split(form)?.into_iter().map(part).collect::<Result<_>>()?;
+        let bias = bias_values(form.layer, bias)?;
         let bias = bias.map(|values| self.upload("bias", bytemuck::cast_slice(&values))).transpose()?;
         Ok(Packed { parts, bias })
     }
 
     /// From a file's values, to the host's memory.
-    pub(super) fn rested(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Resting> {
+    pub(super) fn rested(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Resting> {
         let part = |(columns, bytes): (Range<usize>, usize)| -> Result<_> {
             let mut resting = vec![0; bytes];
-            in_type(dtype, layer, &columns, weight, |start, piece| {
+            in_type(form.stored, form.layer, &columns, weight, |start, piece| {
                 resting[start..][..piece.len()].copy_from_slice(piece);
                 Ok(())
             })?;
             Ok((columns, resting))
         };
-        let parts = self.split(layer, dtype)?.into_iter().map(part).collect::<Result<_>>()?;
-        Ok(Resting { parts, bias: bias_values(layer, bias)? })
+        let parts = self.split(form)?.into_iter().map(part).collect::<Result<_>>()?;
+        Ok(Resting { parts, bias: bias_values(form.layer, bias)? })
     }
 
     /// From the host's memory.
@@ -269,7 +268,7 @@ mod tests {
         let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&stored) };
         let get = |layer, columns: Range<usize>, elements: usize| -> Vec<f32> {
             let mut got = vec![0; elements * 2];
-            in_type(DType::F16, layer, &columns, weight, |start, piece| {
+            in_type(Stored::F16, layer, &columns, weight, |start, piece| {
                 got[start..][..piece.len()].copy_from_slice(piece);
                 Ok(())
             })

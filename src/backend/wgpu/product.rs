@@ -46,7 +46,7 @@ struct Call<'a> {
 }
 
 impl Wgpu {
-    pub(super) fn run_linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &Buffer) -> Result<()> {
+    pub(super) fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &Buffer) -> Result<()> {
         let width = if e.activation == Activation::Geglu { p.out / 2 } else { p.out };
         let call = Call { shader: Shader::Linear, channels: p.k, width, rows: p.rows, x, w: packed(w), e, out };
         let row_bytes = (p.k.max(width) as usize) * x.dtype().size();
@@ -58,7 +58,7 @@ impl Wgpu {
         Ok(())
     }
 
-    pub(super) fn run_conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &Buffer) -> Result<()> {
+    pub(super) fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &Buffer) -> Result<()> {
         let rows = p.batch * p.out_height * p.out_width;
         let call = Call { shader: Shader::Conv2d, channels: p.channels, width: p.out, rows, x, w: packed(w), e, out };
         let window = |x_height, out_height, above| {
@@ -141,7 +141,7 @@ impl Wgpu {
             let variant = self.variant(shader, x.dtype(), "product", constants);
             let bias = w.bias.as_ref().unwrap_or(&self.nothing);
             let bound = [out_bound, out_bound, x_bound, part.memory.all(), bias.all(), add, residual];
-            self.run(variant, &bound, parameters, [mine.div_ceil(4 * WIDTH), y, z])?;
+            self.dispatch(variant, &bound, parameters, [mine.div_ceil(4 * WIDTH), y, z])?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use std::fmt;
 pub use vector::{Kernel, Simd};
 
 /// An instruction set that the kernels are compiled for. Part of the numerics class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Path {
     /// 512-bit vectors.
     Avx512,
@@ -96,9 +96,4 @@ impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// The numerics class of a path; it computes in f32.
-pub fn class(path: Path) -> String {
-    format!("cpu {path} f32")
 }

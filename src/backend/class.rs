@@ -1,0 +1,108 @@
+//! Numerics classes: everything that decides the bits of a result.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use super::{cpu::Path, dtype::DType, id::DeviceKind};
+
+/// Devices of one class give the same bits. It prints as in `cpu avx512 f32` or `cuda sm_90 as sm_80 f16`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NumericsClass {
+    /// The backend.
+    pub kind: DeviceKind,
+    /// Which of the backend's kernels run there.
+    pub kernels: KernelPath,
+    /// The type in which they compute.
+    pub dtype: DType,
+}
+
+/// Kernels of one backend that give other bits than its other kernels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KernelPath {
+    /// The CPU's.
+    Path(Path),
+    /// CUDA's, for one compute capability.
+    Capability {
+        /// That of the GPU, 89 for 8.9; `None` if it is not known.
+        gpu: Option<u32>,
+        /// That of the code which runs there, if it is another one's.
+        code: Option<u32>,
+    },
+    /// wgpu's, on an adapter and driver of these names. An adapter that keeps f16 in another form says so.
+    Adapter(String),
+    /// Those of a device that computes nothing.
+    None,
+}
+
+impl NumericsClass {
+    /// That of a kernel path of the CPU, which computes in f32.
+    pub const fn cpu(path: Path) -> Self {
+        Self { kind: DeviceKind::Cpu, kernels: KernelPath::Path(path), dtype: DType::F32 }
+    }
+
+    /// The same kernels in another type.
+    #[must_use]
+    pub fn in_type(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
+    /// Whether a device with these kernels may compute in bf16: NVIDIA's do from compute capability 8.0 on.
+    pub(super) fn may_have_bf16(&self) -> bool {
+        !matches!(self.kernels, KernelPath::Capability { gpu: Some(capability), .. } if capability < 80)
+    }
+}
+
+impl fmt::Display for NumericsClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        match &self.kernels {
+            KernelPath::Path(path) => write!(f, " {path}")?,
+            KernelPath::Capability { gpu, code } => {
+                match gpu {
+                    Some(capability) => write!(f, " sm_{capability}")?,
+                    None => f.write_str(" sm_unknown")?,
+                }
+                if let Some(code) = code {
+                    write!(f, " as sm_{code}")?;
+                }
+            }
+            KernelPath::Adapter(name) => write!(f, " {name}")?,
+            KernelPath::None => {}
+        }
+        write!(f, " {}", self.dtype)
+    }
+}
+
+impl Serialize for NumericsClass {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_prints_as_kind_kernels_and_type() {
+        let cuda = |gpu, code| KernelPath::Capability { gpu, code };
+        for (kind, kernels, dtype, text) in [
+            (DeviceKind::Cpu, KernelPath::Path(Path::Avx512), DType::F32, "cpu avx512 f32"),
+            (DeviceKind::Cuda, cuda(Some(89), None), DType::F16, "cuda sm_89 f16"),
+            (DeviceKind::Cuda, cuda(Some(90), Some(80)), DType::BF16, "cuda sm_90 as sm_80 bf16"),
+            (DeviceKind::Cuda, cuda(None, None), DType::F16, "cuda sm_unknown f16"),
+            (
+                DeviceKind::Wgpu,
+                KernelPath::Adapter("a card, its driver 1.2".into()),
+                DType::F16,
+                "wgpu a card, its driver 1.2 f16",
+            ),
+            (DeviceKind::Cuda, KernelPath::None, DType::F16, "cuda f16"),
+        ] {
+            let class = NumericsClass { kind, kernels, dtype };
+            assert_eq!(class.to_string(), text);
+            assert_eq!(class.in_type(DType::F32).to_string(), format!("{} f32", text.rsplit_once(' ').unwrap().0));
+        }
+    }
+}
