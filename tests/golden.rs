@@ -26,7 +26,7 @@ use sdshard::{
         stages::{channels_first, channels_last},
     },
     planner::{Largest, device_map::DeviceMap, plan::Plan},
-    scheduler::{SchedulerKind, schedule},
+    scheduler::{NoiseLevel, SchedulerKind, schedule},
     tensor::{Shape, Tensor},
     weights::{ModelFiles, Scope, Weights},
 };
@@ -444,6 +444,9 @@ fn every_schedule_runs_as_the_reference() {
         let timesteps: Vec<f32> = schedule.steps.iter().map(|step| step.timestep).collect();
         close(&format!("{what} timesteps"), &timesteps, &floats(&row["timesteps"]), 1e-6);
         close(&what, &[schedule.init_noise_sigma], &[row["init_noise_sigma"].as_f64().unwrap() as f32], 1e-6);
+        let levels = |of: fn(&NoiseLevel) -> f32| schedule.steps.iter().map(|step| of(&step.level)).collect::<Vec<_>>();
+        close(&format!("{what} pictures"), &levels(|level| level.picture), &floats(&row["picture"]), 1e-6);
+        close(&format!("{what} noise"), &levels(|level| level.noise), &floats(&row["noise"]), 1e-6);
     }
     for row in file["runs"].as_array().unwrap() {
         let n = row["n"].as_u64().unwrap() as usize;

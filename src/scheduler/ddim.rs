@@ -3,7 +3,7 @@
 use super::{
     config::SchedulerConfig,
     noise,
-    step::{Schedule, Step, weights},
+    step::{NoiseLevel, Schedule, Step, weights},
 };
 
 /// Goes straight from one timestep to the next, along the noise that the network sees. `None` where a timestep would
@@ -20,7 +20,13 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
         let a = sigma_prev / sigma;
         let b = alpha_prev - alpha * a;
         let (p, q) = config.prediction.clean(alpha, sigma);
-        Step { p: p as f32, q: q as f32, a: a as f32, b: weights([b]), ..Step::new(timestep as f64) }
+        Step {
+            p: p as f32,
+            q: q as f32,
+            a: a as f32,
+            b: weights([b]),
+            ..Step::new(timestep as f64, NoiseLevel::new(alpha, sigma))
+        }
     };
     Some(Schedule { init_noise_sigma: 1.0, steps: timesteps.iter().map(step).collect() })
 }

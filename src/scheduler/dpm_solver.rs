@@ -3,7 +3,7 @@
 use super::{
     config::{SchedulerConfig, Spacing},
     noise,
-    step::{Schedule, Step, weights},
+    step::{NoiseLevel, Schedule, Step, weights},
 };
 
 /// Steps in λ = ln(α / σ), with the change of the clean estimate as second order. `None` where two noise levels
@@ -38,7 +38,13 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
             weights([clean + change, -change])
         };
         let (p, q) = config.prediction.clean(from.alpha, from.sigma);
-        Step { p: p as f32, q: q as f32, a: (to.sigma / from.sigma) as f32, b, ..Step::new(timestep) }
+        Step {
+            p: p as f32,
+            q: q as f32,
+            a: (to.sigma / from.sigma) as f32,
+            b,
+            ..Step::new(timestep, NoiseLevel::new(from.alpha, from.sigma))
+        }
     };
     Some(Schedule { init_noise_sigma: 1.0, steps: timesteps.iter().enumerate().map(step).collect() })
 }

@@ -3,7 +3,7 @@
 use super::{
     config::{SchedulerConfig, Spacing},
     noise,
-    step::{Schedule, Step, weights},
+    step::{NoiseLevel, Schedule, Step, weights},
 };
 
 /// Straight steps from each noise level to the next. `None` where a timestep would lie beyond the training range.
@@ -59,6 +59,7 @@ impl Levels {
                 a: (down / sigma) as f32,
                 b: weights([1.0 - down / sigma]),
                 noise: up as f32,
+                level: NoiseLevel::new(1.0, sigma),
             }
         };
         let steps = self.timesteps.iter().zip(self.sigmas.windows(2)).map(step).collect();

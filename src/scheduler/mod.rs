@@ -14,7 +14,7 @@ mod step;
 
 pub use config::{Prediction, SchedulerConfig, SchedulerKind, Spacing};
 pub use file::{Keys, Repairs, SchedulerFile, keys};
-pub use step::{HISTORY, Schedule, Step};
+pub use step::{HISTORY, NoiseLevel, Schedule, Step};
 
 use crate::error::{Error, Result};
 

@@ -3,7 +3,7 @@
 use super::{
     config::{Prediction, SchedulerConfig},
     noise,
-    step::{HISTORY, Schedule, Step, weights},
+    step::{HISTORY, NoiseLevel, Schedule, Step, weights},
 };
 
 /// Goes along a weighted mean of the last outputs. The second timestep is visited twice: the first visit is a plain
@@ -39,7 +39,9 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
             let (a, b) = transfer(timestep, timestep - stride);
             (a, weights(mean(call).map(|share| share * b)))
         };
-        Step { a: a as f32, b, ..Step::new(timestep as f64) }
+        let alpha_bar = table.alpha_bar(timestep);
+        let level = NoiseLevel::new(alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+        Step { a: a as f32, b, ..Step::new(timestep as f64, level) }
     };
     Some(Schedule { init_noise_sigma: 1.0, steps: timesteps.iter().enumerate().map(step).collect() })
 }

@@ -30,6 +30,25 @@ pub struct Step {
     pub b: [f32; HISTORY],
     /// The weight of fresh noise in the next latents.
     pub noise: f32,
+    /// How much noise the latents have that this step begins with.
+    pub level: NoiseLevel,
+}
+
+/// Noisy latents are `picture * x + noise * z`, where `x` are the latents of a clean picture and `z` is unit normal noise: so
+/// a run may begin with a picture at any step. Matches `add_noise` of diffusers' schedulers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NoiseLevel {
+    /// The clean picture's weight.
+    pub picture: f32,
+    /// The noise's weight.
+    pub noise: f32,
+}
+
+impl NoiseLevel {
+    /// Of latents whose picture and noise have these weights.
+    pub(super) fn new(picture: f64, noise: f64) -> Self {
+        Self { picture: picture as f32, noise: noise as f32 }
+    }
 }
 
 /// All steps of one run.
@@ -77,8 +96,9 @@ impl Schedule {
 
 impl Step {
     /// A step whose estimate is the network's output as it is, and whose weights are still to be filled in.
-    pub(super) fn new(timestep: f64) -> Self {
-        Self { timestep: timestep as f32, input_scale: 1.0, p: 0.0, q: 1.0, a: 0.0, b: [0.0; HISTORY], noise: 0.0 }
+    pub(super) fn new(timestep: f64, level: NoiseLevel) -> Self {
+        let timestep = timestep as f32;
+        Self { timestep, input_scale: 1.0, p: 0.0, q: 1.0, a: 0.0, b: [0.0; HISTORY], noise: 0.0, level }
     }
 }
 

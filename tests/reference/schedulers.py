@@ -24,11 +24,19 @@ def network(x, t):
     return 0.3 * x + 0.1 * torch.sin(t.to(torch.float32))
 
 
+def levels(scheduler):
+    """The weights of a picture and of noise in latents that begin at each timestep: those of `add_noise`."""
+    one, zero = torch.ones(1), torch.zeros(1)
+    picture = [f32(scheduler.add_noise(one, zero, t.reshape(1)))[0] for t in scheduler.timesteps]
+    noise = [f32(scheduler.add_noise(zero, one, t.reshape(1)))[0] for t in scheduler.timesteps]
+    return {"picture": picture, "noise": noise}
+
+
 def schedule(kind, spacing, n):
     scheduler = make(kind, spacing, "epsilon")
     scheduler.set_timesteps(n)
     sigmas = f32(scheduler.sigmas) if hasattr(scheduler, "sigmas") else None
-    return {"kind": kind, "spacing": spacing, "n": n, "init_noise_sigma": f32(scheduler.init_noise_sigma)[0],
+    return levels(scheduler) | {"kind": kind, "spacing": spacing, "n": n, "init_noise_sigma": f32(scheduler.init_noise_sigma)[0],
             "timesteps": f32(scheduler.timesteps), "sigmas": sigmas}
 
 
