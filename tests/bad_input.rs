@@ -72,7 +72,7 @@ fn a_request_that_the_model_cannot_draw_is_refused() {
         (&["a fox", "--height", "63"], &["height", "multiple of 8", "found: 63", "56 or 64"]),
         (&["a fox", "--steps", "0"], &["--steps: at least 1"]),
         (&["a fox", "--steps", "1001"], &["1001", "1000"]),
-        (&["a fox", "--scheduler", "heun"], &["'heun'", "pndm, ddim, euler"]),
+        (&["a fox", "--scheduler", "heun"], &["--scheduler: \"heun\"", "pndm, ddim, euler"]),
         (&[], &["there is no prompt"]),
         (&["a fox", "--variant", "fp16"], &["no files of the variant \"fp16\""]),
         (&["a fox", "--revision", "main"], &["tiny-sd1", "only the hub", "found: revision \"main\""]),

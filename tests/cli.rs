@@ -435,7 +435,7 @@ fn what_fails_while_it_runs_is_listed_and_exit_code_1() {
     let output = sdshard(&arguments).arg("--model").arg(&model).arg("--output-dir").arg(&out).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
-    for part in ["error: 2 of 2 pictures failed", "00000-a-fox.png", "00001-an-owl.png", "the UNet", "not finite"] {
+    for part in ["error: 2 of 2 pictures failed", "00000-a-fox.png", "00001-an-owl.png", "the unet", "not finite"] {
         assert!(message.contains(part), "wanted: {part}\n{message}");
     }
     let lines = json_lines(text(&output.stdout));
