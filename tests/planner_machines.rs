@@ -313,7 +313,7 @@ fn the_program_plans_for_the_pictures_that_are_asked_for() {
     assert!(text.contains("with many, 3 pictures in ") && text.contains("left idle: cuda:1"), "{text}");
     for (arguments, says) in [
         (&["plan", "--num-images", "0"][..], "--num-images: at least 1"),
-        (&["plan", "a", "--width", "70"], "the width has to be a multiple of 8"),
+        (&["plan", "a", "--width", "70"], "--width: has to be a multiple of 8"),
         (&["plan", "--prompts-file", "/nowhere.txt"], "reading the prompts in /nowhere.txt"),
     ] {
         let mut command = sdshard(arguments);

@@ -181,10 +181,10 @@ impl Engine {
     /// Whether this engine can draw a request, by its model and the plan that it works by.
     ///
     /// # Errors
-    /// As [`Request::check`] and [`Largest::admits`](crate::Largest::admits).
+    /// As [`Request::check`] and [`Plan::admits`].
     pub fn admits(&self, request: &Request) -> Result<()> {
         request.check(&self.model.spec)?;
-        self.look(|loaded| loaded.plan.largest.admits(request, &self.model.spec))
+        self.look(|loaded| loaded.plan.admits(request, &self.model.spec))
     }
 
     fn put(&self, job: Job) {

@@ -30,7 +30,10 @@ use crate::{
         component::{ComponentId, PerComponent, Stage},
         spec::{ComponentSpec, ModelSpec},
     },
-    pipeline::placement::{Place, Placement, Reside, each_once},
+    pipeline::{
+        placement::{Place, Placement, Reside, each_once},
+        request::Request,
+    },
 };
 
 /// Where one replica's components run.
@@ -149,6 +152,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether a request fits what was planned, so that it may be queued.
+    ///
+    /// # Errors
+    /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
+    /// more past estimates.
+    pub fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
+        self.largest.admits(request, spec)
+    }
+
     /// The component of this name.
     pub fn component(&self, name: &str) -> Option<ComponentId> {
         self.components.iter().find(|(_, component)| component.name == name).map(|(id, _)| id)

@@ -92,7 +92,7 @@ impl Largest {
     /// # Errors
     /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
     /// more past estimates.
-    pub fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
+    pub(super) fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
         let sizes = [(self.width, self.height)].into_iter().chain(self.also.iter().copied());
         let wanted = format!("{}x{}", request.width, request.height);
         if !sizes.clone().any(|(width, height)| request.width <= width && request.height <= height) {
