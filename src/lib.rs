@@ -7,7 +7,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use sdshard::{DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, Result, backend};
+//! use sdshard::{DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, Result, visible_devices};
 //!
 //! fn main() -> Result<()> {
 //!     let model = Arc::new(Model::open(ModelFiles::folder("models/emoji")?, None)?);
@@ -15,7 +15,7 @@
 //!
 //!     let map = DeviceMap::parse(r#"devices = ["cpu:0", "cpu:1"]"#, "my map")?;
 //!     let largest = Largest::of([&request], &model.spec)?.expect("there is a request");
-//!     let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible())?;
+//!     let plan = Plan::resolve(&map, &model.spec, &largest, &visible_devices())?;
 //!     println!("{plan}");
 //!
 //!     let engine = Engine::load(model, &plan)?;
@@ -34,18 +34,18 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`mod@bench`] | how fast each component is here |
-//! | [`engine`] | replicas side by side over one queue |
-//! | [`figure`] | a plan as a drawing |
-//! | [`planner`] | device maps, strategies, plans |
-//! | [`pipeline`] | one picture: requests, the three stages, files |
-//! | [`models`] | the networks, and every fact about a checkpoint |
-//! | [`nn`] | layers: what a checkpoint stores under one name, with its op |
-//! | [`tokenizer`] | texts to ids |
-//! | [`weights`] | named tensors on disk, in a folder or on the hub |
-//! | [`tensor`] | shapes, ops, seeded noise |
-//! | [`backend`] | devices, memory, kernels |
-//! | [`scheduler`], `json`, [`mod@input`], [`output`], [`sync`], [`error`], `device_id` | beside all of them, and knowing none of them |
+//! | `bench` | how fast each component is here |
+//! | `engine` | replicas side by side over one queue |
+//! | `figure` | a plan as a drawing |
+//! | `planner` | device maps, strategies, plans |
+//! | `pipeline` | one picture: requests, the three stages, files |
+//! | `models` | the networks, and every fact about a checkpoint |
+//! | `nn` | layers: what a checkpoint stores under one name, with its op |
+//! | `tokenizer` | texts to ids |
+//! | `weights` | named tensors on disk, in a folder or on the hub |
+//! | `tensor` | shapes, ops, seeded noise |
+//! | `backend` | devices, memory, kernels |
+//! | `scheduler`, `json`, `input`, `output`, `sync`, `error`, `device_id` | beside all of them, and knowing none of them |
 //!
 //! # Invariants
 //!
@@ -69,28 +69,77 @@
 // The types of wgpu are nested deeper than the compiler looks by itself for what threads may share.
 #![recursion_limit = "256"]
 
+// The modules are public for the program, the tests and whoever wants to look inside. What a program may rely on are the names
+// at the top, which `tests/public_api.rs` compares with a list.
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod bench;
 mod device_id;
+#[doc(hidden)]
 pub mod engine;
+#[doc(hidden)]
 pub mod error;
+#[doc(hidden)]
 pub mod figure;
+#[doc(hidden)]
 pub mod input;
 mod json;
+#[doc(hidden)]
 pub mod models;
+#[doc(hidden)]
 pub mod nn;
+#[doc(hidden)]
 pub mod output;
+#[doc(hidden)]
 pub mod pipeline;
+#[doc(hidden)]
 pub mod planner;
+#[doc(hidden)]
 pub mod scheduler;
+#[doc(hidden)]
 pub mod sync;
+#[doc(hidden)]
 pub mod tensor;
+#[doc(hidden)]
 pub mod tokenizer;
+#[doc(hidden)]
 pub mod weights;
 
+#[doc(inline)]
+pub use backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, registry::visible as visible_devices};
+#[doc(inline)]
 pub use engine::{Canceller, Engine, Event, Ticket};
-pub use error::{Error, Result};
-pub use models::component::{ComponentId, Stage};
-pub use pipeline::{Image, Metadata, Model, Picture, Progress, request::Request};
-pub use planner::{Largest, device_map::DeviceMap, plan::Plan};
-pub use weights::ModelFiles;
+#[doc(inline)]
+pub use error::{Error, Result, Scope};
+#[doc(inline)]
+pub use figure::svg as draw_plan;
+#[doc(inline)]
+pub use models::{
+    component::{ComponentId, PerComponent, Stage},
+    defaults::Defaults,
+    spec::{ComponentSpec, LatentSpec, ModelSpec},
+};
+#[doc(inline)]
+pub use pipeline::{
+    image::Image,
+    latents::Latents,
+    metadata::Metadata,
+    model::Model,
+    picture::{Picture, Progress, Span},
+    placement::{Place, Sections},
+    request::{Output, Request, RequestOptions, Start},
+};
+#[doc(inline)]
+pub use planner::{
+    Cost, Largest, Located, Location,
+    device_map::{DTypes, DeviceFacts, DeviceMap, InFlight, MapPlace, Numerics, ReplicaMap, Replicas, Strategy},
+    hardware::read as read_devices,
+    plan::{ComponentPlan, DevicePlan, Edge, Plan, Rejected, ReplicaPlan},
+};
+#[doc(inline)]
+pub use scheduler::SchedulerKind;
+#[doc(inline)]
+pub use tensor::random::Rng;
+#[doc(inline)]
+pub use weights::{Download, ModelFiles, Reside, Wanted, locate as locate_model};

@@ -656,7 +656,7 @@ text_encoder = "cuda:5""#,
 #[test]
 fn the_names_of_components_are_the_models_own() {
     for (text, at, says) in [
-        ("[dtype]\nunnet = \"f16\"", "map.toml:2:10: dtype.unnet: no such component", "did you mean \"unet\"?"),
+        ("[dtype]\nunnet = \"f16\"", "map.toml:2:9: dtype.unnet: no such component", "did you mean \"unet\"?"),
         (
             "[components]\nunett = \"cuda:0\"",
             "map.toml:2:9: components.unett: no such component",

@@ -424,7 +424,7 @@ fn text_classes(model: &Model, parts: &Parts) -> Vec<NumericsClass> {
 fn patience(plan: &Plan) -> Duration {
     let longest = plan.components.iter().map(|(_, component)| match component.stage {
         Stage::Denoise => component.seconds / plan.largest.steps as f64,
-        Stage::Encode | Stage::Decode => component.seconds,
+        _ => component.seconds,
     });
     let longest = longest.fold(0.0, f64::max);
     LEAST_PATIENCE.max(Duration::try_from_secs_f64(20.0 * longest).unwrap_or(Duration::MAX / 2))

@@ -448,13 +448,16 @@ impl Group<'_> {
         back: DeviceId,
         in_flight: usize,
     ) -> Layout {
-        let places =
-            |component, named: &Option<Vec<Place<DeviceId>>>| match (named, self.problem.costs.stage(component)) {
-                (Some(named), _) => named.clone(),
-                (None, Stage::Encode) => vec![self.problem.whole(component, front)],
-                (None, Stage::Denoise) => denoisers.clone(),
-                (None, Stage::Decode) => vec![self.problem.whole(component, back)],
-            };
+        let (problem, denoiser) = (self.problem, self.denoiser());
+        let places = |component, named: &Option<Vec<Place<DeviceId>>>| match named {
+            Some(named) => named.clone(),
+            None if component == denoiser => denoisers.clone(),
+            // What else works inside the steps goes where they begin.
+            None if problem.costs.denoises(component) => {
+                denoisers.iter().map(|place| problem.whole(component, place.devices()[0])).collect()
+            }
+            None => vec![problem.whole(component, if component < denoiser { front } else { back })],
+        };
         let placement: Placement<DeviceId> = self.problem.named.map(places);
         self.problem.layout(placement, in_flight)
     }

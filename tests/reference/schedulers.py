@@ -25,10 +25,13 @@ def network(x, t):
 
 
 def levels(scheduler):
-    """The weights of a picture and of noise in latents that begin at each timestep: those of `add_noise`."""
-    one, zero = torch.ones(1), torch.zeros(1)
-    picture = [f32(scheduler.add_noise(one, zero, t.reshape(1)))[0] for t in scheduler.timesteps]
-    noise = [f32(scheduler.add_noise(zero, one, t.reshape(1)))[0] for t in scheduler.timesteps]
+    """The weights of a picture and of noise in latents that begin at each step: `add_noise`, as image to image calls it."""
+    one, zero, picture, noise = torch.ones(1), torch.zeros(1), [], []
+    for step, t in enumerate(scheduler.timesteps):
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(step)
+        picture += f32(scheduler.add_noise(one, zero, t.reshape(1)))
+        noise += f32(scheduler.add_noise(zero, one, t.reshape(1)))
     return {"picture": picture, "noise": noise}
 
 
