@@ -325,9 +325,9 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
     let device = device();
     let announced = Layer::Linear { out: 64, k: 8 };
     let visiting = |device: &Device, came: Weight| {
-        Weight::visiting(device, announced, DType::F32, true, came.bytes(), move || Ok(came.clone()))
+        Weight::offloaded(device, announced, DType::F32, true, came.bytes(), move || Ok(came.clone()))
     };
-    visiting(&device, pack(&device, announced)).arrive().unwrap();
+    visiting(&device, pack(&device, announced)).fetch().unwrap();
     for (came, why) in [
         (pack(&device, Layer::Linear { out: 8, k: 8 }), "another size"),
         (pack(&device, Layer::Norm { channels: 64 }), "another kind"),
@@ -345,7 +345,7 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
         ),
     ] {
         let weight = visiting(&device, came);
-        let error = weight.arrive().expect_err(why).to_string();
+        let error = weight.fetch().expect_err(why).to_string();
         assert!(error.contains("was to come to its device"), "{why}: {error}");
         let x = zeros(&device, [1, 8]).unwrap();
         assert!(x.linear(&weight, &Fuse::default()).is_err(), "{why}");

@@ -279,7 +279,7 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 
 impl Weight {
     /// One that `fetch` brings to `device` when it is wanted there. `bytes` is what it occupies then.
-    pub fn visiting(
+    pub fn offloaded(
         device: &Device,
         layer: Layer,
         dtype: DType,
@@ -287,7 +287,7 @@ impl Weight {
         bytes: usize,
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
     ) -> Self {
-        Self::visiting_at(device.weight_home(), Form::new(layer, dtype, has_bias), bytes, fetch)
+        Self::offloaded_at(device.weight_home(), Form::new(layer, dtype, has_bias), bytes, fetch)
     }
 
     /// Whether `device` can use it.

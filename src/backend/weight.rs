@@ -1,4 +1,4 @@
-//! A layer's parameters: packed in a device's memory, or resting elsewhere and visiting it.
+//! A layer's parameters: packed in a device's memory, or offloaded: resting elsewhere and fetched when they are used.
 
 use std::{
     any::Any,
@@ -82,16 +82,16 @@ pub(super) enum WeightData {
     Held(Arc<dyn Any + Send + Sync>),
     /// Only its size is known.
     Dry,
-    Visiting(Arc<Visiting>),
+    Offloaded(Arc<Offloaded>),
 }
 
 /// A weight that is on its device only at times.
-pub(super) struct Visiting {
+pub(super) struct Offloaded {
     here: Mutex<Option<Weight>>,
     fetch: Box<dyn Fn() -> Result<Weight> + Send + Sync>,
 }
 
-impl Visiting {
+impl Offloaded {
     fn here(&self) -> MutexGuard<'_, Option<Weight>> {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,14 +103,14 @@ impl Weight {
     }
 
     /// One that `fetch` brings to the devices of `home` when it is wanted there. `bytes` is what it occupies then.
-    pub(super) fn visiting_at(
+    pub(super) fn offloaded_at(
         home: &str,
         form: Form,
         bytes: usize,
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
     ) -> Self {
-        let visiting = Visiting { here: Mutex::default(), fetch: Box::new(fetch) };
-        Self::new(form, bytes, home.into(), WeightData::Visiting(Arc::new(visiting)))
+        let offloaded = Offloaded { here: Mutex::default(), fetch: Box::new(fetch) };
+        Self::new(form, bytes, home.into(), WeightData::Offloaded(Arc::new(offloaded)))
     }
 
     /// What it is.
@@ -132,7 +132,7 @@ impl Weight {
     pub(super) fn held<T: Any>(&self) -> Option<&T> {
         match &self.data {
             WeightData::Held(packed) => packed.downcast_ref(),
-            WeightData::Dry | WeightData::Visiting(_) => None,
+            WeightData::Dry | WeightData::Offloaded(_) => None,
         }
     }
 
@@ -151,7 +151,7 @@ impl Weight {
     /// The weight itself, to be given to a backend.
     pub(crate) fn packed(&self) -> Result<Self> {
         match &self.data {
-            WeightData::Visiting(visiting) => visiting
+            WeightData::Offloaded(offloaded) => offloaded
                 .here()
                 .clone()
                 .ok_or_else(|| Error::request(format!("{:?} is used before it has come to its device", self.layer()))),
@@ -159,16 +159,16 @@ impl Weight {
         }
     }
 
-    /// Brings a visiting weight to its device, if it is not there.
+    /// Fetches an offloaded weight to its device, if it is not there.
     ///
     /// # Errors
     /// If its file can no longer be read, the device has no room, or what comes is another layer's or another device's.
-    pub fn arrive(&self) -> Result<()> {
-        if let WeightData::Visiting(visiting) = &self.data {
-            let mut here = visiting.here();
+    pub fn fetch(&self) -> Result<()> {
+        if let WeightData::Offloaded(offloaded) = &self.data {
+            let mut here = offloaded.here();
             if here.is_none() {
-                let came = (visiting.fetch)()?;
-                let is_here = !matches!(came.data, WeightData::Visiting(_));
+                let came = (offloaded.fetch)()?;
+                let is_here = !matches!(came.data, WeightData::Offloaded(_));
                 if (came.form, &came.home) != (self.form, &self.home) || !is_here {
                     return Err(Error::request(format!(
                         "{:?} in {} was to come to its device",
@@ -183,10 +183,10 @@ impl Weight {
         Ok(())
     }
 
-    /// Frees the memory of a visiting weight on its device.
-    pub fn depart(&self) {
-        if let WeightData::Visiting(visiting) = &self.data {
-            *visiting.here() = None;
+    /// Frees the memory of an offloaded weight on its device.
+    pub fn evict(&self) {
+        if let WeightData::Offloaded(offloaded) = &self.data {
+            *offloaded.here() = None;
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     backend::{DType, Device, Keep},
     error::Result,
     tensor::Tensor,
-    weights::{Scope, Visitors},
+    weights::{Offload, Scope},
 };
 
 /// A device for each section, in the network's order, and the type in which it computes there.
@@ -115,7 +115,7 @@ impl Borders for Open {
 /// next section's on the same device meanwhile.
 pub struct Walk<'a> {
     route: &'a Route,
-    visitors: Option<&'a Visitors>,
+    offload: Option<&'a Offload>,
     borders: &'a dyn Borders,
     /// The sections that it comes by; `None` for all.
     stops: Option<Vec<usize>>,
@@ -125,8 +125,8 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Through all sections.
-    pub fn new(route: &'a Route, visitors: Option<&'a Visitors>, borders: &'a dyn Borders) -> Self {
-        Self { route, visitors, borders, stops: None, passed: Cell::new(0) }
+    pub fn new(route: &'a Route, offload: Option<&'a Offload>, borders: &'a dyn Borders) -> Self {
+        Self { route, offload, borders, stops: None, passed: Cell::new(0) }
     }
 
     /// The same devices, through these sections only.
@@ -163,16 +163,16 @@ impl<'a> Walk<'a> {
     pub fn next(&self) -> Result<&'a Device> {
         let section = self.stop(self.passed.get()).expect("a network has as many sections as it lists");
         let device = self.route.at(section);
-        if let (Some(visitors), Some(before)) = (self.visitors, self.here()) {
+        if let (Some(offload), Some(before)) = (self.offload, self.here()) {
             // Before the border: whoever comes to this device next has room for visitors of its own.
-            visitors.depart(before);
+            offload.evict(before);
         }
         self.borders.enter(section)?;
         self.passed.set(self.passed.get() + 1);
-        if let Some(visitors) = self.visitors {
-            visitors.arrive(section)?;
+        if let Some(offload) = self.offload {
+            offload.fetch(section)?;
             if let Some(next) = self.next_here() {
-                visitors.expect(next)?;
+                offload.prefetch(next)?;
             }
         }
         Ok(device)
@@ -223,11 +223,11 @@ impl<'a> Walk<'a> {
 
 impl Drop for Walk<'_> {
     fn drop(&mut self) {
-        let (Some(visitors), Some(here)) = (self.visitors, self.here()) else { return };
+        let (Some(offload), Some(here)) = (self.offload, self.here()) else { return };
         // Where it stands, and what was expected there. Elsewhere others may be at work.
-        visitors.depart(here);
+        offload.evict(here);
         if let Some(next) = self.next_here() {
-            visitors.depart(next);
+            offload.evict(next);
         }
     }
 }

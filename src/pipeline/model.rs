@@ -133,7 +133,7 @@ impl<'a> Loader<'a> {
     /// Knows these networks already, and reads none of them again whose weights stay where they are.
     pub fn know(&mut self, parts: &Parts) {
         for (component, instances) in parts.iter() {
-            for network in instances.iter().flat_map(Instance::networks).filter(|network| network.visitors.is_none()) {
+            for network in instances.iter().flat_map(Instance::networks).filter(|network| network.offload.is_none()) {
                 self.networks.insert(key(component, &network.route, Reside::Device), network.clone());
             }
         }
@@ -178,7 +178,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Where the weights of each section are, and in which type. Visitors come to one device, so they are shared only by those
+/// Where the weights of each section are, and in which type. Offload come to one device, so they are shared only by those
 /// who use that very one.
 fn key(component: ComponentId, route: &Route, reside: Reside) -> (ComponentId, Reside, Vec<String>) {
     let home = |(device, dtype): (&Device, DType)| match reside {
@@ -218,8 +218,8 @@ pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Res
     let scope = Scope::new(&weights, route.first(), route.dtype(0)).on_shelf(&shelf);
     let network = Arc::new(component.network.load(&scope, &route)?);
     weights.finish()?;
-    let visitors = shelf.visitors(source.ahead).map(Arc::new);
-    Ok(Placed { name: component.name.as_str().into(), network, visitors, route })
+    let offload = shelf.offload(source.ahead).map(Arc::new);
+    Ok(Placed { name: component.name.as_str().into(), network, offload, route })
 }
 
 /// Compares the weights with the configs by their headers, in the way in which they are read later. Stored tensors that a

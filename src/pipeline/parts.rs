@@ -9,7 +9,7 @@ use crate::{
         network::Network,
         route::{Borders, Keeps, Route, Walk},
     },
-    weights::Visitors,
+    weights::Offload,
 };
 
 /// A network, where its sections run, and what has to be brought to them.
@@ -20,7 +20,7 @@ pub struct Placed {
     /// The network.
     pub network: Arc<Network>,
     /// Its weights, if they rest elsewhere.
-    pub visitors: Option<Arc<Visitors>>,
+    pub offload: Option<Arc<Offload>>,
     /// A device for each section.
     pub route: Route,
 }
@@ -28,7 +28,7 @@ pub struct Placed {
 impl Placed {
     /// A walk through its sections that `borders` hears of.
     pub fn walk<'a>(&'a self, borders: &'a dyn Borders) -> Walk<'a> {
-        Walk::new(&self.route, self.visitors.as_deref(), borders)
+        Walk::new(&self.route, self.offload.as_deref(), borders)
     }
 
     fn devices(&self) -> Vec<DeviceId> {

@@ -19,7 +19,7 @@ use crate::{
     scheduler::{Schedule, Step},
     sync,
     tensor::{Leaving, Shape, Tensor, random::Generator},
-    weights::Visitors,
+    weights::Offload,
 };
 
 impl From<Stage> for Work {
@@ -69,7 +69,7 @@ pub struct Branch<'a> {
     /// The network.
     pub denoiser: &'a Unet,
     /// What has to be brought to it.
-    pub visitors: Option<&'a Visitors>,
+    pub offload: Option<&'a Offload>,
     /// Where its sections run.
     pub route: &'a Route,
     /// What is kept on each of these devices.
@@ -82,7 +82,7 @@ pub struct Branch<'a> {
 
 impl Branch<'_> {
     fn walk(&self) -> Walk<'_> {
-        Walk::new(self.route, self.visitors, self.borders)
+        Walk::new(self.route, self.offload, self.borders)
     }
 
     /// What the network gets of these latents, a row for each text, on the device of the first section.
@@ -104,7 +104,7 @@ impl Branch<'_> {
     fn call(&self, step: &Step, latents: &Tensor, text: &Conditioning) -> Result<Tensor> {
         let time = self.denoiser.time_features(step.timestep, self.route.first())?;
         let forward = || self.denoiser.forward(latents, &time, text, &self.walk());
-        match (self.visitors, &self.route.devices()[..]) {
+        match (self.offload, &self.route.devices()[..]) {
             // Every step has the same ops on the same memory, and nothing comes between them.
             (None, [device]) => device.as_one(forward),
             _ => forward(),
@@ -301,7 +301,7 @@ pub fn branches<'a>(
     let branch = |network: &'a Placed, (route, keeps): &'a (Route, Keeps), texts| Branch {
         name: &network.name,
         denoiser: network.network.denoiser(),
-        visitors: network.visitors.as_deref(),
+        offload: network.offload.as_deref(),
         route,
         keeps,
         borders,

@@ -107,7 +107,7 @@ impl Group<'_> {
         self.guided()?;
         self.cut()?;
         self.cut_all()?;
-        self.visiting()
+        self.offloaded()
     }
 
     /// Text encoder on `front`, VAE on `back`, UNets on the others, and on these two as well.
@@ -406,7 +406,7 @@ impl Group<'_> {
     }
 
     /// Some components' weights visit; first from host memory, which is faster than the disk.
-    fn visiting(&mut self) -> Result<()> {
+    fn offloaded(&mut self) -> Result<()> {
         let costs = self.problem.costs;
         for reside in [Reside::Host, Reside::Disk] {
             for &id in self.devices {
@@ -414,17 +414,17 @@ impl Group<'_> {
                 if reside == Reside::Host && costs.info(id).id.kind == DeviceKind::Cpu {
                     continue;
                 }
-                for visitors in 1..1 << self.problem.named.count() {
-                    let visits = |component: ComponentId| visitors >> component.index() & 1 == 1;
+                for offloaded in 1..1 << self.problem.named.count() {
+                    let is_offloaded = |component: ComponentId| offloaded >> component.index() & 1 == 1;
                     let placement = self.problem.named.map(|component, named| match named {
                         Some(named) => named.clone(),
-                        None if visits(component) => {
+                        None if is_offloaded(component) => {
                             let devices = vec![id; costs.trial.sections(component)];
                             vec![Place::Route(Sections { devices, reside })]
                         }
                         None => vec![self.problem.whole(component, id)],
                     });
-                    self.consider(Family::Visiting, self.problem.layout(placement, 1))?;
+                    self.consider(Family::Offloaded, self.problem.layout(placement, 1))?;
                 }
             }
         }
@@ -478,7 +478,7 @@ impl Group<'_> {
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
         let problem = self.problem;
         // Weights that visit a single device are what is left where nothing else was found in time.
-        let last_resort = family == Family::Visiting
+        let last_resort = family == Family::Offloaded
             && self.best.is_empty()
             && self.devices.len() == 1
             && problem.batch <= Tuning::MAX_LAST_RESORT_BATCH;

@@ -278,13 +278,13 @@ fn by_bytes(
             });
             for group in groups {
                 let found = search(map, costs, budgets, named, 1).run(group, true)?;
-                let step = [Family::Cut, Family::Visiting].into_iter().find_map(|family| {
+                let step = [Family::Cut, Family::Offloaded].into_iter().find_map(|family| {
                     let (_, scored) = found.iter().find(|(other, _)| *other == Some(family))?;
                     Some((family, scored.clone()))
                 });
                 let Some((family, scored)) = step else { return Err(refused) };
                 chosen.why = match family {
-                    Family::Visiting => "no cut fits either, so weights visit from where they live".to_string(),
+                    Family::Offloaded => "no cut fits either, so weights visit from where they live".to_string(),
                     _ => "what no device holds whole is cut where fewest bytes cross".to_string(),
                 };
                 chosen.layouts.extend(scored.layouts);

@@ -34,12 +34,12 @@ pub(super) enum Family {
     /// A component cut over devices.
     Cut,
     /// Weights that visit from the host's memory or from the disk.
-    Visiting,
+    Offloaded,
 }
 
 impl Family {
     /// All of them, the simplest first.
-    pub const ALL: [Self; 5] = [Self::Whole, Self::Apart, Self::Guided, Self::Cut, Self::Visiting];
+    pub const ALL: [Self; 5] = [Self::Whole, Self::Apart, Self::Guided, Self::Cut, Self::Offloaded];
 
     /// What is to be said for it.
     pub fn merit(self) -> &'static str {
@@ -48,7 +48,7 @@ impl Family {
             Self::Apart => "text encoder and VAE work beside the UNet",
             Self::Guided => "two devices work at one picture, one for each prompt",
             Self::Cut => "no device holds the UNet whole",
-            Self::Visiting => "no device holds all weights at once",
+            Self::Offloaded => "no device holds all weights at once",
         }
     }
 
@@ -59,7 +59,7 @@ impl Family {
             Self::Apart => "components on devices of their own",
             Self::Guided => "guidance split over devices",
             Self::Cut => "the unet cut over devices",
-            Self::Visiting => "weights that visit from host memory or disk",
+            Self::Offloaded => "weights that visit from host memory or disk",
         }
     }
 }

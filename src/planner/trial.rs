@@ -351,7 +351,7 @@ impl<'a> Trial<'a> {
         );
         let load = |sections| load(spec, Weights::shapes_only(&spec.name), &source(sections));
         let network = load(positive)?;
-        let visitors = network.visitors.clone();
+        let offload = network.offload.clone();
         let negative = match routes.as_slice() {
             // Two branches in the same place share the weights.
             [negative, _] if *negative == positive => Some(network.clone()),
@@ -388,7 +388,7 @@ impl<'a> Trial<'a> {
         });
         let costs = costs.collect();
         for (i, section) in sections.iter_mut().enumerate() {
-            section.weight_bytes = visitors.as_ref().map_or(0, |visitors| visitors.bytes(i) as u64);
+            section.weight_bytes = offload.as_ref().map_or(0, |offload| offload.bytes(i) as u64);
         }
         let packed = packed.lock().unwrap_or_else(PoisonError::into_inner);
         let resting = packed.iter().filter(|((reside, ..), _)| *reside == Reside::Host);

@@ -8,9 +8,9 @@ mod identity;
 mod index;
 mod locate;
 mod names;
+mod offload;
 mod safetensors;
 mod scope;
-mod visitors;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,9 +22,9 @@ pub use download::{Download, Wanted, is_hub_id};
 pub use files::ModelFiles;
 pub use identity::identity;
 pub use locate::locate;
+pub use offload::{Ahead, Offload};
 pub use scope::{Packed, Scope, Shelf};
 use serde::Serialize;
-pub use visitors::{Ahead, Visitors};
 
 use crate::{
     backend::{DType, Values},

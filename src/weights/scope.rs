@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{Reside, Visitors, Weights, visitors::Ahead};
+use super::{Offload, Reside, Weights, offload::Ahead};
 use crate::{
     backend::{DType, Device, Layer, Values, Weight},
     error::Result,
@@ -30,9 +30,9 @@ impl Shelf {
     }
 
     /// What will have to be brought for each section; `None` if the weights are where they are used.
-    pub fn visitors(self, ahead: Ahead) -> Option<Visitors> {
+    pub fn offload(self, ahead: Ahead) -> Option<Offload> {
         let sections = self.sections.into_inner().unwrap_or_else(PoisonError::into_inner);
-        (self.reside != Reside::Device).then(|| Visitors::new(sections, ahead))
+        (self.reside != Reside::Device).then(|| Offload::new(sections, ahead))
     }
 
     fn put(&self, section: usize, weight: &Weight) {
@@ -92,13 +92,13 @@ impl<'a> Scope<'a> {
             (Reside::Host, Some(shelf)) => {
                 let packed =
                     self.packed_once(shelf, &source, |weight, bias| device.pack_to_rest(layer, dtype, weight, bias))?;
-                Weight::visiting(&device.clone(), layer, dtype, bias, packed.bytes(), move || device.fetch(&packed))
+                Weight::offloaded(&device.clone(), layer, dtype, bias, packed.bytes(), move || device.fetch(&packed))
             }
             (Reside::Disk, Some(_)) => {
                 // The file is checked now, not in the middle of the first picture.
                 source.values()?;
                 let bytes = device.packed_bytes(layer, dtype, bias);
-                Weight::visiting(&device.clone(), layer, dtype, bias, bytes, move || {
+                Weight::offloaded(&device.clone(), layer, dtype, bias, bytes, move || {
                     source.pack(|weight, bias| device.pack(layer, dtype, weight, bias))
                 })
             }

@@ -1,4 +1,5 @@
-//! Weights that visit their device a section at a time, the next one on its way while the present one is used.
+//! Offloaded weights: they rest in the host's memory or on the disk, and each section's are fetched to its device before the
+//! section runs. Those of the next section are prefetched meanwhile.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +11,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Who brings the next section.
+/// Who prefetches the next section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ahead {
     /// A thread, while the caller computes.
@@ -19,64 +20,65 @@ pub enum Ahead {
     Caller,
 }
 
-/// The visiting weights of one network in one place. Whoever uses a section has its device's gate, so no two do.
-pub struct Visitors {
+/// The offloaded weights of one network in one place. Only the request that holds a section's device uses the section, so no
+/// two do at once.
+pub struct Offload {
     sections: Vec<Section>,
     ahead: Ahead,
 }
 
 struct Section {
     weights: Arc<[Weight]>,
-    /// They are on their way.
+    /// The thread that fetches them, if one does.
     coming: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
-impl Visitors {
+impl Offload {
     pub(super) fn new(sections: Vec<Vec<Weight>>, ahead: Ahead) -> Self {
         let section = |weights: Vec<Weight>| Section { weights: weights.into(), coming: Mutex::default() };
         Self { sections: sections.into_iter().map(section).collect(), ahead }
     }
 
-    /// What a section occupies while it visits, in bytes.
+    /// What a section's weights occupy on its device, in bytes.
     pub fn bytes(&self, section: usize) -> usize {
         self.sections[section].weights.iter().map(Weight::bytes).sum()
     }
 
-    /// Starts to bring a section.
+    /// Starts to fetch a section's weights.
     ///
     /// # Errors
-    /// If the caller brings it and it cannot be had.
-    pub fn expect(&self, section: usize) -> Result<()> {
+    /// If the caller fetches them and they cannot be read, or the device has no room.
+    pub fn prefetch(&self, section: usize) -> Result<()> {
         let section = &self.sections[section];
         if self.ahead == Ahead::Caller {
-            return bring(&section.weights);
+            return fetch_all(&section.weights);
         }
         let mut coming = section.coming();
         if coming.is_none() {
             let weights = section.weights.clone();
-            let thread = std::thread::Builder::new().name("visitors".to_string());
-            let thread = thread.spawn(move || bring(&weights));
-            *coming = Some(thread.map_err(|e| Error::process("starting a thread that brings weights").source(e))?);
+            let thread = std::thread::Builder::new().name("offload".to_string());
+            let thread = thread.spawn(move || fetch_all(&weights));
+            *coming = Some(thread.map_err(|e| Error::process("starting a thread that fetches weights").source(e))?);
         }
         Ok(())
     }
 
-    /// Waits until a section is here; brings it if nobody has begun to.
+    /// Waits until a section's weights are on its device; fetches them if nobody has begun to.
     ///
     /// # Errors
     /// If a file can no longer be read or the device has no room.
-    pub fn arrive(&self, section: usize) -> Result<()> {
+    pub fn fetch(&self, section: usize) -> Result<()> {
         let section = &self.sections[section];
         section.settle()?;
-        bring(&section.weights)
+        fetch_all(&section.weights)
     }
 
-    /// Frees what a section occupies.
-    pub fn depart(&self, section: usize) {
+    /// Frees what a section's weights occupy on its device.
+    pub fn evict(&self, section: usize) {
         let section = &self.sections[section];
-        // Whether it could be brought does not matter any more.
+        // Whether they could be fetched does not matter any more.
         let _ = section.settle();
-        section.weights.iter().for_each(Weight::depart);
+        section.weights.iter().for_each(Weight::evict);
     }
 }
 
@@ -85,7 +87,7 @@ impl Section {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for whoever brings it.
+    /// Waits for the thread that fetches them.
     fn settle(&self) -> Result<()> {
         match self.coming().take() {
             Some(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
@@ -94,6 +96,6 @@ impl Section {
     }
 }
 
-fn bring(weights: &[Weight]) -> Result<()> {
-    weights.iter().try_for_each(Weight::arrive)
+fn fetch_all(weights: &[Weight]) -> Result<()> {
+    weights.iter().try_for_each(Weight::fetch)
 }
