@@ -88,11 +88,11 @@ fn flops() -> f64 {
 #[test]
 fn a_dry_run_holds_what_a_real_run_holds() {
     for path in paths() {
-        let (dry, ledger) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
+        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
         let dry_keep = dry.keep(ROOM).unwrap();
         network(&dry, &dry_keep).unwrap();
-        assert_eq!(ledger.take().flops, flops(), "{path}");
-        assert_eq!(ledger.take(), Work::default(), "taken once");
+        assert_eq!(counter.take().flops, flops(), "{path}");
+        assert_eq!(counter.take(), Work::default(), "taken once");
 
         // In exactly the memory that was planned.
         let device = real(path, dry.peak_bytes());
@@ -112,7 +112,7 @@ fn a_dry_run_holds_what_a_real_run_holds() {
 #[test]
 fn a_dry_run_counts_the_bytes_of_real_weights() {
     for path in paths() {
-        let (dry, ledger) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
+        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
         for layer in [
             Layer::Linear { out: 37, k: 5 },
             Layer::Geglu { out: 42, k: 5 },
@@ -124,7 +124,7 @@ fn a_dry_run_counts_the_bytes_of_real_weights() {
             let planned =
                 dry.pack(layer, DType::F32, Values::ShapeOnly, (layer.elements().1 > 0).then_some(Values::ShapeOnly));
             assert_eq!(planned.unwrap().bytes(), bytes, "{path}: {layer:?}");
-            assert_eq!(ledger.take().weight_bytes, bytes as u64, "{path}: {layer:?}");
+            assert_eq!(counter.take().weight_bytes, bytes as u64, "{path}: {layer:?}");
         }
     }
 }
@@ -222,7 +222,7 @@ fn ops_refuse_what_does_not_fit_and_leave_nothing_behind() {
 #[test]
 fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
     let rates = sdshard::backend::cpu::info().rates;
-    let (device, ledger) = Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(DType::F16), rates);
+    let (device, counter) = Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(DType::F16), rates);
     let x = zeros(&device, [2, 6]).unwrap();
     for (dtype, size) in [(DType::F16, 2), (DType::BF16, 2), (DType::F32, 4)] {
         let weight =
@@ -230,10 +230,10 @@ fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
         let norm = device.pack(Layer::Norm { channels: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
         assert_eq!((weight.bytes(), norm.bytes()), (24 * size + 16, 48), "biases and norms are f32");
         let x = x.cast(dtype).unwrap();
-        ledger.take();
+        counter.take();
         let y = x.layer_norm(&norm, 1e-5).unwrap().linear(&weight, &Fuse::default()).unwrap();
         assert_eq!((y.dtype(), y.bytes()), (dtype, 8 * size));
-        assert_eq!(ledger.take().bytes, (2 * 12 * size + 48 + 12 * size + weight.bytes() + 8 * size) as f64);
+        assert_eq!(counter.take().bytes, (2 * 12 * size + 48 + 12 * size + weight.bytes() + 8 * size) as f64);
         let all = [&x.activate(Activation::Silu), &x.add(&x), &x.concat_channels(&x), &x.reshape([1, 1, 2, 6])];
         assert!(all.iter().all(|y| y.as_ref().unwrap().dtype() == dtype));
         let table = device.pack(Layer::Embedding { rows: 3, channels: 6 }, dtype, Values::ShapeOnly, None).unwrap();

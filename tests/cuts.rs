@@ -5,7 +5,7 @@ use sdshard::{
     backend::{self, DType, Device, DeviceId, DeviceKind, cpu, rules::Rules},
     models::{
         component::{ComponentId, Stage},
-        route::{Keeps, Open, Route, Walk},
+        route::{ForwardPass, Keeps, NoHooks, Route},
         unet::TextFeatures,
     },
     pipeline::{
@@ -127,7 +127,7 @@ fn a_text_encoder_can_be_cut_anywhere() {
     let component = in_stage(&model, Stage::Encode);
     every_cut(component, &model, |devices, pattern, from| {
         let encoder = from.load(&model, component, route(devices, pattern));
-        stages::encode(&encoder, ids.clone(), &Open).unwrap()
+        stages::encode(&encoder, ids.clone(), &NoHooks).unwrap()
     });
 }
 
@@ -139,7 +139,7 @@ fn a_vae_can_be_cut_anywhere() {
     let component = in_stage(&model, Stage::Decode);
     every_cut(component, &model, |devices, pattern, from| {
         let vae = from.load(&model, component, route(devices, pattern));
-        stages::decode(&vae, shape, &latents, &Open).unwrap()
+        stages::decode(&vae, shape, &latents, &NoHooks).unwrap()
     });
 }
 
@@ -164,7 +164,7 @@ fn denoise(
     let slot = Slot::new(place, &keeps, lanes);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();
-    let branches = branches(place, &slot, texts, true, &Open);
+    let branches = branches(place, &slot, texts, true, &NoHooks);
     let latents = stages::denoise(&branches, request, |_| Ok(())).unwrap();
     (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
@@ -261,8 +261,8 @@ fn a_walk_that_is_given_up_takes_no_weights_from_others() {
     let source = Source { ahead: Ahead::Caller, ..from.source(route(&devices, &pattern)) };
     let weights = from.weights(&model, component);
     let encoder = load(&model.spec.components[component], weights, &source).unwrap();
-    let (first, second) = (encoder.walk(&Open), encoder.walk(&Open));
-    let go = |walk: &Walk, sections: usize| (0..sections).try_for_each(|_| walk.next().map(|_| ()));
+    let (first, second) = (encoder.pass(&NoHooks), encoder.pass(&NoHooks));
+    let go = |pass: &ForwardPass, sections: usize| (0..sections).try_for_each(|_| pass.next().map(|_| ()));
     go(&second, cut + 1).unwrap();
     go(&first, cut).unwrap();
     let here = devices[1].weight_bytes();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{DType, Device, DeviceId, cpu::Path, dry::Ledger, rules::Rules},
+    backend::{DType, Device, DeviceId, cpu::Path, dry::CostCounter, rules::Rules},
     models::{
         clip::{ClipSpec, ClipTextEncoder},
         route::{Keeps, Route},
@@ -30,7 +30,7 @@ fn whole(device: &Device) -> Route {
     Route::whole(device, DType::F32, 100) // more than any of the networks has sections
 }
 
-fn dry() -> (Device, Arc<Ledger>) {
+fn dry() -> (Device, Arc<CostCounter>) {
     Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates)
 }
 
@@ -53,10 +53,10 @@ fn vae(device: &Device) -> (VaeEncoder, VaeDecoder) {
 }
 
 /// Floating-point operations of `work`, in 10^9.
-fn gflop(ledger: &Ledger, work: impl FnOnce() -> Tensor) -> f64 {
-    ledger.take();
+fn gflop(counter: &CostCounter, work: impl FnOnce() -> Tensor) -> f64 {
+    counter.take();
     work();
-    ledger.take().flops / 1e9
+    counter.take().flops / 1e9
 }
 
 /// `[batch, side, side, channels]` of nothing in particular.
@@ -68,34 +68,34 @@ fn latents(device: &Device, batch: usize, side: usize) -> Tensor {
 fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
     let mut rows = Vec::new();
     {
-        let (device, ledger) = dry();
+        let (device, counter) = dry();
         let encoder = text_encoder(&device);
         let ids = vec![vec![0; 77]; 2];
         rows.push((
             "text encoder, two texts",
-            gflop(&ledger, || encoder.forward(&ids, &whole(&device).walk()).unwrap()),
+            gflop(&counter, || encoder.forward(&ids, &whole(&device).pass()).unwrap()),
             26.6,
         ));
     }
     for (what, side, want) in [("unet, two of 32x32", 32, 360.0), ("unet, two of 64x64", 64, 1607.0)] {
-        let (device, ledger) = dry();
+        let (device, counter) = dry();
         let unet = unet(&device);
-        let got = gflop(&ledger, || {
+        let got = gflop(&counter, || {
             let (route, keeps) = (whole(&device), Keeps::new(vec![device.keep(usize::MAX).unwrap()]));
             let text = TextFeatures::from([vec![0.0; 77 * 768]]);
             // Torch makes the text's keys and values anew in every call.
-            let texts = unet.condition(&[text.clone(), text], &route.walk(), &keeps).unwrap();
+            let texts = unet.condition(&[text.clone(), text], &route.pass(), &keeps).unwrap();
             let time = unet.time_features(500.0, &device).unwrap();
-            unet.forward(&latents(&device, 2, side), &time, &texts, &route.walk()).unwrap()
+            unet.forward(&latents(&device, 2, side), &time, &texts, &route.pass()).unwrap()
         });
         rows.push((what, got, want));
     }
     for (what, side, want) in [("vae, 32x32", 32, 622.0), ("vae, 64x64", 64, 2515.0)] {
-        let (device, ledger) = dry();
+        let (device, counter) = dry();
         let (_, decoder) = vae(&device);
         rows.push((
             what,
-            gflop(&ledger, || decoder.decode(&latents(&device, 1, side), &whole(&device).walk()).unwrap()),
+            gflop(&counter, || decoder.decode(&latents(&device, 1, side), &whole(&device).pass()).unwrap()),
             want,
         ));
     }
@@ -108,14 +108,14 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
 #[test]
 fn stable_diffusion_1_5_has_as_many_parameters_as_its_checkpoint() {
     for (component, want) in [("text_encoder", 123_060_480.0), ("unet", 859_520_964.0), ("vae", 83_653_863.0)] {
-        let (device, ledger) = dry();
+        let (device, counter) = dry();
         match component {
             "text_encoder" => drop(text_encoder(&device)),
             "unet" => drop(unet(&device)),
             _ => drop(vae(&device)),
         }
         // Packed as f32, rows filled up to whole panels: a little more than the parameters.
-        let got = ledger.take().weight_bytes as f64 / 4.0;
+        let got = counter.take().weight_bytes as f64 / 4.0;
         println!("{component}: room for {got} parameters of {want}");
         assert!((1.0..1.002).contains(&(got / want)), "{component}: room for {got} parameters, {want} are wanted");
     }

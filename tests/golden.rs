@@ -124,7 +124,7 @@ fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Netw
 
 /// How far a component may be from the reference in a type.
 ///
-/// In 16 bits every op rounds its result. Errors have either sign and so add up like a random walk, with the root of their
+/// In 16 bits every op rounds its result. Errors have either sign and so add up like a random pass, with the root of their
 /// number: two roundings of the largest value were seen to come out of a text encoder, four out of a UNet, most of whose
 /// ops stand on small branches, and five out of a VAE, whose every op is on the way. Twice that is allowed. In f32 sums are
 /// taken in another order, which was seen to make 1.3e-6 at most.
@@ -235,7 +235,7 @@ fn text_features_match_the_reference() {
         assert_eq!(flat, golden.values("text.ids"), "{name}");
 
         let (network, route) = loaded("text_encoder", &device, dtype, &model);
-        let features = network.text_encoder().forward(&ids, &route.walk()).unwrap().read().unwrap();
+        let features = network.text_encoder().forward(&ids, &route.pass()).unwrap().read().unwrap();
         let what = format!("{name} text on {on}");
         as_close_as_its_type(&what, dtype, "text_encoder", &features, &golden.values("text.output"));
     }
@@ -252,10 +252,10 @@ fn one_unet_call_matches_the_reference() {
             let part = |part: &str| format!("unet.{size}.{part}");
             let (context, shape) = golden.get(&part("context"));
             let texts = context.chunks(shape[1] * shape[2]).map(|text| TextFeatures::from([text.to_vec()]));
-            let texts = unet.condition(&texts.collect::<Vec<_>>(), &route.walk(), &keeps).unwrap();
+            let texts = unet.condition(&texts.collect::<Vec<_>>(), &route.pass(), &keeps).unwrap();
             let time = unet.time_features(golden.values(&part("timestep"))[0], &device).unwrap();
             let latents = golden.feature_map(&device, &part("latents"));
-            let out = unet.forward(&latents, &time, &texts, &route.walk()).unwrap();
+            let out = unet.forward(&latents, &time, &texts, &route.pass()).unwrap();
             let (what, want) = (format!("{name} unet {size} on {on}"), golden.values(&part("output")));
             as_close_as_its_type(&what, dtype, "unet", &first(&out), &want);
         }
@@ -269,7 +269,7 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
         let (network, route) = loaded("vae", &device, dtype, &model);
         for size in ["even", "odd"] {
             let latents = golden.feature_map(&device, &format!("vae.decode.{size}.latents"));
-            let out = network.decoder().forward(latents, &route.walk()).unwrap();
+            let out = network.decoder().forward(latents, &route.pass()).unwrap();
             let want = golden.values(&format!("vae.decode.{size}.output"));
             let what = format!("{name} vae decode {size} on {on}");
             as_close_as_its_type(&what, dtype, "vae", &first(&out), &want);

@@ -529,9 +529,9 @@ fn disaster(seed: u64, requests: u64, counts: &BTreeMap<&'static str, f64>) -> (
         Box::new(move |op| {
             let at = [seed, 100 + device as u64, op.number];
             if is_poisoned(op) || chance(at) < each[op.name] {
-                Some(Fault::Dies)
+                Some(Fault::Fail)
             } else if hangs && chance([at[0], at[1], !at[2]]) < 0.2 * each[op.name] {
-                Some(Fault::Hangs(FOR_EVER))
+                Some(Fault::Delay(FOR_EVER))
             } else {
                 None
             }
@@ -639,7 +639,7 @@ fn the_same_failures_have_the_same_ends() {
 
 #[test]
 fn a_cast_may_fail_like_any_op() {
-    let world = World::new(&[1.0], Fusions::Native, |_| Box::new(|op| (op.name == "cast").then_some(Fault::Dies)));
+    let world = World::new(&[1.0], Fusions::Native, |_| Box::new(|op| (op.name == "cast").then_some(Fault::Fail)));
     let device = &world.devices[0];
     device.reserve(1 << 16).unwrap();
     let x = Tensor::new(device, [4], &[1.0; 4]).unwrap();
@@ -651,7 +651,7 @@ fn a_cast_may_fail_like_any_op() {
 #[test]
 fn a_poisoned_request_takes_two_replicas_with_it_and_no_more() {
     let ends = within(60, || {
-        let world = World::new(&[1.0; 4], Fusions::Native, |_| Box::new(|op| is_poisoned(op).then_some(Fault::Dies)));
+        let world = World::new(&[1.0; 4], Fusions::Native, |_| Box::new(|op| is_poisoned(op).then_some(Fault::Fail)));
         let _here = world.clock.take_part();
         let mut requests: Vec<Request> = (0..40).map(request).collect();
         requests[7] = poison(7);
@@ -678,7 +678,7 @@ fn a_poisoned_request_takes_two_replicas_with_it_and_no_more() {
 fn once_all_are_dead_everything_ends_with_a_reason() {
     let ends = within(60, || {
         let dies = |device: usize| -> Faults {
-            Box::new(move |op| (op.number >= 2000 * (device as u64 + 1)).then_some(Fault::Dies))
+            Box::new(move |op| (op.number >= 2000 * (device as u64 + 1)).then_some(Fault::Fail))
         };
         let world = World::new(&[1.0; 3], Fusions::Native, dies);
         let _here = world.clock.take_part();
@@ -705,7 +705,7 @@ fn hangs(
 ) -> impl Fn(usize) -> Faults {
     move |this| {
         let is = is.clone();
-        Box::new(move |op| (this == device && is(op)).then_some(Fault::Hangs(time)))
+        Box::new(move |op| (this == device && is(op)).then_some(Fault::Delay(time)))
     }
 }
 
@@ -823,7 +823,7 @@ fn a_plan_that_cannot_be_loaded_leaves_the_old_one() {
 fn a_plan_without_the_dead_device_brings_an_engine_back() {
     within(60, || {
         let world = World::new(&[1.0; 2], Fusions::Native, |i| {
-            Box::new(move |op| (i == 0 && op.number > 50).then_some(Fault::Dies))
+            Box::new(move |op| (i == 0 && op.number > 50).then_some(Fault::Fail))
         });
         let _here = world.clock.take_part();
         let engine = world.engine("devices = [\"cuda:0\"]");

@@ -65,12 +65,12 @@ impl Device {
         Ok(lane)
     }
 
-    /// A device without data in place of `id`, and the ledger that it fills.
-    pub fn dry(id: DeviceId, rules: Rules, rates: Rates) -> (Self, Arc<dry::Ledger>) {
-        let ledger = Arc::new(dry::Ledger::default());
-        let device = Self::new(id, dry::Dry::new(id, rules, rates, ledger.clone()));
+    /// A device without data in place of `id`, and the counter that it fills.
+    pub fn dry(id: DeviceId, rules: Rules, rates: Rates) -> (Self, Arc<dry::CostCounter>) {
+        let counter = Arc::new(dry::CostCounter::default());
+        let device = Self::new(id, dry::Dry::new(id, rules, rates, counter.clone()));
         *device.transient() = Some(Arena::new(id, "transient", Slab::Dry, usize::MAX));
-        (device, ledger)
+        (device, counter)
     }
 
     /// A device on a simulated clock in place of `id`, and the record of what it does.

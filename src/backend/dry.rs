@@ -28,9 +28,9 @@ pub struct Work {
 
 /// The sums of a dry device's work, shared with whoever made it.
 #[derive(Default)]
-pub struct Ledger(Mutex<Work>);
+pub struct CostCounter(Mutex<Work>);
 
-impl Ledger {
+impl CostCounter {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -52,11 +52,11 @@ pub struct Dry {
     rates: Rates,
     class: NumericsClass,
     home: Arc<str>,
-    ledger: Arc<Ledger>,
+    counter: Arc<CostCounter>,
 }
 
 impl Dry {
-    pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, ledger: Arc<Ledger>) -> Self {
+    pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, counter: Arc<CostCounter>) -> Self {
         // All CPU devices are one memory; a GPU's is its own.
         let (class, home) = match rules {
             Rules::Cpu(path) => (NumericsClass::cpu(path), format!("nowhere, for {}", NumericsClass::cpu(path))),
@@ -65,12 +65,12 @@ impl Dry {
             }
         };
         let home = home.into();
-        Self { rules, rates, class, home, ledger }
+        Self { rules, rates, class, home, counter }
     }
 
     /// An op of `flops` operations that reads and writes `bytes`.
     fn done(&self, flops: f64, bytes: usize) -> Result<()> {
-        let mut work = self.ledger.work();
+        let mut work = self.counter.work();
         work.calls += 1;
         work.flops += flops;
         work.bytes += bytes as f64;
@@ -98,7 +98,7 @@ impl Backend for Dry {
 
     fn pack(&self, form: Form, _: Values, _: Option<Values>) -> Result<Weight> {
         let bytes = self.packed_bytes(form);
-        self.ledger.work().weight_bytes += bytes as u64;
+        self.counter.work().weight_bytes += bytes as u64;
         Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Dry))
     }
 
@@ -110,7 +110,7 @@ impl Backend for Dry {
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        self.ledger.work().fetched_bytes += resting.bytes() as u64;
+        self.counter.work().fetched_bytes += resting.bytes() as u64;
         Ok(resting.clone())
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight,
-    dry::{Dry, Ledger},
+    dry::{CostCounter, Dry},
     rules::Rules,
 };
 use crate::{
@@ -63,9 +63,9 @@ pub struct OpStart<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It fails, and so does every later one: the device is lost.
-    Dies,
+    Fail,
     /// It takes so long.
-    Hangs(Duration),
+    Delay(Duration),
 }
 
 /// Decides what befalls which op.
@@ -126,7 +126,7 @@ impl Record {
 pub struct Sim {
     id: DeviceId,
     dry: Dry,
-    ledger: Arc<Ledger>,
+    counter: Arc<CostCounter>,
     record: Arc<Record>,
     setup: Setup,
 }
@@ -138,9 +138,9 @@ impl Sim {
             // The time of an op is known without them.
             Pace::PerOp(_) => Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 },
         };
-        let (ledger, record) = (Arc::<Ledger>::default(), Arc::<Record>::default());
-        let dry = Dry::new(id, setup.rules, rates, ledger.clone());
-        (Self { id, dry, ledger, record: record.clone(), setup }, record)
+        let (counter, record) = (Arc::<CostCounter>::default(), Arc::<Record>::default());
+        let dry = Dry::new(id, setup.rules, rates, counter.clone());
+        (Self { id, dry, counter, record: record.clone(), setup }, record)
     }
 
     /// Puts an op at the end of the queue, and gives the time when it will be done.
@@ -149,17 +149,17 @@ impl Sim {
         let number = state.ops;
         state.ops += 1;
         let fault = (self.setup.faults)(&OpStart { device: self.id, number, name, written });
-        if fault == Some(Fault::Dies) && state.died_at.is_none() {
+        if fault == Some(Fault::Fail) && state.died_at.is_none() {
             state.died_at = Some((number, name));
         }
         if let Some((number, name)) = state.died_at {
             return Err(Error::device(self.id, format!("it died at its op {number}, {name}")));
         }
-        self.ledger.take();
+        self.counter.take();
         op(&self.dry)?;
-        let seconds = self.ledger.take().seconds;
+        let seconds = self.counter.take().seconds;
         let time = match (fault, self.setup.pace) {
-            (Some(Fault::Hangs(time)), _) | (None, Pace::PerOp(time)) => time,
+            (Some(Fault::Delay(time)), _) | (None, Pace::PerOp(time)) => time,
             (_, _) => Duration::from_secs_f64(seconds),
         };
         state.busy += time;

@@ -10,7 +10,7 @@ use crate::{
     models::{
         component::ComponentId,
         network::Network,
-        route::{Keeps, Open, Route},
+        route::{Keeps, NoHooks, Route},
         spec::ModelSpec,
         unet::TextFeatures,
     },
@@ -158,18 +158,18 @@ fn run(
         Network::Clip(encoder) => {
             let text = spec.components[component].network.text().expect("it encodes texts");
             let ids = vec![vec![1; text.tokens]; batch];
-            timed(&|| encoder.forward(&ids, &network.walk(&Open)))
+            timed(&|| encoder.forward(&ids, &network.pass(&NoHooks)))
         }
         Network::Unet(unet) => {
             let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
             let text: TextFeatures = spec.texts().map(|text| values(text.values())).collect();
-            let texts = unet.condition(&vec![text; batch], &network.walk(&Open), &keeps)?;
+            let texts = unet.condition(&vec![text; batch], &network.pass(&NoHooks), &keeps)?;
             let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);
-            timed(&|| unet.forward(&latents, &time, &texts, &network.walk(&Open)))
+            timed(&|| unet.forward(&latents, &time, &texts, &network.pass(&NoHooks)))
         }
         Network::VaeDecoder(decoder) => {
             let latents = latents(1)?;
-            timed(&|| decoder.decode(&latents, &network.walk(&Open)))
+            timed(&|| decoder.decode(&latents, &network.pass(&NoHooks)))
         }
     }
 }
@@ -186,14 +186,14 @@ fn measure(
 ) -> Result<Figures> {
     let (spec, component, dtype) = (&model.spec, &model.spec.components[id], info.rules.dtype());
     let source = |device: &Device| Source::resident(Route::whole(device, dtype, component.network.sections().len()));
-    let (dry, ledger) = Device::dry(info.id, info.rules, info.rates);
+    let (dry, counter) = Device::dry(info.id, info.rules, info.rates);
     let planned = load(component, Weights::shapes_only(&component.name), &source(&dry))?;
-    let weight_bytes = ledger.take().weight_bytes;
+    let weight_bytes = counter.take().weight_bytes;
     let mut gflop = 0.0;
     run(id, &planned, &dry, spec, settings, &mut |call| {
-        ledger.take();
+        counter.take();
         call()?;
-        gflop = ledger.take().flops / 1e9;
+        gflop = counter.take().flops / 1e9;
         Ok(())
     })?;
 

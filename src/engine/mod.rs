@@ -8,7 +8,7 @@
 //! to be the cause and fails. A device from which nothing is heard for too long is lost too, and the thread that waits
 //! for it is given up. Every request has exactly one end: what a thread that was given up says later is not heard.
 
-mod crew;
+mod pool;
 mod queue;
 mod ticket;
 mod watch;
@@ -37,7 +37,7 @@ use crate::{
     sync::{self, Clock, Monitor, Thread, channel},
     weights::ModelFiles,
 };
-use crew::Crew;
+use pool::WorkerPool;
 use queue::{Queue, Worker};
 use ticket::Job;
 pub use ticket::{Canceller, Event, Ticket};
@@ -50,7 +50,7 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(60);
 /// A plan that is worked by.
 struct Loaded {
     plan: Plan,
-    crew: Arc<Crew>,
+    pool: Arc<WorkerPool>,
     pipelines: Vec<Arc<Pipeline>>,
     workers: Vec<(Worker, Thread)>,
 }
@@ -104,12 +104,12 @@ impl Engine {
             queue: Queue::new(clock.clone()),
             watch: Watch::new(clock.clone()),
             clock,
-            last_words: Mutex::default(),
+            last_error: Mutex::default(),
         });
         let prepared = Prepared::new(&model, plan, devices, &[], &core.clock)?;
         let watchdog = start(&core, "watchdog", watch)?;
         let nobody =
-            Loaded { plan: plan.clone(), crew: prepared.crew.clone(), pipelines: Vec::new(), workers: Vec::new() };
+            Loaded { plan: plan.clone(), pool: prepared.pool.clone(), pipelines: Vec::new(), workers: Vec::new() };
         // From here on the engine itself ends the threads that it has, should one more not start.
         let engine = Self { model, loaded: Monitor::new(None, core.clock.clone()), core, watchdog: Some(watchdog) };
         let (loaded, outcome) = engine.begin(plan, prepared, nobody);
@@ -124,29 +124,29 @@ impl Engine {
 
     /// Starts the threads of a plan once those of the one before have gone home.
     fn begin(&self, plan: &Plan, prepared: Prepared, before: Loaded) -> (Loaded, Result<()>) {
-        let Prepared { crew, pipelines, mut slots } = prepared;
+        let Prepared { pool, pipelines, mut slots } = prepared;
         let replicas = plan.replicas.iter().map(|replica| (replica.placement.devices(), replica.in_flight));
         let batch = plan.replicas.iter().map(|replica| replica.batch).max().unwrap_or(1);
         let workers = self.core.queue.open(replicas.collect(), batch);
         self.dismiss(before.workers);
-        let mut loaded = Loaded { plan: plan.clone(), crew, pipelines, workers: Vec::with_capacity(workers.len()) };
+        let mut loaded = Loaded { plan: plan.clone(), pool, pipelines, workers: Vec::with_capacity(workers.len()) };
         let mut outcome = Ok(());
         for worker in workers {
             let slots = slots[worker.replica].pop().expect("slots for each thread");
-            let (pipeline, crew) = (loaded.pipelines[worker.replica].clone(), loaded.crew.clone());
+            let (pipeline, pool) = (loaded.pipelines[worker.replica].clone(), loaded.pool.clone());
             let batch = plan.replicas[worker.replica].batch;
             let started = start(&self.core, &format!("replica {}", worker.replica), move |core| {
-                let left = work(core, worker, batch, &crew, &Post { pipeline: &pipeline, slots: &slots });
-                drop((pipeline, crew, slots));
+                let left = work(core, worker, batch, &pool, &Post { pipeline: &pipeline, slots: &slots });
+                drop((pipeline, pool, slots));
                 // A thread that was given up is not waited for.
                 if left == Left::Heard {
-                    core.queue.go_home(worker);
+                    core.queue.exit(worker);
                 }
             });
             match started {
                 Ok(thread) => loaded.workers.push((worker, thread)),
                 Err(error) => {
-                    self.core.queue.go_home(worker);
+                    self.core.queue.exit(worker);
                     outcome = Err(error);
                 }
             }
@@ -249,14 +249,14 @@ impl Engine {
     /// If the new plan cannot be loaded: then the old one stays.
     pub fn apply(&self, plan: &Plan) -> Result<()> {
         self.replace(plan, |loaded| {
-            let lost = loaded.crew.gates.lost();
+            let lost = loaded.pool.gates.lost();
             // The same device on other cores is another one.
             let (now, mut wanted) = (openings(&loaded.plan), openings(plan));
             let stays = |id: DeviceId| {
                 let same = |opening: &Opening| opening.id == id && now.contains(opening);
                 !lost.contains(&id) && wanted.iter().any(same)
             };
-            let mut devices = loaded.crew.devices.clone();
+            let mut devices = loaded.pool.devices.clone();
             devices.retain(|device| stays(device.id()));
             wanted.retain(|opening| !devices.iter().any(|device| device.id() == opening.id));
             devices.extend(backend::open(&wanted)?);
@@ -281,7 +281,7 @@ impl Engine {
         let (loaded, outcome) = match prepared {
             Ok(prepared) => self.begin(plan, prepared, loaded),
             Err(error) => {
-                let restored = reserve(&loaded.plan, &loaded.crew.devices);
+                let restored = reserve(&loaded.plan, &loaded.pool.devices);
                 self.core.queue.resume();
                 (loaded, restored.and(Err(error)))
             }
@@ -302,13 +302,13 @@ impl Engine {
 
     /// The most that each device's transient arena ever held, in bytes.
     pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
-        self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
+        self.look(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
     }
 
     /// The most bytes of packed weights that were on each device at one time. Those that `cpu:N` share count where they
     /// were read first.
     pub fn peak_weight_bytes(&self) -> Vec<(DeviceId, usize)> {
-        self.look(|loaded| loaded.crew.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
+        self.look(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
     }
 }
 
@@ -350,7 +350,7 @@ fn reserve(plan: &Plan, devices: &[Device]) -> Result<()> {
 
 /// A plan with everything that its threads need.
 struct Prepared {
-    crew: Arc<Crew>,
+    pool: Arc<WorkerPool>,
     pipelines: Vec<Arc<Pipeline>>,
     /// For each thread of each replica, one for each of the UNet's places.
     slots: Vec<Vec<Vec<Slot>>>,
@@ -404,8 +404,8 @@ impl Prepared {
             slots.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
             pipelines.push(pipeline);
         }
-        let crew = Arc::new(Crew { devices, gates, texts, patience: patience(plan) });
-        Ok(Self { crew, pipelines, slots })
+        let pool = Arc::new(WorkerPool { devices, gates, texts, patience: patience(plan) });
+        Ok(Self { pool, pipelines, slots })
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) struct Fallout<J> {
     /// Replicas that leave.
     pub left: Vec<usize>,
     /// Requests that waited and that nobody will take.
-    pub orphans: Vec<J>,
+    pub unassigned: Vec<J>,
 }
 
 struct State<J> {
@@ -276,8 +276,8 @@ impl<J: Clone> Queue<J> {
                 };
                 jobs.push((job, next));
             }
-            let orphans = if state.is_deserted() { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
-            Ok(Fallout { jobs, left, orphans: orphans.into_iter().map(|entry| entry.job).collect() })
+            let unassigned = if state.is_deserted() { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
+            Ok(Fallout { jobs, left, unassigned: unassigned.into_iter().map(|entry| entry.job).collect() })
         })
     }
 
@@ -306,7 +306,7 @@ impl<J: Clone> Queue<J> {
     }
 
     /// A thread's last word.
-    pub fn go_home(&self, worker: Worker) {
+    pub fn exit(&self, worker: Worker) {
         self.0.update(|state| state.present.retain(|other| *other != worker));
     }
 
@@ -444,7 +444,7 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.jobs, fallout.left, fallout.orphans), (vec![(0, Next::Again)], vec![0], vec![]));
+        assert_eq!((fallout.jobs, fallout.left, fallout.unassigned), (vec![(0, Next::Again)], vec![0], vec![]));
         // The other replica goes on with it, before what came later.
         let again = take(&queue, workers[1]);
         assert_eq!((again.job, again.attempt), (0, 2));
@@ -508,7 +508,7 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.jobs[0].1, fallout.orphans), (Next::Nobody, vec![1]));
+        assert_eq!((fallout.jobs[0].1, fallout.unassigned), (Next::Nobody, vec![1]));
         assert_eq!(queue.put(2), Err(2));
     }
 
@@ -522,7 +522,7 @@ mod tests {
         thread::scope(|scope| {
             let late = scope.spawn(|| queue.put(3));
             thread::sleep(Duration::from_millis(20));
-            assert_eq!(die(&queue, workers[0], &running).orphans, [1, 2]);
+            assert_eq!(die(&queue, workers[0], &running).unassigned, [1, 2]);
             assert_eq!(late.join().unwrap(), Err(3));
         });
     }
@@ -540,7 +540,7 @@ mod tests {
         let again = take(&queue, workers[1]);
         queue.finish(again.number).unwrap();
         queue.close();
-        queue.go_home(workers[1]);
+        queue.exit(workers[1]);
         assert_eq!(queue.all_home(1), [workers[0].thread]);
     }
 

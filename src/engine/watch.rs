@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::crew::Crew;
+use super::pool::WorkerPool;
 use crate::{
     backend::{Device, DeviceId},
     sync::{Clock, Monitor},
@@ -36,7 +36,7 @@ const LOOKS: u32 = 8;
 /// A request that has been silent for too long.
 #[derive(Clone)]
 pub(super) struct Silent {
-    pub crew: Arc<Crew>,
+    pub pool: Arc<WorkerPool>,
     pub claim: u64,
     pub age: u64,
     /// What it holds.
@@ -52,9 +52,9 @@ impl Watched {
 
     /// Looks at the devices that it holds, which nobody else uses meanwhile.
     fn look(&mut self, now: Instant) {
-        let Silent { crew, age, devices, .. } = &mut self.silent;
-        let held = crew.gates.held_by(*age);
-        let done = crew.devices.iter().filter(|device| held.contains(&device.id())).map(Device::calls).sum();
+        let Silent { pool, age, devices, .. } = &mut self.silent;
+        let held = pool.gates.held_by(*age);
+        let done = pool.devices.iter().filter(|device| held.contains(&device.id())).map(Device::calls).sum();
         // It may have passed on, or wait for a device that another request has.
         if *devices != held || held.is_empty() || done != self.done {
             self.last = now;

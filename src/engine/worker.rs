@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    crew::Crew,
+    pool::WorkerPool,
     queue::{Claim, Fallout, Next, Noticed, Queue, Worker},
     ticket::{Event, Job},
     watch::{Silent, Watch},
@@ -26,7 +26,7 @@ pub(super) struct Core {
     pub watch: Watch,
     pub clock: Clock,
     /// Why the last replica left that did.
-    pub last_words: Mutex<String>,
+    pub last_error: Mutex<String>,
 }
 
 /// Where a thread works.
@@ -38,19 +38,19 @@ pub(super) struct Post<'a> {
 impl Core {
     /// The end of a request that nobody is left to take.
     pub(super) fn nobody(&self) -> Error {
-        let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         let error = Error::request("engine: no replica is left");
         if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
     }
 
     /// Devices failed under a claim: whoever uses them leaves, and those are told who need to know.
-    fn lose(&self, crew: &Crew, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
-        crew.gates.lose(devices);
-        let Ok(Fallout { jobs, left, orphans }) = self.queue.fail(claim, devices, noticed) else {
+    fn lose(&self, pool: &WorkerPool, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
+        pool.gates.lose(devices);
+        let Ok(Fallout { jobs, left, unassigned }) = self.queue.fail(claim, devices, noticed) else {
             return Left::Unheard;
         };
         if !left.is_empty() {
-            *self.last_words.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
             tracing::error!("{error}; replicas that leave: {left:?}");
         }
         for (job, next) in jobs {
@@ -64,16 +64,16 @@ impl Core {
                 ))),
             }
         }
-        orphans.into_iter().for_each(|job| job.end(Err(self.nobody())));
+        unassigned.into_iter().for_each(|job| job.end(Err(self.nobody())));
         Left::Heard
     }
 
     /// The end of a claim, or of this try at it.
-    fn end(&self, claim: &Claim<Arc<Job>>, crew: &Crew, result: Result<Picture>) -> Left {
+    fn end(&self, claim: &Claim<Arc<Job>>, pool: &WorkerPool, result: Result<Picture>) -> Left {
         let scope = result.as_ref().err().map(|error| error.scope().clone());
         match (result, scope) {
             (Err(error), Some(Scope::Device(device))) => {
-                self.lose(crew, claim.number, &[device], error, Noticed::ByError)
+                self.lose(pool, claim.number, &[device], error, Noticed::ByError)
             }
             (result, scope) => {
                 if self.queue.finish(claim.number).is_err() {
@@ -99,17 +99,17 @@ pub(super) enum Left {
 
 /// The thread that gives up others.
 pub(super) fn watch(core: &Arc<Core>) {
-    while let Some(Silent { crew, claim, age, devices, patience }) = core.watch.next_silent() {
+    while let Some(Silent { pool, claim, age, devices, patience }) = core.watch.next_silent() {
         let Some(first) = devices.first() else { continue };
         let error = Error::device(*first, format!("nothing was heard of it for {} s", patience.as_secs()));
         // Nobody waits for what it was about to find out.
-        crew.texts.values().for_each(|texts| texts.give_up(age));
-        core.lose(&crew, claim, &devices, error, Noticed::BySilence);
+        pool.texts.values().for_each(|texts| texts.give_up(age));
+        core.lose(&pool, claim, &devices, error, Noticed::BySilence);
     }
 }
 
 /// One of a replica's threads: until there is nothing more for it to do, or it was given up.
-pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Crew>, post: &Post) -> Left {
+pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<WorkerPool>, post: &Post) -> Left {
     let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
     while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
         for claim in &claims {
@@ -119,18 +119,18 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Cr
             }
         }
         if claims.len() > 1 {
-            let drawn = draw(core, &claims, crew, post);
+            let drawn = draw(core, &claims, pool, post);
             match drawn {
                 Ok(results) => {
                     for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
-                        if core.end(claim, crew, result) == Left::Unheard {
+                        if core.end(claim, pool, result) == Left::Unheard {
                             return Left::Unheard;
                         }
                     }
                 }
                 Err(error) if matches!(error.scope(), Scope::Device(_)) => {
                     let first = std::mem::take(&mut claims).swap_remove(0);
-                    if core.end(&first, crew, Err(error)) == Left::Unheard {
+                    if core.end(&first, pool, Err(error)) == Left::Unheard {
                         return Left::Unheard;
                     }
                 }
@@ -139,8 +139,8 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Cr
             }
         }
         for claim in claims {
-            let result = draw(core, std::slice::from_ref(&claim), crew, post).and_then(|mut results| results.remove(0));
-            if core.end(&claim, crew, result) == Left::Unheard {
+            let result = draw(core, std::slice::from_ref(&claim), pool, post).and_then(|mut results| results.remove(0));
+            if core.end(&claim, pool, result) == Left::Unheard {
                 return Left::Unheard;
             }
         }
@@ -149,18 +149,18 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, crew: &Arc<Cr
 }
 
 /// Works on requests that go together, and tells of each as long as it is this thread's.
-fn draw(core: &Core, claims: &[Claim<Arc<Job>>], crew: &Arc<Crew>, post: &Post) -> Result<Vec<Result<Picture>>> {
+fn draw(core: &Core, claims: &[Claim<Arc<Job>>], pool: &Arc<WorkerPool>, post: &Post) -> Result<Vec<Result<Picture>>> {
     let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
     let age = claims[0].age;
     let mut on = |i: usize, progress: Progress| {
         let Claim { job, number, .. } = &claims[i];
         match &progress {
             Progress::Started { devices, .. } => core.watch.begin(Silent {
-                crew: crew.clone(),
+                pool: pool.clone(),
                 claim: *number,
                 age,
                 devices: devices.clone(),
-                patience: crew.patience,
+                patience: pool.patience,
             }),
             Progress::Step { .. } => core.watch.heard(*number),
             Progress::Finished(_) => core.watch.end(*number),

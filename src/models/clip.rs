@@ -3,7 +3,7 @@
 use super::{
     config::{COUNTS, EPSILONS, WIDTHS, divides},
     keys,
-    route::{Route, Walk, section},
+    route::{ForwardPass, Route, section},
 };
 use crate::{
     backend::{Activation, DType},
@@ -106,13 +106,13 @@ impl ClipTextEncoder {
     }
 
     /// Texts of equal length to features `[texts, tokens, hidden_size]`, f32, after the final norm.
-    pub fn forward(&self, ids: &[Vec<u32>], walk: &Walk) -> Result<Tensor> {
+    pub fn forward(&self, ids: &[Vec<u32>], pass: &ForwardPass) -> Result<Tensor> {
         let (tokens, positions) = (&self.token_embedding.weight, &self.position_embedding.weight);
-        let mut h = Tensor::embedding(walk.next()?, ids, tokens, positions)?;
+        let mut h = Tensor::embedding(pass.next()?, ids, tokens, positions)?;
         for layer in &self.layers {
-            h = layer.forward(&walk.take(h)?)?;
+            h = layer.forward(&pass.take(h)?)?;
         }
-        self.final_layer_norm.forward(&walk.take(h)?)?.cast(DType::F32)
+        self.final_layer_norm.forward(&pass.take(h)?)?.cast(DType::F32)
     }
 }
 

@@ -1,7 +1,7 @@
-//! Which device runs each section of a network, and a walk through them.
+//! Which device runs each section of a network, and a pass through them.
 //!
 //! A network is a sequence of sections, the one list that cuts, visiting weights, gates and messages use. Its code names no
-//! device: it walks, and what it works on comes along to wherever the next section runs, which is free when that is here.
+//! device: it passes, and what it works on comes along to wherever the next section runs, which is free when that is here.
 
 use std::cell::{Cell, RefCell};
 
@@ -74,9 +74,9 @@ impl Route {
         Self(self.typed().map(|(device, dtype)| (lane(device), dtype)).collect())
     }
 
-    /// A walk through all sections, whose weights are where they are used.
-    pub fn walk(&self) -> Walk<'_> {
-        Walk::new(self, None, &Open)
+    /// A pass through all sections, whose weights are where they are used.
+    pub fn pass(&self) -> ForwardPass<'_> {
+        ForwardPass::new(self, None, &NoHooks)
     }
 }
 
@@ -90,43 +90,43 @@ pub fn section<'a>(w: &Scope<'a>, route: &'a Route, names: &[String], name: &str
     w.section(i, route.at(i), route.dtype(i))
 }
 
-/// Who is told when a walk comes to a section, and may let it wait there.
-pub trait Borders {
-    /// The walk comes to `section`.
+/// Who is told when a pass comes to a section, and may let it wait there.
+pub trait SectionHooks {
+    /// The pass comes to `section`.
     ///
     /// # Errors
     /// If it may not go on.
     fn enter(&self, section: usize) -> Result<()>;
 
     /// `bytes` go from one section to another; over a link if these run on different devices.
-    fn carry(&self, _from: usize, _to: usize, _bytes: usize) {}
+    fn transfer(&self, _from: usize, _to: usize, _bytes: usize) {}
 }
 
 /// Nobody.
-pub struct Open;
+pub struct NoHooks;
 
-impl Borders for Open {
+impl SectionHooks for NoHooks {
     fn enter(&self, _: usize) -> Result<()> {
         Ok(())
     }
 }
 
-/// One way through the sections of a network. Weights that rest elsewhere come to each section as the walk does, and the
+/// One way through the sections of a network. Weights that rest elsewhere come to each section as the pass does, and the
 /// next section's on the same device meanwhile.
-pub struct Walk<'a> {
+pub struct ForwardPass<'a> {
     route: &'a Route,
     offload: Option<&'a Offload>,
-    borders: &'a dyn Borders,
+    hooks: &'a dyn SectionHooks,
     /// The sections that it comes by; `None` for all.
     stops: Option<Vec<usize>>,
     /// Stops that it has come by.
     passed: Cell<usize>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> ForwardPass<'a> {
     /// Through all sections.
-    pub fn new(route: &'a Route, offload: Option<&'a Offload>, borders: &'a dyn Borders) -> Self {
-        Self { route, offload, borders, stops: None, passed: Cell::new(0) }
+    pub fn new(route: &'a Route, offload: Option<&'a Offload>, hooks: &'a dyn SectionHooks) -> Self {
+        Self { route, offload, hooks, stops: None, passed: Cell::new(0) }
     }
 
     /// The same devices, through these sections only.
@@ -156,7 +156,7 @@ impl<'a> Walk<'a> {
     /// Goes to the next section and gives its device.
     ///
     /// # Errors
-    /// If the walk may not go on, or weights cannot be brought.
+    /// If the pass may not go on, or weights cannot be brought.
     ///
     /// # Panics
     /// If there is no further section: the network has gone another way than its list of sections.
@@ -167,7 +167,7 @@ impl<'a> Walk<'a> {
             // Before the border: whoever comes to this device next has room for visitors of its own.
             offload.evict(before);
         }
-        self.borders.enter(section)?;
+        self.hooks.enter(section)?;
         self.passed.set(self.passed.get() + 1);
         if let Some(offload) = self.offload {
             offload.fetch(section)?;
@@ -189,18 +189,18 @@ impl<'a> Walk<'a> {
     /// # Panics
     /// If it stands nowhere yet.
     pub fn dtype(&self) -> DType {
-        self.route.dtype(self.here().expect("a walk has begun"))
+        self.route.dtype(self.here().expect("a pass has begun"))
     }
 
     /// Goes to the next section and takes `x` along, which is then of that section's type.
     ///
     /// # Errors
-    /// As [`Walk::next`], and if the device has no room.
+    /// As [`ForwardPass::next`], and if the device has no room.
     pub fn take(&self, x: Tensor) -> Result<Tensor> {
         let (from, to) =
             (self.here(), self.stop(self.passed.get()).expect("a network goes by the sections that it lists"));
         if let Some(from) = from {
-            self.borders.carry(from, to, x.bytes());
+            self.hooks.transfer(from, to, x.bytes());
         }
         // Before the border, where this request may have to wait.
         let leaving = x.leave_for(self.route.at(to))?;
@@ -215,13 +215,13 @@ impl<'a> Walk<'a> {
     /// If that device has no room.
     pub fn send(&self, x: &Tensor, section: usize) -> Result<Tensor> {
         if let Some(here) = self.here() {
-            self.borders.carry(here, section, x.bytes());
+            self.hooks.transfer(here, section, x.bytes());
         }
         x.to(self.route.at(section))?.cast(self.route.dtype(section))
     }
 }
 
-impl Drop for Walk<'_> {
+impl Drop for ForwardPass<'_> {
     fn drop(&mut self) {
         let (Some(offload), Some(here)) = (self.offload, self.here()) else { return };
         // Where it stands, and what was expected there. Elsewhere others may be at work.

@@ -6,7 +6,7 @@ use super::{
     blocks::{Downsample, KeysValues, ResnetBlock, ResnetFacts, Transformer, TransformerFacts, Upsample},
     config::{COUNTS, EPSILONS, LEVELS, SAMPLES, WIDTHS, divides, per_level, required},
     keys,
-    route::{Keeps, Route, Shared, Walk},
+    route::{ForwardPass, Keeps, Route, Shared},
 };
 use crate::{
     backend::{Activation, DType, Device},
@@ -340,17 +340,17 @@ impl Unet {
 
     /// Keys and values of the texts for every attention layer, kept for the whole request on the device that will use
     /// them. A row of each for each text. Of one text encoder, the features are the context of the cross attention.
-    pub fn condition(&self, texts: &[TextFeatures], walk: &Walk, keeps: &Keeps) -> Result<Conditioning> {
+    pub fn condition(&self, texts: &[TextFeatures], pass: &ForwardPass, keeps: &Keeps) -> Result<Conditioning> {
         let width = self.spec.cross_attention_dim;
         let rows: Vec<&[f32]> = texts.iter().map(|text| text[0].as_slice()).collect();
         let shape = [rows.len(), rows[0].len() / width, width];
-        let walk = walk.through(self.transformers.clone());
-        let context = Shared::new(Tensor::new(walk.first(), shape, &rows.concat())?);
+        let pass = pass.through(self.transformers.clone());
+        let context = Shared::new(Tensor::new(pass.first(), shape, &rows.concat())?);
         let keys_values = |transformer: &Transformer| -> Result<Vec<KeysValues>> {
-            let device = walk.next()?;
+            let device = pass.next()?;
             let keep = keeps.on(device);
             let kept = |kv: KeysValues| Ok(KeysValues { k: kv.k.keep(keep)?, v: kv.v.keep(keep)? });
-            transformer.keys_values(&context.on(device, walk.dtype())?)?.into_iter().map(kept).collect()
+            transformer.keys_values(&context.on(device, pass.dtype())?)?.into_iter().map(kept).collect()
         };
         let transformers =
             [&self.down, &self.mid, &self.up].into_iter().flatten().filter_map(|layer| match &layer.block {
@@ -380,12 +380,12 @@ impl Unet {
     /// Skip tensors go from the down path to their takers' devices as soon as they are made.
     ///
     /// [`time_features`]: Unet::time_features
-    pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, walk: &Walk) -> Result<Tensor> {
-        let latents = walk.take(latents.clone())?;
+    pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, pass: &ForwardPass) -> Result<Tensor> {
+        let latents = pass.take(latents.clone())?;
 
         // Time embedding. Every residual block begins with SiLU of it, so it ends with that.
         let silu = Fuse::activation(Activation::Silu);
-        let time = time.cast(walk.dtype())?;
+        let time = time.cast(pass.dtype())?;
         let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
 
         let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
@@ -395,7 +395,7 @@ impl Unet {
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
             // The last one left is the first one taken.
             let taker = self.takers[self.takers.len() - 1 - skips.len()];
-            skips.push(walk.send(h, taker)?);
+            skips.push(pass.send(h, taker)?);
             Ok(())
         };
 
@@ -405,9 +405,9 @@ impl Unet {
         leave(&mut skips, &h)?;
         for layer in &self.down {
             h = match &layer.block {
-                Block::Resnet(block) => resnet(block, &walk.take(h)?)?,
-                Block::Transformer(block) => block.forward(&walk.take(h)?, text())?,
-                Block::Downsample(block) => block.forward(&walk.take(h)?)?,
+                Block::Resnet(block) => resnet(block, &pass.take(h)?)?,
+                Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
+                Block::Downsample(block) => block.forward(&pass.take(h)?)?,
                 Block::Upsample(_) => unreachable!("the down path has none"),
             };
             if layer.skip {
@@ -418,8 +418,8 @@ impl Unet {
         // Middle.
         for layer in &self.mid {
             h = match &layer.block {
-                Block::Resnet(block) => resnet(block, &walk.take(h)?)?,
-                Block::Transformer(block) => block.forward(&walk.take(h)?, text())?,
+                Block::Resnet(block) => resnet(block, &pass.take(h)?)?,
+                Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
                 Block::Downsample(_) | Block::Upsample(_) => unreachable!("the middle has none"),
             };
         }
@@ -428,22 +428,22 @@ impl Unet {
         for layer in &self.up {
             if layer.skip {
                 let skip = skips.pop().expect("the down path left one for each residual block of the up path");
-                h = walk.take(h)?.concat_channels(&skip)?;
+                h = pass.take(h)?.concat_channels(&skip)?;
             }
             h = match &layer.block {
                 // It goes on where the skip tensor was joined.
                 Block::Resnet(block) => resnet(block, &h)?,
-                Block::Transformer(block) => block.forward(&walk.take(h)?, text())?,
+                Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
                 Block::Upsample(block) => {
                     let next = skips.last().expect("an up block follows");
-                    block.forward(&walk.take(h)?, next.dim(1), next.dim(2))?
+                    block.forward(&pass.take(h)?, next.dim(1), next.dim(2))?
                 }
                 Block::Downsample(_) => unreachable!("the up path has none"),
             };
         }
 
         // Out.
-        h = walk.take(h)?;
+        h = pass.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
         self.conv_out.forward(&h)?.cast(DType::F32)
     }

@@ -4,7 +4,7 @@ use super::{
     blocks::{Attention, Downsample, ResnetBlock, ResnetFacts, Upsample},
     config::{COUNTS, LEVELS, WIDTHS, divides},
     keys,
-    route::{Route, Walk, section},
+    route::{ForwardPass, Route, section},
 };
 use crate::{
     backend::DType,
@@ -187,20 +187,20 @@ impl VaeDecoder {
 
     /// Latents as the denoiser has them, `[batch, height, width, latent_channels]`, to pictures in -1 to 1,
     /// `[batch, 8 height, 8 width, out_channels]`.
-    pub fn decode(&self, latents: &Tensor, walk: &Walk) -> Result<Tensor> {
-        self.forward(Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?, walk)
+    pub fn decode(&self, latents: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
+        self.forward(Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?, pass)
     }
 
     /// The network alone: latents before scaling. Both ends are f32.
-    pub fn forward(&self, z: Tensor, walk: &Walk) -> Result<Tensor> {
-        let mut h = walk.take(z)?;
+    pub fn forward(&self, z: Tensor, pass: &ForwardPass) -> Result<Tensor> {
+        let mut h = pass.take(z)?;
         if let Some(conv) = &self.post_quant_conv {
             h = conv.forward(&h)?;
         }
         h = self.conv_in.forward(&h)?;
-        h = self.mid_block.forward(&walk.take(h)?)?;
+        h = self.mid_block.forward(&pass.take(h)?)?;
         for (resnets, upsample) in &self.up_blocks {
-            h = walk.take(h)?;
+            h = pass.take(h)?;
             for resnet in resnets {
                 h = resnet.forward(&h, None)?;
             }
@@ -208,7 +208,7 @@ impl VaeDecoder {
                 h = upsample.forward(&h, 2 * h.dim(1), 2 * h.dim(2))?;
             }
         }
-        h = walk.take(h)?;
+        h = pass.take(h)?;
         h = self.conv_norm_out.forward_silu(&h)?;
         self.conv_out.forward(&h)?.cast(DType::F32)
     }

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result, Scope},
     models::{
         component::{ComponentId, Stage},
-        route::{Borders, Keeps, Open, Route},
+        route::{Keeps, NoHooks, Route, SectionHooks},
         spec::LatentSpec,
         unet::TextFeatures,
     },
@@ -246,8 +246,9 @@ impl Pipeline {
         let mut image = None;
         let decoder = self.model.spec.in_stage(Stage::Decode).next();
         if let (Output::Image, Some(decoder)) = (request.output, decoder) {
-            let pixels = self
-                .section(decoder, age, i, batch, |instance| stages::decode(&instance.positive, shape, values, &Open))?;
+            let pixels = self.section(decoder, age, i, batch, |instance| {
+                stages::decode(&instance.positive, shape, values, &NoHooks)
+            })?;
             image = Some(Image::from_f32(request.width, request.height, &pixels)?);
         }
         let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
@@ -306,7 +307,7 @@ impl Pipeline {
         let encoders = self.model.spec.in_stage(Stage::Encode);
         let features = encoders.map(|encoder| {
             let ids = encoded.ids.clone();
-            self.section(encoder, age, i, batch, |instance| stages::encode(&instance.positive, ids, &Open))
+            self.section(encoder, age, i, batch, |instance| stages::encode(&instance.positive, ids, &NoHooks))
         });
         let features: TextFeatures = features.collect::<Result<Vec<_>>>()?.into();
         self.texts.put(text, features.clone());
@@ -366,7 +367,7 @@ impl<'a> Passage<'a> {
     }
 }
 
-impl Borders for Passage<'_> {
+impl SectionHooks for Passage<'_> {
     fn enter(&self, section: usize) -> Result<()> {
         let Some(route) = self.route else { return Ok(()) };
         let device = route.at(section).id();

@@ -7,7 +7,7 @@ use crate::{
     models::{
         component::PerComponent,
         network::Network,
-        route::{Borders, Keeps, Route, Walk},
+        route::{ForwardPass, Keeps, Route, SectionHooks},
     },
     weights::Offload,
 };
@@ -26,9 +26,9 @@ pub struct Placed {
 }
 
 impl Placed {
-    /// A walk through its sections that `borders` hears of.
-    pub fn walk<'a>(&'a self, borders: &'a dyn Borders) -> Walk<'a> {
-        Walk::new(&self.route, self.offload.as_deref(), borders)
+    /// A pass through its sections that `hooks` hears of.
+    pub fn pass<'a>(&'a self, hooks: &'a dyn SectionHooks) -> ForwardPass<'a> {
+        ForwardPass::new(&self.route, self.offload.as_deref(), hooks)
     }
 
     fn devices(&self) -> Vec<DeviceId> {

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result, Scope},
     models::{
         component::{ComponentId, Stage},
-        route::{Borders, Keeps, Open, Route, Walk},
+        route::{ForwardPass, Keeps, NoHooks, Route, SectionHooks},
         spec::{LatentSpec, ModelSpec},
         unet::{Conditioning, TextFeatures, Unet},
     },
@@ -37,8 +37,8 @@ impl From<Stage> for Work {
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn encode(encoder: &Placed, ids: Vec<u32>, borders: &dyn Borders) -> Result<Vec<f32>> {
-    let features = encoder.network.text_encoder().forward(&[ids], &encoder.walk(borders))?.read()?;
+pub fn encode(encoder: &Placed, ids: Vec<u32>, hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
+    let features = encoder.network.text_encoder().forward(&[ids], &encoder.pass(hooks))?.read()?;
     finite(&features, &encoder.name)?;
     Ok(features)
 }
@@ -75,14 +75,14 @@ pub struct Branch<'a> {
     /// What is kept on each of these devices.
     pub keeps: &'a Keeps,
     /// Who is told of its way.
-    pub borders: &'a (dyn Borders + Sync),
+    pub hooks: &'a (dyn SectionHooks + Sync),
     /// The texts: one for each picture, or all negative ones and then all others.
     pub texts: Vec<TextFeatures>,
 }
 
 impl Branch<'_> {
-    fn walk(&self) -> Walk<'_> {
-        Walk::new(self.route, self.offload, self.borders)
+    fn pass(&self) -> ForwardPass<'_> {
+        ForwardPass::new(self.route, self.offload, self.hooks)
     }
 
     /// What the network gets of these latents, a row for each text, on the device of the first section.
@@ -103,7 +103,7 @@ impl Branch<'_> {
     /// The network's output for each text, on the device of the last section.
     fn call(&self, step: &Step, latents: &Tensor, text: &Conditioning) -> Result<Tensor> {
         let time = self.denoiser.time_features(step.timestep, self.route.first())?;
-        let forward = || self.denoiser.forward(latents, &time, text, &self.walk());
+        let forward = || self.denoiser.forward(latents, &time, text, &self.pass());
         match (self.offload, &self.route.devices()[..]) {
             // Every step has the same ops on the same memory, and nothing comes between them.
             (None, [device]) => device.as_one(forward),
@@ -160,11 +160,11 @@ pub fn denoise(
 ) -> Result<Vec<Result<Vec<f32>>>> {
     let home = branches.last().expect("a request has a prompt");
     let (device, keep) = (home.route.first(), home.keeps.on(home.route.first()));
-    home.borders.enter(0)?;
-    let condition = |branch: &Branch| branch.denoiser.condition(&branch.texts, &branch.walk(), branch.keeps);
+    home.hooks.enter(0)?;
+    let condition = |branch: &Branch| branch.denoiser.condition(&branch.texts, &branch.pass(), branch.keeps);
     let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
     progress(0)?;
-    home.borders.enter(0)?;
+    home.hooks.enter(0)?;
     let (shape, init_noise_sigma) = (request.shape, request.schedule.init_noise_sigma);
     let first = |image: &mut Begin| -> Result<Tensor> {
         let noise = Tensor::new(device, shape, &image.noise.first(shape))?;
@@ -177,7 +177,7 @@ pub fn denoise(
     for (done, step) in request.schedule.steps.iter().enumerate() {
         let outs = call(branches, &texts, step, &latents)?;
         let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
-        home.borders.enter(0)?;
+        home.hooks.enter(0)?;
         // In order, on this thread: the home's arena always sees the same.
         let outs = leaving.into_iter().map(Leaving::arrive).collect::<Result<Vec<_>>>()?;
         for (i, image) in request.images.iter_mut().enumerate() {
@@ -253,9 +253,9 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn decode(decoder: &Placed, shape: Shape, latents: &[f32], borders: &dyn Borders) -> Result<Vec<f32>> {
+pub fn decode(decoder: &Placed, shape: Shape, latents: &[f32], hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
     let latents = Tensor::new(decoder.route.first(), shape, latents)?;
-    let pixels = decoder.network.decoder().decode(&latents, &decoder.walk(borders))?.read()?;
+    let pixels = decoder.network.decoder().decode(&latents, &decoder.pass(hooks))?.read()?;
     finite(&pixels, &decoder.name)?;
     Ok(pixels)
 }
@@ -296,7 +296,7 @@ pub fn branches<'a>(
     slot: &'a Slot,
     mut texts: Vec<TextFeatures>,
     guided: bool,
-    borders: &'a (dyn Borders + Sync),
+    hooks: &'a (dyn SectionHooks + Sync),
 ) -> Vec<Branch<'a>> {
     let branch = |network: &'a Placed, (route, keeps): &'a (Route, Keeps), texts| Branch {
         name: &network.name,
@@ -304,7 +304,7 @@ pub fn branches<'a>(
         offload: network.offload.as_deref(),
         route,
         keeps,
-        borders,
+        hooks,
         texts,
     };
     match (&instance.negative, &slot.negative) {
@@ -341,7 +341,7 @@ pub fn rehearse(
     instance: &Instance,
     keeps: &Keeps,
     sample: &Sample,
-    borders: &(dyn Borders + Sync),
+    hooks: &(dyn SectionHooks + Sync),
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<usize> {
     let LatentSpec { channels, scale, .. } = spec.latents;
@@ -350,7 +350,7 @@ pub fn rehearse(
     let calls = match spec.components[component].stage() {
         Stage::Encode => {
             let text = spec.components[component].network.text().expect("it encodes texts");
-            encode(network, vec![0; text.tokens], borders)?;
+            encode(network, vec![0; text.tokens], hooks)?;
             1
         }
         Stage::Denoise => {
@@ -360,13 +360,13 @@ pub fn rehearse(
             let images = (0..sample.batch).map(|_| begin()).collect();
             let slot = Slot::new(instance, keeps, &[]);
             // Two branches run beside each other, so nobody can be told of one way.
-            let borders = if instance.negative.is_some() { &Open } else { borders };
-            let branches = branches(instance, &slot, texts, sample.guided, borders);
+            let hooks = if instance.negative.is_some() { &NoHooks } else { hooks };
+            let branches = branches(instance, &slot, texts, sample.guided, hooks);
             denoise(&branches, Denoise { schedule: sample.schedule, images, shape }, &mut progress)?;
             sample.schedule.steps.len()
         }
         Stage::Decode => {
-            decode(network, shape, &vec![0.0; shape.elements()], borders)?;
+            decode(network, shape, &vec![0.0; shape.elements()], hooks)?;
             1
         }
     };

@@ -12,7 +12,7 @@ use super::{
     problem::{Family, Goal, Problem, Scored},
     search::Search,
     size::format_bytes,
-    strategies::{self, ComponentSize, DeviceBudget, Size, deal},
+    strategies::{self, ComponentSize, DeviceBudget, Size, partition},
     tuning::Tuning,
     words::{device_list, pictures, time},
 };
@@ -268,7 +268,7 @@ fn by_bytes(
         // Nothing whole fits: cut, and where that is not enough, let weights visit.
         Err(refused) if fallback => {
             let groups = match map.replicas.value {
-                Replicas::Count(count) => deal(devices, count),
+                Replicas::Count(count) => partition(devices, count),
                 Replicas::Max => vec![devices],
             };
             let mut chosen = Chosen { layouts: Vec::new(), why: String::new(), rejected: Vec::new() };
@@ -419,7 +419,7 @@ fn by_time(
     // A map that says how many replicas there are has its way.
     let said = map.replicas != Located::default();
     let groups = match map.replicas.value {
-        Replicas::Count(count) if said && map.strategy.value == Strategy::Throughput => deal(devices, count),
+        Replicas::Count(count) if said && map.strategy.value == Strategy::Throughput => partition(devices, count),
         _ => vec![devices],
     };
     let one_replica = said && map.replicas.value != Replicas::Max;

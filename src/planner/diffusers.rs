@@ -4,7 +4,7 @@
 use super::{
     device_map::DeviceMap,
     fields::Located,
-    strategies::{DeviceBudget, deal, replica_counts},
+    strategies::{DeviceBudget, partition, replica_counts},
 };
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
@@ -109,12 +109,12 @@ fn balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option
 fn parameters(component: &ComponentSpec) -> Result<u64> {
     // With weights in f32, a GPU holds four bytes for each parameter and nothing else.
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
-    let (device, ledger) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
+    let (device, counter) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
     let route = Route::whole(&device, DType::F32, component.network.sections().len());
     let weights = || Weights::shapes_only(&component.name);
     load(component, weights(), &Source::resident(route))?;
     component.network.load_not_run(&Scope::new(&weights(), &device, DType::F32))?;
-    Ok(ledger.take().weight_bytes / DType::F32.size() as u64)
+    Ok(counter.take().weight_bytes / DType::F32.size() as u64)
 }
 
 /// The networks of the model in the order of its `model_index.json`, with the bytes that diffusers counts for them.
@@ -185,7 +185,7 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
             }
         })
     };
-    let groups = |count| deal(&budgets, count).into_iter().map(place).collect::<Result<Vec<_>>>();
+    let groups = |count| partition(&budgets, count).into_iter().map(place).collect::<Result<Vec<_>>>();
     replica_counts(map.replicas.value, budgets.len(), groups)
 }
 

@@ -1,11 +1,11 @@
 //! Which device holds what.
 
-mod blame;
 mod candidates;
 mod check;
 pub mod choose;
 pub mod cuts;
 pub mod device_map;
+mod diagnose;
 mod diffusers;
 mod edges;
 mod effort;

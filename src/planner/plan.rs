@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::{
     Cost, Located,
-    blame::blame,
     choose::{Chosen, choose},
     device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
+    diagnose::diagnose,
     edges::edges,
     effort::Effort,
     hardware,
@@ -196,7 +196,7 @@ impl Plan {
         let (map, effort) = (&map.on_machine(&defaults)?, Effort::new());
         let resolve = |map: &DeviceMap| Self::resolve_as_it_is(map, spec, largest, devices, &defaults, &effort);
         resolve(map).map_err(|error| {
-            blame(map, error, |other| {
+            diagnose(map, error, |other| {
                 // Which entry is wrong is worth as much as the plan, not more.
                 effort.begin(Tuning::MAX_DIAGNOSED_ENTRIES as u64);
                 resolve(other).map(drop)

@@ -76,10 +76,10 @@ impl<'a> Search<'a> {
             }
         };
         if count <= Tuning::MAX_FREELY_GROUPED_DEVICES {
-            consider(self.deal_freely(devices, families)?);
+            consider(self.partition_freely(devices, families)?);
             return Ok(best);
         }
-        consider(self.deal_neighbours(devices, families)?);
+        consider(self.partition_neighbours(devices, families)?);
         // The slowest beside the fastest, so that a group may have one of each.
         let flops = |id: &DeviceId| self.problem.costs.info(*id).rates.flops;
         let mut by_speed = devices.to_vec();
@@ -87,7 +87,7 @@ impl<'a> Search<'a> {
         let mixed: Vec<DeviceId> =
             (0..count).map(|i| if i % 2 == 0 { by_speed[i / 2] } else { by_speed[count - 1 - i / 2] }).collect();
         if flops(&by_speed[0]) > flops(&by_speed[count - 1]) {
-            consider(self.deal_neighbours(&mixed, families)?);
+            consider(self.partition_neighbours(&mixed, families)?);
         }
         Ok(best)
     }
@@ -104,7 +104,7 @@ impl<'a> Search<'a> {
     }
 
     /// Every way to deal the devices into groups, some of them left out.
-    fn deal_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
+    fn partition_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let count = devices.len();
         let mut best: Vec<Option<Scored>> = vec![None; 1 << count];
         for taken in 1usize..1 << count {
@@ -129,7 +129,7 @@ impl<'a> Search<'a> {
     }
 
     /// Every way to deal the devices into groups of neighbours, some of them left out.
-    fn deal_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
+    fn partition_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let mut best: Vec<Option<Scored>> = vec![None];
         for end in 1..=devices.len() {
             let mut here = best[end - 1].clone();

@@ -112,7 +112,7 @@ pub fn place(
     }
 }
 
-/// A placement for each replica; replica r has the r-th group of [`deal`]. [`Replicas::Max`] is the largest number of
+/// A placement for each replica; replica r has the r-th group of [`partition`]. [`Replicas::Max`] is the largest number of
 /// groups in which every group holds a whole pipeline.
 pub fn place_replicas(
     strategy: Strategy,
@@ -122,7 +122,7 @@ pub fn place_replicas(
     devices: &[DeviceBudget],
 ) -> Result<Vec<Vec<DeviceId>>> {
     let place_groups = |count: usize| -> Result<Vec<_>> {
-        deal(devices, count).into_iter().map(|group| place(strategy, components, named, group)).collect()
+        partition(devices, count).into_iter().map(|group| place(strategy, components, named, group)).collect()
     };
     replica_counts(replicas, devices.len(), place_groups)
 }
@@ -143,7 +143,7 @@ pub(super) fn replica_counts<T>(
 }
 
 /// Deals `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
-pub fn deal<T>(items: &[T], groups: usize) -> Vec<&[T]> {
+pub fn partition<T>(items: &[T], groups: usize) -> Vec<&[T]> {
     (0..groups).map(|group| &items[share(items.len(), group, groups)]).collect()
 }
 
@@ -498,7 +498,7 @@ mod tests {
             (0, 2, &[0, 0]),
         ] {
             let all: Vec<usize> = (0..items).collect();
-            let dealt = deal(&all, groups);
+            let dealt = partition(&all, groups);
             assert_eq!(dealt.iter().map(|group| group.len()).collect::<Vec<_>>(), sizes);
             assert_eq!(dealt.concat(), all);
         }

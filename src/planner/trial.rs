@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     models::{
         component::{ComponentId, PerComponent, Stage},
-        route::{Borders, Keeps, Route},
+        route::{Keeps, Route, SectionHooks},
         spec::ModelSpec,
     },
     pipeline::{
@@ -187,8 +187,8 @@ pub struct Carried {
 
 /// Writes down what each section of a dry run does.
 struct Recorder<'a> {
-    /// The ledger of each section's device.
-    ledgers: Vec<&'a dry::Ledger>,
+    /// The counter of each section's device.
+    counters: Vec<&'a dry::CostCounter>,
     /// The keep arena of each section's device.
     keeps: Vec<&'a Keep>,
     state: Mutex<Recording>,
@@ -196,27 +196,27 @@ struct Recorder<'a> {
 
 #[derive(Default)]
 struct Recording {
-    /// Where the walk is, what its device had done when it came there, and what was kept there.
+    /// Where the pass is, what its device had done when it came there, and what was kept there.
     at: Option<(usize, dry::Work, usize)>,
     sections: Vec<SectionWork>,
     carried: Vec<Carried>,
 }
 
 impl<'a> Recorder<'a> {
-    fn new(ledgers: Vec<&'a dry::Ledger>, keeps: Vec<&'a Keep>) -> Self {
-        let sections = vec![SectionWork::default(); ledgers.len()];
-        Self { ledgers, keeps, state: Mutex::new(Recording { sections, ..Recording::default() }) }
+    fn new(counters: Vec<&'a dry::CostCounter>, keeps: Vec<&'a Keep>) -> Self {
+        let sections = vec![SectionWork::default(); counters.len()];
+        Self { counters, keeps, state: Mutex::new(Recording { sections, ..Recording::default() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, Recording> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds up the work since the walk came to where it is.
+    /// Adds up the work since the pass came to where it is.
     fn close(&self) {
         let state = &mut *self.state();
         if let Some((section, before, kept)) = state.at.take() {
-            let now = self.ledgers[section].so_far();
+            let now = self.counters[section].so_far();
             let work = &mut state.sections[section];
             work.flops += now.flops - before.flops;
             work.seconds += now.seconds - before.seconds;
@@ -239,15 +239,15 @@ impl<'a> Recorder<'a> {
     }
 }
 
-impl Borders for Recorder<'_> {
+impl SectionHooks for Recorder<'_> {
     fn enter(&self, section: usize) -> Result<()> {
         self.close();
-        let at = (section, self.ledgers[section].so_far(), self.keeps[section].peak_bytes());
+        let at = (section, self.counters[section].so_far(), self.keeps[section].peak_bytes());
         self.state().at = Some(at);
         Ok(())
     }
 
-    fn carry(&self, from: usize, to: usize, bytes: usize) {
+    fn transfer(&self, from: usize, to: usize, bytes: usize) {
         self.state().carried.push(Carried { from, to, bytes: bytes as u64 });
     }
 }
@@ -328,9 +328,9 @@ impl<'a> Trial<'a> {
         let steps = if spec.stage() == Stage::Denoise { self.schedule.steps.len() as u64 } else { 1 };
         self.effort.spend(Tuning::DRY_RUN_STEPS * steps)?;
         let ids = place.devices();
-        let dry: Vec<(Device, Arc<dry::Ledger>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
+        let dry: Vec<(Device, Arc<dry::CostCounter>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
-        let take = || -> Vec<dry::Work> { dry.iter().map(|(_, ledger)| ledger.take()).collect() };
+        let take = || -> Vec<dry::Work> { dry.iter().map(|(_, counter)| counter.take()).collect() };
         let packed = Packed::default();
         let source = |sections: &Sections<DeviceId>| Source {
             route: Route::new(
@@ -373,7 +373,7 @@ impl<'a> Trial<'a> {
             }
             Ok(())
         })?;
-        // Before the ledgers are emptied.
+        // Before the counters are emptied.
         let (mut sections, carried) = recorder.finish();
         let costs = dry.iter().zip(take()).zip(prepared).zip(&kept).map(|((((device, _), work), prepared), keep)| {
             let cost = Cost {
@@ -402,7 +402,7 @@ impl<'a> Trial<'a> {
         self.spec.components[component].network.sections().len()
     }
 
-    fn dry(&self, component: ComponentId, id: DeviceId) -> (Device, Arc<dry::Ledger>) {
+    fn dry(&self, component: ComponentId, id: DeviceId) -> (Device, Arc<dry::CostCounter>) {
         let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
     }

@@ -25,7 +25,7 @@ impl Random {
         format!("\"cpu:{}\"", self.below(devices))
     }
 
-    /// A device, or a cut at some borders; one in three with weights that rest elsewhere.
+    /// A device, or a cut at some hooks; one in three with weights that rest elsewhere.
     fn route(&mut self, devices: usize, sections: &[String]) -> String {
         let reside = ["", "", "", "", ", reside = \"host\"", ", reside = \"disk\""][self.below(6)];
         if !self.one_in(3) {

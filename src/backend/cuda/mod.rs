@@ -5,6 +5,7 @@
 //! GPUs. A GPU has one context and one set of kernels for all of the process, so whatever opens it shares its weights.
 //! Which kernel runs follows from the layer, the type and the GPU's architecture; see `launch.rs`.
 
+mod buffer_pool;
 mod driver;
 pub mod kernels;
 pub mod launch;
@@ -12,7 +13,6 @@ pub mod nvrtc;
 mod pack;
 mod peer;
 mod queue;
-mod rooms;
 mod staging;
 
 use std::{
@@ -34,13 +34,13 @@ use crate::{
     error::{Error, Result},
     sync::locked,
 };
+use buffer_pool::BufferPool;
 use driver::{Arguments, Call, Context, Memory, Pinned, Properties, Stream};
 use kernels::{Kernels, Origin};
 use launch::Launch;
 use pack::Packing;
 pub use peer::Link;
 use queue::Queue;
-use rooms::Rooms;
 use staging::{PIECE_BYTES, Ring};
 
 /// Blocks in the second and third dimension of a grid.
@@ -70,7 +70,7 @@ struct Queues {
     compute: Queue,
     copy: Stream,
     /// For weights that visit.
-    rooms: Mutex<Rooms>,
+    buffers: Mutex<BufferPool>,
 }
 
 /// An arena's memory.
@@ -108,8 +108,8 @@ enum Stay {
 impl Drop for Packed {
     fn drop(&mut self) {
         if self.stay == Stay::Visit {
-            let mut rooms = locked(&self.queues.rooms);
-            self.parts.drain(..).for_each(|memory| rooms.give_back(memory, &self.queues.compute));
+            let mut buffers = locked(&self.queues.buffers);
+            self.parts.drain(..).for_each(|memory| buffers.give_back(memory, &self.queues.compute));
         }
     }
 }
@@ -247,7 +247,7 @@ pub fn open(index: usize) -> Result<Cuda> {
     let gpu = gpu(index)?;
     let context = &gpu.context;
     let queues =
-        Arc::new(Queues { compute: Queue::new(context)?, copy: Stream::new(context)?, rooms: Mutex::default() });
+        Arc::new(Queues { compute: Queue::new(context)?, copy: Stream::new(context)?, buffers: Mutex::default() });
     Ok(Cuda {
         class: class(context.properties.capability, gpu.kernels.arch),
         home: format!("memory of {}", context.id).into(),
@@ -382,7 +382,7 @@ impl Cuda {
     /// New memory, if need be in place of what visitors have left.
     fn memory(&self, bytes: usize) -> Result<Memory> {
         let context = &self.gpu.context;
-        Memory::new(context, bytes).or_else(|error| match locked(&self.queues.rooms).clear() {
+        Memory::new(context, bytes).or_else(|error| match locked(&self.queues.buffers).clear() {
             true => Memory::new(context, bytes),
             false => Err(error),
         })
@@ -494,7 +494,7 @@ impl Backend for Cuda {
         let from = from.expect("what a device fetches is what it packed to rest");
         let mut here = self.on_device(Vec::new(), Stay::Visit);
         for bytes in std::iter::once(&from.weight).chain(&from.bias) {
-            let memory = locked(&self.queues.rooms).take(&self.queues.copy, bytes.len())?;
+            let memory = locked(&self.queues.buffers).take(&self.queues.copy, bytes.len())?;
             here.parts.push(memory);
             self.fill(&here.parts[here.parts.len() - 1], |start, to| {
                 to.copy_from_slice(&bytes[start..][..to.len()]);

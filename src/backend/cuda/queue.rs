@@ -50,15 +50,15 @@ struct Held {
 /// A list of kernels that came at least once.
 struct Known {
     calls: Vec<Call>,
-    graph: Made,
+    graph: GraphState,
 }
 
-enum Made {
+enum GraphState {
     /// It has come once, and may not come again.
-    NotYet,
-    Graph(Graph),
+    Recorded,
+    Captured(Graph),
     /// The driver would not.
-    Refused,
+    Unsupported,
 }
 
 impl Queue {
@@ -125,24 +125,24 @@ impl Queue {
             if state.known.len() == REMEMBERED {
                 state.known.remove(0);
             }
-            state.known.push(Known { calls, graph: Made::NotYet });
+            state.known.push(Known { calls, graph: GraphState::Recorded });
             return Ok(());
         };
         state.known[i..].rotate_left(1);
         let known = state.known.last_mut().expect("it was found");
-        if matches!(known.graph, Made::NotYet) {
+        if matches!(known.graph, GraphState::Recorded) {
             known.graph = Graph::new(&self.stream, &calls).map_or_else(
                 |error| {
                     tracing::warn!("{error}; {} kernels are launched one by one", calls.len());
-                    Made::Refused
+                    GraphState::Unsupported
                 },
-                Made::Graph,
+                GraphState::Captured,
             );
         }
         match &known.graph {
             // SAFETY: it was made of a list equal to `calls`, to the last address, and these are to be launched now.
-            Made::Graph(graph) => unsafe { self.stream.replay(graph) },
-            Made::NotYet | Made::Refused => self.launch_each(&calls),
+            GraphState::Captured(graph) => unsafe { self.stream.replay(graph) },
+            GraphState::Recorded | GraphState::Unsupported => self.launch_each(&calls),
         }
     }
 

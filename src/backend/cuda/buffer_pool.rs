@@ -11,7 +11,7 @@ use crate::error::Result;
 
 /// What visitors have left on one device, and how much they have.
 #[derive(Default)]
-pub struct Rooms {
+pub struct BufferPool {
     /// With the end of what used it; who left first comes first.
     left: VecDeque<(Memory, Event)>,
     here_bytes: usize,
@@ -19,7 +19,7 @@ pub struct Rooms {
     most_bytes: usize,
 }
 
-impl Rooms {
+impl BufferPool {
     /// Memory of `bytes` that `copy` may fill from here on.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! What in a device map is to blame when nothing fits: the entry without which everything would.
+//! What in a device map is the cause when nothing fits: the entry without which everything would.
 
 use std::fmt::Display;
 
@@ -14,24 +14,24 @@ use crate::{
 
 /// The error at the entry of `map` that alone is to blame for it, if there is one; else the error itself. `resolve` tries
 /// another map.
-pub(super) fn blame(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMap) -> Result<()>) -> Error {
+pub(super) fn diagnose(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMap) -> Result<()>) -> Error {
     let message = error.to_string();
-    let suspects = Suspects { map, why: message.lines().next().unwrap_or_default() };
-    let guilty =
-        suspects.all().into_iter().take(Tuning::MAX_DIAGNOSED_ENTRIES).find(|(relaxed, _)| resolve(relaxed).is_ok());
-    guilty.map_or(error, |(_, refused)| refused)
+    let candidates = Candidates { map, why: message.lines().next().unwrap_or_default() };
+    let found =
+        candidates.all().into_iter().take(Tuning::MAX_DIAGNOSED_ENTRIES).find(|(relaxed, _)| resolve(relaxed).is_ok());
+    found.map_or(error, |(_, refused)| refused)
 }
 
 fn facts_of(map: &mut DeviceMap, id: DeviceId) -> &mut DeviceFacts {
     &mut map.device.get_mut(&id).expect("a clone has the same devices").value
 }
 
-struct Suspects<'a> {
+struct Candidates<'a> {
     map: &'a DeviceMap,
     why: &'a str,
 }
 
-impl Suspects<'_> {
+impl Candidates<'_> {
     /// Maps that ask for less in one respect, each with the error that says so.
     fn all(&self) -> Vec<(DeviceMap, Error)> {
         let mut all = Vec::new();

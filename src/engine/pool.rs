@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What all threads of one plan share.
-pub(super) struct Crew {
+pub(super) struct WorkerPool {
     pub devices: Vec<Device>,
     pub gates: Arc<Gates>,
     /// One for each numerics class.
