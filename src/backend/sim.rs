@@ -59,7 +59,7 @@ pub struct OpStart<'a> {
     pub written: &'a [u8],
 }
 
-/// What befalls an op.
+/// A fault that is injected into an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It fails, and so does every later one: the device is lost.
@@ -68,7 +68,7 @@ pub enum Fault {
     Delay(Duration),
 }
 
-/// Decides what befalls which op.
+/// Decides which fault is injected into which op.
 pub type Faults = Box<dyn Fn(&OpStart) -> Option<Fault> + Send + Sync>;
 
 /// What a simulated device is like.
@@ -81,7 +81,7 @@ pub struct Setup {
     pub fusions: Fusions,
     /// How long its ops are waited for.
     pub waits: Waits,
-    /// What befalls its ops.
+    /// Faults of its ops.
     pub faults: Faults,
     /// Its time.
     pub clock: Clock,

@@ -1,7 +1,8 @@
-//! Which device runs each section of a network, and a pass through them.
+//! Which device runs each section of a network, and a forward pass through the sections.
 //!
-//! A network is a sequence of sections, the one list that cuts, visiting weights, gates and messages use. Its code names no
-//! device: it passes, and what it works on comes along to wherever the next section runs, which is free when that is here.
+//! A network is a sequence of sections: the one list that cuts, offloaded weights, device queues and messages use. The code
+//! of a network names no device. It asks the forward pass for the next section, and the pass moves the tensor to the device
+//! of that section; this costs nothing if the section is on the same device.
 
 use std::cell::{Cell, RefCell};
 
@@ -90,19 +91,19 @@ pub fn section<'a>(w: &Scope<'a>, route: &'a Route, names: &[String], name: &str
     w.section(i, route.at(i), route.dtype(i))
 }
 
-/// Who is told when a pass comes to a section, and may let it wait there.
+/// Is called before each section of a forward pass, and may make the pass wait there.
 pub trait SectionHooks {
-    /// The pass comes to `section`.
+    /// The pass is about to run `section`.
     ///
     /// # Errors
-    /// If it may not go on.
+    /// If the pass must stop.
     fn enter(&self, section: usize) -> Result<()>;
 
-    /// `bytes` go from one section to another; over a link if these run on different devices.
+    /// `bytes` are transferred from one section to another: over a link if the two run on different devices.
     fn transfer(&self, _from: usize, _to: usize, _bytes: usize) {}
 }
 
-/// Nobody.
+/// Hooks that do nothing.
 pub struct NoHooks;
 
 impl SectionHooks for NoHooks {
@@ -111,25 +112,25 @@ impl SectionHooks for NoHooks {
     }
 }
 
-/// One way through the sections of a network. Weights that rest elsewhere come to each section as the pass does, and the
-/// next section's on the same device meanwhile.
+/// One forward pass through the sections of a network. Offloaded weights are fetched before their section runs; those of
+/// the next section on the same device are prefetched meanwhile.
 pub struct ForwardPass<'a> {
     route: &'a Route,
     offload: Option<&'a Offload>,
     hooks: &'a dyn SectionHooks,
-    /// The sections that it comes by; `None` for all.
+    /// The sections that it runs, in order; `None` for all.
     stops: Option<Vec<usize>>,
-    /// Stops that it has come by.
+    /// How many of these have begun.
     passed: Cell<usize>,
 }
 
 impl<'a> ForwardPass<'a> {
-    /// Through all sections.
+    /// A pass through all sections.
     pub fn new(route: &'a Route, offload: Option<&'a Offload>, hooks: &'a dyn SectionHooks) -> Self {
         Self { route, offload, hooks, stops: None, passed: Cell::new(0) }
     }
 
-    /// The same devices, through these sections only.
+    /// A pass on the same devices through these sections only.
     #[must_use]
     pub fn through(&self, stops: Vec<usize>) -> Self {
         Self { stops: Some(stops), passed: Cell::new(0), ..*self }
@@ -140,7 +141,7 @@ impl<'a> ForwardPass<'a> {
         self.route.first()
     }
 
-    /// The section that is stop number `index`.
+    /// The section that is number `index` of those that the pass runs.
     fn stop(&self, index: usize) -> Option<usize> {
         match &self.stops {
             Some(stops) => stops.get(index).copied(),
@@ -148,23 +149,23 @@ impl<'a> ForwardPass<'a> {
         }
     }
 
-    /// Where it stands.
+    /// The section that runs now.
     fn here(&self) -> Option<usize> {
         self.passed.get().checked_sub(1).and_then(|last| self.stop(last))
     }
 
-    /// Goes to the next section and gives its device.
+    /// Begins the next section and returns its device.
     ///
     /// # Errors
-    /// If the pass may not go on, or weights cannot be brought.
+    /// If a hook stops the pass, or weights cannot be fetched.
     ///
     /// # Panics
-    /// If there is no further section: the network has gone another way than its list of sections.
+    /// If there is no further section: the network does not follow its list of sections.
     pub fn next(&self) -> Result<&'a Device> {
         let section = self.stop(self.passed.get()).expect("a network has as many sections as it lists");
         let device = self.route.at(section);
         if let (Some(offload), Some(before)) = (self.offload, self.here()) {
-            // Before the border: whoever comes to this device next has room for visitors of its own.
+            // Before the hook, where another request may take over this device and need room for its own weights.
             offload.evict(before);
         }
         self.hooks.enter(section)?;
@@ -184,15 +185,15 @@ impl<'a> ForwardPass<'a> {
         self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
-    /// The type of what the section works on where it stands.
+    /// The type in which the section that runs now computes.
     ///
     /// # Panics
-    /// If it stands nowhere yet.
+    /// If no section has begun.
     pub fn dtype(&self) -> DType {
         self.route.dtype(self.here().expect("a pass has begun"))
     }
 
-    /// Goes to the next section and takes `x` along, which is then of that section's type.
+    /// Begins the next section and moves `x` to its device, cast to the section's type.
     ///
     /// # Errors
     /// As [`ForwardPass::next`], and if the device has no room.
@@ -202,14 +203,14 @@ impl<'a> ForwardPass<'a> {
         if let Some(from) = from {
             self.hooks.transfer(from, to, x.bytes());
         }
-        // Before the border, where this request may have to wait.
+        // Before the hook, in which this request may have to wait.
         let leaving = x.leave_for(self.route.at(to))?;
         drop(x);
         self.next()?;
         leaving.arrive()?.cast(self.route.dtype(to))
     }
 
-    /// Sends `x` ahead to where `section` runs, in its type.
+    /// Copies `x` to the device of a later `section`, in the section's type.
     ///
     /// # Errors
     /// If that device has no room.
@@ -224,7 +225,7 @@ impl<'a> ForwardPass<'a> {
 impl Drop for ForwardPass<'_> {
     fn drop(&mut self) {
         let (Some(offload), Some(here)) = (self.offload, self.here()) else { return };
-        // Where it stands, and what was expected there. Elsewhere others may be at work.
+        // Of the section that ran last and of the one that was prefetched there. On other devices other requests may work.
         offload.evict(here);
         if let Some(next) = self.next_here() {
             offload.evict(next);

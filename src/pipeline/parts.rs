@@ -12,21 +12,21 @@ use crate::{
     weights::Offload,
 };
 
-/// A network, where its sections run, and what has to be brought to them.
+/// A network with the devices of its sections and its offloaded weights.
 #[derive(Clone)]
 pub struct Placed {
     /// The name of its component, for messages.
     pub name: Arc<str>,
     /// The network.
     pub network: Arc<Network>,
-    /// Its weights, if they rest elsewhere.
+    /// Its weights, if they are offloaded.
     pub offload: Option<Arc<Offload>>,
     /// A device for each section.
     pub route: Route,
 }
 
 impl Placed {
-    /// A pass through its sections that `hooks` hears of.
+    /// A forward pass through its sections that calls `hooks`.
     pub fn pass<'a>(&'a self, hooks: &'a dyn SectionHooks) -> ForwardPass<'a> {
         ForwardPass::new(&self.route, self.offload.as_deref(), hooks)
     }

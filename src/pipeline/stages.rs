@@ -68,13 +68,13 @@ pub struct Branch<'a> {
     pub name: &'a str,
     /// The network.
     pub denoiser: &'a Unet,
-    /// What has to be brought to it.
+    /// Its offloaded weights.
     pub offload: Option<&'a Offload>,
     /// Where its sections run.
     pub route: &'a Route,
     /// What is kept on each of these devices.
     pub keeps: &'a Keeps,
-    /// Who is told of its way.
+    /// Called before each section.
     pub hooks: &'a (dyn SectionHooks + Sync),
     /// The texts: one for each picture, or all negative ones and then all others.
     pub texts: Vec<TextFeatures>,

@@ -167,7 +167,7 @@ pub enum Strategy {
 /// How many whole pipelines stand side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replicas {
-    /// So many: the devices are dealt into that many contiguous groups.
+    /// So many: the devices are partitioned into that many contiguous groups.
     Count(usize),
     /// As many as the devices hold.
     Max,

@@ -1,4 +1,4 @@
-//! What in a device map is the cause when nothing fits: the entry without which everything would.
+//! Diagnosis of a device map for which nothing fits: finds the entry without which everything would.
 
 use std::fmt::Display;
 
@@ -12,8 +12,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The error at the entry of `map` that alone is to blame for it, if there is one; else the error itself. `resolve` tries
-/// another map.
+/// The error at the entry of `map` without which a plan would be found, if there is one such entry; else the error itself.
+/// `resolve` tries another map.
 pub(super) fn diagnose(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMap) -> Result<()>) -> Error {
     let message = error.to_string();
     let candidates = Candidates { map, why: message.lines().next().unwrap_or_default() };

@@ -314,7 +314,7 @@ impl<'a> Costs<'a> {
     /// What each device holds of all these layouts, in the order of the trial's devices.
     pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<Held>> {
         let mut held = vec![Held::default(); self.trial.devices.len()];
-        // Visitors come one component at a time.
+        // Offloaded weights are fetched for one component at a time.
         let mut staying = BTreeMap::<(usize, ComponentId), Vec<Part>>::new();
         for layout in layouts {
             for (component, places) in layout.placement.iter() {

@@ -1,6 +1,6 @@
 //! The strategies that know time: they look for the plan with which all pictures that are asked for are done first.
 //!
-//! `candidates` has the best replica on a group of devices. For several pictures the devices are then dealt into groups so
+//! `candidates` has the best replica on a group of devices. For several pictures the devices are then partitioned into groups so
 //! that the sum over the replicas is largest; what comes out of that is compared by the time for all pictures.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
@@ -103,7 +103,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Every way to deal the devices into groups, some of them left out.
+    /// Every way to partition the devices into groups, some of them left out.
     fn partition_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let count = devices.len();
         let mut best: Vec<Option<Scored>> = vec![None; 1 << count];
@@ -128,7 +128,7 @@ impl<'a> Search<'a> {
         Ok(best.pop().flatten())
     }
 
-    /// Every way to deal the devices into groups of neighbours, some of them left out.
+    /// Every way to partition the devices into groups of neighbours, some of them left out.
     fn partition_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let mut best: Vec<Option<Scored>> = vec![None];
         for end in 1..=devices.len() {

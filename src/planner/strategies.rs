@@ -498,9 +498,9 @@ mod tests {
             (0, 2, &[0, 0]),
         ] {
             let all: Vec<usize> = (0..items).collect();
-            let dealt = partition(&all, groups);
-            assert_eq!(dealt.iter().map(|group| group.len()).collect::<Vec<_>>(), sizes);
-            assert_eq!(dealt.concat(), all);
+            let parts = partition(&all, groups);
+            assert_eq!(parts.iter().map(|group| group.len()).collect::<Vec<_>>(), sizes);
+            assert_eq!(parts.concat(), all);
         }
     }
 

@@ -286,13 +286,13 @@ impl World {
     /// As [`World::devices`].
     pub fn own_devices(&self, visible: &[DeviceInfo]) -> Result<Vec<DeviceInfo>> {
         let is_dealt = |info: &&DeviceInfo| info.id.kind != DeviceKind::Cpu && !info.only_named;
-        let dealt: Vec<DeviceId> = visible.iter().filter(is_dealt).map(|info| info.id).collect();
-        let own = if dealt.is_empty() { &[][..] } else { self.devices(&dealt, 1)? };
+        let shared: Vec<DeviceId> = visible.iter().filter(is_dealt).map(|info| info.id).collect();
+        let own = if shared.is_empty() { &[][..] } else { self.devices(&shared, 1)? };
         Ok(visible.iter().filter(|info| !is_dealt(info) || own.contains(&info.id)).cloned().collect())
     }
 }
 
-/// Share `index` of `count` things dealt into `shares`: contiguous, the larger ones first.
+/// Share `index` of `count` things that are split into `shares`: contiguous, the larger shares first.
 pub(super) fn share(count: usize, index: usize, shares: usize) -> Range<usize> {
     let (size, larger) = (count / shares, count % shares);
     let start = |index: usize| index * size + index.min(larger);

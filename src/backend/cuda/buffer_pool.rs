@@ -9,7 +9,7 @@ use super::{
 };
 use crate::error::Result;
 
-/// What visitors have left on one device, and how much they have.
+/// Buffers of offloaded weights that were evicted, kept on one device for the next ones of the same size.
 #[derive(Default)]
 pub struct BufferPool {
     /// With the end of what used it; who left first comes first.

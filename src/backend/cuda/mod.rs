@@ -101,7 +101,7 @@ struct Packed {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stay {
     ForGood,
-    /// In memory that the next visitors have after it.
+    /// In memory of the buffer pool.
     Visit,
 }
 
@@ -379,7 +379,7 @@ impl Cuda {
         )
     }
 
-    /// New memory, if need be in place of what visitors have left.
+    /// New memory, if need be in place of what the buffer pool keeps.
     fn memory(&self, bytes: usize) -> Result<Memory> {
         let context = &self.gpu.context;
         Memory::new(context, bytes).or_else(|error| match locked(&self.queues.buffers).clear() {

@@ -54,10 +54,10 @@ struct Known {
 }
 
 enum GraphState {
-    /// It has come once, and may not come again.
+    /// It was recorded once, and may not be needed again.
     Recorded,
     Captured(Graph),
-    /// The driver would not.
+    /// The driver makes no graph of it.
     Unsupported,
 }
 
