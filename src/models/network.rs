@@ -40,6 +40,7 @@ impl TextSpec {
 }
 
 /// A network with its weights.
+#[expect(clippy::large_enum_variant, reason = "a process has a few of them, each behind an Arc")]
 pub enum Network {
     /// See [`NetworkSpec::Clip`].
     Clip(ClipTextEncoder),

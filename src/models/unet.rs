@@ -197,6 +197,7 @@ struct Layer {
     skip: bool,
 }
 
+#[expect(clippy::large_enum_variant, reason = "a network has some thirty of them")]
 enum Block {
     Resnet(ResnetBlock),
     Transformer(Transformer),
