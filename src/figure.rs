@@ -19,7 +19,7 @@ use crate::{
 
 const WIDTH: f64 = 1000.0;
 const MARGIN: f64 = 24.0;
-/// One device.
+/// Width and height of the box of one device.
 const BOX: (f64, f64) = (216.0, 118.0);
 const GAP: f64 = 29.0;
 const PER_ROW: usize = 4;
@@ -45,7 +45,7 @@ fn colour(stage: Stage) -> &'static str {
 const FILLINGS: [(&str, &str); 5] = [
     ("driver", "#9aa5b1"),
     ("weights", "#5b7fbf"),
-    ("visiting weights", "#a9bfe3"),
+    ("offloaded weights", "#a9bfe3"),
     ("activations", "#e8a34c"),
     ("kept", "#7fb58f"),
 ];

@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, DeviceKind, Keep, Layer, Values, Weight,
+        Activation, DType, Device, DeviceId, DeviceKind, PersistentArena, Layer, Values, Weight,
         cpu::{Cpu, Path},
         dry::Work,
         rules::Rules,
@@ -49,7 +49,7 @@ const HEADS: usize = 2;
 const TOKENS: usize = 7;
 
 /// A small network in the manner of a UNet's level, with every op; something of it goes to `keep`.
-fn network(device: &Device, keep: &Keep) -> Result<Vec<f32>> {
+fn network(device: &Device, keep: &PersistentArena) -> Result<Vec<f32>> {
     let conv = |channels, out| pack(device, Layer::Conv2d { out, channels, kernel: 3 });
     let linear = |k, out| pack(device, Layer::Linear { out, k });
     let norm = pack(device, Layer::Norm { channels: WIDTH });
@@ -89,21 +89,21 @@ fn flops() -> f64 {
 fn a_dry_run_holds_what_a_real_run_holds() {
     for path in paths() {
         let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
-        let dry_keep = dry.keep(ROOM).unwrap();
+        let dry_keep = dry.persistent_arena(ROOM).unwrap();
         network(&dry, &dry_keep).unwrap();
         assert_eq!(counter.take().flops, flops(), "{path}");
         assert_eq!(counter.take(), Work::default(), "taken once");
 
         // In exactly the memory that was planned.
         let device = real(path, dry.peak_bytes());
-        let keep = device.keep(dry_keep.peak_bytes()).unwrap();
+        let keep = device.persistent_arena(dry_keep.peak_bytes()).unwrap();
         network(&device, &keep).unwrap();
         assert_eq!(device.peak_bytes(), dry.peak_bytes(), "{path}");
         assert_eq!(keep.peak_bytes(), dry_keep.peak_bytes(), "{path}");
         assert_empty(&device);
 
         let tight = real(path, dry.peak_bytes() - 256);
-        let error = network(&tight, &tight.keep(ROOM).unwrap()).unwrap_err().to_string();
+        let error = network(&tight, &tight.persistent_arena(ROOM).unwrap()).unwrap_err().to_string();
         assert!(error.contains("cpu: the transient arena is full"), "{path}: {error}");
         assert_empty(&tight);
     }
@@ -313,7 +313,7 @@ fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
     let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
     let device = cpu.device(id);
     let lane = device.lane(1 << 60).err().unwrap();
-    for error in [device.reserve(1 << 60).unwrap_err(), device.keep(1 << 60).err().unwrap(), lane] {
+    for error in [device.reserve(1 << 60).unwrap_err(), device.persistent_arena(1 << 60).err().unwrap(), lane] {
         assert_eq!(*error.scope(), Scope::Device(id), "{error}");
         assert!(error.to_string().starts_with("cpu:1: "), "{error}");
     }
@@ -324,14 +324,14 @@ fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
 fn a_weight_that_comes_as_another_layer_is_refused() {
     let device = device();
     let announced = Layer::Linear { out: 64, k: 8 };
-    let visiting = |device: &Device, came: Weight| {
+    let offloaded = |device: &Device, came: Weight| {
         Weight::offloaded(device, announced, DType::F32, true, came.bytes(), move || Ok(came.clone()))
     };
-    visiting(&device, pack(&device, announced)).fetch().unwrap();
+    offloaded(&device, pack(&device, announced)).fetch().unwrap();
     for (came, why) in [
         (pack(&device, Layer::Linear { out: 8, k: 8 }), "another size"),
         (pack(&device, Layer::Norm { channels: 64 }), "another kind"),
-        (visiting(&device, pack(&device, announced)), "one that is itself not here"),
+        (offloaded(&device, pack(&device, announced)), "one that is itself not here"),
         (
             device.pack(announced, DType::F32, Values::Data { dtype: DType::F32, bytes: &[0; 2048] }, None).unwrap(),
             "no bias",
@@ -344,7 +344,7 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
             "another device's",
         ),
     ] {
-        let weight = visiting(&device, came);
+        let weight = offloaded(&device, came);
         let error = weight.fetch().expect_err(why).to_string();
         assert!(error.contains("was to come to its device"), "{why}: {error}");
         let x = zeros(&device, [1, 8]).unwrap();
@@ -395,5 +395,5 @@ fn a_weight_that_rests_for_another_device_is_not_fetched() {
 #[should_panic(expected = "is not in the memory of")]
 fn what_is_kept_on_one_device_is_not_reached_from_another() {
     let (one, other) = (device(), device());
-    let _ = one.keep(1 << 10).unwrap().with_lane(&other);
+    let _ = one.persistent_arena(1 << 10).unwrap().with_lane(&other);
 }

@@ -222,7 +222,7 @@ fn copies_keep_every_bit() {
     other.reserve(1 << 20).unwrap();
     for Subject { name, device, .. } in devices.iter().filter(|subject| subject.dtype == DType::F32) {
         device.reserve(1 << 20).unwrap();
-        let keep = device.keep(1 << 10).unwrap();
+        let keep = device.persistent_arena(1 << 10).unwrap();
         let x = Tensor::new(device, [1, 7], &values).unwrap();
         let far = x.to(other).unwrap();
         for (copy, place, on) in [

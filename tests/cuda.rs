@@ -234,10 +234,10 @@ fn too_little_memory_is_an_error_that_says_how_much_and_ends_nothing_else() {
     rig.set("FAULTS", "");
     let engine = Engine::load(model, &plan).unwrap();
     assert!(bits(&generate(&engine, 1).unwrap().0) == bits(&draw(&gpus(&[0]), 1)), "then there is room");
-    // During a step, when weights come to visit.
-    let visiting = format!("[components]\nunet = {{ execute = \"cuda:{second}\", reside = \"host\" }}\n");
+    // During a step, when offloaded weights are fetched.
+    let offloaded = format!("[components]\nunet = {{ execute = \"cuda:{second}\", reside = \"host\" }}\n");
     let model = self::model();
-    let plan = self::plan(&model, &format!("{}{visiting}", gpus(&[second])));
+    let plan = self::plan(&model, &format!("{}{offloaded}", gpus(&[second])));
     let engine = Engine::load(model, &plan).unwrap();
     rig.set("FAULTS", "alloc:10");
     let error = engine.submit(request(0)).unwrap().wait().unwrap_err();

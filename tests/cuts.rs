@@ -5,7 +5,7 @@ use sdshard::{
     backend::{self, DType, Device, DeviceId, DeviceKind, cpu, rules::Rules},
     models::{
         component::{ComponentId, Stage},
-        route::{ForwardPass, Keeps, NoHooks, Route},
+        route::{ForwardPass, PersistentArenas, NoHooks, Route},
         unet::TextFeatures,
     },
     pipeline::{
@@ -153,7 +153,7 @@ fn denoise(
     scales: &[f32],
 ) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
-    let keeps = Keeps::new(devices.iter().map(|device| device.keep(ARENA).unwrap()).collect());
+    let keeps = PersistentArenas::new(devices.iter().map(|device| device.persistent_arena(ARENA).unwrap()).collect());
     let length = spec.texts().next().unwrap().values();
     let text =
         |phase: f32| TextFeatures::from([(0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect::<Vec<f32>>()]);
@@ -271,5 +271,5 @@ fn a_walk_that_is_given_up_takes_no_weights_from_others() {
     drop(first);
     assert_eq!((devices[0].weight_bytes(), devices[1].weight_bytes()), (0, here));
     drop(second);
-    assert_eq!(devices[1].weight_bytes(), 0, "what visits leaves");
+    assert_eq!(devices[1].weight_bytes(), 0, "offloaded weights are evicted");
 }

@@ -15,7 +15,7 @@ use sdshard::{
     engine::Engine,
     models::{
         network::{Network, NetworkSpec},
-        route::{Keeps, Route},
+        route::{PersistentArenas, Route},
         unet::TextFeatures,
         vae::VaeEncoder,
     },
@@ -247,7 +247,7 @@ fn one_unet_call_matches_the_reference() {
         let (model, golden) = (model(name), Golden::open(name));
         let (network, route) = loaded("unet", &device, dtype, &model);
         let unet = network.denoiser();
-        let keeps = Keeps::new(vec![device.keep(ARENA).unwrap()]);
+        let keeps = PersistentArenas::new(vec![device.persistent_arena(ARENA).unwrap()]);
         for size in ["even", "odd"] {
             let part = |part: &str| format!("unet.{size}.{part}");
             let (context, shape) = golden.get(&part("context"));

@@ -294,7 +294,7 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
     let message = of(&with_vae).unwrap_err().to_string();
     assert!(message.contains("does not fit in the host's memory") && message.contains("1.6 GiB of it"), "{message}");
     assert!(of(&with_vae.replace("\"host\"", "\"disk\"")).is_ok());
-    // Strategies that let weights visit look for room there, too.
+    // Strategies that offload weights look for room there, too.
     let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"\n[device.cpu]\nmemory = \"1536MiB\"");
     for strategy in ["balanced", "throughput", "latency"] {
         let map = format!("strategy = \"{strategy}\"\n[max_memory]\n\"cuda:0\" = \"1536MiB\"");
@@ -594,7 +594,7 @@ fn the_program_plans_from_configs_for_devices_that_are_not_here() {
     assert_eq!(plan["device_map"], json!({"text_encoder": "cuda:1", "unet": "cpu", "vae": "cuda:1"}));
     assert_eq!(plan["replicas"][0]["placement"]["unet"], "cuda:0");
     let warning = common::text(&output.stderr);
-    assert!(warning.contains("the unet visit cuda:0 from the host's memory in every call"), "{warning}");
+    assert!(warning.contains("the unet are fetched to cuda:0 from the host's memory in every call"), "{warning}");
     let least = low.replace("low.toml", "least.toml");
     fs::write(&least, fs::read_to_string(&low).unwrap().replace("1GB", "0.1GB")).unwrap();
     let message = message_of(run(&least, &machine).output().unwrap(), "least.toml");

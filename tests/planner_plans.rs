@@ -132,11 +132,11 @@ fn numerics_that_have_to_be_the_same_are() {
 }
 
 #[test]
-fn balanced_cuts_what_no_device_holds_and_then_lets_weights_visit() {
+fn balanced_cuts_what_no_device_holds_and_then_offloads_weights() {
     let small =
         |memory: &str, count: usize| devices(&format!("[device.\"cuda:0\"]\nmemory = \"{memory}\"\ncount = {count}"));
     let whole = plan("", &small("8GiB", 2));
-    assert!(whole.replicas[0].placement[unet(&whole)].iter().all(|place| !place.is_cut() && !place.visits()));
+    assert!(whole.replicas[0].placement[unet(&whole)].iter().all(|place| !place.is_cut() && !place.is_offloaded()));
 
     let cut = plan("", &small("2GiB", 3));
     let place = &cut.replicas[0].placement[unet(&cut)][0];
@@ -145,13 +145,13 @@ fn balanced_cuts_what_no_device_holds_and_then_lets_weights_visit() {
     assert!(cut.edges.iter().any(|edge| edge.what == "skip tensors" && edge.bytes_per_image > 0));
     assert!(cut.edges.iter().any(|edge| edge.what == "section border"));
 
-    let visits = plan("", &small("2GiB", 1));
-    let placement = &visits.replicas[0].placement;
+    let offloaded = plan("", &small("2GiB", 1));
+    let placement = &offloaded.replicas[0].placement;
     assert!(placement.iter().any(|(_, places)| places[0].routes()[0].reside == Reside::Host));
-    assert!(visits.reasons.iter().any(|reason| reason.contains("weights visit")), "{:?}", visits.reasons);
-    assert!(visits.host_weight_bytes > 0);
+    assert!(offloaded.reasons.iter().any(|reason| reason.contains("weights are offloaded")), "{:?}", offloaded.reasons);
+    assert!(offloaded.host_weight_bytes > 0);
 
-    for plan in [&cut, &visits] {
+    for plan in [&cut, &offloaded] {
         assert!(plan.devices.iter().all(|device| device.total_bytes() <= device.budget_bytes));
         assert!(plan.rejected.iter().any(|rejected| rejected.why.contains("fits on no device")), "{:?}", plan.rejected);
     }

@@ -161,7 +161,7 @@ fn two_replicas(preemptions: usize, jobs: usize, fails: usize) {
             .collect();
         (0..jobs).for_each(|job| queue.put(job).unwrap());
         queue.close();
-        assert!(queue.all_home(1).is_empty());
+        assert!(queue.wait_for_exits(1).is_empty());
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(done.iter().all(|done| done.load(SeqCst) == 1), "each job is done exactly once");
     });

@@ -134,7 +134,7 @@ impl Arena {
     /// If the arena has no room: the request is larger than what the plan was made for.
     pub fn alloc(&self, bytes: usize, dtype: DType) -> Result<Buffer> {
         let mut state = self.state();
-        // Nothing is not a range: an empty tensor still gets an address of its own.
+        // An empty tensor gets an address of its own as well.
         let Some(offset) = state.take(aligned(bytes.max(1)), self.0.capacity) else {
             let (used, capacity) = (state.top, self.0.capacity);
             return Err(Error::request(format!(
@@ -179,7 +179,7 @@ impl Buffer {
         &self.arena.0.slab
     }
 
-    /// Where in the slab it begins.
+    /// Its offset in the slab, in bytes.
     pub(super) fn offset(&self) -> usize {
         self.offset
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// A device that work can be given to. Clones are the same device.
+/// An open device. Clones are the same device.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
@@ -29,7 +29,7 @@ struct Inner {
     backend: Arc<dyn Backend>,
     weights: Arc<Meter>,
     transient: Mutex<Option<Arena>>,
-    /// Ranges that were ever asked for: whoever works asks.
+    /// How many ranges were ever allocated: every op allocates one.
     calls: Arc<AtomicU64>,
 }
 
@@ -38,7 +38,7 @@ const MOST_ELEMENTS: usize = 1 << 31;
 
 /// A small arena for what outlives a section: latents, text features, keys and values.
 #[derive(Clone)]
-pub struct Keep {
+pub struct PersistentArena {
     device: Device,
     arena: Arena,
 }
@@ -53,8 +53,8 @@ impl Device {
         Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default(), calls }))
     }
 
-    /// The same device with a transient arena of its own, of `bytes`: for work that shares the device with others
-    /// between two of its ops.
+    /// The same device with a transient arena of its own, of `bytes`: for a request that shares the device with other
+    /// requests between two of its ops.
     ///
     /// # Errors
     /// If the device has no room.
@@ -65,7 +65,7 @@ impl Device {
         Ok(lane)
     }
 
-    /// A device without data in place of `id`, and the counter that it fills.
+    /// A device without data with the name `id`, and the counter that it fills.
     pub fn dry(id: DeviceId, rules: Rules, rates: Rates) -> (Self, Arc<dry::CostCounter>) {
         let counter = Arc::new(dry::CostCounter::default());
         let device = Self::new(id, dry::Dry::new(id, rules, rates, counter.clone()));
@@ -73,7 +73,7 @@ impl Device {
         (device, counter)
     }
 
-    /// A device on a simulated clock in place of `id`, and the record of what it does.
+    /// A device on a simulated clock with the name `id`, and the record of what it does.
     pub fn simulated(id: DeviceId, setup: sim::Setup) -> (Self, Arc<sim::Record>) {
         let (backend, record) = sim::Sim::new(id, setup);
         (Self::new(id, backend), record)
@@ -127,7 +127,7 @@ impl Device {
         }
     }
 
-    /// Does `work`, whose ops the device may take as one: see [`Backend::hold`].
+    /// Calls `work`; the device may enqueue all of its ops as one: see [`Backend::hold`].
     ///
     /// # Errors
     /// As `work`, and if the device fails.
@@ -135,20 +135,20 @@ impl Device {
         struct Held<'a>(&'a dyn Backend);
         impl Drop for Held<'_> {
             fn drop(&mut self) {
-                // After a panic. Else nothing is held any more.
+                // Only after a panic is anything still held back.
                 drop(self.0.release());
             }
         }
         self.backend().hold();
         let held = Held(self.backend());
         let done = work();
-        // Also what precedes a failure: nothing may stay behind.
+        // Also after a failure, so that nothing stays held back.
         let released = held.0.release();
         let done = done?;
         released.map(|()| done)
     }
 
-    /// How often an op has asked for room. It grows while the device works.
+    /// How often an op has allocated memory: a count that grows while the device works.
     pub fn calls(&self) -> u64 {
         self.0.calls.load(Ordering::Relaxed)
     }
@@ -169,9 +169,9 @@ impl Device {
     }
 
     /// An arena of `bytes` beside the transient one.
-    pub fn keep(&self, bytes: usize) -> Result<Keep> {
+    pub fn persistent_arena(&self, bytes: usize) -> Result<PersistentArena> {
         let arena = Arena::new(self.id(), "keep", self.slab(bytes)?, bytes);
-        Ok(Keep { device: self.clone(), arena })
+        Ok(PersistentArena { device: self.clone(), arena })
     }
 
     /// Whether ops can have inputs of this type here.
@@ -278,7 +278,7 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 }
 
 impl Weight {
-    /// One that `fetch` brings to `device` when it is wanted there. `bytes` is what it occupies then.
+    /// An offloaded weight, which `fetch` packs for `device` when it is used. `bytes` is what it occupies then.
     pub fn offloaded(
         device: &Device,
         layer: Layer,
@@ -297,13 +297,13 @@ impl Weight {
 }
 
 impl PartialEq for Device {
-    /// Lanes of one device are that device: what is on one is on all of them.
+    /// Lanes of one device are equal to it: a tensor on one is on all of them.
     fn eq(&self, other: &Self) -> bool {
         std::ptr::addr_eq(Arc::as_ptr(&self.0.backend), Arc::as_ptr(&other.0.backend))
     }
 }
 
-impl Keep {
+impl PersistentArena {
     /// The device it belongs to.
     pub fn device(&self) -> &Device {
         &self.device

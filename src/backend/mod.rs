@@ -79,7 +79,7 @@ pub mod wgpu;
 
 pub(crate) use arena::{Buffer, Slab};
 pub use class::NumericsClass;
-pub use device::{Device, Keep};
+pub use device::{Device, PersistentArena};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use info::DeviceInfo;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// A device to open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
-    /// Which one.
+    /// The device.
     pub id: DeviceId,
     /// The cores that it shall compute on; `None` for its even share. Only the CPU has cores to choose from.
     pub cores: Option<Vec<usize>>,
@@ -42,8 +42,8 @@ impl Device {
 pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
     let openings: Vec<Opening> = devices.iter().cloned().map(Into::into).collect();
     let is_share = |opening: &&Opening| opening.id.kind == DeviceKind::Cpu && opening.id.index.is_some();
-    let wishes: Vec<_> = openings.iter().filter(is_share).map(|opening| opening.cores.as_deref()).collect();
-    let mut shares = cpu::threads::shares(cpu::threads::cores(), &wishes).into_iter();
+    let requested: Vec<_> = openings.iter().filter(is_share).map(|opening| opening.cores.as_deref()).collect();
+    let mut shares = cpu::threads::shares(cpu::threads::cores(), &requested).into_iter();
     openings
         .iter()
         .map(|Opening { id, cores, adapter }| {

@@ -24,7 +24,7 @@ use crate::{
 pub enum Pace {
     /// As long as operations and bytes do at these rates.
     Rates(Rates),
-    /// All the same.
+    /// The same time for every op.
     PerOp(Duration),
 }
 
@@ -49,7 +49,7 @@ pub enum Waits {
 /// An op that is about to begin.
 #[derive(Debug, Clone, Copy)]
 pub struct OpStart<'a> {
-    /// Where.
+    /// The device.
     pub device: DeviceId,
     /// Ops before it on this device.
     pub number: u64,
@@ -83,7 +83,7 @@ pub struct Setup {
     pub waits: Waits,
     /// Faults of its ops.
     pub faults: Faults,
-    /// Its time.
+    /// The clock that it waits on.
     pub clock: Clock,
 }
 

@@ -10,7 +10,7 @@ use crate::{
     models::{
         component::ComponentId,
         network::Network,
-        route::{Keeps, NoHooks, Route},
+        route::{PersistentArenas, NoHooks, Route},
         spec::ModelSpec,
         unet::TextFeatures,
     },
@@ -161,7 +161,7 @@ fn run(
             timed(&|| encoder.forward(&ids, &network.pass(&NoHooks)))
         }
         Network::Unet(unet) => {
-            let keeps = Keeps::new(vec![device.keep(KEEP_BYTES)?]);
+            let keeps = PersistentArenas::new(vec![device.persistent_arena(KEEP_BYTES)?]);
             let text: TextFeatures = spec.texts().map(|text| values(text.values())).collect();
             let texts = unet.condition(&vec![text; batch], &network.pass(&NoHooks), &keeps)?;
             let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);

@@ -1,12 +1,12 @@
-//! Replicas side by side over one queue.
+//! The engine: replicas side by side over one queue.
 //!
-//! A replica is a pipeline with a thread for each request that it works on at once. A thread takes the oldest request,
-//! works on it, and says what happens to whoever holds the [`Ticket`].
+//! A replica is a pipeline with a worker thread for each request that it works on at once. A thread takes the oldest request,
+//! works on it, and sends events to the request's [`Ticket`].
 //!
-//! **Failures.** A request that fails fails alone. A device that fails is lost: all replicas that use it leave, and what
-//! they were working on is tried again by others, at most twice; a request under which two devices failed is suspected
-//! to be the cause and fails. A device from which nothing is heard for too long is lost too, and the thread that waits
-//! for it is given up. Every request has exactly one end: what a thread that was given up says later is not heard.
+//! **Failures.** A request that fails does not affect others. A device that fails is lost, and so are all replicas that use
+//! it. Their requests are tried again by other replicas, at most twice; a request during which two devices failed may be the
+//! cause, and fails. A device that makes no progress for too long is lost as well, and the thread that waits for it is
+//! abandoned. Every request ends exactly once: later reports of an abandoned thread are ignored.
 
 mod pool;
 mod queue;
@@ -26,7 +26,7 @@ use crate::{
     error::{Error, Result},
     models::{
         component::{ComponentId, Stage},
-        route::{Keeps, Route},
+        route::{PersistentArenas, Route},
     },
     pipeline::{Instance, Model, Parts, Pipeline, Slot, TextCache, gate::Gates, model::Loader, request::Request},
     planner::{
@@ -42,12 +42,12 @@ use queue::{Queue, Worker};
 use ticket::Job;
 pub use ticket::{Canceller, Event, Ticket};
 use watch::Watch;
-use worker::{Core, Left, Post, watch, work};
+use worker::{Core, Exit, Post, watch, work};
 
-/// The shortest silence after which a device is given up.
-const LEAST_PATIENCE: Duration = Duration::from_secs(60);
+/// The shortest time without progress after which a device counts as lost.
+const MIN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A plan that is worked by.
+/// The plan in use, with its pipelines and worker threads.
 struct Loaded {
     plan: Plan,
     pool: Arc<WorkerPool>,
@@ -122,7 +122,7 @@ impl Engine {
         self.loaded.wait_until(|loaded| loaded.as_ref().and_then(|loaded| look.take().map(|look| look(loaded))))
     }
 
-    /// Starts the threads of a plan once those of the one before have gone home.
+    /// Starts the threads of a plan once those of the previous plan have exited.
     fn begin(&self, plan: &Plan, prepared: Prepared, before: Loaded) -> (Loaded, Result<()>) {
         let Prepared { pool, pipelines, mut slots } = prepared;
         let replicas = plan.replicas.iter().map(|replica| (replica.placement.devices(), replica.in_flight));
@@ -136,10 +136,10 @@ impl Engine {
             let (pipeline, pool) = (loaded.pipelines[worker.replica].clone(), loaded.pool.clone());
             let batch = plan.replicas[worker.replica].batch;
             let started = start(&self.core, &format!("replica {}", worker.replica), move |core| {
-                let left = work(core, worker, batch, &pool, &Post { pipeline: &pipeline, slots: &slots });
+                let exit = work(core, worker, batch, &pool, &Post { pipeline: &pipeline, slots: &slots });
                 drop((pipeline, pool, slots));
-                // A thread that was given up is not waited for.
-                if left == Left::Heard {
+                // An abandoned thread is not waited for.
+                if exit == Exit::Done {
                     core.queue.exit(worker);
                 }
             });
@@ -154,10 +154,10 @@ impl Engine {
         (loaded, outcome)
     }
 
-    /// Waits for threads of one plan that have nothing more to do.
+    /// Waits until the threads of one plan have exited.
     fn dismiss(&self, workers: Vec<(Worker, Thread)>) {
         let Some((first, _)) = workers.first() else { return };
-        let given_up = self.core.queue.all_home(first.plan);
+        let given_up = self.core.queue.wait_for_exits(first.plan);
         for (worker, thread) in workers {
             if !given_up.contains(&worker.thread) {
                 thread.join();
@@ -178,7 +178,7 @@ impl Engine {
         Ok(Ticket { events, clock, cancel, done: AtomicBool::new(false) })
     }
 
-    /// Whether this engine can draw a request, by its model and the plan that it works by.
+    /// Whether this engine can draw a request, by its model and the plan in use.
     ///
     /// # Errors
     /// As [`Request::check`] and [`Plan::admits`].
@@ -190,15 +190,15 @@ impl Engine {
     fn put(&self, job: Job) {
         job.tell(Event::Queued { at: self.core.clock.now() });
         if let Err(job) = self.core.queue.put(Arc::new(job)) {
-            job.end(Err(self.core.nobody()));
+            job.end(Err(self.core.no_replica()));
         }
     }
 
-    /// Draws every request, a few ahead of the replicas at a time, and tells `on` what happens to which. Returns when
-    /// all are done. Results that have been told are not held.
+    /// Draws every request, submitting a few ahead of the replicas at a time, and calls `on` with each event and the index of
+    /// its request. Returns when all are done. Results are not kept after the call.
     ///
     /// # Errors
-    /// If `on` says so; requests that are under way are cancelled then, and the rest are not begun.
+    /// If `on` returns an error: requests in progress are cancelled then, and the rest are not begun.
     pub fn generate(
         &self,
         requests: impl IntoIterator<Item = Request>,
@@ -210,7 +210,7 @@ impl Engine {
         let mut open = 0;
         let mut outcome = Ok(());
         loop {
-            // Asked each time: another plan may have more threads.
+            // Read each time, since another plan may have more threads.
             while outcome.is_ok() && open < self.core.queue.most() {
                 let Some((index, request)) = requests.next() else { break };
                 let sender = sender.clone();
@@ -230,7 +230,7 @@ impl Engine {
             if matches!(event, Event::Done(_)) {
                 open -= 1;
             }
-            // After an error only ends are told: a picture that is done all the same need not be lost.
+            // After an error only results are reported, so that a picture that is finished is not lost.
             if outcome.is_ok() || matches!(event, Event::Done(_)) {
                 let told = on(index, event);
                 if told.is_err() {
@@ -241,12 +241,12 @@ impl Engine {
         }
     }
 
-    /// Works by another plan from here on: requests that are under way are done by the old one, those that wait by the
-    /// new one. Networks whose weights stay where they are, are not read again. Meanwhile there has to be room for the
-    /// weights of both.
+    /// Changes to another plan: requests in progress are finished by the old plan, those that wait are drawn by the new one.
+    /// Networks whose weights stay where they are, are not read again. During the change there has to be room for the weights
+    /// of both plans.
     ///
     /// # Errors
-    /// If the new plan cannot be loaded: then the old one stays.
+    /// If the new plan cannot be loaded: then the old plan stays in use.
     pub fn apply(&self, plan: &Plan) -> Result<()> {
         self.replace(plan, |loaded| {
             let lost = loaded.pool.gates.lost();
@@ -274,7 +274,7 @@ impl Engine {
 
     fn replace(&self, plan: &Plan, devices: impl FnOnce(&Loaded) -> Result<Vec<Device>>) -> Result<()> {
         let loaded = self.loaded.wait_until(Option::take);
-        // Until nothing is under way a device may be lost, and the arenas are in use.
+        // As long as requests are in progress, a device may be lost, and the arenas are in use.
         self.core.queue.pause();
         let prepared = devices(&loaded)
             .and_then(|devices| Prepared::new(&self.model, plan, devices, &loaded.pipelines, &self.core.clock));
@@ -290,7 +290,7 @@ impl Engine {
         outcome
     }
 
-    /// The plan that is worked by.
+    /// The plan in use.
     pub fn plan(&self) -> Plan {
         self.look(|loaded| loaded.plan.clone())
     }
@@ -397,9 +397,9 @@ impl Prepared {
                 texts.entry(text_classes(model, &parts)).or_insert_with(|| Arc::new(TextCache::new(clock.clone())));
             let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
             let of_one = |_| -> Result<Vec<Slot>> {
-                let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).keep(*bytes as usize));
+                let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).persistent_arena(*bytes as usize));
                 let lanes = replica.lane_bytes.iter().map(|(id, bytes)| device(*id).lane(*bytes as usize));
-                Ok(pipeline.slots(&Keeps::new(keeps.collect::<Result<_>>()?), &lanes.collect::<Result<Vec<_>>>()?))
+                Ok(pipeline.slots(&PersistentArenas::new(keeps.collect::<Result<_>>()?), &lanes.collect::<Result<Vec<_>>>()?))
             };
             slots.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
             pipelines.push(pipeline);
@@ -419,13 +419,13 @@ fn text_classes(model: &Model, parts: &Parts) -> Vec<NumericsClass> {
     classes
 }
 
-/// For how long a device that works may be silent: as long as twenty of the longest stages or steps should take, and no
-/// less than a minute.
+/// How long a device may make no progress: twenty times the predicted time of the longest stage or step, and no less than a
+/// minute.
 fn patience(plan: &Plan) -> Duration {
     let longest = plan.components.iter().map(|(_, component)| match component.stage {
         Stage::Denoise => component.seconds / plan.largest.steps as f64,
         _ => component.seconds,
     });
     let longest = longest.fold(0.0, f64::max);
-    LEAST_PATIENCE.max(Duration::try_from_secs_f64(20.0 * longest).unwrap_or(Duration::MAX / 2))
+    MIN_PATIENCE.max(Duration::try_from_secs_f64(20.0 * longest).unwrap_or(Duration::MAX / 2))
 }

@@ -1,4 +1,4 @@
-//! What all threads of one plan share.
+//! The worker threads of one plan share this.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -7,11 +7,12 @@ use crate::{
     pipeline::{TextCache, gate::Gates},
 };
 
-/// What all threads of one plan share.
+/// What the worker threads of one plan share.
 pub(super) struct WorkerPool {
     pub devices: Vec<Device>,
     pub gates: Arc<Gates>,
-    /// One for each numerics class.
+    /// Remembered text features: one cache for each set of numerics classes of text encoders.
     pub texts: HashMap<Vec<NumericsClass>, Arc<TextCache>>,
+    /// How long a device may make no progress before it counts as lost.
     pub patience: Duration,
 }

@@ -1,5 +1,5 @@
-//! The one queue: bounded, oldest first; and who works on what, so that each request has one end whatever happens to
-//! those who work on it.
+//! The queue of requests, bounded, the oldest first, and the record of which thread works on which request. The record
+//! ensures that every request ends exactly once, whatever happens to the threads that work on it.
 
 use std::collections::VecDeque;
 
@@ -8,41 +8,41 @@ use crate::{
     sync::{Clock, Monitor},
 };
 
-/// How often a request is tried again after a device failed under it.
+/// How often a request is tried again after a device failed while it was worked on.
 pub(super) const RETRIES: usize = 2;
-/// A request under which so many devices failed may be the cause, and is not tried again.
-pub(super) const SUSPICIONS: usize = 2;
+/// A request during which so many devices failed may be the cause, and is not tried again.
+pub(super) const MAX_DEVICE_FAILURES: usize = 2;
 
 /// Requests that wait for a replica, and those that one works on. `J` is what the engine knows of a request.
 pub(super) struct Queue<J>(Monitor<State<J>>);
 
-/// A thread of a replica of one of the engine's plans.
+/// A worker thread: of one replica of one of the engine's plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Worker {
-    /// Which plan, counted from 1.
+    /// The number of the plan, from 1.
     pub plan: usize,
     pub replica: usize,
-    /// Among the threads of all plans.
+    /// The number of the thread among those of all plans.
     pub thread: usize,
 }
 
 /// A request that a thread works on.
 pub(super) struct Claim<J> {
     pub job: J,
-    /// Its place among all requests.
+    /// The number of the request in the order of submission.
     pub age: u64,
-    /// How often it was taken, this time included.
+    /// How often the request was taken, this time included.
     pub attempt: usize,
-    /// Tells it from earlier and later claims to the same request.
+    /// The number of this claim: earlier and later claims to the same request have others.
     pub number: u64,
 }
 
 /// How a device's failure was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Noticed {
-    /// By the thread that worked there, which can go on.
+    /// By an error of the thread that used the device; the thread can go on.
     ByError,
-    /// By somebody else: the thread may never come back.
+    /// By the watchdog: the thread may never return.
     BySilence,
 }
 
@@ -55,30 +55,30 @@ pub(super) enum Next {
     TooOften,
     /// Too many devices failed under it.
     Suspect,
-    /// Nobody is left to try it again.
-    Nobody,
+    /// No replica is left to try it again.
+    NoReplica,
 }
 
-/// What follows from a device's failure.
+/// The consequences of a device's failure.
 pub(super) struct Fallout<J> {
-    /// The requests that met it.
+    /// The requests of the thread that used the device, and what becomes of each.
     pub jobs: Vec<(J, Next)>,
-    /// Replicas that leave.
+    /// Replicas that are lost.
     pub left: Vec<usize>,
-    /// Requests that waited and that nobody will take.
+    /// Requests that waited, if no replica is left to take them.
     pub unassigned: Vec<J>,
 }
 
 struct State<J> {
-    /// By age.
+    /// In the order of their ages.
     waiting: VecDeque<Entry<J>>,
     running: Vec<(Worker, u64, Entry<J>)>,
-    /// The plan that is worked by.
+    /// The number of the plan in use.
     plan: usize,
     replicas: Vec<Replica>,
-    /// Threads that have not gone home, of all plans.
+    /// Threads that have not exited, of all plans.
     present: Vec<Worker>,
-    /// Threads that nobody waits for any longer.
+    /// Threads that were abandoned, because they did not return.
     given_up: Vec<usize>,
     most: usize,
     requests: u64,
@@ -91,7 +91,7 @@ struct Entry<J> {
     job: J,
     age: u64,
     attempts: usize,
-    suspicions: usize,
+    device_failures: usize,
 }
 
 struct Replica {
@@ -104,7 +104,7 @@ impl<J> State<J> {
         self.replicas.iter().all(|replica| !replica.here)
     }
 
-    /// Adds a request where its age says.
+    /// Inserts a request in the order of its age.
     fn wait(&mut self, entry: Entry<J>) {
         let place = self.waiting.partition_point(|other| other.age < entry.age);
         self.waiting.insert(place, entry);
@@ -116,7 +116,7 @@ impl<J> State<J> {
 }
 
 impl<J: Clone> Queue<J> {
-    /// Without a plan: nobody takes anything.
+    /// A queue without a plan: no thread takes a request.
     pub fn new(clock: Clock) -> Self {
         Self(Monitor::new(
             State {
@@ -136,8 +136,8 @@ impl<J: Clone> Queue<J> {
         ))
     }
 
-    /// From here on a plan with these replicas is worked by: the devices of each, and how many threads it has, of which each
-    /// takes up to `batch` requests at once. Twice as many as they can take may wait. Threads of the plan before go home.
+    /// Changes to a plan with these replicas: the devices of each and its number of threads, each of which takes up to `batch`
+    /// requests at once. Twice as many requests as the threads can take may wait. Threads of the previous plan exit.
     pub fn open(&self, replicas: Vec<(Vec<DeviceId>, usize)>, batch: usize) -> Vec<Worker> {
         self.0.update(|state| {
             state.plan += 1;
@@ -156,7 +156,7 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Adds a request at the end, once there is room; gives it back if nobody is left to take it.
+    /// Appends a request, once there is room; returns it as an error if no replica is left to take it.
     pub fn put(&self, job: J) -> Result<(), J> {
         let mut job = Some(job);
         self.0.wait_until(|state| {
@@ -168,14 +168,15 @@ impl<J: Clone> Queue<J> {
             }
             let (age, job) = (state.requests, job.take()?);
             state.requests += 1;
-            state.waiting.push_back(Entry { job, age, attempts: 0, suspicions: 0 });
+            state.waiting.push_back(Entry { job, age, attempts: 0, device_failures: 0 });
             Some(Ok(()))
         })
     }
 
-    /// The oldest request, and up to `most` in all with those waiting ones that go with it, which is never waited for. A
-    /// request that was tried before is tried alone. `None` once there will be none for this thread: its replica or its
-    /// plan is gone, or the queue is closed and nothing is under way that may have to be tried again.
+    /// Waits for the oldest request and takes it, with those waiting requests that may be batched with it, up to `most` in all;
+    /// it does not wait for a full batch. A request that was tried before is taken alone. `None` if there will be no request
+    /// for this thread: its replica or its plan is gone, or the queue is closed and no request is in progress that may have to
+    /// be tried again.
     pub fn take(&self, worker: Worker, most: usize, goes_with: impl Fn(&J, &J) -> bool) -> Option<Vec<Claim<J>>> {
         self.0.wait_until(|state| {
             if worker.plan != state.plan || !state.replicas[worker.replica].here || (state.closed && state.is_idle()) {
@@ -207,10 +208,10 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Does something for a claim, unless it was taken from its thread.
+    /// Calls `act` if the claim is still the thread's.
     ///
     /// # Errors
-    /// If it was.
+    /// If the claim was taken from the thread.
     pub fn if_current(&self, claim: u64, act: impl FnOnce()) -> Result<(), Gone> {
         self.0.look(|state| match state.running.iter().any(|(_, number, _)| *number == claim) {
             true => {
@@ -221,10 +222,10 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// A claim has come to its end; whoever asked is the one to tell it.
+    /// Ends a claim. The caller then reports the result.
     ///
     /// # Errors
-    /// If it was taken from its thread meanwhile.
+    /// If the claim was taken from the thread meanwhile: another thread reports a result.
     pub fn finish(&self, claim: u64) -> Result<(), Gone> {
         self.0.update(|state| {
             let i = state.running.iter().position(|(_, number, _)| *number == claim).ok_or(Gone)?;
@@ -233,12 +234,12 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// These devices failed under a claim, and under all others of its thread. All replicas that use one of them leave, or
-    /// the claim's own if nobody knows which device it was. The requests wait again, unless there is a reason why not; they
-    /// are suspected if they were the first to meet the failure.
+    /// Records that these devices failed during a claim and all other claims of its thread. All replicas that use one of the
+    /// devices are lost, or the claim's own replica if the device is not known. The requests wait again, unless [`Next`] has a
+    /// reason against it; the failure counts against them if they were the first to meet it.
     ///
     /// # Errors
-    /// If the claim was taken from its thread meanwhile.
+    /// If the claim was taken from the thread meanwhile.
     pub fn fail(&self, claim: u64, devices: &[DeviceId], noticed: Noticed) -> Result<Fallout<J>, Gone> {
         self.0.update(|state| {
             let of = |(worker, number, _): &(Worker, u64, _)| (*number == claim).then_some(*worker);
@@ -261,13 +262,13 @@ impl<J: Clone> Queue<J> {
             while let Some(i) = state.running.iter().position(|(other, ..)| *other == worker) {
                 let (_, _, mut entry) = state.running.remove(i);
                 if !left.is_empty() {
-                    entry.suspicions += 1;
+                    entry.device_failures += 1;
                 }
                 let job = entry.job.clone();
-                let next = if entry.suspicions >= SUSPICIONS {
+                let next = if entry.device_failures >= MAX_DEVICE_FAILURES {
                     Next::Suspect
                 } else if state.is_deserted() {
-                    Next::Nobody
+                    Next::NoReplica
                 } else if entry.attempts > RETRIES {
                     Next::TooOften
                 } else {
@@ -281,7 +282,7 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Nobody takes anything any more; gives what waited.
+    /// Lets no thread take a request any more, and returns those that waited.
     pub fn stop(&self) -> Vec<J> {
         self.0.update(|state| {
             state.replicas.iter_mut().for_each(|replica| replica.here = false);
@@ -289,29 +290,29 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Hands out nothing more, and waits until nothing is under way.
+    /// Lets no thread take a request until [`Queue::resume`], and waits until no request is in progress.
     pub fn pause(&self) {
         self.0.update(|state| state.paused = true);
         self.0.wait_until(|state| state.running.is_empty().then_some(()));
     }
 
-    /// Hands out again.
+    /// Ends a pause.
     pub fn resume(&self) {
         self.0.update(|state| state.paused = false);
     }
 
-    /// Lets threads go once nothing is left to do.
+    /// Lets threads exit once no request is left.
     pub fn close(&self) {
         self.0.update(|state| state.closed = true);
     }
 
-    /// A thread's last word.
+    /// Records that a thread exits.
     pub fn exit(&self, worker: Worker) {
         self.0.update(|state| state.present.retain(|other| *other != worker));
     }
 
-    /// Waits until the threads of a plan have gone home, and says which of all threads were given up.
-    pub fn all_home(&self, plan: usize) -> Vec<usize> {
+    /// Waits until the threads of a plan have exited, and returns which threads of all plans were abandoned.
+    pub fn wait_for_exits(&self, plan: usize) -> Vec<usize> {
         self.0
             .wait_until(|state| state.present.iter().all(|worker| worker.plan != plan).then(|| state.given_up.clone()))
     }
@@ -322,7 +323,7 @@ impl<J: Clone> Queue<J> {
     }
 }
 
-/// The claim is no longer the thread's.
+/// The claim was taken from the thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gone;
 
@@ -508,7 +509,7 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.jobs[0].1, fallout.unassigned), (Next::Nobody, vec![1]));
+        assert_eq!((fallout.jobs[0].1, fallout.unassigned), (Next::NoReplica, vec![1]));
         assert_eq!(queue.put(2), Err(2));
     }
 
@@ -541,7 +542,7 @@ mod tests {
         queue.finish(again.number).unwrap();
         queue.close();
         queue.exit(workers[1]);
-        assert_eq!(queue.all_home(1), [workers[0].thread]);
+        assert_eq!(queue.wait_for_exits(1), [workers[0].thread]);
     }
 
     #[test]

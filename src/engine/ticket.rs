@@ -21,10 +21,10 @@ use crate::{
 pub enum Event {
     /// It waits for a replica.
     Queued {
-        /// Since when.
+        /// When it was submitted.
         at: Instant,
     },
-    /// A replica has taken it: once, or again after a device failed under it.
+    /// A replica has taken it: for the first time, or again after a device failed.
     Taken {
         /// Which replica, counted from 0.
         replica: usize,
@@ -33,16 +33,16 @@ pub enum Event {
         /// When.
         at: Instant,
     },
-    /// It goes on.
+    /// It made progress.
     Progress(Progress),
-    /// A device failed under it, and it waits to be tried again.
+    /// A device failed while it was worked on, and it waits to be tried again.
     Retry {
         /// How the device failed.
         error: Error,
         /// When.
         at: Instant,
     },
-    /// It is done, or it failed. Nothing follows.
+    /// It is done, or it failed. No event follows.
     Done(Result<Picture>),
 }
 

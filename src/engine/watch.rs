@@ -1,4 +1,4 @@
-//! Who has been silent for too long.
+//! The watchdog's records: which requests hold devices, and when these last made progress.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use crate::{
     sync::{Clock, Monitor},
 };
 
-/// Requests that hold devices.
+/// The requests that hold devices.
 pub(super) struct Watch(Monitor<State>);
 
 #[derive(Default)]
@@ -23,39 +23,39 @@ struct State {
 /// A request that holds devices, or waits for the next of them.
 struct Watched {
     silent: Silent,
-    /// How much the devices that it holds had done when they were last looked at.
+    /// Calls of the devices that it holds, when they were last checked.
     done: u64,
     looked: Instant,
-    /// When it or its devices were last heard of.
+    /// When the request or its devices last made progress.
     last: Instant,
 }
 
-/// How often a device is looked at before it is given up.
-const LOOKS: u32 = 8;
+/// How often a device is checked before it counts as lost.
+const CHECKS: u32 = 8;
 
-/// A request that has been silent for too long.
+/// A request that holds devices and may have made no progress for too long.
 #[derive(Clone)]
 pub(super) struct Silent {
     pub pool: Arc<WorkerPool>,
     pub claim: u64,
     pub age: u64,
-    /// What it holds.
+    /// The devices that it holds.
     pub devices: Vec<DeviceId>,
     pub patience: Duration,
 }
 
 impl Watched {
-    /// When to look at its devices again.
-    fn next_look(&self) -> Instant {
-        self.looked + self.silent.patience / LOOKS
+    /// When its devices are checked next.
+    fn next_check(&self) -> Instant {
+        self.looked + self.silent.patience / CHECKS
     }
 
-    /// Looks at the devices that it holds, which nobody else uses meanwhile.
-    fn look(&mut self, now: Instant) {
+    /// Checks the devices that it holds, which no other request uses meanwhile.
+    fn check(&mut self, now: Instant) {
         let Silent { pool, age, devices, .. } = &mut self.silent;
         let held = pool.gates.held_by(*age);
         let done = pool.devices.iter().filter(|device| held.contains(&device.id())).map(Device::calls).sum();
-        // It may have passed on, or wait for a device that another request has.
+        // It may have gone on to other devices, or wait for one that another request holds.
         if *devices != held || held.is_empty() || done != self.done {
             self.last = now;
         }
@@ -68,8 +68,8 @@ impl Watched {
 }
 
 impl State {
-    fn next_look(&self) -> Option<Instant> {
-        self.watched.iter().map(Watched::next_look).min()
+    fn next_check(&self) -> Option<Instant> {
+        self.watched.iter().map(Watched::next_check).min()
     }
 }
 
@@ -78,44 +78,44 @@ impl Watch {
         Self(Monitor::new(State::default(), clock))
     }
 
-    /// A request has got its devices.
+    /// A request has been granted its devices.
     pub fn begin(&self, silent: Silent) {
         let now = self.0.clock().now();
         let mut watched = Watched { silent, done: 0, looked: now, last: now };
-        watched.look(now);
+        watched.check(now);
         self.0.update(|state| state.watched.push(watched));
     }
 
-    /// It was heard of.
-    pub fn heard(&self, claim: u64) {
+    /// A request made progress.
+    pub fn progressed(&self, claim: u64) {
         let now = self.0.clock().now();
         self.0.look(|state| {
             state.watched.iter_mut().filter(|watched| watched.silent.claim == claim).for_each(|w| w.last = now);
         });
     }
 
-    /// It holds nothing any more.
+    /// A request holds no device any more.
     pub fn end(&self, claim: u64) {
         self.0.look(|state| state.watched.retain(|watched| watched.silent.claim != claim));
     }
 
-    /// No more is to be watched.
+    /// Ends the watchdog.
     pub fn stop(&self) {
         self.0.update(|state| state.stopped = true);
     }
 
-    /// Waits for a request that nothing was heard of, neither from itself nor from its devices, for as long as its
-    /// patience lasts. `None` once nothing is watched any more.
+    /// Waits for a request that has made no progress, neither itself nor its devices, for as long as its `patience`. `None`
+    /// after [`Watch::stop`].
     pub fn next_silent(&self) -> Option<Silent> {
         loop {
-            let deadline = self.0.wait_until(|state| match state.next_look() {
+            let deadline = self.0.wait_until(|state| match state.next_check() {
                 _ if state.stopped => Some(None),
                 None => None,
                 some => Some(some),
             })?;
             // A younger request may have less patience.
             let earlier = |state: &mut State| {
-                let changed = state.stopped || state.next_look().is_some_and(|next| next < deadline);
+                let changed = state.stopped || state.next_check().is_some_and(|next| next < deadline);
                 changed.then_some(())
             };
             if self.0.wait_before(deadline, earlier).is_some() {
@@ -123,10 +123,10 @@ impl Watch {
             }
             let now = self.0.clock().now();
             let silent = self.0.look(|state| {
-                let due = state.watched.iter_mut().filter(|watched| watched.next_look() <= now);
-                due.for_each(|watched| watched.look(now));
+                let due = state.watched.iter_mut().filter(|watched| watched.next_check() <= now);
+                due.for_each(|watched| watched.check(now));
                 let silent = state.watched.iter().find(|watched| watched.is_silent(now))?.silent.clone();
-                // With all requests of its batch.
+                // All requests of its batch are silent as well.
                 state.watched.retain(|watched| watched.silent.age != silent.age);
                 Some(silent)
             });

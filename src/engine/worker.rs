@@ -1,4 +1,4 @@
-//! What the engine's threads do: draw, and see to it that every request has one end.
+//! The worker threads of the engine: they draw requests and report exactly one result for each.
 
 use std::{
     any::Any,
@@ -20,34 +20,34 @@ use crate::{
     sync::Clock,
 };
 
-/// What all threads of an engine share.
+/// What all threads of an engine share, whatever their plan.
 pub(super) struct Core {
     pub queue: Queue<Arc<Job>>,
     pub watch: Watch,
     pub clock: Clock,
-    /// Why the last replica left that did.
+    /// The error for which the last replica was lost.
     pub last_error: Mutex<String>,
 }
 
-/// Where a thread works.
+/// The pipeline that a worker thread uses, with its own slots there.
 pub(super) struct Post<'a> {
     pub pipeline: &'a Pipeline,
     pub slots: &'a [Slot],
 }
 
 impl Core {
-    /// The end of a request that nobody is left to take.
-    pub(super) fn nobody(&self) -> Error {
+    /// The error of a request that no replica is left to take.
+    pub(super) fn no_replica(&self) -> Error {
         let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         let error = Error::request("engine: no replica is left");
         if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
     }
 
-    /// Devices failed under a claim: whoever uses them leaves, and those are told who need to know.
-    fn lose(&self, pool: &WorkerPool, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Left {
+    /// Handles devices that failed during a claim: replicas that use them are lost, and the requests concerned get an event.
+    fn lose(&self, pool: &WorkerPool, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Exit {
         pool.gates.lose(devices);
         let Ok(Fallout { jobs, left, unassigned }) = self.queue.fail(claim, devices, noticed) else {
-            return Left::Unheard;
+            return Exit::Abandoned;
         };
         if !left.is_empty() {
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
@@ -57,19 +57,19 @@ impl Core {
             let error = error.again();
             match next {
                 Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
-                Next::Nobody => job.end(Err(error)),
+                Next::NoReplica => job.end(Err(error)),
                 Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
                 Next::Suspect => job.end(Err(error.context(
                     "a second device failed under this request, which may be the cause and is not tried again",
                 ))),
             }
         }
-        unassigned.into_iter().for_each(|job| job.end(Err(self.nobody())));
-        Left::Heard
+        unassigned.into_iter().for_each(|job| job.end(Err(self.no_replica())));
+        Exit::Done
     }
 
-    /// The end of a claim, or of this try at it.
-    fn end(&self, claim: &Claim<Arc<Job>>, pool: &WorkerPool, result: Result<Picture>) -> Left {
+    /// Reports the result of a claim, or starts another try.
+    fn end(&self, claim: &Claim<Arc<Job>>, pool: &WorkerPool, result: Result<Picture>) -> Exit {
         let scope = result.as_ref().err().map(|error| error.scope().clone());
         match (result, scope) {
             (Err(error), Some(Scope::Device(device))) => {
@@ -77,45 +77,47 @@ impl Core {
             }
             (result, scope) => {
                 if self.queue.finish(claim.number).is_err() {
-                    return Left::Unheard;
+                    return Exit::Abandoned;
                 }
                 claim.job.end(result);
                 if scope == Some(Scope::Process) {
                     let error = || Error::process("the engine stopped after another request's failure");
                     self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
                 }
-                Left::Heard
+                Exit::Done
             }
         }
     }
 }
 
-/// Whether a thread was waited for until it had nothing more to do.
+/// How a worker thread ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Left {
-    Heard,
-    Unheard,
+pub(super) enum Exit {
+    /// It has nothing more to do.
+    Done,
+    /// The watchdog had taken its claims: it was abandoned.
+    Abandoned,
 }
 
-/// The thread that gives up others.
+/// The watchdog thread: takes the claims of threads that have been silent for too long.
 pub(super) fn watch(core: &Arc<Core>) {
     while let Some(Silent { pool, claim, age, devices, patience }) = core.watch.next_silent() {
         let Some(first) = devices.first() else { continue };
         let error = Error::device(*first, format!("nothing was heard of it for {} s", patience.as_secs()));
-        // Nobody waits for what it was about to find out.
+        // Other requests no longer wait for the texts that it was encoding.
         pool.texts.values().for_each(|texts| texts.give_up(age));
         core.lose(&pool, claim, &devices, error, Noticed::BySilence);
     }
 }
 
-/// One of a replica's threads: until there is nothing more for it to do, or it was given up.
-pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<WorkerPool>, post: &Post) -> Left {
+/// A worker thread of a replica: runs until there is nothing more to do, or it was abandoned.
+pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<WorkerPool>, post: &Post) -> Exit {
     let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
     while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
         for claim in &claims {
             let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
             if core.queue.if_current(claim.number, || claim.job.tell(taken)).is_err() {
-                return Left::Unheard;
+                return Exit::Abandoned;
             }
         }
         if claims.len() > 1 {
@@ -123,32 +125,32 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<Wo
             match drawn {
                 Ok(results) => {
                     for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
-                        if core.end(claim, pool, result) == Left::Unheard {
-                            return Left::Unheard;
+                        if core.end(claim, pool, result) == Exit::Abandoned {
+                            return Exit::Abandoned;
                         }
                     }
                 }
                 Err(error) if matches!(error.scope(), Scope::Device(_)) => {
                     let first = std::mem::take(&mut claims).swap_remove(0);
-                    if core.end(&first, pool, Err(error)) == Left::Unheard {
-                        return Left::Unheard;
+                    if core.end(&first, pool, Err(error)) == Exit::Abandoned {
+                        return Exit::Abandoned;
                     }
                 }
-                // One of them is the reason, and shows it when each is drawn alone.
+                // One of the requests is the cause: it fails again when each is drawn alone.
                 Err(error) => tracing::debug!("a batch is taken apart: {error}"),
             }
         }
         for claim in claims {
             let result = draw(core, std::slice::from_ref(&claim), pool, post).and_then(|mut results| results.remove(0));
-            if core.end(&claim, pool, result) == Left::Unheard {
-                return Left::Unheard;
+            if core.end(&claim, pool, result) == Exit::Abandoned {
+                return Exit::Abandoned;
             }
         }
     }
-    Left::Heard
+    Exit::Done
 }
 
-/// Works on requests that go together, and tells of each as long as it is this thread's.
+/// Draws requests that go together, and reports the progress of each as long as its claim is this thread's.
 fn draw(core: &Core, claims: &[Claim<Arc<Job>>], pool: &Arc<WorkerPool>, post: &Post) -> Result<Vec<Result<Picture>>> {
     let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
     let age = claims[0].age;
@@ -162,18 +164,18 @@ fn draw(core: &Core, claims: &[Claim<Arc<Job>>], pool: &Arc<WorkerPool>, post: &
                 devices: devices.clone(),
                 patience: pool.patience,
             }),
-            Progress::Step { .. } => core.watch.heard(*number),
+            Progress::Step { .. } => core.watch.progressed(*number),
             Progress::Finished(_) => core.watch.end(*number),
         }
-        // A request that has come to the VAE is as good as done.
+        // A request that is being decoded is nearly done: it is not cancelled.
         let may_stop = !matches!(&progress, Progress::Started { stage: Stage::Decode, .. } | Progress::Finished(_));
         core.queue
             .if_current(*number, || job.tell(Event::Progress(progress)))
             .map_err(|_| Error::request("this request was taken from its thread"))?;
         if may_stop && job.cancel.is_asked() { Err(Error::interrupted()) } else { Ok(()) }
     };
-    let one_waits = claims.iter().any(|claim| !claim.job.cancel.is_asked());
-    let drawn = match one_waits {
+    let one_is_wanted = claims.iter().any(|claim| !claim.job.cancel.is_asked());
+    let drawn = match one_is_wanted {
         true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
         false => Ok(Err(Error::interrupted())),
     };

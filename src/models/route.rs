@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 
 use crate::{
-    backend::{DType, Device, Keep},
+    backend::{DType, Device, PersistentArena},
     error::Result,
     tensor::Tensor,
     weights::{Offload, Scope},
@@ -259,11 +259,11 @@ impl Shared {
 
 /// What one request keeps on each device of a route.
 #[derive(Clone)]
-pub struct Keeps(Vec<Keep>);
+pub struct PersistentArenas(Vec<PersistentArena>);
 
-impl Keeps {
+impl PersistentArenas {
     /// One for each device.
-    pub fn new(keeps: Vec<Keep>) -> Self {
+    pub fn new(keeps: Vec<PersistentArena>) -> Self {
         Self(keeps)
     }
 
@@ -271,14 +271,14 @@ impl Keeps {
     ///
     /// # Panics
     /// If there is none: a route's devices all have one.
-    pub fn on(&self, device: &Device) -> &Keep {
+    pub fn on(&self, device: &Device) -> &PersistentArena {
         self.0.iter().find(|keep| keep.device() == device).expect("every device of a route has a keep arena")
     }
 
     /// The same arenas, ops on what they hold going to the lanes of their devices.
     #[must_use]
     pub fn with_lanes(&self, lanes: &[Device]) -> Self {
-        let own = |keep: &Keep| match lanes.iter().find(|lane| *lane == keep.device()) {
+        let own = |keep: &PersistentArena| match lanes.iter().find(|lane| *lane == keep.device()) {
             Some(lane) => keep.with_lane(lane),
             None => keep.clone(),
         };
@@ -286,7 +286,7 @@ impl Keeps {
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Keep> {
+    pub fn iter(&self) -> impl Iterator<Item = &PersistentArena> {
         self.0.iter()
     }
 }

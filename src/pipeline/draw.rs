@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result, Scope},
     models::{
         component::{ComponentId, Stage},
-        route::{Keeps, NoHooks, Route, SectionHooks},
+        route::{PersistentArenas, NoHooks, Route, SectionHooks},
         spec::LatentSpec,
         unet::TextFeatures,
     },
@@ -30,7 +30,7 @@ use crate::{
     tensor::Shape,
 };
 
-/// One placement of one model, ready to draw. Several requests may pass through at once, each with its own [`Slot`]s.
+/// One placement of one model, ready to draw. Several requests may be in progress at once, each with its own [`Slot`]s.
 pub struct Pipeline {
     model: Arc<Model>,
     parts: Parts,
@@ -38,35 +38,35 @@ pub struct Pipeline {
     texts: Arc<TextCache>,
 }
 
-/// Hears what happens to a request, by its place in the batch, and may stop it with an error.
+/// Is called with the progress of a request, given by its index in the batch, and may stop the request with an error.
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, Progress) -> Result<()>;
 
-/// One request of a batch.
-struct UnderWay {
+/// The state of one request of a batch.
+struct InProgress {
     spans: Vec<Span>,
-    /// Why it goes no further.
+    /// Why it was stopped, if it was.
     stopped: Option<Error>,
 }
 
-/// The requests of one batch on their way.
+/// The requests of one batch in progress.
 struct Batch<'a> {
     requests: &'a [&'a Request],
-    under_way: Vec<UnderWay>,
+    in_progress: Vec<InProgress>,
     progress: OnProgress<'a>,
-    /// The devices of the section before, until the next one is asked for.
+    /// The devices of the last stage, until those of the next one are asked for.
     held: Option<DeviceGuard<'a>>,
 }
 
 impl Batch<'_> {
-    /// Tells one request's listener, who may stop it.
+    /// Reports the progress of one request, which may be stopped by that.
     ///
     /// # Errors
-    /// If no request is left that goes on.
+    /// If all requests have been stopped.
     fn tell(&mut self, i: usize, progress: Progress) -> Result<()> {
-        if self.under_way[i].stopped.is_none()
+        if self.in_progress[i].stopped.is_none()
             && let Err(error) = (self.progress)(i, progress)
         {
-            self.under_way[i].stopped = Some(error);
+            self.in_progress[i].stopped = Some(error);
         }
         match self.going().next() {
             Some(_) => Ok(()),
@@ -74,14 +74,14 @@ impl Batch<'_> {
         }
     }
 
-    /// Tells all of them.
+    /// Reports the progress of all requests.
     fn tell_all(&mut self, progress: &Progress) -> Result<()> {
         (0..self.requests.len()).try_for_each(|i| self.tell(i, progress.clone()))
     }
 
-    /// Those that go on.
+    /// The indices of the requests that were not stopped.
     fn going(&self) -> impl Iterator<Item = usize> {
-        (0..self.requests.len()).filter(|&i| self.under_way[i].stopped.is_none())
+        (0..self.requests.len()).filter(|&i| self.in_progress[i].stopped.is_none())
     }
 }
 
@@ -96,9 +96,9 @@ impl Pipeline {
         &self.parts
     }
 
-    /// What one request under way needs in each of the denoiser's instances: `keeps` has an arena on every one of their
-    /// devices that nobody else uses meanwhile, `lanes` one for each device of those that are cut and shared with others.
-    pub fn slots(&self, keeps: &Keeps, lanes: &[Device]) -> Vec<Slot> {
+    /// What one request in progress needs for each of the denoiser's instances: `keeps` has an arena on each of their devices
+    /// that no other request uses meanwhile, `lanes` one on each device of those that are cut and shared with other requests.
+    pub fn slots(&self, keeps: &PersistentArenas, lanes: &[Device]) -> Vec<Slot> {
         self.denoisers().iter().map(|instance| Slot::new(instance, keeps, lanes)).collect()
     }
 
@@ -120,14 +120,14 @@ impl Pipeline {
         slots: &[Slot],
         progress: OnProgress,
     ) -> Result<Vec<Result<Picture>>> {
-        let under_way = requests
+        let in_progress = requests
             .iter()
-            .map(|request| UnderWay { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
-        let mut batch = Batch { requests, under_way: under_way.collect(), progress, held: None };
+            .map(|request| InProgress { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
+        let mut batch = Batch { requests, in_progress: in_progress.collect(), progress, held: None };
         let drawn = if batch.going().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
-        let stopped = batch.under_way.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
+        let stopped = batch.in_progress.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
         match drawn {
-            // Nobody goes on, and each has its own reason.
+            // All were stopped, each for its own reason.
             Err(_) if stopped.iter().all(Option::is_some) => Ok(stopped.into_iter().flatten().map(Err).collect()),
             Err(error) => Err(error),
             Ok(mut pictures) => {
@@ -142,7 +142,8 @@ impl Pipeline {
         }
     }
 
-    /// The pictures of those that go on, each with its place in the batch.
+    /// One request, or several as a batch, from texts to pictures: encode, denoise, decode. Gives the pictures of those that
+    /// were not stopped, each with its index in the batch.
     fn draw<'a>(&'a self, batch: &mut Batch<'a>, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
         let spec = &self.model.spec;
         let members: Vec<usize> = batch.going().collect();
@@ -171,13 +172,13 @@ impl Pipeline {
 
         let mut pictures = Vec::with_capacity(members.len());
         for (i, values) in members.into_iter().zip(latents) {
-            if batch.under_way[i].stopped.is_none() {
+            if batch.in_progress[i].stopped.is_none() {
                 let picture = match values {
                     Ok(values) => self.picture(&values, shape, age, i, batch),
                     Err(error) => Err(error),
                 };
                 match picture {
-                    // A device that fails takes the others' pictures along.
+                    // A device that failed fails all requests of the batch.
                     Err(error) if !matches!(error.scope(), Scope::Request | Scope::Input | Scope::Interrupted) => {
                         return Err(error);
                     }
@@ -200,7 +201,7 @@ impl Pipeline {
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let (component, instances) = (self.model.spec.denoiser(), self.denoisers());
         let devices: Vec<_> = instances.iter().map(|instance| instance.devices(guided)).collect();
-        // Who passes from device to device begins with the first.
+        // A request that passes a cut network device by device begins with the first.
         let begins = |i: usize| match slots[i].passes {
             true => vec![instances[i].positive.route.first().id()],
             false => devices[i].clone(),
@@ -227,7 +228,7 @@ impl Pipeline {
         batch.held = held;
         let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
         for i in batch.going().collect::<Vec<_>>() {
-            batch.under_way[i].spans.extend(stretches.iter().cloned());
+            batch.in_progress[i].spans.extend(stretches.iter().cloned());
             batch.tell(i, Progress::Finished(whole.clone()))?;
         }
         Ok(latents)
@@ -253,7 +254,7 @@ impl Pipeline {
         }
         let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
         let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
-        let spans = std::mem::take(&mut batch.under_way[i].spans);
+        let spans = std::mem::take(&mut batch.in_progress[i].spans);
         let dtypes = self.denoiser_dtypes(&spans);
         Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })
     }
@@ -287,14 +288,14 @@ impl Pipeline {
         let elapsed = clock.now() - started;
         batch.held = Some(section);
         let span = Span { component, devices: devices.clone(), started, elapsed };
-        batch.under_way[i].spans.push(span.clone());
+        batch.in_progress[i].spans.push(span.clone());
         batch.tell(i, Progress::Finished(span))?;
         Ok(result)
     }
 
     /// The features of a text of request `i`, of one text encoder after the other: remembered, or made now.
     fn features<'a>(&'a self, text: &str, age: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
-        // Nobody holds a device while another request makes what it wants.
+        // A request must not hold a device while it waits for a text that another request encodes.
         batch.held = None;
         let _turn = match self.texts.get_or_begin(text, age) {
             Known::Features(features) => return Ok(features),

@@ -7,7 +7,7 @@ use crate::{
     models::{
         component::PerComponent,
         network::Network,
-        route::{ForwardPass, Keeps, Route, SectionHooks},
+        route::{ForwardPass, PersistentArenas, Route, SectionHooks},
     },
     weights::Offload,
 };
@@ -73,8 +73,8 @@ pub type Parts = PerComponent<Vec<Instance>>;
 
 /// What one request under way has of its own in an instance of the denoiser.
 pub struct Slot {
-    pub(super) negative: Option<(Route, Keeps)>,
-    pub(super) positive: (Route, Keeps),
+    pub(super) negative: Option<(Route, PersistentArenas)>,
+    pub(super) positive: (Route, PersistentArenas),
     /// It passes from device to device, and leaves those behind it to others.
     pub(super) passes: bool,
 }
@@ -82,7 +82,7 @@ pub struct Slot {
 impl Slot {
     /// For a request in `instance`, with `keeps` on each of its devices. With `lanes`, one for each device of a cut network,
     /// it works in these and passes the gates one by one.
-    pub fn new(instance: &Instance, keeps: &Keeps, lanes: &[Device]) -> Self {
+    pub fn new(instance: &Instance, keeps: &PersistentArenas, lanes: &[Device]) -> Self {
         let passes = !lanes.is_empty() && instance.negative.is_none() && instance.positive.route.devices().len() > 1;
         let lanes = if passes { lanes } else { &[] };
         let own = |network: &Placed| (network.route.with_lanes(lanes), keeps.with_lanes(lanes));

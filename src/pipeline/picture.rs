@@ -27,27 +27,27 @@ use crate::{
 pub enum Progress {
     /// A component begins. A text encoder begins once for each text that is not remembered.
     Started {
-        /// Which.
+        /// The component.
         component: ComponentId,
-        /// What it does.
+        /// Its stage.
         stage: Stage,
-        /// Where.
+        /// Its devices.
         devices: Vec<DeviceId>,
         /// Calls of the denoiser to come; 0 in the other stages.
         calls: usize,
-        /// When.
+        /// When, by the engine's clock.
         at: Instant,
     },
-    /// The denoiser goes on.
+    /// The denoiser has done a step.
     Step {
         /// Calls that are done.
         done: usize,
         /// Calls in all.
         of: usize,
-        /// When.
+        /// When, by the engine's clock.
         at: Instant,
     },
-    /// A component has finished.
+    /// A component has finished its work on this request.
     Finished(Span),
 }
 
@@ -71,13 +71,13 @@ pub struct Picture {
 /// A component's work on one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
-    /// What worked.
+    /// The component that worked.
     pub component: ComponentId,
-    /// Where.
+    /// Its devices.
     pub devices: Vec<DeviceId>,
-    /// From when.
+    /// When it began, by the engine's clock.
     pub started: Instant,
-    /// For how long.
+    /// How long it took.
     pub elapsed: Duration,
 }
 

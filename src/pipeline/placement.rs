@@ -81,7 +81,7 @@ impl<D: Clone + PartialEq> Place<D> {
     }
 
     /// Whether all of its weights rest elsewhere.
-    pub fn visits(&self) -> bool {
+    pub fn is_offloaded(&self) -> bool {
         self.routes().iter().all(|route| route.reside != Reside::Device)
     }
 

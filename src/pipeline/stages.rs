@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result, Scope},
     models::{
         component::{ComponentId, Stage},
-        route::{ForwardPass, Keeps, NoHooks, Route, SectionHooks},
+        route::{ForwardPass, PersistentArenas, NoHooks, Route, SectionHooks},
         spec::{LatentSpec, ModelSpec},
         unet::{Conditioning, TextFeatures, Unet},
     },
@@ -73,7 +73,7 @@ pub struct Branch<'a> {
     /// Where its sections run.
     pub route: &'a Route,
     /// What is kept on each of these devices.
-    pub keeps: &'a Keeps,
+    pub keeps: &'a PersistentArenas,
     /// Called before each section.
     pub hooks: &'a (dyn SectionHooks + Sync),
     /// The texts: one for each picture, or all negative ones and then all others.
@@ -298,7 +298,7 @@ pub fn branches<'a>(
     guided: bool,
     hooks: &'a (dyn SectionHooks + Sync),
 ) -> Vec<Branch<'a>> {
-    let branch = |network: &'a Placed, (route, keeps): &'a (Route, Keeps), texts| Branch {
+    let branch = |network: &'a Placed, (route, keeps): &'a (Route, PersistentArenas), texts| Branch {
         name: &network.name,
         denoiser: network.network.denoiser(),
         offload: network.offload.as_deref(),
@@ -339,7 +339,7 @@ pub fn rehearse(
     spec: &ModelSpec,
     component: ComponentId,
     instance: &Instance,
-    keeps: &Keeps,
+    keeps: &PersistentArenas,
     sample: &Sample,
     hooks: &(dyn SectionHooks + Sync),
     mut progress: impl FnMut(usize) -> Result<()>,

@@ -1,4 +1,4 @@
-//! What texts mean, remembered.
+//! The cache of text features.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// The features of the texts that were used last, on the host. They depend on the text alone, so any replica whose text
-/// encoder is of the same numerics class may use them. Each is made once: who wants one that is being made waits for it.
+/// encoders are of the same numerics classes may use them. Each text is encoded once: a request that needs a text that is
+/// being encoded waits for it.
 pub struct TextCache {
     state: Monitor<Texts>,
     most: usize,
@@ -16,17 +17,17 @@ pub struct TextCache {
 
 #[derive(Default)]
 struct Texts {
-    /// The last one used first.
+    /// Texts with their features, the one that was used last first.
     known: VecDeque<(String, TextFeatures)>,
-    /// Texts that are being encoded, each with the number of the turn and the age of the request.
+    /// Texts that are being encoded, each with its number and the age of the request that encodes it.
     begun: Vec<(String, u64, u64)>,
     turns: u64,
 }
 
-/// What is known of a text.
+/// What the cache says of a text.
 pub(super) enum Known<'a> {
     Features(TextFeatures),
-    /// Nothing: whoever asked encodes it, and is waited for until this drops.
+    /// It has no features: the request that asked encodes the text, and others wait until this drops.
     Begun(Turn<'a>),
 }
 
@@ -42,7 +43,7 @@ impl Default for TextCache {
 }
 
 impl TextCache {
-    /// An empty one.
+    /// An empty cache.
     pub fn new(clock: Clock) -> Self {
         Self { state: Monitor::new(Texts::default(), clock), most: 64 }
     }
@@ -71,7 +72,7 @@ impl TextCache {
         });
     }
 
-    /// Nobody waits any longer for what this request has begun: it will not come to an end.
+    /// Lets no request wait any longer for the texts that this request was encoding: it will not finish.
     pub fn give_up(&self, age: u64) {
         self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != age));
     }

@@ -1,5 +1,5 @@
 //! Replicas that a group of devices can hold: everything on one device; components on devices of their own, with pools of
-//! UNets; guidance split; the UNet cut; weights that visit. Each is checked against the budgets and timed by `predict`.
+//! UNets; guidance split; the UNet cut; weights offloaded. Each is checked against the budgets and timed by `predict`.
 
 use std::collections::BTreeSet;
 
@@ -232,11 +232,11 @@ impl Group<'_> {
         let all = self.devices.to_vec();
         for end in self.distinct() {
             for without in [&[][..], &[end][..]] {
-                let wishes = match self.problem.goal {
+                let in_flights = match self.problem.goal {
                     Goal::Latency => vec![1],
                     Goal::Throughput => vec![1, 2, count, count + 1],
                 };
-                for in_flight in wishes {
+                for in_flight in in_flights {
                     if self.cut_cannot_win(in_flight) {
                         continue;
                     }
@@ -405,12 +405,12 @@ impl Group<'_> {
         Ok(())
     }
 
-    /// Some components' weights visit; first from host memory, which is faster than the disk.
+    /// Some components' weights offloaded; first to host memory, which is faster than the disk.
     fn offloaded(&mut self) -> Result<()> {
         let costs = self.problem.costs;
         for reside in [Reside::Host, Reside::Disk] {
             for &id in self.devices {
-                // The memory of the CPU is the host's: nothing is won by a visit from there.
+                // The memory of the CPU is the host's: offloading there wins nothing.
                 if reside == Reside::Host && costs.info(id).id.kind == DeviceKind::Cpu {
                     continue;
                 }
@@ -477,7 +477,7 @@ impl Group<'_> {
     /// Times a layout, unless it looks like one before or cannot be the best of its family.
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
         let problem = self.problem;
-        // Weights that visit a single device are what is left where nothing else was found in time.
+        // Offloading from a single device is the last resort where nothing else was found in time.
         let last_resort = family == Family::Offloaded
             && self.best.is_empty()
             && self.devices.len() == 1

@@ -26,7 +26,7 @@ use crate::{
 /// An alternative that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// What it is.
+    /// The alternative in words.
     pub what: String,
     /// By how much it lost.
     pub why: String,
@@ -209,9 +209,9 @@ fn by_bytes(
 ) -> Result<Chosen> {
     let mut left = device_budgets(costs, devices, budgets);
     // The strategy knows whole components on one device; what is placed otherwise only leaves it less room.
-    let (mut sizes, mut wishes) = (Vec::new(), Vec::new());
+    let (mut sizes, mut requested) = (Vec::new(), Vec::new());
     for (component, places) in named.iter() {
-        let wish = match places.as_deref() {
+        let asked = match places.as_deref() {
             None => None,
             Some([place]) if resident(place).is_some_and(|id| devices.contains(&id)) => resident(place),
             Some(places) => {
@@ -226,7 +226,7 @@ fn by_bytes(
             }
         };
         sizes.push((component, component_size(costs, component, devices)?));
-        wishes.push(wish);
+        requested.push(asked);
     }
     let (components, sizes): (Vec<ComponentId>, Vec<ComponentSize>) = sizes.into_iter().unzip();
     let placement = |placed: Vec<DeviceId>| -> Placement<DeviceId> {
@@ -240,7 +240,7 @@ fn by_bytes(
         })
     };
     let strategy = map.strategy.value;
-    let placed = strategies::place_replicas(strategy, map.replicas.value, &sizes, &wishes, &left);
+    let placed = strategies::place_replicas(strategy, map.replicas.value, &sizes, &requested, &left);
     let fallback = matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0);
     match placed {
         Ok(placed) => {
@@ -248,7 +248,7 @@ fn by_bytes(
                 costs.fullest([&with_in_flight(map, costs, budgets, placement(placed.to_vec()))?])
             };
             let rejected = match &placed[..] {
-                [one] => other_strategies(strategy, one, &sizes, &wishes, &left, fullest)?,
+                [one] => other_strategies(strategy, one, &sizes, &requested, &left, fullest)?,
                 _ => Vec::new(),
             };
             let layouts = placed.into_iter().map(|placed| with_in_flight(map, costs, budgets, placement(placed)));
@@ -265,7 +265,7 @@ fn by_bytes(
             };
             Ok(Chosen { layouts, why, rejected })
         }
-        // Nothing whole fits: cut, and where that is not enough, let weights visit.
+        // Nothing whole fits: cut, and where that is not enough, offload weights.
         Err(refused) if fallback => {
             let groups = match map.replicas.value {
                 Replicas::Count(count) => partition(devices, count),
@@ -284,7 +284,7 @@ fn by_bytes(
                 });
                 let Some((family, scored)) = step else { return Err(refused) };
                 chosen.why = match family {
-                    Family::Offloaded => "no cut fits either, so weights visit from where they live".to_string(),
+                    Family::Offloaded => "no cut fits either, so weights are offloaded to the host's memory or the disk".to_string(),
                     _ => "what no device holds whole is cut where fewest bytes cross".to_string(),
                 };
                 chosen.layouts.extend(scored.layouts);
@@ -318,7 +318,7 @@ fn other_strategies(
     strategy: Strategy,
     placed: &[DeviceId],
     sizes: &[ComponentSize],
-    wishes: &[Option<DeviceId>],
+    requested: &[Option<DeviceId>],
     devices: &[DeviceBudget],
     fullest: impl Fn(&[DeviceId]) -> Result<(DeviceId, u64)>,
 ) -> Result<Vec<Rejected>> {
@@ -326,7 +326,7 @@ fn other_strategies(
     let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
     let rejected = others.filter(|other| *other != strategy).map(|other| -> Result<Option<Rejected>> {
         let what = format!("strategy \"{}\"", other.name());
-        let other = match strategies::place(other, sizes, wishes, devices) {
+        let other = match strategies::place(other, sizes, requested, devices) {
             Ok(same) if same == placed => return Ok(None),
             Ok(other) => other,
             Err(refused) => return Ok(Some(Rejected { what, why: first_line(&refused.to_string()) })),
@@ -526,7 +526,7 @@ fn too_small(costs: &Costs, id: DeviceId, budgets: &[u64]) -> Result<Option<Reje
     }))
 }
 
-/// The message of `balanced` for the same devices, which names what does not fit; no cut and no visit fits either.
+/// The message of `balanced` for the same devices, which names what does not fit; no cut and no offloading fits either.
 fn nothing_fits(
     costs: &Costs,
     devices: &[DeviceId],
@@ -534,9 +534,9 @@ fn nothing_fits(
     named: &PerComponent<Option<Vec<Place<DeviceId>>>>,
 ) -> Error {
     let left = device_budgets(costs, devices, budgets);
-    let wish = |(_, places): (ComponentId, &Option<Vec<_>>)| places.as_ref().and_then(|places| resident(&places[0]));
-    let wishes: Vec<Option<DeviceId>> = named.iter().map(wish).collect();
-    match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &wishes, &left)) {
+    let asked = |(_, places): (ComponentId, &Option<Vec<_>>)| places.as_ref().and_then(|places| resident(&places[0]));
+    let requested: Vec<Option<DeviceId>> = named.iter().map(asked).collect();
+    match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &requested, &left)) {
         Err(error) | Ok(Err(error)) => error,
         Ok(Ok(_)) if named.iter().any(|(_, places)| places.is_some()) => {
             Error::input("no placement fits beside what the map names")

@@ -29,7 +29,7 @@ pub struct Needs {
     pub keep_bytes: u64,
     /// The transient arena while it runs.
     pub activation_bytes: u64,
-    /// One call.
+    /// Seconds of one call.
     pub seconds: f64,
 }
 

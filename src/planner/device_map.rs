@@ -99,7 +99,7 @@ pub struct ReplicaMap {
 pub enum MapPlace {
     /// All of it on one device.
     On {
-        /// Runs here.
+        /// The device that runs it.
         device: Located<DeviceId>,
         /// The weights live there.
         reside: Located<Reside>,
@@ -167,7 +167,7 @@ pub enum Strategy {
 /// How many whole pipelines stand side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replicas {
-    /// So many: the devices are partitioned into that many contiguous groups.
+    /// This number: the devices are partitioned into that many contiguous groups.
     Count(usize),
     /// As many as the devices hold.
     Max,
@@ -185,7 +185,7 @@ pub enum InFlight {
     /// As many as keep its devices busy.
     #[default]
     Auto,
-    /// So many.
+    /// This number.
     Count(usize),
 }
 

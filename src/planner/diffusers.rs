@@ -92,12 +92,12 @@ fn balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option
     let Some(lost) = (0..networks.len()).find(|&c| networks[c].runs && placement[c].is_none()) else {
         return Ok(placement);
     };
-    let visitor = placement.iter().position(|place| *place == Some(Upstream::Host));
+    let last = placement.iter().position(|place| *place == Some(Upstream::Host));
     let why = format!(
         "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
          the {} drove it out, and the first picture would fail",
         networks[lost].name,
-        visitor.map_or("next", |visitor| networks[visitor].name.as_str())
+        last.map_or("next", |last| networks[last].name.as_str())
     );
     Err(Error::input(format!("strategy \"diffusers-balanced\": {why}"))
         .found(devices.iter().map(DeviceBudget::room).collect::<Vec<_>>().join(", "))
@@ -138,7 +138,7 @@ fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Networ
 
 /// A place for each component of each replica. With `max_memory` the devices have exactly what it says, and others are
 /// not used, as in diffusers; without it, what is free on each. The CPU takes part only where there is no GPU. A component
-/// on the host visits the first device, as it does in diffusers.
+/// on the host is offloaded from the first device, as in diffusers.
 pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result<Vec<PerComponent<Place<DeviceId>>>> {
     let has_gpu = infos.iter().any(|info| info.id.kind != DeviceKind::Cpu);
     let auto = if has_gpu { DType::F16 } else { DType::F32 };
@@ -174,7 +174,7 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
                 Some(Upstream::Device(device)) => Ok(Place::whole(group[device].id, count)),
                 Some(Upstream::Host) => {
                     tracing::warn!(
-                        "the weights of the {} visit {} from the host's memory in every call, as with diffusers; \
+                        "the weights of the {} are fetched to {} from the host's memory in every call, as with diffusers; \
                          strategy = \"balanced\" asks every device for room",
                         component.name,
                         group[0].id

@@ -15,11 +15,11 @@ use crate::{
 pub struct Edge {
     /// The replica, counted from 0.
     pub replica: usize,
-    /// Made here.
+    /// The device that makes it.
     pub from: DeviceId,
-    /// Used there.
+    /// The device that uses it.
     pub to: DeviceId,
-    /// What it is.
+    /// What it is, in words: "text features", "latents", "skip tensors" and so on.
     pub what: &'static str,
     /// All of it for one image, in bytes.
     pub bytes_per_image: u64,

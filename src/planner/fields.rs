@@ -59,7 +59,7 @@ pub struct Location {
     pub key: String,
     /// Line; 0 of a flag.
     pub line: usize,
-    /// First column.
+    /// The first column, from 1.
     pub column: usize,
     /// Characters of this line that are meant, at least one.
     pub width: usize,
@@ -106,7 +106,7 @@ impl Display for Location {
 pub(super) struct Source<'a> {
     /// What messages call the file.
     pub file: &'a Arc<str>,
-    /// All of it.
+    /// The whole text.
     pub text: &'a str,
 }
 

@@ -40,11 +40,11 @@ const LIMITS_FORM: &str = "a device and a size on each line: \"cuda:0\" = \"6GiB
 const COMPONENTS_FORM: &str = "a component and a device on each line: unet = \"cuda:0\"";
 const SHARDS_FORM: &str = "shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" }; \"\" is the rest";
 const RESIDE_FORM: &str =
-    "reside = \"host\" (the weights visit from the host's memory) or \"disk\" (they are streamed)";
+    "reside = \"host\" (the weights are offloaded to the host's memory) or \"disk\" (they are read from their files)";
 const PLACE_FORMS: &str = "a place is \"cuda:0\", { execute = \"cuda:0\", reside = \"host\" }, \
      { negative = \"cuda:0\", positive = \"cuda:1\" } or { shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" } }";
 /// The most devices, places of a component, and replicas that a map may name: more than one machine has.
-const MOST: usize = 256;
+const MAX_ITEMS: usize = 256;
 
 /// The largest number of a core that `cores` may name.
 const MAX_CORE: usize = 65_535;
@@ -159,8 +159,8 @@ impl<'a> Field<'a> {
     /// `items`, unless there are more `things` than a machine can have.
     fn not_too_many<T>(&self, things: &str, items: Vec<T>) -> Result<Vec<T>> {
         match items.len() {
-            0..=MOST => Ok(items),
-            _ => Err(self.refuse(format!("more than {MOST} {things}")).hint("a map is for one machine")),
+            0..=MAX_ITEMS => Ok(items),
+            _ => Err(self.refuse(format!("more than {MAX_ITEMS} {things}")).hint("a map is for one machine")),
         }
     }
 

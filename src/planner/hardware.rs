@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The most devices of one entry.
-const MOST: usize = 256;
+const MAX_DEVICES: usize = 256;
 
 /// What the catalogue knows.
 #[derive(Debug, Deserialize)]
@@ -139,10 +139,10 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
     let mut devices: Vec<DeviceInfo> = Vec::new();
     for (id, facts) in grammar::read_devices(text, file)? {
         let count = facts.value.count.as_ref().map_or(1, |count| count.value);
-        if let Some(wish) = facts.value.count.as_ref().filter(|wish| wish.value > MOST) {
+        if let Some(asked) = facts.value.count.as_ref().filter(|asked| asked.value > MAX_DEVICES) {
             return Err(wish
-                .refuse(&format!("device.{id}.count"), format!("more than {MOST} devices"))
-                .found(wish.value.to_string())
+                .refuse(&format!("device.{id}.count"), format!("more than {MAX_DEVICES} devices"))
+                .found(asked.value.to_string())
                 .hint("one machine is described here; several have a plan each"));
         }
         for n in 0..count {
@@ -278,20 +278,20 @@ pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceI
 }
 
 /// The share of `whole` that `id` is, beside the others in `shares`: its cores, and with them its part of the rates, and
-/// an even part of the memory. A share's own cores are `wishes`' of the same place.
+/// an even part of the memory. The cores that a map requests for a share are those of `requested` at the same index.
 ///
 /// # Errors
-/// If it wishes for cores that `whole` does not have.
+/// If the map requests cores that `whole` does not have.
 pub(super) fn share(
     whole: &DeviceInfo,
     id: DeviceId,
     shares: &[DeviceId],
-    wishes: &[Option<&Located<Vec<usize>>>],
+    requested: &[Option<&Located<Vec<usize>>>],
 ) -> Result<DeviceInfo> {
     let index = shares.iter().position(|share| *share == id).expect("it is one of the shares");
-    check_cores(whole, id, wishes[index])?;
-    let wishes: Vec<Option<&[usize]>> = wishes.iter().map(|wish| wish.map(|cores| &cores.value[..])).collect();
-    let cores = threads::shares(&whole.allowed_cores, &wishes);
+    check_cores(whole, id, requested[index])?;
+    let requested: Vec<Option<&[usize]>> = requested.iter().map(|asked| asked.map(|cores| &cores.value[..])).collect();
+    let cores = threads::shares(&whole.allowed_cores, &requested);
     // A core that several shares wrap around to is divided.
     let mut owners = BTreeMap::<usize, f64>::new();
     for core in cores.iter().flatten() {
@@ -361,10 +361,10 @@ mod tests {
     fn shares_divide_rates_by_their_cores() {
         let whole = &parse("[device.cpu]\nmemory = \"8GiB\"\ncores = \"0-5\"\nflops = 6e11", "x").unwrap()[0];
         let shares = [0, 1, 2].map(|index| DeviceId::new(DeviceKind::Cpu, index));
-        let flops = |wishes: [Option<Vec<usize>>; 3]| {
-            let wishes = wishes.map(|wish| wish.map(Located::from));
-            let wishes: Vec<_> = wishes.iter().map(Option::as_ref).collect();
-            shares.map(|id| share(whole, id, &shares, &wishes).unwrap().rates.flops / 1e11)
+        let flops = |requested: [Option<Vec<usize>>; 3]| {
+            let requested = requested.map(|asked| asked.map(Located::from));
+            let requested: Vec<_> = requested.iter().map(Option::as_ref).collect();
+            shares.map(|id| share(whole, id, &shares, &requested).unwrap().rates.flops / 1e11)
         };
         assert_eq!(flops([None, None, None]), [2.0, 2.0, 2.0]);
         assert_eq!(flops([Some(vec![5]), None, None]), [1.0, 2.0, 3.0]);

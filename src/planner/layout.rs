@@ -52,7 +52,7 @@ impl Layout {
 pub struct Held {
     /// Packed weights that stay.
     pub weight_bytes: u64,
-    /// The most that visiting weights occupy at one time.
+    /// The most that offloaded weights occupy at one time.
     pub visitor_bytes: u64,
     /// The transient arena.
     pub activation_bytes: u64,
@@ -61,7 +61,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// All of it.
+    /// All bytes that are held.
     pub fn total(&self) -> u64 {
         self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
@@ -202,7 +202,7 @@ impl<'a> Costs<'a> {
         let mut costs: Vec<(DeviceId, Cost)> = ran.costs.iter().map(|(id, cost)| (back(*id), *cost)).collect();
         for route in place.routes().into_iter().filter(|route| route.reside != Reside::Device) {
             for (id, cost) in costs.iter_mut().filter(|(id, _)| route.contains(id)) {
-                cost.seconds = self.visited(component, route, *id, cost.seconds)?;
+                cost.seconds = self.offloaded_seconds(component, route, *id, cost.seconds)?;
             }
         }
         Ok(costs)
@@ -229,8 +229,8 @@ impl<'a> Costs<'a> {
         Ok(resting == 0 || self.host_free_bytes.is_none_or(|free| needed <= free))
     }
 
-    /// Seconds of one call on a device that weights visit a section at a time, the next one on its way meanwhile.
-    fn visited(&self, component: ComponentId, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
+    /// Seconds of one call on a device whose weights are offloaded: fetched a section at a time, the next section's meanwhile.
+    fn offloaded_seconds(&self, component: ComponentId, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
         let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
         let rate = if route.reside == Reside::Disk { link.min(Tuning::DISK_BYTES_PER_SECOND) } else { link };
         let here: Vec<Needs> = table
@@ -241,8 +241,8 @@ impl<'a> Costs<'a> {
             .collect();
         let all: f64 = here.iter().map(|needs| needs.seconds).sum();
         let work = |i: usize| seconds * here[i].seconds / all.max(f64::MIN_POSITIVE);
-        let visit = |i: usize| here.get(i).map_or(0.0, |needs| needs.weight_bytes as f64 / rate);
-        Ok(visit(0) + (0..here.len()).map(|i| work(i).max(visit(i + 1))).sum::<f64>())
+        let fetch = |i: usize| here.get(i).map_or(0.0, |needs| needs.weight_bytes as f64 / rate);
+        Ok(fetch(0) + (0..here.len()).map(|i| work(i).max(fetch(i + 1))).sum::<f64>())
     }
 
     /// Which of a section's needs are a device's: kinds in the order of their first devices.
@@ -509,15 +509,15 @@ impl<'a> Costs<'a> {
 /// Something that crosses from device to device in one call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Crossing {
-    /// Made here.
+    /// The device that makes it.
     pub from: DeviceId,
-    /// Taken there.
+    /// The device that takes it.
     pub to: DeviceId,
     /// The run of sections that takes it.
     pub run: usize,
     /// Whether it passes by sections between.
     pub skip: bool,
-    /// Its bytes.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 

@@ -132,11 +132,11 @@ pub struct Plan {
     pub devices: Vec<DevicePlan>,
     /// Bytes of weights in host memory, where `cpu:N` devices share them; `None` without such sharing.
     pub shared_weight_bytes: Option<u64>,
-    /// Bytes of weights that rest in the host's memory and visit devices.
+    /// Bytes of weights that are offloaded to the host's memory.
     pub host_weight_bytes: u64,
-    /// One image alone.
+    /// Seconds of one image alone.
     pub seconds_per_image: f64,
-    /// Of a queue that does not end.
+    /// Images per second while the queue is never empty.
     pub images_per_second: f64,
     /// What crosses between devices.
     pub edges: Vec<Edge>,
@@ -374,7 +374,7 @@ impl Plan {
         let shared_weight_bytes = sharing.then(|| {
             let stays = |component: ComponentId| {
                 let places = layouts.iter().flat_map(|layout| &layout.placement[component]);
-                places.filter(|place| !place.visits()).flat_map(Place::devices).any(|id| on_cpu(&id))
+                places.filter(|place| !place.is_offloaded()).flat_map(Place::devices).any(|id| on_cpu(&id))
             };
             let staying = components.iter().filter(|(id, _)| stays(*id));
             staying.map(|(_, component)| component.cost.weight_bytes).sum()
@@ -589,8 +589,8 @@ fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInf
         (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
     {
         let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
-        let wishes: Vec<_> = shares.iter().map(cores).collect();
-        return hardware::share(whole, id, &shares, &wishes);
+        let requested: Vec<_> = shares.iter().map(cores).collect();
+        return hardware::share(whole, id, &shares, &requested);
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);

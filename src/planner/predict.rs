@@ -77,7 +77,7 @@ impl Instance {
         self.first.iter().chain(&self.last).map(|stretch| (stretch, 1.0)).chain(repeated)
     }
 
-    /// All of them.
+    /// All stretches, to be changed.
     fn stretches_mut(&mut self) -> impl Iterator<Item = &mut Stretch> {
         self.first.iter_mut().chain(&mut self.stretches).chain(&mut self.last)
     }
@@ -141,11 +141,11 @@ pub struct Run {
 /// A stretch of work that was done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
-    /// Where.
+    /// The device.
     pub device: usize,
-    /// For which request.
+    /// The request, by its number in the queue.
     pub request: usize,
-    /// At which station.
+    /// The station, by its number in the replica.
     pub station: usize,
     /// From this second on.
     pub from: f64,
@@ -158,9 +158,9 @@ pub struct Span {
 /// What is to be expected of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// One request alone.
+    /// Seconds of one request alone.
     pub seconds_per_image: f64,
-    /// Of a queue that does not end.
+    /// Images per second while the queue is never empty.
     pub images_per_second: f64,
     /// The part of the time in which each device has nothing to do, while the queue does not end.
     pub idle_share: Vec<f64>,

@@ -13,7 +13,7 @@ use crate::{
     pipeline::placement::{Place, Placement},
 };
 
-/// What is best.
+/// What a search looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
     /// The most pictures per second.
@@ -33,7 +33,7 @@ pub(super) enum Family {
     Guided,
     /// A component cut over devices.
     Cut,
-    /// Weights that visit from the host's memory or from the disk.
+    /// Weights offloaded to the host's memory or to the disk.
     Offloaded,
 }
 
@@ -59,7 +59,7 @@ impl Family {
             Self::Apart => "components on devices of their own",
             Self::Guided => "guidance split over devices",
             Self::Cut => "the unet cut over devices",
-            Self::Offloaded => "weights that visit from host memory or disk",
+            Self::Offloaded => "weights offloaded to host memory or disk",
         }
     }
 }

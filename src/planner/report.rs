@@ -134,7 +134,7 @@ impl fmt::Display for Plan {
         if self.host_weight_bytes > 0 {
             writeln!(
                 f,
-                "{:<13} {:>10}  weights in host memory, from where they visit",
+                "{:<13} {:>10}  offloaded weights in host memory",
                 "host",
                 bytes(self.host_weight_bytes)
             )?;

@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::{effort::Effort, tuning::Tuning};
 use crate::{
-    backend::{DType, Device, DeviceId, DeviceInfo, Keep, dry},
+    backend::{DType, Device, DeviceId, DeviceInfo, PersistentArena, dry},
     error::{Error, Result},
     models::{
         component::{ComponentId, PerComponent, Stage},
-        route::{Keeps, Route, SectionHooks},
+        route::{PersistentArenas, Route, SectionHooks},
         spec::ModelSpec,
     },
     pipeline::{
@@ -120,7 +120,7 @@ impl Largest {
 /// What one component needs of a device and does there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Cost {
-    /// The most bytes of packed weights that are there at one time: all, or two neighbouring sections of those that visit.
+    /// The most bytes of packed weights that are there at one time: all, or two neighbouring sections of offloaded ones.
     pub weight_bytes: u64,
     /// The most that the transient arena holds meanwhile.
     pub activation_bytes: u64,
@@ -177,11 +177,11 @@ pub struct SectionWork {
 /// A tensor on its way between two sections.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Carried {
-    /// Where it was made.
+    /// The section that made it.
     pub from: usize,
-    /// Where it is used.
+    /// The section that uses it.
     pub to: usize,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
@@ -190,7 +190,7 @@ struct Recorder<'a> {
     /// The counter of each section's device.
     counters: Vec<&'a dry::CostCounter>,
     /// The keep arena of each section's device.
-    keeps: Vec<&'a Keep>,
+    keeps: Vec<&'a PersistentArena>,
     state: Mutex<Recording>,
 }
 
@@ -203,7 +203,7 @@ struct Recording {
 }
 
 impl<'a> Recorder<'a> {
-    fn new(counters: Vec<&'a dry::CostCounter>, keeps: Vec<&'a Keep>) -> Self {
+    fn new(counters: Vec<&'a dry::CostCounter>, keeps: Vec<&'a PersistentArena>) -> Self {
         let sections = vec![SectionWork::default(); counters.len()];
         Self { counters, keeps, state: Mutex::new(Recording { sections, ..Recording::default() }) }
     }
@@ -343,8 +343,8 @@ impl<'a> Trial<'a> {
         let routes = place.routes();
         let positive = routes[routes.len() - 1];
 
-        let keeps = Keeps::new(dry.iter().map(|(device, _)| device.keep(usize::MAX)).collect::<Result<_>>()?);
-        let kept: Vec<&Keep> = keeps.iter().collect();
+        let keeps = PersistentArenas::new(dry.iter().map(|(device, _)| device.persistent_arena(usize::MAX)).collect::<Result<_>>()?);
+        let kept: Vec<&PersistentArena> = keeps.iter().collect();
         let recorder = Recorder::new(
             positive.iter().map(|id| &*dry[index(id)].1).collect(),
             positive.iter().map(|id| kept[index(id)]).collect(),

@@ -46,7 +46,7 @@ impl Tuning {
     /// How often the best cut is searched again with more memory left free, where a piece is larger than its table says.
     /// Source: guess.
     pub const MAX_CUT_ATTEMPTS: usize = 4;
-    /// The largest batch for which weights that visit one device are tried although the search has ended: each size of
+    /// The largest batch for which weights offloaded from one device are tried although the search has ended: each size of
     /// batch is a dry run. Source: guess.
     pub const MAX_LAST_RESORT_BATCH: usize = 8;
     /// Entries of a map that are left out one by one to find the one without which everything would fit. Each costs as

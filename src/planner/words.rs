@@ -38,7 +38,7 @@ pub(crate) fn per_second(rate: f64) -> String {
     }
 }
 
-/// Seconds for people.
+/// Seconds in words.
 pub(crate) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{} µs", significant(s * 1e6)),
@@ -49,7 +49,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
-/// Three digits.
+/// A number with three digits.
 fn significant(value: f64) -> String {
     let digits = if value <= 0.0 { 0 } else { (2 - value.log10().floor() as i32).clamp(0, 6) as usize };
     format!("{value:.digits$}")

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytemuck::Zeroable;
 
 use crate::{
-    backend::{Buffer, DType, Device, Keep},
+    backend::{Buffer, DType, Device, PersistentArena},
     error::{Error, Result},
 };
 pub use ops::Fuse;
@@ -186,7 +186,7 @@ impl Tensor {
     ///
     /// # Errors
     /// If that arena is full or a device fails.
-    pub fn keep(&self, keep: &Keep) -> Result<Self> {
+    pub fn keep(&self, keep: &PersistentArena) -> Result<Self> {
         let buffer = keep.alloc(self.bytes(), self.dtype)?;
         self.copy_into(keep.device(), buffer)
     }

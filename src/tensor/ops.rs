@@ -75,7 +75,7 @@ impl Tensor {
         ensure(self.device == other.device, op, || format!("tensors on {} and {}", self.device.id(), other.device.id()))
     }
 
-    /// The weight as the backend wants it; a visitor has to be here.
+    /// The weight as the backend wants it; an offloaded one has to be on its device.
     fn holds(&self, op: &str, w: &Weight) -> Result<Weight> {
         ensure(w.is_on(&self.device), op, || format!("the weight is not in the memory of {}", self.device.id()))?;
         w.packed()

@@ -31,16 +31,16 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Where weights live while nobody needs them.
+/// Where weights rest while they are not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reside {
     /// On the device that runs them.
     #[default]
     Device,
-    /// In the host's memory, packed: they visit the device, a section of the network at a time.
+    /// Offloaded to the host's memory, packed: they are fetched to the device a section of the network at a time.
     Host,
-    /// In their file: they are packed anew for each visit.
+    /// Offloaded to their file: they are read and packed each time that they are fetched.
     Disk,
 }
 
@@ -55,7 +55,7 @@ pub struct Loading<'a> {
     pub total_bytes: usize,
 }
 
-/// Hears of every tensor before it is read, and of the end. An error from it ends the loading.
+/// Is called before every tensor is read, and at the end. An error that it returns ends the loading.
 #[derive(Clone)]
 pub struct Observer(pub Arc<dyn Fn(Loading) -> Result<()> + Send + Sync>);
 
@@ -65,7 +65,7 @@ impl std::fmt::Debug for Observer {
     }
 }
 
-/// The tensors of one component. Clones are the same.
+/// The tensors of one component. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Weights(Arc<Inner>);
 
@@ -74,10 +74,10 @@ struct Inner {
     component: String,
     /// `None` where only shapes are asked for and every tensor exists.
     stored: Option<Stored>,
-    /// Names that somebody read or declared unused.
+    /// Names of tensors that were read or declared unused.
     seen: Mutex<HashSet<String>>,
     observer: Option<Observer>,
-    /// Every tensor is checked as ever, and none has values.
+    /// Every tensor is checked, and none has values.
     headers_only: bool,
     /// Bytes that were read, and bytes to be read in all, once the first tensor is.
     progress: Mutex<Option<(usize, usize)>>,
@@ -86,7 +86,7 @@ struct Inner {
 #[derive(Debug)]
 struct Stored {
     files: Vec<safetensors::File>,
-    /// By today's name: the file and the tensor within it.
+    /// By the current name of a tensor: its file and its index there.
     places: HashMap<String, (usize, usize)>,
     is_variant: bool,
 }
@@ -113,7 +113,7 @@ impl Weights {
         Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress }))
     }
 
-    /// The same, with somebody who hears how far the reading has come. For weights of which nothing has been read.
+    /// The same, with an observer of the reading. For weights of which nothing has been read.
     #[must_use]
     pub fn observed(self, observer: Option<Observer>) -> Self {
         let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
@@ -143,7 +143,7 @@ impl Weights {
         self.0.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
     }
 
-    /// The tensor `name`, which must have this shape. Names are today's, without `text_model.`.
+    /// The tensor `name`, which must have this shape. Names are the current ones of the reference, without `text_model.`.
     ///
     /// Those in F64 are rounded to f32, as the reference does. Fails where it is missing, has another shape, or holds
     /// anything but F64, F32, F16 or BF16.
@@ -197,7 +197,7 @@ impl Weights {
         });
     }
 
-    /// Ends the reading, and tells the observer so. What nobody read is [`Weights::left_over`].
+    /// Ends the reading, and calls the observer. Tensors that were not read are in [`Weights::left_over`].
     pub fn finish(&self) -> Result<()> {
         let progress = *self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);
         match (&self.0.observer, progress) {
@@ -208,7 +208,7 @@ impl Weights {
         }
     }
 
-    /// How many stored tensors nobody read or skipped, and the first of their names as the file has it. diffusers and
+    /// How many stored tensors were neither read nor skipped, and the first of their names as the file has it. diffusers and
     /// transformers ignore such tensors: those of an adapter, or of layers beyond the number that the config asks for.
     pub fn left_over(&self) -> Option<(usize, &str)> {
         let stored = self.0.stored.as_ref()?;
@@ -224,12 +224,12 @@ impl Weights {
         self.0.stored.iter().flat_map(|stored| &stored.files).try_for_each(safetensors::File::check_unchanged)
     }
 
-    /// Whether this is the first time that somebody asks for it.
+    /// Whether the tensor was not asked for before.
     fn mark(&self, name: &str) -> bool {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
     }
 
-    /// Tells the observer that a tensor of so many bytes is about to be read.
+    /// Calls the observer: a tensor of this number of bytes is about to be read.
     fn tell(&self, stored: &Stored, bytes: usize) -> Result<()> {
         let Some(observer) = &self.0.observer else { return Ok(()) };
         let (done_bytes, total_bytes) = {
@@ -280,7 +280,7 @@ impl Stored {
 
 /// The components among `components` that have no files of `variant` and would use their plain ones.
 ///
-/// Fails where none has any: the variant is then a slip of the pen.
+/// Fails where none has any: the name of the variant is then probably wrong.
 pub fn without_variant(files: &ModelFiles, components: &[&str], variant: &str) -> Result<Vec<String>> {
     let mut without = Vec::new();
     for &component in components {

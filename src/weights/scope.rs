@@ -1,4 +1,5 @@
-//! A place in a component's weights, the device that they go to, and where they rest.
+//! Reading the weights of a network that is being loaded: a name prefix, the device that they are packed for, and where they
+//! rest.
 
 use std::{
     collections::HashMap,
@@ -12,11 +13,11 @@ use crate::{
     error::Result,
 };
 
-/// Weights that are packed already, by where they rest, component, name and type, with their homes: networks that have a
-/// part in common in the same memory share it, and devices have copies of each other's.
+/// Weights that are packed already, by where they rest, component, name and type, each with the memories (weight homes) that
+/// have it: networks share weights that they have in common in the same memory, and devices copy them from each other.
 pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, DType), Vec<(String, Weight)>>>>;
 
-/// What a network that is being loaded leaves to be brought later.
+/// Collects the offloaded weights of a network that is being loaded, section by section.
 pub struct Shelf {
     reside: Reside,
     packed: Packed,
@@ -24,12 +25,12 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    /// For a network of so many sections whose weights will rest at `reside`.
+    /// For a network with this number of sections whose weights rest at `reside`.
     pub fn new(reside: Reside, sections: usize, packed: Packed) -> Self {
         Self { reside, packed, sections: Mutex::new(vec![Vec::new(); sections]) }
     }
 
-    /// What will have to be brought for each section; `None` if the weights are where they are used.
+    /// The offloaded weights of each section; `None` if the weights stay on their devices.
     pub fn offload(self, ahead: Ahead) -> Option<Offload> {
         let sections = self.sections.into_inner().unwrap_or_else(PoisonError::into_inner);
         (self.reside != Reside::Device).then(|| Offload::new(sections, ahead))
@@ -51,32 +52,32 @@ pub struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    /// The top of `weights`, to be packed for `device`, for inputs of `dtype`, and to stay there.
+    /// The root of `weights`, which are packed for `device`, for inputs of `dtype`, and stay there.
     pub fn new(weights: &'a Weights, device: &'a Device, dtype: DType) -> Self {
         Self { weights, device, dtype, shelf: None, section: 0, prefix: String::new() }
     }
 
-    /// The same place; what is loaded from here on rests on `shelf`.
+    /// The same prefix; weights that are loaded through it are recorded on `shelf` if they are offloaded.
     #[must_use]
     pub fn on_shelf(&self, shelf: &'a Shelf) -> Self {
         Self { shelf: Some(shelf), prefix: self.prefix.clone(), ..*self }
     }
 
-    /// `name` below this one.
+    /// The prefix extended by `name`.
     #[must_use]
     pub fn at(&self, name: impl Display) -> Self {
         let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         Self { prefix, ..*self }
     }
 
-    /// The same place, as part of section `section` of the network, which runs on `device` and computes in `dtype`.
+    /// The same prefix, as part of section `section` of the network, which runs on `device` and computes in `dtype`.
     #[must_use]
     pub fn section(&self, section: usize, device: &'a Device, dtype: DType) -> Self {
         Self { section, device, dtype, prefix: self.prefix.clone(), ..*self }
     }
 
-    /// Reads `weight` here, which the file must have in `shape`, and the bias if there is to be one, and packs them: now,
-    /// or for each visit.
+    /// Reads the layer's `weight`, which the file must have in `shape`, and its bias if it has one, and packs them: now, or
+    /// each time that they are fetched.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape, or the device has no room.
@@ -84,7 +85,7 @@ impl<'a> Scope<'a> {
         let source = Source { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
         let reside = self.shelf.map_or(Reside::Device, |shelf| shelf.reside);
         let (device, dtype) = (self.device.clone(), self.dtype);
-        let visiting = match (reside, self.shelf) {
+        let offloaded = match (reside, self.shelf) {
             (_, None) => return source.pack(|weight, bias| device.pack(layer, dtype, weight, bias)),
             (Reside::Device, Some(shelf)) => {
                 return self.packed_once(shelf, &source, |weight, bias| device.pack(layer, dtype, weight, bias));
@@ -104,9 +105,9 @@ impl<'a> Scope<'a> {
             }
         };
         if let Some(shelf) = self.shelf {
-            shelf.put(self.section, &visiting);
+            shelf.put(self.section, &offloaded);
         }
-        Ok(visiting)
+        Ok(offloaded)
     }
 
     /// The weight as another network has it in the same memory, or a copy of what another device has, or packed now.
@@ -116,7 +117,7 @@ impl<'a> Scope<'a> {
         source: &Source,
         pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>,
     ) -> Result<Weight> {
-        // What several devices have in common is counted for each of them where it stays.
+        // Weights that stay are counted for each device, also where several devices share them.
         let home = match shelf.reside {
             Reside::Device => self.device.id().to_string(),
             Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
@@ -125,7 +126,7 @@ impl<'a> Scope<'a> {
         let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let homes = known.entry(key).or_default();
         if let Some((_, packed)) = homes.iter().find(|(at, _)| *at == home) {
-            source.values()?; // read, as far as others are concerned
+            source.values()?; // the tensors count as read
             return Ok(packed.clone());
         }
         let mut others = homes.iter().filter(|_| shelf.reside == Reside::Device).map(|(_, packed)| packed);

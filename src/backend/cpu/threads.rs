@@ -265,14 +265,14 @@ pub fn processes() -> usize {
     SHARE.get().map_or(1, |share| share.1)
 }
 
-/// The cores of each of several shares of `all`: those that it wishes for, or its even part of what these leave. If they
+/// The cores of each of several shares of `all`: those that it requested for, or its even part of what these leave. If they
 /// leave nothing, of all.
-pub fn shares(all: &[usize], wishes: &[Option<&[usize]>]) -> Vec<Vec<usize>> {
-    let wished = wishes.iter().flatten().copied().flatten();
-    let taken: std::collections::BTreeSet<usize> = wished.copied().collect();
+pub fn shares(all: &[usize], requested: &[Option<&[usize]>]) -> Vec<Vec<usize>> {
+    let named = requested.iter().flatten().copied().flatten();
+    let taken: std::collections::BTreeSet<usize> = named.copied().collect();
     let left: Vec<usize> = all.iter().copied().filter(|core| !taken.contains(core)).collect();
     let rest = if left.is_empty() { all } else { &left };
-    let count = wishes.iter().filter(|wish| wish.is_none()).count();
+    let count = requested.iter().filter(|asked| asked.is_none()).count();
     let mut index = 0;
     let cores = |wish: &Option<&[usize]>| match wish {
         Some(cores) => cores.to_vec(),
@@ -281,7 +281,7 @@ pub fn shares(all: &[usize], wishes: &[Option<&[usize]>]) -> Vec<Vec<usize>> {
             share(rest, index - 1, count)
         }
     };
-    wishes.iter().map(cores).collect()
+    requested.iter().map(cores).collect()
 }
 
 /// Numbers of cores in ascending order as a device map writes them: `0-3,8`.

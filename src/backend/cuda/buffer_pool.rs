@@ -1,4 +1,4 @@
-//! Memory for weights that visit, kept from one visit to the next: whoever asks the driver for memory, or gives some back,
+//! Memory for offloaded weights, kept from one use to the next: whoever asks the driver for memory, or gives some back,
 //! waits for all that the GPU has to do.
 
 use std::collections::VecDeque;

@@ -69,7 +69,7 @@ pub struct Cuda {
 struct Queues {
     compute: Queue,
     copy: Stream,
-    /// For weights that visit.
+    /// Memory for offloaded weights.
     buffers: Mutex<BufferPool>,
 }
 
@@ -114,7 +114,7 @@ impl Drop for Packed {
     }
 }
 
-/// The same in the host's memory, for a weight that visits the device.
+/// The same in the host's memory, for an offloaded weight.
 struct Resting {
     weight: Vec<u8>,
     bias: Option<Vec<u8>>,

@@ -67,13 +67,13 @@ impl Queue {
     /// # Errors
     /// If the driver makes none, or `SDSHARD_CUDA_GRAPHS` is neither `on` nor `off`.
     pub fn new(context: &Arc<Context>) -> Result<Self> {
-        let wish = std::env::var_os("SDSHARD_CUDA_GRAPHS").unwrap_or("on".into());
-        let graphs = match wish.to_str() {
+        let setting = std::env::var_os("SDSHARD_CUDA_GRAPHS").unwrap_or("on".into());
+        let graphs = match setting.to_str() {
             Some("on") if driver::has_graphs() => Use::Graphs,
             Some("on" | "off") => Use::Launches,
             _ => {
                 return Err(
-                    Error::input("SDSHARD_CUDA_GRAPHS is neither \"on\" nor \"off\"").found(wish.to_string_lossy())
+                    Error::input("SDSHARD_CUDA_GRAPHS is neither \"on\" nor \"off\"").found(setting.to_string_lossy())
                 );
             }
         };

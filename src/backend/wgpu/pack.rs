@@ -35,7 +35,7 @@ pub struct Part {
     pub memory: Memory,
 }
 
-/// The same in the host's memory, for a weight that visits the device.
+/// The same in the host's memory, for an offloaded weight.
 pub struct Resting {
     /// The bytes of each part.
     parts: Vec<(Range<usize>, Vec<u8>)>,
