@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, DeviceKind, PersistentArena, Layer, Values, Weight,
+        Activation, DType, Device, DeviceId, DeviceKind, Layer, PersistentArena, Values, Weight,
         cpu::{Cpu, Path},
         dry::Work,
         rules::Rules,

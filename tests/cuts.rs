@@ -5,7 +5,7 @@ use sdshard::{
     backend::{self, DType, Device, DeviceId, DeviceKind, cpu, rules::Rules},
     models::{
         component::{ComponentId, Stage},
-        route::{ForwardPass, PersistentArenas, NoHooks, Route},
+        route::{ForwardPass, NoHooks, PersistentArenas, Route},
         unet::TextFeatures,
     },
     pipeline::{

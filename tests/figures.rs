@@ -81,7 +81,8 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let (device, counter) = dry();
         let unet = unet(&device);
         let got = gflop(&counter, || {
-            let (route, keeps) = (whole(&device), PersistentArenas::new(vec![device.persistent_arena(usize::MAX).unwrap()]));
+            let (route, keeps) =
+                (whole(&device), PersistentArenas::new(vec![device.persistent_arena(usize::MAX).unwrap()]));
             let text = TextFeatures::from([vec![0.0; 77 * 768]]);
             // Torch makes the text's keys and values anew in every call.
             let texts = unet.condition(&[text.clone(), text], &route.pass(), &keeps).unwrap();

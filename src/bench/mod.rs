@@ -10,7 +10,7 @@ use crate::{
     models::{
         component::ComponentId,
         network::Network,
-        route::{PersistentArenas, NoHooks, Route},
+        route::{NoHooks, PersistentArenas, Route},
         spec::ModelSpec,
         unet::TextFeatures,
     },

@@ -341,7 +341,12 @@ impl Unet {
 
     /// Keys and values of the texts for every attention layer, kept for the whole request on the device that will use
     /// them. A row of each for each text. Of one text encoder, the features are the context of the cross attention.
-    pub fn condition(&self, texts: &[TextFeatures], pass: &ForwardPass, keeps: &PersistentArenas) -> Result<Conditioning> {
+    pub fn condition(
+        &self,
+        texts: &[TextFeatures],
+        pass: &ForwardPass,
+        keeps: &PersistentArenas,
+    ) -> Result<Conditioning> {
         let width = self.spec.cross_attention_dim;
         let rows: Vec<&[f32]> = texts.iter().map(|text| text[0].as_slice()).collect();
         let shape = [rows.len(), rows[0].len() / width, width];

@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result, Scope},
     models::{
         component::{ComponentId, Stage},
-        route::{PersistentArenas, NoHooks, Route, SectionHooks},
+        route::{NoHooks, PersistentArenas, Route, SectionHooks},
         spec::LatentSpec,
         unet::TextFeatures,
     },

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result, Scope},
     models::{
         component::{ComponentId, Stage},
-        route::{ForwardPass, PersistentArenas, NoHooks, Route, SectionHooks},
+        route::{ForwardPass, NoHooks, PersistentArenas, Route, SectionHooks},
         spec::{LatentSpec, ModelSpec},
         unet::{Conditioning, TextFeatures, Unet},
     },

@@ -284,7 +284,9 @@ fn by_bytes(
                 });
                 let Some((family, scored)) = step else { return Err(refused) };
                 chosen.why = match family {
-                    Family::Offloaded => "no cut fits either, so weights are offloaded to the host's memory or the disk".to_string(),
+                    Family::Offloaded => {
+                        "no cut fits either, so weights are offloaded to the host's memory or the disk".to_string()
+                    }
                     _ => "what no device holds whole is cut where fewest bytes cross".to_string(),
                 };
                 chosen.layouts.extend(scored.layouts);
@@ -536,7 +538,8 @@ fn nothing_fits(
     let left = device_budgets(costs, devices, budgets);
     let asked = |(_, places): (ComponentId, &Option<Vec<_>>)| places.as_ref().and_then(|places| resident(&places[0]));
     let requested: Vec<Option<DeviceId>> = named.iter().map(asked).collect();
-    match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &requested, &left)) {
+    match component_sizes(costs, devices).map(|sizes| strategies::place(Strategy::Balanced, &sizes, &requested, &left))
+    {
         Err(error) | Ok(Err(error)) => error,
         Ok(Ok(_)) if named.iter().any(|(_, places)| places.is_some()) => {
             Error::input("no placement fits beside what the map names")

@@ -140,7 +140,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
     for (id, facts) in grammar::read_devices(text, file)? {
         let count = facts.value.count.as_ref().map_or(1, |count| count.value);
         if let Some(asked) = facts.value.count.as_ref().filter(|asked| asked.value > MAX_DEVICES) {
-            return Err(wish
+            return Err(asked
                 .refuse(&format!("device.{id}.count"), format!("more than {MAX_DEVICES} devices"))
                 .found(asked.value.to_string())
                 .hint("one machine is described here; several have a plan each"));

@@ -230,7 +230,13 @@ impl<'a> Costs<'a> {
     }
 
     /// Seconds of one call on a device whose weights are offloaded: fetched a section at a time, the next section's meanwhile.
-    fn offloaded_seconds(&self, component: ComponentId, route: &Sections<DeviceId>, id: DeviceId, seconds: f64) -> Result<f64> {
+    fn offloaded_seconds(
+        &self,
+        component: ComponentId,
+        route: &Sections<DeviceId>,
+        id: DeviceId,
+        seconds: f64,
+    ) -> Result<f64> {
         let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
         let rate = if route.reside == Reside::Disk { link.min(Tuning::DISK_BYTES_PER_SECOND) } else { link };
         let here: Vec<Needs> = table

@@ -132,12 +132,7 @@ impl fmt::Display for Plan {
             )?;
         }
         if self.host_weight_bytes > 0 {
-            writeln!(
-                f,
-                "{:<13} {:>10}  offloaded weights in host memory",
-                "host",
-                bytes(self.host_weight_bytes)
-            )?;
+            writeln!(f, "{:<13} {:>10}  offloaded weights in host memory", "host", bytes(self.host_weight_bytes))?;
         }
         if self.replicas.len() > 1 {
             let line = |(number, replica)| replica_line(&self.components, number, replica);

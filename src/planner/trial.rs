@@ -343,7 +343,9 @@ impl<'a> Trial<'a> {
         let routes = place.routes();
         let positive = routes[routes.len() - 1];
 
-        let keeps = PersistentArenas::new(dry.iter().map(|(device, _)| device.persistent_arena(usize::MAX)).collect::<Result<_>>()?);
+        let keeps = PersistentArenas::new(
+            dry.iter().map(|(device, _)| device.persistent_arena(usize::MAX)).collect::<Result<_>>()?,
+        );
         let kept: Vec<&PersistentArena> = keeps.iter().collect();
         let recorder = Recorder::new(
             positive.iter().map(|id| &*dry[index(id)].1).collect(),
