@@ -37,7 +37,6 @@ pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Optio
     jobs.iter()
         .map(|job| {
             let request = job.request(&model.spec, args.rng, output, latents)?;
-            request.check(&model.spec).map_err(|e| e.context(job.name()))?;
             // A solver may refuse a number of steps: better now than after the first pictures.
             if checked.insert((request.scheduler, request.steps)) {
                 let config = model.spec.scheduler_for(request.scheduler)?;
@@ -169,7 +168,9 @@ impl Job {
                 .hint(format!("--width {width} --height {height}")));
         }
         let start = Start::Latents(Arc::from(latents.values.as_slice()));
-        Ok(Request { rng, output, start, ..request })
+        let request = Request { rng, output, start, ..request };
+        request.check(spec).map_err(|e| e.context(self.name()))?;
+        Ok(request)
     }
 }
 

@@ -36,11 +36,6 @@ impl ComponentId {
 }
 
 impl<T> PerComponent<T> {
-    /// One for each of `count` components.
-    pub fn new(count: usize, f: impl FnMut(ComponentId) -> T) -> Self {
-        Self((0..count).map(ComponentId).map(f).collect())
-    }
-
     /// How many components there are.
     pub fn count(&self) -> usize {
         self.0.len()
