@@ -133,7 +133,7 @@ pub use pipeline::{
 #[doc(inline)]
 pub use planner::{
     Cost, Largest, Located, Location,
-    device_map::{DTypes, DeviceFacts, DeviceMap, InFlight, MapPlace, Numerics, ReplicaMap, Replicas, Strategy},
+    device_map::{DTypes, DeviceFacts, DeviceMap, InFlight, MapPlace, Numerics, Replicas, Strategy},
     hardware::read as read_devices,
     plan::{ComponentPlan, DevicePlan, Edge, Plan, Rejected, ReplicaPlan},
 };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     cuts::{self, Target},
-    layout::{Layout, resident},
+    layout::{Held, Layout, resident},
     problem::{Best, Family, Goal, Problem, Scored},
     tuning::Tuning,
 };
@@ -40,7 +40,7 @@ impl Group<'_> {
             for &front in &self.distinct() {
                 self.pools(front, front)?;
             }
-            if self.problem.goal == Goal::Throughput {
+            if self.problem.goal() == Goal::Throughput {
                 return Ok(());
             }
         }
@@ -81,23 +81,23 @@ impl Group<'_> {
     }
 
     fn fill_small(&mut self) -> Result<()> {
-        let devices = self.devices.to_vec();
-        for &id in &devices {
+        let devices = self.devices;
+        for &id in devices {
             self.offer(Family::Whole, id, vec![id], id, 1)?;
         }
-        match self.problem.goal {
+        match self.problem.goal() {
             Goal::Throughput => {
-                for &front in &devices {
-                    for &back in &devices {
+                for &front in devices {
+                    for &back in devices {
                         self.pools(front, back)?;
                     }
                 }
                 self.dense()?;
             }
             Goal::Latency => {
-                for &front in &devices {
-                    for &unet in &devices {
-                        for &back in &devices {
+                for &front in devices {
+                    for &unet in devices {
+                        for &back in devices {
                             self.offer(Family::Apart, front, vec![unet], back, 1)?;
                         }
                     }
@@ -168,10 +168,10 @@ impl Group<'_> {
         if !self.problem.costs.trial.largest.guided || self.problem.named[self.denoiser()].is_some() {
             return Ok(());
         }
-        let devices = self.devices.to_vec();
-        let count = self.problem.costs.trial.sections(self.denoiser());
+        let devices = self.devices;
+        let count = self.problem.costs.trial.sections[self.denoiser()];
         let mut pairs = Vec::new();
-        for &negative in &devices {
+        for &negative in devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
                 pairs.push((self.branch_at_least(negative)?.max(self.branch_at_least(positive)?), negative, positive));
             }
@@ -213,7 +213,7 @@ impl Group<'_> {
             for &back in ends {
                 let unet = vec![place.clone()];
                 let outside = [front, back].iter().filter(|id| !place.devices().contains(id)).count();
-                let most = if self.problem.goal == Goal::Latency { 1 } else { 1 + outside };
+                let most = if self.problem.goal() == Goal::Latency { 1 } else { 1 + outside };
                 for in_flight in 1..=most {
                     let layout = self.with_denoisers(front, unet.clone(), back, in_flight);
                     self.consider(Family::Guided, layout)?;
@@ -232,7 +232,7 @@ impl Group<'_> {
         let all = self.devices.to_vec();
         for end in self.distinct() {
             for without in [&[][..], &[end][..]] {
-                let in_flights = match self.problem.goal {
+                let in_flights = match self.problem.goal() {
                     Goal::Latency => vec![1],
                     Goal::Throughput => vec![1, 2, count, count + 1],
                 };
@@ -260,39 +260,23 @@ impl Group<'_> {
         let mut whole = Vec::with_capacity(self.devices.len());
         for id in self.devices {
             let cost = problem.costs.whole(self.denoiser(), *id)?;
-            let bytes = cost.weight_bytes + cost.activation_bytes + cost.keep_bytes;
-            whole.push((cost.seconds, bytes <= problem.budget(*id)));
+            whole.push((cost.seconds, cost.alone_bytes() <= problem.budget(*id)));
         }
-        Ok(match problem.goal {
+        Ok(match problem.goal() {
             _ if problem.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
             Goal::Throughput => whole.iter().all(|(_, fits)| *fits),
             Goal::Latency => whole.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).is_some_and(|(_, fits)| fits),
         })
     }
 
-    /// A cut has no more to give than the devices at full work; where something else comes near that, one example is
-    /// enough to say by how much it loses.
+    /// Whether one example of a cut is enough to say by how much it loses: something else is better than what was found.
     fn cut_cannot_win(&self, in_flight: usize) -> bool {
         let Some(cut) = self.best.get(&Family::Cut) else { return false };
-        let others = self.best.iter().filter(|(family, _)| **family != Family::Cut).map(|(_, scored)| scored);
-        let rate = others.clone().map(|scored| scored.images_per_second).fold(0.0, f64::max);
-        let seconds = others.map(|scored| scored.seconds_per_image).fold(f64::INFINITY, f64::min);
-        match self.problem.goal {
-            Goal::Throughput => {
-                in_flight == 1 && rate > cut.images_per_second || rate * Tuning::ENOUGH_OF_FULL_WORK > self.full_work()
-            }
-            Goal::Latency => seconds < cut.seconds_per_image,
+        let mut others = self.best.iter().filter(|(family, _)| **family != Family::Cut).map(|(_, scored)| scored);
+        match self.problem.goal() {
+            Goal::Throughput => in_flight == 1 && others.any(|other| other.images_per_second > cut.images_per_second),
+            Goal::Latency => others.any(|other| other.seconds_per_image < cut.seconds_per_image),
         }
-    }
-
-    /// Images per second if every device of the group did nothing but UNets, all of the time.
-    fn full_work(&self) -> f64 {
-        let costs = self.problem.costs;
-        let rate = |id: &DeviceId| match costs.whole(self.denoiser(), *id) {
-            Ok(cost) => 1.0 / (cost.seconds * costs.calls as f64),
-            Err(_) => f64::INFINITY,
-        };
-        self.devices.iter().map(rate).sum()
     }
 
     /// The best cut of the UNet over `devices` less `without`, beside a text encoder on `front` and a VAE on `back`.
@@ -309,30 +293,28 @@ impl Group<'_> {
         let held = costs.held([&ends])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
+        // Arenas are shared by those who take turns; a request of several holds everything anyway.
+        let taken = |held: &Held| if in_flight > 1 { held.total() } else { held.weight_bytes };
+        let busy = |id: DeviceId| {
+            let whole = |component| costs.whole(component, id).map_or(0.0, |cost| cost.seconds);
+            let others = costs.components().filter(|component| !costs.denoises(*component));
+            let here =
+                others.flat_map(|component| ends.placement[component].iter().map(move |place| (component, place)));
+            let here = here.filter(|(_, place)| resident(place) == Some(id));
+            if in_flight > 1 {
+                here.map(|(component, _)| whole(component)).sum::<f64>() / costs.calls as f64
+            } else {
+                0.0
+            }
+        };
         // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
         for _ in 0..Tuning::MAX_CUT_ATTEMPTS {
-            let targets = devices.iter().zip(&spare).map(|(id, spare)| {
-                let index = costs.index(*id);
-                let of = |component| {
-                    let here = ends.placement[component].iter().filter(|place| resident(place) == Some(*id));
-                    here.map(|_| costs.whole(component, *id).map_or(0.0, |cost| cost.seconds)).sum::<f64>()
-                };
-                // A request of its own replica holds everything anyway.
-                let others = costs.components().filter(|component| !costs.denoises(*component));
-                let busy = if in_flight > 1 { others.map(of).sum() } else { 0.0 };
-                let taken = match in_flight > 1 {
-                    true => held[index].total(),
-                    // Arenas are shared by those who take turns.
-                    false => held[index].weight_bytes,
-                };
-                Target {
-                    kind: costs.kind_in_table(*id),
-                    bytes: self.problem.budgets[index].saturating_sub(taken + spare),
-                    link: costs.info(*id).rates.link,
-                    busy: busy / costs.calls as f64,
-                }
-            });
-            let targets: Vec<Target> = targets.collect();
+            let left = devices
+                .iter()
+                .zip(&spare)
+                .map(|(id, spare)| self.problem.budget(*id).saturating_sub(taken(&held[costs.index(*id)]) + spare));
+            let targets: Vec<Target> =
+                devices.iter().zip(left).map(|(id, left)| self.target(*id, left, busy(*id))).collect();
             if self.is_over() {
                 return Ok(None);
             }
@@ -351,6 +333,12 @@ impl Group<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// A device with `bytes` left for a piece of a cut, which does `busy` seconds of other work for each call.
+    fn target(&self, id: DeviceId, bytes: u64, busy: f64) -> Target {
+        let costs = self.problem.costs;
+        Target { kind: costs.kind_in_table(id), bytes, link: costs.info(id).rates.link, busy }
     }
 
     /// The best cut of a component over these targets.
@@ -378,14 +366,11 @@ impl Group<'_> {
                 }
                 let mut choices: Vec<Place<DeviceId>> =
                     self.devices.iter().map(|id| self.problem.whole(component, *id)).collect();
-                let held = costs.held([&self.problem.single(placement.clone())])?;
+                let held = costs.held([&self.problem.layout(placement.clone(), 1)])?;
                 let targets = self.devices.iter().map(|id| {
-                    let index = costs.index(*id);
-                    // Arenas are shared by those who take turns.
-                    let taken = held[index].weight_bytes + held[index].keep_bytes;
-                    let bytes = self.problem.budgets[index].saturating_sub(taken);
-                    let link = costs.info(*id).rates.link;
-                    Target { kind: costs.kind_in_table(*id), bytes, link, busy: 0.0 }
+                    let held = &held[costs.index(*id)];
+                    let left = self.problem.budget(*id).saturating_sub(held.weight_bytes + held.keep_bytes);
+                    self.target(*id, left, 0.0)
                 });
                 let targets: Vec<Target> = targets.collect();
                 if let Some(cut) = self.best_cut(component, &targets, 1)? {
@@ -394,13 +379,13 @@ impl Group<'_> {
                 }
                 for place in choices {
                     placement[component] = vec![place];
-                    if self.problem.fits(&self.problem.single(placement.clone()))? {
+                    if self.problem.fits(&self.problem.layout(placement.clone(), 1))? {
                         break;
                     }
                     placement[component].clear();
                 }
             }
-            self.consider(Family::Cut, self.problem.single(placement))?;
+            self.consider(Family::Cut, self.problem.layout(placement, 1))?;
         }
         Ok(())
     }
@@ -419,7 +404,7 @@ impl Group<'_> {
                     let placement = self.problem.named.map(|component, named| match named {
                         Some(named) => named.clone(),
                         None if is_offloaded(component) => {
-                            let devices = vec![id; costs.trial.sections(component)];
+                            let devices = vec![id; costs.trial.sections[component]];
                             vec![Place::Route(Sections { devices, reside })]
                         }
                         None => vec![self.problem.whole(component, id)],
@@ -481,10 +466,10 @@ impl Group<'_> {
         let last_resort = family == Family::Offloaded
             && self.best.is_empty()
             && self.devices.len() == 1
-            && problem.batch <= Tuning::MAX_LAST_RESORT_BATCH;
+            && problem.map.batch.value <= Tuning::MAX_LAST_RESORT_BATCH;
         if self.is_over() && !last_resort
             || layout.placement.iter().any(|(_, places)| places.is_empty())
-            || problem.one_class && !problem.classes_agree(&layout)
+            || problem.one_class() && !problem.classes_agree(&layout)
         {
             return Ok(());
         }
@@ -505,7 +490,7 @@ impl Group<'_> {
             seconds_per_image,
             seconds: f64::INFINITY,
         };
-        if problem.goal == Goal::Throughput && load.replicas[0].in_flight > 1 {
+        if problem.goal() == Goal::Throughput && load.replicas[0].in_flight > 1 {
             if before.is_some_and(|before| {
                 load.batch as f64 * load.bound() < before.images_per_second * (1.0 + Tuning::ROUNDING)
             }) {
@@ -515,7 +500,7 @@ impl Group<'_> {
             problem.costs.trial.effort.spend(prediction.looks)?;
             scored.images_per_second = prediction.images_per_second;
         }
-        if before.is_none_or(|before| scored.beats(before, problem.goal)) {
+        if before.is_none_or(|before| scored.beats(before, problem.goal())) {
             self.best.insert(family, scored);
         }
         Ok(())

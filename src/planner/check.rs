@@ -39,12 +39,11 @@ impl DeviceMap {
         if self.replica.is_empty() {
             return self.check_listed("");
         }
-        let maps = self.replica_maps();
-        for (index, map) in maps.iter().enumerate() {
-            let prefix = format!("replica[{index}].");
+        for (prefix, map) in self.all_maps().skip(1) {
             map.check_values(&prefix)?;
             map.check_listed(&prefix)?;
         }
+        let maps = self.replica_maps();
         // What the top level says about a device must reach a replica.
         for (key, device) in self.limited_devices() {
             let id = &device.value;
@@ -100,8 +99,7 @@ impl DeviceMap {
     /// Not both `cpu` and `cpu:N` in one map.
     fn check_cpu(&self) -> Result<()> {
         let mut named: Vec<(String, Located<DeviceId>)> = Vec::new();
-        for (index, map) in [self.clone()].iter().chain(&self.replica_maps()).enumerate() {
-            let prefix = if index == 0 { String::new() } else { format!("replica[{}].", index - 1) };
+        for (prefix, map) in self.all_maps() {
             let listed = map.devices.iter().map(|device| ("devices".to_string(), device.clone()));
             let placed = map.placed_devices().map(|(key, device)| (key, device.clone()));
             let here = listed.chain(placed).chain(map.limited_devices());
@@ -195,7 +193,7 @@ impl DeviceMap {
         let no_such = |error: Error, name: &str| {
             error.hint(with_nearest(&format!("the components are {}", names.join(", ")), name, &names))
         };
-        for map in [self.clone()].iter().chain(&self.replica_maps()) {
+        for (_, map) in self.all_maps() {
             if let Some((name, dtype)) = map.dtype.components.iter().find(|(name, _)| spec.component(name).is_none()) {
                 return Err(no_such(dtype.refuse(&format!("dtype.{name}"), "no such component"), name));
             }
@@ -220,7 +218,7 @@ impl DeviceMap {
     /// "" or a whole-step beginning of a border, and each border has a device.
     pub fn check_borders(&self, component: &str, borders: &[String]) -> Result<()> {
         let key = format!("components.{component}");
-        for map in [self.clone()].iter().chain(&self.replica_maps()) {
+        for (_, map) in self.all_maps() {
             let Some(pool) = map.components.get(component) else { continue };
             for shards in pool.value.iter().flat_map(MapPlace::cuts) {
                 check_shards(&key, pool, shards, borders)?;

@@ -52,8 +52,9 @@ pub struct DeviceMap {
     pub device: BTreeMap<DeviceId, Located<DeviceFacts>>,
     /// Components with places of their own; by their names in the model. Several places are a pool: an instance on each.
     pub components: BTreeMap<String, Located<Vec<MapPlace>>>,
-    /// Replicas written out one by one; see [`replica_maps`](Self::replica_maps).
-    pub replica: Vec<Located<ReplicaMap>>,
+    /// Replicas written out one by one. Each is a whole map: this one with what its `[[replica]]` says instead, and without
+    /// what this one says about devices that the replica does not list.
+    pub replica: Vec<Located<DeviceMap>>,
 }
 
 impl Default for DeviceMap {
@@ -72,25 +73,6 @@ impl Default for DeviceMap {
             replica: Vec::new(),
         }
     }
-}
-
-/// One `[[replica]]`: what it says in place of the map's top level.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ReplicaMap {
-    /// In place of the top level's.
-    pub strategy: Option<Located<Strategy>>,
-    /// In place of the top level's, if there are any.
-    pub devices: Vec<Located<DeviceId>>,
-    /// In place of the top level's.
-    pub in_flight: Option<Located<InFlight>>,
-    /// In place of the top level's.
-    pub batch: Option<Located<usize>>,
-    /// In place of the top level's.
-    pub numerics: Option<Located<Numerics>>,
-    /// Limits beside the top level's, or in place of one for the same device.
-    pub max_memory: BTreeMap<DeviceId, Located<u64>>,
-    /// Components beside the top level's, or in place of one of the same name, as a whole.
-    pub components: BTreeMap<String, Located<Vec<MapPlace>>>,
 }
 
 /// Where one instance of a component runs and where its weights live, as a map says it. A plan has a
@@ -333,35 +315,19 @@ impl DeviceMap {
         Self { strategy: strategy.into(), ..Self::default() }
     }
 
-    /// The whole map of each replica that is written out: the top level with what its `[[replica]]` says instead. The
-    /// map itself if there is none.
-    ///
-    /// What the top level says about a device that a replica does not list concerns other replicas, and is left out.
-    pub fn replica_maps(&self) -> Vec<Self> {
-        if self.replica.is_empty() {
-            return vec![self.clone()];
+    /// The maps to be placed: those of the replicas that are written out, or this one if there is none.
+    pub fn replica_maps(&self) -> Vec<&Self> {
+        match self.replica.is_empty() {
+            true => vec![self],
+            false => self.replica.iter().map(|replica| &replica.value).collect(),
         }
-        let merged = |replica: &Located<ReplicaMap>| {
-            let own = &replica.value;
-            let devices = if own.devices.is_empty() { &self.devices } else { &own.devices };
-            let listed = |id: &DeviceId| devices.is_empty() || devices.iter().any(|device| device.value == *id);
-            let mut map = Self {
-                strategy: own.strategy.clone().unwrap_or_else(|| self.strategy.clone()),
-                devices: devices.clone(),
-                replicas: Located::default(),
-                in_flight: own.in_flight.clone().unwrap_or_else(|| self.in_flight.clone()),
-                batch: own.batch.clone().unwrap_or_else(|| self.batch.clone()),
-                numerics: own.numerics.clone().unwrap_or_else(|| self.numerics.clone()),
-                replica: Vec::new(),
-                ..self.clone()
-            };
-            map.max_memory.retain(|id, _| listed(id));
-            map.device.retain(|id, _| listed(id));
-            map.max_memory.extend(own.max_memory.clone());
-            map.components.extend(own.components.clone());
-            map
-        };
-        self.replica.iter().map(merged).collect()
+    }
+
+    /// This map and those of its replicas, each with what stands before its keys in messages.
+    pub(super) fn all_maps(&self) -> impl Iterator<Item = (String, &Self)> {
+        let replicas = self.replica.iter().enumerate();
+        let replicas = replicas.map(|(index, replica)| (format!("replica[{index}]."), &replica.value));
+        std::iter::once((String::new(), self)).chain(replicas)
     }
 
     /// Every device that a component is placed on, with the component's key for a value made in code. The replicas' own

@@ -1,7 +1,5 @@
 //! Diagnosis of a device map for which nothing fits: finds the entry without which everything would.
 
-use std::fmt::Display;
-
 use super::{
     device_map::{DeviceFacts, DeviceMap, InFlight},
     fields::Located,
@@ -22,8 +20,9 @@ pub(super) fn diagnose(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMa
     found.map_or(error, |(_, refused)| refused)
 }
 
-fn facts_of(map: &mut DeviceMap, id: DeviceId) -> &mut DeviceFacts {
-    &mut map.device.get_mut(&id).expect("a clone has the same devices").value
+/// Changes what `map` says about a device, if it says something.
+fn facts_of(map: &mut DeviceMap, id: DeviceId, change: impl Fn(&mut DeviceFacts)) {
+    map.device.get_mut(&id).into_iter().for_each(|facts| change(&mut facts.value));
 }
 
 struct Candidates<'a> {
@@ -32,46 +31,50 @@ struct Candidates<'a> {
 }
 
 impl Candidates<'_> {
-    /// Maps that ask for less in one respect, each with the error that says so.
+    /// Maps that ask for less in one respect, each with the error that says so. What a replica has from the top level is
+    /// relaxed there, for all.
     fn all(&self) -> Vec<(DeviceMap, Error)> {
         let mut all = Vec::new();
-        all.extend(self.count("batch", Some(&self.map.batch), |n| *n > 1, |map| map.batch = 1.into()));
         let is_count = |in_flight: &InFlight| matches!(in_flight, InFlight::Count(2..));
-        let one = || Located::from(InFlight::Count(1));
-        all.extend(self.count("in_flight", Some(&self.map.in_flight), is_count, |map| map.in_flight = one()));
-        for (i, replica) in self.map.replica.iter().enumerate() {
-            let (key, own) = (|name: &dyn Display| format!("replica[{i}].{name}"), &replica.value);
-            let fewer = |map: &mut DeviceMap| map.replica[i].value.batch = Some(1.into());
-            all.extend(self.count(&key(&"batch"), own.batch.as_ref(), |n| *n > 1, fewer));
-            let fewer = |map: &mut DeviceMap| map.replica[i].value.in_flight = Some(one());
-            all.extend(self.count(&key(&"in_flight"), own.in_flight.as_ref(), is_count, fewer));
+        for (prefix, own) in self.map.all_maps() {
+            let (is_top, key) = (prefix.is_empty(), |name: &str| format!("{prefix}{name}"));
+            let batch = Some(&own.batch).filter(|batch| is_top || **batch != self.map.batch);
+            all.extend(self.count(&key("batch"), batch, |n| *n > 1, |map| &mut map.batch, 1));
+            let in_flight = Some(&own.in_flight).filter(|count| is_top || **count != self.map.in_flight);
+            let one = InFlight::Count(1);
+            all.extend(self.count(&key("in_flight"), in_flight, is_count, |map| &mut map.in_flight, one));
             for (id, limit) in &own.max_memory {
-                let more = |map: &mut DeviceMap| drop(map.replica[i].value.max_memory.remove(id));
-                all.extend(self.size(&key(&format!("max_memory.{id}")), Some(limit), more));
+                if is_top || self.map.max_memory.get(id) != Some(limit) {
+                    let more =
+                        |map: &mut DeviceMap| map.max_memory.retain(|known, other| (known, &*other) != (id, limit));
+                    all.extend(self.size(&key(&format!("max_memory.{id}")), Some(limit), more));
+                }
             }
-        }
-        for (id, limit) in &self.map.max_memory {
-            let more = |map: &mut DeviceMap| drop(map.max_memory.remove(id));
-            all.extend(self.size(&format!("max_memory.{id}"), Some(limit), more));
         }
         for (id, facts) in &self.map.device {
             let facts = &facts.value;
-            let more = |map: &mut DeviceMap| facts_of(map, *id).reserve = None;
+            let more = |map: &mut DeviceMap| facts_of(map, *id, |facts| facts.reserve = None);
             all.extend(self.size(&format!("device.{id}.reserve"), facts.reserve.as_ref(), more));
-            let more = |map: &mut DeviceMap| facts_of(map, *id).memory = None;
+            let more = |map: &mut DeviceMap| facts_of(map, *id, |facts| facts.memory = None);
             all.extend(self.size(&format!("device.{id}.memory"), facts.memory.as_ref(), more));
         }
         all
     }
 
-    fn count<T>(
+    fn count<T: PartialEq + Clone>(
         &self,
         key: &str,
         entry: Option<&Located<T>>,
         is_more_than_one: impl Fn(&T) -> bool,
-        relax: impl FnOnce(&mut DeviceMap),
+        entry_of: impl Fn(&mut DeviceMap) -> &mut Located<T>,
+        one: T,
     ) -> Option<(DeviceMap, Error)> {
         let entry = entry.filter(|entry| is_more_than_one(&entry.value))?;
+        let relax = |map: &mut DeviceMap| {
+            if entry_of(map) == entry {
+                entry_of(map).value = one.clone();
+            }
+        };
         Some(self.without(relax, entry.refuse(key, self.problem()).hint("a smaller number: with 1 everything fits")))
     }
 
@@ -79,7 +82,7 @@ impl Candidates<'_> {
         &self,
         key: &str,
         entry: Option<&Located<u64>>,
-        relax: impl FnOnce(&mut DeviceMap),
+        relax: impl Fn(&mut DeviceMap),
     ) -> Option<(DeviceMap, Error)> {
         let refused = entry?.refuse(key, self.problem()).hint("another size: without this entry everything fits");
         Some(self.without(relax, refused))
@@ -89,9 +92,10 @@ impl Candidates<'_> {
         format!("with this, {}", self.why)
     }
 
-    fn without(&self, relax: impl FnOnce(&mut DeviceMap), refused: Error) -> (DeviceMap, Error) {
+    fn without(&self, relax: impl Fn(&mut DeviceMap), refused: Error) -> (DeviceMap, Error) {
         let mut map = self.map.clone();
         relax(&mut map);
+        map.replica.iter_mut().for_each(|replica| relax(&mut replica.value));
         (map, refused)
     }
 }

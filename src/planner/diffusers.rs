@@ -2,9 +2,9 @@
 //! in the asked type, all of the VAE, and the safety checker, which sdshard does not run.
 
 use super::{
+    by_bytes::{DeviceBudget, partition, replica_counts},
     device_map::DeviceMap,
     fields::Located,
-    strategies::{DeviceBudget, partition, replica_counts},
 };
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
@@ -139,7 +139,11 @@ fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Networ
 /// A place for each component of each replica. With `max_memory` the devices have exactly what it says, and others are
 /// not used, as in diffusers; without it, what is free on each. The CPU takes part only where there is no GPU. A component
 /// on the host is offloaded from the first device, as in diffusers.
-pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result<Vec<PerComponent<Place<DeviceId>>>> {
+pub(super) fn place(
+    map: &DeviceMap,
+    spec: &ModelSpec,
+    infos: &[&DeviceInfo],
+) -> Result<Vec<PerComponent<Place<DeviceId>>>> {
     let has_gpu = infos.iter().any(|info| info.id.kind != DeviceKind::Cpu);
     let auto = if has_gpu { DType::F16 } else { DType::F32 };
     let networks = networks(map, spec, auto)?;
@@ -193,8 +197,9 @@ pub fn place(map: &DeviceMap, spec: &ModelSpec, infos: &[&DeviceInfo]) -> Result
 mod tests {
     use super::*;
     use crate::planner::{
+        Cost,
+        by_bytes::{self, ComponentSize},
         device_map::Strategy,
-        strategies::{self, ComponentSize, Size},
     };
 
     /// Components in the order of `model_index.json`, bytes in f16.
@@ -269,8 +274,8 @@ mod tests {
         for &(model, width, gb, _) in DIFFUSERS.iter().filter(|(_, _, gb, _)| !gb.is_empty()) {
             let devices = of_gb(gb);
             let component = |(name, bytes): &(&str, u64)| {
-                let size = Size { weight_bytes: bytes * width, activation_bytes: 0, keep_bytes: 0 };
-                ComponentSize::everywhere(name, size, devices.iter().map(|device| device.id))
+                let cost = Cost { weight_bytes: bytes * width, ..Cost::default() };
+                ComponentSize { name: name.to_string(), on: devices.iter().map(|device| (device.id, cost)).collect() }
             };
             let components: Vec<_> = model.iter().map(component).collect();
             // Every way to give each component a device, counted through.
@@ -281,7 +286,7 @@ mod tests {
                 }
                 held.iter().zip(&devices).all(|(held, device)| *held <= device.bytes)
             });
-            let placed = strategies::place(Strategy::Balanced, &components, &vec![None; model.len()], &devices);
+            let placed = by_bytes::place(Strategy::Balanced, &components, &vec![None; model.len()], &devices);
             assert_eq!(
                 placed.is_ok(),
                 fits,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{
     device_map::{
-        DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, ReplicaMap, Replicas, Reside,
-        Strategy, with_nearest,
+        DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy,
+        with_nearest,
     },
     fields::{Field, Located, Location, Source, nearest},
     size::{parse_accelerate_size, parse_size},
@@ -55,35 +55,32 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
     let source = Source { file: &file, text };
     let root = source.parse(syntax_hint)?;
     let mut map = DeviceMap::default();
-    let fields = source.fields(root.get_ref());
-    // How sizes are read depends on it, wherever it stands.
-    let strategy = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
-    let strategy = strategy.map_or_else(Strategy::default, |strategy| strategy.value);
+    let mut fields = source.fields(root.get_ref());
+    let strategy = strategy_of(&fields, Strategy::default())?;
+    // A replica is the map with what the replica says instead.
+    fields.sort_by_key(|field| field.name == "replica");
     for field in fields {
+        if field.set(&mut map, strategy)? {
+            continue;
+        }
         match field.name {
-            "strategy" => map.strategy = field.strategy()?,
-            "devices" => map.devices = field.devices()?,
             "replicas" => map.replicas = field.replicas()?,
-            "in_flight" => map.in_flight = field.in_flight()?,
-            "batch" => map.batch = field.number_from_1("requests in one forward pass")?,
-            "numerics" => map.numerics = field.numerics()?,
             "dtype" => map.dtype = field.dtypes()?,
-            "max_memory" => map.max_memory = field.limits(strategy)?,
             "device" => {
                 for device in field.entries("[device.\"cpu:0\"], then cores = \"0-15\"")? {
                     map.device.insert(device.device_name()?, device.facts()?);
                 }
             }
-            "components" => map.components = field.components()?,
             "replica" => {
                 let form = "[[replica]] above each one, then devices = [\"cuda:0\"]";
                 let replicas = match field.items() {
                     Some(items) if !items.is_empty() => field.not_too_many("replicas", items)?,
                     _ => return Err(field.refuse("an array of tables is wanted").hint(form)),
                 };
+                let whole = map.clone();
                 for (index, mut replica) in replicas.into_iter().enumerate() {
                     replica.key = format!("replica[{index}]");
-                    map.replica.push(replica.replica(strategy)?);
+                    map.replica.push(replica.replica(&whole, strategy)?);
                 }
             }
             name => {
@@ -93,6 +90,12 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
         }
     }
     Ok(map)
+}
+
+/// The strategy that `fields` name, wherever it stands; how sizes are read depends on it.
+fn strategy_of(fields: &[Field], otherwise: Strategy) -> Result<Strategy> {
+    let strategy = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
+    Ok(strategy.map_or(otherwise, |strategy| strategy.value))
 }
 
 /// Reads a file of devices, in its order; `file` is what messages call it.
@@ -118,21 +121,36 @@ pub(super) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Loca
 
 /// The grammar of single values.
 impl<'a> Field<'a> {
-    /// One `[[replica]]` of a map whose top level has `strategy`.
-    fn replica(&self, strategy: Strategy) -> Result<Located<ReplicaMap>> {
-        let mut map = ReplicaMap::default();
+    /// Puts this field into `map`, if it is one that a `[[replica]]` may have as well.
+    fn set(&self, map: &mut DeviceMap, strategy: Strategy) -> Result<bool> {
+        match self.name {
+            "strategy" => map.strategy = self.strategy()?,
+            "devices" => map.devices = self.devices()?,
+            "in_flight" => map.in_flight = self.in_flight()?,
+            "batch" => map.batch = self.number_from_1("requests in one forward pass")?,
+            "numerics" => map.numerics = self.numerics()?,
+            "max_memory" => map.max_memory.extend(self.limits(strategy)?),
+            "components" => map.components.extend(self.components()?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// One `[[replica]]` of a map whose top level is `whole`, with this strategy.
+    fn replica(&self, whole: &DeviceMap, strategy: Strategy) -> Result<Located<DeviceMap>> {
+        let mut map = DeviceMap { replicas: Located::default(), ..whole.clone() };
         let fields = self.entries("devices = [\"cuda:0\"]")?;
-        let own = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
-        let strategy = own.map_or(strategy, |own| own.value);
+        let strategy = strategy_of(&fields, strategy)?;
+        if let Some(devices) = fields.iter().find(|field| field.name == "devices") {
+            map.devices = devices.devices()?;
+        }
+        // What the top level says about a device that this replica does not list concerns other replicas.
+        let listed: Vec<DeviceId> = map.devices.iter().map(|device| device.value).collect();
+        map.max_memory.retain(|id, _| listed.is_empty() || listed.contains(id));
+        map.device.retain(|id, _| listed.is_empty() || listed.contains(id));
         for field in fields {
             match field.name {
-                "strategy" => map.strategy = Some(field.strategy()?),
-                "devices" => map.devices = field.devices()?,
-                "in_flight" => map.in_flight = Some(field.in_flight()?),
-                "batch" => map.batch = Some(field.number_from_1("requests in one forward pass")?),
-                "numerics" => map.numerics = Some(field.numerics()?),
-                "max_memory" => map.max_memory = field.limits(strategy)?,
-                "components" => map.components = field.components()?,
+                _ if field.set(&mut map, strategy)? => {}
                 name if TOP_LEVEL.contains(&name) => {
                     let problem = match name {
                         "dtype" => "replicas share one type of weights, or a prompt would give another picture in each",

@@ -290,7 +290,7 @@ impl<'a> Costs<'a> {
 
     /// The transient arena that each section needs on a device of its own.
     fn arenas(&self, component: ComponentId, info: &DeviceInfo) -> Result<Vec<u64>> {
-        let count = self.trial.sections(component);
+        let count = self.trial.sections[component];
         let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
         let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
         let (spec, largest, effort) = (self.trial.spec, self.trial.largest, self.trial.effort);

@@ -1,15 +1,17 @@
-//! A device map on a machine: what its names of devices mean there, and which devices it may use.
+//! A device map on a machine: what its names of devices mean there, which devices it may use, and what they can do.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     check::{mixes_cpu, refuse_unlisted},
-    device_map::{DeviceMap, MapPlace},
+    device_map::{DeviceMap, MapPlace, Strategy},
     fields::Located,
+    hardware,
 };
 use crate::{
-    backend::{DeviceId, DeviceKind},
-    error::Result,
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, registry::measured},
+    error::{Error, Result},
+    models::spec::{ComponentSpec, ModelSpec},
 };
 
 impl DeviceMap {
@@ -44,16 +46,22 @@ impl DeviceMap {
             })
         };
         let mut map = self.clone();
-        name_devices("devices", &mut map.devices, name)?;
-        map.max_memory = renamed("max_memory", map.max_memory, name)?;
-        map.device = renamed("device", map.device, name)?;
-        name_components(&mut map.components, name)?;
-        for replica in map.replica.iter_mut().map(|replica| &mut replica.value) {
-            name_devices("devices", &mut replica.devices, name)?;
-            replica.max_memory = renamed("max_memory", std::mem::take(&mut replica.max_memory), name)?;
-            name_components(&mut replica.components, name)?;
-        }
+        map.name_devices(&name)?;
+        map.replica.iter_mut().try_for_each(|replica| replica.value.name_devices(&name))?;
         Ok(map)
+    }
+
+    /// Gives every device the name that `name` has for it.
+    fn name_devices(&mut self, name: &impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>) -> Result<()> {
+        let rename = |key: &str, device: &mut Located<DeviceId>| name(key, device).map(|id| device.value = id);
+        self.devices.iter_mut().try_for_each(|device| rename("devices", device))?;
+        self.max_memory = renamed("max_memory", std::mem::take(&mut self.max_memory), name)?;
+        self.device = renamed("device", std::mem::take(&mut self.device), name)?;
+        for (component, pool) in &mut self.components {
+            let key = format!("components.{component}");
+            pool.value.iter_mut().flat_map(MapPlace::devices_mut).try_for_each(|device| rename(&key, device))?;
+        }
+        Ok(())
     }
 
     /// The devices that this map may use on a machine whose default devices are `defaults`, the preferred one first.
@@ -119,26 +127,99 @@ fn renamed<T>(
     Ok(named)
 }
 
-/// Gives every device of a list the name that `name` has for it.
-fn name_devices<'a>(
-    key: &str,
-    devices: impl IntoIterator<Item = &'a mut Located<DeviceId>>,
-    name: impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>,
-) -> Result<()> {
-    for device in devices {
-        device.value = name(key, device)?;
+/// What a map lets a device hold, in bytes. To `diffusers-balanced`, limits are what they are to diffusers: they guide
+/// the weights, and what else the components need may lie beyond them.
+pub(super) fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
+    if map.strategy.value == Strategy::DiffusersBalanced {
+        return info.free_bytes;
     }
-    Ok(())
+    map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
-/// Gives every device of `components` the name that `name` has for it.
-fn name_components(
-    components: &mut BTreeMap<String, Located<Vec<MapPlace>>>,
-    name: impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>,
-) -> Result<()> {
-    for (component, pool) in components {
-        let key = format!("components.{component}");
-        name_devices(&key, pool.value.iter_mut().flat_map(MapPlace::devices_mut), &name)?;
+/// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A network
+/// that overflows f16 has f32 unless the map says otherwise.
+pub(super) fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo]) -> Result<Option<DType>> {
+    let said = map.dtype.said(&component.name);
+    let Some(asked) = said.value else {
+        return Ok(component.network.overflows_f16().then_some(DType::F32));
+    };
+    match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
+        None => Ok(Some(asked)),
+        Some(info) => Err(match info.id.kind {
+            DeviceKind::Cpu => said
+                .refuse("dtype", format!("the CPU has no {asked} kernels for the {}", component.name))
+                .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
+            _ => said
+                .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name))
+                .found(info.class.to_string())
+                .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
+        }),
     }
-    Ok(())
+}
+
+/// A CPU that nobody named is no reason to refuse a type that the GPUs have.
+pub(super) fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, infos: &mut Vec<DeviceInfo>) {
+    let maps = map.replica_maps();
+    let is_named = |id: DeviceId| {
+        let listed = |map: &DeviceMap| map.devices.iter().any(|device| device.value == id);
+        maps.iter().any(|map| listed(map) || map.placed_devices().any(|(_, device)| device.value == id))
+    };
+    let has_types = |info: &DeviceInfo| spec.names().iter().all(|name| info.in_type(map.dtype.of(name)).is_some());
+    if infos.iter().any(|info| info.id.kind != DeviceKind::Cpu) {
+        infos.retain(|info| info.id.kind != DeviceKind::Cpu || is_named(info.id) || has_types(info));
+    }
+}
+
+/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer, and what the map
+/// says of it.
+pub(super) fn describe(
+    map: &DeviceMap,
+    id: DeviceId,
+    usable: &[DeviceId],
+    devices: &[DeviceInfo],
+) -> Result<DeviceInfo> {
+    let info = find(map, id, usable, devices)?;
+    match map.device.get(&id) {
+        Some(facts) => hardware::apply(info, &facts.value),
+        None => Ok(info),
+    }
+}
+
+fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+    let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
+    if id.kind == DeviceKind::Wgpu {
+        let asked = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.adapter.as_ref());
+        let number = |id: &DeviceId| asked(id).map(|adapter| adapter.value).or(id.index);
+        if let Some(info) = devices.iter().find(|device| device.id.kind == id.kind && device.id.index == number(&id)) {
+            let on_it = usable.iter().filter(|other| other.kind == id.kind && number(other) == number(&id)).count();
+            return Ok(hardware::part_of_adapter(&measured(info), id, on_it));
+        }
+        if let Some(adapter) = asked(&id) {
+            let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
+            return Err(adapter
+                .refuse(&format!("device.{id}.adapter"), format!("this machine has no adapter {}", adapter.value))
+                .found(found.join(", "))
+                .hint("an adapter's number is that of its device in `sdshard devices`"));
+        }
+    }
+    if let Some(info) = devices.iter().find(|device| device.id == id) {
+        return cores(&id).map_or_else(|| Ok(info.clone()), |cores| hardware::with_cores(info, cores));
+    }
+    if let (DeviceKind::Cpu, Some(_), Some(whole)) =
+        (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
+    {
+        let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
+        let requested: Vec<_> = shares.iter().map(cores).collect();
+        return hardware::share(whole, id, &shares, &requested);
+    }
+    let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
+    let component = map.placed_devices().find(|(_, device)| device.value == id);
+    let listed = map.devices.iter().find(|device| device.value == id);
+    let problem = format!("there is no device \"{id}\"");
+    let refused = match (component, listed) {
+        (Some((key, device)), _) => device.refuse(&key, problem),
+        (None, Some(device)) => device.refuse("devices", problem),
+        (None, None) => Error::input(problem),
+    };
+    Err(refused.found(found.join(", ")).hint("one of these; `sdshard devices` lists those of this machine"))
 }

@@ -1,8 +1,10 @@
 //! Which device holds what.
 
+mod by_bytes;
+mod by_time;
 mod candidates;
 mod check;
-pub mod choose;
+mod choose;
 pub mod cuts;
 pub mod device_map;
 mod diagnose;
@@ -12,6 +14,7 @@ mod effort;
 mod fields;
 mod grammar;
 pub mod hardware;
+mod largest;
 pub mod layout;
 mod load;
 mod machine;
@@ -21,11 +24,11 @@ mod problem;
 mod report;
 mod search;
 pub mod size;
-pub mod strategies;
 mod trial;
 mod tuning;
 pub(crate) mod words;
 pub mod world;
 
 pub use fields::{Located, Location};
-pub use trial::{Cost, Largest};
+pub use largest::Largest;
+pub use trial::Cost;

@@ -9,29 +9,31 @@ use serde::Serialize;
 
 use super::{
     Cost, Located,
-    choose::{Chosen, choose},
-    device_map::{DeviceFacts, DeviceMap, Numerics, Strategy},
+    choose::choose,
+    device_map::{DeviceFacts, DeviceMap, Numerics},
     diagnose::diagnose,
     edges::edges,
     effort::Effort,
-    hardware,
+    largest::Largest,
     layout::{Costs, Layout},
+    machine::{budget, describe, leave_out_cpu_without_types, resolve_dtype},
     predict::Load,
+    problem::Chosen,
     size::format_bytes,
-    trial::{Largest, Trial},
+    trial::Trial,
     tuning::Tuning,
     words::device_list,
 };
-pub use super::{choose::Rejected, edges::Edge};
+pub use super::{edges::Edge, problem::Rejected};
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, registry::measured},
+    backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass},
     error::{Error, Result},
     models::{
         component::{ComponentId, PerComponent, Stage},
-        spec::{ComponentSpec, ModelSpec},
+        spec::ModelSpec,
     },
     pipeline::{
-        placement::{Place, Placement, Reside, each_once},
+        placement::{Place, Placement, Reside, Sections, each_once},
         request::Request,
     },
 };
@@ -225,7 +227,7 @@ impl Plan {
         let host = devices.iter().find(|device| device.id == DeviceId::CPU);
         let costs = Costs::new(&trial, host.map(|host| host.free_bytes))?;
         let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
-        for map in &maps {
+        for &map in &maps {
             let mut own = map.usable(defaults)?;
             own.retain(|id| infos.iter().any(|info| info.id == *id));
             let room = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
@@ -445,39 +447,26 @@ impl Plan {
     /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
     /// of devices, `cpu` for the host's memory, or `disk`.
     pub fn homes(&self) -> BTreeMap<String, Vec<String>> {
-        let mut homes = BTreeMap::<_, Vec<String>>::new();
-        for (component, places) in self.replicas.iter().flat_map(|replica| replica.placement.iter()) {
-            let here = homes.entry(self.components[component].name.clone()).or_default();
-            for route in places.iter().flat_map(Place::routes) {
-                let names = match route.reside {
-                    Reside::Device => route.iter().map(ToString::to_string).collect(),
-                    Reside::Host => vec![DeviceId::CPU.to_string()],
-                    Reside::Disk => vec!["disk".to_string()],
-                };
-                for name in names {
-                    if !here.contains(&name) {
-                        here.push(name);
-                    }
-                }
-            }
-        }
-        homes
+        let of_route = |route: &Sections<DeviceId>| match route.reside {
+            Reside::Device => route.iter().map(ToString::to_string).collect(),
+            Reside::Host => vec![DeviceId::CPU.to_string()],
+            Reside::Disk => vec!["disk".to_string()],
+        };
+        self.of_places(|place| place.routes().into_iter().flat_map(of_route).collect())
     }
 
     /// The devices of each component, over all places and replicas.
     pub fn device_map(&self) -> BTreeMap<String, Vec<DeviceId>> {
-        let mut map = BTreeMap::<_, Vec<DeviceId>>::new();
-        for replica in &self.replicas {
-            for (component, places) in replica.placement.iter() {
-                let devices = map.entry(self.components[component].name.clone()).or_default();
-                for device in places.iter().flat_map(Place::devices) {
-                    if !devices.contains(&device) {
-                        devices.push(device);
-                    }
-                }
-            }
-        }
-        map
+        self.of_places(Place::devices)
+    }
+
+    /// What `list` lists of a component's places, each once.
+    fn of_places<T: PartialEq>(&self, list: impl Fn(&Place<DeviceId>) -> Vec<T>) -> BTreeMap<String, Vec<T>> {
+        let of_one = |(id, component): (ComponentId, &ComponentPlan)| {
+            let places = self.replicas.iter().flat_map(|replica| &replica.placement[id]);
+            (component.name.clone(), each_once(places.flat_map(&list)))
+        };
+        self.components.iter().map(of_one).collect()
     }
 }
 
@@ -510,96 +499,4 @@ impl Reasons {
         };
         self.0.into_iter().map(sentence).collect()
     }
-}
-
-/// What a map lets a device hold, in bytes. To `diffusers-balanced`, limits are what they are to diffusers: they guide
-/// the weights, and what else the components need may lie beyond them.
-fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
-    if map.strategy.value == Strategy::DiffusersBalanced {
-        return info.free_bytes;
-    }
-    map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
-}
-
-/// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A network
-/// that overflows f16 has f32 unless the map says otherwise.
-fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo]) -> Result<Option<DType>> {
-    let said = map.dtype.said(&component.name);
-    let Some(asked) = said.value else {
-        return Ok(component.network.overflows_f16().then_some(DType::F32));
-    };
-    match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
-        None => Ok(Some(asked)),
-        Some(info) => Err(match info.id.kind {
-            DeviceKind::Cpu => said
-                .refuse("dtype", format!("the CPU has no {asked} kernels for the {}", component.name))
-                .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
-            _ => said
-                .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name))
-                .found(info.class.to_string())
-                .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
-        }),
-    }
-}
-
-/// A CPU that nobody named is no reason to refuse a type that the GPUs have.
-fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, infos: &mut Vec<DeviceInfo>) {
-    let maps = map.replica_maps();
-    let is_named = |id: DeviceId| {
-        let listed = |map: &DeviceMap| map.devices.iter().any(|device| device.value == id);
-        maps.iter().any(|map| listed(map) || map.placed_devices().any(|(_, device)| device.value == id))
-    };
-    let has_types = |info: &DeviceInfo| spec.names().iter().all(|name| info.in_type(map.dtype.of(name)).is_some());
-    if infos.iter().any(|info| info.id.kind != DeviceKind::Cpu) {
-        infos.retain(|info| info.id.kind != DeviceKind::Cpu || is_named(info.id) || has_types(info));
-    }
-}
-
-/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer, and what the map
-/// says of it.
-fn describe(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
-    let info = find(map, id, usable, devices)?;
-    match map.device.get(&id) {
-        Some(facts) => hardware::apply(info, &facts.value),
-        None => Ok(info),
-    }
-}
-
-fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
-    let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
-    if id.kind == DeviceKind::Wgpu {
-        let asked = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.adapter.as_ref());
-        let number = |id: &DeviceId| asked(id).map(|adapter| adapter.value).or(id.index);
-        if let Some(info) = devices.iter().find(|device| device.id.kind == id.kind && device.id.index == number(&id)) {
-            let on_it = usable.iter().filter(|other| other.kind == id.kind && number(other) == number(&id)).count();
-            return Ok(hardware::part_of_adapter(&measured(info), id, on_it));
-        }
-        if let Some(adapter) = asked(&id) {
-            let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
-            return Err(adapter
-                .refuse(&format!("device.{id}.adapter"), format!("this machine has no adapter {}", adapter.value))
-                .found(found.join(", "))
-                .hint("an adapter's number is that of its device in `sdshard devices`"));
-        }
-    }
-    if let Some(info) = devices.iter().find(|device| device.id == id) {
-        return cores(&id).map_or_else(|| Ok(info.clone()), |cores| hardware::with_cores(info, cores));
-    }
-    if let (DeviceKind::Cpu, Some(_), Some(whole)) =
-        (id.kind, id.index, devices.iter().find(|device| device.id == DeviceId::CPU))
-    {
-        let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
-        let requested: Vec<_> = shares.iter().map(cores).collect();
-        return hardware::share(whole, id, &shares, &requested);
-    }
-    let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
-    let component = map.placed_devices().find(|(_, device)| device.value == id);
-    let listed = map.devices.iter().find(|device| device.value == id);
-    let problem = format!("there is no device \"{id}\"");
-    let refused = match (component, listed) {
-        (Some((key, device)), _) => device.refuse(&key, problem),
-        (None, Some(device)) => device.refuse("devices", problem),
-        (None, None) => Error::input(problem),
-    };
-    Err(refused.found(found.join(", ")).hint("one of these; `sdshard devices` lists those of this machine"))
 }

@@ -1,8 +1,13 @@
-//! What the strategies that know time look for, and what they find.
+//! What a strategy has to solve, and what it finds: the devices' limits, what the map places already, and candidates with
+//! their figures.
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::{
+    Located,
+    device_map::{DeviceMap, InFlight, MapPlace, Numerics},
     layout::{Costs, Layout, fits},
     tuning::Tuning,
 };
@@ -10,7 +15,7 @@ use crate::{
     backend::DeviceId,
     error::Result,
     models::component::{ComponentId, PerComponent},
-    pipeline::placement::{Place, Placement},
+    pipeline::placement::{Place, Placement, Reside, Sections},
 };
 
 /// What a search looks for.
@@ -98,25 +103,50 @@ impl Scored {
 /// The best candidate of each family.
 pub(super) type Best = BTreeMap<Family, Scored>;
 
-/// What a search is for: the devices' limits, what the map says already, and what is best.
+/// The places that a map names; `None` for a component that a strategy places.
+pub(super) type Named = PerComponent<Option<Vec<Place<DeviceId>>>>;
+
+/// An alternative that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rejected {
+    /// The alternative in words.
+    pub what: String,
+    /// By how much it lost.
+    pub why: String,
+}
+
+/// The replicas of one map.
+#[derive(Default)]
+pub(super) struct Chosen {
+    pub layouts: Vec<Layout>,
+    /// What to say of every component that the map does not name.
+    pub why: String,
+    pub rejected: Vec<Rejected>,
+}
+
+/// One map that is to be placed.
+#[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {
+    pub map: &'a DeviceMap,
     pub costs: &'a Costs<'a>,
     /// Bytes that may be used of each of the trial's devices.
     pub budgets: &'a [u64],
-    /// Components that the map places.
-    pub named: &'a PerComponent<Option<Vec<Place<DeviceId>>>>,
-    /// Requests that one replica works on at once, if the map says so.
-    pub in_flight: Option<usize>,
-    /// Requests that go through the UNet in one call, at most.
-    pub batch: usize,
-    pub goal: Goal,
-    /// Pictures that are asked for.
+    pub named: &'a Named,
+    /// Pictures that are asked for of one group of devices.
     pub images: usize,
-    /// Which class a component may have, over all of its devices: any, or one alone.
-    pub one_class: bool,
 }
 
 impl Problem<'_> {
+    /// What is best for so many pictures.
+    pub fn goal(&self) -> Goal {
+        if self.images == 1 { Goal::Latency } else { Goal::Throughput }
+    }
+
+    /// Whether each component has to have devices of one numerics class.
+    pub fn one_class(&self) -> bool {
+        self.map.numerics.value == Numerics::Same
+    }
+
     /// Bytes that may be used of a device.
     pub fn budget(&self, id: DeviceId) -> u64 {
         self.budgets[self.costs.index(id)]
@@ -139,16 +169,39 @@ impl Problem<'_> {
 
     /// All of a component on one device.
     pub fn whole(&self, component: ComponentId, id: DeviceId) -> Place<DeviceId> {
-        Place::whole(id, self.costs.trial.sections(component))
+        Place::whole(id, self.costs.trial.sections[component])
     }
 
+    /// A replica with as many requests at once as the map says, else `in_flight`.
     pub fn layout(&self, placement: Placement<DeviceId>, in_flight: usize) -> Layout {
-        Layout { placement, in_flight: self.in_flight.unwrap_or(in_flight), batch: self.batch }
+        let in_flight = match self.map.in_flight.value {
+            InFlight::Count(count) => count,
+            InFlight::Auto => in_flight,
+        };
+        Layout { placement, in_flight, batch: self.map.batch.value }
     }
 
-    /// For one request at a time.
-    pub fn single(&self, placement: Placement<DeviceId>) -> Layout {
-        self.layout(placement, 1)
+    /// A replica with as many requests at once as the map says, or as suits it. Instances of a pool that share a device
+    /// with other stages, or of unequal speed, are at times waited for by too few: then the prediction says how many are
+    /// best.
+    pub fn replica(&self, placement: Placement<DeviceId>) -> Result<Layout> {
+        let layout = |in_flight| self.layout(placement.clone(), in_flight);
+        if self.map.in_flight.value != InFlight::Auto {
+            return Ok(layout(1));
+        }
+        let least = auto_in_flight(&placement, self.costs)?;
+        let mut best = layout(least);
+        if placement[self.costs.trial.spec.denoiser()].len() > 1 {
+            let mut best_rate = rate_of(self.costs, &best)?;
+            for more in (1..=Tuning::MAX_EXTRA_IN_FLIGHT).map(|more| layout(least + more)) {
+                let is_held = fits(&self.costs.held([&more])?, self.budgets);
+                let rate = if is_held { rate_of(self.costs, &more)? } else { 0.0 };
+                if rate > Tuning::MIN_IN_FLIGHT_SPEEDUP * best_rate {
+                    (best, best_rate) = (more, rate);
+                }
+            }
+        }
+        Ok(best)
     }
 
     pub fn fits(&self, layout: &Layout) -> Result<bool> {
@@ -161,4 +214,76 @@ impl Problem<'_> {
     pub fn classes_agree(&self, layout: &Layout) -> bool {
         self.costs.components().all(|component| self.costs.by_class(&layout.devices_of(component)).len() <= 1)
     }
+}
+
+/// The places that the map names.
+pub(super) fn named(map: &DeviceMap, costs: &Costs) -> Result<Named> {
+    costs.trial.spec.components.try_map(|_, component| {
+        let Some(pool) = map.components.get(&component.name) else { return Ok(None) };
+        let sections = component.network.sections();
+        let place = |place| convert(&component.name, pool, place, &sections);
+        pool.value.iter().map(place).collect::<Result<_>>().map(Some)
+    })
+}
+
+/// A place of a map as a device for each section.
+fn convert(
+    component: &str,
+    pool: &Located<Vec<MapPlace>>,
+    place: &MapPlace,
+    sections: &[String],
+) -> Result<Place<DeviceId>> {
+    let route = |place: &MapPlace| -> Result<Sections<DeviceId>> {
+        let device = |section: &String| {
+            place.device_at(section).map(|device| device.value).ok_or_else(|| {
+                pool.refuse(&format!("components.{component}"), format!("nothing says where {section} runs"))
+                    .hint("\"\" = \"...\" among the shards is the device of the rest")
+            })
+        };
+        // Neither form has two answers.
+        let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
+        Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
+    };
+    Ok(match place {
+        MapPlace::Guided { negative, positive } => {
+            Place::Guided { negative: route(negative)?, positive: route(positive)? }
+        }
+        place => Place::Route(route(place)?),
+    })
+}
+
+/// Pictures per second of one replica that has its devices for itself.
+fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
+    let prediction = costs.load(std::slice::from_ref(layout))?.predict(Tuning::PREDICTED_REQUESTS);
+    costs.trial.effort.spend(prediction.looks)?;
+    Ok(prediction.images_per_second)
+}
+
+/// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
+/// of the slowest stage and one for each other stage that has devices of its own. Each device of a cut UNet is a stage.
+fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> Result<usize> {
+    let seconds = placement.try_map(|component, places| -> Result<f64> {
+        let Some(place) = places.first() else { return Ok(0.0) };
+        let calls = if costs.denoises(component) { costs.calls } else { 1 };
+        Ok(calls as f64 * costs.of(component, place, 1)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
+    })?;
+    let mut slowest_first: Vec<ComponentId> = costs.components().collect();
+    slowest_first.sort_by(|a, b| seconds[*b].total_cmp(&seconds[*a]));
+    let instances = |component: ComponentId| -> usize {
+        let is_cut = |place: &Place<DeviceId>| costs.denoises(component) && place.is_cut();
+        let pieces = |place: &Place<DeviceId>| if is_cut(place) { place.devices().len() } else { 1 };
+        placement[component].iter().map(pieces).sum()
+    };
+    let devices =
+        |component: ComponentId| -> Vec<DeviceId> { placement[component].iter().flat_map(Place::devices).collect() };
+    let mut taken = devices(slowest_first[0]);
+    let mut in_flight = instances(slowest_first[0]);
+    for &component in &slowest_first[1..] {
+        let own = devices(component);
+        if own.iter().all(|device| !taken.contains(device)) {
+            in_flight += if costs.denoises(component) { instances(component) } else { 1 };
+            taken.extend(own);
+        }
+    }
+    Ok(in_flight)
 }

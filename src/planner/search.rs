@@ -1,9 +1,9 @@
-//! The strategies that know time: they look for the plan with which all pictures that are asked for are done first.
+//! The search for the best replicas over a set of devices.
 //!
-//! `candidates` has the best replica on a group of devices. For several pictures the devices are then partitioned into groups so
-//! that the sum over the replicas is largest; what comes out of that is compared by the time for all pictures.
+//! `candidates` has the best replica on a group of devices. For several pictures the devices are then partitioned into
+//! groups so that the sum over the replicas is largest; what comes out of that is compared by the time for all pictures.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, iter::successors, rc::Rc};
 
 use super::{
     candidates::Group,
@@ -32,7 +32,7 @@ impl<'a> Search<'a> {
     /// The best candidates over `devices`, each with the time for all pictures: of each family alone, and of all together.
     /// One replica for latency; for throughput as many as are best, or one.
     pub fn run(&self, devices: &[DeviceId], one_replica: bool) -> Result<Vec<(Option<Family>, Scored)>> {
-        let one_replica = one_replica || self.problem.goal == Goal::Latency || self.problem.names_some();
+        let one_replica = one_replica || self.problem.goal() == Goal::Latency || self.problem.names_some();
         let of = |families: &[Family]| {
             if one_replica { self.one(devices, families) } else { self.several(devices, families) }
         };
@@ -61,7 +61,7 @@ impl<'a> Search<'a> {
         let known = self.group(devices)?;
         let mut best: Option<Scored> = None;
         for scored in families.iter().filter_map(|family| known.1.get(family)) {
-            scored.clone().replace(&mut best, self.problem.goal);
+            scored.clone().replace(&mut best, self.problem.goal());
         }
         Ok(best)
     }
@@ -72,7 +72,7 @@ impl<'a> Search<'a> {
         let mut best = self.one(devices, families)?;
         let mut consider = |found: Option<Scored>| {
             if let Some(found) = found {
-                found.replace(&mut best, self.problem.goal);
+                found.replace(&mut best, self.problem.goal());
             }
         };
         if count <= Tuning::MAX_FREELY_GROUPED_DEVICES {
@@ -103,42 +103,49 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Every way to partition the devices into groups, some of them left out.
+    /// Every way to partition the devices into groups, some of them left out. A state is the set of devices that are
+    /// taken, and ends with the group of the first of them.
     fn partition_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let count = devices.len();
-        let mut best: Vec<Option<Scored>> = vec![None; 1 << count];
-        for taken in 1usize..1 << count {
-            let first = taken.trailing_zeros() as usize;
-            // Without the first device, or with it in each possible group.
-            let mut here = best[taken & !(1 << first)].clone();
-            let mut others = taken & !(1 << first);
-            loop {
-                let group = others | 1 << first;
-                let members: Vec<DeviceId> = (0..count).filter(|i| group >> i & 1 == 1).map(|i| devices[i]).collect();
-                if let Some(found) = self.one(&members, families)? {
-                    Self::joined(&best[taken & !group], found).replace(&mut here, self.problem.goal);
-                }
-                if others == 0 {
-                    break;
-                }
-                others = (others - 1) & taken & !(1 << first);
-            }
-            best[taken] = here;
-        }
-        Ok(best.pop().flatten())
+        let ends = |taken: usize| {
+            let first = 1 << taken.trailing_zeros();
+            let others = taken & !first;
+            let subsets = successors(Some(others), move |&subset| (subset > 0).then(|| (subset - 1) & others));
+            let group = move |subset: usize| {
+                let is_in = |i: &usize| (subset | first) >> i & 1 == 1;
+                (others & !subset, (0..devices.len()).filter(is_in).map(|i| devices[i]).collect())
+            };
+            (others, subsets.map(group).collect())
+        };
+        self.best_partition(1 << devices.len(), ends, families)
     }
 
-    /// Every way to partition the devices into groups of neighbours, some of them left out.
+    /// Every way to partition the devices into groups of neighbours, some of them left out. A state is a number of devices.
     fn partition_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let mut best: Vec<Option<Scored>> = vec![None];
-        for end in 1..=devices.len() {
-            let mut here = best[end - 1].clone();
-            for start in end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end {
-                if let Some(found) = self.one(&devices[start..end], families)? {
-                    Self::joined(&best[start], found).replace(&mut here, self.problem.goal);
+        let ends = |end: usize| {
+            let starts = end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end;
+            (end - 1, starts.map(|start| (start, devices[start..end].to_vec())).collect())
+        };
+        self.best_partition(devices.len() + 1, ends, families)
+    }
+
+    /// The best replicas on disjoint groups, by dynamic programming over `states`, of which the last has all devices.
+    /// `ends` gives the state without the last device, and each group that may come last with the state before it.
+    fn best_partition(
+        &self,
+        states: usize,
+        ends: impl Fn(usize) -> (usize, Vec<(usize, Vec<DeviceId>)>),
+        families: &[Family],
+    ) -> Result<Option<Scored>> {
+        let mut best: Vec<Option<Scored>> = vec![None; states];
+        for state in 1..states {
+            let (without, groups) = ends(state);
+            let mut here = best[without].clone();
+            for (before, group) in groups {
+                if let Some(found) = self.one(&group, families)? {
+                    Self::joined(&best[before], found).replace(&mut here, self.problem.goal());
                 }
             }
-            best.push(here);
+            best[state] = here;
         }
         Ok(best.pop().flatten())
     }

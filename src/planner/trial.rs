@@ -2,14 +2,14 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::HashMap,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::Serialize;
 
-use super::{effort::Effort, tuning::Tuning};
+use super::{effort::Effort, largest::Largest, tuning::Tuning};
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, PersistentArena, dry},
     error::{Error, Result},
@@ -22,100 +22,11 @@ use crate::{
         Instance,
         model::{Source, load},
         placement::{Place, Reside, Sections},
-        request::Request,
         stages::{Sample, rehearse},
     },
-    scheduler::{Schedule, SchedulerKind, schedule},
+    scheduler::{Schedule, schedule},
     weights::{Ahead, Packed, Weights},
 };
-
-/// The largest request that a plan is made for.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Largest {
-    /// Pixels.
-    pub width: usize,
-    /// Pixels.
-    pub height: usize,
-    /// Width and height of those requests that have other sizes: a long strip needs more than a square of its area.
-    pub also: Vec<(usize, usize)>,
-    /// Whether negative prompts are used: two texts instead of one.
-    pub guided: bool,
-    /// The solver, which decides how many past estimates are kept; `None` is the model's own.
-    pub scheduler: Option<SchedulerKind>,
-    /// Steps; a run shorter than a solver's memory keeps less.
-    pub steps: usize,
-    /// Pictures that are asked for in all; `usize::MAX` for a queue that does not end.
-    pub images: usize,
-}
-
-impl Largest {
-    /// What to plan for `requests`: how many there are, the size of the one with the most pixels, guidance if one of them
-    /// has it, and the solver that keeps most with the most steps.
-    pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
-        let mut largest: Option<(Self, usize)> = None;
-        let mut sizes = BTreeSet::new();
-        let mut images = 0;
-        // Requests are many, their schedules few.
-        let mut histories = HashMap::new();
-        for request in requests {
-            images += 1;
-            let kept = match histories.entry((request.scheduler, request.steps)) {
-                Entry::Occupied(known) => *known.get(),
-                Entry::Vacant(new) => {
-                    *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history())
-                }
-            };
-            let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
-            sizes.insert((width, height));
-            let (most, most_kept) = largest.get_or_insert_with(|| {
-                let (scheduler, steps) = (request.scheduler, request.steps);
-                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, kept)
-            });
-            most.guided |= guided;
-            if kept > *most_kept || kept == *most_kept && request.steps > most.steps {
-                (most.scheduler, most.steps, *most_kept) = (request.scheduler, request.steps, kept);
-            }
-            if width * height > most.width * most.height {
-                (most.width, most.height) = (width, height);
-            }
-        }
-        if let Some((most, _)) = &mut largest {
-            most.images = images;
-            sizes.remove(&(most.width, most.height));
-            most.also = sizes.into_iter().collect();
-        }
-        Ok(largest.map(|(largest, _)| largest))
-    }
-
-    /// Whether what was planned is enough for `request`.
-    ///
-    /// # Errors
-    /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
-    /// more past estimates.
-    pub(super) fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
-        let sizes = [(self.width, self.height)].into_iter().chain(self.also.iter().copied());
-        let wanted = format!("{}x{}", request.width, request.height);
-        if !sizes.clone().any(|(width, height)| request.width <= width && request.height <= height) {
-            let planned = sizes.map(|(width, height)| format!("{width}x{height}")).collect::<Vec<_>>().join(", ");
-            return Err(Error::input(format!("the plan has no room for a picture of {wanted}"))
-                .found(format!("a plan for {planned} at most"))
-                .hint("a plan for the largest request that is to come: Largest::of, then Plan::resolve"));
-        }
-        if request.guidance_scale > 1.0 && !self.guided {
-            return Err(Error::input("the plan has no room for guidance, which needs two texts instead of one")
-                .found(format!("a guidance scale of {}", request.guidance_scale))
-                .hint("a plan for a request with guidance, or a guidance scale of 1"));
-        }
-        let kept = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.history());
-        let (needed, planned) = (kept(request.scheduler, request.steps)?, kept(self.scheduler, self.steps)?);
-        if needed > planned {
-            return Err(Error::input("the plan has no room for what this scheduler remembers of earlier steps")
-                .found(format!("{needed} estimates; planned: {planned}"))
-                .hint("a plan for a request with this scheduler and at least as many steps"));
-        }
-        Ok(())
-    }
-}
 
 /// What one component needs of a device and does there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -135,6 +46,16 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// What it occupies between calls, in bytes.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        self.weight_bytes + self.keep_bytes
+    }
+
+    /// What it needs on a device of its own, in bytes.
+    pub(super) fn alone_bytes(&self) -> u64 {
+        self.resident_bytes() + self.activation_bytes
+    }
+
     /// The larger one in each respect.
     fn max(self, other: Self) -> Self {
         Self {
@@ -261,6 +182,8 @@ pub(super) struct Trial<'a> {
     pub schedule: Schedule,
     /// The type in which each component is computed; `None` is what suits the device.
     pub dtypes: PerComponent<Option<DType>>,
+    /// How many sections each component has.
+    pub sections: PerComponent<usize>,
     /// What planning has cost.
     pub effort: &'a Effort,
     /// What was tried already: resolving a map asks for the same places several times.
@@ -281,7 +204,8 @@ impl<'a> Trial<'a> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
-        Ok(Self { spec, devices, largest, schedule, dtypes, effort, known: RefCell::default() })
+        let sections = spec.components.map(|_, component| component.network.sections().len());
+        Ok(Self { spec, devices, largest, schedule, dtypes, sections, effort, known: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
@@ -399,11 +323,6 @@ impl<'a> Trial<'a> {
         Ok(Ran { costs, sections, carried, host_bytes })
     }
 
-    /// How many sections a component has.
-    pub fn sections(&self, component: ComponentId) -> usize {
-        self.spec.components[component].network.sections().len()
-    }
-
     fn dry(&self, component: ComponentId, id: DeviceId) -> (Device, Arc<dry::CostCounter>) {
         let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
@@ -422,13 +341,13 @@ impl<'a> Trial<'a> {
 
     /// What a component costs whole, on one device.
     pub fn whole(&self, component: ComponentId, device: DeviceId) -> Result<Cost> {
-        let place = Place::whole(device, self.sections(component));
+        let place = Place::whole(device, self.sections[component]);
         Ok(self.cost(component, &place)?[0].1)
     }
 
     /// What each section does, and what it hands on, whole on one device: what an automatic cut is chosen from.
     pub fn table(&self, component: ComponentId, device: DeviceId) -> Result<Rc<Ran>> {
-        let devices = vec![device; self.sections(component)];
+        let devices = vec![device; self.sections[component]];
         // Resting in a file, so that each section's weights are known apart.
         self.run(component, &Place::Route(Sections { devices, reside: Reside::Disk }), 1)
     }

@@ -22,8 +22,6 @@ impl Tuning {
     pub const ROUNDING: f64 = 1e-6;
     /// The same for the times of two cuts, whose sums have fewer terms. Source: as [`ROUNDING`](Self::ROUNDING).
     pub const CUT_ROUNDING: f64 = 1e-9;
-    /// The share of the rate of devices at full work beyond which no cut is looked for. Source: guess.
-    pub const ENOUGH_OF_FULL_WORK: f64 = 0.999;
 }
 
 /// How far a search goes.

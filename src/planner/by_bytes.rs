@@ -1,10 +1,18 @@
-//! Which component goes to which device: pure functions of sizes and budgets, so that a placement can be foreseen and
-//! tested for machines that are not here.
+//! The strategies that know bytes: each component whole, on one device. The search is a pure function of sizes and budgets,
+//! so that a placement can be foreseen and tested for machines that are not here.
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BTreeMap,
+    ops::Range,
+};
 
 use super::{
+    Cost,
     device_map::{Replicas, Strategy},
+    layout::resident,
+    problem::{Chosen, Family, Problem, Rejected},
+    search,
     size::format_bytes,
     tuning::Tuning,
     world::share,
@@ -12,109 +20,196 @@ use super::{
 use crate::{
     backend::DeviceId,
     error::{Error, Result},
+    models::component::ComponentId,
+    pipeline::placement::Placement,
 };
 
 /// One component, with what it needs on each device: weights are smaller where they are computed in f16.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ComponentSize {
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ComponentSize {
     /// As in `model_index.json`.
     pub name: String,
-    /// Its size on each device that it may be placed on.
-    pub on: BTreeMap<DeviceId, Size>,
+    /// On each device that it may be placed on.
+    pub on: BTreeMap<DeviceId, Cost>,
 }
 
 impl ComponentSize {
-    /// The same on every device.
-    pub fn everywhere(name: &str, size: Size, devices: impl IntoIterator<Item = DeviceId>) -> Self {
-        Self { name: name.to_string(), on: devices.into_iter().map(|id| (id, size)).collect() }
+    fn new(problem: &Problem, component: ComponentId, devices: &[DeviceId]) -> Result<Self> {
+        let costs = problem.costs;
+        let on = devices.iter().map(|id| Ok((*id, costs.whole(component, *id)?))).collect::<Result<_>>()?;
+        Ok(Self { name: costs.name(component).to_string(), on })
     }
 
-    /// Its size on a device; nothing is known of others than it was made for.
-    fn size(&self, id: DeviceId) -> Size {
+    /// What it needs on a device; nothing is known of others than it was made for.
+    fn cost(&self, id: DeviceId) -> Cost {
         self.on.get(&id).copied().unwrap_or_default()
     }
 
     /// The most that it needs on a device of its own.
     fn most_alone(&self) -> u64 {
-        self.on.values().map(Size::alone_bytes).max().unwrap_or(0)
-    }
-}
-
-/// What one component needs on one device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Size {
-    /// Packed weights; there from loading to the end.
-    pub weight_bytes: u64,
-    /// The largest transient arena. Components on one device take turns, so they share the largest of theirs.
-    pub activation_bytes: u64,
-    /// What a request keeps on this component's device between sections.
-    pub keep_bytes: u64,
-}
-
-impl Size {
-    fn resident_bytes(&self) -> u64 {
-        self.weight_bytes + self.keep_bytes
-    }
-
-    /// What it needs on a device of its own.
-    pub fn alone_bytes(&self) -> u64 {
-        self.resident_bytes() + self.activation_bytes
+        self.on.values().map(Cost::alone_bytes).max().unwrap_or(0)
     }
 }
 
 /// What a device may hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceBudget {
-    /// The device.
+pub(super) struct DeviceBudget {
     pub id: DeviceId,
     /// Bytes for weights and arenas.
     pub bytes: u64,
 }
 
 impl DeviceBudget {
-    pub(super) fn room(&self) -> String {
+    fn all(problem: &Problem, devices: &[DeviceId]) -> Vec<Self> {
+        devices.iter().map(|&id| Self { id, bytes: problem.budget(id) }).collect()
+    }
+
+    pub fn room(&self) -> String {
         format!("{} free on {}", format_bytes(self.bytes), self.id)
     }
 }
 
 /// What components need together on one device: weights and keep arenas add up, the transient arena is shared.
-pub fn needed_bytes(components: impl IntoIterator<Item = Size>) -> u64 {
+pub(super) fn needed_bytes(components: impl IntoIterator<Item = Cost>) -> u64 {
     let (resident, arena) = components
         .into_iter()
-        .fold((0, 0), |(resident, arena), size| (resident + size.resident_bytes(), size.activation_bytes.max(arena)));
+        .fold((0, 0), |(resident, arena), cost| (resident + cost.resident_bytes(), cost.activation_bytes.max(arena)));
     resident + arena
+}
+
+/// What a strategy that knows bytes makes of `devices`.
+pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> {
+    let costs = problem.costs;
+    let mut budgets = DeviceBudget::all(problem, devices);
+    // What the map places in another way than whole on one device only leaves less room.
+    let (mut components, mut sizes, mut requested) = (Vec::new(), Vec::new(), Vec::new());
+    for (component, places) in problem.named.iter() {
+        let on = match places.as_deref() {
+            Some([place]) => resident(place).filter(|id| devices.contains(id)),
+            _ => None,
+        };
+        if let (Some(places), None) = (places, on) {
+            for place in places {
+                for (id, cost) in costs.of(component, place, 1)? {
+                    if let Some(budget) = budgets.iter_mut().find(|budget| budget.id == id) {
+                        budget.bytes = budget.bytes.saturating_sub(cost.resident_bytes());
+                    }
+                }
+            }
+            continue;
+        }
+        components.push(component);
+        sizes.push(ComponentSize::new(problem, component, devices)?);
+        requested.push(on);
+    }
+    let replica = |placed: &[DeviceId]| {
+        let placed: BTreeMap<ComponentId, DeviceId> = components.iter().copied().zip(placed.iter().copied()).collect();
+        let placement: Placement<DeviceId> = problem.named.map(|component, places| match places {
+            Some(places) => places.clone(),
+            None => vec![problem.whole(component, placed[&component])],
+        });
+        problem.replica(placement)
+    };
+    let strategy = problem.map.strategy.value;
+    let placed = match place_replicas(strategy, problem.map.replicas.value, &sizes, &requested, &budgets) {
+        Ok(placed) => placed,
+        Err(refused) if matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0) => {
+            return not_whole(problem, devices, refused);
+        }
+        Err(refused) => return Err(refused),
+    };
+    let layouts = placed.iter().map(|placed| replica(placed)).collect::<Result<Vec<_>>>()?;
+    let mut rejected = Vec::new();
+    if let [placed] = &placed[..] {
+        let (_, mine) = costs.fullest(&layouts)?;
+        let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
+        for other in others.filter(|other| *other != strategy) {
+            let why = match place(other, &sizes, &requested, &budgets) {
+                Ok(same) if same == *placed => continue,
+                Ok(other) => {
+                    let (device, bytes) = costs.fullest([&replica(&other)?])?;
+                    let difference = match bytes.cmp(&mine) {
+                        Ordering::Less => format!("{} less", format_bytes(mine - bytes)),
+                        Ordering::Equal => "as much".to_string(),
+                        Ordering::Greater => format!("{} more", format_bytes(bytes - mine)),
+                    };
+                    format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes))
+                }
+                Err(refused) => first_line(&refused),
+            };
+            rejected.push(Rejected { what: format!("strategy \"{}\"", other.name()), why });
+        }
+    }
+    let why = match strategy {
+        Strategy::Sequential => "the devices are filled in order".to_string(),
+        Strategy::Single => "the first device that holds the whole pipeline".to_string(),
+        _ => {
+            let (id, bytes) = costs.fullest(&layouts)?;
+            let (held, budget) = (format_bytes(bytes), format_bytes(problem.budget(id)));
+            format!("evens out the bytes; the fullest device, {id}, holds {held} of {budget}")
+        }
+    };
+    Ok(Chosen { layouts, why, rejected })
+}
+
+/// Where not everything fits whole: cut, and where that is not enough, weights offloaded. `refused` is said of the rest.
+fn not_whole(problem: &Problem, devices: &[DeviceId], refused: Error) -> Result<Chosen> {
+    let groups = match problem.map.replicas.value {
+        Replicas::Count(count) => partition(devices, count),
+        Replicas::Max => vec![devices],
+    };
+    let whole = Rejected { what: "every component whole on one device".to_string(), why: first_line(&refused) };
+    let mut chosen = Chosen { rejected: vec![whole], ..Chosen::default() };
+    for group in groups {
+        let found = search::Search::new(*problem).run(group, true)?;
+        let best = |family| found.iter().find(|(other, _)| *other == Some(family)).map(|(_, scored)| scored);
+        let (scored, why) = match (best(Family::Cut), best(Family::Offloaded)) {
+            (Some(cut), _) => (cut, "what no device holds whole is cut where fewest bytes cross"),
+            (None, Some(offloaded)) => {
+                (offloaded, "no cut fits either, so weights are offloaded to the host's memory or the disk")
+            }
+            (None, None) => return Err(refused),
+        };
+        chosen.why = why.to_string();
+        chosen.layouts.extend(scored.layouts.clone());
+    }
+    Ok(chosen)
+}
+
+/// Why nothing fits on `devices`, if not even whole components would.
+pub(super) fn refuse(problem: &Problem, devices: &[DeviceId]) -> Result<()> {
+    let size = |component| ComponentSize::new(problem, component, devices);
+    let sizes = problem.costs.components().map(size).collect::<Result<Vec<_>>>()?;
+    let requested: Vec<Option<DeviceId>> =
+        problem.named.iter().map(|(_, places)| places.as_ref().and_then(|places| resident(&places[0]))).collect();
+    place(Strategy::Balanced, &sizes, &requested, &DeviceBudget::all(problem, devices)).map(drop)
+}
+
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 /// A device for each of `components`, in their order, out of `devices`, the preferred one first.
 ///
 /// `named` has one entry for each component: a device that the map demands, or `None` for the strategy to choose.
 /// The same input always gives the same placement. Fails if something does not fit, and says by how much.
-pub fn place(
+pub(super) fn place(
     strategy: Strategy,
     components: &[ComponentSize],
     named: &[Option<DeviceId>],
     devices: &[DeviceBudget],
 ) -> Result<Vec<DeviceId>> {
-    let search = Search::new(components, named, devices)?;
-    let found = match strategy {
-        Strategy::Sequential => search.sequential(),
-        Strategy::Single => search.single(),
-        // The last three know other things and place for themselves; by these bytes alone they are this.
-        Strategy::Balanced
-        | Strategy::BalancedLow0
-        | Strategy::DiffusersBalanced
-        | Strategy::Throughput
-        | Strategy::Latency => search.balanced(strategy == Strategy::BalancedLow0),
-    };
-    match found {
-        Some(placement) => Ok(placement.iter().map(|&device| devices[device].id).collect()),
-        None => Err(search.refuse(strategy)),
+    let mut search = Search::new(strategy, components, named, devices)?;
+    search.place_next(0, 0, &mut search.named.clone());
+    match search.best.take() {
+        Some((_, placement)) => Ok(placement.iter().map(|&device| devices[device].id).collect()),
+        None => Err(search.refuse()),
     }
 }
 
 /// A placement for each replica; replica r has the r-th group of [`partition`]. [`Replicas::Max`] is the largest number of
 /// groups in which every group holds a whole pipeline.
-pub fn place_replicas(
+fn place_replicas(
     strategy: Strategy,
     replicas: Replicas,
     components: &[ComponentSize],
@@ -142,25 +237,34 @@ pub(super) fn replica_counts<T>(
     }
 }
 
-/// Deals `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
-pub fn partition<T>(items: &[T], groups: usize) -> Vec<&[T]> {
+/// Divides `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
+pub(super) fn partition<T>(items: &[T], groups: usize) -> Vec<&[T]> {
     (0..groups).map(|group| &items[share(items.len(), group, groups)]).collect()
 }
 
-/// One pipeline looking for its devices. Devices are indices into `devices`.
+/// All placements of one pipeline's components, of which a strategy says the devices of each and which one is best. Devices
+/// are indices into `devices`.
 struct Search<'a> {
+    strategy: Strategy,
     components: &'a [ComponentSize],
     devices: &'a [DeviceBudget],
     /// Where the map demands a device, its index.
     named: Vec<Option<usize>>,
-    /// Components in the order in which they choose: the largest first.
-    order: Vec<usize>,
-    /// Placements of some or all components that [`Search::balanced`] may still look at.
-    left: Cell<usize>,
+    /// Components in the order in which they are placed.
+    sequence: Vec<usize>,
+    /// Placements of some or all components that may still be looked at.
+    left: usize,
+    /// The first of the best: its rank, and the device of each component.
+    best: Option<(Vec<u64>, Vec<usize>)>,
 }
 
 impl<'a> Search<'a> {
-    fn new(components: &'a [ComponentSize], named: &[Option<DeviceId>], devices: &'a [DeviceBudget]) -> Result<Self> {
+    fn new(
+        strategy: Strategy,
+        components: &'a [ComponentSize],
+        named: &[Option<DeviceId>],
+        devices: &'a [DeviceBudget],
+    ) -> Result<Self> {
         if devices.is_empty() {
             return Err(Error::input("there is no device to place the pipeline on"));
         }
@@ -173,16 +277,76 @@ impl<'a> Search<'a> {
             },
         };
         let named = components.iter().zip(named).map(index).collect::<Result<_>>()?;
-        let mut order: Vec<usize> = (0..components.len()).collect();
-        order.sort_by_key(|&c| std::cmp::Reverse(components[c].most_alone()));
-        Ok(Self { components, devices, named, order, left: Cell::new(Tuning::MAX_PLACEMENTS) })
+        let mut sequence: Vec<usize> = (0..components.len()).collect();
+        if !matches!(strategy, Strategy::Sequential | Strategy::Single) {
+            // The largest has most to choose from.
+            sequence.sort_by_key(|&c| Reverse(components[c].most_alone()));
+        }
+        Ok(Self { strategy, components, devices, named, sequence, left: Tuning::MAX_PLACEMENTS, best: None })
+    }
+
+    /// The devices that the strategy tries for a component, if the one before it is on `last`: `single` keeps to one
+    /// device, and `sequential` never goes back.
+    fn choices(&self, is_first: bool, last: usize) -> Range<usize> {
+        match self.strategy {
+            Strategy::Single if !is_first => last..last + 1,
+            Strategy::Sequential => last..self.devices.len(),
+            _ => 0..self.devices.len(),
+        }
+    }
+
+    /// What the strategy compares, the smaller the better: `balanced` the fullest device, then the next fullest, and so on;
+    /// `balanced_low_0` what is on the first device before all this. The others take the first placement that fits.
+    fn rank(&self, mut loads: Vec<u64>) -> Vec<u64> {
+        match self.strategy {
+            Strategy::Sequential | Strategy::Single => loads.clear(),
+            Strategy::BalancedLow0 => loads[1..].sort_unstable_by_key(|load| Reverse(*load)),
+            // The last three know other things and place for themselves; by these bytes alone they are this.
+            Strategy::Balanced | Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => {
+                loads.sort_unstable_by_key(|load| Reverse(*load));
+            }
+        }
+        loads
+    }
+
+    /// Tries all devices for the component that is `next` in the sequence, and so all placements that start like this one.
+    /// Of equally good ones the first stays: it has the first component on the earliest device, then the next one.
+    fn place_next(&mut self, next: usize, last: usize, placement: &mut Vec<Option<usize>>) {
+        if self.left == 0 {
+            return;
+        }
+        self.left -= 1;
+        let loads = self.loads(placement);
+        if !self.fits(&loads) {
+            return;
+        }
+        // More components never make a load smaller, so what is no better now will not be.
+        let rank = self.rank(loads);
+        if self.best.as_ref().is_some_and(|(best, _)| rank.is_empty() || rank[0] > best[0]) {
+            return;
+        }
+        let Some(&component) = self.sequence.get(next) else {
+            if self.best.as_ref().is_none_or(|(best, _)| rank < *best) {
+                self.best = Some((rank, placement.iter().flatten().copied().collect()));
+            }
+            return;
+        };
+        if self.named[component].is_some() {
+            return self.place_next(next + 1, last, placement);
+        }
+        let is_first = self.sequence[..next].iter().all(|before| self.named[*before].is_some());
+        for device in self.choices(is_first, last) {
+            placement[component] = Some(device);
+            self.place_next(next + 1, device, placement);
+        }
+        placement[component] = None;
     }
 
     /// What `placement` puts on each device; components without a device yet are left out.
     fn loads(&self, placement: &[Option<usize>]) -> Vec<u64> {
         let on = |device: usize| {
             let here = self.components.iter().zip(placement).filter(move |(_, d)| **d == Some(device));
-            needed_bytes(here.map(|(component, _)| component.size(self.devices[device].id)))
+            needed_bytes(here.map(|(component, _)| component.cost(self.devices[device].id)))
         };
         (0..self.devices.len()).map(on).collect()
     }
@@ -191,90 +355,12 @@ impl<'a> Search<'a> {
         loads.iter().zip(self.devices).all(|(load, device)| *load <= device.bytes)
     }
 
-    /// Everything that is not named on the first device that holds it.
-    fn single(&self) -> Option<Vec<usize>> {
-        (0..self.devices.len()).find_map(|device| {
-            let placement: Vec<usize> = self.named.iter().map(|named| named.unwrap_or(device)).collect();
-            let loads = self.loads(&placement.iter().copied().map(Some).collect::<Vec<_>>());
-            self.fits(&loads).then_some(placement)
-        })
-    }
-
-    /// Fills the devices in order: what does not fit beside what is there opens the next one, and nothing goes back.
-    fn sequential(&self) -> Option<Vec<usize>> {
-        let mut placement = self.named.clone();
-        let mut device = 0;
-        for component in 0..self.components.len() {
-            if self.named[component].is_some() {
-                continue;
-            }
-            loop {
-                placement[component] = Some(device);
-                if self.fits(&self.loads(&placement)) {
-                    break;
-                }
-                device += 1;
-                if device == self.devices.len() {
-                    return None;
-                }
-            }
-        }
-        self.fits(&self.loads(&placement)).then(|| placement.into_iter().flatten().collect())
-    }
-
-    /// Tries every placement: the one whose fullest device is emptiest, then the next fullest, and so on. Of equal
-    /// ones, the one that has the largest component on the earliest device, then the next largest, and so on.
-    /// With `low_0`, what lies on the first device counts before all this.
-    fn balanced(&self, low_0: bool) -> Option<Vec<usize>> {
-        let mut best = None;
-        self.improve(0, low_0, &mut self.named.clone(), &mut best);
-        best.map(|(_, placement)| placement)
-    }
-
-    /// Tries all devices for the component that is `next` in order, and so all placements that start like this one.
-    /// `best` keeps the first of the best: its loads, the one that counts most first, and its devices.
-    fn improve(
-        &self,
-        next: usize,
-        low_0: bool,
-        placement: &mut Vec<Option<usize>>,
-        best: &mut Option<(Vec<u64>, Vec<usize>)>,
-    ) {
-        if self.left.get() == 0 {
-            return;
-        }
-        self.left.set(self.left.get() - 1);
-        let mut loads = self.loads(placement);
-        if !self.fits(&loads) {
-            return;
-        }
-        loads[usize::from(low_0)..].sort_unstable_by(|a, b| b.cmp(a));
-        // More components never make a load smaller, so what is no better now will not be.
-        if best.as_ref().is_some_and(|(best_loads, _)| loads[0] > best_loads[0]) {
-            return;
-        }
-        let Some(&component) = self.order.get(next) else {
-            if best.as_ref().is_none_or(|(best_loads, _)| loads < *best_loads) {
-                *best = Some((loads, placement.iter().flatten().copied().collect()));
-            }
-            return;
-        };
-        if self.named[component].is_some() {
-            return self.improve(next + 1, low_0, placement, best);
-        }
-        for device in 0..self.devices.len() {
-            placement[component] = Some(device);
-            self.improve(next + 1, low_0, placement, best);
-        }
-        placement[component] = None;
-    }
-
     fn room(&self) -> String {
         list(self.devices.iter().map(DeviceBudget::room))
     }
 
     /// Why there is no placement: what the map itself demands, else one component, else all together.
-    fn refuse(&self, strategy: Strategy) -> Error {
+    fn refuse(&self) -> Error {
         let hint = "a smaller picture, more `devices`, or more in [max_memory] if it is set";
 
         for (index, load) in self.loads(&self.named).into_iter().enumerate() {
@@ -288,23 +374,23 @@ impl<'a> Search<'a> {
             }
         }
         let roomiest = self.devices.iter().max_by_key(|device| device.bytes).map(|device| device.id);
-        let on_roomiest = |component: &ComponentSize| roomiest.map(|id| component.size(id)).unwrap_or_default();
+        let on_roomiest = |component: &ComponentSize| roomiest.map(|id| component.cost(id)).unwrap_or_default();
         let fits_nowhere =
-            |c: &&ComponentSize| self.devices.iter().all(|device| c.size(device.id).alone_bytes() > device.bytes);
+            |c: &&ComponentSize| self.devices.iter().all(|device| c.cost(device.id).alone_bytes() > device.bytes);
         if let Some(component) = self.components.iter().find(fits_nowhere) {
-            let size = on_roomiest(component);
+            let cost = on_roomiest(component);
             return Error::input(format!(
                 "the {} fits on no device: it needs {} ({} of weights, {} for one request)",
                 component.name,
-                format_bytes(size.alone_bytes()),
-                format_bytes(size.weight_bytes),
-                format_bytes(size.activation_bytes + size.keep_bytes),
+                format_bytes(cost.alone_bytes()),
+                format_bytes(cost.weight_bytes),
+                format_bytes(cost.activation_bytes + cost.keep_bytes),
             ))
             .found(self.room())
             .hint(hint);
         }
         let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.most_alone()))));
-        match strategy {
+        match self.strategy {
             Strategy::Single => Error::input(format!(
                 "the pipeline fits on no single device: it needs {} ({parts})",
                 format_bytes(needed_bytes(self.components.iter().map(on_roomiest)))
@@ -312,7 +398,7 @@ impl<'a> Search<'a> {
             .found(self.room())
             .hint(format!("strategy = \"balanced\"; or {hint}")),
             Strategy::Sequential => {
-                Error::input(format!("strategy \"{}\" leaves a device too full: {parts}", strategy.name()))
+                Error::input(format!("strategy \"{}\" leaves a device too full: {parts}", self.strategy.name()))
                     .found(self.room())
                     .hint(format!("strategy = \"balanced\", which tries every placement; or {hint}"))
             }
@@ -339,8 +425,9 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn component(name: &str, weights: u64, activations: u64) -> ComponentSize {
-        let size = Size { weight_bytes: weights, activation_bytes: activations, keep_bytes: 0 };
-        ComponentSize::everywhere(name, size, (0..8).map(|i| DeviceId::new(DeviceKind::Cuda, i)))
+        let cost = Cost { weight_bytes: weights, activation_bytes: activations, ..Cost::default() };
+        let on = (0..8).map(|i| (DeviceId::new(DeviceKind::Cuda, i), cost)).collect();
+        ComponentSize { name: name.to_string(), on }
     }
 
     /// Roughly SD 1.5 in f16, in tenths of a GiB.
@@ -370,7 +457,12 @@ mod tests {
 
     #[test]
     fn arenas_on_one_device_are_shared_and_weights_add_up() {
-        let size = |weight_bytes, activation_bytes, keep_bytes| Size { weight_bytes, activation_bytes, keep_bytes };
+        let size = |weight_bytes, activation_bytes, keep_bytes| Cost {
+            weight_bytes,
+            activation_bytes,
+            keep_bytes,
+            ..Cost::default()
+        };
         assert_eq!(needed_bytes([size(10, 5, 1), size(20, 7, 0)]), 10 + 1 + 20 + 7);
         assert_eq!(needed_bytes([]), 0);
     }

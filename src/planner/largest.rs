@@ -1,0 +1,100 @@
+//! The largest request that a plan is made for, and whether another one fits in its place.
+
+use std::collections::{BTreeSet, HashMap, hash_map::Entry};
+
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result},
+    models::spec::ModelSpec,
+    pipeline::request::Request,
+    scheduler::{SchedulerKind, schedule},
+};
+
+/// The largest request that a plan is made for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Largest {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Width and height of those requests that have other sizes: a long strip needs more than a square of its area.
+    pub also: Vec<(usize, usize)>,
+    /// Whether negative prompts are used: two texts instead of one.
+    pub guided: bool,
+    /// The solver, which decides how many past estimates are kept; `None` is the model's own.
+    pub scheduler: Option<SchedulerKind>,
+    /// Steps; a run shorter than a solver's memory keeps less.
+    pub steps: usize,
+    /// Pictures that are asked for in all; `usize::MAX` for a queue that does not end.
+    pub images: usize,
+}
+
+impl Largest {
+    /// What to plan for `requests`: how many there are, the size of the one with the most pixels, guidance if one of them
+    /// has it, and the solver that keeps most with the most steps.
+    pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
+        let mut largest: Option<(Self, usize)> = None;
+        let mut sizes = BTreeSet::new();
+        let mut images = 0;
+        // Requests are many, their schedules few.
+        let mut histories = HashMap::new();
+        for request in requests {
+            images += 1;
+            let kept = match histories.entry((request.scheduler, request.steps)) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history())
+                }
+            };
+            let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
+            sizes.insert((width, height));
+            let (most, most_kept) = largest.get_or_insert_with(|| {
+                let (scheduler, steps) = (request.scheduler, request.steps);
+                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, kept)
+            });
+            most.guided |= guided;
+            if kept > *most_kept || kept == *most_kept && request.steps > most.steps {
+                (most.scheduler, most.steps, *most_kept) = (request.scheduler, request.steps, kept);
+            }
+            if width * height > most.width * most.height {
+                (most.width, most.height) = (width, height);
+            }
+        }
+        if let Some((most, _)) = &mut largest {
+            most.images = images;
+            sizes.remove(&(most.width, most.height));
+            most.also = sizes.into_iter().collect();
+        }
+        Ok(largest.map(|(largest, _)| largest))
+    }
+
+    /// Whether what was planned is enough for `request`.
+    ///
+    /// # Errors
+    /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
+    /// more past estimates.
+    pub(super) fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
+        let sizes = [(self.width, self.height)].into_iter().chain(self.also.iter().copied());
+        let wanted = format!("{}x{}", request.width, request.height);
+        if !sizes.clone().any(|(width, height)| request.width <= width && request.height <= height) {
+            let planned = sizes.map(|(width, height)| format!("{width}x{height}")).collect::<Vec<_>>().join(", ");
+            return Err(Error::input(format!("the plan has no room for a picture of {wanted}"))
+                .found(format!("a plan for {planned} at most"))
+                .hint("a plan for the largest request that is to come: Largest::of, then Plan::resolve"));
+        }
+        if request.guidance_scale > 1.0 && !self.guided {
+            return Err(Error::input("the plan has no room for guidance, which needs two texts instead of one")
+                .found(format!("a guidance scale of {}", request.guidance_scale))
+                .hint("a plan for a request with guidance, or a guidance scale of 1"));
+        }
+        let kept = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.history());
+        let (needed, planned) = (kept(request.scheduler, request.steps)?, kept(self.scheduler, self.steps)?);
+        if needed > planned {
+            return Err(Error::input("the plan has no room for what this scheduler remembers of earlier steps")
+                .found(format!("{needed} estimates; planned: {planned}"))
+                .hint("a plan for a request with this scheduler and at least as many steps"));
+        }
+        Ok(())
+    }
+}
