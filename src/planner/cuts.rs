@@ -104,7 +104,7 @@ pub fn best(sections: &[Section], devices: &[Target], in_flight: usize, goal: Go
         Goal::Slowest => {
             let least = search.solve(&f64::max, f64::INFINITY)?;
             // Of all cuts that are no slower, the one that moves least.
-            search.solve(&|_, _| 0.0, least.slowest() * (1.0 + Tuning::CUT_ROUNDING))
+            search.solve(&|_, _| 0.0, least.slowest() * (1.0 + Tuning::ROUNDING))
         }
     }
 }
@@ -245,8 +245,8 @@ impl<'a> Search<'a> {
                 let Some((time, bytes, ..)) = self.rest(to + 1, used, add, most, known) else { continue };
                 let (time, bytes) = (add(seconds, time), bytes + received);
                 let better = |(least, fewest, ..): (f64, u64, usize, usize)| {
-                    time < least * (1.0 - Tuning::CUT_ROUNDING)
-                        || (time <= least * (1.0 + Tuning::CUT_ROUNDING) && bytes < fewest)
+                    time < least * (1.0 - Tuning::ROUNDING)
+                        || (time <= least * (1.0 + Tuning::ROUNDING) && bytes < fewest)
                 };
                 if best.is_none_or(better) {
                     best = Some((time, bytes, device, to));

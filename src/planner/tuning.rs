@@ -9,7 +9,7 @@ pub(super) struct Tuning;
 /// Which differences count.
 impl Tuning {
     /// The share of the time for all pictures that a more intricate plan of one numerics class has to win.
-    /// Source: guess. Predictions of simulated devices are right within 2 % (`tests/simulation.rs`), rates less so.
+    /// Source: guess. It is finer than the error of rates, because both plans are predicted from the same rates.
     pub const MIN_IMPROVEMENT: f64 = 2e-3;
     /// The same for a plan of several numerics classes, or with the CPU beside a GPU.
     /// Source: guess, from the same error of rates; and pictures then depend on which device draws them.
@@ -20,8 +20,6 @@ impl Tuning {
     /// Relative difference up to which sums of seconds are taken as equal.
     /// Source: rounding of f64 is 1e-16 for each of some hundred terms; the rest is margin.
     pub const ROUNDING: f64 = 1e-6;
-    /// The same for the times of two cuts, whose sums have fewer terms. Source: as [`ROUNDING`](Self::ROUNDING).
-    pub const CUT_ROUNDING: f64 = 1e-9;
 }
 
 /// How far a search goes.
