@@ -24,17 +24,17 @@ pub const fn aligned(bytes: usize) -> usize {
     }
 }
 
-/// Memory of one kind of device.
+/// The memory that an arena divides into ranges.
 #[derive(Clone)]
 pub(crate) enum Slab {
-    /// In a form that its backend alone knows.
+    /// Memory in a form that only its backend knows.
     Held(Arc<dyn Any + Send + Sync>),
-    /// None: only its size is known.
+    /// No memory: only its size is known.
     Dry,
 }
 
 impl Slab {
-    /// What its backend holds there; `None` if that is of another type, or nothing.
+    /// The backend's own form of the memory; `None` if it has another type, or if there is no memory.
     pub fn held<T: Any>(&self) -> Option<&T> {
         match self {
             Self::Held(memory) => memory.downcast_ref(),
@@ -43,7 +43,7 @@ impl Slab {
     }
 }
 
-/// A slab and the list of what is free in it. Clones share both.
+/// A slab and the list of its free ranges. Clones share both.
 #[derive(Clone)]
 pub(crate) struct Arena(Arc<Inner>);
 
@@ -63,10 +63,10 @@ pub(crate) struct Buffer {
     dtype: DType,
 }
 
-/// Free ranges below `top`; above it all is free.
+/// The free ranges below `top`; everything above `top` is free.
 #[derive(Default)]
 struct State {
-    /// `(offset, bytes)`, by offset, never adjacent to each other or to `top`.
+    /// Free ranges as `(offset, bytes)`, sorted by offset, never adjacent to each other or to `top`.
     holes: Vec<(usize, usize)>,
     top: usize,
     peak: usize,
@@ -74,7 +74,7 @@ struct State {
 }
 
 impl State {
-    /// Best fit among the holes, else the top.
+    /// Takes the best-fitting hole, or else a range at the top.
     fn take(&mut self, bytes: usize, capacity: usize) -> Option<usize> {
         let best = (0..self.holes.len()).filter(|&i| self.holes[i].1 >= bytes).min_by_key(|&i| self.holes[i].1);
         let offset = match best {
@@ -118,7 +118,7 @@ impl State {
 }
 
 impl Arena {
-    /// An arena over `slab`, which holds `capacity` bytes. `name` says in messages what it is for.
+    /// An arena over `slab`, which holds `capacity` bytes. `name` is the arena's purpose, for messages.
     pub(super) fn new(device: DeviceId, name: &'static str, slab: Slab, capacity: usize) -> Self {
         Self(Arc::new(Inner { device, name, slab, capacity, state: Mutex::default() }))
     }
@@ -151,35 +151,35 @@ impl Arena {
         self.state().peak
     }
 
-    /// Ranges in use.
+    /// The number of ranges in use.
     pub fn live(&self) -> usize {
         self.state().live
     }
 }
 
 impl Buffer {
-    /// Its size as asked for.
+    /// The size that was requested, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The type of its elements: what tells an op in which type to read and write.
+    /// The type of the elements: ops read and write the buffer in this type.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// How many elements it holds.
+    /// The number of elements.
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub fn elements(&self) -> usize {
         self.bytes / self.dtype.size()
     }
 
-    /// The memory that it is a range of.
+    /// The memory that contains this range.
     pub(super) fn slab(&self) -> &Slab {
         &self.arena.0.slab
     }
 
-    /// Its offset in the slab, in bytes.
+    /// The offset in the slab, in bytes.
     pub(super) fn offset(&self) -> usize {
         self.offset
     }

@@ -9,45 +9,45 @@ use super::{cpu::Path, dtype::DType, id::DeviceKind};
 /// Devices of one class give the same bits. It prints as in `cpu avx512 f32` or `cuda sm_90 as sm_80 f16`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NumericsClass {
-    /// The backend.
+    /// The kind of device.
     pub kind: DeviceKind,
-    /// Which of the backend's kernels run there.
+    /// The kernels that run there.
     pub kernels: KernelPath,
-    /// The type in which they compute.
+    /// The type in which these kernels compute.
     pub dtype: DType,
 }
 
-/// Kernels of one backend that give other bits than its other kernels.
+/// The kernels of a backend, as far as they decide the bits of a result.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KernelPath {
-    /// The CPU's.
+    /// Kernels of the CPU.
     Path(Path),
-    /// CUDA's, for one compute capability.
+    /// Kernels of CUDA, for one compute capability.
     Capability {
-        /// That of the GPU, 89 for 8.9; `None` if it is not known.
+        /// The GPU's compute capability, 89 for 8.9; `None` if it is not known.
         gpu: Option<u32>,
-        /// That of the code which runs there, if it is another one's.
+        /// The compute capability that the code was compiled for, if it is another one.
         code: Option<u32>,
     },
-    /// wgpu's, on an adapter and driver of these names. An adapter that keeps f16 in another form says so.
+    /// Shaders of wgpu on the adapter and driver with these names. Emulated f16 is part of the name.
     Adapter(String),
-    /// Those of a device that computes nothing.
+    /// The device computes nothing.
     None,
 }
 
 impl NumericsClass {
-    /// That of a kernel path of the CPU, which computes in f32.
+    /// The class of a kernel path of the CPU, which computes in f32.
     pub const fn cpu(path: Path) -> Self {
         Self { kind: DeviceKind::Cpu, kernels: KernelPath::Path(path), dtype: DType::F32 }
     }
 
-    /// The same kernels in another type.
+    /// The class of the same kernels in another type.
     #[must_use]
     pub fn in_type(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
     }
 
-    /// Whether a device with these kernels may compute in bf16: NVIDIA's do from compute capability 8.0 on.
+    /// Whether a device with these kernels may compute in bf16: NVIDIA's GPUs do from compute capability 8.0 on.
     pub(super) fn may_have_bf16(&self) -> bool {
         !matches!(self.kernels, KernelPath::Capability { gpu: Some(capability), .. } if capability < 80)
     }

@@ -29,11 +29,11 @@ struct Inner {
     backend: Arc<dyn Backend>,
     weights: Arc<Meter>,
     transient: Mutex<Option<Arena>>,
-    /// How many ranges were ever allocated: every op allocates one.
+    /// The number of ranges that were ever allocated: every op allocates one.
     calls: Arc<AtomicU64>,
 }
 
-/// Kernels count a layer's elements in 32 bits, some of them signed.
+/// The largest number of elements of a layer: kernels count them in 32 bits, and some of these counters are signed.
 const MOST_ELEMENTS: usize = 1 << 31;
 
 /// A small arena for what outlives a section: latents, text features, keys and values.
@@ -79,7 +79,7 @@ impl Device {
         (Self::new(id, backend), record)
     }
 
-    /// Its name.
+    /// The device's name.
     pub fn id(&self) -> DeviceId {
         self.0.id
     }
@@ -89,7 +89,7 @@ impl Device {
         self.0.backend.class()
     }
 
-    /// Devices with equal answers share packed weights.
+    /// The identity of the memory and layout of packed weights: devices with equal values share them.
     pub fn weight_home(&self) -> &str {
         self.0.backend.weight_home()
     }
@@ -106,7 +106,7 @@ impl Device {
         self.backend().slab(bytes).map_err(|error| error.of_device(self.id()))
     }
 
-    /// Makes the transient arena `bytes` large. Nothing may be in it.
+    /// Makes the transient arena `bytes` large. The arena must be empty.
     pub fn reserve(&self, bytes: usize) -> Result<()> {
         let mut transient = self.transient();
         let live = transient.as_ref().map_or(0, Arena::live);
@@ -118,7 +118,7 @@ impl Device {
         Ok(())
     }
 
-    /// A range of the transient arena.
+    /// Allocates a range of the transient arena.
     pub(crate) fn alloc(&self, bytes: usize, dtype: DType) -> Result<Buffer> {
         self.0.calls.fetch_add(1, Ordering::Relaxed);
         match &*self.transient() {
@@ -127,28 +127,28 @@ impl Device {
         }
     }
 
-    /// Calls `work`; the device may enqueue all of its ops as one: see [`Backend::hold`].
+    /// Calls `work`; the device may enqueue all ops of it as one: see [`Backend::start_recording`].
     ///
     /// # Errors
     /// As `work`, and if the device fails.
     pub(crate) fn as_one<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
-        struct Held<'a>(&'a dyn Backend);
-        impl Drop for Held<'_> {
+        struct Recording<'a>(&'a dyn Backend);
+        impl Drop for Recording<'_> {
             fn drop(&mut self) {
-                // Only after a panic is anything still held back.
-                drop(self.0.release());
+                // Only a panic can have left recorded ops that are not enqueued yet.
+                drop(self.0.submit_recorded());
             }
         }
-        self.backend().hold();
-        let held = Held(self.backend());
+        self.backend().start_recording();
+        let recording = Recording(self.backend());
         let done = work();
-        // Also after a failure, so that nothing stays held back.
-        let released = held.0.release();
+        // Also after a failure, so that no op stays recorded.
+        let submitted = recording.0.submit_recorded();
         let done = done?;
-        released.map(|()| done)
+        submitted.map(|()| done)
     }
 
-    /// How often an op has allocated memory: a count that grows while the device works.
+    /// The number of allocations by ops so far: it grows while the device works.
     pub fn calls(&self) -> u64 {
         self.0.calls.load(Ordering::Relaxed)
     }
@@ -158,23 +158,23 @@ impl Device {
         !matches!(self.backend().slab(0), Ok(Slab::Dry))
     }
 
-    /// The most that the transient arena ever held, in bytes.
+    /// The most bytes that the transient arena ever held.
     pub fn peak_bytes(&self) -> usize {
         self.transient().as_ref().map_or(0, Arena::peak_bytes)
     }
 
-    /// Tensors in the transient arena; none between sections.
+    /// The number of tensors in the transient arena; zero between sections.
     pub fn live(&self) -> usize {
         self.transient().as_ref().map_or(0, Arena::live)
     }
 
-    /// An arena of `bytes` beside the transient one.
+    /// Reserves a persistent arena of `bytes` beside the transient one.
     pub fn persistent_arena(&self, bytes: usize) -> Result<PersistentArena> {
         let arena = Arena::new(self.id(), "keep", self.slab(bytes)?, bytes);
         Ok(PersistentArena { device: self.clone(), arena })
     }
 
-    /// Whether ops can have inputs of this type here.
+    /// Whether ops on this device accept inputs of this type.
     pub fn computes_in(&self, dtype: DType) -> bool {
         self.backend().computes_in(dtype)
     }
@@ -189,7 +189,7 @@ impl Device {
         Ok(packed.charged_to(&self.0.weights))
     }
 
-    /// The same for a weight that is to rest in the host's memory: its bytes are not counted as the device's.
+    /// As [`Device::pack`], for a weight that is kept in host memory: its bytes do not count as the device's.
     ///
     /// # Errors
     /// As [`Device::pack`].
@@ -198,7 +198,7 @@ impl Device {
         self.backend().pack_to_rest(form, weight, bias).map_err(|error| error.of_device(self.id()))
     }
 
-    /// A copy of a weight that another device has packed; `None` if it has to be packed here.
+    /// Copies a weight that another device has packed; `None` if it has to be packed here.
     ///
     /// # Errors
     /// If this device has no room, or one of them fails.
@@ -207,8 +207,8 @@ impl Device {
         Ok(copy.map(|copy| copy.charged_to(&self.0.weights)))
     }
 
-    /// What a layer occupies here once it is packed for inputs of `dtype`, in bytes.
-    /// Saturates where [`Device::pack`] would refuse the layer for its size.
+    /// The bytes that a layer occupies on this device once it is packed for inputs of `dtype`. Saturates where
+    /// [`Device::pack`] would reject the layer for its size.
     pub fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
         match layer.elements() {
             (weight, bias) if weight.max(bias) < MOST_ELEMENTS => {
@@ -218,10 +218,10 @@ impl Device {
         }
     }
 
-    /// Copies a weight that rests in the host's memory to this device.
+    /// Copies a weight that is kept in host memory to this device.
     ///
     /// # Errors
-    /// If the device has no room, or the weight was not packed to rest for it.
+    /// If the device has no room, or the weight was not packed by [`Device::pack_to_rest`] for this kind of device.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
         if !resting.is_on(self) {
             return Err(Error::request(format!("{:?} does not rest for {}", resting.layer(), self.id())));
@@ -230,7 +230,8 @@ impl Device {
         Ok(here.charged_to(&self.0.weights))
     }
 
-    /// The form of a layer that is to be packed. Refuses what is no layer, values that are not as many as it has, and a type that the device does not have.
+    /// The form in which a layer will be packed. Rejects an invalid layer, the wrong number of values, and a type that
+    /// the device does not support.
     fn checked(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Form> {
         let (elements, bias_elements) = layer.elements();
         let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
@@ -252,13 +253,13 @@ impl Device {
         Ok(Form::new(layer, dtype, bias.is_some()))
     }
 
-    /// Bytes of packed weights that are here now.
+    /// Bytes of packed weights that are on the device now.
     pub fn weight_bytes(&self) -> usize {
         self.0.weights.live()
     }
 
-    /// The most bytes of packed weights that were ever here at one time. Weights that devices share count where they
-    /// were packed.
+    /// The most bytes of packed weights that were ever on the device at one time. Weights that devices share count on
+    /// the device that packed them.
     pub fn weight_peak_bytes(&self) -> usize {
         self.0.weights.peak()
     }
@@ -278,7 +279,7 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 }
 
 impl Weight {
-    /// An offloaded weight, which `fetch` packs for `device` when it is used. `bytes` is what it occupies then.
+    /// An offloaded weight, which `fetch` packs for `device` when it is used. It occupies `bytes` on the device then.
     pub fn offloaded(
         device: &Device,
         layer: Layer,
@@ -290,7 +291,7 @@ impl Weight {
         Self::offloaded_at(device.weight_home(), Form::new(layer, dtype, has_bias), bytes, fetch)
     }
 
-    /// Whether `device` can use it.
+    /// Whether `device` can use this weight.
     pub(crate) fn is_on(&self, device: &Device) -> bool {
         self.is_at(device.weight_home())
     }
@@ -304,7 +305,7 @@ impl PartialEq for Device {
 }
 
 impl PersistentArena {
-    /// The device it belongs to.
+    /// The device that the arena belongs to.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -323,7 +324,7 @@ impl PersistentArena {
         self.arena.alloc(bytes, dtype)
     }
 
-    /// The most that it ever held, in bytes.
+    /// The most bytes that the arena ever held.
     pub fn peak_bytes(&self) -> usize {
         self.arena.peak_bytes()
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::error::Result;
 
-/// What was asked of a device.
+/// The work that a device was given.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
     /// Multiplies and adds of matrix products, convolutions and attention, each counted as one.
@@ -18,15 +18,15 @@ pub struct Work {
     pub bytes: f64,
     /// How long the ops take at the device's rates.
     pub seconds: f64,
-    /// Ops.
+    /// Number of ops.
     pub calls: u64,
     /// Bytes of weights that were packed.
     pub weight_bytes: u64,
-    /// Bytes of weights that came from the host's memory.
+    /// Bytes of weights that were copied from host memory.
     pub fetched_bytes: u64,
 }
 
-/// The sums of a dry device's work, shared with whoever made it.
+/// The sums of a dry device's work, shared with the caller that opened the device.
 #[derive(Default)]
 pub struct CostCounter(Mutex<Work>);
 
@@ -35,12 +35,12 @@ impl CostCounter {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The work since the last time it was taken.
+    /// The work since the last call of [`CostCounter::take`].
     pub fn so_far(&self) -> Work {
         *self.work()
     }
 
-    /// The work since the last time, and begins anew.
+    /// The work since the last call; resets the sums to zero.
     pub fn take(&self) -> Work {
         std::mem::take(&mut self.work())
     }
@@ -57,7 +57,7 @@ pub struct Dry {
 
 impl Dry {
     pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, counter: Arc<CostCounter>) -> Self {
-        // All CPU devices are one memory; a GPU's is its own.
+        // All CPU devices share the host's memory; each GPU has its own.
         let (class, home) = match rules {
             Rules::Cpu(path) => (NumericsClass::cpu(path), format!("nowhere, for {}", NumericsClass::cpu(path))),
             Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
@@ -68,7 +68,7 @@ impl Dry {
         Self { rules, rates, class, home, counter }
     }
 
-    /// An op of `flops` operations that reads and writes `bytes`.
+    /// Counts an op of `flops` operations that reads and writes `bytes`.
     fn done(&self, flops: f64, bytes: usize) -> Result<()> {
         let mut work = self.counter.work();
         work.calls += 1;
@@ -134,7 +134,7 @@ impl Backend for Dry {
         self.done(0.0, out.bytes())
     }
 
-    /// Zeros: ids and pixels that every check accepts.
+    /// Reads zeros: ids and pixels that every check accepts.
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
         self.done(0.0, x.bytes())

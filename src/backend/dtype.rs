@@ -16,7 +16,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// The size of one element, in bytes.
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::U32 => 4,

@@ -1,21 +1,20 @@
-//! What things occupy on a GPU: pure functions that the backends and their dry twins share.
+//! What operations and weights occupy on a GPU: pure functions that the real backends and the dry device share.
 
 use super::{DType, Form, Op};
 
-/// Pixels whose statistics group norm's kernels sum before they are combined with others: as in `group_norm.cu` and
-/// `group_norm.wgsl`.
+/// The number of pixels in one partial sum of group norm's statistics, as in `group_norm.cu` and `group_norm.wgsl`.
 pub const NORM_CHUNK: u32 = 64;
 
-/// Bytes of a packed layer.
+/// The bytes of a packed layer.
 pub(super) fn packed_bytes(form: Form) -> usize {
     let (elements, bias_elements) = form.layer.elements();
     form.stored.bytes(elements) + if form.has_bias { bias_elements * DType::F32.size() } else { 0 }
 }
 
-/// How CUDA's kernels make sums over `k`: each in so many runs of `k`, whose partial sums are added in order. A sum is a
-/// chain of operations one after the other, and where there are few sums, as in the inner convolutions of a UNet, most of a
-/// GPU would wait for their end. Depends on the layer alone, as it decides the bits: a run is about as long as the chain of
-/// a 3x3 convolution over 320 channels, of which there are always enough.
+/// The number of runs into which CUDA's kernels divide a sum over `k`; the partial sums of the runs are added in order.
+/// A sum is a chain of dependent operations, and where there are few sums, as in the inner convolutions of a UNet, most
+/// of a GPU would be idle until the chains end. The number depends on the layer alone, as it decides the bits: a run is
+/// about as long as the chain of a 3x3 convolution over 320 channels, of which there are always enough.
 pub fn runs(k: u32) -> u32 {
     match k / 2880 {
         0..4 => 1,
@@ -23,18 +22,18 @@ pub fn runs(k: u32) -> u32 {
     }
 }
 
-/// Of how many rows partial sums exist at once: enough to keep a GPU busy.
+/// The number of rows whose partial sums exist at once: enough to keep a GPU busy.
 pub const SPLIT_ROWS: u32 = 1024;
 
-/// Bytes that a product with CUDA's kernels needs beside its output: partial sums in f32, in rows of whole 64 bytes. `None`
-/// for sums of one run.
+/// The bytes that a product with CUDA's kernels needs in addition to its output: partial sums in f32, in rows of a
+/// multiple of 64 bytes. `None` for sums of one run.
 fn partial_sums(rows: u32, out: u32, k: u32) -> Option<usize> {
     let runs = runs(k) as usize;
     let bytes = || runs * rows.min(SPLIT_ROWS) as usize * out.next_multiple_of(16) as usize * DType::F32.size();
     (runs > 1).then(bytes)
 }
 
-/// Bytes that an op needs beside its output with CUDA's kernels.
+/// The bytes that an op needs in addition to its output with CUDA's kernels.
 pub(super) fn cuda_scratch(op: &Op) -> Option<usize> {
     match op {
         Op::Linear { p, .. } => partial_sums(p.rows, p.out, p.k),
@@ -45,10 +44,10 @@ pub(super) fn cuda_scratch(op: &Op) -> Option<usize> {
     }
 }
 
-/// Bytes that an op needs beside its output with wgpu's shaders, which sum a product's chain at once.
+/// The bytes that an op needs in addition to its output with wgpu's shaders, which never divide a product's sum.
 pub(super) fn wgpu_scratch(op: &Op) -> Option<usize> {
     match op {
-        // Keys and values are read where they lie; the buffer without bytes has a place in every plan all the same.
+        // Keys and values are read in place; plans count an empty buffer nevertheless.
         Op::Attention { .. } => Some(0),
         // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.
         Op::GroupNorm { p, .. } => {

@@ -1,4 +1,4 @@
-//! How fast a GPU is, as plans see it: what long ops reach.
+//! Measures how fast a GPU is in long ops, for plans.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use super::{
 };
 use crate::error::Result;
 
-/// How long one of the measurements goes on, once it has as many calls at a time as fill a part of it.
+/// How long a measurement continues once its batches of calls are long enough.
 const PATIENCE: Duration = Duration::from_millis(30);
-/// A call of this length tells what long ones reach.
+/// A batch of calls that takes this many seconds shows the rate of long ops.
 const LONG: f64 = 2e-3;
 
-/// In `dtype`, on a device that was opened for it: a matrix product and a convolution of Stable Diffusion 1.5, a weighted
-/// sum that streams through memory, and a copy to the host, each of the smallest size that takes a while: a quarter of a
-/// second on a GPU of any speed, seconds on one that is emulated.
+/// Measures `dtype` on a device that was opened for it: a matrix product and a convolution of Stable Diffusion 1.5, a
+/// weighted sum that streams through memory, and a copy to the host, each of the smallest size that gives a stable
+/// result. Takes a quarter of a second on a real GPU, and seconds on an emulated one.
 ///
 /// # Errors
 /// If the device has no room or fails.
@@ -45,7 +45,7 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     for batch in BATCHES {
         // Zeros of every type: how long an op takes does not depend on values.
         backend.write(&vec![0; bytes(batch)], &mut x)?;
-        // Whatever was enqueued has happened once one element is here.
+        // Everything that was enqueued is done once one element has been read.
         let settle = || backend.read(&x, &mut [0; 4]);
         let rows = batch * SIDE * SIDE;
         let e = &Epilogue::default();
@@ -86,8 +86,8 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     Ok(Rates { flops, bandwidth, link })
 }
 
-/// What a call takes when several follow each other, after one that warms up: the least of a few times, as others may
-/// have been at work.
+/// The time of one call, in seconds, when several follow each other, after one call for warming up: the minimum of a
+/// few tries, as other programs may use the device.
 fn seconds(settle: impl Fn() -> Result<()>, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     call()?;
     settle()?;

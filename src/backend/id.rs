@@ -26,7 +26,7 @@ impl FromStr for DeviceId {
         };
         let index = match index {
             None if kind == DeviceKind::Cpu => return Ok(Self::CPU),
-            // A bare number only: `parse` alone would also take "+1".
+            // Only digits are accepted: `parse` alone would also take "+1".
             Some(digits) if digits.len() <= 4 && digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok(),
             _ => None,
         };

@@ -1,4 +1,4 @@
-//! What is known of a device before it is opened.
+//! Facts about a device that are known before it is opened.
 
 use std::time::SystemTime;
 
@@ -7,46 +7,46 @@ use serde::{Serialize, Serializer};
 use super::{class::NumericsClass, dtype::DType, id::DeviceId, rates::Rates, rules::Rules};
 use crate::error::Error;
 
-// Not beside the type: the models in `loom/` have that file and no serde.
+// This is not beside the type, because the models in `loom/` include that file without serde.
 impl Serialize for DeviceId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// What `sdshard devices` shows and the planner plans with.
+/// A device as `sdshard devices` shows it and as the planner uses it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceInfo {
-    /// Its name in a device map.
+    /// The device's name in a device map.
     pub id: DeviceId,
-    /// What a person would call it.
+    /// The product name.
     pub name: String,
-    /// Its numerics class in the type of its rules.
+    /// The numerics class in the type of `rules`.
     pub class: NumericsClass,
-    /// Cores that compute; 0 for a GPU.
+    /// The number of CPU cores that compute; 0 for a GPU.
     pub cores: usize,
-    /// Which ones, by the system's numbers.
+    /// The system's numbers of these cores.
     pub allowed_cores: Vec<usize>,
-    /// All memory, in bytes.
+    /// The size of the memory, in bytes.
     pub memory_bytes: u64,
-    /// What a plan may use, in bytes.
+    /// The bytes that a plan may use.
     pub free_bytes: u64,
-    /// What a process occupies there before it holds anything: the driver's context and the kernels, in bytes.
+    /// The bytes that the driver's context and the kernels occupy before a process stores anything.
     pub overhead_bytes: u64,
-    /// What things occupy there and which ops it fuses.
+    /// The bytes that things occupy on the device, and the ops that it fuses.
     pub rules: Rules,
-    /// How fast it is in the type of its rules.
+    /// The device's speed in the type of `rules`.
     pub rates: Rates,
-    /// Floating-point operations per second in f32.
+    /// Peak floating-point operations per second in f32.
     pub f32_flops: f64,
-    /// When its rates were measured; `None` if they are assumed.
+    /// The time when the rates were measured; `None` if they are assumed.
     pub rates_measured: Option<SystemTime>,
-    /// Whether it is used only where a map names it.
+    /// Whether the device is used only where a map names it.
     pub only_named: bool,
 }
 
 impl DeviceInfo {
-    /// The same device computing in `dtype`, or in what suits it best; `None` if it has no such arithmetic.
+    /// The same device computing in `dtype`, or in its default type; `None` if it does not support `dtype`.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };
         let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.class.may_have_bf16())?;
@@ -55,9 +55,9 @@ impl DeviceInfo {
     }
 }
 
-/// What a plan may use of `available` bytes: less max(512 MiB, 5 %), down to whole 256 MiB, so that plans do not flip
-/// with every program that starts. Of less than 2 GiB, which a control group or a limit may leave, three quarters, down to
-/// whole 16 MiB.
+/// The part of `available` bytes that a plan may use: all but max(512 MiB, 5 %), rounded down to a multiple of 256 MiB,
+/// so that plans do not change with every program that starts. Below 2 GiB, which a control group or a limit may leave,
+/// three quarters, rounded down to a multiple of 16 MiB.
 pub fn plannable(available: u64) -> u64 {
     const MIB: u64 = 1 << 20;
     let down_to = |step: u64, bytes: u64| bytes / step * step;
@@ -68,7 +68,7 @@ pub fn plannable(available: u64) -> u64 {
     }
 }
 
-/// The message for a device that is not there.
+/// The error for a device that does not exist on this machine.
 pub fn absent(id: DeviceId) -> Error {
     Error::input(format!("there is no device \"{id}\"")).hint("`sdshard devices` lists what can be used")
 }

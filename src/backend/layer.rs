@@ -1,26 +1,27 @@
-//! What a layer's parameters are, before and after they are packed, and what follows its product.
+//! A layer's parameters, before and after they are packed, and the operations that follow its product.
 
 use super::dtype::DType;
 use crate::error::{Error, Result};
 
-/// The shape of a layer's parameters, from which its packed form follows.
+/// The shape of a layer's parameters, which determines their packed form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Layer {
-    /// `[out, k]`.
+    /// A linear layer, `[out, k]`.
     Linear {
         /// Output channels.
         out: usize,
         /// Input channels.
         k: usize,
     },
-    /// A linear layer whose output is halved by GEGLU: rows `0..out/2` are the hidden half, the rest the gate.
+    /// A linear layer whose output is halved by GEGLU: rows `0..out/2` are the hidden half, the other rows are the
+    /// gate.
     Geglu {
         /// Output channels before halving.
         out: usize,
         /// Input channels.
         k: usize,
     },
-    /// `[out, channels, kernel, kernel]` as stored, OHWI once packed.
+    /// A convolution, `[out, channels, kernel, kernel]` as stored, OHWI once packed.
     Conv2d {
         /// Output channels.
         out: usize,
@@ -31,20 +32,21 @@ pub enum Layer {
     },
     /// Scale and shift of a norm, `[channels]` each.
     Norm {
-        /// Channels.
+        /// Number of channels.
         channels: usize,
     },
     /// A table of rows, `[rows, channels]`.
     Embedding {
-        /// Rows.
+        /// Number of rows.
         rows: usize,
-        /// Channels.
+        /// Number of channels.
         channels: usize,
     },
 }
 
 impl Layer {
-    /// Elements of its weight and, if it has one, of its bias; saturates where no memory could hold them.
+    /// The number of elements of the weight and, if there is one, of the bias; saturates where no memory could hold
+    /// them.
     pub fn elements(self) -> (usize, usize) {
         match self {
             Layer::Linear { out, k } | Layer::Geglu { out, k } => (out.saturating_mul(k), out),
@@ -57,45 +59,45 @@ impl Layer {
     }
 }
 
-/// What can be read from any place.
+/// Data that can be read at any position.
 pub trait ReadAt: std::fmt::Debug + Sync {
-    /// Fills `to` with what stands from byte `start` on.
+    /// Fills `to` with the bytes from byte `start` on.
     ///
     /// # Errors
-    /// If it cannot be read, or ends before that.
+    /// If the data cannot be read, or ends too early.
     fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()>;
 }
 
-/// A tensor as its file has it: the only form in which a weight reaches a backend.
+/// A tensor as it is stored in its file: the only form in which a weight reaches a backend.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
-    /// Little-endian elements, not necessarily aligned.
+    /// Little-endian elements in memory, not necessarily aligned.
     Data {
-        /// Element type: a float.
+        /// The type of the elements: a float.
         dtype: DType,
-        /// The elements.
+        /// The bytes of all elements.
         bytes: &'a [u8],
     },
-    /// The same in a file, to be read piece by piece.
+    /// Little-endian elements in a file, to be read in pieces.
     Stored {
-        /// Element type: a float.
+        /// The type of the elements: a float.
         dtype: DType,
-        /// Of all elements.
+        /// The number of bytes of all elements.
         bytes: usize,
-        /// The first byte in the file.
+        /// The position of the first byte in the file.
         start: usize,
         /// The file.
         file: &'a dyn ReadAt,
     },
-    /// The file is not here; planning needs none.
+    /// No elements: plans need only shapes.
     ShapeOnly,
 }
 
 impl Values<'_> {
-    /// The type of the elements, and the bytes of all of them.
+    /// The type of the elements and the number of their bytes.
     ///
     /// # Errors
-    /// If there are only shapes, or the type is no float.
+    /// If there are only shapes, or the type is not a float.
     pub fn form(&self) -> Result<(DType, usize)> {
         let (dtype, bytes) = match *self {
             Values::Data { dtype, bytes } => (dtype, bytes.len()),
@@ -113,7 +115,7 @@ impl Values<'_> {
     /// Fills `to` with the bytes from `start` on.
     ///
     /// # Errors
-    /// If there are only shapes, the elements end before that, or the file cannot be read.
+    /// If there are only shapes, the elements end too early, or the file cannot be read.
     pub fn read(&self, start: usize, to: &mut [u8]) -> Result<()> {
         let (_, bytes) = self.form()?;
         if start.checked_add(to.len()).is_none_or(|end| end > bytes) {
@@ -135,7 +137,7 @@ impl Values<'_> {
 /// A function applied to each output element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
-    /// None.
+    /// No function.
     #[default]
     None,
     /// `x * sigmoid(x)`.
@@ -149,7 +151,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// How wide a layer of `columns` output channels is behind it.
+    /// The number of output channels after this activation of a layer with `columns` channels.
     pub fn width(self, columns: u32) -> u32 {
         if self == Activation::Geglu { columns / 2 } else { columns }
     }

@@ -1,11 +1,11 @@
-//! Buffers and kernels: knows sizes, does not know tensors.
+//! Buffers and kernels. This module knows sizes and does not know tensors.
 //!
 //! A `Backend` is what a kind of device can do. It gets an op as a value, an `Op`, and may trust it: shapes,
 //! types and devices are compared once, in `tensor/ops.rs`. Every op only enqueues, in order; `read` waits.
 //!
-//! So the trait and all that its methods take are private to the crate: kernels write where their parameters say, and
-//! from outside only the checked ops of [`Tensor`](crate::tensor::Tensor) reach them. A program cannot bring a device of its
-//! own, whose memory might be smaller than it says:
+//! The trait and everything that its methods take are private to the crate: kernels write where their parameters say,
+//! and from outside only the checked ops of [`Tensor`](crate::tensor::Tensor) reach them. A program cannot add a device
+//! type of its own, whose memory might be smaller than it claims:
 //!
 //! ```compile_fail,E0603
 //! #![forbid(unsafe_code)]
@@ -19,8 +19,8 @@
 //! Device::new(DeviceId::CPU, Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap());
 //! ```
 //!
-//! Nor can it call a kernel with other sizes than those of its tensors, look into memory by itself, or say that a packed
-//! layer is another one:
+//! A program can neither call a kernel with sizes other than those of its tensors, nor access memory directly, nor
+//! change the layer of a packed weight:
 //!
 //! ```compile_fail,E0599
 //! #![forbid(unsafe_code)]
@@ -45,13 +45,13 @@
 //! weight.form.layer = Layer::Linear { out: 8, k: 1 << 20 };
 //! ```
 //!
-//! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the numerics
-//! class and its own image: never on the batch, the number of rows, threads or the position of a tile. It is what makes
-//! the same request give the same picture wherever its parts run.
+//! **Order contract.** Each output element is one fixed chain of operations that depends only on the layer, the
+//! numerics class and its own image: never on the batch, the number of rows, threads or the position of a tile. Because
+//! of this, the same request gives the same picture wherever its components run.
 //!
-//! **Types.** A buffer knows the type of its elements, and an op's output has its input's. All inputs of an op have one
-//! type, and a layer's weight is packed for it; f32 are sums, softmax and the statistics of norms, biases, the scale and
-//! shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
+//! **Types.** A buffer knows the type of its elements, and an op's output has the type of its input. All inputs of an
+//! op have one type, and a layer's weight is packed for it. Always f32 are: sums, softmax and the statistics of norms,
+//! biases, the scale and shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
 
 pub mod arena;
 pub mod class;

@@ -1,4 +1,4 @@
-//! The ops, and what a kind of device can do.
+//! The ops, and the trait that every kind of device implements.
 
 use super::{
     arena::{Buffer, Slab},
@@ -12,34 +12,33 @@ use super::{
 };
 use crate::error::Result;
 
-/// What follows a matrix product while its result is still in registers:
+/// The operations that follow a matrix product while its result is still in registers:
 /// `out = activation(x w + bias + channel_add) + residual`.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Epilogue<'a> {
-    /// `[batch or 1, out]` and its rows: added to every row of an image.
+    /// A buffer `[batch or 1, out]` and the number of its rows: each row is added to all rows of an image.
     pub channel_add: Option<(&'a Buffer, u32)>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// The shape of the output; added last.
+    /// A buffer with the shape of the output, which is added last.
     pub residual: Option<&'a Buffer>,
 }
 
-/// Which parts of an [`Epilogue`] a call would use: the question [`Backend::supports`] answers.
+/// The parts of an [`Epilogue`] that a call would use: the argument of [`Backend::supports`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Fusion {
-    /// A per-channel sum.
+    /// Whether there is a sum per channel.
     pub channel_add: bool,
-    /// An activation.
+    /// The activation.
     pub activation: Activation,
-    /// A residual.
+    /// Whether there is a residual.
     pub residual: bool,
 }
 
-/// One term of [`Op::ScaleAdd`]: the factor, the buffer and the element to begin at.
+/// One term of [`Op::ScaleAdd`]: the factor, the buffer and its first element.
 pub(crate) type Term<'a> = (f32, &'a Buffer, usize);
 
-/// What a device is asked to compute: the sizes and the inputs of one call. Its output goes beside it, see
-/// [`Backend::run`].
+/// One operation on a device: its sizes and inputs. Its output is passed separately, see [`Backend::run`].
 #[derive(Clone, Copy)]
 pub(crate) enum Op<'a> {
     /// Matrix product with an epilogue.
@@ -48,28 +47,28 @@ pub(crate) enum Op<'a> {
     Conv2d { p: Conv2d, x: &'a Buffer, w: &'a Weight, e: &'a Epilogue<'a> },
     /// Attention with an online softmax: the score matrix never exists. Milakov and Gimelshein 2018; Dao et al. 2022.
     Attention { p: Attention, q: &'a Buffer, k: &'a Buffer, v: &'a Buffer },
-    /// Group norm, SiLU on request.
+    /// Group norm, followed by SiLU if `p` says so.
     GroupNorm { p: GroupNorm, x: &'a Buffer, w: &'a Weight },
     /// Layer norm.
     LayerNorm { p: LayerNorm, x: &'a Buffer, w: &'a Weight },
-    /// Token plus position embedding. Ids beyond the table must not come here.
+    /// Token plus position embedding. All ids must be within the table.
     Embedding { p: Embedding, ids: &'a Buffer, table: &'a Weight, positions: &'a Weight },
     /// Nearest-neighbour upsampling to a given size.
     Upsample2x { p: Upsample, x: &'a Buffer },
-    /// Two tensors side by side along the channels.
+    /// Concatenation of two tensors along the channels.
     ConcatChannels { p: Concat, a: &'a Buffer, b: &'a Buffer },
-    /// An activation by itself.
+    /// An activation as an op of its own.
     Activate { p: Activate, activation: Activation, x: &'a Buffer },
     /// Adds a vector to every row of an image.
     AddChannels { p: AddChannels, x: &'a Buffer, per_channel: &'a Buffer },
     /// A weighted sum of up to six terms, all f32.
     ScaleAdd { p: ScaleAdd, terms: &'a [Term<'a>] },
-    /// The same values in the output's float type, rounded to the nearest even.
+    /// Conversion to the output's float type, rounded to the nearest, ties to even.
     Cast { x: &'a Buffer },
 }
 
 impl Op<'_> {
-    /// Its name in kernels, fault injection and messages of devices: that of its method in `tensor/ops.rs`.
+    /// The op's name in kernels, fault injection and error messages: that of its method in `tensor/ops.rs`.
     pub fn name(&self) -> &'static str {
         match self {
             Op::Linear { .. } => "linear",
@@ -87,7 +86,8 @@ impl Op<'_> {
         }
     }
 
-    /// Multiplies and adds of products and attention, each counted as one; other ops are counted by their bytes alone.
+    /// The multiplications and additions of products and attention, each counted as one; other ops are counted only by
+    /// their bytes.
     pub fn flops(&self) -> f64 {
         let product = |sizes: &[u32]| sizes.iter().fold(2.0, |product, &size| product * f64::from(size));
         match self {
@@ -100,9 +100,9 @@ impl Op<'_> {
         }
     }
 
-    /// Bytes that it reads and writes when its output is `out`: each of its inputs once, unless the arm says otherwise.
+    /// The bytes that the op reads and writes when its output is `out`: each input once, unless the arm says otherwise.
     pub fn bytes(&self, scratch: Option<&Buffer>, out: &Buffer) -> usize {
-        // Partial sums, or keys and values in another order, are written and read again.
+        // Partial sums, or reordered keys and values, are written and read again.
         let scratch = scratch.map_or(0, |scratch| 2 * scratch.bytes());
         let inputs = match self {
             Op::Linear { x, w, e, .. } | Op::Conv2d { x, w, e, .. } => {
@@ -110,10 +110,10 @@ impl Op<'_> {
                 x.bytes() + w.bytes() + epilogue.into_iter().flatten().map(Buffer::bytes).sum::<usize>() + scratch
             }
             Op::Attention { q, k, v, .. } => q.bytes() + k.bytes() + v.bytes() + scratch,
-            // Statistics first, then the values once more.
+            // The values are read once for the statistics and once more for the result.
             Op::GroupNorm { x, w, .. } => 2 * x.bytes() + w.bytes(),
             Op::LayerNorm { x, w, .. } => x.bytes() + w.bytes(),
-            // As many rows of each table as there are rows of the output.
+            // As many rows of each table are read as the output has.
             Op::Embedding { ids, .. } => ids.bytes() + 2 * out.bytes(),
             Op::ConcatChannels { a, b, .. } => a.bytes() + b.bytes(),
             Op::AddChannels { x, per_channel, .. } => x.bytes() + per_channel.bytes(),
@@ -125,77 +125,77 @@ impl Op<'_> {
     }
 }
 
-/// What a kind of device can do. Sizes are already checked; buffers and weights are this backend's own.
+/// The operations of one kind of device. Sizes are already checked; buffers and weights are this backend's own.
 pub(crate) trait Backend: Send + Sync {
-    /// Everything that decides the bits of a result, in the type in which it computes unless it is asked for another.
+    /// Everything that decides the bits of a result, in the backend's default type.
     fn class(&self) -> &NumericsClass;
 
-    /// In which memory and form packed weights are: devices with equal answers share them.
+    /// The identity of the memory and layout of packed weights: devices with equal values share them.
     fn weight_home(&self) -> &str;
 
-    /// Whether ops can have inputs of this type. All backends have f32.
+    /// Whether ops can have inputs of this type. All backends support f32.
     fn computes_in(&self, dtype: DType) -> bool;
 
     /// Reserves memory.
     fn slab(&self, bytes: usize) -> Result<Slab>;
 
-    /// Brings a layer's parameters into a form, in the order of this backend's kernels. It computes in the form's type.
+    /// Packs a layer's parameters in the given form and in the order of this backend's kernels, which compute in the
+    /// form's type.
     fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
-    /// The same for a weight that is to rest in the host's memory, for [`Backend::fetch`].
+    /// As [`Backend::pack`], for a weight that is kept in host memory until [`Backend::fetch`].
     fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.pack(form, weight, bias)
     }
 
-    /// A copy of a weight that another device has packed, in the memory where this one computes: less work than packing it
-    /// again. `None` if this one packs otherwise or has nothing from there.
+    /// Copies a weight that another device has packed to the memory where this one computes, which is less work than
+    /// packing it again. `None` if this device packs differently or cannot copy from there.
     fn copy_weight(&self, _packed: &Weight) -> Result<Option<Weight>> {
         Ok(None)
     }
 
-    /// What a weight of this form occupies once [`Backend::pack`] has packed it, in bytes.
+    /// The bytes that a weight of this form occupies once [`Backend::pack`] has packed it.
     fn packed_bytes(&self, form: Form) -> usize;
 
-    /// A copy, in the memory where the device computes, of a weight that [`Backend::pack_to_rest`] made and that rests in the
-    /// host's memory.
+    /// Copies a weight that [`Backend::pack_to_rest`] made from host memory to the memory where the device computes.
     fn fetch(&self, resting: &Weight) -> Result<Weight>;
 
-    /// Whether a matrix product can do this by itself; if not, plain ops follow it. Who fuses GEGLU does so beside a
-    /// residual too and may pack its layers for it; who does not packs them in the order of the file.
+    /// Whether a matrix product can apply this epilogue; if not, plain ops follow it. A backend that fuses GEGLU also
+    /// does so with a residual, and may pack its layers for it; other backends pack them in the order of the file.
     fn supports(&self, fusion: Fusion) -> bool;
 
-    /// Bytes that an op needs beside its output; `None` if it needs no such buffer.
+    /// The bytes that an op needs in addition to its output; `None` if it needs no such buffer.
     fn scratch(&self, op: &Op) -> Option<usize>;
 
-    /// Enqueues an op. `scratch` is there if [`Backend::scratch`] asks for it.
+    /// Enqueues an op. `scratch` is present if [`Backend::scratch`] returns a size for it.
     fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()>;
 
-    /// Host to device.
+    /// Copies from the host to the device.
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()>;
 
-    /// Device to host, after everything enqueued so far.
+    /// Copies from the device to the host, after everything that was enqueued so far.
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()>;
 
-    /// Copies `bytes` from byte `from` of x to byte `to` of out, on this device.
+    /// Copies `bytes` from byte `from` of `x` to byte `to` of `out`, on this device.
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()>;
 
-    /// From here to [`Backend::release`] ops may be held back, to be enqueued as one: there is less to do for those that come
-    /// again and again, with the same weights in the same places. Nobody can tell: whatever waits for them, or uses what
-    /// they make, comes behind them.
-    fn hold(&self) {}
+    /// From this call to [`Backend::submit_recorded`], ops may be recorded instead of enqueued, so that a sequence that repeats
+    /// with the same weights and addresses costs one launch. Results are the same: every op, copy or read that depends
+    /// on recorded ops is enqueued after them.
+    fn start_recording(&self) {}
 
-    /// Enqueues what was held back.
-    fn release(&self) -> Result<()> {
+    /// Enqueues the recorded ops.
+    fn submit_recorded(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Whether it holds no values and only counts: `read` and `write` then need none.
+    /// Whether the device holds no values and only counts: `read` and `write` then need no data.
     fn only_counts(&self) -> bool {
         false
     }
 
-    /// Enqueues a copy of all of x, of another device, to `out` of this one. False if the two have no link: such a copy
-    /// goes through the host.
+    /// Enqueues a copy of all of `x`, on another device, to `out` on this one. False if the two have no link: such a
+    /// copy goes through the host.
     fn receive(&self, _x: &Buffer, _out: &mut Buffer) -> Result<bool> {
         Ok(false)
     }

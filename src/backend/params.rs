@@ -1,11 +1,11 @@
-//! One struct per op, read as it is by every kernel language: plain `u32` and `f32`, the same order everywhere.
-//! Sizes are those of one call; weights and buffers travel beside it.
+//! One struct per op, read as it is by every kernel language: plain `u32` and `f32` fields in the same order
+//! everywhere. The sizes are those of one call; weights and buffers are passed separately.
 
 /// `out[rows, out] = x[rows, k] * w[out, k]`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Linear {
-    /// Rows of x: all images' tokens.
+    /// Rows of x: the tokens of all images.
     pub rows: u32,
     /// Output channels, before GEGLU halves them.
     pub out: u32,
@@ -17,7 +17,7 @@ pub struct Linear {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Conv2d {
-    /// Images.
+    /// Number of images.
     pub batch: u32,
     /// Rows of x.
     pub height: u32,
@@ -31,7 +31,7 @@ pub struct Conv2d {
     pub kernel: u32,
     /// Step of the window.
     pub stride: u32,
-    /// Zeros above and to the left. Those below and to the right follow from the output's size.
+    /// Rows and columns of zeros above and to the left. Those below and to the right follow from the output's size.
     pub padding: u32,
     /// Rows of the output.
     pub out_height: u32,
@@ -43,19 +43,19 @@ pub struct Conv2d {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// Images.
+    /// Number of images.
     pub batch: u32,
     /// Rows of q in one image.
     pub queries: u32,
     /// Rows of k and v in one image.
     pub keys: u32,
-    /// Heads.
+    /// Number of heads.
     pub heads: u32,
     /// Channels of one head.
     pub head_dim: u32,
-    /// 1: query i sees keys 0 to i only.
+    /// 1 if query i sees only keys 0 to i.
     pub causal: u32,
-    /// Usually `1 / sqrt(head_dim)`.
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
 }
 
@@ -63,17 +63,17 @@ pub struct Attention {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupNorm {
-    /// Images.
+    /// Number of images.
     pub batch: u32,
     /// Height times width.
     pub pixels: u32,
-    /// Channels.
+    /// Number of channels.
     pub channels: u32,
-    /// Groups of neighbouring channels.
+    /// Number of groups of neighbouring channels.
     pub groups: u32,
     /// Added to the variance.
     pub eps: f32,
-    /// 1: SiLU follows.
+    /// 1 if SiLU follows.
     pub silu: u32,
 }
 
@@ -81,9 +81,9 @@ pub struct GroupNorm {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerNorm {
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
-    /// Channels.
+    /// Number of channels.
     pub channels: u32,
     /// Added to the variance.
     pub eps: f32,
@@ -93,27 +93,27 @@ pub struct LayerNorm {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Embedding {
-    /// Texts.
+    /// Number of texts.
     pub batch: u32,
     /// Tokens in one text.
     pub tokens: u32,
-    /// Channels.
+    /// Number of channels.
     pub channels: u32,
     /// Rows of the table.
     pub vocab: u32,
 }
 
-/// Nearest neighbour, from `[batch, height, width, channels]` to `[batch, out_height, out_width, channels]`.
+/// Nearest-neighbour upsampling, from `[batch, height, width, channels]` to `[batch, out_height, out_width, channels]`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Upsample {
-    /// Images.
+    /// Number of images.
     pub batch: u32,
     /// Rows of x.
     pub height: u32,
     /// Columns of x.
     pub width: u32,
-    /// Channels.
+    /// Number of channels.
     pub channels: u32,
     /// Rows of the output.
     pub out_height: u32,
@@ -125,11 +125,11 @@ pub struct Upsample {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Concat {
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
-    /// Channels of the first.
+    /// Channels of the first tensor.
     pub left: u32,
-    /// Channels of the second.
+    /// Channels of the second tensor.
     pub right: u32,
 }
 
@@ -137,11 +137,11 @@ pub struct Concat {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AddChannels {
-    /// Images.
+    /// Number of images.
     pub batch: u32,
     /// Rows in one image.
     pub pixels: u32,
-    /// Channels.
+    /// Number of channels.
     pub channels: u32,
     /// Rows of `per_channel`: one for each image, or one for all.
     pub per_channel_rows: u32,
@@ -151,7 +151,7 @@ pub struct AddChannels {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Activate {
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
     /// Channels of the output.
     pub channels: u32,

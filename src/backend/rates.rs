@@ -1,4 +1,4 @@
-//! How fast a device is, as plans see it: measured once on each machine, then remembered in a file.
+//! The speed of a device: measured once on each machine, then stored in a file.
 
 use std::{
     collections::BTreeMap,
@@ -14,31 +14,32 @@ use serde::Deserialize;
 
 use crate::{input, output};
 
-/// Operations and bytes per second. Predictions take the larger of an op's two times, so both are what long ops reach.
+/// Operations and bytes per second. Predictions take the longer of an op's two times, so both are the rates of long
+/// ops.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct Rates {
     /// Floating-point operations of matrix products per second, a multiply-add counted as two.
     pub flops: f64,
-    /// Bytes per second between its memory and its cores.
+    /// Bytes per second between the device's memory and its cores.
     pub bandwidth: f64,
-    /// Bytes per second between it and the host.
+    /// Bytes per second between the device and the host.
     pub link: f64,
 }
 
 impl Rates {
-    /// How long an op of `flops` operations that moves `bytes` takes, in seconds: the longer of the two, as both go on at
-    /// the same time. Williams et al. 2009.
+    /// The time of an op of `flops` operations that moves `bytes`, in seconds: the longer of the two times, as both run
+    /// in parallel. Williams et al. 2009.
     pub fn seconds(&self, flops: f64, bytes: f64) -> f64 {
         (flops / self.flops).max(bytes / self.bandwidth)
     }
 
-    /// A part of a device that is divided; the way to the host is not.
+    /// The rates of a part of a device. The link to the host is not divided.
     #[must_use]
     pub fn part(&self, share: f64) -> Self {
         Self { flops: self.flops * share, bandwidth: self.bandwidth * share, link: self.link }
     }
 
-    /// Two digits of each: a measurement has no more.
+    /// Rounds each rate to two digits: a measurement is no more exact.
     fn rounded(self) -> Self {
         let round = |rate: f64| format!("{rate:.1e}").parse().expect("a float is written as a float");
         Self { flops: round(self.flops), bandwidth: round(self.bandwidth), link: round(self.link) }
@@ -49,41 +50,41 @@ impl Rates {
     }
 }
 
-/// Rates, and when they were measured.
+/// Rates, and the time when they were measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// The best of several tries.
+    /// The best rates of several tries.
     pub rates: Rates,
-    /// To the second; `None` if the file does not say.
+    /// The time of the measurement, to the second; `None` if the file does not say.
     pub at: Option<SystemTime>,
 }
 
-/// The rates of the device that `key` describes, down to whatever makes it faster or slower: from this machine's file,
-/// else from `measure`, which the file then remembers. `None` if they cannot be measured.
+/// The rates of the device that `key` describes, including everything that makes it faster or slower: from this
+/// machine's file, or else from `measure`, whose result is then stored there. `None` if they cannot be measured.
 ///
-/// The file is `sdshard/rates.toml` in `$XDG_CACHE_HOME` or `~/.cache`. One that is broken or cannot be written costs
-/// another measurement and nothing else.
+/// The file is `sdshard/rates.toml` in `$XDG_CACHE_HOME` or `~/.cache`. If it is invalid or cannot be written, the only
+/// effect is another measurement.
 pub fn remembered(key: &str, measure: impl FnMut() -> Option<Rates>) -> Option<Measured> {
-    // One measures at a time, as each would slow the others down.
+    // Only one thread measures at a time, as measurements would slow each other down.
     let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
     *asked.entry(key.to_string()).or_insert_with(|| remembered_in(file().as_deref(), key, measure))
 }
 
-/// The same of a device that is not worth a measurement: `None` if there has not been one.
+/// The stored rates of a device that is not worth a measurement: `None` if there are none.
 pub fn known(key: &str) -> Option<Measured> {
     let asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
     asked.get(key).copied().flatten().or_else(|| file().map(|file| read(&file))?.get(&entry_name(key)).copied())
 }
 
-/// What this process has asked for.
+/// The rates that this process has looked up or measured.
 static ASKED: Mutex<BTreeMap<String, Option<Measured>>> = Mutex::new(BTreeMap::new());
 
-/// From here on this process measures what it has not measured yet, whatever the file remembers, and all that it sees.
+/// From this call on, this process measures every device once, whatever the file contains, and measures all devices.
 pub fn measure_anew() {
     ANEW.store(true, Ordering::Relaxed);
 }
 
-/// Whether all devices are to be measured.
+/// Whether [`measure_anew`] was called.
 pub fn is_measured_anew() -> bool {
     ANEW.load(Ordering::Relaxed)
 }
@@ -94,7 +95,7 @@ fn file() -> Option<PathBuf> {
     Some(cache_folder()?.join("rates.toml"))
 }
 
-/// Where this program keeps what it can find out again: `sdshard` in `$XDG_CACHE_HOME` or `~/.cache`.
+/// The folder for data that can be computed again: `sdshard` in `$XDG_CACHE_HOME` or `~/.cache`.
 pub fn cache_folder() -> Option<PathBuf> {
     let absolute = |path: PathBuf| path.is_absolute().then_some(path);
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).and_then(absolute);
@@ -123,18 +124,18 @@ fn remembered_in(file: Option<&Path>, key: &str, measure: impl FnMut() -> Option
     Some(measured)
 }
 
-/// So many seconds after the beginning of 1970; `None` where the system's clock does not reach.
+/// The time `seconds` after the beginning of 1970; `None` where the system's clock does not reach.
 fn at(seconds: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// Tries at most.
+/// The largest number of tries.
 const TRIES: usize = 6;
-/// By how much a try is better than those before if others were at work during these.
+/// A try that is better than all before by this factor shows that other programs disturbed those.
 const BETTER: f64 = 1.05;
 
-/// The best of several tries, each rate by itself: others may be at work on the machine. Ends once two tries in a row have
-/// found nothing better.
+/// The best of several tries, each rate by itself, because other programs may use the machine. Ends when two tries in a
+/// row are no better.
 fn best(mut measure: impl FnMut() -> Option<Rates>) -> Option<Rates> {
     let mut best = measure()?;
     let mut in_vain = 0;
@@ -152,7 +153,8 @@ fn best(mut measure: impl FnMut() -> Option<Rates>) -> Option<Rates> {
     Some(best)
 }
 
-/// Kernels differ between versions, and those of a debug build are slow.
+/// The name of an entry. Version and build are part of it: kernels differ between versions, and those of a debug build
+/// are slow.
 fn entry_name(key: &str) -> String {
     let build = if cfg!(debug_assertions) { ", debug build" } else { "" };
     let key = format!("{key}, sdshard {}{build}", env!("CARGO_PKG_VERSION"));
@@ -168,7 +170,7 @@ struct Entry {
     measured: Option<u64>,
 }
 
-/// What the file knows; nothing if it is not there or broken.
+/// The entries of the file; none if it does not exist or is invalid.
 fn read(file: &Path) -> BTreeMap<String, Measured> {
     let text = match input::text(file) {
         Ok(text) => text,
@@ -216,18 +218,18 @@ mod tests {
     #[test]
     fn a_busy_machine_does_not_spoil_rates() {
         let busy = Rates { flops: 0.1e11, bandwidth: 0.4e10, link: 1e9 };
-        // Others work during the first tries, and leave now one rate and now another alone.
+        // Other programs disturb the first tries, some of them in one rate only.
         let tries = [busy, Rates { bandwidth: 2e10, ..busy }, busy, Rates { link: 9.87e9, ..busy }, busy, RATES];
         let mut next = tries.into_iter();
         assert_eq!(rates_in(None, "a", || next.next()), Some(ROUNDED));
-        // Nobody is there: it ends soon.
+        // Without disturbance the measurement ends soon.
         let mut calls = 0;
         let measured = rates_in(None, "a", || {
             calls += 1;
             Some(RATES)
         });
         assert_eq!((measured, calls), (Some(ROUNDED), 3));
-        // A device that fails later has the rates from before.
+        // A device that fails later keeps the rates from before.
         let mut next = [RATES].into_iter();
         assert_eq!(rates_in(None, "a", || next.next()), Some(ROUNDED));
     }
@@ -240,7 +242,7 @@ mod tests {
         let at = remembered_in(Some(&file), "a", || Some(RATES)).unwrap().at.unwrap();
         assert!(at >= before && at <= SystemTime::now());
         assert_eq!(remembered_in(Some(&file), "a", never).unwrap().at, Some(at));
-        // A file from before times were kept, and one whose clock was wrong.
+        // Entries of a file without times, and of a file that was written with a wrong clock.
         for (measured, want) in [("", None), ("measured = 18446744073709551615\n", None)] {
             let text = format!("[\"{}\"]\nflops = 1e9\nbandwidth = 1e9\nlink = 1e9\n{measured}", entry_name("a"));
             std::fs::write(&file, text).unwrap();

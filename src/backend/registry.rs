@@ -1,4 +1,4 @@
-//! The devices of this machine: which there are, and how they are opened.
+//! The devices of this machine, and how they are opened.
 
 use super::{
     cpu,
@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 /// A device to open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
-    /// The device.
+    /// The device's name.
     pub id: DeviceId,
-    /// The cores that it shall compute on; `None` for its even share. Only the CPU has cores to choose from.
+    /// The cores to compute on; `None` for an even share. Only CPU devices have a choice of cores.
     pub cores: Option<Vec<usize>>,
-    /// The number of the adapter behind a `wgpu` device; `None` for the device's own number.
+    /// The number of the adapter of a `wgpu` device; `None` for the device's own number.
     pub adapter: Option<usize>,
 }
 
@@ -26,7 +26,7 @@ impl From<DeviceId> for Opening {
 }
 
 impl Device {
-    /// One CPU device by itself, with room for `arena_bytes` of intermediate results.
+    /// Opens one CPU device with `arena_bytes` for intermediate results.
     pub fn cpu(arena_bytes: usize) -> Result<Self> {
         let device = open(&[DeviceId::CPU])?.remove(0);
         device.reserve(arena_bytes)?;
@@ -34,11 +34,11 @@ impl Device {
     }
 }
 
-/// Opens devices, in the order given: names alone, or [`Opening`]s. `cpu:N` devices that ask for no cores of their own
-/// share evenly what the others leave of this process's.
+/// Opens devices, in the given order: plain names, or [`Opening`]s. `cpu:N` devices without requested cores share those
+/// that the others leave.
 ///
 /// # Errors
-/// If one of them is not on this machine, or cores are asked for that this process may not use.
+/// If a device is not on this machine, or this process may not use the requested cores.
 pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
     let openings: Vec<Opening> = devices.iter().cloned().map(Into::into).collect();
     let is_share = |opening: &&Opening| opening.id.kind == DeviceKind::Cpu && opening.id.index.is_some();
@@ -65,7 +65,7 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
         .collect()
 }
 
-/// Refuses cores that this process may not use.
+/// Rejects cores that this process may not use.
 fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
     let allowed = cpu::threads::cores();
     match cores.iter().find(|core| !allowed.contains(core)) {
@@ -77,17 +77,19 @@ fn check_cores(id: DeviceId, cores: &[usize]) -> Result<()> {
     }
 }
 
-/// The message for a device that this machine does not have.
+/// The error for a device that this machine does not have.
 pub fn absent(id: DeviceId) -> Error {
     let found: Vec<String> = visible().iter().map(|device| device.id.to_string()).collect();
     info::absent(id).found(found.join(", "))
 }
 
-/// The devices of this machine, best first. How fast they are is measured the first time and remembered: see
-/// [`rates`](super::rates). Those that are used only where a map names them are not opened for that, see [`measured`].
+/// The devices of this machine, best first. Their speed is measured the first time and then stored: see
+/// [`rates`](super::rates). Devices that are used only where a map names them are not opened for a measurement, see
+/// [`measured`].
 pub fn visible() -> Vec<DeviceInfo> {
     let mut cuda = cuda_infos();
-    // The same cards once more and slower, or slower ones: for those who name them.
+    // Through wgpu, these are the same GPUs again but slower, or slower GPUs: they are used only where a map names
+    // them.
     let only_named = cuda.iter().any(|device| !device.only_named);
     cuda.append(&mut wgpu_infos(only_named));
     let (named, free) = cuda.into_iter().partition::<Vec<_>, _>(|device| device.only_named);
@@ -117,7 +119,7 @@ fn cuda_infos() -> Vec<DeviceInfo> {
     Vec::new()
 }
 
-/// What is known of a device of this machine, with its rates measured even if it is used only where a map names it.
+/// A device of this machine with measured rates, even if it is used only where a map names it.
 pub fn measured(info: &DeviceInfo) -> DeviceInfo {
     #[cfg(feature = "wgpu")]
     if info.only_named

@@ -1,8 +1,8 @@
-//! What things occupy on a kind of device, and which ops it fuses.
+//! The bytes that things occupy on a kind of device, and the ops that it fuses.
 
 use super::{cpu::Path, dtype::DType};
 
-/// The kind of device that is imitated, with what its `cost` functions need to know.
+/// The kind of device, with what its cost functions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rules {
     /// CPU cores with this kernel path.
@@ -14,7 +14,7 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// The type of weights and of what is computed from them.
+    /// The type of weights and of results.
     pub const fn dtype(self) -> DType {
         match self {
             Rules::Cpu(_) => DType::F32,
@@ -22,7 +22,7 @@ impl Rules {
         }
     }
 
-    /// The same in `dtype`; `None` if there are no such kernels.
+    /// The same kind of device computing in `dtype`; `None` if it has no such kernels.
     pub fn in_type(self, dtype: DType) -> Option<Self> {
         match (self, dtype) {
             (Rules::Cpu(_), DType::F32) => Some(self),

@@ -1,8 +1,8 @@
-//! A device that takes its time on a simulated clock and fails when it is told to: for everything that has to be right
+//! A device that takes time on a simulated clock and fails as configured: for tests of everything that must be right
 //! when devices are slow, unequal or broken.
 //!
-//! It computes nothing, as a dry device, so the real pipeline runs on it. An op is only put at the end of what the device
-//! still has to do, unless it is to be waited for; who reads waits for all of it.
+//! As a dry device, it computes nothing, so the real pipeline runs on it. An op is only appended to the device's
+//! pending work, unless the device waits for each op; a read waits for all pending work.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -19,75 +19,75 @@ use crate::{
     sync::Clock,
 };
 
-/// How long ops take.
+/// The time that ops take.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// As long as operations and bytes do at these rates.
+    /// The time that operations and bytes take at these rates.
     Rates(Rates),
     /// The same time for every op.
     PerOp(Duration),
 }
 
-/// What matrix products do by themselves.
+/// The epilogues that matrix products apply themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fusions {
-    /// As the device that is imitated.
+    /// Those of the imitated device.
     Native,
-    /// Nothing: plain ops follow.
+    /// None: plain ops follow.
     None,
 }
 
-/// How long whoever asks for an op waits.
+/// Which calls wait until the work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waits {
-    /// Only for what it reads, as on a GPU.
+    /// Only reads, as on a GPU.
     ToRead,
-    /// For every op, as on a CPU.
+    /// Every op, as on a CPU.
     ForEach,
 }
 
 /// An op that is about to begin.
 #[derive(Debug, Clone, Copy)]
 pub struct OpStart<'a> {
-    /// The device.
+    /// The device's name.
     pub device: DeviceId,
-    /// Ops before it on this device.
+    /// The number of ops before it on this device.
     pub number: u64,
-    /// Its name: an op's own, or `write`, `read` or `copy`.
+    /// The op's name, or `write`, `read` or `copy`.
     pub name: &'static str,
-    /// What comes from the host, if it is a write.
+    /// The bytes from the host, if it is a write.
     pub written: &'a [u8],
 }
 
 /// A fault that is injected into an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It fails, and so does every later one: the device is lost.
+    /// The op fails, and so does every later one: the device is lost.
     Fail,
-    /// It takes so long.
+    /// The op takes this long.
     Delay(Duration),
 }
 
-/// Decides which fault is injected into which op.
+/// Returns the fault to inject into an op, if any.
 pub type Faults = Box<dyn Fn(&OpStart) -> Option<Fault> + Send + Sync>;
 
-/// What a simulated device is like.
+/// The configuration of a simulated device.
 pub struct Setup {
-    /// What it holds and fuses.
+    /// The bytes that things occupy, and the ops that the device can fuse.
     pub rules: Rules,
-    /// How fast it is.
+    /// The time that ops take.
     pub pace: Pace,
-    /// What it fuses of what it could.
+    /// The fusions that it uses.
     pub fusions: Fusions,
-    /// How long its ops are waited for.
+    /// The calls that wait.
     pub waits: Waits,
-    /// Faults of its ops.
+    /// The faults of its ops.
     pub faults: Faults,
-    /// The clock that it waits on.
+    /// The simulated clock.
     pub clock: Clock,
 }
 
-/// What a simulated device has done, shared with whoever made it.
+/// What a simulated device has done, shared with the caller that opened it.
 #[derive(Default)]
 pub struct Record(Mutex<State>);
 
@@ -95,28 +95,28 @@ pub struct Record(Mutex<State>);
 struct State {
     ops: u64,
     busy: Duration,
-    /// When everything that was enqueued will be done.
+    /// The time when all enqueued work is done.
     done_at: Option<Instant>,
     died_at: Option<(u64, &'static str)>,
 }
 
 impl Record {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in this file panics between two writes.
+        // A poisoned lock is usable: nothing in this file panics between two writes.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// How many ops it was given.
+    /// The number of ops that the device was given.
     pub fn ops(&self) -> u64 {
         self.state().ops
     }
 
-    /// How long it worked.
+    /// The time that the device worked.
     pub fn busy(&self) -> Duration {
         self.state().busy
     }
 
-    /// At which op it died.
+    /// The op at which the device was lost.
     pub fn died_at(&self) -> Option<&'static str> {
         self.state().died_at.map(|(_, name)| name)
     }
@@ -135,7 +135,7 @@ impl Sim {
     pub(super) fn new(id: DeviceId, setup: Setup) -> (Self, Arc<Record>) {
         let rates = match setup.pace {
             Pace::Rates(rates) => rates,
-            // The time of an op is known without them.
+            // The time of an op does not depend on these rates.
             Pace::PerOp(_) => Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 },
         };
         let (counter, record) = (Arc::<CostCounter>::default(), Arc::<Record>::default());
@@ -143,7 +143,7 @@ impl Sim {
         (Self { id, dry, counter, record: record.clone(), setup }, record)
     }
 
-    /// Puts an op at the end of the queue, and gives the time when it will be done.
+    /// Appends an op to the device's pending work and returns the time when it will be done.
     fn enqueue(&self, name: &'static str, written: &[u8], op: impl FnOnce(&Dry) -> Result<()>) -> Result<Instant> {
         let mut state = self.record.state();
         let number = state.ops;

@@ -1,4 +1,4 @@
-//! A layer's parameters: packed in a device's memory, or offloaded: resting elsewhere and fetched when they are used.
+//! A layer's parameters: packed in a device's memory, or offloaded: kept elsewhere and fetched when they are used.
 
 use std::{
     any::Any,
@@ -8,14 +8,14 @@ use std::{
 use super::{dtype::DType, layer::Layer};
 use crate::error::{Error, Result};
 
-/// How the elements of a packed weight lie in memory.
+/// The type of the elements of a packed weight in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// As 32-bit floats.
+    /// 32-bit float.
     F32,
-    /// In IEEE half precision.
+    /// IEEE half precision.
     F16,
-    /// As bfloat16.
+    /// bfloat16.
     BF16,
 }
 
@@ -29,30 +29,30 @@ impl Stored {
         }
     }
 
-    /// What so many elements occupy.
+    /// The bytes of this many elements.
     pub const fn bytes(self, elements: usize) -> usize {
         elements * self.dtype().size()
     }
 }
 
-/// What a packed weight is. How it is stored and in which type it is computed are two questions: kernels may read one type
-/// and compute in another.
+/// The form of a packed weight. How it is stored and the type in which it is computed are independent: kernels may read
+/// one type and compute in another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
     /// The layer.
     pub layer: Layer,
-    /// How the elements of its weight lie in memory, which decides what it occupies and which kernels can read it. A bias is
-    /// f32 in every form.
+    /// The type of the weight's elements in memory, which decides its size and which kernels can read it. A bias is
+    /// always f32.
     pub stored: Stored,
     /// The type in which its op computes: that of the op's inputs and output.
     pub computed: DType,
-    /// Whether a bias is packed along.
+    /// Whether there is a bias.
     pub has_bias: bool,
 }
 
 impl Form {
-    /// The form of a layer that is computed in `computed`: stored in the same type, but for the scales of norms, which are
-    /// f32.
+    /// The form of a layer that is computed in `computed`: stored in the same type, except the scales of norms, which
+    /// are f32.
     pub const fn new(layer: Layer, computed: DType, has_bias: bool) -> Self {
         let stored = match (layer, computed) {
             (Layer::Norm { .. }, _) | (_, DType::F32 | DType::U32) => Stored::F32,
@@ -63,14 +63,14 @@ impl Form {
     }
 }
 
-/// A layer's parameters in the form that a backend wants. Clones share them.
+/// A layer's parameters in the form that a backend needs. Clones share them.
 #[derive(Clone)]
 pub struct Weight {
-    /// What it is.
+    /// The form.
     pub(super) form: Form,
-    /// What it occupies on a device, in bytes.
+    /// The bytes that the weight occupies on a device.
     bytes: usize,
-    /// Devices with this `Backend::weight_home` can use it.
+    /// The memory and layout: only devices with this `Backend::weight_home` can use the weight.
     home: Arc<str>,
     data: WeightData,
     _charge: Option<Arc<Charge>>,
@@ -78,14 +78,14 @@ pub struct Weight {
 
 #[derive(Clone)]
 pub(super) enum WeightData {
-    /// On a device, or resting for one, in a form that its backend alone knows.
+    /// On a device, or in host memory for one, in a form that only its backend knows.
     Held(Arc<dyn Any + Send + Sync>),
     /// Only its size is known.
     Dry,
     Offloaded(Arc<Offloaded>),
 }
 
-/// A weight that is on its device only at times.
+/// A weight that is on its device only while it is used.
 pub(super) struct Offloaded {
     here: Mutex<Option<Weight>>,
     fetch: Box<dyn Fn() -> Result<Weight> + Send + Sync>,
@@ -102,7 +102,8 @@ impl Weight {
         Self { form, bytes, home, data, _charge: None }
     }
 
-    /// One that `fetch` brings to the devices of `home` when it is wanted there. `bytes` is what it occupies then.
+    /// An offloaded weight, which `fetch` copies to the devices of `home` when it is used there. It occupies `bytes`
+    /// there.
     pub(super) fn offloaded_at(
         home: &str,
         form: Form,
@@ -113,22 +114,22 @@ impl Weight {
         Self::new(form, bytes, home.into(), WeightData::Offloaded(Arc::new(offloaded)))
     }
 
-    /// What it is.
+    /// The layer.
     pub fn layer(&self) -> Layer {
         self.form.layer
     }
 
-    /// The type in which its op computes: that of the inputs that it is packed for.
+    /// The type in which its op computes, which is the type of the op's inputs.
     pub fn dtype(&self) -> DType {
         self.form.computed
     }
 
-    /// What it occupies on a device, in bytes.
+    /// The bytes that the weight occupies on a device.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What its backend holds of it; `None` if that is of another type, or nothing.
+    /// The backend's own form of the weight; `None` if it has another type, or if there is none.
     pub(super) fn held<T: Any>(&self) -> Option<&T> {
         match &self.data {
             WeightData::Held(packed) => packed.downcast_ref(),
@@ -136,19 +137,19 @@ impl Weight {
         }
     }
 
-    /// The same, its bytes counted by `meter` as long as a clone lives.
+    /// Counts the bytes of the weight in `meter` as long as a clone exists.
     pub(super) fn charged_to(self, meter: &Arc<Meter>) -> Self {
         let charge = Charge { meter: meter.clone(), bytes: self.bytes };
         meter.add(self.bytes);
         Self { _charge: Some(Arc::new(charge)), ..self }
     }
 
-    /// Whether devices of this `Backend::weight_home` can use it.
+    /// Whether devices with this `Backend::weight_home` can use the weight.
     pub(super) fn is_at(&self, home: &str) -> bool {
         *self.home == *home
     }
 
-    /// The weight itself, to be given to a backend.
+    /// The packed weight, to be passed to a backend.
     pub(crate) fn packed(&self) -> Result<Self> {
         match &self.data {
             WeightData::Offloaded(offloaded) => offloaded
@@ -159,10 +160,10 @@ impl Weight {
         }
     }
 
-    /// Fetches an offloaded weight to its device, if it is not there.
+    /// Fetches an offloaded weight to its device, if it is not there yet.
     ///
     /// # Errors
-    /// If its file can no longer be read, the device has no room, or what comes is another layer's or another device's.
+    /// If its file can no longer be read, the device has no room, or the fetched weight has another layer or device.
     pub fn fetch(&self) -> Result<()> {
         if let WeightData::Offloaded(offloaded) = &self.data {
             let mut here = offloaded.here();
@@ -204,12 +205,12 @@ impl Meter {
         self.peak.fetch_max(live, Ordering::Relaxed);
     }
 
-    /// What is there now.
+    /// The bytes on the device now.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// The most that was ever there.
+    /// The most bytes that were ever on the device.
     pub fn peak(&self) -> usize {
         self.peak.load(Ordering::Relaxed)
     }

@@ -1,8 +1,9 @@
 //! Attention with an online softmax. Milakov and Gimelshein 2018; Dao et al. 2022.
 //!
 //! Keys and values are packed once per call into the panels of the matrix micro-kernel, which then computes scores and
-//! sums. Scores exist for a few rows and [`KEY_BLOCK`] keys at a time. A row's chain depends on the number of keys only:
-//! the blocks begin at multiples of `KEY_BLOCK`, and what a mask hides is a suffix of a block, added as exact zeros.
+//! sums. Scores exist for a few rows and [`KEY_BLOCK`] keys at a time. A row's chain depends only on the number of
+//! keys: the blocks begin at multiples of `KEY_BLOCK`, and the keys that a mask hides are a suffix of a block, added as
+//! exact zeros.
 
 use std::cell::Cell;
 
@@ -15,10 +16,11 @@ use super::{
 };
 use crate::backend::params::Attention;
 
-/// Tiles of rows that one task takes, so that a block of keys is used several times from the near caches.
+/// Tiles of rows that one task computes, so that a block of keys is used several times from the near caches.
 const TILES: usize = 4;
 
-/// One call: q `[batch, queries, heads * head_dim]`, k and v `[batch, keys, heads * head_dim]`, out as q.
+/// One call: q `[batch, queries, heads * head_dim]`, k and v `[batch, keys, heads * head_dim]`, out with the shape of
+/// q.
 pub struct Call<'a> {
     /// Sizes.
     pub p: Attention,
@@ -31,10 +33,10 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Computes the call into `out`, all of it.
+    /// Computes the call and writes all of `out`.
     ///
     /// # Panics
-    /// If a slice is shorter than the sizes say, which the rows rely on.
+    /// If a slice is shorter than the sizes say, because the unsafe code depends on them.
     pub fn run(&self, path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
         let (heads, queries) = (self.p.heads as usize, self.p.queries as usize);
         let row = self.p.batch as usize * heads * self.p.head_dim as usize;
@@ -143,7 +145,7 @@ impl Task<'_> {
             let row = self.first + row.min(self.count - 1);
             self.call.q[(self.image * p.queries as usize + row) * width + self.head * dim..][..dim].as_ptr()
         };
-        // Taken out and put back, as a closure would be compiled without the path's features.
+        // The scratch is taken out and put back, because a closure would be compiled without the path's features.
         let mut scratch = SCRATCH.take();
         scratch.resize(TILES * M * (KEY_BLOCK + padded_dim), 0.0);
         let (scores, sums) = scratch.split_at_mut(TILES * M * KEY_BLOCK);
@@ -208,8 +210,8 @@ impl Task<'_> {
     }
 }
 
-/// Turns the first `seen` scores into weights against the largest score so far, the others into zeros. Returns the
-/// factor by which earlier sums shrink.
+/// Turns the first `seen` scores into weights relative to the largest score so far, and the others into zeros. Returns
+/// the factor by which earlier sums shrink.
 ///
 /// # Safety
 /// As [`Simd`]'s; the row is a whole number of vectors long.

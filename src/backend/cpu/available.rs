@@ -1,5 +1,5 @@
-//! How much of this machine's memory a process can have: what the system has, and what control groups and a limit of
-//! address space leave of it.
+//! The memory of this machine that a process can use: what the system has, reduced by control groups and by a limit of
+//! address space.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,12 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::input;
 
-/// Bytes of memory.
+/// Sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// All that there is, or that is allowed.
+    /// The total memory that exists, or that is allowed.
     pub all: u64,
-    /// What could be had now.
+    /// The memory that is available now.
     pub free: u64,
 }
 
@@ -22,7 +22,7 @@ impl Memory {
     }
 }
 
-/// The memory of this process.
+/// The memory that this process can use.
 pub fn memory() -> Memory {
     let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(what).map_or(Memory { all: 0, free: 0 }, |system| Memory {
@@ -33,7 +33,8 @@ pub fn memory() -> Memory {
     limits(Path::new("/sys/fs/cgroup"), &groups).chain(address_space()).fold(system, Memory::at_most)
 }
 
-/// What a limit of address space (`ulimit -v`) leaves; `None` without one. Beyond it small allocations end the process.
+/// The memory that a limit of address space (`ulimit -v`) leaves; `None` without one. Beyond it, small allocations end
+/// the process.
 fn address_space() -> Option<Memory> {
     let all = address_space_limit()?;
     let status = input::text(Path::new("/proc/self/status")).unwrap_or_default();
@@ -49,10 +50,11 @@ pub fn address_space_limit() -> Option<u64> {
     None
 }
 
-/// What each control group of a process allows: its own, those around it, and so on to the root. `groups` is the text of
-/// `/proc/self/cgroup`, and `root` where the groups are mounted.
+/// The memory that each control group of a process allows: its own group and all its ancestors. `groups` is the text of
+/// `/proc/self/cgroup`, and `root` is where the groups are mounted.
 ///
-/// In a container the text may name groups that are only visible outside of it; the container's own is the root then.
+/// In a container the text may name groups that are only visible outside of it; the container's own group is then the
+/// root.
 fn limits(root: &Path, groups: &str) -> impl Iterator<Item = Memory> {
     groups.lines().flat_map(|line| folders(root, line)).filter_map(|folder| allowed(&folder))
 }
@@ -81,19 +83,19 @@ fn folders(root: &Path, line: &str) -> Vec<PathBuf> {
     mounts.iter().flat_map(around).collect()
 }
 
-/// What one group allows: `None` without a limit.
+/// The memory that one group allows: `None` without a limit.
 fn allowed(folder: &Path) -> Option<Memory> {
     let number = |file: &str| input::text(&folder.join(file)).ok()?.trim().parse::<u64>().ok();
-    // Version 2 has a limit at which processes end and one at which they are slowed down; "max" is none. Version 1 has
-    // one, and writes none as a number that no machine has.
+    // Version 2 has a limit at which processes end and one at which they are slowed down; "max" means no limit. Version
+    // 1 has one limit, and an impossibly large number means no limit.
     let limits = ["memory.max", "memory.high", "memory.limit_in_bytes"];
     let all = limits.iter().filter_map(|file| number(file)).filter(|&limit| limit < 1 << 60).min()?;
     let used = number("memory.current").or_else(|| number("memory.usage_in_bytes")).unwrap_or(0);
     Some(Memory { all, free: all.saturating_sub(used.saturating_sub(cached(folder))) })
 }
 
-/// Bytes of files that a group has read and that could be forgotten again, a checkpoint for one: they count as used. Those
-/// in memory alone (tmpfs) are not among them.
+/// Bytes of files that a group has read and that can be dropped from the cache, for example a checkpoint: they count as
+/// used. Files that exist only in memory (tmpfs) are not included.
 fn cached(folder: &Path) -> u64 {
     let stat = input::text(&folder.join("memory.stat")).unwrap_or_default();
     let field = |name: &str| {
@@ -101,7 +103,7 @@ fn cached(folder: &Path) -> u64 {
             stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok());
         value.unwrap_or(0)
     };
-    // Version 1 counts groups inside this one under another name.
+    // Version 1 has the sums over descendant groups under another name.
     let both = |prefix: &str| field(&format!("{prefix}inactive_file")) + field(&format!("{prefix}active_file"));
     both("total_").max(both(""))
 }
@@ -112,7 +114,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// The least of all limits in a folder of control groups that has these files.
+    /// The smallest of all limits in a folder of control groups that has these files.
     fn found(groups: &str, files: &[(&str, &str)]) -> Option<(u64, u64)> {
         let root = tempfile::tempdir().unwrap();
         for (file, text) in files {
@@ -131,7 +133,7 @@ mod tests {
         // Slurm limits the job, a few groups above the process's own.
         let own = format!("{job}/step_0/user/task_0/memory.max");
         assert_eq!(found(slurm, &[(&own, "max\n"), (&max, "4294967296\n")]), Some((4096, 4096)));
-        // The smallest on the way counts, and what it leaves may be less in another one.
+        // The smallest limit of all ancestors counts, and the free memory may be less in another group.
         let user = format!("{job}/step_0/user/memory.max");
         let used = format!("{job}/memory.current");
         assert_eq!(
@@ -143,7 +145,7 @@ mod tests {
         let files =
             [("user.slice/run-1.service/memory.max", "max"), ("user.slice/run-1.service/memory.high", "1073741824")];
         assert_eq!(found(unit, &files), Some((1024, 1024)));
-        // A group beside the own one says nothing.
+        // A sibling group has no effect.
         assert_eq!(found(unit, &[("user.slice/run-2.service/memory.max", "1048576")]), None);
         assert_eq!(found(unit, &[]), None);
         assert_eq!(found("", &[("memory.max", "1048576")]), None);
@@ -155,10 +157,10 @@ mod tests {
             "anon 104857600\nfile 2147483648\nshmem 536870912\ninactive_file 1073741824\nactive_file 536870912\n";
         let files = [("memory.max", "4294967296"), ("memory.current", "2252341248"), ("memory.stat", stat)];
         assert_eq!(found("0::/", &files), Some((4096, 4096 - 2148 + 1536)));
-        // More cached than used, as both change while they are read.
+        // More is cached than used, as both change while they are read.
         let files = [("memory.max", "4294967296"), ("memory.current", "1048576"), ("memory.stat", stat)];
         assert_eq!(found("0::/", &files), Some((4096, 4096)));
-        // More used than allowed.
+        // More is used than allowed.
         let files = [("memory.max", "1048576"), ("memory.current", "2097152")];
         assert_eq!(found("0::/", &files), Some((1, 0)));
     }
@@ -179,11 +181,11 @@ mod tests {
             found(groups, &files.each_ref().map(|(path, text)| (path.as_str(), *text)))
         };
         assert_eq!(of("/docker/abc"), Some((1024, 724)));
-        // Seen from inside of the container, its group is the root.
+        // From inside the container, its group is the root.
         assert_eq!(of(""), Some((1024, 724)));
-        // Version 2 beside version 1, without memory of its own.
+        // Version 2 beside version 1, without limits of its own.
         assert_eq!(found(groups, &[("unified/docker/abc/memory.max", "1048576")]), Some((1, 1)));
-        // A namespace may show a path that leads up: the root is what there is.
+        // A namespace may show a path that leads upwards: only the root can be read then.
         assert_eq!(found("0::/../../x", &[("memory.max", "1048576")]), Some((1, 1)));
     }
 

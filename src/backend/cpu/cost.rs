@@ -1,11 +1,11 @@
-//! What things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
+//! The bytes that things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
 
 use super::simd::Path;
 use crate::backend::{Form, Layer, Op, arena::aligned, params::Attention};
 
-/// Pixels whose statistics are summed before they are combined with others.
+/// The number of pixels in one partial sum of a group norm's statistics.
 pub const NORM_CHUNK: usize = 64;
-/// Keys that attention looks at before it rescales its sums.
+/// The number of keys in a block of attention, after which it rescales its sums.
 pub const KEY_BLOCK: usize = 128;
 
 /// Elements of a layer's packed weight: panels of two vectors, each `[k, panel]`, the last one padded with zeros.
@@ -13,7 +13,7 @@ pub fn packed_elements(path: Path, layer: Layer) -> usize {
     let panels = |out: usize, k: usize| out.div_ceil(path.panel()) * path.panel() * k;
     match layer {
         Layer::Linear { out, k } => panels(out, k),
-        // Half a panel of hidden channels, half of gates.
+        // Half a panel has hidden channels, and half has gates.
         Layer::Geglu { out, k } => panels((out / 2).next_multiple_of(path.lanes()) * 2, k),
         Layer::Conv2d { out, channels, kernel } => panels(out, channels * kernel * kernel),
         Layer::Norm { channels } => channels,
@@ -31,20 +31,20 @@ pub fn bias_elements(path: Path, layer: Layer) -> usize {
     }
 }
 
-/// Bytes of a packed layer.
+/// The bytes of a packed layer.
 pub(in crate::backend) fn packed_bytes(path: Path, form: Form) -> usize {
     let bias = if form.has_bias { 4 * bias_elements(path, form.layer) } else { 0 };
     form.stored.bytes(packed_elements(path, form.layer)) + bias
 }
 
-/// Keys of one image and head as packed, `[key panels, head_dim, panel]`, then the values, `[head_dim panels, keys,
-/// panel]`, in elements.
+/// The elements of one image's and head's packed keys, `[key panels, head_dim, panel]`, and values, `[head_dim panels,
+/// keys, panel]`.
 pub fn packed_keys_and_values(path: Path, p: &Attention) -> (usize, usize) {
     let keys = (p.keys as usize).next_multiple_of(path.panel());
     (keys * p.head_dim as usize, keys * (p.head_dim as usize).next_multiple_of(path.panel()))
 }
 
-/// Bytes that an op needs beside its output.
+/// The bytes that an op needs in addition to its output.
 pub(in crate::backend) fn scratch(path: Path, op: &Op) -> Option<usize> {
     match op {
         Op::Attention { p, .. } => {

@@ -1,4 +1,4 @@
-//! Ops that look at one place at a time: activations, sums, embedding, upsampling, concatenation.
+//! Ops that read one position at a time: activations, sums, embedding, upsampling, concatenation.
 
 use half::{bf16, f16};
 
@@ -14,10 +14,10 @@ use crate::backend::{
     params::{Activate, AddChannels, Concat, Embedding, Upsample},
 };
 
-/// Elements that one task takes.
+/// The number of elements that one task computes.
 const TASK: usize = 1 << 14;
 
-/// Cuts `out` into rows of `width`, about [`TASK`] elements at a time, and calls `work(first row, rows)`.
+/// Divides `out` into rows of `width`, about [`TASK`] elements at a time, and calls `work(first row, rows)`.
 fn by_rows<T: Send>(pool: &Pool, width: usize, out: &mut [T], work: impl Fn(usize, &mut [T]) + Sync) {
     let rows = out.len() / width;
     let step = (TASK / width).max(1);
@@ -72,7 +72,7 @@ impl Kernel for ActivateRow<'_> {
     }
 }
 
-/// `out = x + per_channel`, the row of `per_channel` that belongs to the image, or its only one.
+/// `out = x + per_channel`, where `per_channel` has one row for each image, or one row for all.
 pub fn add_channels(pool: &Pool, p: AddChannels, x: &[f32], per_channel: &[f32], out: &mut [f32]) {
     let (pixels, channels) = (p.pixels as usize, p.channels as usize);
     by_rows(pool, channels, out, |first, out| {
@@ -149,7 +149,7 @@ pub fn upsample2x(pool: &Pool, p: Upsample, x: &[f32], out: &mut [f32]) {
     });
 }
 
-/// Two tensors side by side along the channels.
+/// Concatenates two tensors along the channels.
 pub fn concat_channels(pool: &Pool, p: Concat, a: &[f32], b: &[f32], out: &mut [f32]) {
     let (left, right) = (p.left as usize, p.right as usize);
     by_rows(pool, left + right, out, |first, out| {
@@ -161,7 +161,7 @@ pub fn concat_channels(pool: &Pool, p: Concat, a: &[f32], b: &[f32], out: &mut [
     });
 }
 
-/// Elements as f32, then as the other type, rounded to nearest even.
+/// Converts elements to f32, and then to the other type, rounded to the nearest, ties to even.
 pub fn cast(from: DType, x: &[u8], to: DType, out: &mut [u8]) {
     let values = x.chunks_exact(from.size()).map(|x| match from {
         DType::F16 => f16::from_le_bytes([x[0], x[1]]).to_f32(),

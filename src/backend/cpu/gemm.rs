@@ -29,32 +29,32 @@ const MAX_ROWS: usize = 12;
 
 /// Bytes of packed weight that are reused from the second-level cache.
 const BLOCK_BYTES: usize = 320 << 10;
-/// Rows that one task takes, at most.
+/// The largest number of rows of one task.
 const TASK_ROWS: usize = 384;
-/// Tasks per thread to aim at, so that no thread waits long for the last.
+/// The number of tasks per thread to aim at, so that no thread waits long for the last one.
 const TASKS_PER_THREAD: usize = 8;
 
 static ZEROS: [f32; MAX_CHANNELS] = [0.0; MAX_CHANNELS];
 
-/// One matrix product. The epilogue's buffers as slices.
+/// One matrix product, with the buffers of its epilogue as slices.
 pub struct Product<'a> {
-    /// Rows on the left.
+    /// The rows of the left operand.
     pub lhs: Lhs<'a>,
-    /// Weights on the right.
+    /// The weights, which are the right operand.
     pub packed: &'a Packed,
     /// Columns of the result, before GEGLU halves them.
     pub columns: usize,
-    /// Rows of one image: which row of `channel_add` a row takes.
+    /// The rows of one image, which share a row of `channel_add`.
     pub rows_per_image: usize,
     /// `[1 or images, columns]`.
     pub channel_add: Option<&'a [f32]>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// As the result.
+    /// A tensor with the shape of the result.
     pub residual: Option<&'a [f32]>,
 }
 
-/// Where the rows on the left are.
+/// The rows of the left operand.
 pub enum Lhs<'a> {
     /// Rows of x, each of `k` elements.
     Linear(Linear, &'a [f32]),
@@ -77,14 +77,14 @@ impl Lhs<'_> {
         }
     }
 
-    /// The elements that its rows are made of.
+    /// The elements of x.
     fn x(&self) -> &[f32] {
         match self {
             Lhs::Linear(_, x) | Lhs::Conv2d(_, x) => x,
         }
     }
 
-    /// How many of them its sizes speak of.
+    /// The number of elements of x that follows from the sizes.
     fn elements(&self) -> usize {
         match self {
             Lhs::Linear(p, _) => p.rows as usize * p.k as usize,
@@ -92,7 +92,7 @@ impl Lhs<'_> {
         }
     }
 
-    /// Elements of one tap.
+    /// The number of elements of one tap.
     fn channels(&self) -> usize {
         match self {
             Lhs::Linear(p, _) => p.k as usize,
@@ -118,7 +118,7 @@ impl Lhs<'_> {
                     let (image, y, x_out) =
                         (pixel / (out_width * out_height), pixel / out_width % out_height, pixel % out_width);
                     for ky in 0..kernel {
-                        // Above or left of the picture, the subtraction wraps to something larger than it.
+                        // Above or left of the picture, the subtraction wraps to a value larger than the picture.
                         let y_in = (y * stride + ky).wrapping_sub(padding);
                         for kx in 0..kernel {
                             let x_in = (x_out * stride + kx).wrapping_sub(padding);
@@ -140,10 +140,10 @@ impl Product<'_> {
         if self.activation == Activation::Geglu { self.columns / 2 } else { self.columns }
     }
 
-    /// Computes the product into `out`, all of it.
+    /// Computes the product and writes all of `out`.
     ///
     /// # Panics
-    /// If a slice is shorter than the sizes say, which the tiles rely on.
+    /// If a slice is shorter than the sizes say, because the unsafe code depends on them.
     pub fn run(&self, path: Path, pool: &Pool, out: &mut [f32]) {
         let (rows, k) = (self.lhs.rows(), self.lhs.channels() * self.lhs.taps());
         let panels = self.packed.weight.len() / (path.panel() * k);
@@ -161,7 +161,7 @@ impl Product<'_> {
         let task_panels = if pool.threads() == 1 { panels } else { panels.div_ceil(wanted).max(1) };
         let panel_tasks = panels.div_ceil(task_panels);
         let out = Parts::new(out);
-        // Neighbouring tasks share the weights: those are what does not fit the caches.
+        // Neighbouring tasks share the weights, because the weights are what does not fit into the caches.
         pool.run(row_tasks * panel_tasks, |task| {
             let (first_row, first_panel) = (task % row_tasks * task_rows, task / row_tasks * task_panels);
             path.run(Task {
@@ -182,7 +182,7 @@ struct Task<'a> {
     panels: Range<usize>,
 }
 
-/// A stretch of k: some taps, and of each the same channels. Either is whole unless the other is one.
+/// A range of k: some taps with all their channels, or some channels of the only tap.
 #[derive(Clone)]
 struct Block {
     taps: Range<usize>,
@@ -222,8 +222,8 @@ impl Kernel for Task<'_> {
         let (taps, channels) = (lhs.taps(), lhs.channels());
         let most = BLOCK_BYTES / 4 / panel;
         let group = (most / (taps * channels)).max(1);
-        // Sums between blocks of k: one panel wide, as many rows as the task has. Taken out and put back, as a closure
-        // would be compiled without the path's features.
+        // The sums between blocks of k: one panel wide, with as many rows as the task has. They are taken out and put
+        // back, because a closure would be compiled without the path's features.
         let mut sums = SUMS.take();
         sums.resize(TASK_ROWS.next_multiple_of(S::ROWS) * panel, 0.0);
         let mut pointers = [ZEROS.as_ptr(); MAX_TAPS * MAX_ROWS];
@@ -248,7 +248,7 @@ impl Kernel for Task<'_> {
 }
 
 impl Task<'_> {
-    /// One panel wide, `count` rows high, one block deep: picks the tile's size.
+    /// Computes one block of one panel for `count` rows: chooses the tile's size.
     ///
     /// # Safety
     /// As [`Simd`]'s; `pointers` as [`Lhs::point`] leaves them; `sums` has room for `S::ROWS` rows.
@@ -381,7 +381,7 @@ impl Task<'_> {
     }
 }
 
-/// `acc += rows[channels] * panel`, one multiply-add for each k in order; returns where the panel goes on.
+/// `acc += rows[channels] * panel`, one multiply-add for each k in order; returns the panel's next position.
 ///
 /// # Safety
 /// As [`Simd`]'s; each row has `channels.end` elements, the panel two vectors for each channel.
@@ -413,7 +413,7 @@ pub unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
     panel
 }
 
-/// The first `width` elements; the other lanes are zero.
+/// Loads the first `width` elements; the other lanes are zero.
 ///
 /// # Safety
 /// As [`Simd`]'s.
@@ -424,10 +424,10 @@ pub unsafe fn load_up_to<S: Simd>(from: &[f32], width: usize) -> S::V {
     unsafe { if width >= S::LANES { S::load(from.as_ptr()) } else { S::load_first(from.as_ptr(), width) } }
 }
 
-/// Writes the first `width` lanes.
+/// Stores the first `width` lanes.
 ///
 /// # Safety
-/// As [`Simd`]'s; `to` has room for them.
+/// As [`Simd`]'s; `to` has room for these lanes.
 #[inline(always)]
 pub unsafe fn store_up_to<S: Simd>(v: S::V, to: *mut f32, width: usize) {
     // SAFETY: the caller's contract.

@@ -1,4 +1,4 @@
-//! What this machine has under the name `cpu`.
+//! The device `cpu` of this machine.
 
 use super::{Cpu, available, path, peak, simd::Path, threads};
 use crate::{
@@ -12,10 +12,10 @@ use crate::{
     input,
 };
 
-/// What this machine has under the name `cpu`.
+/// The device `cpu` of this machine.
 pub fn info() -> DeviceInfo {
     let memory = available::memory();
-    // Processes that share the cores share the memory.
+    // Processes that share the cores also share the memory.
     let available = memory.free / threads::processes() as u64;
     let path = path().unwrap_or(Path::Portable);
     let measured = measured_rates(path);
@@ -36,18 +36,18 @@ pub fn info() -> DeviceInfo {
     }
 }
 
-/// How fast all cores of this process are together: measured at most once, by this process or an earlier one.
+/// The speed of all cores of this process together: measured at most once, by this process or an earlier one.
 fn measured_rates(path: Path) -> Measured {
     let cores = threads::cores().len();
     rates::remembered(&format!("{}, {}, {cores} cores", model_name(), NumericsClass::cpu(path)), || {
         let measured = Cpu::whole().and_then(peak::measure_rates);
         measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
     })
-    // What cannot be measured cannot compute either: planning says why elsewhere.
+    // A device that cannot be measured cannot compute either: planning reports the reason elsewhere.
     .unwrap_or(Measured { rates: Rates { flops: 2e10 * cores as f64, bandwidth: 1e10, link: 5e9 }, at: None })
 }
 
-/// What the processor is called.
+/// The name of the processor.
 pub fn model_name() -> String {
     let cpuinfo = input::text(std::path::Path::new("/proc/cpuinfo")).unwrap_or_default();
     let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

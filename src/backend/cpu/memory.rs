@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Below this, a huge page would be mostly air.
+/// The size from which huge pages are used: they would mostly be unused in smaller memory.
 const HUGE_FROM: usize = 4 << 20;
 
 fn pages(bytes: usize) -> Result<MmapMut> {
@@ -18,13 +18,13 @@ fn pages(bytes: usize) -> Result<MmapMut> {
         .map_err(|e| Error::device(DeviceId::CPU, format!("{bytes} bytes of memory cannot be had")).source(e))?;
     #[cfg(target_os = "linux")]
     if bytes >= HUGE_FROM {
-        // Only a wish: without huge pages all is the same, a little slower.
+        // This is optional: without huge pages everything works, a little slower.
         let _ = map.advise(memmap2::Advice::HugePage);
     }
     Ok(map)
 }
 
-/// The memory of an arena. Its ranges are read and written through [`read`], [`write()`] by whoever holds a [`Buffer`].
+/// The memory of an arena. The owner of a [`Buffer`] reads and writes its range through [`read`] and [`write()`].
 pub struct HostSlab {
     base: *mut u8,
     _map: MmapMut,
@@ -37,7 +37,7 @@ unsafe impl Send for HostSlab {}
 unsafe impl Sync for HostSlab {}
 
 impl HostSlab {
-    /// `bytes` of zeroed memory, touched only when used.
+    /// Reserves `bytes` of zeroed memory; the system provides pages when they are first used.
     pub fn new(bytes: usize) -> Result<Self> {
         let mut map = pages(bytes)?;
         Ok(Self { base: map.as_mut_ptr(), _map: map })
@@ -51,29 +51,29 @@ fn base(buffer: &Buffer) -> *mut u8 {
     unsafe { slab.base.add(buffer.offset()) }
 }
 
-/// The buffer's elements.
+/// The buffer's elements, for reading.
 pub fn read<T: AnyBitPattern>(buffer: &Buffer) -> &[T] {
     // SAFETY: the range is this buffer's alone, aligned to more than any element, initialised (pages start as zero),
     // and not written while it is shared; any bits are a T.
     unsafe { std::slice::from_raw_parts(base(buffer).cast(), buffer.bytes() / size_of::<T>()) }
 }
 
-/// The buffer's elements, to be written.
+/// The buffer's elements, for writing.
 pub fn write<T: AnyBitPattern + NoUninit>(buffer: &mut Buffer) -> &mut [T] {
     // SAFETY: as in `read`, and `&mut` says that nobody else has the buffer.
     unsafe { std::slice::from_raw_parts_mut(base(buffer).cast(), buffer.bytes() / size_of::<T>()) }
 }
 
-/// f32 elements on pages of their own: packed weights.
+/// f32 elements on memory pages of their own, for packed weights.
 pub struct Pages(MmapMut);
 
 impl Pages {
-    /// `count` zeros.
+    /// Reserves `count` zeros.
     pub fn zeroed(count: usize) -> Result<Self> {
         pages(count.saturating_mul(size_of::<f32>())).map(Self)
     }
 
-    /// The same elements on pages of their own.
+    /// Copies the elements to other pages.
     pub fn copy(&self) -> Result<Self> {
         let mut copy = Self::zeroed(self.len())?;
         copy.copy_from_slice(self);
@@ -96,7 +96,7 @@ impl DerefMut for Pages {
     }
 }
 
-/// A slice that tasks write in parts which never overlap.
+/// A slice whose non-overlapping parts are written by several tasks.
 pub struct Parts<'a, T> {
     base: *mut T,
     len: usize,
@@ -109,12 +109,12 @@ unsafe impl<T: Send> Send for Parts<'_, T> {}
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
 impl<'a, T> Parts<'a, T> {
-    /// All of `slice`.
+    /// Parts of all of `slice`.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self { base: slice.as_mut_ptr(), len: slice.len(), _slice: std::marker::PhantomData }
     }
 
-    /// `len` elements from `start`.
+    /// The `len` elements from `start` on.
     ///
     /// # Safety
     /// No two parts in use at one time may overlap.
@@ -125,7 +125,7 @@ impl<'a, T> Parts<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }
 
-    /// Where element `start` is, for kernels that write rows with gaps between them.
+    /// The address of element `start`, for kernels that write rows with gaps between them.
     pub fn at(&self, start: usize) -> *mut T {
         debug_assert!(start <= self.len);
         self.base.wrapping_add(start)

@@ -1,4 +1,4 @@
-//! CPU cores. Ops run where they are called and have finished when they return: a queue of length zero is in order.
+//! CPU cores. Ops run in the calling thread and have finished when they return, so they are always in order.
 
 mod attention;
 mod available;
@@ -39,7 +39,7 @@ pub struct Cpu {
     fuse: bool,
 }
 
-/// The kernel path of this process: the best that is here, or what `SDSHARD_CPU_PATH` names.
+/// The kernel path of this process: the best that the machine supports, or the one that `SDSHARD_CPU_PATH` names.
 pub fn path() -> Result<Path> {
     let here = || Path::ALL.into_iter().filter(|path| path.is_here());
     match std::env::var("SDSHARD_CPU_PATH") {
@@ -53,27 +53,27 @@ pub fn path() -> Result<Path> {
 }
 
 impl Cpu {
-    /// Cores by number; `fuse` false leaves every epilogue but the bias to plain ops.
+    /// A CPU with `threads` on these core numbers; with `fuse` false, every epilogue except the bias becomes plain ops.
     ///
     /// # Errors
     /// If the system does not start that many threads.
     ///
     /// # Panics
-    /// If the path is not here.
+    /// If the machine does not support the path.
     pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Result<Self> {
         assert!(path.is_here(), "{path} is not a kernel path of this machine");
         let home = format!("host memory, {path} panels{}", if fuse { "" } else { ", nothing fused" });
         Ok(Self { path, pool: Pool::new(threads, cores)?, class: NumericsClass::cpu(path), home: home.into(), fuse })
     }
 
-    /// All cores that this process may use, wherever the system puts the threads.
+    /// A CPU with all cores that this process may use; the system decides where the threads run.
     pub fn whole() -> Result<Self> {
         threads::asked()?;
         let threads = NonZero::new(threads::cores().len()).expect("a process has a core");
         Self::new(path()?, threads, Vec::new(), true)
     }
 
-    /// These cores, to which its threads are bound.
+    /// A CPU with these cores, to which its threads are bound.
     pub fn on(cores: Vec<usize>) -> Result<Self> {
         threads::asked()?;
         let threads = NonZero::new(cores.len()).ok_or_else(|| Error::input("a CPU device needs a core"))?;
@@ -85,12 +85,13 @@ impl Cpu {
         Device::new(id, self)
     }
 
-    /// Threads that compute.
+    /// The number of threads that compute.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// As what a layer is packed: hidden channels and gates only lie side by side for an epilogue that multiplies them.
+    /// The layer as which a weight is packed: hidden channels and gates are only interleaved for an epilogue that
+    /// multiplies them.
     fn order(&self, layer: Layer) -> Layer {
         match layer {
             Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
@@ -105,7 +106,7 @@ impl Cpu {
 
     fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
         let pixels = p.out_height * p.out_width;
-        // A 1x1 convolution without padding is a linear layer: channels lie last.
+        // A 1x1 convolution without padding is a linear layer, because channels are last.
         let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
         let lhs = if every_pixel_once {
             Lhs::Linear(Linear { rows: p.batch * pixels, out: p.out, k: p.channels }, read(x))

@@ -2,7 +2,8 @@
 //!
 //! Group norm reads a picture twice. The first time, chunks of [`NORM_CHUNK`] pixels give a mean and a sum of squared
 //! deviations for each group, by two passes over a chunk while it is in the cache (one pass loses digits when the mean
-//! is large); chunks are combined in order, in f64 (Chan et al. 1979). The second time, each element is one multiply-add.
+//! is large); chunks are combined in order, in f64 (Chan et al. 1979). The second time, each element is one
+//! multiply-add.
 
 use super::{
     cost::NORM_CHUNK,
@@ -17,7 +18,7 @@ use crate::backend::{
     params::{GroupNorm, LayerNorm},
 };
 
-/// `out = group_norm(x) * scale + shift`, then SiLU on request. x and out `[batch, pixels, channels]`.
+/// `out = group_norm(x) * scale + shift`, followed by SiLU if `p` says so. x and out are `[batch, pixels, channels]`.
 pub fn group_norm(path: Path, pool: &Pool, p: GroupNorm, x: &[f32], w: &Packed, scratch: &mut [f32], out: &mut [f32]) {
     let (batch, pixels, channels) = (p.batch as usize, p.pixels as usize, p.channels as usize);
     let (groups, chunks) = (p.groups as usize, pixels.div_ceil(NORM_CHUNK));
@@ -68,7 +69,7 @@ pub fn group_norm(path: Path, pool: &Pool, p: GroupNorm, x: &[f32], w: &Packed, 
     });
 }
 
-/// Mean and sum of squared deviations of each group over a chunk `[pixels, channels]`.
+/// Computes the mean and the sum of squared deviations of each group over a chunk `[pixels, channels]`.
 struct Statistics<'a> {
     x: &'a [f32],
     channels: usize,
@@ -83,7 +84,7 @@ impl Kernel for Statistics<'_> {
         let (channels, groups) = (self.channels, self.to.len() / 2);
         let (size, pixels) = (channels / groups, self.x.len() / channels);
         let count = (pixels * size) as f32;
-        // Sums go down the pixels a vector of channels at a time, then across the few channels of a group.
+        // Pixels are summed first, for a vector of channels at a time, and then the few channels of a group.
         for (group, to) in self.to.chunks_exact_mut(2).enumerate() {
             let columns = || (group * size..(group + 1) * size).step_by(S::LANES);
             let mut sum = 0.0;
@@ -111,7 +112,7 @@ impl Kernel for Statistics<'_> {
                     }
                     let mut lanes = [0f32; 16];
                     S::store(sums, lanes.as_mut_ptr());
-                    // Lanes beyond the group hold the mean's own square.
+                    // Lanes beyond the group contain the mean's own square.
                     lanes[width..].fill(0.0);
                     lanes.iter().sum::<f32>()
                 };

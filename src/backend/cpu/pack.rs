@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A layer's parameters, packed.
+/// A layer's packed parameters.
 pub struct Packed {
     /// The weight, or the scale of a norm.
     pub weight: Pages,
@@ -26,7 +26,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// The same on pages of its own.
+    /// Copies the parameters to other pages.
     pub fn copy(&self) -> Result<Self> {
         Ok(Self { weight: self.weight.copy()?, bias: self.bias.as_ref().map(Pages::copy).transpose()? })
     }
@@ -61,7 +61,7 @@ pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<
     Ok(Packed { weight: packed, bias })
 }
 
-/// The output channel whose weights stand in packed column `column`; `None` for padding.
+/// The output channel whose weights are in packed column `column`; `None` for padding.
 fn row_of(path: Path, layer: Layer, column: usize) -> Option<usize> {
     match layer {
         Layer::Linear { out, .. } | Layer::Conv2d { out, .. } => (column < out).then_some(column),
@@ -76,10 +76,10 @@ fn row_of(path: Path, layer: Layer, column: usize) -> Option<usize> {
     }
 }
 
-/// Bytes of a file that one task holds at a time, unless a row is longer.
+/// The bytes of a file that one task reads at a time, unless a row is longer.
 const AT_ONCE: usize = 256 << 10;
 
-/// From `[out, channels, taps]` as stored to panels of `[taps, channels, panel]`.
+/// Packs `[out, channels, taps]`, as stored, into panels of `[taps, channels, panel]`.
 fn panels(
     path: Path,
     pool: &Pool,
@@ -99,7 +99,7 @@ fn panels(
         let place = |column| Some((column, row_of(path, layer, panel * width + column)?));
         let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
         let mut rows = vec![0.0; rows_at_once.min(width) * k];
-        // Rows that are neighbours in the file are read together.
+        // Rows that are adjacent in the file are read together.
         let neighbours = columns.chunk_by(|(_, row), (_, next)| row + 1 == *next);
         for run in neighbours.flat_map(|run| run.chunks(rows_at_once)) {
             let rows = &mut rows[..run.len() * k];
@@ -124,7 +124,7 @@ fn panels(
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// A weight as its file has it, read as f32.
+/// A weight in its file, read as f32.
 struct Source<'a> {
     dtype: DType,
     values: Values<'a>,
@@ -135,7 +135,7 @@ impl<'a> Source<'a> {
         Ok(Self { dtype: values.form()?.0, values })
     }
 
-    /// Elements from `start` on.
+    /// Reads elements from `start` on.
     fn read(&self, start: usize, to: &mut [f32]) -> Result<()> {
         let start = start * self.dtype.size();
         match self.dtype {

@@ -1,4 +1,5 @@
-//! How fast this machine is: at most, in independent multiply-adds in registers, and in the long ops that plans count.
+//! Measures the speed of this machine: its peak, in independent multiply-adds in registers, and the rates of the long
+//! ops that plans count.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +12,15 @@ use crate::{
     error::Result,
 };
 
-/// Multiply-adds of one task: some milliseconds.
+/// The multiply-adds of one task, which take some milliseconds.
 const MULTIPLY_ADDS: usize = 1 << 24;
 
-/// Multiply-adds in so many independent sums: enough to keep the units busy through their latency, and no more than there
-/// are registers, of which a vector of the portable path takes several.
+/// Multiply-adds in `SUMS` independent sums: enough to hide their latency, and no more than there are registers, of
+/// which a vector of the portable path takes several.
 struct MultiplyAdds<const SUMS: usize>;
 
 impl<const SUMS: usize> Kernel for MultiplyAdds<SUMS> {
-    /// A number that depends on all of them, so that none can be left out.
+    /// A number that depends on all sums, so that the compiler cannot remove any.
     type Out = f32;
 
     #[inline(always)]
@@ -43,8 +44,8 @@ impl<const SUMS: usize> Kernel for MultiplyAdds<SUMS> {
 }
 
 impl Cpu {
-    /// The most floating-point operations per second that this device's cores were seen to do in f32, a multiply-add
-    /// counted as two: the best of a few tries.
+    /// The highest rate that this device's cores reached in f32, in floating-point operations per second, a
+    /// multiply-add counted as two: the best of a few tries.
     pub fn measure_peak(&self) -> f64 {
         let tasks = self.pool.threads();
         let flops = (2 * MULTIPLY_ADDS * self.path.lanes() * tasks) as f64;
@@ -64,15 +65,15 @@ impl Cpu {
     }
 }
 
-/// How long one of the measurements goes on once it has its calls.
+/// How long one of the measurements continues once it has made [`CALLS`] calls.
 const PATIENCE: Duration = Duration::from_millis(60);
-/// Calls that a measurement needs: the first one touches fresh memory and wakes the cores.
+/// The smallest number of calls of a measurement: the first one touches fresh memory and wakes the cores.
 const CALLS: usize = 3;
 
-/// What long ops reach on a device's cores: a matrix product and a convolution, a weighted sum that streams through
-/// memory, and a copy to the host. Takes a quarter of a second.
+/// Measures the rates of long ops on a device's cores: a matrix product and a convolution, a weighted sum that streams
+/// through memory, and a copy to the host. Takes a quarter of a second.
 pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
-    // Layers of Stable Diffusion 1.5; enough images of 32x32 for every core.
+    // The layers are those of Stable Diffusion 1.5, with enough images of 32x32 for every core.
     let (wide, channels, side) = (1280, 320, 32);
     let batch = (cpu.threads() / 4).clamp(1, 16);
     let rows = batch * side * side;
@@ -134,7 +135,7 @@ fn fastest(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(best)
 }
 
-/// Bytes of which twice as many do not fit into the caches: as large as the last one, within reason.
+/// Half the bytes that do not fit into the caches: the size of the last one, within limits.
 fn stream_bytes() -> usize {
     const MIB: usize = 1 << 20;
     let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").unwrap_or_default();
@@ -151,7 +152,7 @@ mod tests {
         let cpu = || Cpu::on(vec![super::super::threads::cores()[0]]).unwrap();
         let (rates, peak) = (measure_rates(cpu()).unwrap(), cpu().measure_peak());
         println!("{rates:?}, peak {peak:.2e}");
-        // Other tests run beside this one: only what no noise can turn round.
+        // Other tests run at the same time, so the limits are wide.
         assert!(rates.flops > 0.001 * peak && rates.flops < 100.0 * peak, "{rates:?}, peak {peak:e}");
         assert!(rates.bandwidth > 1e8 && rates.bandwidth < 1e12, "{rates:?}");
         assert!(rates.link > 1e8 && rates.link < 1e12, "{rates:?}");

@@ -1,7 +1,7 @@
-//! The cores of one CPU device.
+//! The thread pool of one CPU device.
 //!
-//! A call is cut into numbered tasks that depend on nothing but the call; whoever is free takes the next number. The
-//! calling thread works too, so a device of one core has no helper and switches no thread.
+//! A call is divided into numbered tasks that depend on nothing but the call; each free thread takes the next number.
+//! The calling thread works too, so a device with one core has no helper and never switches threads.
 
 use std::{
     any::Any,
@@ -17,22 +17,23 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// How often an idle helper looks for work before it sleeps: some tens of microseconds, the gap between two ops.
+/// How often an idle helper polls for work before it sleeps: some tens of microseconds, which is the gap between two
+/// ops.
 const SPINS: usize = 4000;
 
-/// A fixed set of cores.
+/// The threads of a fixed set of cores.
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
-    /// Tells pools apart, counted from 1.
+    /// The number of the pool in this process, counted from 1.
     id: u64,
-    /// The cores to stay on; empty for no preference.
+    /// The cores that threads are bound to; empty for no binding.
     cores: Vec<usize>,
-    /// One call at a time.
+    /// Held during a call: there is one call at a time.
     turn: Mutex<()>,
 }
 
-/// A call: `work(task)` for each task below `tasks`. The pointer lives as long as the call.
+/// A call: `work(task)` for each task below `tasks`. The pointer is valid during the call.
 #[derive(Clone, Copy)]
 struct Job {
     work: *const (dyn Fn(usize) + Sync),
@@ -44,11 +45,11 @@ unsafe impl Send for Job {}
 
 #[derive(Default)]
 struct Shared {
-    /// Counts calls; helpers watch it for work.
+    /// The number of calls; helpers poll it for work.
     call: AtomicU64,
-    /// The next task of the current call.
+    /// The number of the next task of the current call.
     next: AtomicUsize,
-    /// Helpers at work on the current call.
+    /// The number of helpers that work on the current call.
     busy: AtomicUsize,
     state: Mutex<State>,
     wake: Condvar,
@@ -66,7 +67,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Takes tasks until none is left.
+    /// Runs tasks until none is left.
     fn work(&self, work: &(dyn Fn(usize) + Sync), tasks: usize) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
@@ -100,7 +101,7 @@ impl Shared {
                 return;
             }
             seen = self.call.load(Ordering::Acquire);
-            // Joining under the lock: once `run` has taken the job away, nobody joins it.
+            // Helpers join while they hold the lock: once `run` has removed the job, no helper joins it.
             let Some(job) = state.job else { continue };
             self.busy.fetch_add(1, Ordering::Relaxed);
             drop(state);
@@ -112,7 +113,7 @@ impl Shared {
 }
 
 impl Pool {
-    /// A pool of `threads`, the caller among them, kept on `cores` if any are given.
+    /// A pool of `threads`, the calling thread included, bound to `cores` if there are any.
     ///
     /// # Errors
     /// If the system does not start that many threads.
@@ -123,11 +124,11 @@ impl Pool {
         for i in 1..threads.get() {
             let (shared, cores) = (pool.shared.clone(), pool.cores.clone());
             let helper = std::thread::Builder::new().name(format!("cpu {i}")).spawn(move || {
-                // Whoever starts it may be bound to other cores.
+                // The thread that started this one may be bound to other cores.
                 bind(if cores.is_empty() { allowed() } else { &cores });
                 shared.help();
             });
-            // Those that have started end with the pool.
+            // The threads that have started end with the pool.
             pool.helpers.push(helper.map_err(|error| {
                 Error::process(format!("starting {threads} threads that compute, one for each core: number {}", i + 1))
                     .source(error)
@@ -137,12 +138,12 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Threads that work, the caller included.
+    /// The number of threads that work, the calling thread included.
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
     }
 
-    /// Calls `work` once for each task below `tasks`, on all cores, and waits.
+    /// Calls `work` once for each task below `tasks`, on all cores, and waits for the end.
     ///
     /// # Panics
     /// If `work` panics, with its panic.
@@ -164,7 +165,7 @@ impl Pool {
         }
         shared.wake.notify_all();
         shared.work(work, tasks);
-        // A helper that wakes only now is not waited for.
+        // A helper that wakes up later finds no job.
         shared.state().job = None;
         let mut spins = 0;
         while shared.busy.load(Ordering::Acquire) > 0 {
@@ -189,7 +190,7 @@ impl Drop for Pool {
     }
 }
 
-/// Keeps this thread on `cores` for as long as it works for pool `pool`; none are given for no preference.
+/// Binds this thread to `cores` for as long as it works for pool `pool`; without cores, it is not bound.
 fn stay_on(pool: u64, cores: &[usize]) {
     // The pool that this thread was bound for; 0 for none.
     thread_local!(static BOUND: Cell<u64> = const { Cell::new(0) });
@@ -205,12 +206,12 @@ fn bind(cores: &[usize]) {
     {
         let mut set = rustix::thread::CpuSet::new();
         cores.iter().for_each(|&core| set.set(core));
-        // A core that was taken away meanwhile costs speed, not results.
+        // If a core was taken away from the process, this costs speed and changes no result.
         let _ = rustix::thread::sched_setaffinity(None, &set);
     }
 }
 
-/// The cores that the system lets this process use. Asked once, before any thread is bound.
+/// The cores that the system lets this process use. The system is asked once, before any thread is bound.
 fn allowed() -> &'static [usize] {
     static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
     ALLOWED.get_or_init(|| {
@@ -224,17 +225,17 @@ fn allowed() -> &'static [usize] {
     })
 }
 
-/// This process's share of the machine's cores, if it has to share them: index and count.
+/// This process's share of the machine's cores, if there is one: index and count.
 static SHARE: OnceLock<(usize, usize)> = OnceLock::new();
 
-/// Leaves this process share `index` of `count` equal shares of the cores that it may use. To be said before the first
-/// device is opened; what is said later has no effect.
+/// Restricts this process to share `index` of `count` equal shares of the cores that it may use. It must be called
+/// before the first device is opened; later calls have no effect.
 pub fn share_cores(index: usize, count: usize) {
-    // Whoever was first decides.
+    // The first call counts.
     let _ = SHARE.set((index, count.max(1)));
 }
 
-/// What `SDSHARD_THREADS` says, if anything.
+/// The value of `SDSHARD_THREADS`, if it is set.
 pub fn asked() -> Result<Option<NonZero<usize>>> {
     match std::env::var("SDSHARD_THREADS") {
         Ok(text) if !text.is_empty() => text.parse().map(Some).map_err(|_| {
@@ -244,13 +245,13 @@ pub fn asked() -> Result<Option<NonZero<usize>>> {
     }
 }
 
-/// The cores that this process may use: its affinity, cut to its share by control groups, by `SDSHARD_THREADS` and by
-/// [`share_cores`]. Asked once, before any thread is bound.
+/// The cores that this process may use: its affinity, limited by control groups, by `SDSHARD_THREADS` and by
+/// [`share_cores`]. Determined once, before any thread is bound.
 pub fn cores() -> &'static [usize] {
     static CORES: OnceLock<Vec<usize>> = OnceLock::new();
     CORES.get_or_init(|| {
-        let asked = asked().ok().flatten(); // what is no number is refused before anything is computed
-        // The system's list first: it is what a thread that was bound later would no longer see.
+        let asked = asked().ok().flatten(); // an invalid value is rejected before anything is computed
+        // The system's list is read first, because a thread that is bound later would see fewer cores.
         let system = allowed().len();
         let most = std::thread::available_parallelism().map_or(1, NonZero::get).min(system);
         let count = asked.map_or(most, |n| n.get().min(most));
@@ -260,13 +261,13 @@ pub fn cores() -> &'static [usize] {
     })
 }
 
-/// Among how many processes this machine is shared, as [`share_cores`] was told.
+/// The number of processes that share this machine, as passed to [`share_cores`].
 pub fn processes() -> usize {
     SHARE.get().map_or(1, |share| share.1)
 }
 
-/// The cores of each of several shares of `all`: those that it requested for, or its even part of what these leave. If they
-/// leave nothing, of all.
+/// The cores of each of several shares of `all`: the requested ones, or an even part of those that the requests leave.
+/// If they leave none, an even part of all.
 pub fn shares(all: &[usize], requested: &[Option<&[usize]>]) -> Vec<Vec<usize>> {
     let named = requested.iter().flatten().copied().flatten();
     let taken: std::collections::BTreeSet<usize> = named.copied().collect();
@@ -284,7 +285,7 @@ pub fn shares(all: &[usize], requested: &[Option<&[usize]>]) -> Vec<Vec<usize>> 
     requested.iter().map(cores).collect()
 }
 
-/// Numbers of cores in ascending order as a device map writes them: `0-3,8`.
+/// Formats ascending core numbers as a device map writes them: `0-3,8`.
 pub fn list(cores: &[usize]) -> String {
     let runs = cores.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         [one] => one.to_string(),
@@ -293,7 +294,7 @@ pub fn list(cores: &[usize]) -> String {
     runs.collect::<Vec<_>>().join(",")
 }
 
-/// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, they wrap around.
+/// Share `index` of `count`: neighbouring cores, at least one; with more shares than cores, shares repeat.
 pub fn share(cores: &[usize], index: usize, count: usize) -> Vec<usize> {
     if count >= cores.len() {
         vec![cores[index % cores.len()]]

@@ -1,5 +1,5 @@
-//! Memory for offloaded weights, kept from one use to the next: whoever asks the driver for memory, or gives some back,
-//! waits for all that the GPU has to do.
+//! Memory for offloaded weights, kept from one use to the next: the driver's functions that allocate or free memory
+//! wait for all pending work of the GPU.
 
 use std::collections::VecDeque;
 
@@ -9,18 +9,18 @@ use super::{
 };
 use crate::error::Result;
 
-/// Buffers of offloaded weights that were evicted, kept on one device for the next ones of the same size.
+/// Buffers of evicted offloaded weights, kept on one device for the next weights of the same size.
 #[derive(Default)]
 pub struct BufferPool {
-    /// With the end of what used it; who left first comes first.
+    /// Buffers with the event at the end of their last use, the oldest first.
     left: VecDeque<(Memory, Event)>,
     here_bytes: usize,
-    /// The most that was here at one time, for which a plan has room: with what is kept there is never more.
+    /// The most bytes in use at one time, which the plan has counted: buffers in use and kept ones never exceed it.
     most_bytes: usize,
 }
 
 impl BufferPool {
-    /// Memory of `bytes` that `copy` may fill from here on.
+    /// Takes memory of `bytes` that the copy queue `copy` may fill from here on.
     ///
     /// # Errors
     /// If the device has no room, or fails.
@@ -45,16 +45,16 @@ impl BufferPool {
         Ok(memory)
     }
 
-    /// Takes memory back that was given, whose last use `compute` has been asked for.
+    /// Takes a buffer back whose last use has been enqueued on `compute`.
     pub fn give_back(&mut self, memory: Memory, compute: &Queue) {
         self.here_bytes -= memory.bytes();
-        // A device that cannot say when has failed: then there is nothing to keep.
+        // If the event cannot be recorded, the device has failed, and there is nothing to keep.
         if let Ok(last_use) = compute.stream().and_then(Stream::record) {
             self.left.push_back((memory, last_use));
         }
     }
 
-    /// Gives what is kept to the driver; false if there was nothing.
+    /// Frees the kept buffers; false if there were none.
     pub fn clear(&mut self) -> bool {
         !std::mem::take(&mut self.left).is_empty()
     }

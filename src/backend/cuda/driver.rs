@@ -1,9 +1,9 @@
 //! The driver's interface: nearly all of this backend's `unsafe`.
 //!
-//! The driver is a library that is looked for when it is first wanted. It and every function that is used here are looked
-//! up before any of them is called, so a machine without it, or with one that is too old, has an answer and no panic.
-//! Handles close themselves. A failure that the driver keeps giving (a lost device, a kernel that went astray) is
-//! remembered, and every later call fails with it.
+//! The driver is a library that is loaded when it is first needed. The library and every function that is used here are
+//! looked up before any of them is called, so a machine without a driver, or with one that is too old, gives an error
+//! and no panic. Handles close themselves. An error that the driver returns from then on (a lost device, an invalid
+//! memory access of a kernel) is stored, and every later call fails with it.
 
 use std::{
     ffi::{CString, c_int, c_void},
@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// All that is called, here and inside `result`.
+/// All functions that are called, here and inside `result`.
 const FUNCTIONS: &[&str] = &[
     "cuInit",
     "cuDriverGetVersion",
@@ -67,7 +67,7 @@ const FUNCTIONS: &[&str] = &[
     "cuLaunchKernel",
 ];
 
-/// What graphs need besides: drivers of CUDA 12 and later have it.
+/// These functions are also needed for graphs: drivers of CUDA 12 and later have them.
 const GRAPH_FUNCTIONS: &[&str] = &[
     "cuGraphCreate",
     "cuGraphAddKernelNode_v2",
@@ -78,18 +78,18 @@ const GRAPH_FUNCTIONS: &[&str] = &[
     "cuGraphExecDestroy",
 ];
 
-/// What the driver says of a GPU.
+/// The driver's facts about a GPU.
 #[derive(Debug, Clone)]
 pub struct Properties {
-    /// What its maker calls it.
+    /// The product name.
     pub name: String,
-    /// `GPU-` and its number in the world.
+    /// The GPU's unique id, which begins with `GPU-`.
     pub uuid: String,
     /// Compute capability, 89 for 8.9.
     pub capability: u32,
-    /// Multiprocessors.
+    /// The number of multiprocessors.
     pub multiprocessors: u32,
-    /// All its memory, in bytes.
+    /// The size of the GPU's memory, in bytes.
     pub memory_bytes: u64,
 }
 
@@ -104,7 +104,7 @@ pub fn gpus() -> Result<&'static [Properties], &'static str> {
 
 static HAS_GRAPHS: AtomicBool = AtomicBool::new(false);
 
-/// Whether the driver can be given many kernels as one, once [`gpus`] has looked.
+/// Whether the driver can launch many kernels as one graph. [`gpus`] must have been called before.
 pub fn has_graphs() -> bool {
     HAS_GRAPHS.load(Ordering::Relaxed)
 }
@@ -155,7 +155,7 @@ fn properties(ordinal: c_int) -> Result<Properties, DriverError> {
     })
 }
 
-/// The version of CUDA that the driver knows, 12040 for 12.4; 0 if it does not say.
+/// The version of CUDA that the driver supports, 12040 for 12.4; 0 if it is not known.
 pub fn version() -> u32 {
     let mut version = 0;
     // SAFETY: it is called after `gpus`, which looked the function up, and writes one int.
@@ -163,7 +163,7 @@ pub fn version() -> u32 {
     if answer == CUresult::CUDA_SUCCESS { version as u32 } else { 0 }
 }
 
-/// The driver's name and words for a failure.
+/// The driver's name and description of an error.
 fn describe(error: DriverError) -> String {
     let text = |words: Result<&std::ffi::CStr, DriverError>| {
         words.map_or_else(|_| format!("error {}", error.0 as u32), |words| words.to_string_lossy().into_owned())
@@ -171,7 +171,7 @@ fn describe(error: DriverError) -> String {
     format!("{} ({})", text(error.error_name()), text(error.error_string()))
 }
 
-/// Whether the driver goes on after it: everything else is its answer to all later calls too.
+/// Whether later calls can succeed after this error. After any other error, the driver returns it from every call.
 fn passes(error: DriverError) -> bool {
     use CUresult::*;
     matches!(
@@ -189,11 +189,11 @@ fn passes(error: DriverError) -> bool {
     )
 }
 
-/// A GPU's primary context, which all of this process uses and which lives as long as the process.
+/// A GPU's primary context, which the whole process shares and which exists as long as the process.
 pub struct Context {
-    /// Its name in messages.
+    /// The device's name in messages.
     pub id: DeviceId,
-    /// What is known of the GPU.
+    /// The driver's facts about the GPU.
     pub properties: &'static Properties,
     device: CUdevice,
     raw: CUcontext,
@@ -209,7 +209,7 @@ impl Context {
     /// The context of a GPU.
     ///
     /// # Errors
-    /// If the driver makes none.
+    /// If the driver cannot create it.
     pub fn new(ordinal: usize, properties: &'static Properties) -> Result<Self> {
         let id = DeviceId::new(DeviceKind::Cuda, ordinal);
         let refuse = |error| Error::device(id, "its driver opens no context").source(describe(error));
@@ -219,7 +219,7 @@ impl Context {
         Ok(Self { id, properties, device, raw, failure: Mutex::default() })
     }
 
-    /// Makes it this thread's context.
+    /// Makes this context current in the calling thread.
     ///
     /// # Errors
     /// If the device has failed.
@@ -235,7 +235,7 @@ impl Context {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts `doing` in front of a failure, and remembers one that stays.
+    /// Adds `doing` to the message of an error, and stores an error that is permanent.
     fn done<T>(&self, doing: &str, answer: Result<T, DriverError>) -> Result<T> {
         answer.map_err(|error| {
             let words = describe(error);
@@ -246,7 +246,7 @@ impl Context {
         })
     }
 
-    /// Bytes that are free now.
+    /// The bytes of memory that are free now.
     pub fn free_bytes(&self) -> Result<u64> {
         self.enter()?;
         Ok(self.done("asking for its free memory", result::mem_get_info())?.0 as u64)
@@ -258,7 +258,7 @@ impl Context {
         self.done("waiting for it", result::ctx::synchronize())
     }
 
-    /// Lets kernels and copies of this context use `other`'s memory; false if the GPUs have no such link.
+    /// Lets kernels and copies of this context use the memory of `other`; false if the GPUs have no such link.
     pub fn reach(&self, other: &Self) -> Result<bool> {
         self.enter()?;
         let mut can = 0;
@@ -285,7 +285,7 @@ impl Context {
     }
 }
 
-/// Memory of a GPU.
+/// A block of a GPU's memory.
 pub struct Memory {
     context: Arc<Context>,
     at: u64,
@@ -293,7 +293,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// `bytes` of it, or at least one.
+    /// Allocates `bytes`, or at least one byte.
     ///
     /// # Errors
     /// If there is no room.
@@ -313,7 +313,7 @@ impl Memory {
         Ok(Self { context: context.clone(), at, bytes })
     }
 
-    /// Its size as asked for.
+    /// The size that was requested, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -323,14 +323,14 @@ impl Memory {
         self.at + offset as u64
     }
 
-    /// The address of byte `offset`, with `bytes` behind it.
+    /// The address of byte `offset`, after a check that `bytes` follow it.
     fn range(&self, offset: usize, bytes: usize) -> u64 {
         let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         assert!(fits, "{bytes} bytes at {offset} of {} on {}", self.bytes, self.context.id);
         self.at(offset)
     }
 
-    /// The GPU that it belongs to.
+    /// The context of the GPU that owns the memory.
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
@@ -338,7 +338,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // Whatever is enqueued may still use it. On a device that has failed there is nothing to give back.
+        // Enqueued work may still use the memory. On a device that has failed there is nothing to free.
         if self.context.synchronize().is_ok() {
             // SAFETY: it came from `malloc_sync`, and nobody has its address any more.
             let freed = unsafe { result::free_sync(self.at) };
@@ -347,7 +347,7 @@ impl Drop for Memory {
     }
 }
 
-/// Memory of the host that GPUs copy from and to by themselves.
+/// Host memory that GPUs read and write directly (page-locked).
 pub struct Pinned {
     context: Arc<Context>,
     at: *mut u8,
@@ -358,7 +358,7 @@ pub struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// `bytes` of it.
+    /// Allocates `bytes`.
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
         context.enter()?;
         // SAFETY: nothing is assumed of what is in it until it is written.
@@ -368,7 +368,7 @@ impl Pinned {
         Ok(Self { context: context.clone(), at: at.cast(), bytes })
     }
 
-    /// All of it. No copy from or to what is looked at may be under way.
+    /// All bytes. No copy from or to this memory may be running.
     pub fn as_mut(&mut self) -> &mut [u8] {
         // SAFETY: it is as long, initialised, and borrowed through `self`.
         unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) }
@@ -385,7 +385,7 @@ impl Drop for Pinned {
     }
 }
 
-/// A queue whose work is done in order.
+/// A stream, whose work is done in order.
 pub struct Stream {
     context: Arc<Context>,
     raw: CUstream,
@@ -397,14 +397,14 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// A queue of `context`.
+    /// Creates a stream of `context`.
     pub fn new(context: &Arc<Context>) -> Result<Self> {
         context.enter()?;
         let raw = context.done("making a queue", result::stream::create(result::stream::StreamKind::NonBlocking))?;
         Ok(Self { context: context.clone(), raw })
     }
 
-    /// The GPU that it belongs to.
+    /// The context of the GPU that runs the stream.
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
@@ -416,7 +416,7 @@ impl Stream {
         self.context.done("waiting for it", unsafe { result::stream::synchronize(self.raw) })
     }
 
-    /// An event at the end of what was enqueued so far.
+    /// Records an event at the end of the work that was enqueued so far.
     pub fn record(&self) -> Result<Event> {
         self.context.enter()?;
         let raw = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING);
@@ -426,7 +426,7 @@ impl Stream {
         Ok(event)
     }
 
-    /// What is enqueued from here on begins after `event`, which may be another GPU's.
+    /// Work that is enqueued from here on begins after `event`, which may belong to another GPU.
     pub fn wait(&self, event: &Event) -> Result<()> {
         self.context.enter()?;
         let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -434,11 +434,11 @@ impl Stream {
         self.context.done("awaiting an event", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
     }
 
-    /// Host to device: `range` of pinned memory, which must not change until an event recorded later has happened, to byte
-    /// `at` of `to`.
+    /// Copies from the host to the device: `range` of pinned memory, which must not change until an event recorded
+    /// later has happened, to byte `at` of `to`.
     ///
     /// # Panics
-    /// If either does not hold that many bytes, as in all copies.
+    /// If one of them is too small, as in all copies.
     pub fn upload(&self, from: &Pinned, range: Range<usize>, to: &Memory, at: usize) -> Result<()> {
         self.context.enter()?;
         assert!(range.start <= range.end && range.end <= from.bytes, "a copy from inside the pinned memory");
@@ -449,8 +449,8 @@ impl Stream {
         self.context.done("copying to it", unsafe { result::memcpy_htod_async(to, bytes, self.raw) })
     }
 
-    /// Device to host: from byte `at` into the first `bytes` of pinned memory, where they are once the stream was waited
-    /// for.
+    /// Copies from the device to the host: from byte `at` into the first `bytes` of pinned memory, which are valid once
+    /// the stream was waited for.
     pub fn download(&self, from: &Memory, at: usize, bytes: usize, to: &mut Pinned) -> Result<()> {
         self.context.enter()?;
         let from = from.range(at, bytes);
@@ -459,7 +459,7 @@ impl Stream {
         self.context.done("copying from it", copied)
     }
 
-    /// Device to host, awaited, from byte `at` on.
+    /// Copies from the device to the host, from byte `at` on, and waits.
     pub fn read(&self, from: &Memory, at: usize, to: &mut [u8]) -> Result<()> {
         self.context.enter()?;
         let from = from.range(at, to.len());
@@ -469,13 +469,13 @@ impl Stream {
         let done = self.context.done("copying from it", copied).and_then(|()| self.synchronize());
         match &done {
             Ok(()) => to.copy_from_slice(&here),
-            // A copy that cannot be waited for may still write: nobody else gets this memory.
+            // A copy that cannot be waited for may still write, so this memory is never freed.
             Err(_) => std::mem::forget(here),
         }
         done
     }
 
-    /// Within the device: `bytes` from a byte of one memory to a byte of another.
+    /// Copies within the device: `bytes` from a byte of one memory to a byte of another.
     pub fn copy(&self, (from, at): (&Memory, usize), (to, to_at): (&Memory, usize), bytes: usize) -> Result<()> {
         self.context.enter()?;
         let (from, to) = (from.range(at, bytes), to.range(to_at, bytes));
@@ -483,7 +483,7 @@ impl Stream {
         self.context.done("copying within it", unsafe { result::memcpy_dtod_async(to, from, bytes, self.raw) })
     }
 
-    /// The same to another GPU's memory, which has to stay until this queue was waited for, by an event or here.
+    /// Copies to another GPU's memory, which must not be freed until this stream was waited for, by an event or here.
     pub fn send(&self, (from, at): (&Memory, usize), (to, to_at): (&Memory, usize), bytes: usize) -> Result<()> {
         self.context.enter()?;
         let (receiver, from, to) = (to.context.raw, from.range(at, bytes), to.range(to_at, bytes));
@@ -508,7 +508,7 @@ impl Stream {
     /// Enqueues a graph of this context.
     ///
     /// # Safety
-    /// The calls that it was made of could be launched in its place: their memory still lives.
+    /// The calls that the graph was made of could be launched in its place: their memory still exists.
     pub unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both are open; what its kernels read and write is there, as the caller promises.
@@ -526,7 +526,7 @@ impl Drop for Stream {
     }
 }
 
-/// A place in a queue.
+/// A position in a stream.
 pub struct Event {
     context: Arc<Context>,
     raw: CUevent,
@@ -538,7 +538,7 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// Waits until it has happened.
+    /// Waits until the event has happened.
     pub fn synchronize(&self) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the event is open.
@@ -567,7 +567,7 @@ unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
 
-/// A kernel, and its module, which stays loaded meanwhile.
+/// A kernel, and its module, which stays loaded as long as the kernel exists.
 #[derive(Clone)]
 pub struct Function {
     raw: CUfunction,
@@ -588,7 +588,7 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Module {
-    /// The kernel of this name; `None` if it has none.
+    /// The kernel with this name; `None` if the module has none.
     pub fn function(self: &Arc<Self>, name: &str) -> Result<Option<Function>> {
         self.context.enter()?;
         let name = CString::new(name).expect("a kernel's name has no NUL");
@@ -611,20 +611,20 @@ impl Drop for Module {
     }
 }
 
-/// A kernel that is to run.
+/// A kernel with its grid and arguments, ready to be launched.
 #[derive(PartialEq, Eq)]
 pub struct Call {
     kernel: Function,
-    /// Blocks in each dimension.
+    /// The number of blocks in each dimension.
     grid: [u32; 3],
-    /// Threads of a block.
+    /// The number of threads of a block.
     threads: u32,
-    /// What it is given.
+    /// The arguments.
     arguments: Arguments,
 }
 
 impl Call {
-    /// A kernel on a grid of blocks.
+    /// A launch of a kernel on a grid of blocks.
     ///
     /// # Safety
     /// The arguments are those of the kernel's signature, every address is one of memory of the kernel's GPU that holds what
@@ -634,10 +634,10 @@ impl Call {
     }
 }
 
-/// Kernels that run one after the other, ready to be enqueued as one.
+/// Kernels that run one after the other and are launched as one.
 ///
-/// It is made from a list rather than by capturing a queue, which other threads could spoil: waiting for a context while
-/// one of its queues captures ends the capture.
+/// A graph is made from a list of kernels rather than by capturing a stream, because other threads could disturb a
+/// capture: waiting for a context while one of its streams captures ends the capture.
 pub struct Graph {
     context: Arc<Context>,
     raw: CUgraphExec,
@@ -647,10 +647,10 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// The graph of `calls`, on the device before it returns, so that launching it needs no memory.
+    /// The graph of `calls`, uploaded to the device, so that launching it needs no memory.
     ///
     /// # Errors
-    /// If the driver makes none. Nothing has happened to the device then that its next call would not tell.
+    /// If the driver cannot create it. If the device has failed, its next call reports it too.
     pub fn new(stream: &Stream, calls: &[Call]) -> Result<Self> {
         let context = &stream.context;
         context.enter()?;
@@ -670,7 +670,7 @@ impl Graph {
     }
 }
 
-/// Adds kernels to a graph, each behind the one before.
+/// Adds kernels to a graph, each after the one before.
 fn chain(graph: CUgraph, calls: &[Call]) -> Result<(), DriverError> {
     let mut before: Option<CUgraphNode> = None;
     for Call { kernel, grid, threads, arguments } in calls {
@@ -701,7 +701,7 @@ fn chain(graph: CUgraph, calls: &[Call]) -> Result<(), DriverError> {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // It may still run.
+        // The graph may still be running.
         if self.context.synchronize().is_ok() {
             // SAFETY: the graph is open, and nothing of it runs any more.
             let closed = unsafe { result::graph::exec_destroy(self.raw) };
@@ -710,7 +710,7 @@ impl Drop for Graph {
     }
 }
 
-/// What a kernel is called with, in the order of its parameters.
+/// The arguments of a kernel, in the order of its parameters.
 #[derive(Default, PartialEq, Eq)]
 pub struct Arguments {
     words: Vec<u64>,
@@ -718,19 +718,19 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Where each is, as the driver wants to know it.
+    /// The address of each argument, as the driver needs it.
     fn places(&self) -> Vec<*mut c_void> {
         self.starts.iter().map(|&start| self.words[start..].as_ptr().cast_mut().cast()).collect()
     }
 
-    /// An address; 0 for nothing.
+    /// Adds an address; 0 for none.
     pub fn address(mut self, at: u64) -> Self {
         self.starts.push(self.words.len());
         self.words.push(at);
         self
     }
 
-    /// A struct of fields of four bytes, or one such number.
+    /// Adds a struct of fields of four bytes, or one such number.
     pub fn fields(mut self, fields: &[u32]) -> Self {
         self.starts.push(self.words.len());
         let mut pairs = fields.chunks(2);

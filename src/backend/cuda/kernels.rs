@@ -1,5 +1,5 @@
-//! The kernels of `kernels/`, on a GPU: built in for its very architecture, else built in as PTX for an older one, else
-//! compiled by NVRTC once and kept on disk.
+//! The kernels of `kernels/`, on a GPU: compiled at build time for its architecture, or else built in as PTX for an
+//! older one, or else compiled by NVRTC once and cached on disk.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use crate::{
     output,
 };
 
-/// Files of kernels: their names without the ending, and their texts.
+/// The source files of kernels: their names without the extension, and their texts.
 pub const SOURCES: [(&str, &str); 8] = [
     ("linear", include_str!("../../../kernels/linear.cu")),
     ("conv2d", include_str!("../../../kernels/conv2d.cu")),
@@ -30,35 +30,35 @@ pub const SOURCES: [(&str, &str); 8] = [
     ("layout", include_str!("../../../kernels/layout.cu")),
 ];
 
-/// What they include.
+/// The headers that they include.
 pub const HEADERS: [(&str, &str); 3] = [
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("product.cuh", include_str!("../../../kernels/product.cuh")),
 ];
 
-/// Source, architecture (`sm_89` for a cubin, `compute_70` for PTX) and contents of what was built in.
+/// Source, architecture (`sm_89` for a cubin, `compute_70` for PTX) and contents of each built-in image.
 static BUILT_IN: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
 
-/// The oldest architecture that there are kernels for.
+/// The oldest architecture that the kernels support.
 const OLDEST: u32 = 70;
 
-/// Where the kernels of a GPU come from.
+/// The origin of a GPU's kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Built in for its architecture.
+    /// Built in, compiled for the GPU's architecture.
     Cubin,
-    /// Built in as PTX for this one.
+    /// Built in as PTX for this architecture.
     Ptx(u32),
-    /// Compiled here for this one.
+    /// Compiled on this machine for this architecture.
     Nvrtc(u32),
 }
 
 impl Origin {
-    /// For a GPU of compute capability `capability`.
+    /// The best origin for this GPU.
     ///
     /// # Errors
-    /// What is missing and what to install.
+    /// If there is none, the error says what is missing and what to install.
     pub fn of(gpu: &Properties) -> Result<Self> {
         let has = |arch: &str| SOURCES.iter().all(|(source, _)| built_in(source, arch).is_some());
         let capability = gpu.capability;
@@ -93,7 +93,7 @@ impl Origin {
         }
     }
 
-    /// The architecture whose code runs, of which kernels exist and with which arithmetic follows.
+    /// The architecture that the running code was compiled for. It determines which kernels exist and their arithmetic.
     pub fn arch(self, capability: u32) -> u32 {
         match self {
             Self::Cubin => capability,
@@ -102,7 +102,8 @@ impl Origin {
     }
 }
 
-/// What GPU `index` runs on, for a report: the driver's CUDA, and where its kernels come from. `None`: there is no such GPU.
+/// What GPU `index` runs on, for a report: the driver's CUDA version and the origin of its kernels. `None` if there is
+/// no such GPU.
 pub fn provenance(index: usize) -> Option<String> {
     let gpu = driver::gpus().ok()?.get(index)?;
     let kernels = match Origin::of(gpu) {
@@ -123,19 +124,19 @@ fn built_in(source: &str, arch: &str) -> Option<&'static [u8]> {
     BUILT_IN.iter().find(|(name, of, _)| (*name, *of) == (source, arch)).map(|(_, _, image)| *image)
 }
 
-/// Kernels on one GPU.
+/// The loaded kernels of one GPU.
 pub struct Kernels {
-    /// What [`Origin::arch`] says.
+    /// The result of [`Origin::arch`].
     pub arch: u32,
     modules: Vec<Arc<Module>>,
     functions: RwLock<HashMap<String, Function>>,
 }
 
 impl Kernels {
-    /// Loads them, compiling what is not there yet.
+    /// Loads the kernels, and compiles those that are missing.
     ///
     /// # Errors
-    /// If they can neither be found nor compiled, or the driver refuses them.
+    /// If they can neither be found nor compiled, or the driver rejects them.
     pub fn load(context: &Arc<Context>) -> Result<Self> {
         let gpu = context.properties;
         let origin = Origin::of(gpu)?;
@@ -163,10 +164,10 @@ impl Kernels {
         Ok(Self { arch, modules, functions: RwLock::default() })
     }
 
-    /// The kernel of this name.
+    /// The kernel with this name.
     ///
     /// # Errors
-    /// If there is none: an image that was built from other sources.
+    /// If there is none: the image was built from other sources.
     pub fn get(&self, name: &str) -> Result<Function> {
         if let Some(function) = self.functions.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Ok(function.clone());
@@ -182,12 +183,12 @@ impl Kernels {
     }
 }
 
-/// An image of each source, of which there is one.
+/// The image of each source; sources without an image are left out.
 fn named(image: impl Fn(&str) -> Option<Vec<u8>>) -> Vec<Vec<u8>> {
     SOURCES.iter().map(|(source, _)| image(source).expect("`Origin::of` saw that all are there")).collect()
 }
 
-/// PTX of every source, from the cache or compiled on as many threads.
+/// The PTX of every source, from the cache or compiled on as many threads as there are sources.
 fn compiled(arch: u32) -> Result<Vec<Vec<u8>>> {
     let folder = rates::cache_folder().map(|folder| folder.join("kernels"));
     let results: Vec<Result<Vec<u8>, String>> = std::thread::scope(|scope| {
@@ -227,7 +228,7 @@ fn ptx(name: &str, source: &str, arch: u32, folder: Option<&Path>) -> Result<Vec
     Ok(ptx)
 }
 
-/// Different for everything that the result depends on.
+/// The cache file, whose name is different for everything that the result depends on.
 fn cache_name(name: &str, source: &str, arch: u32) -> PathBuf {
     let mut hash = DefaultHasher::new();
     (source, HEADERS, nvrtc::OPTIONS, nvrtc::version()).hash(&mut hash);

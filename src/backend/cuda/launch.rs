@@ -1,16 +1,16 @@
-//! Which kernel, on how many blocks: pure functions of sizes, architecture and type. Sizes of pictures and batches may
-//! choose among kernels that give the same bits, and nothing else.
+//! Chooses kernels and the number of their blocks: pure functions of sizes, architecture and type. The sizes of
+//! pictures and batches may only choose among kernels that give the same bits.
 
 use crate::backend::{DType, gpu_cost::runs, params::Attention};
 
-/// A kernel's variant, how many blocks it needs and of how many threads.
+/// A kernel's variant, the number of its blocks and of their threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// The kernel's name.
     pub kernel: String,
-    /// Blocks in three dimensions.
+    /// The number of blocks in three dimensions.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// The number of threads of a block.
     pub threads: u32,
 }
 
@@ -20,7 +20,7 @@ impl Launch {
     }
 }
 
-/// Whether products of this type go through tensor cores, as `Cores` in `product.cuh` says.
+/// Whether products of this type use tensor cores, as `Cores` in `product.cuh` does.
 pub fn has_cores(arch: u32, dtype: DType) -> bool {
     match dtype {
         DType::F16 => arch >= 70,
@@ -34,21 +34,21 @@ pub fn has_cores(arch: u32, dtype: DType) -> bool {
 pub struct Product {
     /// Rows of the output.
     pub rows: u32,
-    /// Columns of the weight, of which GEGLU makes half as many.
+    /// Columns of the weight; GEGLU halves their number in the output.
     pub columns: u32,
-    /// Elements that lie side by side in x.
+    /// Elements that are adjacent in x.
     pub channels: u32,
-    /// Products in a sum: channels, for each tap of a window.
+    /// Products in a sum: channels, times the taps of a window.
     pub k: u32,
 }
 
-/// A matrix product, `op` being `linear` or `conv2d`: tiles times runs of k. All tiles give the same bits, so the GPU's size
-/// may choose.
+/// A matrix product, where `op` is `linear` or `conv2d`: tiles times runs of k. All tiles give the same bits, so the
+/// choice may depend on the GPU's size.
 pub fn product(op: &str, arch: u32, multiprocessors: u32, dtype: DType, p: Product) -> Launch {
     let (runs, blocks) = (runs(p.k), |tile: u32| p.rows.div_ceil(tile).saturating_mul(p.columns.div_ceil(tile)));
-    // Elements of 16 bytes: what a row must be a multiple of to be read in whole chunks.
+    // The number of elements in 16 bytes: rows of a multiple of it are read in whole chunks.
     let whole = p.channels.is_multiple_of(16 / dtype.size() as u32);
-    // Large tiles read less, but only pay if there are enough of them for every multiprocessor.
+    // Large tiles read less, but are only faster if there are enough of them for every multiprocessor.
     let large = has_cores(arch, dtype) && blocks(128).saturating_mul(runs) >= multiprocessors;
     let (tile, size, threads) = match (whole, large) {
         (false, _) => ("any", 64, 128),
@@ -58,19 +58,19 @@ pub fn product(op: &str, arch: u32, multiprocessors: u32, dtype: DType, p: Produ
     Launch { kernel: format!("{op}_{tile}_{dtype}"), grid: [blocks(size), runs, 1], threads }
 }
 
-/// The sum of the runs of `rows` times `width` results.
+/// Adds the partial sums of the runs, for `rows` times `width` results.
 pub fn split_k(dtype: DType, rows: u32, width: u32) -> Launch {
     let groups = width.div_ceil(16 / dtype.size() as u32);
     Launch::new(format!("split_k_{dtype}"), (rows * groups).div_ceil(256), 256)
 }
 
-/// The widest head that attention has kernels for.
+/// The widest attention head that has kernels.
 pub const MOST_HEAD_DIM: u32 = 512;
 
-/// Attention; `None` for heads that are too wide. The head's width and the type alone choose the kernel.
+/// Attention; `None` for heads that are too wide. Only the head's width and the type choose the kernel.
 pub fn attention(arch: u32, dtype: DType, p: &Attention) -> Option<Launch> {
     let fits = |width: &&u32| p.head_dim <= **width;
-    // Scores go on as they lie in the registers of an mma, which sm_70 has not.
+    // Scores are used as they lie in the registers of an mma, which sm_70 does not have.
     let cores = has_cores(arch, dtype) && arch >= 75 && p.head_dim.is_multiple_of(8);
     let (width, queries, threads) = if cores {
         match [48, 64, 80, 160].iter().find(fits) {
@@ -85,7 +85,7 @@ pub fn attention(arch: u32, dtype: DType, p: &Attention) -> Option<Launch> {
     Some(Launch::new(format!("attention_{width}_{dtype}"), blocks, threads))
 }
 
-/// One pass over `elements` of the output, 16 bytes of it for each thread.
+/// One pass over `elements` of the output, where each thread writes 16 bytes.
 pub fn each(kernel: &str, dtype: DType, elements: u32) -> Launch {
     let per_thread = 16 / dtype.size() as u32;
     Launch::new(format!("{kernel}_{dtype}"), elements.div_ceil(256 * per_thread), 256)

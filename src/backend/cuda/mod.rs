@@ -1,9 +1,9 @@
 //! NVIDIA GPUs, by the kernels in `kernels/`.
 //!
 //! An op is one kernel (group norm has three, a product of long sums two for a thousand rows), enqueued on the device's
-//! compute queue (`queue.rs`); only `read` waits. Weights come over a copy queue of their own, and so do tensors of other
-//! GPUs. A GPU has one context and one set of kernels for all of the process, so whatever opens it shares its weights.
-//! Which kernel runs follows from the layer, the type and the GPU's architecture; see `launch.rs`.
+//! compute queue (`queue.rs`); only `read` waits. Weights, and tensors from other GPUs, are copied on a separate copy
+//! queue. A GPU has one context and one set of kernels for the whole process, so all devices on a GPU share their
+//! weights. Which kernel runs follows from the layer, the type and the GPU's architecture; see `launch.rs`.
 
 mod buffer_pool;
 mod driver;
@@ -43,14 +43,14 @@ pub use peer::Link;
 use queue::Queue;
 use staging::{PIECE_BYTES, Ring};
 
-/// Blocks in the second and third dimension of a grid.
+/// The largest number of blocks in the second and third dimension of a grid.
 const MOST_BLOCKS: u32 = 65535;
 
-/// A GPU with its kernels: one for each in the process.
+/// A GPU with its kernels; there is one for each GPU in the process.
 struct Gpu {
     context: Arc<Context>,
     kernels: Kernels,
-    /// What the kernels took of its memory, in bytes.
+    /// The memory that the kernels occupy, in bytes.
     kernel_bytes: u64,
 }
 
@@ -65,7 +65,7 @@ pub struct Cuda {
     download: Mutex<Pinned>,
 }
 
-/// The queues of a device. Whoever has memory of its arenas orders its work by them.
+/// The queues of a device, which order the work on the memory of its arenas.
 struct Queues {
     compute: Queue,
     copy: Stream,
@@ -73,7 +73,7 @@ struct Queues {
     buffers: Mutex<BufferPool>,
 }
 
-/// An arena's memory.
+/// The memory of an arena.
 struct Arena {
     memory: Memory,
     queues: Arc<Queues>,
@@ -81,46 +81,47 @@ struct Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // What is held back uses it; a device that cannot launch it has failed, and runs nothing any more.
+        // Recorded kernels may use the memory. If they cannot be launched, the device has failed and runs nothing any
+        // more.
         let _ = self.queues.compute.stream();
     }
 }
 
-/// A layer's parameters on a GPU: see `pack.rs`.
+/// A layer's packed parameters on a GPU: see `pack.rs`.
 struct Packed {
     /// The weight, then the bias if there is one.
     parts: Vec<Memory>,
     stay: Stay,
     /// The architecture that they are packed for.
     arch: u32,
-    /// By which they came, and can be copied.
+    /// The queues that copied them here, and can copy them to another device.
     queues: Arc<Queues>,
 }
 
-/// For how long a weight is on its GPU.
+/// How long a weight stays on its GPU.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stay {
-    ForGood,
-    /// In memory of the buffer pool.
-    Visit,
+    Permanent,
+    /// While it is used, in memory of the buffer pool.
+    WhileUsed,
 }
 
 impl Drop for Packed {
     fn drop(&mut self) {
-        if self.stay == Stay::Visit {
+        if self.stay == Stay::WhileUsed {
             let mut buffers = locked(&self.queues.buffers);
             self.parts.drain(..).for_each(|memory| buffers.give_back(memory, &self.queues.compute));
         }
     }
 }
 
-/// The same in the host's memory, for an offloaded weight.
+/// A layer's packed parameters in host memory, for an offloaded weight.
 struct Resting {
     weight: Vec<u8>,
     bias: Option<Vec<u8>>,
 }
 
-/// The context of a GPU and, once they are wanted, its kernels.
+/// The context of a GPU and, once they are needed, its kernels.
 #[derive(Default)]
 struct Opened {
     contexts: HashMap<usize, Arc<Context>>,
@@ -141,7 +142,7 @@ fn context(opened: &mut Opened, index: usize, properties: &'static Properties) -
     Ok(context)
 }
 
-/// Whether the driver has a GPU of this number.
+/// Whether the driver has a GPU with this number.
 pub fn is_there(index: usize) -> bool {
     driver::gpus().is_ok_and(|gpus| index < gpus.len())
 }
@@ -162,7 +163,7 @@ fn gpu(index: usize) -> Result<Arc<Gpu>> {
     Ok(gpu)
 }
 
-/// Why there are no devices of this kind, if there are none.
+/// The reason why there are no CUDA devices; `None` if there are any.
 pub fn absence() -> Option<String> {
     match driver::gpus() {
         Ok([]) => Some("the driver has no GPU".into()),
@@ -171,13 +172,13 @@ pub fn absence() -> Option<String> {
     }
 }
 
-/// What this machine has under the names `cuda:N`.
+/// The devices `cuda:N` of this machine.
 pub fn infos() -> Vec<DeviceInfo> {
     let Ok(gpus) = driver::gpus() else { return Vec::new() };
     (0..gpus.len()).filter_map(|index| info(index, &gpus[index])).collect()
 }
 
-/// The type in which a GPU computes unless it is asked for another.
+/// The type in which a GPU computes by default.
 const DTYPE: DType = DType::F16;
 
 /// The numerics class of a GPU whose kernels are those of `arch`.
@@ -186,7 +187,7 @@ fn class(capability: u32, arch: u32) -> NumericsClass {
     NumericsClass { kind: DeviceKind::Cuda, kernels, dtype: DTYPE }
 }
 
-/// `None` for a GPU whose driver opens no context: it is lost, or of a mode that allows none.
+/// `None` for a GPU whose driver opens no context: the GPU is lost, or its compute mode forbids it.
 fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
     let id = DeviceId::new(DeviceKind::Cuda, index);
     let context = context(&mut opened(), index, properties);
@@ -229,20 +230,20 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
     })
 }
 
-/// What the kernels of a GPU occupy, once they are loaded.
+/// The memory that the kernels of a GPU occupy, once they are loaded.
 fn kernel_bytes(index: usize) -> Option<u64> {
     opened().gpus.get(&index).map(|gpu| gpu.kernel_bytes)
 }
 
-/// An allowance for kernels that are not loaded yet. The driver's own context is no longer among what is free.
+/// An allowance for kernels that are not loaded yet. The free memory already excludes the driver's own context.
 const KERNEL_BYTES: u64 = 32 << 20;
-/// What a GPU is planned with that could not be measured: a small one.
+/// The rates of a GPU that could not be measured: those of a small one.
 const UNMEASURED: Rates = Rates { flops: 4e12, bandwidth: 200e9, link: 6e9 };
 
 /// Opens GPU `index` under the name `cuda:index`.
 ///
 /// # Errors
-/// If there is no such GPU, its driver refuses, or there are no kernels for it.
+/// If there is no such GPU, its driver returns an error, or there are no kernels for it.
 pub fn open(index: usize) -> Result<Cuda> {
     let gpu = gpu(index)?;
     let context = &gpu.context;
@@ -259,15 +260,15 @@ pub fn open(index: usize) -> Result<Cuda> {
     })
 }
 
-/// The way between two GPUs, tried out with data.
+/// The link between two GPUs, tested with data.
 ///
 /// # Errors
-/// If one of them is not there or fails.
+/// If one of them does not exist or fails.
 pub fn link(a: usize, b: usize) -> Result<Link> {
     peer::link(&gpu(a)?.context, &gpu(b)?.context)
 }
 
-/// As numbered in `common.cuh`.
+/// The activation's number in `common.cuh`.
 fn number(activation: Activation) -> u32 {
     match activation {
         Activation::None => 0,
@@ -282,7 +283,7 @@ fn arena(buffer: &Buffer) -> Option<&Arena> {
     buffer.slab().held()
 }
 
-/// The memory that a buffer is in, and its first byte there.
+/// The memory that contains a buffer, and the offset of the buffer's first byte.
 fn place(buffer: &Buffer) -> (&Memory, usize) {
     let arena = arena(buffer).expect("tensor/ops.rs compares devices: a buffer is where its op runs");
     (&arena.memory, buffer.offset())
@@ -379,7 +380,7 @@ impl Cuda {
         )
     }
 
-    /// New memory, if need be in place of what the buffer pool keeps.
+    /// Allocates memory, if necessary in place of buffers that the pool keeps.
     fn memory(&self, bytes: usize) -> Result<Memory> {
         let context = &self.gpu.context;
         Memory::new(context, bytes).or_else(|error| match locked(&self.queues.buffers).clear() {
@@ -388,25 +389,25 @@ impl Cuda {
         })
     }
 
-    /// Copies what `piece` writes to all of `memory`, over the copy queue, and waits until it is there.
+    /// Fills all of `memory` with the bytes that `piece` writes, over the copy queue, and waits for the copies.
     fn fill(&self, memory: &Memory, piece: impl Fn(usize, &mut [u8]) -> Result<()>) -> Result<()> {
         let mut ring = locked(&self.weights);
         for start in (0..memory.bytes()).step_by(PIECE_BYTES) {
             let count = PIECE_BYTES.min(memory.bytes() - start);
             ring.upload(&self.queues.copy, count, (memory, start), |to| piece(start, to))?;
         }
-        // Any queue of this GPU may use it from here on.
+        // Any queue of this GPU may use the memory from here on.
         self.queues.copy.synchronize()
     }
 
-    /// What `packing` packs, in new memory.
+    /// Uploads the elements of `packing` to new memory.
     fn upload(&self, packing: &Packing) -> Result<Memory> {
         let memory = self.memory(packing.packed_bytes())?;
         self.fill(&memory, |start, to| packing.piece(start, to))?;
         Ok(memory)
     }
 
-    /// New memory with what is in `from`, which `sender` filled: over the link if there is one to be trusted, else through
+    /// Copies `from`, which `sender` filled, to new memory: over the link if there is one that works, or else through
     /// the host.
     fn copy_from(&self, sender: &Queues, from: &Memory) -> Result<Memory> {
         let memory = self.memory(from.bytes())?;
@@ -414,7 +415,7 @@ impl Cuda {
             Link::Direct => {
                 let sent = sender.copy.send((from, 0), (&memory, 0), from.bytes());
                 if let Err(error) = sent.and_then(|()| sender.copy.synchronize()) {
-                    // A copy that cannot be waited for may still write: nobody else gets this memory.
+                    // A copy that cannot be waited for may still write, so this memory is never freed.
                     std::mem::forget(memory);
                     return Err(error);
                 }
@@ -461,15 +462,15 @@ impl Backend for Cuda {
         if let Some(bias) = bias {
             parts.push(self.upload(&Packing::bias(bias)?)?);
         }
-        Ok(self.weight(form, self.on_device(parts, Stay::ForGood)))
+        Ok(self.weight(form, self.on_device(parts, Stay::Permanent)))
     }
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
         let from: Option<&Packed> = packed.held();
-        // Another architecture may want them in another order.
+        // Another architecture may need them in another order.
         let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
         let parts = from.parts.iter().map(|part| self.copy_from(&from.queues, part)).collect::<Result<_>>()?;
-        let data = self.on_device(parts, Stay::ForGood);
+        let data = self.on_device(parts, Stay::Permanent);
         Ok(Some(self.weight(packed.form, data)))
     }
 
@@ -492,7 +493,7 @@ impl Backend for Cuda {
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let from: Option<&Resting> = resting.held();
         let from = from.expect("what a device fetches is what it packed to rest");
-        let mut here = self.on_device(Vec::new(), Stay::Visit);
+        let mut here = self.on_device(Vec::new(), Stay::WhileUsed);
         for bytes in std::iter::once(&from.weight).chain(&from.bias) {
             let memory = locked(&self.queues.buffers).take(&self.queues.copy, bytes.len())?;
             here.parts.push(memory);
@@ -590,7 +591,7 @@ impl Backend for Cuda {
             Op::ScaleAdd { p, terms } => {
                 let launch = launch::each(name, out.dtype(), p.elements);
                 let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
-                // Terms that are not there are never read.
+                // Terms beyond the last one are never read.
                 let mut from = [at(terms[0].1); 6];
                 for (i, &(scale, x, start)) in terms.iter().enumerate() {
                     fields[2 + i] = scale.to_bits();
@@ -636,12 +637,12 @@ impl Backend for Cuda {
         self.queues.compute.stream()?.copy((x, x_start + from), (out, out_start + to), bytes)
     }
 
-    fn hold(&self) {
-        self.queues.compute.hold();
+    fn start_recording(&self) {
+        self.queues.compute.start_recording();
     }
 
-    fn release(&self) -> Result<()> {
-        self.queues.compute.release()
+    fn submit_recorded(&self) -> Result<()> {
+        self.queues.compute.submit_recorded()
     }
 
     fn receive(&self, x: &Buffer, out: &mut Buffer) -> Result<bool> {
@@ -650,14 +651,14 @@ impl Backend for Cuda {
             return Ok(false);
         }
         let (theirs, ours) = (sender.compute.stream()?, self.queues.compute.stream()?);
-        // It is made, and what lay in its place is no longer used.
+        // From here on the tensor is computed, and the memory of `out` is no longer used by earlier work.
         sender.copy.wait(&theirs.record()?)?;
         sender.copy.wait(&ours.record()?)?;
         sender.copy.send(place(x), place(out), x.bytes())?;
         let arrived = sender.copy.record()?;
         ours.wait(&arrived)?;
-        // The sender may use the memory for something else as soon as this returns: its queue waits too, rather than the
-        // tensor living on for a time that no plan knows.
+        // The sender may reuse the memory as soon as this returns, so its queue waits for the copy. Otherwise the
+        // tensor would have to live for longer than the plan counts.
         theirs.wait(&arrived)?;
         Ok(true)
     }

@@ -1,7 +1,7 @@
-//! NVRTC, NVIDIA's compiler as a library: from a kernel's source to PTX, where no compiled kernels were built in.
+//! NVRTC, NVIDIA's compiler as a library: compiles a kernel's source to PTX where no compiled kernels were built in.
 //!
-//! It is looked for by name, where CUDA is usually installed, and beside Python's packages; it needs no header, no driver
-//! and no GPU.
+//! The library is searched by name, where CUDA is usually installed, and among Python's packages; it needs no header,
+//! no driver and no GPU.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -12,7 +12,7 @@ use std::{
 
 use libloading::{Library, Symbol};
 
-/// The functions that are used, of the library's documentation. All return 0 if they succeed.
+/// The functions in use, with the types of the library's documentation. All return 0 if they succeed.
 struct Nvrtc {
     version: Version,
     archs_count: ArchsCount,
@@ -24,7 +24,7 @@ struct Nvrtc {
     ptx_bytes: Size,
     ptx: Text,
     destroy: Destroy,
-    /// Keeps the functions where they are.
+    /// Keeps the library loaded.
     _library: Library,
 }
 
@@ -45,16 +45,16 @@ type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Text = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
 
-/// Versions of the library that may be found.
+/// The versions of the library that are searched.
 const MAJOR: [u32; 3] = [13, 12, 11];
 
-/// Where the library may be.
+/// The paths where the library may be.
 fn candidates() -> Vec<PathBuf> {
     let names: Vec<String> = match cfg!(windows) {
         true => ["130_0", "120_0", "112_0"].map(|version| format!("nvrtc64_{version}.dll")).into(),
         false => MAJOR.map(|major| format!("libnvrtc.so.{major}")).into_iter().chain(["libnvrtc.so".into()]).collect(),
     };
-    let mut folders = vec![PathBuf::new()]; // the system's own search
+    let mut folders = vec![PathBuf::new()]; // an empty folder: the system's own search path
     for variable in ["CUDA_HOME", "CUDA_PATH"] {
         if let Some(home) = std::env::var_os(variable).map(PathBuf::from) {
             folders.extend(["lib64", "lib", "bin", "targets/x86_64-linux/lib"].map(|folder| home.join(folder)));
@@ -95,7 +95,7 @@ fn library() -> Option<&'static Nvrtc> {
     LIBRARY.get_or_init(|| candidates().iter().find_map(|path| load(path).ok())).as_ref()
 }
 
-/// Takes the library from a folder of its own, if nobody has looked for it yet: what tests do that brought theirs.
+/// Loads the library from the given folder, unless it was searched before: for tests that bring their own.
 ///
 /// # Safety
 /// The library of this name in `folder`, if there is one, is NVIDIA's: it is loaded and its functions are called.
@@ -104,7 +104,7 @@ pub unsafe fn look_in(folder: &Path) {
     LIBRARY.get_or_init(|| MAJOR.iter().find_map(|major| load(&folder.join(format!("libnvrtc.so.{major}"))).ok()));
 }
 
-/// The compiler's version, if it is on this machine.
+/// The compiler's version, if it is installed on this machine.
 pub fn version() -> Option<(u32, u32)> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: it writes two ints.
@@ -112,7 +112,7 @@ pub fn version() -> Option<(u32, u32)> {
     (answer == 0).then_some((major as u32, minor as u32))
 }
 
-/// The architectures that it compiles for, 89 for sm_89, ascending.
+/// The architectures that the compiler supports, 89 for sm_89, ascending.
 pub fn architectures() -> Vec<u32> {
     let Some(nvrtc) = library() else { return Vec::new() };
     let mut count = 0;
@@ -128,14 +128,14 @@ pub fn architectures() -> Vec<u32> {
     archs.into_iter().map(|arch| arch as u32).collect()
 }
 
-/// The options of every compilation, part of what a cached result depends on. Every fused multiply-add is written as
-/// such, so that a sum is the same in every kernel: the compiler makes none by itself.
+/// The options of every compilation, which are part of the cache's key. Every fused multiply-add is explicit in the
+/// sources, so that a sum is the same in every kernel: the compiler must not make any.
 pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 
-/// PTX with its final NUL, from a source that includes `headers` (names and texts).
+/// Compiles a source that includes `headers` (names and texts) to PTX with its final NUL.
 ///
 /// # Errors
-/// The compiler's own words; or that it is not there.
+/// The compiler's messages; or that it is not installed.
 pub fn compile(name: &str, source: &str, headers: &[(&str, &str)], arch: u32) -> Result<Vec<u8>, String> {
     let nvrtc = library().ok_or("there is no NVRTC on this machine")?;
     let text = |text: &str| CString::new(text).map_err(|_| format!("{name}: a NUL in the source"));
@@ -171,7 +171,7 @@ pub fn compile(name: &str, source: &str, headers: &[(&str, &str)], arch: u32) ->
     program.text(nvrtc.ptx_bytes, nvrtc.ptx).ok_or_else(|| format!("{name} for compute_{arch}: no PTX"))
 }
 
-/// A program that is closed at the end.
+/// A program of the compiler, which is destroyed on drop.
 struct Compiled {
     nvrtc: &'static Nvrtc,
     program: Program,

@@ -1,5 +1,5 @@
-//! Weights in the order and type in which kernels read them: products `[out, k]` as stored, convolutions `[out, kernel,
-//! kernel, channels]`, norms and biases in f32.
+//! Weights in the order and type of the kernels: products `[out, k]` as stored, convolutions `[out, kernel, kernel,
+//! channels]`, norms and biases in f32.
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
@@ -8,18 +8,18 @@ use crate::{
     error::Result,
 };
 
-/// A source of packed elements, made a piece at a time.
+/// Makes packed elements from a tensor, a piece at a time.
 pub struct Packing<'a> {
     from: DType,
     bytes: usize,
     values: Values<'a>,
     to: DType,
-    /// Channels and taps of each of a convolution's outputs, if they change places.
+    /// The channels and taps of each output of a convolution, if they are transposed.
     window: Option<(usize, usize)>,
 }
 
 impl<'a> Packing<'a> {
-    /// A layer's weight.
+    /// The packing of a layer's weight.
     pub fn weight(layer: Layer, stored: Stored, values: Values<'a>) -> Result<Self> {
         let window = match layer {
             Layer::Conv2d { channels, kernel, .. } if kernel > 1 => Some((channels, kernel * kernel)),
@@ -28,7 +28,7 @@ impl<'a> Packing<'a> {
         Self::new(values, stored.dtype(), window)
     }
 
-    /// A layer's bias.
+    /// The packing of a layer's bias.
     pub fn bias(values: Values<'a>) -> Result<Self> {
         Self::new(values, DType::F32, None)
     }
@@ -38,12 +38,12 @@ impl<'a> Packing<'a> {
         Ok(Self { from, bytes, values, to, window })
     }
 
-    /// What it comes to, in bytes.
+    /// The size of the result, in bytes.
     pub fn packed_bytes(&self) -> usize {
         self.bytes / self.from.size() * self.to.size()
     }
 
-    /// Writes what stands from byte `start` on, both at whole elements.
+    /// Writes the bytes of the result from byte `start` on; both ends are at whole elements.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -58,7 +58,7 @@ impl<'a> Packing<'a> {
                 convert(self.from, &stored, self.to, to);
             }
             Some((channels, taps)) => {
-                // Whole outputs: their taps lie side by side.
+                // Whole outputs, whose taps are adjacent.
                 let depth = channels * taps;
                 let outputs = first / depth..(first + count).div_ceil(depth);
                 let mut stored = vec![0; outputs.len() * depth * size];
@@ -66,7 +66,7 @@ impl<'a> Packing<'a> {
                 let mut moved = Vec::with_capacity(count * size);
                 let mut at = first;
                 while at < first + count {
-                    // As much of one tap as is wanted: its channels are `taps` apart in the file.
+                    // A part of one tap: its channels are `taps` apart in the file.
                     let (out, tap, channel) = (at / (taps * channels), at / channels % taps, at % channels);
                     let run = (channels - channel).min(first + count - at);
                     let source = &stored[(((out - outputs.start) * channels + channel) * taps + tap) * size..];
@@ -82,13 +82,13 @@ impl<'a> Packing<'a> {
     }
 }
 
-/// Elements of one type as those of another, to nearest even.
+/// Converts elements from one type to another, rounded to the nearest.
 fn convert(from: DType, bytes: &[u8], to: DType, out: &mut [u8]) {
     if from == to {
         out.copy_from_slice(bytes);
         return;
     }
-    // Through f32, a cache's worth at a time.
+    // Elements are converted through f32, in blocks that fit into the cache.
     const AT_ONCE: usize = 4096;
     let (mut wide, mut halves, mut brains) = ([0.0; AT_ONCE], [f16::ZERO; AT_ONCE], [bf16::ZERO; AT_ONCE]);
     for (bytes, out) in bytes.chunks(AT_ONCE * from.size()).zip(out.chunks_mut(AT_ONCE * to.size())) {

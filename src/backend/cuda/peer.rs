@@ -1,5 +1,5 @@
-//! Links between GPUs, trusted once data has gone through them unchanged: some boards report a link that delivers
-//! something else.
+//! Links between GPUs, used only after a test has copied data over them unchanged: some boards report a link that
+//! corrupts data.
 
 use std::{
     collections::HashMap,
@@ -9,22 +9,22 @@ use std::{
 use super::driver::{Context, Memory, Pinned, Stream};
 use crate::{backend::DeviceId, error::Result};
 
-/// Bytes that are sent each way at the same time to try a link out: more than what a driver may put through the host by
-/// itself.
+/// Bytes that are sent in each direction at the same time to test a link: more than what a driver may copy through the
+/// host on its own.
 const TRIAL_BYTES: usize = 3 << 20;
 
-/// What is known of the way between two GPUs.
+/// The way in which two GPUs exchange data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
-    /// From memory to memory.
+    /// Directly from memory to memory.
     Direct,
-    /// Through the host: there is no link.
+    /// Through the host, because there is no link.
     None,
-    /// Through the host: the driver reports a link, which does not deliver what was sent.
+    /// Through the host, because the driver reports a link that corrupts data.
     Corrupt,
 }
 
-/// The way between two GPUs, tried out the first time.
+/// The link between two GPUs, which is tested when it is first used.
 ///
 /// # Errors
 /// If one of them fails.
@@ -55,11 +55,11 @@ pub fn link(a: &Arc<Context>, b: &Arc<Context>) -> Result<Link> {
     Ok(link)
 }
 
-/// Whether what both send to each other at the same time arrives.
+/// Whether data that both GPUs send to each other at the same time arrives unchanged.
 fn delivers(a: &Arc<Context>, b: &Arc<Context>) -> Result<bool> {
     let mut ends = [End::new(a, 1)?, End::new(b, 2)?];
     if let Err(error) = exchange(&ends) {
-        // A copy that cannot be waited for may still write: nobody else gets this memory.
+        // A copy that cannot be waited for may still write, so this memory is never freed.
         std::mem::forget(ends);
         return Err(error);
     }
@@ -67,7 +67,7 @@ fn delivers(a: &Arc<Context>, b: &Arc<Context>) -> Result<bool> {
     Ok(first.has(2)? && second.has(1)?)
 }
 
-/// Sends what each has to the other, and waits for both.
+/// Sends the data of each GPU to the other, and waits for both.
 fn exchange([first, second]: &[End; 2]) -> Result<()> {
     first.stream.send((&first.sent, 0), (&second.received, 0), TRIAL_BYTES)?;
     second.stream.send((&second.sent, 0), (&first.received, 0), TRIAL_BYTES)?;
@@ -75,7 +75,7 @@ fn exchange([first, second]: &[End; 2]) -> Result<()> {
     second.stream.synchronize()
 }
 
-/// One of two GPUs that try a link out.
+/// One of the two GPUs of a test.
 struct End {
     stream: Stream,
     host: Pinned,
@@ -83,7 +83,7 @@ struct End {
     received: Memory,
 }
 
-/// Bytes that no other position and no other sender has by accident.
+/// Writes bytes that differ for every position and sender.
 fn pattern(seed: u8, to: &mut [u8]) {
     let mut state = u32::from(seed);
     for word in to.chunks_exact_mut(4) {
@@ -99,7 +99,7 @@ impl End {
         pattern(seed, host.as_mut());
         stream.upload(&host, 0..TRIAL_BYTES, &sent, 0)?;
         stream.synchronize()?;
-        // What was never delivered is not taken for what was sent.
+        // The buffer is cleared, so that bytes that did not arrive are not mistaken for bytes that did.
         host.as_mut().fill(0);
         stream.upload(&host, 0..TRIAL_BYTES, &received, 0)?;
         stream.synchronize()?;

@@ -1,8 +1,8 @@
-//! The compute queue: kernels that it is given again and again as one go as one graph.
+//! The compute queue, which launches repeated sequences of kernels as graphs.
 //!
-//! Between [`Queue::hold`] and [`Queue::release`] kernels are written down rather than enqueued. A list that was there
-//! before, to the last address, is one launch of a graph; any other is launched kernel by kernel. So a graph never needs to
-//! know what it stands for: weights, arenas and shapes that change make another list.
+//! Between [`Queue::start_recording`] and [`Queue::submit_recorded`] kernels are recorded rather than enqueued. A list
+//! that equals an earlier one, including all addresses, is launched as one graph; any other list is launched kernel by
+//! kernel. So a graph does not need to know its meaning: other weights, arenas or shapes make another list.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,51 +13,51 @@ use crate::{
     sync::locked,
 };
 
-/// Lists that are remembered: a few shapes and batches of each of a few requests in flight, whose keys and values lie in
-/// different places.
+/// The number of lists that are kept: a few shapes and batches of each of a few requests in flight, whose keys and
+/// values are at different addresses.
 const REMEMBERED: usize = 8;
 
-/// A stream for kernels, and the graphs that were made of what it was given.
+/// A stream for kernels, and the graphs of the lists that were launched on it.
 pub struct Queue {
     stream: Stream,
-    graphs: Use,
+    mode: LaunchMode,
     state: Mutex<State>,
 }
 
-/// Whether graphs are made.
+/// How a repeated list is launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
+enum LaunchMode {
     Graphs,
-    Launches,
+    Kernels,
 }
 
 #[derive(Default)]
 struct State {
-    /// What is held back; `None` while nothing is to be.
-    held: Option<Held>,
-    /// The latest one last.
+    /// The recorded kernels; `None` while nothing is recorded.
+    recording: Option<Recording>,
+    /// The lists that were launched, the latest one last.
     known: Vec<Known>,
 }
 
-/// Kernels that are not enqueued yet, and the weights that they use: whoever drops one meanwhile must not free its memory.
-/// Arenas launch what is held back before they go.
+/// Kernels that are not enqueued yet, and the weights that they use, which must not be freed meanwhile. Arenas launch
+/// recorded kernels before they are freed.
 #[derive(Default)]
-struct Held {
+struct Recording {
     calls: Vec<Call>,
     weights: Vec<Weight>,
 }
 
-/// A list of kernels that came at least once.
+/// A list of kernels that was launched at least once.
 struct Known {
     calls: Vec<Call>,
     graph: GraphState,
 }
 
 enum GraphState {
-    /// It was recorded once, and may not be needed again.
+    /// The list was launched once; a graph may not be needed.
     Recorded,
     Captured(Graph),
-    /// The driver makes no graph of it.
+    /// The driver cannot create a graph of it.
     Unsupported,
 }
 
@@ -65,57 +65,57 @@ impl Queue {
     /// A queue of `context`.
     ///
     /// # Errors
-    /// If the driver makes none, or `SDSHARD_CUDA_GRAPHS` is neither `on` nor `off`.
+    /// If the driver cannot create it, or `SDSHARD_CUDA_GRAPHS` is neither `on` nor `off`.
     pub fn new(context: &Arc<Context>) -> Result<Self> {
         let setting = std::env::var_os("SDSHARD_CUDA_GRAPHS").unwrap_or("on".into());
-        let graphs = match setting.to_str() {
-            Some("on") if driver::has_graphs() => Use::Graphs,
-            Some("on" | "off") => Use::Launches,
+        let mode = match setting.to_str() {
+            Some("on") if driver::has_graphs() => LaunchMode::Graphs,
+            Some("on" | "off") => LaunchMode::Kernels,
             _ => {
                 return Err(
                     Error::input("SDSHARD_CUDA_GRAPHS is neither \"on\" nor \"off\"").found(setting.to_string_lossy())
                 );
             }
         };
-        Ok(Self { stream: Stream::new(context)?, graphs, state: Mutex::default() })
+        Ok(Self { stream: Stream::new(context)?, mode, state: Mutex::default() })
     }
 
-    /// The stream, behind everything that the queue was given: for whatever is no kernel. What is held back is launched.
+    /// The stream, for everything that is not a kernel. Recorded kernels are launched first.
     pub fn stream(&self) -> Result<&Stream> {
-        // Taken out first: weights that go with it may ask for this queue.
-        let held = locked(&self.state).held.take();
-        if let Some(held) = held {
-            self.launch_each(&held.calls)?;
+        // Taken out first, because dropping its weights may call this queue.
+        let recording = locked(&self.state).recording.take();
+        if let Some(recording) = recording {
+            self.launch_each(&recording.calls)?;
         }
         Ok(&self.stream)
     }
 
-    /// Enqueues a kernel that uses `weights`, or holds it back.
+    /// Enqueues a kernel that uses `weights`, or records it.
     pub fn launch(&self, call: Call, weights: &[&Weight]) -> Result<()> {
-        match &mut locked(&self.state).held {
-            Some(held) => {
-                held.calls.push(call);
-                held.weights.extend(weights.iter().copied().cloned());
+        match &mut locked(&self.state).recording {
+            Some(recording) => {
+                recording.calls.push(call);
+                recording.weights.extend(weights.iter().copied().cloned());
                 Ok(())
             }
             None => self.stream.launch(&call),
         }
     }
 
-    /// Holds kernels back from here on.
-    pub fn hold(&self) {
-        if self.graphs == Use::Graphs {
-            locked(&self.state).held.get_or_insert_default();
+    /// Records kernels from here on.
+    pub fn start_recording(&self) {
+        if self.mode == LaunchMode::Graphs {
+            locked(&self.state).recording.get_or_insert_default();
         }
     }
 
-    /// Enqueues what was held back.
-    pub fn release(&self) -> Result<()> {
-        // Dropped after the lock: weights that go may ask for this queue.
+    /// Enqueues the recorded kernels.
+    pub fn submit_recorded(&self) -> Result<()> {
+        // Dropped after the lock, because dropping weights may call this queue.
         let _weights;
-        // Locked to the end: nobody comes between these kernels.
+        // Locked to the end, so that no other thread enqueues between these kernels.
         let state = &mut *locked(&self.state);
-        let Some(Held { calls, weights }) = state.held.take() else { return Ok(()) };
+        let Some(Recording { calls, weights }) = state.recording.take() else { return Ok(()) };
         _weights = weights;
         if calls.is_empty() {
             return Ok(());

@@ -1,30 +1,30 @@
-//! The host's memory that copies pass through: a ring, so that whoever enqueues a copy to the device does not wait for it.
+//! Host memory for copies: a ring, so that the thread that enqueues a copy to the device does not wait for it.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::driver::{Context, Event, Memory, Pinned, Stream};
 use crate::error::Result;
 
-/// Bytes of a ring.
+/// The size of a ring, in bytes.
 const RING_BYTES: usize = 16 << 20;
-/// The most that goes at once: a quarter, so that filling and copying overlap.
+/// The largest size of one copy: a quarter of the ring, so that filling and copying overlap.
 pub const PIECE_BYTES: usize = RING_BYTES / 4;
 
-/// Pinned memory of one queue. Parts are used in turns, and again when their copy is done.
+/// The pinned memory of one queue. Its parts are used in turn, and reused when their copy is done.
 pub struct Ring {
     memory: Pinned,
     next: usize,
-    /// What is being copied, the oldest first.
+    /// The parts that are being copied, the oldest first.
     busy: VecDeque<(Range<usize>, Event)>,
 }
 
 impl Ring {
-    /// An empty one.
+    /// A ring without memory, which is allocated by the first copy.
     pub fn new(context: &Arc<Context>) -> Result<Self> {
         Ok(Self { memory: Pinned::new(context, RING_BYTES)?, next: 0, busy: VecDeque::new() })
     }
 
-    /// Enqueues a copy of `bytes`, [`PIECE_BYTES`] at most, that `fill` writes, to byte `at` of `to`.
+    /// Enqueues a copy of `bytes`, at most [`PIECE_BYTES`], which `fill` writes, to byte `at` of `to`.
     pub fn upload(
         &mut self,
         stream: &Stream,
@@ -36,7 +36,7 @@ impl Ring {
         let start = if self.next + bytes > RING_BYTES { 0 } else { self.next };
         let range = start..start + bytes;
         while self.busy.iter().any(|(busy, _)| overlap(busy, &range)) {
-            // Copies end in order. One that cannot be waited for stays busy.
+            // Copies end in order. A part whose copy cannot be waited for stays in use.
             self.busy.front().expect("one of them overlaps").1.synchronize()?;
             self.busy.pop_front();
         }

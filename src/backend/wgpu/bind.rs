@@ -1,4 +1,5 @@
-//! What an op binds: ranges of an arena's slab, and weights. A tensor that cannot be bound at once is bound in parts.
+//! The bindings of an op: ranges of an arena's slab, and weights. A tensor that is too large for one binding is bound
+//! in parts.
 
 use super::{
     bound::Bound,
@@ -11,17 +12,17 @@ use crate::{
 };
 
 impl Wgpu {
-    /// The most that can be bound at once, in bytes.
+    /// The largest binding, in bytes.
     pub(super) fn most(&self) -> usize {
         usize::try_from(self.context.capabilities.binding_bytes).unwrap_or(usize::MAX)
     }
 
-    /// Whether all of these can be bound at once.
+    /// Whether each of these buffers fits into one binding.
     pub(super) fn fit(&self, buffers: &[&Buffer]) -> bool {
         buffers.iter().all(|buffer| buffer.bytes().next_multiple_of(STEP) <= self.most())
     }
 
-    /// Refuses an op whose invocations take longer than the driver lets them.
+    /// Rejects an op whose invocations loop more often than the driver allows.
     pub(super) fn check_turns(&self, turns: u64) -> Result<()> {
         let most = self.context.capabilities.loop_turns;
         if turns <= u64::from(most) {
@@ -32,17 +33,17 @@ impl Wgpu {
             .hint("a smaller width and height, or another device for this component"))
     }
 
-    /// How many rows of the largest of `row_bytes` can be bound at once, wherever they begin.
+    /// The number of rows of the largest of `row_bytes` that fit into one binding, wherever they begin.
     pub(super) fn rows_that_fit(&self, row_bytes: usize) -> usize {
         self.most().saturating_sub(2 * STEP) / row_bytes.max(1)
     }
 
-    /// All of a tensor.
+    /// Binds a whole tensor.
     pub(super) fn whole<'a>(&self, buffer: &'a Buffer) -> Result<Bound<'a>> {
         Ok(self.part(buffer, 0, buffer.elements())?.0)
     }
 
-    /// `count` elements from `first` on, and how many elements before them the binding begins.
+    /// Binds `count` elements from `first` on. Also returns how many elements before `first` the binding begins.
     pub(super) fn part<'a>(&self, buffer: &'a Buffer, first: usize, count: usize) -> Result<(Bound<'a>, u32)> {
         let size = buffer.dtype().size();
         let start = first * size / STEP * STEP;

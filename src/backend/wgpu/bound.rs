@@ -1,12 +1,12 @@
-//! What a binding is.
+//! The type of a binding.
 
-/// A range of a buffer.
+/// A bound range of a buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct Bound<'a> {
     /// The buffer.
     pub buffer: &'a wgpu::Buffer,
-    /// Where it begins, in bytes.
+    /// The offset in the buffer, in bytes.
     pub offset: u64,
-    /// Its size, in bytes.
+    /// The size, in bytes.
     pub size: u64,
 }

@@ -1,4 +1,4 @@
-//! An adapter in use: its queue, the commands that wait to be sent, and what has gone wrong.
+//! An adapter in use: its queue, the commands that are not submitted yet, and its failures.
 
 use std::sync::{
     Arc, Mutex, OnceLock,
@@ -17,23 +17,23 @@ use crate::{
     sync::locked,
 };
 
-/// Ops that are sent together: enough that sending costs little, few enough that the device begins early.
+/// The number of ops in one submission: enough to make its cost small, few enough that the device begins early.
 const OPS_PER_SUBMISSION: usize = 32;
-/// What is copied to or from the host at one time, in bytes.
+/// The bytes that are copied to or from the host at one time.
 pub const PIECE_BYTES: usize = 8 << 20;
-/// Bytes of parameters that an op may have: what Vulkan, Metal and Direct3D 12 all offer.
+/// The bytes of parameters that an op may have: Vulkan, Metal and Direct3D 12 all support them.
 pub const IMMEDIATE_BYTES: u32 = 128;
-/// Invocations that share what they load, as in `subgroup.wgsl`.
+/// The invocations that share loads, as in `subgroup.wgsl`.
 pub const SHARE: u32 = 8;
-/// Buffers that one op may use: what every driver offers.
+/// The number of buffers that one op may bind: every driver supports it.
 pub const BINDINGS: usize = 8;
 
-/// The adapters of this machine, the fastest kind first, in the driver's order otherwise.
+/// The adapters of this machine, the fastest kind first, otherwise in the driver's order.
 pub fn adapters() -> &'static [Adapter] {
     static ADAPTERS: OnceLock<Vec<Adapter>> = OnceLock::new();
     ADAPTERS.get_or_init(|| {
         let instance = Instance::new(InstanceDescriptor::new_without_display_handle());
-        // Where two interfaces reach the same card, the first of these is enough.
+        // If two APIs reach the same GPU, the first of these is used.
         let of = |backends| pollster::block_on(instance.enumerate_adapters(backends));
         let kinds = [wgpu::Backends::VULKAN, wgpu::Backends::METAL, wgpu::Backends::DX12];
         let mut adapters = kinds.into_iter().map(of).find(|found| !found.is_empty()).unwrap_or_default();
@@ -47,7 +47,7 @@ pub fn adapters() -> &'static [Adapter] {
     })
 }
 
-/// Why an adapter cannot be used, if it cannot.
+/// The reason why an adapter cannot be used; `None` if it can.
 pub fn lacks(adapter: &Adapter) -> Option<&'static str> {
     let limits = adapter.limits();
     if !adapter.features().contains(Features::IMMEDIATES) || limits.max_immediate_size < IMMEDIATE_BYTES {
@@ -59,23 +59,25 @@ pub fn lacks(adapter: &Adapter) -> Option<&'static str> {
     (limits.max_compute_invocations_per_workgroup < 128).then_some("its workgroups are smaller than 128")
 }
 
-/// What an adapter can do beyond what all of them can. Tests take something away.
+/// Optional capabilities of an adapter. Tests remove some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// It knows f16.
+    /// The adapter supports f16.
     pub f16: bool,
-    /// Invocations tell each other values in subgroups, none of which is smaller than those of `subgroup.wgsl`.
+    /// Invocations can exchange values in subgroups, all at least as large as those of `subgroup.wgsl`.
     pub subgroups: bool,
-    /// It loads what a workgroup has in common once for each invocation, as llvmpipe does: they had better share.
+    /// The adapter loads values that a workgroup shares once for each invocation, as llvmpipe does: sharing loads is
+    /// faster.
     pub shares_loads: bool,
-    /// The most that an op can bind of one buffer, in bytes.
+    /// The largest range of a buffer that an op can bind, in bytes.
     pub binding_bytes: u64,
-    /// How often the loops of one invocation may turn in all. llvmpipe ends one that turns more often, in silence.
+    /// The total number of loop iterations of one invocation. llvmpipe ends an invocation that exceeds it, without an
+    /// error.
     pub loop_turns: u32,
 }
 
 impl Capabilities {
-    /// Of an adapter.
+    /// The capabilities of an adapter.
     pub fn of(adapter: &Adapter) -> Self {
         let info = adapter.get_info();
         Self {
@@ -88,26 +90,26 @@ impl Capabilities {
     }
 }
 
-/// A device with a queue of its own. Several of them may share an adapter.
+/// A device with its own queue. Several devices may share an adapter.
 pub struct Context {
     id: DeviceId,
-    /// Makes its memory different from that of every other device, also on the same adapter.
+    /// The number of the device in this process, which distinguishes its memory from other devices on the same adapter.
     pub number: usize,
-    /// What the driver offers.
+    /// The driver's limits.
     limits: Limits,
-    /// What is used of it.
+    /// The capabilities that are used.
     pub capabilities: Capabilities,
     /// The driver's device.
     pub device: Device,
     queue: Queue,
-    /// The first failure that nobody was asked about: from then on nothing that the device says is true.
+    /// The first error that was not the result of a call. After it, no result of the device is valid.
     failure: Arc<Mutex<Option<String>>>,
     pending: Mutex<Pending>,
     /// Buffers for reading, each of [`PIECE_BYTES`].
     staging: Mutex<Vec<Buffer>>,
 }
 
-/// Commands that wait to be sent.
+/// Commands that are not submitted yet.
 #[derive(Default)]
 struct Pending {
     encoder: Option<CommandEncoder>,
@@ -118,7 +120,7 @@ impl Context {
     /// Opens an adapter.
     ///
     /// # Errors
-    /// If its driver refuses, or it lacks what the kernels need.
+    /// If its driver returns an error, or it lacks a feature that the kernels need.
     pub fn open(id: DeviceId, adapter: &Adapter, capabilities: Capabilities) -> Result<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         if let Some(lack) = lacks(adapter) {
@@ -151,7 +153,7 @@ impl Context {
         Ok(Self { id, number, limits, capabilities, device, queue, failure, pending, staging })
     }
 
-    /// What the device reported since it was opened.
+    /// Returns the error that the device has reported since it was opened, if any.
     pub fn check(&self) -> Result<()> {
         match &*locked(&self.failure) {
             None => Ok(()),
@@ -159,10 +161,10 @@ impl Context {
         }
     }
 
-    /// A buffer that ops can use.
+    /// Allocates a buffer for ops.
     ///
     /// # Errors
-    /// If the driver has no such memory.
+    /// If the driver has not enough memory.
     pub fn buffer(&self, bytes: usize, label: &str) -> Result<Buffer> {
         self.check()?;
         let size = (bytes.max(1) as u64).next_multiple_of(256);
@@ -210,10 +212,10 @@ impl Context {
         self.queue.submit(pending.encoder.take().map(CommandEncoder::finish))
     }
 
-    /// Host to device, after everything enqueued so far. The last word is filled up with zeros.
+    /// Copies from the host to the device, after everything enqueued so far. The last word is padded with zeros.
     pub fn write(&self, bytes: &[u8], buffer: &Buffer, offset: usize) -> Result<()> {
         let mut pending = locked(&self.pending);
-        // What is written takes effect in front of the next submission.
+        // Written data takes effect before the next submission.
         self.submit(&mut pending);
         let (words, rest) = bytes.split_at(bytes.len() / 4 * 4);
         self.queue.write_buffer(buffer, offset as u64, words);
@@ -226,7 +228,7 @@ impl Context {
         self.check()
     }
 
-    /// Sends what was written and waits until it has arrived: the driver's copy of it is then free.
+    /// Submits written data and waits until it has been copied: the driver then frees its own copy.
     pub fn settle(&self) -> Result<()> {
         let index = self.submit(&mut locked(&self.pending));
         self.wait(index)
@@ -238,7 +240,7 @@ impl Context {
         waited.map(|_| ()).map_err(|e| Error::device(self.id, "waiting for it").source(e))
     }
 
-    /// Device to host, after everything enqueued so far.
+    /// Copies from the device to the host, after everything enqueued so far.
     pub fn read(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<()> {
         for (i, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
             self.read_piece(buffer, offset + i * PIECE_BYTES, piece)?;

@@ -15,7 +15,7 @@ use crate::{
     error::Result,
 };
 
-/// Workgroups along one dimension: what every driver offers.
+/// The largest number of workgroups in one dimension: every driver supports it.
 pub const MOST_GROUPS: u32 = 65535;
 /// One device of an adapter.
 pub struct Wgpu {
@@ -23,7 +23,7 @@ pub struct Wgpu {
     pub(super) pipelines: Pipelines,
     pub(super) class: NumericsClass,
     pub(super) home: Arc<str>,
-    /// Stands in the place of a bias that is not there.
+    /// Bound in place of a bias that does not exist.
     pub(super) nothing: Memory,
 }
 
@@ -36,7 +36,7 @@ pub fn class(adapter: &Adapter, capabilities: Capabilities) -> NumericsClass {
     NumericsClass { kind: DeviceKind::Wgpu, kernels: KernelPath::Adapter(name), dtype: DType::F16 }
 }
 
-/// Parameters of one call: the words that a shader reads.
+/// The parameters of one call: the words that a shader reads.
 #[derive(Default)]
 pub struct Parameters(pub Vec<u8>);
 
@@ -52,13 +52,13 @@ impl Parameters {
     }
 }
 
-/// Workgroups in rows of at most [`MOST_GROUPS`].
+/// Divides workgroups into rows of at most [`MOST_GROUPS`].
 pub fn spread(groups: u32) -> (u32, u32) {
     let lines = groups.div_ceil(MOST_GROUPS);
     (groups.div_ceil(lines.max(1)), lines.max(1))
 }
 
-/// As numbered in the shaders.
+/// The activation's number in the shaders.
 pub fn number(activation: Activation) -> u32 {
     match activation {
         Activation::None => 0,
@@ -78,7 +78,7 @@ pub fn type_number(dtype: DType) -> u32 {
 }
 
 impl Wgpu {
-    /// A device of its own on `adapter`.
+    /// Opens a new device on `adapter`.
     pub fn new(id: DeviceId, adapter: &Adapter, capabilities: Capabilities) -> Result<Self> {
         let context = Context::open(id, adapter, capabilities)?;
         let home = format!("memory of {id}, device {}", context.number).into();
@@ -94,12 +94,12 @@ impl Wgpu {
         Device::new(id, self)
     }
 
-    /// The driver's device. Destroying it is how a lost one is tried out.
+    /// The driver's device. Tests destroy it to simulate a lost device.
     pub fn driver(&self) -> wgpu::Device {
         self.context.device.clone()
     }
 
-    /// How numbers of a type lie in memory here.
+    /// How numbers of a type are stored on this device.
     pub fn storage(&self, dtype: DType) -> Storage {
         match dtype {
             DType::F16 if self.context.capabilities.f16 => Storage::F16,
@@ -108,7 +108,7 @@ impl Wgpu {
         }
     }
 
-    /// What invocations of a shader tell each other. It changes no bit.
+    /// How invocations of a shader exchange values. It does not change the result.
     pub fn lanes(&self, shader: Shader) -> Lanes {
         let Capabilities { subgroups, shares_loads, .. } = self.context.capabilities;
         let helps = match shader {
@@ -119,19 +119,19 @@ impl Wgpu {
         if subgroups && helps { Lanes::Subgroup } else { Lanes::Alone }
     }
 
-    /// A function of a shader, for tensors of a type.
+    /// An entry point of a shader, for tensors of a type.
     pub fn variant(&self, shader: Shader, dtype: DType, entry: &'static str, constants: Constants) -> Variant {
         Variant { shader, storage: self.storage(dtype), lanes: self.lanes(shader), entry, constants }
     }
 
-    /// Enqueues one dispatch. `bound` fills the shader's bindings in order.
+    /// Enqueues one dispatch. `bound` has the shader's bindings in order.
     pub fn dispatch(&self, variant: Variant, bound: &[Bound], parameters: Parameters, groups: [u32; 3]) -> Result<()> {
         let group = self.pipelines.bind(&self.context.device, &variant, bound);
         let pipeline = self.pipelines.get(&self.context.device, variant);
         self.context.dispatch(&pipeline, &group, &parameters.0, groups)
     }
 
-    /// One invocation for four of each of `elements`, in workgroups of 64.
+    /// Enqueues one invocation for four of `elements`, in workgroups of 64.
     pub fn fours(
         &self,
         (shader, dtype, entry): (Shader, DType, &'static str),

@@ -1,34 +1,34 @@
-//! Memory of a device, and how it is divided where a tensor cannot be bound at once.
+//! Memory of a device, and how it is divided where a tensor is too large for one binding.
 
 use std::sync::Arc;
 
 use super::{bound::Bound, pipeline::Groups};
 use crate::backend::Buffer;
 
-/// Where a binding may begin in every driver, in bytes.
+/// Bindings may begin at multiples of this many bytes in every driver.
 pub const STEP: usize = 256;
 
-/// Memory of the device. Nothing that was bound outlives it.
+/// Memory of the device. When it is dropped, its bind groups are dropped too.
 pub struct Memory {
     /// The driver's buffer.
     pub buffer: wgpu::Buffer,
-    /// Its size as asked for, in bytes.
+    /// The size that was requested, in bytes.
     pub bytes: usize,
     groups: Arc<Groups>,
 }
 
 impl Memory {
-    /// Memory that `groups` may bind.
+    /// Memory whose bind groups are cached in `groups`.
     pub fn new(buffer: wgpu::Buffer, bytes: usize, groups: &Arc<Groups>) -> Self {
         Self { buffer, bytes, groups: groups.clone() }
     }
 
-    /// All of it.
+    /// Binds the whole memory.
     pub fn all(&self) -> Bound<'_> {
         Bound { buffer: &self.buffer, offset: 0, size: self.buffer.size() }
     }
 
-    /// `bytes` from `offset` on, a multiple of [`STEP`], and what is left of the last step.
+    /// Binds `bytes` from `offset` on, which is a multiple of [`STEP`]. The end is rounded up to a multiple of it.
     pub fn range(&self, offset: usize, bytes: usize) -> Bound<'_> {
         let (offset, end) = (offset as u64, (offset + bytes).next_multiple_of(STEP) as u64);
         Bound { buffer: &self.buffer, offset, size: end.min(self.buffer.size()) - offset }
@@ -41,14 +41,14 @@ impl Drop for Memory {
     }
 }
 
-/// The memory of an arena's range.
+/// The memory that contains a buffer.
 pub fn slab(buffer: &Buffer) -> &Memory {
     let memory = buffer.slab().held();
     memory.expect("tensor/ops.rs compares devices: a buffer is in the memory of the device that it reaches")
 }
 
-/// `total` of something in parts of at most `most`, each but the last a multiple of `step`: where each begins and how
-/// many it has.
+/// Divides `total` into parts of at most `most`, each but the last a multiple of `step`: the start and length of each
+/// part.
 pub fn parts(total: usize, most: usize, step: usize) -> impl Iterator<Item = (usize, usize)> {
     let each = if most >= total { total } else { (most / step * step).max(step) };
     (0..total).step_by(each.max(1)).map(move |first| (first, each.min(total - first)))

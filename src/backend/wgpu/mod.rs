@@ -1,27 +1,28 @@
 //! GPUs of every make, through wgpu: Vulkan, Metal or Direct3D 12.
 //!
-//! An op is one dispatch of a shader in `shaders/`, recorded and sent together with others. Weights have buffers of
-//! their own. An arena is one buffer, of which an op binds the ranges that it uses: all of them for writing too, as a
-//! buffer may be bound in one way only. Every loop of a shader runs in an order that depends on the layer alone.
+//! An op is one dispatch of a shader in `shaders/`, recorded and submitted together with others. Weights have buffers
+//! of their own. An arena is one buffer, of which an op binds the ranges that it uses: all of them as writable, because
+//! a buffer may be bound in one way only. Every loop of a shader runs in an order that depends only on the layer.
 //!
-//! **Variants.** A shader stands behind one of `f32.wgsl`, `f16.wgsl` and `packed.wgsl`, which say how numbers lie in
-//! memory; what is computed with them is f32. `packed` is f16 in words, for adapters without the type. All three round by
-//! the same integer arithmetic, so f16 gives the same bits with and without it. Behind these stands one of `alone.wgsl` and
-//! `subgroup.wgsl`, which say what invocations tell each other without workgroup memory: norms then join the last levels of
-//! their trees of sums in a subgroup, and a processor's invocations share what they load. Trees and chains are the same, so
-//! bits do not depend on subgroups or their size.
+//! **Variants.** The source of a shader follows one of `f32.wgsl`, `f16.wgsl` and `packed.wgsl`, which define how
+//! numbers are stored; all arithmetic is f32. `packed` is f16 in words, for adapters without the type. All three round
+//! by the same integer arithmetic, so f16 gives the same bits with and without the type. Between them is one of
+//! `alone.wgsl` and `subgroup.wgsl`, which define how invocations exchange values without workgroup memory: with
+//! subgroups, norms compute the last levels of their trees of sums in a subgroup, and on an adapter that is the CPU,
+//! invocations share their loads. Trees and chains are the same, so the bits do not depend on subgroups or their size.
 //!
-//! **llvmpipe** loads for one invocation after the other, also where all of them load the same, and checks each word: most of
-//! its time goes there. Where eight invocations share, a product of 1024x1024x1024 in f32 takes 0.43 of the time (37 GFLOP/s
-//! for each second that both cores work, a sixth of their peak), a 3x3 convolution of 320 channels of 32x32 0.42, attention of
-//! 1024 queries and keys in 8 heads of 40 0.30, `layer_norm` of 320 channels 0.8 and joining group norm's chunks 0.8 (Mesa
-//! 22.3, code for AVX2, two cores of a Zen 4).
+//! **llvmpipe** loads values for one invocation after the other, even if all of them load the same values, and checks
+//! each word: this takes most of its time. Where eight invocations share their loads, a product of 1024x1024x1024 in
+//! f32 takes 0.43 of the time (37 GFLOP/s for each second that both cores work, a sixth of their peak), a 3x3
+//! convolution of 320 channels of 32x32 0.42, attention of 1024 queries and keys in 8 heads of 40 0.30, `layer_norm` of
+//! 320 channels 0.8 and combining group norm's chunks 0.8 (Mesa 22.3, code for AVX2, two cores of a Zen 4).
 //!
-//! **Parts.** What cannot be bound at once goes in parts (`bind.rs`): rows, lines of a convolution with what their windows
-//! look at, pixels of a norm, columns of a weight. Each element has the same chain of operations in any part.
+//! **Parts.** Tensors that are too large for one binding are computed in parts (`bind.rs`): rows, lines of a
+//! convolution with the input of their windows, pixels of a norm, columns of a weight. Each element has the same chain
+//! of operations in any part.
 //!
-//! What a GPU has to move, on paper, in numbers of the component's type. "Once" is what the op cannot do without; more
-//! than that comes from caches.
+//! The memory traffic of a GPU in theory, in numbers of the component's type. "Once" is the minimum; reads beyond it
+//! come from caches.
 //!
 //! | op | reads | writes | workgroup memory | invocations and what they hold |
 //! |---|---|---|---|---|
@@ -68,17 +69,17 @@ use pack::{packed, resting};
 use pipeline::{Constants, Lanes, Shader, Storage, Variant};
 use product::ROW_STEP;
 
-/// Queries that a workgroup of attention looks at, as in `attention.wgsl`.
+/// The queries of one workgroup of attention, as in `attention.wgsl`.
 const QUERIES: u32 = 64;
-/// Keys that it looks at at a time, as in `attention.wgsl`.
+/// The keys that it reads at a time, as in `attention.wgsl`.
 const KEYS: u32 = 16;
-/// Fours of channels that an invocation of attention sums, at most.
+/// The largest number of groups of four channels that an invocation of attention sums.
 const SLICE: u32 = 64;
-/// Pixels whose statistics a workgroup of group norm takes, as in `group_norm.wgsl`.
+/// The pixels whose statistics one workgroup of group norm computes, as in `group_norm.wgsl`.
 const CHUNK: u32 = gpu_cost::NORM_CHUNK;
 
-/// What this machine has under the names `wgpu:N`. An adapter that is the processor itself is used only where it is
-/// named, and so are all with `only_named`. Those are not opened to be measured.
+/// The devices `wgpu:N` of this machine. An adapter that is the CPU itself is used only where a map names it; with
+/// `only_named`, so are all others. Such adapters are not opened for a measurement.
 pub fn infos(only_named: bool) -> Vec<DeviceInfo> {
     let info = |index: usize| {
         let adapter = adapters().get(index)?;
@@ -89,19 +90,19 @@ pub fn infos(only_named: bool) -> Vec<DeviceInfo> {
     (0..adapters().len()).filter_map(info).collect()
 }
 
-/// What is known of the adapter of this device once it is measured; `None` if there is none that can be used.
+/// The adapter of this device with measured rates; `None` if there is no usable adapter.
 pub fn measured(id: DeviceId) -> Option<DeviceInfo> {
     info(id.index?, Opens::Adapter)
 }
 
-/// What may be opened to measure rates that nobody has measured yet.
+/// Whether an adapter may be opened to measure rates that are not stored yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Opens {
     Adapter,
     Nothing,
 }
 
-/// What is known of an adapter; `None` if there is none of this number that can be used.
+/// The facts about an adapter; `None` if there is no usable adapter with this number.
 fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     let adapter = adapters().get(index).filter(|adapter| lacks(adapter).is_none())?;
     let described = adapter.get_info();
@@ -126,7 +127,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     })
 }
 
-/// How fast an adapter is in the type of `class`: measured at most once, by this process or an earlier one.
+/// The speed of an adapter in the type of `class`: measured at most once, by this process or an earlier one.
 fn measured_rates(adapter: &Adapter, index: usize, class: &NumericsClass, opens: Opens) -> Measured {
     let key = match adapter.get_info().device_type {
         DeviceType::Cpu => format!("{class}, {}, {} cores", cpu::model_name(), cpu::threads::cores().len()),
@@ -144,12 +145,12 @@ fn measured_rates(adapter: &Adapter, index: usize, class: &NumericsClass, opens:
     measured.unwrap_or(Measured { rates: UNMEASURED, at: None })
 }
 
-/// What the driver, pipelines and staging buffers take: an allowance.
+/// An allowance for the memory of the driver, pipelines and staging buffers.
 const OVERHEAD_BYTES: u64 = 256 << 20;
-/// What an adapter is planned with that could not be measured: a processor's own graphics.
+/// The rates of an adapter that could not be measured: those of integrated graphics.
 const UNMEASURED: Rates = Rates { flops: 2e12, bandwidth: 60e9, link: 10e9 };
 
-/// The adapter's own memory, in bytes. wgpu does not tell; Vulkan does.
+/// The size of the adapter's own memory, in bytes. wgpu does not report it, but Vulkan does.
 fn memory_bytes(adapter: &Adapter) -> u64 {
     #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
     {
@@ -160,7 +161,7 @@ fn memory_bytes(adapter: &Adapter) -> u64 {
             // SAFETY: the physical device is this instance's.
             let memory = unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
             let heaps = memory.memory_heaps_as_slice().iter();
-            // Bit 0: the device's own.
+            // Bit 0 marks memory of the device itself.
             heaps.filter(|heap| heap.flags.as_raw() & 1 != 0).map(|heap| heap.size).sum::<u64>()
         });
         if let Some(bytes) = heaps.filter(|&bytes| bytes > 0) {
@@ -173,17 +174,17 @@ fn memory_bytes(adapter: &Adapter) -> u64 {
 /// Opens adapter `adapter` under the name `id`.
 ///
 /// # Errors
-/// If there is no such adapter, or its driver refuses.
+/// If there is no such adapter, or its driver returns an error.
 pub fn open(id: DeviceId, adapter: usize) -> Result<Wgpu> {
     open_with(id, adapter, |capabilities| capabilities)
 }
 
-/// Whether there is an adapter of this number.
+/// Whether there is an adapter with this number.
 pub fn is_there(adapter: usize) -> bool {
     adapter < adapters().len()
 }
 
-/// The same with fewer capabilities than the adapter has: for tests.
+/// As [`open`], with fewer capabilities than the adapter has: for tests.
 ///
 /// # Errors
 /// As [`open`].
@@ -193,7 +194,7 @@ pub fn open_with(id: DeviceId, adapter: usize, fewer: impl Fn(Capabilities) -> C
 }
 
 impl Wgpu {
-    /// Rows in parts, if tensors that have `widths` elements in each of them cannot be bound at once.
+    /// Divides rows into parts, if tensors with this many rows are too large for one binding.
     fn row_parts(&self, rows: u32, tensors: &[&Buffer]) -> impl Iterator<Item = (usize, usize)> {
         let row_bytes = |buffer: &&Buffer| buffer.bytes() / rows as usize;
         let widest = tensors.iter().map(row_bytes).max().unwrap_or(1);
@@ -226,7 +227,7 @@ impl Wgpu {
         let constants: Constants = vec![("WHOLE", u32::from(p.head_dim.is_multiple_of(4)))];
         let (width, dtype) = ((p.heads * p.head_dim) as usize, q.dtype());
         let (queries, keys) = (p.queries as usize * width, p.keys as usize * width);
-        // Image by image where all of them cannot be bound at once.
+        // One image at a time if all of them are too large for one binding.
         let each = if self.fit(&[q, k, v]) { p.batch } else { 1 };
         for (first, images) in parts(p.batch as usize, each as usize, 1) {
             let (q, q_first) = self.part(q, first * queries, images * queries)?;
@@ -253,7 +254,7 @@ impl Wgpu {
         let has_bias = u32::from(w.form.has_bias);
         let width = p.channels as usize;
         let image = p.pixels as usize * width;
-        // Of what: the first image, how many, the first pixel, how many.
+        // Each piece is: the first image, the number of images, the first pixel, the number of pixels.
         let fits = self.fit(&[x]);
         let most = self.rows_that_fit(width * x.dtype().size());
         let wholes = parts(p.batch as usize, if fits { p.batch as usize } else { 1 }, 1);
@@ -265,7 +266,7 @@ impl Wgpu {
             .collect();
         for entry in ["statistics", "combine", "scale"] {
             for &(first, images, pixel, count) in &pieces {
-                // One workgroup for each image and group joins all chunks of the whole.
+                // One workgroup for each image and group combines all chunks, in the first piece only.
                 if entry == "combine" && (first, pixel) != (0, 0) {
                     continue;
                 }
@@ -339,7 +340,7 @@ impl Wgpu {
         let (line, out_line) = (p.width as usize * channels, p.out_width as usize * channels);
         let fits = self.fit(&[x, out]);
         let most = self.rows_that_fit(out_line.max(line) * x.dtype().size());
-        // All of it, or lines of one image.
+        // The whole tensor, or lines of one image.
         let pieces: Vec<_> = match fits {
             true => vec![(0, (p.batch * p.out_height) as usize, 0, (p.batch * p.height) as usize)],
             false => (0..p.batch as usize)
@@ -511,7 +512,7 @@ impl Backend for Wgpu {
         if end == bytes.len() {
             return Ok(());
         }
-        // The other half of the last word is no element: it stays.
+        // The other half of the last word is not an element, and must not change.
         let mut word = [0; 4];
         self.context.read(&slab(out).buffer, out.offset() + end, &mut word)?;
         word[..bytes.len() - end].copy_from_slice(&bytes[end..]);
@@ -531,7 +532,7 @@ impl Backend for Wgpu {
             let (to_bound, to_first) = self.part(out, to_at, to_count)?;
             let halves = |elements: u32| elements * x.dtype().size() as u32 / 2;
             let parameters = Parameters::default().u32s(&[(count / 2) as u32, halves(x_first), halves(to_first)]);
-            // One invocation per word of the result, which may begin in the middle of one.
+            // One invocation per word of the result, whose first element may be in the middle of a word.
             let (groups, lines) = spread((count / 4 + 2).div_ceil(64) as u32);
             self.dispatch(words("copy"), &[to_bound, x_bound], parameters, [groups, lines, 1])?;
         }
@@ -539,7 +540,7 @@ impl Backend for Wgpu {
     }
 }
 
-/// An op on words.
+/// An entry point that works on words.
 fn words(entry: &'static str) -> Variant {
     Variant { shader: Shader::Words, storage: Storage::F32, lanes: Lanes::Alone, entry, constants: Vec::new() }
 }

@@ -1,4 +1,4 @@
-//! Weights in the order in which shaders read them, in the type that they are computed with.
+//! Weights in the order in which shaders read them, in the type in which they are computed.
 
 use std::ops::Range;
 
@@ -14,47 +14,47 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Columns of a panel of weights, as in `product.wgsl`.
+/// The columns of a panel of weights, as in `product.wgsl`.
 pub const PANEL: usize = 32;
 
-/// A layer's parameters. Products have panels of [`PANEL`] columns, in each `[k, columns]`, or for convolutions `[kernel,
-/// kernel, channels, columns]`: neighbouring invocations read what lies side by side, and one reads on where it was. All
-/// others have the order of the file.
+/// A layer's packed parameters. Products have panels of [`PANEL`] columns, each `[k, columns]`, or for convolutions
+/// `[kernel, kernel, channels, columns]`: neighbouring invocations read adjacent elements, and each invocation reads
+/// sequentially. All other layers keep the order of the file.
 pub struct Packed {
-    /// What cannot be bound at once lies in several buffers, each with some of the output's columns.
+    /// A weight that is too large for one binding is in several buffers, each with some of the output's columns.
     pub parts: Vec<Part>,
-    /// All of the bias, f32.
+    /// The whole bias, f32.
     pub bias: Option<Memory>,
 }
 
-/// Some columns of a weight. Those of a GEGLU layer have their gates behind them.
+/// Some columns of a weight. In a GEGLU layer, the gates of these columns follow them.
 pub struct Part {
-    /// Which columns of the output.
+    /// The columns of the output.
     pub columns: Range<usize>,
-    /// Their weights.
+    /// The weights of these columns.
     pub memory: Memory,
 }
 
-/// The same in the host's memory, for an offloaded weight.
+/// A layer's packed parameters in host memory, for an offloaded weight.
 pub struct Resting {
-    /// The bytes of each part.
+    /// The columns and bytes of each part.
     parts: Vec<(Range<usize>, Vec<u8>)>,
     bias: Option<Vec<f32>>,
 }
 
-/// What a device packed.
+/// The packed form of a weight on a device.
 pub fn packed(w: &Weight) -> &Packed {
     w.held().expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
 }
 
-/// What a device packed to rest.
+/// The packed form of a weight in host memory.
 pub fn resting(w: &Weight) -> &Resting {
     w.held().expect("what a device fetches is what it packed to rest")
 }
 
-/// A number as it is stored.
+/// A number in a file's or packed form.
 trait Element: bytemuck::Pod {
-    /// `to.len()` elements from `start` on.
+    /// Reads `to.len()` elements from `start` on.
     fn read(values: Values, start: usize, to: &mut [Self]) -> Result<()>;
 }
 
@@ -99,7 +99,7 @@ impl Element for u16 {
 }
 
 /// Calls `write(first byte, bytes)` with the elements of some columns of a layer's weight in the order in which shaders
-/// read them, some panels at a time. All but the last are of whole words.
+/// read them, some panels at a time. All calls but the last have a multiple of four bytes.
 fn in_order<E: Element>(
     layer: Layer,
     columns: &Range<usize>,
@@ -129,7 +129,7 @@ fn in_order<E: Element>(
     let (mut row, mut piece, mut written) = (vec![E::zeroed(); depth], Vec::new(), 0);
     for half in [Some(columns.clone()), gates].into_iter().flatten() {
         for (first, pitch) in parts(half.len(), PANEL, PANEL) {
-            // From [column, channels, taps] as stored to [taps, channels, column].
+            // Transposes [column, channels, taps], as stored, to [taps, channels, column].
             let panel = piece.len();
             piece.resize(panel + depth * pitch, E::zeroed());
             for place in 0..pitch {
@@ -138,7 +138,7 @@ fn in_order<E: Element>(
                     piece[panel + (i % taps * channels + i / taps) * pitch + place] = *value;
                 }
             }
-            // Only the last panel of a half can end in the middle of a word: it waits for what follows.
+            // Only the last panel of a half can end in the middle of a word: it is written together with the next one.
             if piece.len() * size >= PIECE_BYTES && (piece.len() * size).is_multiple_of(4) {
                 write(written, bytemuck::cast_slice(&piece))?;
                 written += piece.len() * size;
@@ -158,7 +158,7 @@ fn in_type(
 ) -> Result<()> {
     match stored {
         Stored::F16 => in_order::<u16>(layer, columns, weight, write),
-        // No adapter is asked to compute in bf16.
+        // No adapter computes in bf16.
         Stored::F32 | Stored::BF16 => in_order::<f32>(layer, columns, weight, write),
     }
 }
@@ -183,13 +183,13 @@ impl Wgpu {
         if elements >= 1 << 31 {
             return Err(refused());
         }
-        // Columns of the output, and the bytes of each with its gate.
+        // The number of columns of the output, and the bytes of each column with its gate.
         let (columns, column_bytes) = match layer {
             Layer::Linear { out, k } => (out, stored.bytes(k)),
             Layer::Geglu { out, k } => (out / 2, stored.bytes(2 * k)),
             Layer::Conv2d { out, channels, kernel } => (out, stored.bytes(channels * kernel * kernel)),
             Layer::Norm { channels } => return Ok(vec![(0..channels, stored.bytes(channels))]),
-            // A table is bound in parts of one buffer.
+            // A table is one buffer, which ops bind in parts.
             Layer::Embedding { channels, .. } => return Ok(vec![(0..channels, stored.bytes(elements))]),
         };
         let most = self.most().saturating_sub(STEP) / column_bytes;
@@ -200,7 +200,7 @@ impl Wgpu {
         Ok(parts(columns, most, PANEL.min(most)).map(part).collect())
     }
 
-    /// Memory with a name.
+    /// Allocates memory with a label.
     fn memory(&self, bytes: usize, label: &str) -> Result<Memory> {
         Ok(Memory::new(self.context.buffer(bytes, label)?, bytes, self.pipelines.groups()))
     }
@@ -213,14 +213,14 @@ impl Wgpu {
         Ok(memory)
     }
 
-    /// Writes a piece. Of a large weight the driver's copy of each is freed, so that no copy of all of it is made on the
-    /// way.
+    /// Writes a piece. For a large weight, the driver's copy of each piece is freed, so that the whole weight is never
+    /// copied at once.
     fn write_piece(&self, to: &Memory, offset: usize, piece: &[u8]) -> Result<()> {
         self.context.write(piece, &to.buffer, offset)?;
         if to.bytes > PIECE_BYTES { self.context.settle() } else { Ok(()) }
     }
 
-    /// From a file's values.
+    /// Packs a file's values.
     pub(super) fn packed(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Packed> {
         let part = |(columns, bytes): (Range<usize>, usize)| -> Result<Part> {
             let memory = self.memory(bytes, "weight")?;
@@ -233,7 +233,7 @@ impl Wgpu {
         Ok(Packed { parts, bias })
     }
 
-    /// From a file's values, to the host's memory.
+    /// Packs a file's values in host memory.
     pub(super) fn rested(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Resting> {
         let part = |(columns, bytes): (Range<usize>, usize)| -> Result<_> {
             let mut resting = vec![0; bytes];
@@ -247,7 +247,7 @@ impl Wgpu {
         Ok(Resting { parts, bias: bias_values(form.layer, bias)? })
     }
 
-    /// From the host's memory.
+    /// Copies packed parameters from host memory.
     pub(super) fn fetched(&self, from: &Resting) -> Result<Packed> {
         let part = |(columns, bytes): &(Range<usize>, Vec<u8>)| -> Result<Part> {
             Ok(Part { columns: columns.clone(), memory: self.upload("weight", bytes)? })
@@ -291,7 +291,7 @@ mod tests {
                 }
             }
         }
-        // Hidden column 1 and 2, then their gates.
+        // Hidden columns 1 and 2, then their gates.
         let got = get(Layer::Geglu { out: 6, k: 12 }, 1..3, 4 * 12);
         for k in 0..12 {
             assert_eq!(got[2 * k..][..2], [1, 2].map(|row| stored[row * 12 + k]));

@@ -1,4 +1,4 @@
-//! Shaders and their pipelines: one for each entry point and set of constants, made when it is first wanted.
+//! Shaders and their pipelines: one for each entry point and set of constants, made when it is first used.
 
 use std::{
     collections::HashMap,
@@ -33,40 +33,41 @@ pub enum Shader {
     GroupNorm,
     /// Layer norm.
     LayerNorm,
-    /// What looks at one place at a time.
+    /// Ops that read one position at a time.
     Elementwise,
-    /// What moves values.
+    /// Ops that move values.
     Layout,
-    /// What moves words, whatever numbers they are.
+    /// Ops that move words, whatever type of numbers they contain.
     Words,
 }
 
-/// How numbers lie in memory: which file stands in front of a shader.
+/// How numbers are stored: the file that precedes a shader's source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Storage {
-    /// f32.
+    /// 32-bit floats.
     F32,
-    /// f16, which the adapter knows.
+    /// f16, on an adapter that supports it.
     F16,
-    /// f16 in words, which it does not know.
+    /// f16 in words, on an adapter that does not support it.
     Packed,
 }
 
-/// What invocations tell each other without workgroup memory: which file stands behind the storage's.
+/// How invocations exchange values without workgroup memory: the file that follows the storage's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lanes {
-    /// Nothing.
+    /// They do not.
     Alone,
-    /// Anything, within a subgroup.
+    /// They exchange any values within a subgroup.
     Subgroup,
 }
 
-/// What an op does with a buffer.
+/// How an op uses a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// A part of an arena. Ops read and write different parts of one buffer, and a buffer may be bound in one way only.
+    /// A range of an arena. Ops read and write different ranges of one buffer, and a buffer may be bound in one way
+    /// only.
     Arena,
-    /// A weight, which nobody writes.
+    /// A weight, which is never written.
     Weight,
 }
 
@@ -85,7 +86,7 @@ impl Shader {
         Shader::Words,
     ];
 
-    /// Its text: the file behind what it shares with others.
+    /// The full source: the shader's file after the shared ones.
     pub fn source(self, storage: Storage, lanes: Lanes) -> String {
         const COMMON: &str = include_str!("../../../shaders/common.wgsl");
         const PRODUCT: &str = include_str!("../../../shaders/product.wgsl");
@@ -111,7 +112,7 @@ impl Shader {
         [storage, lanes, COMMON].into_iter().chain(own.iter().copied()).collect()
     }
 
-    /// Its bindings, in order: the result twice, in fours and one by one, then what it is made from.
+    /// The bindings in order: the result twice, as vectors of four and as single elements, then the inputs.
     pub const fn bindings(self) -> &'static [Access] {
         match self {
             Shader::Linear | Shader::Conv2d => &[Arena, Arena, Arena, Weight, Weight, Arena, Arena],
@@ -125,25 +126,25 @@ impl Shader {
     }
 }
 
-/// Values of a shader's `override`s.
+/// The values of a shader's `override`s.
 pub type Constants = Vec<(&'static str, u32)>;
 
 /// One pipeline: an entry point of a shader, with constants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// The file.
+    /// The shader.
     pub shader: Shader,
-    /// How numbers lie in memory.
+    /// How numbers are stored.
     pub storage: Storage,
-    /// What invocations tell each other.
+    /// How invocations exchange values.
     pub lanes: Lanes,
-    /// The function.
+    /// The entry point.
     pub entry: &'static str,
-    /// Its constants.
+    /// The values of its `override`s.
     pub constants: Constants,
 }
 
-/// What the driver made of shaders, kept for the next run.
+/// The driver's compiled shaders, stored for the next run.
 struct Kept {
     cache: PipelineCache,
     file: PathBuf,
@@ -151,7 +152,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// `None` if the driver keeps nothing.
+    /// `None` if the driver cannot store them.
     fn open(device: &Device, file: PathBuf) -> Option<Self> {
         if !device.features().contains(Features::PIPELINE_CACHE) {
             return None;
@@ -178,20 +179,20 @@ impl Drop for Kept {
     }
 }
 
-/// FNV-1a: enough to find a file that is cut short or was written over.
+/// FNV-1a: sufficient to detect a truncated or overwritten file.
 fn sum_of(data: &[u8]) -> [u8; 8] {
     let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     data.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
 }
 
-/// What a file holds behind its sum; `None` if it is not there or not as it was written.
+/// The contents of a file after its checksum; `None` if it does not exist or has changed.
 fn read_checked(file: &Path) -> Option<Vec<u8>> {
     let bytes = crate::input::read(file).ok()?;
     let (sum, data) = bytes.split_at_checked(8)?;
     (sum == sum_of(data)).then(|| data.to_vec())
 }
 
-/// A file of `data` behind its sum.
+/// Writes a file of a checksum and `data`.
 fn write_checked(file: &Path, data: &[u8]) -> std::io::Result<()> {
     output::write_cache(file, &[&sum_of(data), data].concat())
 }
@@ -204,19 +205,19 @@ pub struct Pipelines {
     groups: Arc<Groups>,
 }
 
-/// Which ranges of which buffers an op binds.
+/// A bound range: the buffer, the offset and the size.
 type Binding = (wgpu::Buffer, u64, u64);
 
-/// What was bound before: a step of the loop binds what the step before it did. Groups hold on to their buffers, so
-/// all are given up when one of the buffers is.
+/// A cache of bind groups: a step of the loop binds the same ranges as the step before it. Groups hold references to
+/// their buffers, so the cache is cleared when one of the buffers is dropped.
 #[derive(Default)]
 pub struct Groups(Mutex<HashMap<(Shader, Vec<Binding>), BindGroup>>);
 
 impl Groups {
-    /// The most that are remembered: several times what a step of a large network binds.
+    /// The largest number of groups that are kept: several times what a step of a large network binds.
     const MOST: usize = 1 << 13;
 
-    /// Forgets all of them.
+    /// Removes all groups.
     pub fn clear(&self) {
         self.groups().clear();
     }
@@ -226,7 +227,7 @@ impl Groups {
     }
 }
 
-/// A shader that the driver has read.
+/// A compiled shader module.
 struct Module {
     module: wgpu::ShaderModule,
     group: BindGroupLayout,
@@ -238,7 +239,7 @@ impl Module {
         let source = ShaderSource::Wgsl(shader.source(storage, lanes).into());
         let label = format!("{shader:?} {storage:?} {lanes:?}");
         let descriptor = ShaderModuleDescriptor { label: Some(&label), source };
-        // Counting every loop's turns costs more than most loops do.
+        // wgpu's check of loop bounds costs more than most loops do.
         let checks =
             ShaderRuntimeChecks { force_loop_bounding: false, int_div_checks: false, ..ShaderRuntimeChecks::checked() };
         // SAFETY: every loop counts up to a bound that is fixed before it, and all divisors are sizes, which are not 0.
@@ -267,13 +268,13 @@ impl Module {
 }
 
 impl Pipelines {
-    /// None yet. `file` is where the driver's own form of them is kept from one run to the next, if anywhere.
+    /// An empty set of pipelines. The driver's compiled form of them is stored in `file`, if there is one.
     pub fn new(device: &Device, file: Option<PathBuf>) -> Self {
         let kept = file.and_then(|file| Kept::open(device, file));
         Self { kept, shaders: Mutex::default(), pipelines: Mutex::default(), groups: Arc::default() }
     }
 
-    /// What was bound before.
+    /// The cache of bind groups.
     pub fn groups(&self) -> &Arc<Groups> {
         &self.groups
     }
@@ -311,7 +312,7 @@ impl Pipelines {
         pipeline
     }
 
-    /// Ranges in the order of a shader's bindings. All variants of a shader bind alike.
+    /// The bind group of ranges in the order of a shader's bindings. All variants of a shader have the same layout.
     pub fn bind(&self, device: &Device, variant: &Variant, bound: &[Bound]) -> BindGroup {
         let binding = |bound: &Bound| (bound.buffer.clone(), bound.offset, bound.size);
         let key = (variant.shader, bound.iter().map(binding).collect());
@@ -345,7 +346,7 @@ mod tests {
 
     use super::*;
 
-    /// On an adapter that has f16, and subgroups if the shader is for one.
+    /// Validates a shader for an adapter that has f16, and subgroups if the shader uses them.
     fn check(source: &str, lanes: Lanes) -> Result<naga::Module, String> {
         let module = wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
         let mut capabilities =
@@ -387,7 +388,7 @@ mod tests {
                 assert_eq!(places, (0..bindings.len()).collect::<Vec<_>>(), "{shader:?}");
                 let kinds: Vec<_> = bindings.iter().map(|binding| binding.1).collect();
                 assert_eq!(kinds, shader.bindings(), "{shader:?}");
-                // What does not say so cannot know whether the adapter has f16.
+                // A shader without `enable f16` cannot use the type.
                 let knows_f16 = module.types.iter().any(|(_, ty)| {
                     matches!(ty.inner, naga::TypeInner::Vector { scalar, .. } | naga::TypeInner::Scalar(scalar)
                         if scalar == naga::Scalar::F16)

@@ -14,29 +14,30 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Rows of a product that one invocation computes, as in `product.wgsl`.
+/// The rows of a product that one invocation computes, as in `product.wgsl`.
 pub const ROWS: u32 = 16;
-/// Invocations of a workgroup, each of four columns, as in `product.wgsl`.
+/// The invocations of a workgroup, each for four columns, as in `product.wgsl`.
 pub const WIDTH: u32 = 64;
-/// Rows at which a part of other ops may begin, so that every tensor of as many rows begins at a bindable place.
+/// A part of other ops may begin at a multiple of this many rows, so that every tensor of as many rows begins at a
+/// bindable offset.
 pub const ROW_STEP: usize = 128;
 
-/// Rows of the output, and what they are made from: elements that are bound, and how often.
+/// Some rows of the output, and their input.
 struct Rows {
-    /// The first one, counted over all images.
+    /// The first row, counted over all images.
     first: usize,
     count: usize,
-    /// Elements of x.
+    /// The first element of x that is bound, and the number of elements.
     x: (usize, usize),
-    /// The window's parameters; none for linear.
+    /// The window's parameters; empty for linear.
     window: Vec<u32>,
 }
 
-/// What does not depend on the part.
+/// The arguments that do not depend on the part.
 struct Call<'a> {
     shader: Shader,
     channels: u32,
-    /// Channels of the output.
+    /// The number of output channels.
     width: u32,
     rows: u32,
     x: &'a Buffer,
@@ -73,7 +74,7 @@ impl Wgpu {
             };
             return self.product(&call, &whole);
         }
-        // Lines of one image, and of x those that their windows look at.
+        // Lines of one image, and the lines of x that their windows read.
         let size = x.dtype().size();
         let x_lines = self.rows_that_fit((p.width * p.channels) as usize * size) as u32;
         let by_x = x_lines.saturating_sub(p.kernel) / p.stride + 1;
@@ -101,14 +102,14 @@ impl Wgpu {
         Ok(())
     }
 
-    /// Some rows, all columns.
+    /// Computes some rows and all columns.
     fn product(&self, call: &Call, rows: &Rows) -> Result<()> {
         let &Call { shader, channels, width, x, w, e, out, .. } = call;
         let wide = width as usize;
         let geglu = e.activation == Activation::Geglu;
         let (x_bound, x_first) = self.part(x, rows.x.0, rows.x.1)?;
         let taps = rows.window.get(4).map_or(1, |kernel| u64::from(kernel * kernel));
-        // Rows that are not whole fours are looked at by a loop of their own.
+        // A loop of its own processes rows whose length is not a multiple of four.
         let per_four = if channels.is_multiple_of(4) { 1 } else { 1 + u64::from(ROWS) };
         self.check_turns(taps * (1 + u64::from(channels.div_ceil(4)) * per_four) + 8 * u64::from(ROWS))?;
         let (out_bound, out_first) = self.part(out, rows.first * wide, rows.count * wide)?;
@@ -117,9 +118,9 @@ impl Wgpu {
             Some(residual) => self.part(residual, rows.first * wide, rows.count * wide)?.0,
             None => x_bound,
         };
-        // How many rows have a row of the per-channel sum in common.
+        // The number of rows that share a row of the per-channel sum.
         let rows_per_add = e.channel_add.map_or(call.rows, |(_, adds)| call.rows / adds).max(1);
-        // As numbered in `product.wgsl`.
+        // Which parts the epilogue has, with the bits of `product.wgsl`.
         let tail =
             u32::from(w.bias.is_some()) + 2 * u32::from(e.channel_add.is_some()) + 4 * u32::from(e.residual.is_some());
         for part in &w.parts {

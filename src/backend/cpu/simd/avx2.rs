@@ -15,7 +15,7 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Avx2>() }
 }
 
-/// Lanes below `count` all ones.
+/// A mask whose lanes below `count` are all ones.
 #[inline(always)]
 unsafe fn first(count: usize) -> __m256i {
     const ONES_THEN_ZEROS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -11,10 +11,10 @@ use crate::backend::Activation;
 pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller's contract is the trait's.
     unsafe {
-        // The limits come first: a NaN in the second place stays.
+        // The limits are the first operands, because a NaN in the second one is kept.
         let x = S::min(S::splat(88.0), S::max(S::splat(-87.3), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts, the first with few enough bits that n times it is exact.
+        // ln 2 is split into two parts, the first with so few bits that n times it is exact.
         let r = S::mul_add(n, S::splat(-0.693_359_4), x);
         let r = S::mul_add(n, S::splat(2.121_944_4e-4), r);
         let mut p = S::splat(1.0 / 5040.0);
@@ -71,7 +71,7 @@ pub unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
     }
 }
 
-/// Any activation but GEGLU, which has two inputs.
+/// Any activation except GEGLU, which has two inputs.
 ///
 /// # Safety
 /// As [`Simd`]'s.
@@ -98,7 +98,7 @@ pub unsafe fn reduce_add<S: Simd>(v: S::V) -> f32 {
     unsafe { reduce::<S>(v, |a, b| a + b) }
 }
 
-/// Largest lane.
+/// The largest lane.
 ///
 /// # Safety
 /// As [`Simd`]'s.
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    /// erf by its Taylor series and its continued fraction, in f64.
+    /// erf in f64, by its Taylor series and its continued fraction.
     fn erf_exact(x: f64) -> f64 {
         if x.abs() < 3.0 {
             let (mut term, mut sum) = (x, x);

@@ -1,7 +1,7 @@
 //! One source for every instruction set: kernels are written once over [`Simd`] and compiled for each [`Path`].
 //!
-//! A [`Kernel`]'s `run` is `#[inline(always)]` down to the intrinsics, so that all of it is compiled inside one function
-//! that has the path's target features switched on.
+//! A [`Kernel`]'s `run` is `#[inline(always)]` down to the intrinsics, so that all of it is compiled inside one
+//! function that has the path's target features enabled.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -22,12 +22,12 @@ pub enum Path {
     Avx512,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
-    /// What every machine has.
+    /// The instruction set that every machine has.
     Portable,
 }
 
 impl Path {
-    /// All of them, best first.
+    /// All paths, best first.
     pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
 
     /// Whether this machine has every feature that the functions of this path are compiled with.
@@ -45,7 +45,7 @@ impl Path {
         }
     }
 
-    /// Its word in numerics classes and in `SDSHARD_CPU_PATH`.
+    /// The path's name in numerics classes and in `SDSHARD_CPU_PATH`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Avx512 => "avx512",
@@ -59,7 +59,7 @@ impl Path {
         2 * self.lanes()
     }
 
-    /// Lanes of one vector.
+    /// The number of f32 lanes of one vector.
     pub const fn lanes(self) -> usize {
         match self {
             Self::Avx512 => 16,
@@ -76,7 +76,8 @@ impl Path {
         }
     }
 
-    /// Runs a kernel compiled for this path, which must be here: [`Cpu::new`](super::Cpu::new) has asked.
+    /// Runs a kernel compiled for this path. The machine must support the path: [`Cpu::new`](super::Cpu::new) has
+    /// checked it.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         debug_assert!(self.is_here());
         match self {

@@ -1,5 +1,5 @@
-//! Arrays that the compiler vectorises as it can. Multiplies and adds are rounded apart: a fused multiply-add without
-//! hardware is a slow library call.
+//! Arrays that the compiler vectorises if it can. Multiplies and adds are rounded separately: a fused multiply-add
+//! without hardware is a slow library call.
 
 use super::vector::Simd;
 
@@ -76,7 +76,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn round(a: Self::V) -> Self::V {
-        // Exact for |a| < 2^22, ties to even; the exponential never asks for more. No SSE4.1 `roundps` is assumed.
+        // Exact for |a| < 2^22, ties to even; the exponential never needs more. No SSE4.1 `roundps` is assumed.
         const MAGIC: f32 = 12_582_912.0;
         each(|i| (a[i] + MAGIC) - MAGIC)
     }

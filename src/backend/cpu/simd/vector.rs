@@ -1,22 +1,22 @@
-//! What kernels are written over.
+//! The vector operations that kernels are written with.
 
-/// A vector of f32 and what kernels do with it. One lane never looks at another but in the three `reduce`s of
+/// A vector of f32 and the operations of kernels. Lanes are independent except in the three `reduce`s of
 /// [`math`](super::math), which go through memory in lane order.
 ///
 /// # Safety
-/// Methods may only be called where the path's target features are switched on: inside [`Kernel::run`].
+/// Methods may only be called where the path's target features are enabled: inside [`Kernel::run`].
 #[allow(clippy::missing_safety_doc, reason = "the trait's own section speaks for every method")]
 pub trait Simd: Copy {
-    /// Lanes of f32.
+    /// The number of f32 lanes.
     const LANES: usize;
     /// Rows of the matrix micro-kernel's tile; its width is two vectors.
     const ROWS: usize;
-    /// A vector.
+    /// The vector type.
     type V: Copy;
 
-    /// All lanes zero.
+    /// A vector of zeros.
     unsafe fn zero() -> Self::V;
-    /// All lanes `x`.
+    /// A vector with all lanes `x`.
     unsafe fn splat(x: f32) -> Self::V;
     /// Reads `LANES` elements.
     unsafe fn load(from: *const f32) -> Self::V;
@@ -50,11 +50,11 @@ pub trait Simd: Copy {
 
 /// Work that is compiled once for each path.
 pub trait Kernel {
-    /// What it gives back.
+    /// The result.
     type Out;
-    /// Does it. Implementations are `#[inline(always)]`.
+    /// Does the work. Implementations are `#[inline(always)]`.
     ///
     /// # Safety
-    /// Only to be called through `Path::run`, which has the target features on.
+    /// It may only be called through `Path::run`, which enables the target features.
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
