@@ -45,7 +45,7 @@ pub fn shown(text: &str) -> String {
 /// What a failure takes down with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Scope {
+pub enum ErrorScope {
     /// The caller's input was refused before anything ran.
     Input,
     /// One request failed; others are not concerned.
@@ -63,7 +63,7 @@ pub enum Scope {
 /// Each of these is a line, or several by [`Error::lines`]; [`shown`] makes them safe for a terminal.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
-    scope: Scope,
+    scope: ErrorScope,
     what: String,
     lines: Vec<String>,
     found: Option<Box<str>>,
@@ -73,33 +73,33 @@ pub struct Error {
 }
 
 impl Error {
-    fn new(scope: Scope, what: impl Into<String>) -> Self {
+    fn new(scope: ErrorScope, what: impl Into<String>) -> Self {
         Self { scope, what: what.into(), lines: Vec::new(), found: None, hint: None, source: None }
     }
 
     /// Input that cannot be used: exit code 2.
     pub fn input(what: impl Into<String>) -> Self {
-        Self::new(Scope::Input, what)
+        Self::new(ErrorScope::Input, what)
     }
 
     /// One request failed while it ran.
     pub fn request(what: impl Into<String>) -> Self {
-        Self::new(Scope::Request, what)
+        Self::new(ErrorScope::Request, what)
     }
 
     /// A device failed.
     pub fn device(device: DeviceId, what: impl Into<String>) -> Self {
-        Self::new(Scope::Device(device), what)
+        Self::new(ErrorScope::Device(device), what)
     }
 
     /// The process cannot go on.
     pub fn process(what: impl Into<String>) -> Self {
-        Self::new(Scope::Process, what)
+        Self::new(ErrorScope::Process, what)
     }
 
     /// The caller asked to stop.
     pub fn interrupted() -> Self {
-        Self::new(Scope::Interrupted, "interrupted")
+        Self::new(ErrorScope::Interrupted, "interrupted")
     }
 
     /// Adds lines below what was wrong: an excerpt of a file, a list.
@@ -139,7 +139,7 @@ impl Error {
 
     /// The same for somebody else whom it concerns; the cause goes along as words.
     #[must_use]
-    pub fn again(&self) -> Self {
+    pub fn duplicate(&self) -> Self {
         let source = self.source.as_ref().map(|source| source.to_string().into());
         let (what, lines) = (self.what.clone(), self.lines.clone());
         Self { scope: self.scope.clone(), what, lines, found: self.found.clone(), hint: self.hint.clone(), source }
@@ -148,7 +148,7 @@ impl Error {
     /// The same, of this device if it is the error of one: a backend does not know under which name it is used.
     #[must_use]
     pub fn of_device(mut self, device: DeviceId) -> Self {
-        if let Scope::Device(id) = &mut self.scope {
+        if let ErrorScope::Device(id) = &mut self.scope {
             *id = device;
         }
         self
@@ -157,21 +157,21 @@ impl Error {
     /// The same, found before anything ran: the input is refused.
     #[must_use]
     pub fn refused(mut self) -> Self {
-        self.scope = Scope::Input;
+        self.scope = ErrorScope::Input;
         self
     }
 
     /// How far the failure reaches.
-    pub fn scope(&self) -> &Scope {
+    pub fn scope(&self) -> &ErrorScope {
         &self.scope
     }
 
     /// The process exit code for this error: 2 refused, 130 interrupted, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self.scope {
-            Scope::Input => 2,
-            Scope::Interrupted => 130,
-            Scope::Request | Scope::Device(_) | Scope::Process => 1,
+            ErrorScope::Input => 2,
+            ErrorScope::Interrupted => 130,
+            ErrorScope::Request | ErrorScope::Device(_) | ErrorScope::Process => 1,
         }
     }
 }
@@ -179,7 +179,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut what = match &self.scope {
-            Scope::Device(device) => format!("{device}: {}", self.what),
+            ErrorScope::Device(device) => format!("{device}: {}", self.what),
             _ => self.what.clone(),
         };
         let mut cause = self.source.as_deref().map(|e| e as &dyn std::error::Error);
@@ -211,7 +211,7 @@ mod tests {
     fn a_message_sends_a_terminal_no_command_that_somebody_else_wrote() {
         let error = Error::device(DeviceId::CPU, HOSTILE).found(HOSTILE).hint(HOSTILE).lines([HOSTILE]);
         let error = error.source(std::io::Error::other(HOSTILE)).context(HOSTILE);
-        for message in [error.to_string(), error.again().to_string()] {
+        for message in [error.to_string(), error.duplicate().to_string()] {
             assert_eq!(message.lines().count(), 4, "{message}");
             assert!(
                 !message.contains(|c: char| (c.is_control() && c != '\n') || "\u{202e}\u{2066}\u{61c}".contains(c))

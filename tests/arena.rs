@@ -9,7 +9,7 @@ use sdshard::{
         dry::Work,
         rules::Rules,
     },
-    error::{Result, Scope},
+    error::{Result, ErrorScope},
     tensor::{Fuse, Shape, Tensor, ops::Padding},
 };
 
@@ -212,7 +212,7 @@ fn ops_refuse_what_does_not_fit_and_leave_nothing_behind() {
             Ok(x) => panic!("{message}: gave {}", x.shape()),
             Err(e) => {
                 assert!(e.to_string().contains(message), "\"{e}\" does not contain \"{message}\"");
-                assert_eq!(e.scope(), &Scope::Request, "{message}");
+                assert_eq!(e.scope(), &ErrorScope::Request, "{message}");
             }
         }
         assert_empty(&device);
@@ -314,7 +314,7 @@ fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
     let device = cpu.device(id);
     let lane = device.lane(1 << 60).err().unwrap();
     for error in [device.reserve(1 << 60).unwrap_err(), device.persistent_arena(1 << 60).err().unwrap(), lane] {
-        assert_eq!(*error.scope(), Scope::Device(id), "{error}");
+        assert_eq!(*error.scope(), ErrorScope::Device(id), "{error}");
         assert!(error.to_string().starts_with("cpu:1: "), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use sdshard::{
     DeviceMap, Engine, Largest, Model, Plan, Result,
     backend::{self, DeviceId, DeviceKind},
     engine::Event,
-    error::Scope,
+    error::ErrorScope,
     pipeline::{Picture, request::Request},
     scheduler::schedule,
 };
@@ -214,7 +214,7 @@ fn a_lost_device_costs_no_picture_and_says_so() {
     rig.set("FAULTS", &format!("lost:{second}:200"));
     let error = engine.submit(request(0)).unwrap().wait().unwrap_err();
     assert!(error.to_string().contains(&format!("cuda:{second}")), "{error}");
-    assert!(matches!(error.scope(), Scope::Device(_)), "{error}");
+    assert!(matches!(error.scope(), ErrorScope::Device(_)), "{error}");
 }
 
 #[test]

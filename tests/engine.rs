@@ -15,7 +15,7 @@ use common::{model, request};
 use sdshard::{
     backend::{self, DType},
     engine::{Engine, Event, Ticket},
-    error::{Error, Scope},
+    error::{Error, ErrorScope},
     models::component::ComponentId,
     pipeline::{
         Latents, Metadata, Model, Picture, Progress,
@@ -174,7 +174,7 @@ fn a_request_larger_than_planned_is_rejected_when_it_is_submitted() {
         match (engine.submit(request.clone()), says) {
             (Ok(ticket), None) => drop(ticket.wait().unwrap()),
             (Err(error), Some(says)) => {
-                assert_eq!(*error.scope(), Scope::Input);
+                assert_eq!(*error.scope(), ErrorScope::Input);
                 assert!(error.to_string().contains(says), "wanted: {says}\n{error}");
                 // In a list, only this request fails.
                 let mut ends = vec![None; 2];
@@ -208,7 +208,7 @@ fn a_ticket_can_be_asked_waited_for_a_while_and_cancelled_beside_the_wait() {
     let Err(ticket) = ticket.wait_timeout(Duration::from_millis(1)) else { panic!("900 steps in a millisecond") };
     let waits = std::thread::spawn(move || ticket.wait());
     canceller.cancel();
-    assert_eq!(*waits.join().unwrap().unwrap_err().scope(), Scope::Interrupted);
+    assert_eq!(*waits.join().unwrap().unwrap_err().scope(), ErrorScope::Interrupted);
 
     let ticket = engine.submit(request(1)).unwrap();
     let Ok(result) = ticket.wait_timeout(Duration::from_secs(600)) else { panic!("two steps in ten minutes") };
@@ -238,10 +238,10 @@ fn a_cancelled_request_ends_interrupted_and_others_do_not() {
     third.cancel();
     while !matches!(first.next(), Some(Event::Progress(Progress::Step { done: 1, .. }))) {}
     first.cancel();
-    assert_eq!(failed(first).scope(), &Scope::Interrupted);
+    assert_eq!(failed(first).scope(), &ErrorScope::Interrupted);
     second.wait().unwrap();
     let error = failed(third);
-    assert_eq!((error.scope(), error.exit_code()), (&Scope::Interrupted, 130));
+    assert_eq!((error.scope(), error.exit_code()), (&ErrorScope::Interrupted, 130));
     engine.submit(request(3)).unwrap().wait().unwrap();
 }
 
@@ -270,9 +270,9 @@ fn a_request_that_fails_fails_alone() {
                 .unwrap();
             let mut results: Vec<_> = results.into_iter().map(|result| result.expect("every request ends")).collect();
             for (index, scope, says) in [
-                (5, Scope::Input, "multiple of 8"),
-                (3, Scope::Input, "no room for a picture of 256x256"),
-                (1, Scope::Request, "the unet gave 256 values of 256 that are not finite"),
+                (5, ErrorScope::Input, "multiple of 8"),
+                (3, ErrorScope::Input, "no room for a picture of 256x256"),
+                (1, ErrorScope::Request, "the unet gave 256 values of 256 that are not finite"),
             ] {
                 let error = results.remove(index).expect_err("a bad request");
                 assert_eq!(error.scope(), &scope, "{error}");

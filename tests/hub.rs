@@ -21,7 +21,7 @@ use std::{
 };
 
 use sdshard::{
-    error::{Error, Scope},
+    error::{Error, ErrorScope},
     weights::{Download, Wanted, hub::Hub},
 };
 use sha2::{Digest, Sha256};
@@ -495,7 +495,7 @@ fn a_download_ends_when_it_is_told_to() {
             false => ControlFlow::Continue(()),
         }
     });
-    assert_eq!(*ended.unwrap_err().scope(), Scope::Interrupted);
+    assert_eq!(*ended.unwrap_err().scope(), ErrorScope::Interrupted);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use sdshard::{
         sim::{Fault, Faults, Fusions, OpStart, Pace, Record, Setup, Waits},
     },
     engine::{Engine, Event},
-    error::{Error, Scope},
+    error::{Error, ErrorScope},
     models::component::PerComponent,
     output::{self, Durability},
     pipeline::{
@@ -194,7 +194,7 @@ fn draw(world: &World, engine: &Engine, requests: &[Request], mut keep: impl FnM
                     attempts[index] += 1;
                     assert_eq!(attempt, attempts[index]);
                 }
-                Event::Retry { error, .. } => assert!(matches!(error.scope(), Scope::Device(_)), "{error}"),
+                Event::Retry { error, .. } => assert!(matches!(error.scope(), ErrorScope::Device(_)), "{error}"),
                 Event::Progress(_) => assert!(attempts[index] > 0),
                 Event::Done(result) => {
                     let failure = match result {

@@ -11,7 +11,7 @@ use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request,
     backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Values, Weight, wgpu::Capabilities},
     engine::Event,
-    error::Scope,
+    error::ErrorScope,
     pipeline::Picture,
     tensor::{Fuse, Tensor},
 };
@@ -253,7 +253,7 @@ fn a_lost_device_is_an_error_of_the_device_and_its_request_goes_elsewhere() {
         Err(error) | Ok(Err(error)) => error,
         Ok(Ok(_)) => panic!("a device that is gone still computes"),
     };
-    assert_eq!(error.scope(), &Scope::Device(wgpu(0)), "{error}");
+    assert_eq!(error.scope(), &ErrorScope::Device(wgpu(0)), "{error}");
     // The replica that has lost its device takes one request more and gives it back.
     let (mut retried, mut drawn) = (0, 0);
     engine
@@ -279,7 +279,7 @@ fn more_memory_than_there_is_is_a_clear_error() {
     }
     let device = backend::open(&[wgpu(0)]).unwrap().remove(0);
     let error = device.reserve(1 << 46).unwrap_err();
-    assert_eq!(error.scope(), &Scope::Device(wgpu(0)), "{error}");
+    assert_eq!(error.scope(), &ErrorScope::Device(wgpu(0)), "{error}");
     assert!(error.to_string().contains(&format!("{} bytes", 1u64 << 46)), "{error}");
     device.reserve(1 << 16).unwrap();
     let x = Tensor::new(&device, [2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
@@ -351,6 +351,6 @@ fn a_sum_that_the_driver_would_end_in_the_middle_is_refused() {
     device.reserve(1 << 16).unwrap();
     let x = Tensor::new(&device, [1, 64], &[1.0; 64]).unwrap();
     let error = x.linear(&linear(&device), &Fuse::default()).err().unwrap();
-    assert_eq!(error.scope(), &Scope::Request);
+    assert_eq!(error.scope(), &ErrorScope::Request);
     assert!(error.to_string().contains("ends invocations after 16 turns"), "{error}");
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use sdshard::{
-    DeviceMap, Largest, Plan, Request, backend::DeviceInfo, error::Scope, models::spec::ModelSpec, planner::hardware,
+    DeviceMap, Largest, Plan, Request, backend::DeviceInfo, error::ErrorScope, models::spec::ModelSpec, planner::hardware,
 };
 use sdshard_fuzz::{configs, parts, with_model};
 
@@ -21,7 +21,7 @@ static DEVICES: LazyLock<Vec<DeviceInfo>> = LazyLock::new(|| {
 
 /// A plan that cannot be made is the caller's fault, in the files or in the request.
 fn refused(error: &sdshard::Error) {
-    assert!(matches!(error.scope(), Scope::Input | Scope::Request), "{error}");
+    assert!(matches!(error.scope(), ErrorScope::Input | ErrorScope::Request), "{error}");
     assert!(!error.to_string().is_empty());
 }
 

@@ -131,7 +131,7 @@ fn work(queue: &Queue<usize>, worker: Worker, done: &[AtomicUsize], fails: usize
         if let Some(claim) = claims.iter().find(|claim| claim.job == fails && claim.attempt == 1) {
             let fallout = queue.fail(claim.number, &[gpu(worker.replica)], Noticed::ByError).unwrap();
             assert_eq!(fallout.jobs.len(), claims.len(), "all of a batch meet it");
-            assert!(fallout.jobs.iter().all(|(_, next)| *next == Next::Again) && fallout.unassigned.is_empty());
+            assert!(fallout.jobs.iter().all(|(_, next)| *next == Next::Retry) && fallout.unassigned.is_empty());
             continue;
         }
         for Claim { job, number, .. } in claims {

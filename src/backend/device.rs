@@ -193,9 +193,9 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::pack`].
-    pub fn pack_to_rest(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    pub fn pack_to_host(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let form = self.checked(layer, dtype, weight, bias)?;
-        self.backend().pack_to_rest(form, weight, bias).map_err(|error| error.of_device(self.id()))
+        self.backend().pack_to_host(form, weight, bias).map_err(|error| error.of_device(self.id()))
     }
 
     /// Copies a weight that another device has packed; `None` if it has to be packed here.
@@ -221,7 +221,7 @@ impl Device {
     /// Copies a weight that is kept in host memory to this device.
     ///
     /// # Errors
-    /// If the device has no room, or the weight was not packed by [`Device::pack_to_rest`] for this kind of device.
+    /// If the device has no room, or the weight was not packed by [`Device::pack_to_host`] for this kind of device.
     pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
         if !resting.is_on(self) {
             return Err(Error::request(format!("{:?} does not rest for {}", resting.layer(), self.id())));

@@ -144,7 +144,7 @@ pub(crate) trait Backend: Send + Sync {
     fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
     /// As [`Backend::pack`], for a weight that is kept in host memory until [`Backend::fetch`].
-    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack_to_host(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
         self.pack(form, weight, bias)
     }
 
@@ -157,7 +157,7 @@ pub(crate) trait Backend: Send + Sync {
     /// The bytes that a weight of this form occupies once [`Backend::pack`] has packed it.
     fn packed_bytes(&self, form: Form) -> usize;
 
-    /// Copies a weight that [`Backend::pack_to_rest`] made from host memory to the memory where the device computes.
+    /// Copies a weight that [`Backend::pack_to_host`] made from host memory to the memory where the device computes.
     fn fetch(&self, resting: &Weight) -> Result<Weight>;
 
     /// Whether a matrix product can apply this epilogue; if not, plain ops follow it. A backend that fuses GEGLU also

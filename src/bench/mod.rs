@@ -1,4 +1,4 @@
-//! How fast each component is here, beside what the machine could do.
+//! Measures the speed of each component on this machine, beside the machine's peak.
 
 use std::time::Instant;
 
@@ -22,25 +22,25 @@ use crate::{
     weights::Weights,
 };
 
-/// What to measure.
+/// The options of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Where.
+    /// The device to measure.
     pub device: DeviceId,
-    /// Latents: height and width.
+    /// Height and width of the latents.
     pub latents: (usize, usize),
-    /// Texts of one encoder call and latents of one UNet call. The VAE decodes one picture.
+    /// The number of texts in one encoder call and of latents in one UNet call. The VAE decodes one picture.
     pub batch: usize,
-    /// Calls that are counted, after one that is not.
+    /// The number of measured calls, after one for warming up.
     pub repeat: usize,
 }
 
-/// All figures.
+/// The results of a measurement.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The machine.
+    /// The device.
     pub machine: Machine,
-    /// One call of each component by its name: of `batch` texts, of `batch` latents, or of one picture.
+    /// The figures of each component by its name, for one call: `batch` texts, `batch` latents, or one picture.
     #[serde(flatten, serialize_with = "as_map")]
     pub components: Vec<(String, Figures)>,
 }
@@ -49,42 +49,43 @@ fn as_map<S: Serializer>(components: &[(String, Figures)], serializer: S) -> std
     serializer.collect_map(components.iter().map(|(name, figures)| (name, figures)))
 }
 
-/// What the figures are measured against.
+/// The device that the figures are compared with.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
-    /// What it is.
+    /// The product name.
     pub name: String,
     /// The numerics class.
     pub class: String,
-    /// Threads that computed; 0 on a GPU.
+    /// The number of threads that computed; 0 on a GPU.
     pub threads: usize,
-    /// Measured: the most f32 operations per second, in 10^9. Of a GPU what a product of 1024x1024x1024 reaches.
+    /// The measured peak in f32, in 10^9 operations per second. On a GPU, the rate of a product of 1024x1024x1024.
     pub peak_gflops: f64,
 }
 
 /// One component's figures.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
-    /// Median of the counted calls, in seconds.
+    /// The median time of the measured calls, in seconds.
     pub median_s: f64,
-    /// The fastest, in seconds.
+    /// The shortest time, in seconds.
     pub min_s: f64,
-    /// The slowest, in seconds.
+    /// The longest time, in seconds.
     pub max_s: f64,
-    /// Matrix products, convolutions and attention of one call, a multiply-add counted as two, in 10^9.
+    /// The operations of matrix products, convolutions and attention in one call, a multiply-add counted as two, in
+    /// 10^9.
     pub gflop: f64,
     /// `gflop / median_s`.
     pub gflops: f64,
-    /// The share of the machine's peak.
+    /// The ratio of `gflops` to the machine's peak.
     pub peak_share: f64,
-    /// Packed weights and arena, in bytes.
+    /// The peak memory of packed weights and arena, in bytes.
     pub peak_bytes: u64,
 }
 
-/// Loads one component after the other on the device and measures it.
+/// Loads one component after the other on the device and measures its speed.
 ///
 /// # Errors
-/// If the device is not here, or the model cannot be read or does not fit.
+/// If the device does not exist, or the model cannot be read or does not fit.
 pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     let info = backend::visible().into_iter().find(|info| info.id == settings.device);
     let info = info.ok_or_else(|| backend::registry::absent(settings.device))?;
@@ -107,7 +108,7 @@ fn open(id: DeviceId) -> Result<Device> {
     Ok(backend::open(&[id])?.remove(0))
 }
 
-/// Operations per second of the fastest of a few products.
+/// The rate of the fastest of a few products, in operations per second.
 fn product_rate(id: DeviceId, dtype: DType) -> Result<f64> {
     const SIZE: usize = 1024;
     let device = open(id)?;
@@ -120,7 +121,7 @@ fn product_rate(id: DeviceId, dtype: DType) -> Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..4 {
         let started = Instant::now();
-        // Several at once, so that reading the last is little beside them.
+        // Several products are enqueued at once, so that the time to read the last result is small in comparison.
         let products: Vec<_> = (0..4).map(|_| x.linear(&weight, &Fuse::default())).collect::<Result<_>>()?;
         finish(products.last().expect("there are four"))?;
         best = best.min(started.elapsed().as_secs_f64() / 4.0);
@@ -128,7 +129,7 @@ fn product_rate(id: DeviceId, dtype: DType) -> Result<f64> {
     Ok(2.0 * (SIZE as f64).powi(3) / best)
 }
 
-/// Waits until a result is there. CPU ops have finished when they return.
+/// Waits until a result is computed. CPU ops have finished when they return.
 fn finish(x: &Tensor) -> Result<()> {
     if x.device().id().kind != DeviceKind::Cpu {
         x.read()?;
@@ -136,10 +137,10 @@ fn finish(x: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// What times a call.
+/// A function that measures the time of a call.
 type Timer<'a> = &'a mut dyn FnMut(&dyn Fn() -> Result<Tensor>) -> Result<()>;
 
-/// Makes the input of one call of a network and calls `timed` with the call itself.
+/// Makes the input of one call of a network, and calls `timed` with the call.
 fn run(
     component: ComponentId,
     network: &Placed,
@@ -174,7 +175,7 @@ fn run(
     }
 }
 
-/// Room for the text's keys and values; touched only as far as it is used.
+/// The size of the arena for the text's keys and values; memory is only used as far as they need it.
 const KEEP_BYTES: usize = 1 << 30;
 
 fn measure(
@@ -224,7 +225,7 @@ fn measure(
     })
 }
 
-/// The middle of sorted values, or the mean of the two middle ones.
+/// The middle one of sorted values, or the mean of the two middle ones.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }

@@ -30,7 +30,7 @@ use super::{
     names::file_name_is_possible,
     progress::Console,
     prompts,
-    run::{Run, Summary, trace_file},
+    run::{ImageRun, Summary, trace_file},
 };
 
 /// The strengths of guidance that the built-in model draws well with: see `models/emoji/README.md`.
@@ -115,7 +115,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     let devices = plan.devices.iter().map(|device| device.id).collect();
     let (load, replicas) = (started - loading, plan.replicas.len().min(jobs.len()));
     let planned = Planned { seconds_per_image: plan.seconds_per_image, images_per_second: plan.images_per_second };
-    let mut run = Run {
+    let mut run = ImageRun {
         args,
         console,
         interrupt,

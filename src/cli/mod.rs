@@ -26,7 +26,7 @@ use clap::{
 };
 use sdshard::{
     backend::cpu,
-    error::{Error, Result, Scope, printable},
+    error::{Error, Result, ErrorScope, printable},
     planner::size::format_bytes,
 };
 use tracing_subscriber::EnvFilter;
@@ -90,7 +90,7 @@ fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
     // Whoever closed stderr does not want to read it.
     let _ = writeln!(std::io::stderr(), "error: {error}");
     match (error.scope(), interrupt.and_then(Interrupt::exit_code)) {
-        (Scope::Interrupted, Some(code)) => ExitCode::from(code),
+        (ErrorScope::Interrupted, Some(code)) => ExitCode::from(code),
         _ => ExitCode::from(error.exit_code()),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use sdshard::{
     backend::DeviceId,
     engine::{Engine, Event},
-    error::{Error, Result, Scope, printable},
+    error::{Error, Result, ErrorScope, printable},
     models::component::ComponentId,
     output,
     pipeline::{self, Picture, Span, request::Request},
@@ -37,7 +37,7 @@ const TOLD: usize = 50;
 const TITLE: usize = 50;
 
 /// A run under way: what is shown, what is saved, what failed.
-pub(super) struct Run<'a> {
+pub(super) struct ImageRun<'a> {
     pub args: &'a GenerateArgs,
     pub console: &'a Console,
     pub interrupt: &'a Interrupt,
@@ -72,7 +72,7 @@ pub(super) struct UnderWay {
     attempts: usize,
 }
 
-impl Run<'_> {
+impl ImageRun<'_> {
     /// Hears what happens to request `index`; an error stops the run.
     pub fn on(&mut self, index: usize, event: Event) -> Result<()> {
         match event {
@@ -145,13 +145,13 @@ impl Run<'_> {
                     self.console.print(&path.display().to_string())
                 }
             }
-            Err(error) if *error.scope() == Scope::Interrupted => Ok(()),
+            Err(error) if *error.scope() == ErrorScope::Interrupted => Ok(()),
             Err(error) => {
                 if let Some(under_way) = under_way {
                     under_way.progress.finish("failed");
                 }
                 self.fail(index, &error.to_string())?;
-                if *error.scope() == Scope::Process { Err(error) } else { Ok(()) }
+                if *error.scope() == ErrorScope::Process { Err(error) } else { Ok(()) }
             }
         }
     }
@@ -225,7 +225,7 @@ impl Run<'_> {
     pub fn finish(mut self, outcome: Result<()>, engine: &Engine) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
         self.overview.clear();
-        let stopped = outcome.as_ref().is_err_and(|error| *error.scope() == Scope::Process);
+        let stopped = outcome.as_ref().is_err_and(|error| *error.scope() == ErrorScope::Process);
         if stopped {
             for index in std::mem::take(&mut self.open) {
                 self.fail(index, "not made, as the run was stopped")?;
@@ -272,7 +272,7 @@ fn title(number: usize, count: usize, prompt: &str) -> String {
     format!("{number}/{count} {shown}{more}")
 }
 
-impl Run<'_> {
+impl ImageRun<'_> {
     /// The spans of all pictures as a Chrome trace: a lane for each device. Chrome's `about:tracing` and Perfetto show it.
     fn trace(&self) -> String {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;

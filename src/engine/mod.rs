@@ -39,10 +39,10 @@ use crate::{
 };
 use pool::WorkerPool;
 use queue::{Queue, Worker};
-use ticket::Job;
+use ticket::Submission;
 pub use ticket::{Canceller, Event, Ticket};
 use watch::Watch;
-use worker::{Core, Exit, Post, watch, work};
+use worker::{Core, Exit, WorkerPipeline, watch, work};
 
 /// The shortest time without progress after which a device counts as lost.
 const MIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -80,7 +80,7 @@ impl Engine {
         Self::load(model, &plan)
     }
 
-    /// The model that is drawn with; [`Request::new`] takes its defaults from `model().spec`.
+    /// The model in use; [`Request::new`] takes its defaults from `model().spec`.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
@@ -94,8 +94,8 @@ impl Engine {
         Self::load_on(model, plan, backend::open(&openings(plan))?, Clock::default())
     }
 
-    /// As [`Engine::load`], on devices that the caller has opened and with a clock of the caller's: for programs that use
-    /// devices for something else besides, and for simulations.
+    /// As [`Engine::load`], on devices that the caller has opened and with the caller's clock: for programs that also
+    /// use the devices for something else, and for simulations.
     ///
     /// # Errors
     /// If a device of the plan is not among them, has no room, or a weight is not as the model's configs say.
@@ -110,14 +110,14 @@ impl Engine {
         let watchdog = start(&core, "watchdog", watch)?;
         let nobody =
             Loaded { plan: plan.clone(), pool: prepared.pool.clone(), pipelines: Vec::new(), workers: Vec::new() };
-        // From here on the engine itself ends the threads that it has, should one more not start.
+        // If a later thread cannot be started, dropping the engine ends the threads that have started.
         let engine = Self { model, loaded: Monitor::new(None, core.clock.clone()), core, watchdog: Some(watchdog) };
         let (loaded, outcome) = engine.begin(plan, prepared, nobody);
         engine.loaded.update(|place| *place = Some(loaded));
         outcome.map(|()| engine)
     }
 
-    fn look<R>(&self, look: impl FnOnce(&Loaded) -> R) -> R {
+    fn with_loaded<R>(&self, inspect: impl FnOnce(&Loaded) -> R) -> R {
         let mut look = Some(look);
         self.loaded.wait_until(|loaded| loaded.as_ref().and_then(|loaded| look.take().map(|look| look(loaded))))
     }
@@ -136,7 +136,7 @@ impl Engine {
             let (pipeline, pool) = (loaded.pipelines[worker.replica].clone(), loaded.pool.clone());
             let batch = plan.replicas[worker.replica].batch;
             let started = start(&self.core, &format!("replica {}", worker.replica), move |core| {
-                let exit = work(core, worker, batch, &pool, &Post { pipeline: &pipeline, slots: &slots });
+                let exit = work(core, worker, batch, &pool, &WorkerPipeline { pipeline: &pipeline, slots: &slots });
                 drop((pipeline, pool, slots));
                 // An abandoned thread is not waited for.
                 if exit == Exit::Done {
@@ -174,23 +174,23 @@ impl Engine {
         let clock = self.core.clock.clone();
         let (sender, events) = channel(clock.clone());
         let cancel = Canceller::default();
-        self.put(Job { request, cancel: cancel.clone(), events: Box::new(move |event| sender.send(event)) });
+        self.put(Submission { request, cancel: cancel.clone(), events: Box::new(move |event| sender.send(event)) });
         Ok(Ticket { events, clock, cancel, done: AtomicBool::new(false) })
     }
 
-    /// Whether this engine can draw a request, by its model and the plan in use.
+    /// Checks whether this engine can draw a request, by its model and the plan in use.
     ///
     /// # Errors
     /// As [`Request::check`] and [`Plan::admits`].
     pub fn admits(&self, request: &Request) -> Result<()> {
         request.check(&self.model.spec)?;
-        self.look(|loaded| loaded.plan.admits(request, &self.model.spec))
+        self.with_loaded(|loaded| loaded.plan.admits(request, &self.model.spec))
     }
 
-    fn put(&self, job: Job) {
-        job.tell(Event::Queued { at: self.core.clock.now() });
+    fn put(&self, job: Submission) {
+        job.send_event(Event::Queued { at: self.core.clock.now() });
         if let Err(job) = self.core.queue.put(Arc::new(job)) {
-            job.end(Err(self.core.no_replica()));
+            job.send_result(Err(self.core.no_replica()));
         }
     }
 
@@ -210,16 +210,16 @@ impl Engine {
         let mut open = 0;
         let mut outcome = Ok(());
         loop {
-            // Read each time, since another plan may have more threads.
+            // It is read each time, because another plan may have more threads.
             while outcome.is_ok() && open < self.core.queue.most() {
                 let Some((index, request)) = requests.next() else { break };
                 let sender = sender.clone();
                 let send = move |event| sender.send((index, event));
                 let admitted = self.admits(&request);
-                let job = Job { request, cancel: cancel.clone(), events: Box::new(send) };
+                let job = Submission { request, cancel: cancel.clone(), events: Box::new(send) };
                 match admitted {
                     Ok(()) => self.put(job),
-                    Err(error) => job.end(Err(error)),
+                    Err(error) => job.send_result(Err(error)),
                 }
                 open += 1;
             }
@@ -241,16 +241,16 @@ impl Engine {
         }
     }
 
-    /// Changes to another plan: requests in progress are finished by the old plan, those that wait are drawn by the new one.
-    /// Networks whose weights stay where they are, are not read again. During the change there has to be room for the weights
-    /// of both plans.
+    /// Changes to another plan: requests in progress are finished by the old plan, waiting requests are drawn by the
+    /// new one. Networks whose weights stay in the same memory are not read again. During the change there must be room
+    /// for the weights of both plans.
     ///
     /// # Errors
-    /// If the new plan cannot be loaded: then the old plan stays in use.
+    /// If the new plan cannot be loaded. The old plan then stays in use.
     pub fn apply(&self, plan: &Plan) -> Result<()> {
         self.replace(plan, |loaded| {
             let lost = loaded.pool.gates.lost();
-            // The same device on other cores is another one.
+            // The same device with other cores is a different device.
             let (now, mut wanted) = (openings(&loaded.plan), openings(plan));
             let stays = |id: DeviceId| {
                 let same = |opening: &Opening| opening.id == id && now.contains(opening);
@@ -274,7 +274,7 @@ impl Engine {
 
     fn replace(&self, plan: &Plan, devices: impl FnOnce(&Loaded) -> Result<Vec<Device>>) -> Result<()> {
         let loaded = self.loaded.wait_until(Option::take);
-        // As long as requests are in progress, a device may be lost, and the arenas are in use.
+        // While requests are in progress, a device may be lost, and the arenas are in use.
         self.core.queue.pause();
         let prepared = devices(&loaded)
             .and_then(|devices| Prepared::new(&self.model, plan, devices, &loaded.pipelines, &self.core.clock));
@@ -292,23 +292,23 @@ impl Engine {
 
     /// The plan in use.
     pub fn plan(&self) -> Plan {
-        self.look(|loaded| loaded.plan.clone())
+        self.with_loaded(|loaded| loaded.plan.clone())
     }
 
     /// The devices of each component, over all places and replicas.
     pub fn device_map(&self) -> BTreeMap<String, Vec<DeviceId>> {
-        self.look(|loaded| loaded.plan.device_map())
+        self.with_loaded(|loaded| loaded.plan.device_map())
     }
 
-    /// The most that each device's transient arena ever held, in bytes.
+    /// The most bytes that each device's transient arena ever held.
     pub fn peak_bytes(&self) -> Vec<(DeviceId, usize)> {
-        self.look(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
+        self.with_loaded(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.peak_bytes())).collect())
     }
 
-    /// The most bytes of packed weights that were on each device at one time. Those that `cpu:N` share count where they
-    /// were read first.
+    /// The most bytes of packed weights that were on each device at one time. Weights that `cpu:N` devices share count
+    /// on the device that read them first.
     pub fn peak_weight_bytes(&self) -> Vec<(DeviceId, usize)> {
-        self.look(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
+        self.with_loaded(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
     }
 }
 
@@ -325,14 +325,14 @@ impl Drop for Engine {
     }
 }
 
-/// A thread of the engine.
+/// Starts a thread of the engine.
 fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 'static) -> Result<Thread> {
     let shared = core.clone();
     sync::spawn(&core.clock, name, move || work(&shared))
         .map_err(|e| Error::process(format!("starting the thread \"{name}\"")).source(e))
 }
 
-/// How the devices of a plan are opened.
+/// The devices of a plan, with the options to open them.
 fn openings(plan: &Plan) -> Vec<Opening> {
     let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone(), adapter: device.adapter };
     plan.devices.iter().map(opening).collect()
@@ -352,12 +352,12 @@ fn reserve(plan: &Plan, devices: &[Device]) -> Result<()> {
 struct Prepared {
     pool: Arc<WorkerPool>,
     pipelines: Vec<Arc<Pipeline>>,
-    /// For each thread of each replica, one for each of the UNet's places.
+    /// For each thread of each replica, one slot for each of the UNet's places.
     slots: Vec<Vec<Vec<Slot>>>,
 }
 
 impl Prepared {
-    /// Reads what `known` does not have yet.
+    /// Reads the networks that the pipelines in `known` do not have yet.
     fn new(
         model: &Arc<Model>,
         plan: &Plan,
@@ -380,7 +380,7 @@ impl Prepared {
             Route::new(ids.iter().map(|id| (device(*id), dtype(component, *id))).collect())
         };
         let mut loader = Loader::new(model);
-        known.iter().for_each(|pipeline| loader.know(pipeline.parts()));
+        known.iter().for_each(|pipeline| loader.reuse_networks(pipeline.parts()));
         let mut parts = Vec::with_capacity(plan.replicas.len());
         for replica in &plan.replicas {
             parts.push(replica.placement.try_map(|component, places| {
@@ -410,7 +410,7 @@ impl Prepared {
     }
 }
 
-/// The numerics classes that a replica's text encoders may have: features are the same where these are.
+/// The numerics classes of a replica's text encoders: features are equal for equal classes.
 fn text_classes(model: &Model, parts: &Parts) -> Vec<NumericsClass> {
     let instances = model.spec.in_stage(Stage::Encode).flat_map(|component| &parts[component]);
     let routes = instances.flat_map(Instance::networks).flat_map(|network| network.route.typed());
@@ -420,8 +420,8 @@ fn text_classes(model: &Model, parts: &Parts) -> Vec<NumericsClass> {
     classes
 }
 
-/// How long a device may make no progress: twenty times the predicted time of the longest stage or step, and no less than a
-/// minute.
+/// The time that a device may make no progress: twenty times the predicted time of the longest stage or step, and at
+/// least a minute.
 fn patience(plan: &Plan) -> Duration {
     let longest = plan.components.iter().map(|(_, component)| match component.stage {
         Stage::Denoise => component.seconds / plan.largest.steps as f64,

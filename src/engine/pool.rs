@@ -1,4 +1,4 @@
-//! The worker threads of one plan share this.
+//! State that the worker threads of one plan share.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -7,12 +7,12 @@ use crate::{
     pipeline::{TextCache, gate::Gates},
 };
 
-/// What the worker threads of one plan share.
+/// State that the worker threads of one plan share.
 pub(super) struct WorkerPool {
     pub devices: Vec<Device>,
     pub gates: Arc<Gates>,
-    /// Remembered text features: one cache for each set of numerics classes of text encoders.
+    /// The caches of text features, one for each set of numerics classes of text encoders.
     pub texts: HashMap<Vec<NumericsClass>, Arc<TextCache>>,
-    /// How long a device may make no progress before it counts as lost.
+    /// The time that a device may make no progress before it counts as lost.
     pub patience: Duration,
 }

@@ -8,12 +8,12 @@ use crate::{
     sync::{Clock, Monitor},
 };
 
-/// How often a request is tried again after a device failed while it was worked on.
+/// The number of times that a request is tried again after a device failed while working on it.
 pub(super) const RETRIES: usize = 2;
-/// A request during which so many devices failed may be the cause, and is not tried again.
+/// A request during which this many devices failed may be the cause, and is not tried again.
 pub(super) const MAX_DEVICE_FAILURES: usize = 2;
 
-/// Requests that wait for a replica, and those that one works on. `J` is what the engine knows of a request.
+/// The requests that wait for a replica, and those in progress. `J` is the engine's data of a request.
 pub(super) struct Queue<J>(Monitor<State<J>>);
 
 /// A worker thread: of one replica of one of the engine's plans.
@@ -37,7 +37,7 @@ pub(super) struct Claim<J> {
     pub number: u64,
 }
 
-/// How a device's failure was noticed.
+/// How the failure of a device was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Noticed {
     /// By an error of the thread that used the device; the thread can go on.
@@ -46,14 +46,14 @@ pub(super) enum Noticed {
     BySilence,
 }
 
-/// What becomes of a request whose device failed.
+/// What happens to a request whose device failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// It waits to be tried again.
-    Again,
-    /// It was tried too often.
+    /// The request waits to be tried again.
+    Retry,
+    /// The request was tried too often.
     TooOften,
-    /// Too many devices failed under it.
+    /// Too many devices failed while they worked on the request.
     Suspect,
     /// No replica is left to try it again.
     NoReplica,
@@ -61,24 +61,24 @@ pub(super) enum Next {
 
 /// The consequences of a device's failure.
 pub(super) struct Fallout<J> {
-    /// The requests of the thread that used the device, and what becomes of each.
+    /// The requests of the thread that used the device, and what happens to each.
     pub jobs: Vec<(J, Next)>,
-    /// Replicas that are lost.
-    pub left: Vec<usize>,
-    /// Requests that waited, if no replica is left to take them.
+    /// The replicas that are lost.
+    pub lost_replicas: Vec<usize>,
+    /// The waiting requests, if no replica is left to take them.
     pub unassigned: Vec<J>,
 }
 
 struct State<J> {
-    /// In the order of their ages.
+    /// Waiting requests in the order of their ages.
     waiting: VecDeque<Entry<J>>,
     running: Vec<(Worker, u64, Entry<J>)>,
     /// The number of the plan in use.
     plan: usize,
     replicas: Vec<Replica>,
-    /// Threads that have not exited, of all plans.
+    /// The threads of all plans that have not exited.
     present: Vec<Worker>,
-    /// Threads that were abandoned, because they did not return.
+    /// The threads that were abandoned, because they did not return.
     given_up: Vec<usize>,
     most: usize,
     requests: u64,
@@ -136,8 +136,9 @@ impl<J: Clone> Queue<J> {
         ))
     }
 
-    /// Changes to a plan with these replicas: the devices of each and its number of threads, each of which takes up to `batch`
-    /// requests at once. Twice as many requests as the threads can take may wait. Threads of the previous plan exit.
+    /// Changes to a plan with these replicas: the devices of each and its number of threads, each of which takes up to
+    /// `batch` requests at once. Twice as many requests as the threads can take may wait. Threads of the previous plan
+    /// exit.
     pub fn open(&self, replicas: Vec<(Vec<DeviceId>, usize)>, batch: usize) -> Vec<Worker> {
         self.0.update(|state| {
             state.plan += 1;
@@ -208,12 +209,12 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Calls `act` if the claim is still the thread's.
+    /// Calls `act` if the thread still has the claim.
     ///
     /// # Errors
     /// If the claim was taken from the thread.
     pub fn if_current(&self, claim: u64, act: impl FnOnce()) -> Result<(), Gone> {
-        self.0.look(|state| match state.running.iter().any(|(_, number, _)| *number == claim) {
+        self.0.access(|state| match state.running.iter().any(|(_, number, _)| *number == claim) {
             true => {
                 act();
                 Ok(())
@@ -244,13 +245,13 @@ impl<J: Clone> Queue<J> {
         self.0.update(|state| {
             let of = |(worker, number, _): &(Worker, u64, _)| (*number == claim).then_some(*worker);
             let worker = state.running.iter().find_map(of).ok_or(Gone)?;
-            let mut left = Vec::new();
+            let mut lost_replicas = Vec::new();
             if worker.plan == state.plan {
                 for (i, replica) in state.replicas.iter_mut().enumerate() {
                     let uses = devices.iter().any(|device| replica.devices.contains(device));
                     if replica.here && (uses || (devices.is_empty() && i == worker.replica)) {
                         replica.here = false;
-                        left.push(i);
+                        lost_replicas.push(i);
                     }
                 }
             }
@@ -261,7 +262,7 @@ impl<J: Clone> Queue<J> {
             let mut jobs = Vec::new();
             while let Some(i) = state.running.iter().position(|(other, ..)| *other == worker) {
                 let (_, _, mut entry) = state.running.remove(i);
-                if !left.is_empty() {
+                if !lost_replicas.is_empty() {
                     entry.device_failures += 1;
                 }
                 let job = entry.job.clone();
@@ -273,12 +274,12 @@ impl<J: Clone> Queue<J> {
                     Next::TooOften
                 } else {
                     state.wait(entry);
-                    Next::Again
+                    Next::Retry
                 };
                 jobs.push((job, next));
             }
             let unassigned = if state.is_deserted() { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
-            Ok(Fallout { jobs, left, unassigned: unassigned.into_iter().map(|entry| entry.job).collect() })
+            Ok(Fallout { jobs, lost_replicas, unassigned: unassigned.into_iter().map(|entry| entry.job).collect() })
         })
     }
 
@@ -301,7 +302,7 @@ impl<J: Clone> Queue<J> {
         self.0.update(|state| state.paused = false);
     }
 
-    /// Lets threads exit once no request is left.
+    /// Lets threads exit once there are no requests.
     pub fn close(&self) {
         self.0.update(|state| state.closed = true);
     }
@@ -317,9 +318,9 @@ impl<J: Clone> Queue<J> {
             .wait_until(|state| state.present.iter().all(|worker| worker.plan != plan).then(|| state.given_up.clone()))
     }
 
-    /// How many requests may wait.
+    /// The largest number of waiting requests.
     pub fn most(&self) -> usize {
-        self.0.look(|state| state.most)
+        self.0.access(|state| state.most)
     }
 }
 
@@ -343,7 +344,7 @@ mod tests {
     }
 
     impl Queue<u32> {
-        /// One request, whatever it goes with.
+        /// Takes one request alone.
         fn take_one(&self, worker: Worker) -> Option<Claim<u32>> {
             self.take(worker, 1, |_, _| true).map(|mut claims| claims.remove(0))
         }
@@ -360,7 +361,7 @@ mod tests {
         queue.take_one(worker).expect("a job waits")
     }
 
-    /// The device of this worker's replica fails under a claim.
+    /// Reports that the device of this worker's replica failed during a claim.
     fn die(queue: &Queue<u32>, worker: Worker, claim: &Claim<u32>) -> Fallout<u32> {
         queue.fail(claim.number, &[gpu(worker.replica)], Noticed::ByError).expect("it is under way")
     }
@@ -378,9 +379,9 @@ mod tests {
         let first = take(workers[0]);
         assert_eq!(jobs(&first), [0, 2]);
         let fallout = queue.fail(first[0].0, &[gpu(0)], Noticed::ByError).unwrap();
-        assert_eq!(fallout.jobs, [(0, Next::Again), (2, Next::Again)]);
+        assert_eq!(fallout.jobs, [(0, Next::Retry), (2, Next::Retry)]);
         assert!(queue.finish(first[1].0).is_err(), "it is no longer the thread's");
-        // What was tried before is tried alone.
+        // A request that was tried before is tried alone.
         assert_eq!([0; 3].map(|_| jobs(&take(workers[1]))), [vec![0], vec![1, 3], vec![2]]);
     }
 
@@ -413,7 +414,7 @@ mod tests {
         queue.close();
         thread::scope(|scope| {
             let other = scope.spawn(|| queue.take_one(workers[1]).map(|claim| claim.job));
-            assert_eq!(die(&queue, workers[0], &claim).jobs[0].1, Next::Again);
+            assert_eq!(die(&queue, workers[0], &claim).jobs[0].1, Next::Retry);
             assert_eq!(other.join().unwrap(), Some(7));
         });
     }
@@ -445,12 +446,12 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.jobs, fallout.left, fallout.unassigned), (vec![(0, Next::Again)], vec![0], vec![]));
-        // The other replica goes on with it, before what came later.
+        assert_eq!((fallout.jobs, fallout.lost_replicas, fallout.unassigned), (vec![(0, Next::Retry)], vec![0], vec![]));
+        // The other replica takes it, before younger requests.
         let again = take(&queue, workers[1]);
         assert_eq!((again.job, again.attempt), (0, 2));
         assert_eq!(take(&queue, workers[1]).job, 1);
-        assert!(queue.take_one(workers[0]).is_none(), "who has left gets no more");
+        assert!(queue.take_one(workers[0]).is_none(), "a thread of a lost replica gets no more");
     }
 
     #[test]
@@ -462,11 +463,11 @@ mod tests {
         }
         let claims: Vec<_> = workers[..3].iter().map(|worker| take(&queue, *worker)).collect();
         let fallout = queue.fail(claims[2].number, &[gpu(1)], Noticed::ByError).unwrap();
-        assert_eq!(fallout.left, [0, 1]);
-        // The others meet it too, and are tried again as often as any.
+        assert_eq!(fallout.lost_replicas, [0, 1]);
+        // The other threads meet the failure too, and their requests are tried again as often as any.
         for claim in &claims[..2] {
             let fallout = queue.fail(claim.number, &[gpu(1)], Noticed::ByError).unwrap();
-            assert_eq!((fallout.jobs[0].1, fallout.left), (Next::Again, vec![]));
+            assert_eq!((fallout.jobs[0].1, fallout.lost_replicas), (Next::Retry, vec![]));
         }
         assert_eq!([0; 3].map(|_| take(&queue, workers[3]).job), [0, 1, 2]);
     }
@@ -476,7 +477,7 @@ mod tests {
         let (queue, workers) = queue(3);
         queue.put(0).unwrap();
         queue.put(1).unwrap();
-        for (worker, next) in workers.iter().zip([Next::Again, Next::Suspect]) {
+        for (worker, next) in workers.iter().zip([Next::Retry, Next::Suspect]) {
             let claim = take(&queue, *worker);
             assert_eq!(claim.job, 0);
             assert_eq!(die(&queue, *worker, &claim).jobs[0].1, next);
@@ -492,8 +493,8 @@ mod tests {
         for job in 0..4 {
             queue.put(job).unwrap();
         }
-        // Each time another request of the same replica meets the failure first.
-        for (replica, next) in [Next::Again, Next::Again, Next::TooOften].into_iter().enumerate() {
+        // Each time another request of the same replica is the first to report the failure.
+        for (replica, next) in [Next::Retry, Next::Retry, Next::TooOften].into_iter().enumerate() {
             let (worker, beside) = (workers[2 * replica], workers[2 * replica + 1]);
             let (innocent, other) = (take(&queue, worker), take(&queue, beside));
             assert_eq!((innocent.job, innocent.attempt), (0, replica + 1));
@@ -534,7 +535,7 @@ mod tests {
         queue.put(0).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = queue.fail(claim.number, &[gpu(0)], Noticed::BySilence).unwrap();
-        assert_eq!(fallout.jobs[0].1, Next::Again);
+        assert_eq!(fallout.jobs[0].1, Next::Retry);
         assert_eq!(queue.finish(claim.number), Err(Gone));
         assert_eq!(queue.if_current(claim.number, || panic!("nobody should hear of it")), Err(Gone));
         assert!(queue.fail(claim.number, &[gpu(0)], Noticed::ByError).is_err());

@@ -1,4 +1,4 @@
-//! A submitted request: what its sender holds, and what the engine's threads hold.
+//! A submitted request, as the caller and as the engine's threads see it.
 
 use std::{
     sync::{
@@ -19,30 +19,30 @@ use crate::{
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// It waits for a replica.
+    /// The request waits for a replica.
     Queued {
-        /// When it was submitted.
+        /// The time of submission.
         at: Instant,
     },
-    /// A replica has taken it: for the first time, or again after a device failed.
+    /// A replica has taken the request: for the first time, or again after a device failed.
     Taken {
-        /// Which replica, counted from 0.
+        /// The number of the replica, from 0.
         replica: usize,
-        /// Which try this is, counted from 1.
+        /// The number of this try, from 1.
         attempt: usize,
-        /// When.
+        /// The time of this event.
         at: Instant,
     },
-    /// It made progress.
+    /// The request made progress.
     Progress(Progress),
-    /// A device failed while it was worked on, and it waits to be tried again.
+    /// A device failed while working on the request, which waits to be tried again.
     Retry {
-        /// How the device failed.
+        /// The error of the device.
         error: Error,
-        /// When.
+        /// The time of this event.
         at: Instant,
     },
-    /// It is done, or it failed. No event follows.
+    /// The request is done, or has failed. No event follows.
     Done(Result<Picture>),
 }
 
@@ -52,7 +52,7 @@ pub struct Ticket {
     pub(super) events: Receiver<Event>,
     pub(super) clock: Clock,
     pub(super) cancel: Canceller,
-    /// [`Event::Done`] was received.
+    /// Whether [`Event::Done`] was received.
     pub(super) done: AtomicBool,
 }
 
@@ -62,7 +62,7 @@ impl Ticket {
         self.receive(|events| events.receive().ok_or(RecvTimeoutError::Disconnected)).ok()
     }
 
-    /// The next event, if there is one already.
+    /// The next event, if there already is one.
     ///
     /// # Errors
     /// `Timeout` if there is none yet, `Disconnected` after [`Event::Done`].
@@ -103,8 +103,8 @@ impl Ticket {
         Err(Error::process("the engine stopped before the request was done"))
     }
 
-    /// Waits for the result, but no longer than `timeout`; then the ticket comes back, and the request goes on. Events
-    /// that arrive meanwhile are dropped.
+    /// Waits for the result, but no longer than `timeout`. After the timeout, it returns the ticket, and the request
+    /// continues. Events that arrive meanwhile are dropped.
     ///
     /// # Errors
     /// The ticket, if the request was not done within that time.
@@ -120,7 +120,7 @@ impl Ticket {
         }
     }
 
-    /// Asks the request to stop after its current step; it ends with an error of [`Scope::Interrupted`](crate::error::Scope).
+    /// Asks the request to stop after its current step; it ends with an error of [`ErrorScope::Interrupted`](crate::error::ErrorScope).
     pub fn cancel(&self) {
         self.cancel.cancel();
     }
@@ -136,7 +136,7 @@ impl Ticket {
 pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
-    /// Asks the request to stop after its current step. Without effect once it is done.
+    /// Asks the request to stop after its current step. It has no effect once the request is done.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -146,19 +146,19 @@ impl Canceller {
     }
 }
 
-/// A request and whom to tell.
-pub(super) struct Job {
+/// A submitted request, and the function that receives its events.
+pub(super) struct Submission {
     pub request: Request,
     pub cancel: Canceller,
     pub events: Box<dyn Fn(Event) + Send + Sync>,
 }
 
-impl Job {
-    pub fn tell(&self, event: Event) {
+impl Submission {
+    pub fn send_event(&self, event: Event) {
         (self.events)(event);
     }
 
-    pub fn end(&self, result: Result<Picture>) {
-        self.tell(Event::Done(result));
+    pub fn send_result(&self, result: Result<Picture>) {
+        self.send_event(Event::Done(result));
     }
 }

@@ -1,4 +1,4 @@
-//! The watchdog's records: which requests hold devices, and when these last made progress.
+//! The watchdog's records: which requests hold devices, and when these devices last made progress.
 
 use std::{
     sync::Arc,
@@ -23,14 +23,14 @@ struct State {
 /// A request that holds devices, or waits for the next of them.
 struct Watched {
     silent: Silent,
-    /// Calls of the devices that it holds, when they were last checked.
+    /// The number of calls of the held devices at the last check.
     done: u64,
     looked: Instant,
     /// When the request or its devices last made progress.
     last: Instant,
 }
 
-/// How often a device is checked before it counts as lost.
+/// The number of checks of a device before it counts as lost.
 const CHECKS: u32 = 8;
 
 /// A request that holds devices and may have made no progress for too long.
@@ -50,12 +50,12 @@ impl Watched {
         self.looked + self.silent.patience / CHECKS
     }
 
-    /// Checks the devices that it holds, which no other request uses meanwhile.
+    /// Checks the held devices, which no other request uses meanwhile.
     fn check(&mut self, now: Instant) {
         let Silent { pool, age, devices, .. } = &mut self.silent;
         let held = pool.gates.held_by(*age);
         let done = pool.devices.iter().filter(|device| held.contains(&device.id())).map(Device::calls).sum();
-        // It may have gone on to other devices, or wait for one that another request holds.
+        // The request may have moved to other devices, or may be waiting for one that another request holds.
         if *devices != held || held.is_empty() || done != self.done {
             self.last = now;
         }
@@ -78,7 +78,7 @@ impl Watch {
         Self(Monitor::new(State::default(), clock))
     }
 
-    /// A request has been granted its devices.
+    /// Records that a request holds its devices.
     pub fn begin(&self, silent: Silent) {
         let now = self.0.clock().now();
         let mut watched = Watched { silent, done: 0, looked: now, last: now };
@@ -86,17 +86,17 @@ impl Watch {
         self.0.update(|state| state.watched.push(watched));
     }
 
-    /// A request made progress.
+    /// Records that a request made progress.
     pub fn progressed(&self, claim: u64) {
         let now = self.0.clock().now();
-        self.0.look(|state| {
+        self.0.access(|state| {
             state.watched.iter_mut().filter(|watched| watched.silent.claim == claim).for_each(|w| w.last = now);
         });
     }
 
-    /// A request holds no device any more.
+    /// Records that a request holds no device any more.
     pub fn end(&self, claim: u64) {
-        self.0.look(|state| state.watched.retain(|watched| watched.silent.claim != claim));
+        self.0.access(|state| state.watched.retain(|watched| watched.silent.claim != claim));
     }
 
     /// Ends the watchdog.
@@ -104,8 +104,8 @@ impl Watch {
         self.0.update(|state| state.stopped = true);
     }
 
-    /// Waits for a request that has made no progress, neither itself nor its devices, for as long as its `patience`. `None`
-    /// after [`Watch::stop`].
+    /// Waits for a request that has made no progress, neither itself nor its devices, for as long as its `patience`.
+    /// Returns `None` after [`Watch::stop`].
     pub fn next_silent(&self) -> Option<Silent> {
         loop {
             let deadline = self.0.wait_until(|state| match state.next_check() {
@@ -113,7 +113,7 @@ impl Watch {
                 None => None,
                 some => Some(some),
             })?;
-            // A younger request may have less patience.
+            // A younger request may have a shorter patience.
             let earlier = |state: &mut State| {
                 let changed = state.stopped || state.next_check().is_some_and(|next| next < deadline);
                 changed.then_some(())
@@ -122,7 +122,7 @@ impl Watch {
                 continue;
             }
             let now = self.0.clock().now();
-            let silent = self.0.look(|state| {
+            let silent = self.0.access(|state| {
                 let due = state.watched.iter_mut().filter(|watched| watched.next_check() <= now);
                 due.for_each(|watched| watched.check(now));
                 let silent = state.watched.iter().find(|watched| watched.is_silent(now))?.silent.clone();

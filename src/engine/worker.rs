@@ -9,80 +9,80 @@ use std::{
 use super::{
     pool::WorkerPool,
     queue::{Claim, Fallout, Next, Noticed, Queue, Worker},
-    ticket::{Event, Job},
+    ticket::{Event, Submission},
     watch::{Silent, Watch},
 };
 use crate::{
     backend::DeviceId,
-    error::{Error, Result, Scope},
+    error::{Error, Result, ErrorScope},
     models::component::Stage,
     pipeline::{Picture, Pipeline, Progress, Slot, request::Request},
     sync::Clock,
 };
 
-/// What all threads of an engine share, whatever their plan.
+/// State that all threads of an engine share, for all plans.
 pub(super) struct Core {
-    pub queue: Queue<Arc<Job>>,
+    pub queue: Queue<Arc<Submission>>,
     pub watch: Watch,
     pub clock: Clock,
-    /// The error for which the last replica was lost.
+    /// The error that caused the loss of the last replica.
     pub last_error: Mutex<String>,
 }
 
-/// The pipeline that a worker thread uses, with its own slots there.
-pub(super) struct Post<'a> {
+/// The pipeline of a worker thread, with the thread's own slots.
+pub(super) struct WorkerPipeline<'a> {
     pub pipeline: &'a Pipeline,
     pub slots: &'a [Slot],
 }
 
 impl Core {
-    /// The error of a request that no replica is left to take.
+    /// The error of a request when no replica is left.
     pub(super) fn no_replica(&self) -> Error {
         let last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         let error = Error::request("engine: no replica is left");
-        if last.is_empty() { error } else { error.found(format!("the last one left because of {last}")) }
+        if last.is_empty() { error } else { error.found(format!("the last one was lost because of {last}")) }
     }
 
     /// Handles devices that failed during a claim: replicas that use them are lost, and the requests concerned get an event.
     fn lose(&self, pool: &WorkerPool, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Exit {
         pool.gates.lose(devices);
-        let Ok(Fallout { jobs, left, unassigned }) = self.queue.fail(claim, devices, noticed) else {
+        let Ok(Fallout { jobs, lost_replicas, unassigned }) = self.queue.fail(claim, devices, noticed) else {
             return Exit::Abandoned;
         };
-        if !left.is_empty() {
+        if !lost_replicas.is_empty() {
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
-            tracing::error!("{error}; replicas that leave: {left:?}");
+            tracing::error!("{error}; lost replicas: {lost_replicas:?}");
         }
         for (job, next) in jobs {
-            let error = error.again();
+            let error = error.duplicate();
             match next {
-                Next::Again => job.tell(Event::Retry { error, at: self.clock.now() }),
-                Next::NoReplica => job.end(Err(error)),
-                Next::TooOften => job.end(Err(error.context("tried as often as any request is"))),
-                Next::Suspect => job.end(Err(error.context(
+                Next::Retry => job.send_event(Event::Retry { error, at: self.clock.now() }),
+                Next::NoReplica => job.send_result(Err(error)),
+                Next::TooOften => job.send_result(Err(error.context("tried as often as any request is"))),
+                Next::Suspect => job.send_result(Err(error.context(
                     "a second device failed under this request, which may be the cause and is not tried again",
                 ))),
             }
         }
-        unassigned.into_iter().for_each(|job| job.end(Err(self.no_replica())));
+        unassigned.into_iter().for_each(|job| job.send_result(Err(self.no_replica())));
         Exit::Done
     }
 
     /// Reports the result of a claim, or starts another try.
-    fn end(&self, claim: &Claim<Arc<Job>>, pool: &WorkerPool, result: Result<Picture>) -> Exit {
+    fn report_result(&self, claim: &Claim<Arc<Submission>>, pool: &WorkerPool, result: Result<Picture>) -> Exit {
         let scope = result.as_ref().err().map(|error| error.scope().clone());
         match (result, scope) {
-            (Err(error), Some(Scope::Device(device))) => {
+            (Err(error), Some(ErrorScope::Device(device))) => {
                 self.lose(pool, claim.number, &[device], error, Noticed::ByError)
             }
             (result, scope) => {
                 if self.queue.finish(claim.number).is_err() {
                     return Exit::Abandoned;
                 }
-                claim.job.end(result);
-                if scope == Some(Scope::Process) {
+                claim.job.send_result(result);
+                if scope == Some(ErrorScope::Process) {
                     let error = || Error::process("the engine stopped after another request's failure");
-                    self.queue.stop().into_iter().for_each(|job| job.end(Err(error())));
+                    self.queue.stop().into_iter().for_each(|job| job.send_result(Err(error())));
                 }
                 Exit::Done
             }
@@ -90,12 +90,12 @@ impl Core {
     }
 }
 
-/// How a worker thread ended.
+/// The reason why a worker thread ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// It has nothing more to do.
+    /// There is no more work.
     Done,
-    /// The watchdog had taken its claims: it was abandoned.
+    /// The watchdog had taken the thread's claims: the thread was abandoned.
     Abandoned,
 }
 
@@ -104,19 +104,19 @@ pub(super) fn watch(core: &Arc<Core>) {
     while let Some(Silent { pool, claim, age, devices, patience }) = core.watch.next_silent() {
         let Some(first) = devices.first() else { continue };
         let error = Error::device(*first, format!("nothing was heard of it for {} s", patience.as_secs()));
-        // Other requests no longer wait for the texts that it was encoding.
+        // Other requests must not wait for the texts that this one was encoding.
         pool.texts.values().for_each(|texts| texts.give_up(age));
         core.lose(&pool, claim, &devices, error, Noticed::BySilence);
     }
 }
 
 /// A worker thread of a replica: runs until there is nothing more to do, or it was abandoned.
-pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<WorkerPool>, post: &Post) -> Exit {
-    let goes_with = |a: &Arc<Job>, b: &Arc<Job>| a.request.goes_with(&b.request);
+pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<WorkerPool>, post: &WorkerPipeline) -> Exit {
+    let goes_with = |a: &Arc<Submission>, b: &Arc<Submission>| a.request.goes_with(&b.request);
     while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
         for claim in &claims {
             let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
-            if core.queue.if_current(claim.number, || claim.job.tell(taken)).is_err() {
+            if core.queue.if_current(claim.number, || claim.job.send_event(taken)).is_err() {
                 return Exit::Abandoned;
             }
         }
@@ -125,24 +125,24 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<Wo
             match drawn {
                 Ok(results) => {
                     for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
-                        if core.end(claim, pool, result) == Exit::Abandoned {
+                        if core.report_result(claim, pool, result) == Exit::Abandoned {
                             return Exit::Abandoned;
                         }
                     }
                 }
-                Err(error) if matches!(error.scope(), Scope::Device(_)) => {
+                Err(error) if matches!(error.scope(), ErrorScope::Device(_)) => {
                     let first = std::mem::take(&mut claims).swap_remove(0);
-                    if core.end(&first, pool, Err(error)) == Exit::Abandoned {
+                    if core.report_result(&first, pool, Err(error)) == Exit::Abandoned {
                         return Exit::Abandoned;
                     }
                 }
-                // One of the requests is the cause: it fails again when each is drawn alone.
+                // One of the requests caused the error: it fails again when each is drawn alone.
                 Err(error) => tracing::debug!("a batch is taken apart: {error}"),
             }
         }
         for claim in claims {
             let result = draw(core, std::slice::from_ref(&claim), pool, post).and_then(|mut results| results.remove(0));
-            if core.end(&claim, pool, result) == Exit::Abandoned {
+            if core.report_result(&claim, pool, result) == Exit::Abandoned {
                 return Exit::Abandoned;
             }
         }
@@ -150,8 +150,8 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<Wo
     Exit::Done
 }
 
-/// Draws requests that go together, and reports the progress of each as long as its claim is this thread's.
-fn draw(core: &Core, claims: &[Claim<Arc<Job>>], pool: &Arc<WorkerPool>, post: &Post) -> Result<Vec<Result<Picture>>> {
+/// Draws one batch, and reports the progress of each request as long as this thread has its claim.
+fn draw(core: &Core, claims: &[Claim<Arc<Submission>>], pool: &Arc<WorkerPool>, post: &WorkerPipeline) -> Result<Vec<Result<Picture>>> {
     let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
     let age = claims[0].age;
     let mut on = |i: usize, progress: Progress| {
@@ -170,7 +170,7 @@ fn draw(core: &Core, claims: &[Claim<Arc<Job>>], pool: &Arc<WorkerPool>, post: &
         // A request that is being decoded is nearly done: it is not cancelled.
         let may_stop = !matches!(&progress, Progress::Started { stage: Stage::Decode, .. } | Progress::Finished(_));
         core.queue
-            .if_current(*number, || job.tell(Event::Progress(progress)))
+            .if_current(*number, || job.send_event(Event::Progress(progress)))
             .map_err(|_| Error::request("this request was taken from its thread"))?;
         if may_stop && job.cancel.is_asked() { Err(Error::interrupted()) } else { Ok(()) }
     };
@@ -180,7 +180,7 @@ fn draw(core: &Core, claims: &[Claim<Arc<Job>>], pool: &Arc<WorkerPool>, post: &
         false => Ok(Err(Error::interrupted())),
     };
     claims.iter().for_each(|claim| core.watch.end(claim.number));
-    // A panic is a bug of ours, and most likely this request's: the replica goes on with the next.
+    // A panic is a bug in sdshard, and most likely only this request triggers it: the replica continues with the next.
     drawn.unwrap_or_else(|panic| {
         Err(Error::request(format!("a bug in sdshard, please report it: {}", message(&*panic))))
     })

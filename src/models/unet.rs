@@ -206,7 +206,7 @@ enum Block {
 }
 
 /// A section by its config: the one description that [`Unet::sections`] and [`Unet::load`] follow.
-struct Section {
+struct SectionSpec {
     /// Its path in the file. `conv_in` has the time embedding with it, `conv_out` the norm before it.
     name: String,
     phase: Phase,
@@ -234,11 +234,11 @@ enum Kind {
 }
 
 /// All sections, in the order in which they run.
-fn describe(spec: &UnetSpec) -> Vec<Section> {
+fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
     let (widths, layers) = (&spec.block_out_channels, spec.layers_per_block);
     let last = widths.len() - 1;
     let mut sections = Vec::new();
-    let mut add = |name: String, phase, kind, skip| sections.push(Section { name, phase, kind, skip });
+    let mut add = |name: String, phase, kind, skip| sections.push(SectionSpec { name, phase, kind, skip });
     add("conv_in".to_owned(), Phase::In, Kind::Conv, true);
     for level in 0..=last {
         let name = format!("down_blocks.{level}");
@@ -296,7 +296,7 @@ impl Unet {
         let (time, groups, eps) = (4 * widths[0], spec.norm_num_groups, spec.norm_eps);
         let scope = |i: usize| w.section(i, route.at(i), route.dtype(i));
         let layer = |i: usize| -> Result<Layer> {
-            let Section { name, kind, skip, .. } = &sections[i];
+            let SectionSpec { name, kind, skip, .. } = &sections[i];
             let w = scope(i).at(name);
             let block = match *kind {
                 Kind::Resnet { in_channels, out_channels } => {
@@ -319,7 +319,7 @@ impl Unet {
             };
             Ok(Layer { block, skip: *skip })
         };
-        let which = |wanted: &dyn Fn(&Section) -> bool| -> Vec<usize> {
+        let which = |wanted: &dyn Fn(&SectionSpec) -> bool| -> Vec<usize> {
             (0..sections.len()).filter(|&i| wanted(&sections[i])).collect()
         };
         let path = |phase| which(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();

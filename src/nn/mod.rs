@@ -1,4 +1,4 @@
-//! Layers: what a checkpoint stores under one name, with its op.
+//! Layers: the tensors that a checkpoint stores under one name, with the op that uses them.
 
 use crate::{
     backend::{Activation, DType, Layer, Weight},
@@ -13,38 +13,38 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// From `weight [out, k]` and `bias [out]`.
+    /// Loads `weight [out, k]` and `bias [out]`.
     pub fn load(w: &Scope, k: usize, out: usize) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Linear { out, k }, &[out, k], true)? })
     }
 
-    /// From `weight [out, k]` alone.
+    /// Loads `weight [out, k]` without a bias.
     pub fn load_without_bias(w: &Scope, k: usize, out: usize) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Linear { out, k }, &[out, k], false)? })
     }
 
-    /// From a 1x1 convolution, `weight [out, k, 1, 1]`: channels lie last, so it is the same product.
+    /// Loads a 1x1 convolution, `weight [out, k, 1, 1]`: channels are last, so it is the same product.
     pub fn load_conv1x1(w: &Scope, k: usize, out: usize) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Linear { out, k }, &[out, k, 1, 1], true)? })
     }
 
-    /// From `weight [out, k]`, whose two halves GEGLU multiplies.
+    /// Loads `weight [out, k]`, whose two halves GEGLU multiplies.
     pub fn load_geglu(w: &Scope, k: usize, out: usize) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Geglu { out, k }, &[out, k], true)? })
     }
 
-    /// `[.., k]` to `[.., out]`.
+    /// Maps `[.., k]` to `[.., out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.linear(&self.weight, &Fuse::default())
     }
 
-    /// The same with what follows it.
+    /// As [`Linear::forward`], with fused operations.
     pub fn forward_with(&self, x: &Tensor, fuse: &Fuse) -> Result<Tensor> {
         x.linear(&self.weight, fuse)
     }
 }
 
-/// A convolution.
+/// A 2-D convolution.
 pub struct Conv2d {
     weight: Weight,
     stride: usize,
@@ -52,12 +52,12 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// A window that keeps the size: `weight [out, channels, kernel, kernel]`.
+    /// Loads a convolution that keeps the size: `weight [out, channels, kernel, kernel]`.
     pub fn load(w: &Scope, channels: usize, out: usize, kernel: usize) -> Result<Self> {
         Self::load_with(w, channels, out, kernel, 1, Padding::Same)
     }
 
-    /// Any window.
+    /// Loads a convolution with any kernel size, stride and padding.
     pub fn load_with(
         w: &Scope,
         channels: usize,
@@ -70,17 +70,17 @@ impl Conv2d {
         Ok(Self { weight: w.layer(layer, &[out, channels, kernel, kernel], true)?, stride, padding })
     }
 
-    /// The type of its input and output.
+    /// The type of the input and output.
     pub fn dtype(&self) -> DType {
         self.weight.dtype()
     }
 
-    /// `[batch, height, width, channels]` to `[batch, height / stride, width / stride, out]`.
+    /// Maps `[batch, height, width, channels]` to `[batch, height / stride, width / stride, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, &Fuse::default())
     }
 
-    /// The same with what follows it.
+    /// As [`Conv2d::forward`], with fused operations.
     pub fn forward_with(&self, x: &Tensor, fuse: &Fuse) -> Result<Tensor> {
         x.conv2d(&self.weight, self.stride, self.padding, fuse)
     }
@@ -94,17 +94,17 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// From `weight [channels]` and `bias [channels]`.
+    /// Loads `weight [channels]` and `bias [channels]`.
     pub fn load(w: &Scope, channels: usize, groups: usize, eps: f32) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Norm { channels }, &[channels], true)?, groups, eps })
     }
 
-    /// Any `[batch, .., channels]`.
+    /// Normalises any `[batch, .., channels]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.group_norm(&self.weight, self.groups, self.eps, Activation::None)
     }
 
-    /// `silu(norm(x))`.
+    /// Computes `silu(norm(x))`.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         x.group_norm(&self.weight, self.groups, self.eps, Activation::Silu)
     }
@@ -117,25 +117,25 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// From `weight [channels]` and `bias [channels]`.
+    /// Loads `weight [channels]` and `bias [channels]`.
     pub fn load(w: &Scope, channels: usize, eps: f32) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Norm { channels }, &[channels], true)?, eps })
     }
 
-    /// Any `[.., channels]`.
+    /// Normalises any `[.., channels]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.layer_norm(&self.weight, self.eps)
     }
 }
 
-/// A table of rows.
+/// A table of embedding vectors.
 pub struct Embedding {
-    /// `[rows, channels]`.
+    /// The table, `[rows, channels]`.
     pub weight: Weight,
 }
 
 impl Embedding {
-    /// From `weight [rows, channels]`.
+    /// Loads `weight [rows, channels]`.
     pub fn load(w: &Scope, rows: usize, channels: usize) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Embedding { rows, channels }, &[rows, channels], false)? })
     }

@@ -1,26 +1,26 @@
-//! The rule of who uses which device next, as a plain state machine without threads and without a clock. The engine's
-//! gates (`gate.rs`) follow it with real threads, and the planner's prediction (`planner/predict.rs`) with simulated time.
+//! The rule by which requests get devices, as a state machine without threads and without a clock. The engine's gates
+//! (`gate.rs`) follow it with real threads, and the planner's prediction (`planner/predict.rs`) with simulated time.
 //!
 //! A request asks for all devices of its next stage at once and holds nothing while it waits, so there is no deadlock. It
 //! may offer several sets of devices (the places of a pool) and gets the first set whose devices are all free. A device
 //! that a request further ahead in the queue waits for is not given to one behind it, so no request starves.
 //!
-//! The queue is ordered by age, with one exception: encoding a text is short, and the other devices of a pool have nothing
-//! to do until their texts are encoded. So a request that asks for a UNet's devices goes behind the texts that wait for
-//! one of these devices already.
+//! The queue is ordered by age, with one exception: encoding a text is short, and the other devices of a pool have
+//! nothing to do until their texts are encoded. So a request for a UNet's devices goes behind the texts that already
+//! wait for one of these devices.
 //!
 //! Devices are numbers, counted from 0.
 
 use std::collections::BTreeMap;
 
-/// What a request wants devices for.
+/// The work for which a request needs devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// To encode a text.
+    /// Encoding a text.
     Text,
-    /// To denoise.
+    /// Denoising.
     Denoise,
-    /// To decode a picture.
+    /// Decoding a picture.
     Decode,
 }
 
@@ -28,7 +28,7 @@ pub enum Work {
 /// own age, and its ticket.
 type Priority = (u64, bool, u64, u64);
 
-/// A request that waits. `S` are the sets of devices that it offers; it needs all devices of one set.
+/// A waiting request. `S` are the sets of devices that it can use; it needs all devices of one set.
 struct WaitEntry<S> {
     work: Work,
     sets: S,
@@ -37,11 +37,11 @@ struct WaitEntry<S> {
 /// A request whose wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Admission {
-    /// What [`DeviceQueue::ask`] returned for it.
+    /// The ticket from [`DeviceQueue::ask`].
     pub ticket: u64,
-    /// Its age.
+    /// The age of the request.
     pub age: u64,
-    /// What it got.
+    /// How its wait ended.
     pub outcome: Outcome,
 }
 
@@ -50,7 +50,7 @@ pub struct Admission {
 pub enum Outcome {
     /// The request holds the devices of the set with this number.
     Granted(usize),
-    /// Every set has a lost device; this is the first one. `None`: the request offered no set.
+    /// Every set has a lost device; this is the first one. `None`: the request has no set.
     Lost(Option<usize>),
 }
 
@@ -58,13 +58,13 @@ pub enum Outcome {
 struct Device {
     /// The age of the request that uses it.
     holder: Option<u64>,
-    /// It will not be free again.
+    /// Whether the device has failed for good.
     is_lost: bool,
-    /// In [`DeviceQueue::admit`]: whether a request further ahead waits for it.
+    /// In [`DeviceQueue::admit`]: whether a request further ahead waits for the device.
     is_wanted: bool,
 }
 
-/// Requests that wait for devices, and the devices.
+/// Devices, and the requests that wait for them.
 pub struct DeviceQueue<S> {
     devices: Vec<Device>,
     waiting: BTreeMap<Priority, WaitEntry<S>>,
@@ -78,7 +78,7 @@ impl<S> Default for DeviceQueue<S> {
 }
 
 impl<S> DeviceQueue<S> {
-    /// So many free devices, and nobody waits.
+    /// An empty queue for this number of free devices.
     pub fn new(devices: usize) -> Self {
         Self { devices: vec![Device::default(); devices], waiting: BTreeMap::new(), tickets: 0 }
     }
@@ -91,8 +91,8 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         self.devices.len() - 1
     }
 
-    /// Puts a request into the queue and returns its ticket. `age` is smaller for older requests. [`DeviceQueue::admit`]
-    /// says when its wait is over.
+    /// Puts a request into the queue and returns its ticket. `age` is smaller for older requests.
+    /// [`DeviceQueue::admit`] reports the end of its wait.
     pub fn ask(&mut self, age: u64, work: Work, sets: S) -> u64 {
         self.tickets += 1;
         let behind = if work == Work::Denoise { self.last_text_for(sets.as_ref()) } else { None };
@@ -109,8 +109,8 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         self.waiting.iter().rev().find(|(_, entry)| is_ahead(entry)).map(|((age, ..), _)| *age)
     }
 
-    /// Ends the waits of all requests that may proceed now, those ahead in the queue first, and returns them. Whoever is
-    /// granted devices holds them until [`DeviceQueue::release`].
+    /// Ends the waits of all requests that may proceed now, those ahead in the queue first, and returns them. A request
+    /// holds its granted devices until [`DeviceQueue::release`].
     pub fn admit(&mut self) -> Vec<Admission> {
         let Self { devices, waiting, .. } = self;
         devices.iter_mut().for_each(|device| device.is_wanted = false);
@@ -139,12 +139,13 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         admitted
     }
 
-    /// Makes devices free again for others.
+    /// Makes devices free again.
     pub fn release(&mut self, devices: &[usize]) {
         devices.iter().for_each(|&device| self.devices[device].holder = None);
     }
 
-    /// This device will not be free again. Requests that wait are told by [`DeviceQueue::admit`]; who holds it is not.
+    /// Marks a device as lost: it will not be free again. [`DeviceQueue::admit`] reports it to waiting requests, but
+    /// not to the request that holds the device.
     pub fn lose(&mut self, device: usize) {
         self.devices[device].is_lost = true;
     }
@@ -159,7 +160,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         self.devices[device].holder
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -171,7 +172,7 @@ mod tests {
 
     type Sets = Vec<Vec<usize>>;
 
-    /// The ages of those that are admitted now, each with its set; nobody meets a lost device.
+    /// The ages of the requests that are admitted now, each with its set; fails if one met a lost device.
     fn admitted(queue: &mut DeviceQueue<Sets>) -> Vec<(u64, usize)> {
         let granted = |Admission { age, outcome, .. }| match outcome {
             Outcome::Granted(set) => (age, set),
@@ -217,7 +218,8 @@ mod tests {
         assert_eq!(admitted(&mut queue), [(9, 0)]);
         queue.ask(6, Work::Text, vec![vec![0]]);
         queue.ask(3, Work::Denoise, vec![vec![0]]);
-        // Behind the older one, which is behind the text ahead of it: there is one order of all.
+        // The new request is behind the older one, which is behind the text ahead of it: there is one order of all
+        // requests.
         queue.ask(5, Work::Decode, vec![vec![0]]);
         queue.ask(7, Work::Text, vec![vec![0]]);
         // No text waits for the other device.
@@ -238,7 +240,7 @@ mod tests {
         assert!(queue.admit().is_empty());
         queue.lose(0);
         assert_eq!(queue.admit(), [Admission { ticket, age: 1, outcome: Outcome::Lost(Some(0)) }]);
-        // A pool goes on without it, and whoever used it may still release it.
+        // A pool continues without the lost device, and the request that used it may still release it.
         queue.ask(2, Work::Decode, vec![vec![0], vec![1]]);
         assert_eq!(admitted(&mut queue), [(2, 1)]);
         queue.release(&[0]);

@@ -1,4 +1,4 @@
-//! One placement at work: requests that go together, from texts to pictures, through the gates of their devices.
+//! Draws requests that form a batch, from texts to pictures, with the devices of one placement.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backend::{DType, Device},
-    error::{Error, Result, Scope},
+    error::{Error, Result, ErrorScope},
     models::{
         component::{ComponentId, Stage},
         route::{NoHooks, PersistentArenas, Route, SectionHooks},
@@ -30,7 +30,7 @@ use crate::{
     tensor::Shape,
 };
 
-/// One placement of one model, ready to draw. Several requests may be in progress at once, each with its own [`Slot`]s.
+/// One loaded placement of a model. Several requests may be in progress at once, each with its own [`Slot`]s.
 pub struct Pipeline {
     model: Arc<Model>,
     parts: Parts,
@@ -38,13 +38,13 @@ pub struct Pipeline {
     texts: Arc<TextCache>,
 }
 
-/// Is called with the progress of a request, given by its index in the batch, and may stop the request with an error.
+/// A callback for the progress of a request, given by its index in the batch. An error stops the request.
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, Progress) -> Result<()>;
 
 /// The state of one request of a batch.
 struct InProgress {
     spans: Vec<Span>,
-    /// Why it was stopped, if it was.
+    /// The error that stopped the request, if any.
     stopped: Option<Error>,
 }
 
@@ -53,51 +53,52 @@ struct Batch<'a> {
     requests: &'a [&'a Request],
     in_progress: Vec<InProgress>,
     progress: OnProgress<'a>,
-    /// The devices of the last stage, until those of the next one are asked for.
+    /// The devices of the last stage, until the request asks for those of the next one.
     held: Option<DeviceGuard<'a>>,
 }
 
 impl Batch<'_> {
-    /// Reports the progress of one request, which may be stopped by that.
+    /// Reports the progress of one request, and records an error of the callback, which stops the request.
     ///
     /// # Errors
     /// If all requests have been stopped.
-    fn tell(&mut self, i: usize, progress: Progress) -> Result<()> {
+    fn report(&mut self, i: usize, progress: Progress) -> Result<()> {
         if self.in_progress[i].stopped.is_none()
             && let Err(error) = (self.progress)(i, progress)
         {
             self.in_progress[i].stopped = Some(error);
         }
-        match self.going().next() {
+        match self.active().next() {
             Some(_) => Ok(()),
             None => Err(Error::interrupted()),
         }
     }
 
     /// Reports the progress of all requests.
-    fn tell_all(&mut self, progress: &Progress) -> Result<()> {
-        (0..self.requests.len()).try_for_each(|i| self.tell(i, progress.clone()))
+    fn report_all(&mut self, progress: &Progress) -> Result<()> {
+        (0..self.requests.len()).try_for_each(|i| self.report(i, progress.clone()))
     }
 
     /// The indices of the requests that were not stopped.
-    fn going(&self) -> impl Iterator<Item = usize> {
+    fn active(&self) -> impl Iterator<Item = usize> {
         (0..self.requests.len()).filter(|&i| self.in_progress[i].stopped.is_none())
     }
 }
 
 impl Pipeline {
-    /// `gates` are those of all pipelines that share a device with this one.
+    /// A pipeline whose `gates` are shared by all pipelines that have a device in common with it.
     pub fn new(model: Arc<Model>, parts: Parts, gates: Arc<Gates>, texts: Arc<TextCache>) -> Self {
         Self { model, parts, gates, texts }
     }
 
-    /// Its networks and where they run.
+    /// The networks and where they run.
     pub fn parts(&self) -> &Parts {
         &self.parts
     }
 
-    /// What one request in progress needs for each of the denoiser's instances: `keeps` has an arena on each of their devices
-    /// that no other request uses meanwhile, `lanes` one on each device of those that are cut and shared with other requests.
+    /// The slots of one request in progress, one for each of the denoiser's instances: `keeps` has an arena on each of
+    /// their devices that no other request uses meanwhile, `lanes` one on each device of those that are cut and shared
+    /// with other requests.
     pub fn slots(&self, keeps: &PersistentArenas, lanes: &[Device]) -> Vec<Slot> {
         self.denoisers().iter().map(|instance| Slot::new(instance, keeps, lanes)).collect()
     }
@@ -107,8 +108,8 @@ impl Pipeline {
         &self.parts[self.model.spec.denoiser()]
     }
 
-    /// Draws one picture for each of `requests`, which [go together](Request::goes_with). `age` tells older requests from
-    /// younger ones.
+    /// Draws one picture for each of `requests`, which form [one batch](Request::goes_with). `age` is smaller for older
+    /// requests.
     ///
     /// # Errors
     /// For all: if a device fails, an arena is full, or every request has been stopped. For one: if it does not fit the
@@ -124,10 +125,10 @@ impl Pipeline {
             .iter()
             .map(|request| InProgress { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
         let mut batch = Batch { requests, in_progress: in_progress.collect(), progress, held: None };
-        let drawn = if batch.going().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
+        let drawn = if batch.active().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
         let stopped = batch.in_progress.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
         match drawn {
-            // All were stopped, each for its own reason.
+            // All requests were stopped, each with its own error.
             Err(_) if stopped.iter().all(Option::is_some) => Ok(stopped.into_iter().flatten().map(Err).collect()),
             Err(error) => Err(error),
             Ok(mut pictures) => {
@@ -135,27 +136,27 @@ impl Pipeline {
                 let result = |(i, stopped): (usize, Option<Error>)| match (stopped, picture(i)) {
                     (Some(error), _) => Err(error),
                     (None, Some(result)) => result,
-                    (None, None) => unreachable!("who was not stopped has a picture"),
+                    (None, None) => unreachable!("a request that was not stopped has a picture"),
                 };
                 Ok(stopped.into_iter().enumerate().map(result).collect())
             }
         }
     }
 
-    /// One request, or several as a batch, from texts to pictures: encode, denoise, decode. Gives the pictures of those that
-    /// were not stopped, each with its index in the batch.
+    /// Draws one request, or several as a batch, from texts to pictures: encode, denoise, decode. Returns the pictures
+    /// of those that were not stopped, each with its index in the batch.
     fn draw<'a>(&'a self, batch: &mut Batch<'a>, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
         let spec = &self.model.spec;
-        let members: Vec<usize> = batch.going().collect();
+        let members: Vec<usize> = batch.active().collect();
         let first = batch.requests[members[0]];
         let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
         let guided = first.guidance_scale > 1.0;
 
         let mut texts = Vec::with_capacity(2 * members.len());
-        for of in [guided.then_some(Text::Negative), Some(Text::Positive)].into_iter().flatten() {
+        for kind in [guided.then_some(PromptKind::Negative), Some(PromptKind::Positive)].into_iter().flatten() {
             for &i in &members {
                 let request = batch.requests[i];
-                let text = if of == Text::Negative { &request.negative_prompt } else { &request.prompt };
+                let text = if kind == PromptKind::Negative { &request.negative_prompt } else { &request.prompt };
                 texts.push(self.features(text, age, i, batch)?);
             }
         }
@@ -179,7 +180,7 @@ impl Pipeline {
                 };
                 match picture {
                     // A device that failed fails all requests of the batch.
-                    Err(error) if !matches!(error.scope(), Scope::Request | Scope::Input | Scope::Interrupted) => {
+                    Err(error) if !matches!(error.scope(), ErrorScope::Request | ErrorScope::Input | ErrorScope::Interrupted) => {
                         return Err(error);
                     }
                     picture => pictures.push((i, picture)),
@@ -189,7 +190,7 @@ impl Pipeline {
         Ok(pictures)
     }
 
-    /// The loop, in the first of the denoiser's instances that is free.
+    /// Runs the denoising loop in the first of the denoiser's instances that is free.
     fn denoise<'a>(
         &'a self,
         denoise: Denoise,
@@ -201,40 +202,40 @@ impl Pipeline {
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let (component, instances) = (self.model.spec.denoiser(), self.denoisers());
         let devices: Vec<_> = instances.iter().map(|instance| instance.devices(guided)).collect();
-        // A request that passes a cut network device by device begins with the first.
+        // A request that passes a cut network device by device begins on the first device.
         let begins = |i: usize| match slots[i].passes {
             true => vec![instances[i].positive.route.first().id()],
             false => devices[i].clone(),
         };
         let choices: Vec<_> = (0..devices.len()).map(begins).collect();
         let clock = self.gates.clock();
-        let (choice, section) = self.gates.enter(age, Work::Denoise, &choices, batch.held.take())?;
+        let (choice, guard) = self.gates.enter(age, Work::Denoise, &choices, batch.held.take())?;
         let (instance, slot) = (&instances[choice], &slots[choice]);
         let route = slot.passes.then_some(&instance.positive.route);
-        let passage = Passage::new(&self.gates, age, component, section, route);
+        let held_devices = HeldDevices::new(&self.gates, age, component, guard, route);
         let (calls, started, stage) = (denoise.schedule.steps.len(), clock.now(), Stage::Denoise);
-        batch.tell_all(&Progress::Started {
+        batch.report_all(&Progress::Started {
             component,
             stage,
             devices: devices[choice].clone(),
             calls,
             at: started,
         })?;
-        let branches = branches(instance, slot, texts, guided, &passage);
+        let branches = branches(instance, slot, texts, guided, &held_devices);
         let latents = stages::denoise(&branches, denoise, |done| {
-            batch.tell_all(&Progress::Step { done, of: calls, at: clock.now() })
+            batch.report_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
-        let (stretches, held) = passage.leave();
+        let (spans, held) = held_devices.finish();
         batch.held = held;
         let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
-        for i in batch.going().collect::<Vec<_>>() {
-            batch.in_progress[i].spans.extend(stretches.iter().cloned());
-            batch.tell(i, Progress::Finished(whole.clone()))?;
+        for i in batch.active().collect::<Vec<_>>() {
+            batch.in_progress[i].spans.extend(spans.iter().cloned());
+            batch.report(i, Progress::Finished(whole.clone()))?;
         }
         Ok(latents)
     }
 
-    /// The picture of request `i` from its latents.
+    /// Decodes the latents of request `i` and makes its picture.
     fn picture<'a>(
         &'a self,
         values: &[f32],
@@ -247,7 +248,7 @@ impl Pipeline {
         let mut image = None;
         let decoder = self.model.spec.in_stage(Stage::Decode).next();
         if let (Output::Image, Some(decoder)) = (request.output, decoder) {
-            let pixels = self.section(decoder, age, i, batch, |instance| {
+            let pixels = self.with_instance(decoder, age, i, batch, |instance| {
                 stages::decode(&instance.positive, shape, values, &NoHooks)
             })?;
             image = Some(Image::from_f32(request.width, request.height, &pixels)?);
@@ -259,7 +260,7 @@ impl Pipeline {
         Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })
     }
 
-    /// The types in which those devices of `spans` compute that ran the denoiser, each once.
+    /// The types in which the devices that ran the denoiser compute, each once.
     fn denoiser_dtypes(&self, spans: &[Span]) -> Vec<DType> {
         let denoiser = self.model.spec.denoiser();
         let ran = |id| spans.iter().any(|span| span.component == denoiser && span.devices.contains(&id));
@@ -267,9 +268,9 @@ impl Pipeline {
         each_once(sections.filter(|(device, _)| ran(device.id())).map(|(_, dtype)| dtype))
     }
 
-    /// Waits for the devices of one instance of `component`, works there for request `i`, and writes down where and how
-    /// long.
-    fn section<'a, R>(
+    /// Waits for the devices of one instance of `component`, calls `work` there for request `i`, and records the
+    /// devices and the time.
+    fn with_instance<'a, R>(
         &'a self,
         component: ComponentId,
         age: u64,
@@ -280,20 +281,20 @@ impl Pipeline {
         let (clock, stage) = (self.gates.clock(), self.model.spec.components[component].stage());
         let instances = &self.parts[component];
         let choices: Vec<_> = instances.iter().map(|instance| instance.devices(false)).collect();
-        let (choice, section) = self.gates.enter(age, stage.into(), &choices, batch.held.take())?;
+        let (choice, guard) = self.gates.enter(age, stage.into(), &choices, batch.held.take())?;
         let devices = &choices[choice];
         let started = clock.now();
-        batch.tell(i, Progress::Started { component, stage, devices: devices.clone(), calls: 0, at: started })?;
+        batch.report(i, Progress::Started { component, stage, devices: devices.clone(), calls: 0, at: started })?;
         let result = work(&instances[choice])?;
         let elapsed = clock.now() - started;
-        batch.held = Some(section);
+        batch.held = Some(guard);
         let span = Span { component, devices: devices.clone(), started, elapsed };
         batch.in_progress[i].spans.push(span.clone());
-        batch.tell(i, Progress::Finished(span))?;
+        batch.report(i, Progress::Finished(span))?;
         Ok(result)
     }
 
-    /// The features of a text of request `i`, of one text encoder after the other: remembered, or made now.
+    /// The features of a text of request `i`, from every text encoder in order: from the cache, or computed now.
     fn features<'a>(&'a self, text: &str, age: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
         // A request must not hold a device while it waits for a text that another request encodes.
         batch.held = None;
@@ -308,7 +309,7 @@ impl Pipeline {
         let encoders = self.model.spec.in_stage(Stage::Encode);
         let features = encoders.map(|encoder| {
             let ids = encoded.ids.clone();
-            self.section(encoder, age, i, batch, |instance| stages::encode(&instance.positive, ids, &NoHooks))
+            self.with_instance(encoder, age, i, batch, |instance| stages::encode(&instance.positive, ids, &NoHooks))
         });
         let features: TextFeatures = features.collect::<Result<Vec<_>>>()?.into();
         self.texts.put(text, features.clone());
@@ -316,67 +317,67 @@ impl Pipeline {
     }
 }
 
-/// Which of a request's texts.
+/// One of the two texts of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Text {
+enum PromptKind {
     Negative,
     Positive,
 }
 
-/// The way of a request through the denoiser: it holds all devices from the beginning to the end, or passes the gate of each
-/// device of a cut as it comes there, having left the one before.
-struct Passage<'a> {
+/// The devices that a request holds during the denoising loop: all devices of an instance from the beginning to the
+/// end, or those of a cut network one by one, where the request releases each device before it waits for the next.
+struct HeldDevices<'a> {
     gates: &'a Gates,
     age: u64,
     component: ComponentId,
-    /// The device of each section, where the gates are passed one by one.
+    /// The device of each section, if they are held one by one.
     route: Option<&'a Route>,
-    /// What it holds, and since when.
+    /// The devices that are held now, and since when.
     held: Mutex<Option<(DeviceGuard<'a>, Instant)>>,
-    stretches: Mutex<Vec<Span>>,
+    spans: Mutex<Vec<Span>>,
 }
 
-impl<'a> Passage<'a> {
+impl<'a> HeldDevices<'a> {
     fn new(
         gates: &'a Gates,
         age: u64,
         component: ComponentId,
-        section: DeviceGuard<'a>,
+        guard: DeviceGuard<'a>,
         route: Option<&'a Route>,
     ) -> Self {
-        let held = Mutex::new(Some((section, gates.clock().now())));
-        Self { gates, age, component, route, held, stretches: Mutex::default() }
+        let held = Mutex::new(Some((guard, gates.clock().now())));
+        Self { gates, age, component, route, held, spans: Mutex::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<(DeviceGuard<'a>, Instant)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All stretches since the last time, and the devices that it still holds.
-    fn leave(&self) -> (Vec<Span>, Option<DeviceGuard<'a>>) {
-        let held = self.pause();
-        (std::mem::take(&mut self.stretches.lock().unwrap_or_else(PoisonError::into_inner)), held)
+    /// Ends the current span. Returns all spans since the last call, and the devices that are still held.
+    fn finish(&self) -> (Vec<Span>, Option<DeviceGuard<'a>>) {
+        let held = self.release();
+        (std::mem::take(&mut self.spans.lock().unwrap_or_else(PoisonError::into_inner)), held)
     }
 
-    /// Ends the stretch that it is in, and gives its devices.
-    fn pause(&self) -> Option<DeviceGuard<'a>> {
-        let (section, started) = self.held().take()?;
+    /// Ends the current span, and returns its devices.
+    fn release(&self) -> Option<DeviceGuard<'a>> {
+        let (guard, started) = self.held().take()?;
         let elapsed = self.gates.clock().now() - started;
-        let span = Span { component: self.component, devices: section.devices().to_vec(), started, elapsed };
-        self.stretches.lock().unwrap_or_else(PoisonError::into_inner).push(span);
-        Some(section)
+        let span = Span { component: self.component, devices: guard.devices().to_vec(), started, elapsed };
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).push(span);
+        Some(guard)
     }
 }
 
-impl SectionHooks for Passage<'_> {
+impl SectionHooks for HeldDevices<'_> {
     fn enter(&self, section: usize) -> Result<()> {
         let Some(route) = self.route else { return Ok(()) };
         let device = route.at(section).id();
         if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
             return Ok(());
         }
-        let (_, section) = self.gates.enter(self.age, Work::Denoise, &[vec![device]], self.pause())?;
-        *self.held() = Some((section, self.gates.clock().now()));
+        let (_, guard) = self.gates.enter(self.age, Work::Denoise, &[vec![device]], self.release())?;
+        *self.held() = Some((guard, self.gates.clock().now()));
         Ok(())
     }
 }

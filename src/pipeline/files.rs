@@ -1,4 +1,4 @@
-//! What finished files say about themselves: latents and pictures with their metadata, written, read and checked.
+//! Latents and pictures as files with their metadata: written, read and checked.
 
 use std::{
     collections::HashMap,
@@ -18,11 +18,11 @@ use crate::{
     input,
 };
 
-/// The most that a header with one tensor and one request may take.
+/// The largest header of a file with one tensor and one request, in bytes.
 const MAX_HEADER: u64 = 1 << 20;
 
 impl Latents {
-    /// A safetensors file, with its metadata as JSON in the header.
+    /// Encodes the latents as a safetensors file, with the metadata as JSON in the header.
     pub fn encode(&self, metadata: &Metadata) -> Result<Vec<u8>> {
         let refuse = |error| Error::request("encoding the latents").source(error);
         let bytes: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -34,8 +34,8 @@ impl Latents {
 }
 
 impl Metadata {
-    /// Reads what a PNG or latent file says about itself. `None` if that is nothing, or not in a form that this version
-    /// writes, or if this is no regular file. Fails only if the file cannot be opened.
+    /// Reads the metadata of a PNG or latent file. `None` if there is none, if its form is not one that this version
+    /// writes, or if this is not a regular file. Fails only if the file cannot be opened.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
         if !fs::metadata(path).map_err(refuse)?.is_file() {
@@ -50,9 +50,9 @@ impl Metadata {
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
 
-    /// Whether a PNG or latent file says this about itself and is there, undamaged and to its end. All of it is read: the
-    /// checksum of each chunk of a PNG and its image data; the header, the size and the values of latents. Fails only if the
-    /// file cannot be read.
+    /// Whether a PNG or latent file has this metadata and is complete and undamaged. The whole file is read: the
+    /// checksum of each chunk of a PNG and its image data; the header, the size and the values of latents. Fails only
+    /// if the file cannot be read.
     pub fn is_whole(&self, path: &Path) -> Result<bool> {
         if is_latents(path) {
             return Ok(Self::read(path)?.as_ref() == Some(self) && Latents::read(path).is_ok());
@@ -62,7 +62,7 @@ impl Metadata {
         Ok(is_file && self.is_whole_png(&input::read(path).map_err(refuse)?))
     }
 
-    /// Whether a PNG or latent file says this about itself, but for the content of the model's files.
+    /// Whether a PNG or latent file has this metadata, except for the hash of the model.
     pub fn is_of_changed_model(&self, path: &Path) -> bool {
         let said = Self::read(path).ok().flatten();
         said.is_some_and(|said| {
@@ -80,7 +80,7 @@ impl Metadata {
             let said: Self = serde_json::from_str(&png_text(info)?).ok()?;
             let size = (Some(info.width as usize), Some(info.height as usize));
             if said != *self || size != (self.request.width, self.request.height) {
-                return None; // before memory is taken for what a file claims
+                return None; // checked before memory is allocated for the claimed size
             }
             let mut pixels = vec![0; reader.output_buffer_size()?];
             reader.next_frame(&mut pixels).ok()?;
@@ -98,14 +98,14 @@ fn is_latents(path: &Path) -> bool {
 /// The last chunk of every PNG: no bytes, `IEND`, and their checksum.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// The text chunk with [`Metadata`], which stands before the image data.
+/// The text chunk with [`Metadata`], which comes before the image data.
 fn png_text(info: &png::Info) -> Option<String> {
     let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == SDSHARD);
     let utf8 = || info.utf8_text.iter().find(|chunk| chunk.keyword == SDSHARD)?.get_text().ok();
     latin1.map(|chunk| chunk.text.clone()).or_else(utf8)
 }
 
-/// An entry of the header's metadata; `None` if there is none, or no such header.
+/// An entry of the header's metadata; `None` if there is no such entry, or no valid header.
 fn header_text(file: File, key: &str) -> Option<String> {
     let mut file = BufReader::new(file);
     let mut length = [0; 8];
@@ -180,7 +180,7 @@ mod tests {
         other.request.seed = Some(1);
         fs::write(&path, &bytes).unwrap();
         assert!(!other.is_whole(&path).unwrap(), "whole, but another picture");
-        // A piece from the middle is missing, or zeros are in its place, as a disk leaves them that lost power.
+        // A piece in the middle is missing, or is zero, as after a power failure.
         let (a, b) = (bytes.len() / 2, bytes.len() / 2 + 40);
         assert!(!is_whole(&[&bytes[..a], &bytes[b..]].concat()));
         assert!(!is_whole(&[&bytes[..a], &[0; 40], &bytes[b..]].concat()));

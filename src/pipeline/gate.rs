@@ -1,5 +1,5 @@
 //! The devices of an engine, shared by the threads that work on its requests: each thread waits here for the devices of
-//! its next stage. Who goes next is the rule of [`DeviceQueue`].
+//! its next stage, in the order of [`DeviceQueue`].
 
 pub use super::device_queue::Work;
 use super::device_queue::{Admission, DeviceQueue, Outcome};
@@ -14,14 +14,14 @@ pub struct Gates(Monitor<State>);
 
 #[derive(Default)]
 struct State {
-    /// Devices that were asked for so far, in the order of their numbers in the queue.
+    /// The devices that were requested so far, in the order of their numbers in the queue.
     ids: Vec<DeviceId>,
     queue: DeviceQueue<Vec<Vec<usize>>>,
-    /// Requests whose wait is over and whose threads do not know it yet.
+    /// Requests whose wait has ended, but whose threads have not run yet.
     admitted: Vec<Admission>,
 }
 
-/// The right to use some devices, until it drops.
+/// The right to use some devices, until it is dropped.
 pub struct DeviceGuard<'a> {
     gates: &'a Gates,
     devices: Vec<DeviceId>,
@@ -34,22 +34,22 @@ impl Default for Gates {
 }
 
 impl Gates {
-    /// All devices are free.
+    /// Gates with all devices free.
     pub fn new(clock: Clock) -> Self {
         Self(Monitor::new(State::default(), clock))
     }
 
-    /// The clock of those who wait here.
+    /// The clock of the waiting threads.
     pub fn clock(&self) -> &Clock {
         self.0.clock()
     }
 
-    /// Waits for all devices of one of `choices`, and takes them. Returns which choice it is: the first that can be had.
-    /// `age` is smaller for older requests, and no two have the same. The request stops using `leaving` in the moment in
-    /// which it asks, so no younger one slips in between.
+    /// Waits for all devices of one of `choices`, and takes them. Returns the index of the choice: the first one whose
+    /// devices are free. `age` is smaller for older requests, and unique. The request releases `leaving` at the moment
+    /// in which it begins to wait, so that no younger request can take these devices in between.
     ///
     /// # Errors
-    /// If each choice has a device that is lost, now or meanwhile.
+    /// If each choice has a device that is lost, now or while it waits.
     pub fn enter(
         &self,
         age: u64,
@@ -69,14 +69,14 @@ impl Gates {
         match outcome {
             Outcome::Granted(choice) => Ok((choice, DeviceGuard { gates: self, devices: choices[choice].clone() })),
             Outcome::Lost(Some(device)) => {
-                let id = self.0.look(|state| state.ids[device]);
+                let id = self.0.access(|state| state.ids[device]);
                 Err(Error::device(id, "it failed while this request waited for it"))
             }
             Outcome::Lost(None) => Err(Error::request("there is no device to run on")),
         }
     }
 
-    /// These devices will not be free again. Who waits for them is told; who uses them is not.
+    /// Marks devices as lost. Requests that wait for them get an error; requests that use them do not.
     pub fn lose(&self, devices: &[DeviceId]) {
         self.0.update(|state| {
             state.numbers(devices).into_iter().for_each(|device| state.queue.lose(device));
@@ -84,25 +84,25 @@ impl Gates {
         });
     }
 
-    /// The devices that the request of this age uses now, but for those that are lost: an earlier try may still hold them.
+    /// The devices that the request of this age uses now, except lost ones, which an earlier try may still hold.
     pub fn held_by(&self, age: u64) -> Vec<DeviceId> {
         self.0
-            .look(|state| state.ids_where(|queue, device| queue.holder(device) == Some(age) && !queue.is_lost(device)))
+            .access(|state| state.ids_where(|queue, device| queue.holder(device) == Some(age) && !queue.is_lost(device)))
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     pub fn waiting(&self) -> usize {
-        self.0.look(|state| state.queue.waiting())
+        self.0.access(|state| state.queue.waiting())
     }
 
-    /// Devices that will not be free again.
+    /// The devices that are lost.
     pub fn lost(&self) -> Vec<DeviceId> {
-        self.0.look(|state| state.ids_where(DeviceQueue::is_lost))
+        self.0.access(|state| state.ids_where(DeviceQueue::is_lost))
     }
 }
 
 impl State {
-    /// The numbers of these devices in the queue; new ones are added to it.
+    /// The numbers of these devices in the queue; new devices are added to it.
     fn numbers(&mut self, devices: &[DeviceId]) -> Vec<usize> {
         let mut number = |id: &DeviceId| {
             self.ids.iter().position(|known| known == id).unwrap_or_else(|| {
@@ -113,7 +113,7 @@ impl State {
         devices.iter().map(&mut number).collect()
     }
 
-    /// The devices for which `holds`.
+    /// The devices for which `holds` is true.
     fn ids_where(&self, holds: impl Fn(&DeviceQueue<Vec<Vec<usize>>>, usize) -> bool) -> Vec<DeviceId> {
         (0..self.ids.len()).filter(|&device| holds(&self.queue, device)).map(|device| self.ids[device]).collect()
     }
@@ -123,12 +123,12 @@ impl State {
         self.queue.release(&numbers);
     }
 
-    /// Ends the waits of those that may proceed after a change.
+    /// Ends the waits of the requests that may proceed after a change.
     fn admit(&mut self) {
         self.admitted.extend(self.queue.admit());
     }
 
-    /// How the wait with this ticket ended, once it has.
+    /// How the wait with this ticket ended; `None` while it lasts.
     fn outcome(&mut self, ticket: u64) -> Option<Outcome> {
         let at = self.admitted.iter().position(|admission| admission.ticket == ticket)?;
         Some(self.admitted.swap_remove(at).outcome)
@@ -136,7 +136,7 @@ impl State {
 }
 
 impl DeviceGuard<'_> {
-    /// What may be used.
+    /// The devices that may be used.
     pub fn devices(&self) -> &[DeviceId] {
         &self.devices
     }
@@ -176,7 +176,7 @@ mod tests {
             while gates.waiting() == 0 {
                 thread::yield_now();
             }
-            // The older one has its picture decoded first.
+            // The picture of the older request is decoded first.
             let (_, held) = gates.enter(0, Work::Decode, &[vec![cpu(0)]], Some(held)).unwrap();
             assert_eq!(gates.waiting(), 1);
             drop(held);
@@ -222,7 +222,7 @@ mod tests {
             let error = waits.join().unwrap().unwrap_err();
             assert!(error.to_string().starts_with("cpu:0: it failed"), "{error}");
         });
-        // A pool goes on without it, and whoever used it may still leave.
+        // A pool continues without the lost device, and the request that used it may still release it.
         assert_eq!(gates.enter(2, Work::Decode, &[vec![cpu(0)], vec![cpu(1)]], None).unwrap().0, 1);
         drop(held);
         assert!(gates.enter(3, Work::Decode, &[vec![cpu(0)]], None).is_err());

@@ -1,22 +1,22 @@
-//! Pixels, and PNG files of them.
+//! Images of 8-bit pixels, and PNG files.
 
 use super::metadata::{Metadata, PARAMETERS, SDSHARD};
 use crate::error::{Error, Result};
 
-/// A picture: 8 bits each of red, green and blue, row by row from the top.
+/// A picture with 8 bits each for red, green and blue, row by row from the top.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
     /// `[height, width, 3]`.
     pub rgb: Vec<u8>,
 }
 
 impl Image {
-    /// From what the VAE makes: `[height, width, 3]`, -1 is black and 1 is full. What lies beyond is clamped; a value
-    /// that is no finite number fails, because a picture with holes must not pass for one.
+    /// Converts the output of the VAE: `[height, width, 3]`, where -1 is black and 1 is full. Values beyond are
+    /// clamped; fails if a value is not finite, because a damaged picture must not look like a good one.
     pub fn from_f32(width: usize, height: usize, values: &[f32]) -> Result<Self> {
         assert_eq!(values.len(), width * height * 3, "the VAE makes [height, width, 3]");
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
@@ -24,12 +24,12 @@ impl Image {
             return Err(Error::request(format!("the VAE made {} at pixel {x}, {y}", values[at]))
                 .hint("dtype = \"f32\" for the VAE, or another checkpoint"));
         }
-        // In this order and with this rounding, as diffusers and numpy do it.
+        // The order of operations and the rounding are those of diffusers and numpy.
         let byte = |v: &f32| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
         Ok(Self { width, height, rgb: values.iter().map(byte).collect() })
     }
 
-    /// A PNG file, with its metadata in text chunks before the image data.
+    /// Encodes a PNG file, with the metadata in text chunks before the image data.
     pub fn encode_png(&self, metadata: &Metadata) -> Result<Vec<u8>> {
         let size =
             |pixels: usize| u32::try_from(pixels).map_err(|_| Error::request("the picture is too large for PNG"));
@@ -38,7 +38,7 @@ impl Image {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         for (keyword, text) in [(PARAMETERS, metadata.parameters()), (SDSHARD, metadata.json())] {
-            // tEXt is Latin-1 and read by every program; iTXt is UTF-8.
+            // A tEXt chunk is Latin-1, and every program can read it; iTXt is UTF-8.
             if text.chars().all(|c| u32::from(c) < 256) {
                 encoder.add_text_chunk(keyword.into(), text)
             } else {
@@ -68,7 +68,7 @@ mod tests {
         for (value, byte) in [(-1.0, 0), (1.0, 255), (-7.0, 0), (7.0, 255), (0.0, 128), (0.9333333, 246), (0.5, 191)] {
             assert_eq!(Image::from_f32(1, 1, &[value; 3]).unwrap().rgb, [byte; 3], "{value}");
         }
-        // Every byte comes back from the middle of its interval.
+        // Every byte is the result for the middle of its interval.
         for byte in 0..=255_u8 {
             let value = f32::from(byte) / 127.5 - 1.0;
             assert_eq!(Image::from_f32(1, 1, &[value; 3]).unwrap().rgb, [byte; 3]);
@@ -94,7 +94,7 @@ mod tests {
             metadata.request.prompt = Some(prompt.into());
             let bytes = image.encode_png(&metadata).unwrap();
 
-            // The reader stops at the image data, so what it knows by then came before.
+            // The reader stops at the image data, so that all chunks it has read come before the data.
             let mut reader = png::Decoder::new(std::io::Cursor::new(&bytes)).read_info().unwrap();
             let info = reader.info();
             let is_utf8 = !prompt.chars().all(|c| u32::from(c) < 256);

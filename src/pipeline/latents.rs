@@ -10,26 +10,26 @@ use crate::{
     weights::Fnv,
 };
 
-/// What the files end in.
+/// The extension of the files.
 pub const EXTENSION: &str = "safetensors";
-/// The tensor.
+/// The name of the tensor.
 pub(super) const NAME: &str = "latent";
 
-/// What is denoised, for one picture: `[channels, height, width]` in that order.
+/// The latents of one picture: `[channels, height, width]` in that order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Latents {
-    /// Channels.
+    /// Number of channels.
     pub channels: usize,
-    /// Latents, not pixels.
+    /// Height in latents, not pixels.
     pub height: usize,
-    /// Latents, not pixels.
+    /// Width in latents, not pixels.
     pub width: usize,
     /// `channels * height * width` values.
     pub values: Vec<f32>,
 }
 
 impl Latents {
-    /// Sixteen hexadecimal digits over shape and values, to tell one starting noise from another (FNV-1a).
+    /// A hash of shape and values, to distinguish starting noises: sixteen hexadecimal digits (FNV-1a).
     pub fn digest(&self) -> String {
         let mut hash = Fnv::new();
         [self.channels, self.height, self.width].iter().for_each(|n| hash.write(&(*n as u64).to_le_bytes()));
@@ -37,7 +37,7 @@ impl Latents {
         format!("{:016x}", hash.0)
     }
 
-    /// Reads such a file. Every value has to be finite.
+    /// Reads a file of latents. Every value must be finite.
     pub fn read(path: &Path) -> Result<Self> {
         let doing = || format!("reading the latents in {}", path.display());
         let wanted = "one tensor named `latent`, f32 [1, channels, height, width], as `--output-type latent` writes";

@@ -1,4 +1,4 @@
-//! What a finished file says about how it was made: enough to make it again, and nothing about where.
+//! The metadata of a finished file: everything that is needed to make it again, and nothing about the machine.
 
 use std::collections::BTreeSet;
 
@@ -11,36 +11,36 @@ use super::{
 };
 use crate::{backend::DType, error::Result, weights::Fnv};
 
-/// Text chunk in the form that Stable Diffusion web UIs read.
+/// The keyword of the text chunk in the form that Stable Diffusion web UIs read.
 pub(super) const PARAMETERS: &str = "parameters";
-/// Text chunk with [`Metadata`] as JSON.
+/// The keyword of the text chunk with [`Metadata`] as JSON.
 pub(super) const SDSHARD: &str = "sdshard";
 
-/// The whole request behind one file: equal metadata, equal picture (for one numerics class).
+/// The whole request of one file: equal metadata give an equal picture (within one numerics class).
 ///
-/// No paths, devices or times, so that the same request gives the same file everywhere.
+/// There are no paths, devices or times, so that the same request gives the same file everywhere.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)] // a field from another version is a difference
+#[serde(deny_unknown_fields)] // files of other versions may have other fields, and do not match
 pub struct Metadata {
-    /// Hub id or folder name.
+    /// The hub id or the name of the model's folder.
     pub model: String,
     /// Ten hexadecimal digits of the model's [`identity`](Model::identity).
     pub model_hash: String,
-    /// The request: everything that can be said is.
+    /// The request, with a value in every field that has one.
     #[serde(flatten)]
     pub request: RequestOptions,
     /// The type in which the UNet was computed, as `--dtype` names it; `f16+f32` if its devices have several.
     pub dtype: String,
     /// The generator of the noise, as `--rng` names it.
     pub rng: String,
-    /// A hash over the starting noise, where it was given rather than made from the seed.
+    /// A hash of the starting noise, if it was given rather than generated from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents: Option<String>,
 }
 
 impl Metadata {
-    /// What a picture of `request` says about itself; `model_hash` is the model's [`identity`](Model::identity), `dtypes`
-    /// those of the devices that run the UNet.
+    /// The metadata of a picture of `request`; `model_hash` is the model's [`identity`](Model::identity), `dtypes` are
+    /// the types of the devices that run the UNet.
     ///
     /// # Errors
     /// If the model has no such scheduler.
@@ -74,7 +74,7 @@ impl Metadata {
         serde_json::to_string(self).expect("strings and numbers can always be written as JSON")
     }
 
-    /// Eight hexadecimal digits over all of it, for names of files.
+    /// A hash of all fields for file names: eight hexadecimal digits.
     pub fn digest(&self) -> String {
         let mut hash = Fnv::new();
         hash.write(self.json().as_bytes());
@@ -99,11 +99,11 @@ impl Metadata {
             self.model_hash,
             quoted(&self.model),
         );
-        text.replace('\0', " ") // which ends a text chunk
+        text.replace('\0', " ") // a NUL would end the text chunk
     }
 }
 
-/// What web UIs call a scheduler.
+/// The name of a scheduler in web UIs.
 fn sampler(scheduler: &str) -> &str {
     match scheduler {
         "pndm" => "PLMS",
@@ -116,7 +116,7 @@ fn sampler(scheduler: &str) -> &str {
     }
 }
 
-/// A value of the settings line; in quotes if it would break the line up.
+/// A value of the settings line; in quotes if it contains a separator.
 fn quoted(value: &str) -> String {
     if value.contains([',', ':', '\n', '"']) { format!("{value:?}") } else { value.to_string() }
 }

@@ -1,4 +1,4 @@
-//! One picture, from text to pixels.
+//! From a request to a picture: the stages, and the devices that they wait for.
 
 pub mod device_queue;
 mod draw;

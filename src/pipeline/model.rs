@@ -1,4 +1,4 @@
-//! A model that is about to be used: its files, its facts and its tokenizer.
+//! A model before its weights are loaded: its files, its configs and its tokenizer; and loading its networks.
 
 use std::{
     collections::HashMap,
@@ -19,22 +19,22 @@ use crate::{
         spec::{ComponentSpec, ModelSpec},
     },
     tokenizer::{self, Tokenizer},
-    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, Shelf, Weights, files::MODEL_INDEX},
+    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, OffloadBuilder, Weights, files::MODEL_INDEX},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
 pub struct Model {
-    /// Where its files are.
+    /// The model's files.
     pub files: ModelFiles,
-    /// What its configs say.
+    /// The contents of its configs.
     pub spec: ModelSpec,
-    /// Texts to ids.
+    /// Converts texts to token ids.
     pub tokenizer: Tokenizer,
-    /// Which variant of the weights to read: `fp16` for example.
+    /// The variant of the weights to read, for example `fp16`.
     pub variant: Option<String>,
-    /// Hears how far the reading of weights has come.
+    /// Receives the progress of reading weights.
     pub observer: Option<Observer>,
-    /// [`Model::identity`], once it has been asked for.
+    /// [`Model::identity`], once it has been computed.
     identity: Mutex<Option<String>>,
 }
 
@@ -48,18 +48,18 @@ impl Model {
     /// Reads the configs, the tokenizer and the headers of the weights.
     ///
     /// # Errors
-    /// If a file is missing, broken, or says what this program cannot do, the tokenizer has more tokens than the text
-    /// encoder, or the weights are not those that the configs describe: see [`check_weights`].
+    /// If a file is missing, invalid, or needs something that this program does not support, the tokenizer has more
+    /// tokens than the text encoder, or the weights do not match the configs: see [`check_weights`].
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let model = Self::without_weights(files, variant)?;
         check_weights(&model.files, &model.spec, model.variant.as_deref())?;
         Ok(model)
     }
 
-    /// As [`Model::open`], for a model whose weights need not be there yet.
+    /// As [`Model::open`], for a model whose weights need not exist yet.
     ///
     /// # Errors
-    /// As [`Model::open`], but for the weights.
+    /// As [`Model::open`], except for the weights.
     pub fn without_weights(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
         let text = spec.texts().next().expect("every model has a text encoder");
@@ -77,16 +77,16 @@ impl Model {
         Ok(Self { files, spec, tokenizer, variant, observer: None, identity: Mutex::default() })
     }
 
-    /// A component's weights, headers checked, no tensor read.
+    /// A component's weights with checked headers; no tensor is read.
     fn weights(&self, component: ComponentId) -> Result<Weights> {
         let name = &self.spec.components[component].name;
         let weights = Weights::open(&self.files, name, self.variant.as_deref())?;
         Ok(weights.observed(self.observer.clone()))
     }
 
-    /// Ten hexadecimal digits that tell this model from others: the [`weights::identity`] of all that its pictures are made
-    /// of, which is weights, configs and tokenizer. Whoever asks first waits until all files were read, if they were not
-    /// read before; the others get what was found.
+    /// Ten hexadecimal digits that identify this model: the [`weights::identity`] of everything that its pictures
+    /// depend on, which is weights, configs and tokenizer. The first call waits until all files have been read; later
+    /// calls get the stored result.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -98,7 +98,7 @@ impl Model {
         let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
         paths.extend(tokenizer::paths(&self.files, "tokenizer"));
         for (id, component) in self.spec.components.iter() {
-            self.weights(id)?; // a broken file is named before gigabytes are read
+            self.weights(id)?; // an invalid file is reported before gigabytes are read
             paths.push(format!("{}/config.json", component.name));
             paths.extend(weights::sources(&self.files, &component.name, self.variant.as_deref())?);
         }
@@ -107,31 +107,32 @@ impl Model {
         Ok(identity)
     }
 
-    /// Begins to find the [`identity`](Model::identity) in a thread of its own, so that it is there when the first picture is.
+    /// Starts to compute the [`identity`](Model::identity) in a thread, so that it is known when the first picture is
+    /// done.
     pub fn identify_in_background(self: &Arc<Self>) {
         let model = self.clone();
         let thread = std::thread::Builder::new().name("identity".to_owned());
-        // Without a thread, or if a file cannot be read, whoever asks does the work or hears the error.
+        // Without a thread, or if a file cannot be read, the next caller does the work or gets the error.
         let _ = thread.spawn(move || model.identity().map_err(|error| tracing::debug!("{error}")));
     }
 }
 
-/// Reads weights, each network once for each set of memories that it is spread over: devices that can share, do.
+/// Reads weights, each network once for each set of memories that it is spread over: devices share weights if they can.
 pub struct Loader<'a> {
     model: &'a Model,
     packed: Packed,
-    /// Networks by their component and where each of their sections' weights are and rest.
+    /// The loaded networks, by component, place of the weights, and the memory of each section's weights.
     networks: HashMap<(ComponentId, Reside, Vec<String>), Placed>,
 }
 
 impl<'a> Loader<'a> {
-    /// Of one model.
+    /// A loader for one model.
     pub fn new(model: &'a Model) -> Self {
         Self { model, packed: Packed::default(), networks: HashMap::new() }
     }
 
-    /// Knows these networks already, and reads none of them again whose weights stay where they are.
-    pub fn know(&mut self, parts: &Parts) {
+    /// Reuses these networks, so that those whose weights stay in the same memory are not read again.
+    pub fn reuse_networks(&mut self, parts: &Parts) {
         for (component, instances) in parts.iter() {
             for network in instances.iter().flat_map(Instance::networks).filter(|network| network.offload.is_none()) {
                 self.networks.insert(key(component, &network.route, Reside::Device), network.clone());
@@ -139,10 +140,10 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// A component in one of its places; `route` gives the devices of a place's sections.
+    /// Loads a component for one of its places; `route` returns the devices of a place's sections.
     ///
     /// # Errors
-    /// If a tensor is missing or misshapen, or a device has no room.
+    /// If a tensor is missing or has another shape, or a device has no room.
     pub fn instance(
         &mut self,
         component: ComponentId,
@@ -158,8 +159,8 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// A component's network for a route: one that is there already, with its weights where this route wants them, or read
-    /// now. On devices without data no values are read.
+    /// A component's network for a route: an existing one, if its weights are in the memory that this route needs, or
+    /// one that is read now. On devices without data no values are read.
     fn network(&mut self, component: ComponentId, route: Route, reside: Reside) -> Result<Placed> {
         let key = key(component, &route, reside);
         if let Some(known) = self.networks.get(&key) {
@@ -178,8 +179,8 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Where the weights of each section are, and in which type. Offload come to one device, so they are shared only by those
-/// who use that very one.
+/// The memory and type of each section's weights. Offloaded weights are fetched to one device, so they are shared only
+/// by networks on the same device.
 fn key(component: ComponentId, route: &Route, reside: Reside) -> (ComponentId, Reside, Vec<String>) {
     let home = |(device, dtype): (&Device, DType)| match reside {
         Reside::Device => format!("{dtype} in {}", device.weight_home()),
@@ -188,45 +189,46 @@ fn key(component: ComponentId, route: &Route, reside: Reside) -> (ComponentId, R
     (component, reside, route.typed().map(home).collect())
 }
 
-/// Where a network goes and where its weights rest.
+/// Where a network is loaded to, and where its weights are kept.
 pub struct Source {
     /// A device for each section.
     pub route: Route,
-    /// Where the weights rest.
+    /// Where the weights are kept.
     pub reside: Reside,
-    /// Those that are packed already.
+    /// The weights that are already packed.
     pub packed: Packed,
-    /// Who brings them.
+    /// The thread that prefetches offloaded weights.
     pub ahead: Ahead,
 }
 
 impl Source {
-    /// For weights that are where they are used.
+    /// A source for weights that stay on their devices.
     pub fn resident(route: Route) -> Self {
         Self { route, reside: Reside::Device, packed: Packed::default(), ahead: Ahead::Thread }
     }
 }
 
-/// Reads a component's network.
+/// Loads a component's network.
 ///
 /// # Errors
-/// If a tensor is missing or misshapen, or a device has no room.
+/// If a tensor is missing or has another shape, or a device has no room.
 pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Result<Placed> {
     component.network.not_run().iter().for_each(|prefix| weights.skip(prefix));
     let (route, count) = (source.route.clone(), source.route.iter().count());
-    let shelf = Shelf::new(source.reside, count, source.packed.clone());
-    let scope = Scope::new(&weights, route.first(), route.dtype(0)).on_shelf(&shelf);
+    let builder = OffloadBuilder::new(source.reside, count, source.packed.clone());
+    let scope = Scope::new(&weights, route.first(), route.dtype(0)).with_offload(&builder);
     let network = Arc::new(component.network.load(&scope, &route)?);
     weights.finish()?;
-    let offload = shelf.offload(source.ahead).map(Arc::new);
+    let offload = builder.build(source.ahead).map(Arc::new);
     Ok(Placed { name: component.name.as_str().into(), network, offload, route })
 }
 
-/// Compares the weights with the configs by their headers, in the way in which they are read later. Stored tensors that a
-/// network has no place for are named in one warning for each component; the reference ignores them too.
+/// Compares the headers of the weights with the configs, by the code that loads them later. Stored tensors that a
+/// network does not use are named in one warning for each component; the reference ignores them too.
 ///
 /// # Errors
-/// If a file of weights is missing or broken, or a tensor is missing, misshapen or of a type that is no float.
+/// If a file of weights is missing or invalid, or a tensor is missing, or has another shape or a type that is not a
+/// float.
 pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<()> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
@@ -294,7 +296,7 @@ mod tests {
         }
         assert_eq!(identity(None), first, "the same content at another time");
 
-        // A file that is not read changes nothing; that of a variant does, where the variant is asked for.
+        // A file that is not read changes nothing; the file of a variant does, if the variant is requested.
         let mut other = fs::read(folder.path().join(UNET)).unwrap();
         *other.last_mut().unwrap() ^= 1;
         fs::write(folder.path().join("unet/diffusion_pytorch_model.fp16.safetensors"), other).unwrap();
@@ -303,7 +305,7 @@ mod tests {
         fs::write(folder.path().join("tokenizer/added_tokens.json"), "{}").unwrap();
         assert_ne!(identity(None), first);
 
-        // Once found, it is known.
+        // The identity is computed once.
         let model = Arc::new(open(None));
         model.identify_in_background();
         let known = model.identity().unwrap();

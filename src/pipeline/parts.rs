@@ -1,4 +1,4 @@
-//! The networks of a pipeline, each where its sections run.
+//! The networks of a pipeline, on the devices of their sections.
 
 use std::sync::Arc;
 
@@ -15,18 +15,18 @@ use crate::{
 /// A network with the devices of its sections and its offloaded weights.
 #[derive(Clone)]
 pub struct Placed {
-    /// The name of its component, for messages.
+    /// The name of the component, for messages.
     pub name: Arc<str>,
     /// The network.
     pub network: Arc<Network>,
-    /// Its weights, if they are offloaded.
+    /// The offloaded weights, if there are any.
     pub offload: Option<Arc<Offload>>,
-    /// A device for each section.
+    /// The device of each section.
     pub route: Route,
 }
 
 impl Placed {
-    /// A forward pass through its sections that calls `hooks`.
+    /// A forward pass through the sections, which calls `hooks`.
     pub fn pass<'a>(&'a self, hooks: &'a dyn SectionHooks) -> ForwardPass<'a> {
         ForwardPass::new(&self.route, self.offload.as_deref(), hooks)
     }
@@ -38,9 +38,9 @@ impl Placed {
 
 /// A component in one of its places: one network, or for a denoiser also two, one for each text of guidance.
 pub struct Instance {
-    /// The negative prompt's, if it has one of its own.
+    /// The network for the negative prompt, if there is a separate one.
     pub negative: Option<Placed>,
-    /// The prompt's, or that of both.
+    /// The network for the prompt, or for both texts.
     pub positive: Placed,
 }
 
@@ -51,7 +51,7 @@ impl From<Placed> for Instance {
 }
 
 impl Instance {
-    /// Its one or two networks.
+    /// The one or two networks.
     pub fn networks(&self) -> impl Iterator<Item = &Placed> {
         self.negative.iter().chain([&self.positive])
     }
@@ -68,20 +68,21 @@ impl Instance {
     }
 }
 
-/// The instances of every component. Several are a pool, of which a request takes the first that is free.
+/// The instances of every component. Several form a pool, from which a request takes the first that is free.
 pub type Parts = PerComponent<Vec<Instance>>;
 
-/// What one request under way has of its own in an instance of the denoiser.
+/// The state of one request in progress in an instance of the denoiser.
 pub struct Slot {
     pub(super) negative: Option<(Route, PersistentArenas)>,
     pub(super) positive: (Route, PersistentArenas),
-    /// It passes from device to device, and leaves those behind it to others.
+    /// Whether the request passes the network device by device, so that other requests can use the devices that it has
+    /// left.
     pub(super) passes: bool,
 }
 
 impl Slot {
-    /// For a request in `instance`, with `keeps` on each of its devices. With `lanes`, one for each device of a cut network,
-    /// it works in these and passes the gates one by one.
+    /// The slot of a request in `instance`, with an arena of `keeps` on each of its devices. With `lanes`, one for each
+    /// device of a cut network, the request allocates in these and waits for the devices one by one.
     pub fn new(instance: &Instance, keeps: &PersistentArenas, lanes: &[Device]) -> Self {
         let passes = !lanes.is_empty() && instance.negative.is_none() && instance.positive.route.devices().len() > 1;
         let lanes = if passes { lanes } else { &[] };

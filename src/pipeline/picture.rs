@@ -1,4 +1,4 @@
-//! What a request becomes: its progress, and the picture with all that is known of how it was made.
+//! The result of a request: its progress, and the picture with the data for its metadata.
 
 use std::{
     path::Path,
@@ -21,47 +21,48 @@ use crate::{
     output::{self, Durability},
 };
 
-/// What happens to a request while it is worked on, by the engine's clock.
+/// The progress of a request, with times of the engine's clock.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// A component begins. A text encoder begins once for each text that is not remembered.
+    /// A component begins. A text encoder begins once for each text that is not cached.
     Started {
         /// The component.
         component: ComponentId,
-        /// Its stage.
+        /// The component's stage.
         stage: Stage,
-        /// Its devices.
+        /// The devices that it uses.
         devices: Vec<DeviceId>,
-        /// Calls of the denoiser to come; 0 in the other stages.
+        /// The number of calls of the denoiser; 0 in the other stages.
         calls: usize,
-        /// When, by the engine's clock.
+        /// The time of this event.
         at: Instant,
     },
     /// The denoiser has done a step.
     Step {
-        /// Calls that are done.
+        /// The number of calls that are done.
         done: usize,
-        /// Calls in all.
+        /// The total number of calls.
         of: usize,
-        /// When, by the engine's clock.
+        /// The time of this event.
         at: Instant,
     },
     /// A component has finished its work on this request.
     Finished(Span),
 }
 
-/// What came out.
+/// The result of a request.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Picture {
-    /// Final latents, as diffusers gives them.
+    /// The final latents, as in diffusers.
     pub latents: Latents,
-    /// Pixels, unless only the latents were asked for.
+    /// The image, unless only the latents were requested.
     pub image: Option<Image>,
-    /// Every stretch of work on it, in order. A text that was remembered and a picture that was not asked for took none.
+    /// The spans of all work on the request, in order. A text from the cache and a picture that was not requested have
+    /// none.
     pub spans: Vec<Span>,
-    /// What was asked for.
+    /// The request.
     pub request: Request,
     /// The types of the devices that ran the denoiser, each once.
     pub dtypes: Vec<DType>,
@@ -73,38 +74,38 @@ pub struct Picture {
 pub struct Span {
     /// The component that worked.
     pub component: ComponentId,
-    /// Its devices.
+    /// The devices that were used.
     pub devices: Vec<DeviceId>,
-    /// When it began, by the engine's clock.
+    /// The time of its beginning, by the engine's clock.
     pub started: Instant,
-    /// How long it took.
+    /// The duration.
     pub elapsed: Duration,
 }
 
 impl Picture {
-    /// Time on a component, in all.
+    /// The total time of a component.
     pub fn time(&self, component: ComponentId) -> Duration {
         self.spans.iter().filter(|span| span.component == component).map(|span| span.elapsed).sum()
     }
 
-    /// The devices that a component used, in order; none if it did nothing.
+    /// The devices that a component used, in order; empty if it did nothing.
     pub fn devices(&self, component: ComponentId) -> Vec<DeviceId> {
         let here = self.spans.iter().filter(|span| span.component == component);
         each_once(here.flat_map(|span| span.devices.iter().copied()))
     }
 
-    /// What its file says about how it was made.
+    /// The metadata of the picture's file.
     ///
     /// # Errors
-    /// If the model's weights, over which its identity is taken, cannot be read any more.
+    /// If the model's weights, which its identity depends on, cannot be read any more.
     pub fn metadata(&self) -> Result<Metadata> {
         Metadata::new(&self.request, &self.model, &self.model.identity()?, &self.dtypes)
     }
 
-    /// The bytes of a file that says so: PNG, or safetensors if only the latents were asked for.
+    /// Encodes the file with this metadata: PNG, or safetensors if only the latents were requested.
     ///
     /// # Errors
-    /// If it is too large for the format.
+    /// If the picture is too large for the format.
     pub fn encode(&self, metadata: &Metadata) -> Result<Vec<u8>> {
         match &self.image {
             Some(image) => image.encode_png(metadata),
@@ -112,11 +113,11 @@ impl Picture {
         }
     }
 
-    /// Writes it with its [`metadata`](Picture::metadata) to a file that ends in `.png`, or its latents to one that ends in
-    /// `.safetensors`. A file that was there is replaced; it is on the disk when this returns.
+    /// Writes the picture with its [`metadata`](Picture::metadata) to a file that ends in `.png`, or its latents to one
+    /// that ends in `.safetensors`. An existing file is replaced; the new file is on the disk when this returns.
     ///
     /// # Errors
-    /// If the name ends otherwise, there are no pixels for a PNG, or the file cannot be written.
+    /// If the name has another ending, there is no image for a PNG, or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();

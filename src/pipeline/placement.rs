@@ -1,4 +1,5 @@
-//! Where the parts of one pipeline run, in a form that plans (device names) and pipelines (devices) share.
+//! Where the components of one pipeline run, generic over the type of a device: a name in plans, an open device in
+//! pipelines.
 
 use std::ops::Deref;
 
@@ -7,17 +8,17 @@ use serde::Serialize;
 use crate::models::component::PerComponent;
 pub use crate::weights::Reside;
 
-/// A device for each section of a network, and where its weights rest. Reads as a list of devices.
+/// A device for each section of a network, and where its weights are kept. It dereferences to the list of devices.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Sections<D> {
-    /// In the network's order.
+    /// The devices in the order of the sections.
     pub devices: Vec<D>,
-    /// The weights of all of them.
+    /// Where the weights of all sections are kept.
     pub reside: Reside,
 }
 
 impl<D> From<Vec<D>> for Sections<D> {
-    /// The weights are where they are used.
+    /// The weights stay on the devices that use them.
     fn from(devices: Vec<D>) -> Self {
         Self { devices, reside: Reside::Device }
     }
@@ -31,7 +32,7 @@ impl<D> Deref for Sections<D> {
 }
 
 impl<D> Sections<D> {
-    /// The same in other words.
+    /// The same with another type of devices.
     pub fn map<E>(&self, f: impl FnMut(&D) -> E) -> Sections<E> {
         Sections { devices: self.devices.iter().map(f).collect(), reside: self.reside }
     }
@@ -43,16 +44,17 @@ impl<D> Sections<D> {
 pub enum Place<D> {
     /// One network, whole or cut.
     Route(Sections<D>),
-    /// A denoiser twice, for the negative and the positive prompt at the same time.
+    /// Two denoisers, for the negative and the positive prompt at the same time.
     Guided {
-        /// The negative prompt's.
+        /// The sections for the negative prompt.
         negative: Sections<D>,
-        /// The positive prompt's; also the one that is used without guidance. The latents live with it.
+        /// The sections for the positive prompt, which also run without guidance. The latents are on their first
+        /// device.
         positive: Sections<D>,
     },
 }
 
-/// The places of every component: several make a pool, of which a request takes one.
+/// The places of every component: several form a pool, from which a request takes one.
 pub type Placement<D> = PerComponent<Vec<Place<D>>>;
 
 impl<D: Clone + PartialEq> Place<D> {
@@ -61,7 +63,7 @@ impl<D: Clone + PartialEq> Place<D> {
         Self::Route(vec![device; sections].into())
     }
 
-    /// Its routes: one, or the negative prompt's and the positive's.
+    /// The routes: one, or the negative prompt's and the positive's.
     pub fn routes(&self) -> Vec<&Sections<D>> {
         match self {
             Self::Route(route) => vec![route],
@@ -69,23 +71,23 @@ impl<D: Clone + PartialEq> Place<D> {
         }
     }
 
-    /// Every device that it uses, each once, in the order of first use.
+    /// Every device that the place uses, each once, in the order of first use.
     pub fn devices(&self) -> Vec<D> {
         each_once(self.routes().into_iter().flat_map(|route| route.iter().cloned()))
     }
 
-    /// Whether it is one network cut over several devices: with several requests under way, each passes from device to
-    /// device and leaves those behind it to others.
+    /// Whether this is one network that is cut over several devices. If several requests are in flight, each passes
+    /// from device to device, and others can use the devices that it has left.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Route(route) if route.iter().any(|device| *device != route[0]))
     }
 
-    /// Whether all of its weights rest elsewhere.
+    /// Whether all weights are offloaded.
     pub fn is_offloaded(&self) -> bool {
         self.routes().iter().all(|route| route.reside != Reside::Device)
     }
 
-    /// The same place in other words.
+    /// The same place with another type of devices.
     pub fn map<E>(&self, mut f: impl FnMut(&D) -> E) -> Place<E> {
         match self {
             Self::Route(route) => Place::Route(route.map(f)),

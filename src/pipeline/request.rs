@@ -1,4 +1,4 @@
-//! One picture that somebody wants: what they say of it, and the request that it becomes, checked once.
+//! The options of a picture, and the request that is made of them, which is checked once.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,13 +9,13 @@ use crate::{
     scheduler::SchedulerKind,
 };
 
-/// The most pixels along one side.
+/// The largest width and height in pixels.
 pub const MAX_SIDE: usize = 8192;
-/// The most pictures of one prompt. A slip of the finger must not fill the memory with requests.
+/// The largest number of pictures of one prompt, so that a typing error cannot fill the memory with requests.
 const MAX_IMAGES: usize = 100_000;
 
-/// What somebody may say of a picture; what they leave out is the model's to say. Options of a command line, fields of a
-/// prompts file, and what a file says of itself all have this form.
+/// The options of a picture, all of which may be left out; the model has defaults for them. The command line, a prompts
+/// file and the metadata of a file all use this type.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
@@ -61,7 +61,7 @@ pub struct RequestOptions {
 }
 
 impl RequestOptions {
-    /// These, and where they say nothing, those.
+    /// These options, and those of `other` where these are not set.
     #[must_use]
     pub fn or(self, other: &Self) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl RequestOptions {
         }
     }
 
-    /// What can be checked without a model; `name` is how messages call a field.
+    /// Checks everything that can be checked without a model; `name` gives the name of a field in messages.
     ///
     /// # Errors
     /// If a number is 0, too large or not finite.
@@ -105,8 +105,8 @@ impl RequestOptions {
         }
     }
 
-    /// The request for one picture, with the model's defaults for what is not said: from noise to an image. `name` is how
-    /// messages call a field.
+    /// The request for one picture, from noise to an image, with the model's defaults for options that are not set.
+    /// `name` gives the name of a field in messages.
     ///
     /// # Errors
     /// If a size is not a multiple of the model's scale, or as [`Request::check`].
@@ -138,56 +138,56 @@ impl RequestOptions {
     }
 }
 
-/// Where denoising starts.
+/// The starting point of denoising.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Start {
-    /// From the noise of the request's seed.
+    /// Noise from the request's seed.
     Noise,
-    /// From given starting noise, `[1, channels, height / 8, width / 8]` in that order, before the scheduler scales it.
+    /// The given starting noise, `[1, channels, height / 8, width / 8]` in that order, before the scheduler scales it.
     Latents(std::sync::Arc<[f32]>),
 }
 
-/// What a request ends with.
+/// The output of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Output {
-    /// A picture.
+    /// An image.
     #[default]
     Image,
-    /// The latents alone.
+    /// The latents only.
     Latents,
 }
 
-/// One picture: the text, the seed and how to draw it.
+/// A request for one picture: the texts, the seed and the settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// What to draw.
+    /// The prompt.
     pub prompt: String,
-    /// What to keep away from; used while `guidance_scale > 1`.
+    /// The negative prompt; used if `guidance_scale > 1`.
     pub negative_prompt: String,
     /// Seed of the noise.
     pub seed: u64,
-    /// Denoising steps, at least 1.
+    /// Number of denoising steps, at least 1.
     pub steps: usize,
     /// Strength of classifier-free guidance; at most 1 means none.
     pub guidance_scale: f32,
     /// The solver; `None` is the model's own.
     pub scheduler: Option<SchedulerKind>,
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
     /// The generator of the noise.
     pub rng: Rng,
-    /// Where denoising starts.
+    /// The starting point of denoising.
     pub start: Start,
-    /// What it ends with.
+    /// The output.
     pub output: Output,
 }
 
 impl Request {
-    /// A picture of `prompt` from seed 0, and for the rest what the model says.
+    /// A request for a picture of `prompt` from seed 0, with the model's defaults.
     pub fn new(prompt: impl Into<String>, spec: &ModelSpec) -> Self {
         let defaults = &spec.defaults;
         Self {
@@ -205,7 +205,7 @@ impl Request {
         }
     }
 
-    /// All that can be said of it in words.
+    /// The options that give this request.
     ///
     /// # Errors
     /// If the model has no such scheduler.
@@ -223,8 +223,8 @@ impl Request {
         })
     }
 
-    /// Whether both can go through the network in one call: the same size, schedule and kind of start, with guidance both or
-    /// neither. Texts, seeds and strengths of guidance may differ.
+    /// Whether both can be batched: they have the same size, schedule and kind of start, and both have guidance or
+    /// neither. Texts, seeds and guidance scales may differ.
     pub fn goes_with(&self, other: &Self) -> bool {
         let guided = |request: &Self| request.guidance_scale > 1.0;
         let start = |request: &Self| matches!(request.start, Start::Noise);
@@ -233,7 +233,7 @@ impl Request {
             && (guided(self), start(self), self.output) == (guided(other), start(other), other.output)
     }
 
-    /// What must hold for a request to a model.
+    /// Checks that a model can draw this request.
     ///
     /// # Errors
     /// If a size is not a multiple of the model's scale, there is no step, the guidance scale is not finite, or the

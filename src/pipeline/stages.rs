@@ -1,7 +1,7 @@
 //! The three stages of a request: text to features, noise to latents, latents to pixels.
 //!
-//! Each begins and ends on the host. What crosses is small (a few hundred KiB), so a stage asks the same of its devices'
-//! arenas wherever the others are, and the planner runs this very code on devices without data.
+//! Each stage begins and ends on the host. The data between stages is small (a few hundred KiB), so a stage needs the
+//! same of its devices' arenas wherever the other stages run, and the planner runs this code on devices without data.
 
 use super::{
     device_queue::Work,
@@ -9,7 +9,7 @@ use super::{
     request::{Request, Rng, Start},
 };
 use crate::{
-    error::{Error, Result, Scope},
+    error::{Error, Result, ErrorScope},
     models::{
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route, SectionHooks},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl From<Stage> for Work {
-    /// What the queue for devices has to know of a stage.
+    /// The kind of work of a stage, for the device queue.
     fn from(stage: Stage) -> Self {
         match stage {
             Stage::Encode => Self::Text,
@@ -33,7 +33,7 @@ impl From<Stage> for Work {
     }
 }
 
-/// Runs a text encoder over one text: its features `[tokens, width]`, on the host.
+/// Runs a text encoder on one text: its features `[tokens, width]`, on the host.
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
@@ -43,7 +43,7 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, hooks: &dyn SectionHooks) -> Resu
     Ok(features)
 }
 
-/// What the denoising loop starts from and works towards: one picture, or several of a size that go through together.
+/// The input of the denoising loop: one picture, or several of one size as a batch.
 pub struct Denoise<'a> {
     /// The steps.
     pub schedule: &'a Schedule,
@@ -53,30 +53,30 @@ pub struct Denoise<'a> {
     pub shape: Shape,
 }
 
-/// What one picture begins with.
+/// The input of one picture.
 pub struct Begin {
-    /// Strength of guidance; only used with two texts.
+    /// The guidance scale; only used with two texts.
     pub guidance_scale: f32,
-    /// What the first latents are made of, then the noise of those steps that add some.
+    /// The source of the first latents, and then of the noise of those steps that add some.
     pub noise: Noise,
 }
 
-/// A denoiser at work on some texts. A request has one branch for all of its texts, or one for the negative prompts and one
+/// A denoiser with some texts. A request has one branch for all of its texts, or one for the negative prompts and one
 /// for the prompts, which run at the same time if they share no device.
 pub struct Branch<'a> {
-    /// The name of its component, for messages.
+    /// The name of the component, for messages.
     pub name: &'a str,
     /// The network.
     pub denoiser: &'a Unet,
-    /// Its offloaded weights.
+    /// The offloaded weights, if there are any.
     pub offload: Option<&'a Offload>,
-    /// Where its sections run.
+    /// The device of each section.
     pub route: &'a Route,
-    /// What is kept on each of these devices.
+    /// The persistent arenas of these devices.
     pub keeps: &'a PersistentArenas,
     /// Called before each section.
     pub hooks: &'a (dyn SectionHooks + Sync),
-    /// The texts: one for each picture, or all negative ones and then all others.
+    /// The texts: one for each picture, or all negative ones followed by all others.
     pub texts: Vec<TextFeatures>,
 }
 
@@ -85,7 +85,7 @@ impl Branch<'_> {
         ForwardPass::new(self.route, self.offload, self.hooks)
     }
 
-    /// What the network gets of these latents, a row for each text, on the device of the first section.
+    /// The network's input for these latents, a row for each text, on the device of the first section.
     fn input(&self, step: &Step, latents: &[Tensor]) -> Result<Tensor> {
         let scale = |latents: &Tensor| -> Result<Tensor> {
             let latents = latents.to(self.route.first())?;
@@ -93,7 +93,7 @@ impl Branch<'_> {
         };
         let mut scaled = latents.iter().map(scale).collect::<Result<Vec<_>>>()?;
         if self.texts.len() > 1 {
-            // Every picture once for each of its texts.
+            // Every picture is repeated once for each of its texts.
             let rows: Vec<&Tensor> = scaled.iter().cycle().take(self.texts.len()).collect();
             return Tensor::stack(&rows);
         }
@@ -105,21 +105,21 @@ impl Branch<'_> {
         let time = self.denoiser.time_features(step.timestep, self.route.first())?;
         let forward = || self.denoiser.forward(latents, &time, text, &self.pass());
         match (self.offload, &self.route.devices()[..]) {
-            // Every step has the same ops on the same memory, and nothing comes between them.
+            // Every step runs the same ops on the same memory, with nothing in between.
             (None, [device]) => device.as_one(forward),
             _ => forward(),
         }
     }
 }
 
-/// Where the noise of one request comes from.
+/// The source of noise of one request.
 pub struct Noise {
     start: Option<std::sync::Arc<[f32]>>,
     generator: Generator,
 }
 
 impl Noise {
-    /// The noise that the request asks for.
+    /// The noise of the request.
     pub fn new(request: &Request) -> Self {
         let start = match &request.start {
             Start::Noise => None,
@@ -128,12 +128,12 @@ impl Noise {
         Self { start, generator: request.rng.generator(request.seed) }
     }
 
-    /// For runs without data.
+    /// Zeros, for runs without data.
     pub fn zeros() -> Self {
         Self { start: None, generator: Rng::default().generator(0) }
     }
 
-    /// The first `shape` of it, channels last.
+    /// The first noise, in `shape`, channels last.
     fn first(&mut self, shape: Shape) -> Vec<f32> {
         match self.start.take() {
             Some(latents) => channels_last(&latents, shape),
@@ -141,18 +141,19 @@ impl Noise {
         }
     }
 
-    /// The next `shape` of it, channels last. Drawn as `[batch, channels, height, width]`, as the reference does.
+    /// The next noise, in `shape`, channels last. It is drawn as `[batch, channels, height, width]`, as in the
+    /// reference.
     fn next(&mut self, shape: Shape) -> Vec<f32> {
         channels_last(&self.generator.normal(shape.elements()), shape)
     }
 }
 
-/// Runs the denoising loop and gives the latents that it ends with, `[height, width, channels]` for each picture, or what
-/// is wrong with them. They live with the last branch. `progress` hears of each step done, the text's preparation being
-/// step 0, and may stop the loop with an error. Ho and Salimans 2022 for the guidance.
+/// Runs the denoising loop and returns the final latents, `[height, width, channels]` for each picture, or an error for
+/// the picture. The latents are on the devices of the last branch. `progress` is called after each step, the text's
+/// preparation being step 0, and may stop the loop with an error. The guidance follows Ho and Salimans 2022.
 ///
 /// # Errors
-/// If a device fails, an arena is full, or `progress` says so.
+/// If a device fails, an arena is full, or `progress` returns an error.
 pub fn denoise(
     branches: &[Branch],
     mut request: Denoise,
@@ -178,7 +179,7 @@ pub fn denoise(
         let outs = call(branches, &texts, step, &latents)?;
         let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
         home.hooks.enter(0)?;
-        // In order, on this thread: the home's arena always sees the same.
+        // The copies arrive in order, on this thread, so that the arena always sees the same allocations.
         let outs = leaving.into_iter().map(Leaving::arrive).collect::<Result<Vec<_>>>()?;
         for (i, image) in request.images.iter_mut().enumerate() {
             let out = guide(&outs, i, latents.len(), shape, image.guidance_scale)?;
@@ -198,18 +199,19 @@ pub fn denoise(
     Ok(values.into_iter().map(|values| finite(&values, home.name).map(|()| values)).collect())
 }
 
-/// Every branch's output. Two branches without a common device run at the same time.
+/// The output of every branch. Two branches without a common device run at the same time.
 fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Tensor]) -> Result<Vec<Tensor>> {
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
     match branches {
         [negative, positive] if apart(negative, positive) => {
-            // Both before either begins: a copy waits for everything that its device was given before.
+            // Both inputs are made before either branch begins, because a copy waits for all earlier work of its
+            // device.
             let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
             let both =
                 sync::both(|| negative.call(step, &inputs.0, &texts[0]), || positive.call(step, &inputs.1, &texts[1]));
             match both.map_err(|error| Error::request("starting a thread for the negative prompt").source(error))? {
-                // A device that failed is worse news than a request that did.
-                (_, Err(error)) if matches!(error.scope(), Scope::Device(_)) => Err(error),
+                // The error of a failed device has priority over that of a request.
+                (_, Err(error)) if matches!(error.scope(), ErrorScope::Device(_)) => Err(error),
                 (negative, positive) => Ok(vec![negative?, positive?]),
             }
         }
@@ -221,8 +223,8 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
     }
 }
 
-/// `negative + scale * (positive - negative)` of picture `i` among `images`, as one weighted sum; a single text is what it
-/// is.
+/// `negative + scale * (positive - negative)` of picture `i` among `images`, as one weighted sum; without guidance, the
+/// only output.
 fn guide(outs: &[Tensor], i: usize, images: usize, shape: Shape, scale: f32) -> Result<Tensor> {
     match outs {
         [negative, positive] => Tensor::scale_add(shape, &[(1.0 - scale, negative, i), (scale, positive, i)]),
@@ -242,14 +244,14 @@ fn advance(step: &Step, latents: &Tensor, estimates: &[Tensor], noise: Option<&T
     weighted(&terms)
 }
 
-/// The weighted sum of those terms whose weight is not zero; at least one is not.
+/// The weighted sum of the terms whose weight is not zero; there is at least one.
 fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     let used: Vec<_> = terms.iter().filter(|(weight, _)| *weight != 0.0).map(|&(weight, x)| (weight, x, 0)).collect();
     Tensor::scale_add(terms[0].1.shape(), &used)
 }
 
-/// Runs the decoder: latents, whose `shape` is `[1, height, width, channels]`, to pixels in about -1 to 1,
-/// `[8 height, 8 width, 3]`.
+/// Runs the decoder: from latents, whose `shape` is `[1, height, width, channels]`, to pixels from about -1 to 1, `[8
+/// height, 8 width, 3]`.
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
@@ -260,7 +262,7 @@ pub fn decode(decoder: &Placed, shape: Shape, latents: &[f32], hooks: &dyn Secti
     Ok(pixels)
 }
 
-/// Refuses infinities and NaN, which would end as a black picture.
+/// Rejects infinities and NaN, which would give a black picture.
 pub fn finite(values: &[f32], component: &str) -> Result<()> {
     let bad = values.iter().filter(|x| !x.is_finite()).count();
     if bad == 0 {
@@ -270,7 +272,7 @@ pub fn finite(values: &[f32], component: &str) -> Result<()> {
         .hint("another dtype for this component, a lower guidance scale, or another checkpoint"))
 }
 
-/// `[batch, channels, height, width]` to `[batch, height, width, channels]`, which is `shape`.
+/// Converts `[batch, channels, height, width]` to `[batch, height, width, channels]`, which is `shape`.
 pub fn channels_last(values: &[f32], shape: Shape) -> Vec<f32> {
     let channels = shape.channels();
     let pixels = shape.dims()[1..shape.dims().len() - 1].iter().product::<usize>();
@@ -280,7 +282,7 @@ pub fn channels_last(values: &[f32], shape: Shape) -> Vec<f32> {
     values.chunks(pixels * channels).flat_map(image).collect()
 }
 
-/// The way back.
+/// Converts `[batch, height, width, channels]`, which is `shape`, to `[batch, channels, height, width]`.
 pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
     let channels = shape.channels();
     let pixels = shape.dims()[1..shape.dims().len() - 1].iter().product::<usize>();
@@ -290,7 +292,8 @@ pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
     values.chunks(pixels * channels).flat_map(image).collect()
 }
 
-/// How an instance of the denoiser works on texts: `[negative, positive]` or `[positive]`. The negative texts come first.
+/// The branches of an instance of the denoiser for the texts `[negative, positive]` or `[positive]`. The negative texts
+/// come first.
 pub fn branches<'a>(
     instance: &'a Instance,
     slot: &'a Slot,
@@ -316,25 +319,26 @@ pub fn branches<'a>(
     }
 }
 
-/// A request without content, as large as a real one: what the planner runs on devices without data.
+/// A request without content, with the size of a real one: what the planner runs on devices without data.
 pub struct Sample<'a> {
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// Pictures that go through the denoiser together.
+    /// The number of pictures in a batch.
     pub batch: usize,
-    /// Whether each has two texts.
+    /// Whether each picture has two texts.
     pub guided: bool,
     /// The steps.
     pub schedule: &'a Schedule,
 }
 
-/// Runs the stage of one component on a sample. `keeps` has an arena on each of its devices; `progress` hears of each step
-/// of the denoising loop, the texts' preparation being step 0. Gives how often the network was called after that.
+/// Runs the stage of one component on a sample. `keeps` has an arena on each of its devices; `progress` is called after
+/// each step of the denoising loop, the texts' preparation being step 0. Returns the number of calls of the network
+/// after the preparation.
 ///
 /// # Errors
-/// If an arena is full, or `progress` says so.
+/// If an arena is full, or `progress` returns an error.
 pub fn rehearse(
     spec: &ModelSpec,
     component: ComponentId,
@@ -359,7 +363,7 @@ pub fn rehearse(
             let begin = || Begin { guidance_scale: 2.0, noise: Noise::zeros() };
             let images = (0..sample.batch).map(|_| begin()).collect();
             let slot = Slot::new(instance, keeps, &[]);
-            // Two branches run beside each other, so nobody can be told of one way.
+            // Two branches run in parallel, so their sections have no common order to report.
             let hooks = if instance.negative.is_some() { &NoHooks } else { hooks };
             let branches = branches(instance, &slot, texts, sample.guided, hooks);
             denoise(&branches, Denoise { schedule: sample.schedule, images, shape }, &mut progress)?;

@@ -7,8 +7,8 @@ use crate::{
     sync::{Clock, Monitor},
 };
 
-/// The features of the texts that were used last, on the host. They depend on the text alone, so any replica whose text
-/// encoders are of the same numerics classes may use them. Each text is encoded once: a request that needs a text that is
+/// The features of the texts that were used last, on the host. They depend only on the text, so any replica whose text
+/// encoders have the same numerics classes may use them. Each text is encoded once: a request that needs a text that is
 /// being encoded waits for it.
 pub struct TextCache {
     state: Monitor<Texts>,
@@ -24,10 +24,10 @@ struct Texts {
     turns: u64,
 }
 
-/// What the cache says of a text.
+/// The result of a lookup in the cache.
 pub(super) enum Known<'a> {
     Features(TextFeatures),
-    /// It has no features: the request that asked encodes the text, and others wait until this drops.
+    /// There are no features: the caller encodes the text, and others wait until this value is dropped.
     Begun(Turn<'a>),
 }
 
@@ -72,7 +72,7 @@ impl TextCache {
         });
     }
 
-    /// Lets no request wait any longer for the texts that this request was encoding: it will not finish.
+    /// Ends the waits of other requests for the texts that this request was encoding: it will not finish.
     pub fn give_up(&self, age: u64) {
         self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != age));
     }

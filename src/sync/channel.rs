@@ -1,4 +1,4 @@
-//! Messages from many to one.
+//! A channel for messages from several senders to one receiver.
 
 use std::{
     collections::VecDeque,
@@ -19,14 +19,14 @@ pub struct Sender<T>(Arc<Monitor<State<T>>>);
 /// Receives messages.
 pub struct Receiver<T>(Arc<Monitor<State<T>>>);
 
-/// Both ends of a new channel, for threads of this clock. It holds any number of messages.
+/// Creates a channel for threads of this clock, and returns both ends. It holds any number of messages.
 pub fn channel<T>(clock: Clock) -> (Sender<T>, Receiver<T>) {
     let monitor = Arc::new(Monitor::new(State { messages: VecDeque::new(), senders: 1 }, clock));
     (Sender(monitor.clone()), Receiver(monitor))
 }
 
 impl<T> Sender<T> {
-    /// Adds a message.
+    /// Appends a message.
     pub fn send(&self, message: T) {
         self.0.update(|state| state.messages.push_back(message));
     }
@@ -34,7 +34,7 @@ impl<T> Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        self.0.look(|state| state.senders += 1);
+        self.0.access(|state| state.senders += 1);
         Self(self.0.clone())
     }
 }
@@ -46,23 +46,23 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    /// The next message, once there is one; `None` once there is none and no sender.
+    /// Waits for the next message; `None` once there is no message and no sender.
     pub fn receive(&self) -> Option<T> {
         self.0.wait_until(State::next).ok()
     }
 
-    /// The next message, once there is one, or what there is instead when the deadline has passed. A deadline in the past
-    /// asks for a message that is there already.
+    /// Waits for the next message until the deadline. With a deadline in the past, it only returns a message that is
+    /// already there.
     ///
     /// # Errors
-    /// `Timeout` if there was no message before the deadline, `Disconnected` if there is none and no sender.
+    /// `Timeout` if there was no message before the deadline, `Disconnected` if there is no message and no sender.
     pub fn receive_before(&self, deadline: Instant) -> Result<T, RecvTimeoutError> {
         self.0.wait_before(deadline, State::next).unwrap_or(Err(RecvTimeoutError::Timeout))
     }
 }
 
 impl<T> State<T> {
-    /// The next message, or that there will be none; `None` while there may still be one.
+    /// The next message, or the error that there will be none; `None` while there may still be one.
     fn next(&mut self) -> Option<Result<T, RecvTimeoutError>> {
         match self.messages.pop_front() {
             Some(message) => Some(Ok(message)),

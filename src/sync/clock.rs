@@ -1,8 +1,8 @@
-//! The time, and for simulations a time of their own.
+//! Real time, and simulated time for tests.
 //!
-//! On a simulated clock those threads that take part run one at a time, in the order in which they became ready, and
-//! time stands still meanwhile. Once all of them wait it jumps to the next moment that one of them sleeps until. So the
-//! same program does the same in the same order each time, and an hour passes as fast as its work is done.
+//! On a simulated clock the participating threads run one at a time, in the order in which they became ready, and time
+//! stands still meanwhile. Once all of them wait, the time jumps to the next deadline. So the same program does the
+//! same things in the same order each time, and an hour takes only as long as its computations.
 
 use std::{
     cell::RefCell,
@@ -21,16 +21,16 @@ struct Simulated {
     turns: Mutex<Turns>,
 }
 
-/// Whose turn it is.
+/// The schedule of the participating threads.
 #[derive(Default)]
 struct Turns {
     now: Duration,
     running: Option<usize>,
     ready: VecDeque<usize>,
-    /// Until when, in which order they lay down, who.
+    /// Sleeping threads: the deadline, the number of the sleep, and the thread.
     asleep: BTreeSet<(Duration, u64, usize)>,
     seats: HashMap<usize, Taken>,
-    /// The next number of a thread or of a sleep.
+    /// The number of the next thread or sleep.
     next: u64,
 }
 
@@ -42,40 +42,40 @@ struct Taken {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Running,
-    /// Running, and woken before it came to wait.
+    /// The thread runs, and was woken before it began to wait.
     Woken,
     Ready,
     Waiting,
 }
 
 thread_local! {
-    /// Where this thread takes part.
+    /// The clock in which this thread participates, and its number there.
     static SEATED: RefCell<Option<(Arc<Simulated>, usize)>> = const { RefCell::new(None) };
 }
 
-/// A thread's part in a simulated clock from the moment that this is made, which may be before the thread starts. Time
-/// does not pass before the thread has taken its seat or this is dropped.
+/// A thread's place in a simulated clock, reserved before the thread starts. Time does not pass until the thread has
+/// taken the seat, or the seat is dropped.
 pub struct Seat(Option<(Arc<Simulated>, usize)>);
 
-/// Until this is dropped, the current thread takes part.
+/// Until this value is dropped, the current thread participates in the clock.
 pub struct Seated {
     seat: Seat,
-    /// It belongs to its thread.
+    /// The value must stay in its thread.
     _thread: std::marker::PhantomData<*const ()>,
 }
 
 impl Clock {
-    /// A clock of its own, for simulations.
+    /// A new simulated clock.
     pub fn simulated() -> Self {
         Self(Some(Arc::new(Simulated { start: Instant::now(), turns: Mutex::default() })))
     }
 
-    /// The clock in which the current thread takes part, or the real one.
+    /// The clock in which the current thread participates, or the real one.
     pub(super) fn current() -> Self {
         Self(SEATED.with_borrow(|seated| seated.as_ref().map(|(clock, _)| clock.clone())))
     }
 
-    /// The time.
+    /// The current time.
     pub fn now(&self) -> Instant {
         match &self.0 {
             None => Instant::now(),
@@ -83,7 +83,7 @@ impl Clock {
         }
     }
 
-    /// Waits for a time to come. On a simulated clock a thread that takes no part does so meanwhile.
+    /// Waits until a time. On a simulated clock, a thread that does not participate does so during the wait.
     pub fn sleep_until(&self, time: Instant) {
         let Some(simulated) = &self.0 else { return thread::sleep(time.saturating_duration_since(Instant::now())) };
         let _seated = self.participant().is_none().then(|| self.seat().take());
@@ -94,7 +94,7 @@ impl Clock {
         }
     }
 
-    /// A seat for a thread that is about to start. On the real clock it means nothing.
+    /// Reserves a seat for a thread that is about to start. On the real clock it has no effect.
     pub fn seat(&self) -> Seat {
         Seat(self.0.as_ref().map(|simulated| {
             let mut turns = simulated.turns();
@@ -106,12 +106,12 @@ impl Clock {
         }))
     }
 
-    /// The current thread takes part from here on, if it does not yet.
+    /// Makes the current thread participate from here on, unless it does already.
     pub fn take_part(&self) -> Option<Seated> {
         (self.0.is_some() && self.participant().is_none()).then(|| self.seat().take())
     }
 
-    /// The current thread, if it takes part in this clock.
+    /// The number of the current thread, if it participates in this clock.
     pub(super) fn participant(&self) -> Option<usize> {
         let simulated = self.0.as_ref()?;
         SEATED.with_borrow(|seated| {
@@ -119,14 +119,14 @@ impl Clock {
         })
     }
 
-    /// Blocks a thread that takes part until it is woken, or until a time.
+    /// Blocks a participating thread until it is woken, or until a time.
     pub(super) fn wait(&self, me: usize, until: Option<Instant>) {
         if let Some(simulated) = &self.0 {
             simulated.wait(me, until.map(|time| time.saturating_duration_since(simulated.start)));
         }
     }
 
-    /// These threads have something to do.
+    /// Wakes these threads.
     pub(super) fn wake(&self, threads: &[usize]) {
         let Some(simulated) = self.0.as_ref().filter(|_| !threads.is_empty()) else { return };
         let mut turns = simulated.turns();
@@ -148,7 +148,7 @@ impl Clock {
 
 impl Simulated {
     fn turns(&self) -> MutexGuard<'_, Turns> {
-        // Nothing in this file panics between two writes.
+        // A poisoned lock is usable: nothing in this file panics between two writes.
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,7 +183,7 @@ impl Turns {
         self.next
     }
 
-    /// Gives the turn to the next thread, if nobody has it: who is ready first, else who sleeps least.
+    /// If no thread has the turn, gives it to the first ready thread, or else to the one with the earliest deadline.
     fn pass(&mut self) {
         if self.running.is_some() {
             return;
@@ -202,7 +202,7 @@ impl Turns {
 }
 
 impl Seat {
-    /// The current thread takes it, and waits for its turn.
+    /// Makes the current thread participate in this seat, and waits for its turn.
     pub fn take(self) -> Seated {
         if let Some((simulated, me)) = &self.0 {
             SEATED.with_borrow_mut(|seated| *seated = Some((simulated.clone(), *me)));

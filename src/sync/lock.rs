@@ -1,8 +1,8 @@
-//! Locks that a panic of their holder does not spoil.
+//! Locks that stay usable after a panic.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What a mutex holds, also after a panic: whoever changes it leaves it as it should be.
+/// Locks a mutex, also after a panic: code that changes the value must not panic in between.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

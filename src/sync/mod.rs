@@ -1,7 +1,7 @@
-//! Time and waiting: the one clock and the one way to block of everything that runs side by side.
+//! Time and waiting: the only clock and the only way to block, for everything that runs in parallel.
 //!
-//! Whoever waits for another thread does so in a [`Monitor`], and whoever asks for the time asks a [`Clock`]. So the
-//! engine can be run on a clock whose time only passes when nobody has anything left to do, in the same order each time.
+//! Threads that wait for other threads do so in a [`Monitor`], and read the time from a [`Clock`]. So the engine can
+//! run on a simulated clock, whose time passes only when all threads wait, in the same order each time.
 
 pub mod channel;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! A value that several threads change, and wait for.
+//! A value that several threads change and wait for.
 
 use std::{sync::PoisonError, time::Instant};
 
@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::clock::Clock;
 
-/// A value behind a lock, with a way to wait until it is as somebody wants it.
+/// A value behind a lock, with a way to wait for a condition on it.
 pub struct Monitor<T> {
     inner: Mutex<Inner<T>>,
     changed: Condvar,
@@ -18,27 +18,27 @@ pub struct Monitor<T> {
 
 struct Inner<T> {
     value: T,
-    /// Threads of a simulated clock that wait, in order.
+    /// The waiting threads of a simulated clock, in order.
     waiters: Vec<usize>,
 }
 
 impl<T> Monitor<T> {
-    /// A value, and the clock of those who will wait for it.
+    /// A monitor of `value`, and the clock of the threads that will wait for it.
     pub fn new(value: T, clock: Clock) -> Self {
         Self { inner: Mutex::new(Inner { value, waiters: Vec::new() }), changed: Condvar::new(), clock }
     }
 
-    /// The clock.
+    /// The clock of the waiting threads.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
-        // Whoever changes a value leaves it as it should be, or panics before the change.
+        // A poisoned lock is usable: changes of the value do not panic halfway.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the value; whoever waits looks again.
+    /// Changes the value; waiting threads check their conditions again.
     pub fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let mut inner = self.inner();
         let result = change(&mut inner.value);
@@ -46,18 +46,18 @@ impl<T> Monitor<T> {
         result
     }
 
-    /// Looks at the value, or changes what nobody waits for.
-    pub fn look<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
-        look(&mut self.inner().value)
+    /// Reads the value, or changes it in a way that no thread waits for.
+    pub fn access<R>(&self, access: impl FnOnce(&mut T) -> R) -> R {
+        access(&mut self.inner().value)
     }
 
-    /// Waits until `ready` gives something; what it changed then makes others look again. It must change nothing while it
-    /// gives nothing.
+    /// Waits until `ready` returns a value. Other waiting threads then check their conditions again, as `ready` may
+    /// have changed something. It must change nothing while it returns `None`.
     pub fn wait_until<R>(&self, ready: impl FnMut(&mut T) -> Option<R>) -> R {
         self.wait(None, ready).expect("without a deadline it only ends with a result")
     }
 
-    /// As [`Monitor::wait_until`], or until the deadline has passed.
+    /// As [`Monitor::wait_until`], but only until the deadline.
     pub fn wait_before<R>(&self, deadline: Instant, ready: impl FnMut(&mut T) -> Option<R>) -> Option<R> {
         self.wait(Some(deadline), ready)
     }
@@ -86,7 +86,7 @@ impl<T> Monitor<T> {
         }
     }
 
-    /// Blocks a thread of the real clock, or one that takes no part in a simulated one.
+    /// Blocks a thread of the real clock, or one that does not participate in a simulated clock.
     fn blocked<'a>(&'a self, inner: MutexGuard<'a, Inner<T>>, deadline: Option<Instant>) -> MutexGuard<'a, Inner<T>> {
         match deadline {
             None => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
@@ -127,7 +127,7 @@ mod tests {
                 });
                 assert_eq!(monitor.wait_until(|value| (*value == 5).then(|| std::mem::take(value))), 5);
             });
-            assert_eq!(monitor.look(|value| *value), 0);
+            assert_eq!(monitor.access(|value| *value), 0);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Threads that take part in a clock.
+//! Threads that participate in a clock.
 
 use std::{io, thread};
 
@@ -7,22 +7,22 @@ use super::{
     clock::Clock,
 };
 
-/// A thread that takes part in a clock.
+/// A thread that participates in a clock.
 pub struct Thread {
     done: Receiver<()>,
     handle: thread::JoinHandle<()>,
 }
 
-/// Starts a thread that takes part in a clock.
+/// Starts a thread that participates in a clock.
 ///
 /// # Errors
-/// If the system has no thread to give.
+/// If the system cannot start a thread.
 pub fn spawn(clock: &Clock, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
     let (told, done) = channel(clock.clone());
     let seat = clock.seat();
     let handle = thread::Builder::new().name(name.to_string()).spawn(move || {
         let _seated = seat.take();
-        // Also told if `work` panics.
+        // It is dropped at the end of `work`, also after a panic.
         let _told: Sender<()> = told;
         work();
     })?;
@@ -30,22 +30,22 @@ pub fn spawn(clock: &Clock, name: &str, work: impl FnOnce() + Send + 'static) ->
 }
 
 impl Thread {
-    /// Waits for its end; a panic there ends it like anything else.
+    /// Waits for the end of the thread, which may be a panic.
     pub fn join(self) {
-        // First in the clock's time, and then for the little that is left.
+        // First waits in the clock's time, and then for the thread to exit, which takes no simulated time.
         self.done.receive();
         let _ = self.handle.join();
     }
 }
 
-/// Runs both at the same time, the first on a thread of its own, in the clock in which the current thread takes part.
+/// Runs both at the same time, the first on a new thread, in the clock in which the current thread participates.
 ///
 /// # Errors
-/// If the system has no thread to give. Neither is run then.
+/// If the system cannot start a thread. Neither function is run then.
 pub fn both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> io::Result<(A, B)> {
     let clock = Clock::current();
     thread::scope(|scope| {
-        // Also told if `first` panics: it is dropped then.
+        // It is dropped at the end of `first`, also after a panic.
         let (told, done) = channel::<()>(clock.clone());
         let seat = clock.seat();
         let first = thread::Builder::new().spawn_scoped(scope, move || {

@@ -1,5 +1,6 @@
-//! What a tokenizer's folder says, read as transformers' `CLIPTokenizer.from_pretrained` reads it (version 5): only
-//! vocabulary, merges, added tokens and a few settings count. The steps in a `tokenizer.json` are ignored, as there.
+//! The files of a tokenizer's folder, read as transformers' `CLIPTokenizer.from_pretrained` reads them (version 5):
+//! only vocabulary, merges, added tokens and a few settings are used. The steps in a `tokenizer.json` are ignored, as
+//! there.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -23,7 +24,7 @@ use crate::{
 const LARGEST_ID: u32 = (1 << 20) - 1;
 /// The most entries of a vocabulary, and the most merges: CLIP has 49,408 and 48,894.
 const MOST_TOKENS: usize = 1 << 18;
-/// The most tokens beside the vocabulary.
+/// The largest number of tokens outside the vocabulary.
 const MOST_ADDED: usize = 1 << 14;
 /// The longest token, in bytes.
 const LONGEST_TOKEN: usize = 256;
@@ -31,7 +32,7 @@ const LONGEST_TOKEN: usize = 256;
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-/// The roles of special tokens in transformers' order, with CLIP's tokens, where it has one, for files that name none.
+/// The roles of special tokens in transformers' order, with CLIP's default tokens for files that name none.
 const ROLES: [(&str, &str); 7] = [
     ("bos_token", BEGIN),
     ("eos_token", END),
@@ -41,26 +42,26 @@ const ROLES: [(&str, &str); 7] = [
     ("cls_token", ""),
     ("mask_token", ""),
 ];
-/// Keys of special tokens without a role, which stand for one.
+/// The key of special tokens that have no role.
 const EXTRA: &str = "extra_special_tokens";
 const EXTRA_OF_OLD: &str = "additional_special_tokens";
 
-/// All that is read of a tokenizer's folder.
+/// Everything that is read from a tokenizer's folder.
 pub(super) struct Contents {
     pub(super) vocab: Vec<(String, u32)>,
     pub(super) merges: Vec<(String, String)>,
-    /// In the order in which those outside the vocabulary get their ids; a later one replaces an earlier of equal text.
+    /// Added tokens in the order in which those outside the vocabulary get their ids; a later one replaces an earlier
+    /// one with the same text.
     pub(super) added: Vec<AddedToken>,
     pub(super) begin: String,
     pub(super) end: String,
     pub(super) pad: String,
     pub(super) unknown: String,
-    /// Special tokens in a prompt are split like any text.
+    /// Whether special tokens in a prompt are split like any other text.
     pub(super) splits_special: bool,
 }
 
-/// The files that are read of those in `folder`, in a fixed order: `tokenizer.json` stands for `vocab.json` and
-/// `merges.txt`.
+/// The files in `folder` that are read, in a fixed order: `tokenizer.json` replaces `vocab.json` and `merges.txt`.
 pub fn paths(files: &ModelFiles, folder: &str) -> Vec<String> {
     let path = |name: &str| format!("{folder}/{name}");
     let vocabulary = match files.exists(&path("tokenizer.json")) {
@@ -93,7 +94,7 @@ impl Contents {
         }
         let splits_special = config.as_ref().map_or(Ok(false), |config| config.flag("split_special_tokens", false))?;
 
-        // An `added_tokens_decoder` in the config stands for all other files that may list added tokens.
+        // An `added_tokens_decoder` in the config replaces all other files that may list added tokens.
         let is_listed = config.as_ref().is_some_and(|config| config.get("added_tokens_decoder").is_some());
         let map = if is_listed { None } else { object("special_tokens_map.json")? };
         let special = special_tokens(config.as_ref(), map.as_ref())?;
@@ -102,7 +103,7 @@ impl Contents {
             Some(config) if is_listed => listed_in_config(config, &mut by_id)?,
             _ => {
                 if let Some(list) = object("added_tokens.json")? {
-                    // transformers looks for them here before it has read the old key of the map and other roles.
+                    // transformers handles these roles before it has read the old key of the map and other roles.
                     let is_early = |role: &str| role == EXTRA || ROLES.iter().any(|(early, _)| *early == role);
                     let early = special.iter().filter(|(role, _)| is_early(role));
                     let contents: HashSet<&str> = early.map(|(_, token)| token.content.as_str()).collect();
@@ -123,7 +124,7 @@ impl Contents {
         let (begin, end) = (role("bos_token", BEGIN), role("eos_token", END));
         let (pad, unknown) = (role("pad_token", END), role("unk_token", END));
 
-        // Special tokens come after the listed ones, and only if they are not among them.
+        // Special tokens come after the listed ones, and only if they are not listed.
         let has_role = |(role, _): &&(String, AddedToken)| role != EXTRA && role != EXTRA_OF_OLD;
         let roles: HashSet<String> = special.iter().filter(has_role).map(|(_, token)| token.content.clone()).collect();
         let mut added: Vec<AddedToken> = by_id.into_values().collect();
@@ -189,7 +190,7 @@ fn merges_of(files: &ModelFiles, path: &str) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// The special tokens with their roles, those of [`ROLES`] first. Of two files that name the same role, the map wins.
+/// The special tokens with their roles, those of [`ROLES`] first. If both files name the same role, the map is used.
 fn special_tokens(config: Option<&Object>, map: Option<&Object>) -> Result<Vec<(String, AddedToken)>> {
     let sources: Vec<&Object> = map.into_iter().chain(config).collect();
     let with = |key: &str| sources.iter().find_map(|source| Some((*source, source.get(key)?)));
@@ -204,7 +205,7 @@ fn special_tokens(config: Option<&Object>, map: Option<&Object>) -> Result<Vec<(
             None => special.push((role.to_owned(), AddedToken::from(default, true))),
         }
     }
-    // A key that ends like those is a role of the model's own.
+    // Any other key that ends in `_token` is a role that the model defines.
     for source in config.into_iter().chain(map) {
         for key in source.keys().filter(|key| key.ends_with("_token") && !ROLES.iter().any(|(role, _)| role == key)) {
             if let Some(token) = source.get(key).and_then(special_token) {
@@ -237,7 +238,7 @@ fn tokens_without_role(source: Option<&Object>, key: &str) -> Result<Vec<AddedTo
     tokens.ok_or_else(|| source.refuse(key, "a list of tokens"))
 }
 
-/// A special token as the files spell it: a text, or an object with the text and how it is matched.
+/// A special token in either form: a text, or an object with the text and its matching options.
 fn special_token(value: &Value) -> Option<AddedToken> {
     let token = match value {
         Value::String(content) => AddedToken::from(content, true),
@@ -263,7 +264,7 @@ fn listed_in_config(config: &Object, by_id: &mut BTreeMap<u32, AddedToken>) -> R
     Ok(())
 }
 
-/// How an added token is matched, with the library's defaults.
+/// The matching options of an added token, with the library's defaults.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Flags {
@@ -288,14 +289,14 @@ fn id_of(value: &Value) -> Option<u32> {
     value.as_u64()?.try_into().ok().filter(|id| *id <= LARGEST_ID)
 }
 
-/// A JSON file in memory of the size of its text.
+/// Reads a JSON file, with memory in proportion to the size of its text.
 fn read_json<T: for<'de> Deserialize<'de>>(files: &ModelFiles, path: &str, what: &str) -> Result<T> {
     let text = files.text(path)?;
     serde_json::from_str(&text)
         .map_err(|error| Error::input(format!("{}: this is not a {what}", files.path_of(path))).source(error))
 }
 
-/// A `tokenizer.json`, as far as it is read.
+/// The parts of a `tokenizer.json` that are used.
 #[derive(Deserialize)]
 struct Whole {
     model: Model,
@@ -307,7 +308,7 @@ struct Whole {
 
 #[derive(Deserialize)]
 struct Model {
-    /// Old files leave it out.
+    /// Old files do not have it.
     #[serde(rename = "type")]
     kind: Option<String>,
     vocab: Vocab,

@@ -1,4 +1,4 @@
-//! Texts to token ids: CLIP's byte-pair encoding, over a library.
+//! Converts texts to token ids: CLIP's byte-pair encoding, implemented with a library.
 
 mod files;
 
@@ -27,18 +27,20 @@ use crate::{
     weights::ModelFiles,
 };
 
-/// What CLIP splits a text into before it merges bytes: special tokens, endings, words, single digits, other signs.
+/// The pattern that splits a text before bytes are merged: special tokens, contractions, words, single digits, other
+/// signs.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// A text's bytes are looked at up to so many: no token is longer than a few dozen, and a text has some 75 tokens.
+/// The largest number of bytes of a text that are used: tokens have at most a few dozen bytes, and a text has some 75
+/// tokens.
 const LONGEST_TEXT: usize = 1 << 16;
 
-/// A text as the text encoder wants it.
+/// A text in the form of the text encoder's input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
-    /// Begin, the text's tokens, end, then padding: as many ids as a text has.
+    /// The start token, the text's tokens, the end token, then padding: always `max_length` ids.
     pub ids: Vec<u32>,
-    /// The end of the text that did not fit in, as it was written.
+    /// The end of the text that did not fit, as it was written.
     pub truncated: Option<String>,
 }
 
@@ -51,16 +53,16 @@ pub struct Tokenizer {
     end: u32,
     pad: u32,
     largest_id: u32,
-    /// By the id of a token that stands for several vectors: its text, and the texts of all of them.
+    /// For the id of a token that has several vectors: its text, and the texts of all its vectors.
     vectors: HashMap<u32, (String, String)>,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer in `folder` of the model as transformers' `CLIPTokenizer` does: vocabulary and merges of
-    /// `tokenizer.json`, else `vocab.json` and `merges.txt`; added tokens of `tokenizer_config.json`, else
-    /// `tokenizer.json`, `added_tokens.json` and `special_tokens_map.json`. Texts get `max_length` ids.
+    /// Reads the tokenizer in `folder` of the model as transformers' `CLIPTokenizer` does: vocabulary and merges from
+    /// `tokenizer.json`, or else from `vocab.json` and `merges.txt`; added tokens from `tokenizer_config.json`, or else
+    /// from `tokenizer.json`, `added_tokens.json` and `special_tokens_map.json`. Texts get `max_length` ids.
     ///
-    /// Fails where a file is missing or is not what it should be.
+    /// Fails if a file is missing or invalid.
     pub fn load(files: &ModelFiles, folder: &str, max_length: usize) -> Result<Self> {
         let contents = Contents::read(files, folder)?;
         let doing = |error: Error| error.context(format!("the tokenizer in {}", files.path_of(folder)));
@@ -100,17 +102,17 @@ impl Tokenizer {
         Ok(Self { bpe: library, max_length, begin, end, pad, largest_id, vectors })
     }
 
-    /// How many ids a text gets.
+    /// The number of ids of a text.
     pub fn max_length(&self) -> usize {
         self.max_length
     }
 
-    /// The largest id that a text can have: the text encoder needs a row of its embedding for it.
+    /// The largest id that a text can have: the embedding of the text encoder must have a row for it.
     pub fn largest_id(&self) -> u32 {
         self.largest_id
     }
 
-    /// The ids of a text, of which 64 KiB are looked at. One that is too long loses its end, but for the end token.
+    /// Encodes the first 64 KiB of a text. If it has too many tokens, its end is cut off and replaced by the end token.
     pub fn encode(&self, text: &str) -> Result<Encoded> {
         let text = &*self.with_all_vectors(text)?;
         let (looked_at, rest) = split(text);
@@ -123,15 +125,15 @@ impl Tokenizer {
         ids.extend_from_slice(&tokens[..kept]);
         ids.push(self.end);
         ids.resize(self.max_length, self.pad);
-        // Offsets count bytes of the text before it was normalised.
+        // Offsets count bytes of the text before normalisation.
         let cut = encoding.get_offsets().get(kept).map(|&(start, _)| start);
         let cut = cut.or_else(|| (!rest.is_empty()).then_some(looked_at.len()));
         let truncated = cut.map(|start| text[text.floor_char_boundary(start)..].to_owned());
         Ok(Encoded { ids, truncated })
     }
 
-    /// The text with every token that stands for several vectors written out: `<cat-toy>` becomes `<cat-toy> <cat-toy>_1`
-    /// where there is a token of that name, as in diffusers' `TextualInversionLoaderMixin.maybe_convert_prompt`.
+    /// The text with every token that has several vectors expanded: `<cat-toy>` becomes `<cat-toy> <cat-toy>_1` if
+    /// there is a token with that name, as in diffusers' `TextualInversionLoaderMixin.maybe_convert_prompt`.
     fn with_all_vectors<'t>(&self, text: &'t str) -> Result<Cow<'t, str>> {
         if self.vectors.is_empty() {
             return Ok(Cow::Borrowed(text));
@@ -156,12 +158,12 @@ impl Tokenizer {
     }
 }
 
-/// The part of a text that is looked at, and the rest.
+/// Splits a text into the part that is used and the rest.
 fn split(text: &str) -> (&str, &str) {
     text.split_at(text.floor_char_boundary(LONGEST_TEXT))
 }
 
-/// `text` with `new` for each `old`, as far as it is looked at.
+/// Replaces each `old` in the used part of `text` by `new`.
 fn replace(text: &str, old: &str, new: &str) -> String {
     let mut replaced = String::new();
     let mut from = 0;
@@ -176,9 +178,9 @@ fn replace(text: &str, old: &str, new: &str) -> String {
     replaced + &text[from..]
 }
 
-/// What a call of the library gives; `None` if it panics, as it does over some files that it should refuse.
+/// The result of a call of the library; `None` if it panics, as it does for some invalid files.
 fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
-    // What the call had half made is dropped with it.
+    // A panic leaves nothing behind: the unfinished value is dropped.
     catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
@@ -262,7 +264,7 @@ mod tests {
     fn builds_the_fast_form_from_vocabulary_and_merges() {
         let tokenizer = small("{}", 6).unwrap();
         assert_eq!(tokenizer.encode("Cat !cat").unwrap().ids, [8, 7, 5, 7, 9, 9]);
-        // Letters that the vocabulary lacks are unknown, one by one.
+        // Letters outside the vocabulary become unknown tokens, one each.
         assert_eq!(tokenizer.encode("dd").unwrap().ids, [8, 9, 9, 9, 9, 9]);
     }
 

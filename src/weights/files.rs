@@ -387,7 +387,7 @@ mod tests {
             stored.read_at(0, &mut bytes).and_then(|()| stored.check_unchanged()).unwrap();
             change();
             let error = stored.read_at(0, &mut bytes).and_then(|()| stored.check_unchanged()).unwrap_err();
-            assert_eq!(*error.scope(), crate::error::Scope::Request, "{what}");
+            assert_eq!(*error.scope(), crate::error::ErrorScope::Request, "{what}");
             assert!(error.to_string().contains("was changed while it was in use"), "{what}: {error}");
             assert!(
                 files.open("weights").is_err(),

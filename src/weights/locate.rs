@@ -38,7 +38,7 @@ pub fn locate(
         let snapshot = hub::Hub::from_environment()
             .and_then(|hub| hub.resolve(model, revision, variant, wanted, on_news))
             .map_err(|error| match error.scope() {
-                crate::error::Scope::Interrupted => error,
+                crate::error::ErrorScope::Interrupted => error,
                 _ => error.context(format!("there is no folder {model} here, so it is taken for a hub id")),
             })?;
         Ok(ModelFiles::folder(snapshot)?.with_name(model))

@@ -23,7 +23,7 @@ pub use files::ModelFiles;
 pub use identity::identity;
 pub use locate::locate;
 pub use offload::{Ahead, Offload};
-pub use scope::{Packed, Scope, Shelf};
+pub use scope::{Packed, Scope, OffloadBuilder};
 use serde::Serialize;
 
 use crate::{

@@ -23,19 +23,19 @@ pub enum Ahead {
 /// The offloaded weights of one network in one place. Only the request that holds a section's device uses the section, so no
 /// two do at once.
 pub struct Offload {
-    sections: Vec<Section>,
+    sections: Vec<OffloadedSection>,
     ahead: Ahead,
 }
 
-struct Section {
+struct OffloadedSection {
     weights: Arc<[Weight]>,
     /// The thread that fetches them, if one does.
-    coming: Mutex<Option<JoinHandle<Result<()>>>>,
+    pending: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
 impl Offload {
     pub(super) fn new(sections: Vec<Vec<Weight>>, ahead: Ahead) -> Self {
-        let section = |weights: Vec<Weight>| Section { weights: weights.into(), coming: Mutex::default() };
+        let section = |weights: Vec<Weight>| OffloadedSection { weights: weights.into(), pending: Mutex::default() };
         Self { sections: sections.into_iter().map(section).collect(), ahead }
     }
 
@@ -53,12 +53,12 @@ impl Offload {
         if self.ahead == Ahead::Caller {
             return fetch_all(&section.weights);
         }
-        let mut coming = section.coming();
-        if coming.is_none() {
+        let mut pending = section.pending();
+        if pending.is_none() {
             let weights = section.weights.clone();
             let thread = std::thread::Builder::new().name("offload".to_string());
             let thread = thread.spawn(move || fetch_all(&weights));
-            *coming = Some(thread.map_err(|e| Error::process("starting a thread that fetches weights").source(e))?);
+            *pending = Some(thread.map_err(|e| Error::process("starting a thread that fetches weights").source(e))?);
         }
         Ok(())
     }
@@ -82,14 +82,14 @@ impl Offload {
     }
 }
 
-impl Section {
-    fn coming(&self) -> MutexGuard<'_, Option<JoinHandle<Result<()>>>> {
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+impl OffloadedSection {
+    fn pending(&self) -> MutexGuard<'_, Option<JoinHandle<Result<()>>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the thread that fetches them.
     fn settle(&self) -> Result<()> {
-        match self.coming().take() {
+        match self.pending().take() {
             Some(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             None => Ok(()),
         }

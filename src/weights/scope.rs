@@ -18,20 +18,20 @@ use crate::{
 pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, DType), Vec<(String, Weight)>>>>;
 
 /// Collects the offloaded weights of a network that is being loaded, section by section.
-pub struct Shelf {
+pub struct OffloadBuilder {
     reside: Reside,
     packed: Packed,
     sections: Mutex<Vec<Vec<Weight>>>,
 }
 
-impl Shelf {
+impl OffloadBuilder {
     /// For a network with this number of sections whose weights rest at `reside`.
     pub fn new(reside: Reside, sections: usize, packed: Packed) -> Self {
         Self { reside, packed, sections: Mutex::new(vec![Vec::new(); sections]) }
     }
 
     /// The offloaded weights of each section; `None` if the weights stay on their devices.
-    pub fn offload(self, ahead: Ahead) -> Option<Offload> {
+    pub fn build(self, ahead: Ahead) -> Option<Offload> {
         let sections = self.sections.into_inner().unwrap_or_else(PoisonError::into_inner);
         (self.reside != Reside::Device).then(|| Offload::new(sections, ahead))
     }
@@ -46,7 +46,7 @@ pub struct Scope<'a> {
     weights: &'a Weights,
     device: &'a Device,
     dtype: DType,
-    shelf: Option<&'a Shelf>,
+    offload: Option<&'a OffloadBuilder>,
     section: usize,
     prefix: String,
 }
@@ -54,13 +54,13 @@ pub struct Scope<'a> {
 impl<'a> Scope<'a> {
     /// The root of `weights`, which are packed for `device`, for inputs of `dtype`, and stay there.
     pub fn new(weights: &'a Weights, device: &'a Device, dtype: DType) -> Self {
-        Self { weights, device, dtype, shelf: None, section: 0, prefix: String::new() }
+        Self { weights, device, dtype, offload: None, section: 0, prefix: String::new() }
     }
 
-    /// The same prefix; weights that are loaded through it are recorded on `shelf` if they are offloaded.
+    /// The same prefix; weights that are loaded through it are recorded on `offload` if they are offloaded.
     #[must_use]
-    pub fn on_shelf(&self, shelf: &'a Shelf) -> Self {
-        Self { shelf: Some(shelf), prefix: self.prefix.clone(), ..*self }
+    pub fn with_offload(&self, offload: &'a OffloadBuilder) -> Self {
+        Self { offload: Some(offload), prefix: self.prefix.clone(), ..*self }
     }
 
     /// The prefix extended by `name`.
@@ -82,30 +82,30 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// If a tensor is missing or has another shape, or the device has no room.
     pub fn layer(&self, layer: Layer, shape: &[usize], bias: bool) -> Result<Weight> {
-        let source = Source { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
-        let reside = self.shelf.map_or(Reside::Device, |shelf| shelf.reside);
+        let tensors = LayerTensors { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
+        let reside = self.offload.map_or(Reside::Device, |offload| offload.reside);
         let (device, dtype) = (self.device.clone(), self.dtype);
-        let offloaded = match (reside, self.shelf) {
-            (_, None) => return source.pack(|weight, bias| device.pack(layer, dtype, weight, bias)),
-            (Reside::Device, Some(shelf)) => {
-                return self.packed_once(shelf, &source, |weight, bias| device.pack(layer, dtype, weight, bias));
+        let offloaded = match (reside, self.offload) {
+            (_, None) => return tensors.pack(|weight, bias| device.pack(layer, dtype, weight, bias)),
+            (Reside::Device, Some(offload)) => {
+                return self.packed_once(offload, &tensors, |weight, bias| device.pack(layer, dtype, weight, bias));
             }
-            (Reside::Host, Some(shelf)) => {
+            (Reside::Host, Some(offload)) => {
                 let packed =
-                    self.packed_once(shelf, &source, |weight, bias| device.pack_to_rest(layer, dtype, weight, bias))?;
+                    self.packed_once(offload, &tensors, |weight, bias| device.pack_to_host(layer, dtype, weight, bias))?;
                 Weight::offloaded(&device.clone(), layer, dtype, bias, packed.bytes(), move || device.fetch(&packed))
             }
             (Reside::Disk, Some(_)) => {
                 // The file is checked now, not in the middle of the first picture.
-                source.values()?;
+                tensors.values()?;
                 let bytes = device.packed_bytes(layer, dtype, bias);
                 Weight::offloaded(&device.clone(), layer, dtype, bias, bytes, move || {
-                    source.pack(|weight, bias| device.pack(layer, dtype, weight, bias))
+                    tensors.pack(|weight, bias| device.pack(layer, dtype, weight, bias))
                 })
             }
         };
-        if let Some(shelf) = self.shelf {
-            shelf.put(self.section, &offloaded);
+        if let Some(offload) = self.offload {
+            offload.put(self.section, &offloaded);
         }
         Ok(offloaded)
     }
@@ -113,29 +113,29 @@ impl<'a> Scope<'a> {
     /// The weight as another network has it in the same memory, or a copy of what another device has, or packed now.
     fn packed_once(
         &self,
-        shelf: &Shelf,
-        source: &Source,
+        offload: &OffloadBuilder,
+        tensors: &LayerTensors,
         pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>,
     ) -> Result<Weight> {
         // Weights that stay are counted for each device, also where several devices share them.
-        let home = match shelf.reside {
+        let home = match offload.reside {
             Reside::Device => self.device.id().to_string(),
             Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
         };
-        let key = (shelf.reside, self.weights.component().to_string(), self.prefix.clone(), self.dtype);
-        let mut known = shelf.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (offload.reside, self.weights.component().to_string(), self.prefix.clone(), self.dtype);
+        let mut known = offload.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let homes = known.entry(key).or_default();
         if let Some((_, packed)) = homes.iter().find(|(at, _)| *at == home) {
-            source.values()?; // the tensors count as read
+            tensors.values()?; // the tensors count as read
             return Ok(packed.clone());
         }
-        let mut others = homes.iter().filter(|_| shelf.reside == Reside::Device).map(|(_, packed)| packed);
+        let mut others = homes.iter().filter(|_| offload.reside == Reside::Device).map(|(_, packed)| packed);
         let packed = match others.find_map(|packed| self.device.copy_weight(packed).transpose()).transpose()? {
             Some(copy) => {
-                source.values()?;
+                tensors.values()?;
                 copy
             }
-            None => source.pack(pack)?,
+            None => tensors.pack(pack)?,
         };
         homes.push((home, packed.clone()));
         Ok(packed)
@@ -143,14 +143,14 @@ impl<'a> Scope<'a> {
 }
 
 /// Where one layer's tensors are.
-struct Source {
+struct LayerTensors {
     weights: Weights,
     prefix: String,
     shape: Vec<usize>,
     bias: bool,
 }
 
-impl Source {
+impl LayerTensors {
     fn values(&self) -> Result<(Values<'_>, Option<Values<'_>>)> {
         let weight = self.weights.get(&format!("{}.weight", self.prefix), &self.shape)?;
         let bias = || self.weights.get(&format!("{}.bias", self.prefix), &self.shape[..1]);

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::{
     gemm::{load_up_to, store_up_to},
     memory::Parts,
-    pack::Packed,
+    pack::CpuWeight,
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
 };
@@ -121,7 +121,7 @@ impl Kernel for ScaleAddPart<'_> {
 }
 
 /// `out[text, token] = table[id] + positions[token]`.
-pub fn embedding(pool: &Pool, p: Embedding, ids: &[u32], table: &Packed, positions: &Packed, out: &mut [f32]) {
+pub fn embedding(pool: &Pool, p: Embedding, ids: &[u32], table: &CpuWeight, positions: &CpuWeight, out: &mut [f32]) {
     let (tokens, channels) = (p.tokens as usize, p.channels as usize);
     by_rows(pool, channels, out, |first, out| {
         for (row, out) in out.chunks_exact_mut(channels).enumerate() {

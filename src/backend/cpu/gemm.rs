@@ -11,7 +11,7 @@ use std::{cell::Cell, ops::Range};
 
 use super::{
     memory::Parts,
-    pack::Packed,
+    pack::CpuWeight,
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
 };
@@ -41,7 +41,7 @@ pub struct Product<'a> {
     /// The rows of the left operand.
     pub lhs: Lhs<'a>,
     /// The weights, which are the right operand.
-    pub packed: &'a Packed,
+    pub packed: &'a CpuWeight,
     /// Columns of the result, before GEGLU halves them.
     pub columns: usize,
     /// The rows of one image, which share a row of `channel_add`.

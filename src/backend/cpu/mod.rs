@@ -130,7 +130,7 @@ impl Cpu {
     }
 }
 
-fn packed(w: &Weight) -> &pack::Packed {
+fn packed(w: &Weight) -> &pack::CpuWeight {
     w.held().expect("tensor/ops.rs compares devices: a weight without data does not reach the CPU")
 }
 

@@ -9,7 +9,7 @@ use super::{
     cost::NORM_CHUNK,
     gemm::{load_up_to, store_up_to},
     memory::Parts,
-    pack::Packed,
+    pack::CpuWeight,
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
 };
@@ -19,7 +19,7 @@ use crate::backend::{
 };
 
 /// `out = group_norm(x) * scale + shift`, followed by SiLU if `p` says so. x and out are `[batch, pixels, channels]`.
-pub fn group_norm(path: Path, pool: &Pool, p: GroupNorm, x: &[f32], w: &Packed, scratch: &mut [f32], out: &mut [f32]) {
+pub fn group_norm(path: Path, pool: &Pool, p: GroupNorm, x: &[f32], w: &CpuWeight, scratch: &mut [f32], out: &mut [f32]) {
     let (batch, pixels, channels) = (p.batch as usize, p.pixels as usize, p.channels as usize);
     let (groups, chunks) = (p.groups as usize, pixels.div_ceil(NORM_CHUNK));
     let (statistics, rest) = scratch.split_at_mut(batch * chunks * groups * 2);
@@ -153,7 +153,7 @@ impl Kernel for Scale<'_> {
 }
 
 /// `out = layer_norm(x) * scale + shift`, row by row.
-pub fn layer_norm(path: Path, pool: &Pool, p: LayerNorm, x: &[f32], w: &Packed, out: &mut [f32]) {
+pub fn layer_norm(path: Path, pool: &Pool, p: LayerNorm, x: &[f32], w: &CpuWeight, out: &mut [f32]) {
     const ROWS: usize = 16;
     let (rows, channels) = (p.rows as usize, p.channels as usize);
     let out = Parts::new(out);
@@ -170,7 +170,7 @@ struct LayerNormRows<'a> {
     x: &'a [f32],
     channels: usize,
     eps: f32,
-    w: &'a Packed,
+    w: &'a CpuWeight,
     out: &'a mut [f32],
 }
 

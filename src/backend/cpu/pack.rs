@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// A layer's packed parameters.
-pub struct Packed {
+pub struct CpuWeight {
     /// The weight, or the scale of a norm.
     pub weight: Pages,
     /// The bias, or the shift of a norm.
     pub bias: Option<Pages>,
 }
 
-impl Packed {
+impl CpuWeight {
     /// Copies the parameters to other pages.
     pub fn copy(&self) -> Result<Self> {
         Ok(Self { weight: self.weight.copy()?, bias: self.bias.as_ref().map(Pages::copy).transpose()? })
@@ -33,9 +33,9 @@ impl Packed {
 }
 
 /// Packs a layer's parameters for `path`.
-pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<Values>) -> Result<Packed> {
+pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<Values>) -> Result<CpuWeight> {
     let mut packed = Pages::zeroed(cost::packed_elements(path, layer))?;
-    let weight = Source::new(weight)?;
+    let weight = F32Reader::new(weight)?;
     match layer {
         Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(path, pool, layer, k, 1, &weight, &mut packed)?,
         Layer::Conv2d { channels, kernel, .. } => {
@@ -46,7 +46,7 @@ pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<
     let bias = match bias {
         None => None,
         Some(values) => {
-            let source = Source::new(values)?;
+            let source = F32Reader::new(values)?;
             let mut bias = Pages::zeroed(cost::bias_elements(path, layer))?;
             let mut stored = vec![0.0; layer.elements().1];
             source.read(0, &mut stored)?;
@@ -58,7 +58,7 @@ pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<
             Some(bias)
         }
     };
-    Ok(Packed { weight: packed, bias })
+    Ok(CpuWeight { weight: packed, bias })
 }
 
 /// The output channel whose weights are in packed column `column`; `None` for padding.
@@ -86,7 +86,7 @@ fn panels(
     layer: Layer,
     channels: usize,
     taps: usize,
-    source: &Source,
+    source: &F32Reader,
     packed: &mut [f32],
 ) -> Result<()> {
     let (width, k) = (path.panel(), channels * taps);
@@ -125,12 +125,12 @@ fn panels(
 }
 
 /// A weight in its file, read as f32.
-struct Source<'a> {
+struct F32Reader<'a> {
     dtype: DType,
     values: Values<'a>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> F32Reader<'a> {
     fn new(values: Values<'a>) -> Result<Self> {
         Ok(Self { dtype: values.form()?.0, values })
     }

@@ -35,13 +35,13 @@ pub struct Pool {
 
 /// A call: `work(task)` for each task below `tasks`. The pointer is valid during the call.
 #[derive(Clone, Copy)]
-struct Job {
+struct ParallelCall {
     work: *const (dyn Fn(usize) + Sync),
     tasks: usize,
 }
 
 // SAFETY: the closure is `Sync`, and `Pool::run` does not return while a helper may still call it.
-unsafe impl Send for Job {}
+unsafe impl Send for ParallelCall {}
 
 #[derive(Default)]
 struct Shared {
@@ -57,7 +57,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    job: Option<Job>,
+    job: Option<ParallelCall>,
     panic: Option<Box<dyn Any + Send>>,
     stop: bool,
 }
@@ -159,7 +159,7 @@ impl Pool {
             let mut state = shared.state();
             // SAFETY: only the lifetime is forgotten; this function waits below until no helper uses it.
             let work = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const _>(work) };
-            state.job = Some(Job { work, tasks });
+            state.job = Some(ParallelCall { work, tasks });
             shared.next.store(0, Ordering::Relaxed);
             shared.call.fetch_add(1, Ordering::Release);
         }

@@ -88,7 +88,7 @@ impl Drop for Arena {
 }
 
 /// A layer's packed parameters on a GPU: see `pack.rs`.
-struct Packed {
+struct CudaWeight {
     /// The weight, then the bias if there is one.
     parts: Vec<Memory>,
     stay: Stay,
@@ -106,7 +106,7 @@ enum Stay {
     WhileUsed,
 }
 
-impl Drop for Packed {
+impl Drop for CudaWeight {
     fn drop(&mut self) {
         if self.stay == Stay::WhileUsed {
             let mut buffers = locked(&self.queues.buffers);
@@ -116,7 +116,7 @@ impl Drop for Packed {
 }
 
 /// A layer's packed parameters in host memory, for an offloaded weight.
-struct Resting {
+struct HostWeight {
     weight: Vec<u8>,
     bias: Option<Vec<u8>>,
 }
@@ -295,7 +295,7 @@ fn at(buffer: &Buffer) -> u64 {
     memory.at(offset)
 }
 
-fn packed(w: &Weight) -> &Packed {
+fn packed(w: &Weight) -> &CudaWeight {
     w.held().expect("tensor/ops.rs compares devices: a weight is where its op runs")
 }
 
@@ -426,8 +426,8 @@ impl Cuda {
     }
 
     /// A layer's parameters in this device's memory.
-    fn on_device(&self, parts: Vec<Memory>, stay: Stay) -> Packed {
-        Packed { parts, stay, arch: self.gpu.kernels.arch, queues: self.queues.clone() }
+    fn on_device(&self, parts: Vec<Memory>, stay: Stay) -> CudaWeight {
+        CudaWeight { parts, stay, arch: self.gpu.kernels.arch, queues: self.queues.clone() }
     }
 
     fn weight(&self, form: Form, data: impl Any + Send + Sync) -> Weight {
@@ -466,7 +466,7 @@ impl Backend for Cuda {
     }
 
     fn copy_weight(&self, packed: &Weight) -> Result<Option<Weight>> {
-        let from: Option<&Packed> = packed.held();
+        let from: Option<&CudaWeight> = packed.held();
         // Another architecture may need them in another order.
         let Some(from) = from.filter(|from| from.arch == self.gpu.kernels.arch) else { return Ok(None) };
         let parts = from.parts.iter().map(|part| self.copy_from(&from.queues, part)).collect::<Result<_>>()?;
@@ -474,7 +474,7 @@ impl Backend for Cuda {
         Ok(Some(self.weight(packed.form, data)))
     }
 
-    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+    fn pack_to_host(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
         let rest = |packing: Packing| {
             let mut bytes = vec![0; packing.packed_bytes()];
             let pieces = bytes.chunks_mut(PIECE_BYTES).enumerate();
@@ -483,7 +483,7 @@ impl Backend for Cuda {
         };
         let weight = rest(Packing::weight(form.layer, form.stored, weight)?)?;
         let bias = bias.map(|bias| Packing::bias(bias).and_then(rest)).transpose()?;
-        Ok(self.weight(form, Resting { weight, bias }))
+        Ok(self.weight(form, HostWeight { weight, bias }))
     }
 
     fn packed_bytes(&self, form: Form) -> usize {
@@ -491,7 +491,7 @@ impl Backend for Cuda {
     }
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        let from: Option<&Resting> = resting.held();
+        let from: Option<&HostWeight> = resting.held();
         let from = from.expect("what a device fetches is what it packed to rest");
         let mut here = self.on_device(Vec::new(), Stay::WhileUsed);
         for bytes in std::iter::once(&from.weight).chain(&from.bias) {

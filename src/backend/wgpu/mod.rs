@@ -65,7 +65,7 @@ use device::{adapters, lacks};
 pub use gpu::Wgpu;
 use gpu::{MOST_GROUPS, Parameters, class, number, spread, type_number};
 use memory::{Memory, STEP, parts, slab};
-use pack::{packed, resting};
+use pack::{host_weight, packed};
 use pipeline::{Constants, Lanes, Shader, Storage, Variant};
 use product::ROW_STEP;
 
@@ -467,8 +467,8 @@ impl Backend for Wgpu {
         Ok(self.weight(form, self.packed(form, weight, bias)?))
     }
 
-    fn pack_to_rest(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        Ok(self.weight(form, self.rested(form, weight, bias)?))
+    fn pack_to_host(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        Ok(self.weight(form, self.packed_for_host(form, weight, bias)?))
     }
 
     fn packed_bytes(&self, form: Form) -> usize {
@@ -476,7 +476,7 @@ impl Backend for Wgpu {
     }
 
     fn fetch(&self, from: &Weight) -> Result<Weight> {
-        Ok(self.weight(from.form, self.fetched(resting(from))?))
+        Ok(self.weight(from.form, self.fetched(host_weight(from))?))
     }
 
     fn supports(&self, _: Fusion) -> bool {

@@ -20,7 +20,7 @@ pub const PANEL: usize = 32;
 /// A layer's packed parameters. Products have panels of [`PANEL`] columns, each `[k, columns]`, or for convolutions
 /// `[kernel, kernel, channels, columns]`: neighbouring invocations read adjacent elements, and each invocation reads
 /// sequentially. All other layers keep the order of the file.
-pub struct Packed {
+pub struct WgpuWeight {
     /// A weight that is too large for one binding is in several buffers, each with some of the output's columns.
     pub parts: Vec<Part>,
     /// The whole bias, f32.
@@ -36,19 +36,19 @@ pub struct Part {
 }
 
 /// A layer's packed parameters in host memory, for an offloaded weight.
-pub struct Resting {
+pub struct HostWeight {
     /// The columns and bytes of each part.
     parts: Vec<(Range<usize>, Vec<u8>)>,
     bias: Option<Vec<f32>>,
 }
 
 /// The packed form of a weight on a device.
-pub fn packed(w: &Weight) -> &Packed {
+pub fn packed(w: &Weight) -> &WgpuWeight {
     w.held().expect("tensor/ops.rs compares devices: a weight is in the memory of the device that it reaches")
 }
 
 /// The packed form of a weight in host memory.
-pub fn resting(w: &Weight) -> &Resting {
+pub fn host_weight(w: &Weight) -> &HostWeight {
     w.held().expect("what a device fetches is what it packed to rest")
 }
 
@@ -221,7 +221,7 @@ impl Wgpu {
     }
 
     /// Packs a file's values.
-    pub(super) fn packed(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Packed> {
+    pub(super) fn packed(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<WgpuWeight> {
         let part = |(columns, bytes): (Range<usize>, usize)| -> Result<Part> {
             let memory = self.memory(bytes, "weight")?;
             in_type(form.stored, form.layer, &columns, weight, |start, piece| self.write_piece(&memory, start, piece))?;
@@ -230,31 +230,31 @@ impl Wgpu {
         let parts = self.split(form)?.into_iter().map(part).collect::<Result<_>>()?;
         let bias = bias_values(form.layer, bias)?;
         let bias = bias.map(|values| self.upload("bias", bytemuck::cast_slice(&values))).transpose()?;
-        Ok(Packed { parts, bias })
+        Ok(WgpuWeight { parts, bias })
     }
 
     /// Packs a file's values in host memory.
-    pub(super) fn rested(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Resting> {
+    pub(super) fn packed_for_host(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<HostWeight> {
         let part = |(columns, bytes): (Range<usize>, usize)| -> Result<_> {
-            let mut resting = vec![0; bytes];
+            let mut host_bytes = vec![0; bytes];
             in_type(form.stored, form.layer, &columns, weight, |start, piece| {
-                resting[start..][..piece.len()].copy_from_slice(piece);
+                host_bytes[start..][..piece.len()].copy_from_slice(piece);
                 Ok(())
             })?;
-            Ok((columns, resting))
+            Ok((columns, host_bytes))
         };
         let parts = self.split(form)?.into_iter().map(part).collect::<Result<_>>()?;
-        Ok(Resting { parts, bias: bias_values(form.layer, bias)? })
+        Ok(HostWeight { parts, bias: bias_values(form.layer, bias)? })
     }
 
     /// Copies packed parameters from host memory.
-    pub(super) fn fetched(&self, from: &Resting) -> Result<Packed> {
+    pub(super) fn fetched(&self, from: &HostWeight) -> Result<WgpuWeight> {
         let part = |(columns, bytes): &(Range<usize>, Vec<u8>)| -> Result<Part> {
             Ok(Part { columns: columns.clone(), memory: self.upload("weight", bytes)? })
         };
         let parts = from.parts.iter().map(part).collect::<Result<_>>()?;
         let bias = from.bias.as_ref().map(|values| self.upload("bias", bytemuck::cast_slice(values))).transpose()?;
-        Ok(Packed { parts, bias })
+        Ok(WgpuWeight { parts, bias })
     }
 }
 

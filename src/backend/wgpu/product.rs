@@ -3,7 +3,7 @@
 use super::{
     gpu::{Parameters, Wgpu, number, spread},
     memory::parts,
-    pack::{Packed, packed},
+    pack::{WgpuWeight, packed},
     pipeline::{Constants, Shader},
 };
 use crate::{
@@ -41,7 +41,7 @@ struct Call<'a> {
     width: u32,
     rows: u32,
     x: &'a Buffer,
-    w: &'a Packed,
+    w: &'a WgpuWeight,
     e: &'a Epilogue<'a>,
     out: &'a Buffer,
 }

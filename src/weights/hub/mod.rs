@@ -28,7 +28,7 @@ use super::{
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
-use crate::error::{Error, Result, Scope};
+use crate::error::{Error, Result, ErrorScope};
 
 /// Files that a model must have.
 const REQUIRED: [&str; 5] =
@@ -61,7 +61,7 @@ impl Hub {
     ///
     /// # Errors
     /// If the cache lacks the model and the hub may not or cannot be reached, does not have it, or answers what no hub
-    /// does; with [`Scope::Interrupted`] if `on_news` ended it.
+    /// does; with [`ErrorScope::Interrupted`] if `on_news` ended it.
     pub fn resolve(
         &self,
         id: &str,
@@ -104,7 +104,7 @@ impl Hub {
         in_thread(move |line| hub.download(&model, &repo, known.as_deref(), line), on_news).map_err(|error| match error
             .scope()
         {
-            Scope::Interrupted => error,
+            ErrorScope::Interrupted => error,
             _ => error.context(doing),
         })
     }

@@ -145,7 +145,7 @@ impl Session<'_> {
     /// Puts the file at `path` of a commit into the cache.
     pub(super) fn fetch(&self, commit: &str, path: &str) -> Result<()> {
         self.fetch_file(commit, path).map_err(|error| match error.scope() {
-            crate::error::Scope::Interrupted => error,
+            crate::error::ErrorScope::Interrupted => error,
             _ => error.context(path),
         })
     }
