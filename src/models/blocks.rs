@@ -1,4 +1,4 @@
-//! The blocks that the UNet and the autoencoder are made of. Class and field names are diffusers'.
+//! The blocks of the UNet and the autoencoder. Class and field names are those of diffusers.
 
 use crate::{
     backend::Activation,
@@ -8,7 +8,7 @@ use crate::{
     weights::Scope,
 };
 
-/// `ResnetBlock2D`: two convolutions around the time embedding, and a way past them. He et al. 2015.
+/// `ResnetBlock2D`: two convolutions with the time embedding between them, and a shortcut. He et al. 2015.
 pub struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
@@ -18,19 +18,19 @@ pub struct ResnetBlock {
     conv_shortcut: Option<Linear>,
 }
 
-/// Facts that all residual blocks of a model share.
+/// The config values that all residual blocks of a model share.
 #[derive(Clone, Copy)]
 pub struct ResnetFacts {
-    /// Groups of the norms.
+    /// Number of groups of the norms.
     pub groups: usize,
     /// Epsilon of the norms.
     pub eps: f32,
-    /// Width of the time embedding; the autoencoder has none.
+    /// Width of the time embedding; `None` in the autoencoder.
     pub time_channels: Option<usize>,
 }
 
 impl ResnetBlock {
-    /// From `channels` to `out`.
+    /// Loads a block from `channels` to `out` channels.
     pub fn load(w: &Scope, channels: usize, out: usize, facts: ResnetFacts) -> Result<Self> {
         let ResnetFacts { groups, eps, time_channels } = facts;
         Ok(Self {
@@ -45,7 +45,7 @@ impl ResnetBlock {
         })
     }
 
-    /// x `[batch, height, width, channels]`, time `[batch or 1, time_channels]`, already through SiLU.
+    /// x is `[batch, height, width, channels]`; time is `[batch or 1, time_channels]`, after SiLU.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let time = match (&self.time_emb_proj, time) {
             (Some(proj), Some(time)) => Some(proj.forward(time)?),
@@ -80,7 +80,7 @@ pub struct KeysValues {
 }
 
 impl Attention {
-    /// The UNet's: no bias on q, k and v; keys and values come from features `context` wide.
+    /// Loads the UNet's form: no bias on q, k and v; keys and values come from features of width `context`.
     pub fn load(w: &Scope, channels: usize, context: usize, heads: usize) -> Result<Self> {
         Ok(Self {
             to_q: Linear::load_without_bias(&w.at("to_q"), channels, channels)?,
@@ -91,7 +91,7 @@ impl Attention {
         })
     }
 
-    /// The autoencoder's: one head, a bias everywhere.
+    /// Loads the autoencoder's form: one head, and a bias in every layer.
     pub fn load_with_bias(w: &Scope, channels: usize) -> Result<Self> {
         Ok(Self {
             to_q: Linear::load(&w.at("to_q"), channels, channels)?,
@@ -102,24 +102,24 @@ impl Attention {
         })
     }
 
-    /// Keys and values of `context [batch, tokens, width]`.
+    /// Computes the keys and values of `context [batch, tokens, width]`.
     pub fn keys_values(&self, context: &Tensor) -> Result<KeysValues> {
         Ok(KeysValues { k: self.to_k.forward(context)?, v: self.to_v.forward(context)? })
     }
 
-    /// `residual + attention(h)` over h itself.
+    /// `residual + attention(h)`, with keys and values of h itself.
     pub fn forward_self(&self, h: &Tensor, residual: &Tensor) -> Result<Tensor> {
         self.forward(h, &self.keys_values(h)?, residual)
     }
 
-    /// `residual + attention(h)` over given keys and values.
+    /// `residual + attention(h)`, with the given keys and values.
     pub fn forward(&self, h: &Tensor, kv: &KeysValues, residual: &Tensor) -> Result<Tensor> {
         let h = self.to_q.forward(h)?.attention(&kv.k, &kv.v, self.heads, false)?;
         self.to_out.forward_with(&h, &Fuse::residual(residual))
     }
 }
 
-/// `BasicTransformerBlock`: self attention, attention to the text, feed forward.
+/// `BasicTransformerBlock`: self attention, cross attention to the text, feed forward.
 pub struct TransformerBlock {
     norm1: LayerNorm,
     attn1: Attention,
@@ -144,7 +144,7 @@ impl TransformerBlock {
         })
     }
 
-    /// x `[batch, tokens, channels]`.
+    /// x is `[batch, tokens, channels]`.
     fn forward(&self, x: &Tensor, text: &KeysValues) -> Result<Tensor> {
         let mut x = self.attn1.forward_self(&self.norm1.forward(x)?, x)?;
         x = self.attn2.forward(&self.norm2.forward(&x)?, text, &x)?;
@@ -161,30 +161,30 @@ pub struct Transformer {
     proj_out: Linear,
 }
 
-/// Facts about the transformers of one level.
+/// The config values of the transformers of one level.
 #[derive(Clone, Copy)]
 pub struct TransformerFacts {
-    /// Blocks in a row.
+    /// Number of transformer blocks.
     pub layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: usize,
     /// Width of the text features.
     pub context: usize,
-    /// Groups of the norm.
+    /// Number of groups of the norm.
     pub groups: usize,
-    /// The projections are stored as linear layers rather than as 1x1 convolutions.
+    /// Whether the projections are stored as linear layers rather than as 1x1 convolutions.
     pub linear_projection: bool,
 }
 
 impl Transformer {
-    /// Over `channels`.
+    /// Loads a transformer over `channels` channels.
     pub fn load(w: &Scope, channels: usize, facts: TransformerFacts) -> Result<Self> {
         let project = |name| match facts.linear_projection {
             true => Linear::load(&w.at(name), channels, channels),
             false => Linear::load_conv1x1(&w.at(name), channels, channels),
         };
         Ok(Self {
-            // The reference has 1e-6 here, whatever the config says.
+            // The reference uses 1e-6 here, independently of the config.
             norm: GroupNorm::load(&w.at("norm"), channels, facts.groups, 1e-6)?,
             proj_in: project("proj_in")?,
             blocks: (0..facts.layers)
@@ -196,12 +196,12 @@ impl Transformer {
         })
     }
 
-    /// Keys and values of the text for each block: they do not depend on the timestep.
+    /// The keys and values of the text for each block, which do not depend on the timestep.
     pub fn keys_values(&self, context: &Tensor) -> Result<Vec<KeysValues>> {
         self.blocks.iter().map(|block| block.attn2.keys_values(context)).collect()
     }
 
-    /// x `[batch, height, width, channels]`; `text` as [`Transformer::keys_values`] gave it.
+    /// x is `[batch, height, width, channels]`; `text` is the result of [`Transformer::keys_values`].
     pub fn forward(&self, x: &Tensor, text: &[KeysValues]) -> Result<Tensor> {
         let &[batch, height, width, channels] = x.shape().dims() else { unreachable!("conv2d gives feature maps") };
         let mut h = self.norm.forward(x)?.reshape([batch, height * width, channels])?;
@@ -214,18 +214,18 @@ impl Transformer {
     }
 }
 
-/// `Upsample2D`: twice the size, then a convolution.
+/// `Upsample2D`: doubles the size, then applies a convolution.
 pub struct Upsample {
     conv: Conv2d,
 }
 
 impl Upsample {
-    /// Over `channels`.
+    /// Loads the convolution over `channels` channels.
     pub fn load(w: &Scope, channels: usize) -> Result<Self> {
         Ok(Self { conv: Conv2d::load(&w.at("conv"), channels, channels, 3)? })
     }
 
-    /// To a given height and width: a skip connection's, which is odd where the picture's was.
+    /// Upsamples to the given height and width: those of a skip tensor, which are odd if the picture's were.
     pub fn forward(&self, x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         self.conv.forward(&x.upsample2x(height, width)?)
     }
@@ -237,12 +237,13 @@ pub struct Downsample {
 }
 
 impl Downsample {
-    /// Over `channels`. The UNet pads all around, the autoencoder only below and to the right.
+    /// Loads the convolution over `channels` channels. The UNet pads on all sides, the autoencoder only below and to
+    /// the right.
     pub fn load(w: &Scope, channels: usize, padding: Padding) -> Result<Self> {
         Ok(Self { conv: Conv2d::load_with(&w.at("conv"), channels, channels, 3, 2, padding)? })
     }
 
-    /// To half the size.
+    /// Halves the height and width.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.conv.forward(x)
     }

@@ -14,31 +14,32 @@ use crate::{
     weights::Scope,
 };
 
-/// Activation of a text encoder's MLP.
+/// The activation of a text encoder's MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextActivation {
-    /// `x * sigmoid(1.702 x)`: OpenAI's CLIP.
+    /// `x * sigmoid(1.702 x)`, used by OpenAI's CLIP.
     QuickGelu,
-    /// The exact (erf) GELU: OpenCLIP.
+    /// The exact (erf) GELU, used by OpenCLIP.
     Gelu,
 }
 
-/// A CLIP text encoder: `text_encoder/config.json`.
+/// The config of a CLIP text encoder: `text_encoder/config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipSpec {
-    /// Rows of the token embedding.
+    /// Number of rows of the token embedding.
     pub vocab_size: usize,
-    /// Rows of the position embedding: 77 for the published models.
+    /// Number of rows of the position embedding: 77 for the published models.
     pub max_position_embeddings: usize,
-    /// Tokens in one text, padding included: the tokenizer's `model_max_length`, as far as there are positions.
+    /// Number of tokens in one text, padding included: the tokenizer's `model_max_length`, at most the number of
+    /// positions.
     pub text_length: usize,
     /// Width of the features.
     pub hidden_size: usize,
     /// Width inside the MLP.
     pub intermediate_size: usize,
-    /// Transformer layers.
+    /// Number of transformer layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
     /// Activation of the MLP.
     pub activation: TextActivation,
@@ -73,7 +74,7 @@ impl ClipSpec {
     }
 }
 
-/// Token ids to features.
+/// Converts token ids to features.
 pub struct ClipTextEncoder {
     token_embedding: Embedding,
     position_embedding: Embedding,
@@ -82,13 +83,13 @@ pub struct ClipTextEncoder {
 }
 
 impl ClipTextEncoder {
-    /// Where it can be cut: the names of its sections, in order.
+    /// The names of the sections, between which the network can be cut, in order.
     pub fn sections(spec: &ClipSpec) -> Vec<String> {
         let layers = (0..spec.num_hidden_layers).map(|i| format!("encoder.layers.{i}"));
         ["embeddings".to_string()].into_iter().chain(layers).chain(["final_layer_norm".to_string()]).collect()
     }
 
-    /// Reads all of `text_encoder/`, each section for the device that runs it.
+    /// Loads all of `text_encoder/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &ClipSpec, route: &Route) -> Result<Self> {
         let (width, layers) = (spec.hidden_size, spec.num_hidden_layers);
         let names = Self::sections(spec);
@@ -105,7 +106,7 @@ impl ClipTextEncoder {
         })
     }
 
-    /// Texts of equal length to features `[texts, tokens, hidden_size]`, f32, after the final norm.
+    /// Encodes texts of equal length to features `[texts, tokens, hidden_size]`, f32, after the final norm.
     pub fn forward(&self, ids: &[Vec<u32>], pass: &ForwardPass) -> Result<Tensor> {
         let (tokens, positions) = (&self.token_embedding.weight, &self.position_embedding.weight);
         let mut h = Tensor::embedding(pass.next()?, ids, tokens, positions)?;
@@ -150,7 +151,7 @@ impl EncoderLayer {
         })
     }
 
-    /// `x = x + attention(norm1(x)); x + mlp(norm2(x))`, each token seeing those before it.
+    /// `x = x + attention(norm1(x)); x + mlp(norm2(x))`, where each token attends to itself and to earlier tokens.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.attention(&self.layer_norm1.forward(x)?, x)?;
         let h = self.fc1.forward_with(&self.layer_norm2.forward(&x)?, &Fuse::activation(self.activation))?;

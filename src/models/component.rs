@@ -1,4 +1,4 @@
-//! The components of a model by number, and one thing for each of them.
+//! Numbers for the components of a model, and lists with one item for each of them.
 
 use std::ops::{Index, IndexMut};
 
@@ -12,19 +12,19 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ComponentId(usize);
 
-/// What a component does for a request. A request passes the stages in this order.
+/// The work of a component for a request. A request passes the stages in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Texts to features, one text at a time.
+    /// Text encoders compute the features of one text at a time.
     Encode,
-    /// Noise to latents, in steps.
+    /// The denoiser turns noise into latents, in steps.
     Denoise,
-    /// Latents to a picture, one picture at a time.
+    /// The decoder turns the latents of one picture at a time into pixels.
     Decode,
 }
 
-/// One thing for each component of a model.
+/// A list with one item for each component of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct PerComponent<T>(Vec<T>);
 
@@ -36,34 +36,34 @@ impl ComponentId {
 }
 
 impl<T> PerComponent<T> {
-    /// How many components there are.
+    /// The number of components.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// All components.
+    /// The ids of all components.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = ComponentId> + use<T> {
         (0..self.0.len()).map(ComponentId)
     }
 
-    /// What `f` makes of each.
+    /// The results of `f` for each item.
     pub fn map<U>(&self, mut f: impl FnMut(ComponentId, &T) -> U) -> PerComponent<U> {
         PerComponent(self.iter().map(|(id, item)| f(id, item)).collect())
     }
 
-    /// As [`PerComponent::map`], until an error.
+    /// As [`PerComponent::map`], but ends at the first error.
     pub fn try_map<U>(&self, mut f: impl FnMut(ComponentId, &T) -> Result<U>) -> Result<PerComponent<U>> {
         self.iter().map(|(id, item)| f(id, item)).collect::<Result<_>>().map(PerComponent)
     }
 
-    /// With their components.
+    /// All items with the ids of their components.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (ComponentId, &T)> {
         self.0.iter().enumerate().map(|(index, item)| (ComponentId(index), item))
     }
 }
 
 impl<T> From<Vec<T>> for PerComponent<T> {
-    /// In the order of the components.
+    /// A list whose items are in the order of the components.
     fn from(items: Vec<T>) -> Self {
         Self(items)
     }

@@ -1,4 +1,4 @@
-//! What the readers of the networks' configs have in common: ranges of sizes, and checks of single keys.
+//! Functions that the readers of all networks' configs share: ranges of sizes, and checks of single keys.
 
 use std::ops::RangeInclusive;
 
@@ -6,18 +6,18 @@ use serde_json::Value;
 
 use crate::{error::Result, json::Object};
 
-/// Widths that some network could have: a guard against absurd files.
+/// The range of widths, which rejects absurd files.
 pub(super) const WIDTHS: RangeInclusive<usize> = 1..=65_536;
-/// Counts of layers, heads and groups.
+/// The range of numbers of layers, heads and groups.
 pub(super) const COUNTS: RangeInclusive<usize> = 1..=1024;
-/// Levels of resolution.
+/// The range of numbers of levels of resolution.
 pub(super) const LEVELS: RangeInclusive<usize> = 1..=8;
-/// Latents along one side.
+/// The range of the number of latents along one side.
 pub(super) const SAMPLES: RangeInclusive<usize> = 1..=2048;
-/// Epsilons of norms.
+/// The range of epsilons of norms.
 pub(super) const EPSILONS: RangeInclusive<f64> = 1e-12..=1e-1;
 
-/// Fails where `parts` does not divide `whole`; `key` holds the parts.
+/// Fails unless `parts` divides `whole`; `key` is the key of `parts`.
 pub(super) fn divides(config: &Object, key: &str, parts: usize, whole: usize) -> Result<()> {
     if whole.is_multiple_of(parts) {
         return Ok(());
@@ -30,7 +30,7 @@ pub(super) fn required<T>(config: &Object, key: &str, value: Option<T>) -> Resul
     value.ok_or_else(|| config.refuse(key, "a whole number"))
 }
 
-/// A number within `range` for each level: a single one stands for all.
+/// A number within `range` for each level: a single number counts for all levels.
 pub(super) fn per_level(
     config: &Object,
     key: &str,

@@ -1,4 +1,4 @@
-//! What a request uses where the user says nothing.
+//! The defaults of a model's requests.
 
 use std::ops::RangeInclusive;
 
@@ -9,25 +9,25 @@ use crate::{
     scheduler::SchedulerKind,
 };
 
-/// Pixels along one side.
+/// The range of pixels along one side.
 const PIXELS: RangeInclusive<usize> = 8..=16_384;
 
-/// Defaults of a request: from the optional `sdshard.toml` beside `model_index.json`, else from the configs.
+/// The defaults of a request: from the optional `sdshard.toml` beside `model_index.json`, or else from the configs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Defaults {
-    /// Denoising steps: 50 unless the model says otherwise.
+    /// Number of denoising steps: 50 unless the model has another default.
     pub steps: usize,
-    /// Guidance scale: 7.5 unless the model says otherwise.
+    /// Guidance scale: 7.5 unless the model has another default.
     pub guidance_scale: f32,
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// A scheduler's name, where the model wants another than its `scheduler_config.json`.
+    /// The scheduler, if the model has another default than its `scheduler_config.json`.
     pub scheduler: Option<SchedulerKind>,
 }
 
-/// `sdshard.toml` as it is written.
+/// The contents of an `sdshard.toml`.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DefaultsFile {
@@ -39,8 +39,8 @@ struct DefaultsFile {
 }
 
 impl Defaults {
-    /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Latents are `[height, width]` where it says
-    /// nothing, and each of them is `unit` pixels along each side.
+    /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Latents are `[height, width]` by default,
+    /// and each of them is `unit` pixels along each side.
     pub(super) fn from_toml(text: &str, file: &str, [height, width]: [usize; 2], unit: usize) -> Result<Self> {
         let written: DefaultsFile =
             toml::from_str(text).map_err(|error| Error::input(format!("{file}: cannot be used")).source(error))?;

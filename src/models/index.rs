@@ -1,8 +1,8 @@
-//! What a model folder is made of: `model_index.json`, the configs that it points to, and the optional `sdshard.toml`.
-//! They are read and checked once, and trusted everywhere else.
+//! The contents of a model folder: `model_index.json`, the configs that it refers to, and the optional `sdshard.toml`.
+//! They are read and checked once; all other code relies on the result.
 //!
-//! A key that a file leaves out has the default of its class in diffusers or transformers. A value that the networks
-//! here do not implement is an error that names file and key: a wrong picture would be the alternative.
+//! A missing key has the default of its class in diffusers or transformers. A value that the networks here do not
+//! implement is an error that names the file and the key, because the picture would be wrong.
 
 use serde_json::Value;
 
@@ -25,17 +25,17 @@ use crate::{
 
 /// The optional file of defaults beside `model_index.json`.
 const DEFAULTS: &str = "sdshard.toml";
-/// Where the scheduler's file is.
+/// The path of the scheduler's file.
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
-/// Where the tokenizer's settings are, if they are.
+/// The path of the tokenizer's optional settings.
 const TOKENIZER: &str = "tokenizer/tokenizer_config.json";
 
-/// The part that looks at finished pictures in diffusers.
+/// The part that checks finished pictures in diffusers.
 const SAFETY_CHECKER: &str = "safety_checker";
 
-/// The parameters of a `StableDiffusionSafetyChecker`, a CLIP vision tower with a projection and twenty concepts, from the
-/// text of its `config.json`.
+/// The number of parameters of a `StableDiffusionSafetyChecker`, a CLIP vision tower with a projection and twenty
+/// concepts, from the text of its `config.json`.
 fn safety_checker_parameters(text: &str, file: &str) -> Result<u64> {
     let config = Object::parse(text, file)?;
     let vision = config.get("vision_config").map_or_else(|| "{}".to_owned(), Value::to_string);
@@ -48,11 +48,11 @@ fn safety_checker_parameters(text: &str, file: &str) -> Result<u64> {
     let norm = 2 * width;
     let embeddings = width + channels * patch * patch * width + ((image / patch).pow(2) + 1) * width;
     let layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 2 * norm;
-    // 17 concepts and 3 that need special care: a direction and a threshold each.
+    // Each of 17 concepts and 3 special-care concepts has a direction and a threshold.
     Ok(embeddings + norm + layers * layer + norm + width * projection + 20 * (projection + 1))
 }
 
-/// What `index` lists and does not set to nothing.
+/// The parts that `index` lists and does not set to null.
 fn listed(index: &Object, files: &ModelFiles) -> Result<Vec<Listed>> {
     let is_there = |name: &&str| index.get(name).and_then(|entry| entry.get(1)).is_some_and(Value::is_string);
     let part = |name: &str| {
@@ -69,11 +69,11 @@ fn listed(index: &Object, files: &ModelFiles) -> Result<Vec<Listed>> {
 }
 
 impl ModelSpec {
-    /// Reads `model_index.json`, every component's config and, where there is one, `sdshard.toml`.
+    /// Reads `model_index.json`, every component's config and, if it exists, `sdshard.toml`.
     ///
     /// # Errors
-    /// Fails where the pipeline or a component is of another class, where a value is not supported, and where two
-    /// components do not fit together.
+    /// If the class of the pipeline or of a component is not supported, a value is not supported, or two components do
+    /// not fit together.
     pub fn load(files: &ModelFiles) -> Result<Self> {
         let index = Object::parse(&files.text(MODEL_INDEX)?, files.path_of(MODEL_INDEX))?;
         let pipeline = pipelines::class_of(&index)?;
@@ -135,7 +135,7 @@ impl ModelSpec {
     }
 }
 
-/// Tokens in one text by a `tokenizer_config.json`, which says 1e30 where it does not mean to limit them.
+/// The number of tokens in one text according to a `tokenizer_config.json`, in which 1e30 means no limit.
 fn text_length(config: &Object, positions: usize) -> Result<usize> {
     let key = if config.get("model_max_length").is_some() { "model_max_length" } else { "max_len" };
     Ok(config.float(key, 2.0..=f64::INFINITY)?.map_or(positions, |length| (length as usize).min(positions)))
@@ -160,7 +160,7 @@ mod tests {
         "sample_size": 512, "up_block_types":
         ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
 
-    /// `text` with `key` set to the JSON `value`, or without `key` where `value` is empty.
+    /// Returns `text` with `key` set to the JSON `value`, or without `key` if `value` is empty.
     fn with(text: &str, key: &str, value: &str) -> String {
         let mut object: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();
         if value.is_empty() {
@@ -224,9 +224,10 @@ mod tests {
     fn the_safety_checker_is_counted_from_its_config() {
         let sd15 = r#"{"projection_dim": 768, "vision_config": {"hidden_size": 1024, "intermediate_size": 4096,
             "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 224}}"#;
-        // In f16, 607,963,176 bytes; with the 257 position ids of 8 bytes that diffusers counts, 607,965,232.
+        // The size in f16 is 607,963,176 bytes; with the 257 position ids of 8 bytes that diffusers counts,
+        // 607,965,232.
         assert_eq!(2 * safety_checker_parameters(sd15, "x").unwrap() + 257 * 8, 607_965_232);
-        // The tower of ViT-B/32 has 87,456,000 parameters, its projection 768 x 512.
+        // The tower of ViT-B/32 has 87,456,000 parameters, and its projection 768 x 512.
         assert_eq!(safety_checker_parameters("{}", "x").unwrap(), 87_456_000 + 768 * 512 + 20 * 513);
         let error = safety_checker_parameters(r#"{"vision_config": {"patch_size": 0}}"#, "x").unwrap_err().to_string();
         assert!(error.contains("x: vision_config: `patch_size` must be a whole number"), "{error}");
@@ -241,7 +242,7 @@ mod tests {
         assert_eq!(unet("layers_per_block", "[2, 2, 2, 2]").unwrap().layers_per_block, 2);
         assert_eq!(unet("cross_attention_dim", "[768, 768, 768, 768]").unwrap().cross_attention_dim, 768);
         assert!(unet("cross_attention_dim", "[768, 768, 768, 512]").is_err());
-        // Without a middle block the last level attends to no text, so its width does not matter.
+        // Without a middle block the last level has no cross attention, so its width does not matter.
         let without = with(SD15_UNET, "mid_block_type", "null");
         let unet = UnetSpec::from_json(&with(&without, "cross_attention_dim", "[768, 768, 768, 512]"), "x").unwrap();
         assert_eq!((unet.cross_attention_dim, unet.has_mid_block), (768, false));

@@ -1,8 +1,8 @@
-//! What the classes of the reference read from a model's configs.
+//! The keys that the classes of the reference read from a model's configs.
 
 use crate::json::Keys;
 
-/// Names of other libraries that store weights in types of their own: a network that has the key is not read.
+/// Other libraries use this key for weights in their own types: a network that has the key is rejected.
 const QUANTIZATION: (&str, &str) = ("quantization_config", "[null]");
 
 pub(super) const TEXT_ENCODER: Keys = Keys {
@@ -19,11 +19,11 @@ pub(super) const TEXT_ENCODER: Keys = Keys {
     ],
     nullable: &[],
     only: &[
-        // A whole CLIP has its text encoder's config inside.
+        // The config of a whole CLIP model contains the config of its text encoder.
         ("model_type", r#"["clip_text_model", null]"#),
         ("is_encoder_decoder", "[false, null]"),
         QUANTIZATION,
-        // Not the class's: the pipeline asks for it, and hides the padding where it is true.
+        // This is not a key of the class: the pipeline reads it, and masks the padding if it is true.
         ("use_attention_mask", "[false, null]"),
         ("pruned_heads", "[null, {}]"),
     ],
@@ -45,7 +45,7 @@ pub(super) const TEXT_ENCODER: Keys = Keys {
         "projection_dim",
         "return_dict",
         "transformers_version",
-        // What older versions of transformers wrote.
+        // Keys of older versions of transformers.
         "dropout",
         "gradient_checkpointing",
         "tie_word_embeddings",
@@ -56,7 +56,7 @@ pub(super) const TEXT_ENCODER: Keys = Keys {
     ],
 };
 
-/// Those keys of [`TEXT_ENCODER`] that are not in the class's signature.
+/// The keys of [`TEXT_ENCODER`] that are not in the class's signature.
 #[cfg(test)]
 const TEXT_ENCODER_BEYOND: [&str; 10] = [
     "quantization_config",
@@ -109,7 +109,7 @@ pub(super) const UNET: Keys = Keys {
         ("encoder_hid_dim_type", "[null]"),
         ("mid_block_only_cross_attention", "[false, null]"),
         ("mid_block_scale_factor", "[1]"),
-        // The reference takes no value here: the heads are called `attention_head_dim`.
+        // The reference accepts no value here: the number of heads is `attention_head_dim`.
         ("num_attention_heads", "[null]"),
         ("num_class_embeds", "[null]"),
         ("only_cross_attention", "[false]"),
@@ -125,9 +125,9 @@ pub(super) const UNET: Keys = Keys {
     ],
     without_effect: &[
         "dropout",
-        // Scores and their softmax are f32 here in any case.
+        // Scores and their softmax are always f32 here.
         "upcast_attention",
-        // They describe embeddings that the keys above rule out.
+        // These keys describe embeddings that the keys above exclude.
         "addition_embed_type_num_heads",
         "addition_time_embed_dim",
         "class_embeddings_concat",
@@ -154,7 +154,7 @@ pub(super) const VAE: Keys = Keys {
     ],
     nullable: &[],
     only: &[("_class_name", r#"["AutoencoderKL"]"#), ("act_fn", r#"["silu", "swish"]"#), QUANTIZATION],
-    // The pipelines of Stable Diffusion 1 and 2 scale the latents and do nothing else to them.
+    // The pipelines of Stable Diffusion 1 and 2 scale the latents and do not shift or normalise them.
     without_effect: &["sample_size", "shift_factor", "latents_mean", "latents_std"],
 };
 

@@ -1,4 +1,4 @@
-//! The networks, each readable beside its paper.
+//! The networks, each in a file that follows its paper, and the configs of a model.
 
 pub mod blocks;
 pub mod clip;

@@ -1,5 +1,5 @@
-//! The networks that a model may be made of. This is the one list of them: whatever places, loads or runs components does
-//! so through these types.
+//! The kinds of networks that a model may have. This is the only list of them: the code that places, loads or runs
+//! components uses these types.
 
 use super::{
     clip::{ClipSpec, ClipTextEncoder},
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{error::Result, weights::Scope};
 
-/// A network by its config.
+/// A kind of network with its config.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NetworkSpec {
     /// A text encoder of CLIP.
@@ -21,25 +21,25 @@ pub enum NetworkSpec {
     VaeDecoder(VaeSpec),
 }
 
-/// What goes into a text encoder and comes out.
+/// Sizes of a text encoder's input and output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextSpec {
-    /// Ids that it knows.
+    /// Number of token ids.
     pub vocab_size: usize,
-    /// Tokens of one text.
+    /// Number of tokens of one text.
     pub tokens: usize,
-    /// Width of the features of each.
+    /// Width of the features of each token.
     pub width: usize,
 }
 
 impl TextSpec {
-    /// Values of the features of one text.
+    /// Number of values of the features of one text.
     pub fn values(self) -> usize {
         self.tokens * self.width
     }
 }
 
-/// A network with its weights.
+/// A loaded network.
 #[expect(clippy::large_enum_variant, reason = "a process has a few of them, each behind an Arc")]
 pub enum Network {
     /// See [`NetworkSpec::Clip`].
@@ -51,7 +51,7 @@ pub enum Network {
 }
 
 impl NetworkSpec {
-    /// The stage in which it works.
+    /// The stage of this kind of network.
     pub fn stage(&self) -> Stage {
         match self {
             Self::Clip(_) => Stage::Encode,
@@ -60,7 +60,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Where it can be cut: the names of its sections, in the order in which they run.
+    /// The names of the sections, between which the network can be cut, in the order in which they run.
     pub fn sections(&self) -> Vec<String> {
         match self {
             Self::Clip(spec) => ClipTextEncoder::sections(spec),
@@ -69,10 +69,10 @@ impl NetworkSpec {
         }
     }
 
-    /// Reads its weights, each section for the device that runs it.
+    /// Loads the network, each section for the device that runs it.
     ///
     /// # Errors
-    /// If a tensor is missing or misshapen, or a device has no room.
+    /// If a tensor is missing or has another shape, or a device has no room.
     pub fn load(&self, w: &Scope, route: &Route) -> Result<Network> {
         Ok(match self {
             Self::Clip(spec) => Network::Clip(ClipTextEncoder::load(w, spec, route)?),
@@ -81,7 +81,7 @@ impl NetworkSpec {
         })
     }
 
-    /// How the names of those tensors of its folder begin that belong to networks which are not run.
+    /// Prefixes of tensors in the component's folder that belong to networks which are not run.
     pub fn not_run(&self) -> &'static [&'static str] {
         match self {
             Self::Clip(_) | Self::Unet(_) => &[],
@@ -89,7 +89,7 @@ impl NetworkSpec {
         }
     }
 
-    /// Reads the networks of its folder that are not run, to count their parameters.
+    /// Loads the networks in the component's folder that are not run, to count their parameters.
     ///
     /// # Errors
     /// As [`NetworkSpec::load`].
@@ -100,12 +100,12 @@ impl NetworkSpec {
         }
     }
 
-    /// Whether it overflows f16, so that f32 is what suits it.
+    /// Whether the network overflows f16, so that its default type is f32.
     pub fn overflows_f16(&self) -> bool {
         matches!(self, Self::VaeDecoder(spec) if spec.force_upcast)
     }
 
-    /// What a text encoder makes of one text.
+    /// The sizes of a text encoder; `None` for other networks.
     pub fn text(&self) -> Option<TextSpec> {
         match self {
             Self::Clip(spec) => {
@@ -116,21 +116,21 @@ impl NetworkSpec {
     }
 }
 
-/// The roles of networks: each panics for a network that works in another stage.
+/// Access to the network of a stage: each method panics for a network of another stage.
 impl Network {
-    /// A network of [`Stage::Encode`].
+    /// The network of a component in [`Stage::Encode`].
     pub fn text_encoder(&self) -> &ClipTextEncoder {
         let Self::Clip(encoder) = self else { panic!("only a text encoder encodes") };
         encoder
     }
 
-    /// A network of [`Stage::Denoise`].
+    /// The network of a component in [`Stage::Denoise`].
     pub fn denoiser(&self) -> &Unet {
         let Self::Unet(denoiser) = self else { panic!("only a denoiser denoises") };
         denoiser
     }
 
-    /// A network of [`Stage::Decode`].
+    /// The network of a component in [`Stage::Decode`].
     pub fn decoder(&self) -> &VaeDecoder {
         let Self::VaeDecoder(decoder) = self else { panic!("only a decoder decodes") };
         decoder

@@ -1,16 +1,16 @@
-//! The pipeline classes of diffusers whose parts are those of Stable Diffusion 1 and 2: which are accepted, and what their
-//! constructors set in the configs of their parts before anything is drawn.
+//! The pipeline classes of diffusers that have the components of Stable Diffusion 1 and 2: which of them are accepted,
+//! and the config values that their constructors change.
 
 use serde_json::Value;
 
 use crate::{error::Result, json::Object, scheduler::Repairs};
 
-/// A pipeline class, as `model_index.json` names it.
+/// A pipeline class of `model_index.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PipelineClass {
-    /// What its constructor sets in the scheduler's config.
+    /// The changes that its constructor makes to the scheduler's config.
     pub scheduler: Repairs,
-    /// Its constructor takes a UNet from before diffusers 0.9 with a `sample_size` below 64 for one of 64.
+    /// Whether its constructor treats a UNet from before diffusers 0.9 with a `sample_size` below 64 as one of 64.
     pub old_sample_size: bool,
 }
 
@@ -18,7 +18,7 @@ const NOTHING: PipelineClass = PipelineClass {
     scheduler: Repairs { steps_offset: false, clip_sample: false, skip_prk_steps: false },
     old_sample_size: false,
 };
-/// Text to image and what was copied from it.
+/// The text-to-image class, and classes that copied its constructor.
 const TEXT_TO_IMAGE: PipelineClass = PipelineClass {
     scheduler: Repairs { steps_offset: true, clip_sample: true, skip_prk_steps: false },
     old_sample_size: true,
@@ -32,7 +32,7 @@ const CYCLE: PipelineClass = PipelineClass {
     old_sample_size: true,
 };
 
-/// The constructors of diffusers 0.42. A class that is not here is somebody's own, most likely a copy of text to image.
+/// The constructors of diffusers 0.42. A class that is not here is user-defined, most likely a copy of text to image.
 const CLASSES: [(&str, PipelineClass); 23] = [
     ("StableDiffusionPipeline", TEXT_TO_IMAGE),
     ("StableDiffusionImg2ImgPipeline", TEXT_TO_IMAGE),
@@ -59,8 +59,8 @@ const CLASSES: [(&str, PipelineClass); 23] = [
     ("LatentConsistencyModelImg2ImgPipeline", NOTHING),
 ];
 
-/// Parts that a pipeline may list: those that are run here, and those that look at finished pictures or at pictures to
-/// start from.
+/// The components that a pipeline may list, with their classes: those that are run here, and those that check finished
+/// pictures or encode input pictures.
 const PARTS: [(&str, &[&str]); 8] = [
     ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
     ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
@@ -72,13 +72,13 @@ const PARTS: [(&str, &[&str]); 8] = [
     ("image_encoder", &[]),
 ];
 
-/// The class of the pipeline whose `model_index.json` this is.
+/// The class of the pipeline of a `model_index.json`.
 ///
 /// # Errors
-/// If the class is missing or one of SDXL, a part is missing or of a class that sdshard does not run, or there is a part
-/// that no text-to-image pipeline of Stable Diffusion 1 or 2 has: it would change the picture.
+/// If the class is missing or one of SDXL, a component is missing or has a class that sdshard does not support, or
+/// there is a component that no text-to-image pipeline of Stable Diffusion 1 or 2 has: it would change the picture.
 pub fn class_of(index: &Object) -> Result<PipelineClass> {
-    // A pipeline with code of its own names a file and a class.
+    // A pipeline with its own code names a file and a class.
     let class = match index.get("_class_name") {
         Some(Value::Array(names)) => names.last().and_then(Value::as_str),
         _ => index.text("_class_name")?,
@@ -105,13 +105,13 @@ pub fn class_of(index: &Object) -> Result<PipelineClass> {
     Ok(CLASSES.iter().find(|(name, _)| *name == class).map_or(TEXT_TO_IMAGE, |(_, class)| *class))
 }
 
-/// The class of a part that `model_index.json` lists as `[library, class]`; `None` where it is absent or set to nothing.
+/// The class of a component that `model_index.json` lists as `[library, class]`; `None` if it is missing or null.
 pub fn class_of_part<'a>(index: &'a Object, part: &str) -> Option<&'a str> {
     index.get(part)?.as_array().filter(|entry| entry.len() == 2)?[1].as_str()
 }
 
 impl PipelineClass {
-    /// A `unet/config.json` as this class sees it.
+    /// Changes a `unet/config.json` as the constructor of this class does.
     pub fn unet_config(self, config: Object) -> Object {
         let is_old = |version: &str| {
             let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(u32::MAX));

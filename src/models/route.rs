@@ -1,8 +1,8 @@
 //! Which device runs each section of a network, and a forward pass through the sections.
 //!
-//! A network is a sequence of sections: the one list that cuts, offloaded weights, device queues and messages use. The code
-//! of a network names no device. It asks the forward pass for the next section, and the pass moves the tensor to the device
-//! of that section; this costs nothing if the section is on the same device.
+//! A network is a sequence of sections: cuts, offloaded weights, device queues and messages all use this list. The code
+//! of a network names no device. It calls the forward pass for the next section, and the pass moves the tensor to the
+//! device of that section; this costs nothing if the section is on the same device.
 
 use std::cell::{Cell, RefCell};
 
@@ -13,51 +13,51 @@ use crate::{
     weights::{Offload, Scope},
 };
 
-/// A device for each section, in the network's order, and the type in which it computes there.
+/// A device for each section in the network's order, and the type in which the section computes there.
 #[derive(Clone)]
 pub struct Route(Vec<(Device, DType)>);
 
 impl Route {
-    /// One device and type for each section.
+    /// A route with one device and type for each section.
     ///
     /// # Panics
-    /// If there is none.
+    /// If there is no section.
     pub fn new(sections: Vec<(Device, DType)>) -> Self {
         assert!(!sections.is_empty(), "a network has sections");
         Self(sections)
     }
 
-    /// The same device and type for all.
+    /// A route with the same device and type for all sections.
     pub fn whole(device: &Device, dtype: DType, sections: usize) -> Self {
         Self::new(vec![(device.clone(), dtype); sections])
     }
 
-    /// Where section `i` runs.
+    /// The device of section `i`.
     pub fn at(&self, i: usize) -> &Device {
         &self.0[i].0
     }
 
-    /// The type of what section `i` works on.
+    /// The type in which section `i` computes.
     pub fn dtype(&self, i: usize) -> DType {
         self.0[i].1
     }
 
-    /// Where the network's input is wanted.
+    /// The device of the first section, which takes the network's input.
     pub fn first(&self) -> &Device {
         self.at(0)
     }
 
-    /// The device of each section.
+    /// The devices of all sections.
     pub fn iter(&self) -> impl Iterator<Item = &Device> {
         self.0.iter().map(|(device, _)| device)
     }
 
-    /// The device of each section and the type in which it computes there.
+    /// The device and the type of each section.
     pub fn typed(&self) -> impl Iterator<Item = (&Device, DType)> {
         self.0.iter().map(|(device, dtype)| (device, *dtype))
     }
 
-    /// Every device, each once, in the order of first use.
+    /// All devices, each once, in the order of first use.
     pub fn devices(&self) -> Vec<&Device> {
         let mut devices: Vec<&Device> = Vec::new();
         for device in self.iter() {
@@ -68,21 +68,21 @@ impl Route {
         devices
     }
 
-    /// The same with those devices that have a lane in `lanes` replaced by it.
+    /// The same route with each device replaced by its lane, if `lanes` has one.
     #[must_use]
     pub fn with_lanes(&self, lanes: &[Device]) -> Self {
         let lane = |device: &Device| lanes.iter().find(|lane| *lane == device).unwrap_or(device).clone();
         Self(self.typed().map(|(device, dtype)| (lane(device), dtype)).collect())
     }
 
-    /// A pass through all sections, whose weights are where they are used.
+    /// A pass through all sections, for weights that stay on their devices.
     pub fn pass(&self) -> ForwardPass<'_> {
         ForwardPass::new(self, None, &NoHooks)
     }
 }
 
-/// Where the weights of a network's section `name` are read: for the device that runs it. `names` are those of all sections,
-/// in their order.
+/// The scope for the weights of a network's section `name`, on the device that runs it. `names` are the names of all
+/// sections in order.
 ///
 /// # Panics
 /// If there is no such section.
@@ -91,15 +91,16 @@ pub fn section<'a>(w: &Scope<'a>, route: &'a Route, names: &[String], name: &str
     w.section(i, route.at(i), route.dtype(i))
 }
 
-/// Is called before each section of a forward pass, and may make the pass wait there.
+/// Called before each section of a forward pass. It may make the pass wait.
 pub trait SectionHooks {
-    /// The pass is about to run `section`.
+    /// Called when the pass is about to run `section`.
     ///
     /// # Errors
     /// If the pass must stop.
     fn enter(&self, section: usize) -> Result<()>;
 
-    /// `bytes` are transferred from one section to another: over a link if the two run on different devices.
+    /// Called when `bytes` are transferred from one section to another: over a link if the two run on different
+    /// devices.
     fn transfer(&self, _from: usize, _to: usize, _bytes: usize) {}
 }
 
@@ -112,15 +113,15 @@ impl SectionHooks for NoHooks {
     }
 }
 
-/// One forward pass through the sections of a network. Offloaded weights are fetched before their section runs; those of
-/// the next section on the same device are prefetched meanwhile.
+/// One forward pass through the sections of a network. Offloaded weights are fetched before their section runs, while
+/// those of the next section on the same device are prefetched.
 pub struct ForwardPass<'a> {
     route: &'a Route,
     offload: Option<&'a Offload>,
     hooks: &'a dyn SectionHooks,
-    /// The sections that it runs, in order; `None` for all.
+    /// The sections of the pass, in order; `None` for all.
     stops: Option<Vec<usize>>,
-    /// How many of these have begun.
+    /// The number of sections that have begun.
     passed: Cell<usize>,
 }
 
@@ -130,18 +131,18 @@ impl<'a> ForwardPass<'a> {
         Self { route, offload, hooks, stops: None, passed: Cell::new(0) }
     }
 
-    /// A pass on the same devices through these sections only.
+    /// A pass on the same devices through only these sections.
     #[must_use]
     pub fn through(&self, stops: Vec<usize>) -> Self {
         Self { stops: Some(stops), passed: Cell::new(0), ..*self }
     }
 
-    /// Where the network's input is wanted.
+    /// The device of the first section, which takes the network's input.
     pub fn first(&self) -> &'a Device {
         self.route.first()
     }
 
-    /// The section that is number `index` of those that the pass runs.
+    /// The section at position `index` of the pass.
     fn stop(&self, index: usize) -> Option<usize> {
         match &self.stops {
             Some(stops) => stops.get(index).copied(),
@@ -165,7 +166,8 @@ impl<'a> ForwardPass<'a> {
         let section = self.stop(self.passed.get()).expect("a network has as many sections as it lists");
         let device = self.route.at(section);
         if let (Some(offload), Some(before)) = (self.offload, self.here()) {
-            // Before the hook, where another request may take over this device and need room for its own weights.
+            // Evicted before the hook is called, because another request may use the device during the hook and need
+            // room for its own weights.
             offload.evict(before);
         }
         self.hooks.enter(section)?;
@@ -185,7 +187,7 @@ impl<'a> ForwardPass<'a> {
         self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
-    /// The type in which the section that runs now computes.
+    /// The type in which the current section computes.
     ///
     /// # Panics
     /// If no section has begun.
@@ -203,7 +205,7 @@ impl<'a> ForwardPass<'a> {
         if let Some(from) = from {
             self.hooks.transfer(from, to, x.bytes());
         }
-        // Before the hook, in which this request may have to wait.
+        // Copied to the host before the hook is called, because this request may wait in the hook.
         let leaving = x.leave_for(self.route.at(to))?;
         drop(x);
         self.next()?;
@@ -225,7 +227,8 @@ impl<'a> ForwardPass<'a> {
 impl Drop for ForwardPass<'_> {
     fn drop(&mut self) {
         let (Some(offload), Some(here)) = (self.offload, self.here()) else { return };
-        // Of the section that ran last and of the one that was prefetched there. On other devices other requests may work.
+        // Evicts the weights of the section that ran last and of the one that was prefetched there. Other requests may
+        // already use the other devices.
         offload.evict(here);
         if let Some(next) = self.next_here() {
             offload.evict(next);
@@ -233,11 +236,11 @@ impl Drop for ForwardPass<'_> {
     }
 }
 
-/// A small tensor that every section needs: copied once to each device, and for each type, in which it is asked for.
+/// A small tensor that every section needs: copied once for each device and type that requests it.
 pub struct Shared(RefCell<Vec<Tensor>>);
 
 impl Shared {
-    /// `x`, so far where it is.
+    /// Shares `x`, which so far is only on its own device.
     pub fn new(x: Tensor) -> Self {
         Self(RefCell::new(vec![x]))
     }
@@ -245,7 +248,7 @@ impl Shared {
     /// The copy on `device` in `dtype`.
     ///
     /// # Errors
-    /// If there is none yet and the device has no room.
+    /// If there is no copy yet and the device has no room.
     pub fn on(&self, device: &Device, dtype: DType) -> Result<Tensor> {
         let mut copies = self.0.borrow_mut();
         if let Some(copy) = copies.iter().find(|copy| copy.device() == device && copy.dtype() == dtype) {
@@ -257,25 +260,25 @@ impl Shared {
     }
 }
 
-/// What one request keeps on each device of a route.
+/// The persistent arenas of one request, one for each device of a route.
 #[derive(Clone)]
 pub struct PersistentArenas(Vec<PersistentArena>);
 
 impl PersistentArenas {
-    /// One for each device.
+    /// Arenas that are on different devices.
     pub fn new(keeps: Vec<PersistentArena>) -> Self {
         Self(keeps)
     }
 
-    /// The one on `device`.
+    /// The arena on `device`.
     ///
     /// # Panics
-    /// If there is none: a route's devices all have one.
+    /// If there is none: all devices of a route have one.
     pub fn on(&self, device: &Device) -> &PersistentArena {
         self.0.iter().find(|keep| keep.device() == device).expect("every device of a route has a keep arena")
     }
 
-    /// The same arenas, ops on what they hold going to the lanes of their devices.
+    /// The same arenas, where ops on their tensors use the lanes of their devices.
     #[must_use]
     pub fn with_lanes(&self, lanes: &[Device]) -> Self {
         let own = |keep: &PersistentArena| match lanes.iter().find(|lane| *lane == keep.device()) {
@@ -285,7 +288,7 @@ impl PersistentArenas {
         Self(self.0.iter().map(own).collect())
     }
 
-    /// All of them.
+    /// All arenas.
     pub fn iter(&self) -> impl Iterator<Item = &PersistentArena> {
         self.0.iter()
     }

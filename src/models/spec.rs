@@ -1,4 +1,4 @@
-//! A model as data: its components, the stages in which they work, and every other fact about a checkpoint.
+//! A model as data: its components, the stages in which they work, and all other values of a checkpoint's configs.
 
 use super::{
     component::{ComponentId, PerComponent, Stage},
@@ -10,74 +10,74 @@ use crate::{
     scheduler::{SchedulerConfig, SchedulerFile, SchedulerKind},
 };
 
-/// Everything about one checkpoint.
+/// The contents of one checkpoint's configs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
-    /// What is loaded and placed, in the order in which a request passes it.
+    /// The components that are loaded and placed, in the order in which a request passes them.
     pub components: PerComponent<ComponentSpec>,
-    /// What the denoiser works on.
+    /// The size of the latents.
     pub latents: LatentSpec,
     /// `scheduler/scheduler_config.json`.
     pub scheduler: SchedulerFile,
-    /// What a request uses where the user says nothing.
+    /// The defaults of a request.
     pub defaults: Defaults,
-    /// What `model_index.json` lists, in its order, as far as it is there.
+    /// The parts that `model_index.json` lists and does not set to null, in its order.
     pub listed: Vec<Listed>,
 }
 
 /// A component of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ComponentSpec {
-    /// Its name in `model_index.json` and in device maps, which is also the name of its folder.
+    /// The component's name in `model_index.json` and in device maps, which is also the name of its folder.
     pub name: String,
-    /// What kind of network it is, with its config.
+    /// The kind of network, with its config.
     pub network: NetworkSpec,
 }
 
 impl ComponentSpec {
-    /// The stage in which it works.
+    /// The stage in which the component works.
     pub fn stage(&self) -> Stage {
         self.network.stage()
     }
 }
 
-/// The latents of a model.
+/// The sizes of a model's latents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LatentSpec {
-    /// Channels.
+    /// Number of channels.
     pub channels: usize,
     /// Pixels per latent, along each side.
     pub scale: usize,
-    /// Their height where nobody says another.
+    /// Default height.
     pub height: usize,
-    /// Their width where nobody says another.
+    /// Default width.
     pub width: usize,
 }
 
 /// A part of the pipeline that `model_index.json` lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Its folder.
+    /// The name of its folder.
     pub name: String,
-    /// The parameters of a network that is known and not run: the safety checker's.
+    /// The number of parameters, for a known network that is not run: the safety checker.
     pub parameters: Option<u64>,
 }
 
 impl ModelSpec {
-    /// Those components that work in a stage, in their order.
+    /// The components of a stage, in order.
     pub fn in_stage(&self, stage: Stage) -> impl Iterator<Item = ComponentId> {
         self.components.iter().filter(move |(_, component)| component.stage() == stage).map(|(id, _)| id)
     }
 
-    /// The component that denoises.
+    /// The component of the denoising stage.
     ///
     /// # Panics
-    /// If there is none: no model is without one.
+    /// If there is none, which a loaded model cannot have.
     pub fn denoiser(&self) -> ComponentId {
         self.in_stage(Stage::Denoise).next().expect("every model has a denoiser")
     }
 
-    /// The component of this name.
+    /// The component with this name.
     pub fn component(&self, name: &str) -> Option<ComponentId> {
         self.components.iter().find(|(_, component)| component.name == name).map(|(id, _)| id)
     }
@@ -87,12 +87,12 @@ impl ModelSpec {
         self.components.iter().map(|(_, component)| component.name.as_str()).collect()
     }
 
-    /// What the text encoders make of one text, in their order.
+    /// The sizes of the text encoders, in order.
     pub fn texts(&self) -> impl Iterator<Item = TextSpec> {
         self.components.iter().filter_map(|(_, component)| component.network.text())
     }
 
-    /// The scheduler that a request asks for, else the model's default.
+    /// The requested scheduler, or else the model's default.
     ///
     /// # Errors
     /// As [`SchedulerFile::own`] and [`SchedulerFile::with_kind`].

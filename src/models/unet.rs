@@ -17,30 +17,30 @@ use crate::{
     weights::Scope,
 };
 
-/// A `UNet2DConditionModel`: `unet/config.json`. Levels are counted from the full resolution downwards.
+/// The config of a `UNet2DConditionModel`: `unet/config.json`. Levels are counted from the full resolution downwards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnetSpec {
-    /// Channels of the latents that go in.
+    /// Number of input channels.
     pub in_channels: usize,
-    /// Channels that come out.
+    /// Number of output channels.
     pub out_channels: usize,
     /// Width of each level.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each down level; an up level has one more.
+    /// Number of residual blocks of each down level; an up level has one more.
     pub layers_per_block: usize,
     /// Whether each down level has cross attention.
     pub down_attention: Vec<bool>,
     /// Whether each up level has cross attention, in the order of `up_blocks`: lowest resolution first.
     pub up_attention: Vec<bool>,
-    /// Attention heads of each level. The configs call this `attention_head_dim`.
+    /// Number of attention heads of each level. The configs call this `attention_head_dim`.
     pub heads: Vec<usize>,
-    /// Transformer layers in each level's attention blocks.
+    /// Number of transformer layers in each level's attention blocks.
     pub transformer_layers: Vec<usize>,
     /// Width of the text features.
     pub cross_attention_dim: usize,
-    /// `proj_in` and `proj_out` are linear layers (SD 2) rather than 1x1 convolutions (SD 1).
+    /// Whether `proj_in` and `proj_out` are linear layers (SD 2) rather than 1x1 convolutions (SD 1).
     pub use_linear_projection: bool,
-    /// Groups of every group norm.
+    /// Number of groups of every group norm.
     pub norm_num_groups: usize,
     /// Epsilon of the group norms outside the transformers (those have 1e-6).
     pub norm_eps: f32,
@@ -50,9 +50,9 @@ pub struct UnetSpec {
     pub sample_height: usize,
     /// Default width of the latents.
     pub sample_width: usize,
-    /// The sinusoidal time features are `[cos, sin]` rather than `[sin, cos]`.
+    /// Whether the sinusoidal time features are `[cos, sin]` rather than `[sin, cos]`.
     pub flip_sin_to_cos: bool,
-    /// Shift in the frequencies of the time features.
+    /// The shift in the frequencies of the time features.
     pub freq_shift: f32,
 }
 
@@ -99,7 +99,7 @@ impl UnetSpec {
         };
         let down_attention = attention(&config, "down_block_types", down, levels)?;
         let up_attention = attention(&config, "up_block_types", up, levels)?;
-        // The middle block attends at the lowest resolution whatever the blocks around it do.
+        // The middle block has attention at the lowest resolution even if the blocks around it have none.
         let attends = |level: usize| {
             down_attention[level] || up_attention[levels - 1 - level] || (has_mid_block && level == levels - 1)
         };
@@ -149,7 +149,7 @@ impl UnetSpec {
     }
 }
 
-/// Which levels have cross attention, from a list of block types that begins like `CrossAttn` or not.
+/// Whether each level has cross attention: its block type begins with `CrossAttn`.
 fn attention(config: &Object, key: &str, default: [&str; 4], levels: usize) -> Result<Vec<bool>> {
     let blocks = config.texts(key)?.unwrap_or(default.to_vec());
     if blocks.len() != levels || blocks.iter().any(|block| !default.contains(block)) {
@@ -162,18 +162,18 @@ fn attention(config: &Object, key: &str, default: [&str; 4], levels: usize) -> R
     Ok(blocks.iter().map(|block| block.starts_with("CrossAttn")).collect())
 }
 
-/// What the text encoders made of one text: of each of them, in the model's order, the features `[tokens, width]`, on the
-/// host.
+/// The features of one text: `[tokens, width]` of each text encoder, in the model's order, on the host.
 pub type TextFeatures = std::sync::Arc<[Vec<f32>]>;
 
-/// What the texts of a request mean to the denoiser, computed once per request: the keys and values of each attention
+/// The conditioning of the denoiser, computed once per request: the keys and values of the texts in each attention
 /// layer.
 #[derive(Clone)]
 pub struct Conditioning(Vec<Vec<KeysValues>>);
 
-/// Latents, time and text to the scheduler's model output.
+/// The UNet: maps latents, time and text to the model output that the scheduler expects.
 ///
-/// It is cut finely: every residual block, transformer and sampler is a section of its own.
+/// Every residual block, transformer and sampler is a section of its own, so that the network can be cut between any of
+/// them.
 pub struct Unet {
     spec: UnetSpec,
     conv_in: Conv2d,
@@ -193,7 +193,8 @@ pub struct Unet {
 /// A section of the down path, the middle or the up path.
 struct Layer {
     block: Block,
-    /// On the down path: its output is also a skip tensor. On the up path: its input is joined by one.
+    /// On the down path: whether its output is also a skip tensor. On the up path: whether its input is concatenated
+    /// with one.
     skip: bool,
 }
 
@@ -205,9 +206,9 @@ enum Block {
     Upsample(Upsample),
 }
 
-/// A section by its config: the one description that [`Unet::sections`] and [`Unet::load`] follow.
+/// A section described by its config. [`Unet::sections`] and [`Unet::load`] both follow this description.
 struct SectionSpec {
-    /// Its path in the file. `conv_in` has the time embedding with it, `conv_out` the norm before it.
+    /// The section's path in the file. `conv_in` includes the time embedding, `conv_out` the norm before it.
     name: String,
     phase: Phase,
     kind: Kind,
@@ -262,7 +263,8 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
         add("mid_block.attentions.0".to_owned(), Phase::Mid, Kind::Transformer { level: last }, false);
         add("mid_block.resnets.1".to_owned(), Phase::Mid, resnet, false);
     }
-    // Up blocks are numbered from the lowest resolution; each of their residual blocks takes a skip tensor of the down path.
+    // Up blocks are numbered from the lowest resolution; each of their residual blocks takes a skip tensor of the down
+    // path.
     for (i, level) in (0..=last).rev().enumerate() {
         let name = format!("up_blocks.{i}");
         let (below, above) = (widths[(level + 1).min(last)], widths[level.saturating_sub(1)]);
@@ -285,12 +287,12 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
 }
 
 impl Unet {
-    /// Where it can be cut: the names of its sections, in order.
+    /// The names of the sections, between which the network can be cut, in order.
     pub fn sections(spec: &UnetSpec) -> Vec<String> {
         describe(spec).into_iter().map(|section| section.name).collect()
     }
 
-    /// Reads all of `unet/`, each section for the device that runs it.
+    /// Loads all of `unet/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &UnetSpec, route: &Route) -> Result<Self> {
         let (sections, widths) = (describe(spec), &spec.block_out_channels);
         let (time, groups, eps) = (4 * widths[0], spec.norm_num_groups, spec.norm_eps);
@@ -339,8 +341,8 @@ impl Unet {
         })
     }
 
-    /// Keys and values of the texts for every attention layer, kept for the whole request on the device that will use
-    /// them. A row of each for each text. Of one text encoder, the features are the context of the cross attention.
+    /// The keys and values of the texts for every attention layer, with a row for each text, kept for the whole request
+    /// on the device that uses them. With one text encoder, its features are the context of the cross attention.
     pub fn condition(
         &self,
         texts: &[TextFeatures],
@@ -366,8 +368,8 @@ impl Unet {
         transformers.map(keys_values).collect::<Result<_>>().map(Conditioning)
     }
 
-    /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Unet::forward`]: `[cos(t f), sin(t f)]` (or
-    /// the other way round) with `width / 2` frequencies f from 1 down to 1/10000, in f32 as the reference computes them.
+    /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Unet::forward`]: `[cos(t f), sin(t f)]`
+    /// (or the other way round) with `width / 2` frequencies f from 1 down to 1/10000, in f32 as in the reference.
     /// Vaswani et al. 2017; matches diffusers' `get_timestep_embedding`.
     pub fn time_features(&self, timestep: f32, device: &Device) -> Result<Tensor> {
         let half = self.spec.block_out_channels[0] / 2;
@@ -379,17 +381,17 @@ impl Unet {
         Tensor::new(device, [1, features.len()], &features)
     }
 
-    /// One call: latents `[batch, height, width, in_channels]` as the scheduler scaled them, the [`time_features`] of the
-    /// timestep `[batch or 1, block_out_channels[0]]`, and the texts, to the scheduler's model output
-    /// `[batch, height, width, out_channels]`. Both ends are f32.
+    /// Computes the model output, `[batch, height, width, out_channels]`, from the scaled latents, `[batch, height,
+    /// width, in_channels]`, the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, and the
+    /// texts. Input and output are f32.
     ///
-    /// Skip tensors go from the down path to their takers' devices as soon as they are made.
+    /// Skip tensors of the down path are copied to the devices of the sections that take them as soon as they are made.
     ///
     /// [`time_features`]: Unet::time_features
     pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, pass: &ForwardPass) -> Result<Tensor> {
         let latents = pass.take(latents.clone())?;
 
-        // Time embedding. Every residual block begins with SiLU of it, so it ends with that.
+        // Time embedding. Every residual block begins with SiLU of it, so SiLU is applied once, here.
         let silu = Fuse::activation(Activation::Silu);
         let time = time.cast(pass.dtype())?;
         let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
@@ -399,7 +401,7 @@ impl Unet {
         let mut text = || texts.next().expect("`condition` went by the same transformers").as_slice();
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.takers.len());
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
-            // The last one left is the first one taken.
+            // Skip tensors are taken in reverse order.
             let taker = self.takers[self.takers.len() - 1 - skips.len()];
             skips.push(pass.send(h, taker)?);
             Ok(())
@@ -437,7 +439,7 @@ impl Unet {
                 h = pass.take(h)?.concat_channels(&skip)?;
             }
             h = match &layer.block {
-                // It goes on where the skip tensor was joined.
+                // The residual block runs on the device where the skip tensor was concatenated.
                 Block::Resnet(block) => resnet(block, &h)?,
                 Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
                 Block::Upsample(block) => {

@@ -15,22 +15,22 @@ use crate::{
     weights::Scope,
 };
 
-/// An `AutoencoderKL`: `vae/config.json`.
+/// The config of an `AutoencoderKL`: `vae/config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeSpec {
-    /// Channels of a picture that goes in.
+    /// Number of channels of an input picture.
     pub in_channels: usize,
-    /// Channels of a picture that comes out.
+    /// Number of channels of an output picture.
     pub out_channels: usize,
-    /// Channels of the latents.
+    /// Number of channels of the latents.
     pub latent_channels: usize,
     /// Width of each level, full resolution first.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks of each encoder level; a decoder level has one more.
+    /// Number of residual blocks of each encoder level; a decoder level has one more.
     pub layers_per_block: usize,
-    /// Groups of every group norm.
+    /// Number of groups of every group norm.
     pub norm_num_groups: usize,
-    /// Latents are `encoded * scaling_factor`.
+    /// The factor of the latents: they are `encoded * scaling_factor`.
     pub scaling_factor: f32,
     /// Whether the middle block has self attention.
     pub mid_block_add_attention: bool,
@@ -38,7 +38,7 @@ pub struct VaeSpec {
     pub use_quant_conv: bool,
     /// Whether a 1x1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// The decoder overflows f16: run it in f32 or bf16.
+    /// Whether the decoder overflows f16, so that it must run in f32 or bf16.
     pub force_upcast: bool,
 }
 
@@ -67,8 +67,8 @@ impl VaeSpec {
             mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
             use_quant_conv: config.flag("use_quant_conv", true)?,
             use_post_quant_conv: config.flag("use_post_quant_conv", true)?,
-            // The class says true where the key is missing, and only the pipelines of SDXL, whose files all have the
-            // key, ever ask. The VAEs of Stable Diffusion 1 and 2 stay within f16.
+            // The class has the default true, but only the pipelines of SDXL read it, and their files all have the key.
+            // The VAEs of Stable Diffusion 1 and 2 do not overflow f16.
             force_upcast: config.flag("force_upcast", false)?,
             block_out_channels,
         };
@@ -81,13 +81,13 @@ impl VaeSpec {
         Ok(spec)
     }
 
-    /// Pixels per latent, along each side: 8 for four levels.
+    /// The number of pixels per latent, along each side: 8 for four levels.
     pub fn scale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
 }
 
-/// Epsilon of every norm.
+/// The epsilon of every norm.
 const EPS: f32 = 1e-6;
 
 fn facts(spec: &VaeSpec) -> ResnetFacts {
@@ -130,7 +130,7 @@ impl MidBlock {
     }
 }
 
-/// Latents to pictures.
+/// The decoder, which converts latents to pictures.
 pub struct VaeDecoder {
     post_quant_conv: Option<Linear>,
     conv_in: Conv2d,
@@ -142,15 +142,15 @@ pub struct VaeDecoder {
 }
 
 impl VaeDecoder {
-    /// Where it can be cut: the names of its sections, in order. `decoder.conv_in` has `post_quant_conv` with it,
-    /// `decoder.conv_out` the norm before it.
+    /// The names of the sections, between which the network can be cut, in order. `decoder.conv_in` includes
+    /// `post_quant_conv`, `decoder.conv_out` the norm before it.
     pub fn sections(spec: &VaeSpec) -> Vec<String> {
         let up = (0..spec.block_out_channels.len()).map(|i| format!("decoder.up_blocks.{i}"));
         let word = |word: &str| format!("decoder.{word}");
         [word("conv_in"), word("mid_block")].into_iter().chain(up).chain([word("conv_out")]).collect()
     }
 
-    /// Reads `decoder` and `post_quant_conv` of `vae/`, each section for the device that runs it.
+    /// Loads `decoder` and `post_quant_conv` of `vae/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &VaeSpec, route: &Route) -> Result<Self> {
         let (widths, latent) = (&spec.block_out_channels, spec.latent_channels);
         let last = widths.len() - 1;
@@ -168,7 +168,7 @@ impl VaeDecoder {
             let upsample = (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level])).transpose()?;
             Ok((resnets, upsample))
         };
-        // Two layers are in a section that has its name from another.
+        // Two layers belong to sections that are named after other layers.
         let first = section(w, route, &names, "decoder.conv_in");
         let out = section(w, route, &names, "decoder.conv_out").at("decoder");
         Ok(Self {
@@ -185,13 +185,13 @@ impl VaeDecoder {
         })
     }
 
-    /// Latents as the denoiser has them, `[batch, height, width, latent_channels]`, to pictures in -1 to 1,
-    /// `[batch, 8 height, 8 width, out_channels]`.
+    /// Decodes the denoiser's latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch, 8
+    /// height, 8 width, out_channels]`.
     pub fn decode(&self, latents: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
         self.forward(Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?, pass)
     }
 
-    /// The network alone: latents before scaling. Both ends are f32.
+    /// The network without the scaling of the latents. Input and output are f32.
     pub fn forward(&self, z: Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let mut h = pass.take(z)?;
         if let Some(conv) = &self.post_quant_conv {
@@ -214,7 +214,7 @@ impl VaeDecoder {
     }
 }
 
-/// Pictures to latents.
+/// The encoder, which converts pictures to latents.
 pub struct VaeEncoder {
     conv_in: Conv2d,
     down_blocks: Vec<(Vec<ResnetBlock>, Option<Downsample>)>,
@@ -225,7 +225,7 @@ pub struct VaeEncoder {
 }
 
 impl VaeEncoder {
-    /// Reads `encoder` and `quant_conv` of `vae/`.
+    /// Loads `encoder` and `quant_conv` of `vae/`.
     pub fn load(w: &Scope, spec: &VaeSpec) -> Result<Self> {
         let (widths, moments) = (&spec.block_out_channels, 2 * spec.latent_channels);
         let last = widths.len() - 1;
@@ -256,8 +256,8 @@ impl VaeEncoder {
         })
     }
 
-    /// Pictures in -1 to 1, `[batch, height, width, in_channels]`, to the moments of the latents before scaling,
-    /// `[batch, height / 8, width / 8, 2 latent_channels]`: means, then log variances. Both ends are f32.
+    /// Encodes pictures from -1 to 1, `[batch, height, width, in_channels]`, to the moments of the unscaled latents,
+    /// `[batch, height / 8, width / 8, 2 latent_channels]`: means, then log variances. Input and output are f32.
     pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
         let mut h = self.conv_in.forward(&pictures.cast(self.conv_in.dtype())?)?;
         for (resnets, downsample) in &self.down_blocks {

@@ -1,44 +1,44 @@
-//! What is wanted of a model's files, and what is heard of their download.
+//! The files that are needed of a model, and the events of their download.
 
-/// Which of a model's files somebody is going to read: each step has all of the one before.
+/// The files of a model that a caller needs: each variant includes the files of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wanted {
-    /// The configs, a few kilobytes: enough for a plan.
+    /// The configs, a few kilobytes: enough to make a plan.
     Configs,
-    /// Configs and tokenizer: enough to tell whether the model can be run.
+    /// Configs and tokenizer: enough to check whether the model is supported.
     Texts,
     /// Configs, tokenizer and weights.
     Everything,
 }
 
-/// How a download goes on.
+/// An event of a download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Download {
-    /// A file is fetched.
+    /// The download of a file begins.
     File {
-        /// Its path in the model.
+        /// The file's path in the model.
         path: String,
-        /// Its size, if the hub says.
+        /// The file's size in bytes, if the hub reports it.
         bytes: Option<u64>,
     },
-    /// So many bytes of the file are there.
+    /// The number of bytes of the file that have arrived.
     Bytes(u64),
-    /// The file is whole.
+    /// The file is complete.
     Complete,
-    /// Another process fetches the file at this path, and this one waits.
+    /// Another process downloads this file, and this one waits.
     Waiting {
         /// The file's path in the model.
         path: String,
     },
-    /// Something failed and is tried again.
+    /// A request failed and is tried again.
     Retry {
-        /// What is tried.
+        /// The file or list that was requested.
         what: String,
-        /// Why it failed.
+        /// The reason for the failure.
         why: String,
     },
-    /// Nothing new: an opportunity to end it.
+    /// Nothing has changed: sent regularly, so that the caller can stop the download.
     Nothing,
 }
 
@@ -46,7 +46,7 @@ pub enum Download {
 pub fn is_hub_id(text: &str) -> bool {
     let is_name = |name: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        // "--" joins the two names in the cache: with it inside one of them, two models would share a folder.
+        // "--" joins the two names in the cache: if a name contained it, two models could share a folder.
         let joins = name.contains("..") || name.contains("--");
         (1..=96).contains(&name.len()) && !name.starts_with('.') && !joins && name.bytes().all(plain)
     };

@@ -1,4 +1,4 @@
-//! Where a model's files are: a diffusers folder on disk, or files compiled into the program.
+//! Access to a model's files: in a diffusers folder on disk, or compiled into the program.
 
 use std::{
     collections::HashMap,
@@ -14,26 +14,26 @@ use crate::{
     input,
 };
 
-/// The file that makes a folder a diffusers model.
+/// The file that every folder of a diffusers model has.
 pub const MODEL_INDEX: &str = "model_index.json";
 
-/// The longest JSON or text file that is read: a `tokenizer.json` of CLIP's has up to 4 MB.
+/// The largest JSON or text file that is read, in bytes: a `tokenizer.json` of CLIP has up to 4 MB.
 pub(super) const LONGEST_TEXT: u64 = 8 << 20;
 
-/// What a clone without git-lfs has in place of a large file begins with this.
+/// The beginning of a file that a clone without git-lfs has in place of a large file.
 const LFS_POINTER: [u8; 40] = *b"version https://git-lfs.github.com/spec/";
-/// A pointer of git-lfs is shorter than this, in bytes, says its specification.
+/// The length in bytes below which a pointer of git-lfs stays, according to its specification.
 const LONGEST_LFS_POINTER: u64 = 1024;
 
-/// A path inside the model and the file's contents.
+/// A path inside the model, and the file's contents.
 pub type EmbeddedFile = (&'static str, &'static [u8]);
 
-/// The files of one model. Paths inside are relative, with `/` between their parts.
+/// The files of one model. Paths inside the model are relative, with `/` between their parts.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     name: String,
     storage: Storage,
-    /// What the files were when they were first opened.
+    /// The state of each file when it was first opened.
     seen: Arc<Mutex<HashMap<String, Stamp>>>,
 }
 
@@ -46,7 +46,7 @@ enum Storage {
 impl ModelFiles {
     /// The diffusers folder at `path`, named after its last part.
     ///
-    /// Fails where `path` is a single file, is not there or has no `model_index.json`.
+    /// Fails if `path` is a single file, does not exist, or has no `model_index.json`.
     pub fn folder(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let refuse = |what: &str| Error::input(format!("the model {}: {what}", path.display()));
@@ -70,24 +70,25 @@ impl ModelFiles {
         Ok(Self { name, storage: Storage::Folder(path.to_owned()), seen: Arc::default() })
     }
 
-    /// Files compiled into the program.
+    /// Files that are compiled into the program.
     pub fn embedded(name: &'static str, files: &'static [EmbeddedFile]) -> Self {
         Self { name: name.to_owned(), storage: Storage::Embedded(files), seen: Arc::default() }
     }
 
-    /// The same files under another name, a hub id for one.
+    /// The same files under another name, for example a hub id.
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// What the model is called: the folder's name, the hub id, or the name of the embedded files.
+    /// The name of the model: the folder's name, the hub id, or the name of the embedded files.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether there is such a file. What has its name and is no regular file counts, as opening it says what it is.
+    /// Whether there is such a file. Anything with this name counts, even if it is not a regular file: opening it gives
+    /// the error.
     pub fn exists(&self, path: &str) -> bool {
         match &self.storage {
             Storage::Folder(folder) => is_inside(path) && folder.join(path).exists(),
@@ -95,7 +96,7 @@ impl ModelFiles {
         }
     }
 
-    /// How messages call the file: its full path, or its path inside the embedded model.
+    /// The file's name in messages: its full path, or its path inside the embedded model.
     pub fn path_of(&self, path: &str) -> String {
         match &self.storage {
             Storage::Folder(folder) => folder.join(path).display().to_string(),
@@ -103,8 +104,8 @@ impl ModelFiles {
         }
     }
 
-    /// Where the file is on disk, whether it is there or not; `None` for one that is compiled into the program, and for a
-    /// path that leads out of the folder.
+    /// The path of the file on disk, whether it exists or not; `None` for a file that is compiled into the program, and
+    /// for a path that leads out of the folder.
     pub fn location(&self, path: &str) -> Option<PathBuf> {
         match &self.storage {
             Storage::Folder(folder) => is_inside(path).then(|| folder.join(path)),
@@ -112,7 +113,7 @@ impl ModelFiles {
         }
     }
 
-    /// A whole text file. Fails where it is absent, longer than 8 MiB or not UTF-8.
+    /// Reads a whole text file. Fails if it does not exist, is longer than 8 MiB or is not UTF-8.
     pub fn text(&self, path: &str) -> Result<String> {
         let refuse = |what: &str| Error::input(format!("{}: {what}", self.path_of(path)));
         let stored = self.open(path)?;
@@ -124,10 +125,10 @@ impl ModelFiles {
         String::from_utf8(bytes).map_err(|error| refuse("this is not UTF-8 text").source(error))
     }
 
-    /// Opens a file. Nothing of it is read yet.
+    /// Opens a file without reading it.
     ///
-    /// Fails where it is absent, no regular file, or not the one that was opened under this path before: all that is read
-    /// is of one model.
+    /// Fails if it does not exist, is not a regular file, or has changed since it was first opened under this path, so
+    /// that everything that is read belongs to one version of the model.
     pub fn open(&self, path: &str) -> Result<Stored> {
         let name = self.path_of(path);
         let refuse = |what: &str| Error::input(format!("{name}: {what}"));
@@ -162,7 +163,7 @@ impl ModelFiles {
         }
     }
 
-    /// The names of the files directly in `folder`, sorted; none where there is no such folder.
+    /// The names of the files directly in `folder`, sorted; empty if there is no such folder.
     pub fn list(&self, folder: &str) -> Vec<String> {
         let mut names: Vec<String> = match &self.storage {
             Storage::Folder(root) if is_inside(folder) => fs::read_dir(root.join(folder))
@@ -183,12 +184,12 @@ impl ModelFiles {
     }
 }
 
-/// Whether a relative path stays inside the folder it is relative to.
+/// Whether a relative path stays inside the folder that it is relative to.
 fn is_inside(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// A file of the model, to be read piece by piece: opened, or compiled into the program.
+/// An open file of the model, which is read in pieces, or a file that is compiled into the program.
 #[derive(Debug)]
 pub struct Stored(Contents);
 
@@ -196,19 +197,19 @@ pub struct Stored(Contents);
 enum Contents {
     File {
         file: fs::File,
-        /// How messages call it.
+        /// The file's name in messages.
         name: String,
         stamp: Stamp,
     },
     Static(&'static [u8]),
 }
 
-/// What tells whether a file is still the same.
+/// The values by which a change of a file is detected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
     modified: Option<SystemTime>,
-    /// Device and number of the file, where the system has such.
+    /// The device and inode numbers, if the system has them.
     inode: (u64, u64),
 }
 
@@ -228,7 +229,7 @@ impl Stored {
         Self(Contents::Static(bytes))
     }
 
-    /// Its length in bytes when it was opened.
+    /// The length in bytes when the file was opened.
     pub fn bytes(&self) -> u64 {
         match &self.0 {
             Contents::File { stamp, .. } => stamp.bytes,
@@ -236,7 +237,7 @@ impl Stored {
         }
     }
 
-    /// All of it, where it is in memory anyway.
+    /// The whole contents, if the file is compiled into the program.
     pub(super) fn in_memory(&self) -> Option<&'static [u8]> {
         match self.0 {
             Contents::Static(bytes) => Some(bytes),
@@ -244,7 +245,7 @@ impl Stored {
         }
     }
 
-    /// Fails where the file was changed since it was opened.
+    /// Fails if the file was changed since it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
         let Contents::File { file, name, stamp } = &self.0 else { return Ok(()) };
         let now = file.metadata().map_err(|error| unreadable(name).source(error))?;
@@ -370,7 +371,7 @@ mod tests {
         let earlier = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         let written = |bytes: &[u8]| {
             fs::write(path("weights"), bytes).unwrap();
-            // The system's clock may be too coarse for two writes in a row.
+            // The system's clock may be too coarse to distinguish two writes in a row.
             fs::File::options().write(true).open(path("weights")).unwrap().set_modified(earlier).unwrap();
         };
         let changes: [(&str, &dyn Fn()); 4] = [
@@ -394,7 +395,7 @@ mod tests {
                 "{what}: the same model has other weights when they are opened anew"
             );
         }
-        // Replaced by another file: what is open stays as it was, and a second part of the model does not mix with it.
+        // Replaced by another file: the open file keeps its contents, and parts of two versions are never mixed.
         written(b"1234");
         let files = ModelFiles::folder(folder.path()).unwrap();
         let stored = files.open("weights").unwrap();

@@ -1,4 +1,4 @@
-//! Which model this is: the SHA-256 of its files, each read once and then remembered.
+//! The identity of a model: the SHA-256 of its files, each of which is read once and then stored in a cache.
 
 use std::{
     collections::BTreeMap,
@@ -20,19 +20,20 @@ use crate::{
     input, output,
 };
 
-/// Files shorter than this are read again rather than remembered.
+/// The size in bytes below which files are read again rather than cached.
 const REMEMBERED_FROM: u64 = 1 << 20;
-/// A file that was changed so lately may change again without another time: file systems count in up to two seconds.
+/// A file that was changed so recently may change again without another time: file systems have resolutions of up to
+/// two seconds.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// Ten hexadecimal digits that tell the contents of these files from others: the first of the SHA-256 of a single file,
-/// as web UIs show it; of several, of the list that `sha256sum` prints of them.
+/// Ten hexadecimal digits that identify the contents of these files: the beginning of the SHA-256 of a single file, as
+/// web UIs show it; for several files, of the list that `sha256sum` prints for them.
 ///
-/// Files of a megabyte and more are read once: what they were is kept in `sdshard/hashes.json` in the user's cache folder,
-/// by path, size, inode and times. A blob in the hub's cache that is named by its SHA-256 is not read at all.
+/// Files of a megabyte and more are read once: their hashes are stored in `sdshard/hashes.json` in the user's cache
+/// folder, by path, size, inode and times. A blob in the hub's cache that is named by its SHA-256 is not read at all.
 ///
 /// # Errors
-/// If a file cannot be read, or is changed while it is.
+/// If a file cannot be read, or changes while it is read.
 pub fn identity(files: &ModelFiles, paths: &[String]) -> Result<String> {
     let cache = cache_folder().map(|folder| folder.join("hashes.json"));
     identity_with(files, paths, cache.as_deref())
@@ -46,7 +47,7 @@ fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> 
             Some(place) => of_file(&place, cache).map_err(|error| {
                 Error::input(format!("{}: its content cannot be hashed", files.path_of(path))).source(error)
             })?,
-            // Compiled into the program.
+            // The file is compiled into the program.
             None => hex(Sha256::new_with_prefix(files.open(path)?.in_memory().unwrap_or_default())),
         };
         writeln!(list, "{whole}  {path}").expect("a String takes all that is written");
@@ -62,15 +63,15 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the cache says of a file.
+/// An entry of the cache.
 #[derive(Serialize, Deserialize)]
 struct Known {
-    /// Size, inode and times, in no form that anybody should read.
+    /// Size, inode and times, in an undocumented form.
     stamp: String,
     sha256: String,
 }
 
-/// One at a time, so that no two of this process read the same file or lose each other's entries.
+/// Locked by one thread at a time, so that no two threads read the same file or lose each other's entries.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// The SHA-256 of a file in hexadecimal digits.
@@ -104,7 +105,7 @@ fn of_file(place: &Path, cache: Option<&Path>) -> io::Result<String> {
         return Err(io::Error::other("the file was changed while it was read"));
     }
     if let Some(cache) = cache.filter(|_| is_settled(&after)) {
-        // Another process may have written meanwhile.
+        // Another process may have changed the cache meanwhile.
         let mut known = read(cache);
         known.retain(|path, _| Path::new(path).exists());
         known.insert(key, Known { stamp, sha256: sha256.clone() });
@@ -125,7 +126,7 @@ fn hash_in_name(place: &Path) -> Option<String> {
     (is_hash && folder.ends_with("blobs") && repo.starts_with("models--")).then(|| name.to_owned())
 }
 
-/// What changes when a file does.
+/// A text that changes whenever the file does.
 fn stamp(metadata: &fs::Metadata) -> io::Result<String> {
     let modified = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
     #[cfg(unix)]
@@ -138,7 +139,7 @@ fn stamp(metadata: &fs::Metadata) -> io::Result<String> {
     Ok(format!("{} {modified}", metadata.len()))
 }
 
-/// Whether the next change of a file is sure to have another time.
+/// Whether the next change of a file certainly gives it another time.
 fn is_settled(metadata: &fs::Metadata) -> bool {
     #[cfg(unix)]
     let changed = {
@@ -151,7 +152,7 @@ fn is_settled(metadata: &fs::Metadata) -> bool {
     is_old(changed) && metadata.modified().is_ok_and(is_old)
 }
 
-/// What the cache knows; nothing if it is not there or broken.
+/// The entries of the cache; none if it does not exist or is invalid.
 fn read(cache: &Path) -> BTreeMap<String, Known> {
     let text = crate::input::read(cache).unwrap_or_default();
     serde_json::from_slice(&text).unwrap_or_default()
@@ -218,7 +219,7 @@ mod tests {
         let (weights, names) = (folder.path().join("weights"), paths(&["weights"]));
         let identity = || identity_with(&files, &names, Some(&cache)).unwrap();
         let read_in_full = identity();
-        // What the cache says is believed, as long as the stamp is the file's.
+        // An entry of the cache is used as long as its stamp is the file's.
         let remember = |stamp: String| {
             let key = fs::canonicalize(&weights).unwrap().to_string_lossy().into_owned();
             let known = BTreeMap::from([(key, Known { stamp, sha256: "f".repeat(64) })]);
@@ -232,7 +233,7 @@ mod tests {
             fs::write(&cache, broken).unwrap();
             assert_eq!(identity(), read_in_full, "{broken}");
         }
-        // A file that cannot be written costs another reading.
+        // If the cache cannot be written, the file is read again.
         fs::remove_file(&cache).unwrap();
         fs::create_dir(&cache).unwrap();
         assert_eq!(identity(), read_in_full);
@@ -242,7 +243,7 @@ mod tests {
     fn what_was_changed_long_ago_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("hashes.json");
-        // This program was built more than a few seconds before its tests run.
+        // The test program was built more than a few seconds ago.
         let place = std::env::current_exe().unwrap();
         let hash = of_file(&place, Some(&cache)).unwrap();
         if is_settled(&fs::metadata(&place).unwrap()) {

@@ -1,4 +1,4 @@
-//! Which files hold a component's tensors: one, or several with an index, in all the forms that their names take.
+//! Finds the files with a component's tensors: one file, or several with an index, under all names that are in use.
 
 use std::collections::BTreeSet;
 
@@ -8,16 +8,16 @@ use crate::{
     json::Object,
 };
 
-/// More shards than any model has.
+/// The largest number of shards, which is more than any model has.
 const MOST_SHARDS: usize = 1000;
 
 /// A component's files, relative to the model's folder.
 #[derive(Debug, PartialEq)]
 pub(super) struct Sources {
     pub(super) files: Vec<String>,
-    /// For each tensor the position in `files` of the one that must hold it; empty where there is no index.
+    /// For each tensor, the position in `files` of the file that must contain it; empty if there is no index.
     pub(super) homes: Vec<(String, usize)>,
-    /// Whether these are the files of the variant that was asked for.
+    /// Whether these are the files of the requested variant.
     pub(super) is_variant: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) fn find(files: &ModelFiles, component: &str, variant: Option<&str>) -
     }
 }
 
-/// Fails where the name of a variant could not be part of a file's name.
+/// Fails if the name of a variant cannot be part of a file name.
 pub(super) fn check_variant(variant: Option<&str>) -> Result<()> {
     let is_word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     match variant {
@@ -47,10 +47,10 @@ pub(super) fn check_variant(variant: Option<&str>) -> Result<()> {
     }
 }
 
-/// The paths that can lead to a variant's tensors, the preferred ones first.
+/// The candidate paths for a variant's tensors, the preferred ones first.
 ///
-/// transformers, which reads the text encoder, takes the single file where there is one; diffusers, which reads the UNet and
-/// the VAE, an index, in the name that its older versions wrote too.
+/// transformers, which reads the text encoder, prefers the single file; diffusers, which reads the UNet and the VAE,
+/// prefers an index, also under the name that its older versions wrote.
 pub(super) fn variant_candidates(component: &str, variant: &str) -> Vec<String> {
     let stem = stem(component);
     let path = |name: String| format!("{component}/{stem}.{name}");
@@ -64,7 +64,7 @@ pub(super) fn variant_candidates(component: &str, variant: &str) -> Vec<String> 
     }
 }
 
-/// The same for the files without a variant.
+/// The candidate paths for files without a variant.
 pub(super) fn plain_candidates(component: &str) -> Vec<String> {
     let single = format!("{component}/{}.safetensors", stem(component));
     let index = format!("{single}.index.json");
@@ -74,7 +74,7 @@ pub(super) fn plain_candidates(component: &str) -> Vec<String> {
     }
 }
 
-/// The library that reads a component in Python.
+/// The Python library that reads a component.
 enum Reader {
     Diffusers,
     Transformers,
@@ -87,7 +87,7 @@ fn reader(component: &str) -> Reader {
     }
 }
 
-/// The name of a component's weight files, without what follows the first dot.
+/// The name of a component's weight files up to the first dot.
 fn stem(component: &str) -> &'static str {
     match reader(component) {
         Reader::Diffusers => "diffusion_pytorch_model",
@@ -95,7 +95,7 @@ fn stem(component: &str) -> &'static str {
     }
 }
 
-/// The files behind a candidate: itself, or those that an index `{"weight_map": {tensor: file}}` names.
+/// The files of a candidate: itself, or those that an index `{"weight_map": {tensor: file}}` names.
 fn read(files: &ModelFiles, component: &str, path: String) -> Result<Sources> {
     if path.ends_with(".safetensors") {
         return Ok(Sources { files: vec![path], homes: Vec::new(), is_variant: false });
@@ -127,12 +127,12 @@ fn read(files: &ModelFiles, component: &str, path: String) -> Result<Sources> {
     })
 }
 
-/// A file's name alone, with no way out of the folder.
+/// Whether a name is a plain file name, which cannot lead out of the folder.
 fn is_plain(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.contains(['/', '\\', ':', '\0']) && !name.contains("..")
 }
 
-/// The error for a component without weights, with what else is there.
+/// The error for a component without weights, with the files that were found instead.
 fn nothing_found(files: &ModelFiles, component: &str) -> Error {
     let stem = stem(component);
     let single = &format!("{component}/{stem}.safetensors");

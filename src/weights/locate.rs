@@ -1,4 +1,4 @@
-//! From what somebody calls a model to its files.
+//! Finds the files of the model that a user names.
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The files of the model that somebody calls `model`: a diffusers folder, or the id of a model on the hub, which may
-/// have a revision and is downloaded where the cache lacks it. `on_news` hears of the download and can end it.
+/// The files of `model`: a diffusers folder, or the id of a model on the hub, which may have a revision and is
+/// downloaded if the cache lacks it. `on_news` receives the events of the download and can stop it.
 ///
-/// Fails where it is neither, and where the hub or its cache has no such model.
+/// Fails if it is neither, or if the hub or its cache has no such model.
 pub fn locate(
     model: &str,
     revision: Option<&str>,

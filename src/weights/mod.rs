@@ -1,4 +1,5 @@
-//! Named tensors on disk: where they are, what they are called, and that each is read once in the right shape.
+//! Named tensors on disk: finding their files, translating their names, and checking that each is read once in the
+//! right shape.
 
 mod download;
 pub mod files;
@@ -31,31 +32,31 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Where weights rest while they are not used.
+/// Where weights are kept while they are not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reside {
-    /// On the device that runs them.
+    /// On the device that uses them.
     #[default]
     Device,
-    /// Offloaded to the host's memory, packed: they are fetched to the device a section of the network at a time.
+    /// Packed in host memory: the weights of one section at a time are fetched to the device.
     Host,
-    /// Offloaded to their file: they are read and packed each time that they are fetched.
+    /// In their file: they are read and packed each time that they are fetched.
     Disk,
 }
 
-/// How far the reading of one component's weights has come.
+/// The progress of reading one component's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loading<'a> {
-    /// The component.
+    /// The name of the component.
     pub component: &'a str,
-    /// Bytes of its files that have been read; all of them once the component is loaded.
+    /// The bytes of its files that have been read; all of them once the component is loaded.
     pub done_bytes: usize,
-    /// Bytes of its files that will be read.
+    /// The bytes of its files that will be read.
     pub total_bytes: usize,
 }
 
-/// Is called before every tensor is read, and at the end. An error that it returns ends the loading.
+/// A callback before every tensor is read, and at the end. An error stops the loading.
 #[derive(Clone)]
 pub struct Observer(pub Arc<dyn Fn(Loading) -> Result<()> + Send + Sync>);
 
@@ -72,21 +73,21 @@ pub struct Weights(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     component: String,
-    /// `None` where only shapes are asked for and every tensor exists.
+    /// `None` if only shapes are needed, so that every tensor exists.
     stored: Option<Stored>,
-    /// Names of tensors that were read or declared unused.
+    /// The names of tensors that were read or declared unused.
     seen: Mutex<HashSet<String>>,
     observer: Option<Observer>,
-    /// Every tensor is checked, and none has values.
+    /// Whether every tensor is checked, and none has values.
     headers_only: bool,
-    /// Bytes that were read, and bytes to be read in all, once the first tensor is.
+    /// The bytes that were read and the total bytes, from the first tensor on.
     progress: Mutex<Option<(usize, usize)>>,
 }
 
 #[derive(Debug)]
 struct Stored {
     files: Vec<safetensors::File>,
-    /// By the current name of a tensor: its file and its index there.
+    /// The file and the index in it of each tensor, by the tensor's current name.
     places: HashMap<String, (usize, usize)>,
     is_variant: bool,
 }
@@ -94,14 +95,14 @@ struct Stored {
 impl Weights {
     /// Opens the weights of `component`, a folder of the model such as `unet`, and checks every header.
     ///
-    /// Takes the files of `variant` where there are any, else the plain ones. Reads no tensor yet.
+    /// Uses the files of `variant` if there are any, or else the plain ones. Reads no tensor yet.
     pub fn open(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Self> {
         let doing = |error: Error| error.context(format!("loading {component}"));
         let stored = Stored::open(files, component, variant).map_err(doing)?;
         Ok(Self::new(component, Some(stored)))
     }
 
-    /// Weights that exist in every shape asked for and have no values: for plans.
+    /// Weights that exist in every requested shape and have no values: for plans.
     pub fn shapes_only(component: &str) -> Self {
         Self::new(component, None)
     }
@@ -113,15 +114,15 @@ impl Weights {
         Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress }))
     }
 
-    /// The same, with an observer of the reading. For weights of which nothing has been read.
+    /// Sets the observer of the reading. Nothing may have been read before.
     #[must_use]
     pub fn observed(self, observer: Option<Observer>) -> Self {
         let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
         Self(Arc::new(Inner { observer, ..inner }))
     }
 
-    /// The same without values: names, shapes and types are checked, and nothing but headers is read. For weights of which
-    /// nothing has been read.
+    /// Removes the values: names, shapes and types are checked, but only headers are read. Nothing may have been read
+    /// before.
     #[must_use]
     pub fn headers_only(self) -> Self {
         let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
@@ -133,20 +134,20 @@ impl Weights {
         &self.0.component
     }
 
-    /// Whether the files are those of the variant that was asked for.
+    /// Whether the files are those of the requested variant.
     pub fn is_variant(&self) -> bool {
         self.0.stored.as_ref().is_some_and(|stored| stored.is_variant)
     }
 
-    /// Whether there is such a tensor; always, where only shapes are asked for.
+    /// Whether there is such a tensor; always true if only shapes are needed.
     pub fn has(&self, name: &str) -> bool {
         self.0.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
     }
 
-    /// The tensor `name`, which must have this shape. Names are the current ones of the reference, without `text_model.`.
+    /// The tensor `name`, which must have this shape. Names are the reference's current ones, without `text_model.`.
     ///
-    /// Those in F64 are rounded to f32, as the reference does. Fails where it is missing, has another shape, or holds
-    /// anything but F64, F32, F16 or BF16.
+    /// F64 tensors are rounded to f32, as in the reference. Fails if the tensor is missing, has another shape, or has
+    /// another type than F64, F32, F16 or BF16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Values<'_>> {
         let Some(stored) = &self.0.stored else { return Ok(Values::ShapeOnly) };
         let is_new = self.mark(name);
@@ -189,7 +190,7 @@ impl Weights {
         Ok(file.values(tensor, dtype))
     }
 
-    /// Declares that all tensors whose names begin with `prefix` stay unread on purpose: a VAE's encoder, for one.
+    /// Declares that all tensors with the given prefix are not read on purpose, for example a VAE's encoder.
     pub fn skip(&self, prefix: &str) {
         let names = self.0.stored.iter().flat_map(|stored| stored.places.keys());
         names.filter(|name| name.starts_with(prefix)).for_each(|name| {
@@ -208,8 +209,9 @@ impl Weights {
         }
     }
 
-    /// How many stored tensors were neither read nor skipped, and the first of their names as the file has it. diffusers and
-    /// transformers ignore such tensors: those of an adapter, or of layers beyond the number that the config asks for.
+    /// The number of stored tensors that were neither read nor skipped, and the first of their names in the file.
+    /// diffusers and transformers ignore such tensors: those of an adapter, or of layers beyond the number in the
+    /// config.
     pub fn left_over(&self) -> Option<(usize, &str)> {
         let stored = self.0.stored.as_ref()?;
         let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,17 +221,17 @@ impl Weights {
         Some((count, &tensor.name))
     }
 
-    /// Fails where one of the files was changed since it was opened: what was read may then be of both.
+    /// Fails if one of the files was changed since it was opened: a mixture of both versions may have been read.
     pub fn check_unchanged(&self) -> Result<()> {
         self.0.stored.iter().flat_map(|stored| &stored.files).try_for_each(safetensors::File::check_unchanged)
     }
 
-    /// Whether the tensor was not asked for before.
+    /// Records that a tensor is used; false if it was used before.
     fn mark(&self, name: &str) -> bool {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
     }
 
-    /// Calls the observer: a tensor of this number of bytes is about to be read.
+    /// Calls the observer before a tensor of `bytes` is read.
     fn tell(&self, stored: &Stored, bytes: usize) -> Result<()> {
         let Some(observer) = &self.0.observer else { return Ok(()) };
         let (done_bytes, total_bytes) = {
@@ -280,7 +282,7 @@ impl Stored {
 
 /// The components among `components` that have no files of `variant` and would use their plain ones.
 ///
-/// Fails where none has any: the name of the variant is then probably wrong.
+/// Fails if none has any: the name of the variant is then probably wrong.
 pub fn without_variant(files: &ModelFiles, components: &[&str], variant: &str) -> Result<Vec<String>> {
     let mut without = Vec::new();
     for &component in components {
@@ -295,15 +297,15 @@ pub fn without_variant(files: &ModelFiles, components: &[&str], variant: &str) -
     Ok(without)
 }
 
-/// The files that hold the weights of `component`, as [`Weights::open`] finds them.
+/// The files with the weights of `component`, as [`Weights::open`] finds them.
 ///
 /// # Errors
-/// If there are none, or an index cannot be followed.
+/// If there are none, or an index is invalid.
 pub fn sources(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Vec<String>> {
     Ok(index::find(files, component, variant)?.files)
 }
 
-/// FNV-1a, 64 bits: tells things apart, and does not keep secrets.
+/// FNV-1a, 64 bits: distinguishes values, and is not cryptographic.
 pub(crate) struct Fnv(pub(crate) u64);
 
 impl Fnv {

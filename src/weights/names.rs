@@ -1,16 +1,16 @@
-//! Other naming schemes, translated here and nowhere else. Models ask for the names of today's diffusers and
-//! transformers, without the `text_model.` prefix.
+//! The only translation of other naming schemes. Models use the names of current diffusers and transformers, without
+//! the `text_model.` prefix.
 
 use std::borrow::Cow;
 
-/// Older names of the projections in a VAE's attention, and today's.
+/// Older names of the projections in a VAE's attention, and the current ones.
 const OLD_ATTENTION: [(&str, &str); 4] =
     [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
 
-/// Tensors that files carry and no model of ours reads: positions that are counted instead, and heads for training.
+/// Tensors in files that no model here reads: position indices, and heads for training.
 const IGNORABLE: [&str; 3] = ["embeddings.position_ids", "logit_scale", "text_projection.weight"];
 
-/// Today's name of a stored tensor.
+/// The current name of a stored tensor.
 pub(super) fn modern(stored: &str) -> Cow<'_, str> {
     let name = stored.strip_prefix("text_model.").unwrap_or(stored);
     // ...attentions.0.query.weight
@@ -24,13 +24,13 @@ pub(super) fn modern(stored: &str) -> Cow<'_, str> {
     name.into()
 }
 
-/// Whether a tensor may stay unread without anybody missing it.
+/// Whether a tensor may stay unread without a warning.
 pub(super) fn is_ignorable(name: &str) -> bool {
     IGNORABLE.contains(&name)
 }
 
 /// Whether a tensor stored as `found` can be read as `wanted`: equal shapes, or an attention projection that an older
-/// file stores as a convolution of one pixel, which has the same values in the same order.
+/// file stores as a 1x1 convolution, which has the same values in the same order.
 pub(super) fn shape_fits(name: &str, found: &[usize], wanted: &[usize]) -> bool {
     let is_projection = || {
         name.contains("attentions.") && OLD_ATTENTION.iter().any(|(_, new)| name.ends_with(&format!(".{new}.weight")))

@@ -1,5 +1,5 @@
-//! Offloaded weights: they rest in the host's memory or on the disk, and each section's are fetched to its device before the
-//! section runs. Those of the next section are prefetched meanwhile.
+//! Offloaded weights: they are kept in host memory or on the disk, and each section's weights are fetched to its device
+//! before the section runs, while those of the next section are prefetched.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,17 +11,17 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Who prefetches the next section.
+/// What prefetches the next section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ahead {
     /// A thread, while the caller computes.
     Thread,
-    /// The caller, at once: for runs without data, in which the order decides what is counted.
+    /// The caller, immediately: for runs without data, in which the order decides what is counted.
     Caller,
 }
 
-/// The offloaded weights of one network in one place. Only the request that holds a section's device uses the section, so no
-/// two do at once.
+/// The offloaded weights of one network in one place. Only the request that holds a section's device uses the section,
+/// so a section is never used by two requests at once.
 pub struct Offload {
     sections: Vec<OffloadedSection>,
     ahead: Ahead,
@@ -29,7 +29,7 @@ pub struct Offload {
 
 struct OffloadedSection {
     weights: Arc<[Weight]>,
-    /// The thread that fetches them, if one does.
+    /// The thread that fetches the weights, if there is one.
     pending: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
@@ -39,7 +39,7 @@ impl Offload {
         Self { sections: sections.into_iter().map(section).collect(), ahead }
     }
 
-    /// What a section's weights occupy on its device, in bytes.
+    /// The bytes that a section's weights occupy on its device.
     pub fn bytes(&self, section: usize) -> usize {
         self.sections[section].weights.iter().map(Weight::bytes).sum()
     }
@@ -63,7 +63,7 @@ impl Offload {
         Ok(())
     }
 
-    /// Waits until a section's weights are on its device; fetches them if nobody has begun to.
+    /// Waits until a section's weights are on its device; fetches them if this has not begun.
     ///
     /// # Errors
     /// If a file can no longer be read or the device has no room.
@@ -73,10 +73,10 @@ impl Offload {
         fetch_all(&section.weights)
     }
 
-    /// Frees what a section's weights occupy on its device.
+    /// Frees a section's weights on its device.
     pub fn evict(&self, section: usize) {
         let section = &self.sections[section];
-        // Whether they could be fetched does not matter any more.
+        // It does not matter any more whether they could be fetched.
         let _ = section.settle();
         section.weights.iter().for_each(Weight::evict);
     }
@@ -87,7 +87,7 @@ impl OffloadedSection {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the thread that fetches them.
+    /// Waits for the thread that fetches the weights.
     fn settle(&self) -> Result<()> {
         match self.pending().take() {
             Some(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),

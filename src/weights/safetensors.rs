@@ -1,6 +1,7 @@
-//! The safetensors format: a JSON header in front of plain tensors. Every number in the header is checked before use.
+//! The safetensors format: a JSON header followed by plain tensors. Every number in the header is checked before use.
 //!
-//! `u64` little-endian header length, header, tensors. Offsets in the header count from its end.
+//! The file has the header's length as a little-endian `u64`, the header, and the tensors. Offsets count from the
+//! header's end.
 
 use std::{fmt, ops::Range};
 
@@ -16,41 +17,41 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Bytes of the length in front of the header.
+/// The number of bytes of the length before the header.
 const PREFIX: usize = 8;
-/// The longest header that is read, as in the reference implementation.
+/// The longest header that is read, in bytes, as in the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// One safetensors file, its header read and checked.
+/// A safetensors file whose header has been read and checked.
 #[derive(Debug)]
 pub(super) struct File {
-    /// How messages call it.
+    /// The file's name in messages.
     pub(super) path: String,
-    /// In the order in which they lie in the file.
+    /// The tensors in the order of their positions in the file.
     pub(super) tensors: Vec<Tensor>,
     stored: Stored,
 }
 
-/// What the header says of one tensor.
+/// The header's entry of one tensor.
 #[derive(Debug)]
 pub(super) struct Tensor {
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    /// Within the file.
+    /// The range of its bytes in the file.
     range: Range<usize>,
 }
 
 impl Tensor {
-    /// Bytes of its values.
+    /// The number of bytes of its values.
     pub(super) fn bytes(&self) -> usize {
         self.range.len()
     }
 }
 
 impl File {
-    /// Opens the file and checks its header: that it is whole, that every tensor has the bytes its shape and type need,
-    /// and that tensors lie one after another, with neither holes nor overlaps, to the end of the file.
+    /// Opens the file and checks its header: that it is complete, that every tensor has the bytes that its shape and
+    /// type need, and that tensors follow one another, with neither holes nor overlaps, to the end of the file.
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
         let stored = files.open(path)?;
         let path = files.path_of(path);
@@ -59,8 +60,8 @@ impl File {
         Ok(Self { path, tensors, stored })
     }
 
-    /// A tensor's values, row by row, little-endian, at whatever address they happen to lie.
-    /// Those in F64 are narrowed to f32 as they are read.
+    /// A tensor's values, row by row, little-endian, at any alignment. F64 values are rounded to f32 when they are
+    /// read.
     pub(super) fn values(&self, tensor: &Tensor, dtype: DType) -> Values<'_> {
         if tensor.dtype == Dtype::F64 {
             return Values::Stored { dtype, bytes: tensor.bytes() / 2, start: tensor.range.start, file: self };
@@ -77,7 +78,7 @@ impl File {
     }
 }
 
-/// Tensors in F64 as if they were f32: byte `i` of one is at its start plus `i`.
+/// Reads F64 tensors as if they were f32: byte `i` of the converted values is at the tensor's start plus `i`.
 impl ReadAt for File {
     fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
         let tensor = self.tensors.partition_point(|tensor| tensor.range.start <= start).saturating_sub(1);
@@ -91,7 +92,7 @@ impl ReadAt for File {
     }
 }
 
-/// The tensors, ordered by their place in the file.
+/// The tensors, ordered by their position in the file.
 fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
     let file_bytes = file.bytes();
     if file_bytes < PREFIX as u64 {
@@ -141,7 +142,7 @@ fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
     Ok(tensors)
 }
 
-/// Checks one tensor's numbers against each other.
+/// Checks that one tensor's numbers agree.
 fn place(name: String, entry: Entry, data_start: usize) -> Result<Tensor> {
     let [start, end] = entry.data_offsets;
     let elements = entry.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
@@ -161,7 +162,7 @@ fn place(name: String, entry: Entry, data_start: usize) -> Result<Tensor> {
     Ok(Tensor { name, dtype: entry.dtype, shape: entry.shape, range: start..end })
 }
 
-/// A tensor as the header spells it.
+/// A tensor's entry in the header.
 #[derive(Deserialize)]
 struct Entry {
     dtype: Dtype,
@@ -169,7 +170,7 @@ struct Entry {
     data_offsets: [usize; 2],
 }
 
-/// The whole header. A name that comes twice is an error, where a map would keep the last one.
+/// The whole header. A duplicate name is an error, whereas a map would keep the last one.
 struct Header(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Header {
@@ -208,7 +209,7 @@ impl<'de> Deserialize<'de> for Header {
 pub(super) mod tests {
     use super::*;
 
-    /// A file with this header and so many bytes of data.
+    /// A file with this header and `data` bytes of data.
     pub(crate) fn file(header: &str, data: usize) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());

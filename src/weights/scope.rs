@@ -1,5 +1,5 @@
-//! Reading the weights of a network that is being loaded: a name prefix, the device that they are packed for, and where they
-//! rest.
+//! Reads the weights of a network that is being loaded: by a name prefix, for the device that they are packed for, and
+//! to the place where they are kept.
 
 use std::{
     collections::HashMap,
@@ -13,8 +13,8 @@ use crate::{
     error::Result,
 };
 
-/// Weights that are packed already, by where they rest, component, name and type, each with the memories (weight homes) that
-/// have it: networks share weights that they have in common in the same memory, and devices copy them from each other.
+/// The weights that are already packed, by place, component, name and type, each with the memories (weight homes) that
+/// have it: networks share common weights in the same memory, and devices copy them from each other.
 pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, DType), Vec<(String, Weight)>>>>;
 
 /// Collects the offloaded weights of a network that is being loaded, section by section.
@@ -25,7 +25,7 @@ pub struct OffloadBuilder {
 }
 
 impl OffloadBuilder {
-    /// For a network with this number of sections whose weights rest at `reside`.
+    /// A builder for a network with this number of sections, whose weights are kept at `reside`.
     pub fn new(reside: Reside, sections: usize, packed: Packed) -> Self {
         Self { reside, packed, sections: Mutex::new(vec![Vec::new(); sections]) }
     }
@@ -41,7 +41,8 @@ impl OffloadBuilder {
     }
 }
 
-/// A name prefix in a component's weights plus a device and the type in which it computes. Loading reads like the model: `Linear::load(&w.at("to_q"), ..)`.
+/// A name prefix in a component's weights, with a device and the type in which it computes. Code that loads a network
+/// follows its structure: `Linear::load(&w.at("to_q"), ..)`.
 pub struct Scope<'a> {
     weights: &'a Weights,
     device: &'a Device,
@@ -57,7 +58,7 @@ impl<'a> Scope<'a> {
         Self { weights, device, dtype, offload: None, section: 0, prefix: String::new() }
     }
 
-    /// The same prefix; weights that are loaded through it are recorded on `offload` if they are offloaded.
+    /// The same prefix; offloaded weights that are loaded through it are added to `offload`.
     #[must_use]
     pub fn with_offload(&self, offload: &'a OffloadBuilder) -> Self {
         Self { offload: Some(offload), prefix: self.prefix.clone(), ..*self }
@@ -70,14 +71,14 @@ impl<'a> Scope<'a> {
         Self { prefix, ..*self }
     }
 
-    /// The same prefix, as part of section `section` of the network, which runs on `device` and computes in `dtype`.
+    /// The same prefix in section `section` of the network, which runs on `device` and computes in `dtype`.
     #[must_use]
     pub fn section(&self, section: usize, device: &'a Device, dtype: DType) -> Self {
         Self { section, device, dtype, prefix: self.prefix.clone(), ..*self }
     }
 
-    /// Reads the layer's `weight`, which the file must have in `shape`, and its bias if it has one, and packs them: now, or
-    /// each time that they are fetched.
+    /// Reads the layer's `weight`, which must have `shape` in the file, and its bias if it has one, and packs them:
+    /// now, or each time that they are fetched.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape, or the device has no room.
@@ -110,14 +111,15 @@ impl<'a> Scope<'a> {
         Ok(offloaded)
     }
 
-    /// The weight as another network has it in the same memory, or a copy of what another device has, or packed now.
+    /// The weight that another network has in the same memory, or a copy of the one on another device, or a newly
+    /// packed one.
     fn packed_once(
         &self,
         offload: &OffloadBuilder,
         tensors: &LayerTensors,
         pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>,
     ) -> Result<Weight> {
-        // Weights that stay are counted for each device, also where several devices share them.
+        // Weights that stay are counted for each device, even if several devices share them.
         let home = match offload.reside {
             Reside::Device => self.device.id().to_string(),
             Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
@@ -142,7 +144,7 @@ impl<'a> Scope<'a> {
     }
 }
 
-/// Where one layer's tensors are.
+/// The tensors of one layer.
 struct LayerTensors {
     weights: Weights,
     prefix: String,

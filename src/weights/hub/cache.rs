@@ -21,7 +21,7 @@ use crate::{
     input,
 };
 
-/// The part of the cache that belongs to one model.
+/// The folder of one model in the cache.
 #[derive(Debug, Clone)]
 pub(super) struct Repo {
     root: PathBuf,
@@ -29,20 +29,20 @@ pub(super) struct Repo {
 }
 
 impl Repo {
-    /// Of the model `id`, which has the form `org/name`.
+    /// The folder of the model `id`, which has the form `org/name`.
     pub(super) fn new(cache: &Path, id: &str) -> Self {
         let name = format!("models--{}", id.replace('/', "--"));
         Self { root: cache.join(&name), locks: cache.join(".locks").join(name) }
     }
 
-    /// The commit that the cache knows for a branch, a tag or a commit.
+    /// The cached commit of a branch, a tag or a commit.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
         let stored = input::text(&self.root.join("refs").join(revision));
         let commit = stored.map_or_else(|_| revision.to_owned(), |text| text.trim().to_owned());
         is_commit(&commit).then_some(commit)
     }
 
-    /// Remembers the commit of a branch, a tag or a commit.
+    /// Stores the commit of a branch, a tag or a commit.
     pub(super) fn set_commit(&self, revision: &str, commit: &str) -> Result<()> {
         let path = self.root.join("refs").join(revision);
         if input::text(&path).is_ok_and(|known| known.trim() == commit) {
@@ -56,7 +56,7 @@ impl Repo {
         self.root.join("snapshots").join(commit)
     }
 
-    /// Where the contents with this name are.
+    /// The path of the blob with this name.
     pub(super) fn blob(&self, name: &str) -> PathBuf {
         self.root.join("blobs").join(name)
     }
@@ -66,7 +66,7 @@ impl Repo {
         self.locks.join(format!("{name}.lock"))
     }
 
-    /// Puts a blob into a snapshot: a relative link, or where the system has none a second name or a copy.
+    /// Adds a blob to a snapshot: as a relative link, or as a hard link or a copy if the system has no symbolic links.
     pub(super) fn link(&self, commit: &str, path: &str, blob: &str) -> Result<()> {
         let target = self.blob(blob);
         place(&self.snapshot(commit).join(path), |aside| {
@@ -77,18 +77,18 @@ impl Repo {
         })
     }
 
-    /// Whether the hub said before that a commit has no such file.
+    /// Whether the hub has reported before that a commit has no such file.
     pub(super) fn is_absent(&self, commit: &str, path: &str) -> bool {
         self.root.join(".no_exist").join(commit).join(path).exists()
     }
 
-    /// Remembers that a commit has no such file.
+    /// Stores that a commit has no such file.
     pub(super) fn set_absent(&self, commit: &str, path: &str) -> Result<()> {
         place(&self.root.join(".no_exist").join(commit).join(path), |aside| File::create_new(aside).map(drop))
     }
 }
 
-/// Makes something aside and renames it into place, with the folders around it.
+/// Makes a file under a temporary name and renames it, and makes the folders that contain it.
 fn place(path: &Path, make: impl FnMut(&Path) -> io::Result<()>) -> Result<()> {
     let folder = path.parent().expect("every path of the cache is inside a folder");
     fs::create_dir_all(folder)
@@ -97,7 +97,7 @@ fn place(path: &Path, make: impl FnMut(&Path) -> io::Result<()>) -> Result<()> {
         .map_err(|error| cannot_write(path, error))
 }
 
-/// The error for a file of the cache that cannot be written: the disk is full, or the folder is somebody else's.
+/// The error for a file of the cache that cannot be written: the disk is full, or the folder belongs to another user.
 pub(super) fn cannot_write(path: &Path, error: io::Error) -> Error {
     Error::process(format!("writing {} in the hub's cache", path.display()))
         .source(error)
@@ -124,9 +124,9 @@ pub(super) fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The name of the blob with this ETag, which is a hash on the hub itself and may be another plain word elsewhere.
+/// The name of the blob with this ETag. On the hub the ETag is a hash; other servers may send another plain word.
 ///
-/// `None` for what could be anything but the name of a file in the folder of blobs.
+/// `None` if the ETag could be anything but the name of a file in the folder of blobs.
 pub(super) fn blob_name(etag: &str) -> Option<&str> {
     let name = etag.strip_prefix("W/").unwrap_or(etag);
     let name = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')).unwrap_or(name);
@@ -136,7 +136,8 @@ pub(super) fn blob_name(etag: &str) -> Option<&str> {
     (fits && ends_otherwise && name.bytes().all(is_plain)).then_some(name)
 }
 
-/// Whether a path of a listing stays inside the model: relative, with `/` between its parts, none of them `.` or `..`.
+/// Whether a path of a listing stays inside the model: it is relative, with `/` between its parts, none of them `.` or
+/// `..`.
 pub(super) fn is_inside(path: &str) -> bool {
     let is_part = |part: &str| !matches!(part, "" | "." | "..");
     let is_drive = path.as_bytes().get(1) == Some(&b':');

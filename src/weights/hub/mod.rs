@@ -1,7 +1,8 @@
-//! Where a hub model's files are: in the standard cache, or on the hub.
+//! Finds a hub model's files: in the standard cache, or on the hub.
 //!
-//! The cache is that of Python's huggingface_hub, so that both programs share their downloads. Nothing that a server says
-//! decides where a file lies, what was cut off or changed on its way is not kept, and the token stays with its host.
+//! The cache is that of Python's huggingface_hub, so that both programs share their downloads. No reply of a server
+//! decides where a file is stored, files that were truncated or changed on the way are not kept, and the token is sent
+//! to its own host only.
 
 mod cache;
 mod request;
@@ -30,10 +31,10 @@ use super::{
 };
 use crate::error::{Error, Result, ErrorScope};
 
-/// Files that a model must have.
+/// The files that a model must have.
 const REQUIRED: [&str; 5] =
     [MODEL_INDEX, "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"];
-/// Files that are read where there are any.
+/// The files that are read if they exist.
 const OPTIONAL: [&str; 8] = [
     "safety_checker/config.json",
     "sdshard.toml",
@@ -44,24 +45,27 @@ const OPTIONAL: [&str; 8] = [
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
 ];
-/// Folders with weights.
+/// The folders with weights.
 const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
-/// How long a download goes on at most before its caller is asked whether it should.
+/// The longest time of a download until its caller can stop it again.
 const GLANCE: Duration = Duration::from_millis(100);
 
 impl Hub {
-    /// The folder with the files of the model `id`, in the form `org/name`, at a branch, tag or commit, `main` by default.
+    /// The folder with the files of the model `id`, in the form `org/name`, at a branch, tag or commit, `main` by
+    /// default.
     ///
-    /// What the cache has is used without asking the hub. Otherwise the files that sdshard reads and the cache lacks are
-    /// downloaded into it, of the commit that the cache knows or, where it knows none, of the newest: as much as `wanted`
-    /// says, and of each component's weights the safetensors of `variant` or, where there are none, the plain ones.
+    /// Files in the cache are used without a request to the hub. Otherwise the files that sdshard needs and the cache
+    /// lacks are downloaded into it, from the cached commit or, if there is none, from the newest: the files that
+    /// `wanted` includes, and of each component's weights the safetensors of `variant` or, if there are none, the plain
+    /// ones.
     ///
-    /// The download runs in a thread of its own. `on_news` hears of it here, several times a second, and ends it with
-    /// [`ControlFlow::Break`]: the call returns at once, and what has arrived is used by the next one.
+    /// The download runs in a separate thread. `on_news` receives its events in the calling thread, several times a
+    /// second, and stops it with [`ControlFlow::Break`]: the call returns at once, and the next call uses what has
+    /// arrived.
     ///
     /// # Errors
-    /// If the cache lacks the model and the hub may not or cannot be reached, does not have it, or answers what no hub
-    /// does; with [`ErrorScope::Interrupted`] if `on_news` ended it.
+    /// If the cache lacks the model and the hub is offline or cannot be reached, does not have the model, or sends an
+    /// invalid reply; with [`ErrorScope::Interrupted`] if `on_news` stopped it.
     pub fn resolve(
         &self,
         id: &str,
@@ -111,7 +115,8 @@ impl Hub {
 
     fn download(&self, model: &Asked, repo: &Repo, known: Option<&str>, line: &Line) -> Result<PathBuf> {
         let session = Session { hub: self, client: Client::new(self)?, repo, id: &model.id, line };
-        // The files that the cache lacks of the commit that it knows; a commit that the hub has lost is replaced.
+        // The listing shows which files of the cached commit are missing; if the hub no longer has this commit, a newer
+        // one is used.
         let mut listing = known.map(|commit| session.list(commit)).transpose()?.flatten();
         if listing.is_none() {
             listing = session.list(&model.revision)?;
@@ -142,7 +147,7 @@ impl Hub {
     }
 }
 
-/// Runs `work` in a thread, hands on what it says, and leaves it alone where `on_news` says so.
+/// Runs `work` in a thread, forwards its events, and abandons it if `on_news` stops the download.
 fn in_thread<T: Send + 'static>(
     work: impl FnOnce(&Line) -> Result<T> + Send + 'static,
     on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
@@ -173,7 +178,7 @@ struct Listing {
 }
 
 impl Listing {
-    /// Of a reply to `/api/models/...`.
+    /// Parses a reply to `/api/models/...`.
     fn parse(reply: &[u8]) -> Result<Self> {
         #[derive(serde::Deserialize)]
         struct Reply {
@@ -199,7 +204,7 @@ impl Listing {
     }
 }
 
-/// What somebody wants of a model.
+/// The files of a model that the caller needs.
 struct Asked {
     id: String,
     revision: String,
@@ -208,9 +213,9 @@ struct Asked {
 }
 
 impl Asked {
-    /// The files to fetch of those that the hub has; of a component in shards its index, which names them.
+    /// The files to download of those that the hub has; for a component in shards its index, which names them.
     ///
-    /// Fails where a config or a component's safetensors are not there.
+    /// Fails if a config or a component's safetensors are missing.
     fn listed(&self, on_hub: &HashSet<String>) -> Result<Vec<String>> {
         let refuse = |what: String| Error::input(format!("the model on the hub has no {what}"));
         if let Some(path) = REQUIRED.iter().find(|path| !on_hub.contains(**path)) {
@@ -233,8 +238,8 @@ impl Asked {
         Ok(paths)
     }
 
-    /// The first file that a snapshot lacks, or `None` where it is whole. `is_absent` says whether the hub is known to have
-    /// no such file.
+    /// The first file that a snapshot lacks, or `None` if it is complete. `is_absent` tells whether the hub has
+    /// reported that there is no such file.
     fn missing(&self, snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Option<String> {
         let Ok(files) = ModelFiles::folder(snapshot) else { return Some(MODEL_INDEX.to_owned()) };
         if let Some(missing) = REQUIRED.iter().find(|path| !files.exists(path)) {
@@ -260,12 +265,12 @@ impl Asked {
     }
 }
 
-/// The file whose absence says that a component has no files of the variant.
+/// The file whose absence is stored to record that a component has no files of the variant.
 fn variant_file(component: &str, variant: &str) -> String {
     index::variant_candidates(component, variant).pop().expect("there is a name for every variant")
 }
 
-/// The folders whose weights are wanted.
+/// The folders whose weights are needed.
 fn weight_folders(wanted: Wanted) -> &'static [&'static str] {
     match wanted {
         Wanted::Configs | Wanted::Texts => &[],

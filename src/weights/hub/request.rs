@@ -1,7 +1,7 @@
-//! One request to a hub and wherever the hub sends us.
+//! One request to a hub, including redirects.
 //!
-//! Redirects are followed here rather than by the HTTP library, so that the token goes to the hub's own origin (scheme,
-//! host and port) and nowhere else, and no step leads from https to http.
+//! Redirects are followed here rather than by the HTTP library, so that the token is sent to the hub's own origin
+//! (scheme, host and port) and nowhere else, and no redirect leads from https to http.
 
 use ureq::{
     Agent, Body,
@@ -11,19 +11,19 @@ use ureq::{
 use super::settings::Hub;
 use crate::error::Error;
 
-/// The most redirects of one request.
+/// The largest number of redirects of one request.
 const MOST_REDIRECTS: usize = 10;
-/// The longest piece of a server's text that a message shows.
+/// The longest piece of a server's text in a message, in characters.
 const SHOWN: usize = 120;
 
-/// Why a request, or what came of it, is of no use.
+/// The reason why a request failed, or why its reply cannot be used.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Another try may do better: the network or the server had a bad moment.
+    /// Another try may succeed: the network or the server had a temporary problem.
     Again(String),
-    /// The server does not have it.
+    /// The server does not have the file.
     Absent,
-    /// Another try would end the same.
+    /// Another try would fail in the same way.
     Final(Error),
 }
 
@@ -33,7 +33,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// Scheme, host and port: what a token belongs to.
+/// Scheme, host and port: a token is sent to one origin only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     scheme: String,
@@ -42,7 +42,7 @@ struct Origin {
 }
 
 impl Origin {
-    /// `None` where the address is not one of http or https.
+    /// The origin of an address; `None` if its scheme is neither http nor https.
     fn of(uri: &Uri) -> Option<Self> {
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
         let default = match scheme.as_str() {
@@ -64,10 +64,10 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// For the hub's endpoint, with its token and its patience.
+    /// A client for the hub's endpoint, with its token and timeout.
     ///
     /// # Errors
-    /// If the endpoint is no address of http or https, or the token cannot be sent.
+    /// If the endpoint is not an http or https address, or the token cannot be sent.
     pub(super) fn new(hub: &Hub) -> Result<Self, Error> {
         let endpoint = hub.endpoint.parse().ok().and_then(|uri| Origin::of(&uri)).ok_or_else(|| {
             Error::input("the endpoint of the hub, HF_ENDPOINT, must be an address of http or https")
@@ -95,7 +95,7 @@ impl Client {
         Ok(Self { agent, endpoint, token })
     }
 
-    /// Asks for what is at `url`, from byte `first` on, and follows redirects until `is_enough` or there is none.
+    /// Requests `url`, from byte `first` on, and follows redirects until `is_enough` is true or there are no more.
     pub(super) fn send(
         &self,
         method: Method,
@@ -128,12 +128,12 @@ impl Client {
     }
 }
 
-/// An error for a reply that no hub gives.
+/// The error for an invalid reply.
 pub(super) fn refused(what: &str) -> Error {
     Error::input(what).hint("is HF_ENDPOINT the address of a hub, and no proxy between it and this machine?")
 }
 
-/// Fails where the status is none of success.
+/// Fails if the status does not report success.
 pub(super) fn check_status(reply: &Response<Body>) -> Result<(), Failure> {
     match reply.status() {
         status if status.is_success() => Ok(()),
@@ -152,12 +152,12 @@ fn again(status: StatusCode) -> Failure {
     Failure::Again(format!("the hub answers {}", status.as_u16()))
 }
 
-/// A header as a number.
+/// The value of a header as a number.
 pub(super) fn number(reply: &Response<Body>, name: &str) -> Option<u64> {
     reply.headers().get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Where a redirect from `base` may be followed to: an address of http or https, and from https none of http.
+/// The address to which a redirect from `base` may be followed: http or https, and from https only https.
 fn redirected(base: &Uri, location: &str) -> Result<Uri, Error> {
     let next = join(base, location);
     let Some((next, origin)) = next.and_then(|next| Origin::of(&next).map(|origin| (next, origin))) else {
@@ -187,7 +187,7 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
     absolute.parse().ok()
 }
 
-/// A text that a server wrote, safe to print and not too long.
+/// A server's text for a message: safe to print and not too long.
 pub(super) fn shown(text: &str) -> String {
     let cut: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
     if text.chars().nth(SHOWN).is_some() { cut + "..." } else { cut }

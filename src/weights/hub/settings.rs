@@ -1,4 +1,4 @@
-//! What the environment says about the hub and its cache, read as Python's huggingface_hub reads it.
+//! The environment's settings for the hub and its cache, read as Python's huggingface_hub reads them.
 
 use std::{env, fmt, path::PathBuf, time::Duration};
 
@@ -7,23 +7,23 @@ use crate::{
     input,
 };
 
-/// Where models come from unless `HF_ENDPOINT` says otherwise.
+/// The default endpoint; `HF_ENDPOINT` changes it.
 const ENDPOINT: &str = "https://huggingface.co";
-/// How long a server may be silent, unless `HF_HUB_DOWNLOAD_TIMEOUT` says otherwise.
+/// The default time without data after which a request fails; `HF_HUB_DOWNLOAD_TIMEOUT` changes it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A hub and the cache of what came from it.
+/// A hub, and the cache of downloads from it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hub {
     /// The folder of the cache.
     pub cache: PathBuf,
-    /// Shows the hub who asks; goes to the endpoint's own scheme, host and port only.
+    /// The access token, which is sent only to the endpoint's own scheme, host and port.
     pub token: Option<String>,
-    /// Whether the cache has to do.
+    /// Whether only the cache is used.
     pub offline: bool,
     /// The address of the hub, http or https, without a slash at its end.
     pub endpoint: String,
-    /// How long a server may be silent.
+    /// The time without data after which a request fails.
     pub timeout: Duration,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// The hub and the cache that the environment names.
+    /// The hub and the cache that the environment selects.
     ///
     /// | what | variables, the first that is set wins |
     /// |---|---|
@@ -54,7 +54,7 @@ impl Hub {
     /// `~`, `$NAME` and `${NAME}` are replaced in paths. A variable that is empty counts as not set.
     ///
     /// # Errors
-    /// If there is neither a home directory nor a variable with a path, or a variable has a value that it cannot have.
+    /// If there is neither a home directory nor a variable with a path, or a variable has an invalid value.
     pub fn from_environment() -> Result<Self> {
         Self::from_variables(|name| env::var(name).ok(), env::home_dir())
     }
@@ -90,7 +90,7 @@ impl Hub {
     }
 }
 
-/// A path with `~`, `$NAME` and `${NAME}` replaced; what has no value stays as it is.
+/// A path with `~`, `$NAME` and `${NAME}` replaced; names without a value are kept.
 fn expand(text: &str, home: Option<&PathBuf>, variable: impl Fn(&str) -> Option<String>) -> PathBuf {
     let text = match (text.strip_prefix('~'), home) {
         (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => format!("{}{rest}", home.display()),

@@ -1,4 +1,4 @@
-//! One file of a model: from the hub into the cache, whole and checked, or not at all.
+//! Downloads one file of a model from the hub into the cache: complete and checked, or not at all.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -29,19 +29,19 @@ use crate::{
     weights::{download::Download, files::LONGEST_TEXT},
 };
 
-/// Tries of one request or file that get no further.
+/// The largest number of tries of one request or file without progress.
 const TRIES: u32 = 5;
-/// A try that got so much further is not counted.
+/// A try that advanced by this many bytes is not counted.
 const PROGRESS: u64 = 1 << 20;
-/// Bytes that a server sends within three times its timeout, at least.
+/// The least number of bytes that a server must send within three times its timeout.
 const LEAST: u64 = 1 << 10;
-/// How often somebody who waits looks around.
+/// The interval at which a waiting thread checks for changes.
 const GLANCE: Duration = Duration::from_millis(50);
-/// The longest list of a model's files, in bytes.
+/// The largest list of a model's files, in bytes.
 const LONGEST_LIST: u64 = 16 << 20;
 const CHUNK: usize = 256 << 10;
 
-/// What a thread that downloads has in common with the one that waits for it.
+/// The connection between a thread that downloads and the thread that waits for it.
 pub(super) struct Line {
     pub(super) news: Sender<Download>,
     pub(super) stop: Arc<AtomicBool>,
@@ -49,7 +49,7 @@ pub(super) struct Line {
 
 impl Line {
     fn say(&self, news: Download) {
-        // Whoever asked to stop does not listen any more.
+        // A caller that has stopped the download no longer receives events.
         let _ = self.news.send(news);
     }
 
@@ -67,7 +67,7 @@ impl Line {
     }
 }
 
-/// Tries that are left, and how far the best of them got.
+/// The number of tries that are left, and the furthest position that one of them reached.
 struct Tries {
     left: u32,
     reached: u64,
@@ -78,7 +78,7 @@ impl Tries {
         Self { left: TRIES, reached }
     }
 
-    /// Waits before another try; fails where there were enough.
+    /// Waits before another try; fails if there were too many.
     fn again(&mut self, line: &Line, timeout: Duration, reached: u64, what: &str, why: String) -> Result<()> {
         if reached >= self.reached + PROGRESS {
             *self = Self::new(reached);
@@ -94,7 +94,7 @@ impl Tries {
     }
 }
 
-/// A model on the hub, at one commit or before that is known.
+/// A model on the hub, at one commit, or before its commit is known.
 pub(super) struct Session<'a> {
     pub(super) hub: &'a Hub,
     pub(super) client: Client,
@@ -103,7 +103,7 @@ pub(super) struct Session<'a> {
     pub(super) line: &'a Line,
 }
 
-/// What the hub says about a file before it is fetched.
+/// The hub's facts about a file, which are requested before the download.
 struct Remote {
     blob: String,
     bytes: Option<u64>,
@@ -142,7 +142,7 @@ impl Session<'_> {
         }
     }
 
-    /// Puts the file at `path` of a commit into the cache.
+    /// Downloads the file at `path` of a commit into the cache.
     pub(super) fn fetch(&self, commit: &str, path: &str) -> Result<()> {
         self.fetch_file(commit, path).map_err(|error| match error.scope() {
             crate::error::ErrorScope::Interrupted => error,
@@ -177,7 +177,8 @@ impl Session<'_> {
         self.repo.link(commit, path, &remote.blob)
     }
 
-    /// Size and ETag of a file. The hub gives both on its own reply, in headers of its own where it redirects to storage.
+    /// Requests the size and ETag of a file. If the hub redirects to storage, both are in special headers of the hub's
+    /// own reply.
     fn ask(&self, url: &str, commit: &str) -> Result<Remote, Failure> {
         let reply = self.client.send(Method::HEAD, url, 0, |reply| reply.headers().contains_key("x-linked-etag"))?;
         let is_linked = reply.headers().contains_key("x-linked-etag");
@@ -196,7 +197,7 @@ impl Session<'_> {
         Ok(Remote { blob: blob.to_owned(), bytes })
     }
 
-    /// Tries a request until it has an end.
+    /// Repeats a request until it succeeds or fails for good.
     fn retry<T>(&self, what: &str, mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
         let mut tries = Tries::new(0);
         loop {
@@ -208,7 +209,7 @@ impl Session<'_> {
         }
     }
 
-    /// Waits until no other process fetches the same blob. `None` where the file system has no locks.
+    /// Waits until no other process downloads the same blob. `None` if the file system has no locks.
     fn lock(&self, blob: &str, path: &str) -> Result<Option<File>> {
         let name = self.repo.lock_file(blob);
         let open = || {
@@ -229,7 +230,7 @@ impl Session<'_> {
         }
     }
 
-    /// Fills the partial file, as often as it takes and makes sense.
+    /// Downloads the rest of the partial file, with as many tries as are allowed.
     fn transfer(&self, partial: &mut Partial, remote: &Remote, url: &str, longest: u64) -> Result<()> {
         let mut tries = Tries::new(partial.length);
         loop {
@@ -248,7 +249,7 @@ impl Session<'_> {
         if remote.bytes.is_some_and(|bytes| partial.length > bytes) {
             partial.restart()?;
         }
-        // A file that is whole, or empty, needs no request but its check.
+        // A complete or empty file needs no request, only the check.
         if remote.bytes != Some(partial.length) {
             let reply = self.client.send(Method::GET, url, partial.length, |_| false)?;
             let wanted = self.check_reply(partial, remote, &reply)?;
@@ -277,7 +278,7 @@ impl Session<'_> {
         }
     }
 
-    /// Whether the reply continues the partial file or starts it anew, and how many bytes the whole file has to have.
+    /// Whether the reply continues the partial file or starts it anew, and the size of the whole file in bytes.
     fn check_reply(
         &self,
         partial: &mut Partial,
@@ -318,13 +319,13 @@ impl Session<'_> {
                 partial.restart()?;
                 Err(Failure::Again(format!("the server sends {length} bytes of {wanted}")))
             }
-            // Nothing would tell a file that was cut off from a whole one.
+            // A truncated file could not be distinguished from a complete one.
             (None, None) if !is_chunked => Err(refused("the server does not say how long the file is").into()),
             _ => Ok(wanted.or(length)),
         }
     }
 
-    /// Reads a body to its end, piece by piece.
+    /// Reads a body to its end, in pieces.
     fn read(&self, reply: Response<Body>, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
         let mut body = reply.into_body().into_with_config().limit(u64::MAX).reader();
         let mut buffer = vec![0; CHUNK];
@@ -351,16 +352,16 @@ impl Session<'_> {
     }
 }
 
-/// What stays as it is in the path of an address.
+/// The characters that are not encoded in the path of an address.
 const PATH: &percent_encoding::AsciiSet =
     &percent_encoding::NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'_').remove(b'-');
 
-/// Whether two sizes agree as far as both are known.
+/// Whether two sizes are equal, or one is not known.
 fn same(a: Option<u64>, b: Option<u64>) -> bool {
     a.is_none() || b.is_none() || a == b
 }
 
-/// First byte and size of the whole, of `bytes 5-9/10` or `bytes 5-9/*`.
+/// The first byte and the total size in `bytes 5-9/10` or `bytes 5-9/*`.
 fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -372,18 +373,18 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     (first <= last && total.is_none_or(|total| last < total)).then_some((first, total))
 }
 
-/// A file that is on its way, and the hash of what is there.
+/// A partially downloaded file, and the hash of its contents.
 struct Partial {
     file: File,
     path: PathBuf,
     length: u64,
     hash: Sha256,
-    /// Nobody else knows it: it is of no use once this process gives up.
+    /// Whether only this process knows the file's name, so that nothing can use the file after a failure.
     is_private: bool,
 }
 
 impl Partial {
-    /// What an earlier try left, if a hash will tell whether it is right; otherwise an empty file.
+    /// The file of an earlier try, if a hash will verify it; otherwise an empty file.
     fn open(blob: &Path, remote: &Remote, is_locked: bool) -> Result<Self> {
         let name = match is_locked {
             true => format!("{}.incomplete", remote.blob),
@@ -426,7 +427,7 @@ impl Partial {
         self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// It is whole and right: from now on it has its name.
+    /// Renames a complete and verified file to its final name.
     fn keep(mut self, blob: &Path) -> Result<()> {
         self.is_private = false;
         let moved = self.file.sync_all().and_then(|()| fs::rename(&self.path, blob));
@@ -437,7 +438,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if self.is_private {
-            // Best effort: the next run starts with a file of its own.
+            // The result does not matter: the next run starts with another file.
             let _ = fs::remove_file(&self.path);
         }
     }
