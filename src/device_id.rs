@@ -1,5 +1,5 @@
-//! Devices as they are named, whether there are such devices or not: `cpu`, `cpu:1`, `cuda:0`, `wgpu:2`. Errors have these
-//! names, so they stand below all else.
+//! The names of devices, whether the devices exist or not: `cpu`, `cpu:1`, `cuda:0`, `wgpu:2`. Errors contain these
+//! names, so this module is below all others.
 
 use std::fmt;
 
@@ -12,13 +12,13 @@ pub enum DeviceKind {
     Cuda,
     /// Any GPU, through wgpu.
     Wgpu,
-    /// `device:N` in a device map: the N-th GPU of whatever machine the map is used on, or the N-th share of the CPU
-    /// where there is no GPU. A plan replaces it by one of the others, and nothing else reads it.
+    /// `device:N` in a device map: the N-th GPU of the machine on which the map is used, or the N-th share of the CPU
+    /// if there is no GPU. A plan replaces it by a device of another kind, and no other code uses it.
     Numbered,
 }
 
 impl DeviceKind {
-    /// The word in front of the colon.
+    /// The word before the colon.
     pub const fn name(self) -> &'static str {
         match self {
             DeviceKind::Cpu => "cpu",
@@ -29,20 +29,20 @@ impl DeviceKind {
     }
 }
 
-/// One place that computes. `cpu` without a number is all cores that this process may use.
+/// The name of a device. `cpu` without a number means all cores that this process may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId {
-    /// The backend.
+    /// The kind of device.
     pub kind: DeviceKind,
-    /// Which one of its devices; `None` only for the whole `cpu`.
+    /// The number of the device of this kind; `None` only for the whole `cpu`.
     pub index: Option<usize>,
 }
 
 impl DeviceId {
-    /// All cores of this process.
+    /// The CPU with all cores of this process.
     pub const CPU: Self = Self { kind: DeviceKind::Cpu, index: None };
 
-    /// `kind:index`.
+    /// The device `kind:index`.
     pub const fn new(kind: DeviceKind, index: usize) -> Self {
         Self { kind, index: Some(index) }
     }

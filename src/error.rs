@@ -1,4 +1,4 @@
-//! The one error type. It carries words, sizes and names of devices, and no types from the layers above.
+//! The one error type. It contains texts, sizes and names of devices, and no types from the layers above.
 
 use std::{borrow::Cow, fmt};
 
@@ -7,11 +7,11 @@ use crate::device_id::DeviceId;
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The most characters of one line of a message.
+/// The largest number of characters of one line of a message.
 const LONGEST_LINE: usize = 2000;
 
-/// Text as a terminal may be sent it: control characters but for `\n`, line separators, and the characters that change the
-/// direction of writing are written out, as in `\u{1b}`.
+/// Text that is safe for a terminal: control characters except `\n`, line separators, and the characters that change
+/// the direction of writing are escaped, as in `\u{1b}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let is_unsafe = |c: char| {
         let changes_direction =
@@ -28,8 +28,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     written.into()
 }
 
-/// Text that somebody else may have written, as one line of a message: [`printable`], with line breaks written out, and with
-/// its middle left out if it is long. A line that came from here stays as it is.
+/// Text from outside this program, as one line of a message: [`printable`], with line breaks escaped, and shortened in
+/// its middle if it is long. A line that was returned from here does not change again.
 pub fn shown(text: &str) -> String {
     let line = printable(text).replace('\n', "\\n");
     let length = line.chars().count();
@@ -42,25 +42,26 @@ pub fn shown(text: &str) -> String {
     format!("{start} ... ({} characters are left out) ... {end}", length - head - tail)
 }
 
-/// What a failure takes down with it.
+/// The part of a program that a failure affects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorScope {
-    /// The caller's input was refused before anything ran.
+    /// The caller's input was rejected before anything ran.
     Input,
-    /// One request failed; others are not concerned.
+    /// One request failed; others are not affected.
     Request,
     /// The named device can no longer be used.
     Device(DeviceId),
-    /// Nothing can go on, a full disk for example.
+    /// The process cannot continue, for example because a disk is full.
     Process,
-    /// Somebody asked us to stop.
+    /// The caller or the user asked to stop.
     Interrupted,
 }
 
-/// What was being done and what was wrong, then what was found and what to try, in words from the user's own files.
+/// An error: what was being done and what was wrong, then what was found and what to try, in the terms of the user's
+/// own files.
 ///
-/// Each of these is a line, or several by [`Error::lines`]; [`shown`] makes them safe for a terminal.
+/// Each of these parts is a line, or several with [`Error::lines`]; [`shown`] makes them safe for a terminal.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {
     scope: ErrorScope,
@@ -77,67 +78,67 @@ impl Error {
         Self { scope, what: what.into(), lines: Vec::new(), found: None, hint: None, source: None }
     }
 
-    /// Input that cannot be used: exit code 2.
+    /// The error for input that cannot be used: exit code 2.
     pub fn input(what: impl Into<String>) -> Self {
         Self::new(ErrorScope::Input, what)
     }
 
-    /// One request failed while it ran.
+    /// The error of one request that failed while it ran.
     pub fn request(what: impl Into<String>) -> Self {
         Self::new(ErrorScope::Request, what)
     }
 
-    /// A device failed.
+    /// The error of a device that failed.
     pub fn device(device: DeviceId, what: impl Into<String>) -> Self {
         Self::new(ErrorScope::Device(device), what)
     }
 
-    /// The process cannot go on.
+    /// The error of a process that cannot continue.
     pub fn process(what: impl Into<String>) -> Self {
         Self::new(ErrorScope::Process, what)
     }
 
-    /// The caller asked to stop.
+    /// The error of a caller that asked to stop.
     pub fn interrupted() -> Self {
         Self::new(ErrorScope::Interrupted, "interrupted")
     }
 
-    /// Adds lines below what was wrong: an excerpt of a file, a list.
+    /// Adds lines after the message: an excerpt of a file, or a list.
     #[must_use]
     pub fn lines(mut self, lines: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.lines.extend(lines.into_iter().map(Into::into));
         self
     }
 
-    /// Adds what was found in place of what was wanted.
+    /// Adds what was found instead of what was expected.
     #[must_use]
     pub fn found(mut self, found: impl Into<String>) -> Self {
         self.found = Some(found.into().into());
         self
     }
 
-    /// Adds what the reader could try.
+    /// Adds a suggestion for the reader.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into().into());
         self
     }
 
-    /// Keeps the cause; its words follow this error's own.
+    /// Keeps the cause; its message follows this error's own.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Puts what was being done in front of the message: `doing: what`.
+    /// Prefixes the message with what was being done: `doing: what`.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.what = format!("{doing}: {}", self.what);
         self
     }
 
-    /// The same for somebody else whom it concerns; the cause goes along as words.
+    /// A copy of the error for another receiver; the cause is kept as text.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         let source = self.source.as_ref().map(|source| source.to_string().into());
@@ -145,7 +146,7 @@ impl Error {
         Self { scope: self.scope.clone(), what, lines, found: self.found.clone(), hint: self.hint.clone(), source }
     }
 
-    /// The same, of this device if it is the error of one: a backend does not know under which name it is used.
+    /// Sets the device of a device's error: a backend does not know under which name it is used.
     #[must_use]
     pub fn of_device(mut self, device: DeviceId) -> Self {
         if let ErrorScope::Device(id) = &mut self.scope {
@@ -154,19 +155,19 @@ impl Error {
         self
     }
 
-    /// The same, found before anything ran: the input is refused.
+    /// Changes the error to rejected input, for problems that are found before anything runs.
     #[must_use]
     pub fn refused(mut self) -> Self {
         self.scope = ErrorScope::Input;
         self
     }
 
-    /// How far the failure reaches.
+    /// The part of the program that the failure affects.
     pub fn scope(&self) -> &ErrorScope {
         &self.scope
     }
 
-    /// The process exit code for this error: 2 refused, 130 interrupted, otherwise 1.
+    /// The exit code of the process for this error: 2 for rejected input, 130 for an interruption, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self.scope {
             ErrorScope::Input => 2,

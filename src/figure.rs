@@ -1,7 +1,7 @@
-//! A plan as a picture: an SVG file without anything from outside.
+//! Draws a plan as an SVG file without external resources.
 //!
-//! A row for each replica with its devices, how full they are and what goes between them; below, what each device does
-//! while the first few pictures are made.
+//! Each replica is a row with its devices, their memory and the data between them; below, a timeline shows what each
+//! device does while the first few pictures are made.
 
 use std::fmt::Write;
 
@@ -23,7 +23,7 @@ const MARGIN: f64 = 24.0;
 const BOX: (f64, f64) = (216.0, 118.0);
 const GAP: f64 = 29.0;
 const PER_ROW: usize = 4;
-/// Rows and lanes that are drawn; how many more there are is said.
+/// The largest number of rows that are drawn; the number of the others is written below.
 const REPLICAS: usize = 8;
 const LANES: usize = 16;
 const LANE: f64 = 24.0;
@@ -32,7 +32,7 @@ const INK: &str = "#1f2933";
 const FAINT: &str = "#7b8794";
 const LINE: &str = "#cbd2d9";
 
-/// The colour of a component: components of one stage have one.
+/// The colour of a component: components of one stage share it.
 fn colour(stage: Stage) -> &'static str {
     match stage {
         Stage::Encode => "#2f9e77",
@@ -41,7 +41,7 @@ fn colour(stage: Stage) -> &'static str {
     }
 }
 
-/// What fills a device, with its colour.
+/// The kinds of memory on a device, with their colours.
 const FILLINGS: [(&str, &str); 5] = [
     ("driver", "#9aa5b1"),
     ("weights", "#5b7fbf"),
@@ -59,7 +59,7 @@ struct Svg {
 
 impl Svg {
     fn put(&mut self, element: std::fmt::Arguments) {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = self.body.write_fmt(element);
         self.body.push('\n');
     }
@@ -74,7 +74,7 @@ impl Svg {
     }
 }
 
-/// The plan as the text of an SVG file.
+/// The SVG file of a plan.
 pub fn svg(plan: &Plan) -> String {
     let mut svg = Svg { body: String::new(), y: MARGIN + 14.0 };
     let title = format!(
@@ -89,7 +89,7 @@ pub fn svg(plan: &Plan) -> String {
     legend(&mut svg, &plan.components);
     let mut column = 0;
     for (index, replica) in plan.replicas.iter().enumerate().take(REPLICAS) {
-        // Replicas of one device stand side by side.
+        // Replicas of one device are side by side.
         if replica.placement.devices().len() == 1 {
             if column == PER_ROW {
                 (svg.y, column) = (svg.y + BOX.1 + 42.0, 0);
@@ -139,7 +139,7 @@ fn heading(index: usize, replica: &ReplicaPlan) -> String {
     format!("replica {index}: {} {requests} at once", replica.in_flight)
 }
 
-/// A replica of one device, in a column of its row.
+/// Draws a replica of one device, in a column of its row.
 fn alone(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan, column: usize) {
     let x = MARGIN + column as f64 * (BOX.0 + GAP);
     let style = format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\"");
@@ -150,13 +150,13 @@ fn alone(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan, column
     }
 }
 
-/// The devices of one replica in rows of a few, and what goes between them.
+/// Draws the devices of one replica in rows of a few, and the data between them.
 fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) {
     svg.y += 22.0;
     let style = format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\"");
     svg.text((MARGIN, svg.y), &style, &heading(index, replica));
     let edges = joined(plan.edges.iter().filter(|edge| edge.replica == index));
-    // Arrows run in the space above each row of boxes.
+    // Arrows are in the space above each row of boxes.
     let arrows = if edges.is_empty() { 12.0 } else { 20.0 + 13.0 * edges.len().min(6) as f64 };
     let used = replica.placement.devices();
     let place = |id: &DeviceId| {
@@ -175,7 +175,7 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
     for (number, (from, to, what)) in edges.iter().enumerate() {
         let at = |id: &DeviceId| used.iter().position(|known| known == id).map(|at| places[at]);
         let (Some(a), Some(b)) = (at(from), at(to)) else { continue };
-        // Those that leave and those that arrive do not share a point.
+        // Edges that leave a box and edges that arrive do not share a point.
         let shift = 7.0 * (number as f64 - edges.len() as f64 / 2.0).clamp(-9.0, 9.0);
         let (ax, bx) = (a.0 + BOX.0 / 2.0 + shift, b.0 + BOX.0 / 2.0 + shift + 4.0);
         let top = if labelled { a.1.min(b.1) - 10.0 - 13.0 * number as f64 } else { a.1.min(b.1) - 16.0 };
@@ -186,7 +186,7 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
         ));
         labels.push(((ax + bx) / 2.0, top, what));
     }
-    // After all arrows, so that none runs through the words of another.
+    // Labels are drawn after all arrows, so that no arrow crosses the text of another.
     for (middle, top, what) in labels.into_iter().filter(|_| labelled) {
         let width = 8.0 + 5.4 * what.len() as f64;
         svg.rect((middle - width / 2.0, top - 5.0), (width, 10.0), "fill=\"#ffffff\"");
@@ -196,7 +196,7 @@ fn replica_row(svg: &mut Svg, plan: &Plan, index: usize, replica: &ReplicaPlan) 
     svg.y = places.iter().map(|(_, y)| y + BOX.1).fold(svg.y, f64::max) + 8.0;
 }
 
-/// Edges between the same two devices as one, with the bytes of each sort.
+/// Joins the edges between the same two devices, with the bytes of each kind.
 fn joined<'a>(edges: impl Iterator<Item = &'a Edge>) -> Vec<(DeviceId, DeviceId, String)> {
     let mut joined: Vec<(DeviceId, DeviceId, String)> = Vec::new();
     for edge in edges {
@@ -212,7 +212,7 @@ fn joined<'a>(edges: impl Iterator<Item = &'a Edge>) -> Vec<(DeviceId, DeviceId,
     joined
 }
 
-/// What runs on a device, in words.
+/// The components on a device, as text.
 fn components_on(components: &Components, replica: &ReplicaPlan, id: DeviceId) -> Vec<(Stage, String)> {
     let on = |component: ComponentId, place: &Place<DeviceId>| {
         let routes = place.routes();
@@ -243,7 +243,7 @@ fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components
     svg.text((x + 12.0, y + 20.0), &format!("font-size=\"14\" font-weight=\"600\" fill=\"{INK}\""), &name);
     let right = format!("font-size=\"11\" fill=\"{FAINT}\" text-anchor=\"end\"");
     svg.text((x + BOX.0 - 12.0, y + 20.0), &right, &idle);
-    // How full it is.
+    // The bar of the device's memory.
     let (bar_x, bar_y, bar_width) = (x + 12.0, y + 30.0, BOX.0 - 24.0);
     svg.rect((bar_x, bar_y), (bar_width, 14.0), &format!("rx=\"2\" fill=\"#ffffff\" stroke=\"{LINE}\""));
     let parts =
@@ -263,7 +263,7 @@ fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components
     }
 }
 
-/// What each device does while the first few pictures are made.
+/// Draws what each device does while the first few pictures are made.
 fn lanes(svg: &mut Svg, plan: &Plan) {
     let load = &plan.load;
     let count = (load.in_flight() + 2).clamp(3, 24);
@@ -292,7 +292,7 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
         let y = svg.y + LANE * number as f64;
         let style = format!("font-size=\"12\" fill=\"{INK}\"");
         svg.text((MARGIN, y + LANE / 2.0 + 4.0), &style, &device.id.to_string());
-        // One right after another of the same request in the same stage is one stretch: the steps of the loop.
+        // Consecutive spans of the same request and stage are drawn as one: the steps of the loop.
         let goes_on = |last: &Span, span: &Span| {
             let gap = span.from - (last.from + last.held);
             (last.request, last.station) == (span.request, span.station) && gap < end / (right - left)
@@ -311,7 +311,8 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
             let width = |seconds: f64| ((right - left) * seconds / end).max(0.4);
             let (from, busy, held) = (x(span.from), width(span.seconds), width(span.held));
             let fill = colour(stages[span.station]);
-            // Neighbours differ a little, so that requests can be told apart; what is only held is faint.
+            // Neighbours have different shades, so that requests can be distinguished; a device that is held without
+            // working is faint.
             let shade = if span.request % 2 == 0 { 0.95 } else { 0.7 };
             svg.rect((from, y + 3.0), (held, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"0.15\""));
             svg.rect((from, y + 3.0), (busy, LANE - 6.0), &format!("fill=\"{fill}\" fill-opacity=\"{shade}\""));
@@ -330,7 +331,7 @@ fn lanes(svg: &mut Svg, plan: &Plan) {
     times(svg, &plan.components);
 }
 
-/// What a picture's stages take.
+/// Draws the times of a picture's stages.
 fn times(svg: &mut Svg, components: &Components) {
     let words = components.iter().map(|(_, component)| format!("{} {}", component.name, seconds(component.seconds)));
     let words = format!("for each picture: {}", words.collect::<Vec<_>>().join(", "));
@@ -338,7 +339,7 @@ fn times(svg: &mut Svg, components: &Components) {
     svg.text((MARGIN, svg.y), &format!("font-size=\"12\" fill=\"{FAINT}\""), &words);
 }
 
-/// 1, 2 or 5 times a power of ten, the next one up.
+/// The next number up that is 1, 2 or 5 times a power of ten.
 fn nice(step: f64) -> f64 {
     let power = 10_f64.powf(step.log10().floor());
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|times| times * power).find(|nice| *nice >= step).unwrap_or(10.0 * power)

@@ -1,5 +1,5 @@
-//! Files that somebody else wrote. They are opened here and nowhere else: a pipe, socket, device or folder in the place of
-//! a file is an error at once, where reading it might wait for ever.
+//! Opens all files that other programs or people wrote. A pipe, socket, device or folder in place of a file is an error
+//! at once, because reading it might never end.
 
 use std::{
     fs::{File, FileType, OpenOptions},
@@ -7,20 +7,20 @@ use std::{
     path::Path,
 };
 
-/// The longest file that is read as a whole, in bytes. Configs, vocabularies and prompts end at some 5 MB.
+/// The largest file that is read as a whole, in bytes. Configs, vocabularies and prompts have at most some 5 MB.
 pub const LONGEST: u64 = 64 << 20;
 
 /// Opens a regular file, or a link to one.
 ///
 /// # Errors
-/// If it cannot be opened or is anything else.
+/// If it cannot be opened or is not a regular file.
 pub fn open(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Opening a pipe that nobody writes to would wait.
+        // Without this flag, opening a pipe would wait for a writer.
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
     }
     let file = options.open(path)?;
@@ -28,7 +28,7 @@ pub fn open(path: &Path) -> Result<File> {
     if kind.is_file() { Ok(file) } else { Err(unsuitable(kind)) }
 }
 
-/// Opens a file that the user named for this very purpose, which may be a pipe, as in `<(command)`, or `/dev/stdin`.
+/// Opens a file that the user named as an argument, which may be a pipe, as in `<(command)`, or `/dev/stdin`.
 fn open_or_pipe(path: &Path) -> Result<File> {
     let file = File::open(path)?;
     let kind = file.metadata()?.file_type();
@@ -61,7 +61,7 @@ fn unsuitable(kind: FileType) -> Error {
     }
 }
 
-/// All of a regular file.
+/// Reads all of a regular file.
 ///
 /// # Errors
 /// As [`open`], and if it has more than [`LONGEST`] bytes.
@@ -69,7 +69,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     whole(open(path)?)
 }
 
-/// All of a regular file, as text.
+/// Reads all of a regular file as text.
 ///
 /// # Errors
 /// As [`read`], and if it is not UTF-8.
@@ -77,7 +77,7 @@ pub fn text(path: &Path) -> Result<String> {
     utf8(read(path)?)
 }
 
-/// The same for a file that may be a pipe, because the user named it.
+/// Reads all of a file as text, which may be a pipe, because the user named it.
 ///
 /// # Errors
 /// As [`text`].
@@ -85,7 +85,7 @@ pub fn text_or_pipe(path: &Path) -> Result<String> {
     utf8(whole(open_or_pipe(path)?)?)
 }
 
-/// All of stdin, as text.
+/// Reads all of stdin as text.
 ///
 /// # Errors
 /// As [`text`].
@@ -95,7 +95,7 @@ pub fn text_of_stdin() -> Result<String> {
 
 fn whole(from: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more tells a file of the greatest length from a longer one.
+    // One more byte is read, to detect files that are too long.
     from.take(LONGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LONGEST {
         return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {LONGEST} bytes")));

@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// The longest text that is parsed, in bytes: what it becomes in memory can be a hundred times as large. The index of the
+/// The longest text that is parsed, in bytes: in memory it can become a hundred times as large. The index of the
 /// largest UNet has some 200 KB.
 const LONGEST: usize = 2 << 20;
 
-/// One JSON object and the name of the file it came from.
+/// One JSON object and the name of its file.
 ///
-/// A key whose value is `null` counts as absent: that is how Python's writers spell "not set".
+/// A key whose value is `null` counts as absent, because Python programs write unset values like that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     file: String,
@@ -24,11 +24,11 @@ pub struct Object {
 }
 
 impl Object {
-    /// Reads `text`; `file` is its name in messages. Fails unless `text` is one JSON object of 2 MiB at most, in which no
-    /// key stands twice and every number is finite.
+    /// Reads `text`; `file` is its name in messages. Fails unless `text` is one JSON object of at most 2 MiB, without
+    /// duplicate keys, in which every number is finite.
     ///
-    /// Python writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have. The one of them that diffusers writes
-    /// on purpose is the default of `lambda_min_clipped`, -Infinity: that key is then left out.
+    /// Python writes `NaN`, `Infinity` and `-Infinity`, which JSON does not have. diffusers writes one of them on
+    /// purpose, -Infinity as the default of `lambda_min_clipped`: that key is then left out.
     pub fn parse(text: &str, file: impl Into<String>) -> Result<Self> {
         let file = file.into();
         if text.len() > LONGEST {
@@ -63,17 +63,17 @@ impl Object {
         &self.file
     }
 
-    /// Every key that the file has, in the file's order.
+    /// All keys of the file, in the file's order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.keys.keys().map(String::as_str)
     }
 
-    /// The value of `key`, or `None` where it is absent or `null`.
+    /// The value of `key`, or `None` if it is absent or `null`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the file has `key`, be it with the value `null`.
+    /// Whether the file has `key`, even with the value `null`.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
@@ -91,49 +91,49 @@ impl Object {
         Value::Object(self.keys.clone())
     }
 
-    /// The error for a value that cannot be used: the file, the key, what was found and what was `wanted`.
+    /// The error for a value that cannot be used: the file, the key, the value, and what was `wanted`.
     pub fn refuse(&self, key: &str, wanted: &str) -> Error {
         let found = self.keys.get(key).map_or_else(|| "nothing: the key is missing".to_owned(), brief);
         Error::input(format!("{}: `{key}` must be {wanted}", self.file)).found(found)
     }
 
-    /// A text, or `None` where the key is absent.
+    /// A text, or `None` if the key is absent.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         self.get(key).map(|value| value.as_str().ok_or_else(|| self.refuse(key, "a text"))).transpose()
     }
 
-    /// `true` or `false`, or `default` where the key is absent.
+    /// `true` or `false`, or `default` if the key is absent.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         self.get(key).map_or(Ok(default), |value| value.as_bool().ok_or_else(|| self.refuse(key, "true or false")))
     }
 
-    /// A number within `range`, or `None` where the key is absent.
+    /// A number within `range`, or `None` if the key is absent.
     pub fn float(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
         let wanted = || self.refuse(key, &format!("a number from {} to {}", range.start(), range.end()));
         let in_range = |value: &Value| value.as_f64().filter(|number| range.contains(number)).ok_or_else(wanted);
         self.get(key).map(in_range).transpose()
     }
 
-    /// A whole number within `range`, or `None` where the key is absent.
+    /// A whole number within `range`, or `None` if the key is absent.
     pub fn size(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
         let wanted = || self.refuse(key, &format!("a whole number from {} to {}", range.start(), range.end()));
         self.get(key).map(|value| whole(value, &range).ok_or_else(wanted)).transpose()
     }
 
-    /// A list of whole numbers, each within `range`, or `None` where the key is absent.
+    /// A list of whole numbers, each within `range`, or `None` if the key is absent.
     pub fn sizes(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<Vec<usize>>> {
         let wanted = || self.refuse(key, &format!("a list of whole numbers from {} to {}", range.start(), range.end()));
         let list = |value: &Value| value.as_array()?.iter().map(|item| whole(item, &range)).collect::<Option<_>>();
         self.get(key).map(|value| list(value).ok_or_else(wanted)).transpose()
     }
 
-    /// A list of texts, or `None` where the key is absent.
+    /// A list of texts, or `None` if the key is absent.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         let list = |value| Value::as_array(value)?.iter().map(Value::as_str).collect::<Option<_>>();
         self.get(key).map(|value| list(value).ok_or_else(|| self.refuse(key, "a list of texts"))).transpose()
     }
 
-    /// Fails unless each of `keys` is absent or has exactly the value beside it.
+    /// Fails unless each of `keys` is absent or has exactly the given value.
     pub fn only(&self, keys: &[(&str, Value)]) -> Result<()> {
         for (key, supported) in keys {
             if self.get(key).is_some_and(|value| !same(value, supported)) {
@@ -143,8 +143,8 @@ impl Object {
         Ok(())
     }
 
-    /// Fails on each key of the class whose value cannot be followed, and names the keys that the class does not have in
-    /// one warning: they are ignored, as the reference ignores them. Private keys begin with an underscore.
+    /// Fails for each key of the class whose value is not supported, and names the keys that the class does not have in
+    /// one warning: they are ignored, as in the reference. Private keys begin with an underscore.
     pub fn check(&self, class: &Keys) -> Result<()> {
         for (key, values) in class.only {
             let Some(found) = self.keys.get(*key) else { continue };
@@ -171,19 +171,20 @@ impl Object {
     }
 }
 
-/// The keys that a class of the reference reads from a config, and what becomes of each here. A picture never differs from
-/// the reference's without a word: a key is followed, has one of a few values, or has no effect on a picture.
+/// The keys that a class of the reference reads from a config, and how each is treated here. A picture never differs
+/// from the reference's without an error or a warning: a key is supported, has one of a few supported values, or has no
+/// effect on a picture.
 #[derive(Debug)]
 pub struct Keys {
     /// The class of diffusers or transformers.
     pub class: &'static str,
-    /// Keys whose values are read and followed.
+    /// The keys whose values are used.
     pub followed: &'static [&'static str],
-    /// Those of them that may be `null`, which counts as absent.
+    /// The keys among them that may be `null`, which counts as absent.
     pub nullable: &'static [&'static str],
-    /// Keys whose values have to be one of a JSON list. A list in the file counts as the value that all its items have.
+    /// The keys whose values must be in a JSON list. A list in the file counts as the value that all its items have.
     pub only: &'static [(&'static str, &'static str)],
-    /// Keys that change no picture.
+    /// The keys that have no effect on a picture.
     pub without_effect: &'static [&'static str],
 }
 
@@ -196,8 +197,8 @@ impl Keys {
             || self.only.iter().any(|(name, _)| *name == key)
     }
 
-    /// Fails unless the class of the reference, an object of its keys with their defaults, has the keys of the tables but
-    /// for those `beyond`, and each default is one that the tables allow.
+    /// Fails unless the class of the reference, an object of its keys with their defaults, has the keys of the tables
+    /// except those in `beyond`, and the tables allow each default.
     #[cfg(test)]
     pub(crate) fn assert_is_the_references(&self, reference: &Value, beyond: &[&str]) {
         let reference = reference.as_object().unwrap_or_else(|| panic!("no golden keys of {}", self.class));
@@ -226,7 +227,7 @@ fn whole(value: &Value, range: &RangeInclusive<usize>) -> Option<usize> {
     range.contains(&number).then_some(number)
 }
 
-/// A value as it stands in the file, cut after 60 characters.
+/// A value as it is written in the file, shortened to 60 characters.
 fn brief(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {
@@ -235,14 +236,14 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// What stands before the words that are no JSON, in strings that take their place.
+/// The first character of strings that replace words which are not JSON.
 const MARK: char = '\0';
 
-/// `text` with the bare words `NaN`, `Infinity` and `-Infinity` made strings that begin with [`MARK`].
+/// `text` with the words `NaN`, `Infinity` and `-Infinity` replaced by strings that begin with [`MARK`].
 fn with_marked_words(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for (index, part) in text.split('"').enumerate() {
-        // A backslash before a quote would shift the parts: what comes out is then not JSON, and is refused as such.
+        // A backslash before a quote would shift the parts: the result is then not JSON, and is rejected.
         if index > 0 {
             out.push('"');
         }
@@ -266,7 +267,7 @@ fn marked(value: &Value) -> Option<&str> {
     }
 }
 
-/// A JSON value in whose objects no key stands twice: readers disagree about which of the two counts.
+/// A JSON value in which no object has a duplicate key: parsers disagree about which value is used.
 struct Unique(Value);
 
 impl<'de> Deserialize<'de> for Unique {

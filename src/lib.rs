@@ -1,8 +1,9 @@
 //! Stable Diffusion sharded over whatever devices you have.
 //!
 //! A **model** is opened from its configs: a list of components (text encoder, UNet, VAE). A **device map** says where
-//! each may live. Map, model, the largest request and the devices of this machine resolve to a **plan**: what runs where and what
-//! it occupies, byte for byte, before a weight is read. The **engine** loads the plan and draws **requests**.
+//! each may run. Map, model, the largest request and the devices of this machine resolve to a **plan**: what runs where
+//! and how many bytes it occupies exactly, before a weight is read. The **engine** loads the plan and draws
+//! **requests**.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -26,11 +27,11 @@
 //! }
 //! ```
 //!
-//! `examples/generate.rs` goes on from here: several requests, events, files.
+//! `examples/generate.rs` continues this example with several requests, events and files.
 //!
 //! # The map
 //!
-//! A module uses only what stands below it in this list; `tests/layers.rs` checks that.
+//! A module uses only modules below it in this list; `tests/layers.rs` checks this.
 //!
 //! | module | holds |
 //! |---|---|
@@ -49,28 +50,28 @@
 //!
 //! # Invariants
 //!
-//! Each one removes a whole kind of code.
+//! Each invariant makes some kind of code unnecessary.
 //!
-//! 1. **A tensor is dense, row-major, channels-last and never changes.** Kernels have no stride branch, tensors need no
+//! 1. **A tensor is dense, row-major, channels-last and immutable.** Kernels have no code for strides, tensors need no
 //!    lock, and any thread may read one.
-//! 2. **Checks stand above the backends.** `tensor/ops.rs` compares shapes, types and devices once; a kernel gets a
-//!    filled-in parameter struct and may trust it.
-//! 3. **One chain of operations for each output element**, which depends on the layer, the numerics class and the
-//!    element's own image. Neither batch, threads nor placement selects another, so the same request gives the same bytes
-//!    wherever its parts run.
-//! 4. **Sums are taken in f32** or wider, whatever the type that weights are stored in.
-//! 5. **Noise comes in from outside.** No scheduler, model or backend owns a random generator: same seed and request,
-//!    same start, on any device and in any replica.
-//! 6. **No tensor asks the system for memory.** Arenas are reserved at load, in the size that the plan counted with the
-//!    same code.
+//! 2. **Checks are above the backends.** `tensor/ops.rs` compares shapes, types and devices once; a kernel gets a
+//!    filled-in parameter struct and relies on it.
+//! 3. **Each output element is one chain of operations**, which depends on the layer, the numerics class and the
+//!    element's own image. Neither batch, threads nor placement selects another chain, so the same request gives the
+//!    same bytes wherever its components run.
+//! 4. **Sums are f32** or wider, whatever the type in which weights are stored.
+//! 5. **Noise is an input.** No scheduler, model or backend has a random generator: the same seed and request give the
+//!    same initial noise, on any device and in any replica.
+//! 6. **No tensor allocates memory from the system.** Arenas are reserved at load, in the size that the plan counted
+//!    with the same code.
 //! 7. **The library prints nothing and does not exit.** Progress is a callback, warnings go to `tracing`; printing
 //!    belongs to the program.
 
-// The types of wgpu are nested deeper than the compiler looks by itself for what threads may share.
+// The types of wgpu are nested more deeply than the compiler's default limit for checking `Send` and `Sync`.
 #![recursion_limit = "256"]
 
-// The modules are public for the program, the tests and whoever wants to look inside. What a program may rely on are the names
-// at the top, which `tests/public_api.rs` compares with a list.
+// The modules are public for the program and the tests. The stable interface is the names at the top of the crate,
+// which `tests/public_api.rs` compares with a list.
 #[doc(hidden)]
 pub mod backend;
 #[doc(hidden)]

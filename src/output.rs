@@ -1,5 +1,5 @@
-//! Every file that is written, other than what the hub's cache downloads: whole or not at all, never in place of something
-//! that is no regular file, and on the disk before it counts as written.
+//! Writes all files except the downloads in the hub's cache: completely or not at all, never in place of something that
+//! is not a regular file, and to the disk before they count as written.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,33 +12,33 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
-/// How the names of unfinished files begin and end; hidden, and no one else's.
+/// The beginning and end of the names of unfinished files, which are hidden and used by no other program.
 const PREFIX: &str = ".sdshard-";
 const SUFFIX: &str = ".unfinished";
-/// An unfinished file is locked as soon as it is there. One this old that nobody has locked is left over.
+/// An unfinished file is locked as soon as it exists. An unlocked one of this age is left over from another run.
 const STALE: Duration = Duration::from_secs(60);
 
-/// What has to be true once a file counts as written.
+/// The condition under which a file counts as written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// The file and its name are on the disk and survive a power failure.
     Synced,
-    /// The operating system has it.
+    /// The operating system has the data.
     Buffered,
 }
 
-/// Writes a file. A regular file that was there is replaced in one step, so that a reader never sees half of either; a
-/// symbolic link keeps pointing to the file that is replaced. What is there and no regular file (a device, a FIFO) is
-/// written into and stays what it is.
+/// Writes a file. An existing regular file is replaced in one step, so that a reader never sees a mixture; a symbolic
+/// link keeps pointing to the file that is replaced. Anything else that exists (a device, a FIFO) is written into and
+/// not replaced.
 ///
 /// # Errors
-/// If the file cannot be written. What was there is untouched then, unless it is no regular file.
+/// If the file cannot be written. An existing file is unchanged then, unless it is not a regular file.
 pub fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result<()> {
     replace(path, bytes, durability).map_err(|error| refuse(path, error))
 }
 
-/// As [`write()`], but nothing is replaced: `false` if there is something of this name, whatever it is. Of several processes
-/// that create one name at the same time, one succeeds.
+/// As [`write()`], but nothing is replaced: `false` if anything with this name exists. If several processes create one
+/// name at the same time, one succeeds.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -50,7 +50,7 @@ fn refuse(path: &Path, error: io::Error) -> Error {
     Error::process(format!("writing {}", path.display())).source(error)
 }
 
-/// As [`write()`], for a file of a cache: its folder is made, and nothing is lost if it does not survive.
+/// As [`write()`], for a file of a cache: its folder is created, and it need not survive a power failure.
 pub(crate) fn write_cache(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(folder_of(path))?;
     replace(path, bytes, Durability::Buffered)
@@ -77,7 +77,7 @@ fn create_new(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<b
         Ok(_) => {}
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
         Err(error) if is_unsupported(&error.error) => {
-            // The file system can neither rename without replacing nor link: an empty file reserves the name.
+            // The file system can neither rename without replacing nor link, so an empty file reserves the name.
             match OpenOptions::new().write(true).create_new(true).open(path) {
                 Ok(_) => error.file.persist(path).map_err(|error| error.error)?,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
@@ -90,16 +90,16 @@ fn create_new(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<b
     Ok(true)
 }
 
-/// What file systems say to an operation that they do not have.
+/// Whether a file system does not support an operation.
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
 }
 
-/// Writes into what is there, or into the file that a dangling symbolic link names.
+/// Writes into what exists, or into the file that a dangling symbolic link names.
 fn write_into(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
-    // A FIFO that nobody reads is an error rather than an endless wait.
+    // A FIFO without a reader is an error rather than an endless wait.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
     let mut file = options.open(path)?;
@@ -109,10 +109,10 @@ fn write_into(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<(
     if durability == Durability::Synced && file.metadata()?.is_file() { file.sync_all() } else { Ok(()) }
 }
 
-/// A new file with these bytes under a name of its own, locked, and removed unless it is persisted.
+/// A new file with these bytes and a temporary name, locked, and removed unless it is persisted.
 fn aside(folder: &Path, bytes: &[u8], durability: Durability) -> io::Result<NamedTempFile> {
     let mut file = unfinished(folder)?;
-    // Not every file system has locks; a file without one is protected by its age alone.
+    // Not every file system has locks; a file without one is protected only by its age.
     let _ = file.as_file().try_lock();
     file.write_all(bytes)?;
     if durability == Durability::Synced {
@@ -121,8 +121,7 @@ fn aside(folder: &Path, bytes: &[u8], durability: Durability) -> io::Result<Name
     Ok(file)
 }
 
-/// Makes the names in a folder durable. A folder that may not be read, or whose file system has no such operation, cannot
-/// be asked to.
+/// Makes the names in a folder durable, if the folder may be read and its file system supports the operation.
 fn sync_folder(folder: &Path, durability: Durability) -> io::Result<()> {
     if durability == Durability::Buffered || !cfg!(unix) {
         return Ok(());
@@ -133,10 +132,10 @@ fn sync_folder(folder: &Path, durability: Durability) -> io::Result<()> {
     }
 }
 
-/// Makes sure, before anything is computed, that a file can be written, as far as that can be known.
+/// Checks, before anything is computed, that a file can be written, as far as this can be known.
 ///
 /// # Errors
-/// If it is a folder, or its own folder can be neither made nor written to.
+/// If it is a folder, or its own folder can neither be created nor written to.
 pub fn check_possible(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(there) if there.is_dir() => {
@@ -148,7 +147,7 @@ pub fn check_possible(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes sure, before anything is computed, that files can be written in a folder. Makes the folder if it is missing.
+/// Checks, before anything is computed, that files can be written in a folder. Creates the folder if it is missing.
 pub fn check_writable(folder: &Path) -> Result<()> {
     let folder = if folder == Path::new("") { Path::new(".") } else { folder };
     let refuse = |error: io::Error| {
@@ -157,10 +156,10 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     make(folder).and_then(|()| unfinished(folder)?.close()).map_err(refuse)
 }
 
-/// Makes a folder, and those that it is in.
+/// Creates a folder and its parents.
 ///
 /// # Errors
-/// If that is not possible, or this is something else.
+/// If that is not possible, or there is something else with this name.
 pub fn make_folder(folder: &Path) -> Result<()> {
     make(folder).map_err(|error| Error::process(format!("making the folder {}", folder.display())).source(error))
 }
@@ -173,8 +172,8 @@ fn make(folder: &Path) -> io::Result<()> {
     sync_folder(folder_of(folder), Durability::Synced)
 }
 
-/// Removes unfinished files that an earlier run left behind, and says how many. Those of a run that is still going are
-/// left alone, and so is whatever cannot be removed: it does no harm.
+/// Removes unfinished files of earlier runs, and returns their number. Files of a run that is still going are kept, and
+/// so are files that cannot be removed: they do no harm.
 pub fn sweep(folder: &Path) -> usize {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     let is_stale = |entry: &fs::DirEntry| {
@@ -186,7 +185,7 @@ pub fn sweep(folder: &Path) -> usize {
 }
 
 fn is_old(time: SystemTime) -> bool {
-    // An error is a time to come.
+    // An error means that the time is in the future.
     time.elapsed().is_ok_and(|age| age > STALE)
 }
 
@@ -197,13 +196,13 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A new file that is removed unless it is persisted, with the permissions of any new file (tempfile's own choice is
-/// to let nobody else read it).
+/// A new file that is removed unless it is persisted, with the usual permissions of new files (tempfile's own default
+/// denies access to other users).
 fn unfinished(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // less the umask
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // reduced by the umask
     builder.tempfile_in(folder)
 }
 
@@ -269,7 +268,7 @@ mod tests {
         assert_eq!(names(folder.path()).iter().filter(|name| name.starts_with('.')).count(), 0);
     }
 
-    /// Of FIFOs, devices and links each stays what it is; those that somebody reads get what was to be written.
+    /// FIFOs, devices and links are not replaced; their readers get the data.
     #[cfg(unix)]
     #[test]
     fn what_is_no_regular_file_is_written_into_and_stays() {
@@ -290,11 +289,11 @@ mod tests {
         while write(&fifo, &large, Synced).is_err() {
             std::thread::yield_now();
         }
-        // First, as otherwise the reader waits for ever.
+        // This is checked first, because otherwise the reader would wait for ever.
         assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
         assert!(reader.join().unwrap() == large);
 
-        // A link to a device: what is written is gone, and the link is still there.
+        // A link to a device: the data is discarded, and the link still exists.
         symlink("/dev/null", path("null")).unwrap();
         write(&path("null"), b"x", Synced).unwrap();
         assert!(fs::metadata(path("null")).unwrap().file_type().is_char_device());
@@ -303,7 +302,7 @@ mod tests {
             assert!(write(&path("full"), b"x", Synced).is_err());
         }
 
-        // A link to a file, in another folder: the file is replaced, or made.
+        // A link to a file in another folder: the file is replaced, or created.
         fs::create_dir(path("other")).unwrap();
         fs::write(path("other/file"), "before").unwrap();
         for (link, target) in [("to-file", "other/file"), ("to-nothing", "other/new")] {
@@ -326,7 +325,7 @@ mod tests {
         let file = aside(folder.path(), b"x", Buffered).unwrap();
         file.as_file().set_modified(SystemTime::now() - 2 * STALE).unwrap();
         assert_eq!(sweep(folder.path()), 0);
-        let (_, left) = file.keep().unwrap(); // as a killed process leaves it
+        let (_, left) = file.keep().unwrap(); // as after a killed process
         assert_eq!((sweep(folder.path()), left.exists()), (1, false));
     }
 

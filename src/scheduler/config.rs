@@ -1,10 +1,10 @@
-//! Which solver, and what it is told.
+//! The solvers, and their checked config.
 
 use std::{fmt, str::FromStr};
 
 use crate::error::{Error, Result};
 
-/// A solver by name.
+/// A solver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SchedulerKind {
     /// Pseudo linear multi-step, with PLMS warm-up (`skip_prk_steps`). Liu et al. 2022.
@@ -17,12 +17,12 @@ pub enum SchedulerKind {
     EulerAncestral,
     /// DPM-Solver++ of second order, multi-step. Lu et al. 2022.
     DpmSolverMultistep,
-    /// The same on Karras' noise levels.
+    /// DPM-Solver++ of second order with the noise levels of Karras.
     DpmSolverMultistepKarras,
 }
 
 impl SchedulerKind {
-    /// Every solver, in the order in which they are listed to users.
+    /// All solvers, in the order in which they are listed to users.
     pub const ALL: [Self; 6] = [
         Self::Pndm,
         Self::Ddim,
@@ -85,7 +85,7 @@ impl FromStr for SchedulerKind {
     }
 }
 
-/// What the network's output stands for.
+/// The meaning of the network's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prediction {
     /// The noise in the latents. Ho et al. 2020.
@@ -96,27 +96,27 @@ pub enum Prediction {
     Sample,
 }
 
-/// How timesteps are dealt over the training range. Table 2 of Lin et al. 2023.
+/// How the timesteps of a run are distributed over the training range. Table 2 of Lin et al. 2023.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spacing {
-    /// Multiples of one whole number from 0, plus an offset.
+    /// Multiples of a whole number, from 0, plus an offset.
     Leading,
-    /// Evenly from the first to the last.
+    /// Evenly spaced from the first to the last timestep.
     Linspace,
-    /// Backwards from the last.
+    /// Evenly spaced, starting from the last timestep.
     Trailing,
 }
 
-/// How the training noise grows.
+/// How the noise of training grows with the timestep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BetaSchedule {
-    /// Betas on a line.
+    /// The betas are linear in the timestep.
     Linear,
-    /// Square roots of betas on a line.
+    /// The square roots of the betas are linear in the timestep.
     ScaledLinear,
 }
 
-/// `scheduler_config.json`, checked: every value is one that [`schedule`](super::schedule) can follow.
+/// The checked `scheduler_config.json`: [`schedule`](super::schedule) supports every value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
     pub(super) kind: SchedulerKind,
@@ -127,20 +127,20 @@ pub struct SchedulerConfig {
     pub(super) beta_start: f64,
     pub(super) beta_end: f64,
     pub(super) beta_schedule: BetaSchedule,
-    /// The step below timestep 0 reaches clean latents, rather than the noise of timestep 0. PNDM and DDIM.
+    /// Whether the step below timestep 0 reaches clean latents, rather than the noise of timestep 0. For PNDM and DDIM.
     pub(super) set_alpha_to_one: bool,
-    /// The last step reaches noise level 0, rather than that of timestep 0. Euler and DPM-Solver++.
+    /// Whether the last step reaches noise level 0, rather than that of timestep 0. For Euler and DPM-Solver++.
     pub(super) final_sigma_is_zero: bool,
-    /// Noise levels after Karras et al. 2022, equation 5. Euler and DPM-Solver++.
+    /// Whether the noise levels are those of Karras et al. 2022, equation 5. For Euler and DPM-Solver++.
     pub(super) karras: bool,
-    /// Bounds of Karras' levels, where the file gives them.
+    /// The bounds of Karras' noise levels, if the file has them.
     pub(super) sigma_min: Option<f64>,
     pub(super) sigma_max: Option<f64>,
-    /// 1 or 2. DPM-Solver++.
+    /// The order, 1 or 2. For DPM-Solver++.
     pub(super) solver_order: usize,
     pub(super) lower_order_final: bool,
     pub(super) euler_at_final: bool,
-    /// The betas are rescaled so that the last training timestep is pure noise. Lin et al. 2023, algorithm 1.
+    /// Whether the betas are rescaled so that the last training timestep is pure noise. Lin et al. 2023, algorithm 1.
     pub(super) zero_terminal_snr: bool,
 }
 
@@ -150,7 +150,7 @@ impl SchedulerConfig {
         self.kind
     }
 
-    /// What the network's output stands for.
+    /// The meaning of the network's output.
     pub fn prediction(&self) -> Prediction {
         self.prediction
     }

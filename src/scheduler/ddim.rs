@@ -6,8 +6,8 @@ use super::{
     step::{NoiseLevel, Schedule, Step, weights},
 };
 
-/// Goes straight from one timestep to the next, along the noise that the network sees. `None` where a timestep would
-/// lie beyond the training range.
+/// Steps directly from one timestep to the next, along the noise that the network predicts. `None` if a timestep is
+/// beyond the training range.
 pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
     let table = noise::NoiseTable::new(config);
     let stride = (config.num_train_timesteps / count) as i64;
@@ -16,7 +16,7 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
         let (alpha_bar, alpha_bar_prev) = (table.alpha_bar(timestep), table.alpha_bar(timestep - stride));
         let (alpha, sigma) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
         let (alpha_prev, sigma_prev) = (alpha_bar_prev.sqrt(), (1.0 - alpha_bar_prev).sqrt());
-        // alpha_prev * clean + sigma_prev * noise, where noise = (latents - alpha * clean) / sigma.
+        // alpha_prev * clean + sigma_prev * noise, with noise = (latents - alpha * clean) / sigma.
         let a = sigma_prev / sigma;
         let b = alpha_prev - alpha * a;
         let (p, q) = config.prediction.clean(alpha, sigma);

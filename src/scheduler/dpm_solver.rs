@@ -6,8 +6,8 @@ use super::{
     step::{NoiseLevel, Schedule, Step, weights},
 };
 
-/// Steps in λ = ln(α / σ), with the change of the clean estimate as second order. `None` where two noise levels
-/// coincide or a timestep lies beyond the training range.
+/// Steps in λ = ln(α / σ), with the change of the clean estimate as second order. `None` if two noise levels are equal
+/// or a timestep is beyond the training range.
 pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
     let table = noise::NoiseTable::new(config);
     let (timesteps, mut sigmas) = if config.karras {
@@ -49,7 +49,7 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
     Some(Schedule { init_noise_sigma: 1.0, steps: timesteps.iter().enumerate().map(step).collect() })
 }
 
-/// One timestep more than asked for, less the last one, so that the run does not visit timestep 0.
+/// One timestep more than requested, without the last one, so that the run does not include timestep 0.
 fn timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<f64>> {
     let asked = if config.spacing == Spacing::Trailing { count } else { count + 1 };
     let mut timesteps = noise::timesteps(config, asked)?;
@@ -63,7 +63,7 @@ struct Level {
     sigma_ratio: f64,
     alpha: f64,
     sigma: f64,
-    /// ln(α / σ), which is infinite where there is no noise left.
+    /// ln(α / σ), which is infinite at zero noise.
     lambda: f64,
 }
 

@@ -6,13 +6,13 @@ use super::{
     step::{NoiseLevel, Schedule, Step, weights},
 };
 
-/// Straight steps from each noise level to the next. `None` where a timestep would lie beyond the training range.
+/// Euler steps from each noise level to the next. `None` if a timestep is beyond the training range.
 pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
     let levels = Levels::new(config, count)?;
     Some(levels.schedule(config, |_, next| (next, 0.0)))
 }
 
-/// A step down past the next noise level, then fresh noise up to it. `None` as for [`schedule`].
+/// Steps beyond the next noise level, and then adds fresh noise to reach it. `None` as for [`schedule`].
 pub(super) fn ancestral_schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
     let levels = Levels::new(config, count)?;
     Some(levels.schedule(config, |sigma, next| {
@@ -21,7 +21,7 @@ pub(super) fn ancestral_schedule(config: &SchedulerConfig, count: usize) -> Opti
     }))
 }
 
-/// The noise levels of one run: one more than its timesteps.
+/// The noise levels of one run: one more than it has timesteps.
 struct Levels {
     timesteps: Vec<f64>,
     sigmas: Vec<f64>,
@@ -42,13 +42,14 @@ impl Levels {
         Some(Self { timesteps, sigmas: sigmas.into_iter().map(|sigma| f64::from(sigma as f32)).collect() })
     }
 
-    /// The latents here are clean + σ · noise. `split` gives the level to step down to and the fresh noise.
+    /// The steps, for latents that are clean + σ · noise. `split` returns the level of the Euler step and that of the
+    /// fresh noise.
     fn schedule(&self, config: &SchedulerConfig, split: impl Fn(f64, f64) -> (f64, f64)) -> Schedule {
         let max = self.sigmas.iter().copied().fold(0.0, f64::max);
         let init_noise_sigma = if config.spacing == Spacing::Leading { (max.powi(2) + 1.0).sqrt() } else { max };
         let step = |(&timestep, levels): (&f64, &[f64])| {
             let (sigma, (down, up)) = (levels[0], split(levels[0], levels[1]));
-            // The network knows latents of unit variance: these ones times input_scale.
+            // The network's input has unit variance: it is the latents times input_scale.
             let input_scale = 1.0 / (sigma.powi(2) + 1.0).sqrt();
             let (p, q) = config.prediction.clean(input_scale, sigma * input_scale);
             Step {

@@ -1,4 +1,4 @@
-//! `scheduler_config.json`, read as diffusers reads it.
+//! Reads `scheduler_config.json` as diffusers does.
 
 use serde_json::{Value, json};
 
@@ -11,17 +11,18 @@ use crate::{
     json::Object,
 };
 
-/// What becomes of each parameter that a class has in diffusers 0.42. A key that no class here has is ignored, as there.
+/// How each parameter of a class in diffusers 0.42 is treated. A key that the class does not have is ignored, as in
+/// diffusers.
 pub struct Keys {
-    /// Followed in any value, or rejected where a value is out of range.
+    /// Keys that are supported with any valid value.
     pub followed: &'static [&'static str],
-    /// Followed in these values, written as JSON; rejected by name in any other.
+    /// Keys that are supported with these values, written as JSON; other values are rejected.
     pub limited: &'static [(&'static str, &'static [&'static str])],
-    /// Read by code that a limited key has switched off.
+    /// Keys that are read only by code that a limited key has disabled.
     pub without_effect: &'static [&'static str],
 }
 
-/// What becomes of the keys of a solver's class.
+/// How the keys of a solver's class are treated.
 pub const fn keys(kind: SchedulerKind) -> Keys {
     match kind {
         SchedulerKind::Pndm => Keys {
@@ -51,7 +52,7 @@ pub const fn keys(kind: SchedulerKind) -> Keys {
                 "rescale_betas_zero_snr",
             ],
             limited: &[("trained_betas", &["null"]), ("clip_sample", &["false"]), ("thresholding", &["false"])],
-            // Of thresholding, the first and the last; of clipping, the second.
+            // The first and last belong to thresholding, the second to clipping.
             without_effect: &["dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"],
         },
         SchedulerKind::Euler => Keys {
@@ -109,7 +110,7 @@ pub const fn keys(kind: SchedulerKind) -> Keys {
                 "steps_offset",
                 "rescale_betas_zero_snr",
             ],
-            // The class itself takes the solver types of DEIS and UniPC for its own default.
+            // The class itself replaces the solver types of DEIS and UniPC by its own default.
             limited: &[
                 ("trained_betas", &["null"]),
                 ("thresholding", &["false"]),
@@ -122,27 +123,27 @@ pub const fn keys(kind: SchedulerKind) -> Keys {
                 ("variance_type", &["null"]),
                 ("use_dynamic_shifting", &["false"]),
             ],
-            // Of thresholding, flow sigmas and dynamic shifting.
+            // These belong to thresholding, flow sigmas and dynamic shifting.
             without_effect: &["dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"],
         },
     }
 }
 
-/// What a pipeline's constructor sets in the config of its scheduler, whatever the file says.
+/// The values that a pipeline's constructor sets in the config of its scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Repairs {
-    /// `steps_offset` becomes 1.
+    /// Whether `steps_offset` becomes 1.
     pub steps_offset: bool,
-    /// `clip_sample` becomes false where it is true.
+    /// Whether `clip_sample` becomes false if it is true.
     pub clip_sample: bool,
-    /// `skip_prk_steps` becomes true where it is false.
+    /// Whether `skip_prk_steps` becomes true if it is false.
     pub skip_prk_steps: bool,
 }
 
-/// A `scheduler_config.json` in a pipeline: the solver's class, and what any solver can be made from.
+/// The `scheduler_config.json` of a pipeline, from which every solver can be made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerFile {
-    /// The file as it was read.
+    /// The contents of the file.
     source: Object,
     /// The class that the pipeline names, which may be one that is not implemented here.
     class: String,
@@ -150,8 +151,8 @@ pub struct SchedulerFile {
 }
 
 impl SchedulerFile {
-    /// Reads the text of a `scheduler_config.json`; `file` is its name in messages. `class` is the one that
-    /// `model_index.json` names: the file's own `_class_name` plays no part, as in diffusers.
+    /// Reads the text of a `scheduler_config.json`; `file` is its name in messages. `class` is the class that
+    /// `model_index.json` names: the file's own `_class_name` is ignored, as in diffusers.
     ///
     /// # Errors
     /// If the text is not a JSON object.
@@ -159,10 +160,10 @@ impl SchedulerFile {
         Ok(Self { source: Object::parse(text, file)?, class: class.to_owned(), repairs })
     }
 
-    /// The pipeline's own solver: missing keys have the defaults of its class, then the pipeline's repairs are made.
+    /// The pipeline's own solver: missing keys have the defaults of its class, then the pipeline's repairs are applied.
     ///
     /// # Errors
-    /// If its class is not implemented, or a value is one that sdshard cannot follow.
+    /// If its class is not implemented, or a value is not supported.
     pub fn own(&self) -> Result<SchedulerConfig> {
         self.with_kind(self.own_kind()?)
     }
@@ -182,14 +183,15 @@ impl SchedulerFile {
         Ok(if karras { SchedulerKind::DpmSolverMultistepKarras } else { kind })
     }
 
-    /// The solver `kind` made from this file. For another class than the pipeline's this is what diffusers'
-    /// `from_config(pipeline.scheduler.config)` gives: what the file says holds, repaired, and what it leaves open has
-    /// the defaults of the other class, without repairs. The name of a DPM-Solver++ kind decides about Karras' noise levels.
+    /// The solver `kind` with the settings of this file. For another class than the pipeline's this is the result of
+    /// diffusers' `from_config(pipeline.scheduler.config)`: values in the file are used, with repairs, and missing keys
+    /// have the defaults of the other class, without repairs. The name of a DPM-Solver++ kind decides whether Karras'
+    /// noise levels are used.
     ///
     /// # Errors
-    /// If the solver understands a key that sdshard cannot follow.
+    /// If the solver has a key whose value is not supported.
     pub fn with_kind(&self, kind: SchedulerKind) -> Result<SchedulerConfig> {
-        // What the file leaves open is repaired where the default of the pipeline's own class is the wrong one.
+        // Missing keys are repaired if the default of the pipeline's own class is the wrong value.
         let is_own = self.own_kind().is_ok_and(|own| own == kind);
         let has = |key: &str, wrong: bool, default_of: SchedulerKind| {
             self.source.get(key).map_or(is_own && kind == default_of, |found| *found == json!(wrong))
@@ -209,11 +211,11 @@ impl SchedulerFile {
 }
 
 impl SchedulerConfig {
-    /// Reads the text of a `scheduler_config.json` by itself, as the class that its `_class_name` names; `file` is its
+    /// Reads the text of a `scheduler_config.json` without a pipeline, as the class in its `_class_name`; `file` is its
     /// name in messages.
     ///
     /// # Errors
-    /// If the text is no JSON object, or names a class or a value that sdshard cannot follow.
+    /// If the text is not a JSON object, or names a class or a value that is not supported.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let source = Object::parse(text, file)?;
         let class = source.text("_class_name")?.ok_or_else(|| source.refuse("_class_name", "the scheduler's class"))?;
@@ -250,7 +252,7 @@ impl SchedulerConfig {
         };
         let final_sigma_is_zero = match source.text("final_sigmas_type")? {
             None | Some("zero") => true,
-            Some("sigma_min") => kind == SchedulerKind::EulerAncestral, // which has no such key
+            Some("sigma_min") => kind == SchedulerKind::EulerAncestral, // this class has no such key
             Some(_) => return Err(source.refuse("final_sigmas_type", "\"zero\" or \"sigma_min\"")),
         };
         let beta_start = source.float("beta_start", 1e-9..=0.999)?.unwrap_or(0.0001);
@@ -278,7 +280,7 @@ impl SchedulerConfig {
             euler_at_final: source.flag("euler_at_final", false)?,
             zero_terminal_snr: kind != Pndm && source.flag("rescale_betas_zero_snr", false)?,
         };
-        // DDIM divides by the picture's share in the latents, of which pure noise has none.
+        // DDIM divides by the weight of the picture in the latents, which is 0 in pure noise.
         if config.zero_terminal_snr && kind == Ddim && prediction == Prediction::Epsilon {
             return Err(at(source
                 .refuse("rescale_betas_zero_snr", "false for this scheduler and this model's \"prediction_type\"")
@@ -295,7 +297,7 @@ impl SchedulerConfig {
         Ok(config)
     }
 
-    /// Fails on each key that this class knows and sdshard cannot follow.
+    /// Fails for each key of this class whose value is not supported.
     fn check_unsupported(source: &Object, kind: SchedulerKind) -> Result<()> {
         if source.get("trained_betas").is_some() {
             return Err(source.refuse("trained_betas", "null: sdshard reads `beta_start` and `beta_end`"));
@@ -319,7 +321,7 @@ impl SchedulerConfig {
         Ok(())
     }
 
-    /// `lambda_min_clipped` is fine while it cuts nothing off.
+    /// Accepts `lambda_min_clipped` if it clips nothing.
     fn check_lambda_clip(&self, source: &Object) -> Result<()> {
         let Some(clip) = source.float("lambda_min_clipped", f64::MIN..=f64::MAX)? else { return Ok(()) };
         let lowest = -NoiseTable::new(self).sigma_max().ln();

@@ -1,7 +1,8 @@
-//! Solvers as tables of plain numbers: timesteps and the coefficients of one run. No tensors, no randomness, no state.
+//! Solvers as tables of plain numbers: timesteps and coefficients of one run. They have no tensors, no randomness and
+//! no state.
 //!
-//! Every solver here calls the network once per step and then takes weighted sums, so that all a solver has to say is
-//! the weights. They are worked out in f64 and rounded to f32 once.
+//! Every solver here calls the network once per step and then computes weighted sums, so a solver is fully described by
+//! the weights. They are computed in f64 and rounded to f32 once.
 
 mod config;
 mod ddim;
@@ -18,10 +19,10 @@ pub use step::{HISTORY, NoiseLevel, Schedule, Step};
 
 use crate::error::{Error, Result};
 
-/// The run of `steps` steps by the configured solver, as diffusers does it.
+/// The schedule of `steps` steps with the configured solver, as in diffusers.
 ///
-/// Fails where `steps` is 0 or more than the model's training steps, and where two of the run's noise levels would
-/// coincide in a solver that divides by their distance.
+/// Fails if `steps` is 0 or more than the model's training steps, or if two of the run's noise levels are equal and the
+/// solver divides by their difference.
 pub fn schedule(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
     let most = config.num_train_timesteps;
     if !(1..=most).contains(&steps) {
@@ -49,7 +50,7 @@ pub fn schedule(config: &SchedulerConfig, steps: usize) -> Result<Schedule> {
 mod tests {
     use super::*;
 
-    /// Stable Diffusion's own scheduler file, with `more` keys in front.
+    /// The scheduler file of Stable Diffusion, with `more` keys before the others.
     fn config(kind: &str, more: &str) -> SchedulerConfig {
         let text = format!(
             r#"{{{more} "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
@@ -68,7 +69,7 @@ mod tests {
         schedule.steps.iter().map(|step| step.timestep).collect()
     }
 
-    /// σ of each step, from the scale that the network's input has.
+    /// σ of each step, computed from the scale of the network's input.
     fn sigmas(schedule: &Schedule) -> Vec<f64> {
         schedule.steps.iter().map(|step| (f64::from(step.input_scale).powi(-2) - 1.0).sqrt()).collect()
     }
@@ -187,7 +188,7 @@ mod tests {
         }
     }
 
-    /// A network that knows the clean latents: whatever it predicts, every solver must arrive there.
+    /// A network that knows the clean latents: every solver must reach them, whatever the network predicts.
     #[test]
     fn a_perfect_network_is_followed_to_the_clean_latents() {
         let clean = [0.5_f32, -1.25, 0.0, 3.0];
@@ -212,7 +213,7 @@ mod tests {
                         seen.iter().zip(&clean).map(out).collect()
                     };
                     let end = schedule.run(&noise, network, || vec![0.1; 4]);
-                    // PNDM and DDIM stop at the noise of timestep 0, and PNDM averages velocities of several timesteps.
+                    // PNDM and DDIM end at the noise of timestep 0, and PNDM averages velocities of several timesteps.
                     let averages = kind == SchedulerKind::Pndm && prediction == "v_prediction";
                     let tolerance = if averages { 0.8 } else { 0.15 };
                     for (end, clean) in end.iter().zip(&clean) {
@@ -259,7 +260,7 @@ mod tests {
                 "`use_beta_sigmas` must be false",
             ),
             (r#"{"_class_name": "EulerDiscreteScheduler", "prediction_type": "flow"}"#, "`prediction_type` must be"),
-            // Noise that leaves nothing of the picture made steps of NaN.
+            // A noise level that leaves nothing of the picture gave steps of NaN.
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": 0.9}"#, "`beta_end` must be small enough"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_schedule": "x"}"#, "`beta_schedule` must be"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_end": -1}"#, "`beta_end` must be a number from 0.0001"),

@@ -1,19 +1,19 @@
-//! The noise that a model was trained on, and the timesteps and noise levels of one run.
+//! The noise of a model's training, and the timesteps and noise levels of one run.
 
 use super::config::{BetaSchedule, Prediction, SchedulerConfig, SchedulerKind, Spacing};
 
-/// ᾱ and σ of every training timestep, with the roundings of PyTorch.
+/// ᾱ and σ of every training timestep, with PyTorch's roundings.
 pub(super) struct NoiseTable {
-    /// `ᾱ(t)`, the share of the picture in the squared latents.
+    /// `ᾱ(t)`, the weight of the picture in the squared latents.
     alpha_bar: Vec<f32>,
-    /// `σ(t) = √((1 − ᾱ) / ᾱ)`, the noise beside a picture of unit scale.
+    /// `σ(t) = √((1 − ᾱ) / ᾱ)`, the noise relative to a picture of unit scale.
     sigma: Vec<f32>,
-    /// What DDIM and PNDM take for the timestep below 0.
+    /// The value that DDIM and PNDM use for the timestep below 0.
     final_alpha_bar: f32,
 }
 
 impl NoiseTable {
-    /// `alpha_bar` and `sigma` in f32, their product summed up in f64, as PyTorch does on a CPU.
+    /// `alpha_bar` and `sigma` in f32, with products accumulated in f64, as in PyTorch on a CPU.
     pub(super) fn new(config: &SchedulerConfig) -> Self {
         let count = config.num_train_timesteps;
         let betas: Vec<f32> = match config.beta_schedule {
@@ -27,7 +27,7 @@ impl NoiseTable {
         if config.zero_terminal_snr {
             alpha_bar = zero_terminal_snr(&alpha_bar);
             if config.kind != SchedulerKind::Ddim {
-                // Almost pure noise, so that its level is finite, as diffusers has it.
+                // Almost pure noise, as in diffusers, so that the noise level is finite.
                 *alpha_bar.last_mut().expect("there are timesteps") = 2.0_f32.powi(-24);
             }
         }
@@ -36,7 +36,7 @@ impl NoiseTable {
         Self { alpha_bar, sigma, final_alpha_bar }
     }
 
-    /// ᾱ at a training timestep; below 0 the value that ends a run.
+    /// ᾱ at a training timestep; below 0, the value at the end of a run.
     pub(super) fn alpha_bar(&self, timestep: i64) -> f64 {
         usize::try_from(timestep).map_or(self.final_alpha_bar, |timestep| self.alpha_bar[timestep]).into()
     }
@@ -70,8 +70,8 @@ impl NoiseTable {
 }
 
 impl Prediction {
-    /// The weights of what the network sees and of its output in the clean latents, where it sees
-    /// `alpha` · clean + `sigma` · noise with α² + σ² = 1.
+    /// The weights of the network's input and output in the clean latents, for an input of `alpha` · clean + `sigma` ·
+    /// noise with α² + σ² = 1.
     pub(super) fn clean(self, alpha: f64, sigma: f64) -> (f64, f64) {
         match self {
             Self::Epsilon => (1.0 / alpha, -sigma / alpha),
@@ -81,7 +81,7 @@ impl Prediction {
     }
 }
 
-/// PyTorch's `cumprod` on a CPU: f32 summed up in f64.
+/// PyTorch's `cumprod` on a CPU: f32 values, accumulated in f64.
 fn cumulative_product(factors: impl Iterator<Item = f32>) -> Vec<f32> {
     let mut product = 1.0_f64;
     factors
@@ -92,8 +92,8 @@ fn cumulative_product(factors: impl Iterator<Item = f32>) -> Vec<f32> {
         .collect()
 }
 
-/// ᾱ shifted and scaled so that it ends at 0 and begins as before. Lin et al. 2023, algorithm 1; the roundings are those of
-/// `rescale_zero_terminal_snr` in diffusers, which goes through betas.
+/// ᾱ shifted and scaled so that it ends at 0 and its first value stays. Lin et al. 2023, algorithm 1; the roundings are
+/// those of `rescale_zero_terminal_snr` in diffusers, which computes betas.
 fn zero_terminal_snr(alpha_bar: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = alpha_bar.iter().map(|alpha_bar| alpha_bar.sqrt()).collect();
     let (first, last) = (roots[0], roots[roots.len() - 1]);
@@ -104,15 +104,15 @@ fn zero_terminal_snr(alpha_bar: &[f32]) -> Vec<f32> {
     cumulative_product((0..rescaled.len()).map(|t| 1.0 - beta(t)))
 }
 
-/// PyTorch's `linspace`: counted from the nearer end.
+/// PyTorch's `linspace`, which counts from the nearer end.
 fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count - 1) as f32;
     let value = |i: usize| if i < count / 2 { start + step * i as f32 } else { end - step * (count - 1 - i) as f32 };
     (0..count).map(value).collect()
 }
 
-/// `count` timesteps from the noisiest down, not rounded: with [`Spacing::Linspace`] they have fractions. `None` where
-/// they coincide or go beyond the training range.
+/// `count` timesteps from the noisiest down, not rounded: with [`Spacing::Linspace`] they have fractions. `None` if two
+/// are equal or one is beyond the training range.
 pub(super) fn timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<f64>> {
     let train = config.num_train_timesteps as f64;
     let timesteps: Vec<f64> = match config.spacing {
@@ -126,8 +126,8 @@ pub(super) fn timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<f6
             let stride = (train - 1.0) / (count - 1) as f64;
             (0..count).rev().map(|i| if i == count - 1 { train - 1.0 } else { i as f64 * stride }).collect()
         }
-        // numpy's `arange`, whose stride is the difference of its first two values. For a few counts, 61 of 1000 for
-        // one, arange ends one value too late, at timestep -1; diffusers then makes that extra step, we do not.
+        // numpy's `arange` uses the difference of its first two values as the stride. For a few counts, for example 61
+        // of 1000, its result has one extra value, timestep -1; diffusers makes that extra step, and sdshard does not.
         Spacing::Trailing => {
             let stride = (train - train / count as f64) - train;
             (0..count).map(|i| (train + i as f64 * stride).round_ties_even() - 1.0).collect()
@@ -136,7 +136,7 @@ pub(super) fn timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<f6
     (timesteps[0] < train).then_some(timesteps)
 }
 
-/// The same, rounded to training timesteps.
+/// `count` timesteps, rounded to training timesteps.
 pub(super) fn whole_timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<i64>> {
     Some(timesteps(config, count)?.into_iter().map(|timestep| timestep.round_ties_even() as i64).collect())
 }

@@ -6,9 +6,8 @@ use super::{
     step::{HISTORY, NoiseLevel, Schedule, Step, weights},
 };
 
-/// Goes along a weighted mean of the last outputs. The second timestep is visited twice: the first visit is a plain
-/// step, the second makes that step again with the mean of both outputs. `None` where a timestep would lie beyond the
-/// training range.
+/// Steps along a weighted mean of the last outputs. The second timestep is used twice: first for a plain step, then to
+/// repeat that step with the mean of both outputs. `None` if a timestep is beyond the training range.
 pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
     let table = noise::NoiseTable::new(config);
     let stride = (config.num_train_timesteps / count) as i64;
@@ -31,7 +30,7 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
     };
     let step = |(call, &timestep): (usize, &i64)| {
         let (a, b) = if call == 1 {
-            // From the first latents again, which are (latents - b0 * first output) / a0.
+            // Starts from the first latents again, which are (latents - b0 * first output) / a0.
             let (a, b) = transfer(timestep + stride, timestep);
             let (a0, b0) = transfer(timesteps[0], timesteps[0] - stride);
             (a / a0, weights([b / 2.0, b / 2.0 - a / a0 * b0]))
@@ -46,8 +45,9 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedul
     Some(Schedule { init_noise_sigma: 1.0, steps: timesteps.iter().enumerate().map(step).collect() })
 }
 
-/// The outputs' shares in the mean at one call of the network, the newest first: Adams and Bashforth's weights, of as
-/// high an order as there are outputs. The output of call 1 is never looked at again: it stands in the list with 0.
+/// The weights of the outputs in the mean at one call of the network, the newest first: those of Adams and Bashforth,
+/// of the highest order that the number of outputs allows. The output of call 1 is not used by later calls: its weight
+/// is 0.
 fn mean(call: usize) -> [f64; HISTORY] {
     let (shares, sum) = match call {
         0 => ([1.0, 0.0, 0.0, 0.0, 0.0], 1.0),

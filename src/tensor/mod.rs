@@ -1,6 +1,6 @@
-//! A shape, a type and a buffer on one device.
+//! Tensors: a shape, a type and a buffer on one device.
 //!
-//! A tensor is dense, row-major, channels-last and never changes: kernels have no stride branch, tensors need no lock,
+//! A tensor is dense, row-major, channels-last and immutable: kernels have no code for strides, tensors need no lock,
 //! and any thread may read one. Feature maps are `[batch, height, width, channels]`, sequences `[batch, tokens,
 //! channels]`.
 
@@ -19,7 +19,7 @@ use crate::{
 pub use ops::Fuse;
 pub use shape::Shape;
 
-/// An immutable tensor. Clones share the memory, which is free again when the last one drops.
+/// An immutable tensor. Clones share the memory, which is freed when the last one is dropped.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Shape,
@@ -63,7 +63,7 @@ impl Tensor {
         Self::upload(device, shape.into(), dtype, bytes.len() / dtype.size(), bytes)
     }
 
-    /// An f32 tensor of whatever its memory holds: tests look in it for stray writes.
+    /// An f32 tensor with the previous contents of its memory: tests search it for unexpected writes.
     #[doc(hidden)]
     pub fn uninitialized(device: &Device, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
@@ -71,12 +71,12 @@ impl Tensor {
         Ok(Self::from_buffer(device, shape, DType::F32, buffer))
     }
 
-    /// Memory for a tensor, not written yet.
+    /// Allocates the memory of a tensor.
     fn room(device: &Device, shape: Shape, dtype: DType) -> Result<Buffer> {
         if shape.elements() == 0 {
             return Err(Error::request(format!("a tensor {shape} has no elements")));
         }
-        // Kernels count elements in 32 bits, some of them signed.
+        // Kernels count elements in 32 bits, and some of these counters are signed.
         if shape.elements() >= 1 << 31 {
             return Err(Error::request(format!("a tensor {shape} has 2^31 elements or more"))
                 .hint("a smaller width and height, or fewer pictures at once"));
@@ -88,35 +88,35 @@ impl Tensor {
         Self { shape, dtype, device: device.clone(), buffer: Arc::new(buffer) }
     }
 
-    /// Its sizes.
+    /// The shape.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// Size `i` of its shape.
+    /// Size `i` of the shape.
     ///
     /// # Panics
-    /// If it has fewer sizes.
+    /// If the shape has fewer sizes.
     pub fn dim(&self, i: usize) -> usize {
         self.shape.dims()[i]
     }
 
-    /// The type of its elements.
+    /// The type of the elements.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// What its elements occupy.
+    /// The bytes that the elements occupy.
     pub fn bytes(&self) -> usize {
         self.shape.elements() * self.dtype.size()
     }
 
-    /// Where it lives.
+    /// The device of its memory.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The same elements under another shape; free.
+    /// The same elements with another shape; this copies nothing.
     ///
     /// # Errors
     /// If the number of elements differs.
@@ -141,7 +141,7 @@ impl Tensor {
         Ok(values)
     }
 
-    /// The same tensor on `device`: itself if it is there already, else a copy in that device's transient arena.
+    /// The same tensor on `device`: itself if it is there already, or else a copy in that device's transient arena.
     ///
     /// # Errors
     /// If that arena is full or a device fails.
@@ -156,8 +156,9 @@ impl Tensor {
         Ok(Self::from_buffer(device, self.shape, self.dtype, buffer))
     }
 
-    /// The first half of a copy to `device` through the host: waits until the values are made and takes them to the host. Nothing of `device` is
-    /// used yet, so whoever has to wait for it does so with empty hands.
+    /// The first half of a copy to `device` through the host: waits until the values are computed and copies them to
+    /// the host. It uses nothing of `device` yet, so a caller that has to wait for `device` need not hold this tensor's
+    /// device.
     ///
     /// # Errors
     /// If this tensor's device fails.
@@ -169,20 +170,20 @@ impl Tensor {
         Ok(Leaving { tensor: self.clone(), staging, device: device.clone() })
     }
 
-    /// Its elements as they are, little-endian.
+    /// Reads the elements in their own type, little-endian.
     #[doc(hidden)]
     pub fn read_bytes(&self) -> Result<Vec<u8>> {
         self.staged()
     }
 
     fn staged(&self) -> Result<Vec<u8>> {
-        // Where there are no values, gigabytes of zeros need not be carried about.
+        // Without values, gigabytes of zeros need not be copied.
         let mut staging = zeros(if self.device.backend().only_counts() { 0 } else { self.bytes() })?;
         self.device.backend().read(&self.buffer, &mut staging)?;
         Ok(staging)
     }
 
-    /// A copy in an arena that outlives the section; ops on it still use the transient arena.
+    /// A copy in an arena that outlives the section; ops on it use the transient arena for their results.
     ///
     /// # Errors
     /// If that arena is full or a device fails.
@@ -202,16 +203,17 @@ impl Tensor {
     }
 }
 
-/// A tensor on its way to another device, through the host.
+/// A tensor that is being copied to another device through the host.
 pub struct Leaving {
     tensor: Tensor,
-    /// Its elements, unless it is there already.
+    /// The elements, unless the tensor is on the target device already.
     staging: Option<Vec<u8>>,
     device: Device,
 }
 
 impl Leaving {
-    /// The tensor where it was to go: itself if it was there already, else a copy in that device's transient arena.
+    /// The tensor on the target device: itself if it was there already, or else a copy in that device's transient
+    /// arena.
     ///
     /// # Errors
     /// If that arena is full or the device fails.
@@ -224,7 +226,7 @@ impl Leaving {
     }
 }
 
-/// So many zeros in the host's memory, of which a page is only taken once it is written to.
+/// `count` zeros in host memory, whose pages are only allocated when they are written.
 ///
 /// # Errors
 /// If the system does not have the memory: `vec!` would end the process.

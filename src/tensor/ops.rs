@@ -1,7 +1,7 @@
-//! Every op: check, make room, call the backend.
+//! The ops on tensors: each checks its arguments, allocates its output, and calls the backend.
 //!
-//! Shapes, types and devices are compared here and nowhere else. What a backend cannot fuse becomes plain ops here, so
-//! all backends see the same stream.
+//! Shapes, types and devices are compared here and nowhere else. Epilogues that a backend cannot fuse become plain ops
+//! here, so that all backends compute the same operations.
 
 use std::fmt::Display;
 
@@ -17,14 +17,14 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What follows a matrix product: `activation(x w + bias + channel_add) + residual`.
+/// The operations that follow a matrix product: `activation(x w + bias + channel_add) + residual`.
 #[derive(Clone, Copy, Default)]
 pub struct Fuse<'a> {
-    /// `[batch or 1, out]`, added to every row of an image.
+    /// A tensor `[batch or 1, out]`, which is added to every row of an image.
     pub channel_add: Option<&'a Tensor>,
     /// Applied to the sum.
     pub activation: Activation,
-    /// The shape of the output; added last.
+    /// A tensor with the shape of the output, which is added last.
     pub residual: Option<&'a Tensor>,
 }
 
@@ -45,16 +45,16 @@ impl<'a> Fuse<'a> {
     }
 }
 
-/// Where a convolution's window stands.
+/// The padding of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Padding {
-    /// Zeros all around, so that stride 1 keeps the size: `kernel / 2`.
+    /// Zeros on all sides, so that stride 1 keeps the size: `kernel / 2`.
     Same,
-    /// One row below and one column to the right: the VAE encoder's downsampling.
+    /// One row below and one column to the right: for the VAE encoder's downsampling.
     BottomRight,
 }
 
-/// The most terms of a weighted sum: what a fourth-order solver needs.
+/// The largest number of terms of a weighted sum: a fourth-order solver needs them.
 pub const MAX_TERMS: usize = 6;
 
 fn wrong(op: &str, what: impl Display) -> Error {
@@ -65,7 +65,7 @@ fn ensure(condition: bool, op: &str, what: impl FnOnce() -> String) -> Result<()
     if condition { Ok(()) } else { Err(wrong(op, what())) }
 }
 
-/// Sizes are below 2^31 by the check on every tensor.
+/// The check of every tensor has made sure that sizes are below 2^31.
 fn u(n: usize) -> u32 {
     n as u32
 }
@@ -75,7 +75,8 @@ impl Tensor {
         ensure(self.device == other.device, op, || format!("tensors on {} and {}", self.device.id(), other.device.id()))
     }
 
-    /// The weight as the backend wants it; an offloaded one has to be on its device.
+    /// Checks that the weight is on this device; an offloaded weight must have been fetched. Returns it for the
+    /// backend.
     fn holds(&self, op: &str, w: &Weight) -> Result<Weight> {
         ensure(w.is_on(&self.device), op, || format!("the weight is not in the memory of {}", self.device.id()))?;
         w.packed()
@@ -85,18 +86,18 @@ impl Tensor {
         ensure(self.dtype == dtype, op, || format!("{} in place of {dtype}", self.dtype))
     }
 
-    /// A type in which the device computes: the output's too.
+    /// Checks that the device computes in this tensor's type, which is also the type of the output.
     fn is_computable(&self, op: &str) -> Result<()> {
         if self.device.computes_in(self.dtype) { Ok(()) } else { self.is(op, DType::F32) }
     }
 
-    /// Beside this tensor, on its device and of its type.
+    /// Checks that another tensor is on the same device and has the same type.
     fn suits(&self, op: &str, other: &Tensor) -> Result<()> {
         self.same_device(op, other)?;
         other.is(op, self.dtype)
     }
 
-    /// The weight of an op on this tensor.
+    /// Checks the weight of an op on this tensor.
     fn weight(&self, op: &str, w: &Weight) -> Result<Weight> {
         self.is_computable(op)?;
         self.is(op, w.dtype())?;
@@ -130,7 +131,7 @@ impl Tensor {
         Ok((epilogue, Fuse::default()))
     }
 
-    /// Makes room for the result of an op, and for what the backend needs beside it, and runs it.
+    /// Allocates the result of an op and its scratch buffer, and runs the op.
     fn computed(device: &Device, shape: Shape, dtype: DType, op: &Op) -> Result<Tensor> {
         let mut out = Self::room(device, shape, dtype)?;
         let scratch = device.backend().scratch(op).map(|bytes| device.alloc(bytes, DType::F32));
@@ -138,12 +139,12 @@ impl Tensor {
         Ok(Self::from_buffer(device, shape, dtype, out))
     }
 
-    /// The same on the device and in the type of this tensor.
+    /// Runs an op with its result on the device and in the type of this tensor.
     fn then(&self, shape: Shape, op: &Op) -> Result<Tensor> {
         Self::computed(&self.device, shape, self.dtype, op)
     }
 
-    /// What the backend did not fuse, in the same order.
+    /// Runs the operations that the backend did not fuse, in the same order.
     fn finish(self, rest: &Fuse) -> Result<Tensor> {
         let mut x = self;
         if let Some(add) = rest.channel_add {
@@ -156,10 +157,10 @@ impl Tensor {
         Ok(x)
     }
 
-    /// `[.., k]` to `[.., out]`; half of it with GEGLU, which takes no per-channel sum.
+    /// Maps `[.., k]` to `[.., out]`, or to half of `out` with GEGLU, which cannot be combined with a per-channel sum.
     ///
     /// # Errors
-    /// As all ops: if a shape, a type or a device does not fit, if the arena is full, or if the device fails.
+    /// As for all ops: if a shape, a type or a device does not match, if the arena is full, or if the device fails.
     pub fn linear(&self, w: &Weight, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "linear";
         let w = &self.weight(OP, w)?;
@@ -178,7 +179,7 @@ impl Tensor {
         self.then(shape, &Op::Linear { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
     }
 
-    /// `[batch, height, width, channels]` to `[batch, height', width', out]`.
+    /// Maps `[batch, height, width, channels]` to `[batch, height', width', out]`.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -223,8 +224,8 @@ impl Tensor {
         self.then(shape, &Op::Conv2d { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
     }
 
-    /// `softmax(q k^T / sqrt(head_dim)) v` with `heads` heads side by side in the channels.
-    /// self `[batch, queries, channels]`, k and v `[batch, keys, channels]`.
+    /// `softmax(q k^T / sqrt(head_dim)) v` with `heads` heads side by side in the channels. self is q, `[batch,
+    /// queries, channels]`; k and v are `[batch, keys, channels]`.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -292,7 +293,7 @@ impl Tensor {
         self.then(self.shape, &Op::LayerNorm { p, x: &self.buffer, w })
     }
 
-    /// Token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
+    /// Maps token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
     ///
     /// # Errors
     /// As [`Tensor::linear`], and if there are more tokens than positions or an id is beyond the table.
@@ -318,7 +319,7 @@ impl Tensor {
         Self::computed(device, shape, dtype, &Op::Embedding { p, ids: &ids.buffer, table, positions })
     }
 
-    /// Nearest neighbour to `[batch, height, width, channels]`, about twice the size.
+    /// Nearest-neighbour upsampling to `[batch, height, width, channels]`, about twice the size.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -343,7 +344,7 @@ impl Tensor {
         self.then(shape, &Op::Upsample2x { p, x: &self.buffer })
     }
 
-    /// `[.., a]` and `[.., b]` to `[.., a + b]`.
+    /// Concatenates `[.., a]` and `[.., b]` to `[.., a + b]`.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -358,7 +359,7 @@ impl Tensor {
         self.then(shape, &Op::ConcatChannels { p, a: &self.buffer, b: &other.buffer })
     }
 
-    /// An activation by itself; GEGLU halves the channels, none is free.
+    /// An activation as an op of its own; GEGLU halves the channels, and `None` returns the tensor itself.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -380,7 +381,7 @@ impl Tensor {
         self.then(shape, &Op::Activate { p, activation, x: &self.buffer })
     }
 
-    /// `[batch, .., channels]` plus a row of `[batch or 1, channels]` on every pixel.
+    /// Adds a row of `[batch or 1, channels]` to every pixel of `[batch, .., channels]`.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -413,8 +414,8 @@ impl Tensor {
         Tensor::scale_add(self.shape, &[(1.0, &a, 0), (1.0, &b, 0)])?.cast(self.dtype)
     }
 
-    /// `sum of scale * term`, all f32, a fused chain in this order. Each term is the part of a tensor that begins at the given
-    /// row of its outermost size and has `shape`.
+    /// `sum of scale * term`, all f32, as one fused chain in this order. Each term is the part of a tensor that begins
+    /// at the given row of its outermost size and has `shape`.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -438,7 +439,7 @@ impl Tensor {
         first.then(shape, &Op::ScaleAdd { p, terms: &parts })
     }
 
-    /// Tensors of one shape below each other, along the outermost size.
+    /// Concatenates tensors of one shape along the outermost size.
     ///
     /// # Errors
     /// As [`Tensor::linear`].
@@ -458,7 +459,7 @@ impl Tensor {
         Ok(Self::from_buffer(&first.device, shape, first.dtype, buffer))
     }
 
-    /// The values in another float type.
+    /// Converts the values to another float type.
     ///
     /// # Errors
     /// As [`Tensor::linear`].

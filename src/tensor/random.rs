@@ -1,10 +1,10 @@
-//! Seeded normal noise, made on the host: the numbers that PyTorch draws for the same seed.
+//! Seeded normal noise, generated on the host: the numbers that PyTorch draws for the same seed.
 
 use std::{f64::consts::PI, fmt, str::FromStr};
 
 use crate::error::{Error, Result};
 
-/// Which generator makes the noise.
+/// The random generator of the noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Rng {
     /// PyTorch's CPU generator (Mersenne Twister): what diffusers users get with `torch.Generator("cpu")`.
@@ -44,7 +44,7 @@ impl FromStr for Rng {
     }
 }
 
-/// A generator and where it is in its stream.
+/// A generator at a position of its stream.
 #[derive(Debug, Clone)]
 pub enum Generator {
     /// See [`TorchCpu`].
@@ -69,12 +69,12 @@ impl Generator {
 #[derive(Debug, Clone)]
 pub struct TorchCpu {
     twister: MersenneTwister,
-    /// The second value of the last pair that a short draw made and did not use.
+    /// The second value of a pair, which the last short draw did not use.
     spare: Option<f64>,
 }
 
 impl TorchCpu {
-    /// Draws from here on are transformed in blocks; shorter ones one by one, in f64.
+    /// The length from which values are transformed in blocks; shorter draws are transformed one by one, in f64.
     const BLOCK: usize = 16;
 
     /// The start of the stream of `seed`, of which PyTorch uses the low 32 bits.
@@ -90,7 +90,7 @@ impl TorchCpu {
         let mut values: Vec<f32> = (0..count).map(|_| self.uniform_f32()).collect();
         values.chunks_exact_mut(Self::BLOCK).for_each(transform_block);
         if !count.is_multiple_of(Self::BLOCK) {
-            // The last 16 values are made afresh, though some of them are finished.
+            // The last 16 values are drawn again, although some of them are finished.
             let tail = &mut values[count - Self::BLOCK..];
             tail.iter_mut().for_each(|value| *value = self.uniform_f32());
             transform_block(tail);
@@ -107,19 +107,19 @@ impl TorchCpu {
         radius * angle.cos()
     }
 
-    /// In [0, 1), of 24 bits.
+    /// A uniform value in [0, 1) with 24 bits.
     fn uniform_f32(&mut self) -> f32 {
         (self.twister.next() & 0xff_ffff) as f32 / (1 << 24) as f32
     }
 
-    /// In [0, 1), of 53 bits.
+    /// A uniform value in [0, 1) with 53 bits.
     fn uniform_f64(&mut self) -> f64 {
         let (high, low) = (u64::from(self.twister.next()), u64::from(self.twister.next()));
         ((high << 32 | low) & ((1 << 53) - 1)) as f64 / (1_u64 << 53) as f64
     }
 }
 
-/// 16 uniform values to normal ones: value j is paired with value j + 8.
+/// Transforms 16 uniform values to normal ones: value j is paired with value j + 8.
 fn transform_block(block: &mut [f32]) {
     let (first, second) = block.split_at_mut(TorchCpu::BLOCK / 2);
     for (first, second) in first.iter_mut().zip(second) {
@@ -129,7 +129,7 @@ fn transform_block(block: &mut [f32]) {
     }
 }
 
-/// MT19937: 624 words of state, 32 bits at a time.
+/// MT19937: 624 words of state, with outputs of 32 bits.
 #[derive(Debug, Clone)]
 struct MersenneTwister {
     state: Box<[u32; Self::WORDS]>,
@@ -174,12 +174,12 @@ impl MersenneTwister {
 
 /// PyTorch's CUDA generator: Philox 4x32-10 (Salmon et al. 2011) and the transform of Box and Muller.
 ///
-/// A GPU draws with as many threads as it can hold, each with its own stream; here every value has its own thread.
-/// That is what GPUs give that hold at least `count` threads: 43,008 on a small one, 270,336 on a large one.
+/// A GPU draws with as many threads as it can hold, each with its own stream; here every value has its own thread. The
+/// result is that of GPUs that hold at least `count` threads: 43,008 on a small GPU, 270,336 on a large one.
 #[derive(Debug, Clone)]
 pub struct TorchCuda {
     seed: u64,
-    /// How many draws came before this one: the first two words of the counter.
+    /// The number of earlier draws: the first two words of the counter.
     draws: u64,
 }
 
@@ -198,7 +198,7 @@ impl TorchCuda {
         values
     }
 
-    /// The first of a thread's four values; it leaves the other three.
+    /// The first of a thread's four values; the other three are not used.
     fn one(&self, thread: u64) -> f32 {
         const TO_UNIT: f32 = 1.0 / (1_u64 << 32) as f32;
         const TO_ANGLE: f32 = TO_UNIT * std::f32::consts::TAU;
@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    // The wanted values of TorchCpu are those of torch 2.15.0.
+    // The expected values of TorchCpu are those of torch 2.15.0.
 
     #[test]
     fn cpu_draws_in_blocks_of_sixteen() {
@@ -263,7 +263,7 @@ mod tests {
         let mut split = TorchCpu::new(7);
         let values = [split.normal(3), split.normal(0), split.normal(4)].concat();
         assert_near(&values, &TorchCpu::new(7).normal(7));
-        // A long draw leaves it alone.
+        // A long draw does not change it.
         let mut around = TorchCpu::new(7);
         let (first, _, second) = (around.normal(1), around.normal(16), around.normal(1));
         assert_near(&[first, second].concat(), &TorchCpu::new(7).normal(2));

@@ -1,4 +1,4 @@
-//! One to four sizes.
+//! The shape of a tensor: one to four sizes.
 
 use std::fmt;
 
@@ -10,17 +10,17 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The sizes.
+    /// The sizes, outermost first.
     pub fn dims(&self) -> &[usize] {
         &self.dims[..self.rank]
     }
 
-    /// How many elements there are; saturates where no memory could hold them.
+    /// The number of elements; saturates where no memory could hold them.
     pub fn elements(&self) -> usize {
         self.dims().iter().fold(1, |n: usize, &dim| n.saturating_mul(dim))
     }
 
-    /// Images: the outermost size, or 1 where there is but one row of channels.
+    /// The number of images: the outermost size, or 1 if there is only one row of channels.
     pub fn batch(&self) -> usize {
         if self.rank > 1 { self.dims[0] } else { 1 }
     }
@@ -35,14 +35,14 @@ impl Shape {
         self.dims[..self.rank - 1].iter().product()
     }
 
-    /// The same with another outermost size.
+    /// The same shape with another outermost size.
     #[must_use]
     pub fn with_batch(mut self, batch: usize) -> Self {
         self.dims[0] = batch;
         self
     }
 
-    /// The same with another last size.
+    /// The same shape with another last size.
     #[must_use]
     pub fn with_channels(mut self, channels: usize) -> Self {
         self.dims[self.rank - 1] = channels;
