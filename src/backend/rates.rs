@@ -114,7 +114,7 @@ fn remembered_in(file: Option<&Path>, key: &str, measure: impl FnMut() -> Option
         return None;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let measured = Measured { rates, at: at(now) };
+    let measured = Measured { rates, at: system_time(now) };
     if let Some(file) = file {
         known.insert(key, measured);
         if let Err(error) = write(file, &known) {
@@ -125,7 +125,7 @@ fn remembered_in(file: Option<&Path>, key: &str, measure: impl FnMut() -> Option
 }
 
 /// The time `seconds` after the beginning of 1970; `None` where the system's clock does not reach.
-fn at(seconds: u64) -> Option<SystemTime> {
+fn system_time(seconds: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
@@ -185,7 +185,7 @@ fn read(file: &Path) -> BTreeMap<String, Measured> {
         BTreeMap::new()
     });
     let usable = known.into_iter().filter(|(_, entry)| entry.rates.is_usable());
-    usable.map(|(key, Entry { rates, measured })| (key, Measured { rates, at: measured.and_then(at) })).collect()
+    usable.map(|(key, Entry { rates, measured })| (key, Measured { rates, at: measured.and_then(system_time) })).collect()
 }
 
 fn write(file: &Path, known: &BTreeMap<String, Measured>) -> std::io::Result<()> {

@@ -92,7 +92,7 @@ pub(super) struct Offloaded {
 }
 
 impl Offloaded {
-    fn here(&self) -> MutexGuard<'_, Option<Weight>> {
+    fn locked(&self) -> MutexGuard<'_, Option<Weight>> {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -153,7 +153,7 @@ impl Weight {
     pub(crate) fn packed(&self) -> Result<Self> {
         match &self.data {
             WeightData::Offloaded(offloaded) => offloaded
-                .here()
+                .locked()
                 .clone()
                 .ok_or_else(|| Error::request(format!("{:?} is used before it has come to its device", self.layer()))),
             _ => Ok(self.clone()),
@@ -166,7 +166,7 @@ impl Weight {
     /// If its file can no longer be read, the device has no room, or the fetched weight has another layer or device.
     pub fn fetch(&self) -> Result<()> {
         if let WeightData::Offloaded(offloaded) = &self.data {
-            let mut here = offloaded.here();
+            let mut here = offloaded.locked();
             if here.is_none() {
                 let came = (offloaded.fetch)()?;
                 let is_here = !matches!(came.data, WeightData::Offloaded(_));
@@ -187,7 +187,7 @@ impl Weight {
     /// Frees the memory of an offloaded weight on its device.
     pub fn evict(&self) {
         if let WeightData::Offloaded(offloaded) = &self.data {
-            *offloaded.here() = None;
+            *offloaded.locked() = None;
         }
     }
 }

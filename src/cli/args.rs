@@ -179,7 +179,7 @@ pub(super) struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// Where the files go.
+    /// The folder of the files.
     pub(super) fn folder(&self) -> PathBuf {
         self.output_dir.clone().unwrap_or_else(|| if self.output.is_some() { "" } else { "out" }.into())
     }

@@ -1,4 +1,4 @@
-//! `sdshard bench`: how fast each component is.
+//! `sdshard bench`: measures the speed of each component.
 
 use sdshard::{
     backend::DeviceId,
@@ -8,7 +8,7 @@ use sdshard::{
 
 use super::{args::BenchArgs, model, progress::Console};
 
-/// Measures and prints.
+/// Measures the components and prints the results.
 pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     let device = match args.device.as_slice() {
         [] => DeviceId::CPU,

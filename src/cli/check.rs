@@ -1,6 +1,6 @@
-//! `sdshard devices --check`: whether the devices of this machine compute what they should, in a minute, with a report to
-//! paste into a bug report. Ops are compared with the CPU's, which the tests hold to exact references; pictures, the CPU's
-//! among them, with what the reference drew.
+//! `sdshard devices --check`: checks in a minute whether the devices of this machine compute correct results, and
+//! prints a report for a bug report. Ops are compared with the CPU's, which the tests compare with exact references;
+//! pictures, the CPU's included, are compared with the reference's.
 
 use std::{sync::Arc, time::Instant};
 
@@ -18,13 +18,14 @@ use super::{
     progress::Console,
 };
 
-/// Room for the intermediate results of a case.
+/// The size of the arena for the intermediate results of a case, in bytes.
 const ARENA: usize = 64 << 20;
-/// Bytes of a tensor that is sent from device to device: more than what a driver may put through the host by itself.
+/// The bytes of a tensor that is sent from device to device: more than what a driver may copy through the host on its
+/// own.
 const COPY_BYTES: usize = 3 << 20;
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
-/// Checks every device, and prints a line for each check. `begun` is when the devices were looked for.
+/// Checks every device, and prints a line for each check. `begun` is the time when the search for devices began.
 ///
 /// # Errors
 /// If a check fails.
@@ -83,7 +84,7 @@ pub fn run(devices: &[DeviceInfo], begun: Instant, model: Result<Model>, console
     }
 }
 
-/// Variables that decide what is found and used.
+/// The environment variables that decide which devices are found and used.
 const VARIABLES: [&str; 9] = [
     "SDSHARD_CPU_PATH",
     "SDSHARD_THREADS",
@@ -96,11 +97,11 @@ const VARIABLES: [&str; 9] = [
     "VK_LAYER_PATH",
 ];
 
-/// Lines on this program and the system that it runs on.
+/// Lines about this program and the system that it runs on.
 fn system() -> Vec<String> {
     let build = if cfg!(debug_assertions) { "debug" } else { "release" };
     let mut system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-    // Linux says more.
+    // On Linux, these files have more details.
     let read = |file| std::fs::read_to_string(file).ok();
     if let Some(kernel) = read("/proc/sys/kernel/osrelease") {
         system += &format!(", kernel {}", kernel.trim());
@@ -111,7 +112,7 @@ fn system() -> Vec<String> {
         system += &format!(", {}", name.trim_matches('"'));
     }
     let mut lines = vec![format!("sdshard {} ({build}) on {system}", env!("CARGO_PKG_VERSION"))];
-    // "NVRM version: ...": the part of NVIDIA's driver that is in the kernel.
+    // "NVRM version: ...": the kernel part of NVIDIA's driver.
     let nvidia = read("/proc/driver/nvidia/version");
     lines.extend(nvidia.as_ref().and_then(|text| text.lines().next()).map(str::to_string));
     let set = VARIABLES.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));
@@ -119,7 +120,7 @@ fn system() -> Vec<String> {
     lines
 }
 
-/// What a device's line leaves out: driver and kernels of a GPU through CUDA.
+/// Additional facts that a device's line does not have: driver and kernels of a CUDA GPU.
 #[cfg(feature = "cuda")]
 fn provenance(id: DeviceId) -> Option<String> {
     backend::cuda::kernels::provenance(id.index.filter(|_| id.kind == DeviceKind::Cuda)?)
@@ -141,7 +142,7 @@ impl Report<'_> {
         self.console.print(line)
     }
 
-    /// What was found, or what was wrong.
+    /// Records a result or an error.
     fn result(&mut self, name: &str, found: Result<String>) -> Result<()> {
         match found {
             Ok(found) => {
@@ -156,10 +157,10 @@ impl Report<'_> {
     }
 }
 
-/// An op on a device, for so many images.
+/// An op on a device, for the given number of images.
 type Case = fn(&Maker, usize) -> Result<Tensor>;
 
-/// What the networks are made of, at widths of Stable Diffusion, on sizes with tails.
+/// The ops of the networks, at widths of Stable Diffusion, on sizes that are not multiples of tiles.
 const CASES: &[(&str, Case)] = &[
     ("linear, gelu and residual", |make, images| {
         let (x, residual) = (make.tensor(&[images, 77, 320], 1)?, make.tensor(&[images, 77, 640], 2)?);
@@ -206,7 +207,8 @@ const CASES: &[(&str, Case)] = &[
     }),
 ];
 
-/// Makes inputs of a type on a device; the same values everywhere, and for the first of two images as for one.
+/// Makes inputs of a type on a device; the values are the same on every device, and the same for the first of two
+/// images as for one.
 struct Maker<'a> {
     device: &'a Device,
     /// The type that values are rounded to.
@@ -227,7 +229,7 @@ impl Maker<'_> {
         }
     }
 
-    /// Even values from -1 to 1.
+    /// Uniform values from -1 to 1.
     fn values(&self, count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
         let value = || {
@@ -265,7 +267,7 @@ impl Maker<'_> {
     }
 }
 
-/// A case on a device beside the CPU, and its first image beside itself alone.
+/// Compares a case on a device with the CPU, and its first image with the same image alone.
 fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<String> {
     device.reserve(ARENA)?;
     let here = Maker { device, dtype, computes: dtype };
@@ -276,7 +278,7 @@ fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<St
         let error = (got - want).abs() / largest;
         if error.is_nan() { f32::INFINITY } else { most.max(error) }
     });
-    // A few roundings of the type, of the largest result.
+    // A few roundings of the type, relative to the largest result.
     let allowed = match dtype {
         DType::F16 => 2e-3,
         DType::BF16 => 1.6e-2,
@@ -292,7 +294,7 @@ fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<St
     }
 }
 
-/// How two GPUs reach each other.
+/// How two GPUs exchange data.
 #[cfg(feature = "cuda")]
 fn link(from: DeviceId, to: DeviceId) -> String {
     use backend::cuda::Link;
@@ -329,10 +331,10 @@ fn copies(from: &Device, to: &Device) -> Result<String> {
     Ok(format!("{COPY_BYTES} bytes there and back, and read at both ends, in {milliseconds:.1} ms"))
 }
 
-/// A small picture on each device and in each of its types, beside the reference's and the CPU's.
+/// Draws a small picture on each device in each of its types, and compares it with the reference's and the CPU's.
 fn pictures(devices: &[DeviceInfo], model: &Arc<Model>, report: &mut Report) -> Result<()> {
     let mut cpus: Option<Vec<u8>> = None;
-    // The CPU first, since the others are shown beside it.
+    // The CPU comes first, because the others are compared with it.
     let (cpu, others): (Vec<_>, Vec<_>) = devices.iter().partition(|info| info.id == DeviceId::CPU);
     for info in cpu.into_iter().chain(others) {
         for dtype in DTYPES.into_iter().filter(|&dtype| info.in_type(Some(dtype)).is_some()) {
@@ -353,7 +355,7 @@ fn pictures(devices: &[DeviceInfo], model: &Arc<Model>, report: &mut Report) -> 
     Ok(())
 }
 
-/// The mean difference of two pictures of one size, in steps of 255: what a person may see, no check.
+/// The mean difference of two pictures of one size, in steps of 255: information for the reader, not a check.
 fn apart(a: &[u8], b: &[u8]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / a.len() as f64
 }

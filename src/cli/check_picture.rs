@@ -1,8 +1,8 @@
-//! The small picture of `sdshard devices --check`, and how near one is to what the reference drew.
+//! The small picture of `sdshard devices --check`, and its comparison with the reference's picture.
 //!
-//! Bits differ between kinds of devices, so what is stored is something that they have in common: the mean colours of
-//! blocks, in which roundings go under and mistakes do not. They come from diffusers and torch
-//! (`tests/reference/check_picture.py`), so the CPU is on trial like the rest.
+//! Bits differ between kinds of devices, so the stored reference is a property that they share: the mean colours of
+//! blocks, in which roundings average out and errors do not. They were computed with diffusers and torch
+//! (`tests/reference/check_picture.py`), so the CPU is checked like all other devices.
 
 use std::sync::Arc;
 
@@ -19,20 +19,20 @@ use sdshard::{
     },
 };
 
-/// Mean colours, `rrggbb`, a row of blocks in each line.
+/// Mean colours as `rrggbb`, with a row of blocks in each line.
 const REFERENCE: &str = include_str!("check_picture.txt");
-/// Pixels of the picture in a row and in a column.
+/// Width and height of the picture in pixels.
 const SIZE: usize = 64;
-/// Pixels of a block in a row and in a column.
+/// Width and height of a block in pixels.
 const BLOCK: usize = 8;
 
-/// What is drawn; the script says the same.
+/// The request of the picture, which is the same in the script.
 fn request(spec: &ModelSpec) -> Request {
     let defaults = Request::new("a red apple", spec);
     Request { seed: 0, steps: 2, guidance_scale: 2.0, width: SIZE, height: SIZE, ..defaults }
 }
 
-/// The picture that one device draws by itself in a type: 8-bit RGB.
+/// The picture that one device draws in a type: 8-bit RGB.
 pub fn draw(model: &Arc<Model>, id: DeviceId, dtype: DType, devices: &[DeviceInfo]) -> Result<Vec<u8>> {
     let request = request(&model.spec);
     let dtype = DTypes { default: Some(dtype).into(), ..DTypes::default() };
@@ -43,7 +43,8 @@ pub fn draw(model: &Arc<Model>, id: DeviceId, dtype: DType, devices: &[DeviceInf
     Ok(picture.image.expect("the request asks for a picture").rgb)
 }
 
-/// By how much a mean colour may be off in a type, in steps of 255: a few times what its roundings were seen to make.
+/// The largest accepted difference of a mean colour in a type, in steps of 255: a few times the observed effect of
+/// roundings.
 fn bound(dtype: DType) -> f64 {
     match dtype {
         DType::F32 | DType::U32 => 0.6,
@@ -52,13 +53,13 @@ fn bound(dtype: DType) -> f64 {
     }
 }
 
-/// Whether a picture is the reference's, as far as the type allows.
+/// Whether a picture agrees with the reference's, as far as the type allows.
 pub fn beside_the_reference(rgb: &[u8], dtype: DType) -> Result<String> {
     let want = colours(REFERENCE).expect("the file is as the script wrote it");
     let got = means(rgb);
     let most = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f64::max);
     let what = format!("blocks off by {most:.2} of {} steps of 255 from the reference's", bound(dtype));
-    // Not `most > bound`: should it ever be no number, it is not near.
+    // Not `most > bound`, because a NaN must fail.
     if got.len() == want.len() && most <= bound(dtype) { Ok(what) } else { Err(Error::process(what)) }
 }
 
@@ -74,7 +75,7 @@ fn means(rgb: &[u8]) -> Vec<f64> {
     sums.iter().map(|sum| sum / (BLOCK * BLOCK) as f64).collect()
 }
 
-/// Reads a file of colours; `None` if it is none.
+/// Reads a file of colours; `None` if it is invalid.
 fn colours(text: &str) -> Option<Vec<f64>> {
     let words = text.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
     let mut values = Vec::new();
@@ -130,7 +131,7 @@ mod tests {
         let cut: String = REFERENCE.lines().take(9).map(|line| format!("{line}\n")).collect();
         assert_eq!(colours(&cut), None);
         assert_eq!(colours(&REFERENCE.replace("ff", "zz")), None);
-        // Flat colours would let much pass.
+        // With flat colours, the comparison would miss many errors.
         let (least, most) = want.iter().fold((255.0f64, 0.0f64), |(least, most), v| (least.min(*v), most.max(*v)));
         assert!(most - least > 100.0, "the picture has contrast");
     }

@@ -1,10 +1,10 @@
-//! A device in words.
+//! Descriptions of devices.
 
 use std::time::SystemTime;
 
 use sdshard::{backend::DeviceInfo, planner::size::format_bytes};
 
-/// A device in a line.
+/// The description of a device in one line.
 pub fn describe(device: &DeviceInfo) -> String {
     format!(
         "{}  {}, {}{} of {} free, {:.0} GFLOP/s, {:.0} GB/s ({}), numerics {}",
@@ -31,13 +31,13 @@ fn age(measured: Option<SystemTime>, now: SystemTime) -> String {
     }
 }
 
-/// Why there are no devices of CUDA, if there are none.
+/// The reason why there are no CUDA devices; `None` if there are any.
 #[cfg(feature = "cuda")]
 pub fn cuda_absence() -> Option<String> {
     sdshard::backend::cuda::absence()
 }
 
-/// Why there are no devices of CUDA, if there are none.
+/// The reason why there are no CUDA devices; `None` if there are any.
 #[cfg(not(feature = "cuda"))]
 pub fn cuda_absence() -> Option<String> {
     Some("not in this build".into())

@@ -1,4 +1,4 @@
-//! `sdshard devices`: what this machine has.
+//! `sdshard devices`: lists the devices of this machine.
 
 use std::time::{Instant, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! How a run goes: pictures per second, how busy each device is, how long it will take, and what the start cost.
+//! Figures of a run: pictures per second, the utilisation of each device, the remaining time, and the time to start.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,18 +9,18 @@ use sdshard::{backend::DeviceId, pipeline::Span};
 
 use super::progress::seconds;
 
-/// The figures of a run under way.
+/// The figures of a run in progress.
 #[derive(Debug, Clone)]
 pub struct Gauge {
     started: Instant,
-    /// What reading the weights took.
+    /// The time to read the weights.
     load: Duration,
     replicas: usize,
-    /// Time that each device worked for pictures that are done.
+    /// The time that each device worked for pictures that are done.
     busy: Vec<(DeviceId, Duration)>,
-    /// Replicas that have finished a picture: caches are warm, pages and kernels are there.
+    /// The replicas that have finished a picture, so that caches are warm, and pages and kernels are loaded.
     warm: BTreeSet<usize>,
-    /// When all were, and how many pictures were done by then.
+    /// The time when all replicas were warm, and the number of pictures that were done by then.
     warmed_up: Option<(Duration, usize)>,
     done: usize,
     last: Duration,
@@ -28,36 +28,36 @@ pub struct Gauge {
     work: Work,
 }
 
-/// What the plan says of the time that pictures take.
+/// The plan's prediction of the time that pictures take.
 #[derive(Debug, Clone, Copy)]
 pub struct Planned {
-    /// Of one picture alone.
+    /// The time of a single picture.
     pub seconds_per_image: f64,
-    /// With many under way.
+    /// The rate with many pictures in flight.
     pub images_per_second: f64,
 }
 
-/// What is left to draw, in seconds that the plan says of each picture alone.
+/// The remaining work, in seconds that the plan predicts for each picture alone.
 #[derive(Debug, Clone)]
 struct Work {
-    /// Of each picture alone, as planned.
+    /// The planned time of each picture alone.
     alone: Vec<f64>,
-    /// How many such seconds are worked off per second, as planned: more than one where several are drawn at once.
+    /// How many of these seconds are done per second, as planned: more than one if several pictures are drawn at once.
     planned_rate: f64,
-    /// Of all that are neither done nor failed.
+    /// The sum over all pictures that are neither done nor failed.
     open: f64,
-    /// Of those that are done.
+    /// The sum over all pictures that are done.
     done: f64,
-    /// The same when all replicas were warm.
+    /// The value of `done` when all replicas were warm.
     done_warm: f64,
-    /// Those that nobody has begun, the quickest first; the bits of positive numbers are in the numbers' order.
+    /// The pictures that have not begun, the quickest first; the bits of positive numbers have the numbers' order.
     waiting: BTreeSet<(u64, usize)>,
-    /// Those under way, with the time when they were begun.
+    /// The pictures in flight, with the times when they began.
     under_way: BTreeMap<usize, Instant>,
 }
 
 impl Work {
-    /// Pictures that take so many seconds `alone`.
+    /// The work of pictures that take these numbers of seconds `alone`.
     fn new(alone: Vec<f64>, planned: Planned) -> Self {
         let waiting = alone.iter().enumerate().map(|(index, seconds)| (seconds.to_bits(), index)).collect();
         let (open, planned_rate) = (alone.iter().sum(), planned.images_per_second * planned.seconds_per_image);
@@ -69,20 +69,20 @@ impl Work {
         self.under_way.insert(index, now);
     }
 
-    /// Takes a picture off the list and gives its seconds.
-    fn end(&mut self, index: usize) -> f64 {
+    /// Removes a picture and returns its seconds.
+    fn remove(&mut self, index: usize) -> f64 {
         self.waiting.remove(&(self.alone[index].to_bits(), index));
         self.under_way.remove(&index);
         self.open = (self.open - self.alone[index]).max(0.0);
         self.alone[index]
     }
 
-    /// How long all pictures should take: as long as the slowest, at least.
+    /// The time that all pictures should take: at least that of the slowest one.
     fn planned_seconds(&self) -> f64 {
         self.alone.iter().copied().fold(self.alone.iter().sum::<f64>() / self.planned_rate, f64::max)
     }
 
-    /// How long the slowest picture still takes that is not done, where each takes `slower` times what was planned.
+    /// The remaining time of the slowest picture that is not done, if each takes `slower` times what was planned.
     fn slowest(&self, slower: f64, now: Instant) -> f64 {
         let begun = self
             .under_way
@@ -94,8 +94,8 @@ impl Work {
 }
 
 impl Gauge {
-    /// Of a run that begins now, on `devices`, after `load`.
-    /// `alone` are the seconds of each picture by itself, as planned.
+    /// The figures of a run that begins now, on `devices`, after `load`. `alone` are the planned seconds of each
+    /// picture alone.
     pub fn new(
         started: Instant,
         load: Duration,
@@ -120,20 +120,20 @@ impl Gauge {
         }
     }
 
-    /// Picture `index` is begun.
+    /// Records that picture `index` has begun.
     pub fn begun(&mut self, index: usize, now: Instant) {
         self.work.begin(index, now);
     }
 
-    /// Picture `index` will not be made.
+    /// Records that picture `index` has failed.
     pub fn failed(&mut self, index: usize) {
-        self.work.end(index);
+        self.work.remove(index);
     }
 
-    /// Picture `index` of `replica` is done.
+    /// Records that `replica` has finished picture `index`.
     pub fn done(&mut self, index: usize, replica: usize, spans: &[Span], now: Instant) {
         self.done += 1;
-        self.work.done += self.work.end(index);
+        self.work.done += self.work.remove(index);
         self.last = now.saturating_duration_since(self.started);
         for span in spans {
             for (_, busy) in self.busy.iter_mut().filter(|(device, _)| span.devices.contains(device)) {
@@ -147,17 +147,17 @@ impl Gauge {
         }
     }
 
-    /// What reading the weights took, in seconds.
+    /// The time to read the weights, in seconds.
     pub fn load_seconds(&self) -> f64 {
         self.load.as_secs_f64()
     }
 
-    /// From the beginning until every replica had finished a picture, in seconds.
+    /// The time from the beginning until every replica had finished a picture, in seconds.
     pub fn warm_up_seconds(&self) -> Option<f64> {
         self.warmed_up.map(|(time, _)| time.as_secs_f64())
     }
 
-    /// Pictures per second since then.
+    /// The rate of pictures since then, per second.
     pub fn steady_images_per_second(&self) -> Option<f64> {
         let (time, before) = self.warmed_up?;
         let elapsed = self.last.saturating_sub(time).as_secs_f64();
@@ -170,7 +170,8 @@ impl Gauge {
         self.busy.iter().map(move |(device, busy)| (*device, (100.0 * busy.as_secs_f64() / elapsed).min(100.0)))
     }
 
-    /// How long the rest takes: at the rate seen, or before there is one at the plan's, and no less than its slowest picture.
+    /// The remaining time: at the measured rate, or at the plan's if there is none yet, and at least that of the
+    /// slowest picture.
     fn remaining(&self, now: Instant) -> Duration {
         let work = &self.work;
         let seen = self.warmed_up.and_then(|(time, _)| {
@@ -183,7 +184,7 @@ impl Gauge {
         Duration::try_from_secs_f64((work.open / rate - since).max(slowest).max(0.0)).unwrap_or(Duration::MAX)
     }
 
-    /// `3 of 8 done, 0.42/s, 12 s left; busy: cpu:0 97 %, cpu:1 42 %`.
+    /// One line about the run: `3 of 8 done, 0.42/s, 12 s left; busy: cpu:0 97 %, cpu:1 42 %`.
     pub fn line(&self, of: usize, now: Instant) -> String {
         match of.saturating_sub(self.done) {
             0 => self.with_remaining(of, ""),
@@ -201,12 +202,14 @@ impl Gauge {
         format!("{} of {of} done{rate}{remaining}{busy}", self.done)
     }
 
-    /// How far it came of so many, what the start cost and how it went on, and how that compares with the plan.
+    /// Lines about the finished run: how many of `of` pictures are done, the time to start, the rate, and a comparison
+    /// with the plan.
     pub fn closing_lines(&self, of: usize) -> Vec<String> {
         [self.with_remaining(of, ""), self.start_line()].into_iter().chain(self.beside_the_plan()).collect()
     }
 
-    /// The plan's time beside the real one: pictures per second once all is warm, or else the seconds for all pictures.
+    /// Compares the real rate with the plan's: pictures per second once all replicas are warm, or else the seconds for
+    /// all pictures.
     fn beside_the_plan(&self) -> Option<String> {
         let images_per_second = self.planned.images_per_second;
         let (said, ratio) = match self.steady_images_per_second() {
@@ -218,7 +221,7 @@ impl Gauge {
             }
             None => return None,
         };
-        // Less is noise, small models and the first picture's cold caches.
+        // Smaller differences are caused by noise, small models and the first picture's cold caches.
         let measure =
             if !(0.5..=2.0).contains(&ratio) { "; `sdshard devices --measure` measures the devices anew" } else { "" };
         Some(format!("{said}{measure}"))
@@ -284,7 +287,7 @@ mod tests {
         let anew = "; `sdshard devices --measure` measures the devices anew";
         assert_eq!(run(1.0, &[25]).unwrap(), format!("planned 1.00 s, real 2.50 s{anew}"));
         assert_eq!(run(1.0, &[15, 25, 35]).unwrap(), "planned 1.00/s, real 1.00/s");
-        // The second replica's first picture is the last of all: no time is left in which all was warm.
+        // The second replica's first picture is the last of all, so there is no time in which all replicas were warm.
         let planned = Planned { seconds_per_image: 1.0, images_per_second: 2.0 };
         let mut gauge = Gauge::new(started, Duration::ZERO, vec![cpu], 2, planned, vec![1.0; 3]);
         for (index, replica, tenths) in [(0, 0, 10), (1, 0, 20), (2, 1, 21)] {

@@ -1,4 +1,4 @@
-//! `sdshard PROMPT...`: from arguments to a checked list of pictures to make, and from there to files.
+//! `sdshard PROMPT...`: makes a checked list of pictures from the arguments, and then the files.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -33,10 +33,10 @@ use super::{
     run::{ImageRun, Summary, trace_file},
 };
 
-/// The strengths of guidance that the built-in model draws well with: see `models/emoji/README.md`.
+/// The guidance scales for which the built-in model was trained: see `models/emoji/README.md`.
 const TOY_GUIDANCE: std::ops::RangeInclusive<f32> = 1.5..=3.0;
 
-/// Makes the pictures.
+/// Generates the pictures.
 pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Result<()> {
     let world = World::new(args.rank, args.world_size, |name| std::env::var(name).ok())?;
     if world.world_size > 1 && args.seed == Some(Seed::Random) {
@@ -47,7 +47,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         return Err(Error::input("--prompts-file -: several processes cannot read one stdin").hint("a file"));
     }
     let (mut jobs, first_seed) = jobs(args)?;
-    if world.world_size > 1 && !mine(&mut jobs, &world, console) {
+    if world.world_size > 1 && !keep_own_jobs(&mut jobs, &world, console) {
         return if args.json { console.print(&Summary::default().line()) } else { Ok(()) };
     }
     backend::cpu::threads::share_cores(world.local_rank, world.local_world_size);
@@ -137,11 +137,11 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         gauge: Gauge::new(started, load, devices, replicas, planned, seconds_alone(&plan, &requests)),
         overview: console.overview(),
     };
-    let outcome = engine.generate(requests.iter().cloned(), |index, event| run.on(index, event));
+    let outcome = engine.generate(requests.iter().cloned(), |index, event| run.handle_event(index, event));
     run.finish(outcome, &engine)
 }
 
-/// Shows how far the reading of weights has come, and ends it once somebody wants the run to stop.
+/// Shows the progress of reading the weights, and stops it when the user has asked to stop.
 fn loading_observer(console: &Console, interrupt: &Interrupt) -> Observer {
     let (bar, interrupt) = (console.loading(), interrupt.clone());
     Observer(Arc::new(move |loading| {
@@ -151,8 +151,8 @@ fn loading_observer(console: &Console, interrupt: &Interrupt) -> Observer {
     }))
 }
 
-/// Says once what is drawn other than somebody may expect: the syntax of web UIs in prompts, and sizes or guidance that the
-/// built-in model was not made for; `built_in` has what it was made for.
+/// Warns once about settings with an unexpected effect: the syntax of web UIs in prompts, and sizes or guidance scales
+/// for which the built-in model was not made; `built_in` has its defaults.
 fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
     let texts = requests.iter().flat_map(|request| [&request.prompt, &request.negative_prompt]);
     if let Some(found) = texts.into_iter().find_map(|text| prompts::syntax_of_web_uis(text)) {
@@ -173,7 +173,7 @@ fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
     }
 }
 
-/// The seconds of each picture by itself: the plan's for one picture, by its steps, its size and its guidance.
+/// The seconds of each picture alone: the plan's for one picture, scaled by its steps, size and guidance.
 fn seconds_alone(plan: &Plan, requests: &[Request]) -> Vec<f64> {
     let size = |steps: usize, width: usize, height: usize, guided: bool| {
         (steps * width * height) as f64 * if guided { 2.0 } else { 1.0 }
@@ -187,20 +187,20 @@ fn seconds_alone(plan: &Plan, requests: &[Request]) -> Vec<f64> {
     alone.collect()
 }
 
-/// Which pictures of a run that is resumed are there, made from the very request and whole.
+/// For each picture of a resumed run, whether its file exists, is complete, and was made from the same request.
 ///
 /// # Errors
-/// If a picture has no name, because other files have all that it may have and may not be replaced; or if one to resume was
-/// made before the model's files were changed: the rest would not belong to it.
+/// If a picture has no name, because other files have all its possible names and may not be replaced; or if a file was
+/// made before the model's files changed: the remaining pictures would not match it.
 fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Model, plan: &Plan) -> Result<Vec<bool>> {
     let folder = args.folder();
-    // A model that is new here has to be read once for its identity, which would keep a first run waiting for nothing.
+    // The identity of a new model requires reading all its files, which would delay a first run without a reason.
     let is_taken = |job: &Job| folder.join(&job.file).symlink_metadata().is_ok();
     if !args.resume && !jobs.iter().any(is_taken) {
         return Ok(vec![false; jobs.len()]);
     }
     let hash = model.identity()?;
-    // Which place of the plan draws a picture is not known before it is drawn.
+    // It is not known in advance which place of the plan draws a picture.
     let [plain, guided] = [false, true].map(|guided| plan.denoiser_dtypes(guided));
     let look = |i: usize| {
         let request: &Request = &requests[i];
@@ -238,9 +238,10 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
     .hint("another --output-dir, or --overwrite"))
 }
 
-/// `look(i)` for each `i` below `count`, by all cores where there are many. Threads that cannot be started are done without.
+/// Calls `look(i)` for each `i` below `count`, on all cores if there are many calls. If a thread cannot be started, the
+/// others do its work.
 fn for_all<T: Send>(count: usize, look: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    /// Fewer are not worth a thread.
+    /// The number of calls up to which one thread is used.
     const FEW: usize = 64;
     let cores = std::thread::available_parallelism().map_or(1, usize::from).min(count.div_ceil(FEW));
     let next = AtomicUsize::new(0);
@@ -260,13 +261,13 @@ fn for_all<T: Send>(count: usize, look: impl Fn(usize) -> T + Sync) -> Vec<T> {
     })
 }
 
-/// Those of `all` whose files are not `there` yet.
+/// The items of `all` whose files are not `there` yet.
 fn missing<T>(all: Vec<T>, there: &[bool]) -> Vec<T> {
     all.into_iter().zip(there).filter(|(_, there)| !**there).map(|(one, _)| one).collect()
 }
 
-/// Leaves the jobs of this process's prompts and says which they are; `false` if there are none.
-fn mine(jobs: &mut Vec<Job>, world: &World, console: &Console) -> bool {
+/// Keeps the jobs of this process's prompts and prints which they are; `false` if there are none.
+fn keep_own_jobs(jobs: &mut Vec<Job>, world: &World, console: &Console) -> bool {
     let prompts = jobs.last().map_or(0, |job| job.prompt_index + 1);
     let slice = world.slice(prompts);
     let which = match slice.len() {

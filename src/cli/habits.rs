@@ -1,5 +1,5 @@
-//! Words that other tools taught: flags, samplers, devices and commands of diffusers, web UIs and other programs, and what
-//! they mean here, or that they are not there yet.
+//! Names from other tools: flags, samplers, devices and commands of diffusers, web UIs and other programs, with their
+//! equivalents here, or the message that there is none.
 
 use std::{ffi::OsString, str::FromStr};
 
@@ -9,10 +9,10 @@ use sdshard::{
     scheduler::SchedulerKind,
 };
 
-/// First words of other tools. Alone they are hardly meant as prompts.
+/// Commands of other tools. As the only word they are probably not prompts.
 const COMMANDS: [&str; 8] = ["help", "version", "list", "run", "generate", "txt2img", "img2img", "benchmark"];
 
-/// Flags that sdshard does not have: their names elsewhere, what is to say, and what to try.
+/// Flags that sdshard does not have: their names in other tools, the message, and what to try.
 const ABSENT: &[(&[&str], &str, &str)] = &[
     (
         &["-n"],
@@ -115,7 +115,7 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     ),
 ];
 
-/// Samplers of other tools that exist here: their names without case, spaces, `-` and `_`.
+/// Samplers of other tools that exist here: their names in lower case without spaces, `-` and `_`.
 const SAMPLERS: &[(&str, SchedulerKind)] = &[
     ("plms", SchedulerKind::Pndm),
     ("keuler", SchedulerKind::Euler),
@@ -133,7 +133,7 @@ const SAMPLERS: &[(&str, SchedulerKind)] = &[
     ("dpm++2mk", SchedulerKind::DpmSolverMultistepKarras),
 ];
 
-/// Samplers that other tools have and this one does not.
+/// Samplers of other tools that do not exist here.
 const ABSENT_SAMPLERS: &[&str] = &[
     "ddpm",
     "deis",
@@ -169,11 +169,11 @@ const ABSENT_SAMPLERS: &[&str] = &[
     "unipcmultistep",
 ];
 
-/// Spacings of noise levels that other tools choose beside the sampler.
+/// Spacings of noise levels that other tools select separately from the sampler.
 const SPACINGS: &[&str] =
     &["karras", "exponential", "polyexponential", "discrete", "normal", "simple", "sgmuniform", "beta", "automatic"];
 
-/// A sampler by its name here or elsewhere.
+/// Finds a sampler by its name here or in other tools.
 pub fn scheduler(name: &str) -> Result<&'static str, String> {
     if let Ok(kind) = SchedulerKind::from_str(name) {
         return Ok(kind.name());
@@ -206,7 +206,7 @@ pub fn scheduler(name: &str) -> Result<&'static str, String> {
     })
 }
 
-/// A device of `--device`; `cuda` alone is the first one, as in PyTorch.
+/// Parses a device of `--device`; `cuda` alone is the first one, as in PyTorch.
 pub fn device(name: &str) -> Result<DeviceId, String> {
     match name {
         "cuda" => return Ok(DeviceId::new(DeviceKind::Cuda, 0)),
@@ -226,20 +226,20 @@ pub fn device(name: &str) -> Result<DeviceId, String> {
     })
 }
 
-/// The width and the height in `512x768`.
+/// Parses the width and the height in `512x768`.
 pub fn size(text: &str) -> Result<(usize, usize), String> {
     let sides =
         text.split_once(['x', 'X', '*']).and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
     sides.ok_or_else(|| "width and height in pixels, as 512x768".to_string())
 }
 
-/// What is to say about a flag that clap does not know.
+/// The error for a flag of other tools that sdshard does not have.
 pub fn absent(flag: &str) -> Option<Error> {
     let (_, what, hint) = ABSENT.iter().find(|(flags, ..)| flags.contains(&flag))?;
     Some(Error::input(format!("{flag}: {what}")).hint(*hint))
 }
 
-/// Flags may have `_` in place of `-`, as Python's have: `--num_inference_steps`.
+/// Replaces `_` by `-` in the names of flags, because Python programs use it: `--num_inference_steps`.
 pub fn with_hyphens(arguments: Vec<OsString>) -> Vec<OsString> {
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
     let hyphens = |(index, argument): (usize, OsString)| match argument.to_str() {
@@ -252,7 +252,7 @@ pub fn with_hyphens(arguments: Vec<OsString>) -> Vec<OsString> {
     arguments.into_iter().enumerate().map(hyphens).collect()
 }
 
-/// The subcommand or command of another tool that a lone word is, or is a slip of the finger for.
+/// The subcommand, or command of another tool, that a single word equals or resembles.
 pub fn command<'a>(word: &str, subcommands: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     if let Some(known) = COMMANDS.into_iter().find(|command| *command == word) {

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop where it can, a second one stops it at once.
+//! Ctrl-C and SIGTERM: the first signal asks the run to stop cleanly, and a second one ends it at once.
 
 use std::sync::{
     Arc,
@@ -11,20 +11,20 @@ use signal_hook::{
     flag,
 };
 
-/// What signals have asked for so far.
+/// The signals that were received so far.
 #[derive(Debug, Clone)]
 pub struct Interrupt {
     requested: Arc<AtomicBool>,
-    /// Exit code for the last signal; 0 before the first.
+    /// The exit code for the last signal; 0 before the first.
     code: Arc<AtomicUsize>,
 }
 
 impl Interrupt {
-    /// Takes over both signals.
+    /// Handles both signals from here on.
     pub fn install() -> Result<Self> {
         let interrupt = Self { requested: Arc::default(), code: Arc::default() };
         for (signal, code) in [(SIGINT, 130), (SIGTERM, 143)] {
-            // Actions run in this order: only a second signal finds the flag set.
+            // The actions run in this order, so only a second signal finds the flag set.
             flag::register_conditional_shutdown(signal, code, Arc::clone(&interrupt.requested))
                 .and_then(|_| flag::register_usize(signal, Arc::clone(&interrupt.code), code as usize))
                 .and_then(|_| flag::register(signal, Arc::clone(&interrupt.requested)))
@@ -33,24 +33,24 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// A file that grows beyond the limit of its size (`ulimit -f`) is an error of whoever writes it, not the end of the
+    /// Makes a file that exceeds the limit of its size (`ulimit -f`) an error of the write, instead of the end of the
     /// program.
     pub fn survive_size_limits() {
         #[cfg(unix)]
         let _ = flag::register(rustix::process::Signal::XFSZ.as_raw(), Arc::default());
     }
 
-    /// Set as soon as somebody wants the run to stop.
+    /// A flag that is set as soon as a signal has asked the run to stop.
     pub fn requested(&self) -> &Arc<AtomicBool> {
         &self.requested
     }
 
-    /// Fails once somebody wants the run to stop.
+    /// Fails once a signal has asked the run to stop.
     pub fn check(&self) -> Result<()> {
         if self.requested.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
     }
 
-    /// 130 after Ctrl-C, 143 after SIGTERM.
+    /// The exit code: 130 after Ctrl-C, 143 after SIGTERM.
     pub fn exit_code(&self) -> Option<u8> {
         u8::try_from(self.code.load(Ordering::Relaxed)).ok().filter(|code| *code != 0)
     }

@@ -1,4 +1,4 @@
-//! The list of pictures to make, from the arguments and the prompts file, checked; and each as a request to a model.
+//! The checked list of pictures to make, from the arguments and the prompts file; and their requests.
 
 use std::{
     collections::HashSet,
@@ -23,21 +23,21 @@ use super::{
     prompts::{self, Asked, flag},
 };
 
-/// The most pictures of one run.
+/// The largest number of pictures of one run.
 const MAX_JOBS: usize = 1_000_000;
 
-/// The jobs with the model's defaults filled in.
+/// The requests of the jobs, with the model's defaults filled in.
 pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&Latents>) -> Result<Vec<Request>> {
     let output = match args.output_type {
         OutputType::Png => Output::Image,
         OutputType::Latent => Output::Latents,
     };
-    // A run has many requests and few schedules, each of which goes through all training steps.
+    // A run has many requests and few schedules, and making a schedule computes all training steps.
     let mut checked = HashSet::new();
     jobs.iter()
         .map(|job| {
             let request = job.request(&model.spec, args.rng, output, latents)?;
-            // A solver may refuse a number of steps: better now than after the first pictures.
+            // A solver may reject a number of steps, which should be reported before the first picture.
             if checked.insert((request.scheduler, request.steps)) {
                 let config = model.spec.scheduler_for(request.scheduler)?;
                 schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
@@ -47,27 +47,27 @@ pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Optio
         .collect()
 }
 
-/// One picture to make. What is `None` is the model's to say.
+/// One picture to make. For options that are `None`, the model has defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// Place of the prompt in the list, from 0.
+    /// The position of the prompt in the list, from 0.
     pub prompt_index: usize,
-    /// Which of the prompt's pictures, from 0.
+    /// The number of the picture among those of the prompt, from 0.
     pub image_index: usize,
-    /// Names that its file may have in the output folder, and the preferred one for messages.
+    /// The possible names of its file in the output folder; messages show the preferred one.
     pub names: Names,
     pub file: String,
-    /// Where it is asked for, if in a file: the file and the line.
+    /// The file and the line of the prompt, if it is in a file.
     pub asked_at: Option<String>,
-    /// Which of the fields that may be wrong for a model are said there, and not by flags.
+    /// The fields which are set there and not by flags, among those that may be invalid for a model.
     pub asked_fields: Vec<&'static str>,
-    /// The seed comes from the request itself and not from `--seed`.
+    /// Whether the prompt has its own seed, instead of one derived from `--seed`.
     pub has_own_seed: bool,
-    /// What is asked for, with the prompt and the seed of this picture.
+    /// The options, with the prompt and the seed of this picture.
     pub options: RequestOptions,
 }
 
-/// All pictures in order, and the seed of the first. Everything is checked that can be without the model.
+/// All pictures in order, and the seed of the first. Everything that does not need the model is checked.
 pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     let flags = prompts::checked(&args.options, flag)?;
     if let Some(folder) = args.output.as_ref().and_then(|template| template.as_folder_in(&args.folder())) {
@@ -76,7 +76,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     }
     let first_seed = match args.seed {
         Some(Seed::Number(seed)) => seed,
-        Some(Seed::Random) => RandomState::new().hash_one(()), // keys from the system's own randomness
+        Some(Seed::Random) => RandomState::new().hash_one(()), // the keys are random numbers from the system
         None => 0,
     };
     let extension = match args.output_type {
@@ -134,22 +134,22 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
 }
 
 impl Job {
-    /// What to draw.
+    /// The prompt.
     pub fn prompt(&self) -> &str {
         self.options.prompt.as_deref().unwrap_or_default()
     }
 
-    /// Seed of this picture.
+    /// The seed of this picture.
     pub fn seed(&self) -> u64 {
         self.options.seed.unwrap_or_default()
     }
 
-    /// What messages call it.
+    /// The picture's name in messages.
     fn name(&self) -> &str {
         self.asked_at.as_deref().unwrap_or(&self.file)
     }
 
-    /// What messages call one of its fields: the flag, or the field at its place in a file.
+    /// The name of one of its fields in messages: the flag, or the field and its place in a file.
     fn name_of(&self, field: &str) -> String {
         match &self.asked_at {
             Some(at) if self.asked_fields.contains(&field) => format!("{at}: {field}"),
@@ -157,7 +157,7 @@ impl Job {
         }
     }
 
-    /// The request, with the model's defaults for what is not said.
+    /// The request, with the model's defaults for options that are not set.
     pub fn request(&self, spec: &ModelSpec, rng: Rng, output: Output, latents: Option<&Latents>) -> Result<Request> {
         let request = self.options.request(spec, |field| self.name_of(field))?;
         let Some(latents) = latents else { return Ok(Request { rng, output, ..request }) };
@@ -192,7 +192,7 @@ mod tests {
         error.to_string()
     }
 
-    /// The built-in model's configs, for pictures of 64x64.
+    /// The built-in model's configs, with a size of 64x64.
     fn spec() -> ModelSpec {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji");
         let mut spec = ModelSpec::load(&ModelFiles::folder(folder).unwrap()).unwrap();

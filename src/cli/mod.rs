@@ -1,4 +1,4 @@
-//! The command line: arguments, messages and exit codes. What a subcommand does is in the file of its name.
+//! The command line program: arguments, messages and exit codes. Each subcommand is in the file with its name.
 
 mod args;
 mod bench;
@@ -37,13 +37,13 @@ use self::{
     progress::Console,
 };
 
-/// First words that will be subcommands, kept free so that no script comes to rely on them as prompts.
+/// First words that are reserved for future subcommands, so that no script uses them as prompts.
 const RESERVED: [&str; 3] = ["serve", "convert", "completions"];
 
-/// Below this limit, allocations fail before anything is planned, which ends the process.
+/// The address space in bytes below which allocations fail before anything is planned, which ends the process.
 const LEAST_ADDRESS_SPACE: u64 = 512 << 20;
 
-/// The whole program: reads the arguments, runs, says what went wrong, and chooses the exit code.
+/// Runs the program: parses the arguments, runs the command, prints errors, and returns the exit code.
 pub fn main() -> ExitCode {
     let arguments = habits::with_hyphens(std::env::args_os().collect());
     if let Some(word) = RESERVED.iter().find(|word| arguments.get(1).is_some_and(|first| first == *word)) {
@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
             Err(error) => report(&error, None),
         };
     };
-    // They have no file to finish, so a signal ends them as it ends any program.
+    // These commands have no file to finish, so a signal ends them with its default action.
     let outcome = ready.and_then(|()| match command {
         Command::Plan(args) => plan::run(args, &console),
         Command::Devices(args) => devices::run(args, &console),
@@ -85,9 +85,9 @@ fn exit(outcome: Result<()>, interrupt: Option<&Interrupt>) -> ExitCode {
     outcome.map_or_else(|error| report(&error, interrupt), |()| ExitCode::SUCCESS)
 }
 
-/// Prints an error and gives its exit code.
+/// Prints an error and returns its exit code.
 fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
-    // Whoever closed stderr does not want to read it.
+    // If stderr is closed, the message cannot be shown.
     let _ = writeln!(std::io::stderr(), "error: {error}");
     match (error.scope(), interrupt.and_then(Interrupt::exit_code)) {
         (ErrorScope::Interrupted, Some(code)) => ExitCode::from(code),
@@ -95,10 +95,10 @@ fn report(error: &Error, interrupt: Option<&Interrupt>) -> ExitCode {
     }
 }
 
-/// Arguments that cannot be read, or that ask for help or the version.
+/// Handles arguments that are invalid, or that ask for help or the version.
 fn not_parsed(refused: &clap::Error) -> ExitCode {
     if !refused.use_stderr() {
-        // Nobody is there to be told if this cannot be printed.
+        // If stdout is closed, the text cannot be shown.
         let _ = refused.print();
         return ExitCode::SUCCESS;
     }
@@ -114,8 +114,8 @@ fn not_parsed(refused: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// A prompt that most likely means another thing than a picture: the name of a subcommand (`sdshard -q bench`), or a lone
-/// word that is near one or a command of other tools.
+/// The error for a prompt that is most likely a mistake: the name of a subcommand (`sdshard -q bench`), or a single
+/// word that resembles one or is a command of other tools.
 fn command_as_prompt(cli: &Cli) -> Option<Error> {
     if cli.command.is_some() {
         return None;
@@ -142,7 +142,7 @@ fn command_as_prompt(cli: &Cli) -> Option<Error> {
     Some(refused.hint(format!("{meant}; as a prompt it goes after two dashes: sdshard -- {word}")))
 }
 
-/// What the environment says wrong is refused, not ignored.
+/// Rejects invalid environment variables.
 fn check_environment() -> Result<()> {
     if let Some(limit) = cpu::address_space_limit().filter(|limit| *limit < LEAST_ADDRESS_SPACE) {
         return Err(Error::input("the limit of address space is too small for the program itself")
@@ -150,11 +150,11 @@ fn check_environment() -> Result<()> {
             .hint(format!("ulimit -v {} or more", LEAST_ADDRESS_SPACE / 1024)));
     }
     cpu::path()?;
-    cpu::threads::asked()?;
+    cpu::threads::requested_threads()?;
     Ok(())
 }
 
-/// Log lines go to stderr, above the progress bars: warnings, and more with `-v` or `RUST_LOG`.
+/// Sends log lines to stderr, above the progress bars: warnings, and more with `-v` or `RUST_LOG`.
 fn start_logging(args: &LogArgs, console: &Console) -> Result<()> {
     let filter = match (std::env::var("RUST_LOG"), args.quiet, args.verbose) {
         (Ok(filter), _, _) if !filter.is_empty() => filter,
@@ -169,7 +169,7 @@ fn start_logging(args: &LogArgs, console: &Console) -> Result<()> {
     let console = console.clone();
     let lines =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || console.log_writer());
-    // A warning among plain lines needs no time and no module.
+    // Warnings among plain lines are printed without time and module.
     match std::env::var_os("RUST_LOG").is_none() && args.verbose == 0 {
         true => lines.without_time().with_target(false).init(),
         false => lines.init(),

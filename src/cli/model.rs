@@ -1,5 +1,5 @@
-//! `--model` and `--device-map`: a folder, a hub id, or the model that is built in; a map, with what other flags change in
-//! it.
+//! `--model` and `--device-map`: finds and opens the model in a folder, on the hub or built in; and reads the map, with
+//! the changes that other flags make.
 
 use std::{ops::ControlFlow, path::Path, sync::atomic::Ordering};
 
@@ -20,9 +20,9 @@ use super::{
     progress::Console,
 };
 
-/// Where the model is that the arguments name.
+/// The files of the model that the arguments name.
 ///
-/// What a hub model lacks in the cache is downloaded; `interrupt` ends that.
+/// Missing files of a hub model are downloaded; `interrupt` stops the download.
 pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Option<&Interrupt>) -> Result<ModelFiles> {
     match &args.model {
         None if args.revision.is_some() => {
@@ -57,7 +57,7 @@ pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Opt
 
 /// Opens the model that the arguments name.
 pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) -> Result<Model> {
-    // What of a hub model can be checked without its weights is checked before they are downloaded.
+    // The parts of a hub model that need no weights are checked before the weights are downloaded.
     if args.model.as_deref().is_some_and(|name| weights::is_hub_id(name) && !Path::new(name).exists()) {
         ModelSpec::load(&files(args, Wanted::Configs, console, interrupt)?)?;
         Model::without_weights(files(args, Wanted::Texts, console, interrupt)?, args.variant.clone())?;
@@ -71,7 +71,7 @@ pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) 
     Model::open(files, args.variant.clone())
 }
 
-/// The model that is built in, without a word about it.
+/// Opens the built-in model without printing a message.
 pub fn built_in_alone() -> Result<Model> {
     Model::open(embedded()?, None)
 }
@@ -100,7 +100,7 @@ fn built_in(_: &Console) -> Result<ModelFiles> {
     embedded()
 }
 
-/// The map that the arguments ask for; without one, as many replicas as the devices hold.
+/// The map that the arguments select; without one, as many replicas as fit on the devices.
 pub fn device_map(args: &MapArgs) -> Result<DeviceMap> {
     let mut map = match &args.device_map {
         Some(name) => DeviceMap::load(name)?,

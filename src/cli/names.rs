@@ -1,9 +1,9 @@
-//! Names of the files: by `--output` or by the place in the list, with enough of the prompt to find a picture again; and
-//! what happens where a name is taken.
+//! The names of files: from `--output`, or from the position in the list and the beginning of the prompt; and how
+//! conflicts of names are solved.
 //!
-//! A picture may have one of a few names, which depend on its request alone: the plain one, the same with the seed, and with
-//! the seed and a digest of all that the file says about itself. It gets the first that is its own already or free. So any
-//! process, and any later run, finds it by its request and what is in the folder.
+//! A picture has a few possible names, which depend on its request alone: the plain one, the one with the seed, and the
+//! one with the seed and a digest of the metadata. It gets the first name whose file is its own or does not exist. So
+//! any process, and any later run, finds the file by the request and the contents of the folder.
 
 use std::{
     fmt,
@@ -18,37 +18,37 @@ use sdshard::{
 };
 use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 
-/// The most characters of a prompt, and the most bytes of them.
+/// The largest number of characters of a prompt in a name, and of their bytes.
 const SLUG: usize = 40;
 const SLUG_BYTES: usize = 120;
-/// The most bytes of a name before what is appended to it; file systems allow 255 in all.
+/// The largest number of bytes of a name without the appended parts; file systems allow 255 in total.
 const STEM_BYTES: usize = 200;
-/// What a template may contain, as the messages say it.
+/// The placeholders of a template, for messages.
 const PLACEHOLDERS: &str = "{index}, {image}, {seed} and {prompt}";
-/// Names that Windows keeps for devices, with any extension.
+/// Names that Windows reserves for devices, with any extension.
 const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
 
-/// `--output`: names of files with placeholders. A path that may have folders in it.
+/// The template of `--output`: a path with placeholders, which may contain folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(Vec<Part>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
-    /// Place of the prompt in the list, from 0.
+    /// The position of the prompt in the list, from 0.
     Index,
-    /// Which of the prompt's pictures, from 0.
+    /// The number of the picture among those of the prompt, from 0.
     Image,
     Seed,
     Prompt,
 }
 
-/// What fills a template in.
+/// The values for the placeholders of a template.
 #[derive(Debug, Clone, Copy)]
 pub struct NameFields<'a> {
     pub prompt_index: usize,
     pub image_index: usize,
-    /// How many pictures the prompt has.
+    /// The number of pictures of the prompt.
     pub images: usize,
     pub prompt: &'a str,
     pub seed: u64,
@@ -115,22 +115,22 @@ impl Template {
         self.0.iter().map(part).collect()
     }
 
-    /// The folder that all files are in, as far as it has no placeholder.
+    /// The folder that contains all files: the template's leading folders without placeholders.
     pub fn folder(&self) -> &Path {
         let Some(Part::Text(text)) = self.0.first() else { return Path::new("") };
         Path::new(text.rfind(std::path::is_separator).map_or("", |at| &text[..=at]))
     }
 
-    /// The folder that somebody named instead of a file.
+    /// The path, if the template names an existing folder instead of a file.
     pub fn as_folder_in(&self, folder: &Path) -> Option<PathBuf> {
         let [Part::Text(text)] = self.0.as_slice() else { return None };
         Some(folder.join(text)).filter(|path| path.is_dir())
     }
 
-    /// The names of one picture. An extension that the template ends in must be that of the files.
+    /// The names of one picture. If the template has an extension, it must be that of the format.
     ///
     /// # Errors
-    /// If it is that of another format.
+    /// If the extension is that of another format.
     pub fn names(&self, place: &NameFields, extension: &'static str) -> Result<Names> {
         let mut stem = self.fill(place, &slug(place.prompt));
         let said = Path::new(&stem).extension().and_then(|said| said.to_str()).unwrap_or_default().to_ascii_lowercase();
@@ -149,7 +149,7 @@ impl Template {
     }
 }
 
-/// Whether Windows keeps a name for a device.
+/// Whether Windows reserves a name for a device.
 fn is_reserved(name: &str) -> bool {
     let name = name.split('.').next().unwrap_or_default().trim_end().to_ascii_lowercase();
     let numbered =
@@ -157,16 +157,17 @@ fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name.as_str()) || numbered("com") || numbered("lpt")
 }
 
-/// The names that one picture may have, the preferred one first.
+/// The possible names of one picture, the preferred one first.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Names {
-    /// Without extension.
+    /// The name without extension.
     stem: String,
     extension: &'static str,
     seed: u64,
-    /// The stem says the seed already.
+    /// Whether the stem contains the seed already.
     has_seed: bool,
-    /// The first name that no other picture of the same list prefers: 0 the stem, 1 with the seed, 2 with the digest.
+    /// The first name that no other picture of the same list prefers: 0 for the stem, 1 with the seed, 2 with the
+    /// digest.
     first: usize,
 }
 
@@ -179,7 +180,7 @@ impl fmt::Display for Names {
 }
 
 impl Names {
-    /// `00003-a-red-fox.png`, or `00003_01-a-red-fox.png` where a prompt has several pictures.
+    /// The name `00003-a-red-fox.png`, or `00003_01-a-red-fox.png` if a prompt has several pictures.
     pub fn by_place(place: &NameFields, extension: &'static str) -> Self {
         let image = if place.images > 1 { format!("_{:02}", place.image_index) } else { String::new() };
         let slug = slug(place.prompt);
@@ -192,7 +193,7 @@ impl Names {
         if self.has_seed { self.stem.clone() } else { format!("{}-seed{}", self.stem, self.seed) }
     }
 
-    /// All of them for a picture that says `metadata` about itself.
+    /// All names of a picture with this `metadata`.
     pub fn all(&self, metadata: &Metadata) -> Vec<String> {
         let with_digest = format!("{}-{}", self.with_seed(), metadata.digest());
         let mut stems = vec![self.stem.clone(), self.with_seed(), with_digest];
@@ -201,8 +202,8 @@ impl Names {
         stems.iter().map(|stem| format!("{stem}.{}", self.extension)).collect()
     }
 
-    /// Where the file of a picture is or goes: what says the same of itself, else the first name that is free. `None` if
-    /// other files have all of its names.
+    /// The path of a picture's file: an existing file with the same metadata, or else the first name that is free.
+    /// `None` if other files have all its names.
     pub fn find(&self, folder: &Path, metadata: &Metadata) -> Option<PathBuf> {
         let mut paths = self.all(metadata).into_iter().map(|name| folder.join(name));
         let own = paths.clone().find(|path| is_of(path, metadata));
@@ -210,7 +211,7 @@ impl Names {
     }
 
     /// Writes the file of a picture under the first of its names that is its own or free, or with `overwrite` under the
-    /// preferred one whatever is there. Processes that do so at the same time never replace each other's pictures.
+    /// preferred name in any case. Processes that do this at the same time never replace each other's pictures.
     ///
     /// # Errors
     /// If the file cannot be written, or other files have all of its names.
@@ -232,7 +233,7 @@ impl Names {
             let path = folder.join(&self.all(metadata)[0]);
             return output::write(&path, bytes, durability).map(|()| path);
         }
-        // Somebody else may take the name that was found before it is ours; then there is another one, or none.
+        // Another process may take the name before this one does; then the next name is tried, if there is one.
         while let Some(path) = self.find(folder, metadata) {
             if is_of(&path, metadata) {
                 return output::write(&path, bytes, durability).map(|()| path);
@@ -245,16 +246,16 @@ impl Names {
     }
 }
 
-/// What may be replaced by a picture.
+/// The files that a picture may replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replacing {
-    /// A file that was made from the same request.
+    /// Only a file that was made from the same request.
     Itself,
-    /// Whatever has the name.
+    /// Any file with the name.
     Others,
 }
 
-/// Moves pictures of one list that prefer the same name on to names of their own.
+/// Gives pictures of one list that prefer the same name different names.
 pub fn tell_apart<'a>(names: impl IntoIterator<Item = &'a mut Names>) {
     let mut names: Vec<_> = names.into_iter().collect();
     for first in [1, 2] {
@@ -266,13 +267,13 @@ pub fn tell_apart<'a>(names: impl IntoIterator<Item = &'a mut Names>) {
     }
 }
 
-/// Whether a file was made from this request. What cannot be read was not.
+/// Whether a file was made from this request; false if it cannot be read.
 fn is_of(path: &Path, metadata: &Metadata) -> bool {
     Metadata::read(path).is_ok_and(|said| said.as_ref() == Some(metadata))
 }
 
-/// Lower-case letters and digits of any script, composed (NFC), with single hyphens between; empty for a prompt that has
-/// none.
+/// Lower-case letters and digits of any script, composed (NFC), with single hyphens in place of other characters; empty
+/// if the prompt has none.
 fn slug(prompt: &str) -> String {
     let (mut slug, mut count) = (String::new(), 0);
     for c in prompt.chars().flat_map(char::to_lowercase).nfc() {
@@ -291,7 +292,7 @@ fn slug(prompt: &str) -> String {
     slug
 }
 
-/// Refuses a path that no file can have, before anything is computed.
+/// Rejects a path that no file can have, before anything is computed.
 pub fn file_name_is_possible(option: &str, path: &Path) -> Result<()> {
     if path == Path::new("-") || is_stdout(path) {
         return Err(
@@ -301,7 +302,7 @@ pub fn file_name_is_possible(option: &str, path: &Path) -> Result<()> {
     output::check_possible(path).map_err(|error| error.context(option))
 }
 
-/// Whether a path is the regular file that stdout goes to.
+/// Whether a path is the regular file to which stdout is redirected.
 fn is_stdout(path: &Path) -> bool {
     #[cfg(unix)]
     return std::fs::metadata(path).is_ok_and(|there| {
@@ -361,20 +362,20 @@ mod tests {
             ("Cafe\u{301} A\u{30a}", "café-å"), // composed
             ("日本語 の 狐", "日本語-の-狐"),
             ("ЛИСА 狐狸 🦊", "лиса-狐狸"),
-            ("हिन्दी", "हिन्दी"), // with marks that are no letters
+            ("हिन्दी", "हिन्दी"), // with marks that are not letters
             ("\u{301}x", "x"),
             ("a\u{202e}b\u{1b}[31mc\u{0}d", "a-b-31mc-d"),
         ] {
             assert_eq!(slug(prompt), wanted);
         }
-        // The longest letters there are, and marks without end.
+        // The longest letters that exist, and many combining marks.
         for prompt in ["𠀀".repeat(500), format!("a{}", "\u{33f}".repeat(5000)), "İ".repeat(100)] {
             let slug = slug(&prompt);
             assert!(slug.len() <= SLUG_BYTES && slug.chars().count() <= SLUG && !slug.is_empty(), "{slug}");
         }
     }
 
-    fn named(template: &str, prompt: &str) -> String {
+    fn name_from(template: &str, prompt: &str) -> String {
         template.parse::<Template>().unwrap().names(&place(3, 1, 2, prompt), "png").unwrap().to_string()
     }
 
@@ -390,10 +391,10 @@ mod tests {
             ("nul", "_nul.png"),
             ("a/COM1.x.png", "a/_COM1.x.png"),
         ] {
-            assert_eq!(named(template, "A red fox"), name, "{template}");
+            assert_eq!(name_from(template, "A red fox"), name, "{template}");
         }
-        assert_eq!(named("{prompt}", "Con"), "_con.png");
-        assert_eq!(named("{prompt}", "!!"), "untitled.png");
+        assert_eq!(name_from("{prompt}", "Con"), "_con.png");
+        assert_eq!(name_from("{prompt}", "!!"), "untitled.png");
         assert_eq!("a/b/{prompt}/c".parse::<Template>().unwrap().folder(), Path::new("a/b/"));
         assert_eq!("{prompt}/c".parse::<Template>().unwrap().folder(), Path::new(""));
     }
@@ -458,7 +459,7 @@ mod tests {
         }
     }
 
-    /// Saves the picture that says `metadata`, whose one pixel is `grey`, and gives the name of its file.
+    /// Saves a picture with this `metadata`, whose only pixel is `grey`, and returns the name of its file.
     fn save(folder: &Path, metadata: &Metadata, grey: u8, replacing: Replacing) -> Result<String> {
         let image = sdshard::pipeline::Image { width: 1, height: 1, rgb: vec![grey; 3] };
         let (place, bytes) = (
@@ -477,11 +478,11 @@ mod tests {
         let (first, seed, steps) = (metadata(7, 1), metadata(8, 1), metadata(8, 2));
         let digest = format!("00000-a-seed8-{}.png", steps.digest());
         let wanted = [(&first, "00000-a.png"), (&seed, "00000-a-seed8.png"), (&steps, digest.as_str())];
-        // The second time each finds its own.
+        // The second time, each picture finds its own file.
         for (metadata, name) in wanted.into_iter().chain(wanted) {
             assert_eq!(save(metadata), name);
         }
-        // It is found by what it says, also where a name before its own has become free.
+        // The file is found by its metadata, even if an earlier name has become free.
         std::fs::remove_file(folder.path().join("00000-a.png")).unwrap();
         assert_eq!(save(&steps), digest);
     }
@@ -506,14 +507,14 @@ mod tests {
 
     #[test]
     fn pictures_that_are_saved_at_the_same_time_do_not_replace_each_other() {
-        // Two of each request: those share a file.
+        // There are two of each request, which share a file.
         let (count, rounds) = (4, 50);
         for _ in 0..rounds {
             at_once(count);
         }
     }
 
-    /// All at the same time, as far as threads can be.
+    /// Saves from `count` threads at the same time.
     fn at_once(count: u64) {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();

@@ -1,4 +1,4 @@
-//! `sdshard plan`: which device would hold what.
+//! `sdshard plan`: shows which device would hold what.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ use super::{
     run::one_or_all,
 };
 
-/// Prints the plan for all pictures that are asked for.
+/// Prints the plan for all requested pictures.
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let flags = prompts::checked(&args.options, flag)?;
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
@@ -53,8 +53,8 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     console.print(&if args.json { as_json(&plan).to_string() } else { plan.to_string() })
 }
 
-/// Compares weights and configs where there are weights, so that no plan is made for what a run would reject. A folder of
-/// configs alone is planned too, and so is a model of the hub of which not all is here yet.
+/// Compares weights with configs if the weights exist, so that no plan is made for a model that a run would reject.
+/// Models whose weights are missing or incomplete, in a folder or on the hub, are planned too.
 fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) -> Result<()> {
     let (name, variant) = (&args.model.model.model, args.model.model.variant.as_deref());
     let is_there = |component: &&str| {
@@ -70,7 +70,7 @@ fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) ->
     Ok(())
 }
 
-/// One place, as a device map would say it: a device, the device of each run of sections, or two of these.
+/// One place in the form of a device map: a device, the device of each run of sections, or two of these.
 fn place_as_json(place: &Place<backend::DeviceId>) -> Value {
     let route = |sections: &Sections<backend::DeviceId>| {
         let devices = Place::Route(sections.clone()).devices();

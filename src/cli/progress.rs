@@ -1,5 +1,5 @@
-//! What people see while they wait, on stderr: bars on a terminal, plain lines in a pipe, nothing with `--quiet`. And
-//! the one door to stdout, so that results and bars do not run into each other.
+//! Progress on stderr: bars on a terminal, plain lines in a pipe, nothing with `--quiet`. All output to stdout also
+//! goes through here, so that results and bars do not overwrite each other.
 
 use std::{
     fmt,
@@ -26,17 +26,17 @@ enum Mode {
     Quiet,
 }
 
-/// Both streams of the program. Clones are the same console.
+/// Both output streams of the program. Clones are the same console.
 #[derive(Debug, Clone)]
 pub struct Console {
     mode: Mode,
     bars: MultiProgress,
-    /// Whoever read stdout has closed it.
+    /// Whether the reader of stdout has closed it.
     unread: Arc<AtomicBool>,
 }
 
 impl Console {
-    /// For this process's own stderr.
+    /// The console of this process.
     pub fn new(quiet: bool) -> Self {
         let mode = match (quiet, io::stderr().is_terminal()) {
             (true, _) => Mode::Quiet,
@@ -47,34 +47,35 @@ impl Console {
         Self { mode, bars: MultiProgress::with_draw_target(target), unread: Arc::default() }
     }
 
-    /// A line on stderr, unless `--quiet`.
+    /// Prints a line on stderr, unless `--quiet`.
     pub fn note(&self, line: &str) {
         self.notes(&[line]);
     }
 
-    /// The same for a line that is of no use cut: what is left out of others stays in it.
+    /// Prints a line on stderr without shortening it, unless `--quiet`: for lines that are useless if they are cut.
     pub fn whole_note(&self, line: &str) {
         self.write(&format!("{}\n", printable(line)));
     }
 
-    /// Lines on stderr, unless `--quiet`.
+    /// Prints lines on stderr, unless `--quiet`.
     pub fn notes(&self, lines: &[impl AsRef<str>]) {
         self.write(&lines.iter().map(|line| shown(line.as_ref()) + "\n").collect::<String>());
     }
 
-    /// Writes to stderr in one piece, so that lines of several processes do not mix.
+    /// Writes to stderr in one piece, so that lines of several processes are not mixed.
     fn write(&self, text: &str) {
         if self.mode != Mode::Quiet {
-            // Whoever closed stderr does not want to read it.
+            // If stderr is closed, the text cannot be shown.
             let _ = self.bars.suspend(|| io::stderr().write_all(text.as_bytes()));
         }
     }
 
-    /// A line on stdout: a result. One that nobody reads any more is left out: see [`Console::is_unread`].
+    /// Prints a result as a line on stdout. After the reader has closed stdout, lines are left out: see
+    /// [`Console::is_unread`].
     pub fn print(&self, line: &str) -> Result<()> {
         let written = self.bars.suspend(|| {
             let mut stdout = io::stdout().lock();
-            // A program that reads the line gets it as it is.
+            // A program that reads the line gets it unchanged.
             let line = if stdout.is_terminal() { printable(line) } else { line.into() };
             writeln!(stdout, "{line}")?;
             stdout.flush()
@@ -88,17 +89,17 @@ impl Console {
         }
     }
 
-    /// Whether whoever read stdout has closed it.
+    /// Whether the reader of stdout has closed it.
     pub fn is_unread(&self) -> bool {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Where log lines go.
+    /// The writer for log lines.
     pub fn log_writer(&self) -> LogWriter {
         LogWriter(self.bars.clone())
     }
 
-    /// The place for a line about the whole run.
+    /// A line about the whole run.
     pub fn overview(&self) -> Overview {
         let bar = ProgressBar::hidden();
         bar.set_style(ProgressStyle::with_template("{msg}").expect("the template is right"));
@@ -106,7 +107,7 @@ impl Console {
         Overview { console: self.clone(), bar, next: Instant::now() + Overview::PAUSE }
     }
 
-    /// A file of so many bytes, if that is known, that is about to come: `downloading org/name: unet/config.json`.
+    /// Shows the download of a file, with its size in bytes if it is known: `downloading org/name: unet/config.json`.
     pub fn transfer(&self, title: &str, bytes: Option<u64>) -> Transfer {
         let title = shown(title).to_string();
         let style = match bytes {
@@ -124,24 +125,24 @@ impl Console {
         Transfer { console: self.clone(), title, bar, next: Instant::now() + Overview::PAUSE }
     }
 
-    /// Progress of one picture; `title` tells it from others: `3/8 a red fox`. In a pipe it has lines of its own only where
+    /// Shows the progress of one picture with a distinct `title`: `3/8 a red fox`. In a pipe it prints lines only if
     /// `in_pipes` is set.
     pub fn start(&self, title: &str, in_pipes: bool) -> Progress {
         let title = shown(title);
-        // A bar that nobody adds to the others would draw itself.
+        // A bar that is not hidden would be drawn before it is added to the others.
         let bar = ProgressBar::hidden().with_prefix(title.clone());
         let bar = if self.mode == Mode::Bars { self.bars.insert(0, bar) } else { bar };
         let has_lines = self.mode == Mode::Bars || in_pipes;
         Progress { console: self.clone(), title, has_lines, bar, started: Instant::now() }
     }
 
-    /// Progress of the reading of weights.
+    /// Shows the progress of reading weights.
     pub fn loading(&self) -> LoadingBar {
         LoadingBar { console: self.clone(), bar: Mutex::default() }
     }
 }
 
-/// A file on its way from the hub. Its bar goes away with it.
+/// The progress of a download from the hub. Its bar is removed when it is dropped.
 pub struct Transfer {
     console: Console,
     title: String,
@@ -150,7 +151,7 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// So many bytes are there.
+    /// Shows that this number of bytes has arrived.
     pub fn at(&mut self, bytes: u64) {
         self.bar.set_position(bytes);
         if self.console.mode == Mode::Lines && Instant::now() >= self.next {
@@ -168,7 +169,7 @@ impl Drop for Transfer {
     }
 }
 
-/// How the whole run goes: a line below the bars on a terminal, a line from time to time in a pipe.
+/// The progress of the whole run: a line below the bars on a terminal, a line from time to time in a pipe.
 pub struct Overview {
     console: Console,
     bar: ProgressBar,
@@ -176,7 +177,7 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// Between two lines in a pipe.
+    /// The time between two lines in a pipe.
     const PAUSE: Duration = Duration::from_secs(10);
 
     /// Shows `line`.
@@ -191,7 +192,7 @@ impl Overview {
         }
     }
 
-    /// The run is over: takes the line off the terminal.
+    /// Removes the line from the terminal at the end of the run.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
         self.console.bars.remove(&self.bar);
@@ -204,15 +205,15 @@ impl Drop for Overview {
     }
 }
 
-/// How far the reading of weights has come: a bar for each component on a terminal, a line in a pipe.
+/// The progress of reading weights: a bar for each component on a terminal, a line in a pipe.
 pub struct LoadingBar {
     console: Console,
-    /// Of the component that is being read.
+    /// The bar of the component that is being read.
     bar: Mutex<Option<ProgressBar>>,
 }
 
 impl LoadingBar {
-    /// Shows it; the bar goes away with the last byte.
+    /// Shows the progress; the bar is removed after the last byte.
     pub fn show(&self, loading: &Loading) {
         let mut current = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
         if loading.done_bytes == loading.total_bytes {
@@ -253,7 +254,7 @@ impl Drop for LoadingBar {
     }
 }
 
-/// Writes above the bars. One call is one message, which is how the subscriber calls it.
+/// Writes log lines above the bars. The subscriber writes each message with one call.
 pub struct LogWriter(MultiProgress);
 
 impl Write for LogWriter {
@@ -268,7 +269,7 @@ impl Write for LogWriter {
     }
 }
 
-/// One picture on its way. Its bar goes away with it.
+/// The progress of one picture. Its bar is removed when it is dropped.
 pub struct Progress {
     console: Console,
     title: String,
@@ -278,7 +279,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The next component is at work; `steps` of it are to come, 0 if that is not known.
+    /// Shows that the next component has begun, with its number of steps, or 0 if that is not known.
     pub fn stage(&self, name: &str, steps: usize) {
         let style = if steps > 0 {
             "{prefix}  {msg} {bar:30} {pos}/{len} {rate:>8} {eta:>4}"
@@ -286,7 +287,7 @@ impl Progress {
             "{prefix}  {msg} {spinner}"
         };
         let rate = |state: &ProgressState, line: &mut dyn fmt::Write| {
-            // A line that cannot be written is not shown.
+            // If the line cannot be formatted, it is not shown.
             let _ = write!(line, "{:.2}/s", state.per_sec());
         };
         let style = ProgressStyle::with_template(style).expect("both templates are right");
@@ -300,12 +301,12 @@ impl Progress {
         }
     }
 
-    /// So many steps of the stage are done.
+    /// Shows that this number of steps of the stage is done.
     pub fn step(&self, done: usize) {
         self.bar.set_position(done as u64);
     }
 
-    /// The picture is there, or its failure is: `outcome` says which.
+    /// Shows the end of a picture: `outcome` describes the file or the failure.
     pub fn finish(self, outcome: &str) {
         self.bar.finish_and_clear();
         if self.has_lines {
@@ -321,7 +322,7 @@ impl Drop for Progress {
     }
 }
 
-/// `0.42 s`, `12.3 s`, `3 min 05 s`.
+/// Formats a time: `0.42 s`, `12.3 s`, `3 min 05 s`.
 pub(super) fn seconds(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 9.995 {

@@ -1,4 +1,4 @@
-//! What is asked for: on the command line and in a prompts file.
+//! The requested pictures: on the command line and in a prompts file.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::habits;
 
-/// What is asked for in one place.
+/// The options of one prompt, and where they were given.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Asked {
-    /// What is said there.
+    /// The options.
     pub options: RequestOptions,
-    /// The file and the line, if it is said in one.
+    /// The file and the line, if they are in a file.
     pub at: Option<String>,
 }
 
@@ -26,13 +26,13 @@ impl From<String> for Asked {
     }
 }
 
-/// A field of the options as a flag.
+/// The flag of a field of the options.
 pub fn flag(field: &str) -> String {
     format!("--{}", field.replace('_', "-"))
 }
 
-/// The options with everything refused that can be without the model, and the scheduler by its own name; `name` is how the
-/// user says a field.
+/// The options after all checks that do not need the model, with the scheduler's own name; `name` gives the user's name
+/// of a field.
 pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Result<RequestOptions> {
     options.check(&name)?;
     let scheduler = options.scheduler.as_deref().map(|asked| {
@@ -42,7 +42,7 @@ pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Resul
     Ok(RequestOptions { scheduler: scheduler.transpose()?, ..options.clone() })
 }
 
-/// All that is asked for: what stands on the command line, then what is in the file.
+/// All prompts with their options: those of the command line, then those of the file.
 ///
 /// # Errors
 /// As [`read`].
@@ -52,11 +52,11 @@ pub fn asked(prompts: &[String], file: Option<&Path>) -> Result<impl Iterator<It
     Ok(on_command_line.chain(in_file))
 }
 
-/// Reads a prompts file, stdin if its name is `-`: a JSON array, JSON values one after the other, or a prompt on each line.
-/// Empty lines are passed over. Every `prompt` in the result is there.
+/// Reads a prompts file, or stdin if its name is `-`: a JSON array, JSON values one after the other, or a prompt on
+/// each line. Empty lines are skipped. Every entry of the result has a `prompt`.
 ///
 /// # Errors
-/// If it cannot be read, a value is wrong, or it is of a format that would be drawn line by line.
+/// If it cannot be read, a value is invalid, or it has another format, which would be drawn line by line.
 pub fn read(path: &Path) -> Result<Vec<Asked>> {
     let is_stdin = path == Path::new("-");
     let file = if is_stdin { "stdin".to_string() } else { path.display().to_string() };
@@ -75,7 +75,7 @@ pub fn read(path: &Path) -> Result<Vec<Asked>> {
     let lines = || text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
     if is_object(text) && lines().next().is_some_and(|(_, line)| serde_json::from_str::<de::IgnoredAny>(line).is_err())
     {
-        // An object over several lines.
+        // This is one object over several lines.
         return json_document(text, &file);
     }
     let is_json =
@@ -100,12 +100,13 @@ pub fn read(path: &Path) -> Result<Vec<Asked>> {
         .collect()
 }
 
-/// `{"`: a prompt may start with a brace, but hardly with that.
+/// Whether a text begins with `{"`: a prompt may begin with a brace, but hardly with both.
 fn is_object(text: &str) -> bool {
     text.trim_start().strip_prefix('{').is_some_and(|rest| rest.trim_start().starts_with('"'))
 }
 
-/// A bracket before a quote, a brace or another bracket: prompts may begin with brackets too, as `[a fox|an owl]` does.
+/// Whether a text begins with a bracket and a quote, a brace or another bracket: prompts may begin with brackets too,
+/// for example `[a fox|an owl]`.
 fn is_json_array(text: &str) -> bool {
     let inside = text.trim_start().strip_prefix('[').map(str::trim_start);
     inside.is_some_and(|inside| {
@@ -113,7 +114,7 @@ fn is_json_array(text: &str) -> bool {
     })
 }
 
-/// What a text is that holds prompts in a form that is not read.
+/// The name of the format, if a text contains prompts in a format that is not supported.
 fn foreign_format(extension: &str, text: &str) -> Option<&'static str> {
     match extension {
         "csv" | "tsv" => return Some("a table (CSV)"),
@@ -131,7 +132,7 @@ fn foreign_format(extension: &str, text: &str) -> Option<&'static str> {
     let second = lines.next();
     let lower = first.to_lowercase();
     let starts = |beginnings: &[&str]| beginnings.iter().any(|beginning| lower.starts_with(beginning));
-    // Names of columns, with `prompt` among them.
+    // A line of column names, with `prompt` among them.
     let cells: Vec<&str> = lower.split([',', ';', '\t']).map(|cell| cell.trim_matches([' ', '"', '\''])).collect();
     let is_name = |cell: &&str| cell.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if cells.iter().all(is_name) && cells.iter().any(|cell| matches!(*cell, "prompt" | "prompts")) && second.is_some() {
@@ -183,7 +184,7 @@ impl<'de> Deserialize<'de> for Entry {
     }
 }
 
-/// An array of texts and objects, or an object.
+/// Reads an array of texts and objects, or one object.
 fn json_document(text: &str, file: &str) -> Result<Vec<Asked>> {
     let bad = |error: serde_json::Error| bad_json(&error, format!("{file}:{}:{}", error.line(), error.column()));
     let entries = match text.trim_start().starts_with('[') {
@@ -197,17 +198,17 @@ fn json_document(text: &str, file: &str) -> Result<Vec<Asked>> {
     entries.into_iter().enumerate().map(number).collect()
 }
 
-/// The error for JSON that cannot be read; `at` is its place.
+/// The error for invalid JSON; `at` is its place.
 fn bad_json(error: &serde_json::Error, at: String) -> Error {
     let message = error.to_string();
-    // Its own line number is that within the text that it was given.
+    // The line number in the message counts within the text that was parsed.
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(message, _)| message);
     Error::input(format!("{at}: {message}")).hint(
         "an object on each line: {\"prompt\": \"a red fox\", \"seed\": 7, \"steps\": 30}; or an array of prompts and objects",
     )
 }
 
-/// What one entry of a file says, checked.
+/// The checked options of one entry of a file.
 fn entry(options: &RequestOptions, at: &str) -> Result<RequestOptions> {
     if options.prompt.is_none() {
         return Err(Error::input(format!("{at}: `prompt` is missing")).hint("{\"prompt\": \"a red fox\"}"));
@@ -215,7 +216,7 @@ fn entry(options: &RequestOptions, at: &str) -> Result<RequestOptions> {
     checked(options, |field| format!("{at}: {field}"))
 }
 
-/// What a text has of the syntax that web UIs read as weights, adapters and breaks.
+/// The first syntax in a text that web UIs read as weights, adapters and breaks.
 pub fn syntax_of_web_uis(prompt: &str) -> Option<String> {
     let weighted = || {
         prompt.match_indices('(').find_map(|(start, _)| {

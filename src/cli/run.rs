@@ -1,4 +1,4 @@
-//! A run under way: what people and programs hear of it, what is saved, what failed.
+//! A run in progress: it reports events to people and programs, saves pictures, and collects failures.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,16 +27,16 @@ use super::{
     progress::{Console, Overview, Progress},
 };
 
-/// Failures that are listed when a run is stopped; how many more there are is said.
+/// The largest number of failures that are listed when a run is stopped; of the others, the number is printed.
 const LISTED: usize = 100;
 
-/// The most pictures that have lines of their own in a pipe; of more only the overview is told.
+/// The largest number of pictures with lines of their own in a pipe; with more, only the overview is printed.
 const TOLD: usize = 50;
 
-/// The most characters of a prompt beside its progress.
+/// The largest number of characters of a prompt beside its progress.
 const TITLE: usize = 50;
 
-/// A run under way: what is shown, what is saved, what failed.
+/// A run in progress, with its output and its results.
 pub(super) struct ImageRun<'a> {
     pub args: &'a GenerateArgs,
     pub console: &'a Console,
@@ -49,15 +49,15 @@ pub(super) struct ImageRun<'a> {
     pub under_way: HashMap<usize, UnderWay>,
     /// Requests that have neither been saved nor failed.
     pub open: BTreeSet<usize>,
-    /// Somebody asked for an end, and has been told how to go on.
+    /// Whether a signal has asked to stop, and the message about it was printed.
     pub stopping: bool,
-    /// It has been said that nobody reads stdout any more.
+    /// Whether the message that stdout is closed was printed.
     pub unread_told: bool,
     pub saved: usize,
-    /// Pictures that were there already.
+    /// The number of pictures that existed already.
     pub skipped: usize,
     pub failed: Vec<String>,
-    /// What worked when, for `--trace`: the request and its spans.
+    /// The spans of each request, for `--trace`.
     pub trace: Vec<(usize, Vec<Span>)>,
     pub trace_file: Option<PathBuf>,
     pub first_seed: u64,
@@ -65,7 +65,7 @@ pub(super) struct ImageRun<'a> {
     pub overview: Overview,
 }
 
-/// One picture on its way.
+/// One picture in progress.
 pub(super) struct UnderWay {
     progress: Progress,
     replica: usize,
@@ -73,8 +73,8 @@ pub(super) struct UnderWay {
 }
 
 impl ImageRun<'_> {
-    /// Hears what happens to request `index`; an error stops the run.
-    pub fn on(&mut self, index: usize, event: Event) -> Result<()> {
+    /// Handles an event of request `index`; an error stops the run.
+    pub fn handle_event(&mut self, index: usize, event: Event) -> Result<()> {
         match event {
             Event::Retry { error, .. } => {
                 self.under_way.remove(&index);
@@ -156,7 +156,7 @@ impl ImageRun<'_> {
         }
     }
 
-    /// A picture will not be made, for this reason.
+    /// Records that a picture has failed for this reason.
     fn fail(&mut self, index: usize, why: &str) -> Result<()> {
         let job = &self.jobs[index];
         self.open.remove(&index);
@@ -184,10 +184,10 @@ impl ImageRun<'_> {
         names.save(&self.args.folder(), &metadata, &bytes, replacing, self.args.durability())
     }
 
-    /// One picture as a line of JSON.
+    /// The JSON line of one picture.
     fn line(&self, index: usize, path: &Path, replica: usize, attempts: usize, picture: &Picture) -> serde_json::Value {
         let job = &self.jobs[index];
-        // A text that was remembered used no device this time: then those that would have.
+        // A text from the cache used no device this time; the line has the devices that would have been used.
         let placement = &self.plan.replicas[replica].placement;
         let devices = placement.map(|component, places| match picture.devices(component) {
             used if used.is_empty() => places[0].devices(),
@@ -221,7 +221,7 @@ impl ImageRun<'_> {
         })
     }
 
-    /// The summary, what failed, and the run's own outcome.
+    /// Prints the summary and the failures, and returns the result of the run.
     pub fn finish(mut self, outcome: Result<()>, engine: &Engine) -> Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
         self.overview.clear();
@@ -263,7 +263,7 @@ impl ImageRun<'_> {
     }
 }
 
-/// `3/8 a red fox`: enough of a prompt to tell it from others, on one line.
+/// The title `3/8 a red fox`: the beginning of a prompt, on one line.
 fn title(number: usize, count: usize, prompt: &str) -> String {
     let words = prompt.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let line = words.collect::<Vec<_>>().join(" ");
@@ -273,7 +273,8 @@ fn title(number: usize, count: usize, prompt: &str) -> String {
 }
 
 impl ImageRun<'_> {
-    /// The spans of all pictures as a Chrome trace: a lane for each device. Chrome's `about:tracing` and Perfetto show it.
+    /// The spans of all pictures as a Chrome trace with a row for each device. Chrome's `about:tracing` and Perfetto
+    /// show it.
     fn trace(&self) -> String {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
         let lane = |id| self.plan.devices.iter().position(|device| device.id == id).unwrap_or(0);
@@ -300,7 +301,7 @@ impl ImageRun<'_> {
     }
 }
 
-/// Where the trace goes: several processes write a file each.
+/// The path of the trace: each of several processes writes its own file.
 pub(super) fn trace_file(path: &Path, world: &World) -> PathBuf {
     if world.world_size == 1 {
         return path.to_path_buf();
@@ -310,15 +311,15 @@ pub(super) fn trace_file(path: &Path, world: &World) -> PathBuf {
     path.with_file_name(format!("{stem}-rank{}{extension}", world.rank))
 }
 
-/// The command line that goes on where this one stopped, quoted for a shell: with `--resume`, with the seed that was
-/// drawn, and for one process of several with its place among them.
+/// The command line that continues a stopped run, quoted for a shell: with `--resume`, with the seed that was drawn,
+/// and for one process of several with its rank.
 fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, world: &World) -> String {
     let quote = |word: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
         if !word.is_empty() && word.chars().all(plain) {
             word.clone()
         } else if word.contains('\n') || printable(word) != word.as_str() {
-            // Bash, zsh and ksh read these back; nothing in them reaches a terminal.
+            // Bash, zsh and ksh read these escapes; they have no effect on a terminal.
             let escaped = |c: char| match c {
                 '\'' | '\\' => format!("\\{c}"),
                 c if c.is_ascii() && !c.is_control() => c.to_string(),
@@ -345,7 +346,7 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, w
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
-/// The last line of `--json`. Without an engine nothing was to be done.
+/// The last line of `--json`. Without an engine there was nothing to do.
 #[derive(Default)]
 pub(super) struct Summary<'a> {
     pub images: usize,
@@ -380,7 +381,7 @@ impl Summary<'_> {
     }
 }
 
-/// The name of a single device, or a list.
+/// The name of a single device, or a list of names.
 pub fn one_or_all(devices: &[impl ToString]) -> Value {
     match devices {
         [one] => json!(one.to_string()),

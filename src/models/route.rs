@@ -151,7 +151,7 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// The section that runs now.
-    fn here(&self) -> Option<usize> {
+    fn current_section(&self) -> Option<usize> {
         self.passed.get().checked_sub(1).and_then(|last| self.stop(last))
     }
 
@@ -165,7 +165,7 @@ impl<'a> ForwardPass<'a> {
     pub fn next(&self) -> Result<&'a Device> {
         let section = self.stop(self.passed.get()).expect("a network has as many sections as it lists");
         let device = self.route.at(section);
-        if let (Some(offload), Some(before)) = (self.offload, self.here()) {
+        if let (Some(offload), Some(before)) = (self.offload, self.current_section()) {
             // Evicted before the hook is called, because another request may use the device during the hook and need
             // room for its own weights.
             offload.evict(before);
@@ -174,7 +174,7 @@ impl<'a> ForwardPass<'a> {
         self.passed.set(self.passed.get() + 1);
         if let Some(offload) = self.offload {
             offload.fetch(section)?;
-            if let Some(next) = self.next_here() {
+            if let Some(next) = self.next_on_same_device() {
                 offload.prefetch(next)?;
             }
         }
@@ -182,8 +182,8 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// The next section, if it is on the same device.
-    fn next_here(&self) -> Option<usize> {
-        let here = self.here()?;
+    fn next_on_same_device(&self) -> Option<usize> {
+        let here = self.current_section()?;
         self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
@@ -192,7 +192,7 @@ impl<'a> ForwardPass<'a> {
     /// # Panics
     /// If no section has begun.
     pub fn dtype(&self) -> DType {
-        self.route.dtype(self.here().expect("a pass has begun"))
+        self.route.dtype(self.current_section().expect("a pass has begun"))
     }
 
     /// Begins the next section and moves `x` to its device, cast to the section's type.
@@ -201,7 +201,7 @@ impl<'a> ForwardPass<'a> {
     /// As [`ForwardPass::next`], and if the device has no room.
     pub fn take(&self, x: Tensor) -> Result<Tensor> {
         let (from, to) =
-            (self.here(), self.stop(self.passed.get()).expect("a network goes by the sections that it lists"));
+            (self.current_section(), self.stop(self.passed.get()).expect("a network goes by the sections that it lists"));
         if let Some(from) = from {
             self.hooks.transfer(from, to, x.bytes());
         }
@@ -217,7 +217,7 @@ impl<'a> ForwardPass<'a> {
     /// # Errors
     /// If that device has no room.
     pub fn send(&self, x: &Tensor, section: usize) -> Result<Tensor> {
-        if let Some(here) = self.here() {
+        if let Some(here) = self.current_section() {
             self.hooks.transfer(here, section, x.bytes());
         }
         x.to(self.route.at(section))?.cast(self.route.dtype(section))
@@ -226,11 +226,11 @@ impl<'a> ForwardPass<'a> {
 
 impl Drop for ForwardPass<'_> {
     fn drop(&mut self) {
-        let (Some(offload), Some(here)) = (self.offload, self.here()) else { return };
+        let (Some(offload), Some(here)) = (self.offload, self.current_section()) else { return };
         // Evicts the weights of the section that ran last and of the one that was prefetched there. Other requests may
         // already use the other devices.
         offload.evict(here);
-        if let Some(next) = self.next_here() {
+        if let Some(next) = self.next_on_same_device() {
             offload.evict(next);
         }
     }

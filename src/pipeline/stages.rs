@@ -208,7 +208,7 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
             // device.
             let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
             let both =
-                sync::both(|| negative.call(step, &inputs.0, &texts[0]), || positive.call(step, &inputs.1, &texts[1]));
+                sync::run_both(|| negative.call(step, &inputs.0, &texts[0]), || positive.call(step, &inputs.1, &texts[1]));
             match both.map_err(|error| Error::request("starting a thread for the negative prompt").source(error))? {
                 // The error of a failed device has priority over that of a request.
                 (_, Err(error)) if matches!(error.scope(), ErrorScope::Device(_)) => Err(error),

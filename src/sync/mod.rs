@@ -13,4 +13,4 @@ pub use channel::{Receiver, Sender, channel};
 pub use clock::Clock;
 pub use lock::locked;
 pub use monitor::Monitor;
-pub use thread::{Thread, both, spawn};
+pub use thread::{Thread, run_both, spawn};

@@ -42,7 +42,7 @@ impl Thread {
 ///
 /// # Errors
 /// If the system cannot start a thread. Neither function is run then.
-pub fn both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> io::Result<(A, B)> {
+pub fn run_both<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> io::Result<(A, B)> {
     let clock = Clock::current();
     thread::scope(|scope| {
         // It is dropped at the end of `first`, also after a panic.
@@ -72,15 +72,15 @@ mod tests {
         let _here = clock.take_part();
         let start = clock.now();
         let sleep = |seconds| clock.sleep_until(start + Duration::from_secs(seconds));
-        assert_eq!(both(|| (sleep(7), 1).1, || (sleep(5), 2).1).unwrap(), (1, 2));
+        assert_eq!(run_both(|| (sleep(7), 1).1, || (sleep(5), 2).1).unwrap(), (1, 2));
         assert_eq!(clock.now() - start, Duration::from_secs(7));
-        assert_eq!(both(|| 1, || 2).unwrap(), (1, 2));
+        assert_eq!(run_both(|| 1, || 2).unwrap(), (1, 2));
     }
 
     #[test]
     fn a_panic_of_either_half_is_the_callers() {
         for (first, second) in [(true, false), (false, true)] {
-            let result = std::panic::catch_unwind(|| both(|| assert!(!first), || assert!(!second)));
+            let result = std::panic::catch_unwind(|| run_both(|| assert!(!first), || assert!(!second)));
             assert!(result.is_err());
         }
     }

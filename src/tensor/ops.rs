@@ -57,60 +57,60 @@ pub enum Padding {
 /// The largest number of terms of a weighted sum: a fourth-order solver needs them.
 pub const MAX_TERMS: usize = 6;
 
-fn wrong(op: &str, what: impl Display) -> Error {
+fn invalid_argument(op: &str, what: impl Display) -> Error {
     Error::request(format!("{op}: {what}"))
 }
 
 fn ensure(condition: bool, op: &str, what: impl FnOnce() -> String) -> Result<()> {
-    if condition { Ok(()) } else { Err(wrong(op, what())) }
+    if condition { Ok(()) } else { Err(invalid_argument(op, what())) }
 }
 
 /// The check of every tensor has made sure that sizes are below 2^31.
-fn u(n: usize) -> u32 {
+fn to_u32(n: usize) -> u32 {
     n as u32
 }
 
 impl Tensor {
-    fn same_device(&self, op: &str, other: &Tensor) -> Result<()> {
+    fn check_device(&self, op: &str, other: &Tensor) -> Result<()> {
         ensure(self.device == other.device, op, || format!("tensors on {} and {}", self.device.id(), other.device.id()))
     }
 
     /// Checks that the weight is on this device; an offloaded weight must have been fetched. Returns it for the
     /// backend.
-    fn holds(&self, op: &str, w: &Weight) -> Result<Weight> {
+    fn check_weight_device(&self, op: &str, w: &Weight) -> Result<Weight> {
         ensure(w.is_on(&self.device), op, || format!("the weight is not in the memory of {}", self.device.id()))?;
         w.packed()
     }
 
-    fn is(&self, op: &str, dtype: DType) -> Result<()> {
+    fn check_dtype(&self, op: &str, dtype: DType) -> Result<()> {
         ensure(self.dtype == dtype, op, || format!("{} in place of {dtype}", self.dtype))
     }
 
     /// Checks that the device computes in this tensor's type, which is also the type of the output.
-    fn is_computable(&self, op: &str) -> Result<()> {
-        if self.device.computes_in(self.dtype) { Ok(()) } else { self.is(op, DType::F32) }
+    fn check_computable(&self, op: &str) -> Result<()> {
+        if self.device.computes_in(self.dtype) { Ok(()) } else { self.check_dtype(op, DType::F32) }
     }
 
     /// Checks that another tensor is on the same device and has the same type.
-    fn suits(&self, op: &str, other: &Tensor) -> Result<()> {
-        self.same_device(op, other)?;
+    fn check_matches(&self, op: &str, other: &Tensor) -> Result<()> {
+        self.check_device(op, other)?;
         other.is(op, self.dtype)
     }
 
     /// Checks the weight of an op on this tensor.
     fn weight(&self, op: &str, w: &Weight) -> Result<Weight> {
-        self.is_computable(op)?;
-        self.is(op, w.dtype())?;
-        self.holds(op, w)
+        self.check_computable(op)?;
+        self.check_dtype(op, w.dtype())?;
+        self.check_weight_device(op, w)
     }
 
     fn fused<'a>(&self, op: &str, out: Shape, fuse: &'a Fuse<'a>) -> Result<(Epilogue<'a>, Fuse<'a>)> {
         if let Some(residual) = fuse.residual {
-            self.suits(op, residual)?;
+            self.check_matches(op, residual)?;
             ensure(residual.shape == out, op, || format!("residual {} beside {out}", residual.shape))?;
         }
         if let Some(add) = fuse.channel_add {
-            self.suits(op, add)?;
+            self.check_matches(op, add)?;
             let sizes = add.shape.dims();
             let rows_fit = sizes.len() == 2 && (sizes[0] == 1 || sizes[0] == out.batch());
             ensure(rows_fit && sizes[1] == out.channels(), op, || format!("channel sum {} beside {out}", add.shape))?;
@@ -124,7 +124,7 @@ impl Tensor {
             return Ok((Epilogue::default(), *fuse));
         }
         let epilogue = Epilogue {
-            channel_add: fuse.channel_add.map(|add| (&*add.buffer, u(add.dim(0)))),
+            channel_add: fuse.channel_add.map(|add| (&*add.buffer, to_u32(add.dim(0)))),
             activation: fuse.activation,
             residual: fuse.residual.map(|residual| &*residual.buffer),
         };
@@ -140,7 +140,7 @@ impl Tensor {
     }
 
     /// Runs an op with its result on the device and in the type of this tensor.
-    fn then(&self, shape: Shape, op: &Op) -> Result<Tensor> {
+    fn compute(&self, shape: Shape, op: &Op) -> Result<Tensor> {
         Self::computed(&self.device, shape, self.dtype, op)
     }
 
@@ -168,15 +168,15 @@ impl Tensor {
         let (out, k) = match w.layer() {
             Layer::Linear { out, k } if !geglu => (out, k),
             Layer::Geglu { out, k } if geglu => (out, k),
-            layer => return Err(wrong(OP, format!("a weight {layer:?} with {:?}", fuse.activation))),
+            layer => return Err(invalid_argument(OP, format!("a weight {layer:?} with {:?}", fuse.activation))),
         };
         ensure(self.shape.channels() == k, OP, || format!("{} into a layer of {k} channels", self.shape))?;
         ensure(!geglu || fuse.channel_add.is_none(), OP, || "no per-channel sum in front of GEGLU".into())?;
         let final_shape = self.shape.with_channels(if geglu { out / 2 } else { out });
         let (epilogue, rest) = self.fused(OP, final_shape, fuse)?;
         let shape = self.shape.with_channels(if epilogue.activation == Activation::Geglu { out / 2 } else { out });
-        let p = Linear { rows: u(self.shape.rows()), out: u(out), k: u(k) };
-        self.then(shape, &Op::Linear { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
+        let p = Linear { rows: to_u32(self.shape.rows()), out: to_u32(out), k: to_u32(k) };
+        self.compute(shape, &Op::Linear { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
     }
 
     /// Maps `[batch, height, width, channels]` to `[batch, height', width', out]`.
@@ -187,10 +187,10 @@ impl Tensor {
         const OP: &str = "conv2d";
         let w = &self.weight(OP, w)?;
         let Layer::Conv2d { out, channels, kernel } = w.layer() else {
-            return Err(wrong(OP, format!("a weight {:?}", w.layer())));
+            return Err(invalid_argument(OP, format!("a weight {:?}", w.layer())));
         };
         let &[batch, height, width, c] = self.shape.dims() else {
-            return Err(wrong(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
+            return Err(invalid_argument(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
         };
         ensure(c == channels, OP, || format!("{} into a layer of {channels} channels", self.shape))?;
         ensure(fuse.activation != Activation::Geglu, OP, || "GEGLU belongs to linear layers".into())?;
@@ -210,18 +210,18 @@ impl Tensor {
         let shape = Shape::from([batch, size(height), size(width), out]);
         let (epilogue, rest) = self.fused(OP, shape, fuse)?;
         let p = Conv2d {
-            batch: u(batch),
-            height: u(height),
-            width: u(width),
-            channels: u(channels),
-            out: u(out),
-            kernel: u(kernel),
-            stride: u(stride),
-            padding: u(before),
-            out_height: u(size(height)),
-            out_width: u(size(width)),
+            batch: to_u32(batch),
+            height: to_u32(height),
+            width: to_u32(width),
+            channels: to_u32(channels),
+            out: to_u32(out),
+            kernel: to_u32(kernel),
+            stride: to_u32(stride),
+            padding: to_u32(before),
+            out_height: to_u32(size(height)),
+            out_width: to_u32(size(width)),
         };
-        self.then(shape, &Op::Conv2d { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
+        self.compute(shape, &Op::Conv2d { p, x: &self.buffer, w, e: &epilogue })?.finish(&rest)
     }
 
     /// `softmax(q k^T / sqrt(head_dim)) v` with `heads` heads side by side in the channels. self is q, `[batch,
@@ -231,11 +231,11 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn attention(&self, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
         const OP: &str = "attention";
-        self.is_computable(OP)?;
-        self.suits(OP, k)?;
-        self.suits(OP, v)?;
+        self.check_computable(OP)?;
+        self.check_matches(OP, k)?;
+        self.check_matches(OP, v)?;
         let (&[batch, queries, channels], &[k_batch, keys, k_channels]) = (self.shape.dims(), k.shape.dims()) else {
-            return Err(wrong(OP, format!("{} and {} are not [batch, tokens, channels]", self.shape, k.shape)));
+            return Err(invalid_argument(OP, format!("{} and {} are not [batch, tokens, channels]", self.shape, k.shape)));
         };
         ensure(k.shape == v.shape && k_batch == batch && k_channels == channels, OP, || {
             format!("q {}, k {}, v {}", self.shape, k.shape, v.shape)
@@ -244,15 +244,15 @@ impl Tensor {
         ensure(!causal || queries == keys, OP, || format!("causal over {queries} queries and {keys} keys"))?;
         let head_dim = channels / heads;
         let p = Attention {
-            batch: u(batch),
-            queries: u(queries),
-            keys: u(keys),
-            heads: u(heads),
-            head_dim: u(head_dim),
+            batch: to_u32(batch),
+            queries: to_u32(queries),
+            keys: to_u32(keys),
+            heads: to_u32(heads),
+            head_dim: to_u32(head_dim),
             causal: u32::from(causal),
             scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         };
-        self.then(self.shape, &Op::Attention { p, q: &self.buffer, k: &k.buffer, v: &v.buffer })
+        self.compute(self.shape, &Op::Attention { p, q: &self.buffer, k: &k.buffer, v: &v.buffer })
     }
 
     /// Group norm of `[batch, .., channels]`, followed by SiLU if `activation` says so.
@@ -270,14 +270,14 @@ impl Tensor {
         ensure(matches!(activation, Activation::None | Activation::Silu), OP, || format!("with {activation:?}"))?;
         let batch = self.shape.batch();
         let p = GroupNorm {
-            batch: u(batch),
-            pixels: u(self.shape.rows() / batch),
-            channels: u(channels),
-            groups: u(groups),
+            batch: to_u32(batch),
+            pixels: to_u32(self.shape.rows() / batch),
+            channels: to_u32(channels),
+            groups: to_u32(groups),
             eps,
             silu: u32::from(activation == Activation::Silu),
         };
-        self.then(self.shape, &Op::GroupNorm { p, x: &self.buffer, w })
+        self.compute(self.shape, &Op::GroupNorm { p, x: &self.buffer, w })
     }
 
     /// Layer norm of each row of `[.., channels]`.
@@ -289,8 +289,8 @@ impl Tensor {
         let w = &self.weight(OP, w)?;
         let channels = self.shape.channels();
         ensure(w.layer() == Layer::Norm { channels }, OP, || format!("{} with {:?}", self.shape, w.layer()))?;
-        let p = LayerNorm { rows: u(self.shape.rows()), channels: u(channels), eps };
-        self.then(self.shape, &Op::LayerNorm { p, x: &self.buffer, w })
+        let p = LayerNorm { rows: to_u32(self.shape.rows()), channels: to_u32(channels), eps };
+        self.compute(self.shape, &Op::LayerNorm { p, x: &self.buffer, w })
     }
 
     /// Maps token ids `[batch, tokens]` to `[batch, tokens, channels]`: a row of `table` plus a row of `positions`.
@@ -302,18 +302,18 @@ impl Tensor {
         let (Layer::Embedding { rows, channels }, Layer::Embedding { rows: most, channels: same }) =
             (table.layer(), positions.layer())
         else {
-            return Err(wrong(OP, format!("weights {:?} and {:?}", table.layer(), positions.layer())));
+            return Err(invalid_argument(OP, format!("weights {:?} and {:?}", table.layer(), positions.layer())));
         };
         let tokens = ids.first().map_or(0, Vec::len);
         ensure(channels == same && tokens <= most, OP, || format!("{tokens} tokens, {most} positions"))?;
         ensure(ids.iter().all(|text| text.len() == tokens), OP, || "texts of different lengths".into())?;
         let ids_flat: Vec<u32> = ids.iter().flatten().copied().collect();
         if let Some(id) = ids_flat.iter().find(|&&id| id as usize >= rows) {
-            return Err(wrong(OP, format!("token {id} of a table of {rows} rows")));
+            return Err(invalid_argument(OP, format!("token {id} of a table of {rows} rows")));
         }
-        let p = Embedding { batch: u(ids.len()), tokens: u(tokens), channels: u(channels), vocab: u(rows) };
+        let p = Embedding { batch: to_u32(ids.len()), tokens: to_u32(tokens), channels: to_u32(channels), vocab: to_u32(rows) };
         let ids = Tensor::ids(device, [ids.len(), tokens], &ids_flat)?;
-        let (table, positions) = (&ids.holds(OP, table)?, &ids.holds(OP, positions)?);
+        let (table, positions) = (&ids.check_weight_device(OP, table)?, &ids.check_weight_device(OP, positions)?);
         let (shape, dtype) = (Shape::from([ids.dim(0), tokens, channels]), table.dtype());
         ensure(positions.dtype() == dtype, OP, || format!("{} beside {dtype}", positions.dtype()))?;
         Self::computed(device, shape, dtype, &Op::Embedding { p, ids: &ids.buffer, table, positions })
@@ -325,23 +325,23 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn upsample2x(&self, height: usize, width: usize) -> Result<Tensor> {
         const OP: &str = "upsample2x";
-        self.is_computable(OP)?;
+        self.check_computable(OP)?;
         let &[batch, h, w, channels] = self.shape.dims() else {
-            return Err(wrong(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
+            return Err(invalid_argument(OP, format!("{} is not [batch, height, width, channels]", self.shape)));
         };
         ensure(height.abs_diff(2 * h) <= 1 && width.abs_diff(2 * w) <= 1, OP, || {
             format!("{} to {height}x{width} is not about twice the size", self.shape)
         })?;
         let p = Upsample {
-            batch: u(batch),
-            height: u(h),
-            width: u(w),
-            channels: u(channels),
-            out_height: u(height),
-            out_width: u(width),
+            batch: to_u32(batch),
+            height: to_u32(h),
+            width: to_u32(w),
+            channels: to_u32(channels),
+            out_height: to_u32(height),
+            out_width: to_u32(width),
         };
         let shape = Shape::from([batch, height, width, channels]);
-        self.then(shape, &Op::Upsample2x { p, x: &self.buffer })
+        self.compute(shape, &Op::Upsample2x { p, x: &self.buffer })
     }
 
     /// Concatenates `[.., a]` and `[.., b]` to `[.., a + b]`.
@@ -350,13 +350,13 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn concat_channels(&self, other: &Tensor) -> Result<Tensor> {
         const OP: &str = "concat_channels";
-        self.is_computable(OP)?;
-        self.suits(OP, other)?;
+        self.check_computable(OP)?;
+        self.check_matches(OP, other)?;
         let (left, right) = (self.shape.channels(), other.shape.channels());
         ensure(other.shape.with_channels(left) == self.shape, OP, || format!("{} and {}", self.shape, other.shape))?;
-        let p = Concat { rows: u(self.shape.rows()), left: u(left), right: u(right) };
+        let p = Concat { rows: to_u32(self.shape.rows()), left: to_u32(left), right: to_u32(right) };
         let shape = self.shape.with_channels(left + right);
-        self.then(shape, &Op::ConcatChannels { p, a: &self.buffer, b: &other.buffer })
+        self.compute(shape, &Op::ConcatChannels { p, a: &self.buffer, b: &other.buffer })
     }
 
     /// An activation as an op of its own; GEGLU halves the channels, and `None` returns the tensor itself.
@@ -368,7 +368,7 @@ impl Tensor {
         if activation == Activation::None {
             return Ok(self.clone());
         }
-        self.is_computable(OP)?;
+        self.check_computable(OP)?;
         let channels = match activation {
             Activation::Geglu => {
                 ensure(self.shape.channels().is_multiple_of(2), OP, || format!("GEGLU of {}", self.shape))?;
@@ -377,8 +377,8 @@ impl Tensor {
             _ => self.shape.channels(),
         };
         let shape = self.shape.with_channels(channels);
-        let p = Activate { rows: u(shape.rows()), channels: u(channels) };
-        self.then(shape, &Op::Activate { p, activation, x: &self.buffer })
+        let p = Activate { rows: to_u32(shape.rows()), channels: to_u32(channels) };
+        self.compute(shape, &Op::Activate { p, activation, x: &self.buffer })
     }
 
     /// Adds a row of `[batch or 1, channels]` to every pixel of `[batch, .., channels]`.
@@ -387,20 +387,20 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn add_channels(&self, add: &Tensor) -> Result<Tensor> {
         const OP: &str = "add_channels";
-        self.is_computable(OP)?;
-        self.suits(OP, add)?;
+        self.check_computable(OP)?;
+        self.check_matches(OP, add)?;
         let (batch, channels) = (self.shape.batch(), self.shape.channels());
         let rows = add.shape.rows();
         ensure(add.shape.channels() == channels && (rows == 1 || rows == batch), OP, || {
             format!("{} and {}", self.shape, add.shape)
         })?;
         let p = AddChannels {
-            batch: u(batch),
-            pixels: u(self.shape.rows() / batch),
-            channels: u(channels),
-            per_channel_rows: u(rows),
+            batch: to_u32(batch),
+            pixels: to_u32(self.shape.rows() / batch),
+            channels: to_u32(channels),
+            per_channel_rows: to_u32(rows),
         };
-        self.then(self.shape, &Op::AddChannels { p, x: &self.buffer, per_channel: &add.buffer })
+        self.compute(self.shape, &Op::AddChannels { p, x: &self.buffer, per_channel: &add.buffer })
     }
 
     /// The sum of two tensors of one shape.
@@ -409,7 +409,7 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn add(&self, other: &Tensor) -> Result<Tensor> {
         ensure(self.shape == other.shape, "add", || format!("{} and {}", self.shape, other.shape))?;
-        self.suits("add", other)?;
+        self.check_matches("add", other)?;
         let (a, b) = (self.cast(DType::F32)?, other.cast(DType::F32)?);
         Tensor::scale_add(self.shape, &[(1.0, &a, 0), (1.0, &b, 0)])?.cast(self.dtype)
     }
@@ -421,22 +421,22 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn scale_add(shape: Shape, terms: &[(f32, &Tensor, usize)]) -> Result<Tensor> {
         const OP: &str = "scale_add";
-        let Some((_, first, _)) = terms.first() else { return Err(wrong(OP, "no terms")) };
+        let Some((_, first, _)) = terms.first() else { return Err(invalid_argument(OP, "no terms")) };
         ensure(terms.len() <= MAX_TERMS, OP, || format!("{} terms, up to {MAX_TERMS} are possible", terms.len()))?;
         let mut parts = Vec::with_capacity(terms.len());
         for (scale, x, row) in terms {
             x.is(OP, DType::F32)?;
-            first.same_device(OP, x)?;
+            first.check_device(OP, x)?;
             let start = row.checked_mul(x.shape.elements() / x.dim(0));
             let ends_inside =
                 |start: &usize| start.checked_add(shape.elements()).is_some_and(|end| end <= x.shape.elements());
             let Some(start) = start.filter(ends_inside) else {
-                return Err(wrong(OP, format!("{shape} from row {row} of {}", x.shape)));
+                return Err(invalid_argument(OP, format!("{shape} from row {row} of {}", x.shape)));
             };
             parts.push((*scale, &*x.buffer, start));
         }
-        let p = ScaleAdd { elements: u(shape.elements()) };
-        first.then(shape, &Op::ScaleAdd { p, terms: &parts })
+        let p = ScaleAdd { elements: to_u32(shape.elements()) };
+        first.compute(shape, &Op::ScaleAdd { p, terms: &parts })
     }
 
     /// Concatenates tensors of one shape along the outermost size.
@@ -445,12 +445,12 @@ impl Tensor {
     /// As [`Tensor::linear`].
     pub fn stack(parts: &[&Tensor]) -> Result<Tensor> {
         const OP: &str = "stack";
-        let Some(first) = parts.first() else { return Err(wrong(OP, "nothing to stack")) };
+        let Some(first) = parts.first() else { return Err(invalid_argument(OP, "nothing to stack")) };
         let bytes = first.shape.elements() * first.dtype.size();
         let shape = first.shape.with_batch(first.dim(0) * parts.len());
         let mut buffer = Self::room(&first.device, shape, first.dtype)?;
         for (i, part) in parts.iter().enumerate() {
-            first.same_device(OP, part)?;
+            first.check_device(OP, part)?;
             ensure((part.shape, part.dtype) == (first.shape, first.dtype), OP, || {
                 format!("{} {} beside {} {}", part.dtype, part.shape, first.dtype, first.shape)
             })?;

@@ -85,7 +85,7 @@ impl TorchCpu {
     /// The next `count` values of mean 0 and variance 1, as one `torch.randn(count)` gives them.
     pub fn normal(&mut self, count: usize) -> Vec<f32> {
         if count < Self::BLOCK {
-            return (0..count).map(|_| self.one() as f32).collect();
+            return (0..count).map(|_| self.next_value() as f32).collect();
         }
         let mut values: Vec<f32> = (0..count).map(|_| self.uniform_f32()).collect();
         values.chunks_exact_mut(Self::BLOCK).for_each(transform_block);
@@ -98,7 +98,7 @@ impl TorchCpu {
         values
     }
 
-    fn one(&mut self) -> f64 {
+    fn next_value(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }
@@ -191,7 +191,7 @@ impl TorchCuda {
 
     /// The next `count` values of mean 0 and variance 1, as one `torch.randn(count, device="cuda")` gives them.
     pub fn normal(&mut self, count: usize) -> Vec<f32> {
-        let values = (0..count as u64).map(|thread| self.one(thread)).collect();
+        let values = (0..count as u64).map(|thread| self.next_value(thread)).collect();
         if count > 0 {
             self.draws = self.draws.wrapping_add(1);
         }
@@ -199,7 +199,7 @@ impl TorchCuda {
     }
 
     /// The first of a thread's four values; the other three are not used.
-    fn one(&self, thread: u64) -> f32 {
+    fn next_value(&self, thread: u64) -> f32 {
         const TO_UNIT: f32 = 1.0 / (1_u64 << 32) as f32;
         const TO_ANGLE: f32 = TO_UNIT * std::f32::consts::TAU;
         let [x, y, ..] = philox(self.seed, self.draws, thread);

@@ -185,7 +185,7 @@ impl Weights {
             return Ok(Values::ShapeOnly);
         }
         if is_new {
-            self.tell(stored, tensor.bytes())?;
+            self.notify_observer(stored, tensor.bytes())?;
         }
         Ok(file.values(tensor, dtype))
     }
@@ -232,7 +232,7 @@ impl Weights {
     }
 
     /// Calls the observer before a tensor of `bytes` is read.
-    fn tell(&self, stored: &Stored, bytes: usize) -> Result<()> {
+    fn notify_observer(&self, stored: &Stored, bytes: usize) -> Result<()> {
         let Some(observer) = &self.0.observer else { return Ok(()) };
         let (done_bytes, total_bytes) = {
             let mut progress = self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);

@@ -68,14 +68,14 @@ impl Cpu {
 
     /// A CPU with all cores that this process may use; the system decides where the threads run.
     pub fn whole() -> Result<Self> {
-        threads::asked()?;
+        threads::requested_threads()?;
         let threads = NonZero::new(threads::cores().len()).expect("a process has a core");
         Self::new(path()?, threads, Vec::new(), true)
     }
 
     /// A CPU with these cores, to which its threads are bound.
     pub fn on(cores: Vec<usize>) -> Result<Self> {
-        threads::asked()?;
+        threads::requested_threads()?;
         let threads = NonZero::new(cores.len()).ok_or_else(|| Error::input("a CPU device needs a core"))?;
         Self::new(path()?, threads, cores, true)
     }

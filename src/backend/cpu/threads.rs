@@ -236,7 +236,7 @@ pub fn share_cores(index: usize, count: usize) {
 }
 
 /// The value of `SDSHARD_THREADS`, if it is set.
-pub fn asked() -> Result<Option<NonZero<usize>>> {
+pub fn requested_threads() -> Result<Option<NonZero<usize>>> {
     match std::env::var("SDSHARD_THREADS") {
         Ok(text) if !text.is_empty() => text.parse().map(Some).map_err(|_| {
             Error::input("SDSHARD_THREADS: a whole number, 1 at least, is needed").found(format!("\"{text}\""))
@@ -250,11 +250,11 @@ pub fn asked() -> Result<Option<NonZero<usize>>> {
 pub fn cores() -> &'static [usize] {
     static CORES: OnceLock<Vec<usize>> = OnceLock::new();
     CORES.get_or_init(|| {
-        let asked = asked().ok().flatten(); // an invalid value is rejected before anything is computed
+        let requested = requested_threads().ok().flatten(); // an invalid value is rejected before anything is computed
         // The system's list is read first, because a thread that is bound later would see fewer cores.
         let system = allowed().len();
         let most = std::thread::available_parallelism().map_or(1, NonZero::get).min(system);
-        let count = asked.map_or(most, |n| n.get().min(most));
+        let count = requested.map_or(most, |n| n.get().min(most));
         let all: Vec<usize> = allowed().iter().copied().take(count).collect();
         let &(index, count) = SHARE.get().unwrap_or(&(0, 1));
         share(&all, index, count)

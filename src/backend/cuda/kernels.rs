@@ -142,8 +142,8 @@ impl Kernels {
         let origin = Origin::of(gpu)?;
         let arch = origin.arch(gpu.capability);
         let images: Vec<Vec<u8>> = match origin {
-            Origin::Cubin => named(|source| built_in(source, &format!("sm_{arch}")).map(<[u8]>::to_vec)),
-            Origin::Ptx(_) => named(|source| {
+            Origin::Cubin => images_of(|source| built_in(source, &format!("sm_{arch}")).map(<[u8]>::to_vec)),
+            Origin::Ptx(_) => images_of(|source| {
                 let mut text = built_in(source, &format!("compute_{arch}"))?.to_vec();
                 text.push(0);
                 Some(text)
@@ -184,7 +184,7 @@ impl Kernels {
 }
 
 /// The image of each source; sources without an image are left out.
-fn named(image: impl Fn(&str) -> Option<Vec<u8>>) -> Vec<Vec<u8>> {
+fn images_of(image: impl Fn(&str) -> Option<Vec<u8>>) -> Vec<Vec<u8>> {
     SOURCES.iter().map(|(source, _)| image(source).expect("`Origin::of` saw that all are there")).collect()
 }
 

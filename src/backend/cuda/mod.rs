@@ -284,14 +284,14 @@ fn arena(buffer: &Buffer) -> Option<&Arena> {
 }
 
 /// The memory that contains a buffer, and the offset of the buffer's first byte.
-fn place(buffer: &Buffer) -> (&Memory, usize) {
+fn memory_of(buffer: &Buffer) -> (&Memory, usize) {
     let arena = arena(buffer).expect("tensor/ops.rs compares devices: a buffer is where its op runs");
     (&arena.memory, buffer.offset())
 }
 
 /// The address of a buffer's first byte.
-fn at(buffer: &Buffer) -> u64 {
-    let (memory, offset) = place(buffer);
+fn address_of(buffer: &Buffer) -> u64 {
+    let (memory, offset) = memory_of(buffer);
     memory.at(offset)
 }
 
@@ -335,8 +335,8 @@ impl Cuda {
         let properties = self.gpu.context.properties;
         let (dtype, rows, columns) = (x.dtype(), product.rows, product.columns);
         let (weight, bias) = parts(w);
-        let add = e.channel_add.map_or(0, |(add, _)| at(add));
-        let residual = e.residual.map_or(0, at);
+        let add = e.channel_add.map_or(0, |(add, _)| address_of(add));
+        let residual = e.residual.map_or(0, address_of);
         let rows_per_add = e.channel_add.map_or(rows, |(_, adds)| rows / adds).max(1);
         let runs = gpu_cost::runs(product.k);
         let at_once = if runs > 1 { gpu_cost::SPLIT_ROWS } else { rows.max(1) };
@@ -345,14 +345,14 @@ impl Cuda {
             let part = launch::Product { rows: count, ..product };
             let launch = launch::product(op, self.gpu.kernels.arch, properties.multiprocessors, dtype, part);
             let behind = [first, count, rows_per_add, number(e.activation)];
-            let arguments = Arguments::default().address(at(x)).address(weight).address(bias).address(add);
-            let arguments = arguments.address(residual).address(at(to)).address(scratch.map_or(0, at));
+            let arguments = Arguments::default().address(address_of(x)).address(weight).address(bias).address(add);
+            let arguments = arguments.address(residual).address(address_of(to)).address(scratch.map_or(0, address_of));
             self.launch(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
             if let Some(parts) = scratch {
-                let arguments = Arguments::default().address(at(parts)).address(bias).address(add).address(residual);
+                let arguments = Arguments::default().address(address_of(parts)).address(bias).address(add).address(residual);
                 let fields = [&[columns, runs][..], &behind].concat();
                 let launch = launch::split_k(dtype, count, e.activation.width(columns));
-                self.launch(&launch, arguments.address(at(to)).fields(&fields), &[w])?;
+                self.launch(&launch, arguments.address(address_of(to)).fields(&fields), &[w])?;
             }
         }
         Ok(())
@@ -365,17 +365,17 @@ impl Cuda {
         let of = |kernel: String, grid| Launch { kernel, grid, threads: 256 };
         self.launch(
             &of(format!("group_norm_statistics_{dtype}"), [chunks, eights, p.batch]),
-            Arguments::default().address(at(x)).address(at(scratch)).fields(&fields),
+            Arguments::default().address(address_of(x)).address(address_of(scratch)).fields(&fields),
             &[],
         )?;
         self.launch(
             &of("group_norm_combine".into(), [eights, p.batch, 1]),
-            Arguments::default().address(weight).address(bias).address(at(scratch)).fields(&fields),
+            Arguments::default().address(weight).address(bias).address(address_of(scratch)).fields(&fields),
             &[w],
         )?;
         self.launch(
             &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
-            Arguments::default().address(at(x)).address(at(scratch)).address(at(out)).fields(&fields),
+            Arguments::default().address(address_of(x)).address(address_of(scratch)).address(address_of(out)).fields(&fields),
             &[],
         )
     }
@@ -544,7 +544,7 @@ impl Backend for Cuda {
                     Error::request(format!("{name} with heads of {} channels: it goes up to {most}", p.head_dim))
                 })?;
                 let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
-                let arguments = arguments.address(at(q)).address(at(k)).address(at(v)).address(at(out));
+                let arguments = arguments.address(address_of(q)).address(address_of(k)).address(address_of(v)).address(address_of(out));
                 self.launch(&launch, arguments.fields(&fields), &[])
             }
             Op::GroupNorm { p, x, w } => {
@@ -553,7 +553,7 @@ impl Backend for Cuda {
             Op::LayerNorm { p, x, w } => {
                 let (weight, bias) = parts(w);
                 let kernel = format!("{name}_{}", x.dtype());
-                let arguments = arguments.address(at(x)).address(weight).address(bias).address(at(out));
+                let arguments = arguments.address(address_of(x)).address(weight).address(bias).address(address_of(out));
                 self.launch(
                     &Launch { kernel, grid: [p.rows.div_ceil(8), 1, 1], threads: 256 },
                     arguments.fields(&[p.rows, p.channels, p.eps.to_bits()]),
@@ -563,28 +563,28 @@ impl Backend for Cuda {
             Op::Embedding { p, ids, table, positions } => {
                 let launch = launch::each(name, out.dtype(), p.batch * p.tokens * p.channels);
                 let tables = [parts(table).0, parts(positions).0];
-                let arguments = arguments.address(at(ids)).address(tables[0]).address(tables[1]).address(at(out));
+                let arguments = arguments.address(address_of(ids)).address(tables[0]).address(tables[1]).address(address_of(out));
                 let fields = [p.batch, p.tokens, p.channels, p.vocab];
                 self.launch(&launch, arguments.fields(&fields), &[table, positions])
             }
             Op::Upsample2x { p, x } => {
                 let launch = launch::each(name, x.dtype(), p.batch * p.out_height * p.out_width * p.channels);
                 let fields = [p.batch, p.height, p.width, p.channels, p.out_height, p.out_width];
-                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&fields), &[])
+                self.launch(&launch, arguments.address(address_of(x)).address(address_of(out)).fields(&fields), &[])
             }
             Op::ConcatChannels { p, a, b } => {
                 let launch = launch::each(name, a.dtype(), p.rows * (p.left + p.right));
-                let arguments = arguments.address(at(a)).address(at(b)).address(at(out));
+                let arguments = arguments.address(address_of(a)).address(address_of(b)).address(address_of(out));
                 self.launch(&launch, arguments.fields(&[p.rows, p.left, p.right]), &[])
             }
             Op::Activate { p, activation, x } => {
                 let launch = launch::each(name, x.dtype(), p.rows * p.channels);
                 let fields = [p.rows, p.channels, number(activation)];
-                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&fields), &[])
+                self.launch(&launch, arguments.address(address_of(x)).address(address_of(out)).fields(&fields), &[])
             }
             Op::AddChannels { p, x, per_channel } => {
                 let launch = launch::each(name, x.dtype(), p.batch * p.pixels * p.channels);
-                let arguments = arguments.address(at(x)).address(at(per_channel)).address(at(out));
+                let arguments = arguments.address(address_of(x)).address(address_of(per_channel)).address(address_of(out));
                 let fields = [p.batch, p.pixels, p.channels, p.per_channel_rows];
                 self.launch(&launch, arguments.fields(&fields), &[])
             }
@@ -592,26 +592,26 @@ impl Backend for Cuda {
                 let launch = launch::each(name, out.dtype(), p.elements);
                 let mut fields = [p.elements, terms.len() as u32, 0, 0, 0, 0, 0, 0];
                 // Terms beyond the last one are never read.
-                let mut from = [at(terms[0].1); 6];
+                let mut from = [address_of(terms[0].1); 6];
                 for (i, &(scale, x, start)) in terms.iter().enumerate() {
                     fields[2 + i] = scale.to_bits();
-                    from[i] = at(x) + (start * x.dtype().size()) as u64;
+                    from[i] = address_of(x) + (start * x.dtype().size()) as u64;
                 }
                 let arguments = from.into_iter().fold(arguments, Arguments::address);
-                self.launch(&launch, arguments.address(at(out)).fields(&fields), &[])
+                self.launch(&launch, arguments.address(address_of(out)).fields(&fields), &[])
             }
             Op::Cast { x } => {
                 let elements = x.elements() as u32;
                 let kernel = format!("{name}_{}_{}", x.dtype(), out.dtype());
                 let launch = Launch { kernel, grid: [elements.div_ceil(4 * 256), 1, 1], threads: 256 };
-                self.launch(&launch, arguments.address(at(x)).address(at(out)).fields(&[elements]), &[])
+                self.launch(&launch, arguments.address(address_of(x)).address(address_of(out)).fields(&[elements]), &[])
             }
         }
     }
 
     fn write(&self, bytes: &[u8], out: &mut Buffer) -> Result<()> {
         let (mut ring, stream) = (locked(&self.uploads), self.queues.compute.stream()?);
-        let (memory, start) = place(out);
+        let (memory, start) = memory_of(out);
         for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
             ring.upload(stream, piece.len(), (memory, start + i * PIECE_BYTES), |to| {
                 to.copy_from_slice(piece);
@@ -623,7 +623,7 @@ impl Backend for Cuda {
 
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
         let (mut staging, stream) = (locked(&self.download), self.queues.compute.stream()?);
-        let (memory, start) = place(x);
+        let (memory, start) = memory_of(x);
         for (i, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
             stream.download(memory, start + i * PIECE_BYTES, piece.len(), &mut staging)?;
             stream.synchronize()?;
@@ -633,7 +633,7 @@ impl Backend for Cuda {
     }
 
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()> {
-        let ((x, x_start), (out, out_start)) = (place(x), place(out));
+        let ((x, x_start), (out, out_start)) = (memory_of(x), memory_of(out));
         self.queues.compute.stream()?.copy((x, x_start + from), (out, out_start + to), bytes)
     }
 
@@ -654,7 +654,7 @@ impl Backend for Cuda {
         // From here on the tensor is computed, and the memory of `out` is no longer used by earlier work.
         sender.copy.wait(&theirs.record()?)?;
         sender.copy.wait(&ours.record()?)?;
-        sender.copy.send(place(x), place(out), x.bytes())?;
+        sender.copy.send(memory_of(x), memory_of(out), x.bytes())?;
         let arrived = sender.copy.record()?;
         ours.wait(&arrived)?;
         // The sender may reuse the memory as soon as this returns, so its queue waits for the copy. Otherwise the

@@ -142,13 +142,13 @@ pub(super) fn check_status(reply: &Response<Body>) -> Result<(), Failure> {
             Err(Error::input(format!("the hub answers {}", status.as_u16())).hint(token).into())
         }
         StatusCode::NOT_FOUND => Err(Failure::Absent),
-        status @ (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) => Err(again(status)),
-        status if status.is_server_error() => Err(again(status)),
+        status @ (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) => Err(temporary_failure(status)),
+        status if status.is_server_error() => Err(temporary_failure(status)),
         status => Err(refused(&format!("the hub answers {}", status.as_u16())).into()),
     }
 }
 
-fn again(status: StatusCode) -> Failure {
+fn temporary_failure(status: StatusCode) -> Failure {
     Failure::Again(format!("the hub answers {}", status.as_u16()))
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    fn say(&self, news: Download) {
+    fn send(&self, news: Download) {
         // A caller that has stopped the download no longer receives events.
         let _ = self.news.send(news);
     }
@@ -79,7 +79,7 @@ impl Tries {
     }
 
     /// Waits before another try; fails if there were too many.
-    fn again(&mut self, line: &Line, timeout: Duration, reached: u64, what: &str, why: String) -> Result<()> {
+    fn wait_for_retry(&mut self, line: &Line, timeout: Duration, reached: u64, what: &str, why: String) -> Result<()> {
         if reached >= self.reached + PROGRESS {
             *self = Self::new(reached);
         }
@@ -89,7 +89,7 @@ impl Tries {
                 "is the network there? HF_HUB_OFFLINE=1 uses what the cache has; a folder as the model needs neither",
             ));
         }
-        line.say(Download::Retry { what: what.to_owned(), why });
+        line.send(Download::Retry { what: what.to_owned(), why });
         line.wait(timeout / 20 * (1 << (TRIES - 1 - self.left)))
     }
 }
@@ -153,7 +153,7 @@ impl Session<'_> {
     fn fetch_file(&self, commit: &str, path: &str) -> Result<()> {
         let encoded = percent_encoding::utf8_percent_encode(path, PATH);
         let url = format!("{}/{}/resolve/{commit}/{encoded}", self.hub.endpoint, self.id);
-        let remote = match self.retry("asking for its size", || self.ask(&url, commit)) {
+        let remote = match self.retry("asking for its size", || self.request_remote(&url, commit)) {
             Ok(remote) => remote,
             Err(Failure::Absent) => return Err(refused("the hub lists this file and does not have it")),
             Err(Failure::Final(error)) => return Err(error),
@@ -167,11 +167,11 @@ impl Session<'_> {
         let locked = self.lock(&remote.blob, path)?;
         let is_whole = |length: u64| remote.bytes.is_none_or(|bytes| bytes == length);
         if !fs::metadata(&blob).is_ok_and(|file| file.is_file() && is_whole(file.len())) {
-            self.line.say(Download::File { path: path.to_owned(), bytes: remote.bytes });
+            self.line.send(Download::File { path: path.to_owned(), bytes: remote.bytes });
             let mut partial = Partial::open(&blob, &remote, locked.is_some())?;
             self.transfer(&mut partial, &remote, &url, longest)?;
             partial.keep(&blob)?;
-            self.line.say(Download::Complete);
+            self.line.send(Download::Complete);
         }
         drop(locked);
         self.repo.link(commit, path, &remote.blob)
@@ -179,7 +179,7 @@ impl Session<'_> {
 
     /// Requests the size and ETag of a file. If the hub redirects to storage, both are in special headers of the hub's
     /// own reply.
-    fn ask(&self, url: &str, commit: &str) -> Result<Remote, Failure> {
+    fn request_remote(&self, url: &str, commit: &str) -> Result<Remote, Failure> {
         let reply = self.client.send(Method::HEAD, url, 0, |reply| reply.headers().contains_key("x-linked-etag"))?;
         let is_linked = reply.headers().contains_key("x-linked-etag");
         if !is_linked {
@@ -203,7 +203,7 @@ impl Session<'_> {
         loop {
             self.line.check()?;
             match attempt() {
-                Err(Failure::Again(why)) => tries.again(self.line, self.hub.timeout, 0, what, why)?,
+                Err(Failure::Again(why)) => tries.wait_for_retry(self.line, self.hub.timeout, 0, what, why)?,
                 end => return end,
             }
         }
@@ -223,7 +223,7 @@ impl Session<'_> {
                 Ok(()) => return Ok(Some(file)),
                 Err(TryLockError::Error(_)) => return Ok(None),
                 Err(TryLockError::WouldBlock) if is_said => {}
-                Err(TryLockError::WouldBlock) => self.line.say(Download::Waiting { path: path.to_owned() }),
+                Err(TryLockError::WouldBlock) => self.line.send(Download::Waiting { path: path.to_owned() }),
             }
             is_said = true;
             self.line.wait(GLANCE)?;
@@ -241,7 +241,7 @@ impl Session<'_> {
                 Err(Failure::Absent) => return Err(refused("the hub lists this file and does not have it")),
                 Err(Failure::Final(error)) => return Err(error),
             };
-            tries.again(self.line, self.hub.timeout, partial.length, "downloading it", why)?;
+            tries.wait_for_retry(self.line, self.hub.timeout, partial.length, "downloading it", why)?;
         }
     }
 
@@ -254,14 +254,14 @@ impl Session<'_> {
             let reply = self.client.send(Method::GET, url, partial.length, |_| false)?;
             let wanted = self.check_reply(partial, remote, &reply)?;
             let most = wanted.unwrap_or(longest);
-            self.line.say(Download::Bytes(partial.length));
+            self.line.send(Download::Bytes(partial.length));
             self.read(reply, |bytes| {
                 if partial.length + bytes.len() as u64 > most {
                     partial.restart()?;
                     return Err(Failure::Again(format!("more than the {most} bytes that it should have")));
                 }
                 partial.write(bytes)?;
-                self.line.say(Download::Bytes(partial.length));
+                self.line.send(Download::Bytes(partial.length));
                 Ok(())
             })?;
             if let Some(wanted) = wanted.filter(|wanted| *wanted != partial.length) {
