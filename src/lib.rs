@@ -112,7 +112,7 @@ pub use backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, regist
 #[doc(inline)]
 pub use engine::{Canceller, Engine, Event, Ticket};
 #[doc(inline)]
-pub use error::{Error, Result, ErrorScope};
+pub use error::{Error, ErrorScope, Result};
 #[doc(inline)]
 pub use figure::svg as draw_plan;
 #[doc(inline)]

@@ -9,7 +9,7 @@ use sdshard::{
         dry::Work,
         rules::Rules,
     },
-    error::{Result, ErrorScope},
+    error::{ErrorScope, Result},
     tensor::{Fuse, Shape, Tensor, ops::Padding},
 };
 

@@ -185,7 +185,9 @@ fn read(file: &Path) -> BTreeMap<String, Measured> {
         BTreeMap::new()
     });
     let usable = known.into_iter().filter(|(_, entry)| entry.rates.is_usable());
-    usable.map(|(key, Entry { rates, measured })| (key, Measured { rates, at: measured.and_then(system_time) })).collect()
+    usable
+        .map(|(key, Entry { rates, measured })| (key, Measured { rates, at: measured.and_then(system_time) }))
+        .collect()
 }
 
 fn write(file: &Path, known: &BTreeMap<String, Measured>) -> std::io::Result<()> {

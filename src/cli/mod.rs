@@ -26,7 +26,7 @@ use clap::{
 };
 use sdshard::{
     backend::cpu,
-    error::{Error, Result, ErrorScope, printable},
+    error::{Error, ErrorScope, Result, printable},
     planner::size::format_bytes,
 };
 use tracing_subscriber::EnvFilter;

@@ -10,7 +10,7 @@ use std::{
 use sdshard::{
     backend::DeviceId,
     engine::{Engine, Event},
-    error::{Error, Result, ErrorScope, printable},
+    error::{Error, ErrorScope, Result, printable},
     models::component::ComponentId,
     output,
     pipeline::{self, Picture, Span, request::Request},

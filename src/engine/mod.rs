@@ -118,8 +118,8 @@ impl Engine {
     }
 
     fn with_loaded<R>(&self, inspect: impl FnOnce(&Loaded) -> R) -> R {
-        let mut look = Some(look);
-        self.loaded.wait_until(|loaded| loaded.as_ref().and_then(|loaded| look.take().map(|look| look(loaded))))
+        let mut inspect = Some(inspect);
+        self.loaded.wait_until(|loaded| loaded.as_ref().and_then(|loaded| inspect.take().map(|look| look(loaded))))
     }
 
     /// Starts the threads of a plan once those of the previous plan have exited.
@@ -308,7 +308,9 @@ impl Engine {
     /// The most bytes of packed weights that were on each device at one time. Weights that `cpu:N` devices share count
     /// on the device that read them first.
     pub fn peak_weight_bytes(&self) -> Vec<(DeviceId, usize)> {
-        self.with_loaded(|loaded| loaded.pool.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect())
+        self.with_loaded(|loaded| {
+            loaded.pool.devices.iter().map(|device| (device.id(), device.weight_peak_bytes())).collect()
+        })
     }
 }
 

@@ -446,7 +446,10 @@ mod tests {
         queue.put(1).unwrap();
         let claim = take(&queue, workers[0]);
         let fallout = die(&queue, workers[0], &claim);
-        assert_eq!((fallout.jobs, fallout.lost_replicas, fallout.unassigned), (vec![(0, Next::Retry)], vec![0], vec![]));
+        assert_eq!(
+            (fallout.jobs, fallout.lost_replicas, fallout.unassigned),
+            (vec![(0, Next::Retry)], vec![0], vec![])
+        );
         // The other replica takes it, before younger requests.
         let again = take(&queue, workers[1]);
         assert_eq!((again.job, again.attempt), (0, 2));

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backend::DeviceId,
-    error::{Error, Result, ErrorScope},
+    error::{Error, ErrorScope, Result},
     models::component::Stage,
     pipeline::{Picture, Pipeline, Progress, Slot, request::Request},
     sync::Clock,
@@ -111,7 +111,13 @@ pub(super) fn watch(core: &Arc<Core>) {
 }
 
 /// A worker thread of a replica: runs until there is nothing more to do, or it was abandoned.
-pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<WorkerPool>, post: &WorkerPipeline) -> Exit {
+pub(super) fn work(
+    core: &Arc<Core>,
+    worker: Worker,
+    batch: usize,
+    pool: &Arc<WorkerPool>,
+    post: &WorkerPipeline,
+) -> Exit {
     let goes_with = |a: &Arc<Submission>, b: &Arc<Submission>| a.request.goes_with(&b.request);
     while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
         for claim in &claims {
@@ -151,7 +157,12 @@ pub(super) fn work(core: &Arc<Core>, worker: Worker, batch: usize, pool: &Arc<Wo
 }
 
 /// Draws one batch, and reports the progress of each request as long as this thread has its claim.
-fn draw(core: &Core, claims: &[Claim<Arc<Submission>>], pool: &Arc<WorkerPool>, post: &WorkerPipeline) -> Result<Vec<Result<Picture>>> {
+fn draw(
+    core: &Core,
+    claims: &[Claim<Arc<Submission>>],
+    pool: &Arc<WorkerPool>,
+    post: &WorkerPipeline,
+) -> Result<Vec<Result<Picture>>> {
     let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
     let age = claims[0].age;
     let mut on = |i: usize, progress: Progress| {

@@ -200,8 +200,10 @@ impl<'a> ForwardPass<'a> {
     /// # Errors
     /// As [`ForwardPass::next`], and if the device has no room.
     pub fn take(&self, x: Tensor) -> Result<Tensor> {
-        let (from, to) =
-            (self.current_section(), self.stop(self.passed.get()).expect("a network goes by the sections that it lists"));
+        let (from, to) = (
+            self.current_section(),
+            self.stop(self.passed.get()).expect("a network goes by the sections that it lists"),
+        );
         if let Some(from) = from {
             self.hooks.transfer(from, to, x.bytes());
         }

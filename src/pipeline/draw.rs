@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backend::{DType, Device},
-    error::{Error, Result, ErrorScope},
+    error::{Error, ErrorScope, Result},
     models::{
         component::{ComponentId, Stage},
         route::{NoHooks, PersistentArenas, Route, SectionHooks},
@@ -180,7 +180,12 @@ impl Pipeline {
                 };
                 match picture {
                     // A device that failed fails all requests of the batch.
-                    Err(error) if !matches!(error.scope(), ErrorScope::Request | ErrorScope::Input | ErrorScope::Interrupted) => {
+                    Err(error)
+                        if !matches!(
+                            error.scope(),
+                            ErrorScope::Request | ErrorScope::Input | ErrorScope::Interrupted
+                        ) =>
+                    {
                         return Err(error);
                     }
                     picture => pictures.push((i, picture)),

@@ -86,8 +86,9 @@ impl Gates {
 
     /// The devices that the request of this age uses now, except lost ones, which an earlier try may still hold.
     pub fn held_by(&self, age: u64) -> Vec<DeviceId> {
-        self.0
-            .access(|state| state.ids_where(|queue, device| queue.holder(device) == Some(age) && !queue.is_lost(device)))
+        self.0.access(|state| {
+            state.ids_where(|queue, device| queue.holder(device) == Some(age) && !queue.is_lost(device))
+        })
     }
 
     /// The number of waiting requests.

@@ -19,7 +19,7 @@ use crate::{
         spec::{ComponentSpec, ModelSpec},
     },
     tokenizer::{self, Tokenizer},
-    weights::{self, Ahead, ModelFiles, Observer, Packed, Reside, Scope, OffloadBuilder, Weights, files::MODEL_INDEX},
+    weights::{self, Ahead, ModelFiles, Observer, OffloadBuilder, Packed, Reside, Scope, Weights, files::MODEL_INDEX},
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.

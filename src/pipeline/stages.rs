@@ -9,7 +9,7 @@ use super::{
     request::{Request, Rng, Start},
 };
 use crate::{
-    error::{Error, Result, ErrorScope},
+    error::{Error, ErrorScope, Result},
     models::{
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route, SectionHooks},
@@ -207,8 +207,10 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
             // Both inputs are made before either branch begins, because a copy waits for all earlier work of its
             // device.
             let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
-            let both =
-                sync::run_both(|| negative.call(step, &inputs.0, &texts[0]), || positive.call(step, &inputs.1, &texts[1]));
+            let both = sync::run_both(
+                || negative.call(step, &inputs.0, &texts[0]),
+                || positive.call(step, &inputs.1, &texts[1]),
+            );
             match both.map_err(|error| Error::request("starting a thread for the negative prompt").source(error))? {
                 // The error of a failed device has priority over that of a request.
                 (_, Err(error)) if matches!(error.scope(), ErrorScope::Device(_)) => Err(error),

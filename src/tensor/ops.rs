@@ -94,7 +94,7 @@ impl Tensor {
     /// Checks that another tensor is on the same device and has the same type.
     fn check_matches(&self, op: &str, other: &Tensor) -> Result<()> {
         self.check_device(op, other)?;
-        other.is(op, self.dtype)
+        other.check_dtype(op, self.dtype)
     }
 
     /// Checks the weight of an op on this tensor.
@@ -235,7 +235,10 @@ impl Tensor {
         self.check_matches(OP, k)?;
         self.check_matches(OP, v)?;
         let (&[batch, queries, channels], &[k_batch, keys, k_channels]) = (self.shape.dims(), k.shape.dims()) else {
-            return Err(invalid_argument(OP, format!("{} and {} are not [batch, tokens, channels]", self.shape, k.shape)));
+            return Err(invalid_argument(
+                OP,
+                format!("{} and {} are not [batch, tokens, channels]", self.shape, k.shape),
+            ));
         };
         ensure(k.shape == v.shape && k_batch == batch && k_channels == channels, OP, || {
             format!("q {}, k {}, v {}", self.shape, k.shape, v.shape)
@@ -311,7 +314,12 @@ impl Tensor {
         if let Some(id) = ids_flat.iter().find(|&&id| id as usize >= rows) {
             return Err(invalid_argument(OP, format!("token {id} of a table of {rows} rows")));
         }
-        let p = Embedding { batch: to_u32(ids.len()), tokens: to_u32(tokens), channels: to_u32(channels), vocab: to_u32(rows) };
+        let p = Embedding {
+            batch: to_u32(ids.len()),
+            tokens: to_u32(tokens),
+            channels: to_u32(channels),
+            vocab: to_u32(rows),
+        };
         let ids = Tensor::ids(device, [ids.len(), tokens], &ids_flat)?;
         let (table, positions) = (&ids.check_weight_device(OP, table)?, &ids.check_weight_device(OP, positions)?);
         let (shape, dtype) = (Shape::from([ids.dim(0), tokens, channels]), table.dtype());
@@ -425,7 +433,7 @@ impl Tensor {
         ensure(terms.len() <= MAX_TERMS, OP, || format!("{} terms, up to {MAX_TERMS} are possible", terms.len()))?;
         let mut parts = Vec::with_capacity(terms.len());
         for (scale, x, row) in terms {
-            x.is(OP, DType::F32)?;
+            x.check_dtype(OP, DType::F32)?;
             first.check_device(OP, x)?;
             let start = row.checked_mul(x.shape.elements() / x.dim(0));
             let ends_inside =

@@ -24,7 +24,7 @@ pub use files::ModelFiles;
 pub use identity::identity;
 pub use locate::locate;
 pub use offload::{Ahead, Offload};
-pub use scope::{Packed, Scope, OffloadBuilder};
+pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;
 
 use crate::{

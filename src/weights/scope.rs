@@ -83,7 +83,8 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// If a tensor is missing or has another shape, or the device has no room.
     pub fn layer(&self, layer: Layer, shape: &[usize], bias: bool) -> Result<Weight> {
-        let tensors = LayerTensors { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
+        let tensors =
+            LayerTensors { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
         let reside = self.offload.map_or(Reside::Device, |offload| offload.reside);
         let (device, dtype) = (self.device.clone(), self.dtype);
         let offloaded = match (reside, self.offload) {
@@ -92,8 +93,8 @@ impl<'a> Scope<'a> {
                 return self.packed_once(offload, &tensors, |weight, bias| device.pack(layer, dtype, weight, bias));
             }
             (Reside::Host, Some(offload)) => {
-                let packed =
-                    self.packed_once(offload, &tensors, |weight, bias| device.pack_to_host(layer, dtype, weight, bias))?;
+                let packed = self
+                    .packed_once(offload, &tensors, |weight, bias| device.pack_to_host(layer, dtype, weight, bias))?;
                 Weight::offloaded(&device.clone(), layer, dtype, bias, packed.bytes(), move || device.fetch(&packed))
             }
             (Reside::Disk, Some(_)) => {

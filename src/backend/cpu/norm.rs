@@ -19,7 +19,15 @@ use crate::backend::{
 };
 
 /// `out = group_norm(x) * scale + shift`, followed by SiLU if `p` says so. x and out are `[batch, pixels, channels]`.
-pub fn group_norm(path: Path, pool: &Pool, p: GroupNorm, x: &[f32], w: &CpuWeight, scratch: &mut [f32], out: &mut [f32]) {
+pub fn group_norm(
+    path: Path,
+    pool: &Pool,
+    p: GroupNorm,
+    x: &[f32],
+    w: &CpuWeight,
+    scratch: &mut [f32],
+    out: &mut [f32],
+) {
     let (batch, pixels, channels) = (p.batch as usize, p.pixels as usize, p.channels as usize);
     let (groups, chunks) = (p.groups as usize, pixels.div_ceil(NORM_CHUNK));
     let (statistics, rest) = scratch.split_at_mut(batch * chunks * groups * 2);

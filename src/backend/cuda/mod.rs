@@ -349,7 +349,8 @@ impl Cuda {
             let arguments = arguments.address(residual).address(address_of(to)).address(scratch.map_or(0, address_of));
             self.launch(&launch, arguments.fields(&[fields, &behind].concat()), &[w])?;
             if let Some(parts) = scratch {
-                let arguments = Arguments::default().address(address_of(parts)).address(bias).address(add).address(residual);
+                let arguments =
+                    Arguments::default().address(address_of(parts)).address(bias).address(add).address(residual);
                 let fields = [&[columns, runs][..], &behind].concat();
                 let launch = launch::split_k(dtype, count, e.activation.width(columns));
                 self.launch(&launch, arguments.address(address_of(to)).fields(&fields), &[w])?;
@@ -375,7 +376,11 @@ impl Cuda {
         )?;
         self.launch(
             &launch::each("group_norm_scale", dtype, p.batch * p.pixels * p.channels),
-            Arguments::default().address(address_of(x)).address(address_of(scratch)).address(address_of(out)).fields(&fields),
+            Arguments::default()
+                .address(address_of(x))
+                .address(address_of(scratch))
+                .address(address_of(out))
+                .fields(&fields),
             &[],
         )
     }
@@ -544,7 +549,11 @@ impl Backend for Cuda {
                     Error::request(format!("{name} with heads of {} channels: it goes up to {most}", p.head_dim))
                 })?;
                 let fields = [p.batch, p.queries, p.keys, p.heads, p.head_dim, p.causal, p.scale.to_bits()];
-                let arguments = arguments.address(address_of(q)).address(address_of(k)).address(address_of(v)).address(address_of(out));
+                let arguments = arguments
+                    .address(address_of(q))
+                    .address(address_of(k))
+                    .address(address_of(v))
+                    .address(address_of(out));
                 self.launch(&launch, arguments.fields(&fields), &[])
             }
             Op::GroupNorm { p, x, w } => {
@@ -563,7 +572,8 @@ impl Backend for Cuda {
             Op::Embedding { p, ids, table, positions } => {
                 let launch = launch::each(name, out.dtype(), p.batch * p.tokens * p.channels);
                 let tables = [parts(table).0, parts(positions).0];
-                let arguments = arguments.address(address_of(ids)).address(tables[0]).address(tables[1]).address(address_of(out));
+                let arguments =
+                    arguments.address(address_of(ids)).address(tables[0]).address(tables[1]).address(address_of(out));
                 let fields = [p.batch, p.tokens, p.channels, p.vocab];
                 self.launch(&launch, arguments.fields(&fields), &[table, positions])
             }
@@ -584,7 +594,8 @@ impl Backend for Cuda {
             }
             Op::AddChannels { p, x, per_channel } => {
                 let launch = launch::each(name, x.dtype(), p.batch * p.pixels * p.channels);
-                let arguments = arguments.address(address_of(x)).address(address_of(per_channel)).address(address_of(out));
+                let arguments =
+                    arguments.address(address_of(x)).address(address_of(per_channel)).address(address_of(out));
                 let fields = [p.batch, p.pixels, p.channels, p.per_channel_rows];
                 self.launch(&launch, arguments.fields(&fields), &[])
             }

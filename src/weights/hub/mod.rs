@@ -29,7 +29,7 @@ use super::{
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
-use crate::error::{Error, Result, ErrorScope};
+use crate::error::{Error, ErrorScope, Result};
 
 /// The files that a model must have.
 const REQUIRED: [&str; 5] =
