@@ -322,7 +322,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
         while let Some((key, Unique(value))) = entries.next_entry::<String, _>()? {
             if map.contains_key(&key) {
                 let start: String = key.chars().take(60).collect();
-                return Err(A::Error::custom(format_args!("the key {start:?} stands twice")));
+                return Err(A::Error::custom(format_args!("the key {start:?} appears twice")));
             }
             map.insert(key, value);
         }

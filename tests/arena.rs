@@ -346,7 +346,7 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
     ] {
         let weight = offloaded(&device, came);
         let error = weight.fetch().expect_err(why).to_string();
-        assert!(error.contains("was to come to its device"), "{why}: {error}");
+        assert!(error.contains("cannot be fetched to its device"), "{why}: {error}");
         let x = zeros(&device, [1, 8]).unwrap();
         assert!(x.linear(&weight, &Fuse::default()).is_err(), "{why}");
     }
@@ -388,7 +388,7 @@ fn sizes_that_overflow_are_refused() {
 fn a_weight_that_rests_for_another_device_is_not_fetched() {
     let (dry, _) = Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates);
     let resting = pack(&dry, Layer::Norm { channels: 4 });
-    assert!(device().fetch(&resting).err().unwrap().to_string().contains("does not rest for cpu"));
+    assert!(device().fetch(&resting).err().unwrap().to_string().contains("was not packed in host memory for cpu"));
 }
 
 #[test]

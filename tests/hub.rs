@@ -279,26 +279,30 @@ fn bad_hubs() -> Vec<(&'static str, Script, &'static str)> {
         ("a list without end", list("200 OK", "", vec![b' '; (16 << 20) + 1]), "does not end"),
         ("no HTTP", script(|_, stream| stream.write_all(b"hello\r\n\r\n").is_ok()), "failed 5 times"),
         ("no reply", script(|_, _| true), "failed 5 times"),
-        (
-            "a commit that is a path",
-            list("200 OK", "", listing("../../../../x", names())),
-            "names a commit that is none",
-        ),
-        ("a commit that is a branch", list("200 OK", "", listing("main", names())), "names a commit that is none"),
+        ("a commit that is a path", list("200 OK", "", listing("../../../../x", names())), "names an invalid commit"),
+        ("a commit that is a branch", list("200 OK", "", listing("main", names())), "names an invalid commit"),
         ("a file outside", list("200 OK", "", with("../../x")), "leads out of the model"),
         ("an absolute file", list("200 OK", "", with("/tmp/x")), "leads out of the model"),
         ("a file with backslashes", list("200 OK", "", with("unet\\..\\x")), "leads out of the model"),
         ("a file on a drive", list("200 OK", "", with("C:/x")), "leads out of the model"),
         ("no config", list("200 OK", "", listing(COMMIT, ["v1.ckpt"].iter())), "no model_index.json"),
         ("no ETag", head_of(config, "200 OK", "Content-Length: 25\r\n"), "no ETag"),
-        ("an ETag that is a path", head_of(config, "200 OK", "ETag: \"../../../../x\"\r\n"), "no hash and no name"),
-        ("an absolute ETag", head_of(config, "200 OK", "ETag: \"/tmp/sdshard-etag\"\r\n"), "no hash and no name"),
-        ("an ETag that is hidden", head_of(config, "200 OK", "ETag: \".x\"\r\n"), "no hash and no name"),
-        ("an empty ETag", head_of(config, "200 OK", "ETag: \"\"\r\n"), "no hash and no name"),
+        (
+            "an ETag that is a path",
+            head_of(config, "200 OK", "ETag: \"../../../../x\"\r\n"),
+            "neither a hash nor a file name",
+        ),
+        (
+            "an absolute ETag",
+            head_of(config, "200 OK", "ETag: \"/tmp/sdshard-etag\"\r\n"),
+            "neither a hash nor a file name",
+        ),
+        ("an ETag that is hidden", head_of(config, "200 OK", "ETag: \".x\"\r\n"), "neither a hash nor a file name"),
+        ("an empty ETag", head_of(config, "200 OK", "ETag: \"\"\r\n"), "neither a hash nor a file name"),
         (
             "a linked ETag that is a path",
             head_of(config, "302 Found", "X-Linked-ETag: \"a/b\"\r\n"),
-            "no hash and no name",
+            "neither a hash nor a file name",
         ),
         ("another commit", head_of(config, "200 OK", "X-Repo-Commit: x\r\nETag: \"a\"\r\n"), "of another commit"),
         (
@@ -311,9 +315,9 @@ fn bad_hubs() -> Vec<(&'static str, Script, &'static str)> {
         (
             "a redirect to a file",
             head_of(config, "302 Found", "Location: file:///etc/passwd\r\n"),
-            "no address of http",
+            "neither http nor https",
         ),
-        ("a redirect to no address", head_of(config, "302 Found", "Location: http://\r\n"), "no address of http"),
+        ("a redirect to no address", head_of(config, "302 Found", "Location: http://\r\n"), "neither http nor https"),
         (
             "a redirect to itself",
             script(|request, stream| {
@@ -353,7 +357,7 @@ fn bad_hubs() -> Vec<(&'static str, Script, &'static str)> {
         (
             "a coded body",
             body_of(UNET, |_, stream| reply(stream, "200 OK", "Content-Encoding: zstd\r\n", b"x")),
-            "a coding that nobody asked for",
+            "a coding that was not requested",
         ),
         (
             "a part that nobody asked for",

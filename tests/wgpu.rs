@@ -352,5 +352,5 @@ fn a_sum_that_the_driver_would_end_in_the_middle_is_refused() {
     let x = Tensor::new(&device, [1, 64], &[1.0; 64]).unwrap();
     let error = x.linear(&linear(&device), &Fuse::default()).err().unwrap();
     assert_eq!(error.scope(), &ErrorScope::Request);
-    assert!(error.to_string().contains("ends invocations after 16 turns"), "{error}");
+    assert!(error.to_string().contains("ends invocations after 16 iterations"), "{error}");
 }

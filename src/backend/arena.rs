@@ -138,7 +138,7 @@ impl Arena {
         let Some(offset) = state.take(aligned(bytes.max(1)), self.0.capacity) else {
             let (used, capacity) = (state.top, self.0.capacity);
             return Err(Error::request(format!(
-                "{}: the {} arena is full: {bytes} bytes more than its {used} in use are asked of {capacity}",
+                "{}: the {} arena is full: {bytes} bytes are requested, and {used} of {capacity} are in use",
                 self.0.device, self.0.name
             ))
             .hint("plan for a larger request"));

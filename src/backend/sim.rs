@@ -153,7 +153,7 @@ impl Sim {
             state.died_at = Some((number, name));
         }
         if let Some((number, name)) = state.died_at {
-            return Err(Error::device(self.id, format!("it died at its op {number}, {name}")));
+            return Err(Error::device(self.id, format!("it failed at its op {number}, {name}")));
         }
         self.counter.take();
         op(&self.dry)?;

@@ -152,10 +152,9 @@ impl Weight {
     /// The packed weight, to be passed to a backend.
     pub(crate) fn packed(&self) -> Result<Self> {
         match &self.data {
-            WeightData::Offloaded(offloaded) => offloaded
-                .locked()
-                .clone()
-                .ok_or_else(|| Error::request(format!("{:?} is used before it has come to its device", self.layer()))),
+            WeightData::Offloaded(offloaded) => offloaded.locked().clone().ok_or_else(|| {
+                Error::request(format!("{:?} is used before it was fetched to its device", self.layer()))
+            }),
             _ => Ok(self.clone()),
         }
     }
@@ -172,7 +171,7 @@ impl Weight {
                 let is_here = !matches!(came.data, WeightData::Offloaded(_));
                 if (came.form, &came.home) != (self.form, &self.home) || !is_here {
                     return Err(Error::request(format!(
-                        "{:?} in {} was to come to its device",
+                        "{:?} in {} cannot be fetched to its device",
                         self.layer(),
                         self.dtype()
                     ))

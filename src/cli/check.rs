@@ -324,7 +324,7 @@ fn copies(from: &Device, to: &Device) -> Result<String> {
     let back = there.to(from)?;
     for (place, got) in [("there", there.read()?), ("back", back.read()?)] {
         if got.iter().zip(&values).any(|(got, want)| got.to_bits() != want.to_bits()) {
-            return Err(Error::process(format!("what was sent is not what arrived {place}")));
+            return Err(Error::process(format!("the received data differ from what was sent {place}")));
         }
     }
     let milliseconds = begun.elapsed().as_secs_f64() * 1e3;

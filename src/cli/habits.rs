@@ -77,18 +77,18 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     (&["--eta"], "sdshard's ddim has no noise of its own (eta is 0)", "--scheduler euler-ancestral has fresh noise"),
     (
         &["--batch-size", "-b"],
-        "how many pictures go through the UNet at once is said in the device map",
+        "the device map sets how many pictures go through the UNet at once",
         "`batch = 4` in the map of --device-map; --num-images N for how many there are",
     ),
     (&["--threads", "--num-threads", "-t"], "the number of cores is a variable", "SDSHARD_THREADS=4 sdshard ..."),
     (
         &["--lowvram", "--medvram", "--offload-to-cpu", "--cpu-offload", "--enable-model-cpu-offload"],
-        "where weights rest is said in the device map",
+        "the device map sets where weights are kept",
         "--device-map low-memory.toml",
     ),
     (
         &["--tensor-split", "--split-mode", "--n-gpu-layers", "--gpu-layers", "--max-memory"],
-        "what runs where is said in the device map",
+        "the device map sets what runs where",
         "--device-map FILE; --device cuda:0,cuda:1 for the devices alone",
     ),
     (&["--gpu", "--gpus", "--gpu-id", "--device-id", "--cuda", "--cpu"], "devices go by names", "--device cuda:0"),
@@ -105,7 +105,7 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     (&["--safety-checker", "--disable-safety-checker", "--nsfw"], "sdshard has no safety checker", "leave it out"),
     (
         &["--serve", "--server", "--listen", "--port", "--host", "--webui", "--share"],
-        "sdshard is no server yet",
+        "sdshard is not a server yet",
         "--json",
     ),
     (

@@ -83,7 +83,7 @@ fn embedded() -> Result<ModelFiles> {
 
 #[cfg(not(feature = "builtin-model"))]
 fn embedded() -> Result<ModelFiles> {
-    Err(Error::input("this build has no model of its own").hint("--model FOLDER or --model ORG/NAME"))
+    Err(Error::input("this build has no built-in model").hint("--model FOLDER or --model ORG/NAME"))
 }
 
 #[cfg(feature = "builtin-model")]

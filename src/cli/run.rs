@@ -105,7 +105,7 @@ impl ImageRun<'_> {
             _ => {}
         }
         if self.console.is_unread() && !std::mem::replace(&mut self.unread_told, true) {
-            self.console.note("stdout is closed: the pictures are made all the same");
+            self.console.note("stdout is closed: the pictures are still made");
         }
         self.overview.show(|| self.gauge.line(self.jobs.len(), Instant::now()));
         if !self.interrupt.requested().load(Ordering::Relaxed) {

@@ -58,7 +58,7 @@ impl Core {
             match next {
                 Next::Retry => job.send_event(Event::Retry { error, at: self.clock.now() }),
                 Next::NoReplica => job.send_result(Err(error)),
-                Next::TooOften => job.send_result(Err(error.context("tried as often as any request is"))),
+                Next::TooOften => job.send_result(Err(error.context("all tries failed"))),
                 Next::Suspect => job.send_result(Err(error.context(
                     "a second device failed under this request, which may be the cause and is not tried again",
                 ))),
@@ -103,7 +103,7 @@ pub(super) enum Exit {
 pub(super) fn watch(core: &Arc<Core>) {
     while let Some(Silent { pool, claim, age, devices, patience }) = core.watch.next_silent() {
         let Some(first) = devices.first() else { continue };
-        let error = Error::device(*first, format!("nothing was heard of it for {} s", patience.as_secs()));
+        let error = Error::device(*first, format!("it made no progress for {} s", patience.as_secs()));
         // Other requests must not wait for the texts that this one was encoding.
         pool.texts.values().for_each(|texts| texts.give_up(age));
         core.lose(&pool, claim, &devices, error, Noticed::BySilence);
@@ -182,7 +182,7 @@ fn draw(
         let may_stop = !matches!(&progress, Progress::Started { stage: Stage::Decode, .. } | Progress::Finished(_));
         core.queue
             .if_current(*number, || job.send_event(Event::Progress(progress)))
-            .map_err(|_| Error::request("this request was taken from its thread"))?;
+            .map_err(|_| Error::request("the thread no longer has the claim of this request"))?;
         if may_stop && job.cancel.is_asked() { Err(Error::interrupted()) } else { Ok(()) }
     };
     let one_is_wanted = claims.iter().any(|claim| !claim.job.cancel.is_asked());

@@ -200,10 +200,8 @@ impl<'a> ForwardPass<'a> {
     /// # Errors
     /// As [`ForwardPass::next`], and if the device has no room.
     pub fn take(&self, x: Tensor) -> Result<Tensor> {
-        let (from, to) = (
-            self.current_section(),
-            self.stop(self.passed.get()).expect("a network goes by the sections that it lists"),
-        );
+        let (from, to) =
+            (self.current_section(), self.stop(self.passed.get()).expect("a network runs the sections that it lists"));
         if let Some(from) = from {
             self.hooks.transfer(from, to, x.bytes());
         }
@@ -277,7 +275,7 @@ impl PersistentArenas {
     /// # Panics
     /// If there is none: all devices of a route have one.
     pub fn on(&self, device: &Device) -> &PersistentArena {
-        self.0.iter().find(|keep| keep.device() == device).expect("every device of a route has a keep arena")
+        self.0.iter().find(|keep| keep.device() == device).expect("every device of a route has a persistent arena")
     }
 
     /// The same arenas, where ops on their tensors use the lanes of their devices.

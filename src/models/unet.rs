@@ -398,7 +398,7 @@ impl Unet {
 
         let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
         let mut texts = texts.0.iter();
-        let mut text = || texts.next().expect("`condition` went by the same transformers").as_slice();
+        let mut text = || texts.next().expect("`condition` used the same transformers").as_slice();
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.takers.len());
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
             // Skip tensors are taken in reverse order.
@@ -435,7 +435,8 @@ impl Unet {
         // Up path.
         for layer in &self.up {
             if layer.skip {
-                let skip = skips.pop().expect("the down path left one for each residual block of the up path");
+                let skip =
+                    skips.pop().expect("the down path makes a skip tensor for each residual block of the up path");
                 h = pass.take(h)?.concat_channels(&skip)?;
             }
             h = match &layer.block {

@@ -154,7 +154,7 @@ impl Simulated {
 
     fn wait(&self, me: usize, until: Option<Duration>) {
         let mut turns = self.turns();
-        let taken = turns.seats.get_mut(&me).expect("who waits has a seat");
+        let taken = turns.seats.get_mut(&me).expect("a waiting thread has a seat");
         if taken.state == State::Woken {
             taken.state = State::Running;
             return;

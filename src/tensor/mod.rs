@@ -233,6 +233,6 @@ impl Leaving {
 fn zeros<T: Zeroable>(count: usize) -> Result<Vec<T>> {
     let zeros = bytemuck::try_zeroed_slice_box(count).map(Vec::from);
     zeros.map_err(|()| {
-        Error::request(format!("{} bytes of the host's memory cannot be had", count.saturating_mul(size_of::<T>())))
+        Error::request(format!("{} bytes of host memory cannot be allocated", count.saturating_mul(size_of::<T>())))
     })
 }

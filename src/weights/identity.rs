@@ -50,7 +50,7 @@ fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> 
             // The file is compiled into the program.
             None => hex(Sha256::new_with_prefix(files.open(path)?.in_memory().unwrap_or_default())),
         };
-        writeln!(list, "{whole}  {path}").expect("a String takes all that is written");
+        writeln!(list, "{whole}  {path}").expect("writing to a String cannot fail");
     }
     if paths.len() != 1 {
         whole = hex(Sha256::new_with_prefix(list));

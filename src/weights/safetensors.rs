@@ -148,16 +148,16 @@ fn place(name: String, entry: Entry, data_start: usize) -> Result<Tensor> {
     let elements = entry.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
     let bits = elements.and_then(|elements| elements.checked_mul(entry.dtype.bitsize()));
     let Some(bits) = bits.filter(|bits| bits % 8 == 0) else {
-        return Err(
-            Error::input(format!("the shape of `{name}` is no possible one")).found(format!("{:?}", entry.shape))
-        );
+        return Err(Error::input(format!("the shape of `{name}` is not possible")).found(format!("{:?}", entry.shape)));
     };
     if end.checked_sub(start) != Some(bits / 8) {
         let wanted = format!("`{name}`, {:?} of {}, needs {} bytes", entry.shape, entry.dtype, bits / 8);
         return Err(Error::input(wanted).found(format!("offsets {start} to {end}")));
     }
     let (Some(start), Some(end)) = (start.checked_add(data_start), end.checked_add(data_start)) else {
-        return Err(Error::input(format!("`{name}` lies beyond any file")).found(format!("offsets {start} to {end}")));
+        return Err(
+            Error::input(format!("`{name}` is beyond the end of any file")).found(format!("offsets {start} to {end}"))
+        );
     };
     Ok(Tensor { name, dtype: entry.dtype, shape: entry.shape, range: start..end })
 }
@@ -260,7 +260,7 @@ pub(super) mod tests {
             (file(&t("[0,8]"), 7), "was the download interrupted?"),
             (file(&t("[0,8]"), 9), "the tensors need a file of"),
             (file(&t("[4,12]"), 12), "`t` follows a hole: it must begin at offset 0"),
-            (file(&t("[18446744073709551607,18446744073709551615]"), 8), "lies beyond any file"),
+            (file(&t("[18446744073709551607,18446744073709551615]"), 8), "is beyond the end of any file"),
             (file(&two("[0,8]", "[4,12]"), 12), "`b` overlaps the tensor before it: it must begin at offset 8"),
             (file(&two("[0,8]", "[0,8]"), 8), "overlaps"),
             (file(&two("[0,8]", "[12,20]"), 20), "`b` follows a hole"),

@@ -15,7 +15,7 @@ const HUGE_FROM: usize = 4 << 20;
 
 fn pages(bytes: usize) -> Result<MmapMut> {
     let map = MmapMut::map_anon(bytes.max(1))
-        .map_err(|e| Error::device(DeviceId::CPU, format!("{bytes} bytes of memory cannot be had")).source(e))?;
+        .map_err(|e| Error::device(DeviceId::CPU, format!("{bytes} bytes of memory cannot be allocated")).source(e))?;
     #[cfg(target_os = "linux")]
     if bytes >= HUGE_FROM {
         // This is optional: without huge pages everything works, a little slower.

@@ -228,7 +228,7 @@ impl Context {
             return Err(Error::device(self.id, failure.as_str()));
         }
         // SAFETY: the context lives as long as the process.
-        self.done("taking it up", unsafe { result::ctx::set_current(self.raw) })
+        self.done("making its context current", unsafe { result::ctx::set_current(self.raw) })
     }
 
     fn failure(&self) -> std::sync::MutexGuard<'_, Option<String>> {

@@ -497,7 +497,7 @@ impl Backend for Cuda {
 
     fn fetch(&self, resting: &Weight) -> Result<Weight> {
         let from: Option<&HostWeight> = resting.held();
-        let from = from.expect("what a device fetches is what it packed to rest");
+        let from = from.expect("a device only fetches weights that it packed for the host");
         let mut here = self.on_device(Vec::new(), Stay::WhileUsed);
         for bytes in std::iter::once(&from.weight).chain(&from.bias) {
             let memory = locked(&self.queues.buffers).take(&self.queues.copy, bytes.len())?;

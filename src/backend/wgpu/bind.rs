@@ -28,8 +28,8 @@ impl Wgpu {
         if turns <= u64::from(most) {
             return Ok(());
         }
-        Err(Error::request(format!("a sum of {turns} turns on {}", self.class))
-            .found(format!("this driver ends invocations after {most} turns"))
+        Err(Error::request(format!("a loop of {turns} iterations on {}", self.class))
+            .found(format!("this driver ends invocations after {most} iterations"))
             .hint("a smaller width and height, or another device for this component"))
     }
 

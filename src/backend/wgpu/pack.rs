@@ -49,7 +49,7 @@ pub fn packed(w: &Weight) -> &WgpuWeight {
 
 /// The packed form of a weight in host memory.
 pub fn host_weight(w: &Weight) -> &HostWeight {
-    w.held().expect("what a device fetches is what it packed to rest")
+    w.held().expect("a device only fetches weights that it packed for the host")
 }
 
 /// A number in a file's or packed form.

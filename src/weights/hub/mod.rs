@@ -194,7 +194,7 @@ impl Listing {
                 .found(shown(&String::from_utf8_lossy(&reply[..reply.len().min(1000)]))));
         };
         if !cache::is_commit(&reply.sha) {
-            return Err(refused("the hub names a commit that is none").found(shown(&reply.sha)));
+            return Err(refused("the hub names an invalid commit").found(shown(&reply.sha)));
         }
         let files: HashSet<String> = reply.siblings.into_iter().map(|file| file.rfilename).collect();
         match files.iter().find(|path| !cache::is_inside(path)) {

@@ -103,7 +103,7 @@ impl Client {
         first: u64,
         is_enough: impl Fn(&Response<Body>) -> bool,
     ) -> Result<Response<Body>, Failure> {
-        let mut uri: Uri = url.parse().map_err(|_| Error::input("this is no address").found(shown(url)))?;
+        let mut uri: Uri = url.parse().map_err(|_| Error::input("this is not an address").found(shown(url)))?;
         for _ in 0..=MOST_REDIRECTS {
             let mut request = Request::builder().method(method.clone()).uri(&uri);
             if first > 0 {
@@ -161,7 +161,7 @@ pub(super) fn number(reply: &Response<Body>, name: &str) -> Option<u64> {
 fn redirected(base: &Uri, location: &str) -> Result<Uri, Error> {
     let next = join(base, location);
     let Some((next, origin)) = next.and_then(|next| Origin::of(&next).map(|origin| (next, origin))) else {
-        return Err(refused("the server redirects to what is no address of http or https").found(shown(location)));
+        return Err(refused("the server redirects to an address that is neither http nor https").found(shown(location)));
     };
     if base.scheme_str() == Some("https") && origin.scheme == "http" {
         return Err(refused("the server redirects from https to http").found(shown(location)));
@@ -258,7 +258,7 @@ mod tests {
         }
         for location in ["ftp://hub.example/a", "file:///etc/passwd", "javascript:x", "https://", "data:,x"] {
             let error = redirected(&"https://hub.example/a".parse().unwrap(), location).unwrap_err().to_string();
-            assert!(error.contains("no address of http or https"), "{location}: {error}");
+            assert!(error.contains("neither http nor https"), "{location}: {error}");
         }
     }
 

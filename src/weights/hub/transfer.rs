@@ -191,8 +191,9 @@ impl Session<'_> {
         }
         let etag = text(if is_linked { "x-linked-etag" } else { "etag" });
         let etag = etag.ok_or_else(|| refused("the hub gives the file no ETag"))?;
-        let blob = cache::blob_name(etag.trim())
-            .ok_or_else(|| refused("the hub gives the file an ETag that is no hash and no name").found(shown(&etag)))?;
+        let blob = cache::blob_name(etag.trim()).ok_or_else(|| {
+            refused("the hub gives the file an ETag that is neither a hash nor a file name").found(shown(&etag))
+        })?;
         let bytes = request::number(&reply, if is_linked { "x-linked-size" } else { "content-length" });
         Ok(Remote { blob: blob.to_owned(), bytes })
     }
@@ -288,12 +289,12 @@ impl Session<'_> {
         let status = reply.status();
         if status == StatusCode::RANGE_NOT_SATISFIABLE {
             partial.restart()?;
-            return Err(Failure::Again("the server has no such part of it".into()));
+            return Err(Failure::Again("the server has no such part of the file".into()));
         }
         request::check_status(reply)?;
         let text = |name: header::HeaderName| reply.headers().get(name).map(|text| text.to_str().unwrap_or("?"));
         if let Some(coding) = text(header::CONTENT_ENCODING).filter(|coding| !coding.eq_ignore_ascii_case("identity")) {
-            return Err(refused("the server sends the file in a coding that nobody asked for")
+            return Err(refused("the server sends the file in a coding that was not requested")
                 .found(shown(coding))
                 .into());
         }
@@ -304,7 +305,7 @@ impl Session<'_> {
                 Some((first, total)) if first == partial.length && same(wanted, total) => wanted = wanted.or(total),
                 _ => {
                     partial.restart()?;
-                    return Err(Failure::Again("the server sends another part of it than was asked for".into()));
+                    return Err(Failure::Again("the server sends another part of the file than requested".into()));
                 }
             }
         } else if partial.length > 0 {
