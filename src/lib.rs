@@ -46,7 +46,7 @@
 //! | `weights` | named tensors on disk, in a folder or on the hub |
 //! | `tensor` | shapes, ops, seeded noise |
 //! | `backend` | devices, memory, kernels |
-//! | `scheduler`, `json`, `input`, `output`, `sync`, `error`, `device_id` | beside all of them, and knowing none of them |
+//! | `scheduler`, `json`, `input`, `output`, `sync`, `error`, `device_id` | below all of them |
 //!
 //! # Invariants
 //!

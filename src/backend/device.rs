@@ -222,15 +222,15 @@ impl Device {
     ///
     /// # Errors
     /// If the device has no room, or the weight was not packed by [`Device::pack_to_host`] for this kind of device.
-    pub fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        if !resting.is_on(self) {
+    pub fn fetch(&self, host_weight: &Weight) -> Result<Weight> {
+        if !host_weight.is_on(self) {
             return Err(Error::request(format!(
                 "{:?} was not packed in host memory for {}",
-                resting.layer(),
+                host_weight.layer(),
                 self.id()
             )));
         }
-        let here = self.backend().fetch(resting).map_err(|error| error.of_device(self.id()))?;
+        let here = self.backend().fetch(host_weight).map_err(|error| error.of_device(self.id()))?;
         Ok(here.charged_to(&self.0.weights))
     }
 

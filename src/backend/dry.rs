@@ -109,9 +109,9 @@ impl Backend for Dry {
         }
     }
 
-    fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        self.counter.work().fetched_bytes += resting.bytes() as u64;
-        Ok(resting.clone())
+    fn fetch(&self, host_weight: &Weight) -> Result<Weight> {
+        self.counter.work().fetched_bytes += host_weight.bytes() as u64;
+        Ok(host_weight.clone())
     }
 
     fn supports(&self, _: Fusion) -> bool {

@@ -158,7 +158,7 @@ pub(crate) trait Backend: Send + Sync {
     fn packed_bytes(&self, form: Form) -> usize;
 
     /// Copies a weight that [`Backend::pack_to_host`] made from host memory to the memory where the device computes.
-    fn fetch(&self, resting: &Weight) -> Result<Weight>;
+    fn fetch(&self, host_weight: &Weight) -> Result<Weight>;
 
     /// Whether a matrix product can apply this epilogue; if not, plain ops follow it. A backend that fuses GEGLU also
     /// does so with a residual, and may pack its layers for it; other backends pack them in the order of the file.
@@ -179,9 +179,9 @@ pub(crate) trait Backend: Send + Sync {
     /// Copies `bytes` from byte `from` of `x` to byte `to` of `out`, on this device.
     fn copy(&self, x: &Buffer, from: usize, out: &mut Buffer, to: usize, bytes: usize) -> Result<()>;
 
-    /// From this call to [`Backend::submit_recorded`], ops may be recorded instead of enqueued, so that a sequence that repeats
-    /// with the same weights and addresses costs one launch. Results are the same: every op, copy or read that depends
-    /// on recorded ops is enqueued after them.
+    /// From this call to [`Backend::submit_recorded`], ops may be recorded instead of enqueued, so that a sequence that
+    /// repeats with the same weights and addresses costs one launch. Results are the same: every op, copy or read that
+    /// depends on recorded ops is enqueued after them.
     fn start_recording(&self) {}
 
     /// Enqueues the recorded ops.

@@ -207,8 +207,8 @@ impl Backend for Sim {
         self.dry.packed_bytes(form)
     }
 
-    fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        self.dry.fetch(resting)
+    fn fetch(&self, host_weight: &Weight) -> Result<Weight> {
+        self.dry.fetch(host_weight)
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

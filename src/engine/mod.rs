@@ -1,12 +1,12 @@
 //! The engine: replicas side by side over one queue.
 //!
-//! A replica is a pipeline with a worker thread for each request that it works on at once. A thread takes the oldest request,
-//! works on it, and sends events to the request's [`Ticket`].
+//! A replica is a pipeline with a worker thread for each request that it works on at once. A thread takes the oldest
+//! request, works on it, and sends events to the request's [`Ticket`].
 //!
-//! **Failures.** A request that fails does not affect others. A device that fails is lost, and so are all replicas that use
-//! it. Their requests are tried again by other replicas, at most twice; a request during which two devices failed may be the
-//! cause, and fails. A device that makes no progress for too long is lost as well, and the thread that waits for it is
-//! abandoned. Every request ends exactly once: later reports of an abandoned thread are ignored.
+//! **Failures.** A request that fails does not affect others. A device that fails is lost, and so are all replicas that
+//! use it. Their requests are tried again by other replicas, at most twice; a request during which two devices failed
+//! may be the cause, and fails. A device that makes no progress for too long is lost as well, and the thread that waits
+//! for it is abandoned. Every request ends exactly once: later reports of an abandoned thread are ignored.
 
 mod pool;
 mod queue;
@@ -66,8 +66,8 @@ pub struct Engine {
 
 impl Engine {
     /// Opens the model in a diffusers folder, plans it for this machine and loads it: by the strategy `throughput`, for
-    /// pictures of the model's own size, with guidance. [`DeviceMap`], [`Plan::resolve`] and [`Engine::load`] do the same
-    /// with choices of your own.
+    /// pictures of the model's own size, with guidance. [`DeviceMap`], [`Plan::resolve`] and [`Engine::load`] do the
+    /// same with choices of your own.
     ///
     /// # Errors
     /// If the model cannot be opened, does not fit on this machine, or cannot be loaded.
@@ -194,8 +194,8 @@ impl Engine {
         }
     }
 
-    /// Draws every request, submitting a few ahead of the replicas at a time, and calls `on` with each event and the index of
-    /// its request. Returns when all are done. Results are not kept after the call.
+    /// Draws every request, submitting a few ahead of the replicas at a time, and calls `on` with each event and the
+    /// index of its request. Returns when all are done. Results are not kept after the call.
     ///
     /// # Errors
     /// If `on` returns an error: requests in progress are cancelled then, and the rest are not begun.

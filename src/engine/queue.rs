@@ -174,10 +174,10 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Waits for the oldest request and takes it, with those waiting requests that may be batched with it, up to `most` in all;
-    /// it does not wait for a full batch. A request that was tried before is taken alone. `None` if there will be no request
-    /// for this thread: its replica or its plan is gone, or the queue is closed and no request is in progress that may have to
-    /// be tried again.
+    /// Waits for the oldest request and takes it, with those waiting requests that may be batched with it, up to `most`
+    /// in all; it does not wait for a full batch. A request that was tried before is taken alone. `None` if there will
+    /// be no request for this thread: its replica or its plan is gone, or the queue is closed and no request is in
+    /// progress that may have to be tried again.
     pub fn take(&self, worker: Worker, most: usize, goes_with: impl Fn(&J, &J) -> bool) -> Option<Vec<Claim<J>>> {
         self.0.wait_until(|state| {
             if worker.plan != state.plan || !state.replicas[worker.replica].here || (state.closed && state.is_idle()) {
@@ -235,9 +235,9 @@ impl<J: Clone> Queue<J> {
         })
     }
 
-    /// Records that these devices failed during a claim and all other claims of its thread. All replicas that use one of the
-    /// devices are lost, or the claim's own replica if the device is not known. The requests wait again, unless [`Next`] has a
-    /// reason against it; the failure counts against them if they were the first to meet it.
+    /// Records that these devices failed during a claim and all other claims of its thread. All replicas that use one
+    /// of the devices are lost, or the claim's own replica if the device is not known. The requests wait again, unless
+    /// [`Next`] has a reason against it; the failure counts against them if they were the first to meet it.
     ///
     /// # Errors
     /// If the claim was taken from the thread meanwhile.

@@ -120,7 +120,8 @@ impl Ticket {
         }
     }
 
-    /// Asks the request to stop after its current step; it ends with an error of [`ErrorScope::Interrupted`](crate::error::ErrorScope).
+    /// Asks the request to stop after its current step; it ends with an error of
+    /// [`ErrorScope::Interrupted`](crate::error::ErrorScope).
     pub fn cancel(&self) {
         self.cancel.cancel();
     }

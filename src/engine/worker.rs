@@ -43,7 +43,8 @@ impl Core {
         if last.is_empty() { error } else { error.found(format!("the last one was lost because of {last}")) }
     }
 
-    /// Handles devices that failed during a claim: replicas that use them are lost, and the requests concerned get an event.
+    /// Handles devices that failed during a claim: replicas that use them are lost, and the requests concerned get an
+    /// event.
     fn lose(&self, pool: &WorkerPool, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Exit {
         pool.gates.lose(devices);
         let Ok(Fallout { jobs, lost_replicas, unassigned }) = self.queue.fail(claim, devices, noticed) else {

@@ -1,9 +1,9 @@
 //! The rule by which requests get devices, as a state machine without threads and without a clock. The engine's gates
 //! (`gate.rs`) follow it with real threads, and the planner's prediction (`planner/predict.rs`) with simulated time.
 //!
-//! A request asks for all devices of its next stage at once and holds nothing while it waits, so there is no deadlock. It
-//! may offer several sets of devices (the places of a pool) and gets the first set whose devices are all free. A device
-//! that a request further ahead in the queue waits for is not given to one behind it, so no request starves.
+//! A request asks for all devices of its next stage at once and holds nothing while it waits, so there is no deadlock.
+//! It may offer several sets of devices (the places of a pool) and gets the first set whose devices are all free. A
+//! device that a request further ahead in the queue waits for is not given to one behind it, so no request starves.
 //!
 //! The queue is ordered by age, with one exception: encoding a text is short, and the other devices of a pool have
 //! nothing to do until their texts are encoded. So a request for a UNet's devices goes behind the texts that already
@@ -24,8 +24,8 @@ pub enum Work {
     Decode,
 }
 
-/// The position of a request in the queue, smaller for those further ahead: an age, texts before other work, the request's
-/// own age, and its ticket.
+/// The position of a request in the queue, smaller for those further ahead: an age, texts before other work, the
+/// request's own age, and its ticket.
 type Priority = (u64, bool, u64, u64);
 
 /// A waiting request. `S` are the sets of devices that it can use; it needs all devices of one set.

@@ -198,8 +198,8 @@ impl Task<'_> {
             let to = (self.image * p.queries as usize + self.first + row) * width + self.head * dim;
             for column in (0..dim).step_by(S::LANES) {
                 let count = S::LANES.min(dim - column);
-                // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone, and `Call::run` has compared
-                // the output with the sizes.
+                // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone, and `Call::run` has
+                // compared the output with the sizes.
                 unsafe {
                     let value = S::div(load_up_to::<S>(&from[column..], count), S::splat(total));
                     store_up_to::<S>(value, self.out.at(to + column), count);

@@ -296,8 +296,8 @@ impl Task<'_> {
         let k = block.taps.start * channels + block.channels.start;
         let weights = &self.product.packed.weight[(panel * taps * channels + k) * width..];
         // SAFETY: rows beyond `count` repeat the first one, and `Product::run` has compared x with its sizes, so every
-        // pointer has `channels` elements; the panel has `width` for each of the block's k, as panels are counted by what is
-        // packed; `sums` has M rows of `width`.
+        // pointer has `channels` elements; the panel has `width` for each of the block's k, as panels are counted by
+        // what is packed; `sums` has M rows of `width`.
         unsafe {
             let mut acc = [[S::zero(); N]; M];
             if !block.is_first() {
@@ -327,7 +327,8 @@ impl Task<'_> {
         }
     }
 
-    /// The epilogue: `activation(sum + bias + channel_add) + residual`, each step rounded by itself, as the plain ops do.
+    /// The epilogue: `activation(sum + bias + channel_add) + residual`, each step rounded by itself, as the plain ops
+    /// do.
     ///
     /// # Safety
     /// As [`Simd`]'s.
@@ -344,8 +345,8 @@ impl Task<'_> {
         let geglu = product.activation == Activation::Geglu;
         let bias = product.packed.bias.as_ref().map(|bias| &bias[panel * 2 * S::LANES..]);
         let first = if geglu { panel * S::LANES } else { panel * 2 * S::LANES };
-        // SAFETY: bias is as wide as the panels; reads and writes of rows are cut to `out_columns`, and `Product::run` has
-        // compared the slices with rows and columns. The output's rows and columns of this task are its own.
+        // SAFETY: bias is as wide as the panels; reads and writes of rows are cut to `out_columns`, and `Product::run`
+        // has compared the slices with rows and columns. The output's rows and columns of this task are its own.
         unsafe {
             for (i, acc) in acc.iter().enumerate().take(count) {
                 let row = row + i;

@@ -60,7 +60,7 @@ pub fn read<T: AnyBitPattern>(buffer: &Buffer) -> &[T] {
 
 /// The buffer's elements, for writing.
 pub fn write<T: AnyBitPattern + NoUninit>(buffer: &mut Buffer) -> &mut [T] {
-    // SAFETY: as in `read`, and `&mut` says that nobody else has the buffer.
+    // SAFETY: as in `read`, and `&mut` ensures that the buffer is not used elsewhere.
     unsafe { std::slice::from_raw_parts_mut(base(buffer).cast(), buffer.bytes() / size_of::<T>()) }
 }
 

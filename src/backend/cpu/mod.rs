@@ -169,9 +169,9 @@ impl Backend for Cpu {
         cost::packed_bytes(self.path, Form { layer: self.order(form.layer), ..form })
     }
 
-    fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        let copy = Arc::new(packed(resting).copy()?);
-        Ok(Weight::new(resting.form, resting.bytes(), self.home.clone(), WeightData::Held(copy)))
+    fn fetch(&self, host_weight: &Weight) -> Result<Weight> {
+        let copy = Arc::new(packed(host_weight).copy()?);
+        Ok(Weight::new(host_weight.form, host_weight.bytes(), self.home.clone(), WeightData::Held(copy)))
     }
 
     fn supports(&self, fusion: Fusion) -> bool {

@@ -340,7 +340,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // Enqueued work may still use the memory. On a device that has failed there is nothing to free.
         if self.context.synchronize().is_ok() {
-            // SAFETY: it came from `malloc_sync`, and nobody has its address any more.
+            // SAFETY: it came from `malloc_sync`, and its address is not used any more.
             let freed = unsafe { result::free_sync(self.at) };
             drop(self.context.done("giving memory back", freed));
         }
@@ -378,7 +378,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.context.synchronize().is_ok() {
-            // SAFETY: it came from `malloc_host`, and no copy is under way.
+            // SAFETY: it came from `malloc_host`, and no copy is running.
             let freed = unsafe { result::free_host(self.at.cast::<c_void>()) };
             drop(self.context.done("giving the host's memory back", freed));
         }
@@ -487,8 +487,8 @@ impl Stream {
     pub fn send(&self, (from, at): (&Memory, usize), (to, to_at): (&Memory, usize), bytes: usize) -> Result<()> {
         self.context.enter()?;
         let (receiver, from, to) = (to.context.raw, from.range(at, bytes), to.range(to_at, bytes));
-        // SAFETY: both are as long, each of its own context. This one waits for all work before memory of it is given
-        // back, and whoever sends keeps the receiver's until the copy is over.
+        // SAFETY: both have this length, each in its own context. This context waits for all work before its memory is
+        // freed, and the caller keeps the receiver's memory until the copy is done.
         let sent = unsafe { result::memcpy_peer_async(receiver, to, self.context.raw, from, bytes, self.raw) };
         self.context.done("copying to another device", sent)
     }
@@ -498,8 +498,8 @@ impl Stream {
         self.context.enter()?;
         let Call { kernel, grid: [x, y, z], threads, arguments } = call;
         let mut places = arguments.places();
-        // SAFETY: a call holds the module of its kernel, `Call::new` was promised that the arguments fit, and the driver
-        // copies them before it returns.
+        // SAFETY: a call holds the module of its kernel, `Call::new` was promised that the arguments fit, and the
+        // driver copies them before it returns.
         let launched =
             unsafe { result::launch_kernel(kernel.raw, (*x, *y, *z), (*threads, 1, 1), 0, self.raw, &mut places) };
         self.context.done("starting a kernel", launched)
@@ -549,7 +549,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if self.context.enter().is_ok() {
-            // SAFETY: the event is open; who waits for it already goes on waiting.
+            // SAFETY: the event is open; waits that have begun continue.
             let closed = unsafe { result::event::destroy(self.raw) };
             drop(self.context.done("closing an event", closed));
         }
@@ -604,7 +604,7 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         if self.context.synchronize().is_ok() {
-            // SAFETY: nothing that was enqueued runs any more, and whoever had functions of it is gone.
+            // SAFETY: nothing that was enqueued runs any more, and no function of the module exists any more.
             let unloaded = unsafe { result::module::unload(self.raw) };
             drop(self.context.done("unloading kernels", unloaded));
         }
@@ -627,8 +627,8 @@ impl Call {
     /// A launch of a kernel on a grid of blocks.
     ///
     /// # Safety
-    /// The arguments are those of the kernel's signature, every address is one of memory of the kernel's GPU that holds what
-    /// the kernel reads and writes from there, and that memory lives until the call is launched.
+    /// The arguments are those of the kernel's signature, every address is one of memory of the kernel's GPU that holds
+    /// what the kernel reads and writes from there, and that memory lives until the call is launched.
     pub unsafe fn new(kernel: Function, grid: [u32; 3], threads: u32, arguments: Arguments) -> Self {
         Self { kernel, grid, threads, arguments }
     }
@@ -643,7 +643,7 @@ pub struct Graph {
     raw: CUgraphExec,
 }
 
-// SAFETY: any thread may launch a graph; who has it launches one at a time.
+// SAFETY: any thread may launch a graph; its owner launches it once at a time.
 unsafe impl Send for Graph {}
 
 impl Graph {
@@ -659,9 +659,9 @@ impl Graph {
         // SAFETY: it writes one handle.
         unsafe { sys::cuGraphCreate(&mut list, 0) }.result().map_err(refuse)?;
         let added = chain(list, calls);
-        // SAFETY: the list is open, and 0 asks for nothing special.
+        // SAFETY: the list is open, and 0 means no options.
         let raw = added.and_then(|()| unsafe { result::graph::instantiate(list, sys::CUgraphInstantiate_flags(0)) });
-        // SAFETY: the list is open and nobody else has it; what was made of it stays.
+        // SAFETY: the list is open and not used elsewhere; the graph that was made of it stays.
         let _ = unsafe { result::graph::destroy(list) };
         let graph = Self { context: context.clone(), raw: raw.map_err(refuse)? };
         // SAFETY: both are open and of one context.

@@ -313,8 +313,8 @@ impl Cuda {
         }
         let kernel = self.gpu.kernels.get(&launch.kernel)?;
         // SAFETY: `tensor/ops.rs` has compared shapes, types and devices, and its tensors are borrowed until the op is
-        // enqueued; tests run every kernel with these arguments. Memory that is given back waits for what is enqueued, and what is
-        // held back keeps its weights.
+        // enqueued; tests run every kernel with these arguments. Memory that is given back waits for what is enqueued,
+        // and what is held back keeps its weights.
         let call = unsafe { Call::new(kernel, launch.grid, launch.threads, arguments) };
         self.queues.compute.launch(call, weights)
     }
@@ -495,8 +495,8 @@ impl Backend for Cuda {
         gpu_cost::packed_bytes(form)
     }
 
-    fn fetch(&self, resting: &Weight) -> Result<Weight> {
-        let from: Option<&HostWeight> = resting.held();
+    fn fetch(&self, host_weight: &Weight) -> Result<Weight> {
+        let from: Option<&HostWeight> = host_weight.held();
         let from = from.expect("a device only fetches weights that it packed for the host");
         let mut here = self.on_device(Vec::new(), Stay::WhileUsed);
         for bytes in std::iter::once(&from.weight).chain(&from.bias) {
@@ -507,7 +507,7 @@ impl Backend for Cuda {
                 Ok(())
             })?;
         }
-        Ok(self.weight(resting.form, here))
+        Ok(self.weight(host_weight.form, here))
     }
 
     fn supports(&self, _: Fusion) -> bool {

@@ -145,7 +145,7 @@ pub fn compile(name: &str, source: &str, headers: &[(&str, &str)], arch: u32) ->
     let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
     let mut program = Compiled { nvrtc, program: ptr::null_mut() };
     let (texts, names) = (pointers(&texts), pointers(&names));
-    // SAFETY: all texts end with a NUL and outlive the call, and both lists have as many entries as is said.
+    // SAFETY: all texts end with a NUL and outlive the call, and both lists have as many entries as the count says.
     let made = unsafe {
         (nvrtc.create)(
             &mut program.program,
@@ -193,7 +193,7 @@ impl Compiled {
 impl Drop for Compiled {
     fn drop(&mut self) {
         if !self.program.is_null() {
-            // SAFETY: the program is open, and nobody has it any more.
+            // SAFETY: the program is open, and not used any more.
             unsafe { (self.nvrtc.destroy)(&mut self.program) };
         }
     }

@@ -33,9 +33,9 @@
 //! | `activate`, `add_channels`, `scale_add`, `upsample2x`, `concat_channels` | once | once | none | 64; four elements each |
 //! | `cast`, `copy` | once | once | none | 64; a word of the narrower type each |
 //!
-//! No op needs more than 768 bytes of workgroup memory or 64 invocations, which every driver offers, so neither limits how
-//! many run at a time; the sums of `linear`, about 110 registers with what they are made of, leave room for 18 warps of 32
-//! on a multiprocessor with 65536 registers.
+//! No op needs more than 768 bytes of workgroup memory or 64 invocations, which every driver offers, so neither limits
+//! how many run at a time; the sums of `linear`, about 110 registers with what they are made of, leave room for 18
+//! warps of 32 on a multiprocessor with 65536 registers.
 
 mod bind;
 mod bound;
@@ -155,7 +155,7 @@ fn memory_bytes(adapter: &Adapter) -> u64 {
     #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android"))]
     {
         use wgpu::hal::api::Vulkan;
-        // SAFETY: the handles are only asked for properties, and live as long as the guard.
+        // SAFETY: only properties of the handles are read, and the handles live as long as the guard.
         let heaps = unsafe { adapter.as_hal::<Vulkan>() }.map(|vulkan| {
             let instance = vulkan.shared_instance().raw_instance();
             // SAFETY: the physical device is this instance's.

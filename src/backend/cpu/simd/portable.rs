@@ -13,7 +13,7 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     std::array::from_fn(f)
 }
 
-// SAFETY of every block: pointers are the caller's, who promises as many elements as are read or written.
+// SAFETY of every block: the caller's pointers have as many elements as are read or written.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Portable {
     const LANES: usize = LANES;
