@@ -18,7 +18,7 @@ use crate::error::Result;
 pub(crate) struct Epilogue<'a> {
     /// A buffer `[batch or 1, out]` and the number of its rows: each row is added to all rows of an image.
     pub channel_add: Option<(&'a Buffer, u32)>,
-    /// Applied to the sum.
+    /// The activation of the sum.
     pub activation: Activation,
     /// A buffer with the shape of the output, which is added last.
     pub residual: Option<&'a Buffer>,

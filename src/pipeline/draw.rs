@@ -53,7 +53,7 @@ struct Batch<'a> {
     requests: &'a [&'a Request],
     in_progress: Vec<InProgress>,
     progress: OnProgress<'a>,
-    /// The devices of the last stage, until the request asks for those of the next one.
+    /// The devices of the last stage, until the request waits for those of the next one.
     held: Option<DeviceGuard<'a>>,
 }
 

@@ -22,7 +22,7 @@ use crate::{
 pub struct Fuse<'a> {
     /// A tensor `[batch or 1, out]`, which is added to every row of an image.
     pub channel_add: Option<&'a Tensor>,
-    /// Applied to the sum.
+    /// The activation of the sum.
     pub activation: Activation,
     /// A tensor with the shape of the output, which is added last.
     pub residual: Option<&'a Tensor>,

@@ -19,16 +19,15 @@ use crate::backend::params::Attention;
 /// Tiles of rows that one task computes, so that a block of keys is used several times from the near caches.
 const TILES: usize = 4;
 
-/// One call: q `[batch, queries, heads * head_dim]`, k and v `[batch, keys, heads * head_dim]`, out with the shape of
-/// q.
+/// One call: q `[batch, queries, heads * head_dim]`, k and v `[batch, keys, heads * head_dim]`, out as q.
 pub struct Call<'a> {
-    /// Sizes.
+    /// The sizes.
     pub p: Attention,
-    /// Queries.
+    /// The queries.
     pub q: &'a [f32],
-    /// Keys.
+    /// The keys.
     pub k: &'a [f32],
-    /// Values.
+    /// The values.
     pub v: &'a [f32],
 }
 

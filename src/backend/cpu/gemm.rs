@@ -46,9 +46,9 @@ pub struct Product<'a> {
     pub columns: usize,
     /// The rows of one image, which share a row of `channel_add`.
     pub rows_per_image: usize,
-    /// `[1 or images, columns]`.
+    /// The sum per channel, `[1 or images, columns]`.
     pub channel_add: Option<&'a [f32]>,
-    /// Applied to the sum.
+    /// The activation of the sum.
     pub activation: Activation,
     /// A tensor with the shape of the result.
     pub residual: Option<&'a [f32]>,
@@ -58,7 +58,7 @@ pub struct Product<'a> {
 pub enum Lhs<'a> {
     /// Rows of x, each of `k` elements.
     Linear(Linear, &'a [f32]),
-    /// Windows over x.
+    /// The windows of a convolution over x.
     Conv2d(Conv2d, &'a [f32]),
 }
 
@@ -327,8 +327,8 @@ impl Task<'_> {
         }
     }
 
-    /// The epilogue: `activation(sum + bias + channel_add) + residual`, each step rounded by itself, as the plain ops
-    /// do.
+    /// The epilogue: `activation(sum + bias + channel_add) + residual`, each step rounded separately, as the plain
+    /// ops do.
     ///
     /// # Safety
     /// As [`Simd`]'s.

@@ -46,7 +46,7 @@ pub struct Product {
 /// choice may depend on the GPU's size.
 pub fn product(op: &str, arch: u32, multiprocessors: u32, dtype: DType, p: Product) -> Launch {
     let (runs, blocks) = (runs(p.k), |tile: u32| p.rows.div_ceil(tile).saturating_mul(p.columns.div_ceil(tile)));
-    // The number of elements in 16 bytes: rows of a multiple of it are read in whole chunks.
+    // The number of elements in 16 bytes: rows whose length is a multiple of it are read in whole chunks.
     let whole = p.channels.is_multiple_of(16 / dtype.size() as u32);
     // Large tiles read less, but are only faster if there are enough of them for every multiprocessor.
     let large = has_cores(arch, dtype) && blocks(128).saturating_mul(runs) >= multiprocessors;

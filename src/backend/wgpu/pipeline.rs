@@ -55,7 +55,7 @@ pub enum Storage {
 /// How invocations exchange values without workgroup memory: the file that follows the storage's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lanes {
-    /// They do not.
+    /// Invocations exchange no values.
     Alone,
     /// They exchange any values within a subgroup.
     Subgroup,
