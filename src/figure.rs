@@ -111,7 +111,7 @@ pub fn svg(plan: &Plan) -> String {
         svg.text((MARGIN, y), &format!("font-size=\"13\" fill=\"{FAINT}\""), &format!("and {more} more replicas"));
         svg.y += 24.0;
     }
-    lanes(&mut svg, plan);
+    timeline(&mut svg, plan);
     let height = svg.y + MARGIN;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height:.0}\" viewBox=\"0 0 {WIDTH} \
@@ -264,7 +264,7 @@ fn device_box(svg: &mut Svg, device: &DevicePlan, (x, y): (f64, f64), components
 }
 
 /// Draws what each device does while the first few pictures are made.
-fn lanes(svg: &mut Svg, plan: &Plan) {
+fn timeline(svg: &mut Svg, plan: &Plan) {
     let load = &plan.load;
     let count = (load.in_flight() + 2).clamp(3, 24);
     let run = load.run(count);

@@ -312,8 +312,8 @@ fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
     let id = DeviceId::new(DeviceKind::Cpu, 1);
     let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
     let device = cpu.device(id);
-    let lane = device.lane(1 << 60).err().unwrap();
-    for error in [device.reserve(1 << 60).unwrap_err(), device.persistent_arena(1 << 60).err().unwrap(), lane] {
+    let scratch = device.request_scratch(1 << 60).err().unwrap();
+    for error in [device.reserve(1 << 60).unwrap_err(), device.persistent_arena(1 << 60).err().unwrap(), scratch] {
         assert_eq!(*error.scope(), ErrorScope::Device(id), "{error}");
         assert!(error.to_string().starts_with("cpu:1: "), "{error}");
     }
@@ -395,5 +395,5 @@ fn a_weight_that_rests_for_another_device_is_not_fetched() {
 #[should_panic(expected = "is not in the memory of")]
 fn what_is_kept_on_one_device_is_not_reached_from_another() {
     let (one, other) = (device(), device());
-    let _ = one.persistent_arena(1 << 10).unwrap().with_lane(&other);
+    let _ = one.persistent_arena(1 << 10).unwrap().with_request_scratch(&other);
 }

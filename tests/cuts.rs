@@ -143,13 +143,13 @@ fn a_vae_can_be_cut_anywhere() {
     });
 }
 
-/// Three guided steps with the UNet of `place` for pictures with these strengths of guidance, in `lanes` if there are any.
-/// Also gives what is kept on each device.
+/// Three guided steps with the UNet of `place` for pictures with these guidance scales, in the request scratch `scratch`
+/// if there is any. Also gives what is kept on each device.
 fn denoise(
     model: &Model,
     place: &Instance,
     devices: &[Device],
-    lanes: &[Device],
+    scratch: &[Device],
     scales: &[f32],
 ) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
@@ -161,7 +161,7 @@ fn denoise(
     let images = scales.iter().map(|&guidance_scale| Begin { guidance_scale, noise: Noise::zeros() }).collect();
     let request =
         Denoise { schedule: &schedule, images, shape: Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]) };
-    let slot = Slot::new(place, &keeps, lanes);
+    let slot = Slot::new(place, &keeps, scratch);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();
     let branches = branches(place, &slot, texts, true, &NoHooks);
@@ -235,17 +235,17 @@ fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
     let model = model();
     let count = sections(&model, model.spec.denoiser());
     let cut: Vec<usize> = (0..count).map(|i| i * 3 / count).collect();
-    let run = |devices: &[Device], lanes: &[Device], from| {
+    let run = |devices: &[Device], scratch: &[Device], from| {
         let place = Instance { negative: None, positive: unet(&model, route(devices, &cut), from) };
-        denoise(&model, &place, devices, lanes, &[4.0])
+        denoise(&model, &place, devices, scratch, &[4.0])
     };
     let (real, dry) = (devices(), dry());
     let want = run(&real, &[], From::Files(Reside::Device));
     run(&dry, &[], From::Shapes(Reside::Device));
     let shared = devices();
-    let lanes: Vec<Device> = shared.iter().map(|device| device.lane(ARENA).unwrap()).collect();
-    assert!(run(&shared, &lanes, From::Files(Reside::Device)) == want);
-    assert_eq!(peaks(&lanes), peaks(&dry), "a lane holds what the arena of a request alone holds");
+    let scratch: Vec<Device> = shared.iter().map(|device| device.request_scratch(ARENA).unwrap()).collect();
+    assert!(run(&shared, &scratch, From::Files(Reside::Device)) == want);
+    assert_eq!(peaks(&scratch), peaks(&dry), "a request scratch holds what the arena of a request alone holds");
     assert_eq!(peaks(&shared), [0; 3], "and the devices' own arenas hold nothing");
 }
 

@@ -243,13 +243,13 @@ fn a_lost_device_is_an_error_of_the_device_and_its_request_goes_elsewhere() {
     let lost = devices[0].clone();
     let engine = Engine::load_on(model, &plan, devices, Default::default()).unwrap();
     let want = engine.submit(request(0)).unwrap().wait().unwrap();
-    let probe = linear(&lost.lane(1 << 16).unwrap());
+    let probe = linear(&lost.request_scratch(1 << 16).unwrap());
     driver.destroy();
-    let lane = lost.lane(1 << 16).map(|lane| {
-        let x = Tensor::new(&lane, [1, 64], &[1.0; 64])?;
+    let scratch = lost.request_scratch(1 << 16).map(|scratch| {
+        let x = Tensor::new(&scratch, [1, 64], &[1.0; 64])?;
         x.linear(&probe, &Fuse::default())?.read()
     });
-    let error = match lane {
+    let error = match scratch {
         Err(error) | Ok(Err(error)) => error,
         Ok(Ok(_)) => panic!("a device that is gone still computes"),
     };

@@ -53,16 +53,16 @@ impl Device {
         Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default(), calls }))
     }
 
-    /// The same device with a transient arena of its own, of `bytes`: for a request that shares the device with other
-    /// requests between two of its ops.
+    /// The same device with the request scratch of one request, of `bytes`, in place of the transient arena: other requests
+    /// may use the device between two ops of this request.
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn lane(&self, bytes: usize) -> Result<Self> {
+    pub fn request_scratch(&self, bytes: usize) -> Result<Self> {
         let Inner { id, backend, weights, calls, .. } = &*self.0;
-        let lane = Self::over(*id, backend.clone(), weights.clone(), calls.clone());
-        lane.reserve(bytes)?;
-        Ok(lane)
+        let scratch = Self::over(*id, backend.clone(), weights.clone(), calls.clone());
+        scratch.reserve(bytes)?;
+        Ok(scratch)
     }
 
     /// A device without data with the name `id`, and the counter that it fills.
@@ -302,7 +302,7 @@ impl Weight {
 }
 
 impl PartialEq for Device {
-    /// Lanes of one device are equal to it: a tensor on one is on all of them.
+    /// A device is equal to all its request scratches: a tensor on one is on all of them.
     fn eq(&self, other: &Self) -> bool {
         std::ptr::addr_eq(Arc::as_ptr(&self.0.backend), Arc::as_ptr(&other.0.backend))
     }
@@ -314,14 +314,14 @@ impl PersistentArena {
         &self.device
     }
 
-    /// The same arena, with ops on what is in it going to `lane`, a lane of the same device.
+    /// The same arena, where ops on its tensors use `scratch`, a request scratch of the same device.
     ///
     /// # Panics
-    /// If it is a lane of another device, which cannot reach this memory.
+    /// If `scratch` is on another device, which cannot reach this memory.
     #[must_use]
-    pub fn with_lane(&self, lane: &Device) -> Self {
-        assert!(self.device == *lane, "what is kept on {} is not in the memory of {}", self.device.id(), lane.id());
-        Self { device: lane.clone(), arena: self.arena.clone() }
+    pub fn with_request_scratch(&self, scratch: &Device) -> Self {
+        assert!(self.device == *scratch, "what is kept on {} is not in the memory of {}", self.device.id(), scratch.id());
+        Self { device: scratch.clone(), arena: self.arena.clone() }
     }
 
     pub(crate) fn alloc(&self, bytes: usize, dtype: DType) -> Result<Buffer> {

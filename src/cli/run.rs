@@ -277,10 +277,10 @@ impl ImageRun<'_> {
     /// show it.
     fn trace(&self) -> String {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
-        let lane = |id| self.plan.devices.iter().position(|device| device.id == id).unwrap_or(0);
-        let names = self.plan.devices.iter().enumerate().map(|(lane, device)| {
+        let row = |id| self.plan.devices.iter().position(|device| device.id == id).unwrap_or(0);
+        let names = self.plan.devices.iter().enumerate().map(|(row, device)| {
             let args = json!({ "name": device.id.to_string() });
-            json!({ "ph": "M", "name": "thread_name", "pid": self.world.rank, "tid": lane, "args": args })
+            json!({ "ph": "M", "name": "thread_name", "pid": self.world.rank, "tid": row, "args": args })
         });
         let spans = self.trace.iter().flat_map(|(index, spans)| spans.iter().map(move |span| (index, span)));
         let spans = spans.flat_map(|(index, span)| {
@@ -290,7 +290,7 @@ impl ImageRun<'_> {
                     "name": self.plan.components[span.component].name,
                     "cat": self.jobs[*index].file,
                     "pid": self.world.rank,
-                    "tid": lane(*device),
+                    "tid": row(*device),
                     "ts": micros(span.started.saturating_duration_since(self.started)),
                     "dur": micros(span.elapsed),
                     "args": { "prompt": self.jobs[*index].prompt(), "seed": self.jobs[*index].seed() },

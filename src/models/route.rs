@@ -68,11 +68,11 @@ impl Route {
         devices
     }
 
-    /// The same route with each device replaced by its lane, if `lanes` has one.
+    /// The same route with each device replaced by its request scratch, if `scratch` has one.
     #[must_use]
-    pub fn with_lanes(&self, lanes: &[Device]) -> Self {
-        let lane = |device: &Device| lanes.iter().find(|lane| *lane == device).unwrap_or(device).clone();
-        Self(self.typed().map(|(device, dtype)| (lane(device), dtype)).collect())
+    pub fn with_request_scratch(&self, scratch: &[Device]) -> Self {
+        let own = |device: &Device| scratch.iter().find(|own| *own == device).unwrap_or(device).clone();
+        Self(self.typed().map(|(device, dtype)| (own(device), dtype)).collect())
     }
 
     /// A pass through all sections, for weights that stay on their devices.
@@ -278,11 +278,11 @@ impl PersistentArenas {
         self.0.iter().find(|keep| keep.device() == device).expect("every device of a route has a persistent arena")
     }
 
-    /// The same arenas, where ops on their tensors use the lanes of their devices.
+    /// The same arenas, where ops on their tensors use the request scratch of their devices.
     #[must_use]
-    pub fn with_lanes(&self, lanes: &[Device]) -> Self {
-        let own = |keep: &PersistentArena| match lanes.iter().find(|lane| *lane == keep.device()) {
-            Some(lane) => keep.with_lane(lane),
+    pub fn with_request_scratch(&self, scratch: &[Device]) -> Self {
+        let own = |keep: &PersistentArena| match scratch.iter().find(|own| *own == keep.device()) {
+            Some(own) => keep.with_request_scratch(own),
             None => keep.clone(),
         };
         Self(self.0.iter().map(own).collect())

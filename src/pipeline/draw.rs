@@ -97,10 +97,10 @@ impl Pipeline {
     }
 
     /// The slots of one request in progress, one for each of the denoiser's instances: `keeps` has an arena on each of
-    /// their devices that no other request uses meanwhile, `lanes` one on each device of those that are cut and shared
+    /// their devices that no other request uses meanwhile, `scratch` a request scratch on each device of those that are cut and shared
     /// with other requests.
-    pub fn slots(&self, keeps: &PersistentArenas, lanes: &[Device]) -> Vec<Slot> {
-        self.denoisers().iter().map(|instance| Slot::new(instance, keeps, lanes)).collect()
+    pub fn slots(&self, keeps: &PersistentArenas, scratch: &[Device]) -> Vec<Slot> {
+        self.denoisers().iter().map(|instance| Slot::new(instance, keeps, scratch)).collect()
     }
 
     /// The instances of the denoiser.

@@ -81,12 +81,12 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The slot of a request in `instance`, with an arena of `keeps` on each of its devices. With `lanes`, one for each
-    /// device of a cut network, the request allocates in these and waits for the devices one by one.
-    pub fn new(instance: &Instance, keeps: &PersistentArenas, lanes: &[Device]) -> Self {
-        let passes = !lanes.is_empty() && instance.negative.is_none() && instance.positive.route.devices().len() > 1;
-        let lanes = if passes { lanes } else { &[] };
-        let own = |network: &Placed| (network.route.with_lanes(lanes), keeps.with_lanes(lanes));
+    /// The slot of a request in `instance`, with an arena of `keeps` on each of its devices. With `scratch`, a
+    /// request scratch on each device of a cut network, the request allocates there and waits for the devices one by one.
+    pub fn new(instance: &Instance, keeps: &PersistentArenas, scratch: &[Device]) -> Self {
+        let passes = !scratch.is_empty() && instance.negative.is_none() && instance.positive.route.devices().len() > 1;
+        let scratch = if passes { scratch } else { &[] };
+        let own = |network: &Placed| (network.route.with_request_scratch(scratch), keeps.with_request_scratch(scratch));
         Self { negative: instance.negative.as_ref().map(own), positive: own(&instance.positive), passes }
     }
 }
