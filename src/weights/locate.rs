@@ -24,7 +24,7 @@ pub fn locate(
     if !is_hub_id(model) || Path::new(model).exists() {
         if let Some(revision) = revision {
             return Err(Error::input(format!(
-                "the model {model}: a revision is given, but only models on the hub have revisions"
+                "the model {model}: a revision is given, and only the hub has revisions"
             ))
             .found(format!("revision \"{revision}\"")));
         }
