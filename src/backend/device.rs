@@ -320,7 +320,12 @@ impl PersistentArena {
     /// If `scratch` is on another device, which cannot reach this memory.
     #[must_use]
     pub fn with_request_scratch(&self, scratch: &Device) -> Self {
-        assert!(self.device == *scratch, "what is kept on {} is not in the memory of {}", self.device.id(), scratch.id());
+        assert!(
+            self.device == *scratch,
+            "what is kept on {} is not in the memory of {}",
+            self.device.id(),
+            scratch.id()
+        );
         Self { device: scratch.clone(), arena: self.arena.clone() }
     }
 
