@@ -201,7 +201,7 @@ fn a_cut_that_several_requests_pass_overlaps() {
     assert!(auto.images_per_second > 1.4 * alone.images_per_second);
     assert!((auto.seconds_per_image / alone.seconds_per_image - 1.0).abs() < 0.02);
     assert!(auto.devices[0].idle_share < alone.devices[0].idle_share);
-    assert_eq!(auto.replicas[0].lane_bytes.len(), 2);
+    assert_eq!(auto.replicas[0].scratch_bytes.len(), 2);
 }
 
 #[test]

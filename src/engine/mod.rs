@@ -400,9 +400,12 @@ impl Prepared {
             let pipeline = Arc::new(Pipeline::new(model.clone(), parts, gates.clone(), texts.clone()));
             let of_one = |_| -> Result<Vec<Slot>> {
                 let keeps = replica.keep_bytes.iter().map(|(id, bytes)| device(*id).persistent_arena(*bytes as usize));
-                let scratch = replica.lane_bytes.iter().map(|(id, bytes)| device(*id).request_scratch(*bytes as usize));
-                Ok(pipeline
-                    .slots(&PersistentArenas::new(keeps.collect::<Result<_>>()?), &scratch.collect::<Result<Vec<_>>>()?))
+                let scratch =
+                    replica.scratch_bytes.iter().map(|(id, bytes)| device(*id).request_scratch(*bytes as usize));
+                Ok(pipeline.slots(
+                    &PersistentArenas::new(keeps.collect::<Result<_>>()?),
+                    &scratch.collect::<Result<Vec<_>>>()?,
+                ))
             };
             slots.push((0..replica.in_flight).map(of_one).collect::<Result<Vec<_>>>()?);
             pipelines.push(pipeline);

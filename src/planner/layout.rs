@@ -300,21 +300,21 @@ impl<'a> Costs<'a> {
         Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())
     }
 
-    /// What one request of a layout has for itself on each device: what it keeps, and what it works in on the devices of a
-    /// cut UNet that others pass as well.
+    /// The arenas of one request of a layout on each device, in bytes: the persistent arenas, and the request scratch on the
+    /// devices of a cut UNet that others pass as well.
     pub fn arenas_of(&self, layout: &Layout) -> Result<(Bytes, Bytes)> {
-        let (mut keep_bytes, mut lane_bytes) = (Bytes::new(), Bytes::new());
+        let (mut keep_bytes, mut scratch_bytes) = (Bytes::new(), Bytes::new());
         let denoiser = self.trial.spec.denoiser();
         for place in &layout.placement[denoiser] {
             for (id, cost) in self.of(denoiser, place, layout.batch)? {
                 // Also where it keeps nothing: a request finds an arena on every device of the denoiser.
                 at_least(&mut keep_bytes, id, cost.keep_bytes);
                 if layout.passes(Stage::Denoise, place) {
-                    at_least(&mut lane_bytes, id, cost.activation_bytes);
+                    at_least(&mut scratch_bytes, id, cost.activation_bytes);
                 }
             }
         }
-        Ok((keep_bytes, lane_bytes))
+        Ok((keep_bytes, scratch_bytes))
     }
 
     /// What each device holds of all these layouts, in the order of the trial's devices.
@@ -341,8 +341,8 @@ impl<'a> Costs<'a> {
                     }
                 }
             }
-            let (keep_bytes, lane_bytes) = self.arenas_of(layout)?;
-            for (id, bytes) in keep_bytes.into_iter().chain(lane_bytes) {
+            let (keep_bytes, scratch_bytes) = self.arenas_of(layout)?;
+            for (id, bytes) in keep_bytes.into_iter().chain(scratch_bytes) {
                 held[self.index(id)].keep_bytes += layout.in_flight as u64 * bytes;
             }
         }

@@ -50,9 +50,10 @@ pub struct ReplicaPlan {
     pub batch: usize,
     /// What each request under way keeps on which device, in bytes.
     pub keep_bytes: Vec<(DeviceId, u64)>,
-    /// The arena that each of them works in on the devices of a cut UNet, in bytes; none where a request has these devices
+    /// The request scratch of each request on the devices of a cut UNet, in bytes; empty if a request has these devices
     /// for itself.
-    pub lane_bytes: Vec<(DeviceId, u64)>,
+    #[serde(rename = "lane_bytes")]
+    pub scratch_bytes: Vec<(DeviceId, u64)>,
 }
 
 /// What one device holds. As JSON it is what `sdshard plan --json` says of it.
@@ -341,9 +342,9 @@ impl Plan {
                     }
                 }
             }
-            let (keep_bytes, lane_bytes) = costs.arenas_of(layout)?;
+            let (keep_bytes, scratch_bytes) = costs.arenas_of(layout)?;
             let Layout { placement, in_flight, batch } = layout.clone();
-            replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, lane_bytes });
+            replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, scratch_bytes });
         }
         load.keep_devices(&devices.iter().map(|device| !device.components.is_empty()).collect::<Vec<_>>());
         devices.retain(|device| !device.components.is_empty());
