@@ -1,10 +1,9 @@
 //! Model folders whose pipeline or scheduler is not as usual, beside what diffusers makes of them:
 //! tests/golden/circumstances.json, which tests/reference/circumstances.py writes.
 
-mod common;
-
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
+use crate::common;
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, Result, backend,
     pipeline::request::Output,

@@ -1,11 +1,9 @@
 //! What is planned without a map on machines of many kinds, beside every map that comes with sdshard and every device alone:
 //! by the time for all pictures that are asked for. Stable Diffusion 1.5, 512 x 512, 50 steps.
 
-mod common;
-
 use std::sync::OnceLock;
 
-use common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
+use crate::common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},

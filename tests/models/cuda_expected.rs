@@ -1,9 +1,9 @@
 //! What the products and convolutions of one call of a UNet should take on GPUs that are not here: the table in
 //! `docs/hardware.md`, from the launches that the backend would make. `SDSHARD_WRITE=1` writes it anew.
-#![cfg(feature = "cuda")]
 
 use std::fmt::Write;
 
+use crate::common;
 use sdshard::backend::{
     Activation, DType,
     cuda::launch::{self, Product},
@@ -210,15 +210,5 @@ fn the_page_on_hardware_has_the_times_that_the_launches_should_take() {
     // What the dry run counts, without attention: the list is whole.
     let gflop = ROWS.iter().map(|row| f64::from(row.times) * row.flop()).sum::<f64>() / 1e9;
     assert_eq!(gflop.round(), 1348.0);
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hardware.md");
-    let page = std::fs::read_to_string(file).unwrap();
-    let (begin, end) = ("<!-- tests/cuda_expected.rs -->\n", "<!-- end -->\n");
-    let (before, rest) = page.split_once(begin).expect("the table's beginning");
-    let (found, after) = rest.split_once(end).expect("the table's end");
-    let table = table();
-    if std::env::var_os("SDSHARD_WRITE").is_some() {
-        std::fs::write(file, [before, begin, &table, end, after].concat()).unwrap();
-    } else {
-        assert!(found == table, "docs/hardware.md says otherwise; SDSHARD_WRITE=1 writes it anew:\n{table}");
-    }
+    common::page::has_table("docs/hardware.md", "tests/models/cuda_expected.rs", &table());
 }

@@ -2,8 +2,6 @@
 //! tests/golden/circumstances_nets.json, which tests/reference/circumstances_nets.py writes. And folders whose weights are
 //! not those that their configs describe, which no plan accepts.
 
-mod common;
-
 use std::{
     fs,
     path::Path,
@@ -11,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use crate::common;
 use sdshard::{DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, backend, pipeline::request::Output};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;

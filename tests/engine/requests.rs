@@ -1,7 +1,5 @@
 //! Many requests at once: many replicas give what one gives, and what befalls one request befalls no other.
 
-mod common;
-
 use std::{
     collections::BTreeSet,
     sync::{
@@ -11,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{model, request};
+use crate::common::{self, model, request};
 use sdshard::{
     backend::{self, DType},
     engine::{Engine, Event, Ticket},

@@ -1,8 +1,5 @@
 //! What a machine may do to the program: files that are something else, weights that change under a run, threads and
 //! files that it does not get. Each is an error, never a panic, a signal or a wait without end.
-#![cfg(target_os = "linux")]
-
-mod common;
 
 use std::{
     fs::{self, File},
@@ -12,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{Tiny, copy_of_tiny, files, message_of, text, tiny};
+use crate::common::{Tiny, copy_of_tiny, files, message_of, text, tiny};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 fn pipe(path: &Path) {

@@ -1,7 +1,5 @@
 //! The program from outside: output, messages, exit codes.
 
-mod common;
-
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
@@ -11,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Tiny, fields, files, json_lines, pixels, refused, run, sdshard, succeeds, text, tiny};
+use crate::common::{self, Tiny, fields, files, json_lines, pixels, refused, run, sdshard, succeeds, text, tiny};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

@@ -1,11 +1,9 @@
 //! The promise: a picture depends on the request, the model and the numerics class, and on nothing else. And what the
 //! plan says of memory is what is used.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Tiny, json_lines, pixels, sdshard, succeeds, tiny};
+use crate::common::{self, Tiny, json_lines, pixels, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap,
     backend::{DeviceId, DeviceKind},
@@ -42,7 +40,7 @@ fn draw(prompts: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> BTr
         .collect()
 }
 
-/// The shipped maps that every machine has devices for: those that name GPUs are only planned, in `planner_plans.rs`.
+/// The shipped maps that every machine has devices for; `tests/planner/plans.rs` plans those that name GPUs.
 fn runs_here() -> Vec<&'static str> {
     let is_cpu = |id: DeviceId| matches!(id.kind, DeviceKind::Cpu | DeviceKind::Numbered);
     let here = |(name, text): &(&str, &str)| {

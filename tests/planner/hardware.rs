@@ -1,11 +1,9 @@
 //! Facts about devices: files of devices that are not here, what a map says of those that are, and the placements of
 //! diffusers on both.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{message_of, points_at, sdshard, stable_diffusion, succeeds};
+use crate::common::{self, message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, rules::Rules},
     models::{network::NetworkSpec, spec::ModelSpec},

@@ -1,13 +1,12 @@
 //! Two hundred random device maps, of every form that is served: each draws the pictures of a single device to the bit,
 //! keeps to the bytes of its plan, and comes to an end.
 
-mod common;
-
 use std::{
     sync::{Arc, mpsc},
     time::Duration,
 };
 
+use crate::common::maps::Random;
 use sdshard::{
     backend,
     engine::Engine,
@@ -16,8 +15,6 @@ use sdshard::{
     planner::{Largest, device_map::DeviceMap, plan::Plan},
     weights::ModelFiles,
 };
-
-use common::maps::Random;
 
 const MAPS: u64 = 200;
 /// More than any of these takes on a slow machine; whoever needs longer waits for itself.

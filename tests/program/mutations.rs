@@ -4,9 +4,6 @@
 //!
 //! `SDSHARD_MUTATIONS=3000` tries so many of each, `SDSHARD_MUTATIONS_SEED` others, and `SDSHARD_MUTATION=N` number N
 //! alone, which is how a failure is looked at again.
-#![cfg(target_os = "linux")]
-
-mod common;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{copy_of_tiny, files, maps::Random, model, pixels, sdshard, tiny};
+use crate::common::{copy_of_tiny, files, maps::Random, model, pixels, sdshard, tiny};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 use tempfile::TempDir;

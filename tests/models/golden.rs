@@ -5,10 +5,9 @@
 //! parts by [`bound`], latents after ten steps to 1e-3, since sums are taken in another order there and ten steps with
 //! guidance 7.5 magnify the difference, pictures to one step of 255.
 
-mod common;
-
 use std::{fmt::Write, sync::Arc};
 
+use crate::common;
 use safetensors::{Dtype, SafeTensors};
 use sdshard::{
     backend::{self, DType, Device, DeviceKind},

@@ -1,14 +1,12 @@
 //! Bad input is refused before anything is drawn: one message that names file, key and what was wanted, exit code 2,
 //! nothing on stdout and no file in the output folder.
 
-mod common;
-
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use common::{Tiny, copy_of_tiny, files, message_of, sdshard};
+use crate::common::{self, Tiny, copy_of_tiny, files, message_of, sdshard};
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 

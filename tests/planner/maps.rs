@@ -1,8 +1,6 @@
 //! Device maps good and bad: file, then message.
 
-mod common;
-
-use common::points_at;
+use crate::common::points_at;
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
     models::spec::ModelSpec,

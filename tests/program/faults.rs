@@ -1,9 +1,6 @@
 //! The program among faults: kills at random times, full disks, limits, folders that go away, streams that are closed.
 //! Whatever happens, what is in the folder are whole pictures, those that were said to be saved are there, a run that is
 //! resumed makes the rest, and there is no panic.
-#![cfg(unix)]
-
-mod common;
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use common::{files, json_lines, pixels, sdshard, succeeds, text, tiny};
+use crate::common::{files, json_lines, pixels, sdshard, succeeds, text, tiny};
 
 /// Pictures of one run.
 const COUNT: usize = 40;

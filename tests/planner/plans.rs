@@ -1,11 +1,9 @@
 //! Plans that know time, for hardware that is not here: what `throughput` and `latency` choose, beside every map that a
 //! person would write; what a plan says of itself. Stable Diffusion 1.5, 512 x 512, 50 steps.
 
-mod common;
-
 use std::{fs, sync::OnceLock};
 
-use common::{sdshard, stable_diffusion, succeeds};
+use crate::common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},

@@ -1,8 +1,5 @@
 //! Downloads from a hub that answers badly, on this machine: each ends, leaves nothing outside the cache and no bad file,
 //! sends the token nowhere else, and heals with an honest hub.
-#![cfg(feature = "hub")]
-
-mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use crate::common;
 use sdshard::{
     error::{Error, ErrorScope},
     weights::{Download, Wanted, hub::Hub},

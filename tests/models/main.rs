@@ -1,0 +1,13 @@
+//! Models: what their networks compute, compared with other programs, and the memory that they need for it.
+
+mod arena;
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(feature = "cuda")]
+mod cuda_expected;
+mod cuts;
+mod figures;
+mod golden;
+mod networks;
+mod pipelines;
+mod tokenizer;

@@ -1,0 +1,15 @@
+//! The program, started from outside.
+
+mod bad_input;
+mod cli;
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(unix)]
+mod faults;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(target_os = "linux")]
+mod machine_faults;
+#[cfg(target_os = "linux")]
+mod mutations;
+mod placement;
