@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_neighbours_become_one_hole_and_the_top_comes_down() {
+    fn freed_neighbours_become_one_hole_and_holes_at_the_end_are_given_up() {
         let arena = arena(usize::MAX);
         let mut buffers: Vec<_> = (0..4).map(|_| Some(arena.alloc(256, DType::F32).unwrap())).collect();
         (buffers[0], buffers[2], buffers[1]) = (None, None, None);
@@ -225,7 +225,7 @@ mod tests {
 
     /// The invariant that makes planned bytes measured bytes.
     #[test]
-    fn capacity_decides_whether_and_never_where() {
+    fn the_capacity_decides_whether_a_block_fits_and_not_where_it_lies() {
         let mut seed = 1u64;
         let mut next = |n: usize| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_arena_says_so() {
+    fn a_full_arena_is_named_in_the_error() {
         let arena = arena(1024);
         let _held = arena.alloc(1000, DType::F32).unwrap();
         let error = arena.alloc(1, DType::F32).err().unwrap().to_string();

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_beat_the_map() {
+    fn flags_take_precedence_over_the_device_map() {
         let of = |arguments: &[&str]| device_map(&args(arguments).model).unwrap();
         assert_eq!(of(&["a"]).strategy.value, Strategy::Throughput);
         assert_eq!(of(&["a", "--device-map", "balanced"]).strategy.value, Strategy::Balanced);

@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_made_is_not_replaced_unasked() {
+    fn files_of_other_requests_are_not_replaced_without_overwrite() {
         let folder = tempfile::tempdir().unwrap();
         let (mine, folder) = (metadata(7, 1), folder.path());
         let names = Names::by_place(&place(0, 0, 1, "a"), "png").all(&mine);

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_array_is_the_list_that_it_is() {
+    fn a_json_array_is_read_as_a_list_of_prompts() {
         for (name, text) in [
             ("p.txt", r#"["a fox", "a hen"]"#),
             ("p.json", "[\n  \"a fox\",\n  \"a hen\"\n]\n"),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_prompts_is_not_drawn_line_by_line() {
+    fn other_formats_are_not_read_as_one_prompt_per_line() {
         for (name, text) in [
             ("p.csv", "a fox\na hen\n"),
             ("p.txt", "prompt,seed\na fox,1\n"),

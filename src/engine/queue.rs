@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_go_together_are_taken_together_and_nobody_waits_for_more() {
+    fn requests_of_one_batch_are_taken_together_without_waiting_for_more() {
         let (queue, workers) = queue(2);
         (0..4).for_each(|n| queue.put(n).unwrap());
         let even_with_even = |a: &u32, b: &u32| a % 2 == b % 2;
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_goes_first() {
+    fn the_oldest_request_is_taken_first() {
         let (queue, workers) = queue(2);
         for job in 0..4 {
             queue.put(job).unwrap();
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_still_done_after_the_end() {
+    fn requests_that_wait_are_still_taken_after_the_queue_is_closed() {
         let (queue, workers) = queue(1);
         queue.put(7).unwrap();
         queue.close();
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn who_might_be_needed_again_stays_after_the_end() {
+    fn a_closed_queue_keeps_its_workers_until_no_request_can_be_tried_again() {
         let (queue, workers) = queue(2);
         queue.put(7).unwrap();
         let claim = take(&queue, workers[0]);
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn no_prompt_is_lost_when_its_device_dies() {
+    fn a_request_whose_device_is_lost_goes_to_another_replica() {
         let (queue, workers) = queue(2);
         queue.put(0).unwrap();
         queue.put(1).unwrap();
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn all_replicas_of_a_lost_device_leave_and_only_the_first_to_meet_it_is_suspected() {
+    fn all_replicas_of_a_lost_device_end_and_only_the_first_request_that_failed_is_suspected() {
         let queue = Queue::new(Clock::default());
         let workers = queue.open(vec![(vec![gpu(0), gpu(1)], 2), (vec![gpu(1), gpu(2)], 1), (vec![gpu(2)], 1)], 1);
         for job in 0..3 {
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_thread_that_was_given_up_says_later_counts_for_nothing() {
+    fn reports_of_a_thread_that_was_given_up_are_ignored() {
         let (queue, workers) = queue(2);
         queue.put(0).unwrap();
         let claim = take(&queue, workers[0]);
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn another_plan_takes_over_what_waits() {
+    fn another_plan_takes_over_the_requests_that_wait() {
         let (queue, workers) = queue(1);
         queue.put(0).unwrap();
         queue.put(1).unwrap();

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_free_set_is_granted_and_the_first_of_several() {
+    fn a_request_gets_the_first_of_its_sets_that_is_free() {
         let mut queue = DeviceQueue::new(2);
         queue.ask(0, Work::Decode, vec![vec![0], vec![1]]);
         queue.ask(1, Work::Decode, vec![vec![0], vec![1]]);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_waits_goes_before_a_unet_that_asks_later() {
+    fn a_text_that_waits_is_admitted_before_a_unet_that_asks_later() {
         let mut queue = DeviceQueue::new(2);
         queue.ask(9, Work::Denoise, vec![vec![0]]);
         assert_eq!(admitted(&mut queue), [(9, 0)]);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_device_is_nobodys_and_the_rest_goes_on() {
+    fn a_lost_device_is_given_to_no_request_and_the_others_are() {
         let mut queue = DeviceQueue::new(2);
         queue.ask(0, Work::Decode, vec![vec![0]]);
         assert_eq!(admitted(&mut queue), [(0, 0)]);

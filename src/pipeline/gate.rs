@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leaves_asks_before_the_others_are_told() {
+    fn a_request_that_leaves_a_stage_asks_for_the_next_before_others_are_admitted() {
         let gates = Gates::default();
         thread::scope(|scope| {
             let (_, held) = gates.enter(0, Work::Denoise, &[vec![cpu(0)]], None).unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn many_requests_for_crossing_sets_all_come_through_alone() {
+    fn many_requests_for_overlapping_sets_are_all_served_one_at_a_time() {
         let gates = Gates::default();
         let users: Vec<AtomicUsize> = (0..4).map(|_| AtomicUsize::new(0)).collect();
         thread::scope(|scope| {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_device_is_nobodys_and_the_rest_goes_on() {
+    fn a_lost_device_is_given_to_no_request_and_the_others_are() {
         let gates = Gates::default();
         let (_, held) = gates.enter(0, Work::Decode, &[vec![cpu(0)]], None).unwrap();
         thread::scope(|scope| {

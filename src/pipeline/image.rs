@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_no_pixel() {
+    fn values_that_are_not_finite_are_rejected_as_pixels() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut values = [0.0; 2 * 2 * 3];
             values[10] = bad;

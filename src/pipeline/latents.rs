@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_latent_is_refused() {
+    fn files_that_are_not_latents_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let file = |name: &str, dtype, shape: &[usize], bytes: &[u8]| {

@@ -388,12 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn sixty_sections_over_eight_devices_are_searched_whole() {
+    fn sixty_sections_over_eight_devices_are_searched_completely() {
         let sections: Vec<_> = (0..60).map(|i| section(1 + i % 3, 1.0 + (i * i % 7) as f64)).collect();
         let devices: Vec<_> = (0..8).map(|i| target(15 + i)).collect();
-        let started = std::time::Instant::now();
+        assert!(steps(&sections, &devices) <= Tuning::MAX_SEARCH_STEPS);
         let cut = best(&sections, &devices, 1, Goal::Slowest).unwrap();
-        assert!(started.elapsed().as_secs_f64() < 10.0, "{:?}", started.elapsed());
         let total: f64 = sections.iter().map(|section| section.needs[0].seconds).sum();
         assert!(cut.slowest() >= total / 8.0 && cut.slowest() <= total / 8.0 + 7.0, "{}", cut.slowest());
         let mut devices: Vec<_> = cut.pieces.iter().map(|piece| piece.device).collect();

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused_with_a_way_out() {
+    fn texts_that_are_not_sizes_are_rejected_with_a_suggestion() {
         for (text, hint) in [
             ("8Gb", "did you mean GB?"),
             ("8gb", "did you mean GB?"),

@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_launcher_means_is_one_process() {
+    fn variables_that_no_launcher_sets_mean_one_process() {
         for variables in [
             &[][..],
             &[("RANK", "-1"), ("WORLD_SIZE", "1")],
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_cannot_be_are_refused() {
+    fn impossible_ranks_and_sizes_are_rejected() {
         let message = world(&[("RANK", "4"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0")]).unwrap_err().to_string();
         assert!(message.contains("rank 4 of 4"), "{message}");
         let message = world(&[("OMPI_COMM_WORLD_RANK", "x"), ("OMPI_COMM_WORLD_SIZE", "2")]).unwrap_err().to_string();

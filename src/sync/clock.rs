@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_jumps_once_everybody_waits_and_no_earlier() {
+    fn simulated_time_advances_only_when_every_thread_waits() {
         let clock = Clock::simulated();
         let _here = clock.take_part();
         let (start, log) = (clock.now(), Mutex::new(Vec::new()));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_real_clock_is_real() {
+    fn the_real_clock_sleeps_until_the_given_time() {
         let clock = Clock::default();
         let start = clock.now();
         clock.sleep_until(start + Duration::from_millis(2));

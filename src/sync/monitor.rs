@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_waits_sees_the_change() {
+    fn a_thread_that_waits_sees_the_change() {
         for clock in [Clock::default(), Clock::simulated()] {
             let monitor = Monitor::new(0, clock.clone());
             thread::scope(|scope| {

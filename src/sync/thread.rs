@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_either_half_is_the_callers() {
+    fn a_panic_of_either_half_reaches_the_caller() {
         for (first, second) in [(true, false), (false, true)] {
             let result = std::panic::catch_unwind(|| run_both(|| assert!(!first), || assert!(!second)));
             assert!(result.is_err());

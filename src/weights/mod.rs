@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_read_is_counted_and_its_first_named() {
+    fn tensors_that_are_not_read_are_counted_and_the_first_is_named() {
         let names: Vec<String> = (0..20).map(|i| format!("x{i:02}")).collect();
         let mut list: Vec<(&str, &[usize])> = names.iter().map(|name| (name.as_str(), &[1][..])).collect();
         list.extend([("encoder.y", &[1][..]), ("text_model.embeddings.position_ids", &[1])]);

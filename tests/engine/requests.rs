@@ -244,7 +244,7 @@ fn a_cancelled_request_ends_interrupted_and_others_do_not() {
 }
 
 #[test]
-fn a_request_that_fails_fails_alone() {
+fn a_request_that_fails_does_not_affect_others() {
     let model = model();
     let want: Vec<_> = {
         let engine = engine(&model, SINGLE);
@@ -283,7 +283,7 @@ fn a_request_that_fails_fails_alone() {
 }
 
 #[test]
-fn a_caller_who_wants_no_more_gets_no_more() {
+fn generate_stops_when_its_callback_fails() {
     let engine = engine(&model(), THREE);
     let (mut done, mut begun) = (0, 0);
     let error = engine
@@ -320,7 +320,7 @@ fn an_engine_can_be_dropped_while_requests_wait() {
 }
 
 #[test]
-fn two_engines_do_not_know_each_other() {
+fn two_engines_do_not_influence_each_other() {
     let model = model();
     let want = look(&engine(&model, SINGLE).submit(request(5)).unwrap().wait().unwrap());
     let (one, two) = (engine(&model, SPLIT), engine(&model, THREE));

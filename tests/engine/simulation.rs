@@ -649,7 +649,7 @@ fn a_cast_may_fail_like_any_op() {
 }
 
 #[test]
-fn a_poisoned_request_takes_two_replicas_with_it_and_no_more() {
+fn a_request_that_kills_devices_costs_two_replicas_and_no_more() {
     let ends = within(60, || {
         let world = World::new(&[1.0; 4], Fusions::Native, |_| Box::new(|op| is_poisoned(op).then_some(Fault::Fail)));
         let _here = world.clock.take_part();
@@ -675,7 +675,7 @@ fn a_poisoned_request_takes_two_replicas_with_it_and_no_more() {
 }
 
 #[test]
-fn once_all_are_dead_everything_ends_with_a_reason() {
+fn once_all_devices_are_lost_every_request_fails_with_the_reason() {
     let ends = within(60, || {
         let dies = |device: usize| -> Faults {
             Box::new(move |op| (op.number >= 2000 * (device as u64 + 1)).then_some(Fault::Fail))
@@ -710,7 +710,7 @@ fn hangs(
 }
 
 #[test]
-fn a_device_that_falls_silent_is_left_behind_with_its_replica() {
+fn a_device_that_hangs_is_given_up_with_its_replica() {
     within(60, || {
         // Texts and pictures come from one device for both replicas; the first one's UNet hangs.
         let map = "[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\n\
@@ -731,7 +731,7 @@ fn a_device_that_falls_silent_is_left_behind_with_its_replica() {
 }
 
 #[test]
-fn a_thread_that_comes_back_from_a_hang_is_not_heard() {
+fn reports_of_a_thread_that_returns_from_a_hang_are_ignored() {
     within(60, || {
         // It comes back while the others are still at work.
         let world =
@@ -748,7 +748,7 @@ fn a_thread_that_comes_back_from_a_hang_is_not_heard() {
 }
 
 #[test]
-fn nobody_waits_for_a_text_whose_encoder_hangs() {
+fn requests_do_not_wait_for_a_text_whose_encoder_hangs() {
     within(60, || {
         // All want the same text, and the first to encode it hangs.
         let faults = hangs(0, FOR_EVER, |op| op.name == "layer_norm" && op.number < 20);
@@ -763,7 +763,7 @@ fn nobody_waits_for_a_text_whose_encoder_hangs() {
 }
 
 #[test]
-fn a_device_that_works_for_long_is_not_taken_for_silent() {
+fn a_device_that_works_for_long_is_not_given_up() {
     within(60, || {
         // A stage takes minutes here. Of that the plan knows, or else its ops are heard one by one.
         for (waits, planned, speed) in [(Waits::ToRead, true, 1e-5), (Waits::ForEach, false, 5e-5)] {

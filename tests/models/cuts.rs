@@ -207,7 +207,7 @@ fn guidance_can_be_split_over_any_two_routes() {
 }
 
 #[test]
-fn pictures_that_go_together_are_those_that_go_alone() {
+fn requests_of_a_batch_give_the_latents_that_each_gives_alone() {
     let model = model();
     let count = sections(&model, model.spec.denoiser());
     let scales = [4.0, 1.5, 9.0];
@@ -250,7 +250,7 @@ fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
 }
 
 #[test]
-fn a_walk_that_is_given_up_takes_no_weights_from_others() {
+fn a_forward_pass_that_is_abandoned_evicts_no_weights_of_others() {
     let model = model();
     let component = in_stage(&model, Stage::Encode);
     let count = sections(&model, component);

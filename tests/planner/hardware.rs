@@ -325,7 +325,7 @@ fn places_on_one_device_have_the_weights_of_a_section_once() {
 }
 
 #[test]
-fn the_entry_that_is_to_blame_for_a_plan_that_does_not_fit_is_shown() {
+fn the_entry_without_which_the_plan_would_fit_is_shown() {
     let folder = stable_diffusion("1.5", false);
     let spec = spec(folder.path());
     let devices = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.\"cuda:1\"]\nlike = \"t4\"");

@@ -652,7 +652,7 @@ text_encoder = "cuda:5""#,
 }
 
 #[test]
-fn the_names_of_components_are_the_models_own() {
+fn unknown_components_are_rejected_with_the_names_of_the_model() {
     for (text, at, says) in [
         ("[dtype]\nunnet = \"f16\"", "map.toml:2:9: dtype.unnet: no such component", "did you mean \"unet\"?"),
         (

@@ -102,7 +102,7 @@ fn the_same_machine_gives_the_same_plan() {
 }
 
 #[test]
-fn a_map_that_says_how_many_replicas_has_its_way() {
+fn the_number_of_replicas_in_a_map_is_kept() {
     let devices = devices(SETS[2].1);
     for (map, replicas) in [("replicas = 1", 1), ("replicas = 2", 2), ("replicas = \"max\"", 4)] {
         let plan = plan(&format!("strategy = \"throughput\"\n{map}"), &devices);
@@ -117,7 +117,7 @@ fn a_map_that_says_how_many_replicas_has_its_way() {
 }
 
 #[test]
-fn numerics_that_have_to_be_the_same_are() {
+fn with_equal_numerics_each_component_has_one_class() {
     let devices = devices(SETS[1].1);
     for strategy in ["throughput", "latency"] {
         let plan = plan(&format!("strategy = \"{strategy}\"\nnumerics = \"same\""), &devices);
@@ -168,7 +168,7 @@ fn a_device_counts_weights_in_the_type_that_it_runs() {
 }
 
 #[test]
-fn a_pool_is_predicted_as_its_rates_add_up() {
+fn the_rate_of_a_pool_is_the_sum_of_its_instances() {
     let devices = devices(SETS[2].1);
     let pool = plan(
         "[components]\ntext_encoder = \"cuda:0\"\nunet = [\"cuda:1\", \"cuda:2\", \"cuda:3\"]\nvae = \"cuda:0\"",
@@ -212,7 +212,7 @@ fn sixty_four_devices_are_planned_without_leaving_anything_out() {
 }
 
 #[test]
-fn a_plan_says_all_that_programs_ask_for_and_draws_itself() {
+fn a_plan_as_json_has_its_figures_and_is_drawn_as_svg() {
     let model = stable_diffusion("1.5", false);
     let machine = model.path().join("machine.toml");
     fs::write(&machine, SETS[0].1).unwrap();

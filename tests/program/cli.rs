@@ -240,7 +240,7 @@ fn the_toy_model_warns_once_of_sizes_and_guidance_that_it_was_not_made_for() {
 }
 
 #[test]
-fn many_pictures_in_a_pipe_are_told_by_the_overview_alone() {
+fn more_than_fifty_pictures_in_a_pipe_have_an_overview_and_no_line_each() {
     let told = |count: &str| {
         let tiny = Tiny::new();
         let arguments = ["a fox", "--num-images", count, "--steps", "1", "--width", "8", "--height", "8"];
@@ -255,7 +255,7 @@ fn many_pictures_in_a_pipe_are_told_by_the_overview_alone() {
 
 /// Whoever reads stdout may go away: a log collector that dies, `| head -1`.
 #[test]
-fn a_reader_that_goes_away_does_not_end_the_drawing() {
+fn a_closed_stdout_does_not_end_the_run() {
     for json in [&[][..], &["--json"]] {
         let tiny = Tiny::new();
         let mut command = tiny.draw(&[&["a fox", "--num-images", "12", "--steps", "1"], json].concat());
@@ -328,7 +328,7 @@ fn stdout_has_one_path_for_each_picture() {
 }
 
 #[test]
-fn quiet_is_quiet() {
+fn a_quiet_run_writes_paths_to_stdout_and_nothing_to_stderr() {
     let tiny = Tiny::new();
     let output = tiny.draw(&["a fox", "--quiet"]).output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
@@ -531,7 +531,7 @@ fn a_picture_says_how_it_was_made_before_its_image_data() {
 }
 
 #[test]
-fn latents_are_files_and_files_are_latents() {
+fn latents_are_saved_and_used_as_starting_noise() {
     let tiny = Tiny::new();
     let stdout = succeeds(&mut tiny.draw(&["a fox", "--output-type", "latent", "--width", "72", "--height", "40"]));
     assert!(stdout.ends_with("00000-a-fox.safetensors\n"), "{stdout}");
@@ -557,7 +557,7 @@ fn latents_are_files_and_files_are_latents() {
 }
 
 #[test]
-fn an_existing_file_is_replaced_only_by_itself() {
+fn an_existing_file_is_replaced_only_by_the_same_request() {
     let tiny = Tiny::new();
     succeeds(&mut tiny.draw(&["a fox", "--seed", "1"]));
     let first = tiny.made();
@@ -819,7 +819,7 @@ fn any_prompt_can_be_drawn() {
 }
 
 #[test]
-fn what_is_cut_off_a_long_prompt_is_said() {
+fn the_part_that_a_long_prompt_loses_is_named() {
     let tiny = Tiny::new();
     let output = tiny.draw(&[&format!("{}\nowl", "fox ".repeat(200))]).output().unwrap();
     let message = text(&output.stderr);

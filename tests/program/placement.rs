@@ -69,7 +69,7 @@ fn a_picture_is_the_same_wherever_its_parts_are_made() {
 }
 
 #[test]
-fn a_picture_does_not_know_its_neighbours() {
+fn a_picture_does_not_depend_on_other_requests() {
     let want = draw(&PROMPTS, &["--device-map", "replicas.toml"], &[]);
     let mut backwards = PROMPTS;
     backwards.reverse();

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn wished_cores_are_left_out_of_the_even_shares() {
+    fn requested_cores_are_left_out_of_the_even_shares() {
         let all = [0, 1, 2, 3, 8];
         assert_eq!(shares(&all, &[None, Some(&[1, 8]), None]), [vec![0], vec![1, 8], vec![2, 3]]);
         assert_eq!(shares(&all, &[None, None]), [vec![0, 1], vec![2, 3, 8]]);
