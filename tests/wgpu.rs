@@ -212,8 +212,7 @@ fn an_adapter_that_is_not_here_is_refused_where_the_map_names_it() {
     let map = DeviceMap::parse("devices = [\"wgpu:0\"]\n[device.\"wgpu:0\"]\nadapter = 77", "map.toml").unwrap();
     let error = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap_err();
     let message = error.to_string();
-    assert!(message.starts_with("map.toml:3:11: device.wgpu:0.adapter: this machine has no adapter 77"), "{message}");
-    assert!(message.contains("sdshard devices"), "{message}");
+    common::has_facts("adapter 77", &message, &["map.toml:3:11: device.wgpu:0.adapter: ", "77", "sdshard devices"]);
 }
 
 #[test]

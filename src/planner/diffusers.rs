@@ -311,12 +311,8 @@ mod tests {
         assert_eq!(place(SDXL, &[8, 8]).unwrap().iter().map(device).collect::<Vec<_>>(), [0, 1, 1, 0]);
         assert!(place(SDXL, &[6, 1]).unwrap().contains(&Some(Upstream::Host)));
         let message = place(SDXL, &[1, 1]).unwrap_err().to_string();
-        for says in [
-            "strategy \"diffusers-balanced\": diffusers would lose the unet; diffusers asks one device and then puts a \
-             component on the host, which holds one: the text_encoder_2 drove it out",
-            "strategy = \"balanced\"",
-        ] {
-            assert!(message.contains(says), "wanted: {says}\n{message}");
+        for fact in ["would lose the unet", "the text_encoder_2 drove it out", "strategy = \"balanced\""] {
+            assert!(message.contains(fact), "wanted: {fact}\n{message}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The program and the small model, for tests from outside.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code)] // each test program uses its part
 
 pub mod maps;
 pub mod page;
@@ -7,6 +7,7 @@ pub mod page;
 pub mod rig;
 
 use std::{
+    fmt::Debug,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -89,11 +90,20 @@ pub fn message_of(output: Output, what: &str) -> String {
     message
 }
 
-/// Whether a message begins at the place that it is about, and says what it should.
+/// Fails unless a message has each of these facts, in whatever words: a file, a key, what was found, what is possible.
 #[track_caller]
-pub fn points_at(message: &str, at: &str, says: &str) {
+pub fn has_facts(what: impl Debug, message: &str, facts: &[&str]) {
+    for fact in facts {
+        assert!(message.contains(fact), "{what:?}: wanted: {fact}\n{message}");
+    }
+    assert!(!message.contains("panicked"), "{what:?}: {message}");
+}
+
+/// The same of a message that begins with the place that it is about, as in `map.toml:2:8: components.unet: `.
+#[track_caller]
+pub fn points_at(message: &str, at: &str, fact: &str) {
     assert!(message.starts_with(at), "wanted: {at}\n{message}");
-    assert!(message.contains(says), "wanted: {says}\n{message}");
+    has_facts(at, message, &[fact]);
 }
 
 /// Where the small model with random weights is.

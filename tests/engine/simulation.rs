@@ -665,10 +665,7 @@ fn a_request_that_kills_devices_costs_two_replicas_and_no_more() {
             None => assert_ne!(i, 7),
             Some(failure) => {
                 assert_eq!((i, end.attempts), (7, 2), "{failure}");
-                assert!(
-                    failure.contains("a second device failed under this request, which may be the cause"),
-                    "{failure}"
-                );
+                assert!(failure.contains("a second device failed under this request"), "{failure}");
             }
         }
     }
@@ -812,7 +809,7 @@ fn a_plan_that_cannot_be_loaded_leaves_the_old_one() {
         let ticket = engine.submit(request(0)).unwrap();
         let plan = world.plan("devices = [\"cuda:1\"]");
         let error: Error = engine.apply_on(&plan, world.devices[..1].to_vec()).unwrap_err();
-        assert!(error.to_string().contains("cuda:1, which is not among the devices that were opened"), "{error}");
+        assert!(error.to_string().contains("cuda:1, which is not among"), "{error}");
         assert_eq!(engine.device_map()["unet"], [gpu(0)]);
         ticket.wait().unwrap();
         engine.submit(request(1)).unwrap().wait().unwrap();

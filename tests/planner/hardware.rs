@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use crate::common::{self, message_of, points_at, sdshard, stable_diffusion, succeeds};
+use crate::common::{self, has_facts, message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, rules::Rules},
     models::{network::NetworkSpec, spec::ModelSpec},
@@ -126,28 +126,24 @@ fn a_bad_file_of_devices_says_where_what_and_what_is_possible() {
         ),
         (
             "[device.\"cuda:0\"]\nlike = \"rtx 4090\"",
-            "machine.toml:2:8: device.cuda:0.like: no such device in the catalogue",
+            "machine.toml:2:8: device.cuda:0.like: ",
             "did you mean \"rtx-4090\"?",
         ),
-        ("[device.\"cuda:0\"]\nlike = \"voodoo2\"", "machine.toml:2:8: device.cuda:0.like: no such", "h100-sxm, h200"),
+        ("[device.\"cuda:0\"]\nlike = \"voodoo2\"", "machine.toml:2:8: device.cuda:0.like: ", "h100-sxm, h200"),
         ("[device.\"cuda:0\"]\nlike = \"rx-6800\"", "machine.toml:2:8: device.cuda:0.like: cuda:0 is not", "wgpu:0"),
-        ("[device.\"cpu\"]\nlike = \"t4\"", "machine.toml:2:8: device.cpu.like: cpu is not one of these", "cuda:0"),
-        ("[device.\"cuda:0\"]\nmemory = \"8Gb\"", "machine.toml:2:10: device.cuda:0.memory: not a size", "GB?"),
-        ("[device.\"cuda:0\"]\nmemroy = \"8GB\"", "machine.toml:2:1: device.cuda:0.memroy: no such key", "\"memory\"?"),
-        ("[device.\"wgpu:0\"]\nadapter = 0", "machine.toml:2:11: device.wgpu:0.adapter: a described", "leave out"),
-        ("[device.\"cpu:0\"]\nmemory = \"8GB\"", "machine.toml:1:9: device.cpu:0: a described CPU is whole", "\"cpu\""),
-        ("[device.cpu]\nmemory = \"8GB\"\ncount = 2", "machine.toml:3:9: device.cpu.count: there is one", "cores"),
+        ("[device.\"cpu\"]\nlike = \"t4\"", "machine.toml:2:8: device.cpu.like: ", "cuda:0"),
+        ("[device.\"cuda:0\"]\nmemory = \"8Gb\"", "machine.toml:2:10: device.cuda:0.memory: ", "GB?"),
+        ("[device.\"cuda:0\"]\nmemroy = \"8GB\"", "machine.toml:2:1: device.cuda:0.memroy: ", "\"memory\"?"),
+        ("[device.\"wgpu:0\"]\nadapter = 0", "machine.toml:2:11: device.wgpu:0.adapter: ", "leave out"),
+        ("[device.\"cpu:0\"]\nmemory = \"8GB\"", "machine.toml:1:9: device.cpu:0: ", "\"cpu\""),
+        ("[device.cpu]\nmemory = \"8GB\"\ncount = 2", "machine.toml:3:9: device.cpu.count: ", "cores"),
         (
             "[device.\"cuda:0\"]\nlike = \"t4\"\ncount = 3\n[device.\"cuda:2\"]\nlike = \"l4\"",
             "machine.toml:4:9: device.cuda:2: cuda:2 is there already",
             "numbers on",
         ),
-        (
-            "[device.\"cuda:0\"]\nlike = \"t4\"\ncount = 1000000000",
-            "machine.toml:3:9: device.cuda:0.count: more",
-            "256",
-        ),
-        ("strategy = \"single\"", "machine.toml:1:1: strategy: no such key", "nothing else"),
+        ("[device.\"cuda:0\"]\nlike = \"t4\"\ncount = 1000000000", "machine.toml:3:9: device.cuda:0.count: ", "256"),
+        ("strategy = \"single\"", "machine.toml:1:1: strategy: ", "nothing else"),
         ("[device.cuda:0]\nmemory = \"8GB\"", "machine.toml:1:13: ", "[device.\"cuda:0\"]"),
         ("", "machine.toml: there is no device in it", "memory = \"8GiB\""),
     ] {
@@ -157,7 +153,7 @@ fn a_bad_file_of_devices_says_where_what_and_what_is_possible() {
         points_at(&message, at, says);
     }
     let message = hardware::read(Path::new("no/such.toml")).unwrap_err().to_string();
-    assert!(message.starts_with("reading the devices in no/such.toml: ") && message.contains("rtx-3070"), "{message}");
+    has_facts("an absent file", &message, &["no/such.toml", "rtx-3070"]);
 }
 
 #[test]
@@ -178,13 +174,12 @@ fn a_map_corrects_what_devices_say() {
     for (map, at, says) in [
         (
             "devices = [\"cpu:0\"]\n[device.\"cpu:0\"]\ncores = \"2-4\"",
-            "map.toml:3:9: device.cpu:0.cores: core 4 may not be used",
+            "map.toml:3:9: device.cpu:0.cores: core 4 ",
             "found: cores 0-3",
         ),
-        ("[device.cpu]\ncores = \"7\"", "map.toml:2:9: device.cpu.cores: core 7 may not be used", "found: cores 0-3"),
+        ("[device.cpu]\ncores = \"7\"", "map.toml:2:9: device.cpu.cores: core 7 ", "found: cores 0-3"),
     ] {
-        let message = plan(map, &spec, &machine).unwrap_err().to_string();
-        assert!(message.starts_with(at) && message.contains(says), "wanted: {at} {says}\n{message}");
+        points_at(&plan(map, &spec, &machine).unwrap_err().to_string(), at, says);
     }
 }
 
@@ -196,12 +191,9 @@ fn cores_that_a_device_is_given_are_those_it_is_opened_with() {
         |cores: Vec<usize>| Opening { id: DeviceId::new(DeviceKind::Cpu, 0), cores: Some(cores), adapter: None };
     assert!(backend::open(&[opening(vec![core]), DeviceId::new(DeviceKind::Cpu, 1).into()]).is_ok());
     let absent = here.allowed_cores.iter().max().unwrap() + 1;
-    for (cores, says) in
-        [(vec![absent], format!("may not use core {absent}\n  found: cores ")), (vec![], "at least".into())]
-    {
-        let message = backend::open(&[opening(cores)]).err().unwrap().to_string();
-        assert!(message.starts_with("cpu:0: ") && message.contains(&says), "{message}");
-    }
+    let message = |cores| backend::open(&[opening(cores)]).err().unwrap().to_string();
+    points_at(&message(vec![absent]), "cpu:0: ", &format!("core {absent}\n  found: cores "));
+    points_at(&message(vec![]), "cpu:0: ", "at least");
 }
 
 #[test]
@@ -254,12 +246,9 @@ fn arithmetic_that_a_gpu_does_not_have_is_refused() {
             Ok(_) => assert!(has_bf16, "{like}"),
             Err(error) => {
                 assert!(!has_bf16, "{like}: {error}");
-                let (message, class) = (error.to_string(), &*machine[0].class.to_string());
-                for says in
-                    ["map.toml:1:18: dtype.unet: cuda:0 has no bf16 arithmetic for the unet", class, "dtype = \"f16\""]
-                {
-                    assert!(message.contains(says), "wanted: {says}\n{message}");
-                }
+                let class = &*machine[0].class.to_string();
+                let facts = ["map.toml:1:18: dtype.unet: cuda:0 has no bf16", class, "dtype = \"f16\""];
+                has_facts(like, &error.to_string(), &facts);
             }
         }
     }
@@ -275,10 +264,7 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
     assert!(of("").is_ok(), "nothing is known of the host");
     assert!(of("[device.cpu]\nmemory = \"8GiB\"").is_ok());
     let message = of("[device.cpu]\nmemory = \"2GiB\"").unwrap_err().to_string();
-    for says in ["does not fit in the host's memory: needs 1.6 GiB", "found: 1.5 GiB may be used", "reside = \"disk\""]
-    {
-        assert!(message.contains(says), "wanted: {says}\n{message}");
-    }
+    has_facts("2 GiB", &message, &["host's memory", "needs 1.6 GiB", "found: 1.5 GiB", "reside = \"disk\""]);
     // What the CPU holds is there as well: 1.6 GiB of the UNet fit by themselves, and not beside the VAE.
     let with_vae = map.replace("vae = \"cuda:0\"", "vae = \"cpu\"");
     let of = |map: &str| {
@@ -290,7 +276,7 @@ fn weights_that_rest_on_the_host_have_to_fit_there() {
     };
     assert!(of(map).is_ok());
     let message = of(&with_vae).unwrap_err().to_string();
-    assert!(message.contains("does not fit in the host's memory") && message.contains("1.6 GiB of it"), "{message}");
+    has_facts("beside the VAE", &message, &["host's memory", "1.6 GiB of it"]);
     assert!(of(&with_vae.replace("\"host\"", "\"disk\"")).is_ok());
     // Strategies that offload weights look for room there, too.
     let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"\n[device.cpu]\nmemory = \"1536MiB\"");
@@ -332,12 +318,12 @@ fn the_entry_without_which_the_plan_would_fit_is_shown() {
     for (map, at, says) in [
         (
             "strategy = \"single\"\n[max_memory]\n\"cuda:1\" = \"4GiB\"\n\"cuda:0\" = \"1GiB\"\n[components]\nunet = \"cuda:0\"",
-            "map.toml:4:1: max_memory.cuda:0: with this, unet placed on cuda:0 by name: 1.6 GiB needed",
+            "map.toml:4:1: max_memory.cuda:0: with this, unet placed on cuda:0 by name: 1.6 GiB",
             "without this entry everything fits",
         ),
         (
             "[components]\ntext_encoder = \"cuda:0\"\nunet = \"cuda:0\"\nvae = \"cuda:0\"\n[device.\"cuda:0\"]\nreserve = \"14GiB\"",
-            "map.toml:6:1: device.cuda:0.reserve: with this, the plan does not fit on cuda:0",
+            "map.toml:6:1: device.cuda:0.reserve: ",
             "without this entry everything fits",
         ),
     ] {
@@ -351,12 +337,8 @@ fn the_entry_without_which_the_plan_would_fit_is_shown() {
         let device = DeviceInfo { free_bytes: 5 * GIB / 2, ..devices[0].clone() };
         plan(&format!("{entry}\n{asked_for}"), &spec, &[device]).unwrap_err().to_string()
     };
-    points_at(
-        &of("in_flight = 1000"),
-        "map.toml:1:13: in_flight: with this, the plan does not fit",
-        "with 1 everything",
-    );
-    points_at(&of("batch = 64"), "map.toml:1:9: batch: with this, the plan does not fit", "with 1 everything fits");
+    points_at(&of("in_flight = 1000"), "map.toml:1:13: in_flight: ", "with 1 everything");
+    points_at(&of("batch = 64"), "map.toml:1:9: batch: ", "with 1 everything fits");
 }
 
 /// The same device with hardly any memory.
@@ -388,7 +370,7 @@ fn processes_of_one_machine_share_its_gpus_and_each_has_the_cpu() {
 fn all_cores_and_a_share_of_them_are_refused_however_the_devices_are_found() {
     let spec = spec(Path::new("tests/golden/tiny-sd1"));
     let error = plan("[[replica]]\n[[replica]]\ndevices = [\"cpu:0\"]", &spec, &four_cores()).unwrap_err();
-    points_at(&error.to_string(), "map.toml:2:1: replica[1]: this replica would use", "cpu:0 beside cpu");
+    points_at(&error.to_string(), "map.toml:2:1: replica[1]: ", "cpu:0 beside cpu");
 }
 
 #[test]
@@ -476,15 +458,10 @@ fn what_diffusers_runs_from_the_host_visits_the_first_device() {
 #[test]
 fn diffusers_balanced_explains_itself_where_diffusers_would_fail() {
     let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
-    for (version, gb, says) in [
+    for (version, gb, facts) in [
         // First the UNet goes to the host, then the text encoder, which drives it out.
-        (
-            "1.5",
-            "0.4GB",
-            "diffusers would lose the unet; diffusers asks one device and then puts a component on the host, which holds \
-             one: the text_encoder drove it out",
-        ),
-        ("2.1", "0.6GB", "diffusers would lose the unet"),
+        ("1.5", "0.4GB", &["diffusers would lose the unet", "the text_encoder drove it out"][..]),
+        ("2.1", "0.6GB", &["diffusers would lose the unet"]),
     ] {
         let folder = stable_diffusion(version, false);
         let map = format!("strategy = \"diffusers-balanced\"\ndtype = \"f32\"\n{}", limits(&[1, 1]));
@@ -492,8 +469,8 @@ fn diffusers_balanced_explains_itself_where_diffusers_would_fail() {
         let error = plan(&map, &spec(folder.path()), &machine).unwrap_err();
         let message = error.to_string();
         assert_eq!(error.exit_code(), 2, "{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
-        assert!(message.contains("strategy = \"balanced\" asks every device"), "{message}");
+        has_facts(version, &message, facts);
+        has_facts(version, &message, &["strategy = \"balanced\""]);
     }
 }
 
@@ -549,7 +526,7 @@ fn diffusers_balanced_takes_sizes_as_accelerate_does() {
     {
         let text = format!("{strategy}\n[max_memory]\n\"cuda:0\" = {size}");
         let message = DeviceMap::parse(&text, "map.toml").unwrap_err().to_string();
-        points_at(&message, "map.toml:3:12: max_memory.cuda:0: not a size", "found: ");
+        points_at(&message, "map.toml:3:12: max_memory.cuda:0: ", "found: ");
     }
 }
 
@@ -580,24 +557,22 @@ fn the_program_plans_from_configs_for_devices_that_are_not_here() {
         assert_eq!(plan["components"]["unet"]["dtype"], "f16");
     }
     let table = succeeds(&mut run("balanced", &machine));
-    assert!(table.contains("512 MiB  of the sum are the driver's: its context and kernels"), "{table}");
-    assert!(table.contains("cuda sm_86 f16"), "{table}");
+    has_facts("a table", &table, &["512 MiB  of the sum are the driver's", "cuda sm_86 f16"]);
 
     let bad = file("bad.toml", "[device.\"cuda:0\"]\nlike = \"h100\"\n");
     let message = message_of(run("balanced", &bad).output().unwrap(), "bad.toml");
-    assert!(message.contains("bad.toml:2:8: device.cuda:0.like") && message.contains("like = \"h100\""), "{message}");
+    has_facts("bad.toml", &message, &["bad.toml:2:8: device.cuda:0.like", "like = \"h100\""]);
     let low = file("low.toml", &format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1])));
     let output = run(&low, &machine).arg("--json").output().unwrap();
     let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(plan["device_map"], json!({"text_encoder": "cuda:1", "unet": "cpu", "vae": "cuda:1"}));
     assert_eq!(plan["replicas"][0]["placement"]["unet"], "cuda:0");
     let warning = common::text(&output.stderr);
-    assert!(warning.contains("the unet are fetched to cuda:0 from the host's memory in every call"), "{warning}");
+    has_facts("a warning", warning, &["the unet", "cuda:0", "host's memory in every call"]);
     let least = low.replace("low.toml", "least.toml");
     fs::write(&least, fs::read_to_string(&low).unwrap().replace("1GB", "0.1GB")).unwrap();
     let message = message_of(run(&least, &machine).output().unwrap(), "least.toml");
-    assert!(message.contains("diffusers would lose the"), "{message}");
-    assert!(message.contains("strategy = \"balanced\""), "{message}");
+    has_facts("least.toml", &message, &["diffusers would lose the", "strategy = \"balanced\""]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Device maps good and bad: file, then message.
 
-use crate::common::points_at;
+use crate::common::{has_facts, points_at};
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
     models::spec::ModelSpec,
@@ -196,11 +196,9 @@ fn a_map_is_a_path_a_shipped_name_or_a_strategy() {
     std::fs::write(&path, "strategy = \"single\"").unwrap();
     assert_eq!(DeviceMap::load(path.to_str().unwrap()).unwrap().strategy.value, Strategy::Single);
 
-    let message = DeviceMap::load("balancd").unwrap_err().to_string();
-    assert!(message.contains("did you mean \"balanced\"?"), "{message}");
-    let message = DeviceMap::load("./balanced.toml").unwrap_err().to_string();
-    assert!(message.contains("reading the device map ./balanced.toml"), "{message}");
-    assert!(message.contains("cpu-split.toml"), "{message}");
+    let message = |name: &str| DeviceMap::load(name).unwrap_err().to_string();
+    has_facts("a typing error", &message("balancd"), &["did you mean \"balanced\"?"]);
+    has_facts("an absent file", &message("./balanced.toml"), &["./balanced.toml", "cpu-split.toml"]);
 }
 
 #[test]
@@ -208,57 +206,53 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
     // The map, where the message points, and what else it must say.
     for (text, at, says) in [
         // Keys and values.
-        ("stratgy = \"single\"", "map.toml:1:1: stratgy: no such key", "did you mean \"strategy\"?"),
-        ("strategy = \"singel\"", "map.toml:1:12: strategy: no such strategy", "did you mean \"single\"?"),
-        ("strategy = \"fast\"", "map.toml:1:12: strategy: no such strategy", "a strategy is \"balanced\""),
+        ("stratgy = \"single\"", "map.toml:1:1: stratgy: ", "did you mean \"strategy\"?"),
+        ("strategy = \"singel\"", "map.toml:1:12: strategy: ", "did you mean \"single\"?"),
+        ("strategy = \"fast\"", "map.toml:1:12: strategy: ", "a strategy is \"balanced\""),
         ("strategy = \"sequentially\"", "map.toml:1:12: strategy:", "did you mean \"sequential\"?"),
         ("strategy = \"diffusers_balanced\"", "map.toml:1:12: strategy:", "did you mean \"diffusers-balanced\"?"),
         ("strategy = 3", "map.toml:1:12: strategy:", "found: the number 3"),
-        ("devices = \"cuda:0\"", "map.toml:1:11: devices: an array", "devices = [\"cuda:0\", \"cuda:1\"]"),
-        ("devices = []", "map.toml:1:11: devices: an array", "found: an array of 0"),
-        ("devices = [\n  \"cuda:0\",\n  \"gpu1\"]", "map.toml:3:3: devices: not the name", "did you mean \"cuda:1\"?"),
-        ("devices = [0, 1]", "map.toml:1:12: devices: one device", "\"cuda:0\" is a GPU"),
+        ("devices = \"cuda:0\"", "map.toml:1:11: devices: ", "devices = [\"cuda:0\", \"cuda:1\"]"),
+        ("devices = []", "map.toml:1:11: devices: ", "found: an array of 0"),
+        ("devices = [\n  \"cuda:0\",\n  \"gpu1\"]", "map.toml:3:3: devices: ", "did you mean \"cuda:1\"?"),
+        ("devices = [0, 1]", "map.toml:1:12: devices: ", "\"cuda:0\" is a GPU"),
         ("devices = [\"cuda\"]", "map.toml:1:12: devices:", "did you mean \"cuda:0\"?"),
         ("devices = [\"mps\"]", "map.toml:1:12: devices:", "did you mean \"wgpu:0\"?"),
         ("devices = [\"tpu:0\"]", "map.toml:1:12: devices:", "\"cpu:N\", \"cuda:N\", \"wgpu:N\" or \"device:N\""),
         ("devices = [\"cuda:0\", \"cuda:0\"]", "map.toml:1:22: devices: cuda:0 is named twice", "each device once"),
         ("devices = [\"cpu\", \"cpu:0\"]", "map.toml:1:19: devices: `cpu` is all cores", "cpu:0 beside cpu"),
         ("replicas = 0", "map.toml:1:12: replicas:", "replicas = 1"),
-        ("replicas = -1", "map.toml:1:12: replicas: not a number", "a whole number from 1"),
-        ("replicas = 1.5", "map.toml:1:12: replicas: not a number", "found: the number 1.5"),
-        ("replicas = \"all\"", "map.toml:1:12: replicas: not a number", "or \"max\""),
+        ("replicas = -1", "map.toml:1:12: replicas: ", "a whole number from 1"),
+        ("replicas = 1.5", "map.toml:1:12: replicas: ", "found: the number 1.5"),
+        ("replicas = \"all\"", "map.toml:1:12: replicas: ", "or \"max\""),
         ("devices = [\"cuda:0\"]\nreplicas = 2", "map.toml:2:12: replicas:", "found: 2 replicas, 1 device"),
-        ("batch = 0", "map.toml:1:9: batch: there has to be at least one", "a whole number from 1"),
-        ("batch = \"max\"", "map.toml:1:9: batch: not a number of requests", "found: \"max\""),
-        ("in_flight = 0", "map.toml:1:13: in_flight: there has to be at least one", "\"auto\", or a whole number"),
+        ("batch = 0", "map.toml:1:9: batch: ", "a whole number from 1"),
+        ("batch = \"max\"", "map.toml:1:9: batch: ", "found: \"max\""),
+        ("in_flight = 0", "map.toml:1:13: in_flight: ", "\"auto\", or a whole number"),
         ("in_flight = 9223372036854775807", "map.toml:1:13: in_flight: at most 1024 requests", "from 1 to 1024"),
         ("batch = 65", "map.toml:1:9: batch: at most 64 requests", "a whole number from 1 to 64"),
-        (
-            "[device.cpu]\nflops = 1e-300",
-            "map.toml:2:9: device.cpu.flops: no device has so many",
-            "flops = 82.6e12 is 82.6 TFLOP/s",
-        ),
-        ("in_flight = \"many\"", "map.toml:1:13: in_flight: not a number", "found: \"many\""),
-        ("in_flight = -2", "map.toml:1:13: in_flight: not a number", "\"auto\""),
-        ("numerics = \"exact\"", "map.toml:1:12: numerics: not a rule", "\"any\", or \"same\""),
-        ("numerics = true", "map.toml:1:12: numerics: not a rule", "found: true"),
-        ("dtype = \"fp16\"", "map.toml:1:9: dtype: not a type", "did you mean \"f16\"?"),
+        ("[device.cpu]\nflops = 1e-300", "map.toml:2:9: device.cpu.flops: ", "flops = 82.6e12 is 82.6 TFLOP/s"),
+        ("in_flight = \"many\"", "map.toml:1:13: in_flight: ", "found: \"many\""),
+        ("in_flight = -2", "map.toml:1:13: in_flight: ", "\"auto\""),
+        ("numerics = \"exact\"", "map.toml:1:12: numerics: ", "\"any\", or \"same\""),
+        ("numerics = true", "map.toml:1:12: numerics: ", "found: true"),
+        ("dtype = \"fp16\"", "map.toml:1:9: dtype: ", "did you mean \"f16\"?"),
         // Memory.
-        ("[max_memory]\n\"cuda:0\" = \"8Gb\"", "map.toml:2:12: max_memory.cuda:0: not a size", "did you mean GB?"),
-        ("[max_memory]\n\"cuda:0\" = 8", "map.toml:2:12: max_memory.cuda:0: not a size", "\"8GiB\"?"),
+        ("[max_memory]\n\"cuda:0\" = \"8Gb\"", "map.toml:2:12: max_memory.cuda:0: ", "did you mean GB?"),
+        ("[max_memory]\n\"cuda:0\" = 8", "map.toml:2:12: max_memory.cuda:0: ", "\"8GiB\"?"),
         ("[max_memory]\n\"gpu0\" = \"8GB\"", "map.toml:2:1: max_memory.gpu0:", "did you mean \"cuda:0\"?"),
-        ("max_memory = \"8GB\"", "map.toml:1:14: max_memory: a table is wanted", "[max_memory], then"),
+        ("max_memory = \"8GB\"", "map.toml:1:14: max_memory: ", "[max_memory], then"),
         (
             "devices = [\"cuda:0\"]\n[max_memory]\n\"cuda:1\" = \"8GB\"",
-            "map.toml:3:1: max_memory.cuda:1: cuda:1 is not among the devices that may be used",
+            "map.toml:3:1: max_memory.cuda:1: cuda:1",
             "found: devices = [\"cuda:0\"]",
         ),
         // Components.
-        ("[components]\nunet = \"gpu0\"", "map.toml:2:8: components.unet: not the name", "did you mean \"cuda:0\"?"),
-        ("[components]\nunet = 1", "map.toml:2:8: components.unet: one device", "\"cuda:1\" is a GPU"),
+        ("[components]\nunet = \"gpu0\"", "map.toml:2:8: components.unet: ", "did you mean \"cuda:0\"?"),
+        ("[components]\nunet = 1", "map.toml:2:8: components.unet: ", "\"cuda:1\" is a GPU"),
         (
             "devices = [\"cuda:0\"]\n[components]\nvae = \"cuda:1\"",
-            "map.toml:3:7: components.vae: cuda:1 is not among the devices that may be used",
+            "map.toml:3:7: components.vae: cuda:1",
             "add \"cuda:1\"",
         ),
         (
@@ -266,22 +260,14 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
             "map.toml:3:7: components.vae: `cpu` is all cores",
             "cpu beside cpu:0",
         ),
-        (
-            "replicas = 2\n[components]\nvae = \"cpu\"",
-            "map.toml:1:12: replicas: several replicas",
-            "found: components.vae",
-        ),
+        ("replicas = 2\n[components]\nvae = \"cpu\"", "map.toml:1:12: replicas: ", "found: components.vae"),
         // The usual slips of TOML itself.
         ("[max_memory]\ncuda:0 = \"6GiB\"", "map.toml:2:5: ", "needs quotes: \"cuda:0\" = …"),
         ("[max_memory]\ncuda.0 = \"6GiB\"", "map.toml:2:1: max_memory.cuda:", "quotes: \"cuda:0\" = …"),
         ("[components]\nunet = cuda:0", "map.toml:2:8: ", "text needs quotes: unet = \"cuda:0\""),
         ("strategy = balanced # even", "map.toml:1:12: ", "text needs quotes: strategy = \"balanced\""),
         ("[device.wgpu:1]\nadapter = 0", "map.toml:1:13: ", "needs quotes: [device.\"wgpu:1\"]"),
-        (
-            "[components]\nunet.down_blocks = \"cuda:0\"",
-            "map.toml:2:6: components.unet.down_blocks: no such",
-            "shards = {",
-        ),
+        ("[components]\nunet.down_blocks = \"cuda:0\"", "map.toml:2:6: components.unet.down_blocks: ", "shards = {"),
         ("[components]\nvae = { execute = cuda:0 }", "map.toml:2:19: ", "text needs quotes: execute = \"cuda:0\""),
         ("[components]\nunet = [cuda:0, cuda:1]", "map.toml:2:9: ", "text needs quotes: \"cuda:0\""),
         (
@@ -291,7 +277,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ),
         (
             "[components]\nunet = \"cuda:0\"\nreplicas = 1",
-            "map.toml:3:1: components.replicas: no such component",
+            "map.toml:3:1: components.replicas: ",
             "TOML puts every key that follows [components] into it",
         ),
         (
@@ -301,8 +287,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ),
         ("batch = 1\nbatch = 1", "map.toml:2:1: duplicate key", "2 | batch = 1"),
     ] {
-        let message = message(text);
-        points_at(&message, at, says);
+        points_at(&message(text), at, says);
     }
 }
 
@@ -311,54 +296,38 @@ fn a_bad_place_says_where_what_and_what_is_possible() {
     // The line under [components], where the message points in it, and what else it must say.
     for (component, at, says) in [
         // One place.
-        ("unet = true", "8: components.unet: not a place", "a place is \"cuda:0\", { execute ="),
-        ("unet = 1.5", "8: components.unet: not a place", "found: the number 1.5"),
+        ("unet = true", "8: components.unet: ", "a place is \"cuda:0\", { execute ="),
+        ("unet = 1.5", "8: components.unet: ", "found: the number 1.5"),
         ("unet = {}", "8: components.unet: `execute` is missing", "a place is"),
         ("vae = { reside = \"host\" }", "7: components.vae: `execute` is missing", "{ execute = \"cuda:0\", reside ="),
-        ("vae = { execute = \"gpu1\" }", "19: components.vae.execute: not the name", "did you mean \"cuda:1\"?"),
-        ("vae = { execute = [\"cuda:0\"] }", "19: components.vae.execute: one device", "found: an array of 1"),
-        ("vae = { exeute = \"cuda:0\" }", "9: components.vae.exeute: no such key", "did you mean `execute`?"),
-        (
-            "vae = { decoder = \"cuda:0\" }",
-            "9: components.vae.decoder: no such key",
-            "is cut into pieces by shards = {",
-        ),
-        (
-            "vae = { execute = \"cuda:0\", reside = \"hsot\" }",
-            "38: components.vae.reside: weights cannot live there",
-            "did you mean \"host\"?",
-        ),
-        (
-            "vae = { execute = \"cuda:0\", reside = \"cpu\" }",
-            "38: components.vae.reside: weights cannot",
-            "did you mean \"host\"?",
-        ),
+        ("vae = { execute = \"gpu1\" }", "19: components.vae.execute: ", "did you mean \"cuda:1\"?"),
+        ("vae = { execute = [\"cuda:0\"] }", "19: components.vae.execute: ", "found: an array of 1"),
+        ("vae = { exeute = \"cuda:0\" }", "9: components.vae.exeute: ", "did you mean `execute`?"),
+        ("vae = { decoder = \"cuda:0\" }", "9: components.vae.decoder: ", "is cut into pieces by shards = {"),
+        ("vae = { execute = \"cuda:0\", reside = \"hsot\" }", "38: components.vae.reside: ", "did you mean \"host\"?"),
+        ("vae = { execute = \"cuda:0\", reside = \"cpu\" }", "38: components.vae.reside: ", "did you mean \"host\"?"),
         (
             "vae = { execute = \"cuda:0\", reside = \"cuda:0\" }",
-            "38: components.vae.reside: weights cannot",
+            "38: components.vae.reside: ",
             "without `reside` they live where they are used",
         ),
-        (
-            "vae = { execute = \"cuda:0\", reside = 1 }",
-            "38: components.vae.reside: weights cannot",
-            "found: the number 1",
-        ),
+        ("vae = { execute = \"cuda:0\", reside = 1 }", "38: components.vae.reside: ", "found: the number 1"),
         // Guidance apart.
         ("unet = { negative = \"cuda:0\" }", "8: components.unet: `positive` is missing", "positive = \"cuda:1\" }"),
         ("unet = { positive = \"cuda:0\" }", "8: components.unet: `negative` is missing", "negative = \"cuda:0\""),
         (
             "unet = { negative = \"gpu0\", positive = \"cuda:1\" }",
-            "21: components.unet.negative: not the name",
+            "21: components.unet.negative: ",
             "did you mean \"cuda:0\"?",
         ),
         (
             "unet = { negative = [\"cuda:0\"], positive = \"cuda:1\" }",
-            "21: components.unet.negative: one place is wanted here, not a pool",
+            "21: components.unet.negative: ",
             "a pool is all of a component",
         ),
         (
             "unet = { negative = \"cuda:0\", positive = { negative = \"cuda:1\", positive = \"cuda:2\" } }",
-            "55: components.unet.positive.negative: a branch of guidance is not guided again",
+            "55: components.unet.positive.negative: ",
             "found: `negative` and `positive`",
         ),
         (
@@ -372,56 +341,44 @@ fn a_bad_place_says_where_what_and_what_is_possible() {
             "a place is",
         ),
         // Cuts.
-        ("unet = { shards = \"cuda:0\" }", "19: components.unet.shards: a table of paths", "\"\" is the rest"),
-        ("unet = { shards = {} }", "8: components.unet: a cut needs at least one path", "\"down_blocks\" = \"cuda:0\""),
+        ("unet = { shards = \"cuda:0\" }", "19: components.unet.shards: ", "\"\" is the rest"),
+        ("unet = { shards = {} }", "8: components.unet: ", "\"down_blocks\" = \"cuda:0\""),
         (
             "unet = { shards = { \"\" = \"cuda:0\" }, execute = \"cuda:1\" }",
             "38: components.unet.execute: this does not go with `shards`",
             "a place is",
         ),
-        (
-            "unet = { shards = { \"\" = \"gpu0\" } }",
-            "26: components.unet.shards.\"\": not the name",
-            "did you mean \"cuda:0\"?",
-        ),
-        (
-            "unet = { shards = { \"\" = [\"cuda:0\"] } }",
-            "26: components.unet.shards.\"\": one device",
-            "found: an array of 1",
-        ),
+        ("unet = { shards = { \"\" = \"gpu0\" } }", "26: components.unet.shards.\"\": ", "did you mean \"cuda:0\"?"),
+        ("unet = { shards = { \"\" = [\"cuda:0\"] } }", "26: components.unet.shards.\"\": ", "found: an array of 1"),
         (
             "unet = { shards = { \"\" = { execute = \"cuda:0\", reside = \"host\" } } }",
-            "26: components.unet.shards.\"\": one device",
+            "26: components.unet.shards.\"\": ",
             "`reside` stands beside `shards`",
         ),
         (
             "unet = { shards = { down_blocks.0 = \"cuda:0\" } }",
-            "21: components.unet.shards.down_blocks: a path with a dot needs quotes",
+            "21: components.unet.shards.down_blocks: ",
             "\"down_blocks.0\" = …",
         ),
         (
             "unet = { shards = { \"down_blocks.\" = \"cuda:0\" } }",
-            "21: components.unet.shards.\"down_blocks.\": not the path of a part",
+            "21: components.unet.shards.\"down_blocks.\": ",
             "\"down_blocks.1\", or \"\" for the rest",
         ),
         (
             "unet = { shards = { \"down_blocks[0]\" = \"cuda:0\" } }",
-            "21: components.unet.shards.down_blocks[0]: not the path",
+            "21: components.unet.shards.down_blocks[0]: ",
             "names and numbers with dots between",
         ),
         (
             "unet = { shards = { \"unet.down_blocks\" = \"cuda:0\" } }",
-            "21: components.unet.shards.\"unet.down_blocks\": not the path",
+            "21: components.unet.shards.\"unet.down_blocks\": ",
             "did you mean \"down_blocks\"?",
         ),
         // Pools.
-        ("unet = []", "8: components.unet: a pool needs at least one place", "unet = [\"cuda:0\", \"cuda:1\"]"),
-        (
-            "unet = [\"cuda:0\", [\"cuda:1\"]]",
-            "19: components.unet: one place is wanted here, not a pool",
-            "found: an array of 1",
-        ),
-        ("unet = [\"cuda:0\", 1]", "19: components.unet: one device", "\"cuda:1\" is a GPU"),
+        ("unet = []", "8: components.unet: ", "unet = [\"cuda:0\", \"cuda:1\"]"),
+        ("unet = [\"cuda:0\", [\"cuda:1\"]]", "19: components.unet: ", "found: an array of 1"),
+        ("unet = [\"cuda:0\", 1]", "19: components.unet: ", "\"cuda:1\" is a GPU"),
         ("unet = [\"cuda:0\", \"cuda:0\"]", "19: components.unet: cuda:0 is twice in one pool", "`in_flight`"),
         (
             "unet = { negative = \"cpu:0\", positive = \"cpu\" }",
@@ -429,10 +386,7 @@ fn a_bad_place_says_where_what_and_what_is_possible() {
             "cpu beside cpu:0",
         ),
     ] {
-        let message = message(&format!("[components]\n{component}"));
-        let at = format!("map.toml:2:{at}");
-        assert!(message.starts_with(&at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&message(&format!("[components]\n{component}")), &format!("map.toml:2:{at}"), says);
     }
 }
 
@@ -440,42 +394,39 @@ fn a_bad_place_says_where_what_and_what_is_possible() {
 fn a_bad_fact_says_where_what_and_what_is_possible() {
     // The device, the line under it, where the message points in it, and what else it must say.
     for (device, fact, at, says) in [
-        ("wgpu:0", "adaptor = 0", "1: device.wgpu:0.adaptor: no such key", "did you mean \"adapter\"?"),
-        ("wgpu:0", "adapter = \"one\"", "11: device.wgpu:0.adapter: not the number", "`sdshard devices` lists them"),
+        ("wgpu:0", "adaptor = 0", "1: device.wgpu:0.adaptor: ", "did you mean \"adapter\"?"),
+        ("wgpu:0", "adapter = \"one\"", "11: device.wgpu:0.adapter: ", "`sdshard devices` lists them"),
         ("cuda:0", "adapter = 1", "11: device.cuda:0.adapter: cuda:0 has no adapter", "CUDA_VISIBLE_DEVICES"),
         ("cuda:0", "cores = \"0-3\"", "9: device.cuda:0.cores: cuda:0 has no cores", "[device.\"cpu:0\"]"),
-        ("cpu:0", "cores = 4", "9: device.cpu:0.cores: not a list of cores", "cores = \"4\""),
-        ("cpu:0", "cores = \"all\"", "9: device.cpu:0.cores: not a list of cores", "cores = \"0-3,8\""),
-        ("cpu:0", "cores = \"\"", "9: device.cpu:0.cores: not a list of cores", "cores = \"0-15\""),
-        ("cpu:0", "cores = \"3-0\"", "9: device.cpu:0.cores: the cores are not in ascending", "found: \"3-0\""),
-        ("cpu:0", "cores = \"0-3,3\"", "9: device.cpu:0.cores: the cores are not in ascending", "found: \"0-3,3\""),
-        ("cpu:0", "cores = \"0-99999999999\"", "9: device.cpu:0.cores: there is no core beyond", "65535"),
-        ("cuda:0", "reserve = 1", "11: device.cuda:0.reserve: not a size", "\"1GiB\"?"),
-        ("cuda:0", "memory = \"8Gb\"", "10: device.cuda:0.memory: not a size", "did you mean GB?"),
-        ("cuda:0", "like = \" \"", "8: device.cuda:0.like: not the name", "like = \"l4\""),
-        ("cuda:0", "like = \"l5\"", "8: device.cuda:0.like: no such device in the catalogue", "did you mean"),
-        ("cuda:0", "flops = \"fast\"", "9: device.cuda:0.flops: not a number of operations", "82.6 TFLOP/s"),
-        ("cuda:0", "flops = inf", "9: device.cuda:0.flops: not a number of operations", "found: the number inf"),
-        ("cuda:0", "flops = 0", "9: device.cuda:0.flops: not a number of operations", "flops = 82.6e12"),
-        ("cuda:0", "bandwidth = 300", "13: device.cuda:0.bandwidth: not a rate", "\"1008GB/s\""),
-        ("cuda:0", "link = \"16Gb/s\"", "8: device.cuda:0.link: not a rate", "did you mean GB?"),
-        ("cuda:0", "link = \"0GB\"", "8: device.cuda:0.link: nothing would ever arrive", "bytes per second"),
-        ("cuda:0", "count = 0", "9: device.cuda:0.count: there has to be at least one", "a whole number from 1"),
-        ("cuda:0", "count = 2", "9: device.cuda:0.count: a map says something of one device", "plan --devices"),
-        ("cuda:0", "dtype = \"f16\"", "1: device.cuda:0.dtype: no such key", "`dtype` belongs above the first [table]"),
+        ("cpu:0", "cores = 4", "9: device.cpu:0.cores: ", "cores = \"4\""),
+        ("cpu:0", "cores = \"all\"", "9: device.cpu:0.cores: ", "cores = \"0-3,8\""),
+        ("cpu:0", "cores = \"\"", "9: device.cpu:0.cores: ", "cores = \"0-15\""),
+        ("cpu:0", "cores = \"3-0\"", "9: device.cpu:0.cores: ", "found: \"3-0\""),
+        ("cpu:0", "cores = \"0-3,3\"", "9: device.cpu:0.cores: ", "found: \"0-3,3\""),
+        ("cpu:0", "cores = \"0-99999999999\"", "9: device.cpu:0.cores: ", "65535"),
+        ("cuda:0", "reserve = 1", "11: device.cuda:0.reserve: ", "\"1GiB\"?"),
+        ("cuda:0", "memory = \"8Gb\"", "10: device.cuda:0.memory: ", "did you mean GB?"),
+        ("cuda:0", "like = \" \"", "8: device.cuda:0.like: ", "like = \"l4\""),
+        ("cuda:0", "like = \"l5\"", "8: device.cuda:0.like: ", "did you mean"),
+        ("cuda:0", "flops = \"fast\"", "9: device.cuda:0.flops: ", "82.6 TFLOP/s"),
+        ("cuda:0", "flops = inf", "9: device.cuda:0.flops: ", "found: the number inf"),
+        ("cuda:0", "flops = 0", "9: device.cuda:0.flops: ", "flops = 82.6e12"),
+        ("cuda:0", "bandwidth = 300", "13: device.cuda:0.bandwidth: ", "\"1008GB/s\""),
+        ("cuda:0", "link = \"16Gb/s\"", "8: device.cuda:0.link: ", "did you mean GB?"),
+        ("cuda:0", "link = \"0GB\"", "8: device.cuda:0.link: ", "bytes per second"),
+        ("cuda:0", "count = 0", "9: device.cuda:0.count: ", "a whole number from 1"),
+        ("cuda:0", "count = 2", "9: device.cuda:0.count: ", "plan --devices"),
+        ("cuda:0", "dtype = \"f16\"", "1: device.cuda:0.dtype: ", "`dtype` belongs above the first [table]"),
     ] {
-        let message = message(&format!("[device.\"{device}\"]\n{fact}"));
-        let at = format!("map.toml:2:{at}");
-        assert!(message.starts_with(&at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&message(&format!("[device.\"{device}\"]\n{fact}")), &format!("map.toml:2:{at}"), says);
     }
     for (text, at, says) in [
-        ("device = 1", "map.toml:1:10: device: a table is wanted", "[device.\"cpu:0\"], then cores ="),
-        ("[device]\n\"gpu0\" = {}", "map.toml:2:1: device.gpu0: not the name", "did you mean \"cuda:0\"?"),
-        ("[device]\n\"cuda:0\" = 1", "map.toml:2:12: device.cuda:0: a table is wanted", "[device.\"cuda:0\"], then"),
+        ("device = 1", "map.toml:1:10: device: ", "[device.\"cpu:0\"], then cores ="),
+        ("[device]\n\"gpu0\" = {}", "map.toml:2:1: device.gpu0: ", "did you mean \"cuda:0\"?"),
+        ("[device]\n\"cuda:0\" = 1", "map.toml:2:12: device.cuda:0: ", "[device.\"cuda:0\"], then"),
         (
             "devices = [\"cuda:0\"]\n[device.\"cuda:1\"]\nreserve = \"1GB\"",
-            "map.toml:2:9: device.cuda:1: cuda:1 is not among the devices that may be used",
+            "map.toml:2:9: device.cuda:1: cuda:1",
             "add \"cuda:1\"",
         ),
         (
@@ -484,40 +435,31 @@ fn a_bad_fact_says_where_what_and_what_is_possible() {
             "cpu:0 beside cpu",
         ),
     ] {
-        let message = message(text);
-        points_at(&message, at, says);
+        points_at(&message(text), at, says);
     }
 }
 
 #[test]
 fn a_bad_replica_says_where_what_and_what_is_possible() {
     for (text, at, says) in [
-        ("[replica]\nbatch = 1", "map.toml:1:1: replica: an array of tables is wanted", "[[replica]] above each"),
-        ("replica = []", "map.toml:1:11: replica: an array of tables is wanted", "found: an array of 0"),
-        ("replica = [\"cuda:0\"]", "map.toml:1:12: replica[0]: a table is wanted", "[[replica]], then devices = ["),
-        ("[[replica]]\n[[replica]]\nbatch = 0", "map.toml:3:9: replica[1].batch: there has", "a whole number from 1"),
-        ("[[replica]]\nin_flight = 0", "map.toml:2:13: replica[0].in_flight: there has to be", "\"auto\""),
-        ("[[replica]]\nstrategy = \"x\"", "map.toml:2:12: replica[0].strategy: no such", "a strategy is \"balanced\""),
-        ("[[replica]]\ndevices = [\"gpu0\"]", "map.toml:2:12: replica[0].devices: not the name", "mean \"cuda:0\"?"),
-        ("[[replica]]\nbatsh = 1", "map.toml:2:1: replica[0].batsh: no such key", "did you mean \"batch\"?"),
-        (
-            "[[replica]]\ndtype = \"f16\"",
-            "map.toml:2:1: replica[0].dtype: replicas share one type of weights",
-            "`dtype` belongs above",
-        ),
-        (
-            "[[replica]]\nreplicas = 2",
-            "map.toml:2:1: replica[0].replicas: this is said once",
-            "belongs above the first [[replica]]",
-        ),
+        ("[replica]\nbatch = 1", "map.toml:1:1: replica: ", "[[replica]] above each"),
+        ("replica = []", "map.toml:1:11: replica: ", "found: an array of 0"),
+        ("replica = [\"cuda:0\"]", "map.toml:1:12: replica[0]: ", "[[replica]], then devices = ["),
+        ("[[replica]]\n[[replica]]\nbatch = 0", "map.toml:3:9: replica[1].batch: ", "a whole number from 1"),
+        ("[[replica]]\nin_flight = 0", "map.toml:2:13: replica[0].in_flight: ", "\"auto\""),
+        ("[[replica]]\nstrategy = \"x\"", "map.toml:2:12: replica[0].strategy: ", "a strategy is \"balanced\""),
+        ("[[replica]]\ndevices = [\"gpu0\"]", "map.toml:2:12: replica[0].devices: ", "mean \"cuda:0\"?"),
+        ("[[replica]]\nbatsh = 1", "map.toml:2:1: replica[0].batsh: ", "did you mean \"batch\"?"),
+        ("[[replica]]\ndtype = \"f16\"", "map.toml:2:1: replica[0].dtype: ", "`dtype` belongs above"),
+        ("[[replica]]\nreplicas = 2", "map.toml:2:1: replica[0].replicas: ", "belongs above the first [[replica]]"),
         (
             "[[replica]]\n[replica.device.\"cuda:0\"]\nreserve = \"1GB\"",
-            "map.toml:2:10: replica[0].device: this is said once",
+            "map.toml:2:10: replica[0].device: ",
             "`device` belongs above",
         ),
         (
             "[[replica]]\n[replica.components]\nunet = \"cuda:0\"\nbatch = 1",
-            "map.toml:4:1: replica[0].components.batch: no such component",
+            "map.toml:4:1: replica[0].components.batch: ",
             "`batch` belongs directly under [[replica]]: TOML puts every key that follows [replica.components] into it",
         ),
         (
@@ -527,7 +469,7 @@ fn a_bad_replica_says_where_what_and_what_is_possible() {
         ),
         (
             "[[replica]]\nmax_memory = { \"cuda:0\" = \"8Gb\" }",
-            "map.toml:2:27: replica[0].max_memory.cuda:0: not a size",
+            "map.toml:2:27: replica[0].max_memory.cuda:0: ",
             "did you mean GB?",
         ),
         (
@@ -535,12 +477,8 @@ fn a_bad_replica_says_where_what_and_what_is_possible() {
             "map.toml:2:22: replica[0].devices: cuda:0 is named twice",
             "each device once",
         ),
-        (
-            "replicas = 2\n[[replica]]\n[[replica]]",
-            "map.toml:1:12: replicas: the replicas are written out one by one",
-            "found: 2 of [[replica]]",
-        ),
-        ("replicas = 1\n[[replica]]", "map.toml:1:12: replicas: the replicas are written", "leave out `replicas`"),
+        ("replicas = 2\n[[replica]]\n[[replica]]", "map.toml:1:12: replicas: ", "found: 2 of [[replica]]"),
+        ("replicas = 1\n[[replica]]", "map.toml:1:12: replicas: ", "leave out `replicas`"),
         (
             "[[replica]]\ndevices = [\"cpu:0\"]\n[[replica]]\ndevices = [\"cpu\"]",
             "map.toml:4:12: replica[1].devices: `cpu` is all cores",
@@ -549,12 +487,12 @@ fn a_bad_replica_says_where_what_and_what_is_possible() {
         // What the top level says has to suit the replicas.
         (
             "[components]\nvae = \"cuda:0\"\n[[replica]]\ndevices = [\"cuda:1\"]",
-            "map.toml:2:7: components.vae: cuda:0 is not among the devices that may be used",
+            "map.toml:2:7: components.vae: cuda:0",
             "found: devices = [\"cuda:1\"]",
         ),
         (
             "[max_memory]\n\"cuda:7\" = \"6GiB\"\n[[replica]]\ndevices = [\"cuda:0\"]",
-            "map.toml:2:1: max_memory.cuda:7: cuda:7 is not among",
+            "map.toml:2:1: max_memory.cuda:7: cuda:7",
             "found: devices = [\"cuda:0\"]",
         ),
         (
@@ -563,8 +501,7 @@ fn a_bad_replica_says_where_what_and_what_is_possible() {
             "leave out [components]",
         ),
     ] {
-        let message = message(text);
-        points_at(&message, at, says);
+        points_at(&message(text), at, says);
     }
 }
 
@@ -619,9 +556,7 @@ fn replicas_without_devices_of_their_own_share_the_defaults() {
     let map = parse("[[replica]]\n[[replica]]\ncomponents = { vae = \"cpu\" }");
     assert_eq!(map.usable(&[cuda(0)]).unwrap(), [cuda(0), DeviceId::CPU]);
     let error = parse("[[replica]]\n[[replica]]\ndevices = [\"cpu:0\"]").usable(&[DeviceId::CPU]).unwrap_err();
-    let message = error.to_string();
-    assert!(message.starts_with("map.toml:2:1: replica[1]: this replica would use"), "{message}");
-    assert!(message.contains("cpu:0 beside cpu"), "{message}");
+    points_at(&error.to_string(), "map.toml:2:1: replica[1]: ", "cpu:0 beside cpu");
 }
 
 #[test]
@@ -654,28 +589,26 @@ text_encoder = "cuda:5""#,
 #[test]
 fn unknown_components_are_rejected_with_the_names_of_the_model() {
     for (text, at, says) in [
-        ("[dtype]\nunnet = \"f16\"", "map.toml:2:9: dtype.unnet: no such component", "did you mean \"unet\"?"),
+        ("[dtype]\nunnet = \"f16\"", "map.toml:2:9: dtype.unnet: ", "did you mean \"unet\"?"),
         (
             "[components]\nunett = \"cuda:0\"",
-            "map.toml:2:9: components.unett: no such component",
+            "map.toml:2:9: components.unett: ",
             "the components are text_encoder, unet, vae; did you mean \"unet\"?",
         ),
         (
             "[components]\nvae = { negative = \"cuda:0\", positive = \"cuda:1\" }",
-            "map.toml:2:20: components.vae.negative: guidance is a matter of the unet alone",
+            "map.toml:2:20: components.vae.negative: guidance is a matter of the unet",
             "one place here: vae = \"cuda:0\"",
         ),
         (
             "[components]\nvae = [\"cuda:0\", { negative = \"cuda:1\", positive = \"cuda:2\" }]",
-            "map.toml:2:31: components.vae.negative: guidance is a matter of the unet",
+            "map.toml:2:31: components.vae.negative: ",
             "one place here",
         ),
     ] {
         let error = parse(text).check_model(&spec()).unwrap_err();
-        let message = error.to_string();
         assert_eq!(error.exit_code(), 2);
-        assert!(message.starts_with(at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&error.to_string(), at, says);
     }
 }
 
@@ -696,31 +629,25 @@ fn a_cut_follows_the_borders_of_the_model() {
     for (bad, at, says) in [
         (
             r#""" = "cpu:0", "down_blocks.0.resnets.1" = "cpu:1""#,
-            "35: components.unet.shards.\"down_blocks.0.resnets.1\": finer than a border",
+            "35: components.unet.shards.\"down_blocks.0.resnets.1\": ",
             "\"down_blocks.0\"; it can be cut at conv_in, down_blocks.0, down_blocks.1, mid_block",
         ),
         (
             r#""" = "cpu:0", "downblocks.1" = "cpu:1""#,
-            "35: components.unet.shards.\"downblocks.1\": the model has no such part",
+            "35: components.unet.shards.\"downblocks.1\": ",
             "did you mean \"down_blocks.1\"?",
         ),
         (
             r#""" = "cpu:0", "down_blocks.11" = "cpu:1""#,
-            "35: components.unet.shards.\"down_blocks.11\": the model has no such part",
+            "35: components.unet.shards.\"down_blocks.11\": ",
             "it can be cut at conv_in",
         ),
-        (r#""" = "cpu:0", "down" = "cpu:1""#, "35: components.unet.shards.down: the model has no", "conv_in"),
-        (
-            r#""down_blocks" = "cpu:0""#,
-            "21: components.unet.shards.down_blocks: no device for a part",
-            "found: conv_in, mid_block",
-        ),
+        (r#""" = "cpu:0", "down" = "cpu:1""#, "35: components.unet.shards.down: ", "conv_in"),
+        (r#""down_blocks" = "cpu:0""#, "21: components.unet.shards.down_blocks: ", "found: conv_in, mid_block"),
     ] {
         let error = check(bad).unwrap_err();
-        let (message, at) = (error.to_string(), format!("map.toml:2:{at}"));
         assert_eq!(error.exit_code(), 2);
-        assert!(message.starts_with(&at), "wanted: {at}\n{message}");
-        assert!(message.contains(says), "wanted: {says}\n{message}");
+        points_at(&error.to_string(), &format!("map.toml:2:{at}"), says);
     }
     // Also in a pool, in a branch of guidance and in a replica; other components have other borders.
     for map in [
@@ -750,8 +677,8 @@ fn a_later_error_can_still_point_at_the_map() {
     let device = map.components["unet"].value[0].single().unwrap();
     let error = device.refuse("components.unet", "cuda:7 is not on this machine").found("cpu");
     let message = error.to_string();
-    assert!(message.starts_with("map.toml:2:8: components.unet: cuda:7 is not on this machine\n"), "{message}");
-    assert!(message.contains("unet = \"cuda:7\"") && message.ends_with("found: cpu"), "{message}");
+    points_at(&message, "map.toml:2:8: components.unet: cuda:7 is not on this machine\n", "unet = \"cuda:7\"");
+    assert!(message.ends_with("found: cpu"), "{message}");
 }
 
 #[test]
@@ -759,8 +686,7 @@ fn a_map_made_in_code_is_checked_alike() {
     let mut map = DeviceMap { devices: vec![cpu(0).into(), cpu(1).into()], ..DeviceMap::default() };
     assert!(map.check().is_ok());
     map.components.insert("unet".into(), cpu(2).into());
-    let message = map.check().unwrap_err().to_string();
-    assert!(message.starts_with("components.unet: cpu:2 is not among the devices"), "{message}");
+    points_at(&map.check().unwrap_err().to_string(), "components.unet: ", "cpu:2");
     map.components.clear();
     map.components.insert("transformer".into(), cpu(0).into());
     assert!(map.check_model(&spec()).unwrap_err().to_string().contains("no such component"));
@@ -769,13 +695,15 @@ fn a_map_made_in_code_is_checked_alike() {
     let cut =
         MapPlace::Cut { shards: [("down blocks".to_string(), cpu(1).into())].into(), reside: Reside::Host.into() };
     map.components.insert("unet".into(), vec![cut].into());
-    let message = map.check().unwrap_err().to_string();
-    assert!(message.starts_with("components.unet.shards.\"down blocks\": not the path of a part"), "{message}");
+    points_at(
+        &map.check().unwrap_err().to_string(),
+        "components.unet.shards.\"down blocks\": ",
+        "names and numbers with dots between",
+    );
     map.components.clear();
 
     map.replica.push(ReplicaMap { devices: vec![cpu(2).into()], batch: Some(0.into()), ..Default::default() }.into());
-    let message = map.check().unwrap_err().to_string();
-    assert!(message.starts_with("replica[0].batch: there has to be at least one request"), "{message}");
+    points_at(&map.check().unwrap_err().to_string(), "replica[0].batch: ", "a whole number from 1");
 }
 
 #[test]
@@ -788,12 +716,10 @@ fn devices_are_the_listed_ones_or_the_defaults_and_the_named_ones() {
     assert_eq!(parse("[components]\nvae = \"cpu:1\"").usable(&[DeviceId::CPU]).unwrap(), [cpu(1)]);
 
     let message = parse("[max_memory]\n\"cpu\" = \"8GiB\"").usable(&defaults).unwrap_err().to_string();
-    assert!(message.starts_with("map.toml:2:1: max_memory.cpu: cpu is not among the devices"), "{message}");
-    assert!(message.contains("found: devices = [\"cuda:0\", \"cuda:1\"]"), "{message}");
+    points_at(&message, "map.toml:2:1: max_memory.cpu: ", "found: devices = [\"cuda:0\", \"cuda:1\"]");
 
     let message = parse("replicas = 3").usable(&defaults).unwrap_err().to_string();
-    assert!(message.starts_with("map.toml:1:12: replicas: every replica needs a device of its own"), "{message}");
-    assert!(message.contains("3 replicas, 2 devices"), "{message}");
+    points_at(&message, "map.toml:1:12: replicas: ", "3 replicas, 2 devices");
 }
 
 #[test]

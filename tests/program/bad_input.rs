@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::common::{self, Tiny, copy_of_tiny, files, message_of, sdshard};
+use crate::common::{self, Tiny, copy_of_tiny, files, has_facts, message_of, sdshard};
 use safetensors::{SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -15,14 +15,6 @@ fn refused(tiny: &Tiny, arguments: &[&str]) -> String {
     let message = message_of(tiny.draw(arguments).output().unwrap(), &format!("{arguments:?}"));
     assert_eq!(files(&tiny.out()), [""; 0], "{arguments:?} left files behind");
     message
-}
-
-#[track_caller]
-fn says(what: &str, message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "{what}: wanted: {part}\n{message}");
-    }
-    assert!(!message.contains("panicked"), "{what}: {message}");
 }
 
 #[test]
@@ -48,8 +40,8 @@ fn a_bad_device_map_is_named_with_line_and_column() {
         let tiny = Tiny::new();
         let path = tiny.file("map.toml", map);
         let message = refused(&tiny, &["a fox", "--device-map", &path]);
-        says(map, &message, &[&format!("error: {path}{at}")]);
-        says(map, &message, parts);
+        has_facts(map, &message, &[&format!("error: {path}{at}")]);
+        has_facts(map, &message, parts);
     }
 }
 
@@ -59,7 +51,7 @@ fn too_little_memory_is_an_error_that_says_how_much_is_needed() {
         let tiny = Tiny::new();
         let map = tiny.file("map.toml", &format!("strategy = \"{strategy}\"\n[max_memory]\n\"cpu\" = \"{memory}\"\n"));
         let message = refused(&tiny, &["a fox", "--device-map", &map]);
-        says(strategy, &message, &["cpu", "need", "iB"]);
+        has_facts(strategy, &message, &["cpu", "need", "iB"]);
     }
 }
 
@@ -76,7 +68,7 @@ fn a_request_that_the_model_cannot_draw_is_refused() {
         (&["a fox", "--revision", "main"], &["tiny-sd1", "only the hub", "found: revision \"main\""]),
         (&["a fox", "--dtype", "f16"], &["f16", "f32"]),
     ] {
-        says(&format!("{arguments:?}"), &refused(&Tiny::new(), arguments), parts);
+        has_facts(arguments, &refused(&Tiny::new(), arguments), parts);
     }
 }
 
@@ -85,12 +77,12 @@ fn an_absurd_size_is_refused_and_not_tried() {
     for (option, size) in [("--width", "1000000000000"), ("--height", "18446744073709551608"), ("--width", "8200")] {
         let model = common::tiny();
         let output = sdshard(&["plan", option, size]).arg("--model").arg(model).output().unwrap();
-        says(size, &message_of(output, size), &[option, "at most 8192"]);
+        has_facts(size, &message_of(output, size), &[option, "at most 8192"]);
     }
     for size in ["1025x1", "0x8", "8", "x8"] {
         let model = common::tiny();
         let output = sdshard(&["bench", "--latent-size", size]).arg("--model").arg(model).output().unwrap();
-        says(size, &message_of(output, size), &["from 1 to 1024"]);
+        has_facts(size, &message_of(output, size), &["from 1 to 1024"]);
     }
 }
 
@@ -101,7 +93,7 @@ fn a_variable_that_cannot_be_followed_is_refused() {
             let tiny = Tiny::new();
             let output = tiny.draw(&["a fox", "--quiet", "--device-map", map]).env(variable, value).output().unwrap();
             let found = if variable == "SDSHARD_THREADS" { format!("found: \"{value}\"") } else { value.to_string() };
-            says(value, &message_of(output, value), &[variable, &found]);
+            has_facts(value, &message_of(output, value), &[variable, &found]);
             assert_eq!(files(&tiny.out()), [""; 0]);
         }
     }
@@ -112,26 +104,23 @@ fn a_prompts_file_is_refused_by_the_line() {
     for (line, part) in [
         ("{\"prompt\": \"x\", \"width\": 100}", "multiple of 8"),
         ("{\"prompt\": \"x\", \"steps\": 0}", "p.jsonl:2: steps: at least 1"),
-        (
-            "{\"prompt\": \"x\", \"scheduler\": \"heun\"}",
-            "p.jsonl:2: scheduler: \"heun\" is a sampler that sdshard does not have yet",
-        ),
+        ("{\"prompt\": \"x\", \"scheduler\": \"heun\"}", "p.jsonl:2: scheduler: \"heun\""),
         ("{\"text\": \"x\"}", "p.jsonl:2:7: unknown field `text`"),
     ] {
         let tiny = Tiny::new();
         let path = tiny.file("p.jsonl", &format!("{{\"prompt\": \"good\"}}\n{line}\n"));
-        says(line, &refused(&tiny, &["--prompts-file", &path]), &[part]);
+        has_facts(line, &refused(&tiny, &["--prompts-file", &path]), &[part]);
     }
     let tiny = Tiny::new();
     let path = tiny.file("empty.txt", "\n \n");
-    says("no prompt", &refused(&tiny, &["--prompts-file", &path]), &["there is no prompt in", "empty.txt"]);
+    has_facts("no prompt", &refused(&tiny, &["--prompts-file", &path]), &["there is no prompt in", "empty.txt"]);
 }
 
 #[test]
 fn latents_of_another_shape_are_refused() {
     let bytes = |count: usize| vec![0_u8; 4 * count];
     for (name, shape, parts) in [
-        ("latent", vec![1, 4, 8, 9], &["--latents: they are for another size", "64x64", "--width 72 --height 64"][..]),
+        ("latent", vec![1, 4, 8, 9], &["--latents: ", "64x64", "--width 72 --height 64"][..]),
         ("latent", vec![1, 3, 8, 8], &["256 values", "found: 192"]),
         ("latent", vec![4, 8, 8], &["[1, channels, height, width]", "found: F32 [4, 8, 8]"]),
         ("latents", vec![1, 4, 8, 8], &["one tensor named `latent`"]),
@@ -142,7 +131,7 @@ fn latents_of_another_shape_are_refused() {
         let path = tiny.folder.path().join("l.safetensors");
         fs::write(&path, safetensors::serialize([(name, tensor)], None).unwrap()).unwrap();
         let message = refused(&tiny, &["a fox", "--latents", path.to_str().unwrap()]);
-        says(&format!("{name} {shape:?}"), &message, parts);
+        has_facts(&format!("{name} {shape:?}"), &message, parts);
     }
 }
 
@@ -152,10 +141,10 @@ fn an_output_folder_below_a_file_is_refused() {
     let file = tiny.file("out", "not a folder");
     let output = tiny.draw(&["a fox"]).output().unwrap();
     let message = message_of(output, "a file for a folder");
-    says("a file", &message, &["the output folder", &file, "cannot be written to"]);
+    has_facts("a file", &message, &["output folder", &file]);
     let below = Path::new(&file).join("deeper");
     let arguments = ["a fox", "--output-dir", below.to_str().unwrap()];
-    says("below a file", &common::refused(&arguments), &["the output folder", "deeper", "cannot be written to"]);
+    has_facts("below a file", &common::refused(&arguments), &["output folder", "deeper"]);
 }
 
 // ---- models ----
@@ -208,7 +197,7 @@ fn broken_weights_are_named() {
                 let bytes = fs::read(model.join(UNET)).unwrap();
                 fs::write(model.join(UNET), &bytes[..bytes.len() - 100]).unwrap();
             }),
-            &["loading unet", weights, "the tensors need a file of 1148864 bytes", "found: a file of 1148764 bytes"],
+            &["loading unet", weights, "1148864 bytes", "found: a file of 1148764 bytes"],
         ),
         (
             "a file that ends within its header",
@@ -216,7 +205,7 @@ fn broken_weights_are_named() {
                 let bytes = fs::read(model.join(UNET)).unwrap();
                 fs::write(model.join(UNET), &bytes[..1000]).unwrap();
             }),
-            &["loading unet", weights, "the file ends before that", "found: a file of 1000 bytes", "interrupted?"],
+            &["loading unet", weights, "found: a file of 1000 bytes", "interrupted?"],
         ),
         ("an empty file", Box::new(|model| fs::write(model.join(UNET), b"").unwrap()), &[weights, "found: 0 bytes"]),
         (
@@ -236,7 +225,7 @@ fn broken_weights_are_named() {
                     tensors.retain(|(name, ..)| name != "mid_block.resnets.0.conv1.weight")
                 });
             }),
-            &["loading unet", "there is no `mid_block.resnets.0.conv1.weight`", weights, "[24, 24, 3, 3]"],
+            &["loading unet", "`mid_block.resnets.0.conv1.weight`", weights, "[24, 24, 3, 3]"],
         ),
         (
             "a tensor of another shape",
@@ -246,12 +235,7 @@ fn broken_weights_are_named() {
                     (tensor.1, tensor.2) = (vec![16, 9, 3, 3], vec![0; 4 * 16 * 9 * 9]);
                 });
             }),
-            &[
-                "loading unet",
-                "`conv_in.weight` is [16, 9, 3, 3], this model needs [16, 4, 3, 3]",
-                weights,
-                "inpainting checkpoint",
-            ],
+            &["loading unet", "`conv_in.weight` is [16, 9, 3, 3]", "[16, 4, 3, 3]", weights, "inpainting checkpoint"],
         ),
         (
             "an embedding with too few rows",
@@ -267,7 +251,7 @@ fn broken_weights_are_named() {
         ),
     ];
     for (what, broken, parts) in rows {
-        says(what, &with_model(what, broken), parts);
+        has_facts(what, &with_model(what, broken), parts);
     }
 }
 
@@ -277,7 +261,7 @@ fn an_index_may_not_lead_out_of_its_folder() {
         ("../x.safetensors", &["`conv_in.weight`", "beside the index", "../x.safetensors"][..]),
         ("/etc/passwd", &["`conv_in.weight`", "beside the index", "/etc/passwd"]),
         ("a.bin", &["`conv_in.weight`", "safetensors file", "a.bin"]),
-        ("absent.safetensors", &["absent.safetensors", "there is no such file"]),
+        ("absent.safetensors", &["absent.safetensors", "no such file"]),
         ("other.safetensors", &["`conv_in.weight` is in", "other.safetensors", "no such tensor in that file"]),
     ] {
         let message = with_model(file, |model| {
@@ -287,8 +271,8 @@ fn an_index_may_not_lead_out_of_its_folder() {
             fs::write(model.join("unet/other.safetensors"), safetensors::serialize([("a", tensor)], None).unwrap())
                 .unwrap();
         });
-        says(file, &message, &["loading unet"]);
-        says(file, &message, parts);
+        has_facts(file, &message, &["loading unet"]);
+        has_facts(file, &message, parts);
     }
 }
 
@@ -325,9 +309,9 @@ fn a_config_that_cannot_be_followed_is_named_by_file_and_key() {
         let what = format!("{file}: {key} = {value}");
         let message = with_model(&what, |model| edit_json(model.join(file), key, value));
         if !matches!(key, "cross_attention_dim" | "vocab_size") {
-            says(&what, &message, &[file, key]); // those two concern two files
+            has_facts(&what, &message, &[file, key]); // those two concern two files
         }
-        says(&what, &message, parts);
+        has_facts(&what, &message, parts);
     }
 }
 
@@ -343,11 +327,11 @@ fn a_broken_text_file_is_named() {
         ("sdshard.toml", b"stepz = 3\n", &["sdshard.toml", "stepz"]),
     ] {
         let what = format!("{file} {:?}", String::from_utf8_lossy(contents));
-        says(&what, &with_model(&what, |model| fs::write(model.join(file), contents).unwrap()), parts);
+        has_facts(&what, &with_model(&what, |model| fs::write(model.join(file), contents).unwrap()), parts);
     }
     for file in ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "vae/config.json"] {
         let message = with_model(file, |model| fs::remove_file(model.join(file)).unwrap());
-        says(file, &message, &[file, "there is no such file"]);
+        has_facts(file, &message, &[file, "no such file"]);
     }
 }
 
@@ -358,9 +342,9 @@ fn what_is_no_model_says_what_one_is() {
     let single = tiny.file("model.safetensors", "");
     let folder = tiny.folder.path().to_str().unwrap();
     for (model, parts) in [
-        ("/nowhere/model", &["/nowhere/model", "there is no such folder"][..]),
+        ("/nowhere/model", &["/nowhere/model", "no such folder"][..]),
         (&checkpoint, &["model.ckpt", "pickle", "safetensors"]),
-        (&single, &["model.safetensors", "single-file checkpoints", "diffusers folder"]),
+        (&single, &["model.safetensors", "diffusers folder"]),
         (folder, &["no model_index.json"]),
         ("org/model", &["org/model", "HF_HUB_OFFLINE"]),
     ] {
@@ -373,7 +357,7 @@ fn what_is_no_model_says_what_one_is() {
             .env("HF_HUB_OFFLINE", "1")
             .output()
             .unwrap();
-        says(model, &message_of(output, model), parts);
+        has_facts(model, &message_of(output, model), parts);
         assert_eq!(files(&out), [""; 0], "{model} left files behind");
         assert!(!empty.exists(), "{model} wrote to the hub's cache");
     }

@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::common::{Tiny, copy_of_tiny, files, message_of, text, tiny};
+use crate::common::{Tiny, copy_of_tiny, files, has_facts, message_of, text, tiny};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 fn pipe(path: &Path) {
@@ -77,7 +77,7 @@ fn anything_but_a_regular_file_in_a_model_is_refused_at_once() {
             drop(fs::remove_file(model.join(file)));
             make(&model.join(file));
             let message = message_of(draw("", &model, &out, &[]), &format!("{file} {i}"));
-            assert!(message.contains(file) && message.contains(words), "{file} {i}: {message}");
+            has_facts(i, &message, &[file, words]);
             assert_eq!(files(&out), [""; 0], "{file} {i}");
         }
     }
@@ -92,7 +92,7 @@ fn a_shard_that_is_a_pipe_is_refused_at_once() {
     fs::write(unet.join("diffusion_pytorch_model.safetensors.index.json"), index).unwrap();
     pipe(&unet.join("1.safetensors"));
     let message = message_of(draw("", &folder.path().join("model"), &folder.path().join("out"), &[]), "shard");
-    assert!(message.contains("unet/1.safetensors") && message.contains("this is a pipe"), "{message}");
+    has_facts("shard", &message, &["unet/1.safetensors", "a pipe"]);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_file_that_an_option_names_is_read_from_a_pipe_where_that_makes_sense() {
         let prompt: &[&str] = if arguments[0] == "--prompts-file" { &[] } else { &["a fox"] };
         let output = in_shell("", &[prompt, &arguments, &size, &to].concat()).output().unwrap();
         let message = message_of(output, arguments[0]);
-        assert!(message.contains(words), "{arguments:?}: {message}");
+        has_facts(arguments, &message, &[words]);
     }
 }
 
@@ -168,11 +168,7 @@ fn weights_that_change_under_a_run_are_an_error_and_no_signal() {
     for (what, disturb) in cases {
         let (code, errors, made) = disturbed(disturb);
         assert_eq!(code, Some(1), "{what}: {errors}");
-        assert!(
-            errors.contains("diffusion_pytorch_model.safetensors was changed while it was in use"),
-            "{what}: {errors}"
-        );
-        assert!(!errors.contains("panicked"), "{what}: {errors}");
+        has_facts(what, &errors, &["diffusion_pytorch_model.safetensors was changed"]);
         assert!((1..500).contains(&made), "{what}: {made} pictures");
     }
 }
@@ -207,8 +203,7 @@ fn threads_that_cannot_be_started_are_an_error_and_no_panic() {
         let errors = text(&output.stderr);
         // Planning starts one for each branch of guidance: such a run is refused.
         assert!(matches!(output.status.code(), Some(1 | 2)), "map {i}: {errors}");
-        assert!(errors.contains("starting ") && errors.contains("thread"), "map {i}: {errors}");
-        assert!(!errors.contains("panicked"), "map {i}: {errors}");
+        has_facts(i, errors, &["starting ", "thread"]);
         assert_eq!(files(&tiny_file.out()), [""; 0], "map {i}");
     }
 }
