@@ -380,7 +380,7 @@ mod tests {
             ("a red fox", "p.jsonl:2:1: "),
             ("{\"seed\": 1}", "p.jsonl:2: `prompt` is missing"),
             ("{\"prompt\": \"x\", \"seed\": -1}", "p.jsonl:2:26: invalid value: integer `-1`"),
-            ("{\"prompt\": \"x\", \"steps\": 0}", "p.jsonl:2: steps: at least 1"),
+            ("{\"prompt\": \"x\", \"steps\": 0}", "p.jsonl:2: steps: at least 1 is needed\n  found: 0"),
             ("{\"prompt\": \"x\", \"width\": 8200}", "p.jsonl:2: width: at most 8192 is possible\n  found: 8200"),
             ("{\"prompt\": \"x\", \"num_images\": 0}", "p.jsonl:2: num_images: at least 1"),
             ("{\"prompt\": \"x\", \"guidance_scale\": 1e39}", "p.jsonl:2"),

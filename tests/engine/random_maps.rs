@@ -6,14 +6,13 @@ use std::{
     time::Duration,
 };
 
-use crate::common::maps::Random;
+use crate::common::{maps::Random, model};
 use sdshard::{
     backend,
     engine::Engine,
     models::spec::ModelSpec,
     pipeline::{Model, Picture, request::Request},
     planner::{Largest, device_map::DeviceMap, plan::Plan},
-    weights::ModelFiles,
 };
 
 const MAPS: u64 = 200;
@@ -57,8 +56,7 @@ fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
 
 #[test]
 fn every_map_draws_the_same_pictures_in_its_planned_bytes() {
-    let folder = format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"));
-    let model = Arc::new(Model::open(ModelFiles::folder(folder).unwrap(), None).unwrap());
+    let model = model();
     let want = draw(&model, "strategy = \"single\"");
     assert!(want[0].image != want[1].image && want[0].image != want[2].image);
 

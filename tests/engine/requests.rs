@@ -365,31 +365,15 @@ fn a_plan_holds_every_request_of_its_list() {
     }
 }
 
-/// A copy of the tiny model that can be taken away.
-fn copied_model(folder: &std::path::Path) -> Arc<Model> {
-    fn copy(from: &std::path::Path, to: &std::path::Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            match entry.file_type().unwrap().is_dir() {
-                true => copy(&entry.path(), &to),
-                false => drop(std::fs::copy(entry.path(), to).unwrap()),
-            }
-        }
-    }
-    copy(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny-sd1")), folder);
-    Arc::new(Model::open(ModelFiles::folder(folder).unwrap(), None).unwrap())
-}
-
 #[test]
 fn another_plan_draws_the_same_and_reads_no_weight_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = copied_model(folder.path());
+    let folder = common::copy_of_tiny();
+    let root = folder.path().join("model");
+    let model = Arc::new(Model::open(ModelFiles::folder(&root).unwrap(), None).unwrap());
     let engine = engine(&model, SINGLE);
     let want: Vec<_> = (0..6).map(|n| look(&engine.submit(request(n)).unwrap().wait().unwrap())).collect();
     for component in ["text_encoder", "unet", "vae"] {
-        std::fs::remove_dir_all(folder.path().join(component)).unwrap();
+        std::fs::remove_dir_all(root.join(component)).unwrap();
     }
     let plan = |map: &str| {
         let largest = Largest::of([&request(0)], &model.spec).unwrap().unwrap();

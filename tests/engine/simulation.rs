@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use crate::common::model;
 use sdshard::{
     backend::{
         DType, Device, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
@@ -25,18 +26,12 @@ use sdshard::{
     planner::{Largest, device_map::DeviceMap, plan::Plan},
     sync::Clock,
     tensor::Tensor,
-    weights::ModelFiles,
 };
 
 /// An op that hangs takes so long.
 const FOR_EVER: Duration = Duration::from_secs(1_000_000);
 /// What starting noise begins with that kills the device which it is written to.
 const POISON: f32 = 12345.0;
-
-fn model() -> Arc<Model> {
-    let files = ModelFiles::folder(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    Arc::new(Model::open(files, None).unwrap())
-}
 
 fn gpu(index: usize) -> DeviceId {
     DeviceId::new(DeviceKind::Cuda, index)
