@@ -271,7 +271,7 @@ mod tests {
     /// FIFOs, devices and links are not replaced; their readers get the data.
     #[cfg(unix)]
     #[test]
-    fn what_is_no_regular_file_is_written_into_and_stays() {
+    fn a_file_that_is_not_regular_is_written_into_and_not_replaced() {
         use std::os::unix::fs::{FileTypeExt, symlink};
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);

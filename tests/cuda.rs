@@ -385,7 +385,7 @@ fn copies_weights(rig: &Rig, [a, b]: [usize; 2]) -> Vec<Picture> {
 }
 
 #[test]
-fn weights_that_visit_have_the_memory_of_those_before_and_no_more_than_planned() {
+fn offloaded_weights_reuse_memory_and_take_no_more_than_planned() {
     let Some((rig, _guard)) = rig() else { return };
     let model = model();
     let map = format!("{}[components]\nunet = {{ execute = \"cuda:0\", reside = \"host\" }}\n", gpus(&[0]));

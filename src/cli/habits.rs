@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samplers_have_the_names_that_other_tools_taught() {
+    fn samplers_can_be_named_as_in_other_tools() {
         for (names, known) in [
             (
                 &["euler_a", "Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"][..],

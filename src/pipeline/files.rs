@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn files_say_what_they_were_made_from() {
+    fn files_contain_the_request_that_they_were_made_from() {
         let folder = tempfile::tempdir().unwrap();
         let image = Image { width: 1, height: 1, rgb: vec![1, 2, 3] };
         let latents = Latents { channels: 1, height: 1, width: 1, values: vec![0.5] };
@@ -205,7 +205,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_is_no_regular_file_says_nothing_and_is_not_waited_for() {
+    fn files_that_are_not_regular_have_no_metadata_and_are_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("a.png");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_say_nothing() {
+    fn other_files_have_no_metadata() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a.png", "a.safetensors"] {
             let path = folder.path().join(name);

@@ -288,7 +288,7 @@ fn a_row_by_itself_is_one_image() {
 }
 
 #[test]
-fn layers_refuse_values_that_are_not_theirs() {
+fn layers_reject_values_of_another_size_or_type() {
     let layer = Layer::Linear { out: 4, k: 5 };
     let f32s = |elements: usize| Values::Data { dtype: DType::F32, bytes: &[0; 400][..4 * elements] };
     let ids = Values::Data { dtype: DType::U32, bytes: &[0; 80] };

@@ -444,7 +444,7 @@ fn diffusers_balanced_counts_what_diffusers_counts() {
 }
 
 #[test]
-fn what_diffusers_runs_from_the_host_visits_the_first_device() {
+fn components_that_diffusers_offloads_run_on_the_first_device() {
     let folder = stable_diffusion("1.5", true);
     let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 2");
     let map = format!("strategy = \"diffusers-balanced\"\n{}", limits(&[1, 1]));

@@ -336,7 +336,7 @@ fn a_broken_text_file_is_named() {
 }
 
 #[test]
-fn what_is_no_model_says_what_one_is() {
+fn a_path_that_is_no_model_is_rejected_with_what_a_model_is() {
     let tiny = Tiny::new();
     let checkpoint = tiny.file("model.ckpt", "");
     let single = tiny.file("model.safetensors", "");

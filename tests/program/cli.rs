@@ -91,7 +91,7 @@ fn a_lone_word_that_may_be_a_command_is_no_prompt_by_accident() {
 }
 
 #[test]
-fn flags_that_other_tools_taught_draw_the_same_picture() {
+fn flags_of_other_tools_draw_the_same_picture() {
     let (own, other) = (Tiny::new(), Tiny::new());
     let arguments = [
         ["--width", "72"],
@@ -140,7 +140,7 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
 }
 
 #[test]
-fn the_flag_device_stands_in_place_of_the_maps_devices() {
+fn the_flag_device_replaces_the_devices_of_the_map() {
     let model = tiny();
     let plan = |arguments: &[&str]| -> Value {
         let mut command = sdshard(&[&["plan", "--json"], arguments].concat());
@@ -187,7 +187,7 @@ fn messages_about_flags_name_the_flag_and_no_file() {
 }
 
 #[test]
-fn a_json_array_is_drawn_as_the_list_that_it_is_and_stdin_is_a_prompts_file() {
+fn a_json_array_is_a_list_of_prompts_and_stdin_can_be_a_prompts_file() {
     use std::io::Write;
     let right = Tiny::new();
     succeeds(&mut right.draw(&["a dog", "a cat"]));
@@ -421,7 +421,7 @@ fn a_run_that_draws_latents_has_the_same_json() {
 }
 
 #[test]
-fn what_fails_while_it_runs_is_listed_and_exit_code_1() {
+fn pictures_that_fail_are_listed_and_the_exit_code_is_1() {
     let folder = common::copy_of_tiny();
     let (model, out) = (folder.path().join("model"), folder.path().join("out"));
     let unet = model.join("unet/diffusion_pytorch_model.safetensors");

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_is_too_old_is_told_so() {
+    fn a_gpu_that_is_too_old_is_rejected() {
         let gpu = Properties {
             name: "GTX 1080".into(),
             uuid: String::new(),
