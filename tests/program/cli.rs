@@ -1211,7 +1211,8 @@ fn a_subcommand_can_be_interrupted() {
             assert!(!status.success(), "{status}");
             return;
         }
-        if started.elapsed() > Duration::from_secs(5) {
+        // Guards against hanging: the benchmark would take hours.
+        if started.elapsed() > Duration::from_secs(60) {
             child.kill().unwrap();
             panic!("Ctrl-C had no effect on `sdshard bench`");
         }
