@@ -131,7 +131,7 @@ fn latents_of_another_shape_are_refused() {
         let path = tiny.folder.path().join("l.safetensors");
         fs::write(&path, safetensors::serialize([(name, tensor)], None).unwrap()).unwrap();
         let message = refused(&tiny, &["a fox", "--latents", path.to_str().unwrap()]);
-        has_facts(&format!("{name} {shape:?}"), &message, parts);
+        has_facts(format!("{name} {shape:?}"), &message, parts);
     }
 }
 
