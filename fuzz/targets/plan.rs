@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use sdshard::{
-    DeviceMap, Largest, Plan, Request, backend::DeviceInfo, error::ErrorScope, models::spec::ModelSpec, planner::hardware,
+    DeviceMap, Largest, Plan, Request, backend::DeviceInfo, error::ErrorScope, models::spec::ModelSpec,
+    planner::hardware,
 };
 use sdshard_fuzz::{configs, parts, with_model};
 

@@ -184,7 +184,7 @@ impl Group<'_> {
             }
             let place =
                 Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
-            self.guided_with(place, &devices)?;
+            self.guided_with(place, devices)?;
         }
         let half = devices.len() / 2;
         // Halves are for UNets that no device holds.

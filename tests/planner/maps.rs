@@ -4,7 +4,7 @@ use crate::common::{has_facts, points_at};
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
     models::spec::ModelSpec,
-    planner::device_map::{DeviceMap, InFlight, MapPlace, Numerics, ReplicaMap, Replicas, Reside, Strategy},
+    planner::device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy},
     weights::ModelFiles,
 };
 
@@ -537,9 +537,9 @@ vae = "cuda:0"
     );
     let maps = map.replica_maps();
     assert_eq!(maps.len(), 2);
-    assert_eq!(maps[0], DeviceMap { replica: vec![], ..map.clone() });
+    assert_eq!(*maps[0], DeviceMap { replica: vec![], ..map.clone() });
 
-    let merged = &maps[1];
+    let merged = maps[1];
     assert_eq!(merged.devices.iter().map(|device| device.value).collect::<Vec<_>>(), [cuda(2), cuda(0)]);
     assert_eq!((merged.strategy.value, merged.batch.value), (Strategy::Sequential, 4));
     assert_eq!((merged.numerics.value, merged.in_flight.value), (Numerics::Same, InFlight::Count(3)));
@@ -548,7 +548,7 @@ vae = "cuda:0"
     assert_eq!(COMPONENTS.map(|name| places(merged, name)), ["cuda:0", "cuda:2", "cuda:0"]);
 
     assert_eq!(map.usable(&[DeviceId::CPU]).unwrap(), [cuda(0), cuda(1), cuda(2)]);
-    assert_eq!(parse("").replica_maps(), [parse("")]);
+    assert_eq!(parse("").replica_maps(), [&parse("")]);
 }
 
 #[test]
@@ -702,7 +702,7 @@ fn a_map_made_in_code_is_checked_alike() {
     );
     map.components.clear();
 
-    map.replica.push(ReplicaMap { devices: vec![cpu(2).into()], batch: Some(0.into()), ..Default::default() }.into());
+    map.replica.push(DeviceMap { devices: vec![cpu(2).into()], batch: 0.into(), ..Default::default() }.into());
     points_at(&map.check().unwrap_err().to_string(), "replica[0].batch: ", "a whole number from 1");
 }
 
