@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::Path,
     path::PathBuf,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -1200,7 +1200,20 @@ fn a_terminated_run_leaves_whole_files_only() {
 #[cfg(unix)]
 #[test]
 fn a_subcommand_can_be_interrupted() {
-    let mut command = sdshard(&["bench", "--repeat", "100000", "--quiet"]);
+    let program = sdshard(&["bench", "--repeat", "100000", "--quiet"]);
+    // A background job of a script ignores SIGINT, and so would the program that it starts.
+    let mut command = Command::new("env");
+    if cfg!(target_os = "linux") {
+        command.arg("--default-signal=INT");
+    }
+    command.arg(program.get_program()).args(program.get_args());
+    command.stdin(Stdio::null());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     let mut child = command.arg("--model").arg(tiny()).stdout(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(500));
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
