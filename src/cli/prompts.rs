@@ -308,13 +308,13 @@ mod tests {
         let brackets = read_text("p.txt", "[a fox|a hen] in snow\n[red] cat\n(\"a\" or b:1.2) dog").unwrap();
         assert_eq!(brackets.len(), 3);
         for (text, says) in [
-            ("[\"a\",\n \"b\"", "p.json:2:4: "),
+            ("[\"a\",\n \"b\"", "p.json:2:4: EOF while parsing a list"),
             ("[\"a\", 3]", "p.json:1:7: invalid type: integer `3`, expected a prompt or an object"),
             ("[{\"promt\": \"x\"}]", "p.json:1:9: unknown field `promt`"),
             ("[\"a\", {\"seed\": 1}]", "p.json, entry 2: `prompt` is missing"),
             ("[{\"prompt\": \"x\", \"steps\": 0}]", "p.json, entry 1: steps: at least 1"),
             ("{\"prompts\": [\"a\"]}", "p.json:1:10: unknown field `prompts`"),
-            ("\"a\" b", "p.json:1:5: "),
+            ("\"a\" b", "p.json:1:5: expected value"),
         ] {
             let error = read_text("p.json", text).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(says), "wanted: {says}\n{error}");
@@ -376,8 +376,8 @@ mod tests {
         for (line, says) in [
             ("{\"promt\": \"x\"}", "p.jsonl:2:8: unknown field `promt`, expected one of"),
             ("{\"prompt\": 3}", "p.jsonl:2:12: invalid type: integer `3`, expected a string"),
-            ("{\"prompt\": \"x\"", "p.jsonl:2:14: "),
-            ("a red fox", "p.jsonl:2:1: "),
+            ("{\"prompt\": \"x\"", "p.jsonl:2:14: EOF while parsing an object"),
+            ("a red fox", "p.jsonl:2:1: expected value"),
             ("{\"seed\": 1}", "p.jsonl:2: `prompt` is missing"),
             ("{\"prompt\": \"x\", \"seed\": -1}", "p.jsonl:2:26: invalid value: integer `-1`"),
             ("{\"prompt\": \"x\", \"steps\": 0}", "p.jsonl:2: steps: at least 1 is needed\n  found: 0"),
