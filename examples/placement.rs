@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sdshard::{
     DeviceMap, Engine, Event, Largest, Model, ModelFiles, Plan, Request, Result,
     backend::{self, DeviceId, DeviceKind},
-    planner::device_map::{MapPlace, Strategy},
+    device_map::{MapPlace, Strategy},
 };
 
 fn main() -> Result<()> {

@@ -7,12 +7,12 @@ use std::fmt::Write;
 
 use crate::{
     backend::DeviceId,
+    device_map::size::format_bytes,
     models::component::{ComponentId, PerComponent, Stage},
     pipeline::placement::{Place, Reside},
     planner::{
         plan::{ComponentPlan, DevicePlan, Edge, Plan, ReplicaPlan},
         predict::Span,
-        size::format_bytes,
         words::{per_second, seconds},
     },
 };

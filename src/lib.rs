@@ -38,7 +38,9 @@
 //! | `bench` | how fast each component is here |
 //! | `engine` | replicas side by side over one queue |
 //! | `figure` | a plan as a drawing |
-//! | `planner` | device maps, strategies, plans |
+//! | `planner` | strategies and plans: what runs where, how many bytes it occupies, how long it takes |
+//! | `device_map` | the language of device maps and of described devices, and the catalogue |
+//! | `world` | one process among several |
 //! | `pipeline` | one picture: requests, the three stages, files |
 //! | `models` | the networks, and every fact about a checkpoint |
 //! | `nn` | layers: what a checkpoint stores under one name, with its op |
@@ -78,6 +80,8 @@ pub mod backend;
 pub mod bench;
 mod device_id;
 #[doc(hidden)]
+pub mod device_map;
+#[doc(hidden)]
 pub mod engine;
 #[doc(hidden)]
 pub mod error;
@@ -106,9 +110,15 @@ pub mod tensor;
 pub mod tokenizer;
 #[doc(hidden)]
 pub mod weights;
+#[doc(hidden)]
+pub mod world;
 
 #[doc(inline)]
 pub use backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, registry::visible as visible_devices};
+#[doc(inline)]
+pub use device_map::{
+    DTypes, DeviceFacts, DeviceMap, InFlight, Located, Location, MapPlace, Numerics, Replicas, Strategy,
+};
 #[doc(inline)]
 pub use engine::{Canceller, Engine, Event, Ticket};
 #[doc(inline)]
@@ -119,6 +129,7 @@ pub use figure::svg as draw_plan;
 pub use models::{
     component::{ComponentId, PerComponent, Stage},
     defaults::Defaults,
+    locate::locate as locate_model,
     spec::{ComponentSpec, LatentSpec, ModelSpec},
 };
 #[doc(inline)]
@@ -133,8 +144,7 @@ pub use pipeline::{
 };
 #[doc(inline)]
 pub use planner::{
-    Cost, Largest, Located, Location,
-    device_map::{DTypes, DeviceFacts, DeviceMap, InFlight, MapPlace, Numerics, Replicas, Strategy},
+    Cost, Largest,
     hardware::read as read_devices,
     plan::{ComponentPlan, DevicePlan, Edge, Plan, Rejected, ReplicaPlan},
 };
@@ -143,4 +153,4 @@ pub use scheduler::SchedulerKind;
 #[doc(inline)]
 pub use tensor::random::Rng;
 #[doc(inline)]
-pub use weights::{Download, ModelFiles, Reside, Wanted, locate as locate_model};
+pub use weights::{Download, ModelFiles, Reside, Wanted};

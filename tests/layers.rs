@@ -13,12 +13,14 @@ use syn::{
 };
 
 /// Top to bottom. A module may use those behind it.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 14] = [
     "cli",
     "bench",
     "engine",
     "figure",
     "planner",
+    "device_map",
+    "world",
     "pipeline",
     "models",
     "nn",

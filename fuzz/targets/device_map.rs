@@ -2,10 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sdshard::{
-    backend::DeviceId,
-    planner::{device_map::DeviceMap, hardware},
-};
+use sdshard::{backend::DeviceId, device_map::DeviceMap, planner::hardware};
 use sdshard_fuzz::refused;
 
 fuzz_target!(|text: &str| {

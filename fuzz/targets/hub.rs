@@ -16,7 +16,10 @@ use std::{
 };
 
 use libfuzzer_sys::fuzz_target;
-use sdshard::weights::{Wanted, hub::Hub};
+use sdshard::{
+    models::locate::LAYOUT,
+    weights::{Wanted, hub::Hub},
+};
 use sdshard_fuzz::SEPARATOR;
 
 /// Answers that are left, the next one last.
@@ -79,7 +82,7 @@ fuzz_target!(|input: &[u8]| {
     answers.reverse();
     *ANSWERS.lock().unwrap() = answers;
     let hub = Hub { cache: cache.clone(), token: None, offline: false, endpoint, timeout: Duration::from_millis(20) };
-    let resolved = hub.resolve("org/name", None, None, Wanted::Configs, &mut |_| ControlFlow::Continue(()));
+    let resolved = hub.resolve(&LAYOUT, "org/name", None, None, Wanted::Configs, &mut |_| ControlFlow::Continue(()));
     match resolved {
         Ok(snapshot) => assert!(snapshot.starts_with(&cache), "{}", snapshot.display()),
         Err(error) => assert!(!error.to_string().chars().any(|c| c.is_control() && c != '\n'), "{error:?}"),

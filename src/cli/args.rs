@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
     backend::{DType, DeviceId},
+    device_map::{DTypes, Located},
     output::Durability,
     pipeline::request::{RequestOptions, Rng},
-    planner::{Located, device_map::DTypes},
 };
 
 use super::{habits, names};

@@ -8,15 +8,12 @@ use std::sync::Arc;
 
 use sdshard::{
     backend::{DType, DeviceId, DeviceInfo},
+    device_map::{DTypes, DeviceMap},
     engine::Engine,
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{Model, request::Request},
-    planner::{
-        Largest,
-        device_map::{DTypes, DeviceMap},
-        plan::Plan,
-    },
+    planner::{Largest, plan::Plan},
 };
 
 /// Mean colours as `rrggbb`, with a row of blocks in each line.

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use sdshard::{backend::DeviceInfo, planner::size::format_bytes};
+use sdshard::{backend::DeviceInfo, device_map::size::format_bytes};
 
 /// The description of a device in one line.
 pub fn describe(device: &DeviceInfo) -> String {

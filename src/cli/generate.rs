@@ -17,8 +17,9 @@ use sdshard::{
     models::defaults::Defaults,
     output,
     pipeline::{Metadata, Model, latents::Latents, request::Request},
-    planner::{Largest, plan::Plan, world::World},
+    planner::{Largest, plan::Plan},
     weights::Observer,
+    world::World,
 };
 
 use super::{
@@ -286,7 +287,7 @@ mod tests {
 
     use sdshard::{
         backend::DType,
-        planner::device_map::{DeviceMap, Strategy},
+        device_map::{DeviceMap, Strategy},
     };
 
     use super::*;
@@ -344,6 +345,6 @@ mod tests {
         assert_eq!(of(&["a"]).strategy.value, Strategy::Throughput);
         assert_eq!(of(&["a", "--device-map", "balanced"]).strategy.value, Strategy::Balanced);
         let map = of(&["a", "--device-map", "cpu-split.toml", "--dtype", "bf16"]);
-        assert_eq!(map.dtype.of("unet"), Some(sdshard::backend::DType::BF16));
+        assert_eq!(map.dtype.of("unet").value, Some(sdshard::backend::DType::BF16));
     }
 }

@@ -26,8 +26,8 @@ use clap::{
 };
 use sdshard::{
     backend::cpu,
+    device_map::size::format_bytes,
     error::{Error, ErrorScope, Result, printable},
-    planner::size::format_bytes,
 };
 use tracing_subscriber::EnvFilter;
 

@@ -4,13 +4,10 @@
 use std::{ops::ControlFlow, path::Path, sync::atomic::Ordering};
 
 use sdshard::{
+    device_map::{DeviceMap, Located, Strategy},
     error::{Error, Result},
-    models::spec::ModelSpec,
+    models::{locate::locate, spec::ModelSpec},
     pipeline::Model,
-    planner::{
-        Located,
-        device_map::{DeviceMap, Strategy},
-    },
     weights::{self, Download, ModelFiles, Wanted},
 };
 
@@ -50,7 +47,7 @@ pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Opt
                     _ => ControlFlow::Continue(()),
                 }
             };
-            weights::locate(name, args.revision.as_deref(), args.variant.as_deref(), wanted, &mut on_news)
+            locate(name, args.revision.as_deref(), args.variant.as_deref(), wanted, &mut on_news)
         }
     }
 }

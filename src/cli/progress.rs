@@ -13,8 +13,8 @@ use std::{
 
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use sdshard::{
+    device_map::size::format_bytes,
     error::{Error, Result, printable, shown},
-    planner::size::format_bytes,
     weights::Loading,
 };
 

@@ -14,7 +14,8 @@ use sdshard::{
     models::component::ComponentId,
     output,
     pipeline::{self, Picture, Span, request::Request},
-    planner::{plan::Plan, world::World},
+    planner::plan::Plan,
+    world::World,
 };
 use serde_json::{Value, json};
 

@@ -23,6 +23,7 @@ use std::{
 
 use crate::{
     backend::{self, Device, DeviceId, NumericsClass, Opening},
+    device_map::{DeviceMap, Strategy},
     error::{Error, Result},
     models::{
         component::{ComponentId, Stage},
@@ -31,7 +32,6 @@ use crate::{
     pipeline::{Instance, Model, Parts, Pipeline, Slot, TextCache, gate::Gates, model::Loader, request::Request},
     planner::{
         Largest,
-        device_map::{DeviceMap, Strategy},
         plan::{DevicePlan, Plan},
     },
     sync::{self, Clock, Monitor, Thread, channel},

@@ -24,12 +24,12 @@ use crate::{
 };
 
 /// The optional file of defaults beside `model_index.json`.
-const DEFAULTS: &str = "sdshard.toml";
+pub(super) const DEFAULTS: &str = "sdshard.toml";
 /// The path of the scheduler's file.
-const SCHEDULER: &str = "scheduler/scheduler_config.json";
+pub(super) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
 /// The path of the tokenizer's optional settings.
-const TOKENIZER: &str = "tokenizer/tokenizer_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer/tokenizer_config.json";
 
 /// The part that checks finished pictures in diffusers.
 const SAFETY_CHECKER: &str = "safety_checker";

@@ -7,6 +7,7 @@ mod config;
 pub mod defaults;
 mod index;
 mod keys;
+pub mod locate;
 pub mod network;
 pub mod pipelines;
 pub mod route;

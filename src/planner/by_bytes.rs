@@ -9,19 +9,18 @@ use std::{
 
 use super::{
     Cost,
-    device_map::{Replicas, Strategy},
     layout::resident,
     problem::{Chosen, Family, Problem, Rejected},
     search,
-    size::format_bytes,
     tuning::Tuning,
-    world::share,
 };
 use crate::{
     backend::DeviceId,
+    device_map::{Replicas, Strategy, size::format_bytes},
     error::{Error, Result},
     models::component::ComponentId,
     pipeline::placement::Placement,
+    world::share,
 };
 
 /// One component, with what it needs on each device: weights are smaller where they are computed in f16.
@@ -160,8 +159,9 @@ fn not_whole(problem: &Problem, devices: &[DeviceId], refused: Error) -> Result<
     };
     let whole = Rejected { what: "every component whole on one device".to_string(), why: first_line(&refused) };
     let mut chosen = Chosen { rejected: vec![whole], ..Chosen::default() };
+    let search = search::Search::new(*problem);
     for group in groups {
-        let found = search::Search::new(*problem).run(group, true)?;
+        let found = search.run(group, true)?;
         let best = |family| found.iter().find(|(other, _)| *other == Some(family)).map(|(_, scored)| scored);
         let (scored, why) = match (best(Family::Cut), best(Family::Offloaded)) {
             (Some(cut), _) => (cut, "what no device holds whole is cut where fewest bytes cross"),

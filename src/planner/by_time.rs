@@ -4,18 +4,16 @@
 use std::cmp::Ordering;
 
 use super::{
-    Located,
     by_bytes::{self, needed_bytes, partition},
-    device_map::{Replicas, Strategy},
     layout::Costs,
     problem::{Chosen, Family, Problem, Rejected, Scored},
     search::Search,
-    size::format_bytes,
     tuning::Tuning,
     words::{device_list, pictures, time},
 };
 use crate::{
     backend::DeviceId,
+    device_map::{Located, Replicas, Strategy, size::format_bytes},
     error::{Error, Result},
     pipeline::placement::each_once,
 };

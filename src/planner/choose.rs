@@ -1,14 +1,13 @@
 //! From one map to its replicas: what it names, what its strategy makes of the rest, and why.
 
 use super::{
-    by_bytes, by_time,
-    device_map::{DeviceMap, Replicas, Strategy},
-    diffusers,
+    by_bytes, by_time, diffusers,
     layout::Costs,
     problem::{Chosen, Problem, named},
 };
 use crate::{
     backend::{DeviceId, DeviceInfo, DeviceKind},
+    device_map::{DeviceMap, Replicas, Strategy},
     error::Result,
     models::component::PerComponent,
     pipeline::placement::Place,

@@ -1,12 +1,9 @@
 //! Diagnosis of a device map for which nothing fits: finds the entry without which everything would.
 
-use super::{
-    device_map::{DeviceFacts, DeviceMap, InFlight},
-    fields::Located,
-    tuning::Tuning,
-};
+use super::tuning::Tuning;
 use crate::{
     backend::DeviceId,
+    device_map::{DeviceFacts, DeviceMap, InFlight, Located},
     error::{Error, Result},
 };
 

@@ -1,13 +1,10 @@
 //! Where `device_map="balanced"` of diffusers would put the networks of a model, counted as diffusers counts: parameters
 //! in the asked type, all of the VAE, and the safety checker, which sdshard does not run.
 
-use super::{
-    by_bytes::{DeviceBudget, partition, replica_counts},
-    device_map::DeviceMap,
-    fields::Located,
-};
+use super::by_bytes::{DeviceBudget, partition, replica_counts};
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
+    device_map::{DeviceMap, Located},
     error::{Error, Result},
     models::{
         component::PerComponent,
@@ -130,7 +127,7 @@ fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Networ
                 return Ok(None);
             }
         };
-        let dtype = map.dtype.of(&listed.name).unwrap_or(auto);
+        let dtype = map.dtype.of(&listed.name).value.unwrap_or(auto);
         Ok(Some(Network { name: listed.name.clone(), bytes: count * dtype.size() as u64, runs: ours.is_some() }))
     };
     spec.listed.iter().map(network).filter_map(Result::transpose).collect()
@@ -196,10 +193,12 @@ pub(super) fn place(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::planner::{
-        Cost,
-        by_bytes::{self, ComponentSize},
+    use crate::{
         device_map::Strategy,
+        planner::{
+            Cost,
+            by_bytes::{self, ComponentSize},
+        },
     };
 
     /// Components in the order of `model_index.json`, bytes in f16.

@@ -1,20 +1,8 @@
-//! Devices as plans see them: what a file says of hardware that is not here, what a map says of devices that are, and the
-//! catalogue of common ones.
+//! Devices as plans see them: what a file says of hardware that is not here, and what a map says of devices that are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::OnceLock,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
-
-use super::{
-    device_map::{DeviceFacts, with_nearest},
-    fields::Located,
-    grammar,
-    size::parse_size,
-    tuning::Tuning,
-};
+use super::tuning::Tuning;
 use crate::{
     backend::{
         DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
@@ -23,95 +11,13 @@ use crate::{
         info::plannable,
         rules::Rules,
     },
+    device_map::{DeviceFacts, Located, catalogue, read_devices},
     error::{Error, Result},
     input,
 };
 
 /// The most devices of one entry.
 const MAX_DEVICES: usize = 256;
-
-/// What the catalogue knows.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Catalogue {
-    overhead: BTreeMap<String, Overhead>,
-    device: BTreeMap<String, Model>,
-}
-
-/// What a process occupies on a kind of device before it holds anything.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Overhead {
-    bytes: String,
-    #[allow(dead_code)] // it is there to be read in the file
-    source: String,
-}
-
-/// One device of the catalogue.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// What its maker calls it.
-    pub name: String,
-    /// Its backend: `cuda` or `wgpu`.
-    pub kind: String,
-    memory: String,
-    /// Peak of dense f16 products with f32 sums, in operations per second.
-    pub f16_flops: f64,
-    /// Peak in f32, in operations per second.
-    pub f32_flops: f64,
-    bandwidth: String,
-    link: String,
-    /// NVIDIA's compute capability: `8.6`.
-    pub compute: Option<String>,
-    /// Where the figures come from.
-    pub source: String,
-}
-
-impl Model {
-    /// All of its memory, in bytes.
-    pub fn memory_bytes(&self) -> u64 {
-        parse_size(&self.memory).expect("a test reads every size of the catalogue")
-    }
-
-    /// What long ops are planned with on a device of `kind`, with weights in f16: a share of the peaks. Through wgpu,
-    /// tensor cores are out of reach, and an NVIDIA GPU has the rate of f32.
-    fn rates(&self, kind: DeviceKind) -> Rates {
-        let rate = |text: &str| {
-            parse_size(text.trim_end_matches("/s")).expect("a test reads every rate of the catalogue") as f64
-        };
-        let peak = if self.kind == kind.name() { self.f16_flops } else { self.f32_flops };
-        Rates { flops: Tuning::SHARE_OF_PEAK * peak, bandwidth: rate(&self.bandwidth), link: rate(&self.link) }
-    }
-}
-
-fn catalogue_file() -> &'static Catalogue {
-    static CATALOGUE: OnceLock<Catalogue> = OnceLock::new();
-    CATALOGUE.get_or_init(|| toml::from_str(include_str!("catalogue.toml")).expect("a test reads the catalogue"))
-}
-
-/// The catalogue: devices by the names that `like` takes.
-pub fn catalogue() -> &'static BTreeMap<String, Model> {
-    &catalogue_file().device
-}
-
-fn overhead_bytes(kind: DeviceKind) -> u64 {
-    let overhead = catalogue_file().overhead.get(kind.name());
-    overhead.map_or(0, |overhead| parse_size(&overhead.bytes).expect("a test reads every size of the catalogue"))
-}
-
-/// The device of the catalogue that `like` names; `key` is for one made in code.
-pub(super) fn find(like: &Located<String>, key: &str) -> Result<&'static Model> {
-    let names: Vec<&str> = catalogue().keys().map(String::as_str).collect();
-    catalogue().get(&like.value.to_ascii_lowercase()).ok_or_else(|| {
-        let known = format!("the catalogue has {}", names.join(", "));
-        like.refuse(key, "no such device in the catalogue").found(format!("\"{}\"", like.value)).hint(with_nearest(
-            &known,
-            &like.value.to_ascii_lowercase().replace([' ', '_'], "-"),
-            &names,
-        ))
-    })
-}
 
 /// Reads a file of devices that are not here: [`parse`] of its text.
 ///
@@ -137,7 +43,7 @@ const FORM: &str = "a TOML file: [device.\"cuda:0\"], then memory = \"8GiB\" or 
 /// At the line that cannot be meant.
 pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
     let mut devices: Vec<DeviceInfo> = Vec::new();
-    for (id, facts) in grammar::read_devices(text, file)? {
+    for (id, facts) in read_devices(text, file)? {
         let count = facts.value.count.as_ref().map_or(1, |count| count.value);
         if let Some(asked) = facts.value.count.as_ref().filter(|asked| asked.value > MAX_DEVICES) {
             return Err(asked
@@ -186,7 +92,7 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
     let model = match &facts.like {
         None => None,
         Some(like) => {
-            let model = find(like, &key("like"))?;
+            let model = catalogue::find(like, &key("like"))?;
             // A GPU of NVIDIA's can be driven through wgpu; nothing else can be through CUDA.
             if id.kind == DeviceKind::Cpu || (id.kind == DeviceKind::Cuda && model.kind != "cuda") {
                 return Err(like
@@ -197,7 +103,9 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
             Some(model)
         }
     };
-    let Some(memory_bytes) = facts.memory.as_ref().map(|memory| memory.value).or(model.map(Model::memory_bytes)) else {
+    let Some(memory_bytes) =
+        facts.memory.as_ref().map(|memory| memory.value).or(model.map(catalogue::Model::memory_bytes))
+    else {
         return Err(located
             .refuse(&key(""), "how much memory it has is missing")
             .hint("memory = \"8GiB\", or like = \"rtx-3070\", a device of the catalogue"));
@@ -207,8 +115,8 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         (None, DeviceKind::Cpu) => (0..Tuning::CPU_CORES).collect(),
         (None, _) => Vec::new(),
     };
-    let rates = match (model, id.kind) {
-        (Some(model), kind) => model.rates(kind),
+    let planned = match (model, id.kind) {
+        (Some(model), kind) => rates(model, kind),
         (None, DeviceKind::Cuda) => Tuning::CUDA_RATES,
         (None, DeviceKind::Wgpu | DeviceKind::Numbered) => Tuning::WGPU_RATES,
         (None, DeviceKind::Cpu) => Tuning::CPU_CORE_RATES.part(allowed_cores.len() as f64),
@@ -236,10 +144,10 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         allowed_cores,
         memory_bytes,
         free_bytes: plannable(memory_bytes),
-        overhead_bytes: overhead_bytes(id.kind),
+        overhead_bytes: catalogue::overhead_bytes(id.kind),
         rules,
-        rates,
-        f32_flops: model.map_or(rates.flops, |model| Tuning::SHARE_OF_PEAK * model.f32_flops),
+        rates: planned,
+        f32_flops: model.map_or(planned.flops, |model| Tuning::SHARE_OF_PEAK * model.f32_flops),
         rates_measured: None,
         only_named: false,
     };
@@ -251,8 +159,8 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
 /// A device with what a map or a file says of it: of its memory, of what to leave free, and of its rates.
 pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceInfo> {
     if let Some(like) = &facts.like {
-        let model = find(like, &format!("device.{}.like", info.id))?;
-        info.rates = model.rates(info.id.kind);
+        let model = catalogue::find(like, &format!("device.{}.like", info.id))?;
+        info.rates = rates(model, info.id.kind);
         info.f32_flops = Tuning::SHARE_OF_PEAK * model.f32_flops;
         if info.rules.dtype() == DType::F32 {
             info.rates.flops = info.f32_flops;
@@ -275,6 +183,13 @@ pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceI
         info.free_bytes = info.free_bytes.saturating_sub(reserve.value);
     }
     Ok(info)
+}
+
+/// What long ops are planned with on a device of `kind` that is like `model`, with weights in f16: a share of the peaks.
+/// Through wgpu, tensor cores are out of reach, and an NVIDIA GPU has the rate of f32.
+fn rates(model: &catalogue::Model, kind: DeviceKind) -> Rates {
+    let peak = if model.kind == kind.name() { model.f16_flops } else { model.f32_flops };
+    Rates { flops: Tuning::SHARE_OF_PEAK * peak, bandwidth: model.bandwidth(), link: model.link() }
 }
 
 /// The share of `whole` that `id` is, beside the others in `shares`: its cores, and with them its part of the rates, and
@@ -370,28 +285,5 @@ mod tests {
         assert_eq!(flops([Some(vec![5]), None, None]), [1.0, 2.0, 3.0]);
         // Two that want the same core have half of it each.
         assert_eq!(flops([Some(vec![5]), Some(vec![4, 5]), None]), [0.5, 1.5, 4.0]);
-    }
-
-    #[test]
-    fn every_entry_of_the_catalogue_can_be_used_and_says_its_source() {
-        assert!(catalogue().len() >= 27);
-        for (name, model) in catalogue() {
-            let kind = if model.kind == "cuda" { DeviceKind::Cuda } else { DeviceKind::Wgpu };
-            assert_eq!(model.kind, kind.name(), "{name}");
-            assert_eq!(model.compute.is_some(), kind == DeviceKind::Cuda, "{name}");
-            assert!(model.source.len() > 20, "{name}");
-            assert!((4 << 30..200 << 30).contains(&model.memory_bytes()), "{name}");
-            let rates = model.rates(kind);
-            assert_eq!(rates.flops, model.f16_flops / 2.0, "{name}");
-            assert!(model.f16_flops >= model.f32_flops && model.f32_flops > 1e12, "{name}");
-            assert!((50e9..5e12).contains(&rates.bandwidth) && (5e9..=100e9).contains(&rates.link), "{name}");
-            // The ridge of every GPU of these years lies between; a slip of a power of ten does not.
-            assert!((20.0..500.0).contains(&(model.f16_flops / rates.bandwidth)), "{name}");
-        }
-        for kind in [DeviceKind::Cuda, DeviceKind::Wgpu] {
-            assert!(overhead_bytes(kind) > 0);
-        }
-        assert_eq!(overhead_bytes(DeviceKind::Cpu), 0);
-        assert!(catalogue_file().overhead.values().all(|overhead| overhead.source.len() > 20));
     }
 }

@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{
-    Cost, Located,
+    Cost,
     choose::choose,
-    device_map::{DeviceFacts, DeviceMap, Numerics},
     diagnose::diagnose,
     edges::edges,
     effort::Effort,
@@ -19,7 +18,6 @@ use super::{
     machine::{budget, describe, leave_out_cpu_without_types, resolve_dtype},
     predict::Load,
     problem::Chosen,
-    size::format_bytes,
     trial::Trial,
     tuning::Tuning,
     words::device_list,
@@ -27,6 +25,7 @@ use super::{
 pub use super::{edges::Edge, problem::Rejected};
 use crate::{
     backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass},
+    device_map::{DeviceFacts, DeviceMap, Located, Numerics, size::format_bytes},
     error::{Error, Result},
     models::{
         component::{ComponentId, PerComponent, Stage},

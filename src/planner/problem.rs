@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{
-    Located,
-    device_map::{DeviceMap, InFlight, MapPlace, Numerics},
     layout::{Costs, Layout, fits},
     tuning::Tuning,
 };
 use crate::{
     backend::DeviceId,
+    device_map::{DeviceMap, InFlight, Located, MapPlace, Numerics},
     error::Result,
     models::component::{ComponentId, PerComponent},
     pipeline::placement::{Place, Placement, Reside, Sections},

@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, fmt};
 
 use super::{
     plan::{ComponentPlan, Plan, ReplicaPlan},
-    size::format_bytes,
     words::{device_list, per_second, seconds},
 };
 use crate::{
     backend::DeviceId,
+    device_map::size::format_bytes,
     models::component::PerComponent,
     pipeline::placement::{Place, Reside, Sections, each_once},
 };

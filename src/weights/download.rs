@@ -1,5 +1,31 @@
 //! The files that are needed of a model, and the events of their download.
 
+/// The files of a model that are read, as paths in its folder. The networks' configs decide which files a model has, so
+/// the list is written above this module.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// The configs that a model must have.
+    pub configs: &'static [&'static str],
+    /// The configs that are read if they exist.
+    pub optional_configs: &'static [&'static str],
+    /// What a text needs to become ids: all files of one of these lists.
+    pub texts: &'static [&'static [&'static str]],
+    /// Files for texts that are read if they exist.
+    pub optional_texts: &'static [&'static str],
+    /// The folders with weights.
+    pub weights: &'static [&'static str],
+}
+
+impl Layout {
+    /// The folders whose weights `wanted` includes.
+    pub(super) fn weight_folders(&self, wanted: Wanted) -> &'static [&'static str] {
+        match wanted {
+            Wanted::Configs | Wanted::Texts => &[],
+            Wanted::Everything => self.weights,
+        }
+    }
+}
+
 /// The files of a model that a caller needs: each variant includes the files of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wanted {

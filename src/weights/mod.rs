@@ -7,7 +7,6 @@ pub mod files;
 pub mod hub;
 mod identity;
 mod index;
-mod locate;
 mod names;
 mod offload;
 mod safetensors;
@@ -19,10 +18,9 @@ use std::{
 };
 
 use ::safetensors::Dtype;
-pub use download::{Download, Wanted, is_hub_id};
+pub use download::{Download, Layout, Wanted, is_hub_id};
 pub use files::ModelFiles;
 pub use identity::identity;
-pub use locate::locate;
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;

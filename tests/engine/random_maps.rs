@@ -9,10 +9,11 @@ use std::{
 use crate::common::{maps::Random, model};
 use sdshard::{
     backend,
+    device_map::DeviceMap,
     engine::Engine,
     models::spec::ModelSpec,
     pipeline::{Model, Picture, request::Request},
-    planner::{Largest, device_map::DeviceMap, plan::Plan},
+    planner::{Largest, plan::Plan},
 };
 
 const MAPS: u64 = 200;

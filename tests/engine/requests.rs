@@ -12,6 +12,7 @@ use std::{
 use crate::common::{self, has_facts, model, request};
 use sdshard::{
     backend::{self, DType},
+    device_map::DeviceMap,
     engine::{Engine, Event, Ticket},
     error::{Error, ErrorScope},
     models::component::ComponentId,
@@ -19,7 +20,7 @@ use sdshard::{
         Latents, Metadata, Model, Picture, Progress,
         request::{Output, Request, Start},
     },
-    planner::{Largest, device_map::DeviceMap, plan::Plan},
+    planner::{Largest, plan::Plan},
     weights::ModelFiles,
 };
 

@@ -15,6 +15,7 @@ use sdshard::{
         rules::Rules,
         sim::{Fault, Faults, Fusions, OpStart, Pace, Record, Setup, Waits},
     },
+    device_map::DeviceMap,
     engine::{Engine, Event},
     error::{Error, ErrorScope},
     models::component::PerComponent,
@@ -23,7 +24,7 @@ use sdshard::{
         Model, Picture,
         request::{Output, Request, Rng, Start},
     },
-    planner::{Largest, device_map::DeviceMap, plan::Plan},
+    planner::{Largest, plan::Plan},
     sync::Clock,
     tensor::Tensor,
 };

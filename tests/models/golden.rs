@@ -11,6 +11,7 @@ use crate::common;
 use safetensors::{Dtype, SafeTensors};
 use sdshard::{
     backend::{self, DType, Device, DeviceKind},
+    device_map::DeviceMap,
     engine::Engine,
     models::{
         network::{Network, NetworkSpec},
@@ -24,7 +25,7 @@ use sdshard::{
         request::{Output, Request, Rng, Start},
         stages::{channels_first, channels_last},
     },
-    planner::{Largest, device_map::DeviceMap, plan::Plan},
+    planner::{Largest, plan::Plan},
     scheduler::{NoiseLevel, SchedulerKind, schedule},
     tensor::{Shape, Tensor},
     weights::{ModelFiles, Scope, Weights},

@@ -6,15 +6,14 @@ use std::{fs, path::Path};
 use crate::common::{self, has_facts, message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, rules::Rules},
+    device_map::DeviceMap,
     models::{network::NetworkSpec, spec::ModelSpec},
     planner::{
-        Largest,
-        device_map::DeviceMap,
-        hardware,
+        Largest, hardware,
         plan::{ComponentPlan, Plan},
-        world::World,
     },
     weights::ModelFiles,
+    world::World,
 };
 use serde_json::{Value, json};
 

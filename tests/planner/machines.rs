@@ -7,8 +7,9 @@ use crate::common::{has_facts, message_of, points_at, sdshard, stable_diffusion,
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
+    device_map::SHIPPED,
     models::spec::ModelSpec,
-    planner::{device_map::SHIPPED, hardware},
+    planner::hardware,
     weights::ModelFiles,
 };
 

@@ -3,8 +3,8 @@
 use crate::common::{has_facts, points_at};
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
+    device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy},
     models::spec::ModelSpec,
-    planner::device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy},
     weights::ModelFiles,
 };
 
@@ -86,7 +86,7 @@ unet = "cuda:1"
     assert_eq!(map.strategy.value, Strategy::Single);
     assert_eq!(map.devices.iter().map(|d| d.value).collect::<Vec<_>>(), [cuda(0), cuda(1)]);
     assert_eq!(map.replicas.value, Replicas::Count(1));
-    assert_eq!(COMPONENTS.map(|name| map.dtype.of(name)), [None, Some(DType::F16), None]);
+    assert_eq!(COMPONENTS.map(|name| map.dtype.of(name).value), [None, Some(DType::F16), None]);
     assert_eq!(map.max_memory[&cuda(0)].value, 6 << 30);
     assert_eq!(map.in_flight.value, InFlight::Count(3));
     assert_eq!(map.batch.value, 4);
@@ -182,7 +182,7 @@ cores = "0-3, 8,10-11"
 fn an_empty_map_is_the_default_map() {
     assert_eq!(parse(""), DeviceMap::default());
     assert_eq!(parse("strategy = \"auto\"\nreplicas = 1").strategy.value, Strategy::Balanced);
-    assert_eq!(COMPONENTS.map(|name| parse("dtype = \"bf16\"").dtype.of(name)), [Some(DType::BF16); 3]);
+    assert_eq!(COMPONENTS.map(|name| parse("dtype = \"bf16\"").dtype.of(name).value), [Some(DType::BF16); 3]);
 }
 
 #[test]

@@ -7,10 +7,11 @@ use crate::common::{sdshard, stable_diffusion, succeeds};
 use sdshard::{
     DeviceMap, Largest, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
+    device_map::SHIPPED,
     figure,
     models::{component::ComponentId, spec::ModelSpec},
     pipeline::placement::{Place, Reside},
-    planner::{device_map::SHIPPED, hardware},
+    planner::hardware,
     weights::ModelFiles,
 };
 use serde_json::Value;

@@ -20,6 +20,7 @@ use std::{
 use crate::common;
 use sdshard::{
     error::{Error, ErrorScope},
+    models::locate::LAYOUT,
     weights::{Download, Wanted, hub::Hub},
 };
 use sha2::{Digest, Sha256};
@@ -192,7 +193,7 @@ fn hub(endpoint: &str) -> (tempfile::TempDir, Hub) {
 }
 
 fn resolve(hub: &Hub, wanted: Wanted) -> Result<PathBuf, Error> {
-    hub.resolve("org/name", None, None, wanted, &mut |_| ControlFlow::Continue(()))
+    hub.resolve(&LAYOUT, "org/name", None, None, wanted, &mut |_| ControlFlow::Continue(()))
 }
 
 fn is_right(snapshot: &Path) {
@@ -490,7 +491,7 @@ fn a_download_ends_when_it_is_told_to() {
     let (_folder, mut hub) = hub(&silent.endpoint);
     hub.timeout = Duration::from_secs(600);
     let mut is_unet = false;
-    let ended = hub.resolve("org/name", None, None, Wanted::Everything, &mut |news| {
+    let ended = hub.resolve(&LAYOUT, "org/name", None, None, Wanted::Everything, &mut |news| {
         is_unet |= matches!(&news, Download::File { path, .. } if path == UNET);
         match is_unet && news == Download::Nothing {
             true => ControlFlow::Break(()),
@@ -639,7 +640,8 @@ fn ids_and_revisions_with_odd_characters_reach_neither_the_hub_nor_the_cache() {
     ];
     let cases: Vec<_> = of_ids.chain(revisions.map(|revision| ("org/name".to_owned(), revision.to_owned()))).collect();
     for (id, revision) in cases {
-        let resolved = hub.resolve(&id, Some(&revision), None, Wanted::Configs, &mut |_| ControlFlow::Continue(()));
+        let resolved =
+            hub.resolve(&LAYOUT, &id, Some(&revision), None, Wanted::Configs, &mut |_| ControlFlow::Continue(()));
         let error = resolved.expect_err(&format!("{id:?} {revision:?}")).to_string();
         assert!(error.contains("has the form org/name") || error.contains("a branch, a tag or a commit"), "{error}");
         assert!(!error.replace('\n', "").contains(|c: char| c.is_control()), "{error:?}");
@@ -648,7 +650,8 @@ fn ids_and_revisions_with_odd_characters_reach_neither_the_hub_nor_the_cache() {
     assert!(below(folder.path()).is_empty() && !hub.cache.exists());
     // What the hub itself allows is asked for.
     for revision in ["v1.0", "refs/pr/1", "a-b_c", COMMIT] {
-        hub.resolve("org/name", Some(revision), None, Wanted::Configs, &mut |_| ControlFlow::Continue(())).unwrap();
+        hub.resolve(&LAYOUT, "org/name", Some(revision), None, Wanted::Configs, &mut |_| ControlFlow::Continue(()))
+            .unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ use crate::common::{self, Tiny, json_lines, pixels, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap,
     backend::{DeviceId, DeviceKind},
-    planner::device_map::SHIPPED,
+    device_map::SHIPPED,
 };
 use serde_json::Value;
 

@@ -25,28 +25,12 @@ use self::{
     transfer::{Line, Session},
 };
 use super::{
-    download::{Download, Wanted, is_hub_id},
+    download::{Download, Layout, Wanted, is_hub_id},
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
 use crate::error::{Error, ErrorScope, Result};
 
-/// The files that a model must have.
-const REQUIRED: [&str; 5] =
-    [MODEL_INDEX, "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"];
-/// The files that are read if they exist.
-const OPTIONAL: [&str; 8] = [
-    "safety_checker/config.json",
-    "sdshard.toml",
-    "tokenizer/added_tokens.json",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-];
-/// The folders with weights.
-const WEIGHTS: [&str; 3] = ["text_encoder", "unet", "vae"];
 /// The longest time of a download until its caller can stop it again.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -55,8 +39,8 @@ impl Hub {
     /// default.
     ///
     /// Files in the cache are used without a request to the hub. Otherwise the files that sdshard needs and the cache
-    /// lacks are downloaded into it, from the cached commit or, if there is none, from the newest: the files that
-    /// `wanted` includes, and of each component's weights the safetensors of `variant` or, if there are none, the plain
+    /// lacks are downloaded into it, from the cached commit or, if there is none, from the newest: the files of `layout`
+    /// that `wanted` includes, and of each component's weights the safetensors of `variant` or, if there are none, the plain
     /// ones.
     ///
     /// The download runs in a separate thread. `on_news` receives its events in the calling thread, several times a
@@ -68,6 +52,7 @@ impl Hub {
     /// invalid reply; with [`ErrorScope::Interrupted`] if `on_news` stopped it.
     pub fn resolve(
         &self,
+        layout: &'static Layout,
         id: &str,
         revision: Option<&str>,
         variant: Option<&str>,
@@ -83,8 +68,8 @@ impl Hub {
             return Err(Error::input("a revision is a branch, a tag or a commit").found(shown(revision)));
         }
         index::check_variant(variant)?;
-        let model =
-            Asked { id: id.to_owned(), revision: revision.to_owned(), variant: variant.map(str::to_owned), wanted };
+        let (id_text, revision_text) = (id.to_owned(), revision.to_owned());
+        let model = Asked { layout, id: id_text, revision: revision_text, variant: variant.map(str::to_owned), wanted };
 
         let repo = Repo::new(&self.cache, id);
         let known = repo.commit(revision);
@@ -135,7 +120,7 @@ impl Hub {
             fetch(&path)?;
         }
         let files = ModelFiles::folder(&snapshot)?;
-        for component in weight_folders(model.wanted) {
+        for component in model.layout.weight_folders(model.wanted) {
             let sources = index::find(&files, component, model.variant.as_deref())?;
             sources.files.iter().try_for_each(|path| fetch(path))?;
             if let Some(variant) = model.variant.as_ref().filter(|_| !sources.is_variant) {
@@ -206,6 +191,7 @@ impl Listing {
 
 /// The files of a model that the caller needs.
 struct Asked {
+    layout: &'static Layout,
     id: String,
     revision: String,
     variant: Option<String>,
@@ -218,14 +204,14 @@ impl Asked {
     /// Fails if a config or a component's safetensors are missing.
     fn listed(&self, on_hub: &HashSet<String>) -> Result<Vec<String>> {
         let refuse = |what: String| Error::input(format!("the model on the hub has no {what}"));
-        if let Some(path) = REQUIRED.iter().find(|path| !on_hub.contains(**path)) {
+        let Layout { configs, optional_configs, texts, optional_texts, .. } = *self.layout;
+        if let Some(path) = configs.iter().find(|path| !on_hub.contains(**path)) {
             return Err(refuse((*path).to_owned()).hint("only models in the diffusers layout can be read"));
         }
-        let is_config = |path: &str| !path.starts_with("tokenizer/") || path == "tokenizer/tokenizer_config.json";
-        let is_wanted = |path: &&&str| self.wanted >= Wanted::Texts || is_config(path);
-        let optional = OPTIONAL.iter().filter(|path| on_hub.contains(**path)).filter(is_wanted);
-        let mut paths: Vec<String> = REQUIRED.iter().chain(optional).map(|path| (*path).to_owned()).collect();
-        for component in weight_folders(self.wanted) {
+        let texts = texts.iter().copied().flatten().chain(optional_texts).filter(|_| self.wanted >= Wanted::Texts);
+        let optional = optional_configs.iter().chain(texts).filter(|path| on_hub.contains(**path));
+        let mut paths: Vec<String> = configs.iter().chain(optional).map(|path| (*path).to_owned()).collect();
+        for component in self.layout.weight_folders(self.wanted) {
             let variant = self.variant.as_ref().map(|variant| index::variant_candidates(component, variant));
             let candidates = variant.unwrap_or_default().into_iter().chain(index::plain_candidates(component));
             let path = candidates.into_iter().find(|path| on_hub.contains(path)).ok_or_else(|| {
@@ -242,16 +228,14 @@ impl Asked {
     /// reported that there is no such file.
     fn missing(&self, snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Option<String> {
         let Ok(files) = ModelFiles::folder(snapshot) else { return Some(MODEL_INDEX.to_owned()) };
-        if let Some(missing) = REQUIRED.iter().find(|path| !files.exists(path)) {
-            return Some((*missing).to_owned());
+        let missing_of = |list: &[&'static str]| list.iter().copied().find(|path| !files.exists(path));
+        let texts = if self.wanted >= Wanted::Texts { self.layout.texts } else { &[] };
+        let missing_texts: Option<Vec<&str>> = texts.iter().map(|list| missing_of(list)).collect();
+        let missing_text = missing_texts.and_then(|each| each.last().copied());
+        if let Some(missing) = missing_of(self.layout.configs).or(missing_text) {
+            return Some(missing.to_owned());
         }
-        if self.wanted >= Wanted::Texts && !files.exists("tokenizer/tokenizer.json") {
-            let halves = ["tokenizer/vocab.json", "tokenizer/merges.txt"];
-            if let Some(missing) = halves.into_iter().find(|path| !files.exists(path)) {
-                return Some(missing.to_owned());
-            }
-        }
-        weight_folders(self.wanted).iter().find_map(|component| {
+        self.layout.weight_folders(self.wanted).iter().find_map(|component| {
             match index::find(&files, component, self.variant.as_deref()) {
                 Ok(sources) => {
                     let of_variant = self.variant.as_ref().filter(|_| !sources.is_variant);
@@ -268,12 +252,4 @@ impl Asked {
 /// The file whose absence is stored to record that a component has no files of the variant.
 fn variant_file(component: &str, variant: &str) -> String {
     index::variant_candidates(component, variant).pop().expect("there is a name for every variant")
-}
-
-/// The folders whose weights are needed.
-fn weight_folders(wanted: Wanted) -> &'static [&'static str] {
-    match wanted {
-        Wanted::Configs | Wanted::Texts => &[],
-        Wanted::Everything => &WEIGHTS,
-    }
 }

@@ -2,11 +2,7 @@
 
 use std::{io::ErrorKind, path::Path};
 
-use super::{
-    device_map::{DeviceMap, SHIPPED, Strategy},
-    fields::nearest,
-    grammar,
-};
+use super::{DeviceMap, SHIPPED, Strategy, fields::nearest, grammar};
 use crate::{
     error::{Error, Result},
     input,

@@ -6,11 +6,8 @@ use std::{
 };
 
 use super::{
-    device_map::{
-        DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Replicas, Strategy, starts_with, with_nearest,
-    },
-    fields::Located,
-    hardware,
+    DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Replicas, Strategy, catalogue, fields::Located,
+    starts_with, with_nearest,
 };
 use crate::{
     backend::{DeviceId, DeviceKind},
@@ -347,7 +344,7 @@ impl DeviceFacts {
     pub(super) fn check(&self, id: DeviceId) -> Result<()> {
         let key = |name: &str| format!("device.{id}.{name}");
         if let Some(like) = &self.like {
-            hardware::find(like, &key("like"))?;
+            catalogue::find(like, &key("like"))?;
         }
         match &self.adapter {
             Some(adapter) if id.kind != DeviceKind::Wgpu => {

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    device_map::{
-        DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy,
-        with_nearest,
-    },
+    DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy,
     fields::{Field, Located, Location, Source, nearest},
     size::{parse_accelerate_size, parse_size},
+    with_nearest,
 };
 use crate::{
     backend::{DType, DeviceId, DeviceKind},
@@ -99,7 +97,7 @@ fn strategy_of(fields: &[Field], otherwise: Strategy) -> Result<Strategy> {
 }
 
 /// Reads a file of devices, in its order; `file` is what messages call it.
-pub(super) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Located<DeviceFacts>)>> {
+pub(crate) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Located<DeviceFacts>)>> {
     let file = file.into();
     let source = Source { file: &file, text };
     let root = source.parse(syntax_hint)?;

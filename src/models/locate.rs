@@ -2,13 +2,22 @@
 
 use std::{ops::ControlFlow, path::Path};
 
+use super::index::{DEFAULTS, SCHEDULER, TOKENIZER};
 #[cfg(feature = "hub")]
-use super::hub;
-use super::{
-    download::{Download, Wanted, is_hub_id},
-    files::ModelFiles,
+use crate::weights::hub;
+use crate::{
+    error::{Error, Result},
+    weights::{Download, Layout, ModelFiles, Wanted, files::MODEL_INDEX, is_hub_id},
 };
-use crate::error::{Error, Result};
+
+/// The files of a Stable Diffusion model in diffusers' layout.
+pub const LAYOUT: Layout = Layout {
+    configs: &[MODEL_INDEX, SCHEDULER, "text_encoder/config.json", "unet/config.json", "vae/config.json"],
+    optional_configs: &[DEFAULTS, TOKENIZER, "safety_checker/config.json"],
+    texts: &[&["tokenizer/tokenizer.json"], &["tokenizer/vocab.json", "tokenizer/merges.txt"]],
+    optional_texts: &["tokenizer/added_tokens.json", "tokenizer/special_tokens_map.json"],
+    weights: &["text_encoder", "unet", "vae"],
+};
 
 /// The files of `model`: a diffusers folder, or the id of a model on the hub, which may have a revision and is
 /// downloaded if the cache lacks it. `on_news` receives the events of the download and can stop it.
@@ -36,7 +45,7 @@ pub fn locate(
     #[cfg(feature = "hub")]
     {
         let snapshot = hub::Hub::from_environment()
-            .and_then(|hub| hub.resolve(model, revision, variant, wanted, on_news))
+            .and_then(|hub| hub.resolve(&LAYOUT, model, revision, variant, wanted, on_news))
             .map_err(|error| match error.scope() {
                 crate::error::ErrorScope::Interrupted => error,
                 _ => error.context(format!("there is no folder {model} here, so it is taken for a hub id")),

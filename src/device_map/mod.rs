@@ -2,17 +2,28 @@
 //!
 //! The file is read from the spanned TOML tree by hand (`grammar.rs`), so that every message has the file, the line and
 //! the column, what was found and what is possible. Whatever names a device, a limit or a wish keeps its
-//! [`Location`](super::Location), because some slips show only later: `unet = "cuda:7"` is good TOML on a machine with
+//! [`Location`](Location), because some slips show only later: `unet = "cuda:7"` is good TOML on a machine with
 //! one GPU.
+
+pub mod catalogue;
+mod check;
+mod devices;
+mod fields;
+mod grammar;
+mod load;
+pub mod size;
 
 use std::collections::BTreeMap;
 
-use super::fields::{Located, nearest};
+use fields::nearest;
+pub use fields::{Located, Location};
+pub(crate) use grammar::read_devices;
+
 use crate::backend::{DType, DeviceId};
 pub use crate::weights::Reside;
 
 /// How a map places the two branches of guidance apart.
-pub(super) const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
+const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
 
 /// The maps that come with sdshard: file name and text.
 pub const SHIPPED: [(&str, &str); 11] = [
@@ -114,7 +125,7 @@ pub struct DeviceFacts {
     pub reserve: Option<Located<u64>>,
     /// Bytes of memory in all.
     pub memory: Option<Located<u64>>,
-    /// A device of the catalogue whose rates this one is planned with: see [`catalogue`](super::hardware::catalogue).
+    /// A device of the catalogue whose rates this one is planned with: see [`catalogue`](catalogue::catalogue).
     pub like: Option<Located<String>>,
     /// Floating-point operations per second that long products reach.
     pub flops: Option<Located<f64>>,
@@ -191,20 +202,15 @@ pub struct DTypes {
 }
 
 impl DTypes {
-    /// The type asked for one component.
-    pub fn of(&self, component: &str) -> Option<DType> {
-        self.said(component).value
-    }
-
-    /// The same with the place that says it.
-    pub fn said(&self, component: &str) -> &Located<Option<DType>> {
+    /// The type of one component; `None` is `auto`.
+    pub fn of(&self, component: &str) -> &Located<Option<DType>> {
         self.components.get(component).unwrap_or(&self.default)
     }
 }
 
 impl Strategy {
     /// Every strategy, with its name in a map.
-    pub(super) const NAMED: [(&str, Self); 8] = [
+    const NAMED: [(&str, Self); 8] = [
         ("balanced", Self::Balanced),
         ("auto", Self::Balanced),
         ("balanced_low_0", Self::BalancedLow0),
@@ -215,7 +221,7 @@ impl Strategy {
         ("latency", Self::Latency),
     ];
 
-    pub(super) fn named(name: &str) -> Option<Self> {
+    fn named(name: &str) -> Option<Self> {
         Self::NAMED.iter().find(|(n, _)| *n == name).map(|(_, strategy)| *strategy)
     }
 
@@ -225,7 +231,7 @@ impl Strategy {
     }
 
     /// What is possible, and what was probably meant by `word`.
-    pub(super) fn possible(word: &str) -> String {
+    fn possible(word: &str) -> String {
         let names = Self::NAMED.map(|(name, _)| name);
         let possible = "a strategy is \"balanced\" (the same as \"auto\"), \"balanced_low_0\", \"sequential\", \
                         \"single\", \"diffusers-balanced\", \"throughput\" or \"latency\"";
@@ -255,7 +261,7 @@ impl MapPlace {
         }
     }
 
-    pub(super) fn devices_mut(&mut self) -> Vec<&mut Located<DeviceId>> {
+    fn devices_mut(&mut self) -> Vec<&mut Located<DeviceId>> {
         match self {
             MapPlace::On { device, .. } => vec![device],
             MapPlace::Cut { shards, .. } => shards.values_mut().collect(),
@@ -295,7 +301,7 @@ impl MapPlace {
     }
 
     /// The cuts in it: itself, or those of the branches of guidance.
-    pub(super) fn cuts(&self) -> Vec<&BTreeMap<String, Located<DeviceId>>> {
+    fn cuts(&self) -> Vec<&BTreeMap<String, Located<DeviceId>>> {
         match self {
             MapPlace::On { .. } => Vec::new(),
             MapPlace::Cut { shards, .. } => vec![shards],
@@ -305,7 +311,7 @@ impl MapPlace {
 }
 
 /// Whether `path` is the beginning of `name` in whole steps: `a.b` of `a.b.c`, but not of `a.bc`.
-pub(super) fn starts_with(name: &str, path: &str) -> bool {
+fn starts_with(name: &str, path: &str) -> bool {
     path.is_empty() || name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
@@ -324,7 +330,7 @@ impl DeviceMap {
     }
 
     /// This map and those of its replicas, each with what stands before its keys in messages.
-    pub(super) fn all_maps(&self) -> impl Iterator<Item = (String, &Self)> {
+    pub(crate) fn all_maps(&self) -> impl Iterator<Item = (String, &Self)> {
         let replicas = self.replica.iter().enumerate();
         let replicas = replicas.map(|(index, replica)| (format!("replica[{index}]."), &replica.value));
         std::iter::once((String::new(), self)).chain(replicas)
@@ -341,7 +347,7 @@ impl DeviceMap {
 }
 
 /// `possible`, and which of `names` was probably meant.
-pub(super) fn with_nearest(possible: &str, word: &str, names: &[&str]) -> String {
+fn with_nearest(possible: &str, word: &str, names: &[&str]) -> String {
     match nearest(word, names) {
         Some(near) => format!("{possible}; did you mean \"{near}\"?"),
         None => possible.to_string(),
