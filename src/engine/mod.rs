@@ -42,7 +42,7 @@ use queue::{Queue, Worker};
 use ticket::Submission;
 pub use ticket::{Canceller, Event, Ticket};
 use watch::Watch;
-use worker::{Core, Exit, WorkerPipeline, watch, work};
+use worker::{Core, WorkerPipeline, watch, work};
 
 /// The shortest time without progress after which a device counts as lost.
 const MIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -136,10 +136,10 @@ impl Engine {
             let (pipeline, pool) = (loaded.pipelines[worker.replica].clone(), loaded.pool.clone());
             let batch = plan.replicas[worker.replica].batch;
             let started = start(&self.core, &format!("replica {}", worker.replica), move |core| {
-                let exit = work(core, worker, batch, &pool, &WorkerPipeline { pipeline: &pipeline, slots: &slots });
+                let worked = work(core, worker, batch, &pool, &WorkerPipeline { pipeline: &pipeline, slots: &slots });
                 drop((pipeline, pool, slots));
                 // An abandoned thread is not waited for.
-                if exit == Exit::Done {
+                if worked.is_ok() {
                     core.queue.exit(worker);
                 }
             });

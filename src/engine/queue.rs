@@ -1,5 +1,7 @@
 //! The queue of requests, bounded, the oldest first, and the record of which thread works on which request. The record
 //! ensures that every request ends exactly once, whatever happens to the threads that work on it.
+//!
+//! Which request gets a device next is decided elsewhere: in `pipeline/device_queue.rs`.
 
 use std::collections::VecDeque;
 

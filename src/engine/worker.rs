@@ -1,4 +1,5 @@
-//! The worker threads of the engine: they draw requests and report exactly one result for each.
+//! The worker threads of the engine: they take requests from the queue, make their pictures, and report exactly one
+//! result for each.
 
 use std::{
     any::Any,
@@ -8,7 +9,7 @@ use std::{
 
 use super::{
     pool::WorkerPool,
-    queue::{Claim, Fallout, Next, Noticed, Queue, Worker},
+    queue::{Claim, Fallout, Gone, Next, Noticed, Queue, Worker},
     ticket::{Event, Submission},
     watch::{Silent, Watch},
 };
@@ -43,13 +44,18 @@ impl Core {
         if last.is_empty() { error } else { error.found(format!("the last one was lost because of {last}")) }
     }
 
-    /// Handles devices that failed during a claim: replicas that use them are lost, and the requests concerned get an
-    /// event.
-    fn lose(&self, pool: &WorkerPool, claim: u64, devices: &[DeviceId], error: Error, noticed: Noticed) -> Exit {
+    /// Handles devices that failed during a claim: replicas that use them are lost, and each request of the claim's
+    /// thread gets another try or its error.
+    fn handle_lost_devices(
+        &self,
+        pool: &WorkerPool,
+        claim: u64,
+        devices: &[DeviceId],
+        error: Error,
+        noticed: Noticed,
+    ) -> Result<(), Gone> {
         pool.gates.lose(devices);
-        let Ok(Fallout { jobs, lost_replicas, unassigned }) = self.queue.fail(claim, devices, noticed) else {
-            return Exit::Abandoned;
-        };
+        let Fallout { jobs, lost_replicas, unassigned } = self.queue.fail(claim, devices, noticed)?;
         if !lost_replicas.is_empty() {
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
             tracing::error!("{error}; lost replicas: {lost_replicas:?}");
@@ -66,38 +72,32 @@ impl Core {
             }
         }
         unassigned.into_iter().for_each(|job| job.send_result(Err(self.no_replica())));
-        Exit::Done
+        Ok(())
     }
 
     /// Reports the result of a claim, or starts another try.
-    fn report_result(&self, claim: &Claim<Arc<Submission>>, pool: &WorkerPool, result: Result<Picture>) -> Exit {
+    fn report_result(
+        &self,
+        claim: &Claim<Arc<Submission>>,
+        pool: &WorkerPool,
+        result: Result<Picture>,
+    ) -> Result<(), Gone> {
         let scope = result.as_ref().err().map(|error| error.scope().clone());
         match (result, scope) {
             (Err(error), Some(ErrorScope::Device(device))) => {
-                self.lose(pool, claim.number, &[device], error, Noticed::ByError)
+                self.handle_lost_devices(pool, claim.number, &[device], error, Noticed::ByError)
             }
             (result, scope) => {
-                if self.queue.finish(claim.number).is_err() {
-                    return Exit::Abandoned;
-                }
+                self.queue.finish(claim.number)?;
                 claim.job.send_result(result);
                 if scope == Some(ErrorScope::Process) {
                     let error = || Error::process("the engine stopped after another request's failure");
                     self.queue.stop().into_iter().for_each(|job| job.send_result(Err(error())));
                 }
-                Exit::Done
+                Ok(())
             }
         }
     }
-}
-
-/// The reason why a worker thread ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Exit {
-    /// There is no more work.
-    Done,
-    /// The watchdog had taken the thread's claims: the thread was abandoned.
-    Abandoned,
 }
 
 /// The watchdog thread: takes the claims of threads that have been silent for too long.
@@ -107,54 +107,50 @@ pub(super) fn watch(core: &Arc<Core>) {
         let error = Error::device(*first, format!("it made no progress for {} s", patience.as_secs()));
         // Other requests must not wait for the texts that this one was encoding.
         pool.texts.values().for_each(|texts| texts.give_up(age));
-        core.lose(&pool, claim, &devices, error, Noticed::BySilence);
+        _ = core.handle_lost_devices(&pool, claim, &devices, error, Noticed::BySilence);
     }
 }
 
-/// A worker thread of a replica: runs until there is nothing more to do, or it was abandoned.
+/// A worker thread of a replica: runs until there is nothing more to do.
+///
+/// # Errors
+/// If the watchdog took the thread's claims: the thread is abandoned.
 pub(super) fn work(
     core: &Arc<Core>,
     worker: Worker,
     batch: usize,
     pool: &Arc<WorkerPool>,
-    post: &WorkerPipeline,
-) -> Exit {
+    own: &WorkerPipeline,
+) -> Result<(), Gone> {
     let goes_with = |a: &Arc<Submission>, b: &Arc<Submission>| a.request.goes_with(&b.request);
     while let Some(mut claims) = core.queue.take(worker, batch, goes_with) {
         for claim in &claims {
             let taken = Event::Taken { replica: worker.replica, attempt: claim.attempt, at: core.clock.now() };
-            if core.queue.if_current(claim.number, || claim.job.send_event(taken)).is_err() {
-                return Exit::Abandoned;
-            }
+            core.queue.if_current(claim.number, || claim.job.send_event(taken))?;
         }
         if claims.len() > 1 {
-            let drawn = draw(core, &claims, pool, post);
+            let drawn = draw(core, &claims, pool, own);
             match drawn {
                 Ok(results) => {
                     for (claim, result) in std::mem::take(&mut claims).iter().zip(results) {
-                        if core.report_result(claim, pool, result) == Exit::Abandoned {
-                            return Exit::Abandoned;
-                        }
+                        core.report_result(claim, pool, result)?;
                     }
                 }
                 Err(error) if matches!(error.scope(), ErrorScope::Device(_)) => {
+                    // One report is enough: the queue ends all claims of this thread.
                     let first = std::mem::take(&mut claims).swap_remove(0);
-                    if core.report_result(&first, pool, Err(error)) == Exit::Abandoned {
-                        return Exit::Abandoned;
-                    }
+                    core.report_result(&first, pool, Err(error))?;
                 }
-                // One of the requests caused the error: it fails again when each is drawn alone.
+                // Each request is drawn alone, so that only the one that caused the error fails.
                 Err(error) => tracing::debug!("a batch is taken apart: {error}"),
             }
         }
         for claim in claims {
-            let result = draw(core, std::slice::from_ref(&claim), pool, post).and_then(|mut results| results.remove(0));
-            if core.report_result(&claim, pool, result) == Exit::Abandoned {
-                return Exit::Abandoned;
-            }
+            let result = draw(core, std::slice::from_ref(&claim), pool, own).and_then(|mut results| results.remove(0));
+            core.report_result(&claim, pool, result)?;
         }
     }
-    Exit::Done
+    Ok(())
 }
 
 /// Draws one batch, and reports the progress of each request as long as this thread has its claim.
@@ -162,7 +158,7 @@ fn draw(
     core: &Core,
     claims: &[Claim<Arc<Submission>>],
     pool: &Arc<WorkerPool>,
-    post: &WorkerPipeline,
+    own: &WorkerPipeline,
 ) -> Result<Vec<Result<Picture>>> {
     let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
     let age = claims[0].age;
@@ -179,7 +175,8 @@ fn draw(
             Progress::Step { .. } => core.watch.progressed(*number),
             Progress::Finished(_) => core.watch.end(*number),
         }
-        // A request that is being decoded is nearly done: it is not cancelled.
+        // A request that is being decoded is nearly done: it is not cancelled. One whose stage has ended is cancelled
+        // when the next stage begins.
         let may_stop = !matches!(&progress, Progress::Started { stage: Stage::Decode, .. } | Progress::Finished(_));
         core.queue
             .if_current(*number, || job.send_event(Event::Progress(progress)))
@@ -188,7 +185,7 @@ fn draw(
     };
     let one_is_wanted = claims.iter().any(|claim| !claim.job.cancel.is_asked());
     let drawn = match one_is_wanted {
-        true => catch_unwind(AssertUnwindSafe(|| post.pipeline.generate(&requests, age, post.slots, &mut on))),
+        true => catch_unwind(AssertUnwindSafe(|| own.pipeline.generate(&requests, age, own.slots, &mut on))),
         false => Ok(Err(Error::interrupted())),
     };
     claims.iter().for_each(|claim| core.watch.end(claim.number));

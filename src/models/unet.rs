@@ -71,6 +71,7 @@ impl UnetSpec {
             ));
         }
         config.check(&keys::UNET)?;
+        // `null` means no middle block; a missing key means the default, which has one.
         let has_mid_block = match config.text("mid_block_type")? {
             None => !config.has("mid_block_type"),
             Some("UNetMidBlock2DCrossAttn") => true,
@@ -82,10 +83,6 @@ impl UnetSpec {
         if !LEVELS.contains(&levels) {
             return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
         }
-        const CROSS_DOWN: &str = "CrossAttnDownBlock2D";
-        const CROSS_UP: &str = "CrossAttnUpBlock2D";
-        let down = [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, "DownBlock2D"];
-        let up = ["UpBlock2D", CROSS_UP, CROSS_UP, CROSS_UP];
         let layers_per_block = per_level(&config, "layers_per_block", levels, COUNTS)?.unwrap_or(vec![2; levels]);
         if layers_per_block.iter().any(|&layers| layers != layers_per_block[0]) {
             return Err(config.refuse("layers_per_block", "the same number for every level"));
@@ -97,8 +94,9 @@ impl UnetSpec {
             },
             _ => [required(&config, "sample_size", config.size("sample_size", SAMPLES)?)?; 2],
         };
-        let down_attention = attention(&config, "down_block_types", down, levels)?;
-        let up_attention = attention(&config, "up_block_types", up, levels)?;
+        let down_attention =
+            attention(&config, "down_block_types", ["CrossAttnDownBlock2D", "DownBlock2D"], 3, levels)?;
+        let up_attention = attention(&config, "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"], 0, levels)?;
         // The middle block has attention at the lowest resolution even if the blocks around it have none.
         let attends = |level: usize| {
             down_attention[level] || up_attention[levels - 1 - level] || (has_mid_block && level == levels - 1)
@@ -149,17 +147,21 @@ impl UnetSpec {
     }
 }
 
-/// Whether each level has cross attention: its block type begins with `CrossAttn`.
-fn attention(config: &Object, key: &str, default: [&str; 4], levels: usize) -> Result<Vec<bool>> {
-    let blocks = config.texts(key)?.unwrap_or(default.to_vec());
-    if blocks.len() != levels || blocks.iter().any(|block| !default.contains(block)) {
-        let [mut plain, mut cross] = [default[0], default[3]];
-        if plain.starts_with("Cross") {
-            (plain, cross) = (cross, plain);
-        }
+/// Whether each level has cross attention: its block type is `cross` and not `plain`. Rejects other types. Without the
+/// key all levels have it but the `plain_level`.
+fn attention(
+    config: &Object,
+    key: &str,
+    [cross, plain]: [&str; 2],
+    plain_level: usize,
+    levels: usize,
+) -> Result<Vec<bool>> {
+    let default = || (0..4).map(|level| if level == plain_level { plain } else { cross }).collect();
+    let blocks = config.texts(key)?.unwrap_or_else(default);
+    if blocks.len() != levels || blocks.iter().any(|block| ![cross, plain].contains(block)) {
         return Err(config.refuse(key, &format!("{levels} blocks, each \"{cross}\" or \"{plain}\"")));
     }
-    Ok(blocks.iter().map(|block| block.starts_with("CrossAttn")).collect())
+    Ok(blocks.iter().map(|block| *block == cross).collect())
 }
 
 /// The features of one text: `[tokens, width]` of each text encoder, in the model's order, on the host.
@@ -186,8 +188,8 @@ pub struct Unet {
     conv_out: Conv2d,
     /// The sections of the transformers, in order.
     transformers: Vec<usize>,
-    /// The sections that take a skip tensor, in order.
-    takers: Vec<usize>,
+    /// The sections that use a skip tensor, in order.
+    skip_users: Vec<usize>,
 }
 
 /// A section of the down path, the middle or the up path.
@@ -263,7 +265,7 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
         add("mid_block.attentions.0".to_owned(), Phase::Mid, Kind::Transformer { level: last }, false);
         add("mid_block.resnets.1".to_owned(), Phase::Mid, resnet, false);
     }
-    // Up blocks are numbered from the lowest resolution; each of their residual blocks takes a skip tensor of the down
+    // Up blocks are numbered from the lowest resolution; each of their residual blocks uses a skip tensor of the down
     // path.
     for (i, level) in (0..=last).rev().enumerate() {
         let name = format!("up_blocks.{i}");
@@ -317,26 +319,27 @@ impl Unet {
                 }
                 Kind::Downsample { channels } => Block::Downsample(Downsample::load(&w, channels, Padding::Same)?),
                 Kind::Upsample { channels } => Block::Upsample(Upsample::load(&w, channels)?),
-                Kind::Conv => unreachable!("the first and the last convolution are in no path"),
+                Kind::Conv => unreachable!("`conv_in` and `conv_out` are loaded below"),
             };
             Ok(Layer { block, skip: *skip })
         };
-        let which = |wanted: &dyn Fn(&SectionSpec) -> bool| -> Vec<usize> {
+        let indices_where = |wanted: &dyn Fn(&SectionSpec) -> bool| -> Vec<usize> {
             (0..sections.len()).filter(|&i| wanted(&sections[i])).collect()
         };
-        let path = |phase| which(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();
+        let layers_of =
+            |phase| indices_where(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();
         let (first, out) = (scope(0), scope(sections.len() - 1));
         Ok(Self {
             conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], 3)?,
             linear_1: Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?,
             linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
-            down: path(Phase::Down)?,
-            mid: path(Phase::Mid)?,
-            up: path(Phase::Up)?,
+            down: layers_of(Phase::Down)?,
+            mid: layers_of(Phase::Mid)?,
+            up: layers_of(Phase::Up)?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], groups, eps)?,
             conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,
-            transformers: which(&|section| matches!(section.kind, Kind::Transformer { .. })),
-            takers: which(&|section| section.phase == Phase::Up && section.skip),
+            transformers: indices_where(&|section| matches!(section.kind, Kind::Transformer { .. })),
+            skip_users: indices_where(&|section| section.phase == Phase::Up && section.skip),
             spec: spec.clone(),
         })
     }
@@ -385,13 +388,13 @@ impl Unet {
     /// width, in_channels]`, the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, and the
     /// texts. Input and output are f32.
     ///
-    /// Skip tensors of the down path are copied to the devices of the sections that take them as soon as they are made.
+    /// Skip tensors of the down path are copied to the devices of the sections that use them as soon as they are made.
     ///
     /// [`time_features`]: Unet::time_features
     pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, pass: &ForwardPass) -> Result<Tensor> {
         let latents = pass.take(latents.clone())?;
 
-        // Time embedding. Every residual block begins with SiLU of it, so SiLU is applied once, here.
+        // Time embedding. Each residual block uses SiLU of it, so SiLU is applied once, here.
         let silu = Fuse::activation(Activation::Silu);
         let time = time.cast(pass.dtype())?;
         let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
@@ -399,11 +402,11 @@ impl Unet {
         let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
         let mut texts = texts.0.iter();
         let mut text = || texts.next().expect("`condition` used the same transformers").as_slice();
-        let mut skips: Vec<Tensor> = Vec::with_capacity(self.takers.len());
+        let mut skips: Vec<Tensor> = Vec::with_capacity(self.skip_users.len());
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
-            // Skip tensors are taken in reverse order.
-            let taker = self.takers[self.takers.len() - 1 - skips.len()];
-            skips.push(pass.send(h, taker)?);
+            // Skip tensors are used in reverse order.
+            let user = self.skip_users[self.skip_users.len() - 1 - skips.len()];
+            skips.push(pass.send(h, user)?);
             Ok(())
         };
 
@@ -440,7 +443,7 @@ impl Unet {
                 h = pass.take(h)?.concat_channels(&skip)?;
             }
             h = match &layer.block {
-                // The residual block runs on the device where the skip tensor was concatenated.
+                // The concatenation has begun this section.
                 Block::Resnet(block) => resnet(block, &h)?,
                 Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
                 Block::Upsample(block) => {

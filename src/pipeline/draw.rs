@@ -14,7 +14,7 @@ use super::{
     picture::{Picture, Progress, Span},
     placement::each_once,
     request::{Output, Request},
-    stages::{self, Begin, Denoise, Noise, branches},
+    stages::{self, DenoiseInput, Noise, PictureStart, branches},
     texts::{Known, TextCache},
 };
 use crate::{
@@ -42,7 +42,7 @@ pub struct Pipeline {
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, Progress) -> Result<()>;
 
 /// The state of one request of a batch.
-struct InProgress {
+struct Member {
     spans: Vec<Span>,
     /// The error that stopped the request, if any.
     stopped: Option<Error>,
@@ -51,9 +51,9 @@ struct InProgress {
 /// The requests of one batch in progress.
 struct Batch<'a> {
     requests: &'a [&'a Request],
-    in_progress: Vec<InProgress>,
+    members: Vec<Member>,
     progress: OnProgress<'a>,
-    /// The devices of the last stage, until the request waits for those of the next one.
+    /// The devices of the stage that has just ended. [`Gates::enter`] releases them when the batch asks for the next ones.
     held: Option<DeviceGuard<'a>>,
 }
 
@@ -63,10 +63,10 @@ impl Batch<'_> {
     /// # Errors
     /// If all requests have been stopped.
     fn report(&mut self, i: usize, progress: Progress) -> Result<()> {
-        if self.in_progress[i].stopped.is_none()
+        if self.members[i].stopped.is_none()
             && let Err(error) = (self.progress)(i, progress)
         {
-            self.in_progress[i].stopped = Some(error);
+            self.members[i].stopped = Some(error);
         }
         match self.active().next() {
             Some(_) => Ok(()),
@@ -81,7 +81,7 @@ impl Batch<'_> {
 
     /// The indices of the requests that were not stopped.
     fn active(&self) -> impl Iterator<Item = usize> {
-        (0..self.requests.len()).filter(|&i| self.in_progress[i].stopped.is_none())
+        (0..self.requests.len()).filter(|&i| self.members[i].stopped.is_none())
     }
 }
 
@@ -96,9 +96,9 @@ impl Pipeline {
         &self.parts
     }
 
-    /// The slots of one request in progress, one for each of the denoiser's instances: `keeps` has an arena on each of
-    /// their devices that no other request uses meanwhile, `scratch` a request scratch on each device of those that are cut and shared
-    /// with other requests.
+    /// The slots of one request in progress, one for each of the denoiser's instances. `keeps` has this request's own
+    /// arena on each of their devices. `scratch` has one more arena on each device of a cut instance that other requests
+    /// use in between; it is empty if there is none.
     pub fn slots(&self, keeps: &PersistentArenas, scratch: &[Device]) -> Vec<Slot> {
         self.denoisers().iter().map(|instance| Slot::new(instance, keeps, scratch)).collect()
     }
@@ -112,8 +112,8 @@ impl Pipeline {
     /// requests.
     ///
     /// # Errors
-    /// For all: if a device fails, an arena is full, or every request has been stopped. For one: if it does not fit the
-    /// model, a value is not finite, or `progress` stops it.
+    /// For all: if a device fails, an arena is full, or a text's features are not finite. For one: if it does not fit
+    /// the model, `progress` stops it, or its latents or pixels are not finite.
     pub fn generate(
         &self,
         requests: &[&Request],
@@ -121,12 +121,12 @@ impl Pipeline {
         slots: &[Slot],
         progress: OnProgress,
     ) -> Result<Vec<Result<Picture>>> {
-        let in_progress = requests
+        let members = requests
             .iter()
-            .map(|request| InProgress { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
-        let mut batch = Batch { requests, in_progress: in_progress.collect(), progress, held: None };
+            .map(|request| Member { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
+        let mut batch = Batch { requests, members: members.collect(), progress, held: None };
         let drawn = if batch.active().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
-        let stopped = batch.in_progress.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
+        let stopped = batch.members.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
         match drawn {
             // All requests were stopped, each with its own error.
             Err(_) if stopped.iter().all(Option::is_some) => Ok(stopped.into_iter().flatten().map(Err).collect()),
@@ -147,14 +147,14 @@ impl Pipeline {
     /// of those that were not stopped, each with its index in the batch.
     fn draw<'a>(&'a self, batch: &mut Batch<'a>, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
         let spec = &self.model.spec;
-        let members: Vec<usize> = batch.active().collect();
-        let first = batch.requests[members[0]];
+        let indices: Vec<usize> = batch.active().collect();
+        let first = batch.requests[indices[0]];
         let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
         let guided = first.guidance_scale > 1.0;
 
-        let mut texts = Vec::with_capacity(2 * members.len());
+        let mut texts = Vec::with_capacity(2 * indices.len());
         for kind in [guided.then_some(PromptKind::Negative), Some(PromptKind::Positive)].into_iter().flatten() {
-            for &i in &members {
+            for &i in &indices {
                 let request = batch.requests[i];
                 let text = if kind == PromptKind::Negative { &request.negative_prompt } else { &request.prompt };
                 texts.push(self.features(text, age, i, batch)?);
@@ -163,23 +163,23 @@ impl Pipeline {
 
         let LatentSpec { channels, scale, .. } = spec.latents;
         let shape = Shape::from([1, first.height / scale, first.width / scale, channels]);
-        let begin = |&i: &usize| Begin {
+        let begin = |&i: &usize| PictureStart {
             guidance_scale: batch.requests[i].guidance_scale,
             noise: Noise::new(batch.requests[i]),
         };
-        let images = members.iter().map(begin).collect();
-        let denoise = Denoise { schedule: &schedule, images, shape };
-        let latents = self.denoise(denoise, texts, guided, age, slots, batch)?;
+        let pictures = indices.iter().map(begin).collect();
+        let input = DenoiseInput { schedule: &schedule, pictures, shape };
+        let latents = self.denoise(input, texts, guided, age, slots, batch)?;
 
-        let mut pictures = Vec::with_capacity(members.len());
-        for (i, values) in members.into_iter().zip(latents) {
-            if batch.in_progress[i].stopped.is_none() {
+        let mut pictures = Vec::with_capacity(indices.len());
+        for (i, values) in indices.into_iter().zip(latents) {
+            if batch.members[i].stopped.is_none() {
                 let picture = match values {
                     Ok(values) => self.picture(&values, shape, age, i, batch),
                     Err(error) => Err(error),
                 };
                 match picture {
-                    // A device that failed fails all requests of the batch.
+                    // A device or a process that failed ends the whole batch.
                     Err(error)
                         if !matches!(
                             error.scope(),
@@ -198,7 +198,7 @@ impl Pipeline {
     /// Runs the denoising loop in the first of the denoiser's instances that is free.
     fn denoise<'a>(
         &'a self,
-        denoise: Denoise,
+        input: DenoiseInput,
         texts: Vec<TextFeatures>,
         guided: bool,
         age: u64,
@@ -207,18 +207,18 @@ impl Pipeline {
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let (component, instances) = (self.model.spec.denoiser(), self.denoisers());
         let devices: Vec<_> = instances.iter().map(|instance| instance.devices(guided)).collect();
-        // A request that passes a cut network device by device begins on the first device.
-        let begins = |i: usize| match slots[i].passes {
-            true => vec![instances[i].positive.route.first().id()],
-            false => devices[i].clone(),
+        // A request that holds the devices of a cut network one by one begins with the first.
+        let first_devices = |choice: usize| match slots[choice].one_by_one {
+            true => vec![instances[choice].positive.route.first().id()],
+            false => devices[choice].clone(),
         };
-        let choices: Vec<_> = (0..devices.len()).map(begins).collect();
+        let choices: Vec<_> = (0..devices.len()).map(first_devices).collect();
         let clock = self.gates.clock();
         let (choice, guard) = self.gates.enter(age, Work::Denoise, &choices, batch.held.take())?;
         let (instance, slot) = (&instances[choice], &slots[choice]);
-        let route = slot.passes.then_some(&instance.positive.route);
+        let route = slot.one_by_one.then_some(&instance.positive.route);
         let held_devices = HeldDevices::new(&self.gates, age, component, guard, route);
-        let (calls, started, stage) = (denoise.schedule.steps.len(), clock.now(), Stage::Denoise);
+        let (calls, started, stage) = (input.schedule.steps.len(), clock.now(), Stage::Denoise);
         batch.report_all(&Progress::Started {
             component,
             stage,
@@ -227,14 +227,14 @@ impl Pipeline {
             at: started,
         })?;
         let branches = branches(instance, slot, texts, guided, &held_devices);
-        let latents = stages::denoise(&branches, denoise, |done| {
+        let latents = stages::denoise(&branches, input, |done| {
             batch.report_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
         let (spans, held) = held_devices.finish();
         batch.held = held;
         let whole = Span { component, devices: devices[choice].clone(), started, elapsed: clock.now() - started };
         for i in batch.active().collect::<Vec<_>>() {
-            batch.in_progress[i].spans.extend(spans.iter().cloned());
+            batch.members[i].spans.extend(spans.iter().cloned());
             batch.report(i, Progress::Finished(whole.clone()))?;
         }
         Ok(latents)
@@ -260,7 +260,7 @@ impl Pipeline {
         }
         let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
         let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
-        let spans = std::mem::take(&mut batch.in_progress[i].spans);
+        let spans = std::mem::take(&mut batch.members[i].spans);
         let dtypes = self.denoiser_dtypes(&spans);
         Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })
     }
@@ -294,7 +294,7 @@ impl Pipeline {
         let elapsed = clock.now() - started;
         batch.held = Some(guard);
         let span = Span { component, devices: devices.clone(), started, elapsed };
-        batch.in_progress[i].spans.push(span.clone());
+        batch.members[i].spans.push(span.clone());
         batch.report(i, Progress::Finished(span))?;
         Ok(result)
     }
@@ -358,14 +358,14 @@ impl<'a> HeldDevices<'a> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the current span. Returns all spans since the last call, and the devices that are still held.
+    /// Ends the last span. Returns all spans, and the devices that are still held.
     fn finish(&self) -> (Vec<Span>, Option<DeviceGuard<'a>>) {
-        let held = self.release();
+        let held = self.end_span();
         (std::mem::take(&mut self.spans.lock().unwrap_or_else(PoisonError::into_inner)), held)
     }
 
     /// Ends the current span, and returns its devices.
-    fn release(&self) -> Option<DeviceGuard<'a>> {
+    fn end_span(&self) -> Option<DeviceGuard<'a>> {
         let (guard, started) = self.held().take()?;
         let elapsed = self.gates.clock().now() - started;
         let span = Span { component: self.component, devices: guard.devices().to_vec(), started, elapsed };
@@ -381,7 +381,7 @@ impl SectionHooks for HeldDevices<'_> {
         if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
             return Ok(());
         }
-        let (_, guard) = self.gates.enter(self.age, Work::Denoise, &[vec![device]], self.release())?;
+        let (_, guard) = self.gates.enter(self.age, Work::Denoise, &[vec![device]], self.end_span())?;
         *self.held() = Some((guard, self.gates.clock().now()));
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The metadata of a finished file: everything that is needed to make it again, and nothing about the machine.
+//! The metadata of a finished file: everything that is needed to make it again, and nothing about the machine. The
+//! texts are made here; [`Image::encode_png`](super::image::Image::encode_png) writes them into the file.
 
 use std::collections::BTreeSet;
 

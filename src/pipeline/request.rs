@@ -123,17 +123,7 @@ impl RequestOptions {
             height: self.height.unwrap_or(plain.height),
             ..plain
         };
-        let scale = spec.latents.scale;
-        for (field, pixels) in [("width", request.width), ("height", request.height)] {
-            if pixels == 0 || !pixels.is_multiple_of(scale) {
-                let below = pixels - pixels % scale;
-                let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };
-                return Err(Error::input(format!("{}: has to be a multiple of {scale}", name(field)))
-                    .found(pixels.to_string())
-                    .hint(near));
-            }
-        }
-        request.check(spec)?;
+        request.check_as(spec, name)?;
         Ok(request)
     }
 }
@@ -239,19 +229,27 @@ impl Request {
     /// If a size is not a multiple of the model's scale, there is no step, the guidance scale is not finite, or the
     /// starting noise has another size.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
+        self.check_as(spec, str::to_owned)
+    }
+
+    /// As [`check`](Self::check); `name` gives the name of a field in messages.
+    fn check_as(&self, spec: &ModelSpec, name: impl Fn(&str) -> String) -> Result<()> {
         let scale = spec.latents.scale;
-        for (name, pixels) in [("width", self.width), ("height", self.height)] {
+        for (field, pixels) in [("width", self.width), ("height", self.height)] {
             if pixels == 0 || !pixels.is_multiple_of(scale) {
-                return Err(
-                    Error::input(format!("the {name} has to be a multiple of {scale}")).found(pixels.to_string())
-                );
+                let below = pixels - pixels % scale;
+                let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };
+                return Err(Error::input(format!("{}: has to be a multiple of {scale}", name(field)))
+                    .found(pixels.to_string())
+                    .hint(near));
             }
         }
         if self.steps == 0 {
-            return Err(Error::input("a request needs at least one step"));
+            return Err(Error::input(format!("{}: at least 1 is needed", name("steps"))).found("0"));
         }
         if !self.guidance_scale.is_finite() {
-            return Err(Error::input("the guidance scale has to be finite").found(self.guidance_scale.to_string()));
+            return Err(Error::input(format!("{}: a finite number is needed", name("guidance_scale")))
+                .found(self.guidance_scale.to_string()));
         }
         if let Start::Latents(latents) = &self.start {
             let wanted = spec.latents.channels * (self.width / scale) * (self.height / scale);

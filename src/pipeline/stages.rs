@@ -1,7 +1,8 @@
 //! The three stages of a request: text to features, noise to latents, latents to pixels.
 //!
-//! Each stage begins and ends on the host. The data between stages is small (a few hundred KiB), so a stage needs the
-//! same of its devices' arenas wherever the other stages run, and the planner runs this code on devices without data.
+//! Each stage begins and ends on the host; the data between stages is small (a few hundred KiB). So the memory that a
+//! stage needs does not depend on where the other stages run. The planner uses this: it runs the same code on devices
+//! without data ([`rehearse`]).
 
 use super::{
     device_queue::Work,
@@ -44,25 +45,25 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, hooks: &dyn SectionHooks) -> Resu
 }
 
 /// The input of the denoising loop: one picture, or several of one size as a batch.
-pub struct Denoise<'a> {
+pub struct DenoiseInput<'a> {
     /// The steps.
     pub schedule: &'a Schedule,
     /// The pictures.
-    pub images: Vec<Begin>,
+    pub pictures: Vec<PictureStart>,
     /// The latents of one picture, `[1, height, width, channels]`.
     pub shape: Shape,
 }
 
-/// The input of one picture.
-pub struct Begin {
+/// What one picture starts from.
+pub struct PictureStart {
     /// The guidance scale; only used with two texts.
     pub guidance_scale: f32,
     /// The source of the first latents, and then of the noise of those steps that add some.
     pub noise: Noise,
 }
 
-/// A denoiser with some texts. A request has one branch for all of its texts, or one for the negative prompts and one
-/// for the prompts, which run at the same time if they share no device.
+/// A denoiser with some texts. A batch has one branch for all of its texts, or one for the negative prompts and one for
+/// the positive prompts, which run at the same time if they share no device.
 pub struct Branch<'a> {
     /// The name of the component, for messages.
     pub name: &'a str,
@@ -76,7 +77,7 @@ pub struct Branch<'a> {
     pub keeps: &'a PersistentArenas,
     /// Called before each section.
     pub hooks: &'a (dyn SectionHooks + Sync),
-    /// The texts: one for each picture, or all negative ones followed by all others.
+    /// The texts: one for each picture; if this branch runs both, first all negative prompts, then all positive ones.
     pub texts: Vec<TextFeatures>,
 }
 
@@ -105,7 +106,8 @@ impl Branch<'_> {
         let time = self.denoiser.time_features(step.timestep, self.route.first())?;
         let forward = || self.denoiser.forward(latents, &time, text, &self.pass());
         match (self.offload, &self.route.devices()[..]) {
-            // Every step runs the same ops on the same memory, with nothing in between.
+            // On one device the call can be recorded once and replayed, because every step runs the same ops on the
+            // same addresses.
             (None, [device]) => device.as_one(forward),
             _ => forward(),
         }
@@ -149,46 +151,50 @@ impl Noise {
 }
 
 /// Runs the denoising loop and returns the final latents, `[height, width, channels]` for each picture, or an error for
-/// the picture. The latents are on the devices of the last branch. `progress` is called after each step, the text's
-/// preparation being step 0, and may stop the loop with an error. The guidance follows Ho and Salimans 2022.
+/// the picture. During the loop the latents are on the first device of the last branch. `progress(0)` is called when
+/// the texts are prepared ([`Unet::condition`]), then `progress` after each step; its error stops the loop. The guidance
+/// follows Ho and Salimans 2022.
 ///
 /// # Errors
 /// If a device fails, an arena is full, or `progress` returns an error.
 pub fn denoise(
     branches: &[Branch],
-    mut request: Denoise,
+    mut input: DenoiseInput,
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Result<Vec<f32>>>> {
     let home = branches.last().expect("a request has a prompt");
     let (device, keep) = (home.route.first(), home.keeps.on(home.route.first()));
-    home.hooks.enter(0)?;
+    // The loop's own tensors are on the first device of `home`. Whatever runs a branch may leave this device, so the
+    // loop enters it again before it uses them.
+    let enter_home = || home.hooks.enter(0);
+    enter_home()?;
     let condition = |branch: &Branch| branch.denoiser.condition(&branch.texts, &branch.pass(), branch.keeps);
     let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
     progress(0)?;
-    home.hooks.enter(0)?;
-    let (shape, init_noise_sigma) = (request.shape, request.schedule.init_noise_sigma);
-    let first = |image: &mut Begin| -> Result<Tensor> {
-        let noise = Tensor::new(device, shape, &image.noise.first(shape))?;
+    enter_home()?;
+    let (shape, init_noise_sigma) = (input.shape, input.schedule.init_noise_sigma);
+    let first = |picture: &mut PictureStart| -> Result<Tensor> {
+        let noise = Tensor::new(device, shape, &picture.noise.first(shape))?;
         Tensor::scale_add(shape, &[(init_noise_sigma, &noise, 0)])?.keep(keep)
     };
-    let mut latents = request.images.iter_mut().map(first).collect::<Result<Vec<_>>>()?;
+    let mut latents = input.pictures.iter_mut().map(first).collect::<Result<Vec<_>>>()?;
 
-    let history = request.schedule.history();
+    let history = input.schedule.history();
     let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
-    for (done, step) in request.schedule.steps.iter().enumerate() {
+    for (done, step) in input.schedule.steps.iter().enumerate() {
         let outs = call(branches, &texts, step, &latents)?;
         let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
-        home.hooks.enter(0)?;
+        enter_home()?;
         // The copies arrive in order, on this thread, so that the arena always sees the same allocations.
         let outs = leaving.into_iter().map(Leaving::arrive).collect::<Result<Vec<_>>>()?;
-        for (i, image) in request.images.iter_mut().enumerate() {
-            let out = guide(&outs, i, latents.len(), shape, image.guidance_scale)?;
+        for (i, picture) in input.pictures.iter_mut().enumerate() {
+            let out = guide(&outs, i, latents.len(), shape, picture.guidance_scale)?;
             estimates[i].insert(0, weighted(&[(step.p, &latents[i]), (step.q, &out)])?.keep(keep)?);
             drop(out);
             estimates[i].truncate(history.max(1));
             let fresh = match step.noise {
                 0.0 => None,
-                _ => Some(Tensor::new(device, shape, &image.noise.next(shape))?),
+                _ => Some(Tensor::new(device, shape, &picture.noise.next(shape))?),
             };
             latents[i] = advance(step, &latents[i], &estimates[i], fresh.as_ref())?.keep(keep)?;
         }
@@ -225,15 +231,15 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
     }
 }
 
-/// `negative + scale * (positive - negative)` of picture `i` among `images`, as one weighted sum; without guidance, the
-/// only output.
-fn guide(outs: &[Tensor], i: usize, images: usize, shape: Shape, scale: f32) -> Result<Tensor> {
+/// `negative + scale * (positive - negative)` of picture `i` of `count`, as one weighted sum; without guidance, the
+/// picture's own row of the only output.
+fn guide(outs: &[Tensor], i: usize, count: usize, shape: Shape, scale: f32) -> Result<Tensor> {
     match outs {
         [negative, positive] => Tensor::scale_add(shape, &[(1.0 - scale, negative, i), (scale, positive, i)]),
-        [both] if both.dim(0) == 2 * images => {
-            Tensor::scale_add(shape, &[(1.0 - scale, both, i), (scale, both, images + i)])
+        [both] if both.dim(0) == 2 * count => {
+            Tensor::scale_add(shape, &[(1.0 - scale, both, i), (scale, both, count + i)])
         }
-        [one] if images == 1 => Ok(one.clone()),
+        [one] if count == 1 => Ok(one.clone()),
         outs => Tensor::scale_add(shape, &[(1.0, &outs[0], i)]),
     }
 }
@@ -336,8 +342,8 @@ pub struct Sample<'a> {
 }
 
 /// Runs the stage of one component on a sample. `keeps` has an arena on each of its devices; `progress` is called after
-/// each step of the denoising loop, the texts' preparation being step 0. Returns the number of calls of the network
-/// after the preparation.
+/// each step of the denoising loop, and with 0 when the texts are prepared. Returns the number of calls of the network
+/// without the preparation.
 ///
 /// # Errors
 /// If an arena is full, or `progress` returns an error.
@@ -362,13 +368,14 @@ pub fn rehearse(
         Stage::Denoise => {
             let text: TextFeatures = spec.texts().map(|text| vec![0.0; text.values()]).collect();
             let texts = vec![text; if sample.guided { 2 * sample.batch } else { sample.batch }];
-            let begin = || Begin { guidance_scale: 2.0, noise: Noise::zeros() };
-            let images = (0..sample.batch).map(|_| begin()).collect();
+            // Any scale above 1, so that neither text has the weight 0.
+            let begin = || PictureStart { guidance_scale: 2.0, noise: Noise::zeros() };
+            let pictures = (0..sample.batch).map(|_| begin()).collect();
             let slot = Slot::new(instance, keeps, &[]);
             // Two branches run in parallel, so their sections have no common order to report.
             let hooks = if instance.negative.is_some() { &NoHooks } else { hooks };
             let branches = branches(instance, &slot, texts, sample.guided, hooks);
-            denoise(&branches, Denoise { schedule: sample.schedule, images, shape }, &mut progress)?;
+            denoise(&branches, DenoiseInput { schedule: sample.schedule, pictures, shape }, &mut progress)?;
             sample.schedule.steps.len()
         }
         Stage::Decode => {

@@ -12,7 +12,7 @@ use sdshard::{
         Instance, Model, Placed, Slot, branches,
         model::{Source, load},
         placement::Reside,
-        stages::{self, Begin, Denoise, Noise},
+        stages::{self, DenoiseInput, Noise, PictureStart},
     },
     scheduler::schedule,
     tensor::Shape,
@@ -158,9 +158,10 @@ fn denoise(
     let text =
         |phase: f32| TextFeatures::from([(0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect::<Vec<f32>>()]);
     let schedule = schedule(&spec.scheduler_for(None).unwrap(), 3).unwrap();
-    let images = scales.iter().map(|&guidance_scale| Begin { guidance_scale, noise: Noise::zeros() }).collect();
+    let pictures =
+        scales.iter().map(|&guidance_scale| PictureStart { guidance_scale, noise: Noise::zeros() }).collect();
     let request =
-        Denoise { schedule: &schedule, images, shape: Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]) };
+        DenoiseInput { schedule: &schedule, pictures, shape: Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]) };
     let slot = Slot::new(place, &keeps, scratch);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();
