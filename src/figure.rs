@@ -12,7 +12,7 @@ use crate::{
     pipeline::placement::{Place, Reside},
     planner::{
         plan::{ComponentPlan, DevicePlan, Edge, Plan, ReplicaPlan},
-        predict::Span,
+        predict::PredictedSpan,
         words::{per_second, seconds},
     },
 };
@@ -293,11 +293,11 @@ fn timeline(svg: &mut Svg, plan: &Plan) {
         let style = format!("font-size=\"12\" fill=\"{INK}\"");
         svg.text((MARGIN, y + LANE / 2.0 + 4.0), &style, &device.id.to_string());
         // Consecutive spans of the same request and stage are drawn as one: the steps of the loop.
-        let goes_on = |last: &Span, span: &Span| {
+        let goes_on = |last: &PredictedSpan, span: &PredictedSpan| {
             let gap = span.from - (last.from + last.held);
             (last.request, last.station) == (span.request, span.station) && gap < end / (right - left)
         };
-        let mut stretches: Vec<Span> = Vec::new();
+        let mut stretches: Vec<PredictedSpan> = Vec::new();
         for span in run.spans.iter().filter(|span| span.device == number) {
             match stretches.last_mut() {
                 Some(last) if goes_on(last, span) => {

@@ -12,7 +12,7 @@ use crate::{backend::DeviceKind, error::Result};
 #[serde(deny_unknown_fields)]
 struct Catalogue {
     overhead: BTreeMap<String, Overhead>,
-    device: BTreeMap<String, Model>,
+    device: BTreeMap<String, CatalogueDevice>,
 }
 
 /// What a process occupies on a kind of device before it holds anything.
@@ -27,7 +27,7 @@ struct Overhead {
 /// One device of the catalogue.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model {
+pub struct CatalogueDevice {
     /// What its maker calls it.
     pub name: String,
     /// Its backend: `cuda` or `wgpu`.
@@ -45,7 +45,7 @@ pub struct Model {
     pub source: String,
 }
 
-impl Model {
+impl CatalogueDevice {
     /// All of its memory, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         parse_size(&self.memory).expect("a test reads every size of the catalogue")
@@ -53,16 +53,16 @@ impl Model {
 
     /// Bytes of its memory per second.
     pub fn bandwidth(&self) -> f64 {
-        per_second(&self.bandwidth)
+        bytes_per_second(&self.bandwidth)
     }
 
     /// Bytes per second between it and the host.
     pub fn link(&self) -> f64 {
-        per_second(&self.link)
+        bytes_per_second(&self.link)
     }
 }
 
-fn per_second(text: &str) -> f64 {
+fn bytes_per_second(text: &str) -> f64 {
     parse_size(text.trim_end_matches("/s")).expect("a test reads every rate of the catalogue") as f64
 }
 
@@ -72,7 +72,7 @@ fn catalogue_file() -> &'static Catalogue {
 }
 
 /// The catalogue: devices by the names that `like` takes.
-pub fn catalogue() -> &'static BTreeMap<String, Model> {
+pub fn catalogue() -> &'static BTreeMap<String, CatalogueDevice> {
     &catalogue_file().device
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn overhead_bytes(kind: DeviceKind) -> u64 {
 }
 
 /// The device of the catalogue that `like` names; `key` is for one made in code.
-pub(crate) fn find(like: &Located<String>, key: &str) -> Result<&'static Model> {
+pub(crate) fn find(like: &Located<String>, key: &str) -> Result<&'static CatalogueDevice> {
     let names: Vec<&str> = catalogue().keys().map(String::as_str).collect();
     catalogue().get(&like.value.to_ascii_lowercase()).ok_or_else(|| {
         let known = format!("the catalogue has {}", names.join(", "));

@@ -19,13 +19,13 @@ use crate::{
 };
 
 /// The most requests that a replica works on at once: each has a thread.
-const MOST_IN_FLIGHT: usize = 1024;
+const MAX_IN_FLIGHT: usize = 1024;
 
 /// The most requests that go through the UNet in one call: every number up to it is tried without data.
-const LARGEST_BATCH: usize = 64;
+const MAX_BATCH: usize = 64;
 
 /// Rates that times can be told from: whoever counts in them means something.
-const FLOPS: Range<f64> = 1e6..1e21;
+const PLAUSIBLE_FLOPS: Range<f64> = 1e6..1e21;
 
 impl DeviceMap {
     /// What must hold in a map for any model on any machine. `parse` has called it; a map made in code needs it.
@@ -56,14 +56,14 @@ impl DeviceMap {
     fn check_values(&self, prefix: &str) -> Result<()> {
         let key = |name: &str| format!("{prefix}{name}");
         if let InFlight::Count(count) = self.in_flight.value
-            && let Some(problem) = not_a_number_of_requests(count, MOST_IN_FLIGHT)
+            && let Some(problem) = count_problem(count, MAX_IN_FLIGHT)
         {
             let refused = self.in_flight.refuse(&key("in_flight"), problem);
-            return Err(refused.hint(format!("\"auto\", or a whole number from 1 to {MOST_IN_FLIGHT}")));
+            return Err(refused.hint(format!("\"auto\", or a whole number from 1 to {MAX_IN_FLIGHT}")));
         }
-        if let Some(problem) = not_a_number_of_requests(self.batch.value, LARGEST_BATCH) {
+        if let Some(problem) = count_problem(self.batch.value, MAX_BATCH) {
             let refused = self.batch.refuse(&key("batch"), problem);
-            return Err(refused.hint(format!("a whole number from 1 to {LARGEST_BATCH}")));
+            return Err(refused.hint(format!("a whole number from 1 to {MAX_BATCH}")));
         }
         let mut seen = BTreeSet::new();
         for device in &self.devices {
@@ -187,17 +187,17 @@ impl DeviceMap {
     /// Names the first entry for which this is not so.
     pub fn check_model(&self, spec: &ModelSpec) -> Result<()> {
         let names = spec.names();
-        let no_such = |error: Error, name: &str| {
+        let unknown_component = |error: Error, name: &str| {
             error.hint(with_nearest(&format!("the components are {}", names.join(", ")), name, &names))
         };
         for (_, map) in self.all_maps() {
             if let Some((name, dtype)) = map.dtype.components.iter().find(|(name, _)| spec.component(name).is_none()) {
-                return Err(no_such(dtype.refuse(&format!("dtype.{name}"), "no such component"), name));
+                return Err(unknown_component(dtype.refuse(&format!("dtype.{name}"), "no such component"), name));
             }
             for (name, pool) in &map.components {
                 let key = format!("components.{name}");
                 let Some(component) = spec.component(name).map(|id| &spec.components[id]) else {
-                    return Err(no_such(pool.refuse(&key, "no such component"), name));
+                    return Err(unknown_component(pool.refuse(&key, "no such component"), name));
                 };
                 let guided = pool.value.iter().find(|place| matches!(place, MapPlace::Guided { .. }));
                 if let (Some(place), true) = (guided, component.stage() != Stage::Denoise) {
@@ -248,9 +248,9 @@ fn check_shards(
         let refused = device.refuse(&key, "the model has no such part").found(format!("{path:?}"));
         return Err(refused.hint(with_nearest(&all(), path, &names)));
     }
-    let homeless: Vec<_> =
+    let without_device: Vec<_> =
         borders.iter().filter(|border| !shards.keys().any(|path| starts_with(border, path))).cloned().collect();
-    if homeless.is_empty() {
+    if without_device.is_empty() {
         return Ok(());
     }
     // The first shard shows which cut of a pool is meant.
@@ -258,7 +258,7 @@ fn check_shards(
         Some(device) => device.refuse(key, "no device for a part that no path of this cut names"),
         None => pool.refuse(key, "no device for any part"),
     };
-    Err(refused.found(homeless.join(", ")).hint("the path \"\" is the rest: shards = { \"\" = \"cuda:0\", … }"))
+    Err(refused.found(without_device.join(", ")).hint("the path \"\" is the rest: shards = { \"\" = \"cuda:0\", … }"))
 }
 
 /// One component's places: at least one, none twice, and each of a good form.
@@ -365,10 +365,11 @@ impl DeviceFacts {
             }
             _ => {}
         }
-        if let Some(flops) = self.flops.as_ref().filter(|flops| !FLOPS.contains(&flops.value)) {
-            return Err(flops
-                .refuse(&key("flops"), "no device has so many operations per second")
-                .hint(format!("from {:e} to {:e}; flops = 82.6e12 is 82.6 TFLOP/s", FLOPS.start, FLOPS.end)));
+        if let Some(flops) = self.flops.as_ref().filter(|flops| !PLAUSIBLE_FLOPS.contains(&flops.value)) {
+            return Err(flops.refuse(&key("flops"), "no device has so many operations per second").hint(format!(
+                "from {:e} to {:e}; flops = 82.6e12 is 82.6 TFLOP/s",
+                PLAUSIBLE_FLOPS.start, PLAUSIBLE_FLOPS.end
+            )));
         }
         match &self.count {
             Some(count) if count.value == 0 => {
@@ -380,10 +381,10 @@ impl DeviceFacts {
 }
 
 /// What is wrong with a number of requests, if something is.
-fn not_a_number_of_requests(count: usize, most: usize) -> Option<String> {
+fn count_problem(count: usize, max: usize) -> Option<String> {
     match count {
         0 => Some("there has to be at least one request".to_string()),
-        _ if count > most => Some(format!("at most {most} requests")),
+        _ if count > max => Some(format!("at most {max} requests")),
         _ => None,
     }
 }

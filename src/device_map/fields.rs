@@ -70,10 +70,10 @@ pub struct Location {
 }
 
 /// The most characters of a line that a location keeps and a message shows.
-pub const SHOWN: usize = 120;
+pub const MAX_SHOWN: usize = 120;
 
 /// The most bytes of a file that is read here: far more than any map or description of a machine needs.
-const LARGEST_FILE: usize = 256 << 10;
+const MAX_FILE_BYTES: usize = 256 << 10;
 
 impl Location {
     /// An input error about this place: `file:line:column: key: problem`, and the line with carets underneath.
@@ -86,7 +86,7 @@ impl Location {
         let margin = " ".repeat(number.len());
         let text = self.text.replace('\t', " "); // a tab would move the carets
         let before = self.column - 1 - self.skipped;
-        let carets = " ".repeat(before) + &"^".repeat(self.width.min(SHOWN.saturating_sub(before)).max(1));
+        let carets = " ".repeat(before) + &"^".repeat(self.width.min(MAX_SHOWN.saturating_sub(before)).max(1));
         let excerpt = [format!("  {margin} |"), format!("  {number} | {text}"), format!("  {margin} | {carets}")];
         Error::input(format!("{self}: {key}{problem}")).lines(excerpt)
     }
@@ -103,21 +103,21 @@ impl Display for Location {
 
 /// A file's text.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct TomlText<'a> {
     /// What messages call the file.
     pub file: &'a Arc<str>,
     /// The whole text.
     pub text: &'a str,
 }
 
-impl<'a> Source<'a> {
+impl<'a> TomlText<'a> {
     /// The file as a tree. `hint` may know what to try from the place that is no TOML.
     pub fn parse(&self, hint: impl Fn(&Location) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
-        if self.text.len() > LARGEST_FILE {
+        if self.text.len() > MAX_FILE_BYTES {
             return Err(Error::input(format!(
                 "{}: a file of more than {} KiB is not read",
                 self.file,
-                LARGEST_FILE >> 10
+                MAX_FILE_BYTES >> 10
             ))
             .found(format!("{} bytes", self.text.len())));
         }
@@ -143,7 +143,7 @@ impl<'a> Source<'a> {
         let key = |name: &str| if path.is_empty() { quoted(name) } else { format!("{path}.{}", quoted(name)) };
         let field = |(name, value): (&'a Spanned<_>, _)| {
             let text: &'a std::borrow::Cow<'a, str> = name.get_ref();
-            Field { source: *self, key: key(text), name: text, name_span: name.span(), value }
+            Field { toml: *self, key: key(text), name: text, name_span: name.span(), value }
         };
         let mut fields: Vec<_> = table.iter().map(field).collect();
         fields.sort_by_key(|field| field.name_span.start);
@@ -152,34 +152,34 @@ impl<'a> Source<'a> {
 
     /// Where a span of bytes is; one of several lines is cut off at the end of its first.
     fn locate(&self, key: &str, span: Range<usize>) -> Location {
-        let start = floor_char(self.text, span.start);
+        let start = char_boundary(self.text, span.start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = self.text[start..].find('\n').map_or(self.text.len(), |newline| start + newline);
         let line = self.text[line_start..line_end].trim_end_matches('\r');
-        let end = floor_char(self.text, span.end).clamp(start, (line_start + line.len()).max(start));
+        let end = char_boundary(self.text, span.end).clamp(start, (line_start + line.len()).max(start));
         let before = self.text[line_start..start].chars().count();
         // Of a long line what is around the place: most of it behind, where the value goes on.
-        let skipped = if line.chars().nth(SHOWN).is_none() { 0 } else { before.saturating_sub(SHOWN / 4) };
+        let skipped = if line.chars().nth(MAX_SHOWN).is_none() { 0 } else { before.saturating_sub(MAX_SHOWN / 4) };
         Location {
             file: self.file.clone(),
             key: key.to_string(),
             line: self.text[..start].matches('\n').count() + 1,
             column: before + 1,
             width: self.text[start..end].chars().count().max(1),
-            text: line.chars().skip(skipped).take(SHOWN).collect(),
+            text: line.chars().skip(skipped).take(MAX_SHOWN).collect(),
             skipped,
         }
     }
 }
 
 /// The largest border between characters that is not behind `at`.
-fn floor_char(text: &str, at: usize) -> usize {
+fn char_boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
 /// A key and its value.
 pub(super) struct Field<'a> {
-    source: Source<'a>,
+    toml: TomlText<'a>,
     /// As one would point at it: `components.unet`.
     pub key: String,
     /// The last part of the key; empty for an element of an array.
@@ -192,18 +192,18 @@ pub(super) struct Field<'a> {
 impl<'a> Field<'a> {
     /// `value`, as said by this field's value.
     pub fn located<T>(&self, value: T) -> Located<T> {
-        Located { value, location: Some(self.source.locate(&self.key, self.value.span())) }
+        Located { value, location: Some(self.toml.locate(&self.key, self.value.span())) }
     }
 
     /// `value`, as said by this field as a whole: the location is the name's.
     pub fn located_at_name<T>(&self, value: T) -> Located<T> {
-        Located { value, location: Some(self.source.locate(&self.key, self.name_span.clone())) }
+        Located { value, location: Some(self.toml.locate(&self.key, self.name_span.clone())) }
     }
 
     /// `value`, as said by the name and the value together.
     pub fn located_as_entry<T>(&self, value: T) -> Located<T> {
         let span = self.name_span.start..self.value.span().end;
-        Located { value, location: Some(self.source.locate(&self.key, span)) }
+        Located { value, location: Some(self.toml.locate(&self.key, span)) }
     }
 
     /// An error about the value, which is shown as what was found.
@@ -218,7 +218,7 @@ impl<'a> Field<'a> {
 
     /// Whether the name is followed by a dot, which makes a table of what may have been meant as one name.
     pub fn is_dotted(&self) -> bool {
-        self.source.text[self.name_span.end..].trim_start_matches([' ', '\t']).starts_with('.')
+        self.toml.text[self.name_span.end..].trim_start_matches([' ', '\t']).starts_with('.')
     }
 
     /// The value as text, if it is text.
@@ -251,7 +251,7 @@ impl<'a> Field<'a> {
     pub fn items(&self) -> Option<Vec<Field<'a>>> {
         let DeValue::Array(items) = self.value.get_ref() else { return None };
         let item = |value: &'a Spanned<DeValue<'a>>| Field {
-            source: self.source,
+            toml: self.toml,
             key: self.key.clone(),
             name: "",
             name_span: value.span(),
@@ -263,7 +263,7 @@ impl<'a> Field<'a> {
     /// The entries, if the value is a table.
     pub fn table(&self) -> Option<Vec<Field<'a>>> {
         let DeValue::Table(table) = self.value.get_ref() else { return None };
-        Some(self.source.table_fields(&self.key, table))
+        Some(self.toml.table_fields(&self.key, table))
     }
 
     /// The value for a message.
@@ -322,30 +322,30 @@ mod tests {
 
     #[test]
     fn a_location_counts_characters_and_keeps_to_one_line() {
-        let source = Source { file: &"m.toml".into(), text: "a = 1\r\nü = [\n 2]" };
-        let at = source.locate("ü", source.text.find('[').unwrap()..source.text.len());
+        let toml = TomlText { file: &"m.toml".into(), text: "a = 1\r\nü = [\n 2]" };
+        let at = toml.locate("ü", toml.text.find('[').unwrap()..toml.text.len());
         assert_eq!((at.line, at.column, at.width, at.text.as_str()), (2, 5, 1, "ü = ["));
         assert!(at.refuse("no").to_string().starts_with("m.toml:2:5: ü: no\n"));
-        let end = source.locate("", source.text.len()..source.text.len());
+        let end = toml.locate("", toml.text.len()..toml.text.len());
         assert_eq!((end.line, end.column, end.width), (3, 4, 1));
-        let newline = source.locate("", 5..6);
+        let newline = toml.locate("", 5..6);
         assert_eq!((newline.line, newline.column, newline.width, newline.text.as_str()), (1, 6, 1, "a = 1"));
     }
 
     #[test]
     fn a_location_in_a_long_line_keeps_only_what_is_around_it() {
         let text = format!("devices = [{}\"gpu0\", {}]", "\"ä\", ".repeat(400), "\"b\", ".repeat(40_000));
-        let source = Source { file: &"m.toml".into(), text: &text[..200_000] };
+        let toml = TomlText { file: &"m.toml".into(), text: &text[..200_000] };
         let start = text.find("\"gpu0\"").unwrap();
-        let at = source.locate("devices", start..start + 6);
-        assert_eq!((at.line, at.column, at.text.chars().count()), (1, 12 + 400 * 5, SHOWN));
+        let at = toml.locate("devices", start..start + 6);
+        assert_eq!((at.line, at.column, at.text.chars().count()), (1, 12 + 400 * 5, MAX_SHOWN));
         let message = at.refuse("no").to_string();
         let [.., line, carets] = message.lines().collect::<Vec<_>>()[..] else { panic!("{message}") };
         let caret = carets.chars().position(|c| c == '^').unwrap();
         assert_eq!(line.chars().skip(caret).take(6).collect::<String>(), "\"gpu0\"");
         assert_eq!(carets.matches('^').count(), 6);
         // The whole array is meant: the carets end with what is shown of the line.
-        let whole = source.locate("devices", 10..text.len()).refuse("no").to_string();
-        assert!(whole.lines().all(|line| line.chars().count() < SHOWN + 20), "{whole}");
+        let whole = toml.locate("devices", 10..text.len()).refuse("no").to_string();
+        assert!(whole.lines().all(|line| line.chars().count() < MAX_SHOWN + 20), "{whole}");
     }
 }

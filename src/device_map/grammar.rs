@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy,
-    fields::{Field, Located, Location, Source, nearest},
+    fields::{Field, Located, Location, TomlText, nearest},
     size::{parse_accelerate_size, parse_size},
     with_nearest,
 };
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The keys that stand before the first `[table]`, and the tables.
-const TOP_LEVEL: [&str; 11] = [
+const TOP_LEVEL_KEYS: [&str; 11] = [
     "strategy",
     "devices",
     "replicas",
@@ -28,10 +28,10 @@ const TOP_LEVEL: [&str; 11] = [
     "replica",
 ];
 /// Those of a `[[replica]]`.
-const REPLICA: [&str; 7] = ["strategy", "devices", "in_flight", "batch", "numerics", "max_memory", "components"];
-const FACTS: [&str; 9] = ["adapter", "cores", "reserve", "memory", "like", "flops", "bandwidth", "link", "count"];
+const REPLICA_KEYS: [&str; 7] = ["strategy", "devices", "in_flight", "batch", "numerics", "max_memory", "components"];
+const FACT_KEYS: [&str; 9] = ["adapter", "cores", "reserve", "memory", "like", "flops", "bandwidth", "link", "count"];
 /// The keys of a place that is a table: those that go together.
-const PLACES: [&[&str]; 3] = [&["shards", "reside"], &["negative", "positive"], &["execute", "reside"]];
+const PLACE_KEY_SETS: [&[&str]; 3] = [&["shards", "reside"], &["negative", "positive"], &["execute", "reside"]];
 const PLACE_KEYS: [&str; 5] = ["execute", "reside", "negative", "positive", "shards"];
 
 const LIMITS_FORM: &str = "a device and a size on each line: \"cuda:0\" = \"6GiB\"";
@@ -50,15 +50,15 @@ const MAX_CORE: usize = 65_535;
 /// Reads a map; `file` is what messages call it.
 pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
     let file = file.into();
-    let source = Source { file: &file, text };
-    let root = source.parse(syntax_hint)?;
+    let toml = TomlText { file: &file, text };
+    let root = toml.parse(syntax_hint)?;
     let mut map = DeviceMap::default();
-    let mut fields = source.fields(root.get_ref());
+    let mut fields = toml.fields(root.get_ref());
     let strategy = strategy_of(&fields, Strategy::default())?;
     // A replica is the map with what the replica says instead.
     fields.sort_by_key(|field| field.name == "replica");
     for field in fields {
-        if field.set(&mut map, strategy)? {
+        if field.set_in(&mut map, strategy)? {
             continue;
         }
         match field.name {
@@ -75,15 +75,15 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
                     Some(items) if !items.is_empty() => field.not_too_many("replicas", items)?,
                     _ => return Err(field.refuse("an array of tables is wanted").hint(form)),
                 };
-                let whole = map.clone();
+                let top_level = map.clone();
                 for (index, mut replica) in replicas.into_iter().enumerate() {
                     replica.key = format!("replica[{index}]");
-                    map.replica.push(replica.replica(&whole, strategy)?);
+                    map.replica.push(replica.replica(&top_level, strategy)?);
                 }
             }
             name => {
-                let keys = format!("the keys of a device map are {}", TOP_LEVEL.join(", "));
-                return Err(field.refuse_name("no such key").hint(with_nearest(&keys, name, &TOP_LEVEL)));
+                let keys = format!("the keys of a device map are {}", TOP_LEVEL_KEYS.join(", "));
+                return Err(field.refuse_name("no such key").hint(with_nearest(&keys, name, &TOP_LEVEL_KEYS)));
             }
         }
     }
@@ -91,19 +91,19 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
 }
 
 /// The strategy that `fields` name, wherever it stands; how sizes are read depends on it.
-fn strategy_of(fields: &[Field], otherwise: Strategy) -> Result<Strategy> {
+fn strategy_of(fields: &[Field], default: Strategy) -> Result<Strategy> {
     let strategy = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
-    Ok(strategy.map_or(otherwise, |strategy| strategy.value))
+    Ok(strategy.map_or(default, |strategy| strategy.value))
 }
 
 /// Reads a file of devices, in its order; `file` is what messages call it.
 pub(crate) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Located<DeviceFacts>)>> {
     let file = file.into();
-    let source = Source { file: &file, text };
-    let root = source.parse(syntax_hint)?;
+    let toml = TomlText { file: &file, text };
+    let root = toml.parse(syntax_hint)?;
     let form = "[device.\"cuda:0\"], then memory = \"8GiB\"";
     let mut devices = Vec::new();
-    for field in source.fields(root.get_ref()) {
+    for field in toml.fields(root.get_ref()) {
         if field.name != "device" {
             let hint = format!("a file of devices has {form}, and nothing else");
             return Err(field.refuse_name("no such key").hint(hint));
@@ -120,7 +120,7 @@ pub(crate) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Loca
 /// The grammar of single values.
 impl<'a> Field<'a> {
     /// Puts this field into `map`, if it is one that a `[[replica]]` may have as well.
-    fn set(&self, map: &mut DeviceMap, strategy: Strategy) -> Result<bool> {
+    fn set_in(&self, map: &mut DeviceMap, strategy: Strategy) -> Result<bool> {
         match self.name {
             "strategy" => map.strategy = self.strategy()?,
             "devices" => map.devices = self.devices()?,
@@ -135,8 +135,8 @@ impl<'a> Field<'a> {
     }
 
     /// One `[[replica]]` of a map whose top level is `whole`, with this strategy.
-    fn replica(&self, whole: &DeviceMap, strategy: Strategy) -> Result<Located<DeviceMap>> {
-        let mut map = DeviceMap { replicas: Located::default(), ..whole.clone() };
+    fn replica(&self, top_level: &DeviceMap, strategy: Strategy) -> Result<Located<DeviceMap>> {
+        let mut map = DeviceMap { replicas: Located::default(), ..top_level.clone() };
         let fields = self.entries("devices = [\"cuda:0\"]")?;
         let strategy = strategy_of(&fields, strategy)?;
         if let Some(devices) = fields.iter().find(|field| field.name == "devices") {
@@ -148,8 +148,8 @@ impl<'a> Field<'a> {
         map.device.retain(|id, _| listed.is_empty() || listed.contains(id));
         for field in fields {
             match field.name {
-                _ if field.set(&mut map, strategy)? => {}
-                name if TOP_LEVEL.contains(&name) => {
+                _ if field.set_in(&mut map, strategy)? => {}
+                name if TOP_LEVEL_KEYS.contains(&name) => {
                     let problem = match name {
                         "dtype" => "replicas share one type of weights, or a prompt would give another picture in each",
                         _ => "this is said once, for the whole map",
@@ -158,7 +158,11 @@ impl<'a> Field<'a> {
                     return Err(field.refuse_name(problem).hint(hint));
                 }
                 name => {
-                    return Err(field.refuse_name("no such key").hint(with_nearest(&replica_keys(), name, &REPLICA)));
+                    return Err(field.refuse_name("no such key").hint(with_nearest(
+                        &replica_keys(),
+                        name,
+                        &REPLICA_KEYS,
+                    )));
                 }
             }
         }
@@ -278,9 +282,9 @@ impl<'a> Field<'a> {
         };
         let has = |names: &[&str]| entries.iter().any(|entry| names.contains(&entry.name));
         let form = match () {
-            () if has(&["shards"]) => PLACES[0],
-            () if has(&["negative", "positive"]) => PLACES[1],
-            () => PLACES[2],
+            () if has(&["shards"]) => PLACE_KEY_SETS[0],
+            () if has(&["negative", "positive"]) => PLACE_KEY_SETS[1],
+            () => PLACE_KEY_SETS[2],
         };
         if let Some(entry) = entries.iter().find(|entry| !form.contains(&entry.name)) {
             if !PLACE_KEYS.contains(&entry.name) {
@@ -377,8 +381,8 @@ impl<'a> Field<'a> {
                 "link" => facts.link = Some(fact.bytes_per_second()?),
                 "count" => facts.count = Some(fact.number_from_1("devices")?),
                 name => {
-                    let known = format!("the facts about a device are {}", FACTS.join(", "));
-                    let hint = fact.misplaced().unwrap_or_else(|| with_nearest(&known, name, &FACTS));
+                    let known = format!("the facts about a device are {}", FACT_KEYS.join(", "));
+                    let hint = fact.misplaced().unwrap_or_else(|| with_nearest(&known, name, &FACT_KEYS));
                     return Err(fact.refuse_name("no such key").hint(hint));
                 }
             }
@@ -500,10 +504,10 @@ impl<'a> Field<'a> {
         let table = self.key.strip_suffix(self.name)?.trim_end_matches('.');
         let name = self.name;
         match table.strip_prefix("replica[").and_then(|rest| rest.split_once("].")) {
-            Some((_, table)) if REPLICA.contains(&name) => Some(format!(
+            Some((_, table)) if REPLICA_KEYS.contains(&name) => Some(format!(
                 "`{name}` belongs directly under [[replica]]: TOML puts every key that follows [replica.{table}] into it"
             )),
-            _ => TOP_LEVEL.contains(&name).then(|| {
+            _ => TOP_LEVEL_KEYS.contains(&name).then(|| {
                 format!("`{name}` belongs above the first [table]: TOML puts every key that follows [{table}] into it")
             }),
         }
@@ -511,7 +515,7 @@ impl<'a> Field<'a> {
 }
 
 fn replica_keys() -> String {
-    format!("the keys of a [[replica]] are {}", REPLICA.join(", "))
+    format!("the keys of a [[replica]] are {}", REPLICA_KEYS.join(", "))
 }
 
 const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\", \"wgpu:N\" or \"device:N\", N counted from 0";

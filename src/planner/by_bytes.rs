@@ -1,5 +1,5 @@
-//! The strategies that know bytes: each component whole, on one device. The search is a pure function of sizes and budgets,
-//! so that a placement can be foreseen and tested for machines that are not here.
+//! The strategies that decide by bytes alone and place each component whole on one device. The search is a pure
+//! function of sizes and budgets, so its placements can be tested without the devices.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Cost,
-    layout::resident,
+    layout::resident_device,
     problem::{Chosen, Family, Problem, Rejected},
     search,
     tuning::Tuning,
@@ -23,38 +23,38 @@ use crate::{
     world::share,
 };
 
-/// One component, with what it needs on each device: weights are smaller where they are computed in f16.
+/// A component and its cost on each device. The cost depends on the device, because f16 weights are smaller than f32.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ComponentSize {
-    /// As in `model_index.json`.
+    /// The name in `model_index.json`.
     pub name: String,
-    /// On each device that it may be placed on.
-    pub on: BTreeMap<DeviceId, Cost>,
+    /// The cost on each device that the component may be placed on.
+    pub costs: BTreeMap<DeviceId, Cost>,
 }
 
 impl ComponentSize {
     fn new(problem: &Problem, component: ComponentId, devices: &[DeviceId]) -> Result<Self> {
         let costs = problem.costs;
-        let on = devices.iter().map(|id| Ok((*id, costs.whole(component, *id)?))).collect::<Result<_>>()?;
-        Ok(Self { name: costs.name(component).to_string(), on })
+        let by_device = devices.iter().map(|id| Ok((*id, costs.whole(component, *id)?))).collect::<Result<_>>()?;
+        Ok(Self { name: costs.name(component).to_string(), costs: by_device })
     }
 
-    /// What it needs on a device; nothing is known of others than it was made for.
+    /// The cost on a device; zero for a device that is not in `costs`.
     fn cost(&self, id: DeviceId) -> Cost {
-        self.on.get(&id).copied().unwrap_or_default()
+        self.costs.get(&id).copied().unwrap_or_default()
     }
 
-    /// The most that it needs on a device of its own.
-    fn most_alone(&self) -> u64 {
-        self.on.values().map(Cost::alone_bytes).max().unwrap_or(0)
+    /// The largest number of bytes that it needs on any device that it has for itself.
+    fn max_alone_bytes(&self) -> u64 {
+        self.costs.values().map(Cost::alone_bytes).max().unwrap_or(0)
     }
 }
 
-/// What a device may hold.
+/// A device with the bytes that may be used on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DeviceBudget {
     pub id: DeviceId,
-    /// Bytes for weights and arenas.
+    /// The limit in bytes for weights and arenas together.
     pub bytes: u64,
 }
 
@@ -63,12 +63,13 @@ impl DeviceBudget {
         devices.iter().map(|&id| Self { id, bytes: problem.budget(id) }).collect()
     }
 
-    pub fn room(&self) -> String {
+    pub fn describe_free(&self) -> String {
         format!("{} free on {}", format_bytes(self.bytes), self.id)
     }
 }
 
-/// What components need together on one device: weights and keep arenas add up, the transient arena is shared.
+/// The bytes that components need together on one device: the sum of their weights and persistent arenas, and the
+/// largest of their transient arenas.
 pub(super) fn needed_bytes(components: impl IntoIterator<Item = Cost>) -> u64 {
     let (resident, arena) = components
         .into_iter()
@@ -76,20 +77,20 @@ pub(super) fn needed_bytes(components: impl IntoIterator<Item = Cost>) -> u64 {
     resident + arena
 }
 
-/// What a strategy that knows bytes makes of `devices`.
+/// Places the components on `devices` by a strategy that decides by bytes.
 pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> {
     let costs = problem.costs;
     let mut budgets = DeviceBudget::all(problem, devices);
-    // What the map places in another way than whole on one device only leaves less room.
+    // A component that the map cuts, offloads or pools is not placed here; its bytes are subtracted from the budgets.
     let (mut components, mut sizes, mut requested) = (Vec::new(), Vec::new(), Vec::new());
     for (component, places) in problem.named.iter() {
-        let on = match places.as_deref() {
-            Some([place]) => resident(place).filter(|id| devices.contains(id)),
+        let named_device = match places.as_deref() {
+            Some([place]) => resident_device(place).filter(|id| devices.contains(id)),
             _ => None,
         };
-        if let (Some(places), None) = (places, on) {
+        if let (Some(places), None) = (places, named_device) {
             for place in places {
-                for (id, cost) in costs.of(component, place, 1)? {
+                for (id, cost) in costs.place_costs(component, place, 1)? {
                     if let Some(budget) = budgets.iter_mut().find(|budget| budget.id == id) {
                         budget.bytes = budget.bytes.saturating_sub(cost.resident_bytes());
                     }
@@ -99,7 +100,7 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
         }
         components.push(component);
         sizes.push(ComponentSize::new(problem, component, devices)?);
-        requested.push(on);
+        requested.push(named_device);
     }
     let replica = |placed: &[DeviceId]| {
         let placed: BTreeMap<ComponentId, DeviceId> = components.iter().copied().zip(placed.iter().copied()).collect();
@@ -113,24 +114,24 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
     let placed = match place_replicas(strategy, problem.map.replicas.value, &sizes, &requested, &budgets) {
         Ok(placed) => placed,
         Err(refused) if matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0) => {
-            return not_whole(problem, devices, refused);
+            return cut_or_offload(problem, devices, refused);
         }
         Err(refused) => return Err(refused),
     };
     let layouts = placed.iter().map(|placed| replica(placed)).collect::<Result<Vec<_>>>()?;
     let mut rejected = Vec::new();
     if let [placed] = &placed[..] {
-        let (_, mine) = costs.fullest(&layouts)?;
+        let (_, chosen_bytes) = costs.fullest_device(&layouts)?;
         let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
         for other in others.filter(|other| *other != strategy) {
             let why = match place(other, &sizes, &requested, &budgets) {
                 Ok(same) if same == *placed => continue,
                 Ok(other) => {
-                    let (device, bytes) = costs.fullest([&replica(&other)?])?;
-                    let difference = match bytes.cmp(&mine) {
-                        Ordering::Less => format!("{} less", format_bytes(mine - bytes)),
+                    let (device, bytes) = costs.fullest_device([&replica(&other)?])?;
+                    let difference = match bytes.cmp(&chosen_bytes) {
+                        Ordering::Less => format!("{} less", format_bytes(chosen_bytes - bytes)),
                         Ordering::Equal => "as much".to_string(),
-                        Ordering::Greater => format!("{} more", format_bytes(bytes - mine)),
+                        Ordering::Greater => format!("{} more", format_bytes(bytes - chosen_bytes)),
                     };
                     format!("the fullest device, {device}, would hold {}: {difference}", format_bytes(bytes))
                 }
@@ -139,49 +140,56 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
             rejected.push(Rejected { what: format!("strategy \"{}\"", other.name()), why });
         }
     }
-    let why = match strategy {
+    let reason = match strategy {
         Strategy::Sequential => "the devices are filled in order".to_string(),
         Strategy::Single => "the first device that holds the whole pipeline".to_string(),
         _ => {
-            let (id, bytes) = costs.fullest(&layouts)?;
+            let (id, bytes) = costs.fullest_device(&layouts)?;
             let (held, budget) = (format_bytes(bytes), format_bytes(problem.budget(id)));
             format!("evens out the bytes; the fullest device, {id}, holds {held} of {budget}")
         }
     };
-    Ok(Chosen { layouts, why, rejected })
+    Ok(Chosen { layouts, reason, rejected })
 }
 
-/// Where not everything fits whole: cut, and where that is not enough, weights offloaded. `refused` is said of the rest.
-fn not_whole(problem: &Problem, devices: &[DeviceId], refused: Error) -> Result<Chosen> {
+/// Chooses a cut of the components, or else offloaded weights, if they do not fit whole. `refused` is the error for
+/// that.
+fn cut_or_offload(problem: &Problem, devices: &[DeviceId], refused: Error) -> Result<Chosen> {
     let groups = match problem.map.replicas.value {
         Replicas::Count(count) => partition(devices, count),
         Replicas::Max => vec![devices],
     };
     let whole = Rejected { what: "every component whole on one device".to_string(), why: first_line(&refused) };
     let mut chosen = Chosen { rejected: vec![whole], ..Chosen::default() };
-    let search = search::Search::new(*problem);
+    let search = search::ReplicaSearch::new(*problem);
     for group in groups {
         let found = search.run(group, true)?;
         let best = |family| found.iter().find(|(other, _)| *other == Some(family)).map(|(_, scored)| scored);
-        let (scored, why) = match (best(Family::Cut), best(Family::Offloaded)) {
+        let (scored, reason) = match (best(Family::Cut), best(Family::Offloaded)) {
             (Some(cut), _) => (cut, "what no device holds whole is cut where fewest bytes cross"),
             (None, Some(offloaded)) => {
                 (offloaded, "no cut fits either, so weights are offloaded to the host's memory or the disk")
             }
             (None, None) => return Err(refused),
         };
-        chosen.why = why.to_string();
+        chosen.reason = reason.to_string();
         chosen.layouts.extend(scored.layouts.clone());
     }
     Ok(chosen)
 }
 
-/// Why nothing fits on `devices`, if not even whole components would.
-pub(super) fn refuse(problem: &Problem, devices: &[DeviceId]) -> Result<()> {
+/// Whether whole components fit on `devices`.
+///
+/// # Errors
+/// If they do not fit, with the largest obstacle.
+pub(super) fn check_whole(problem: &Problem, devices: &[DeviceId]) -> Result<()> {
     let size = |component| ComponentSize::new(problem, component, devices);
     let sizes = problem.costs.components().map(size).collect::<Result<Vec<_>>>()?;
-    let requested: Vec<Option<DeviceId>> =
-        problem.named.iter().map(|(_, places)| places.as_ref().and_then(|places| resident(&places[0]))).collect();
+    let requested: Vec<Option<DeviceId>> = problem
+        .named
+        .iter()
+        .map(|(_, places)| places.as_ref().and_then(|places| resident_device(&places[0])))
+        .collect();
     place(Strategy::Balanced, &sizes, &requested, &DeviceBudget::all(problem, devices)).map(drop)
 }
 
@@ -189,26 +197,29 @@ fn first_line(error: &Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_string()
 }
 
-/// A device for each of `components`, in their order, out of `devices`, the preferred one first.
+/// Chooses a device for each of `components`, in their order. `devices` has the preferred device first.
 ///
-/// `named` has one entry for each component: a device that the map demands, or `None` for the strategy to choose.
-/// The same input always gives the same placement. Fails if something does not fit, and says by how much.
+/// `named` has one entry for each component: the device that the map requires, or `None` if the strategy may choose.
+/// The same input always gives the same placement.
+///
+/// # Errors
+/// If something does not fit, with the bytes that are needed and free.
 pub(super) fn place(
     strategy: Strategy,
     components: &[ComponentSize],
     named: &[Option<DeviceId>],
     devices: &[DeviceBudget],
 ) -> Result<Vec<DeviceId>> {
-    let mut search = Search::new(strategy, components, named, devices)?;
+    let mut search = PlacementSearch::new(strategy, components, named, devices)?;
     search.place_next(0, 0, &mut search.named.clone());
     match search.best.take() {
         Some((_, placement)) => Ok(placement.iter().map(|&device| devices[device].id).collect()),
-        None => Err(search.refuse()),
+        None => Err(search.explain_failure()),
     }
 }
 
-/// A placement for each replica; replica r has the r-th group of [`partition`]. [`Replicas::Max`] is the largest number of
-/// groups in which every group holds a whole pipeline.
+/// Chooses a placement for each replica: replica r uses the r-th group of [`partition`]. [`Replicas::Max`] is the
+/// largest number of groups such that every group holds a whole pipeline.
 fn place_replicas(
     strategy: Strategy,
     replicas: Replicas,
@@ -222,7 +233,8 @@ fn place_replicas(
     replica_counts(replicas, devices.len(), place_groups)
 }
 
-/// What `place_groups` makes of as many groups as `replicas` says, or of the most that work, out of `devices`.
+/// Calls `place_groups` with the number of groups that `replicas` gives, at most `devices`; for [`Replicas::Max`] with
+/// the largest number for which it succeeds.
 pub(super) fn replica_counts<T>(
     replicas: Replicas,
     devices: usize,
@@ -237,28 +249,28 @@ pub(super) fn replica_counts<T>(
     }
 }
 
-/// Divides `items` into `groups` contiguous groups, at least one, whose sizes differ by at most one: the larger ones first.
+/// Divides `items` into `groups` contiguous groups, larger groups first. Their sizes differ by at most one.
 pub(super) fn partition<T>(items: &[T], groups: usize) -> Vec<&[T]> {
     (0..groups).map(|group| &items[share(items.len(), group, groups)]).collect()
 }
 
-/// All placements of one pipeline's components, of which a strategy says the devices of each and which one is best. Devices
-/// are indices into `devices`.
-struct Search<'a> {
+/// A search through the placements of one pipeline's components. The strategy determines which devices are tried for a
+/// component and which placement is best. Devices are indices into `devices`.
+struct PlacementSearch<'a> {
     strategy: Strategy,
     components: &'a [ComponentSize],
     devices: &'a [DeviceBudget],
-    /// Where the map demands a device, its index.
+    /// The index of the device that the map requires for each component, if any.
     named: Vec<Option<usize>>,
-    /// Components in the order in which they are placed.
+    /// The order in which components are placed.
     sequence: Vec<usize>,
-    /// Placements of some or all components that may still be looked at.
-    left: usize,
-    /// The first of the best: its rank, and the device of each component.
+    /// The number of complete or partial placements that may still be examined.
+    steps_left: usize,
+    /// The best placement so far: its rank, and the device of each component.
     best: Option<(Vec<u64>, Vec<usize>)>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> PlacementSearch<'a> {
     fn new(
         strategy: Strategy,
         components: &'a [ComponentSize],
@@ -279,14 +291,14 @@ impl<'a> Search<'a> {
         let named = components.iter().zip(named).map(index).collect::<Result<_>>()?;
         let mut sequence: Vec<usize> = (0..components.len()).collect();
         if !matches!(strategy, Strategy::Sequential | Strategy::Single) {
-            // The largest has most to choose from.
-            sequence.sort_by_key(|&c| Reverse(components[c].most_alone()));
+            // The largest component is placed first, because it fits on the fewest devices.
+            sequence.sort_by_key(|&c| Reverse(components[c].max_alone_bytes()));
         }
-        Ok(Self { strategy, components, devices, named, sequence, left: Tuning::MAX_PLACEMENTS, best: None })
+        Ok(Self { strategy, components, devices, named, sequence, steps_left: Tuning::MAX_PLACEMENTS, best: None })
     }
 
-    /// The devices that the strategy tries for a component, if the one before it is on `last`: `single` keeps to one
-    /// device, and `sequential` never goes back.
+    /// The devices that the strategy tries for a component if the previous component is on `last`: `single` stays on
+    /// that device, and `sequential` never returns to an earlier one.
     fn choices(&self, is_first: bool, last: usize) -> Range<usize> {
         match self.strategy {
             Strategy::Single if !is_first => last..last + 1,
@@ -295,13 +307,14 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What the strategy compares, the smaller the better: `balanced` the fullest device, then the next fullest, and so on;
-    /// `balanced_low_0` what is on the first device before all this. The others take the first placement that fits.
+    /// The values by which the strategy compares placements, smaller is better. `balanced` compares the fullest device,
+    /// then the next fullest, and so on; `balanced_low_0` compares the first device before these. The other strategies
+    /// take the first placement that fits, so their rank is empty.
     fn rank(&self, mut loads: Vec<u64>) -> Vec<u64> {
         match self.strategy {
             Strategy::Sequential | Strategy::Single => loads.clear(),
             Strategy::BalancedLow0 => loads[1..].sort_unstable_by_key(|load| Reverse(*load)),
-            // The last three know other things and place for themselves; by these bytes alone they are this.
+            // The last three strategies have searches of their own. This one serves only for their error messages.
             Strategy::Balanced | Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => {
                 loads.sort_unstable_by_key(|load| Reverse(*load));
             }
@@ -309,18 +322,18 @@ impl<'a> Search<'a> {
         loads
     }
 
-    /// Tries all devices for the component that is `next` in the sequence, and so all placements that start like this one.
-    /// Of equally good ones the first stays: it has the first component on the earliest device, then the next one.
+    /// Tries all devices for the component at position `next` of the sequence, and so all placements that begin like
+    /// `placement`. Of equally good placements the first is kept.
     fn place_next(&mut self, next: usize, last: usize, placement: &mut Vec<Option<usize>>) {
-        if self.left == 0 {
+        if self.steps_left == 0 {
             return;
         }
-        self.left -= 1;
+        self.steps_left -= 1;
         let loads = self.loads(placement);
         if !self.fits(&loads) {
             return;
         }
-        // More components never make a load smaller, so what is no better now will not be.
+        // Adding a component never reduces a load, so a partial placement that is already worse cannot become better.
         let rank = self.rank(loads);
         if self.best.as_ref().is_some_and(|(best, _)| rank.is_empty() || rank[0] > best[0]) {
             return;
@@ -342,34 +355,35 @@ impl<'a> Search<'a> {
         placement[component] = None;
     }
 
-    /// What `placement` puts on each device; components without a device yet are left out.
+    /// The bytes on each device; components that have no device yet are not counted.
     fn loads(&self, placement: &[Option<usize>]) -> Vec<u64> {
-        let on = |device: usize| {
-            let here = self.components.iter().zip(placement).filter(move |(_, d)| **d == Some(device));
-            needed_bytes(here.map(|(component, _)| component.cost(self.devices[device].id)))
+        let load = |device: usize| {
+            let on_device = self.components.iter().zip(placement).filter(move |(_, d)| **d == Some(device));
+            needed_bytes(on_device.map(|(component, _)| component.cost(self.devices[device].id)))
         };
-        (0..self.devices.len()).map(on).collect()
+        (0..self.devices.len()).map(load).collect()
     }
 
     fn fits(&self, loads: &[u64]) -> bool {
         loads.iter().zip(self.devices).all(|(load, device)| *load <= device.bytes)
     }
 
-    fn room(&self) -> String {
-        list(self.devices.iter().map(DeviceBudget::room))
+    fn describe_free(&self) -> String {
+        list(self.devices.iter().map(DeviceBudget::describe_free))
     }
 
-    /// Why there is no placement: what the map itself demands, else one component, else all together.
-    fn refuse(&self) -> Error {
+    /// The error if there is no placement. It names the components that the map places, if they do not fit; else a
+    /// component that fits on no device; else all components.
+    fn explain_failure(&self) -> Error {
         let hint = "a smaller picture, more `devices`, or more in [max_memory] if it is set";
 
         for (index, load) in self.loads(&self.named).into_iter().enumerate() {
             let device = &self.devices[index];
             if load > device.bytes {
-                let here = self.components.iter().zip(&self.named).filter(|(_, named)| **named == Some(index));
-                let names = list(here.map(|(component, _)| component.name.clone()));
+                let on_device = self.components.iter().zip(&self.named).filter(|(_, named)| **named == Some(index));
+                let names = list(on_device.map(|(component, _)| component.name.clone()));
                 return Error::input(format!("{names} placed on {} by name: {} needed", device.id, format_bytes(load)))
-                    .found(device.room())
+                    .found(device.describe_free())
                     .hint(hint);
             }
         }
@@ -386,20 +400,20 @@ impl<'a> Search<'a> {
                 format_bytes(cost.weight_bytes),
                 format_bytes(cost.activation_bytes + cost.keep_bytes),
             ))
-            .found(self.room())
+            .found(self.describe_free())
             .hint(hint);
         }
-        let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.most_alone()))));
+        let parts = list(self.components.iter().map(|c| format!("{} {}", c.name, format_bytes(c.max_alone_bytes()))));
         match self.strategy {
             Strategy::Single => Error::input(format!(
                 "the pipeline fits on no single device: it needs {} ({parts})",
                 format_bytes(needed_bytes(self.components.iter().map(on_roomiest)))
             ))
-            .found(self.room())
+            .found(self.describe_free())
             .hint(format!("strategy = \"balanced\"; or {hint}")),
             Strategy::Sequential => {
                 Error::input(format!("strategy \"{}\" leaves a device too full: {parts}", self.strategy.name()))
-                    .found(self.room())
+                    .found(self.describe_free())
                     .hint(format!("strategy = \"balanced\", which tries every placement; or {hint}"))
             }
             Strategy::Balanced
@@ -407,7 +421,7 @@ impl<'a> Search<'a> {
             | Strategy::DiffusersBalanced
             | Strategy::Throughput
             | Strategy::Latency => Error::input(format!("the components do not fit on the devices together: {parts}"))
-                .found(self.room())
+                .found(self.describe_free())
                 .hint(hint),
         }
     }
@@ -426,11 +440,11 @@ mod tests {
 
     fn component(name: &str, weights: u64, activations: u64) -> ComponentSize {
         let cost = Cost { weight_bytes: weights, activation_bytes: activations, ..Cost::default() };
-        let on = (0..8).map(|i| (DeviceId::new(DeviceKind::Cuda, i), cost)).collect();
-        ComponentSize { name: name.to_string(), on }
+        let costs = (0..8).map(|i| (DeviceId::new(DeviceKind::Cuda, i), cost)).collect();
+        ComponentSize { name: name.to_string(), costs }
     }
 
-    /// Roughly SD 1.5 in f16, in tenths of a GiB.
+    /// Approximately SD 1.5 in f16, in tenths of a GiB.
     fn pipeline() -> Vec<ComponentSize> {
         let tenth = GIB / 10;
         vec![
@@ -471,11 +485,11 @@ mod tests {
     fn balanced_evens_out_the_fullest_device() {
         for (gib, expected) in [
             (&[24][..], [0, 0, 0]),
-            // The text encoder fills up the VAE's 2.1 GiB to 2.3; with the UNet it would be 2.4.
+            // With the text encoder, the VAE's device holds 2.3 GiB instead of 2.1; the UNet's device would hold 2.4.
             (&[24, 24], [1, 0, 1]),
             (&[24, 24, 24], [2, 0, 1]),
             (&[24, 24, 24, 24], [2, 0, 1]),
-            // The first device is too small for the UNet and the VAE: everything that fits nowhere else is kept.
+            // The first device is too small for the UNet and for the VAE, so both are on the other device.
             (&[1, 24], [0, 1, 1]),
             (&[1, 4, 1], [0, 1, 1]),
         ] {
@@ -485,7 +499,7 @@ mod tests {
 
     #[test]
     fn balanced_finds_the_only_placement_that_fits() {
-        // Largest first onto the emptiest device would put 5 and 3 + 3 apart and have no room for the last 4.
+        // A greedy search puts 5 on one device and 3 + 3 on the other, and the last 4 fits on neither.
         let sizes = [5, 4, 3, 3].map(|gib| component(&format!("c{gib}"), gib * GIB, 0));
         let placement = place(Strategy::Balanced, &sizes, &[None; 4], &devices(&[9, 6])).unwrap();
         assert_eq!(indices(&placement), [0, 0, 1, 1]);
@@ -495,8 +509,8 @@ mod tests {
     fn a_component_has_the_size_of_the_device_that_it_is_on() {
         let ids = devices(&[3, 3]);
         let mut sizes = pipeline();
-        // In f32 it is twice as large.
-        for size in sizes.iter_mut().filter_map(|component| component.on.get_mut(&ids[0].id)) {
+        // Weights in f32 are twice as large.
+        for size in sizes.iter_mut().filter_map(|component| component.costs.get_mut(&ids[0].id)) {
             size.weight_bytes *= 2;
         }
         assert_eq!(indices(&place(Strategy::Balanced, &sizes[..2], &[None; 2], &ids).unwrap()), [0, 1]);
@@ -515,7 +529,7 @@ mod tests {
             (&[24][..], [0, 0, 0]),
             (&[24, 24], [1, 1, 1]),
             (&[24, 24, 24], [2, 1, 2]),
-            // The second device cannot hold all; what goes to the first is the least that can.
+            // The second device cannot hold everything; the first device gets the smallest possible part.
             (&[24, 3], [1, 1, 0]),
         ] {
             assert_eq!(placed(Strategy::BalancedLow0, gib), expected, "{gib:?}");
@@ -528,7 +542,7 @@ mod tests {
             (&[24, 24][..], [0, 0, 0]),
             (&[3, 24], [0, 0, 1]),
             (&[1, 24], [0, 1, 1]),
-            // The VAE would fit beside the text encoder, but that device is closed.
+            // The VAE would fit on the text encoder's device, but `sequential` does not return to it.
             (&[3, 1, 24], [0, 0, 2]),
         ] {
             assert_eq!(placed(Strategy::Sequential, gib), expected, "{gib:?}");

@@ -1,5 +1,5 @@
-//! The strategies that know time: the plan with which all pictures that are asked for are done first, and what else was
-//! looked at.
+//! The strategies that decide by predicted time: they choose the plan that finishes all requested pictures first, and
+//! list the rejected plans.
 
 use std::cmp::Ordering;
 
@@ -7,7 +7,7 @@ use super::{
     by_bytes::{self, needed_bytes, partition},
     layout::Costs,
     problem::{Chosen, Family, Problem, Rejected, Scored},
-    search::Search,
+    search::ReplicaSearch,
     tuning::Tuning,
     words::{device_list, pictures, time},
 };
@@ -18,42 +18,42 @@ use crate::{
     pipeline::placement::each_once,
 };
 
-/// A plan that was looked at.
-struct Tried {
-    /// Its kind; `None` for replicas of several kinds.
+/// A plan that the search has found and predicted.
+struct TriedPlan {
+    /// The family of all its replicas; `None` if they are of several families.
     family: Option<Family>,
     scored: Scored,
-    /// The devices of what the map does not name.
+    /// The devices of the components that the map does not name.
     devices: Vec<DeviceId>,
-    /// Whether these are of one numerics class.
-    simple: bool,
+    /// Whether these devices have one numerics class.
+    is_one_class: bool,
 }
 
-impl Tried {
-    fn what(&self) -> String {
+impl TriedPlan {
+    fn description(&self) -> String {
         let kind = self.family.map_or("replicas of several kinds", Family::name);
         format!("{kind}: {}", device_list(&self.devices))
     }
 
-    /// By how much it lost.
-    fn lost(&self, best: &Self, images: usize) -> String {
-        let (its, bests) = (self.scored.seconds, best.scored.seconds);
-        let mixed = if self.simple { "" } else { ", on devices of several numerics classes" };
-        let of = pictures(images);
-        match its.total_cmp(&bests) {
-            _ if (its / bests - 1.0).abs() < Tuning::MIN_IMPROVEMENT => {
-                format!("no less than {} for {of}{mixed}", time(images, bests))
+    /// The reason why `best` was preferred, with the difference in time.
+    fn reason_rejected(&self, best: &Self, images: usize) -> String {
+        let (seconds, best_seconds) = (self.scored.seconds, best.scored.seconds);
+        let mixed_note = if self.is_one_class { "" } else { ", on devices of several numerics classes" };
+        let images_text = pictures(images);
+        match seconds.total_cmp(&best_seconds) {
+            _ if (seconds / best_seconds - 1.0).abs() < Tuning::MIN_IMPROVEMENT => {
+                format!("no less than {} for {images_text}{mixed_note}", time(images, best_seconds))
             }
             Ordering::Less => {
-                let percent = 100.0 * (1.0 - its / bests);
-                format!("{} for {of}, only {percent:.0}% less{mixed}", time(images, its))
+                let percent = 100.0 * (1.0 - seconds / best_seconds);
+                format!("{} for {images_text}, only {percent:.0}% less{mixed_note}", time(images, seconds))
             }
             _ => {
-                let more = its - bests;
+                let more = seconds - best_seconds;
                 format!(
-                    "{} for {of} rather than {}, {} more{mixed}",
-                    time(images, its),
-                    time(images, bests),
+                    "{} for {images_text} rather than {}, {} more{mixed_note}",
+                    time(images, seconds),
+                    time(images, best_seconds),
                     time(images, more)
                 )
             }
@@ -61,56 +61,60 @@ impl Tried {
     }
 }
 
-/// The plan with which the pictures of `problem` are done first. `instead` may be used where none of `devices` is.
-pub(super) fn choose(problem: &Problem, devices: &[DeviceId], instead: &[DeviceId]) -> Result<Chosen> {
+/// Chooses the plan that finishes the pictures of `problem` first, on some of `devices` or on `alternative`.
+pub(super) fn choose(problem: &Problem, devices: &[DeviceId], alternative: &[DeviceId]) -> Result<Chosen> {
     let (map, costs, images) = (problem.map, problem.costs, problem.images);
     let effort = costs.trial.effort;
-    // A map that says how many replicas there are has its way.
-    let is_said = map.replicas != Located::default();
+    // The map's number of replicas is used if the map gives one.
+    let is_specified = map.replicas != Located::default();
     let groups = match map.replicas.value {
-        Replicas::Count(count) if is_said && map.strategy.value == Strategy::Throughput => partition(devices, count),
+        Replicas::Count(count) if is_specified && map.strategy.value == Strategy::Throughput => {
+            partition(devices, count)
+        }
         _ => vec![devices],
     };
-    let one_replica = is_said && map.replicas.value != Replicas::Max;
+    let one_replica = is_specified && map.replicas.value != Replicas::Max;
     let share = if images == usize::MAX { images } else { images.div_ceil(groups.len()) };
-    let search = Search::new(Problem { images: share, ..*problem });
+    let search = ReplicaSearch::new(Problem { images: share, ..*problem });
     let mut chosen = Chosen::default();
     for (index, group) in groups.iter().enumerate() {
         let mut sets = device_sets(costs, group, share);
-        if !instead.is_empty() {
-            sets.push(instead.to_vec());
+        if !alternative.is_empty() {
+            sets.push(alternative.to_vec());
         }
-        let mut tried: Vec<Tried> = Vec::new();
+        let mut tried: Vec<TriedPlan> = Vec::new();
         for (number, set) in sets.iter().enumerate() {
             effort.begin_part((groups.len() - index) * (sets.len() - number));
-            // Several replicas of several classes would not draw the same pictures.
+            // Replicas of different numerics classes would give different pictures.
             let one_replica = one_replica || problem.one_class() && costs.by_class(set).len() > 1;
             for (family, scored) in search.run(set, one_replica)? {
                 let free = costs.components().filter(|component| problem.named[*component].is_none());
                 let used = free.flat_map(|component| scored.layouts.iter().flat_map(move |l| l.devices_of(component)));
                 let mut devices = each_once(used);
                 devices.sort();
-                let simple = costs.by_class(&devices).len() <= 1;
-                tried.push(Tried { family, scored, devices, simple });
+                let is_one_class = costs.by_class(&devices).len() <= 1;
+                tried.push(TriedPlan { family, scored, devices, is_one_class });
             }
         }
         let best = best_of(&tried).ok_or_else(|| nothing_fits(problem, group))?;
-        // Of the others the best of each kind, the chosen kind on other devices among them.
+        // List the best rejected plan of each family, including the chosen family on other devices.
         for family in Family::ALL.into_iter().map(Some).chain([None]) {
-            for simple in [true, false] {
-                let others = tried.iter().filter(|one| one.family == family && one.simple == simple);
+            for is_one_class in [true, false] {
+                let others = tried.iter().filter(|one| one.family == family && one.is_one_class == is_one_class);
                 let others = others.filter(|other| other.scored.layouts != best.scored.layouts);
                 if let Some(other) = others.min_by(|a, b| a.scored.seconds.total_cmp(&b.scored.seconds)) {
-                    chosen.rejected.push(Rejected { what: other.what(), why: other.lost(best, share) });
+                    chosen
+                        .rejected
+                        .push(Rejected { what: other.description(), why: other.reason_rejected(best, share) });
                 }
             }
         }
         let merit = best.family.map_or("each device works at the pictures that it can hold", Family::merit);
-        chosen.why = format!("{merit}; {} in {}", pictures(share), time(share, best.scored.seconds));
+        chosen.reason = format!("{merit}; {} in {}", pictures(share), time(share, best.scored.seconds));
         chosen.layouts.extend(best.scored.layouts.clone());
     }
     for id in devices {
-        chosen.rejected.extend(too_small(problem, *id)?);
+        chosen.rejected.extend(whole_pipeline_too_large(problem, *id)?);
     }
     if effort.was_cut_short() {
         chosen.rejected.push(Rejected {
@@ -121,17 +125,21 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId], instead: &[DeviceI
     Ok(chosen)
 }
 
-/// The fastest. A plan has to win over a simpler one, which was tried before it, and by more if it mixes numerics classes.
-fn best_of(tried: &[Tried]) -> Option<&Tried> {
-    fn faster_by<'a>(share: f64) -> impl Fn(&'a Tried, &'a Tried) -> &'a Tried {
+/// The fastest plan. Plans were tried in order of complexity; a later one must be faster by a minimum share, which is
+/// larger if it mixes numerics classes.
+fn best_of(tried: &[TriedPlan]) -> Option<&TriedPlan> {
+    fn faster_by<'a>(share: f64) -> impl Fn(&'a TriedPlan, &'a TriedPlan) -> &'a TriedPlan {
         move |best, one| if one.scored.seconds < (1.0 - share) * best.scored.seconds { one } else { best }
     }
-    let best = |simple| tried.iter().filter(|one| one.simple == simple).reduce(faster_by(Tuning::MIN_IMPROVEMENT));
+    let best = |is_one_class| {
+        tried.iter().filter(|one| one.is_one_class == is_one_class).reduce(faster_by(Tuning::MIN_IMPROVEMENT))
+    };
     best(true).into_iter().chain(best(false)).reduce(faster_by(Tuning::MIN_MIXED_IMPROVEMENT))
 }
 
-/// The devices that are worth planning for by themselves, the fewest first: those of one class, and all of them; of each the
-/// fastest few as well, since what is slow may only keep the others waiting, and what draws nothing need not be loaded.
+/// The sets of devices that are searched separately, the smallest first: the devices of each class, and all devices; of
+/// each set also the fastest few devices, because slow devices can delay the others, and devices without work need not
+/// be loaded.
 fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<DeviceId>> {
     let mut sets: Vec<Vec<DeviceId>> = Vec::new();
     let classes = costs.by_class(devices);
@@ -142,9 +150,9 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
         fastest.sort_by(|a, b| flops(b).total_cmp(&flops(a)));
         for count in 1..=fastest.len() {
             let (few, rest) = fastest.split_at(count);
-            let is_border = rest.first().is_none_or(|next| flops(next) < flops(&few[count - 1]));
-            let is_round = count <= Tuning::MAX_SET_GROWN_BY_ONE || count.is_power_of_two() || rest.is_empty();
-            if is_border && is_round || count == images || count == images.saturating_mul(2) {
+            let is_speed_boundary = rest.first().is_none_or(|next| flops(next) < flops(&few[count - 1]));
+            let is_tried_count = count <= Tuning::MAX_SET_GROWN_BY_ONE || count.is_power_of_two() || rest.is_empty();
+            if is_speed_boundary && is_tried_count || count == images || count == images.saturating_mul(2) {
                 let set: Vec<DeviceId> = class.iter().copied().filter(|id| few.contains(id)).collect();
                 if !sets.contains(&set) {
                     sets.push(set);
@@ -155,8 +163,8 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
     sets
 }
 
-/// That a device does not hold the whole pipeline, and by how many bytes.
-fn too_small(problem: &Problem, id: DeviceId) -> Result<Option<Rejected>> {
+/// A rejected plan if the whole pipeline does not fit on a device; it says how many bytes are missing.
+fn whole_pipeline_too_large(problem: &Problem, id: DeviceId) -> Result<Option<Rejected>> {
     let costs = problem.costs;
     let needs = costs.components().map(|component| costs.whole(component, id)).collect::<Result<Vec<_>>>()?;
     let (needed, budget) = (needed_bytes(needs), problem.budget(id));
@@ -171,11 +179,11 @@ fn too_small(problem: &Problem, id: DeviceId) -> Result<Option<Rejected>> {
     }))
 }
 
-/// Why nothing fits: what `balanced` would say, which names what is too large, else what else there is to say.
+/// The error if nothing fits: that of `balanced`, which names the component that is too large, or else a general one.
 fn nothing_fits(problem: &Problem, devices: &[DeviceId]) -> Error {
-    match by_bytes::refuse(problem, devices) {
+    match by_bytes::check_whole(problem, devices) {
         Err(error) => error,
-        Ok(()) if problem.names_some() => Error::input("no placement fits beside what the map names")
+        Ok(()) if problem.has_named_places() => Error::input("no placement fits beside what the map names")
             .hint("fewer [components], a smaller in_flight, or a smaller picture"),
         Ok(()) if problem.costs.trial.effort.was_cut_short() => {
             Error::input("no placement was found before the search for one had to end")

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::{
-    cuts::{self, Target},
-    layout::{Held, Layout, resident},
-    problem::{Best, Family, Goal, Problem, Scored},
+    cuts::{self, CutGoal, Target},
+    layout::{HeldBytes, Layout, resident_device},
+    problem::{BestByFamily, Family, Goal, Problem, Scored},
     tuning::Tuning,
 };
 use crate::{
@@ -17,48 +17,52 @@ use crate::{
 };
 
 /// One replica over a group of devices.
-pub(super) struct Group<'a> {
+pub(super) struct GroupSearch<'a> {
     problem: &'a Problem<'a>,
     devices: &'a [DeviceId],
-    best: Best,
+    best: BestByFamily,
     /// Layouts that were tried, as they look without their devices' numbers.
-    seen: BTreeSet<Looks>,
+    seen: BTreeSet<LayoutSignature>,
 }
 
-impl Group<'_> {
+impl GroupSearch<'_> {
     /// The best replica of each family.
-    pub fn best_of(problem: &Problem, devices: &[DeviceId]) -> Result<Best> {
-        let mut group = Group { problem, devices, best: Best::new(), seen: BTreeSet::new() };
-        group.fill()?;
+    pub fn best_of(problem: &Problem, devices: &[DeviceId]) -> Result<BestByFamily> {
+        let mut group = GroupSearch { problem, devices, best: BestByFamily::new(), seen: BTreeSet::new() };
+        group.search()?;
         Ok(group.best)
     }
 
-    fn fill(&mut self) -> Result<()> {
+    fn search(&mut self) -> Result<()> {
         let devices = self.devices;
         if devices.len() > Tuning::MAX_GROUP_DEVICES {
             // Every device as a member of one pool; and the most capable ones by themselves.
-            for &front in &self.distinct() {
-                self.pools(front, front)?;
+            for &front in &self.one_of_each_kind() {
+                self.try_pools(front, front)?;
             }
             if self.problem.goal() == Goal::Throughput {
                 return Ok(());
             }
         }
-        let few = self.few();
-        let mut group =
-            Group { problem: self.problem, devices: &few, best: std::mem::take(&mut self.best), seen: BTreeSet::new() };
-        group.fill_small()?;
+        let few = self.fastest_devices();
+        let mut group = GroupSearch {
+            problem: self.problem,
+            devices: &few,
+            best: std::mem::take(&mut self.best),
+            seen: BTreeSet::new(),
+        };
+        group.search_all_families()?;
         self.best = group.best;
         Ok(())
     }
 
     /// Whether the search has to do with what it has.
-    fn is_over(&self) -> bool {
+    fn is_effort_spent(&self) -> bool {
         self.problem.costs.trial.effort.is_spent()
     }
 
     /// The devices, or the fastest and roomiest of them.
-    fn few(&self) -> Vec<DeviceId> {
+    fn fastest_devices(&self) -> Vec<DeviceId> {
         let mut few = self.devices.to_vec();
         if few.len() > Tuning::MAX_GROUP_DEVICES {
             let costs = self.problem.costs;
@@ -70,7 +74,7 @@ impl Group<'_> {
     }
 
     /// One device of each sort.
-    fn distinct(&self) -> Vec<DeviceId> {
+    fn one_of_each_kind(&self) -> Vec<DeviceId> {
         let mut distinct: Vec<DeviceId> = Vec::new();
         for id in self.devices {
             if !distinct.iter().any(|known| self.problem.kind_and_budget(*known) == self.problem.kind_and_budget(*id)) {
@@ -80,44 +84,45 @@ impl Group<'_> {
         distinct
     }
 
-    fn fill_small(&mut self) -> Result<()> {
+    fn search_all_families(&mut self) -> Result<()> {
         let devices = self.devices;
         for &id in devices {
-            self.offer(Family::Whole, id, vec![id], id, 1)?;
+            self.consider_whole(Family::Whole, id, vec![id], id, 1)?;
         }
         match self.problem.goal() {
             Goal::Throughput => {
                 for &front in devices {
                     for &back in devices {
-                        self.pools(front, back)?;
+                        self.try_pools(front, back)?;
                     }
                 }
-                self.dense()?;
+                self.try_dense()?;
             }
             Goal::Latency => {
                 for &front in devices {
                     for &unet in devices {
                         for &back in devices {
-                            self.offer(Family::Apart, front, vec![unet], back, 1)?;
+                            self.consider_whole(Family::Apart, front, vec![unet], back, 1)?;
                         }
                     }
                 }
             }
         }
-        self.guided()?;
-        self.cut()?;
-        self.cut_all()?;
-        self.offloaded()
+        self.try_guided()?;
+        self.try_cut()?;
+        self.try_cut_all()?;
+        self.try_offloaded()
     }
 
     /// Text encoder on `front`, VAE on `back`, UNets on the others, and on these two as well.
-    fn pools(&mut self, front: DeviceId, back: DeviceId) -> Result<()> {
-        for also in 0..if front == back { 2 } else { 4 } {
-            if self.is_over() {
+    fn try_pools(&mut self, front: DeviceId, back: DeviceId) -> Result<()> {
+        for included in 0..if front == back { 2 } else { 4 } {
+            if self.is_effort_spent() {
                 return Ok(());
             }
-            let in_pool =
-                |id: &DeviceId| (*id != front || also & 1 == 1) && (*id != back || also & 2 == 2 || front == back);
+            let in_pool = |id: &DeviceId| {
+                (*id != front || included & 1 == 1) && (*id != back || included & 2 == 2 || front == back)
+            };
             let mut pool: Vec<DeviceId> = Vec::new();
             for id in self.devices.iter().filter(|id| in_pool(id)) {
                 let layout = self.layout(front, vec![*id], back, 1);
@@ -129,17 +134,17 @@ impl Group<'_> {
                 continue;
             }
             let others = |id: DeviceId| usize::from(!pool.contains(&id));
-            let auto = pool.len() + others(front) + if front == back { 0 } else { others(back) };
-            for more in 0..=Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
-                self.offer(Family::Apart, front, pool.clone(), back, auto + more)?;
+            let auto_in_flight = pool.len() + others(front) + if front == back { 0 } else { others(back) };
+            for extra in 0..=Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
+                self.consider_whole(Family::Apart, front, pool.clone(), back, auto_in_flight + extra)?;
             }
         }
         Ok(())
     }
 
     /// Each device has as many components as it holds, the denoiser before the others.
-    fn dense(&mut self) -> Result<()> {
-        let mut placement = self.problem.named_only();
+    fn try_dense(&mut self) -> Result<()> {
+        let mut placement = self.problem.named_placement();
         let denoiser = self.denoiser();
         let has = |set: u32, component: ComponentId| set >> component.index() & 1 == 1;
         let mut sets: Vec<u32> = (1..1 << placement.count()).collect();
@@ -156,15 +161,15 @@ impl Group<'_> {
                 }
             }
         }
-        let auto = placement[denoiser].len();
-        for in_flight in auto..=auto + Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
+        let auto_in_flight = placement[denoiser].len();
+        for in_flight in auto_in_flight..=auto_in_flight + Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
             self.consider(Family::Apart, self.problem.layout(placement.clone(), in_flight))?;
         }
         Ok(())
     }
 
     /// The two branches of guidance on two devices, or on two halves of the group.
-    fn guided(&mut self) -> Result<()> {
+    fn try_guided(&mut self) -> Result<()> {
         if !self.problem.costs.trial.largest.guided || self.problem.named[self.denoiser()].is_some() {
             return Ok(());
         }
@@ -173,7 +178,11 @@ impl Group<'_> {
         let mut pairs = Vec::new();
         for &negative in devices {
             for &positive in devices.iter().filter(|id| **id != negative) {
-                pairs.push((self.branch_at_least(negative)?.max(self.branch_at_least(positive)?), negative, positive));
+                pairs.push((
+                    self.min_branch_seconds(negative)?.max(self.min_branch_seconds(positive)?),
+                    negative,
+                    positive,
+                ));
             }
         }
         // The fastest first, so that those that cannot be better need no trial.
@@ -184,7 +193,7 @@ impl Group<'_> {
             }
             let place =
                 Place::Guided { negative: vec![negative; count].into(), positive: vec![positive; count].into() };
-            self.guided_with(place, devices)?;
+            self.consider_guided(place, devices)?;
         }
         let half = devices.len() / 2;
         // Halves are for UNets that no device holds.
@@ -192,29 +201,29 @@ impl Group<'_> {
             let (first, second) = devices.split_at(half);
             for &end in &[devices[0], devices[half]] {
                 let (Some(negative), Some(positive)) =
-                    (self.route(first, end, end, 1, &[])?, self.route(second, end, end, 1, &[])?)
+                    (self.best_route(first, end, end, 1, &[])?, self.best_route(second, end, end, 1, &[])?)
                 else {
                     continue;
                 };
-                self.guided_with(Place::Guided { negative: negative.into(), positive: positive.into() }, &[end])?;
+                self.consider_guided(Place::Guided { negative: negative.into(), positive: positive.into() }, &[end])?;
             }
         }
         Ok(())
     }
 
     /// What a branch of guidance takes on a device at the least: one text is more than a third of the work of two.
-    fn branch_at_least(&self, id: DeviceId) -> Result<f64> {
+    fn min_branch_seconds(&self, id: DeviceId) -> Result<f64> {
         let costs = self.problem.costs;
         Ok(costs.calls as f64 * costs.whole(self.denoiser(), id)?.seconds / 3.0)
     }
 
-    fn guided_with(&mut self, place: Place<DeviceId>, ends: &[DeviceId]) -> Result<()> {
+    fn consider_guided(&mut self, place: Place<DeviceId>, ends: &[DeviceId]) -> Result<()> {
         for &front in ends {
             for &back in ends {
                 let unet = vec![place.clone()];
                 let outside = [front, back].iter().filter(|id| !place.devices().contains(id)).count();
-                let most = if self.problem.goal() == Goal::Latency { 1 } else { 1 + outside };
-                for in_flight in 1..=most {
+                let max_in_flight = if self.problem.goal() == Goal::Latency { 1 } else { 1 + outside };
+                for in_flight in 1..=max_in_flight {
                     let layout = self.with_denoisers(front, unet.clone(), back, in_flight);
                     self.consider(Family::Guided, layout)?;
                 }
@@ -224,13 +233,13 @@ impl Group<'_> {
     }
 
     /// The UNet cut over the group, with the text encoder and the VAE together on one of the devices.
-    fn cut(&mut self) -> Result<()> {
+    fn try_cut(&mut self) -> Result<()> {
         if self.devices.len() < 2 || self.problem.named[self.denoiser()].is_some() || self.whole_is_better()? {
             return Ok(());
         }
         let count = self.devices.len();
         let all = self.devices.to_vec();
-        for end in self.distinct() {
+        for end in self.one_of_each_kind() {
             for without in [&[][..], &[end][..]] {
                 let in_flights = match self.problem.goal() {
                     Goal::Latency => vec![1],
@@ -240,10 +249,10 @@ impl Group<'_> {
                     if self.cut_cannot_win(in_flight) {
                         continue;
                     }
-                    if self.is_over() {
+                    if self.is_effort_spent() {
                         return Ok(());
                     }
-                    if let Some(route) = self.route(&all, end, end, in_flight, without)? {
+                    if let Some(route) = self.best_route(&all, end, end, in_flight, without)? {
                         let layout = self.with_denoisers(end, vec![Place::Route(route.into())], end, in_flight);
                         self.consider(Family::Cut, layout)?;
                     }
@@ -280,7 +289,7 @@ impl Group<'_> {
     }
 
     /// The best cut of the UNet over `devices` less `without`, beside a text encoder on `front` and a VAE on `back`.
-    fn route(
+    fn best_route(
         &self,
         devices: &[DeviceId],
         front: DeviceId,
@@ -289,18 +298,18 @@ impl Group<'_> {
         without: &[DeviceId],
     ) -> Result<Option<Vec<DeviceId>>> {
         let costs = self.problem.costs;
-        let ends = self.layout(front, Vec::new(), back, in_flight);
-        let held = costs.held([&ends])?;
+        let surroundings = self.layout(front, Vec::new(), back, in_flight);
+        let held = costs.held([&surroundings])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
         // Arenas are shared by those who take turns; a request of several holds everything anyway.
-        let taken = |held: &Held| if in_flight > 1 { held.total() } else { held.weight_bytes };
+        let taken = |held: &HeldBytes| if in_flight > 1 { held.total() } else { held.weight_bytes };
         let busy = |id: DeviceId| {
             let whole = |component| costs.whole(component, id).map_or(0.0, |cost| cost.seconds);
             let others = costs.components().filter(|component| !costs.denoises(*component));
-            let here =
-                others.flat_map(|component| ends.placement[component].iter().map(move |place| (component, place)));
-            let here = here.filter(|(_, place)| resident(place) == Some(id));
+            let here = others
+                .flat_map(|component| surroundings.placement[component].iter().map(move |place| (component, place)));
+            let here = here.filter(|(_, place)| resident_device(place) == Some(id));
             if in_flight > 1 {
                 here.map(|(component, _)| whole(component)).sum::<f64>() / costs.calls as f64
             } else {
@@ -315,7 +324,7 @@ impl Group<'_> {
                 .map(|(id, spare)| self.problem.budget(*id).saturating_sub(taken(&held[costs.index(*id)]) + spare));
             let targets: Vec<Target> =
                 devices.iter().zip(left).map(|(id, left)| self.target(*id, left, busy(*id))).collect();
-            if self.is_over() {
+            if self.is_effort_spent() {
                 return Ok(None);
             }
             let Some(cut) = self.best_cut(self.denoiser(), &targets, in_flight)? else { return Ok(None) };
@@ -345,13 +354,13 @@ impl Group<'_> {
     fn best_cut(&self, component: ComponentId, targets: &[Target], in_flight: usize) -> Result<Option<cuts::Cut>> {
         let table = self.problem.costs.table(component)?;
         self.problem.costs.trial.effort.spend(cuts::steps(&table, targets))?;
-        let goal = if in_flight > 1 { cuts::Goal::Slowest } else { cuts::Goal::Sum };
+        let goal = if in_flight > 1 { CutGoal::SlowestPiece } else { CutGoal::Total };
         Ok(cuts::best(&table, targets, in_flight, goal))
     }
 
     /// Components that no device holds cut one after the other over what is left, where nothing simpler fits.
-    fn cut_all(&mut self) -> Result<()> {
-        if !self.best.is_empty() || self.devices.len() < 2 || self.is_over() {
+    fn try_cut_all(&mut self) -> Result<()> {
+        if !self.best.is_empty() || self.devices.len() < 2 || self.is_effort_spent() {
             return Ok(());
         }
         let costs = self.problem.costs;
@@ -359,7 +368,7 @@ impl Group<'_> {
         for first in [Stage::Denoise, Stage::Decode] {
             let mut order: Vec<ComponentId> = costs.components().collect();
             order.sort_by_key(|component| (costs.stage(*component) != first, std::cmp::Reverse(*component)));
-            let mut placement = self.problem.named_only();
+            let mut placement = self.problem.named_placement();
             for component in order {
                 if self.problem.named[component].is_some() {
                     continue;
@@ -391,7 +400,7 @@ impl Group<'_> {
     }
 
     /// Some components' weights offloaded; first to host memory, which is faster than the disk.
-    fn offloaded(&mut self) -> Result<()> {
+    fn try_offloaded(&mut self) -> Result<()> {
         let costs = self.problem.costs;
         for reside in [Reside::Host, Reside::Disk] {
             for &id in self.devices {
@@ -447,7 +456,7 @@ impl Group<'_> {
         self.problem.layout(placement, in_flight)
     }
 
-    fn offer(
+    fn consider_whole(
         &mut self,
         family: Family,
         front: DeviceId,
@@ -467,13 +476,13 @@ impl Group<'_> {
             && self.best.is_empty()
             && self.devices.len() == 1
             && problem.map.batch.value <= Tuning::MAX_LAST_RESORT_BATCH;
-        if self.is_over() && !last_resort
+        if self.is_effort_spent() && !last_resort
             || layout.placement.iter().any(|(_, places)| places.is_empty())
             || problem.one_class() && !problem.classes_agree(&layout)
         {
             return Ok(());
         }
-        if !self.seen.insert(self.looks(&layout)) || !problem.fits(&layout)? {
+        if !self.seen.insert(self.signature(&layout)) || !problem.fits(&layout)? {
             return Ok(());
         }
         let layouts = vec![layout];
@@ -492,12 +501,12 @@ impl Group<'_> {
         };
         if problem.goal() == Goal::Throughput && load.replicas[0].in_flight > 1 {
             if before.is_some_and(|before| {
-                load.batch as f64 * load.bound() < before.images_per_second * (1.0 + Tuning::ROUNDING)
+                load.batch as f64 * load.max_requests_per_second() < before.images_per_second * (1.0 + Tuning::ROUNDING)
             }) {
                 return Ok(());
             }
             let prediction = load.predict(Tuning::PREDICTED_REQUESTS_IN_SEARCH);
-            problem.costs.trial.effort.spend(prediction.looks)?;
+            problem.costs.trial.effort.spend(prediction.steps)?;
             scored.images_per_second = prediction.images_per_second;
         }
         if before.is_none_or(|before| scored.beats(before, problem.goal())) {
@@ -507,24 +516,24 @@ impl Group<'_> {
     }
 
     /// A layout without its devices' numbers: their sort and the order in which they come.
-    fn looks(&self, layout: &Layout) -> Looks {
+    fn signature(&self, layout: &Layout) -> LayoutSignature {
         let order = layout.placement.devices();
         let device = |id: &DeviceId| {
             let at = order.iter().position(|known| known == id).unwrap_or(0);
             let (kind, budget) = self.problem.kind_and_budget(*id);
             (kind, budget, at)
         };
-        let mut looks = vec![(layout.in_flight, 0, 0)];
+        let mut signature = vec![(layout.in_flight, 0, 0)];
         for (_, places) in layout.placement.iter() {
-            looks.push((places.len(), 0, 0));
+            signature.push((places.len(), 0, 0));
             for route in places.iter().flat_map(Place::routes) {
-                looks.push((route.reside as usize, 0, 0));
-                looks.extend(route.iter().map(device));
+                signature.push((route.reside as usize, 0, 0));
+                signature.extend(route.iter().map(device));
             }
         }
-        looks
+        signature
     }
 }
 
 /// What a layout looks like without the numbers of its devices.
-type Looks = Vec<(usize, u64, usize)>;
+type LayoutSignature = Vec<(usize, u64, usize)>;

@@ -9,7 +9,7 @@ use super::tuning::Tuning;
 
 /// One section of a network: what it asks of a device, and what it hands on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Section {
+pub struct SectionCosts {
     /// Its name, as device maps say it.
     pub name: String,
     /// What it needs, for each kind of device: see [`Target::kind`].
@@ -36,7 +36,7 @@ pub struct Needs {
 /// A device that may get a piece.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// Which of [`Section::needs`] are its own.
+    /// Which of [`SectionCosts::needs`] are its own.
     pub kind: usize,
     /// Bytes that may be used.
     pub bytes: u64,
@@ -48,11 +48,11 @@ pub struct Target {
 
 /// What the best cut is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Goal {
+pub enum CutGoal {
     /// The least time of the slowest piece: several requests pass at once, each holding one piece.
-    Slowest,
+    SlowestPiece,
     /// The least time of all pieces together: one request passes.
-    Sum,
+    Total,
 }
 
 /// A run of sections on one device.
@@ -72,7 +72,7 @@ pub struct Cut {
     /// In the order of the sections.
     pub pieces: Vec<Piece>,
     /// Bytes that cross from device to device in one call.
-    pub crossing_bytes: u64,
+    pub transfer_bytes: u64,
 }
 
 impl Cut {
@@ -94,14 +94,14 @@ impl Cut {
 
 /// The best cut of `sections` over some or all of `devices`, of which each holds the arenas of `in_flight` requests; `None`
 /// if nothing fits. Of equally fast cuts it is the one in which fewest bytes cross, then that with the earliest devices.
-pub fn best(sections: &[Section], devices: &[Target], in_flight: usize, goal: Goal) -> Option<Cut> {
+pub fn best(sections: &[SectionCosts], devices: &[Target], in_flight: usize, goal: CutGoal) -> Option<Cut> {
     if sections.is_empty() {
         return None;
     }
-    let mut search = Search::new(sections, devices, in_flight);
+    let mut search = CutSearch::new(sections, devices, in_flight);
     match goal {
-        Goal::Sum => search.solve(&|time, piece| time + piece, f64::INFINITY),
-        Goal::Slowest => {
+        CutGoal::Total => search.solve(&|time, piece| time + piece, f64::INFINITY),
+        CutGoal::SlowestPiece => {
             let least = search.solve(&f64::max, f64::INFINITY)?;
             // Of all cuts that are no slower, the one that moves least.
             search.solve(&|_, _| 0.0, least.slowest() * (1.0 + Tuning::ROUNDING))
@@ -110,7 +110,7 @@ pub fn best(sections: &[Section], devices: &[Target], in_flight: usize, goal: Go
 }
 
 /// How many continuations [`best`] looks at, at the most.
-pub fn steps(sections: &[Section], devices: &[Target]) -> u64 {
+pub fn steps(sections: &[SectionCosts], devices: &[Target]) -> u64 {
     let mut groups: Vec<(&Target, u64)> = Vec::new();
     for device in devices {
         match groups.iter_mut().find(|(known, _)| *known == device) {
@@ -125,38 +125,38 @@ pub fn steps(sections: &[Section], devices: &[Target]) -> u64 {
 
 /// What is known of one run of sections on one kind of device.
 #[derive(Clone, Copy)]
-struct Run {
+struct RangeCost {
     bytes: u64,
     seconds: f64,
     /// Bytes that come in from other devices or go out to them.
-    moved: u64,
+    transferred: u64,
     /// Those that come in.
     received: u64,
 }
 
-struct Search<'a> {
-    sections: &'a [Section],
+struct CutSearch<'a> {
+    sections: &'a [SectionCosts],
     devices: &'a [Target],
     /// `runs[kind][from][to]`, the first and the last section of the run.
-    runs: Vec<Vec<Vec<Run>>>,
+    range_costs: Vec<Vec<Vec<RangeCost>>>,
     /// Equal devices: each one's group, and the groups' members in order.
-    group: Vec<usize>,
+    group_of: Vec<usize>,
     groups: Vec<Vec<usize>>,
 }
 
 /// The best continuation of a cut: its time by the goal, the bytes that it receives, and its first piece.
-type Best = Option<(f64, u64, usize, usize)>;
+type Continuation = Option<(f64, u64, usize, usize)>;
 
 /// What is known of the cuts from a section on, for each number of devices taken of each group.
-struct Known {
+struct Memo {
     /// Cuts from one section on are together; `None` is not known yet.
-    best: Vec<Option<Best>>,
+    best: Vec<Option<Continuation>>,
     /// How far apart a group's counts are.
     strides: Vec<usize>,
     sections: usize,
 }
 
-impl Known {
+impl Memo {
     fn new(groups: &[Vec<usize>], sections: usize) -> Self {
         let mut strides = Vec::with_capacity(groups.len());
         let mut states = 1;
@@ -167,16 +167,16 @@ impl Known {
         Self { best: vec![None; states * sections], strides, sections }
     }
 
-    fn at(&self, from: usize, used: &[usize]) -> usize {
+    fn index(&self, from: usize, used: &[usize]) -> usize {
         self.sections * used.iter().zip(&self.strides).map(|(used, stride)| used * stride).sum::<usize>() + from
     }
 }
 
-impl<'a> Search<'a> {
-    fn new(sections: &'a [Section], devices: &'a [Target], in_flight: usize) -> Self {
+impl<'a> CutSearch<'a> {
+    fn new(sections: &'a [SectionCosts], devices: &'a [Target], in_flight: usize) -> Self {
         let kinds = sections[0].needs.len();
-        let runs = (0..kinds).map(|kind| runs(sections, kind, in_flight)).collect();
-        let (mut group, mut groups) = (Vec::new(), Vec::<Vec<usize>>::new());
+        let range_costs = (0..kinds).map(|kind| range_costs(sections, kind, in_flight)).collect();
+        let (mut group_of, mut groups) = (Vec::new(), Vec::<Vec<usize>>::new());
         for (index, device) in devices.iter().enumerate() {
             let known = groups.iter().position(|group| devices[group[0]] == *device);
             let number = known.unwrap_or_else(|| {
@@ -184,65 +184,65 @@ impl<'a> Search<'a> {
                 groups.len() - 1
             });
             groups[number].push(index);
-            group.push(number);
+            group_of.push(number);
         }
-        Self { sections, devices, runs, group, groups }
+        Self { sections, devices, range_costs, group_of, groups }
     }
 
     /// The seconds of a run on a device, if it fits there.
-    fn piece(&self, device: usize, from: usize, to: usize) -> Option<(f64, u64)> {
+    fn piece_cost(&self, device: usize, from: usize, to: usize) -> Option<(f64, u64)> {
         let target = &self.devices[device];
-        let run = &self.runs[target.kind][from][to];
-        let seconds = target.busy + run.seconds + run.moved as f64 / target.link;
-        (run.bytes <= target.bytes).then_some((seconds, run.received))
+        let cost = &self.range_costs[target.kind][from][to];
+        let seconds = target.busy + cost.seconds + cost.transferred as f64 / target.link;
+        (cost.bytes <= target.bytes).then_some((seconds, cost.received))
     }
 
-    /// The best cut in which no piece takes longer than `most`. `add` puts the time of a piece and that of the rest
+    /// The best cut in which no piece takes longer than `max_seconds`. `add` puts the time of a piece and that of the rest
     /// together.
-    fn solve(&mut self, add: &dyn Fn(f64, f64) -> f64, most: f64) -> Option<Cut> {
-        let mut known = Known::new(&self.groups, self.sections.len());
+    fn solve(&mut self, add: &dyn Fn(f64, f64) -> f64, max_seconds: f64) -> Option<Cut> {
+        let mut memo = Memo::new(&self.groups, self.sections.len());
         let mut used = vec![0; self.groups.len()];
-        self.rest(0, &mut used, add, most, &mut known)?;
-        let (mut from, mut pieces, mut crossing_bytes) = (0, Vec::new(), 0);
+        self.best_from(0, &mut used, add, max_seconds, &mut memo)?;
+        let (mut from, mut pieces, mut transfer_bytes) = (0, Vec::new(), 0);
         while from < self.sections.len() {
-            let (_, _, device, to) = known.best[known.at(from, &used)]??;
-            let (seconds, received) = self.piece(device, from, to)?;
-            used[self.group[device]] += 1;
+            let (_, _, device, to) = memo.best[memo.index(from, &used)]??;
+            let (seconds, received) = self.piece_cost(device, from, to)?;
+            used[self.group_of[device]] += 1;
             pieces.push(Piece { device, sections: from..to + 1, seconds });
-            crossing_bytes += received;
+            transfer_bytes += received;
             from = to + 1;
         }
-        Some(Cut { pieces, crossing_bytes })
+        Some(Cut { pieces, transfer_bytes })
     }
 
     /// The best cut of the sections from `from` on, when so many devices of each group are taken.
-    fn rest(
+    fn best_from(
         &self,
         from: usize,
         used: &mut Vec<usize>,
         add: &dyn Fn(f64, f64) -> f64,
-        most: f64,
-        known: &mut Known,
-    ) -> Best {
+        max_seconds: f64,
+        memo: &mut Memo,
+    ) -> Continuation {
         if from == self.sections.len() {
             return Some((0.0, 0, 0, 0));
         }
-        let here = known.at(from, used);
-        if let Some(best) = known.best[here] {
+        let state = memo.index(from, used);
+        if let Some(best) = memo.best[state] {
             return best;
         }
-        let mut best: Best = None;
+        let mut best: Continuation = None;
         for group in 0..self.groups.len() {
             // Of equal devices the first that is not taken.
             let Some(&device) = self.groups[group].get(used[group]) else { continue };
             used[group] += 1;
             // The longest run first: of equal cuts, the one with fewer pieces.
             for to in (from..self.sections.len()).rev() {
-                let Some((seconds, received)) = self.piece(device, from, to) else { continue };
-                if seconds > most {
+                let Some((seconds, received)) = self.piece_cost(device, from, to) else { continue };
+                if seconds > max_seconds {
                     continue;
                 }
-                let Some((time, bytes, ..)) = self.rest(to + 1, used, add, most, known) else { continue };
+                let Some((time, bytes, ..)) = self.best_from(to + 1, used, add, max_seconds, memo) else { continue };
                 let (time, bytes) = (add(seconds, time), bytes + received);
                 let better = |(least, fewest, ..): (f64, u64, usize, usize)| {
                     time < least * (1.0 - Tuning::ROUNDING)
@@ -254,82 +254,84 @@ impl<'a> Search<'a> {
             }
             used[group] -= 1;
         }
-        known.best[here] = Some(best);
+        memo.best[state] = Some(best);
         best
     }
 }
 
 /// Every run of sections on one kind of device.
-fn runs(sections: &[Section], kind: usize, in_flight: usize) -> Vec<Vec<Run>> {
-    (0..sections.len()).map(|from| runs_from(sections, from, kind, in_flight)).collect()
+fn range_costs(sections: &[SectionCosts], kind: usize, in_flight: usize) -> Vec<Vec<RangeCost>> {
+    (0..sections.len()).map(|from| range_costs_from(sections, from, kind, in_flight)).collect()
 }
 
 /// The runs that begin with `from`; those that would end before it are there to be counted past.
-fn runs_from(sections: &[Section], from: usize, kind: usize, in_flight: usize) -> Vec<Run> {
-    let run_to = |to: usize| {
+fn range_costs_from(sections: &[SectionCosts], from: usize, kind: usize, in_flight: usize) -> Vec<RangeCost> {
+    let cost_to = |to: usize| {
         let inside = |section: usize| (from..=to).contains(&section);
-        let run = || sections[from..=to].iter().map(|section| section.needs[kind]);
+        let needs = || sections[from..=to].iter().map(|section| section.needs[kind]);
         let skips = || {
             let all = sections.iter().enumerate();
             all.flat_map(|(at, section)| section.skips.iter().map(move |&(to, bytes)| (at, to, bytes)))
         };
         // What is left for a section of this run lies here until then, also while the sections between them work.
-        let waiting = |now: usize| -> u64 {
+        let waiting_bytes = |now: usize| -> u64 {
             skips()
                 .filter(|&(left, taken, _)| inside(taken) && left < now && now < taken)
                 .map(|(.., bytes)| bytes)
                 .sum()
         };
-        let arena = (from..=to).map(|now| sections[now].needs[kind].activation_bytes + waiting(now)).max().unwrap_or(0);
+        let arena =
+            (from..=to).map(|now| sections[now].needs[kind].activation_bytes + waiting_bytes(now)).max().unwrap_or(0);
         let before = if from > 0 { sections[from - 1].out_bytes } else { 0 };
         let after = if to + 1 < sections.len() { sections[to].out_bytes } else { 0 };
         let received =
             before + skips().filter(|&(a, b, _)| !inside(a) && inside(b)).map(|(.., bytes)| bytes).sum::<u64>();
         let sent = after + skips().filter(|&(a, b, _)| inside(a) && !inside(b)).map(|(.., bytes)| bytes).sum::<u64>();
         let requests = in_flight as u64;
-        Run {
-            bytes: run().map(|needs| needs.weight_bytes + requests * needs.keep_bytes).sum::<u64>() + requests * arena,
-            seconds: run().map(|needs| needs.seconds).sum(),
-            moved: received + sent,
+        RangeCost {
+            bytes: needs().map(|needs| needs.weight_bytes + requests * needs.keep_bytes).sum::<u64>()
+                + requests * arena,
+            seconds: needs().map(|needs| needs.seconds).sum(),
+            transferred: received + sent,
             received,
         }
     };
-    let none = Run { bytes: u64::MAX, seconds: f64::INFINITY, moved: 0, received: 0 };
-    (0..sections.len()).map(|to| if to < from { none } else { run_to(to) }).collect()
+    let none = RangeCost { bytes: u64::MAX, seconds: f64::INFINITY, transferred: 0, received: 0 };
+    (0..sections.len()).map(|to| if to < from { none } else { cost_to(to) }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn section(weight_bytes: u64, seconds: f64) -> Section {
+    fn section(weight_bytes: u64, seconds: f64) -> SectionCosts {
         let needs = Needs { weight_bytes, seconds, ..Needs::default() };
-        Section { name: String::new(), needs: vec![needs], out_bytes: 1, skips: Vec::new() }
+        SectionCosts { name: String::new(), needs: vec![needs], out_bytes: 1, skips: Vec::new() }
     }
 
     fn target(bytes: u64) -> Target {
         Target { kind: 0, bytes, link: 1e12, busy: 0.0 }
     }
 
-    fn routes(sections: &[Section], devices: &[Target], goal: Goal) -> Vec<usize> {
+    fn routes(sections: &[SectionCosts], devices: &[Target], goal: CutGoal) -> Vec<usize> {
         best(sections, devices, 1, goal).unwrap().route()
     }
 
     #[test]
     fn a_cut_evens_out_seconds_and_not_sections() {
         let sections = [6.0, 1.0, 1.0, 1.0, 1.0, 2.0].map(|seconds| section(1, seconds));
-        assert_eq!(routes(&sections, &[target(9), target(9)], Goal::Slowest), [0, 1, 1, 1, 1, 1]);
-        assert_eq!(routes(&sections, &[target(9), target(9)], Goal::Sum), [0; 6], "nothing need cross");
+        assert_eq!(routes(&sections, &[target(9), target(9)], CutGoal::SlowestPiece), [0, 1, 1, 1, 1, 1]);
+        assert_eq!(routes(&sections, &[target(9), target(9)], CutGoal::Total), [0; 6], "nothing need cross");
     }
 
     #[test]
     fn a_cut_follows_memory_where_it_must() {
         let sections = [3, 3, 1, 1].map(|bytes| section(bytes, 1.0));
-        assert_eq!(routes(&sections, &[target(3), target(5)], Goal::Slowest), [0, 1, 1, 1]);
-        assert_eq!(routes(&sections, &[target(5), target(3)], Goal::Slowest), [1, 0, 0, 0]);
-        assert_eq!(routes(&sections, &[target(6), target(2)], Goal::Slowest), [0, 0, 1, 1]);
-        assert!(best(&sections, &[target(2), target(9)], 1, Goal::Slowest).is_some(), "1 of it fits in 2");
-        assert!(best(&sections, &[target(4), target(3)], 1, Goal::Slowest).is_none());
+        assert_eq!(routes(&sections, &[target(3), target(5)], CutGoal::SlowestPiece), [0, 1, 1, 1]);
+        assert_eq!(routes(&sections, &[target(5), target(3)], CutGoal::SlowestPiece), [1, 0, 0, 0]);
+        assert_eq!(routes(&sections, &[target(6), target(2)], CutGoal::SlowestPiece), [0, 0, 1, 1]);
+        assert!(best(&sections, &[target(2), target(9)], 1, CutGoal::SlowestPiece).is_some(), "1 of it fits in 2");
+        assert!(best(&sections, &[target(4), target(3)], 1, CutGoal::SlowestPiece).is_none());
     }
 
     #[test]
@@ -337,21 +339,21 @@ mod tests {
         let mut sections = [1.0, 1.0, 0.0, 1.0, 1.0].map(|seconds| section(1, seconds));
         sections[1].out_bytes = 100;
         sections[2].out_bytes = 7;
-        let cut = best(&sections, &[target(9), target(9)], 1, Goal::Slowest).unwrap();
-        assert_eq!((cut.route(), cut.crossing_bytes), (vec![0, 0, 0, 1, 1], 7));
+        let cut = best(&sections, &[target(9), target(9)], 1, CutGoal::SlowestPiece).unwrap();
+        assert_eq!((cut.route(), cut.transfer_bytes), (vec![0, 0, 0, 1, 1], 7));
     }
 
     #[test]
     fn a_skip_goes_from_its_maker_to_its_user_once() {
         let mut sections = [1.0; 4].map(|seconds| section(1, seconds));
         sections[0].skips = vec![(3, 50)];
-        let cut = best(&sections, &[target(2), target(2), target(2)], 1, Goal::Slowest).unwrap();
+        let cut = best(&sections, &[target(2), target(2), target(2)], 1, CutGoal::SlowestPiece).unwrap();
         // Two borders of a byte or one, and the skip, which passes by whatever is between.
-        assert_eq!(cut.crossing_bytes, 51 + (cut.pieces.len() as u64 - 2));
+        assert_eq!(cut.transfer_bytes, 51 + (cut.pieces.len() as u64 - 2));
         let small = [target(1), target(1), target(1), target(60)];
-        assert!(best(&sections, &small, 1, Goal::Sum).is_some());
-        let cut = best(&sections, &[target(1), target(1), target(1), target(1)], 1, Goal::Sum).unwrap();
-        assert_eq!(cut.crossing_bytes, 53);
+        assert!(best(&sections, &small, 1, CutGoal::Total).is_some());
+        let cut = best(&sections, &[target(1), target(1), target(1), target(1)], 1, CutGoal::Total).unwrap();
+        assert_eq!(cut.transfer_bytes, 53);
     }
 
     #[test]
@@ -359,8 +361,8 @@ mod tests {
         let mut sections = [1.0; 3].map(|seconds| section(1, seconds));
         sections[0].skips = vec![(2, 50)];
         // While the middle section runs beside its maker's, the skip lies there; at the user's it comes as it is used.
-        assert!(best(&sections, &[target(3)], 1, Goal::Sum).is_none());
-        assert!(best(&sections, &[target(53)], 1, Goal::Sum).is_some());
+        assert!(best(&sections, &[target(3)], 1, CutGoal::Total).is_none());
+        assert!(best(&sections, &[target(53)], 1, CutGoal::Total).is_some());
     }
 
     #[test]
@@ -370,10 +372,10 @@ mod tests {
             section.needs.push(Needs { seconds: 2.0, ..section.needs[0] });
         }
         let slow = Target { kind: 1, ..target(9) };
-        assert_eq!(routes(&sections, &[target(9), slow.clone()], Goal::Slowest), [0, 0, 0, 0, 1, 1]);
-        assert_eq!(routes(&sections, &[slow, target(9)], Goal::Sum), [1; 6]);
+        assert_eq!(routes(&sections, &[target(9), slow.clone()], CutGoal::SlowestPiece), [0, 0, 0, 0, 1, 1]);
+        assert_eq!(routes(&sections, &[slow, target(9)], CutGoal::Total), [1; 6]);
         let busy = Target { busy: 2.0, ..target(9) };
-        assert_eq!(routes(&sections, &[busy, target(9)], Goal::Slowest), [0, 0, 1, 1, 1, 1]);
+        assert_eq!(routes(&sections, &[busy, target(9)], CutGoal::SlowestPiece), [0, 0, 1, 1, 1, 1]);
     }
 
     #[test]
@@ -383,8 +385,8 @@ mod tests {
             section.needs[0].activation_bytes = 3;
             section.needs[0].keep_bytes = 2;
         }
-        assert!(best(&sections, &[target(16), target(16)], 3, Goal::Slowest).is_some());
-        assert!(best(&sections, &[target(15), target(15)], 3, Goal::Slowest).is_none());
+        assert!(best(&sections, &[target(16), target(16)], 3, CutGoal::SlowestPiece).is_some());
+        assert!(best(&sections, &[target(15), target(15)], 3, CutGoal::SlowestPiece).is_none());
     }
 
     #[test]
@@ -392,7 +394,7 @@ mod tests {
         let sections: Vec<_> = (0..60).map(|i| section(1 + i % 3, 1.0 + (i * i % 7) as f64)).collect();
         let devices: Vec<_> = (0..8).map(|i| target(15 + i)).collect();
         assert!(steps(&sections, &devices) <= Tuning::MAX_SEARCH_STEPS);
-        let cut = best(&sections, &devices, 1, Goal::Slowest).unwrap();
+        let cut = best(&sections, &devices, 1, CutGoal::SlowestPiece).unwrap();
         let total: f64 = sections.iter().map(|section| section.needs[0].seconds).sum();
         assert!(cut.slowest() >= total / 8.0 && cut.slowest() <= total / 8.0 + 7.0, "{}", cut.slowest());
         let mut devices: Vec<_> = cut.pieces.iter().map(|piece| piece.device).collect();

@@ -1,4 +1,4 @@
-//! Diagnosis of a device map for which nothing fits: finds the entry without which everything would.
+//! Diagnosis of a device map for which nothing fits: finds the entry of the map without which a plan exists.
 
 use super::tuning::Tuning;
 use crate::{
@@ -7,58 +7,61 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The error at the entry of `map` without which a plan would be found, if there is one such entry; else the error itself.
-/// `resolve` tries another map.
+/// Returns an error at the entry of `map` without which a plan exists, or `error` if there is no single such entry.
+/// `resolve` tries to plan another map.
 pub(super) fn diagnose(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMap) -> Result<()>) -> Error {
     let message = error.to_string();
-    let candidates = Candidates { map, why: message.lines().next().unwrap_or_default() };
-    let found =
-        candidates.all().into_iter().take(Tuning::MAX_DIAGNOSED_ENTRIES).find(|(relaxed, _)| resolve(relaxed).is_ok());
+    let candidates = Candidates { map, problem: message.lines().next().unwrap_or_default() };
+    let found = candidates
+        .relaxed_maps()
+        .into_iter()
+        .take(Tuning::MAX_DIAGNOSED_ENTRIES)
+        .find(|(relaxed, _)| resolve(relaxed).is_ok());
     found.map_or(error, |(_, refused)| refused)
 }
 
-/// Changes what `map` says about a device, if it says something.
-fn facts_of(map: &mut DeviceMap, id: DeviceId, change: impl Fn(&mut DeviceFacts)) {
+/// Changes the facts about a device, if `map` has any.
+fn change_facts(map: &mut DeviceMap, id: DeviceId, change: impl Fn(&mut DeviceFacts)) {
     map.device.get_mut(&id).into_iter().for_each(|facts| change(&mut facts.value));
 }
 
 struct Candidates<'a> {
     map: &'a DeviceMap,
-    why: &'a str,
+    problem: &'a str,
 }
 
 impl Candidates<'_> {
-    /// Maps that ask for less in one respect, each with the error that says so. What a replica has from the top level is
-    /// relaxed there, for all.
-    fn all(&self) -> Vec<(DeviceMap, Error)> {
+    /// Maps with one relaxed entry, each with the error for that entry. An entry that replicas inherit from the top
+    /// level is relaxed in all of them.
+    fn relaxed_maps(&self) -> Vec<(DeviceMap, Error)> {
         let mut all = Vec::new();
         let is_count = |in_flight: &InFlight| matches!(in_flight, InFlight::Count(2..));
         for (prefix, own) in self.map.all_maps() {
             let (is_top, key) = (prefix.is_empty(), |name: &str| format!("{prefix}{name}"));
             let batch = Some(&own.batch).filter(|batch| is_top || **batch != self.map.batch);
-            all.extend(self.count(&key("batch"), batch, |n| *n > 1, |map| &mut map.batch, 1));
+            all.extend(self.relax_count(&key("batch"), batch, |n| *n > 1, |map| &mut map.batch, 1));
             let in_flight = Some(&own.in_flight).filter(|count| is_top || **count != self.map.in_flight);
             let one = InFlight::Count(1);
-            all.extend(self.count(&key("in_flight"), in_flight, is_count, |map| &mut map.in_flight, one));
+            all.extend(self.relax_count(&key("in_flight"), in_flight, is_count, |map| &mut map.in_flight, one));
             for (id, limit) in &own.max_memory {
                 if is_top || self.map.max_memory.get(id) != Some(limit) {
-                    let more =
+                    let relax =
                         |map: &mut DeviceMap| map.max_memory.retain(|known, other| (known, &*other) != (id, limit));
-                    all.extend(self.size(&key(&format!("max_memory.{id}")), Some(limit), more));
+                    all.extend(self.relax_size(&key(&format!("max_memory.{id}")), Some(limit), relax));
                 }
             }
         }
         for (id, facts) in &self.map.device {
             let facts = &facts.value;
-            let more = |map: &mut DeviceMap| facts_of(map, *id, |facts| facts.reserve = None);
-            all.extend(self.size(&format!("device.{id}.reserve"), facts.reserve.as_ref(), more));
-            let more = |map: &mut DeviceMap| facts_of(map, *id, |facts| facts.memory = None);
-            all.extend(self.size(&format!("device.{id}.memory"), facts.memory.as_ref(), more));
+            let relax = |map: &mut DeviceMap| change_facts(map, *id, |facts| facts.reserve = None);
+            all.extend(self.relax_size(&format!("device.{id}.reserve"), facts.reserve.as_ref(), relax));
+            let relax = |map: &mut DeviceMap| change_facts(map, *id, |facts| facts.memory = None);
+            all.extend(self.relax_size(&format!("device.{id}.memory"), facts.memory.as_ref(), relax));
         }
         all
     }
 
-    fn count<T: PartialEq + Clone>(
+    fn relax_count<T: PartialEq + Clone>(
         &self,
         key: &str,
         entry: Option<&Located<T>>,
@@ -72,24 +75,24 @@ impl Candidates<'_> {
                 entry_of(map).value = one.clone();
             }
         };
-        Some(self.without(relax, entry.refuse(key, self.problem()).hint("a smaller number: with 1 everything fits")))
+        Some(self.relaxed(relax, entry.refuse(key, self.message()).hint("a smaller number: with 1 everything fits")))
     }
 
-    fn size(
+    fn relax_size(
         &self,
         key: &str,
         entry: Option<&Located<u64>>,
         relax: impl Fn(&mut DeviceMap),
     ) -> Option<(DeviceMap, Error)> {
-        let refused = entry?.refuse(key, self.problem()).hint("another size: without this entry everything fits");
-        Some(self.without(relax, refused))
+        let refused = entry?.refuse(key, self.message()).hint("another size: without this entry everything fits");
+        Some(self.relaxed(relax, refused))
     }
 
-    fn problem(&self) -> String {
-        format!("with this, {}", self.why)
+    fn message(&self) -> String {
+        format!("with this, {}", self.problem)
     }
 
-    fn without(&self, relax: impl Fn(&mut DeviceMap), refused: Error) -> (DeviceMap, Error) {
+    fn relaxed(&self, relax: impl Fn(&mut DeviceMap), refused: Error) -> (DeviceMap, Error) {
         let mut map = self.map.clone();
         relax(&mut map);
         map.replica.iter_mut().for_each(|replica| relax(&mut replica.value));

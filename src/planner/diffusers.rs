@@ -20,7 +20,7 @@ use crate::{
 
 /// Where diffusers' `device_map="balanced"` puts a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Upstream {
+enum DiffusersPlace {
     /// On the device with this index.
     Device(usize),
     /// On the host, because the device whose turn it was had no room; its weights go to a device in every forward pass.
@@ -33,7 +33,7 @@ enum Upstream {
 ///
 /// Components are dealt out, the largest first, to devices in the order 0, 1, 1, 0, 0, 1 … (the roomiest is 0). One that
 /// is too large for the device whose turn it is goes to the host, and no other device is asked.
-fn upstream_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<usize>)> {
+fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(DiffusersPlace, Vec<usize>)> {
     let by_size = |sizes: &[u64]| {
         let mut order: Vec<usize> = (0..sizes.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(sizes[i])); // stable: equal ones keep their order
@@ -42,19 +42,19 @@ fn upstream_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<usize
     let device_order = by_size(devices);
     let cycle: Vec<usize> = device_order.iter().chain(device_order.iter().rev()).copied().collect();
     let mut free = devices.to_vec();
-    let mut placed: Vec<(Upstream, Vec<usize>)> = Vec::new();
+    let mut placed: Vec<(DiffusersPlace, Vec<usize>)> = Vec::new();
     let mut turn = 0;
     for component in by_size(components) {
         let Some(&device) = cycle.get(turn % cycle.len().max(1)) else { break };
         let place = if components[component] > free[device] {
-            Upstream::Host
+            DiffusersPlace::Host
         } else {
             free[device] -= components[component];
             turn += 1;
-            Upstream::Device(device)
+            DiffusersPlace::Device(device)
         };
         match placed.iter_mut().find(|(other, _)| *other == place) {
-            Some((Upstream::Host, here)) => *here = vec![component],
+            Some((DiffusersPlace::Host, here)) => *here = vec![component],
             Some((_, here)) => here.push(component),
             None => placed.push((place, vec![component])),
         }
@@ -64,32 +64,32 @@ fn upstream_map(components: &[u64], devices: &[u64]) -> Vec<(Upstream, Vec<usize
 
 /// A network of a pipeline as diffusers sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Network {
+struct NetworkSize {
     /// As in `model_index.json`.
     name: String,
     /// Bytes of its weights.
     bytes: u64,
     /// Whether sdshard runs it. If not, it only takes its place.
-    runs: bool,
+    is_run: bool,
 }
 
-/// [`upstream_map`] of the weights, network by network. `None` only for one that is nowhere and does not run.
+/// [`diffusers_map`] of the weights, network by network. `None` only for one that is nowhere and does not run.
 ///
 /// # Errors
 /// If diffusers would lose a network that runs.
-fn balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option<Upstream>>> {
+fn balanced(networks: &[NetworkSize], devices: &[DeviceBudget]) -> Result<Vec<Option<DiffusersPlace>>> {
     let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
     let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
     let mut placement = vec![None; networks.len()];
-    for (place, here) in upstream_map(&weights, &memory) {
+    for (place, here) in diffusers_map(&weights, &memory) {
         for network in here {
             placement[network] = Some(place);
         }
     }
-    let Some(lost) = (0..networks.len()).find(|&c| networks[c].runs && placement[c].is_none()) else {
+    let Some(lost) = (0..networks.len()).find(|&c| networks[c].is_run && placement[c].is_none()) else {
         return Ok(placement);
     };
-    let last = placement.iter().position(|place| *place == Some(Upstream::Host));
+    let last = placement.iter().position(|place| *place == Some(DiffusersPlace::Host));
     let why = format!(
         "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
          the {} drove it out, and the first picture would fail",
@@ -97,7 +97,7 @@ fn balanced(networks: &[Network], devices: &[DeviceBudget]) -> Result<Vec<Option
         last.map_or("next", |last| networks[last].name.as_str())
     );
     Err(Error::input(format!("strategy \"diffusers-balanced\": {why}"))
-        .found(devices.iter().map(DeviceBudget::room).collect::<Vec<_>>().join(", "))
+        .found(devices.iter().map(DeviceBudget::describe_free).collect::<Vec<_>>().join(", "))
         .hint("strategy = \"balanced\" asks every device"))
 }
 
@@ -116,10 +116,10 @@ fn parameters(component: &ComponentSpec) -> Result<u64> {
 
 /// The networks of the model in the order of its `model_index.json`, with the bytes that diffusers counts for them.
 /// `auto` is the type for which the map has `"auto"`.
-fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Network>> {
+fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<NetworkSize>> {
     let network = |listed: &Listed| {
-        let ours = spec.component(&listed.name);
-        let count = match (ours, listed.parameters) {
+        let component = spec.component(&listed.name);
+        let count = match (component, listed.parameters) {
             (Some(component), _) => parameters(&spec.components[component])?,
             (None, Some(count)) => count,
             (None, None) => {
@@ -128,7 +128,11 @@ fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Networ
             }
         };
         let dtype = map.dtype.of(&listed.name).value.unwrap_or(auto);
-        Ok(Some(Network { name: listed.name.clone(), bytes: count * dtype.size() as u64, runs: ours.is_some() }))
+        Ok(Some(NetworkSize {
+            name: listed.name.clone(),
+            bytes: count * dtype.size() as u64,
+            is_run: component.is_some(),
+        }))
     };
     spec.listed.iter().map(network).filter_map(Result::transpose).collect()
 }
@@ -160,10 +164,10 @@ pub(super) fn place(
     }
     let place = |group: &[DeviceBudget]| -> Result<PerComponent<Place<DeviceId>>> {
         let placed = balanced(&networks, group)?;
-        for (network, place) in networks.iter().zip(&placed).filter(|(network, _)| !network.runs) {
+        for (network, place) in networks.iter().zip(&placed).filter(|(network, _)| !network.is_run) {
             let place = match place {
-                Some(Upstream::Device(device)) => format!("put the {} on {}", network.name, group[*device].id),
-                Some(Upstream::Host) => format!("run the {} from the host", network.name),
+                Some(DiffusersPlace::Device(device)) => format!("put the {} on {}", network.name, group[*device].id),
+                Some(DiffusersPlace::Host) => format!("run the {} from the host", network.name),
                 None => format!("lose the {}", network.name),
             };
             tracing::info!("diffusers would {place}; sdshard does not run it");
@@ -172,8 +176,8 @@ pub(super) fn place(
             let here = networks.iter().position(|network| network.name == component.name);
             let count = component.network.sections().len();
             match here.and_then(|network| placed[network]) {
-                Some(Upstream::Device(device)) => Ok(Place::whole(group[device].id, count)),
-                Some(Upstream::Host) => {
+                Some(DiffusersPlace::Device(device)) => Ok(Place::whole(group[device].id, count)),
+                Some(DiffusersPlace::Host) => {
                     tracing::warn!(
                         "the weights of the {} are fetched to {} from the host's memory in every call, as with diffusers; \
                          strategy = \"balanced\" asks every device for room",
@@ -245,7 +249,7 @@ mod tests {
     ];
 
     /// Devices of so many GB.
-    fn of_gb(gb: &[u64]) -> Vec<DeviceBudget> {
+    fn devices_of_gb(gb: &[u64]) -> Vec<DeviceBudget> {
         let gpu =
             |(i, gb): (usize, &u64)| DeviceBudget { id: DeviceId::new(DeviceKind::Cuda, i), bytes: gb * 1_000_000_000 };
         gb.iter().enumerate().map(gpu).collect()
@@ -256,10 +260,10 @@ mod tests {
         for &(model, width, gb, expected) in DIFFUSERS {
             let bytes: Vec<u64> = model.iter().map(|(_, bytes)| bytes * width).collect();
             let memory: Vec<u64> = gb.iter().map(|gb| gb * 1_000_000_000).collect();
-            let map = upstream_map(&bytes, &memory).into_iter().map(|(place, here)| {
+            let map = diffusers_map(&bytes, &memory).into_iter().map(|(place, here)| {
                 let place = match place {
-                    Upstream::Device(device) => device.to_string(),
-                    Upstream::Host => "cpu".to_string(),
+                    DiffusersPlace::Device(device) => device.to_string(),
+                    DiffusersPlace::Host => "cpu".to_string(),
                 };
                 format!("{place}: {}", here.into_iter().map(|c| model[c].0).collect::<Vec<_>>().join(", "))
             });
@@ -271,10 +275,13 @@ mod tests {
     fn balanced_places_whatever_any_placement_holds() {
         let mut found = [0, 0];
         for &(model, width, gb, _) in DIFFUSERS.iter().filter(|(_, _, gb, _)| !gb.is_empty()) {
-            let devices = of_gb(gb);
+            let devices = devices_of_gb(gb);
             let component = |(name, bytes): &(&str, u64)| {
                 let cost = Cost { weight_bytes: bytes * width, ..Cost::default() };
-                ComponentSize { name: name.to_string(), on: devices.iter().map(|device| (device.id, cost)).collect() }
+                ComponentSize {
+                    name: name.to_string(),
+                    costs: devices.iter().map(|device| (device.id, cost)).collect(),
+                }
             };
             let components: Vec<_> = model.iter().map(component).collect();
             // Every way to give each component a device, counted through.
@@ -300,15 +307,16 @@ mod tests {
     #[test]
     fn a_component_that_diffusers_would_lose_is_an_error_that_explains_it() {
         let place = |model: &[(&str, u64)], gb: &[u64]| {
-            let network = |(name, bytes): &(&str, u64)| Network { name: name.to_string(), bytes: *bytes, runs: true };
-            balanced(&model.iter().map(network).collect::<Vec<_>>(), &of_gb(gb))
+            let network =
+                |(name, bytes): &(&str, u64)| NetworkSize { name: name.to_string(), bytes: *bytes, is_run: true };
+            balanced(&model.iter().map(network).collect::<Vec<_>>(), &devices_of_gb(gb))
         };
-        let device = |place: &Option<Upstream>| match place {
-            Some(Upstream::Device(device)) => *device,
+        let device = |place: &Option<DiffusersPlace>| match place {
+            Some(DiffusersPlace::Device(device)) => *device,
             other => panic!("{other:?}"),
         };
         assert_eq!(place(SDXL, &[8, 8]).unwrap().iter().map(device).collect::<Vec<_>>(), [0, 1, 1, 0]);
-        assert!(place(SDXL, &[6, 1]).unwrap().contains(&Some(Upstream::Host)));
+        assert!(place(SDXL, &[6, 1]).unwrap().contains(&Some(DiffusersPlace::Host)));
         let message = place(SDXL, &[1, 1]).unwrap_err().to_string();
         for fact in ["would lose the unet", "the text_encoder_2 drove it out", "strategy = \"balanced\""] {
             assert!(message.contains(fact), "wanted: {fact}\n{message}");

@@ -71,9 +71,9 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
                 if route.iter().all(|id| *id == route[0]) {
                     continue;
                 }
-                for crossing in costs.crossings(component, route)? {
-                    let what = if crossing.skip { SKIPS } else { BORDER };
-                    add(crossing.from, crossing.to, what, calls * crossing.bytes);
+                for transfer in costs.transfers(component, route)? {
+                    let what = if transfer.is_skip { SKIPS } else { BORDER };
+                    add(transfer.from, transfer.to, what, calls * transfer.bytes);
                 }
                 if is_denoiser {
                     add(last(route), route[0], "model output", calls * latents);

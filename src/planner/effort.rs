@@ -1,18 +1,19 @@
-//! How much work planning may be. It is counted and not timed, so that a map has the same plan on every machine.
+//! A limit of the work for one plan. Work is counted in steps instead of time, so that a map has the same plan on every
+//! machine.
 
 use std::cell::Cell;
 
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
 
-/// Counts the steps of making one plan.
+/// Counts the steps that are spent on one plan.
 pub(super) struct Effort {
     spent: Cell<u64>,
-    /// Where the search for the present map ends.
+    /// The number of spent steps at which the search for the current map ends.
     end: Cell<u64>,
-    /// Where its present part ends.
+    /// The number of spent steps at which the current part of that search ends.
     part_end: Cell<u64>,
-    /// Whether something was left out.
+    /// Whether a search ended before it was complete.
     cut_short: Cell<bool>,
 }
 
@@ -22,23 +23,24 @@ impl Effort {
         Self { spent: Cell::new(0), end: Cell::new(end), part_end: Cell::new(end), cut_short: Cell::new(false) }
     }
 
-    /// Begins the search for another map, which may do one part in `parts` of what a search may do.
+    /// Begins the search for another map, with one part in `parts` of the steps that a search may use.
     pub fn begin(&self, parts: u64) {
         self.end.set(self.spent.get() + Tuning::MAX_SEARCH_STEPS / parts);
         self.part_end.set(self.end.get());
         self.cut_short.set(false);
     }
 
-    /// Begins a part of the search, of which there are `left` with this one: each has an even share of what is left.
+    /// Begins one part of the search. `left` is the number of parts that remain, including this one; each gets an equal
+    /// share of the remaining steps.
     pub fn begin_part(&self, left: usize) {
         let spent = self.spent.get();
         self.part_end.set(spent + self.end.get().saturating_sub(spent) / left.max(1) as u64);
     }
 
-    /// Counts some steps.
+    /// Counts `steps`.
     ///
     /// # Errors
-    /// If they are more than any plan is worth.
+    /// If the plan has used more steps than any plan may.
     pub fn spend(&self, steps: u64) -> Result<()> {
         self.spent.set(self.spent.get() + steps);
         if self.spent.get() <= Tuning::MAX_STEPS {
@@ -48,14 +50,14 @@ impl Effort {
             .hint("fewer replicas, places, cuts or sizes, or a smaller batch or in_flight"))
     }
 
-    /// Whether a search has to do with what it has found.
+    /// Whether the current part has used its steps, so that its search must end.
     pub fn is_spent(&self) -> bool {
         let is_spent = self.spent.get() >= self.part_end.get();
         self.cut_short.set(self.cut_short.get() || is_spent);
         is_spent
     }
 
-    /// Whether a search was told so.
+    /// Whether `is_spent` has ended a search of the current map.
     pub fn was_cut_short(&self) -> bool {
         self.cut_short.get()
     }

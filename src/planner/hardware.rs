@@ -58,7 +58,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
                     .refuse(&format!("device.{id}"), format!("{id} is there already"))
                     .hint("`count` numbers on from its own device: the next entry begins behind these"));
             }
-            devices.push(described(id, &facts)?);
+            devices.push(from_facts(id, &facts)?);
         }
     }
     if devices.is_empty() {
@@ -68,7 +68,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
 }
 
 /// A device from nothing but facts.
-fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo> {
+fn from_facts(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo> {
     let facts = &located.value;
     let key = |name: &str| format!("device.{id}.{name}");
     if id.kind == DeviceKind::Numbered {
@@ -104,7 +104,7 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         }
     };
     let Some(memory_bytes) =
-        facts.memory.as_ref().map(|memory| memory.value).or(model.map(catalogue::Model::memory_bytes))
+        facts.memory.as_ref().map(|memory| memory.value).or(model.map(catalogue::CatalogueDevice::memory_bytes))
     else {
         return Err(located
             .refuse(&key(""), "how much memory it has is missing")
@@ -115,8 +115,8 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         (None, DeviceKind::Cpu) => (0..Tuning::CPU_CORES).collect(),
         (None, _) => Vec::new(),
     };
-    let planned = match (model, id.kind) {
-        (Some(model), kind) => rates(model, kind),
+    let planned_rates = match (model, id.kind) {
+        (Some(model), kind) => rates_like(model, kind),
         (None, DeviceKind::Cuda) => Tuning::CUDA_RATES,
         (None, DeviceKind::Wgpu | DeviceKind::Numbered) => Tuning::WGPU_RATES,
         (None, DeviceKind::Cpu) => Tuning::CPU_CORE_RATES.part(allowed_cores.len() as f64),
@@ -146,21 +146,21 @@ fn described(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo>
         free_bytes: plannable(memory_bytes),
         overhead_bytes: catalogue::overhead_bytes(id.kind),
         rules,
-        rates: planned,
-        f32_flops: model.map_or(planned.flops, |model| Tuning::SHARE_OF_PEAK * model.f32_flops),
+        rates: planned_rates,
+        f32_flops: model.map_or(planned_rates.flops, |model| Tuning::SHARE_OF_PEAK * model.f32_flops),
         rates_measured: None,
         only_named: false,
     };
     // Whatever else is said comes on top, as it does for a device that is here.
     let like = None;
-    apply(info, &DeviceFacts { like, cores: None, ..facts.clone() })
+    apply_facts(info, &DeviceFacts { like, cores: None, ..facts.clone() })
 }
 
 /// A device with what a map or a file says of it: of its memory, of what to leave free, and of its rates.
-pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceInfo> {
+pub(super) fn apply_facts(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceInfo> {
     if let Some(like) = &facts.like {
         let model = catalogue::find(like, &format!("device.{}.like", info.id))?;
-        info.rates = rates(model, info.id.kind);
+        info.rates = rates_like(model, info.id.kind);
         info.f32_flops = Tuning::SHARE_OF_PEAK * model.f32_flops;
         if info.rules.dtype() == DType::F32 {
             info.rates.flops = info.f32_flops;
@@ -187,7 +187,7 @@ pub(super) fn apply(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceI
 
 /// What long ops are planned with on a device of `kind` that is like `model`, with weights in f16: a share of the peaks.
 /// Through wgpu, tensor cores are out of reach, and an NVIDIA GPU has the rate of f32.
-fn rates(model: &catalogue::Model, kind: DeviceKind) -> Rates {
+fn rates_like(model: &catalogue::CatalogueDevice, kind: DeviceKind) -> Rates {
     let peak = if model.kind == kind.name() { model.f16_flops } else { model.f32_flops };
     Rates { flops: Tuning::SHARE_OF_PEAK * peak, bandwidth: model.bandwidth(), link: model.link() }
 }
@@ -197,7 +197,7 @@ fn rates(model: &catalogue::Model, kind: DeviceKind) -> Rates {
 ///
 /// # Errors
 /// If the map requests cores that `whole` does not have.
-pub(super) fn share(
+pub(super) fn cpu_share(
     whole: &DeviceInfo,
     id: DeviceId,
     shares: &[DeviceId],
@@ -279,7 +279,7 @@ mod tests {
         let flops = |requested: [Option<Vec<usize>>; 3]| {
             let requested = requested.map(|asked| asked.map(Located::from));
             let requested: Vec<_> = requested.iter().map(Option::as_ref).collect();
-            shares.map(|id| share(whole, id, &shares, &requested).unwrap().rates.flops / 1e11)
+            shares.map(|id| cpu_share(whole, id, &shares, &requested).unwrap().rates.flops / 1e11)
         };
         assert_eq!(flops([None, None, None]), [2.0, 2.0, 2.0]);
         assert_eq!(flops([Some(vec![5]), None, None]), [1.0, 2.0, 3.0]);

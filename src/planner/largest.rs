@@ -41,7 +41,7 @@ impl Largest {
         let mut histories = HashMap::new();
         for request in requests {
             images += 1;
-            let kept = match histories.entry((request.scheduler, request.steps)) {
+            let history = match histories.entry((request.scheduler, request.steps)) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => {
                     *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history())
@@ -49,22 +49,22 @@ impl Largest {
             };
             let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
             sizes.insert((width, height));
-            let (most, most_kept) = largest.get_or_insert_with(|| {
+            let (largest, max_history) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
-                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, kept)
+                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, history)
             });
-            most.guided |= guided;
-            if kept > *most_kept || kept == *most_kept && request.steps > most.steps {
-                (most.scheduler, most.steps, *most_kept) = (request.scheduler, request.steps, kept);
+            largest.guided |= guided;
+            if history > *max_history || history == *max_history && request.steps > largest.steps {
+                (largest.scheduler, largest.steps, *max_history) = (request.scheduler, request.steps, history);
             }
-            if width * height > most.width * most.height {
-                (most.width, most.height) = (width, height);
+            if width * height > largest.width * largest.height {
+                (largest.width, largest.height) = (width, height);
             }
         }
-        if let Some((most, _)) = &mut largest {
-            most.images = images;
-            sizes.remove(&(most.width, most.height));
-            most.also = sizes.into_iter().collect();
+        if let Some((largest, _)) = &mut largest {
+            largest.images = images;
+            sizes.remove(&(largest.width, largest.height));
+            largest.also = sizes.into_iter().collect();
         }
         Ok(largest.map(|(largest, _)| largest))
     }
@@ -88,8 +88,8 @@ impl Largest {
                 .found(format!("a guidance scale of {}", request.guidance_scale))
                 .hint("a plan for a request with guidance, or a guidance scale of 1"));
         }
-        let kept = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.history());
-        let (needed, planned) = (kept(request.scheduler, request.steps)?, kept(self.scheduler, self.steps)?);
+        let history = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.history());
+        let (needed, planned) = (history(request.scheduler, request.steps)?, history(self.scheduler, self.steps)?);
         if needed > planned {
             return Err(Error::input("the plan has no room for what this scheduler remembers of earlier steps")
                 .found(format!("{needed} estimates; planned: {planned}"))

@@ -10,9 +10,9 @@ use std::{
 
 use super::{
     Cost,
-    cuts::{Needs, Section},
-    predict::{self, Load, Station, Stretch},
-    trial::{Ran, Trial},
+    cuts::{Needs, SectionCosts},
+    predict::{self, Load, Station, Task},
+    trial::{DryRun, Trial},
     tuning::Tuning,
 };
 use crate::{
@@ -42,14 +42,14 @@ impl Layout {
 
     /// Whether requests pass this denoiser device by device, so that several are inside at once. A request that has the
     /// replica for itself holds all of them instead.
-    pub fn passes(&self, stage: Stage, place: &Place<DeviceId>) -> bool {
+    pub fn is_pipelined(&self, stage: Stage, place: &Place<DeviceId>) -> bool {
         stage == Stage::Denoise && place.is_cut() && self.in_flight > 1
     }
 }
 
 /// What one device holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldBytes {
     /// Packed weights that stay.
     pub weight_bytes: u64,
     /// The most that offloaded weights occupy at one time.
@@ -60,7 +60,7 @@ pub struct Held {
     pub keep_bytes: u64,
 }
 
-impl Held {
+impl HeldBytes {
     /// All bytes that are held.
     pub fn total(&self) -> u64 {
         self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
@@ -68,18 +68,18 @@ impl Held {
 }
 
 /// Whether each device may hold so much.
-pub(super) fn fits(held: &[Held], budgets: &[u64]) -> bool {
+pub(super) fn fits(held: &[HeldBytes], budgets: &[u64]) -> bool {
     held.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget)
 }
 
 /// Devices, each with the one that stands for it.
-type Names = Vec<(DeviceId, DeviceId)>;
+type StandIns = Vec<(DeviceId, DeviceId)>;
 
 /// Devices with bytes.
-pub type Bytes = Vec<(DeviceId, u64)>;
+pub type DeviceBytes = Vec<(DeviceId, u64)>;
 
 /// The device, if all of a place is on one and its weights stay there.
-pub fn resident(place: &Place<DeviceId>) -> Option<DeviceId> {
+pub fn resident_device(place: &Place<DeviceId>) -> Option<DeviceId> {
     match place {
         Place::Route(route) if !place.is_cut() && route.reside == Reside::Device => Some(route[0]),
         _ => None,
@@ -95,7 +95,7 @@ pub(super) struct Costs<'a> {
     host_free_bytes: Option<u64>,
     /// For each device the first one that is like it.
     kinds: Vec<usize>,
-    tables: RefCell<BTreeMap<ComponentId, Rc<Vec<Section>>>>,
+    tables: RefCell<BTreeMap<ComponentId, Rc<Vec<SectionCosts>>>>,
     /// Whole components by kind of device.
     wholes: RefCell<BTreeMap<(ComponentId, usize), Cost>>,
 }
@@ -160,7 +160,7 @@ impl<'a> Costs<'a> {
     }
 
     /// The fullest device, or the first of those that are as full, with all that it holds of these layouts.
-    pub fn fullest<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<(DeviceId, u64)> {
+    pub fn fullest_device<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<(DeviceId, u64)> {
         let held = self.held(layouts)?;
         let totals = self.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
         let fuller = |a: (DeviceId, u64), b: (DeviceId, u64)| if b.1 > a.1 { b } else { a };
@@ -180,26 +180,31 @@ impl<'a> Costs<'a> {
 
     /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
     /// of all of that kind costs. Also gives these names.
-    fn ran(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<Ran>, Names)> {
-        let mut names = Names::new();
+    fn dry_run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<DryRun>, StandIns)> {
+        let mut stand_ins = StandIns::new();
         for id in place.devices() {
             let kind = self.kind(id);
-            let before = names.iter().filter(|(known, _)| self.kind(*known) == kind).count();
+            let before = stand_ins.iter().filter(|(known, _)| self.kind(*known) == kind).count();
             let alike = self.trial.devices.iter().zip(&self.kinds).filter(|(_, other)| **other == kind);
-            names.push((id, alike.map(|(info, _)| info.id).nth(before).unwrap_or(id)));
+            stand_ins.push((id, alike.map(|(info, _)| info.id).nth(before).unwrap_or(id)));
         }
-        let renamed = |id: &DeviceId| names.iter().find(|(known, _)| known == id).map_or(*id, |(_, name)| *name);
-        Ok((self.trial.run(component, &place.map(renamed), batch)?, names))
+        let renamed = |id: &DeviceId| stand_ins.iter().find(|(known, _)| known == id).map_or(*id, |(_, name)| *name);
+        Ok((self.trial.run(component, &place.map(renamed), batch)?, stand_ins))
     }
 
     /// What a place asks of each of its devices, bytes exactly.
-    pub fn of(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<Vec<(DeviceId, Cost)>> {
-        if let (Some(id), true) = (resident(place), batch == 1 || !self.denoises(component)) {
+    pub fn place_costs(
+        &self,
+        component: ComponentId,
+        place: &Place<DeviceId>,
+        batch: usize,
+    ) -> Result<Vec<(DeviceId, Cost)>> {
+        if let (Some(id), true) = (resident_device(place), batch == 1 || !self.denoises(component)) {
             return Ok(vec![(id, self.whole(component, id)?)]);
         }
-        let (ran, names) = self.ran(component, place, batch)?;
-        let back = |name: DeviceId| names.iter().find(|(_, other)| *other == name).map_or(name, |(id, _)| *id);
-        let mut costs: Vec<(DeviceId, Cost)> = ran.costs.iter().map(|(id, cost)| (back(*id), *cost)).collect();
+        let (run, stand_ins) = self.dry_run(component, place, batch)?;
+        let original = |name: DeviceId| stand_ins.iter().find(|(_, other)| *other == name).map_or(name, |(id, _)| *id);
+        let mut costs: Vec<(DeviceId, Cost)> = run.costs.iter().map(|(id, cost)| (original(*id), *cost)).collect();
         for route in place.routes().into_iter().filter(|route| route.reside != Reside::Device) {
             for (id, cost) in costs.iter_mut().filter(|(id, _)| route.contains(id)) {
                 cost.seconds = self.offloaded_seconds(component, route, *id, cost.seconds)?;
@@ -211,22 +216,22 @@ impl<'a> Costs<'a> {
     /// Packed weights that rest in the host's memory for a place.
     pub fn host_bytes(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<u64> {
         match place.routes().iter().any(|route| route.reside == Reside::Host) {
-            true => Ok(self.ran(component, place, batch)?.0.host_bytes),
+            true => Ok(self.dry_run(component, place, batch)?.0.host_bytes),
             false => Ok(0),
         }
     }
 
     /// Whether weights that rest in the host's memory have room there beside what the CPU's devices hold. What these
     /// share is counted for each.
-    pub fn fits_host(&self, layout: &Layout, held: &[Held]) -> Result<bool> {
-        let mut resting = 0;
+    pub fn fits_host(&self, layout: &Layout, held: &[HeldBytes]) -> Result<bool> {
+        let mut host_weight_bytes = 0;
         for (component, places) in layout.placement.iter() {
-            let of = |place| self.host_bytes(component, place, layout.batch);
-            resting += places.iter().map(of).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+            let bytes = |place| self.host_bytes(component, place, layout.batch);
+            host_weight_bytes += places.iter().map(bytes).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
         }
         let on_cpu = self.trial.devices.iter().zip(held).filter(|(info, _)| info.id.kind == DeviceKind::Cpu);
-        let needed = resting + on_cpu.map(|(_, held)| held.total()).sum::<u64>();
-        Ok(resting == 0 || self.host_free_bytes.is_none_or(|free| needed <= free))
+        let needed = host_weight_bytes + on_cpu.map(|(_, held)| held.total()).sum::<u64>();
+        Ok(host_weight_bytes == 0 || self.host_free_bytes.is_none_or(|free| needed <= free))
     }
 
     /// Seconds of one call on a device whose weights are offloaded: fetched a section at a time, the next section's meanwhile.
@@ -258,28 +263,31 @@ impl<'a> Costs<'a> {
     }
 
     /// The sections of a component, with what they need of each kind of device.
-    pub fn table(&self, component: ComponentId) -> Result<Rc<Vec<Section>>> {
+    pub fn table(&self, component: ComponentId) -> Result<Rc<Vec<SectionCosts>>> {
         if let Some(table) = self.tables.borrow().get(&component) {
             return Ok(table.clone());
         }
         let firsts = self.trial.devices.iter().enumerate().filter(|(i, _)| self.kinds[*i] == *i);
-        let by_kind = firsts
+        let runs_by_kind = firsts
             .map(|(_, info)| Ok((self.trial.table(component, info.id)?, self.arenas(component, info)?)))
             .collect::<Result<Vec<_>>>()?;
         let section = |(i, name): (usize, String)| {
-            let needs = by_kind.iter().map(|(ran, arenas)| Needs {
-                weight_bytes: ran.sections[i].weight_bytes,
-                keep_bytes: ran.sections[i].keep_bytes,
+            let needs = runs_by_kind.iter().map(|(run, arenas)| Needs {
+                weight_bytes: run.sections[i].weight_bytes,
+                keep_bytes: run.sections[i].keep_bytes,
                 activation_bytes: arenas[i],
-                seconds: ran.sections[i].seconds,
+                seconds: run.sections[i].seconds,
             });
-            let carried = by_kind[0].0.carried.iter().filter(|carried| carried.from == i);
+            let made = runs_by_kind[0].0.transfers.iter().filter(|transfer| transfer.from == i);
             let next = |to: usize| to == i + 1;
-            Section {
+            SectionCosts {
                 name,
                 needs: needs.collect(),
-                out_bytes: carried.clone().filter(|carried| next(carried.to)).map(|carried| carried.bytes).sum(),
-                skips: carried.filter(|carried| !next(carried.to)).map(|carried| (carried.to, carried.bytes)).collect(),
+                out_bytes: made.clone().filter(|transfer| next(transfer.to)).map(|transfer| transfer.bytes).sum(),
+                skips: made
+                    .filter(|transfer| !next(transfer.to))
+                    .map(|transfer| (transfer.to, transfer.bytes))
+                    .collect(),
             }
         };
         let names = self.trial.spec.components[component].network.sections();
@@ -291,8 +299,8 @@ impl<'a> Costs<'a> {
     /// The transient arena that each section needs on a device of its own.
     fn arenas(&self, component: ComponentId, info: &DeviceInfo) -> Result<Vec<u64>> {
         let count = self.trial.sections[component];
-        let one = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
-        let devices: Vec<DeviceInfo> = (0..count).map(one).collect();
+        let device = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
+        let devices: Vec<DeviceInfo> = (0..count).map(device).collect();
         let (spec, largest, effort) = (self.trial.spec, self.trial.largest, self.trial.effort);
         let trial = Trial::new(spec, &devices, largest, self.trial.dtypes.clone(), effort)?;
         let route: Vec<DeviceId> = devices.iter().map(|device| device.id).collect();
@@ -302,15 +310,15 @@ impl<'a> Costs<'a> {
 
     /// The arenas of one request of a layout on each device, in bytes: the persistent arenas, and the request scratch on the
     /// devices of a cut UNet that others pass as well.
-    pub fn arenas_of(&self, layout: &Layout) -> Result<(Bytes, Bytes)> {
-        let (mut keep_bytes, mut scratch_bytes) = (Bytes::new(), Bytes::new());
+    pub fn arenas_of(&self, layout: &Layout) -> Result<(DeviceBytes, DeviceBytes)> {
+        let (mut keep_bytes, mut scratch_bytes) = (DeviceBytes::new(), DeviceBytes::new());
         let denoiser = self.trial.spec.denoiser();
         for place in &layout.placement[denoiser] {
-            for (id, cost) in self.of(denoiser, place, layout.batch)? {
+            for (id, cost) in self.place_costs(denoiser, place, layout.batch)? {
                 // Also where it keeps nothing: a request finds an arena on every device of the denoiser.
-                at_least(&mut keep_bytes, id, cost.keep_bytes);
-                if layout.passes(Stage::Denoise, place) {
-                    at_least(&mut scratch_bytes, id, cost.activation_bytes);
+                raise_to(&mut keep_bytes, id, cost.keep_bytes);
+                if layout.is_pipelined(Stage::Denoise, place) {
+                    raise_to(&mut scratch_bytes, id, cost.activation_bytes);
                 }
             }
         }
@@ -318,17 +326,17 @@ impl<'a> Costs<'a> {
     }
 
     /// What each device holds of all these layouts, in the order of the trial's devices.
-    pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<Held>> {
-        let mut held = vec![Held::default(); self.trial.devices.len()];
+    pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<HeldBytes>> {
+        let mut held = vec![HeldBytes::default(); self.trial.devices.len()];
         // Offloaded weights are fetched for one component at a time.
-        let mut staying = BTreeMap::<(usize, ComponentId), Vec<Part>>::new();
+        let mut staying = BTreeMap::<(usize, ComponentId), Vec<WeightPart>>::new();
         for layout in layouts {
             for (component, places) in layout.placement.iter() {
                 for place in places {
-                    for (id, cost) in self.of(component, place, layout.batch)? {
+                    for (id, cost) in self.place_costs(component, place, layout.batch)? {
                         let index = self.index(id);
                         let device = &mut held[index];
-                        if !layout.passes(self.stage(component), place) {
+                        if !layout.is_pipelined(self.stage(component), place) {
                             device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
                         }
                         let stays = sections_on(place, id, |reside| reside == Reside::Device);
@@ -337,7 +345,10 @@ impl<'a> Costs<'a> {
                             weight_bytes = self.weight_bytes(component, index, &stays)?;
                             device.visitor_bytes = device.visitor_bytes.max(cost.weight_bytes - weight_bytes);
                         }
-                        staying.entry((index, component)).or_default().push(Part { sections: stays, weight_bytes });
+                        staying
+                            .entry((index, component))
+                            .or_default()
+                            .push(WeightPart { sections: stays, weight_bytes });
                     }
                 }
             }
@@ -347,13 +358,13 @@ impl<'a> Costs<'a> {
             }
         }
         for ((device, component), parts) in staying {
-            held[device].weight_bytes += self.in_common(component, device, &parts)?;
+            held[device].weight_bytes += self.common_weight_bytes(component, device, &parts)?;
         }
         Ok(held)
     }
 
     /// Bytes of the weights of several places of a component on one device, which have in common what both use.
-    fn in_common(&self, component: ComponentId, device: usize, parts: &[Part]) -> Result<u64> {
+    fn common_weight_bytes(&self, component: ComponentId, device: usize, parts: &[WeightPart]) -> Result<u64> {
         let all: BTreeSet<usize> = parts.iter().flat_map(|part| part.sections.iter().copied()).collect();
         if let Some(part) = parts.iter().find(|part| part.sections.len() == all.len()) {
             return Ok(part.weight_bytes);
@@ -372,15 +383,15 @@ impl<'a> Costs<'a> {
 
     /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
     pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
-        let replica = |layout: &Layout| -> Result<predict::Replica> {
+        let replica = |layout: &Layout| -> Result<predict::ReplicaLoad> {
             let station = |component| {
                 let places = layout.placement[component].iter();
-                let instances = places.map(|place| self.place(component, place, layout)).collect::<Result<_>>()?;
+                let instances = places.map(|place| self.instance(component, place, layout)).collect::<Result<_>>()?;
                 Ok(Station { work: self.stage(component).into(), instances })
             };
             let stations = self.components().map(station).collect::<Result<_>>()?;
-            let most = Tuning::max_predicted_in_flight(layout.placement.devices().len());
-            Ok(predict::Replica { stations, in_flight: layout.in_flight.min(most) })
+            let max_in_flight = Tuning::max_predicted_in_flight(layout.placement.devices().len());
+            Ok(predict::ReplicaLoad { stations, in_flight: layout.in_flight.min(max_in_flight) })
         };
         Ok(Load {
             devices: self.trial.devices.len(),
@@ -390,157 +401,170 @@ impl<'a> Costs<'a> {
         })
     }
 
-    fn place(&self, component: ComponentId, place: &Place<DeviceId>, layout: &Layout) -> Result<predict::Instance> {
-        let costs = self.of(component, place, layout.batch)?;
+    fn instance(
+        &self,
+        component: ComponentId,
+        place: &Place<DeviceId>,
+        layout: &Layout,
+    ) -> Result<predict::StationInstance> {
+        let costs = self.place_costs(component, place, layout.batch)?;
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
         // Texts are encoded and pictures decoded one by one.
         let (calls, times) = if self.denoises(component) { (self.calls, 1) } else { (1, layout.batch) };
         let calls = calls as f64;
         let work = |(id, cost): &(DeviceId, Cost)| (self.index(*id), calls * cost.seconds + cost.prepare_seconds);
         let prepare: f64 = costs.iter().map(|(_, cost)| cost.prepare_seconds).sum();
-        let of_route = |route: &[DeviceId]| -> Result<f64> {
+        let route_seconds = |route: &[DeviceId]| -> Result<f64> {
             let devices = Place::Route(route.to_vec().into()).devices();
-            let moved = if devices.len() > 1 { self.moved(component, route)?.iter().sum() } else { 0.0 };
+            let moved = if devices.len() > 1 { self.transfer_seconds(component, route)?.iter().sum() } else { 0.0 };
             Ok(devices.into_iter().map(seconds).sum::<f64>() + moved)
         };
-        let one = match place {
-            Place::Route(route) if layout.passes(self.stage(component), place) => {
-                return self.passed(component, route, &costs, self.calls);
+        let call_seconds = match place {
+            Place::Route(route) if layout.is_pipelined(self.stage(component), place) => {
+                return self.pipelined_instance(component, route, &costs, self.calls);
             }
-            Place::Route(route) => of_route(route)?,
+            Place::Route(route) => route_seconds(route)?,
             Place::Guided { negative, positive } => {
-                let apart = negative.iter().all(|device| !positive.contains(device));
-                match apart && self.trial.largest.guided {
-                    true => of_route(negative)?.max(of_route(positive)?),
+                let is_disjoint = negative.iter().all(|device| !positive.contains(device));
+                match is_disjoint && self.trial.largest.guided {
+                    true => route_seconds(negative)?.max(route_seconds(positive)?),
                     // One after the other on what they share.
                     false => costs.iter().map(|(_, cost)| cost.seconds).sum(),
                 }
             }
         };
-        let stretch = Stretch { work: costs.iter().map(work).collect(), seconds: calls * one + prepare };
-        Ok(predict::Instance::repeated(vec![stretch], times))
+        let task = Task { busy_seconds: costs.iter().map(work).collect(), seconds: calls * call_seconds + prepare };
+        Ok(predict::StationInstance::repeated(vec![task], times))
     }
 
     /// A cut UNet that requests pass device by device: for the text's keys and values, for each call, and once more to the
     /// first, where the latents are.
-    fn passed(
+    fn pipelined_instance(
         &self,
         component: ComponentId,
         route: &[DeviceId],
         costs: &[(DeviceId, Cost)],
         calls: usize,
-    ) -> Result<predict::Instance> {
-        let of =
+    ) -> Result<predict::StationInstance> {
+        let cost_of =
             |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or_else(Cost::default, |(_, cost)| *cost);
-        let (table, runs) = (self.table(component)?, runs(route));
+        let (table, pieces) = (self.table(component)?, pieces(route));
         // Sections that keep something keep the text; with the first it is the latents.
-        let text = |(id, sections): &(DeviceId, Vec<usize>)| -> f64 {
+        let text_bytes = |(id, sections): &(DeviceId, Vec<usize>)| -> f64 {
             let kind = self.kind_in_table(*id);
-            let kept =
+            let keep_bytes =
                 sections.iter().filter(|section| **section > 0).map(|&section| table[section].needs[kind].keep_bytes);
-            kept.sum::<u64>() as f64
+            keep_bytes.sum::<u64>() as f64
         };
-        let prepare = |run: &(DeviceId, Vec<usize>)| {
-            let all: f64 = runs.iter().filter(|(id, _)| *id == run.0).map(text).sum();
-            Stretch::on(self.index(run.0), of(run.0).prepare_seconds * text(run) / all.max(f64::MIN_POSITIVE))
+        let prepare = |piece: &(DeviceId, Vec<usize>)| {
+            let all: f64 = pieces.iter().filter(|(id, _)| *id == piece.0).map(text_bytes).sum();
+            Task::on(
+                self.index(piece.0),
+                cost_of(piece.0).prepare_seconds * text_bytes(piece) / all.max(f64::MIN_POSITIVE),
+            )
         };
-        let first = runs.iter().enumerate().filter(|(i, run)| *i == 0 || text(run) > 0.0).map(|(_, run)| prepare(run));
-        let home = Stretch::on(self.index(route[0]), 0.0);
+        let first = pieces
+            .iter()
+            .enumerate()
+            .filter(|(i, piece)| *i == 0 || text_bytes(piece) > 0.0)
+            .map(|(_, piece)| prepare(piece));
+        let home = Task::on(self.index(route[0]), 0.0);
         // Many steps are predicted as fewer of the same length in all.
-        let times = calls.min(Tuning::MAX_PREDICTED_PASSES);
-        let scale = calls as f64 / times as f64;
-        Ok(predict::Instance {
+        let repetitions = calls.min(Tuning::MAX_PREDICTED_PASSES);
+        let scale = calls as f64 / repetitions as f64;
+        Ok(predict::StationInstance {
             first: first.collect(),
-            stretches: self.pieces(component, route, &|id| of(id).seconds, scale)?,
-            times,
-            last: if runs.len() > 1 { vec![home] } else { Vec::new() },
+            tasks: self.piece_tasks(component, route, &|id| cost_of(id).seconds, scale)?,
+            repetitions,
+            last: if pieces.len() > 1 { vec![home] } else { Vec::new() },
         })
     }
 
     /// Seconds that one call's tensors take to enter each run of sections of a route, over the links of both sides.
-    fn moved(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<f64>> {
+    fn transfer_seconds(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<f64>> {
         let seconds_per_byte = |id: DeviceId| 1.0 / self.info(id).rates.link;
-        let mut moved = vec![0.0; runs(route).len()];
-        for crossing in self.crossings(component, route)? {
-            moved[crossing.run] +=
-                crossing.bytes as f64 * (seconds_per_byte(crossing.from) + seconds_per_byte(crossing.to));
+        let mut moved = vec![0.0; pieces(route).len()];
+        for transfer in self.transfers(component, route)? {
+            moved[transfer.piece] +=
+                transfer.bytes as f64 * (seconds_per_byte(transfer.from) + seconds_per_byte(transfer.to));
         }
         Ok(moved)
     }
 
     /// What crosses from device to device in one call.
-    pub fn crossings(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<Crossing>> {
+    pub fn transfers(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<DeviceTransfer>> {
         let table = self.table(component)?;
-        let runs = runs(route);
-        let run_of = |section: usize| runs.iter().position(|(_, sections)| sections.contains(&section)).unwrap_or(0);
-        let mut crossings = Vec::new();
+        let pieces = pieces(route);
+        let piece_of =
+            |section: usize| pieces.iter().position(|(_, sections)| sections.contains(&section)).unwrap_or(0);
+        let mut transfers = Vec::new();
         for (i, section) in table.iter().enumerate() {
             let next = (i + 1 < table.len()).then_some((i + 1, section.out_bytes));
             for (to, bytes) in next.into_iter().chain(section.skips.iter().copied()) {
                 if route[i] != route[to] {
-                    let (from, run, skip) = (route[i], run_of(to), to != i + 1);
-                    crossings.push(Crossing { from, to: route[to], run, skip, bytes });
+                    let (from, piece, is_skip) = (route[i], piece_of(to), to != i + 1);
+                    transfers.push(DeviceTransfer { from, to: route[to], piece, is_skip, bytes });
                 }
             }
         }
-        Ok(crossings)
+        Ok(transfers)
     }
 
     /// A stretch for each run of sections on one device, as long as so many calls.
-    fn pieces(
+    fn piece_tasks(
         &self,
         component: ComponentId,
         route: &[DeviceId],
         seconds: &dyn Fn(DeviceId) -> f64,
         calls: f64,
-    ) -> Result<Vec<Stretch>> {
+    ) -> Result<Vec<Task>> {
         let table = self.table(component)?;
         let share = |sections: &[usize], id: DeviceId| -> f64 {
             let kind = self.kind_in_table(id);
             sections.iter().map(|&section| table[section].needs[kind].seconds).sum()
         };
-        let (moved, runs) = (self.moved(component, route)?, runs(route));
-        let stretch = |(run, moved): (&(DeviceId, Vec<usize>), f64)| {
-            let (id, sections) = run;
+        let (moved, pieces) = (self.transfer_seconds(component, route)?, pieces(route));
+        let task = |(piece, moved): (&(DeviceId, Vec<usize>), f64)| {
+            let (id, sections) = piece;
             // A device may have several runs: what it does is theirs in proportion.
-            let all: Vec<usize> = runs.iter().filter(|(other, _)| other == id).flat_map(|(_, s)| s.clone()).collect();
+            let all: Vec<usize> = pieces.iter().filter(|(other, _)| other == id).flat_map(|(_, s)| s.clone()).collect();
             let part = share(sections, *id) / share(&all, *id).max(f64::MIN_POSITIVE);
             let busy = calls * seconds(*id) * part;
-            Stretch { work: vec![(self.index(*id), busy)], seconds: busy + calls * moved }
+            Task { busy_seconds: vec![(self.index(*id), busy)], seconds: busy + calls * moved }
         };
-        Ok(runs.iter().zip(moved).map(stretch).collect())
+        Ok(pieces.iter().zip(moved).map(task).collect())
     }
 }
 
 /// Something that crosses from device to device in one call.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Crossing {
+pub struct DeviceTransfer {
     /// The device that makes it.
     pub from: DeviceId,
     /// The device that takes it.
     pub to: DeviceId,
     /// The run of sections that takes it.
-    pub run: usize,
+    pub piece: usize,
     /// Whether it passes by sections between.
-    pub skip: bool,
+    pub is_skip: bool,
     /// Its size in bytes.
     pub bytes: u64,
 }
 
 /// A part of a component's weights on one device.
-struct Part {
+struct WeightPart {
     sections: BTreeSet<usize>,
     weight_bytes: u64,
 }
 
 /// The sections that a place has on a device, of the routes whose weights rest where they are asked for.
-fn sections_on(place: &Place<DeviceId>, id: DeviceId, rests: impl Fn(Reside) -> bool) -> BTreeSet<usize> {
-    let routes = place.routes().into_iter().filter(|route| rests(route.reside));
+fn sections_on(place: &Place<DeviceId>, id: DeviceId, matches_residence: impl Fn(Reside) -> bool) -> BTreeSet<usize> {
+    let routes = place.routes().into_iter().filter(|route| matches_residence(route.reside));
     routes.flat_map(|route| (0..route.len()).filter(move |&section| route[section] == id)).collect()
 }
 
 /// Makes the entry of `id` as large as `bytes` at least.
-fn at_least(entries: &mut Bytes, id: DeviceId, bytes: u64) {
+fn raise_to(entries: &mut DeviceBytes, id: DeviceId, bytes: u64) {
     match entries.iter_mut().find(|(known, _)| *known == id) {
         Some((_, known)) => *known = bytes.max(*known),
         None => entries.push((id, bytes)),
@@ -548,13 +572,13 @@ fn at_least(entries: &mut Bytes, id: DeviceId, bytes: u64) {
 }
 
 /// The runs of sections on one device, in order.
-fn runs(route: &[DeviceId]) -> Vec<(DeviceId, Vec<usize>)> {
-    let mut runs: Vec<(DeviceId, Vec<usize>)> = Vec::new();
+fn pieces(route: &[DeviceId]) -> Vec<(DeviceId, Vec<usize>)> {
+    let mut pieces: Vec<(DeviceId, Vec<usize>)> = Vec::new();
     for (section, &id) in route.iter().enumerate() {
-        match runs.last_mut() {
+        match pieces.last_mut() {
             Some((last, sections)) if *last == id => sections.push(section),
-            _ => runs.push((id, vec![section])),
+            _ => pieces.push((id, vec![section])),
         }
     }
-    runs
+    pieces
 }

@@ -20,18 +20,18 @@ pub(super) fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
 /// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A network
 /// that overflows f16 has f32 unless the map says otherwise.
 pub(super) fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo]) -> Result<Option<DType>> {
-    let asked_at = map.dtype.of(&component.name);
-    let Some(asked) = asked_at.value else {
+    let entry = map.dtype.of(&component.name);
+    let Some(requested) = entry.value else {
         return Ok(component.network.overflows_f16().then_some(DType::F32));
     };
-    match infos.iter().find(|info| info.in_type(Some(asked)).is_none()) {
-        None => Ok(Some(asked)),
+    match infos.iter().find(|info| info.in_type(Some(requested)).is_none()) {
+        None => Ok(Some(requested)),
         Some(info) => Err(match info.id.kind {
-            DeviceKind::Cpu => asked_at
-                .refuse("dtype", format!("the CPU has no {asked} kernels for the {}", component.name))
+            DeviceKind::Cpu => entry
+                .refuse("dtype", format!("the CPU has no {requested} kernels for the {}", component.name))
                 .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
-            _ => asked_at
-                .refuse("dtype", format!("{} has no {asked} arithmetic for the {}", info.id, component.name))
+            _ => entry
+                .refuse("dtype", format!("{} has no {requested} arithmetic for the {}", info.id, component.name))
                 .found(info.class.to_string())
                 .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
         }),
@@ -60,23 +60,24 @@ pub(super) fn describe(
     usable: &[DeviceId],
     devices: &[DeviceInfo],
 ) -> Result<DeviceInfo> {
-    let info = find(map, id, usable, devices)?;
+    let info = find_device(map, id, usable, devices)?;
     match map.device.get(&id) {
-        Some(facts) => hardware::apply(info, &facts.value),
+        Some(facts) => hardware::apply_facts(info, &facts.value),
         None => Ok(info),
     }
 }
 
-fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
+fn find_device(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInfo]) -> Result<DeviceInfo> {
     let cores = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.cores.as_ref());
     if id.kind == DeviceKind::Wgpu {
-        let asked = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.adapter.as_ref());
-        let number = |id: &DeviceId| asked(id).map(|adapter| adapter.value).or(id.index);
+        let requested = |id: &DeviceId| map.device.get(id).and_then(|facts| facts.value.adapter.as_ref());
+        let number = |id: &DeviceId| requested(id).map(|adapter| adapter.value).or(id.index);
         if let Some(info) = devices.iter().find(|device| device.id.kind == id.kind && device.id.index == number(&id)) {
-            let on_it = usable.iter().filter(|other| other.kind == id.kind && number(other) == number(&id)).count();
-            return Ok(hardware::part_of_adapter(&measured(info), id, on_it));
+            let devices_of_adapter =
+                usable.iter().filter(|other| other.kind == id.kind && number(other) == number(&id)).count();
+            return Ok(hardware::part_of_adapter(&measured(info), id, devices_of_adapter));
         }
-        if let Some(adapter) = asked(&id) {
+        if let Some(adapter) = requested(&id) {
             let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
             return Err(adapter
                 .refuse(&format!("device.{id}.adapter"), format!("this machine has no adapter {}", adapter.value))
@@ -92,7 +93,7 @@ fn find(map: &DeviceMap, id: DeviceId, usable: &[DeviceId], devices: &[DeviceInf
     {
         let shares: Vec<DeviceId> = usable.iter().copied().filter(|id| id.kind == DeviceKind::Cpu).collect();
         let requested: Vec<_> = shares.iter().map(cores).collect();
-        return hardware::share(whole, id, &shares, &requested);
+        return hardware::cpu_share(whole, id, &shares, &requested);
     }
     let found: Vec<String> = devices.iter().map(|device| device.id.to_string()).collect();
     let component = map.placed_devices().find(|(_, device)| device.value == id);

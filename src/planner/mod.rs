@@ -1,4 +1,5 @@
-//! Which device holds what.
+//! The planner: decides which device runs what, and computes the bytes and times of the result before anything is
+//! loaded.
 
 mod by_bytes;
 mod by_time;

@@ -196,7 +196,7 @@ impl Plan {
         let defaults: Vec<DeviceId> =
             devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
         let (map, effort) = (&map.on_machine(&defaults)?, Effort::new());
-        let resolve = |map: &DeviceMap| Self::resolve_as_it_is(map, spec, largest, devices, &defaults, &effort);
+        let resolve = |map: &DeviceMap| Self::resolve_unrelaxed(map, spec, largest, devices, &defaults, &effort);
         resolve(map).map_err(|error| {
             diagnose(map, error, |other| {
                 // Which entry is wrong is worth as much as the plan, not more.
@@ -206,7 +206,7 @@ impl Plan {
         })
     }
 
-    fn resolve_as_it_is(
+    fn resolve_unrelaxed(
         map: &DeviceMap,
         spec: &ModelSpec,
         largest: &Largest,
@@ -230,8 +230,8 @@ impl Plan {
         for &map in &maps {
             let mut own = map.usable(defaults)?;
             own.retain(|id| infos.iter().any(|info| info.id == *id));
-            let room = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
-            let chosen = choose(map, &costs, &own, &infos.iter().map(room).collect::<Vec<_>>())?;
+            let usable_bytes = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
+            let chosen = choose(map, &costs, &own, &infos.iter().map(usable_bytes).collect::<Vec<_>>())?;
             reasons.add(map, &costs, &chosen);
             for one in chosen.rejected {
                 if !rejected.contains(&one) {
@@ -326,12 +326,12 @@ impl Plan {
                 dtypes: trial.dtypes.map(|component, _| trial.dtype(component, info.id)),
             })
             .collect();
-        let mut resting = BTreeMap::<ComponentId, u64>::new();
+        let mut host_weights = BTreeMap::<ComponentId, u64>::new();
         let mut replicas = Vec::with_capacity(layouts.len());
         for layout in layouts {
             for (component, places) in layout.placement.iter() {
                 for place in places {
-                    let host = resting.entry(component).or_default();
+                    let host = host_weights.entry(component).or_default();
                     *host = costs.host_bytes(component, place, layout.batch)?.max(*host);
                 }
                 for id in layout.devices_of(component) {
@@ -388,7 +388,7 @@ impl Plan {
             replicas,
             devices,
             shared_weight_bytes,
-            host_weight_bytes: resting.values().sum(),
+            host_weight_bytes: host_weights.values().sum(),
             images_per_second: prediction.images_per_second,
             edges: edges(costs, layouts)?,
             reasons: Vec::new(),
@@ -447,26 +447,26 @@ impl Plan {
     /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
     /// of devices, `cpu` for the host's memory, or `disk`.
     pub fn homes(&self) -> BTreeMap<String, Vec<String>> {
-        let of_route = |route: &Sections<DeviceId>| match route.reside {
+        let homes_of_route = |route: &Sections<DeviceId>| match route.reside {
             Reside::Device => route.iter().map(ToString::to_string).collect(),
             Reside::Host => vec![DeviceId::CPU.to_string()],
             Reside::Disk => vec!["disk".to_string()],
         };
-        self.of_places(|place| place.routes().into_iter().flat_map(of_route).collect())
+        self.list_by_component(|place| place.routes().into_iter().flat_map(homes_of_route).collect())
     }
 
     /// The devices of each component, over all places and replicas.
     pub fn device_map(&self) -> BTreeMap<String, Vec<DeviceId>> {
-        self.of_places(Place::devices)
+        self.list_by_component(Place::devices)
     }
 
     /// What `list` lists of a component's places, each once.
-    fn of_places<T: PartialEq>(&self, list: impl Fn(&Place<DeviceId>) -> Vec<T>) -> BTreeMap<String, Vec<T>> {
-        let of_one = |(id, component): (ComponentId, &ComponentPlan)| {
+    fn list_by_component<T: PartialEq>(&self, list: impl Fn(&Place<DeviceId>) -> Vec<T>) -> BTreeMap<String, Vec<T>> {
+        let entry = |(id, component): (ComponentId, &ComponentPlan)| {
             let places = self.replicas.iter().flat_map(|replica| &replica.placement[id]);
             (component.name.clone(), each_once(places.flat_map(&list)))
         };
-        self.components.iter().map(of_one).collect()
+        self.components.iter().map(entry).collect()
     }
 }
 
@@ -478,24 +478,24 @@ impl Reasons {
     fn add(&mut self, map: &DeviceMap, costs: &Costs, chosen: &Chosen) {
         for layout in &chosen.layouts {
             for component in costs.components() {
-                let why = match map.components.get(costs.name(component)) {
+                let reason = match map.components.get(costs.name(component)) {
                     Some(_) => "named in the map",
-                    None => &chosen.why,
+                    None => &chosen.reason,
                 };
                 let devices = layout.devices_of(component);
-                match self.0.iter_mut().find(|(c, known, _)| *c == component && known == why) {
+                match self.0.iter_mut().find(|(c, known, _)| *c == component && known == reason) {
                     Some((.., known)) => known.extend(devices),
-                    None => self.0.push((component, why.to_string(), devices)),
+                    None => self.0.push((component, reason.to_string(), devices)),
                 }
             }
         }
     }
 
     fn sentences(self, spec: &ModelSpec) -> Vec<String> {
-        let sentence = |(component, why, mut devices): (ComponentId, String, Vec<DeviceId>)| {
+        let sentence = |(component, reason, mut devices): (ComponentId, String, Vec<DeviceId>)| {
             let mut seen = BTreeSet::new();
             devices.retain(|id| seen.insert(*id));
-            format!("{} on {}: {why}", spec.components[component].name, device_list(&devices))
+            format!("{} on {}: {reason}", spec.components[component].name, device_list(&devices))
         };
         self.0.into_iter().map(sentence).collect()
     }

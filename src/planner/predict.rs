@@ -12,58 +12,58 @@ use crate::pipeline::device_queue::{Admission, DeviceQueue, Outcome, Work};
 
 /// Work that holds its devices together.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Stretch {
+pub struct Task {
     /// Each device, with the seconds that it is busy meanwhile.
-    pub work: Vec<(usize, f64)>,
+    pub busy_seconds: Vec<(usize, f64)>,
     /// How long all of them are held.
     pub seconds: f64,
 }
 
-impl Stretch {
+impl Task {
     /// One device at work all the time.
     pub fn on(device: usize, seconds: f64) -> Self {
-        Self { work: vec![(device, seconds)], seconds }
+        Self { busy_seconds: vec![(device, seconds)], seconds }
     }
 }
 
 /// One instance of a component.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Instance {
+pub struct StationInstance {
     /// Passed once, before all others. The devices of the very first stretch decide which instance of a pool is free.
-    pub first: Vec<Stretch>,
+    pub first: Vec<Task>,
     /// Passed in order.
-    pub stretches: Vec<Stretch>,
+    pub tasks: Vec<Task>,
     /// How often that list is passed: the steps of a cut UNet.
-    pub times: usize,
+    pub repetitions: usize,
     /// Passed once, after all others.
-    pub last: Vec<Stretch>,
+    pub last: Vec<Task>,
 }
 
-impl Instance {
+impl StationInstance {
     /// A single stretch, passed once.
-    pub fn once(stretch: Stretch) -> Self {
-        Self::repeated(vec![stretch], 1)
+    pub fn once(task: Task) -> Self {
+        Self::repeated(vec![task], 1)
     }
 
     /// A list of stretches, passed so often.
-    pub fn repeated(stretches: Vec<Stretch>, times: usize) -> Self {
-        Self { first: Vec::new(), stretches, times, last: Vec::new() }
+    pub fn repeated(tasks: Vec<Task>, repetitions: usize) -> Self {
+        Self { first: Vec::new(), tasks, repetitions, last: Vec::new() }
     }
 
     /// How many stretches a request passes.
-    fn count(&self) -> usize {
-        self.first.len() + self.times * self.stretches.len() + self.last.len()
+    fn task_count(&self) -> usize {
+        self.first.len() + self.repetitions * self.tasks.len() + self.last.len()
     }
 
     /// All stretches, each once.
-    fn all(&self) -> impl Iterator<Item = &Stretch> {
-        self.first.iter().chain(&self.stretches).chain(&self.last)
+    fn each_task(&self) -> impl Iterator<Item = &Task> {
+        self.first.iter().chain(&self.tasks).chain(&self.last)
     }
 
     /// The number among [`all`](Self::all) of the stretch that comes after `passed` others.
-    fn number(&self, passed: usize) -> usize {
-        let (first, once) = (self.first.len(), self.stretches.len());
-        let repeated = self.times * once;
+    fn task_index(&self, passed: usize) -> usize {
+        let (first, once) = (self.first.len(), self.tasks.len());
+        let repeated = self.repetitions * once;
         match passed {
             _ if passed < first => passed,
             _ if passed < first + repeated => first + (passed - first) % once,
@@ -72,19 +72,19 @@ impl Instance {
     }
 
     /// Every stretch with how often it is passed.
-    fn counted(&self) -> impl Iterator<Item = (&Stretch, f64)> {
-        let repeated = self.stretches.iter().map(|stretch| (stretch, self.times as f64));
-        self.first.iter().chain(&self.last).map(|stretch| (stretch, 1.0)).chain(repeated)
+    fn with_repetitions(&self) -> impl Iterator<Item = (&Task, f64)> {
+        let repeated = self.tasks.iter().map(|task| (task, self.repetitions as f64));
+        self.first.iter().chain(&self.last).map(|task| (task, 1.0)).chain(repeated)
     }
 
     /// All stretches, to be changed.
-    fn stretches_mut(&mut self) -> impl Iterator<Item = &mut Stretch> {
-        self.first.iter_mut().chain(&mut self.stretches).chain(&mut self.last)
+    fn tasks_mut(&mut self) -> impl Iterator<Item = &mut Task> {
+        self.first.iter_mut().chain(&mut self.tasks).chain(&mut self.last)
     }
 
     /// Seconds of one request here, if it never waits.
     pub fn seconds(&self) -> f64 {
-        self.counted().map(|(stretch, times)| times * stretch.seconds).sum()
+        self.with_repetitions().map(|(task, repetitions)| repetitions * task.seconds).sum()
     }
 }
 
@@ -94,12 +94,12 @@ pub struct Station {
     /// What the queue has to know of its work.
     pub work: Work,
     /// The instances that can do it, the preferred one first.
-    pub instances: Vec<Instance>,
+    pub instances: Vec<StationInstance>,
 }
 
 /// A whole pipeline.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Replica {
+pub struct ReplicaLoad {
     /// Passed in order.
     pub stations: Vec<Station>,
     /// Requests that it works on at once.
@@ -112,7 +112,7 @@ pub struct Load {
     /// How many devices there are.
     pub devices: usize,
     /// They share one queue.
-    pub replicas: Vec<Replica>,
+    pub replicas: Vec<ReplicaLoad>,
     /// Whether the first request passes the stations of texts twice: it is the one that encodes the negative prompt of all.
     pub first_texts_twice: bool,
     /// Images of one request: those that pass as a batch count as one.
@@ -126,21 +126,21 @@ const TICKS_PER_SECOND: f64 = 1e12;
 
 /// What a run of several requests was like, in seconds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Run {
+pub struct SimulatedRun {
     /// When each request was done, in the order of the queue.
     pub done: Vec<f64>,
     /// When each request was taken, in the order of the queue.
     pub taken: Vec<f64>,
     /// What each device did, in the order of time.
-    pub spans: Vec<Span>,
+    pub spans: Vec<PredictedSpan>,
     /// What the prediction itself costs, at most: at each instant the requests under way, and the instances that those who
     /// wait could take.
-    pub looks: u64,
+    pub steps: u64,
 }
 
 /// A stretch of work that was done.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Span {
+pub struct PredictedSpan {
     /// The device.
     pub device: usize,
     /// The request, by its number in the queue.
@@ -164,18 +164,18 @@ pub struct Prediction {
     pub images_per_second: f64,
     /// The part of the time in which each device has nothing to do, while the queue does not end.
     pub idle_share: Vec<f64>,
-    /// What the prediction itself cost: see [`Run::looks`].
-    pub looks: u64,
+    /// What the prediction itself cost: see [`SimulatedRun::steps`].
+    pub steps: u64,
 }
 
-impl Span {
+impl PredictedSpan {
     /// The seconds of it that lie in `time`.
     fn inside(&self, time: &Range<f64>) -> f64 {
         ((self.from + self.seconds).min(time.end) - self.from.max(time.start)).max(0.0)
     }
 }
 
-impl Run {
+impl SimulatedRun {
     /// From the start to the end of the last request.
     pub fn makespan(&self) -> f64 {
         self.done.iter().copied().fold(0.0, f64::max)
@@ -192,7 +192,7 @@ impl Run {
 }
 
 /// A request that was taken.
-struct Request {
+struct RequestState {
     replica: usize,
     station: usize,
     /// The instance of the station that it is at, once it has passed a stretch there.
@@ -200,27 +200,27 @@ struct Request {
     /// Stretches of the instance that are behind it, over all passes.
     passed: usize,
     /// Passes of the stations of texts that are still to come after this one.
-    again: usize,
+    text_passes_left: usize,
 }
 
 /// The devices of a station, as the queue takes them.
-struct StationSets<'a> {
+struct StationDevices<'a> {
     /// Those of the first stretch of each instance: a request takes one of them.
     begin: Vec<Vec<usize>>,
     /// Each stretch of each instance, and its devices.
-    instances: Vec<(Vec<&'a Stretch>, Vec<Vec<usize>>)>,
+    instances: Vec<(Vec<&'a Task>, Vec<Vec<usize>>)>,
 }
 
-impl<'a> StationSets<'a> {
+impl<'a> StationDevices<'a> {
     fn new(station: &'a Station) -> Self {
-        let devices = |stretch: &&Stretch| stretch.work.iter().map(|(device, _)| *device).collect::<Vec<_>>();
-        let instance = |instance: &'a Instance| {
-            let stretches: Vec<&Stretch> = instance.all().collect();
-            let sets = stretches.iter().map(devices).collect();
-            (stretches, sets)
+        let devices = |task: &&Task| task.busy_seconds.iter().map(|(device, _)| *device).collect::<Vec<_>>();
+        let instance = |instance: &'a StationInstance| {
+            let tasks: Vec<&Task> = instance.each_task().collect();
+            let sets = tasks.iter().map(devices).collect();
+            (tasks, sets)
         };
         let instances = &station.instances;
-        let begin = instances.iter().filter_map(|instance| instance.all().next()).map(|stretch| devices(&stretch));
+        let begin = instances.iter().filter_map(|instance| instance.each_task().next()).map(|task| devices(&task));
         Self { begin: begin.collect(), instances: instances.iter().map(instance).collect() }
     }
 }
@@ -229,49 +229,50 @@ impl<'a> StationSets<'a> {
 struct Simulation<'a> {
     load: &'a Load,
     /// By replica and station.
-    sets: &'a [Vec<StationSets<'a>>],
+    sets: &'a [Vec<StationDevices<'a>>],
     now: Ticks,
     /// All that were taken, the oldest first.
-    requests: Vec<Request>,
-    under_way: usize,
+    requests: Vec<RequestState>,
+    in_flight_count: usize,
     /// Those that ask for devices at this instant.
     asking: Vec<usize>,
     queue: DeviceQueue<&'a [Vec<usize>]>,
     /// Instances that the requests in the queue could take.
-    awaited: usize,
-    ends: BinaryHeap<Reverse<(Ticks, usize)>>,
-    run: Run,
+    waiting_instances: usize,
+    completions: BinaryHeap<Reverse<(Ticks, usize)>>,
+    run: SimulatedRun,
 }
 
 impl Load {
     /// Draws `count` requests that all wait from the start.
-    pub fn run(&self, count: usize) -> Run {
+    pub fn run(&self, count: usize) -> SimulatedRun {
         let stations = self.replicas.iter().map(|replica| replica.stations.iter());
-        let sets: Vec<Vec<StationSets>> = stations.map(|stations| stations.map(StationSets::new).collect()).collect();
-        let run = Run { done: vec![0.0; count], taken: vec![0.0; count], spans: Vec::new(), looks: 0 };
+        let sets: Vec<Vec<StationDevices>> =
+            stations.map(|stations| stations.map(StationDevices::new).collect()).collect();
+        let run = SimulatedRun { done: vec![0.0; count], taken: vec![0.0; count], spans: Vec::new(), steps: 0 };
         let mut simulation = Simulation {
             load: self,
             sets: &sets,
             now: 0,
             requests: Vec::with_capacity(count),
-            under_way: 0,
+            in_flight_count: 0,
             asking: Vec::new(),
             queue: DeviceQueue::new(self.devices),
-            awaited: 0,
-            ends: BinaryHeap::new(),
+            waiting_instances: 0,
+            completions: BinaryHeap::new(),
             run,
         };
         let mut free: Vec<usize> = self.replicas.iter().map(|replica| replica.in_flight).collect();
         let mut next = 0;
         loop {
             while next < count
-                && let Some(replica) = self.roomiest(&free)
+                && let Some(replica) = self.least_loaded_replica(&free)
             {
                 free[replica] -= 1;
-                simulation.take(next, replica, self.first_texts_twice && next == 0);
+                simulation.start_request(next, replica, self.first_texts_twice && next == 0);
                 next += 1;
             }
-            simulation.settle();
+            simulation.grant_devices();
             let Some(done) = simulation.advance() else { return simulation.run };
             for replica in done {
                 free[replica] += 1;
@@ -280,7 +281,7 @@ impl Load {
     }
 
     /// The replica with the fewest requests under way, of those that can take one more.
-    fn roomiest(&self, free: &[usize]) -> Option<usize> {
+    fn least_loaded_replica(&self, free: &[usize]) -> Option<usize> {
         let open = (0..free.len()).filter(|&replica| free[replica] > 0);
         open.min_by_key(|&replica| self.replicas[replica].in_flight - free[replica])
     }
@@ -290,8 +291,8 @@ impl Load {
         let number: Vec<usize> = (0..used.len()).map(|i| used[..i].iter().filter(|used| **used).count()).collect();
         self.devices = used.iter().filter(|used| **used).count();
         let stations = self.replicas.iter_mut().flat_map(|replica| &mut replica.stations);
-        for stretch in stations.flat_map(|station| &mut station.instances).flat_map(Instance::stretches_mut) {
-            stretch.work.iter_mut().for_each(|(device, _)| *device = number[*device]);
+        for task in stations.flat_map(|station| &mut station.instances).flat_map(StationInstance::tasks_mut) {
+            task.busy_seconds.iter_mut().for_each(|(device, _)| *device = number[*device]);
         }
     }
 
@@ -309,12 +310,12 @@ impl Load {
             return self.run(count).makespan();
         }
         let run = self.run(most);
-        run.makespan() + (count - most) as f64 / self.rate(&run).0
+        run.makespan() + (count - most) as f64 / self.steady_rate(&run).0
     }
 
     /// Requests per second in the steady part of a run, and that part: from the end of the first ones to the start of the
     /// last one. A request counts by the part of its work that is done meanwhile.
-    fn rate(&self, run: &Run) -> (f64, Range<f64>) {
+    fn steady_rate(&self, run: &SimulatedRun) -> (f64, Range<f64>) {
         let mut done = run.done.clone();
         done.sort_by(f64::total_cmp);
         let from = done[(Tuning::WARM_UP_ROUNDS * self.in_flight()).min(done.len()) - 1];
@@ -326,7 +327,7 @@ impl Load {
         for span in &run.spans {
             work[span.request] += span.seconds;
         }
-        let image = |span: &Span| span.inside(&(from..to)) / work[span.request].max(f64::MIN_POSITIVE);
+        let image = |span: &PredictedSpan| span.inside(&(from..to)) / work[span.request].max(f64::MIN_POSITIVE);
         (run.spans.iter().map(image).sum::<f64>() / (to - from), from..to)
     }
 
@@ -336,20 +337,21 @@ impl Load {
         let seconds_per_image = alone.run(1).makespan();
         let round = self.in_flight().max(1);
         let run = alone.run(samples.div_ceil(round).max(Tuning::MIN_ROUNDS) * round);
-        let (images_per_second, time) = self.rate(&run);
+        let (images_per_second, time) = self.steady_rate(&run);
         let seconds = time.end - time.start;
         let images_per_second = self.batch as f64 * images_per_second;
         let idle = |busy: f64| if seconds > 0.0 { (1.0 - busy / seconds).clamp(0.0, 1.0) } else { 0.0 };
         let idle_share = run.busy(self.devices, time).into_iter().map(idle).collect();
-        Prediction { seconds_per_image, images_per_second, idle_share, looks: run.looks }
+        Prediction { seconds_per_image, images_per_second, idle_share, steps: run.steps }
     }
 
     /// The most requests per second that these devices can serve, if nothing ever waits for its turn in vain: the least over
     /// all stations of the sum of 1/t over their instances, and of what each device has time for.
-    pub fn bound(&self) -> f64 {
-        let of_replica = |replica: &Replica| {
-            let held =
-                |station: &Station| station.instances.iter().map(|instance| self.held(instance)).collect::<Vec<_>>();
+    pub fn max_requests_per_second(&self) -> f64 {
+        let of_replica = |replica: &ReplicaLoad| {
+            let held = |station: &Station| {
+                station.instances.iter().map(|instance| self.held_seconds(instance)).collect::<Vec<_>>()
+            };
             let stations: Vec<Vec<Vec<f64>>> = replica.stations.iter().map(held).collect();
             // Nobody is done at an instance sooner after another than its busiest device allows.
             let station = |station: &Vec<Vec<f64>>| {
@@ -367,11 +369,11 @@ impl Load {
     }
 
     /// How long one request holds each device at an instance.
-    fn held(&self, instance: &Instance) -> Vec<f64> {
+    fn held_seconds(&self, instance: &StationInstance) -> Vec<f64> {
         let mut held = vec![0.0; self.devices];
-        for (stretch, times) in instance.counted() {
-            for (device, _) in &stretch.work {
-                held[*device] += times * stretch.seconds;
+        for (task, repetitions) in instance.with_repetitions() {
+            for (device, _) in &task.busy_seconds {
+                held[*device] += repetitions * task.seconds;
             }
         }
         held
@@ -384,46 +386,52 @@ impl<'a> Simulation<'a> {
     }
 
     /// Requests are taken in the order of their ages.
-    fn take(&mut self, id: usize, replica: usize, twice: bool) {
+    fn start_request(&mut self, id: usize, replica: usize, encodes_two_texts: bool) {
         self.run.taken[id] = self.seconds();
-        self.requests.push(Request { replica, station: 0, instance: 0, passed: 0, again: usize::from(twice) });
-        self.under_way += 1;
+        self.requests.push(RequestState {
+            replica,
+            station: 0,
+            instance: 0,
+            passed: 0,
+            text_passes_left: usize::from(encodes_two_texts),
+        });
+        self.in_flight_count += 1;
         self.asking.push(id);
     }
 
     /// The stretch that a request is in, or comes to next, and its number.
-    fn stretch(&self, request: &Request) -> (&'a Stretch, usize) {
+    fn task(&self, request: &RequestState) -> (&'a Task, usize) {
         let number = self.load.replicas[request.replica].stations[request.station].instances[request.instance]
-            .number(request.passed);
+            .task_index(request.passed);
         (self.sets[request.replica][request.station].instances[request.instance].0[number], number)
     }
 
     /// What a request asks for.
-    fn work(&self, id: usize) -> Work {
+    fn work_of(&self, id: usize) -> Work {
         let request = &self.requests[id];
         self.load.replicas[request.replica].stations[request.station].work
     }
 
     /// Puts a request into the queue. Under way within an instance, it goes on there.
-    fn ask(&mut self, id: usize) {
+    fn request_devices(&mut self, id: usize) {
         let request = &self.requests[id];
         let station = &self.sets[request.replica][request.station];
         let sets = match request.passed {
             0 => &station.begin[..],
-            _ => std::slice::from_ref(&station.instances[request.instance].1[self.stretch(request).1]),
+            _ => std::slice::from_ref(&station.instances[request.instance].1[self.task(request).1]),
         };
-        self.awaited += station.begin.len();
-        self.queue.ask(id as u64, self.work(id), sets);
+        self.waiting_instances += station.begin.len();
+        self.queue.ask(id as u64, self.work_of(id), sets);
     }
 
     /// Gives the devices that are free to the requests that wait for them.
-    fn settle(&mut self) {
+    fn grant_devices(&mut self) {
         // Texts ask first, as others of the same instant may have to go behind them.
         let mut asking = std::mem::take(&mut self.asking);
-        asking.sort_by_key(|&id| self.work(id) != Work::Text);
-        asking.drain(..).for_each(|id| self.ask(id));
+        asking.sort_by_key(|&id| self.work_of(id) != Work::Text);
+        asking.drain(..).for_each(|id| self.request_devices(id));
         self.asking = asking;
-        self.run.looks += (self.under_way + self.awaited) as u64;
+        self.run.steps += (self.in_flight_count + self.waiting_instances) as u64;
         let from = self.seconds();
         for Admission { age, outcome, .. } in self.queue.admit() {
             let Outcome::Granted(set) = outcome else { unreachable!("no device of a prediction is lost") };
@@ -433,46 +441,46 @@ impl<'a> Simulation<'a> {
                 request.instance = set;
             }
             let station = request.station;
-            self.awaited -= self.sets[request.replica][station].begin.len();
-            let (stretch, _) = self.stretch(&self.requests[id]);
-            let span = |&(device, seconds): &(usize, f64)| Span {
+            self.waiting_instances -= self.sets[request.replica][station].begin.len();
+            let (task, _) = self.task(&self.requests[id]);
+            let span = |&(device, seconds): &(usize, f64)| PredictedSpan {
                 device,
                 request: id,
                 station,
                 from,
                 seconds,
-                held: stretch.seconds,
+                held: task.seconds,
             };
-            self.run.spans.extend(stretch.work.iter().map(span));
-            let ticks = (stretch.seconds.max(0.0) * TICKS_PER_SECOND).round() as Ticks;
-            self.ends.push(Reverse((self.now + ticks, id)));
+            self.run.spans.extend(task.busy_seconds.iter().map(span));
+            let ticks = (task.seconds.max(0.0) * TICKS_PER_SECOND).round() as Ticks;
+            self.completions.push(Reverse((self.now + ticks, id)));
         }
     }
 
     /// On to the next instant at which something ends. Gives the replicas whose requests are done then; `None` if nothing
     /// is under way.
     fn advance(&mut self) -> Option<Vec<usize>> {
-        let Reverse((now, _)) = *self.ends.peek()?;
+        let Reverse((now, _)) = *self.completions.peek()?;
         self.now = now;
         let mut done = Vec::new();
-        while let Some(&Reverse((time, id))) = self.ends.peek()
+        while let Some(&Reverse((time, id))) = self.completions.peek()
             && time == now
         {
-            self.ends.pop();
-            let (_, number) = self.stretch(&self.requests[id]);
+            self.completions.pop();
+            let (_, number) = self.task(&self.requests[id]);
             let request = &mut self.requests[id];
             let (_, sets) = &self.sets[request.replica][request.station].instances[request.instance];
             self.queue.release(&sets[number]);
             request.passed += 1;
             let stations = &self.load.replicas[request.replica].stations;
-            if request.passed == stations[request.station].instances[request.instance].count() {
+            if request.passed == stations[request.station].instances[request.instance].task_count() {
                 request.passed = 0;
                 request.station += 1;
                 // Texts are encoded one after the other, each by all of its stations.
-                let has_texts = stations[..request.station].iter().all(|station| station.work == Work::Text);
-                let ends = stations.get(request.station).is_none_or(|next| next.work != Work::Text);
-                if request.again > 0 && has_texts && ends {
-                    (request.station, request.again) = (0, request.again - 1);
+                let passed_only_texts = stations[..request.station].iter().all(|station| station.work == Work::Text);
+                let text_stations_end = stations.get(request.station).is_none_or(|next| next.work != Work::Text);
+                if request.text_passes_left > 0 && passed_only_texts && text_stations_end {
+                    (request.station, request.text_passes_left) = (0, request.text_passes_left - 1);
                 }
             }
             if request.station < stations.len() {
@@ -480,7 +488,7 @@ impl<'a> Simulation<'a> {
                 continue;
             }
             done.push(request.replica);
-            self.under_way -= 1;
+            self.in_flight_count -= 1;
             self.run.done[id] = self.seconds();
         }
         Some(done)
@@ -491,18 +499,18 @@ impl<'a> Simulation<'a> {
 mod tests {
     use super::*;
 
-    fn whole(device: usize, seconds: f64) -> Instance {
-        Instance::once(Stretch::on(device, seconds))
+    fn whole(device: usize, seconds: f64) -> StationInstance {
+        StationInstance::once(Task::on(device, seconds))
     }
 
     /// Stations of texts, of denoising and of decoding.
-    fn replica(stations: Vec<Vec<Instance>>, in_flight: usize) -> Replica {
+    fn replica(stations: Vec<Vec<StationInstance>>, in_flight: usize) -> ReplicaLoad {
         let works = [Work::Text, Work::Denoise, Work::Decode];
         let stations = works.into_iter().zip(stations).map(|(work, instances)| Station { work, instances });
-        Replica { stations: stations.collect(), in_flight }
+        ReplicaLoad { stations: stations.collect(), in_flight }
     }
 
-    fn load(devices: usize, in_flight: usize, stations: Vec<Vec<Instance>>) -> Load {
+    fn load(devices: usize, in_flight: usize, stations: Vec<Vec<StationInstance>>) -> Load {
         Load { devices, replicas: vec![replica(stations, in_flight)], first_texts_twice: false, batch: 1 }
     }
 
@@ -521,7 +529,7 @@ mod tests {
                     .stations
                     .iter()
                     .flat_map(|station| &station.instances)
-                    .map(Instance::seconds)
+                    .map(StationInstance::seconds)
                     .fold(0.0, f64::max);
             assert!(seconds >= 0.999 * work && seconds <= work + fill, "{count} in {seconds}, {work} of work");
         }
@@ -536,7 +544,7 @@ mod tests {
         assert!(prediction.idle_share[0] < 1e-9);
         close(load.seconds_for(7), 7.0 * 2.75, 1e-9);
         close(load.seconds_for(100_000), 100_000.0 * 2.75, 1e-6);
-        close(load.bound(), 1.0 / 2.75, 1e-9);
+        close(load.max_requests_per_second(), 1.0 / 2.75, 1e-9);
     }
 
     #[test]
@@ -557,7 +565,7 @@ mod tests {
             let unets = seconds.iter().enumerate().map(|(i, &seconds)| whole(1 + i, seconds)).collect();
             let mut load = load(4, 4, vec![vec![whole(0, small)], unets, vec![whole(0, small)]]);
             let rate = seconds.iter().map(|seconds| 1.0 / seconds).sum();
-            close(load.bound(), rate, 1e-9);
+            close(load.max_requests_per_second(), rate, 1e-9);
             // Two UNets that end within the time of a decoding and an encoding: the second waits for its next text.
             close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.05);
             load.replicas[0].in_flight = 6;
@@ -570,7 +578,7 @@ mod tests {
         // The text encoder and the VAE together are slower than the UNets.
         let load = load(3, 4, vec![vec![whole(0, 1.0)], vec![whole(1, 4.0), whole(2, 4.0)], vec![whole(0, 1.5)]]);
         check(&load, 1.0 / 2.5);
-        close(load.bound(), 1.0 / 2.5, 1e-9);
+        close(load.max_requests_per_second(), 1.0 / 2.5, 1e-9);
     }
 
     #[test]
@@ -586,7 +594,7 @@ mod tests {
 
     #[test]
     fn a_guidance_split_lasts_as_long_as_its_slower_branch() {
-        let split = Instance::once(Stretch { work: vec![(0, 1.0), (1, 2.0)], seconds: 2.0 });
+        let split = StationInstance::once(Task { busy_seconds: vec![(0, 1.0), (1, 2.0)], seconds: 2.0 });
         let load = load(2, 1, vec![vec![whole(0, 0.0)], vec![split], vec![whole(1, 0.5)]]);
         let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.seconds_per_image, 2.5, 1e-9);
@@ -595,9 +603,9 @@ mod tests {
     }
 
     /// A UNet of 20 steps, a stretch of each step on each device of its own.
-    fn cut(seconds: &[f64]) -> Instance {
-        let stretches = seconds.iter().enumerate().map(|(device, &seconds)| Stretch::on(device, seconds)).collect();
-        Instance::repeated(stretches, 20)
+    fn cut(seconds: &[f64]) -> StationInstance {
+        let tasks = seconds.iter().enumerate().map(|(device, &seconds)| Task::on(device, seconds)).collect();
+        StationInstance::repeated(tasks, 20)
     }
 
     #[test]
@@ -608,12 +616,12 @@ mod tests {
         close(alone.images_per_second, 1.0 / 20.2, 1e-9);
         check(&load(6, 6, stages(cut(&[0.25; 4]))), 1.0 / 5.0);
         check(&load(6, 6, stages(cut(&[0.2, 0.3, 0.25, 0.25]))), 1.0 / 6.0);
-        close(load(6, 6, stages(cut(&[0.2, 0.3, 0.25, 0.25]))).bound(), 1.0 / 6.0, 1e-9);
+        close(load(6, 6, stages(cut(&[0.2, 0.3, 0.25, 0.25]))).max_requests_per_second(), 1.0 / 6.0, 1e-9);
     }
 
     #[test]
     fn a_request_that_holds_all_devices_of_a_cut_leaves_all_but_one_idle() {
-        let held = Instance::once(Stretch { work: vec![(0, 5.0), (1, 15.0)], seconds: 20.0 });
+        let held = StationInstance::once(Task { busy_seconds: vec![(0, 5.0), (1, 15.0)], seconds: 20.0 });
         let prediction =
             load(2, 2, vec![vec![whole(0, 0.0)], vec![held], vec![whole(1, 0.0)]]).predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, 1.0 / 20.0, 1e-6);
@@ -624,7 +632,7 @@ mod tests {
     #[test]
     fn a_request_does_not_overtake_an_older_one_that_waits_for_two_devices() {
         // The third would find device 1 free, if the second did not want it together with 0, which the first has.
-        let both = Instance::once(Stretch { work: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
+        let both = StationInstance::once(Task { busy_seconds: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
         let unets = [whole(0, 2.0), both, whole(1, 1.0)];
         let replica = |unet| replica(vec![vec![whole(2, 0.0)], vec![unet]], 1);
         let replicas = unets.into_iter().map(replica).collect();
@@ -683,11 +691,11 @@ mod tests {
 
     #[test]
     fn the_cost_of_a_prediction_does_not_grow_with_the_number_of_requests() {
-        let unet = Instance::repeated((0..4).map(|device| Stretch::on(device, 0.01)).collect(), 50);
+        let unet = StationInstance::repeated((0..4).map(|device| Task::on(device, 0.01)).collect(), 50);
         let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![unet], vec![whole(5, 0.1)]]);
         // Six under way and six that wait at each of the instants of 258 requests, which pass 202 stretches each.
-        let looks = load.predict(Tuning::PREDICTED_REQUESTS).looks;
-        assert!(looks <= 12 * 258 * 202, "{looks}");
+        let steps = load.predict(Tuning::PREDICTED_REQUESTS).steps;
+        assert!(steps <= 12 * 258 * 202, "{steps}");
         // A run of so many requests has no room in any memory: only the first few are simulated.
         close(load.seconds_for(usize::MAX), usize::MAX as f64 / 2.0, 0.01);
     }

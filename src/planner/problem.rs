@@ -1,5 +1,5 @@
-//! What a strategy has to solve, and what it finds: the devices' limits, what the map places already, and candidates with
-//! their figures.
+//! The problem that a strategy solves (the limits of devices and the places that the map names), and its candidate
+//! solutions.
 
 use std::collections::BTreeMap;
 
@@ -17,35 +17,35 @@ use crate::{
     pipeline::placement::{Place, Placement, Reside, Sections},
 };
 
-/// What a search looks for.
+/// The quantity that a search optimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// The most pictures per second.
+    /// The highest number of pictures per second.
     Throughput,
     /// The shortest time for one picture.
     Latency,
 }
 
-/// What candidates have in common.
+/// The kind of placement that a candidate uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Family {
-    /// Everything of a replica on one device.
+    /// All components of a replica are on one device.
     Whole,
-    /// Components on devices of their own, pools among them.
+    /// Components are on different devices, possibly in pools.
     Apart,
-    /// Guidance on two devices, or on two groups of them.
+    /// The two branches of guidance are on two devices, or on two groups of devices.
     Guided,
-    /// A component cut over devices.
+    /// A component is cut over several devices.
     Cut,
-    /// Weights offloaded to the host's memory or to the disk.
+    /// Weights are offloaded to host memory or to disk.
     Offloaded,
 }
 
 impl Family {
-    /// All of them, the simplest first.
+    /// All families, the simplest first.
     pub const ALL: [Self; 5] = [Self::Whole, Self::Apart, Self::Guided, Self::Cut, Self::Offloaded];
 
-    /// What is to be said for it.
+    /// The advantage of this family, for the reasons of a plan.
     pub fn merit(self) -> &'static str {
         match self {
             Self::Whole => "a device holds a whole pipeline, so nothing has to cross",
@@ -56,7 +56,7 @@ impl Family {
         }
     }
 
-    /// What it is, in a list of what was rejected.
+    /// A short description of this family, for the list of rejected plans.
     pub fn name(self) -> &'static str {
         match self {
             Self::Whole => "whole pipelines, each on one device",
@@ -68,18 +68,18 @@ impl Family {
     }
 }
 
-/// A candidate and its figures.
+/// A candidate with its predicted rate and times.
 #[derive(Debug, Clone)]
 pub(super) struct Scored {
     pub layouts: Vec<Layout>,
     pub images_per_second: f64,
     pub seconds_per_image: f64,
-    /// For all pictures that are asked for; not known while replicas are put together.
+    /// Seconds for all requested pictures; infinite until a complete candidate is predicted.
     pub seconds: f64,
 }
 
 impl Scored {
-    /// Whether it is better; of equals the one that came first stays.
+    /// Whether this candidate is better than `other` by more than rounding errors.
     pub fn beats(&self, other: &Self, goal: Goal) -> bool {
         let clearly = |a: f64, b: f64| a > b * (1.0 + Tuning::ROUNDING);
         let (rate, other_rate) = (self.images_per_second, other.images_per_second);
@@ -91,8 +91,8 @@ impl Scored {
         clearly(first.0, first.1) || (!clearly(first.1, first.0) && clearly(second.0, second.1))
     }
 
-    /// Puts it in the place of `best` if it is better.
-    pub fn replace(self, best: &mut Option<Self>, goal: Goal) {
+    /// Stores this candidate in `best` if it is better than the one there.
+    pub fn replace_if_better(self, best: &mut Option<Self>, goal: Goal) {
         if best.as_ref().is_none_or(|best| self.beats(best, goal)) {
             *best = Some(self);
         }
@@ -100,78 +100,78 @@ impl Scored {
 }
 
 /// The best candidate of each family.
-pub(super) type Best = BTreeMap<Family, Scored>;
+pub(super) type BestByFamily = BTreeMap<Family, Scored>;
 
-/// The places that a map names; `None` for a component that a strategy places.
-pub(super) type Named = PerComponent<Option<Vec<Place<DeviceId>>>>;
+/// The places that a map names; `None` for a component that the strategy places.
+pub(super) type NamedPlaces = PerComponent<Option<Vec<Place<DeviceId>>>>;
 
-/// An alternative that was looked at.
+/// A plan that was compared with the chosen one and lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rejected {
-    /// The alternative in words.
+    /// A description of the rejected plan.
     pub what: String,
-    /// By how much it lost.
+    /// The reason why it was rejected, usually with the difference in time or bytes.
     pub why: String,
 }
 
-/// The replicas of one map.
+/// The replicas that were chosen for one map.
 #[derive(Default)]
 pub(super) struct Chosen {
     pub layouts: Vec<Layout>,
-    /// What to say of every component that the map does not name.
-    pub why: String,
+    /// The reason for the place of every component that the map does not name.
+    pub reason: String,
     pub rejected: Vec<Rejected>,
 }
 
-/// One map that is to be placed.
+/// One map that has to be placed.
 #[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {
     pub map: &'a DeviceMap,
     pub costs: &'a Costs<'a>,
-    /// Bytes that may be used of each of the trial's devices.
+    /// The bytes that may be used on each device, in the order of the trial's devices.
     pub budgets: &'a [u64],
-    pub named: &'a Named,
-    /// Pictures that are asked for of one group of devices.
+    pub named: &'a NamedPlaces,
+    /// The number of pictures that one group of devices has to make.
     pub images: usize,
 }
 
 impl Problem<'_> {
-    /// What is best for so many pictures.
+    /// The goal that suits the number of pictures.
     pub fn goal(&self) -> Goal {
         if self.images == 1 { Goal::Latency } else { Goal::Throughput }
     }
 
-    /// Whether each component has to have devices of one numerics class.
+    /// Whether all devices of a component must have the same numerics class.
     pub fn one_class(&self) -> bool {
         self.map.numerics.value == Numerics::Same
     }
 
-    /// Bytes that may be used of a device.
+    /// The bytes that may be used on a device.
     pub fn budget(&self, id: DeviceId) -> u64 {
         self.budgets[self.costs.index(id)]
     }
 
-    /// What a device is like: the search makes no difference between those that are alike.
+    /// The kind and the budget of a device. The search treats devices with the same kind and budget as interchangeable.
     pub fn kind_and_budget(&self, id: DeviceId) -> (usize, u64) {
         (self.costs.kind(id), self.budget(id))
     }
 
-    /// Whether the map places a component.
-    pub fn names_some(&self) -> bool {
+    /// Whether the map names the place of any component.
+    pub fn has_named_places(&self) -> bool {
         self.named.iter().any(|(_, places)| places.is_some())
     }
 
-    /// The places that the map names, and none for the rest.
-    pub fn named_only(&self) -> Placement<DeviceId> {
+    /// The places that the map names; components that it does not name have no place.
+    pub fn named_placement(&self) -> Placement<DeviceId> {
         self.named.map(|_, places| places.clone().unwrap_or_default())
     }
 
-    /// All of a component on one device.
+    /// The place of a whole component on one device.
     pub fn whole(&self, component: ComponentId, id: DeviceId) -> Place<DeviceId> {
         Place::whole(id, self.costs.trial.sections[component])
     }
 
-    /// A replica with as many requests at once as the map says, else `in_flight`.
+    /// A replica with the number of requests in flight that the map gives, or else `in_flight`.
     pub fn layout(&self, placement: Placement<DeviceId>, in_flight: usize) -> Layout {
         let in_flight = match self.map.in_flight.value {
             InFlight::Count(count) => count,
@@ -180,23 +180,23 @@ impl Problem<'_> {
         Layout { placement, in_flight, batch: self.map.batch.value }
     }
 
-    /// A replica with as many requests at once as the map says, or as suits it. Instances of a pool that share a device
-    /// with other stages, or of unequal speed, are at times waited for by too few: then the prediction says how many are
-    /// best.
+    /// A replica with the number of requests in flight that the map gives, or else the best one. For a pool, more
+    /// requests are tried than there are instances: an instance can be idle if it shares a device with other stages, or
+    /// if the instances differ in speed. The predicted rate decides.
     pub fn replica(&self, placement: Placement<DeviceId>) -> Result<Layout> {
         let layout = |in_flight| self.layout(placement.clone(), in_flight);
         if self.map.in_flight.value != InFlight::Auto {
             return Ok(layout(1));
         }
-        let least = auto_in_flight(&placement, self.costs)?;
-        let mut best = layout(least);
+        let min_in_flight = auto_in_flight(&placement, self.costs)?;
+        let mut best = layout(min_in_flight);
         if placement[self.costs.trial.spec.denoiser()].len() > 1 {
-            let mut best_rate = rate_of(self.costs, &best)?;
-            for more in (1..=Tuning::MAX_EXTRA_IN_FLIGHT).map(|more| layout(least + more)) {
-                let is_held = fits(&self.costs.held([&more])?, self.budgets);
-                let rate = if is_held { rate_of(self.costs, &more)? } else { 0.0 };
+            let mut best_rate = images_per_second_of(self.costs, &best)?;
+            for tried in (1..=Tuning::MAX_EXTRA_IN_FLIGHT).map(|extra| layout(min_in_flight + extra)) {
+                let is_held = fits(&self.costs.held([&tried])?, self.budgets);
+                let rate = if is_held { images_per_second_of(self.costs, &tried)? } else { 0.0 };
                 if rate > Tuning::MIN_IN_FLIGHT_SPEEDUP * best_rate {
-                    (best, best_rate) = (more, rate);
+                    (best, best_rate) = (tried, rate);
                 }
             }
         }
@@ -209,24 +209,24 @@ impl Problem<'_> {
         Ok(fits(&held, self.budgets) && self.costs.fits_host(layout, &held)?)
     }
 
-    /// Whether each component has devices of one numerics class.
+    /// Whether the devices of each component have the same numerics class.
     pub fn classes_agree(&self, layout: &Layout) -> bool {
         self.costs.components().all(|component| self.costs.by_class(&layout.devices_of(component)).len() <= 1)
     }
 }
 
 /// The places that the map names.
-pub(super) fn named(map: &DeviceMap, costs: &Costs) -> Result<Named> {
+pub(super) fn named_places(map: &DeviceMap, costs: &Costs) -> Result<NamedPlaces> {
     costs.trial.spec.components.try_map(|_, component| {
         let Some(pool) = map.components.get(&component.name) else { return Ok(None) };
         let sections = component.network.sections();
-        let place = |place| convert(&component.name, pool, place, &sections);
+        let place = |place| resolve_place(&component.name, pool, place, &sections);
         pool.value.iter().map(place).collect::<Result<_>>().map(Some)
     })
 }
 
-/// A place of a map as a device for each section.
-fn convert(
+/// Converts a place of the map to a place with a device for each section.
+fn resolve_place(
     component: &str,
     pool: &Located<Vec<MapPlace>>,
     place: &MapPlace,
@@ -239,7 +239,7 @@ fn convert(
                     .hint("\"\" = \"...\" among the shards is the device of the rest")
             })
         };
-        // Neither form has two answers.
+        // A place that is not guided has exactly one residence of its weights.
         let reside = place.resides().first().map_or(Reside::Device, |reside| reside.value);
         Ok(Sections { devices: sections.iter().map(device).collect::<Result<_>>()?, reside })
     };
@@ -251,37 +251,37 @@ fn convert(
     })
 }
 
-/// Pictures per second of one replica that has its devices for itself.
-fn rate_of(costs: &Costs, layout: &Layout) -> Result<f64> {
+/// The predicted pictures per second of one replica whose devices nothing else uses.
+fn images_per_second_of(costs: &Costs, layout: &Layout) -> Result<f64> {
     let prediction = costs.load(std::slice::from_ref(layout))?.predict(Tuning::PREDICTED_REQUESTS);
-    costs.trial.effort.spend(prediction.looks)?;
+    costs.trial.effort.spend(prediction.steps)?;
     Ok(prediction.images_per_second)
 }
 
-/// Requests that one replica should work on at once, so that none of its devices waits for work: one for each instance
-/// of the slowest stage and one for each other stage that has devices of its own. Each device of a cut UNet is a stage.
+/// The number of requests in flight that keeps all devices of one replica busy: one for each instance of the slowest
+/// stage, and one for each other stage with devices of its own. Each device of a cut UNet counts as a stage.
 fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> Result<usize> {
     let seconds = placement.try_map(|component, places| -> Result<f64> {
         let Some(place) = places.first() else { return Ok(0.0) };
         let calls = if costs.denoises(component) { costs.calls } else { 1 };
-        Ok(calls as f64 * costs.of(component, place, 1)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
+        Ok(calls as f64 * costs.place_costs(component, place, 1)?.iter().map(|(_, cost)| cost.seconds).sum::<f64>())
     })?;
     let mut slowest_first: Vec<ComponentId> = costs.components().collect();
     slowest_first.sort_by(|a, b| seconds[*b].total_cmp(&seconds[*a]));
     let instances = |component: ComponentId| -> usize {
         let is_cut = |place: &Place<DeviceId>| costs.denoises(component) && place.is_cut();
-        let pieces = |place: &Place<DeviceId>| if is_cut(place) { place.devices().len() } else { 1 };
-        placement[component].iter().map(pieces).sum()
+        let piece_count = |place: &Place<DeviceId>| if is_cut(place) { place.devices().len() } else { 1 };
+        placement[component].iter().map(piece_count).sum()
     };
     let devices =
         |component: ComponentId| -> Vec<DeviceId> { placement[component].iter().flat_map(Place::devices).collect() };
-    let mut taken = devices(slowest_first[0]);
+    let mut taken_devices = devices(slowest_first[0]);
     let mut in_flight = instances(slowest_first[0]);
     for &component in &slowest_first[1..] {
         let own = devices(component);
-        if own.iter().all(|device| !taken.contains(device)) {
+        if own.iter().all(|device| !taken_devices.contains(device)) {
             in_flight += if costs.denoises(component) { instances(component) } else { 1 };
-            taken.extend(own);
+            taken_devices.extend(own);
         }
     }
     Ok(in_flight)

@@ -1,54 +1,55 @@
-//! The search for the best replicas over a set of devices.
+//! The search for the best replicas on a set of devices.
 //!
-//! `candidates` has the best replica on a group of devices. For several pictures the devices are then partitioned into
-//! groups so that the sum over the replicas is largest; what comes out of that is compared by the time for all pictures.
+//! `candidates` finds the best replica on one group of devices. For several pictures, the devices are partitioned into
+//! groups such that the sum of the replicas' rates is highest. The results are compared by the time for all pictures.
 
 use std::{cell::RefCell, collections::BTreeMap, iter::successors, rc::Rc};
 
 use super::{
-    candidates::Group,
-    problem::{Best, Family, Goal, Problem, Scored},
+    candidates::GroupSearch,
+    problem::{BestByFamily, Family, Goal, Problem, Scored},
     tuning::Tuning,
 };
 use crate::{backend::DeviceId, error::Result, pipeline::placement::Place};
 
-/// A group of devices and what was found for it.
-type Searched = (Vec<DeviceId>, Best);
+/// A group of devices with the best candidates on it.
+type SearchedGroup = (Vec<DeviceId>, BestByFamily);
 
-/// Groups by the kinds and bytes of their devices.
-type Known = BTreeMap<Vec<(usize, u64)>, Rc<Searched>>;
+/// Searched groups by the kinds and budgets of their devices.
+type GroupCache = BTreeMap<Vec<(usize, u64)>, Rc<SearchedGroup>>;
 
-pub(super) struct Search<'a> {
+pub(super) struct ReplicaSearch<'a> {
     pub problem: Problem<'a>,
-    /// Groups that were searched, by what their devices are like.
-    known: RefCell<Known>,
+    /// The groups that were searched before.
+    cache: RefCell<GroupCache>,
 }
 
-impl<'a> Search<'a> {
+impl<'a> ReplicaSearch<'a> {
     pub fn new(problem: Problem<'a>) -> Self {
-        Self { problem, known: RefCell::default() }
+        Self { problem, cache: RefCell::default() }
     }
 
-    /// The best candidates over `devices`, each with the time for all pictures: of each family alone, and of all together.
-    /// One replica for latency; for throughput as many as are best, or one.
+    /// Finds the best candidates over `devices` for each family alone, and for all families together, each with the
+    /// time for all pictures. A candidate has one replica for latency or if `one_replica` is set, else the best number
+    /// of replicas.
     pub fn run(&self, devices: &[DeviceId], one_replica: bool) -> Result<Vec<(Option<Family>, Scored)>> {
-        let one_replica = one_replica || self.problem.goal() == Goal::Latency || self.problem.names_some();
-        let of = |families: &[Family]| {
-            if one_replica { self.one(devices, families) } else { self.several(devices, families) }
+        let one_replica = one_replica || self.problem.goal() == Goal::Latency || self.problem.has_named_places();
+        let best_of = |families: &[Family]| {
+            if one_replica { self.best_single(devices, families) } else { self.best_several(devices, families) }
         };
         let mut found = Vec::new();
         for family in Family::ALL {
-            found.extend(of(&[family])?.map(|scored| (Some(family), scored)));
+            found.extend(best_of(&[family])?.map(|scored| (Some(family), scored)));
         }
-        // Replicas of several families; one replica has one of those above.
+        // With several replicas, the replicas may be of different families.
         if !one_replica {
-            found.extend(of(&Family::ALL)?.map(|scored| (None, scored)));
+            found.extend(best_of(&Family::ALL)?.map(|scored| (None, scored)));
         }
-        // The sums over groups were estimates.
+        // The partition used sums of rates as estimates; predict the complete candidates.
         for (_, scored) in &mut found {
             let load = self.problem.costs.load(&scored.layouts)?;
             let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
-            self.problem.costs.trial.effort.spend(2 * prediction.looks)?;
+            self.problem.costs.trial.effort.spend(2 * prediction.steps)?;
             (scored.images_per_second, scored.seconds_per_image) =
                 (prediction.images_per_second, prediction.seconds_per_image);
             scored.seconds = load.seconds_for(self.problem.images);
@@ -56,23 +57,23 @@ impl<'a> Search<'a> {
         Ok(found)
     }
 
-    /// The best single replica.
-    fn one(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let known = self.group(devices)?;
+    /// The best single replica of these families.
+    fn best_single(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
+        let known = self.best_in_group(devices)?;
         let mut best: Option<Scored> = None;
         for scored in families.iter().filter_map(|family| known.1.get(family)) {
-            scored.clone().replace(&mut best, self.problem.goal());
+            scored.clone().replace_if_better(&mut best, self.problem.goal());
         }
         Ok(best)
     }
 
-    /// The best replicas on disjoint groups.
-    fn several(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
+    /// The best replicas of these families on disjoint groups of devices.
+    fn best_several(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let count = devices.len();
-        let mut best = self.one(devices, families)?;
+        let mut best = self.best_single(devices, families)?;
         let mut consider = |found: Option<Scored>| {
             if let Some(found) = found {
-                found.replace(&mut best, self.problem.goal());
+                found.replace_if_better(&mut best, self.problem.goal());
             }
         };
         if count <= Tuning::MAX_FREELY_GROUPED_DEVICES {
@@ -80,7 +81,7 @@ impl<'a> Search<'a> {
             return Ok(best);
         }
         consider(self.partition_neighbours(devices, families)?);
-        // The slowest beside the fastest, so that a group may have one of each.
+        // Alternate fast and slow devices, so that a contiguous group may contain both.
         let flops = |id: &DeviceId| self.problem.costs.info(*id).rates.flops;
         let mut by_speed = devices.to_vec();
         by_speed.sort_by(|a, b| flops(b).total_cmp(&flops(a)));
@@ -92,8 +93,8 @@ impl<'a> Search<'a> {
         Ok(best)
     }
 
-    /// Both together: rates add up, as replicas on devices of their own do not meet.
-    fn joined(a: &Option<Scored>, b: Scored) -> Scored {
+    /// Both candidates together. Their rates add up, because they use different devices.
+    fn combine(a: &Option<Scored>, b: Scored) -> Scored {
         let Some(a) = a else { return b };
         Scored {
             layouts: [a.layouts.clone(), b.layouts].concat(),
@@ -103,10 +104,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Every way to partition the devices into groups, some of them left out. A state is the set of devices that are
-    /// taken, and ends with the group of the first of them.
+    /// Tries every partition of the devices into groups, where some devices may remain unused. A state of the dynamic
+    /// program is a set of devices as a bit mask; its value is the best candidate on them. The last group of a state
+    /// contains the first device of the set.
     fn partition_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let ends = |taken: usize| {
+        let last_groups = |taken: usize| {
             let first = 1 << taken.trailing_zeros();
             let others = taken & !first;
             let subsets = successors(Some(others), move |&subset| (subset > 0).then(|| (subset - 1) & others));
@@ -116,60 +118,64 @@ impl<'a> Search<'a> {
             };
             (others, subsets.map(group).collect())
         };
-        self.best_partition(1 << devices.len(), ends, families)
+        self.best_partition(1 << devices.len(), last_groups, families)
     }
 
-    /// Every way to partition the devices into groups of neighbours, some of them left out. A state is a number of devices.
+    /// Tries every partition of the devices into contiguous groups, where some devices may remain unused. State n of
+    /// the dynamic program stands for the first n devices; its value is the best candidate on them.
     fn partition_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let ends = |end: usize| {
+        let last_groups = |end: usize| {
             let starts = end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end;
             (end - 1, starts.map(|start| (start, devices[start..end].to_vec())).collect())
         };
-        self.best_partition(devices.len() + 1, ends, families)
+        self.best_partition(devices.len() + 1, last_groups, families)
     }
 
-    /// The best replicas on disjoint groups, by dynamic programming over `states`, of which the last has all devices.
-    /// `ends` gives the state without the last device, and each group that may come last with the state before it.
+    /// Finds the best replicas on disjoint groups by dynamic programming over `states`. The last state has all devices.
+    /// For a state, `last_groups` returns the state without its last device, and the possible last groups, each with
+    /// the state that remains without it.
     fn best_partition(
         &self,
         states: usize,
-        ends: impl Fn(usize) -> (usize, Vec<(usize, Vec<DeviceId>)>),
+        last_groups: impl Fn(usize) -> (usize, Vec<(usize, Vec<DeviceId>)>),
         families: &[Family],
     ) -> Result<Option<Scored>> {
         let mut best: Vec<Option<Scored>> = vec![None; states];
         for state in 1..states {
-            let (without, groups) = ends(state);
-            let mut here = best[without].clone();
+            let (without, groups) = last_groups(state);
+            let mut best_here = best[without].clone();
             for (before, group) in groups {
-                if let Some(found) = self.one(&group, families)? {
-                    Self::joined(&best[before], found).replace(&mut here, self.problem.goal());
+                if let Some(found) = self.best_single(&group, families)? {
+                    Self::combine(&best[before], found).replace_if_better(&mut best_here, self.problem.goal());
                 }
             }
-            best[state] = here;
+            best[state] = best_here;
         }
         Ok(best.pop().flatten())
     }
 
-    /// The best replica of each family on a group of devices, searched once for all groups that are like it.
-    fn group(&self, devices: &[DeviceId]) -> Result<Rc<Searched>> {
+    /// The best replica of each family on a group of devices. Groups whose devices have the same kinds and budgets are
+    /// searched once.
+    fn best_in_group(&self, devices: &[DeviceId]) -> Result<Rc<SearchedGroup>> {
         let key: Vec<(usize, u64)> = devices.iter().map(|id| self.problem.kind_and_budget(*id)).collect();
-        let known = self.known.borrow().get(&key).cloned();
-        if let Some(known) = known.filter(|known| !self.problem.names_some() || known.0 == devices) {
-            if known.0 == devices {
-                return Ok(known);
+        let cached = self.cache.borrow().get(&key).cloned();
+        if let Some(cached) = cached.filter(|cached| !self.problem.has_named_places() || cached.0 == devices) {
+            if cached.0 == devices {
+                return Ok(cached);
             }
-            let renamed = |id: &DeviceId| devices[known.0.iter().position(|other| other == id).expect("its own group")];
-            let mut best = known.1.clone();
+            let renamed =
+                |id: &DeviceId| devices[cached.0.iter().position(|other| other == id).expect("its own group")];
+            let mut best = cached.1.clone();
             for layout in best.values_mut().flat_map(|scored| &mut scored.layouts) {
                 let places = |places: &Vec<Place<DeviceId>>| places.iter().map(|place| place.map(renamed)).collect();
-                layout.placement = layout.placement.map(|_, of_one| places(of_one));
+                layout.placement = layout.placement.map(|_, places_of_one| places(places_of_one));
             }
             return Ok(Rc::new((devices.to_vec(), best)));
         }
-        let found = Rc::new((devices.to_vec(), Group::best_of(&self.problem, devices)?));
-        // A search that was cut short goes on when there is more time.
+        let found = Rc::new((devices.to_vec(), GroupSearch::best_of(&self.problem, devices)?));
+        // An incomplete result is not stored, so that the search can be repeated when more steps are available.
         if !self.problem.costs.trial.effort.is_spent() {
-            self.known.borrow_mut().insert(key, found.clone());
+            self.cache.borrow_mut().insert(key, found.clone());
         }
         Ok(found)
     }

@@ -71,13 +71,13 @@ impl Cost {
 
 /// What a component did in one place.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ran {
+pub struct DryRun {
     /// What it asked of each device.
     pub costs: Vec<(DeviceId, Cost)>,
     /// One call, section by section. A guided place has none: its branches run beside each other.
     pub sections: Vec<SectionWork>,
     /// What went from section to section in one call.
-    pub carried: Vec<Carried>,
+    pub transfers: Vec<SectionTransfer>,
     /// Packed weights that rest in the host's memory, in bytes.
     pub host_bytes: u64,
 }
@@ -97,7 +97,7 @@ pub struct SectionWork {
 
 /// A tensor on its way between two sections.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Carried {
+pub struct SectionTransfer {
     /// The section that made it.
     pub from: usize,
     /// The section that uses it.
@@ -111,22 +111,22 @@ struct Recorder<'a> {
     /// The counter of each section's device.
     counters: Vec<&'a dry::CostCounter>,
     /// The keep arena of each section's device.
-    keeps: Vec<&'a PersistentArena>,
+    arenas: Vec<&'a PersistentArena>,
     state: Mutex<Recording>,
 }
 
 #[derive(Default)]
 struct Recording {
     /// Where the pass is, what its device had done when it came there, and what was kept there.
-    at: Option<(usize, dry::Work, usize)>,
+    current: Option<(usize, dry::Work, usize)>,
     sections: Vec<SectionWork>,
-    carried: Vec<Carried>,
+    transfers: Vec<SectionTransfer>,
 }
 
 impl<'a> Recorder<'a> {
-    fn new(counters: Vec<&'a dry::CostCounter>, keeps: Vec<&'a PersistentArena>) -> Self {
+    fn new(counters: Vec<&'a dry::CostCounter>, arenas: Vec<&'a PersistentArena>) -> Self {
         let sections = vec![SectionWork::default(); counters.len()];
-        Self { counters, keeps, state: Mutex::new(Recording { sections, ..Recording::default() }) }
+        Self { counters, arenas, state: Mutex::new(Recording { sections, ..Recording::default() }) }
     }
 
     fn state(&self) -> MutexGuard<'_, Recording> {
@@ -134,42 +134,42 @@ impl<'a> Recorder<'a> {
     }
 
     /// Adds up the work since the pass came to where it is.
-    fn close(&self) {
+    fn finish_section(&self) {
         let state = &mut *self.state();
-        if let Some((section, before, kept)) = state.at.take() {
+        if let Some((section, before, kept)) = state.current.take() {
             let now = self.counters[section].so_far();
             let work = &mut state.sections[section];
             work.flops += now.flops - before.flops;
             work.seconds += now.seconds - before.seconds;
-            work.keep_bytes += (self.keeps[section].peak_bytes() - kept) as u64;
+            work.keep_bytes += (self.arenas[section].peak_bytes() - kept) as u64;
         }
     }
 
     /// Forgets the work so far, but not what is kept.
     fn begin_call(&self) {
-        self.close();
+        self.finish_section();
         let state = &mut *self.state();
         state.sections.iter_mut().for_each(|work| (work.flops, work.seconds) = (0.0, 0.0));
-        state.carried.clear();
+        state.transfers.clear();
     }
 
-    fn finish(self) -> (Vec<SectionWork>, Vec<Carried>) {
-        self.close();
+    fn finish(self) -> (Vec<SectionWork>, Vec<SectionTransfer>) {
+        self.finish_section();
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        (state.sections, state.carried)
+        (state.sections, state.transfers)
     }
 }
 
 impl SectionHooks for Recorder<'_> {
     fn enter(&self, section: usize) -> Result<()> {
-        self.close();
-        let at = (section, self.counters[section].so_far(), self.keeps[section].peak_bytes());
-        self.state().at = Some(at);
+        self.finish_section();
+        let at = (section, self.counters[section].so_far(), self.arenas[section].peak_bytes());
+        self.state().current = Some(at);
         Ok(())
     }
 
     fn transfer(&self, from: usize, to: usize, bytes: usize) {
-        self.state().carried.push(Carried { from, to, bytes: bytes as u64 });
+        self.state().transfers.push(SectionTransfer { from, to, bytes: bytes as u64 });
     }
 }
 
@@ -187,11 +187,11 @@ pub(super) struct Trial<'a> {
     /// What planning has cost.
     pub effort: &'a Effort,
     /// What was tried already: resolving a map asks for the same places several times.
-    known: RefCell<HashMap<Key, Rc<Ran>>>,
+    cache: RefCell<HashMap<DryRunKey, Rc<DryRun>>>,
 }
 
 /// A component, its place, and how many pictures go through it at once.
-type Key = (ComponentId, Place<DeviceId>, usize);
+type DryRunKey = (ComponentId, Place<DeviceId>, usize);
 
 impl<'a> Trial<'a> {
     pub fn new(
@@ -205,33 +205,33 @@ impl<'a> Trial<'a> {
         // The arenas depend on the later steps only through how many estimates a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
         let sections = spec.components.map(|_, component| component.network.sections().len());
-        Ok(Self { spec, devices, largest, schedule, dtypes, sections, effort, known: RefCell::default() })
+        Ok(Self { spec, devices, largest, schedule, dtypes, sections, effort, cache: RefCell::default() })
     }
 
     /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
     /// asked of each device for any size and number of pictures, and the work of the largest.
-    pub fn run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<Rc<Ran>> {
+    pub fn run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<Rc<DryRun>> {
         let stage = self.spec.components[component].stage();
         // Texts are encoded and pictures decoded one by one.
         let batch = if stage == Stage::Denoise { batch } else { 1 };
         let key = (component, place.clone(), batch);
-        if let Some(ran) = self.known.borrow().get(&key) {
-            return Ok(ran.clone());
+        if let Some(result) = self.cache.borrow().get(&key) {
+            return Ok(result.clone());
         }
         let run = |size, batch| self.run_one(component, place, size, batch).map_err(Error::refused);
         let size = (self.largest.width, self.largest.height);
-        let mut ran = run(size, batch)?;
+        let mut result = run(size, batch)?;
         let sizes = if stage == Stage::Encode { &[][..] } else { &self.largest.also };
         let others =
             (1..batch).map(|batch| (size, batch)).chain(sizes.iter().flat_map(|&s| (1..=batch).map(move |b| (s, b))));
         for (size, batch) in others {
-            for ((_, most), (_, cost)) in ran.costs.iter_mut().zip(run(size, batch)?.costs) {
+            for ((_, most), (_, cost)) in result.costs.iter_mut().zip(run(size, batch)?.costs) {
                 *most = most.max(cost);
             }
         }
-        let ran = Rc::new(ran);
-        self.known.borrow_mut().insert(key, ran.clone());
-        Ok(ran)
+        let result = Rc::new(result);
+        self.cache.borrow_mut().insert(key, result.clone());
+        Ok(result)
     }
 
     /// What it asks of each device, for one picture at a time.
@@ -246,13 +246,13 @@ impl<'a> Trial<'a> {
         place: &Place<DeviceId>,
         (width, height): (usize, usize),
         batch: usize,
-    ) -> Result<Ran> {
+    ) -> Result<DryRun> {
         // Every step of every section; a text or a picture is about one step of the UNet.
         let spec = &self.spec.components[component];
         let steps = if spec.stage() == Stage::Denoise { self.schedule.steps.len() as u64 } else { 1 };
         self.effort.spend(Tuning::DRY_RUN_STEPS * steps)?;
         let ids = place.devices();
-        let dry: Vec<(Device, Arc<dry::CostCounter>)> = ids.iter().map(|&id| self.dry(component, id)).collect();
+        let dry: Vec<(Device, Arc<dry::CostCounter>)> = ids.iter().map(|&id| self.dry_device(component, id)).collect();
         let index = |id: &DeviceId| ids.iter().position(|known| known == id).expect("its own device");
         let take = || -> Vec<dry::Work> { dry.iter().map(|(_, counter)| counter.take()).collect() };
         let packed = Packed::default();
@@ -267,13 +267,13 @@ impl<'a> Trial<'a> {
         let routes = place.routes();
         let positive = routes[routes.len() - 1];
 
-        let keeps = PersistentArenas::new(
+        let arenas = PersistentArenas::new(
             dry.iter().map(|(device, _)| device.persistent_arena(usize::MAX)).collect::<Result<_>>()?,
         );
-        let kept: Vec<&PersistentArena> = keeps.iter().collect();
+        let each_arena: Vec<&PersistentArena> = arenas.iter().collect();
         let recorder = Recorder::new(
             positive.iter().map(|id| &*dry[index(id)].1).collect(),
-            positive.iter().map(|id| kept[index(id)]).collect(),
+            positive.iter().map(|id| each_arena[index(id)]).collect(),
         );
         let load = |sections| load(spec, Weights::shapes_only(&spec.name), &source(sections));
         let network = load(positive)?;
@@ -289,7 +289,7 @@ impl<'a> Trial<'a> {
         let mut prepared = vec![dry::Work::default(); ids.len()];
         let (guided, schedule) = (self.largest.guided, &self.schedule);
         let sample = Sample { width, height, batch, guided, schedule };
-        let calls = rehearse(self.spec, component, &instance, &keeps, &sample, &recorder, |done| {
+        let calls = rehearse(self.spec, component, &instance, &arenas, &sample, &recorder, |done| {
             if done == 0 {
                 // The text's keys and values belong to no step.
                 prepared = take();
@@ -300,18 +300,19 @@ impl<'a> Trial<'a> {
             Ok(())
         })?;
         // Before the counters are emptied.
-        let (mut sections, carried) = recorder.finish();
-        let costs = dry.iter().zip(take()).zip(prepared).zip(&kept).map(|((((device, _), work), prepared), keep)| {
-            let cost = Cost {
-                weight_bytes: device.weight_peak_bytes() as u64,
-                activation_bytes: device.peak_bytes() as u64,
-                keep_bytes: keep.peak_bytes() as u64,
-                flops: work.flops / calls as f64,
-                seconds: work.seconds / calls as f64,
-                prepare_seconds: prepared.seconds,
-            };
-            (device.id(), cost)
-        });
+        let (mut sections, transfers) = recorder.finish();
+        let costs =
+            dry.iter().zip(take()).zip(prepared).zip(&each_arena).map(|((((device, _), work), prepared), arena)| {
+                let cost = Cost {
+                    weight_bytes: device.weight_peak_bytes() as u64,
+                    activation_bytes: device.peak_bytes() as u64,
+                    keep_bytes: arena.peak_bytes() as u64,
+                    flops: work.flops / calls as f64,
+                    seconds: work.seconds / calls as f64,
+                    prepare_seconds: prepared.seconds,
+                };
+                (device.id(), cost)
+            });
         let costs = costs.collect();
         for (i, section) in sections.iter_mut().enumerate() {
             section.weight_bytes = offload.as_ref().map_or(0, |offload| offload.bytes(i) as u64);
@@ -320,10 +321,10 @@ impl<'a> Trial<'a> {
         let resting = packed.iter().filter(|((reside, ..), _)| *reside == Reside::Host);
         let host_bytes = resting.flat_map(|(_, homes)| homes).map(|(_, weight)| weight.bytes() as u64).sum();
         let sections = if routes.len() == 1 { sections } else { Vec::new() };
-        Ok(Ran { costs, sections, carried, host_bytes })
+        Ok(DryRun { costs, sections, transfers, host_bytes })
     }
 
-    fn dry(&self, component: ComponentId, id: DeviceId) -> (Device, Arc<dry::CostCounter>) {
+    fn dry_device(&self, component: ComponentId, id: DeviceId) -> (Device, Arc<dry::CostCounter>) {
         let info = self.info(component, id);
         Device::dry(id, info.rules, info.rates)
     }
@@ -346,7 +347,7 @@ impl<'a> Trial<'a> {
     }
 
     /// What each section does, and what it hands on, whole on one device: what an automatic cut is chosen from.
-    pub fn table(&self, component: ComponentId, device: DeviceId) -> Result<Rc<Ran>> {
+    pub fn table(&self, component: ComponentId, device: DeviceId) -> Result<Rc<DryRun>> {
         let devices = vec![device; self.sections[component]];
         // Resting in a file, so that each section's weights are known apart.
         self.run(component, &Place::Route(Sections { devices, reside: Reside::Disk }), 1)
