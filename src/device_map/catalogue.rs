@@ -1,4 +1,4 @@
-//! The catalogue of common GPUs, which `like` names.
+//! The catalogue of common GPUs, whose devices a map names with `like`.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{fields::Located, size::parse_size, with_nearest};
 use crate::{backend::DeviceKind, error::Result};
 
-/// What the catalogue knows.
+/// The content of `catalogue.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Catalogue {
@@ -15,7 +15,7 @@ struct Catalogue {
     device: BTreeMap<String, CatalogueDevice>,
 }
 
-/// What a process occupies on a kind of device before it holds anything.
+/// The bytes that a process occupies on a kind of device before it loads anything.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Overhead {
@@ -28,35 +28,35 @@ struct Overhead {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogueDevice {
-    /// What its maker calls it.
+    /// The manufacturer's name of the device.
     pub name: String,
-    /// Its backend: `cuda` or `wgpu`.
+    /// The backend of the device: `cuda` or `wgpu`.
     pub kind: String,
     memory: String,
-    /// Peak of dense f16 products with f32 sums, in operations per second.
+    /// The peak rate of dense f16 products with f32 sums, in operations per second.
     pub f16_flops: f64,
-    /// Peak in f32, in operations per second.
+    /// The peak rate in f32, in operations per second.
     pub f32_flops: f64,
     bandwidth: String,
     link: String,
-    /// NVIDIA's compute capability: `8.6`.
+    /// The compute capability of an NVIDIA device, such as `8.6`.
     pub compute: Option<String>,
-    /// Where the figures come from.
+    /// The source of these figures.
     pub source: String,
 }
 
 impl CatalogueDevice {
-    /// All of its memory, in bytes.
+    /// The total memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         parse_size(&self.memory).expect("a test reads every size of the catalogue")
     }
 
-    /// Bytes of its memory per second.
+    /// The bytes per second of the device's memory.
     pub fn bandwidth(&self) -> f64 {
         bytes_per_second(&self.bandwidth)
     }
 
-    /// Bytes per second between it and the host.
+    /// The bytes per second between the device and the host.
     pub fn link(&self) -> f64 {
         bytes_per_second(&self.link)
     }
@@ -71,19 +71,19 @@ fn catalogue_file() -> &'static Catalogue {
     CATALOGUE.get_or_init(|| toml::from_str(include_str!("catalogue.toml")).expect("a test reads the catalogue"))
 }
 
-/// The catalogue: devices by the names that `like` takes.
+/// The devices of the catalogue by the names that `like` takes.
 pub fn catalogue() -> &'static BTreeMap<String, CatalogueDevice> {
     &catalogue_file().device
 }
 
-/// The bytes that a process occupies on a device of `kind` before it holds anything; none for kinds that the file does
-/// not have.
+/// The bytes that a process occupies on a device of `kind` before it loads anything; zero for kinds that the catalogue
+/// does not list.
 pub(crate) fn overhead_bytes(kind: DeviceKind) -> u64 {
     let overhead = catalogue_file().overhead.get(kind.name());
     overhead.map_or(0, |overhead| parse_size(&overhead.bytes).expect("a test reads every size of the catalogue"))
 }
 
-/// The device of the catalogue that `like` names; `key` is for one made in code.
+/// The device of the catalogue that `like` names. Messages use `key` for a value that was made in code.
 pub(crate) fn find(like: &Located<String>, key: &str) -> Result<&'static CatalogueDevice> {
     let names: Vec<&str> = catalogue().keys().map(String::as_str).collect();
     catalogue().get(&like.value.to_ascii_lowercase()).ok_or_else(|| {
@@ -111,7 +111,8 @@ mod tests {
             assert!((4 << 30..200 << 30).contains(&model.memory_bytes()), "{name}");
             assert!(model.f16_flops >= model.f32_flops && model.f32_flops > 1e12, "{name}");
             assert!((50e9..5e12).contains(&model.bandwidth()) && (5e9..=100e9).contains(&model.link()), "{name}");
-            // The ridge of every GPU of these years lies between; a slip of a power of ten does not.
+            // The ratio of operations to bytes of current GPUs is in this range; a figure that is wrong by a power of
+            // ten is not.
             assert!((20.0..500.0).contains(&(model.f16_flops / model.bandwidth())), "{name}");
         }
         for kind in [DeviceKind::Cuda, DeviceKind::Wgpu] {

@@ -1,4 +1,4 @@
-//! What must hold in a device map whoever runs what where: single values, devices, replicas, cuts.
+//! The rules that hold for a device map on every machine: single values, devices, replicas, cuts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,17 +18,20 @@ use crate::{
     },
 };
 
-/// The most requests that a replica works on at once: each has a thread.
+/// The largest number of requests in flight of a replica: each has a thread.
 const MAX_IN_FLIGHT: usize = 1024;
 
-/// The most requests that go through the UNet in one call: every number up to it is tried without data.
+/// The largest batch of the UNet: the planner makes a dry run for each batch size up to it.
 const MAX_BATCH: usize = 64;
 
-/// Rates that times can be told from: whoever counts in them means something.
+/// The operations per second that a device can have; other values are mistakes.
 const PLAUSIBLE_FLOPS: Range<f64> = 1e6..1e21;
 
 impl DeviceMap {
-    /// What must hold in a map for any model on any machine. `parse` has called it; a map made in code needs it.
+    /// Checks the rules that hold for any model on any machine. `parse` does this; a map that is made in code needs it.
+    ///
+    /// # Errors
+    /// At the first entry that breaks a rule.
     pub fn check(&self) -> Result<()> {
         self.check_values("")?;
         self.check_cpu()?;
@@ -41,7 +44,7 @@ impl DeviceMap {
             map.check_listed(&prefix)?;
         }
         let maps = self.replica_maps();
-        // What the top level says about a device must reach a replica.
+        // A fact or limit at the top level must apply to a replica.
         for (key, device) in self.limited_devices() {
             let id = &device.value;
             if !maps.iter().any(|map| map.max_memory.contains_key(id) || map.device.contains_key(id)) {
@@ -52,7 +55,8 @@ impl DeviceMap {
         Ok(())
     }
 
-    /// Single values: counts from 1, no device twice in `devices`, facts that suit their device, good places.
+    /// Checks single values: counts from 1, no device twice in `devices`, facts that suit their device, and valid
+    /// places.
     fn check_values(&self, prefix: &str) -> Result<()> {
         let key = |name: &str| format!("{prefix}{name}");
         if let InFlight::Count(count) = self.in_flight.value
@@ -93,7 +97,7 @@ impl DeviceMap {
         Ok(())
     }
 
-    /// Not both `cpu` and `cpu:N` in one map.
+    /// Checks that the map does not use both `cpu` and `cpu:N`.
     fn check_cpu(&self) -> Result<()> {
         let mut named: Vec<(String, Located<DeviceId>)> = Vec::new();
         for (prefix, map) in self.all_maps() {
@@ -102,7 +106,7 @@ impl DeviceMap {
             let here = listed.chain(placed).chain(map.limited_devices());
             named.extend(here.map(|(key, device)| (prefix.clone() + &key, device)));
         }
-        // Whatever mixes with an earlier name of the CPU mixes with the first one.
+        // If an entry conflicts with any earlier one, it also conflicts with the first one.
         let mut first: Option<DeviceId> = None;
         for (key, device) in named.iter().filter(|(_, device)| device.value.kind == DeviceKind::Cpu) {
             let other = *first.get_or_insert(device.value);
@@ -116,7 +120,7 @@ impl DeviceMap {
         Ok(())
     }
 
-    /// No device outside `devices`, if there are any.
+    /// Checks that the map uses no device outside `devices`, if it has this key.
     fn check_listed(&self, prefix: &str) -> Result<()> {
         let listed = || self.devices.iter().map(|device| device.value);
         let placed = self.placed_devices().map(|(key, device)| (key, device.clone()));
@@ -129,7 +133,7 @@ impl DeviceMap {
         }
     }
 
-    /// The devices with a limit or with facts, each with its key. Neither asks for the device.
+    /// The devices that have a limit or facts, each with its key. Such an entry does not make the map use the device.
     pub(super) fn limited_devices(&self) -> impl Iterator<Item = (String, Located<DeviceId>)> {
         let limits = self.max_memory.iter().map(|(&id, limit)| ("max_memory", id, &limit.location));
         let facts = self.device.iter().map(|(&id, facts)| ("device", id, &facts.location));
@@ -138,7 +142,8 @@ impl DeviceMap {
             .map(|(table, id, location)| (format!("{table}.{id}"), Located { value: id, location: location.clone() }))
     }
 
-    /// At least one replica, no more than devices, no named components beside several, and not both ways to say it.
+    /// Checks the number of replicas: at least one, at most one for each device, only one if components are named, and
+    /// not given both as `replicas` and as `[[replica]]`.
     fn check_replicas(&self) -> Result<()> {
         if self.replicas.value == Replicas::Count(0) {
             return Err(self.replicas.refuse("replicas", "there has to be at least one").hint("replicas = 1"));
@@ -180,11 +185,11 @@ impl DeviceMap {
         }
     }
 
-    /// What must hold in a map for a model: its components exist, only the denoiser has guidance apart, and every cut
-    /// follows the borders of sections.
+    /// Checks the rules that hold for a model: its components exist, only the denoiser has a guidance split, and every
+    /// cut is at the borders of sections.
     ///
     /// # Errors
-    /// Names the first entry for which this is not so.
+    /// At the first entry that breaks a rule.
     pub fn check_model(&self, spec: &ModelSpec) -> Result<()> {
         let names = spec.names();
         let unknown_component = |error: Error, name: &str| {
@@ -211,8 +216,11 @@ impl DeviceMap {
         spec.components.iter().try_for_each(|(_, component)| check(component))
     }
 
-    /// Whether every cut of `component` follows `borders`, the model's own list of parts that can be apart: each path is
-    /// "" or a whole-step beginning of a border, and each border has a device.
+    /// Checks that every cut of `component` is possible. `borders` are the names of the model's sections. Each path of
+    /// a cut must be "" or the beginning of such a name in whole steps, and each section must have a device.
+    ///
+    /// # Errors
+    /// At the first path that is not possible, or if a section has no device.
     pub fn check_borders(&self, component: &str, borders: &[String]) -> Result<()> {
         let key = format!("components.{component}");
         for (_, map) in self.all_maps() {
@@ -225,7 +233,7 @@ impl DeviceMap {
     }
 }
 
-/// One cut against the model's borders.
+/// Checks one cut against the model's sections.
 fn check_shards(
     key: &str,
     pool: &Located<Vec<MapPlace>>,
@@ -253,7 +261,7 @@ fn check_shards(
     if without_device.is_empty() {
         return Ok(());
     }
-    // The first shard shows which cut of a pool is meant.
+    // The first shard shows which cut of a pool is wrong.
     let refused = match shards.values().next() {
         Some(device) => device.refuse(key, "no device for a part that no path of this cut names"),
         None => pool.refuse(key, "no device for any part"),
@@ -261,7 +269,7 @@ fn check_shards(
     Err(refused.found(without_device.join(", ")).hint("the path \"\" is the rest: shards = { \"\" = \"cuda:0\", … }"))
 }
 
-/// One component's places: at least one, none twice, and each of a good form.
+/// Checks one component's places: at least one, no device twice, and each of a valid form.
 fn check_pool(component: &str, key: &str, pool: &Located<Vec<MapPlace>>) -> Result<()> {
     if pool.value.is_empty() {
         let refused = pool.refuse(key, "a pool needs at least one place").found("an empty array");
@@ -322,7 +330,7 @@ fn check_place(
     }
 }
 
-/// The message for a place with guidance apart where there can be none.
+/// The error for a guidance split in a place that must not have one.
 fn refuse_guided(
     component: &str,
     key: &str,
@@ -340,7 +348,7 @@ fn refuse_guided(
 }
 
 impl DeviceFacts {
-    /// Whether the facts are ones that a device of this kind can have.
+    /// Checks that a device of this kind can have these facts.
     pub(super) fn check(&self, id: DeviceId) -> Result<()> {
         let key = |name: &str| format!("device.{id}.{name}");
         if let Some(like) = &self.like {
@@ -380,7 +388,7 @@ impl DeviceFacts {
     }
 }
 
-/// What is wrong with a number of requests, if something is.
+/// The problem with a number of requests, if there is one.
 fn count_problem(count: usize, max: usize) -> Option<String> {
     match count {
         0 => Some("there has to be at least one request".to_string()),
@@ -389,7 +397,7 @@ fn count_problem(count: usize, max: usize) -> Option<String> {
     }
 }
 
-/// Whether one is all of the CPU and the other a share of it.
+/// Whether one device is the whole CPU and the other a share of it.
 pub(super) fn mixes_cpu(a: DeviceId, b: DeviceId) -> bool {
     a.kind == DeviceKind::Cpu && b.kind == DeviceKind::Cpu && a.index.is_some() != b.index.is_some()
 }

@@ -1,4 +1,4 @@
-//! The devices of a map on a machine: what its names of devices mean there, and which of them it may use.
+//! The devices of a map on a machine: the meaning of their names, and which of them the map may use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::{
 };
 
 impl DeviceMap {
-    /// The map with the names of a machine that has `devices` in place of `device:N`: the N-th of its GPUs, or the N-th
-    /// share of the CPU where there is no GPU.
+    /// Replaces `device:N` by the name of a device of a machine that has `devices`: the N-th of its GPUs, or the N-th
+    /// share of the CPU if there is no GPU.
     ///
     /// # Errors
-    /// If there are not so many GPUs, or the map names the same device in both ways.
+    /// If there are too few GPUs, or the map names the same device in both ways.
     pub fn on_machine(&self, devices: &[DeviceId]) -> Result<Self> {
         let gpus: Vec<DeviceId> = devices.iter().copied().filter(|id| id.kind != DeviceKind::Cpu).collect();
         let name = |key: &str, device: &Located<DeviceId>| -> Result<DeviceId> {
@@ -48,7 +48,7 @@ impl DeviceMap {
         Ok(map)
     }
 
-    /// Gives every device the name that `name` has for it.
+    /// Replaces every name of a device by the result of `name`.
     fn name_devices(&mut self, name: &impl Fn(&str, &Located<DeviceId>) -> Result<DeviceId>) -> Result<()> {
         let rename = |key: &str, device: &mut Located<DeviceId>| name(key, device).map(|id| device.value = id);
         self.devices.iter_mut().try_for_each(|device| rename("devices", device))?;
@@ -63,10 +63,11 @@ impl DeviceMap {
 
     /// The devices that this map may use on a machine whose default devices are `defaults`, the preferred one first.
     ///
-    /// Without `devices` these are the defaults and those that components name besides. A map that names shares of the
-    /// CPU (`cpu:0`) does not use the whole `cpu` as well. With replicas written out these are all of theirs. Fails if
-    /// there are more replicas than devices, or a limit on a device that is not used: a limit alone does not ask for a
-    /// device.
+    /// Without `devices`, these are the defaults and the devices that components name. A map that names shares of the
+    /// CPU (`cpu:0`) does not use the whole `cpu`. With `[[replica]]`, these are the devices of all replicas.
+    ///
+    /// # Errors
+    /// If there are more replicas than devices, or a limit is set for a device that is not used.
     pub fn usable(&self, defaults: &[DeviceId]) -> Result<Vec<DeviceId>> {
         if !self.replica.is_empty() {
             return self.usable_by_replicas(defaults);
@@ -106,7 +107,7 @@ impl DeviceMap {
     }
 }
 
-/// The entries of a table of devices, each under the name that `name` gives its device.
+/// Renames the devices of a table by `name`.
 fn renamed<T>(
     table: &str,
     entries: BTreeMap<DeviceId, Located<T>>,

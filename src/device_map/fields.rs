@@ -1,4 +1,4 @@
-//! TOML as fields that know where they stand, so that every message can show the line it is about.
+//! TOML values with their locations, so that every message can show the line that it is about.
 
 use std::{
     fmt::{self, Display},
@@ -13,18 +13,18 @@ use toml::{
 
 use crate::error::{Error, Result};
 
-/// A value, and where a file says it; no location if it was made in code.
+/// A value with its location in a file. A value that was made in code has no location.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Its place in the file.
+    /// The location of the value in the file.
     pub location: Option<Location>,
 }
 
 impl<T> Located<T> {
-    /// An input error about this value: `file:line:column: key: problem`, then the line itself where there is one.
-    /// `key` is for values made in code; one from a file knows its own.
+    /// Makes an input error about this value: `file:line:column: key: problem`, then the line itself. `key` is used for
+    /// a value that was made in code; a value from a file has its own.
     pub fn refuse(&self, key: &str, problem: impl Display) -> Error {
         match &self.location {
             Some(location) => location.refuse(problem),
@@ -34,7 +34,7 @@ impl<T> Located<T> {
 }
 
 impl<T> Located<T> {
-    /// A value that a flag of the command line says: messages name the flag.
+    /// A value from a flag of the command line. Messages name the flag.
     pub fn flag(flag: &str, value: T) -> Self {
         let (key, text) = (String::new(), String::new());
         Self {
@@ -50,33 +50,33 @@ impl<T> From<T> for Located<T> {
     }
 }
 
-/// A place in a file, or a flag of the command line. Lines and columns count from 1, columns in characters.
+/// A location in a file, or a flag of the command line. Lines and columns count from 1; columns are characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
-    /// As the user named it: the file, or the flag.
+    /// The name of the file as the user gave it, or the flag.
     pub file: Arc<str>,
-    /// What is set here: `components.unet`.
+    /// The key whose value is here, such as `components.unet`.
     pub key: String,
-    /// Line; 0 of a flag.
+    /// The line, or 0 for a flag.
     pub line: usize,
     /// The first column, from 1.
     pub column: usize,
-    /// Characters of this line that are meant, at least one.
+    /// The number of characters of this line, at least one.
     pub width: usize,
-    /// The line itself, or of a long line 120 characters around this place.
+    /// The line itself, or 120 characters around the location if the line is longer.
     pub text: String,
-    /// Characters of the line that `text` leaves out in front.
+    /// The number of characters at the beginning of the line that `text` leaves out.
     pub skipped: usize,
 }
 
-/// The most characters of a line that a location keeps and a message shows.
+/// The largest number of characters of a line that a location keeps and a message shows.
 pub const MAX_SHOWN: usize = 120;
 
-/// The most bytes of a file that is read here: far more than any map or description of a machine needs.
+/// The largest file in bytes that is read; far more than any map or description of a machine needs.
 const MAX_FILE_BYTES: usize = 256 << 10;
 
 impl Location {
-    /// An input error about this place: `file:line:column: key: problem`, and the line with carets underneath.
+    /// Makes an input error about this location: `file:line:column: key: problem`, and the line with carets below it.
     pub fn refuse(&self, problem: impl Display) -> Error {
         if self.line == 0 {
             return Error::input(format!("{self}: {problem}"));
@@ -101,17 +101,20 @@ impl Display for Location {
     }
 }
 
-/// A file's text.
+/// The text of a TOML file.
 #[derive(Clone, Copy)]
 pub(super) struct TomlText<'a> {
-    /// What messages call the file.
+    /// The name of the file in messages.
     pub file: &'a Arc<str>,
     /// The whole text.
     pub text: &'a str,
 }
 
 impl<'a> TomlText<'a> {
-    /// The file as a tree. `hint` may know what to try from the place that is no TOML.
+    /// Parses the text. `hint` may suggest a correction for the location of a syntax error.
+    ///
+    /// # Errors
+    /// If the file is too large or is not valid TOML.
     pub fn parse(&self, hint: impl Fn(&Location) -> Option<String>) -> Result<Spanned<DeTable<'a>>> {
         if self.text.len() > MAX_FILE_BYTES {
             return Err(Error::input(format!(
@@ -137,7 +140,7 @@ impl<'a> TomlText<'a> {
     }
 
     fn table_fields(&self, path: &str, table: &'a DeTable<'a>) -> Vec<Field<'a>> {
-        // A name with a dot is no path of keys, so it keeps its quotes.
+        // A name that contains a dot keeps its quotes, because it is not a path of keys.
         let quoted =
             |name: &str| if name.is_empty() || name.contains('.') { format!("{name:?}") } else { name.to_string() };
         let key = |name: &str| if path.is_empty() { quoted(name) } else { format!("{path}.{}", quoted(name)) };
@@ -150,7 +153,7 @@ impl<'a> TomlText<'a> {
         fields
     }
 
-    /// Where a span of bytes is; one of several lines is cut off at the end of its first.
+    /// The location of a byte span. A span of several lines is cut at the end of its first line.
     fn locate(&self, key: &str, span: Range<usize>) -> Location {
         let start = char_boundary(self.text, span.start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
@@ -158,7 +161,7 @@ impl<'a> TomlText<'a> {
         let line = self.text[line_start..line_end].trim_end_matches('\r');
         let end = char_boundary(self.text, span.end).clamp(start, (line_start + line.len()).max(start));
         let before = self.text[line_start..start].chars().count();
-        // Of a long line what is around the place: most of it behind, where the value goes on.
+        // A long line is shortened to the text around the location, most of it after the location.
         let skipped = if line.chars().nth(MAX_SHOWN).is_none() { 0 } else { before.saturating_sub(MAX_SHOWN / 4) };
         Location {
             file: self.file.clone(),
@@ -172,7 +175,7 @@ impl<'a> TomlText<'a> {
     }
 }
 
-/// The largest border between characters that is not behind `at`.
+/// The largest character boundary that is at most `at`.
 fn char_boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
@@ -180,48 +183,48 @@ fn char_boundary(text: &str, at: usize) -> usize {
 /// A key and its value.
 pub(super) struct Field<'a> {
     toml: TomlText<'a>,
-    /// As one would point at it: `components.unet`.
+    /// The full key in messages, such as `components.unet`.
     pub key: String,
     /// The last part of the key; empty for an element of an array.
     pub name: &'a str,
     name_span: Range<usize>,
-    /// What the key is set to.
+    /// The value of the key.
     pub value: &'a Spanned<DeValue<'a>>,
 }
 
 impl<'a> Field<'a> {
-    /// `value`, as said by this field's value.
+    /// `value` with the location of this field's value.
     pub fn located<T>(&self, value: T) -> Located<T> {
         Located { value, location: Some(self.toml.locate(&self.key, self.value.span())) }
     }
 
-    /// `value`, as said by this field as a whole: the location is the name's.
+    /// `value` with the location of this field's name.
     pub fn located_at_name<T>(&self, value: T) -> Located<T> {
         Located { value, location: Some(self.toml.locate(&self.key, self.name_span.clone())) }
     }
 
-    /// `value`, as said by the name and the value together.
+    /// `value` with the location of this field's name and value together.
     pub fn located_as_entry<T>(&self, value: T) -> Located<T> {
         let span = self.name_span.start..self.value.span().end;
         Located { value, location: Some(self.toml.locate(&self.key, span)) }
     }
 
-    /// An error about the value, which is shown as what was found.
+    /// Makes an error about the value, and shows the value as found.
     pub fn refuse(&self, problem: impl Display) -> Error {
         self.located(()).refuse("", problem).found(self.describe())
     }
 
-    /// An error about the name.
+    /// Makes an error about the name.
     pub fn refuse_name(&self, problem: impl Display) -> Error {
         self.located_at_name(()).refuse("", problem).found(format!("`{}`", self.name))
     }
 
-    /// Whether the name is followed by a dot, which makes a table of what may have been meant as one name.
+    /// Whether a dot follows the name. TOML then makes a table, although the user may have meant one name with a dot.
     pub fn is_dotted(&self) -> bool {
         self.toml.text[self.name_span.end..].trim_start_matches([' ', '\t']).starts_with('.')
     }
 
-    /// The value as text, if it is text.
+    /// The value if it is a string.
     pub fn str(&self) -> Option<&'a str> {
         match self.value.get_ref() {
             DeValue::String(text) => Some(text),
@@ -229,7 +232,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The value as a number of things, if it is one.
+    /// The value if it is an integer that is not negative.
     pub fn count(&self) -> Option<usize> {
         match self.value.get_ref() {
             DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
@@ -237,7 +240,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The value as a number of any kind, if it is one that can be counted with.
+    /// The value if it is a finite number.
     pub fn number(&self) -> Option<f64> {
         let number = match self.value.get_ref() {
             DeValue::Integer(_) => self.count()? as f64,
@@ -247,7 +250,7 @@ impl<'a> Field<'a> {
         number.is_finite().then_some(number)
     }
 
-    /// The elements, if the value is an array; they have the array's key.
+    /// The elements if the value is an array. They have the array's key.
     pub fn items(&self) -> Option<Vec<Field<'a>>> {
         let DeValue::Array(items) = self.value.get_ref() else { return None };
         let item = |value: &'a Spanned<DeValue<'a>>| Field {
@@ -260,13 +263,13 @@ impl<'a> Field<'a> {
         Some(items.iter().map(item).collect())
     }
 
-    /// The entries, if the value is a table.
+    /// The entries if the value is a table.
     pub fn table(&self) -> Option<Vec<Field<'a>>> {
         let DeValue::Table(table) = self.value.get_ref() else { return None };
         Some(self.toml.table_fields(&self.key, table))
     }
 
-    /// The value for a message.
+    /// The value as text for a message.
     fn describe(&self) -> String {
         match self.value.get_ref() {
             DeValue::String(text) => format!("\"{}\"", text.escape_debug()),
@@ -280,13 +283,13 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Which of `known` is most like `word`, if one is: a third of the letters may differ.
+/// The most similar word of `known`, if at most a third of its letters differ from `word`.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let (distance, best) = known.iter().map(|&k| (edit_distance(word, k), k)).min()?;
     (distance <= best.len().div_ceil(3)).then_some(best)
 }
 
-/// How many letters must be changed, put in or taken out to turn `a` into `b`.
+/// The number of letters that must be changed, inserted or removed to turn `a` into `b`.
 fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, x) in a.chars().enumerate() {
@@ -344,7 +347,7 @@ mod tests {
         let caret = carets.chars().position(|c| c == '^').unwrap();
         assert_eq!(line.chars().skip(caret).take(6).collect::<String>(), "\"gpu0\"");
         assert_eq!(carets.matches('^').count(), 6);
-        // The whole array is meant: the carets end with what is shown of the line.
+        // If the location is a whole array, the carets end at the end of the shown text.
         let whole = toml.locate("devices", 10..text.len()).refuse("no").to_string();
         assert!(whole.lines().all(|line| line.chars().count() < MAX_SHOWN + 20), "{whole}");
     }

@@ -1,4 +1,4 @@
-//! The grammar of a device map: from a spanned TOML tree to a [`DeviceMap`]. What a key means is said there.
+//! The grammar of a device map: from a spanned TOML tree to a [`DeviceMap`], which documents the meaning of the keys.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The keys that stand before the first `[table]`, and the tables.
+/// The keys before the first `[table]`, and the tables.
 const TOP_LEVEL_KEYS: [&str; 11] = [
     "strategy",
     "devices",
@@ -27,10 +27,10 @@ const TOP_LEVEL_KEYS: [&str; 11] = [
     "components",
     "replica",
 ];
-/// Those of a `[[replica]]`.
+/// The keys of a `[[replica]]`.
 const REPLICA_KEYS: [&str; 7] = ["strategy", "devices", "in_flight", "batch", "numerics", "max_memory", "components"];
 const FACT_KEYS: [&str; 9] = ["adapter", "cores", "reserve", "memory", "like", "flops", "bandwidth", "link", "count"];
-/// The keys of a place that is a table: those that go together.
+/// The sets of keys that a place may have together if it is a table.
 const PLACE_KEY_SETS: [&[&str]; 3] = [&["shards", "reside"], &["negative", "positive"], &["execute", "reside"]];
 const PLACE_KEYS: [&str; 5] = ["execute", "reside", "negative", "positive", "shards"];
 
@@ -41,13 +41,16 @@ const RESIDE_FORM: &str =
     "reside = \"host\" (the weights are offloaded to the host's memory) or \"disk\" (they are read from their files)";
 const PLACE_FORMS: &str = "a place is \"cuda:0\", { execute = \"cuda:0\", reside = \"host\" }, \
      { negative = \"cuda:0\", positive = \"cuda:1\" } or { shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" } }";
-/// The most devices, places of a component, and replicas that a map may name: more than one machine has.
+/// The largest number of devices, of places of a component, and of replicas; no machine has more.
 const MAX_ITEMS: usize = 256;
 
-/// The largest number of a core that `cores` may name.
+/// The largest core number in `cores`.
 const MAX_CORE: usize = 65_535;
 
-/// Reads a map; `file` is what messages call it.
+/// Reads a map. Messages call the file `file`.
+///
+/// # Errors
+/// At the first entry that is not valid.
 pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
     let file = file.into();
     let toml = TomlText { file: &file, text };
@@ -55,7 +58,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
     let mut map = DeviceMap::default();
     let mut fields = toml.fields(root.get_ref());
     let strategy = strategy_of(&fields, Strategy::default())?;
-    // A replica is the map with what the replica says instead.
+    // A replica inherits the other entries of the map, so replicas are read last.
     fields.sort_by_key(|field| field.name == "replica");
     for field in fields {
         if field.set_in(&mut map, strategy)? {
@@ -90,13 +93,16 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
     Ok(map)
 }
 
-/// The strategy that `fields` name, wherever it stands; how sizes are read depends on it.
+/// The strategy in `fields`, which is needed before other keys because the reading of sizes depends on it.
 fn strategy_of(fields: &[Field], default: Strategy) -> Result<Strategy> {
     let strategy = fields.iter().find(|field| field.name == "strategy").map(Field::strategy).transpose()?;
     Ok(strategy.map_or(default, |strategy| strategy.value))
 }
 
-/// Reads a file of devices, in its order; `file` is what messages call it.
+/// Reads a file of devices, in its order. Messages call the file `file`.
+///
+/// # Errors
+/// At the first entry that is not valid.
 pub(crate) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Located<DeviceFacts>)>> {
     let file = file.into();
     let toml = TomlText { file: &file, text };
@@ -119,7 +125,7 @@ pub(crate) fn read_devices(text: &str, file: &str) -> Result<Vec<(DeviceId, Loca
 
 /// The grammar of single values.
 impl<'a> Field<'a> {
-    /// Puts this field into `map`, if it is one that a `[[replica]]` may have as well.
+    /// Stores this field in `map`, if a `[[replica]]` may have it too, and returns whether it did.
     fn set_in(&self, map: &mut DeviceMap, strategy: Strategy) -> Result<bool> {
         match self.name {
             "strategy" => map.strategy = self.strategy()?,
@@ -134,7 +140,7 @@ impl<'a> Field<'a> {
         Ok(true)
     }
 
-    /// One `[[replica]]` of a map whose top level is `whole`, with this strategy.
+    /// Reads one `[[replica]]` of a map with these entries at its top level and this strategy.
     fn replica(&self, top_level: &DeviceMap, strategy: Strategy) -> Result<Located<DeviceMap>> {
         let mut map = DeviceMap { replicas: Located::default(), ..top_level.clone() };
         let fields = self.entries("devices = [\"cuda:0\"]")?;
@@ -142,7 +148,7 @@ impl<'a> Field<'a> {
         if let Some(devices) = fields.iter().find(|field| field.name == "devices") {
             map.devices = devices.devices()?;
         }
-        // What the top level says about a device that this replica does not list concerns other replicas.
+        // Top-level facts and limits of devices that this replica does not list are for other replicas.
         let listed: Vec<DeviceId> = map.devices.iter().map(|device| device.value).collect();
         map.max_memory.retain(|id, _| listed.is_empty() || listed.contains(id));
         map.device.retain(|id, _| listed.is_empty() || listed.contains(id));
@@ -176,7 +182,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// `items`, unless there are more `things` than a machine can have.
+    /// Returns `items`, or an error if there are more `things` than a machine can have.
     fn not_too_many<T>(&self, things: &str, items: Vec<T>) -> Result<Vec<T>> {
         match items.len() {
             0..=MAX_ITEMS => Ok(items),
@@ -221,7 +227,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A number of `things`. That it is at least one is left to [`DeviceMap::check`], where there is a rule for it.
+    /// A number of `things`. [`DeviceMap::check`] rejects zero.
     fn number_from_1(&self, things: &str) -> Result<Located<usize>> {
         let count = self
             .count()
@@ -239,7 +245,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Limits of a map with this strategy. Whoever asks for the placement of diffusers brings the sizes of diffusers.
+    /// The limits of a map with this strategy. With the strategy of diffusers, sizes are read as diffusers reads them.
     fn limits(&self, strategy: Strategy) -> Result<BTreeMap<DeviceId, Located<u64>>> {
         let size = |limit: &Self| match strategy {
             Strategy::DiffusersBalanced => limit.accelerate_size(),
@@ -249,7 +255,7 @@ impl<'a> Field<'a> {
         limits.iter().map(|limit| Ok((limit.device_name()?, size(limit)?))).collect()
     }
 
-    /// A size as accelerate reads it, or as it is written elsewhere in a map.
+    /// A size as accelerate reads it, or else as other sizes of a map.
     fn accelerate_size(&self) -> Result<Located<u64>> {
         match self.count().map(|bytes| bytes as u64).or_else(|| parse_accelerate_size(self.str()?)) {
             Some(bytes) => Ok(self.located_at_name(bytes)),
@@ -262,7 +268,7 @@ impl<'a> Field<'a> {
         entries.iter().map(|entry| Ok((entry.component_name()?, entry.pool()?))).collect()
     }
 
-    /// A place, or an array of them.
+    /// A place, or an array of places.
     fn pool(&self) -> Result<Located<Vec<MapPlace>>> {
         Ok(self.located(match self.items() {
             Some(items) => self.not_too_many("places", items)?.iter().map(Self::place).collect::<Result<_>>()?,
@@ -311,7 +317,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// An unknown key of a place: a slip, or a path of the model without `shards` around it.
+    /// The error for an unknown key of a place: a typing error, or a path of the model outside `shards`.
     fn refuse_place_key(&self) -> Error {
         let hint = match nearest(self.name, &PLACE_KEYS) {
             Some(near) => format!("did you mean `{near}`? {PLACE_FORMS}"),
@@ -390,7 +396,7 @@ impl<'a> Field<'a> {
         Ok(self.located_at_name(facts))
     }
 
-    /// `"0-3,8"`: numbers of cores, in ascending order.
+    /// Core numbers and ranges in ascending order, such as `"0-3,8"`.
     fn cores(&self) -> Result<Located<Vec<usize>>> {
         let refuse = |problem: &str| {
             self.refuse(problem).hint(match self.count() {
@@ -476,7 +482,7 @@ impl<'a> Field<'a> {
         })
     }
 
-    /// The name as a component's: which ones there are is known by the model alone.
+    /// The name of a component. Whether it exists is checked when the model is known.
     fn component_name(&self) -> Result<String> {
         match self.misplaced() {
             Some(hint) => Err(self.refuse_name("no such component").hint(hint)),
@@ -484,7 +490,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The name as a device's.
+    /// The name of a device.
     fn device_name(&self) -> Result<DeviceId> {
         device_in_map(self.name).map_err(|_| {
             let dotted = match (self.is_dotted(), self.table().as_deref()) {
@@ -499,7 +505,7 @@ impl<'a> Field<'a> {
         })
     }
 
-    /// What to say of a name that belongs further up and not to this table.
+    /// A hint if the name is a key that belongs above this table.
     fn misplaced(&self) -> Option<String> {
         let table = self.key.strip_suffix(self.name)?.trim_end_matches('.');
         let name = self.name;
@@ -520,16 +526,16 @@ fn replica_keys() -> String {
 
 const DEVICE_FORMS: &str = "a device is \"cpu\", \"cpu:N\", \"cuda:N\", \"wgpu:N\" or \"device:N\", N counted from 0";
 
-/// The name of a device in a map: that of a device, or `device:N`.
+/// Parses the name of a device in a map, which may be `device:N`.
 fn device_in_map(name: &str) -> Result<DeviceId> {
     match name.strip_prefix("device:") {
-        // The same numbers as of other devices.
+        // N has the same syntax as in other names of devices.
         Some(number) => Ok(DeviceId { kind: DeviceKind::Numbered, ..format!("cpu:{number}").parse()? }),
         None => name.parse(),
     }
 }
 
-/// What may have been meant by a device's name.
+/// A suggestion for an invalid name of a device.
 fn device_hint(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
     let kind_end = lower.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(lower.len());
@@ -549,13 +555,13 @@ fn device_hint(text: &str) -> String {
     }
 }
 
-/// What may have been meant by something that is no TOML.
+/// A suggestion for a location that is not valid TOML.
 fn syntax_hint(at: &Location) -> Option<String> {
     let line = at.text.split('#').next().unwrap_or_default().trim();
     if let Some(header) = line.strip_prefix("[device.").and_then(|rest| rest.strip_suffix(']')) {
         return Some(format!("a name with a colon needs quotes: [device.\"{header}\"]"));
     }
-    // Inside braces and brackets, the words around the place that TOML stumbled over; else the line's.
+    // Inside braces or brackets, look at the text around the location of the error; otherwise at the whole line.
     let end = at.text.char_indices().nth(at.column - 1 - at.skipped).map_or(at.text.len(), |(end, _)| end);
     let (before, rest) = at.text.split_at(end);
     let start = before.rfind(['{', '[', ',']);

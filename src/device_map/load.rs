@@ -1,4 +1,4 @@
-//! From a name or a text to a checked device map.
+//! Loading of a device map from a name or a text.
 
 use std::{io::ErrorKind, path::Path};
 
@@ -9,8 +9,11 @@ use crate::{
 };
 
 impl DeviceMap {
-    /// What `--device-map` takes: a path (it contains `/` or ends in `.toml`), the name of a shipped map that is not a
-    /// file here, or a strategy's name.
+    /// Loads the map that `--device-map` names: a path (it contains `/` or ends in `.toml`), the name of a shipped map
+    /// if there is no such file, or the name of a strategy.
+    ///
+    /// # Errors
+    /// If there is no such map or strategy, the file cannot be read, or the map is not valid.
     pub fn load(name: &str) -> Result<Self> {
         if !name.contains('/') && !name.ends_with(".toml") {
             return Strategy::named(name).map(Self::from_strategy).ok_or_else(|| {
@@ -36,8 +39,10 @@ impl DeviceMap {
         }
     }
 
-    /// Reads a map; `file` is what messages call it. Checks everything that can be checked without knowing the model or
-    /// the machine.
+    /// Reads a map. Messages call the file `file`.
+    ///
+    /// # Errors
+    /// If the text breaks a rule that holds for any model and any machine.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
         let map = grammar::read(text, file)?;
         map.check()?;

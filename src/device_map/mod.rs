@@ -1,9 +1,8 @@
-//! The device map: a TOML file that says where each component may live.
+//! The device map: a TOML file that says which devices may be used and what runs where.
 //!
-//! The file is read from the spanned TOML tree by hand (`grammar.rs`), so that every message has the file, the line and
-//! the column, what was found and what is possible. Whatever names a device, a limit or a wish keeps its
-//! [`Location`](Location), because some slips show only later: `unet = "cuda:7"` is good TOML on a machine with
-//! one GPU.
+//! The spanned TOML tree is read by hand (`grammar.rs`), so that every message has the file, the line and the column,
+//! what was found and what is possible. Entries keep their [`Location`](Location), because some mistakes are found only
+//! later: `unet = "cuda:7"` is valid TOML, but wrong on a machine with one GPU.
 
 pub mod catalogue;
 mod check;
@@ -22,10 +21,10 @@ pub(crate) use grammar::read_devices;
 use crate::backend::{DType, DeviceId};
 pub use crate::weights::Reside;
 
-/// How a map places the two branches of guidance apart.
+/// The form of a guidance split, for messages.
 const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
 
-/// The maps that come with sdshard: file name and text.
+/// The maps that are shipped with sdshard: file name and text.
 pub const SHIPPED: [(&str, &str); 11] = [
     ("balanced.toml", include_str!("../../device_maps/balanced.toml")),
     ("cpu-split.toml", include_str!("../../device_maps/cpu-split.toml")),
@@ -40,31 +39,32 @@ pub const SHIPPED: [(&str, &str); 11] = [
     ("two-gpus.toml", include_str!("../../device_maps/two-gpus.toml")),
 ];
 
-/// Where the components may live, and how.
+/// The devices that may be used, and what runs where.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceMap {
-    /// Places whatever `components` does not name.
+    /// The strategy, which places all components that `components` does not name.
     pub strategy: Located<Strategy>,
-    /// The devices that may be used, the preferred one first. Empty: the machine's defaults, see [`usable`](Self::usable).
+    /// The devices that may be used, the preferred one first. If empty, the machine's defaults: see
+    /// [`usable`](Self::usable).
     pub devices: Vec<Located<DeviceId>>,
-    /// Whole pipelines side by side, each placed by the strategy.
+    /// The number of replicas, each placed by the strategy.
     pub replicas: Located<Replicas>,
-    /// Requests that one replica works on at once.
+    /// The number of requests in flight of one replica.
     pub in_flight: Located<InFlight>,
-    /// Compatible requests put through one forward pass, at most.
+    /// The largest number of compatible requests in one forward pass.
     pub batch: Located<usize>,
-    /// Whether devices may round differently.
+    /// Whether a component may run on devices of different numerics classes.
     pub numerics: Located<Numerics>,
-    /// The most bytes that may be used on a device.
+    /// The limits of devices, in bytes.
     pub max_memory: BTreeMap<DeviceId, Located<u64>>,
-    /// The type of each component's weights.
+    /// The data type of each component's weights.
     pub dtype: DTypes,
-    /// What the map says about devices, on top of what they say themselves.
+    /// The facts about devices, which replace those that the machine reports.
     pub device: BTreeMap<DeviceId, Located<DeviceFacts>>,
-    /// Components with places of their own; by their names in the model. Several places are a pool: an instance on each.
+    /// The places of components, by their names in the model. Several places are a pool.
     pub components: BTreeMap<String, Located<Vec<MapPlace>>>,
-    /// Replicas written out one by one. Each is a whole map: this one with what its `[[replica]]` says instead, and without
-    /// what this one says about devices that the replica does not list.
+    /// The replicas, if each has a `[[replica]]`. Each is a whole map: a copy of this map with the entries of its
+    /// `[[replica]]`, and without facts and limits of devices that the replica does not list.
     pub replica: Vec<Located<DeviceMap>>,
 }
 
@@ -86,83 +86,84 @@ impl Default for DeviceMap {
     }
 }
 
-/// Where one instance of a component runs and where its weights live, as a map says it. A plan has a
+/// The place of one instance of a component in a map, with the residence of its weights. A plan has a
 /// [`Place`](crate::pipeline::placement::Place) with a device for each section instead.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MapPlace {
-    /// All of it on one device.
+    /// The whole component is on one device.
     On {
         /// The device that runs it.
         device: Located<DeviceId>,
-        /// The weights live there.
+        /// The residence of the weights.
         reside: Located<Reside>,
     },
-    /// Cut into pieces: the longest path that a part's name starts with has its device. The path "" is the rest.
+    /// The component is cut into pieces. A section runs on the device of the longest path that its name begins with.
+    /// The path "" is for all other sections.
     Cut {
-        /// A device for each path, such as `down_blocks.1`.
+        /// The device of each path, such as `down_blocks.1`.
         shards: BTreeMap<String, Located<DeviceId>>,
-        /// The weights of all pieces live there.
+        /// The residence of the weights of all pieces.
         reside: Located<Reside>,
     },
-    /// The two branches of guidance apart. What the loop keeps lives with `positive`, which is also the only one that
-    /// runs without guidance. Only a denoiser has them.
+    /// The two branches of guidance have different places; only for a denoiser. The latents are on the device of
+    /// `positive`, which is also the only branch that runs without guidance.
     Guided {
-        /// For the negative prompt; not guided again.
+        /// The place for the negative prompt, which is not split again.
         negative: Box<MapPlace>,
-        /// For the prompt; not guided again.
+        /// The place for the prompt, which is not split again.
         positive: Box<MapPlace>,
     },
 }
 
-/// What a map says about one device. `None`: what the device says itself.
+/// The facts that a map gives about one device. If a fact is `None`, the device's own is used.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct DeviceFacts {
-    /// The number of the wgpu adapter behind this device.
+    /// The number of the wgpu adapter of this device.
     pub adapter: Option<Located<usize>>,
     /// The cores of this share of the CPU, in ascending order.
     pub cores: Option<Located<Vec<usize>>>,
-    /// Bytes left free for others.
+    /// The bytes that are left free for other programs.
     pub reserve: Option<Located<u64>>,
-    /// Bytes of memory in all.
+    /// The total bytes of memory.
     pub memory: Option<Located<u64>>,
-    /// A device of the catalogue whose rates this one is planned with: see [`catalogue`](catalogue::catalogue).
+    /// A device of the catalogue whose rates are used for plans: see [`catalogue`](catalogue::catalogue).
     pub like: Option<Located<String>>,
-    /// Floating-point operations per second that long products reach.
+    /// The floating-point operations per second of long products.
     pub flops: Option<Located<f64>>,
-    /// Bytes per second between its memory and its cores.
+    /// The bytes per second between the device's memory and its cores.
     pub bandwidth: Option<Located<u64>>,
-    /// Bytes per second between it and the host.
+    /// The bytes per second between the device and the host.
     pub link: Option<Located<u64>>,
-    /// So many of them, numbered on from this one; not in a map, only in a file of devices that are not here.
+    /// The number of such devices, numbered from this one on; only in files of described devices, not in maps.
     pub count: Option<Located<usize>>,
 }
 
-/// How components without places of their own are placed.
+/// The rule by which components that the map does not name are placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
-    /// Evens out the bytes on all devices; also called `auto`.
+    /// Balances the bytes over all devices; also called `auto`.
     #[default]
     Balanced,
-    /// Like `balanced`, with as little as possible on the first device.
+    /// Like `balanced`, with as few bytes as possible on the first device.
     BalancedLow0,
     /// Fills the devices in order.
     Sequential,
-    /// Everything on the first device that holds it.
+    /// Places everything on the first device that holds it.
     Single,
-    /// The placement that diffusers calls `balanced`. To it, `max_memory` is for the weights alone.
+    /// The placement that diffusers calls `balanced`. As in diffusers, `max_memory` limits the weights only.
     DiffusersBalanced,
-    /// The most pictures per second.
+    /// The highest number of pictures per second.
     Throughput,
     /// The shortest time for one picture.
     Latency,
 }
 
-/// How many whole pipelines stand side by side.
+/// The number of replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replicas {
-    /// This number: the devices are partitioned into that many contiguous groups.
+    /// This number of replicas, on as many contiguous groups of devices.
     Count(usize),
-    /// As many as the devices hold.
+    /// As many replicas as the devices hold.
     Max,
 }
 
@@ -172,32 +173,32 @@ impl Default for Replicas {
     }
 }
 
-/// How many requests one replica works on at once.
+/// The number of requests in flight of one replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InFlight {
-    /// As many as keep its devices busy.
+    /// As many as keep the replica's devices busy.
     #[default]
     Auto,
-    /// This number.
+    /// This number of requests.
     Count(usize),
 }
 
-/// Which numerics classes may meet in one plan.
+/// Which numerics classes a plan may use for one component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Numerics {
-    /// Any: pictures may differ in their last bits from device to device.
+    /// Any classes: the last bits of a picture may depend on the device.
     #[default]
     Any,
-    /// One: a plan with several is refused.
+    /// One class: a plan with several is rejected.
     Same,
 }
 
-/// The weight type of each component; `None` is `auto`: what suits the device.
+/// The data type of each component's weights; `None` is `auto`, the default type of the device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DTypes {
-    /// For every component that is not named below.
+    /// The type of every component that is not in `components`.
     pub default: Located<Option<DType>>,
-    /// For single components, by their names in the model.
+    /// The types of single components, by their names in the model.
     pub components: BTreeMap<String, Located<Option<DType>>>,
 }
 
@@ -209,7 +210,7 @@ impl DTypes {
 }
 
 impl Strategy {
-    /// Every strategy, with its name in a map.
+    /// The strategies with their names in a map.
     const NAMED: [(&str, Self); 8] = [
         ("balanced", Self::Balanced),
         ("auto", Self::Balanced),
@@ -230,7 +231,7 @@ impl Strategy {
         Self::NAMED.iter().find(|(_, strategy)| *strategy == self).map_or("", |(name, _)| name)
     }
 
-    /// What is possible, and what was probably meant by `word`.
+    /// A list of the strategies, with a suggestion for `word`.
     fn possible(word: &str) -> String {
         let names = Self::NAMED.map(|(name, _)| name);
         let possible = "a strategy is \"balanced\" (the same as \"auto\"), \"balanced_low_0\", \"sequential\", \
@@ -252,7 +253,8 @@ impl From<DeviceId> for Located<Vec<MapPlace>> {
 }
 
 impl MapPlace {
-    /// Every device that runs some of it, as often as it is named; of a guided place the negative branch's first.
+    /// The devices of this place, as often as they are named; in a guided place, those of the negative branch come
+    /// first.
     pub fn devices(&self) -> Vec<&Located<DeviceId>> {
         match self {
             MapPlace::On { device, .. } => vec![device],
@@ -271,7 +273,7 @@ impl MapPlace {
         }
     }
 
-    /// The device, if all of it runs on one and its weights live there too.
+    /// The device, if the whole component runs on one and its weights stay there.
     pub fn single(&self) -> Option<&Located<DeviceId>> {
         match self {
             MapPlace::On { device, reside: Located { value: Reside::Device, .. } } => Some(device),
@@ -279,8 +281,8 @@ impl MapPlace {
         }
     }
 
-    /// The device of the part with this name: the longest path's that it starts with. `None` in a guided place, which
-    /// has every part twice, and in a cut without the path "" for parts that no path names.
+    /// The device of the section `part`: that of the longest path that the name begins with. `None` in a guided place,
+    /// which has every section twice, and in a cut without the path "" for sections that no path names.
     pub fn device_at(&self, part: &str) -> Option<&Located<DeviceId>> {
         match self {
             MapPlace::On { device, .. } => Some(device),
@@ -292,7 +294,7 @@ impl MapPlace {
         }
     }
 
-    /// Where its weights live: one answer, or one for each branch of guidance.
+    /// The residence of the weights: one value, or one for each branch of guidance.
     pub fn resides(&self) -> Vec<&Located<Reside>> {
         match self {
             MapPlace::On { reside, .. } | MapPlace::Cut { reside, .. } => vec![reside],
@@ -300,7 +302,7 @@ impl MapPlace {
         }
     }
 
-    /// The cuts in it: itself, or those of the branches of guidance.
+    /// The cuts of this place: its own, or those of the branches of guidance.
     fn cuts(&self) -> Vec<&BTreeMap<String, Located<DeviceId>>> {
         match self {
             MapPlace::On { .. } => Vec::new(),
@@ -310,18 +312,18 @@ impl MapPlace {
     }
 }
 
-/// Whether `path` is the beginning of `name` in whole steps: `a.b` of `a.b.c`, but not of `a.bc`.
+/// Whether `name` begins with `path` in whole steps: `a.b` begins `a.b.c`, but not `a.bc`.
 fn starts_with(name: &str, path: &str) -> bool {
     path.is_empty() || name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 impl DeviceMap {
-    /// A map that is nothing but a strategy.
+    /// A map that has only a strategy.
     pub fn from_strategy(strategy: Strategy) -> Self {
         Self { strategy: strategy.into(), ..Self::default() }
     }
 
-    /// The maps to be placed: those of the replicas that are written out, or this one if there is none.
+    /// The maps of the replicas: those of `[[replica]]`, or this map if there are none.
     pub fn replica_maps(&self) -> Vec<&Self> {
         match self.replica.is_empty() {
             true => vec![self],
@@ -329,15 +331,15 @@ impl DeviceMap {
         }
     }
 
-    /// This map and those of its replicas, each with what stands before its keys in messages.
+    /// This map and those of its replicas, each with the prefix of its keys in messages.
     pub(crate) fn all_maps(&self) -> impl Iterator<Item = (String, &Self)> {
         let replicas = self.replica.iter().enumerate();
         let replicas = replicas.map(|(index, replica)| (format!("replica[{index}]."), &replica.value));
         std::iter::once((String::new(), self)).chain(replicas)
     }
 
-    /// Every device that a component is placed on, with the component's key for a value made in code. The replicas' own
-    /// places are in [`replica_maps`](Self::replica_maps).
+    /// Every device of a component's place, with the component's key for messages about values that were made in code.
+    /// Places of `[[replica]]` are not included: see [`replica_maps`](Self::replica_maps).
     pub fn placed_devices(&self) -> impl Iterator<Item = (String, &Located<DeviceId>)> {
         self.components.iter().flat_map(|(name, pool)| {
             let devices = pool.value.iter().flat_map(MapPlace::devices);
@@ -346,7 +348,7 @@ impl DeviceMap {
     }
 }
 
-/// `possible`, and which of `names` was probably meant.
+/// `possible` with a suggestion from `names` for `word`.
 fn with_nearest(possible: &str, word: &str, names: &[&str]) -> String {
     match nearest(word, names) {
         Some(near) => format!("{possible}; did you mean \"{near}\"?"),

@@ -1,6 +1,6 @@
-//! Sizes in memory, as people write and read them. Bytes stay bytes everywhere else.
+//! Sizes in memory as text. All other code uses bytes.
 
-/// What may follow the number. Powers of two carry the `i`.
+/// The units. Binary units contain an `i`.
 const UNITS: [(&str, u64); 8] = [
     ("KiB", 1 << 10),
     ("MiB", 1 << 20),
@@ -12,10 +12,13 @@ const UNITS: [(&str, u64); 8] = [
     ("TB", 1_000_000_000_000),
 ];
 
-/// Reads `8GiB`, `1.5 GB`, `512MiB`: a number and a unit, in bytes rounded down. The error says what is possible.
+/// Parses a number and a unit, such as `8GiB`, `1.5 GB` or `512MiB`, to bytes, rounded down.
 ///
-/// The prefix may be in either case, but a decimal unit must end in a capital `B`: to accelerate, `8Gb` is eight
-/// gigabits, so it is refused rather than guessed at.
+/// The case of the prefix does not matter, but a decimal unit must end in a capital `B`: accelerate reads `8Gb` as
+/// eight gigabits, so such a size is rejected.
+///
+/// # Errors
+/// If the text is not a size; the error lists the possible forms.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let forms = || "a number and a unit: \"6GiB\", \"6.5GB\", \"512MiB\"".to_string();
     let text = text.trim();
@@ -31,9 +34,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     scale(number, unit_bytes).ok_or_else(forms)
 }
 
-/// Reads a size as accelerate's `convert_file_size_to_int` does: a number in Python's notation and a unit in either case,
-/// of which one with a small `b` counts bits if it is decimal (`8Gb` are 10^9 bytes). Beyond that also bytes: `1024B`.
-/// `None` for what is no size to it.
+/// Parses a size as accelerate's `convert_file_size_to_int` does: a number in Python's notation and a unit in either
+/// case. A decimal unit with a small `b` counts bits (`8Gb` is 10^9 bytes). Plain bytes such as `1024B` are accepted
+/// too. `None` if it is not a size.
 pub(super) fn parse_accelerate_size(text: &str) -> Option<u64> {
     let upper = text.to_ascii_uppercase();
     let binary = [("GIB", 1u64 << 30), ("MIB", 1 << 20), ("KIB", 1 << 10)];
@@ -49,10 +52,11 @@ pub(super) fn parse_accelerate_size(text: &str) -> Option<u64> {
     (size < u64::MAX as f64).then(|| size as u64 / if bits { 8 } else { 1 })
 }
 
-/// `number * unit` in whole bytes, without going through floats. `None` if it is no number or does not fit.
+/// `number * unit` in whole bytes, computed with integers. `None` if `number` is not a number or the result does not
+/// fit.
 fn scale(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-    // Twelve digits behind the point are finer than a byte for every unit.
+    // With every unit, twelve digits after the point are finer than a byte.
     if whole.is_empty() || fraction.is_empty() || fraction.len() > 12 || fraction.contains('.') {
         return None;
     }
@@ -61,13 +65,13 @@ fn scale(number: &str, unit: u64) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(u64::try_from(fraction).ok()?)
 }
 
-/// Bytes for people: `3.1 GiB`, `512 MiB`, `12 KiB`, `100 B`. Rounded, so it is never read back.
+/// Bytes as text for users: `3.1 GiB`, `512 MiB`, `12 KiB`, `100 B`. The text is rounded and never parsed again.
 pub fn format_bytes(bytes: u64) -> String {
     const MIB: u64 = 1 << 20;
     match bytes {
         0..1024 => format!("{bytes} B"),
         1024..MIB => format!("{} KiB", bytes.div_ceil(1 << 10)),
-        // From here on 1023.5 MiB and more would round to 1024 MiB.
+        // From 1023 MiB on, GiB are used, because 1023.5 MiB would be printed as 1024 MiB.
         _ if bytes < 1023 * MIB => format!("{} MiB", bytes.div_ceil(MIB)),
         _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
     }
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn sizes_of_accelerate_are_the_bytes_that_accelerate_reads() {
-        // From accelerate 1.15.0, but for the one that ends in a plain B.
+        // Results of accelerate 1.15.0, except for the size that ends in a plain B.
         for (text, bytes) in [
             ("8GB", Some(8_000_000_000)),
             ("8gb", Some(1_000_000_000)),

@@ -314,7 +314,7 @@ impl<'a> PlacementSearch<'a> {
         match self.strategy {
             Strategy::Sequential | Strategy::Single => loads.clear(),
             Strategy::BalancedLow0 => loads[1..].sort_unstable_by_key(|load| Reverse(*load)),
-            // The last three strategies have searches of their own. This one serves only for their error messages.
+            // The last three strategies use other searches; compared by bytes alone, they are like `balanced`.
             Strategy::Balanced | Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => {
                 loads.sort_unstable_by_key(|load| Reverse(*load));
             }

@@ -1,5 +1,6 @@
-//! Replicas that a group of devices can hold: everything on one device; components on devices of their own, with pools of
-//! UNets; guidance split; the UNet cut; weights offloaded. Each is checked against the budgets and timed by `predict`.
+//! The replicas that a group of devices can hold: all components on one device; components on different devices, with
+//! pools of UNets; split guidance; a cut UNet; offloaded weights. Each is checked against the budgets and timed by
+//! `predict`.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +17,17 @@ use crate::{
     pipeline::placement::{Place, Placement, Reside, Sections},
 };
 
-/// One replica over a group of devices.
+/// A search for the best replica on one group of devices.
 pub(super) struct GroupSearch<'a> {
     problem: &'a Problem<'a>,
     devices: &'a [DeviceId],
     best: BestByFamily,
-    /// Layouts that were tried, as they look without their devices' numbers.
+    /// The signatures of the layouts that were tried.
     seen: BTreeSet<LayoutSignature>,
 }
 
 impl GroupSearch<'_> {
-    /// The best replica of each family.
+    /// Finds the best replica of each family.
     pub fn best_of(problem: &Problem, devices: &[DeviceId]) -> Result<BestByFamily> {
         let mut group = GroupSearch { problem, devices, best: BestByFamily::new(), seen: BTreeSet::new() };
         group.search()?;
@@ -36,7 +37,8 @@ impl GroupSearch<'_> {
     fn search(&mut self) -> Result<()> {
         let devices = self.devices;
         if devices.len() > Tuning::MAX_GROUP_DEVICES {
-            // Every device as a member of one pool; and the most capable ones by themselves.
+            // A large group is searched for pools over all devices; the other families are tried on its fastest
+            // devices.
             for &front in &self.one_of_each_kind() {
                 self.try_pools(front, front)?;
             }
@@ -56,12 +58,13 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// Whether the search has to do with what it has.
+    /// Whether the search has used its steps and must end.
     fn is_effort_spent(&self) -> bool {
         self.problem.costs.trial.effort.is_spent()
     }
 
-    /// The devices, or the fastest and roomiest of them.
+    /// The devices, or the fastest of them if there are too many. Of equally fast devices, those with more memory are
+    /// taken.
     fn fastest_devices(&self) -> Vec<DeviceId> {
         let mut few = self.devices.to_vec();
         if few.len() > Tuning::MAX_GROUP_DEVICES {
@@ -73,7 +76,7 @@ impl GroupSearch<'_> {
         few
     }
 
-    /// One device of each sort.
+    /// One device of each kind and budget.
     fn one_of_each_kind(&self) -> Vec<DeviceId> {
         let mut distinct: Vec<DeviceId> = Vec::new();
         for id in self.devices {
@@ -114,7 +117,8 @@ impl GroupSearch<'_> {
         self.try_offloaded()
     }
 
-    /// Text encoder on `front`, VAE on `back`, UNets on the others, and on these two as well.
+    /// Tries the text encoder on `front`, the VAE on `back`, and UNets on the other devices, with and without these
+    /// two.
     fn try_pools(&mut self, front: DeviceId, back: DeviceId) -> Result<()> {
         for included in 0..if front == back { 2 } else { 4 } {
             if self.is_effort_spent() {
@@ -142,7 +146,7 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// Each device has as many components as it holds, the denoiser before the others.
+    /// Tries a placement in which each device gets as many components as fit, preferably the denoiser.
     fn try_dense(&mut self) -> Result<()> {
         let mut placement = self.problem.named_placement();
         let denoiser = self.denoiser();
@@ -168,7 +172,7 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// The two branches of guidance on two devices, or on two halves of the group.
+    /// Tries the two branches of guidance on two devices, or on two halves of the group.
     fn try_guided(&mut self) -> Result<()> {
         if !self.problem.costs.trial.largest.guided || self.problem.named[self.denoiser()].is_some() {
             return Ok(());
@@ -185,7 +189,7 @@ impl GroupSearch<'_> {
                 ));
             }
         }
-        // The fastest first, so that those that cannot be better need no trial.
+        // The fastest pairs come first, so that the loop can end when no later pair can be better.
         pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
         for (least, negative, positive) in pairs {
             if self.best.get(&Family::Guided).is_some_and(|best| best.seconds_per_image < least) {
@@ -196,7 +200,7 @@ impl GroupSearch<'_> {
             self.consider_guided(place, devices)?;
         }
         let half = devices.len() / 2;
-        // Halves are for UNets that no device holds.
+        // Halves of the group are needed only if no device holds the whole UNet.
         if half >= 2 && !self.best.contains_key(&Family::Guided) {
             let (first, second) = devices.split_at(half);
             for &end in &[devices[0], devices[half]] {
@@ -211,7 +215,8 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// What a branch of guidance takes on a device at the least: one text is more than a third of the work of two.
+    /// A lower bound of the seconds of one branch of guidance: one text takes more than a third of the time of two
+    /// texts.
     fn min_branch_seconds(&self, id: DeviceId) -> Result<f64> {
         let costs = self.problem.costs;
         Ok(costs.calls as f64 * costs.whole(self.denoiser(), id)?.seconds / 3.0)
@@ -232,7 +237,7 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// The UNet cut over the group, with the text encoder and the VAE together on one of the devices.
+    /// Tries the UNet cut over the group, with the text encoder and the VAE together on one of the devices.
     fn try_cut(&mut self) -> Result<()> {
         if self.devices.len() < 2 || self.problem.named[self.denoiser()].is_some() || self.whole_is_better()? {
             return Ok(());
@@ -262,8 +267,8 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// Whether a cut has nothing to win: for throughput where every device could be one of a pool, for latency where the
-    /// fastest holds the whole UNet. On a machine of two it is tried all the same, to say by how much it loses.
+    /// Whether a cut has no advantage: for throughput if every device holds the whole UNet, for latency if the fastest
+    /// device does. With two devices a cut is tried in any case, so that the plan can report its time.
     fn whole_is_better(&self) -> Result<bool> {
         let problem = self.problem;
         let mut whole = Vec::with_capacity(self.devices.len());
@@ -278,7 +283,7 @@ impl GroupSearch<'_> {
         })
     }
 
-    /// Whether one example of a cut is enough to say by how much it loses: something else is better than what was found.
+    /// Whether further cuts need not be tried, because another family is better than the cut that was found.
     fn cut_cannot_win(&self, in_flight: usize) -> bool {
         let Some(cut) = self.best.get(&Family::Cut) else { return false };
         let mut others = self.best.iter().filter(|(family, _)| **family != Family::Cut).map(|(_, scored)| scored);
@@ -288,7 +293,8 @@ impl GroupSearch<'_> {
         }
     }
 
-    /// The best cut of the UNet over `devices` less `without`, beside a text encoder on `front` and a VAE on `back`.
+    /// Finds the best cut of the UNet over `devices` except `without`, with a text encoder on `front` and a VAE on
+    /// `back`.
     fn best_route(
         &self,
         devices: &[DeviceId],
@@ -302,7 +308,8 @@ impl GroupSearch<'_> {
         let held = costs.held([&surroundings])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
-        // Arenas are shared by those who take turns; a request of several holds everything anyway.
+        // With one request in flight, the stages use the transient arenas in turn, so only weights reduce the free
+        // bytes.
         let taken = |held: &HeldBytes| if in_flight > 1 { held.total() } else { held.weight_bytes };
         let busy = |id: DeviceId| {
             let whole = |component| costs.whole(component, id).map_or(0.0, |cost| cost.seconds);
@@ -316,7 +323,8 @@ impl GroupSearch<'_> {
                 0.0
             }
         };
-        // The table's arenas are nearly exact; where a piece is larger than it says, a little more is left free.
+        // The table's arenas are approximate. If a piece needs more than its table says, the next attempt leaves more
+        // bytes free.
         for _ in 0..Tuning::MAX_CUT_ATTEMPTS {
             let left = devices
                 .iter()
@@ -344,7 +352,7 @@ impl GroupSearch<'_> {
         Ok(None)
     }
 
-    /// A device with `bytes` left for a piece of a cut, which does `busy` seconds of other work for each call.
+    /// The target of a cut: a device with `bytes` free, which does `busy` seconds of other work during each call.
     fn target(&self, id: DeviceId, bytes: u64, busy: f64) -> Target {
         let costs = self.problem.costs;
         Target { kind: costs.kind_in_table(id), bytes, link: costs.info(id).rates.link, busy }
@@ -358,13 +366,14 @@ impl GroupSearch<'_> {
         Ok(cuts::best(&table, targets, in_flight, goal))
     }
 
-    /// Components that no device holds cut one after the other over what is left, where nothing simpler fits.
+    /// Cuts every component that no device holds, one after the other over the bytes that remain. Used if nothing else
+    /// fits.
     fn try_cut_all(&mut self) -> Result<()> {
         if !self.best.is_empty() || self.devices.len() < 2 || self.is_effort_spent() {
             return Ok(());
         }
         let costs = self.problem.costs;
-        // The first components to choose have most to choose from: the denoiser, or what comes after it.
+        // Components that are placed first have the most free bytes: try the denoiser first, then the decoder.
         for first in [Stage::Denoise, Stage::Decode] {
             let mut order: Vec<ComponentId> = costs.components().collect();
             order.sort_by_key(|component| (costs.stage(*component) != first, std::cmp::Reverse(*component)));
@@ -399,12 +408,12 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// Some components' weights offloaded; first to host memory, which is faster than the disk.
+    /// Tries offloaded weights for every set of components; first in host memory, which is faster than the disk.
     fn try_offloaded(&mut self) -> Result<()> {
         let costs = self.problem.costs;
         for reside in [Reside::Host, Reside::Disk] {
             for &id in self.devices {
-                // The memory of the CPU is the host's: offloading there wins nothing.
+                // A CPU computes in host memory, so offloading its weights there saves nothing.
                 if reside == Reside::Host && costs.info(id).id.kind == DeviceKind::Cpu {
                     continue;
                 }
@@ -434,7 +443,8 @@ impl GroupSearch<'_> {
         self.with_denoisers(front, denoisers, back, in_flight)
     }
 
-    /// What the map does not name: components before the denoiser on `front`, those after it on `back`.
+    /// A layout with `denoisers`, components before the denoiser on `front`, and those after it on `back`. Components
+    /// that the map names keep their places.
     fn with_denoisers(
         &self,
         front: DeviceId,
@@ -446,7 +456,7 @@ impl GroupSearch<'_> {
         let places = |component, named: &Option<Vec<Place<DeviceId>>>| match named {
             Some(named) => named.clone(),
             None if component == denoiser => denoisers.clone(),
-            // What else works inside the steps goes where they begin.
+            // Other components of the denoising loop are on the first device of each denoiser.
             None if problem.costs.denoises(component) => {
                 denoisers.iter().map(|place| problem.whole(component, place.devices()[0])).collect()
             }
@@ -468,10 +478,11 @@ impl GroupSearch<'_> {
         self.consider(family, layout)
     }
 
-    /// Times a layout, unless it looks like one before or cannot be the best of its family.
+    /// Predicts a layout and stores it if it is the best of its family. Layouts with a known signature are skipped, and
+    /// also those that cannot be the best.
     fn consider(&mut self, family: Family, layout: Layout) -> Result<()> {
         let problem = self.problem;
-        // Offloading from a single device is the last resort where nothing else was found in time.
+        // Offloading from a single device is tried even without remaining steps, if nothing else was found.
         let last_resort = family == Family::Offloaded
             && self.best.is_empty()
             && self.devices.len() == 1
@@ -515,7 +526,7 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// A layout without its devices' numbers: their sort and the order in which they come.
+    /// The signature of a layout: the kind, budget and order of its devices, without their numbers.
     fn signature(&self, layout: &Layout) -> LayoutSignature {
         let order = layout.placement.devices();
         let device = |id: &DeviceId| {
@@ -535,5 +546,5 @@ impl GroupSearch<'_> {
     }
 }
 
-/// What a layout looks like without the numbers of its devices.
+/// A description of a layout that is equal for layouts whose predictions are equal.
 type LayoutSignature = Vec<(usize, u64, usize)>;

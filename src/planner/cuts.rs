@@ -1,99 +1,100 @@
-//! Where to cut a network: which device runs which run of its sections, from a table of bytes and seconds.
+//! The best cut of a network: which device runs which contiguous range of sections, from a table of bytes and seconds.
 //!
-//! Every cut is tried, so the one found is the best for its goal: sections stay in order, each device has one run of them
-//! or none, and the devices may follow each other in any order.
+//! Every cut is examined by dynamic programming, so the result is the best one. Sections stay in order; each device
+//! gets one range of them or none; devices may follow each other in any order.
 
 use std::ops::Range;
 
 use super::tuning::Tuning;
 
-/// One section of a network: what it asks of a device, and what it hands on.
+/// The costs of one section of a network on each kind of device, and the tensors that it passes to later sections.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SectionCosts {
-    /// Its name, as device maps say it.
+    /// The name of the section, as in device maps.
     pub name: String,
-    /// What it needs, for each kind of device: see [`Target::kind`].
+    /// The needs on each kind of device: see [`Target::kind`].
     pub needs: Vec<Needs>,
-    /// Bytes that the next section takes from it.
+    /// The bytes of the tensor that the next section takes.
     pub out_bytes: u64,
-    /// Further tensors that it leaves: for which later section, and their bytes.
+    /// The skip tensors: for each, the later section that takes it, and its bytes.
     pub skips: Vec<(usize, u64)>,
 }
 
-/// What one section needs of one kind of device.
+/// The memory and the time that one section needs on one kind of device.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Needs {
-    /// Packed weights.
+    /// The bytes of its packed weights.
     pub weight_bytes: u64,
-    /// What a request keeps there between calls.
+    /// The bytes that a request keeps for this section between calls.
     pub keep_bytes: u64,
-    /// The transient arena while it runs.
+    /// The bytes of the transient arena while the section runs.
     pub activation_bytes: u64,
-    /// Seconds of one call.
+    /// The seconds of one call.
     pub seconds: f64,
 }
 
-/// A device that may get a piece.
+/// A device on which a piece may be placed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// Which of [`SectionCosts::needs`] are its own.
+    /// The index of this device's entry in [`SectionCosts::needs`].
     pub kind: usize,
-    /// Bytes that may be used.
+    /// The bytes that may be used.
     pub bytes: u64,
-    /// Bytes per second between it and the host, through which everything goes that crosses.
+    /// The bytes per second between the device and the host. Tensors move between devices through the host.
     pub link: f64,
-    /// Seconds of other work that it does for each call.
+    /// The seconds of other work that the device does during each call.
     pub busy: f64,
 }
 
-/// What the best cut is.
+/// The quantity that a cut minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CutGoal {
-    /// The least time of the slowest piece: several requests pass at once, each holding one piece.
+    /// The time of the slowest piece: several requests pass the pieces at once, one in each piece.
     SlowestPiece,
-    /// The least time of all pieces together: one request passes.
+    /// The total time of all pieces: one request passes.
     Total,
 }
 
-/// A run of sections on one device.
+/// A contiguous range of sections on one device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// An index into the devices.
+    /// The index of the device.
     pub device: usize,
-    /// Its sections.
+    /// The indices of its sections.
     pub sections: Range<usize>,
-    /// One call, with what it receives and sends.
+    /// The seconds of one call, including the transfers to and from this piece.
     pub seconds: f64,
 }
 
-/// A network cut into pieces.
+/// A network that is cut into pieces.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cut {
-    /// In the order of the sections.
+    /// The pieces in the order of their sections.
     pub pieces: Vec<Piece>,
-    /// Bytes that cross from device to device in one call.
+    /// The bytes that are transferred between devices in one call.
     pub transfer_bytes: u64,
 }
 
 impl Cut {
-    /// The device of each section.
+    /// The index of the device of each section.
     pub fn route(&self) -> Vec<usize> {
         self.pieces.iter().flat_map(|piece| piece.sections.clone().map(|_| piece.device)).collect()
     }
 
-    /// One call, of one request.
+    /// The seconds of one call for one request.
     pub fn seconds(&self) -> f64 {
         self.pieces.iter().map(|piece| piece.seconds).sum()
     }
 
-    /// The slowest piece's part of one call.
+    /// The seconds of the slowest piece in one call.
     pub fn slowest(&self) -> f64 {
         self.pieces.iter().map(|piece| piece.seconds).fold(0.0, f64::max)
     }
 }
 
-/// The best cut of `sections` over some or all of `devices`, of which each holds the arenas of `in_flight` requests; `None`
-/// if nothing fits. Of equally fast cuts it is the one in which fewest bytes cross, then that with the earliest devices.
+/// Finds the best cut of `sections` over some or all of `devices`, each of which holds the arenas of `in_flight`
+/// requests. `None` if nothing fits. Of equally fast cuts, the one that transfers the fewest bytes is taken, then the
+/// one with the earliest devices.
 pub fn best(sections: &[SectionCosts], devices: &[Target], in_flight: usize, goal: CutGoal) -> Option<Cut> {
     if sections.is_empty() {
         return None;
@@ -103,13 +104,13 @@ pub fn best(sections: &[SectionCosts], devices: &[Target], in_flight: usize, goa
         CutGoal::Total => search.solve(&|time, piece| time + piece, f64::INFINITY),
         CutGoal::SlowestPiece => {
             let least = search.solve(&f64::max, f64::INFINITY)?;
-            // Of all cuts that are no slower, the one that moves least.
+            // Of all cuts that are not slower, take the one that transfers the fewest bytes.
             search.solve(&|_, _| 0.0, least.slowest() * (1.0 + Tuning::ROUNDING))
         }
     }
 }
 
-/// How many continuations [`best`] looks at, at the most.
+/// An upper bound of the number of continuations that [`best`] examines.
 pub fn steps(sections: &[SectionCosts], devices: &[Target]) -> u64 {
     let mut groups: Vec<(&Target, u64)> = Vec::new();
     for device in devices {
@@ -123,35 +124,36 @@ pub fn steps(sections: &[SectionCosts], devices: &[Target]) -> u64 {
     states.saturating_mul(groups.len() as u64 * sections * sections)
 }
 
-/// What is known of one run of sections on one kind of device.
+/// The cost of a contiguous range of sections on one kind of device.
 #[derive(Clone, Copy)]
 struct RangeCost {
     bytes: u64,
     seconds: f64,
-    /// Bytes that come in from other devices or go out to them.
+    /// The bytes that are received from other devices or sent to them.
     transferred: u64,
-    /// Those that come in.
+    /// The bytes that are received.
     received: u64,
 }
 
 struct CutSearch<'a> {
     sections: &'a [SectionCosts],
     devices: &'a [Target],
-    /// `runs[kind][from][to]`, the first and the last section of the run.
+    /// `range_costs[kind][from][to]` is the cost of the sections from `from` to `to` inclusive.
     range_costs: Vec<Vec<Vec<RangeCost>>>,
-    /// Equal devices: each one's group, and the groups' members in order.
+    /// Equal devices form a group: the group of each device, and the members of each group in order.
     group_of: Vec<usize>,
     groups: Vec<Vec<usize>>,
 }
 
-/// The best continuation of a cut: its time by the goal, the bytes that it receives, and its first piece.
+/// The best cut of the remaining sections: its time by the goal, the bytes that it receives, and the device and the
+/// last section of its first piece.
 type Continuation = Option<(f64, u64, usize, usize)>;
 
-/// What is known of the cuts from a section on, for each number of devices taken of each group.
+/// The continuations that were computed. A state is a first remaining section and the number of used devices per group.
 struct Memo {
-    /// Cuts from one section on are together; `None` is not known yet.
+    /// The continuation of each state; `None` if it is not computed yet. The first section varies fastest.
     best: Vec<Option<Continuation>>,
-    /// How far apart a group's counts are.
+    /// The distance in states between two counts of a group.
     strides: Vec<usize>,
     sections: usize,
 }
@@ -189,7 +191,7 @@ impl<'a> CutSearch<'a> {
         Self { sections, devices, range_costs, group_of, groups }
     }
 
-    /// The seconds of a run on a device, if it fits there.
+    /// The seconds and the received bytes of a range on a device, if it fits there.
     fn piece_cost(&self, device: usize, from: usize, to: usize) -> Option<(f64, u64)> {
         let target = &self.devices[device];
         let cost = &self.range_costs[target.kind][from][to];
@@ -197,8 +199,8 @@ impl<'a> CutSearch<'a> {
         (cost.bytes <= target.bytes).then_some((seconds, cost.received))
     }
 
-    /// The best cut in which no piece takes longer than `max_seconds`. `add` puts the time of a piece and that of the rest
-    /// together.
+    /// Finds the best cut in which no piece takes longer than `max_seconds`. `add` combines the time of a piece with
+    /// that of the remaining pieces.
     fn solve(&mut self, add: &dyn Fn(f64, f64) -> f64, max_seconds: f64) -> Option<Cut> {
         let mut memo = Memo::new(&self.groups, self.sections.len());
         let mut used = vec![0; self.groups.len()];
@@ -215,7 +217,7 @@ impl<'a> CutSearch<'a> {
         Some(Cut { pieces, transfer_bytes })
     }
 
-    /// The best cut of the sections from `from` on, when so many devices of each group are taken.
+    /// The best cut of the sections from `from` on, if `used` devices of each group are taken.
     fn best_from(
         &self,
         from: usize,
@@ -233,10 +235,10 @@ impl<'a> CutSearch<'a> {
         }
         let mut best: Continuation = None;
         for group in 0..self.groups.len() {
-            // Of equal devices the first that is not taken.
+            // Equal devices are interchangeable: take the first one that is not used.
             let Some(&device) = self.groups[group].get(used[group]) else { continue };
             used[group] += 1;
-            // The longest run first: of equal cuts, the one with fewer pieces.
+            // The longest range is tried first, so that the cut with fewer pieces is kept among equal ones.
             for to in (from..self.sections.len()).rev() {
                 let Some((seconds, received)) = self.piece_cost(device, from, to) else { continue };
                 if seconds > max_seconds {
@@ -259,12 +261,12 @@ impl<'a> CutSearch<'a> {
     }
 }
 
-/// Every run of sections on one kind of device.
+/// The costs of all ranges of sections on one kind of device.
 fn range_costs(sections: &[SectionCosts], kind: usize, in_flight: usize) -> Vec<Vec<RangeCost>> {
     (0..sections.len()).map(|from| range_costs_from(sections, from, kind, in_flight)).collect()
 }
 
-/// The runs that begin with `from`; those that would end before it are there to be counted past.
+/// The costs of the ranges that begin with `from`. Entries before `from` only fill the list, so that it can be indexed.
 fn range_costs_from(sections: &[SectionCosts], from: usize, kind: usize, in_flight: usize) -> Vec<RangeCost> {
     let cost_to = |to: usize| {
         let inside = |section: usize| (from..=to).contains(&section);
@@ -273,7 +275,7 @@ fn range_costs_from(sections: &[SectionCosts], from: usize, kind: usize, in_flig
             let all = sections.iter().enumerate();
             all.flat_map(|(at, section)| section.skips.iter().map(move |&(to, bytes)| (at, to, bytes)))
         };
-        // What is left for a section of this run lies here until then, also while the sections between them work.
+        // A skip tensor for a section of this range occupies memory until that section runs.
         let waiting_bytes = |now: usize| -> u64 {
             skips()
                 .filter(|&(left, taken, _)| inside(taken) && left < now && now < taken)
@@ -348,7 +350,7 @@ mod tests {
         let mut sections = [1.0; 4].map(|seconds| section(1, seconds));
         sections[0].skips = vec![(3, 50)];
         let cut = best(&sections, &[target(2), target(2), target(2)], 1, CutGoal::SlowestPiece).unwrap();
-        // Two borders of a byte or one, and the skip, which passes by whatever is between.
+        // The sum of a border of one byte per further piece and the skip tensor, which is transferred once.
         assert_eq!(cut.transfer_bytes, 51 + (cut.pieces.len() as u64 - 2));
         let small = [target(1), target(1), target(1), target(60)];
         assert!(best(&sections, &small, 1, CutGoal::Total).is_some());
@@ -360,7 +362,7 @@ mod tests {
     fn what_waits_for_its_user_needs_room_there() {
         let mut sections = [1.0; 3].map(|seconds| section(1, seconds));
         sections[0].skips = vec![(2, 50)];
-        // While the middle section runs beside its maker's, the skip lies there; at the user's it comes as it is used.
+        // If one device runs all sections, it holds the skip tensor while the middle section runs.
         assert!(best(&sections, &[target(3)], 1, CutGoal::Total).is_none());
         assert!(best(&sections, &[target(53)], 1, CutGoal::Total).is_some());
     }

@@ -1,5 +1,5 @@
-//! Where `device_map="balanced"` of diffusers would put the networks of a model, counted as diffusers counts: parameters
-//! in the asked type, all of the VAE, and the safety checker, which sdshard does not run.
+//! The placement that diffusers makes for `device_map="balanced"`. Bytes are counted as diffusers does: parameters in
+//! the requested type, the whole VAE, and the safety checker, which sdshard does not run.
 
 use super::by_bytes::{DeviceBudget, partition, replica_counts};
 use crate::{
@@ -18,21 +18,23 @@ use crate::{
     weights::{Scope, Weights},
 };
 
-/// Where diffusers' `device_map="balanced"` puts a component.
+/// The place of a component in diffusers' `device_map="balanced"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DiffusersPlace {
-    /// On the device with this index.
+    /// The component is on the device with this index.
     Device(usize),
-    /// On the host, because the device whose turn it was had no room; its weights go to a device in every forward pass.
+    /// The component is on the host, because it did not fit on the next device of the cycle. Its weights are copied to
+    /// a device in every forward pass.
     Host,
 }
 
-/// The placement of diffusers' `device_map="balanced"`, down to its order: what has been placed where, in the order in
-/// which places were first used. `components` are the bytes of weights in the order of `model_index.json`, `devices` the
-/// bytes of each GPU. The host holds one component: one that comes there later drives it out, and it is nowhere.
+/// Computes diffusers' `device_map="balanced"`: each place with its components, in the order in which diffusers first
+/// uses the places. `components` are the bytes of weights in the order of `model_index.json`, `devices` the bytes of
+/// each GPU.
 ///
-/// Components are dealt out, the largest first, to devices in the order 0, 1, 1, 0, 0, 1 … (the roomiest is 0). One that
-/// is too large for the device whose turn it is goes to the host, and no other device is asked.
+/// Components are assigned, the largest first, to devices in the cycle 0, 1, 1, 0, 0, 1 … (0 has the most memory). A
+/// component that does not fit on the next device goes to the host, and no other device is tried. The host holds one
+/// component: a later one replaces it, and the earlier one has no place then.
 fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(DiffusersPlace, Vec<usize>)> {
     let by_size = |sizes: &[u64]| {
         let mut order: Vec<usize> = (0..sizes.len()).collect();
@@ -62,21 +64,21 @@ fn diffusers_map(components: &[u64], devices: &[u64]) -> Vec<(DiffusersPlace, Ve
     placed
 }
 
-/// A network of a pipeline as diffusers sees it.
+/// A network of a pipeline with the size that diffusers counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct NetworkSize {
-    /// As in `model_index.json`.
+    /// The name in `model_index.json`.
     name: String,
-    /// Bytes of its weights.
+    /// The bytes of its weights.
     bytes: u64,
-    /// Whether sdshard runs it. If not, it only takes its place.
+    /// Whether sdshard runs it. A network that it does not run only occupies memory in the computation.
     is_run: bool,
 }
 
-/// [`diffusers_map`] of the weights, network by network. `None` only for one that is nowhere and does not run.
+/// The place of each network in [`diffusers_map`]. `None` for a network that has no place, which sdshard does not run.
 ///
 /// # Errors
-/// If diffusers would lose a network that runs.
+/// If a network that sdshard runs has no place.
 fn balanced(networks: &[NetworkSize], devices: &[DeviceBudget]) -> Result<Vec<Option<DiffusersPlace>>> {
     let weights: Vec<u64> = networks.iter().map(|network| network.bytes).collect();
     let memory: Vec<u64> = devices.iter().map(|device| device.bytes).collect();
@@ -101,10 +103,10 @@ fn balanced(networks: &[NetworkSize], devices: &[DeviceBudget]) -> Result<Vec<Op
         .hint("strategy = \"balanced\" asks every device"))
 }
 
-/// The parameters of a component. The integer buffers of some versions (`position_ids`) are left out: at most some
-/// hundred bytes.
+/// The number of parameters of a component. Integer buffers of some versions (`position_ids`) are not counted; they
+/// have at most some hundred bytes.
 fn parameters(component: &ComponentSpec) -> Result<u64> {
-    // With weights in f32, a GPU holds four bytes for each parameter and nothing else.
+    // With f32 weights, a GPU holds exactly four bytes for each parameter.
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, counter) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
     let route = Route::whole(&device, DType::F32, component.network.sections().len());
@@ -114,8 +116,8 @@ fn parameters(component: &ComponentSpec) -> Result<u64> {
     Ok(counter.take().weight_bytes / DType::F32.size() as u64)
 }
 
-/// The networks of the model in the order of its `model_index.json`, with the bytes that diffusers counts for them.
-/// `auto` is the type for which the map has `"auto"`.
+/// The networks in the order of `model_index.json`, with the bytes that diffusers counts. `auto` is the type that
+/// `"auto"` in the map stands for.
 fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<NetworkSize>> {
     let network = |listed: &Listed| {
         let component = spec.component(&listed.name);
@@ -137,9 +139,9 @@ fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<Networ
     spec.listed.iter().map(network).filter_map(Result::transpose).collect()
 }
 
-/// A place for each component of each replica. With `max_memory` the devices have exactly what it says, and others are
-/// not used, as in diffusers; without it, what is free on each. The CPU takes part only where there is no GPU. A component
-/// on the host is offloaded from the first device, as in diffusers.
+/// Finds the places of diffusers for each component of each replica. As in diffusers, `max_memory` gives the exact
+/// sizes and the only devices; without it, the free bytes of all devices are used. The CPU is used only if there is no
+/// GPU. A component on the host is offloaded from the first device.
 pub(super) fn place(
     map: &DeviceMap,
     spec: &ModelSpec,
@@ -205,7 +207,7 @@ mod tests {
         },
     };
 
-    /// Components in the order of `model_index.json`, bytes in f16.
+    /// Components in the order of `model_index.json`, with bytes in f16.
     const SD15_SAFE: &[(&str, u64)] = &[
         ("vae", 167_307_726),
         ("text_encoder", 246_121_576),
@@ -221,7 +223,7 @@ mod tests {
         ("unet", 5_134_927_368),
     ];
 
-    /// A model, 1 for f16 or 2 for f32, GB of each device, and the map of diffusers.
+    /// A model, 1 for f16 or 2 for f32, the GB of each device, and the map of diffusers.
     type Row = (&'static [(&'static str, u64)], u64, &'static [u64], &'static str);
 
     const DIFFUSERS: &[Row] = &[
@@ -239,7 +241,7 @@ mod tests {
         (SDXL, 1, &[8, 8, 8, 8], "0: unet; 1: text_encoder_2; 2: text_encoder; 3: vae"),
         (SDXL, 1, &[4, 4], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
         (SDXL, 1, &[6, 1], "0: unet; cpu: text_encoder_2; 1: text_encoder, vae"),
-        // Here the UNet is nowhere.
+        // Here the UNet has no place.
         (SDXL, 1, &[1, 1], "cpu: text_encoder_2; 0: text_encoder; 1: vae"),
         (SDXL, 2, &[8, 8], "cpu: unet; 0: text_encoder_2; 1: text_encoder, vae"),
         (SDXL, 2, &[24, 24], "0: unet, vae; 1: text_encoder_2, text_encoder"),
@@ -248,7 +250,7 @@ mod tests {
         (SD15, 1, &[], ""),
     ];
 
-    /// Devices of so many GB.
+    /// Devices with these sizes in GB.
     fn devices_of_gb(gb: &[u64]) -> Vec<DeviceBudget> {
         let gpu =
             |(i, gb): (usize, &u64)| DeviceBudget { id: DeviceId::new(DeviceKind::Cuda, i), bytes: gb * 1_000_000_000 };
@@ -284,7 +286,7 @@ mod tests {
                 }
             };
             let components: Vec<_> = model.iter().map(component).collect();
-            // Every way to give each component a device, counted through.
+            // Try every assignment of components to devices.
             let fits = (0..gb.len().pow(model.len() as u32)).any(|number| {
                 let mut held = vec![0; gb.len()];
                 for (i, (_, bytes)) in model.iter().enumerate() {

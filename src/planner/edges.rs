@@ -1,4 +1,4 @@
-//! What goes from device to device for one image.
+//! The tensors that are transferred between devices for one image.
 
 use serde::Serialize;
 
@@ -10,22 +10,22 @@ use crate::{
     pipeline::placement::Place,
 };
 
-/// What goes from one device to another for one image.
+/// The bytes of one kind that are transferred from one device to another for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Edge {
-    /// The replica, counted from 0.
+    /// The index of the replica, from 0.
     pub replica: usize,
-    /// The device that makes it.
+    /// The device that produces the tensors.
     pub from: DeviceId,
-    /// The device that uses it.
+    /// The device that uses the tensors.
     pub to: DeviceId,
-    /// What it is, in words: "text features", "latents", "skip tensors" and so on.
+    /// The kind of tensor in words: "text features", "latents", "skip tensors" and so on.
     pub what: &'static str,
-    /// All of it for one image, in bytes.
+    /// The total size for one image, in bytes.
     pub bytes_per_image: u64,
 }
 
-/// What crosses between the devices of each replica for one image.
+/// Lists the transfers between the devices of each replica for one image.
 pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
     let (spec, largest) = (costs.trial.spec, costs.trial.largest);
     let texts = if largest.guided { 2 } else { 1 };
@@ -40,7 +40,7 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
             }
             let same = |e: &&mut Edge| (e.replica, e.from, e.to, e.what) == (replica, from, to, what);
             match edges.iter_mut().find(same) {
-                // Tensors of one kind add up; several places of a pool are alternatives.
+                // Tensors of the same network add up. Several places of a pool are alternatives, so the largest counts.
                 Some(known) if matches!(what, BORDER | SKIPS) => known.bytes_per_image += bytes_per_image,
                 Some(known) => known.bytes_per_image = known.bytes_per_image.max(bytes_per_image),
                 None => edges.push(edge),

@@ -1,4 +1,4 @@
-//! Devices as plans see them: what a file says of hardware that is not here, and what a map says of devices that are.
+//! The devices of plans: described hardware, and the facts that a map gives about devices of the machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,13 +16,13 @@ use crate::{
     input,
 };
 
-/// The most devices of one entry.
+/// The largest `count` of one entry.
 const MAX_DEVICES: usize = 256;
 
-/// Reads a file of devices that are not here: [`parse`] of its text.
+/// Reads a file that describes devices, as [`parse`] does.
 ///
 /// # Errors
-/// If it cannot be read or says what no device can be.
+/// If the file cannot be read or describes an impossible device.
 pub fn read(path: &std::path::Path) -> Result<Vec<DeviceInfo>> {
     let file = path.display().to_string();
     let text = input::text_or_pipe(path)
@@ -32,15 +32,15 @@ pub fn read(path: &std::path::Path) -> Result<Vec<DeviceInfo>> {
 
 const FORM: &str = "a TOML file: [device.\"cuda:0\"], then memory = \"8GiB\" or like = \"rtx-3070\"";
 
-/// The devices that a file describes, in its order; `file` is what messages call it.
+/// The devices that a file describes, in its order. Messages call the file `file`.
 ///
-/// An entry `[device."cuda:0"]` has `memory`, or a device of the catalogue that it is `like`. What it says of `flops`,
-/// `bandwidth` and `link` is taken as it is: what long ops reach. What it does not say is the catalogue's, of which half
-/// the peak is counted on, or that of a small device of its kind. `count` devices are numbered on from this one. The CPU
-/// is `[device."cpu"]`, with its `cores`; without such an entry there is none.
+/// An entry `[device."cuda:0"]` has `memory`, or names a device of the catalogue as `like`. Its `flops`, `bandwidth`
+/// and `link` are the rates that long ops reach, and are used unchanged. Missing rates are half of the catalogue's peak
+/// rates, or those of a small device of this kind. With `count`, the entry describes that many devices, numbered from
+/// its own number. The CPU is `[device."cpu"]`, with its `cores`; without this entry the machine has no CPU.
 ///
 /// # Errors
-/// At the line that cannot be meant.
+/// At the first invalid line.
 pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
     let mut devices: Vec<DeviceInfo> = Vec::new();
     for (id, facts) in read_devices(text, file)? {
@@ -67,7 +67,7 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<DeviceInfo>> {
     Ok(devices)
 }
 
-/// A device from nothing but facts.
+/// Makes the description of a device from facts alone.
 fn from_facts(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo> {
     let facts = &located.value;
     let key = |name: &str| format!("device.{id}.{name}");
@@ -93,7 +93,7 @@ fn from_facts(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo
         None => None,
         Some(like) => {
             let model = catalogue::find(like, &key("like"))?;
-            // A GPU of NVIDIA's can be driven through wgpu; nothing else can be through CUDA.
+            // An NVIDIA GPU can also be used through wgpu; other GPUs cannot be used through CUDA.
             if id.kind == DeviceKind::Cpu || (id.kind == DeviceKind::Cuda && model.kind != "cuda") {
                 return Err(like
                     .refuse(&key("like"), format!("{id} is not one of these"))
@@ -151,12 +151,12 @@ fn from_facts(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo
         rates_measured: None,
         only_named: false,
     };
-    // Whatever else is said comes on top, as it does for a device that is here.
+    // The other facts are applied as for devices of the machine.
     let like = None;
     apply_facts(info, &DeviceFacts { like, cores: None, ..facts.clone() })
 }
 
-/// A device with what a map or a file says of it: of its memory, of what to leave free, and of its rates.
+/// Applies the facts of a map or a file to a device: memory, reserved bytes and rates.
 pub(super) fn apply_facts(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<DeviceInfo> {
     if let Some(like) = &facts.like {
         let model = catalogue::find(like, &format!("device.{}.like", info.id))?;
@@ -185,15 +185,15 @@ pub(super) fn apply_facts(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<D
     Ok(info)
 }
 
-/// What long ops are planned with on a device of `kind` that is like `model`, with weights in f16: a share of the peaks.
-/// Through wgpu, tensor cores are out of reach, and an NVIDIA GPU has the rate of f32.
+/// The planned rates of long ops on a device of `kind` that is like `model`, with f16 weights: a share of the peak
+/// rates. wgpu cannot use tensor cores, so an NVIDIA GPU has its f32 rate there.
 fn rates_like(model: &catalogue::CatalogueDevice, kind: DeviceKind) -> Rates {
     let peak = if model.kind == kind.name() { model.f16_flops } else { model.f32_flops };
     Rates { flops: Tuning::SHARE_OF_PEAK * peak, bandwidth: model.bandwidth(), link: model.link() }
 }
 
-/// The share of `whole` that `id` is, beside the others in `shares`: its cores, and with them its part of the rates, and
-/// an even part of the memory. The cores that a map requests for a share are those of `requested` at the same index.
+/// The share `id` of the CPU `whole`, which is divided into `shares`: its cores, the same part of the rates, and an
+/// equal part of the memory. `requested` has the cores that the map requests for each share.
 ///
 /// # Errors
 /// If the map requests cores that `whole` does not have.
@@ -207,7 +207,7 @@ pub(super) fn cpu_share(
     check_cores(whole, id, requested[index])?;
     let requested: Vec<Option<&[usize]>> = requested.iter().map(|asked| asked.map(|cores| &cores.value[..])).collect();
     let cores = threads::shares(&whole.allowed_cores, &requested);
-    // A core that several shares wrap around to is divided.
+    // A core that belongs to several shares counts as a part of a core for each.
     let mut owners = BTreeMap::<usize, f64>::new();
     for core in cores.iter().flatten() {
         *owners.entry(*core).or_default() += 1.0;
@@ -227,7 +227,7 @@ pub(super) fn cpu_share(
     })
 }
 
-/// A device `id` that shares an adapter with others, `count` in all.
+/// The device `id`, which is one of `count` devices that share an adapter.
 pub(super) fn part_of_adapter(whole: &DeviceInfo, id: DeviceId, count: usize) -> DeviceInfo {
     let share = 1.0 / count.max(1) as f64;
     DeviceInfo {
@@ -240,10 +240,10 @@ pub(super) fn part_of_adapter(whole: &DeviceInfo, id: DeviceId, count: usize) ->
     }
 }
 
-/// All of the CPU, or those of its cores that a map names.
+/// The CPU with only those cores that the map names.
 ///
 /// # Errors
-/// If it does not have them.
+/// If the CPU does not have these cores.
 pub(super) fn with_cores(whole: &DeviceInfo, cores: &Located<Vec<usize>>) -> Result<DeviceInfo> {
     check_cores(whole, whole.id, Some(cores))?;
     let rates = whole.rates.part(cores.value.len() as f64 / whole.cores as f64);
@@ -283,7 +283,7 @@ mod tests {
         };
         assert_eq!(flops([None, None, None]), [2.0, 2.0, 2.0]);
         assert_eq!(flops([Some(vec![5]), None, None]), [1.0, 2.0, 3.0]);
-        // Two that want the same core have half of it each.
+        // Two shares with the same core get half of its rate each.
         assert_eq!(flops([Some(vec![5]), Some(vec![4, 5]), None]), [0.5, 1.5, 4.0]);
     }
 }

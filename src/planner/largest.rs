@@ -1,4 +1,4 @@
-//! The largest request that a plan is made for, and whether another one fits in its place.
+//! The largest request that a plan is made for, and the check whether another request fits the plan.
 
 use std::collections::{BTreeSet, HashMap, hash_map::Entry};
 
@@ -14,30 +14,34 @@ use crate::{
 /// The largest request that a plan is made for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Largest {
-    /// Pixels.
+    /// The width in pixels.
     pub width: usize,
-    /// Pixels.
+    /// The height in pixels.
     pub height: usize,
-    /// Width and height of those requests that have other sizes: a long strip needs more than a square of its area.
+    /// The width and height of requests with other sizes, in pixels: a long strip may need more than a square of equal
+    /// area.
     pub also: Vec<(usize, usize)>,
-    /// Whether negative prompts are used: two texts instead of one.
+    /// Whether guidance is used, which needs two texts instead of one.
     pub guided: bool,
-    /// The solver, which decides how many past estimates are kept; `None` is the model's own.
+    /// The scheduler, whose solver decides how many past estimates are kept; `None` is the model's own.
     pub scheduler: Option<SchedulerKind>,
-    /// Steps; a run shorter than a solver's memory keeps less.
+    /// The number of steps. A solver keeps fewer past estimates if there are few steps.
     pub steps: usize,
-    /// Pictures that are asked for in all; `usize::MAX` for a queue that does not end.
+    /// The number of requested pictures; `usize::MAX` for an endless queue.
     pub images: usize,
 }
 
 impl Largest {
-    /// What to plan for `requests`: how many there are, the size of the one with the most pixels, guidance if one of them
-    /// has it, and the solver that keeps most with the most steps.
+    /// The largest request of `requests`: the size with the most pixels, guidance if any request has it, and the
+    /// scheduler that keeps the most past estimates, with the most steps. `None` if there are no requests.
+    ///
+    /// # Errors
+    /// If a scheduler cannot be used with the model.
     pub fn of<'a>(requests: impl IntoIterator<Item = &'a Request>, spec: &ModelSpec) -> Result<Option<Self>> {
         let mut largest: Option<(Self, usize)> = None;
         let mut sizes = BTreeSet::new();
         let mut images = 0;
-        // Requests are many, their schedules few.
+        // Many requests have few different schedules, so each schedule is made once.
         let mut histories = HashMap::new();
         for request in requests {
             images += 1;
@@ -69,7 +73,7 @@ impl Largest {
         Ok(largest.map(|(largest, _)| largest))
     }
 
-    /// Whether what was planned is enough for `request`.
+    /// Whether `request` fits the plan.
     ///
     /// # Errors
     /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps

@@ -1,6 +1,6 @@
-//! What a layout asks of its devices: bytes and seconds of every component, wherever its places are.
+//! The costs of a layout: the bytes and seconds of every component on the devices of its places.
 //!
-//! Devices that are alike (kind, rates, what things occupy there) are tried once for all of them.
+//! Devices of the same kind (equal rates, rules and class) share one dry run.
 
 use std::{
     cell::RefCell,
@@ -23,14 +23,14 @@ use crate::{
     scheduler::schedule,
 };
 
-/// One replica: where its components are, and how it works.
+/// One replica: the places of its components, and how many requests it works on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// The places of each component, several being a pool.
+    /// The places of each component; several places are a pool.
     pub placement: Placement<DeviceId>,
-    /// Requests that it works on at once.
+    /// The number of requests in flight.
     pub in_flight: usize,
-    /// Requests that go through the UNet in one call, at most.
+    /// The largest number of requests in one call of the UNet.
     pub batch: usize,
 }
 
@@ -40,45 +40,45 @@ impl Layout {
         each_once(self.placement[component].iter().flat_map(Place::devices))
     }
 
-    /// Whether requests pass this denoiser device by device, so that several are inside at once. A request that has the
-    /// replica for itself holds all of them instead.
+    /// Whether several requests pass this denoiser at the same time, device by device. With one request in flight, the
+    /// request holds all devices of the denoiser instead.
     pub fn is_pipelined(&self, stage: Stage, place: &Place<DeviceId>) -> bool {
         stage == Stage::Denoise && place.is_cut() && self.in_flight > 1
     }
 }
 
-/// What one device holds.
+/// The bytes that one device holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeldBytes {
-    /// Packed weights that stay.
+    /// The packed weights that stay on the device.
     pub weight_bytes: u64,
-    /// The most that offloaded weights occupy at one time.
+    /// The largest number of bytes of offloaded weights that are on the device at one time.
     pub visitor_bytes: u64,
     /// The transient arena.
     pub activation_bytes: u64,
-    /// The arenas of all requests in flight.
+    /// The persistent arenas and the request scratch of all requests in flight.
     pub keep_bytes: u64,
 }
 
 impl HeldBytes {
-    /// All bytes that are held.
+    /// The sum of all bytes.
     pub fn total(&self) -> u64 {
         self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
-/// Whether each device may hold so much.
+/// Whether the bytes on each device are within its budget.
 pub(super) fn fits(held: &[HeldBytes], budgets: &[u64]) -> bool {
     held.iter().zip(budgets).all(|(held, budget)| held.total() <= *budget)
 }
 
-/// Devices, each with the one that stands for it.
+/// Devices, each with the device of the same kind that replaces it in a dry run.
 type StandIns = Vec<(DeviceId, DeviceId)>;
 
-/// Devices with bytes.
+/// Devices, each with a number of bytes.
 pub type DeviceBytes = Vec<(DeviceId, u64)>;
 
-/// The device, if all of a place is on one and its weights stay there.
+/// The device of a place that is on one device and whose weights stay there.
 pub fn resident_device(place: &Place<DeviceId>) -> Option<DeviceId> {
     match place {
         Place::Route(route) if !place.is_cut() && route.reside == Reside::Device => Some(route[0]),
@@ -86,17 +86,17 @@ pub fn resident_device(place: &Place<DeviceId>) -> Option<DeviceId> {
     }
 }
 
-/// The costs of places, tried when first asked for.
+/// The costs of places. Each is computed by a dry run when it is needed first.
 pub(super) struct Costs<'a> {
     pub trial: &'a Trial<'a>,
-    /// UNet calls of one request.
+    /// The UNet calls of one request.
     pub calls: usize,
-    /// What may be used of the host's memory, if that is known.
+    /// The bytes of host memory that may be used, if they are known.
     host_free_bytes: Option<u64>,
-    /// For each device the first one that is like it.
+    /// For each device, the index of the first device of the same kind.
     kinds: Vec<usize>,
     tables: RefCell<BTreeMap<ComponentId, Rc<Vec<SectionCosts>>>>,
-    /// Whole components by kind of device.
+    /// The costs of whole components by kind of device.
     wholes: RefCell<BTreeMap<(ComponentId, usize), Cost>>,
 }
 
@@ -123,7 +123,7 @@ impl<'a> Costs<'a> {
         self.trial.spec.components[component].stage()
     }
 
-    /// Whether a component is called once per step, for a batch of requests at a time.
+    /// Whether a component is called once per step, with a batch of requests.
     pub fn denoises(&self, component: ComponentId) -> bool {
         self.stage(component) == Stage::Denoise
     }
@@ -133,7 +133,7 @@ impl<'a> Costs<'a> {
         self.trial.spec.components.ids()
     }
 
-    /// The number of a device.
+    /// The index of a device.
     pub fn index(&self, id: DeviceId) -> usize {
         self.trial.devices.iter().position(|info| info.id == id).expect("places are on usable devices")
     }
@@ -142,12 +142,13 @@ impl<'a> Costs<'a> {
         &self.trial.devices[self.index(id)]
     }
 
-    /// Devices of one kind cost the same. Kinds are numbers of devices.
+    /// The kind of a device, which is the index of the first device of this kind. Devices of one kind have the same
+    /// costs.
     pub fn kind(&self, id: DeviceId) -> usize {
         self.kinds[self.index(id)]
     }
 
-    /// Devices of the same numerics class together.
+    /// Groups the devices by their numerics class.
     pub fn by_class(&self, devices: &[DeviceId]) -> Vec<Vec<DeviceId>> {
         let mut classes: Vec<Vec<DeviceId>> = Vec::new();
         for id in devices {
@@ -159,7 +160,7 @@ impl<'a> Costs<'a> {
         classes
     }
 
-    /// The fullest device, or the first of those that are as full, with all that it holds of these layouts.
+    /// The device that holds the most bytes of these layouts, and these bytes. Of equal devices, it is the first.
     pub fn fullest_device<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<(DeviceId, u64)> {
         let held = self.held(layouts)?;
         let totals = self.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
@@ -167,7 +168,7 @@ impl<'a> Costs<'a> {
         totals.reduce(fuller).ok_or_else(|| Error::input("there is no device to place the pipeline on"))
     }
 
-    /// All of a component on one device.
+    /// The cost of a whole component on one device.
     pub fn whole(&self, component: ComponentId, id: DeviceId) -> Result<Cost> {
         let kind = self.kind(id);
         if let Some(cost) = self.wholes.borrow().get(&(component, kind)) {
@@ -178,8 +179,8 @@ impl<'a> Costs<'a> {
         Ok(cost)
     }
 
-    /// A dry run of a place, in the names of the first devices of each kind: the n-th device of a kind costs what the n-th
-    /// of all of that kind costs. Also gives these names.
+    /// Makes a dry run of a place with stand-ins for its devices, and returns both. The n-th device of a kind is
+    /// replaced by the n-th of all devices of that kind, so that equivalent places share one run.
     fn dry_run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<DryRun>, StandIns)> {
         let mut stand_ins = StandIns::new();
         for id in place.devices() {
@@ -192,7 +193,7 @@ impl<'a> Costs<'a> {
         Ok((self.trial.run(component, &place.map(renamed), batch)?, stand_ins))
     }
 
-    /// What a place asks of each of its devices, bytes exactly.
+    /// The cost of a place on each of its devices. The bytes are exact.
     pub fn place_costs(
         &self,
         component: ComponentId,
@@ -213,7 +214,7 @@ impl<'a> Costs<'a> {
         Ok(costs)
     }
 
-    /// Packed weights that rest in the host's memory for a place.
+    /// The bytes of packed weights that a place keeps in host memory.
     pub fn host_bytes(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<u64> {
         match place.routes().iter().any(|route| route.reside == Reside::Host) {
             true => Ok(self.dry_run(component, place, batch)?.0.host_bytes),
@@ -221,8 +222,8 @@ impl<'a> Costs<'a> {
         }
     }
 
-    /// Whether weights that rest in the host's memory have room there beside what the CPU's devices hold. What these
-    /// share is counted for each.
+    /// Whether offloaded weights fit in host memory, together with the bytes that CPU devices hold. Weights that CPU
+    /// devices share are counted for each of them.
     pub fn fits_host(&self, layout: &Layout, held: &[HeldBytes]) -> Result<bool> {
         let mut host_weight_bytes = 0;
         for (component, places) in layout.placement.iter() {
@@ -234,7 +235,8 @@ impl<'a> Costs<'a> {
         Ok(host_weight_bytes == 0 || self.host_free_bytes.is_none_or(|free| needed <= free))
     }
 
-    /// Seconds of one call on a device whose weights are offloaded: fetched a section at a time, the next section's meanwhile.
+    /// The seconds of one call on a device with offloaded weights: the weights of a section are fetched while the
+    /// previous section computes.
     fn offloaded_seconds(
         &self,
         component: ComponentId,
@@ -256,13 +258,13 @@ impl<'a> Costs<'a> {
         Ok(fetch(0) + (0..here.len()).map(|i| work(i).max(fetch(i + 1))).sum::<f64>())
     }
 
-    /// Which of a section's needs are a device's: kinds in the order of their first devices.
+    /// The index of a device in [`SectionCosts::needs`], which has one entry for each kind of device.
     pub fn kind_in_table(&self, id: DeviceId) -> usize {
         let kind = self.kind(id);
         (0..kind).filter(|&other| self.kinds[other] == other).count()
     }
 
-    /// The sections of a component, with what they need of each kind of device.
+    /// The costs of a component's sections on each kind of device.
     pub fn table(&self, component: ComponentId) -> Result<Rc<Vec<SectionCosts>>> {
         if let Some(table) = self.tables.borrow().get(&component) {
             return Ok(table.clone());
@@ -296,7 +298,7 @@ impl<'a> Costs<'a> {
         Ok(table)
     }
 
-    /// The transient arena that each section needs on a device of its own.
+    /// The bytes of the transient arena that each section needs on a device of its own.
     fn arenas(&self, component: ComponentId, info: &DeviceInfo) -> Result<Vec<u64>> {
         let count = self.trial.sections[component];
         let device = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
@@ -308,14 +310,14 @@ impl<'a> Costs<'a> {
         Ok(costs.into_iter().map(|(_, cost)| cost.activation_bytes).collect())
     }
 
-    /// The arenas of one request of a layout on each device, in bytes: the persistent arenas, and the request scratch on the
-    /// devices of a cut UNet that others pass as well.
+    /// The arenas of one request of a layout on each device, in bytes: the persistent arenas, and the request scratch
+    /// on the devices of a cut UNet that several requests pass.
     pub fn arenas_of(&self, layout: &Layout) -> Result<(DeviceBytes, DeviceBytes)> {
         let (mut keep_bytes, mut scratch_bytes) = (DeviceBytes::new(), DeviceBytes::new());
         let denoiser = self.trial.spec.denoiser();
         for place in &layout.placement[denoiser] {
             for (id, cost) in self.place_costs(denoiser, place, layout.batch)? {
-                // Also where it keeps nothing: a request finds an arena on every device of the denoiser.
+                // An arena of zero bytes is listed too: a request needs an arena on every device of the denoiser.
                 raise_to(&mut keep_bytes, id, cost.keep_bytes);
                 if layout.is_pipelined(Stage::Denoise, place) {
                     raise_to(&mut scratch_bytes, id, cost.activation_bytes);
@@ -325,7 +327,7 @@ impl<'a> Costs<'a> {
         Ok((keep_bytes, scratch_bytes))
     }
 
-    /// What each device holds of all these layouts, in the order of the trial's devices.
+    /// The bytes of these layouts on each device, in the order of the trial's devices.
     pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<HeldBytes>> {
         let mut held = vec![HeldBytes::default(); self.trial.devices.len()];
         // Offloaded weights are fetched for one component at a time.
@@ -363,7 +365,8 @@ impl<'a> Costs<'a> {
         Ok(held)
     }
 
-    /// Bytes of the weights of several places of a component on one device, which have in common what both use.
+    /// The bytes of the weights of several places of a component on one device. Places share the weights of common
+    /// sections.
     fn common_weight_bytes(&self, component: ComponentId, device: usize, parts: &[WeightPart]) -> Result<u64> {
         let all: BTreeSet<usize> = parts.iter().flat_map(|part| part.sections.iter().copied()).collect();
         if let Some(part) = parts.iter().find(|part| part.sections.len() == all.len()) {
@@ -372,7 +375,7 @@ impl<'a> Costs<'a> {
         self.weight_bytes(component, device, &all)
     }
 
-    /// Bytes of the weights of some sections on one device.
+    /// The bytes of the weights of some sections on one device.
     fn weight_bytes(&self, component: ComponentId, device: usize, sections: &BTreeSet<usize>) -> Result<u64> {
         if sections.is_empty() {
             return Ok(0);
@@ -381,7 +384,8 @@ impl<'a> Costs<'a> {
         Ok(sections.iter().map(|&section| table[section].needs[kind].weight_bytes).sum())
     }
 
-    /// The layouts as a prediction takes them; devices are the trial's. A batch passes as one request.
+    /// Converts layouts to the input of a prediction. Devices are indices of the trial's devices. A batch counts as one
+    /// request.
     pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
         let replica = |layout: &Layout| -> Result<predict::ReplicaLoad> {
             let station = |component| {
@@ -409,7 +413,7 @@ impl<'a> Costs<'a> {
     ) -> Result<predict::StationInstance> {
         let costs = self.place_costs(component, place, layout.batch)?;
         let seconds = |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or(0.0, |(_, cost)| cost.seconds);
-        // Texts are encoded and pictures decoded one by one.
+        // Texts are encoded and pictures are decoded one by one.
         let (calls, times) = if self.denoises(component) { (self.calls, 1) } else { (1, layout.batch) };
         let calls = calls as f64;
         let work = |(id, cost): &(DeviceId, Cost)| (self.index(*id), calls * cost.seconds + cost.prepare_seconds);
@@ -428,7 +432,7 @@ impl<'a> Costs<'a> {
                 let is_disjoint = negative.iter().all(|device| !positive.contains(device));
                 match is_disjoint && self.trial.largest.guided {
                     true => route_seconds(negative)?.max(route_seconds(positive)?),
-                    // One after the other on what they share.
+                    // The branches run one after the other if they share a device.
                     false => costs.iter().map(|(_, cost)| cost.seconds).sum(),
                 }
             }
@@ -437,8 +441,8 @@ impl<'a> Costs<'a> {
         Ok(predict::StationInstance::repeated(vec![task], times))
     }
 
-    /// A cut UNet that requests pass device by device: for the text's keys and values, for each call, and once more to the
-    /// first, where the latents are.
+    /// The instance of a cut UNet that requests pass device by device: tasks for the keys and values of the text, a
+    /// task for each piece and call, and a last task on the first device, which has the latents.
     fn pipelined_instance(
         &self,
         component: ComponentId,
@@ -449,7 +453,7 @@ impl<'a> Costs<'a> {
         let cost_of =
             |id: DeviceId| costs.iter().find(|(known, _)| *known == id).map_or_else(Cost::default, |(_, cost)| *cost);
         let (table, pieces) = (self.table(component)?, pieces(route));
-        // Sections that keep something keep the text; with the first it is the latents.
+        // The first section keeps the latents; other sections keep keys and values of the text.
         let text_bytes = |(id, sections): &(DeviceId, Vec<usize>)| -> f64 {
             let kind = self.kind_in_table(*id);
             let keep_bytes =
@@ -469,7 +473,7 @@ impl<'a> Costs<'a> {
             .filter(|(i, piece)| *i == 0 || text_bytes(piece) > 0.0)
             .map(|(_, piece)| prepare(piece));
         let home = Task::on(self.index(route[0]), 0.0);
-        // Many steps are predicted as fewer of the same length in all.
+        // Many steps are predicted as fewer steps with the same total time.
         let repetitions = calls.min(Tuning::MAX_PREDICTED_PASSES);
         let scale = calls as f64 / repetitions as f64;
         Ok(predict::StationInstance {
@@ -480,7 +484,7 @@ impl<'a> Costs<'a> {
         })
     }
 
-    /// Seconds that one call's tensors take to enter each run of sections of a route, over the links of both sides.
+    /// The seconds of the transfers into each piece of a route in one call, over the links of both devices.
     fn transfer_seconds(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<f64>> {
         let seconds_per_byte = |id: DeviceId| 1.0 / self.info(id).rates.link;
         let mut moved = vec![0.0; pieces(route).len()];
@@ -491,7 +495,7 @@ impl<'a> Costs<'a> {
         Ok(moved)
     }
 
-    /// What crosses from device to device in one call.
+    /// The transfers between devices in one call.
     pub fn transfers(&self, component: ComponentId, route: &[DeviceId]) -> Result<Vec<DeviceTransfer>> {
         let table = self.table(component)?;
         let pieces = pieces(route);
@@ -510,7 +514,7 @@ impl<'a> Costs<'a> {
         Ok(transfers)
     }
 
-    /// A stretch for each run of sections on one device, as long as so many calls.
+    /// A task for each piece of a route, with the time of `calls` calls.
     fn piece_tasks(
         &self,
         component: ComponentId,
@@ -526,7 +530,7 @@ impl<'a> Costs<'a> {
         let (moved, pieces) = (self.transfer_seconds(component, route)?, pieces(route));
         let task = |(piece, moved): (&(DeviceId, Vec<usize>), f64)| {
             let (id, sections) = piece;
-            // A device may have several runs: what it does is theirs in proportion.
+            // If a device has several pieces, its seconds are divided in proportion to their times in the table.
             let all: Vec<usize> = pieces.iter().filter(|(other, _)| other == id).flat_map(|(_, s)| s.clone()).collect();
             let part = share(sections, *id) / share(&all, *id).max(f64::MIN_POSITIVE);
             let busy = calls * seconds(*id) * part;
@@ -536,34 +540,34 @@ impl<'a> Costs<'a> {
     }
 }
 
-/// Something that crosses from device to device in one call.
+/// A tensor that is transferred between devices in one call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DeviceTransfer {
-    /// The device that makes it.
+    /// The device that produces the tensor.
     pub from: DeviceId,
-    /// The device that takes it.
+    /// The device that uses the tensor.
     pub to: DeviceId,
-    /// The run of sections that takes it.
+    /// The index of the piece that uses the tensor.
     pub piece: usize,
-    /// Whether it passes by sections between.
+    /// Whether the tensor is a skip tensor: the section that uses it is not the next one.
     pub is_skip: bool,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
 }
 
-/// A part of a component's weights on one device.
+/// The sections of a component whose weights stay on one device for one place, and their bytes.
 struct WeightPart {
     sections: BTreeSet<usize>,
     weight_bytes: u64,
 }
 
-/// The sections that a place has on a device, of the routes whose weights rest where they are asked for.
+/// The sections of a place on a device, in the routes whose residence of weights satisfies `matches_residence`.
 fn sections_on(place: &Place<DeviceId>, id: DeviceId, matches_residence: impl Fn(Reside) -> bool) -> BTreeSet<usize> {
     let routes = place.routes().into_iter().filter(|route| matches_residence(route.reside));
     routes.flat_map(|route| (0..route.len()).filter(move |&section| route[section] == id)).collect()
 }
 
-/// Makes the entry of `id` as large as `bytes` at least.
+/// Raises the entry of `id` to at least `bytes`.
 fn raise_to(entries: &mut DeviceBytes, id: DeviceId, bytes: u64) {
     match entries.iter_mut().find(|(known, _)| *known == id) {
         Some((_, known)) => *known = bytes.max(*known),
@@ -571,7 +575,7 @@ fn raise_to(entries: &mut DeviceBytes, id: DeviceId, bytes: u64) {
     }
 }
 
-/// The runs of sections on one device, in order.
+/// The pieces of a route in order: contiguous sections on one device.
 fn pieces(route: &[DeviceId]) -> Vec<(DeviceId, Vec<usize>)> {
     let mut pieces: Vec<(DeviceId, Vec<usize>)> = Vec::new();
     for (section, &id) in route.iter().enumerate() {

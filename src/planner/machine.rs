@@ -1,4 +1,5 @@
-//! What a device map makes of the devices of a machine: what they are, what they may hold, and the type of each component.
+//! The devices of a machine as a device map uses them: their descriptions, their budgets, and the data type of each
+//! component.
 
 use super::hardware;
 use crate::{
@@ -8,8 +9,8 @@ use crate::{
     models::spec::{ComponentSpec, ModelSpec},
 };
 
-/// What a map lets a device hold, in bytes. To `diffusers-balanced`, limits are what they are to diffusers: they guide
-/// the weights, and what else the components need may lie beyond them.
+/// The bytes that a map allows on a device. For `diffusers-balanced`, limits apply to weights only, as in diffusers:
+/// the device's free memory is the budget.
 pub(super) fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
     if map.strategy.value == Strategy::DiffusersBalanced {
         return info.free_bytes;
@@ -17,8 +18,8 @@ pub(super) fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
     map.max_memory.get(&info.id).map_or(info.free_bytes, |limit| info.free_bytes.min(limit.value))
 }
 
-/// The type in which a component is computed; `None` is what suits each device: f16 for a GPU, f32 for the CPU. A network
-/// that overflows f16 has f32 unless the map says otherwise.
+/// The data type that is requested for a component; `None` is the default type of each device: f16 on a GPU, f32 on the
+/// CPU. A network that overflows f16 is computed in f32 unless the map gives a type.
 pub(super) fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo]) -> Result<Option<DType>> {
     let entry = map.dtype.of(&component.name);
     let Some(requested) = entry.value else {
@@ -38,7 +39,7 @@ pub(super) fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &
     }
 }
 
-/// A CPU that nobody named is no reason to refuse a type that the GPUs have.
+/// Leaves out a CPU that the map does not name if it does not support a requested type and there is a GPU.
 pub(super) fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, infos: &mut Vec<DeviceInfo>) {
     let maps = map.replica_maps();
     let is_named = |id: DeviceId| {
@@ -52,8 +53,8 @@ pub(super) fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, inf
     }
 }
 
-/// What is known of a device that the map may use: its share of the CPU, or the machine's own answer, and what the map
-/// says of it.
+/// The description of a device that the map may use: a share of the CPU or a device of the machine, with the map's
+/// facts.
 pub(super) fn describe(
     map: &DeviceMap,
     id: DeviceId,

@@ -1,7 +1,7 @@
-//! The plan: which device holds what, in bytes, before a weight is read.
+//! The plan: which device runs and holds what, with all bytes and times, before any weight is read.
 //!
-//! The sizes are not estimates. The real model code runs on devices without data, and the arenas that it fills there
-//! are those that it fills later, byte for byte.
+//! The sizes are exact. The real model code runs on devices without data, and fills the same arenas as in a real run,
+//! byte for byte.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,86 +37,86 @@ use crate::{
     },
 };
 
-/// Where one replica's components run.
+/// The places of one replica's components.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReplicaPlan {
     /// The places of each component.
     pub placement: Placement<DeviceId>,
-    /// Requests that it works on at once.
+    /// The number of requests in flight.
     pub in_flight: usize,
-    /// Requests that go through the UNet in one call, at most.
+    /// The largest number of requests in one call of the UNet.
     pub batch: usize,
-    /// What each request under way keeps on which device, in bytes.
+    /// The persistent arena of each request in flight on each device of the denoiser, in bytes.
     pub keep_bytes: Vec<(DeviceId, u64)>,
-    /// The request scratch of each request on the devices of a cut UNet, in bytes; empty if a request has these devices
-    /// for itself.
+    /// The request scratch of each request on the devices of a cut UNet, in bytes; empty if a request holds these
+    /// devices alone.
     #[serde(rename = "lane_bytes")]
     pub scratch_bytes: Vec<(DeviceId, u64)>,
 }
 
-/// What one device holds. As JSON it is what `sdshard plan --json` says of it.
+/// The bytes that one device holds. `sdshard plan --json` prints this.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DevicePlan {
     /// The device.
     #[serde(rename = "name")]
     pub id: DeviceId,
-    /// Its numerics class.
+    /// The numerics class of the device.
     #[serde(rename = "numerics")]
     pub class: NumericsClass,
-    /// Its cores: those that the map names, or for a share of the CPU its part, whether or not the other shares are used.
+    /// The cores of a CPU device: those that the map names, or else its share, even if no other share is used.
     #[serde(skip)]
     pub cores: Option<Vec<usize>>,
-    /// The adapter that the map names for it, if it does.
+    /// The adapter that the map names for the device, if any.
     #[serde(skip)]
     pub adapter: Option<usize>,
-    /// Components that run on it, at least in part.
+    /// The components that run on the device, at least in part.
     pub components: Vec<ComponentId>,
-    /// The most it may hold, in bytes.
+    /// The bytes that the device may hold.
     pub budget_bytes: u64,
-    /// What a process occupies there before it holds anything, in bytes: the driver's context and the kernels.
+    /// The bytes that a process occupies before it loads anything: the driver's context and the kernels.
     pub overhead_bytes: u64,
-    /// The components' packed weights that stay, in bytes.
+    /// The packed weights that stay on the device, in bytes.
     pub weight_bytes: u64,
     /// The transient arena, in bytes.
     pub activation_bytes: u64,
-    /// The arenas of all requests in flight, in bytes: what they keep, and what they work in on the devices of a cut UNet.
+    /// The persistent arenas, and the request scratch on devices of a cut UNet, of all requests in flight, in bytes.
     pub keep_bytes: u64,
-    /// The most that weights from elsewhere occupy at one time, in bytes.
+    /// The largest number of bytes of offloaded weights that are on the device at one time.
     pub visitor_bytes: u64,
-    /// The part of the time in which it has nothing to do, while requests wait.
+    /// The share of time in which the device is idle while requests wait.
     pub idle_share: f64,
-    /// The type in which it computes each component, if it runs it.
+    /// The data type of each component on this device.
     #[serde(skip)]
     pub dtypes: PerComponent<DType>,
 }
 
 impl DevicePlan {
-    /// The numerics class in which it runs a component.
+    /// The numerics class of a component on this device.
     pub fn class_of(&self, component: ComponentId) -> NumericsClass {
         self.class.in_type(self.dtypes[component])
     }
 
-    /// All of it, in bytes.
+    /// The sum of all bytes.
     pub fn total_bytes(&self) -> u64 {
         self.overhead_bytes + self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
-/// A component of the model that is planned for.
+/// A component of the model in a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ComponentPlan {
-    /// Its name in device maps.
+    /// The name in device maps.
     pub name: String,
-    /// What it does for a request.
+    /// The stage of a request in which the component works.
     pub stage: Stage,
-    /// What it needs, whole and on one device.
+    /// The cost of the whole component on the first device that the map may use.
     pub cost: Cost,
-    /// The type in which it is computed, on the first of its devices.
+    /// The data type of the component on the first of its devices.
     pub dtype: DType,
-    /// How long it takes for one image that never waits, in seconds.
+    /// The seconds for one image that never waits.
     pub seconds: f64,
 }
 
@@ -124,37 +124,37 @@ pub struct ComponentPlan {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
-    /// What it is made for.
+    /// The largest request that the plan is made for.
     pub largest: Largest,
     /// The components of the model.
     pub components: PerComponent<ComponentPlan>,
-    /// Whole pipelines side by side.
+    /// The replicas.
     pub replicas: Vec<ReplicaPlan>,
     /// The devices that are used, in the map's order.
     pub devices: Vec<DevicePlan>,
-    /// Bytes of weights in host memory, where `cpu:N` devices share them; `None` without such sharing.
+    /// The bytes of weights in host memory that several CPU devices share; `None` if at most one CPU device is used.
     pub shared_weight_bytes: Option<u64>,
-    /// Bytes of weights that are offloaded to the host's memory.
+    /// The bytes of weights that are offloaded to host memory.
     pub host_weight_bytes: u64,
-    /// Seconds of one image alone.
+    /// The seconds of one image alone.
     pub seconds_per_image: f64,
     /// Images per second while the queue is never empty.
     pub images_per_second: f64,
-    /// What crosses between devices.
+    /// The transfers between devices.
     pub edges: Vec<Edge>,
-    /// Why everything is where it is.
+    /// The reasons for the places, one sentence each.
     pub reasons: Vec<String>,
-    /// The best of what was not chosen.
+    /// The best of the plans that were not chosen.
     pub rejected: Vec<Rejected>,
-    /// GPUs of the machine that have nothing to do.
+    /// The GPUs of the machine that no component uses.
     pub idle: Vec<DeviceId>,
-    /// What predictions are made of; its devices are numbered as [`Plan::devices`].
+    /// The input of predictions; its devices are indices of [`Plan::devices`].
     #[serde(skip)]
     pub load: Load,
 }
 
 impl Plan {
-    /// Whether a request fits what was planned, so that it may be queued.
+    /// Whether a request fits the plan, so that it may be queued.
     ///
     /// # Errors
     /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
@@ -163,19 +163,18 @@ impl Plan {
         self.largest.admits(request, spec)
     }
 
-    /// The component of this name.
+    /// The component with this name.
     pub fn component(&self, name: &str) -> Option<ComponentId> {
         self.components.iter().find(|(_, component)| component.name == name).map(|(id, _)| id)
     }
 
-    /// The component that denoises.
+    /// The denoiser.
     fn denoiser(&self) -> ComponentId {
         let denoiser = self.components.iter().find(|(_, component)| component.stage == Stage::Denoise);
         denoiser.expect("every model has a denoiser").0
     }
 
-    /// The types in which a request's denoiser may be computed, with guidance or without: for each place that it may take,
-    /// those of the place's devices.
+    /// The data types of the denoiser on the devices of each place that a request may use, with guidance or without.
     pub fn denoiser_dtypes(&self, guided: bool) -> Vec<Vec<DType>> {
         let denoiser = self.denoiser();
         let dtype =
@@ -191,7 +190,8 @@ impl Plan {
     /// Resolves `map` on a machine that has `devices`, the preferred one first.
     ///
     /// # Errors
-    /// If a device is not there, a type is not supported, something comes later, or something does not fit.
+    /// If a device does not exist, a type is not supported, the map is invalid for the model, or something does not
+    /// fit.
     pub fn resolve(map: &DeviceMap, spec: &ModelSpec, largest: &Largest, devices: &[DeviceInfo]) -> Result<Self> {
         let defaults: Vec<DeviceId> =
             devices.iter().filter(|device| !device.only_named).map(|device| device.id).collect();
@@ -199,7 +199,7 @@ impl Plan {
         let resolve = |map: &DeviceMap| Self::resolve_unrelaxed(map, spec, largest, devices, &defaults, &effort);
         resolve(map).map_err(|error| {
             diagnose(map, error, |other| {
-                // Which entry is wrong is worth as much as the plan, not more.
+                // The whole diagnosis may use as many steps as one search.
                 effort.begin(Tuning::MAX_DIAGNOSED_ENTRIES as u64);
                 resolve(other).map(drop)
             })
@@ -240,7 +240,7 @@ impl Plan {
             }
             layouts.extend(chosen.layouts);
         }
-        // A limit of one replica's map holds for the device, whoever else uses it.
+        // The limit in one replica's map applies to the device, even if other replicas use it too.
         let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
         let budgets: Vec<u64> = infos.iter().map(least).collect();
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
@@ -253,8 +253,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Refuses a plan whose weights do not fit in the host's memory beside what the CPU's devices hold; on a described
-    /// machine without a CPU that is not known.
+    /// Rejects a plan whose offloaded weights do not fit in host memory together with the bytes of CPU devices. On a
+    /// described machine without a CPU, the host memory is not known and not checked.
     fn check_host(&self, devices: &[DeviceInfo]) -> Result<()> {
         let Some(host) = devices.iter().find(|device| device.id == DeviceId::CPU) else { return Ok(()) };
         let on_cpu = self.devices.iter().filter(|device| device.id.kind == DeviceKind::Cpu);
@@ -271,7 +271,8 @@ impl Plan {
         .hint("reside = \"disk\" for a component"))
     }
 
-    /// Refuses a plan in which devices of different numerics classes run the same component, if the map wants that.
+    /// Rejects a plan in which devices of different numerics classes run the same component, if the map requires one
+    /// class.
     fn check_numerics(&self, map: &DeviceMap) -> Result<()> {
         if map.numerics.value == Numerics::Any {
             return Ok(());
@@ -289,7 +290,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Adds up what the layouts need, and foresees how long they take.
+    /// Makes the plan of these layouts: adds up their bytes and predicts their times.
     fn assemble(
         costs: &Costs,
         first: DeviceId,
@@ -370,7 +371,7 @@ impl Plan {
                 seconds: alone.replicas[0].stations[id.index()].instances[0].seconds(),
             })
         })?;
-        // One copy for all shares of the CPU.
+        // All shares of the CPU use one copy of the weights.
         let on_cpu = |id: &DeviceId| id.kind == DeviceKind::Cpu;
         let sharing = devices.iter().filter(|device| on_cpu(&device.id)).count() > 1;
         let shared_weight_bytes = sharing.then(|| {
@@ -398,20 +399,19 @@ impl Plan {
         })
     }
 
-    /// The numerics classes in which a component runs, over all of its devices.
+    /// The numerics classes of a component on all of its devices.
     pub fn classes(&self, component: ComponentId) -> Vec<String> {
         let on = self.devices.iter().filter(|device| device.components.contains(&component));
         each_once(on.map(|device| device.class_of(component).to_string()))
     }
 
-    /// The components that devices of several numerics classes run.
+    /// The components that run on devices of several numerics classes.
     pub fn mixed(&self) -> Vec<&str> {
         let mixed = self.components.iter().filter(|(id, _)| self.classes(*id).len() > 1);
         mixed.map(|(_, component)| component.name.as_str()).collect()
     }
 
-    /// What somebody should know who did not ask to see the plan: that it mixes numerics classes, and which GPUs it leaves
-    /// idle.
+    /// Warnings for users who do not look at the plan: mixed numerics classes and idle GPUs.
     pub fn warnings(&self) -> Vec<String> {
         let mixed = self.mixed().join(" and ");
         let idle = device_list(&self.idle);
@@ -420,23 +420,23 @@ impl Plan {
         mixed.into_iter().chain((!idle.is_empty()).then(|| format!("left idle: {idle}"))).collect()
     }
 
-    /// How long all pictures take that the plan is made for, in seconds.
+    /// The predicted seconds for all pictures that the plan is made for.
     pub fn seconds_in_all(&self) -> f64 {
         self.seconds_for(self.largest.images)
     }
 
-    /// How long `images` take that are all asked for at once, in seconds.
+    /// The predicted seconds for `images` that are requested at the same time.
     pub fn seconds_for(&self, images: usize) -> f64 {
         self.load.seconds_for(images)
     }
 
-    /// What the process should occupy in all: weights once, arenas of every device, in bytes.
+    /// The bytes that the process should occupy in total: shared weights once, and the arenas of every device.
     pub fn total_bytes(&self) -> u64 {
         let held = self.devices.iter().map(|device| self.held_bytes(device)).sum::<u64>();
         held + self.shared_weight_bytes.unwrap_or(0) + self.host_weight_bytes
     }
 
-    /// What a device holds, without weights that it shares.
+    /// The bytes of a device without weights that CPU devices share.
     fn held_bytes(&self, device: &DevicePlan) -> u64 {
         match self.shared_weight_bytes {
             Some(_) if device.id.kind == DeviceKind::Cpu => device.total_bytes() - device.weight_bytes,
@@ -444,8 +444,8 @@ impl Plan {
         }
     }
 
-    /// Where the weights of each component live, over all places and replicas, in the words of `hf_device_map`: the names
-    /// of devices, `cpu` for the host's memory, or `disk`.
+    /// The residence of the weights of each component, over all places and replicas, in the words of `hf_device_map`:
+    /// the names of devices, `cpu` for host memory, or `disk`.
     pub fn homes(&self) -> BTreeMap<String, Vec<String>> {
         let homes_of_route = |route: &Sections<DeviceId>| match route.reside {
             Reside::Device => route.iter().map(ToString::to_string).collect(),
@@ -460,7 +460,7 @@ impl Plan {
         self.list_by_component(Place::devices)
     }
 
-    /// What `list` lists of a component's places, each once.
+    /// Collects the values of `list` over all places of each component, each once.
     fn list_by_component<T: PartialEq>(&self, list: impl Fn(&Place<DeviceId>) -> Vec<T>) -> BTreeMap<String, Vec<T>> {
         let entry = |(id, component): (ComponentId, &ComponentPlan)| {
             let places = self.replicas.iter().flat_map(|replica| &replica.placement[id]);
@@ -470,7 +470,7 @@ impl Plan {
     }
 }
 
-/// Why each component is where it is: the same reason once for all replicas that share it.
+/// The reasons for the places of components. Replicas with the same reason share one entry.
 #[derive(Default)]
 struct Reasons(Vec<(ComponentId, String, Vec<DeviceId>)>);
 

@@ -1,26 +1,27 @@
-//! How long pictures take: the engine's own rules on a clock that nobody has to wait for.
+//! Prediction of times: a simulation of the engine's queue and devices on a simulated clock.
 //!
-//! One queue serves all replicas, oldest first. A replica works on several requests at once; each passes its stations in
-//! order (a component of the model each), and is served by one instance of each. An instance is a list of stretches, and a request holds the devices
-//! of a stretch together or waits without holding any. Who gets which devices next is the rule of [`DeviceQueue`], which
-//! the engine follows too. Whatever happens at the same instant is settled in favour of the older request.
+//! One queue serves all replicas, oldest request first. A replica has several requests in flight. Each request passes
+//! the replica's stations in order, one station for each component, and uses one instance of each station. An instance
+//! is a list of tasks. A request holds all devices of a task, or waits without holding any. The rule of
+//! [`DeviceQueue`], which the engine uses too, decides which request gets devices next. Of several events at the same
+//! instant, that of the older request comes first.
 
 use std::{cmp::Reverse, collections::BinaryHeap, ops::Range};
 
 use super::tuning::Tuning;
 use crate::pipeline::device_queue::{Admission, DeviceQueue, Outcome, Work};
 
-/// Work that holds its devices together.
+/// Work for which a request holds some devices together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
-    /// Each device, with the seconds that it is busy meanwhile.
+    /// Each device, with the seconds for which it computes.
     pub busy_seconds: Vec<(usize, f64)>,
-    /// How long all of them are held.
+    /// The seconds for which all of these devices are held.
     pub seconds: f64,
 }
 
 impl Task {
-    /// One device at work all the time.
+    /// A task that keeps one device busy all the time.
     pub fn on(device: usize, seconds: f64) -> Self {
         Self { busy_seconds: vec![(device, seconds)], seconds }
     }
@@ -29,38 +30,39 @@ impl Task {
 /// One instance of a component.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StationInstance {
-    /// Passed once, before all others. The devices of the very first stretch decide which instance of a pool is free.
+    /// Tasks that a request passes once, before all others. The devices of the first task decide which instance of a
+    /// pool is free.
     pub first: Vec<Task>,
-    /// Passed in order.
+    /// Tasks that a request passes in order.
     pub tasks: Vec<Task>,
-    /// How often that list is passed: the steps of a cut UNet.
+    /// The number of times that a request passes `tasks`: the steps of a cut UNet.
     pub repetitions: usize,
-    /// Passed once, after all others.
+    /// Tasks that a request passes once, after all others.
     pub last: Vec<Task>,
 }
 
 impl StationInstance {
-    /// A single stretch, passed once.
+    /// An instance with a single task.
     pub fn once(task: Task) -> Self {
         Self::repeated(vec![task], 1)
     }
 
-    /// A list of stretches, passed so often.
+    /// An instance with a list of tasks that is repeated.
     pub fn repeated(tasks: Vec<Task>, repetitions: usize) -> Self {
         Self { first: Vec::new(), tasks, repetitions, last: Vec::new() }
     }
 
-    /// How many stretches a request passes.
+    /// The number of tasks that a request passes, with repetitions.
     fn task_count(&self) -> usize {
         self.first.len() + self.repetitions * self.tasks.len() + self.last.len()
     }
 
-    /// All stretches, each once.
+    /// All tasks, each once.
     fn each_task(&self) -> impl Iterator<Item = &Task> {
         self.first.iter().chain(&self.tasks).chain(&self.last)
     }
 
-    /// The number among [`all`](Self::all) of the stretch that comes after `passed` others.
+    /// The index in [`each_task`](Self::each_task) of the task that follows `passed` others.
     fn task_index(&self, passed: usize) -> usize {
         let (first, once) = (self.first.len(), self.tasks.len());
         let repeated = self.repetitions * once;
@@ -71,117 +73,118 @@ impl StationInstance {
         }
     }
 
-    /// Every stretch with how often it is passed.
+    /// All tasks, each with the number of times that a request passes it.
     fn with_repetitions(&self) -> impl Iterator<Item = (&Task, f64)> {
         let repeated = self.tasks.iter().map(|task| (task, self.repetitions as f64));
         self.first.iter().chain(&self.last).map(|task| (task, 1.0)).chain(repeated)
     }
 
-    /// All stretches, to be changed.
+    /// All tasks, mutable.
     fn tasks_mut(&mut self) -> impl Iterator<Item = &mut Task> {
         self.first.iter_mut().chain(&mut self.tasks).chain(&mut self.last)
     }
 
-    /// Seconds of one request here, if it never waits.
+    /// The seconds that a request spends here if it never waits.
     pub fn seconds(&self) -> f64 {
         self.with_repetitions().map(|(task, repetitions)| repetitions * task.seconds).sum()
     }
 }
 
-/// A component of the model at work: a station of a queueing network.
+/// A component of the model: a station of a queueing network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Station {
-    /// What the queue has to know of its work.
+    /// The kind of work, which the queue needs to know.
     pub work: Work,
-    /// The instances that can do it, the preferred one first.
+    /// The instances that can do the work, the preferred one first.
     pub instances: Vec<StationInstance>,
 }
 
-/// A whole pipeline.
+/// One replica as the prediction sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReplicaLoad {
-    /// Passed in order.
+    /// The stations in the order in which requests pass them.
     pub stations: Vec<Station>,
-    /// Requests that it works on at once.
+    /// The number of requests in flight.
     pub in_flight: usize,
 }
 
-/// What is predicted: replicas over devices that are counted from 0.
+/// The input of a prediction: replicas on devices, which are numbered from 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
-    /// How many devices there are.
+    /// The number of devices.
     pub devices: usize,
-    /// They share one queue.
+    /// The replicas, which share one queue.
     pub replicas: Vec<ReplicaLoad>,
-    /// Whether the first request passes the stations of texts twice: it is the one that encodes the negative prompt of all.
+    /// Whether the first request passes the text stations twice, because it encodes the negative prompt for all
+    /// requests.
     pub first_texts_twice: bool,
-    /// Images of one request: those that pass as a batch count as one.
+    /// The number of images in one request: a batch counts as one request.
     pub batch: usize,
 }
 
-/// Time on the clock: whole picoseconds, so that what ends at the same instant does so whatever was added up before.
+/// Simulated time in picoseconds. Integers make simultaneous events exactly equal, however their times were added up.
 type Ticks = u128;
 
 const TICKS_PER_SECOND: f64 = 1e12;
 
-/// What a run of several requests was like, in seconds.
+/// The result of a simulation of several requests. Times are in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimulatedRun {
-    /// When each request was done, in the order of the queue.
+    /// The time at which each request was finished, in the order of the queue.
     pub done: Vec<f64>,
-    /// When each request was taken, in the order of the queue.
+    /// The time at which each request was taken, in the order of the queue.
     pub taken: Vec<f64>,
-    /// What each device did, in the order of time.
+    /// The work of each device, in the order of time.
     pub spans: Vec<PredictedSpan>,
-    /// What the prediction itself costs, at most: at each instant the requests under way, and the instances that those who
-    /// wait could take.
+    /// An upper bound of the work of the simulation, in steps: at each instant the number of requests in flight and of
+    /// instances that waiting requests could take.
     pub steps: u64,
 }
 
-/// A stretch of work that was done.
+/// The part of a finished task on one device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PredictedSpan {
-    /// The device.
+    /// The index of the device.
     pub device: usize,
-    /// The request, by its number in the queue.
+    /// The index of the request in the queue.
     pub request: usize,
-    /// The station, by its number in the replica.
+    /// The index of the station in the replica.
     pub station: usize,
-    /// From this second on.
+    /// The start, in seconds.
     pub from: f64,
-    /// At work for so many seconds.
+    /// The seconds for which the device computes.
     pub seconds: f64,
-    /// Held for so many, together with others.
+    /// The seconds for which the device is held, together with the other devices of the task.
     pub held: f64,
 }
 
-/// What is to be expected of a plan.
+/// The predicted rate and times of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// Seconds of one request alone.
+    /// The seconds of one request alone.
     pub seconds_per_image: f64,
     /// Images per second while the queue is never empty.
     pub images_per_second: f64,
-    /// The part of the time in which each device has nothing to do, while the queue does not end.
+    /// The share of time in which each device is idle while the queue is never empty.
     pub idle_share: Vec<f64>,
-    /// What the prediction itself cost: see [`SimulatedRun::steps`].
+    /// The steps of the simulation: see [`SimulatedRun::steps`].
     pub steps: u64,
 }
 
 impl PredictedSpan {
-    /// The seconds of it that lie in `time`.
+    /// The busy seconds of this span inside `time`.
     fn inside(&self, time: &Range<f64>) -> f64 {
         ((self.from + self.seconds).min(time.end) - self.from.max(time.start)).max(0.0)
     }
 }
 
 impl SimulatedRun {
-    /// From the start to the end of the last request.
+    /// The seconds from the start to the end of the last request.
     pub fn makespan(&self) -> f64 {
         self.done.iter().copied().fold(0.0, f64::max)
     }
 
-    /// Seconds that each of `devices` was busy between two instants.
+    /// The seconds for which each of `devices` is busy during `time`.
     pub fn busy(&self, devices: usize, time: Range<f64>) -> Vec<f64> {
         let mut busy = vec![0.0; devices];
         for span in &self.spans {
@@ -191,23 +194,23 @@ impl SimulatedRun {
     }
 }
 
-/// A request that was taken.
+/// The state of a request that was taken.
 struct RequestState {
     replica: usize,
     station: usize,
-    /// The instance of the station that it is at, once it has passed a stretch there.
+    /// The index of the instance that the request uses; valid after its first task there.
     instance: usize,
-    /// Stretches of the instance that are behind it, over all passes.
+    /// The number of finished tasks at this instance, with repetitions.
     passed: usize,
-    /// Passes of the stations of texts that are still to come after this one.
+    /// The number of further passes through the text stations.
     text_passes_left: usize,
 }
 
-/// The devices of a station, as the queue takes them.
+/// The devices of a station in the form that the queue takes.
 struct StationDevices<'a> {
-    /// Those of the first stretch of each instance: a request takes one of them.
+    /// The devices of the first task of each instance: a request takes one of these sets.
     begin: Vec<Vec<usize>>,
-    /// Each stretch of each instance, and its devices.
+    /// The tasks of each instance, and the devices of each task.
     instances: Vec<(Vec<&'a Task>, Vec<Vec<usize>>)>,
 }
 
@@ -225,26 +228,26 @@ impl<'a> StationDevices<'a> {
     }
 }
 
-/// The clock and everything that is under way on it.
+/// The state of a simulation.
 struct Simulation<'a> {
     load: &'a Load,
-    /// By replica and station.
+    /// The devices by replica and station.
     sets: &'a [Vec<StationDevices<'a>>],
     now: Ticks,
-    /// All that were taken, the oldest first.
+    /// All requests that were taken, the oldest first.
     requests: Vec<RequestState>,
     in_flight_count: usize,
-    /// Those that ask for devices at this instant.
+    /// The requests that ask for devices at this instant.
     asking: Vec<usize>,
     queue: DeviceQueue<&'a [Vec<usize>]>,
-    /// Instances that the requests in the queue could take.
+    /// The number of instances that requests in the queue could take.
     waiting_instances: usize,
     completions: BinaryHeap<Reverse<(Ticks, usize)>>,
     run: SimulatedRun,
 }
 
 impl Load {
-    /// Draws `count` requests that all wait from the start.
+    /// Simulates `count` requests that all wait from the start.
     pub fn run(&self, count: usize) -> SimulatedRun {
         let stations = self.replicas.iter().map(|replica| replica.stations.iter());
         let sets: Vec<Vec<StationDevices>> =
@@ -280,13 +283,13 @@ impl Load {
         }
     }
 
-    /// The replica with the fewest requests under way, of those that can take one more.
+    /// The replica with the fewest requests in flight, of those that can take one more.
     fn least_loaded_replica(&self, free: &[usize]) -> Option<usize> {
         let open = (0..free.len()).filter(|&replica| free[replica] > 0);
         open.min_by_key(|&replica| self.replicas[replica].in_flight - free[replica])
     }
 
-    /// Leaves out the devices that are not `used`, and counts the others anew.
+    /// Removes the devices that are not `used`, and renumbers the others.
     pub fn keep_devices(&mut self, used: &[bool]) {
         let number: Vec<usize> = (0..used.len()).map(|i| used[..i].iter().filter(|used| **used).count()).collect();
         self.devices = used.iter().filter(|used| **used).count();
@@ -296,13 +299,13 @@ impl Load {
         }
     }
 
-    /// Requests under way at once, in all.
+    /// The number of requests in flight, over all replicas.
     pub fn in_flight(&self) -> usize {
         self.replicas.iter().map(|replica| replica.in_flight).sum()
     }
 
-    /// How long `images` take that are all asked for at the start. Beyond a few hundred requests the rest goes on as the
-    /// last of these did.
+    /// The seconds for `images` that are all requested at the start. Beyond a few hundred requests, the time is
+    /// extrapolated with the rate of the simulated ones.
     pub fn seconds_for(&self, images: usize) -> f64 {
         let count = images.div_ceil(self.batch);
         let most = Tuning::PREDICTED_REQUESTS.max(Tuning::MAX_SIMULATED_ROUNDS * self.in_flight());
@@ -313,8 +316,8 @@ impl Load {
         run.makespan() + (count - most) as f64 / self.steady_rate(&run).0
     }
 
-    /// Requests per second in the steady part of a run, and that part: from the end of the first ones to the start of the
-    /// last one. A request counts by the part of its work that is done meanwhile.
+    /// The requests per second in the steady part of a run, and that part: from the end of the first requests to the
+    /// start of the last one. A request counts with the share of its work that is done in this part.
     fn steady_rate(&self, run: &SimulatedRun) -> (f64, Range<f64>) {
         let mut done = run.done.clone();
         done.sort_by(f64::total_cmp);
@@ -331,7 +334,7 @@ impl Load {
         (run.spans.iter().map(image).sum::<f64>() / (to - from), from..to)
     }
 
-    /// What to expect, from a run of at least so many requests.
+    /// Predicts rate and times by a simulation of at least `samples` requests.
     pub fn predict(&self, samples: usize) -> Prediction {
         let alone = Self { first_texts_twice: false, ..self.clone() };
         let seconds_per_image = alone.run(1).makespan();
@@ -345,19 +348,19 @@ impl Load {
         Prediction { seconds_per_image, images_per_second, idle_share, steps: run.steps }
     }
 
-    /// The most requests per second that these devices can serve, if nothing ever waits for its turn in vain: the least over
-    /// all stations of the sum of 1/t over their instances, and of what each device has time for.
+    /// An upper bound of the requests per second: for each replica the smallest rate of a station, which is the sum of
+    /// the rates of its instances, or of a device, which needs a minimum time for each request.
     pub fn max_requests_per_second(&self) -> f64 {
         let of_replica = |replica: &ReplicaLoad| {
             let held = |station: &Station| {
                 station.instances.iter().map(|instance| self.held_seconds(instance)).collect::<Vec<_>>()
             };
             let stations: Vec<Vec<Vec<f64>>> = replica.stations.iter().map(held).collect();
-            // Nobody is done at an instance sooner after another than its busiest device allows.
+            // An instance cannot finish requests faster than its busiest device.
             let station = |station: &Vec<Vec<f64>>| {
                 station.iter().map(|held| 1.0 / held.iter().copied().fold(0.0, f64::max)).sum::<f64>()
             };
-            // What every request asks of a device, whichever instances it takes.
+            // The minimum time that every request needs on a device, whichever instances it uses.
             let device = |device: usize| {
                 let least =
                     |station: &Vec<Vec<f64>>| station.iter().map(|held| held[device]).fold(f64::INFINITY, f64::min);
@@ -368,7 +371,7 @@ impl Load {
         self.replicas.iter().map(of_replica).sum()
     }
 
-    /// How long one request holds each device at an instance.
+    /// The seconds for which one request holds each device at an instance.
     fn held_seconds(&self, instance: &StationInstance) -> Vec<f64> {
         let mut held = vec![0.0; self.devices];
         for (task, repetitions) in instance.with_repetitions() {
@@ -385,7 +388,7 @@ impl<'a> Simulation<'a> {
         self.now as f64 / TICKS_PER_SECOND
     }
 
-    /// Requests are taken in the order of their ages.
+    /// Lets a replica take a request. Requests are taken in the order of their age.
     fn start_request(&mut self, id: usize, replica: usize, encodes_two_texts: bool) {
         self.run.taken[id] = self.seconds();
         self.requests.push(RequestState {
@@ -399,20 +402,20 @@ impl<'a> Simulation<'a> {
         self.asking.push(id);
     }
 
-    /// The stretch that a request is in, or comes to next, and its number.
+    /// The current or next task of a request, and its index.
     fn task(&self, request: &RequestState) -> (&'a Task, usize) {
         let number = self.load.replicas[request.replica].stations[request.station].instances[request.instance]
             .task_index(request.passed);
         (self.sets[request.replica][request.station].instances[request.instance].0[number], number)
     }
 
-    /// What a request asks for.
+    /// The kind of work that a request asks for.
     fn work_of(&self, id: usize) -> Work {
         let request = &self.requests[id];
         self.load.replicas[request.replica].stations[request.station].work
     }
 
-    /// Puts a request into the queue. Under way within an instance, it goes on there.
+    /// Puts a request into the queue. After its first task at an instance, it stays with that instance.
     fn request_devices(&mut self, id: usize) {
         let request = &self.requests[id];
         let station = &self.sets[request.replica][request.station];
@@ -424,9 +427,9 @@ impl<'a> Simulation<'a> {
         self.queue.ask(id as u64, self.work_of(id), sets);
     }
 
-    /// Gives the devices that are free to the requests that wait for them.
+    /// Gives free devices to the requests that wait for them.
     fn grant_devices(&mut self) {
-        // Texts ask first, as others of the same instant may have to go behind them.
+        // Texts ask first, because other requests of the same instant may have to wait behind them.
         let mut asking = std::mem::take(&mut self.asking);
         asking.sort_by_key(|&id| self.work_of(id) != Work::Text);
         asking.drain(..).for_each(|id| self.request_devices(id));
@@ -457,8 +460,8 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// On to the next instant at which something ends. Gives the replicas whose requests are done then; `None` if nothing
-    /// is under way.
+    /// Advances to the next instant at which a task ends, and returns the replicas whose requests are finished then;
+    /// `None` if no request is in flight.
     fn advance(&mut self) -> Option<Vec<usize>> {
         let Reverse((now, _)) = *self.completions.peek()?;
         self.now = now;
@@ -476,7 +479,7 @@ impl<'a> Simulation<'a> {
             if request.passed == stations[request.station].instances[request.instance].task_count() {
                 request.passed = 0;
                 request.station += 1;
-                // Texts are encoded one after the other, each by all of its stations.
+                // Texts are encoded one after the other, each by all text stations.
                 let passed_only_texts = stations[..request.station].iter().all(|station| station.work == Work::Text);
                 let text_stations_end = stations.get(request.station).is_none_or(|next| next.work != Work::Text);
                 if request.text_passes_left > 0 && passed_only_texts && text_stations_end {
@@ -503,7 +506,7 @@ mod tests {
         StationInstance::once(Task::on(device, seconds))
     }
 
-    /// Stations of texts, of denoising and of decoding.
+    /// A replica with stations for texts, denoising and decoding.
     fn replica(stations: Vec<Vec<StationInstance>>, in_flight: usize) -> ReplicaLoad {
         let works = [Work::Text, Work::Denoise, Work::Decode];
         let stations = works.into_iter().zip(stations).map(|(work, instances)| Station { work, instances });
@@ -518,7 +521,8 @@ mod tests {
         assert!((got / want - 1.0).abs() <= within, "{got} rather than {want}");
     }
 
-    /// `count` requests take as long as the fullest stage works, and what fills and drains the others.
+    /// Checks that `count` requests take as long as the busiest stage needs, plus the time to fill and drain the
+    /// pipeline.
     fn check(load: &Load, rate: f64) {
         let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, rate, 0.01);
@@ -566,7 +570,8 @@ mod tests {
             let mut load = load(4, 4, vec![vec![whole(0, small)], unets, vec![whole(0, small)]]);
             let rate = seconds.iter().map(|seconds| 1.0 / seconds).sum();
             close(load.max_requests_per_second(), rate, 1e-9);
-            // Two UNets that end within the time of a decoding and an encoding: the second waits for its next text.
+            // If two UNets finish within the time of a decoding and an encoding, the second one waits for its next
+            // text.
             close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.05);
             load.replicas[0].in_flight = 6;
             check(&load, rate);
@@ -602,7 +607,7 @@ mod tests {
         assert!(prediction.idle_share[1] < 1e-6);
     }
 
-    /// A UNet of 20 steps, a stretch of each step on each device of its own.
+    /// A UNet of 20 steps, cut into one piece for each device.
     fn cut(seconds: &[f64]) -> StationInstance {
         let tasks = seconds.iter().enumerate().map(|(device, &seconds)| Task::on(device, seconds)).collect();
         StationInstance::repeated(tasks, 20)
@@ -631,7 +636,8 @@ mod tests {
 
     #[test]
     fn a_request_does_not_overtake_an_older_one_that_waits_for_two_devices() {
-        // The third would find device 1 free, if the second did not want it together with 0, which the first has.
+        // Device 1 is free, but the third request must wait: the second waits for devices 0 and 1, and the first has
+        // device 0.
         let both = StationInstance::once(Task { busy_seconds: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
         let unets = [whole(0, 2.0), both, whole(1, 1.0)];
         let replica = |unet| replica(vec![vec![whole(2, 0.0)], vec![unet]], 1);
@@ -642,7 +648,7 @@ mod tests {
 
     #[test]
     fn texts_are_encoded_before_a_unet_takes_their_device() {
-        // The texts' device is one of a pool of UNets, in either order.
+        // The device of the text encoder is also one of a pool of UNets, in either order.
         for pool in [[0, 1], [1, 0]] {
             let unets = pool.map(|device| whole(device, 4.0)).to_vec();
             let load = load(2, 2, vec![vec![whole(0, 0.1)], unets, vec![whole(0, 0.1)]]);
@@ -693,10 +699,11 @@ mod tests {
     fn the_cost_of_a_prediction_does_not_grow_with_the_number_of_requests() {
         let unet = StationInstance::repeated((0..4).map(|device| Task::on(device, 0.01)).collect(), 50);
         let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![unet], vec![whole(5, 0.1)]]);
-        // Six under way and six that wait at each of the instants of 258 requests, which pass 202 stretches each.
+        // At each instant of 258 requests with 202 tasks each, six requests are in flight and six instances are waited
+        // for.
         let steps = load.predict(Tuning::PREDICTED_REQUESTS).steps;
         assert!(steps <= 12 * 258 * 202, "{steps}");
-        // A run of so many requests has no room in any memory: only the first few are simulated.
+        // So many requests would not fit in memory: only the first few are simulated.
         close(load.seconds_for(usize::MAX), usize::MAX as f64 / 2.0, 0.01);
     }
 }

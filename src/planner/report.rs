@@ -1,4 +1,4 @@
-//! A plan as a table for people.
+//! A plan as a table for users.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -13,10 +13,10 @@ use crate::{
     pipeline::placement::{Place, Reside, Sections, each_once},
 };
 
-/// Lines of a list; how many more there are is said.
+/// The largest number of lines of a list; the number of further lines is printed.
 const LINES: usize = 12;
 
-/// All of a list on lines of their own, or the first of it.
+/// Prints the first lines of a list under a title.
 fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Result {
     if lines.is_empty() {
         return Ok(());
@@ -29,7 +29,8 @@ fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Resul
     }
 }
 
-/// `0: text_encoder and vae cuda:0, unet cuda:1 | cuda:2; 3 in flight`, places of a pool with bars between.
+/// A line such as `0: text_encoder and vae cuda:0, unet cuda:1 | cuda:2; 3 in flight`, with `|` between the places of a
+/// pool.
 fn replica_line(components: &PerComponent<ComponentPlan>, number: usize, replica: &ReplicaPlan) -> String {
     let mut places: Vec<(Vec<&str>, String)> = Vec::new();
     for (component, pool) in replica.placement.iter() {
@@ -50,7 +51,7 @@ fn replica_line(components: &PerComponent<ComponentPlan>, number: usize, replica
     format!("{number}: {words}{in_flight}")
 }
 
-/// One place: its devices, with where its weights rest if that is elsewhere.
+/// The devices of a place, and the residence of its weights if they are offloaded.
 fn place_words(place: &Place<DeviceId>) -> String {
     let route = |route: &Sections<DeviceId>| {
         let devices = device_list(&each_once(route.iter().copied()));
@@ -67,7 +68,7 @@ fn place_words(place: &Place<DeviceId>) -> String {
 }
 
 impl fmt::Display for Plan {
-    /// A table for people.
+    /// Prints the plan as a table.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = format_bytes;
         let placed = self.device_map();

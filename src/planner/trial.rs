@@ -1,4 +1,5 @@
-//! What a placed component asks of its devices, to the byte: the real model code, run without data.
+//! Dry runs: the real model code runs on devices without data, which gives the exact bytes that a placed component
+//! needs.
 
 use std::{
     cell::RefCell,
@@ -28,35 +29,36 @@ use crate::{
     weights::{Ahead, Packed, Weights},
 };
 
-/// What one component needs of a device and does there.
+/// The memory that one component needs on a device, and the work that it does there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Cost {
-    /// The most bytes of packed weights that are there at one time: all, or two neighbouring sections of offloaded ones.
+    /// The largest number of bytes of packed weights on the device at one time: all of them, or two neighbouring
+    /// sections if they are offloaded.
     pub weight_bytes: u64,
-    /// The most that the transient arena holds meanwhile.
+    /// The largest size of the transient arena, in bytes.
     pub activation_bytes: u64,
-    /// The most that one request keeps there between sections.
+    /// The largest size of the persistent arena of one request, in bytes.
     pub keep_bytes: u64,
-    /// Floating-point operations of one call: one text, one UNet call, one picture.
+    /// The floating-point operations of one call: one text, one UNet call, or one picture.
     pub flops: f64,
-    /// How long one call takes there at the device's rates, in seconds.
+    /// The seconds of one call at the device's rates.
     pub seconds: f64,
-    /// How long it takes before the first call, once for each picture: the text's keys and values.
+    /// The seconds before the first call of each picture, for the keys and values of the text.
     pub prepare_seconds: f64,
 }
 
 impl Cost {
-    /// What it occupies between calls, in bytes.
+    /// The bytes that it occupies between calls.
     pub(super) fn resident_bytes(&self) -> u64 {
         self.weight_bytes + self.keep_bytes
     }
 
-    /// What it needs on a device of its own, in bytes.
+    /// The bytes that it needs on a device that it has for itself.
     pub(super) fn alone_bytes(&self) -> u64 {
         self.resident_bytes() + self.activation_bytes
     }
 
-    /// The larger one in each respect.
+    /// The maximum of both costs in each field.
     fn max(self, other: Self) -> Self {
         Self {
             weight_bytes: self.weight_bytes.max(other.weight_bytes),
@@ -69,55 +71,56 @@ impl Cost {
     }
 }
 
-/// What a component did in one place.
+/// The result of a dry run of a component in one place.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DryRun {
-    /// What it asked of each device.
+    /// The cost on each device.
     pub costs: Vec<(DeviceId, Cost)>,
-    /// One call, section by section. A guided place has none: its branches run beside each other.
+    /// The work of each section in one call; empty for a guided place, which has two branches.
     pub sections: Vec<SectionWork>,
-    /// What went from section to section in one call.
+    /// The tensors that sections pass to other sections in one call.
     pub transfers: Vec<SectionTransfer>,
-    /// Packed weights that rest in the host's memory, in bytes.
+    /// The bytes of packed weights that are offloaded to host memory.
     pub host_bytes: u64,
 }
 
-/// One section's part of a call.
+/// The work and memory of one section in a call.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SectionWork {
-    /// Operations of matrix products.
+    /// The floating-point operations of matrix products.
     pub flops: f64,
-    /// Time at the rates of its device, in seconds.
+    /// The seconds at the rates of its device.
     pub seconds: f64,
-    /// Bytes of its packed weights.
+    /// The bytes of its packed weights.
     pub weight_bytes: u64,
-    /// Bytes that a request keeps on its device: the text's keys and values, and the latents with the first section.
+    /// The bytes that a request keeps on its device: keys and values of the text, and for the first section the
+    /// latents.
     pub keep_bytes: u64,
 }
 
-/// A tensor on its way between two sections.
+/// A tensor that one section passes to another.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SectionTransfer {
-    /// The section that made it.
+    /// The section that produces the tensor.
     pub from: usize,
-    /// The section that uses it.
+    /// The section that uses the tensor.
     pub to: usize,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
 }
 
-/// Writes down what each section of a dry run does.
+/// Records the work of each section during a dry run.
 struct Recorder<'a> {
-    /// The counter of each section's device.
+    /// The cost counter of each section's device.
     counters: Vec<&'a dry::CostCounter>,
-    /// The keep arena of each section's device.
+    /// The persistent arena of each section's device.
     arenas: Vec<&'a PersistentArena>,
     state: Mutex<Recording>,
 }
 
 #[derive(Default)]
 struct Recording {
-    /// Where the pass is, what its device had done when it came there, and what was kept there.
+    /// The current section, with the work of its device and the bytes of its arena when the section began.
     current: Option<(usize, dry::Work, usize)>,
     sections: Vec<SectionWork>,
     transfers: Vec<SectionTransfer>,
@@ -133,7 +136,7 @@ impl<'a> Recorder<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds up the work since the pass came to where it is.
+    /// Adds the work since the current section began to this section.
     fn finish_section(&self) {
         let state = &mut *self.state();
         if let Some((section, before, kept)) = state.current.take() {
@@ -145,7 +148,7 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Forgets the work so far, but not what is kept.
+    /// Resets the recorded work before a call; persistent bytes are kept.
     fn begin_call(&self) {
         self.finish_section();
         let state = &mut *self.state();
@@ -173,24 +176,24 @@ impl SectionHooks for Recorder<'_> {
     }
 }
 
-/// What the planner runs the model with.
+/// The inputs of dry runs, and the results so far.
 pub(super) struct Trial<'a> {
     pub spec: &'a ModelSpec,
-    /// The devices that places may name.
+    /// The devices that places may use.
     pub devices: &'a [DeviceInfo],
     pub largest: &'a Largest,
     pub schedule: Schedule,
-    /// The type in which each component is computed; `None` is what suits the device.
+    /// The requested data type of each component; `None` is the default type of the device.
     pub dtypes: PerComponent<Option<DType>>,
-    /// How many sections each component has.
+    /// The number of sections of each component.
     pub sections: PerComponent<usize>,
-    /// What planning has cost.
+    /// The counter of planning steps.
     pub effort: &'a Effort,
-    /// What was tried already: resolving a map asks for the same places several times.
+    /// Results by component, place and batch: planning asks for the same places several times.
     cache: RefCell<HashMap<DryRunKey, Rc<DryRun>>>,
 }
 
-/// A component, its place, and how many pictures go through it at once.
+/// A component, its place, and the batch size.
 type DryRunKey = (ComponentId, Place<DeviceId>, usize);
 
 impl<'a> Trial<'a> {
@@ -202,17 +205,17 @@ impl<'a> Trial<'a> {
         effort: &'a Effort,
     ) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
-        // The arenas depend on the later steps only through how many estimates a solver keeps.
+        // Later steps change the arenas only by the number of past estimates that a solver keeps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
         let sections = spec.components.map(|_, component| component.network.sections().len());
         Ok(Self { spec, devices, largest, schedule, dtypes, sections, effort, cache: RefCell::default() })
     }
 
-    /// Runs a component without data, placed as `place` says, for up to `batch` pictures at once. Gives the most that it
-    /// asked of each device for any size and number of pictures, and the work of the largest.
+    /// Makes a dry run of a component in `place` with every batch size up to `batch`. The result has the largest cost
+    /// on each device over all batch sizes and picture sizes, and the section work of the largest ones.
     pub fn run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<Rc<DryRun>> {
         let stage = self.spec.components[component].stage();
-        // Texts are encoded and pictures decoded one by one.
+        // Texts are encoded and pictures are decoded one by one.
         let batch = if stage == Stage::Denoise { batch } else { 1 };
         let key = (component, place.clone(), batch);
         if let Some(result) = self.cache.borrow().get(&key) {
@@ -234,12 +237,12 @@ impl<'a> Trial<'a> {
         Ok(result)
     }
 
-    /// What it asks of each device, for one picture at a time.
+    /// The cost on each device, for one picture at a time.
     pub fn cost(&self, component: ComponentId, place: &Place<DeviceId>) -> Result<Vec<(DeviceId, Cost)>> {
         Ok(self.run(component, place, 1)?.costs.clone())
     }
 
-    /// One run, for a size in pixels.
+    /// Makes one dry run, for a size in pixels.
     fn run_one(
         &self,
         component: ComponentId,
@@ -247,7 +250,7 @@ impl<'a> Trial<'a> {
         (width, height): (usize, usize),
         batch: usize,
     ) -> Result<DryRun> {
-        // Every step of every section; a text or a picture is about one step of the UNet.
+        // A denoiser counts once for each step. A text encoder or a decoder does about the work of one step.
         let spec = &self.spec.components[component];
         let steps = if spec.stage() == Stage::Denoise { self.schedule.steps.len() as u64 } else { 1 };
         self.effort.spend(Tuning::DRY_RUN_STEPS * steps)?;
@@ -291,7 +294,7 @@ impl<'a> Trial<'a> {
         let sample = Sample { width, height, batch, guided, schedule };
         let calls = rehearse(self.spec, component, &instance, &arenas, &sample, &recorder, |done| {
             if done == 0 {
-                // The text's keys and values belong to no step.
+                // The keys and values of the text are not part of any step.
                 prepared = take();
             }
             if done == 0 || done + 1 == schedule.steps.len() {
@@ -299,7 +302,7 @@ impl<'a> Trial<'a> {
             }
             Ok(())
         })?;
-        // Before the counters are emptied.
+        // The recorder must finish before the counters are reset.
         let (mut sections, transfers) = recorder.finish();
         let costs =
             dry.iter().zip(take()).zip(prepared).zip(&each_arena).map(|((((device, _), work), prepared), arena)| {
@@ -329,27 +332,28 @@ impl<'a> Trial<'a> {
         Device::dry(id, info.rules, info.rates)
     }
 
-    /// The type in which a device computes a component.
+    /// The data type in which a device computes a component.
     pub fn dtype(&self, component: ComponentId, id: DeviceId) -> DType {
         self.info(component, id).rules.dtype()
     }
 
-    /// A device that computes in the type of `component`.
+    /// The description of a device with the data type of `component`.
     pub fn info(&self, component: ComponentId, id: DeviceId) -> DeviceInfo {
         let info = self.devices.iter().find(|device| device.id == id).expect("places are on usable devices");
         info.in_type(self.dtypes[component]).expect("planning begins with a look at the types")
     }
 
-    /// What a component costs whole, on one device.
+    /// The cost of a whole component on one device.
     pub fn whole(&self, component: ComponentId, device: DeviceId) -> Result<Cost> {
         let place = Place::whole(device, self.sections[component]);
         Ok(self.cost(component, &place)?[0].1)
     }
 
-    /// What each section does, and what it hands on, whole on one device: what an automatic cut is chosen from.
+    /// The dry run from which cuts are chosen: the work of each section and the tensors between sections, on one
+    /// device.
     pub fn table(&self, component: ComponentId, device: DeviceId) -> Result<Rc<DryRun>> {
         let devices = vec![device; self.sections[component]];
-        // Resting in a file, so that each section's weights are known apart.
+        // With weights on disk, the bytes of each section's weights are recorded separately.
         self.run(component, &Place::Route(Sections { devices, reside: Reside::Disk }), 1)
     }
 }

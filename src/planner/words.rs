@@ -1,8 +1,8 @@
-//! Figures and lists as messages and plans write them.
+//! Numbers and lists as text, for messages and plans.
 
 use crate::backend::DeviceId;
 
-/// Devices in words, neighbours together: `cuda:0 to cuda:7, cpu`.
+/// A list of devices, with consecutive numbers as a range: `cuda:0 to cuda:7, cpu`.
 pub(super) fn device_list(devices: &[DeviceId]) -> String {
     let follows = |a: &DeviceId, b: &DeviceId| a.kind == b.kind && a.index.map(|index| index + 1) == b.index;
     let words = devices.chunk_by(follows).map(|run| match run {
@@ -12,7 +12,7 @@ pub(super) fn device_list(devices: &[DeviceId]) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// `1 picture`, `12 pictures`; of a queue that does not end, many.
+/// A number of pictures as text: `one picture`, `12 pictures`; `many pictures` for an endless queue.
 pub(super) fn pictures(images: usize) -> String {
     match images {
         1 => "one picture".to_string(),
@@ -21,7 +21,7 @@ pub(super) fn pictures(images: usize) -> String {
     }
 }
 
-/// The time for all pictures, or that of one of very many.
+/// The time for all pictures as text; for an endless queue the time of one picture.
 pub(super) fn time(images: usize, all: f64) -> String {
     match images {
         usize::MAX => format!("{} each", seconds(all / images as f64)),
@@ -29,7 +29,7 @@ pub(super) fn time(images: usize, all: f64) -> String {
     }
 }
 
-/// Images per second for people; by the minute where that reads better.
+/// A rate in images per second as text; per minute if it is below 0.1.
 pub(crate) fn per_second(rate: f64) -> String {
     if rate >= 0.1 || rate == 0.0 {
         format!("{} images per second", significant(rate))
@@ -38,7 +38,7 @@ pub(crate) fn per_second(rate: f64) -> String {
     }
 }
 
-/// Seconds in words.
+/// A time in seconds as text, in a suitable unit.
 pub(crate) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{} µs", significant(s * 1e6)),
@@ -49,7 +49,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
-/// A number with three digits.
+/// A number with three significant digits.
 fn significant(value: f64) -> String {
     let digits = if value <= 0.0 { 0 } else { (2 - value.log10().floor() as i32).clamp(0, 6) as usize };
     format!("{value:.digits$}")
