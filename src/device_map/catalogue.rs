@@ -20,7 +20,7 @@ struct Catalogue {
 #[serde(deny_unknown_fields)]
 struct Overhead {
     bytes: String,
-    #[allow(dead_code)] // it is there to be read in the file
+    #[allow(dead_code)] // the source is for readers of the file
     source: String,
 }
 
@@ -76,8 +76,7 @@ pub fn catalogue() -> &'static BTreeMap<String, CatalogueDevice> {
     &catalogue_file().device
 }
 
-/// The bytes that a process occupies on a device of `kind` before it loads anything; zero for kinds that the catalogue
-/// does not list.
+/// The bytes that a process occupies on a device of `kind` before it loads anything; zero for kinds without an entry.
 pub(crate) fn overhead_bytes(kind: DeviceKind) -> u64 {
     let overhead = catalogue_file().overhead.get(kind.name());
     overhead.map_or(0, |overhead| parse_size(&overhead.bytes).expect("a test reads every size of the catalogue"))
@@ -111,8 +110,8 @@ mod tests {
             assert!((4 << 30..200 << 30).contains(&model.memory_bytes()), "{name}");
             assert!(model.f16_flops >= model.f32_flops && model.f32_flops > 1e12, "{name}");
             assert!((50e9..5e12).contains(&model.bandwidth()) && (5e9..=100e9).contains(&model.link()), "{name}");
-            // The ratio of operations to bytes of current GPUs is in this range; a figure that is wrong by a power of
-            // ten is not.
+            // This range holds the operations per byte of current GPUs, but not a figure that is wrong by a power of
+            // ten.
             assert!((20.0..500.0).contains(&(model.f16_flops / model.bandwidth())), "{name}");
         }
         for kind in [DeviceKind::Cuda, DeviceKind::Wgpu] {

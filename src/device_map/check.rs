@@ -55,8 +55,7 @@ impl DeviceMap {
         Ok(())
     }
 
-    /// Checks single values: counts from 1, no device twice in `devices`, facts that suit their device, and valid
-    /// places.
+    /// Checks counts from 1, that no device is twice in `devices`, facts that suit their device, and valid places.
     fn check_values(&self, prefix: &str) -> Result<()> {
         let key = |name: &str| format!("{prefix}{name}");
         if let InFlight::Count(count) = self.in_flight.value

@@ -86,10 +86,10 @@ impl DeviceMap {
     }
 
     fn usable_by_replicas(&self, defaults: &[DeviceId]) -> Result<Vec<DeviceId>> {
-        let mut all = Vec::new();
+        let mut usable = Vec::new();
         for (index, map) in self.replica_maps().iter().enumerate() {
             for device in map.usable(defaults)? {
-                if let Some(other) = all.iter().find(|other| mixes_cpu(**other, device)) {
+                if let Some(other) = usable.iter().find(|other| mixes_cpu(**other, device)) {
                     return Err(self.replica[index]
                         .refuse(
                             &format!("replica[{index}]"),
@@ -98,12 +98,12 @@ impl DeviceMap {
                         .found(format!("{device} beside {other}"))
                         .hint("give every [[replica]] `devices` of its own"));
                 }
-                if !all.contains(&device) {
-                    all.push(device);
+                if !usable.contains(&device) {
+                    usable.push(device);
                 }
             }
         }
-        Ok(all)
+        Ok(usable)
     }
 }
 

@@ -308,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_near() {
+    fn a_suggestion_is_similar_to_the_word() {
         let known = ["strategy", "devices", "dtype", "unet"];
         for (word, near) in [
             ("stratgy", Some("strategy")),

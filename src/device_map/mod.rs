@@ -44,8 +44,7 @@ pub const SHIPPED: [(&str, &str); 11] = [
 pub struct DeviceMap {
     /// The strategy, which places all components that `components` does not name.
     pub strategy: Located<Strategy>,
-    /// The devices that may be used, the preferred one first. If empty, the machine's defaults: see
-    /// [`usable`](Self::usable).
+    /// The devices that may be used, the preferred one first. If empty, the defaults: see [`usable`](Self::usable).
     pub devices: Vec<Located<DeviceId>>,
     /// The number of replicas, each placed by the strategy.
     pub replicas: Located<Replicas>,
@@ -253,8 +252,7 @@ impl From<DeviceId> for Located<Vec<MapPlace>> {
 }
 
 impl MapPlace {
-    /// The devices of this place, as often as they are named; in a guided place, those of the negative branch come
-    /// first.
+    /// The devices of this place, as often as they are named; in a guided place, the negative branch comes first.
     pub fn devices(&self) -> Vec<&Located<DeviceId>> {
         match self {
             MapPlace::On { device, .. } => vec![device],

@@ -52,8 +52,7 @@ pub(super) fn parse_accelerate_size(text: &str) -> Option<u64> {
     (size < u64::MAX as f64).then(|| size as u64 / if bits { 8 } else { 1 })
 }
 
-/// `number * unit` in whole bytes, computed with integers. `None` if `number` is not a number or the result does not
-/// fit.
+/// `number * unit` in whole bytes, computed with integers. `None` if this is not a number or does not fit.
 fn scale(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     // With every unit, twelve digits after the point are finer than a byte.

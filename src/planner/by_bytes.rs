@@ -152,8 +152,7 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
     Ok(Chosen { layouts, reason, rejected })
 }
 
-/// Chooses a cut of the components, or else offloaded weights, if they do not fit whole. `refused` is the error for
-/// that.
+/// Cuts components, or else offloads weights, because not all components fit whole: `refused` is the error for that.
 fn cut_or_offload(problem: &Problem, devices: &[DeviceId], refused: Error) -> Result<Chosen> {
     let groups = match problem.map.replicas.value {
         Replicas::Count(count) => partition(devices, count),
@@ -565,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named_with_its_numbers() {
+    fn an_error_names_what_does_not_fit_with_its_bytes() {
         let refused = |strategy, named: [Option<usize>; 3], gib: &[u64]| {
             let devices = devices(gib);
             let named = named.map(|n| n.map(|n| devices[n].id));
@@ -598,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_dealt_in_neighbours_the_remainder_first() {
+    fn devices_are_partitioned_into_contiguous_groups_larger_ones_first() {
         for (items, groups, sizes) in [
             (3, 2, &[2, 1][..]),
             (5, 4, &[2, 1, 1, 1]),

@@ -1,5 +1,4 @@
-//! The strategies that decide by predicted time: they choose the plan that finishes all requested pictures first, and
-//! list the rejected plans.
+//! The strategies that decide by predicted time: they choose the plan that finishes all requested pictures first.
 
 use std::cmp::Ordering;
 
@@ -100,7 +99,7 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId], alternative: &[Dev
         // List the best rejected plan of each family, including the chosen family on other devices.
         for family in Family::ALL.into_iter().map(Some).chain([None]) {
             for is_one_class in [true, false] {
-                let others = tried.iter().filter(|one| one.family == family && one.is_one_class == is_one_class);
+                let others = tried.iter().filter(|plan| plan.family == family && plan.is_one_class == is_one_class);
                 let others = others.filter(|other| other.scored.layouts != best.scored.layouts);
                 if let Some(other) = others.min_by(|a, b| a.scored.seconds.total_cmp(&b.scored.seconds)) {
                     chosen
@@ -129,10 +128,10 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId], alternative: &[Dev
 /// larger if it mixes numerics classes.
 fn best_of(tried: &[TriedPlan]) -> Option<&TriedPlan> {
     fn faster_by<'a>(share: f64) -> impl Fn(&'a TriedPlan, &'a TriedPlan) -> &'a TriedPlan {
-        move |best, one| if one.scored.seconds < (1.0 - share) * best.scored.seconds { one } else { best }
+        move |best, plan| if plan.scored.seconds < (1.0 - share) * best.scored.seconds { plan } else { best }
     }
     let best = |is_one_class| {
-        tried.iter().filter(|one| one.is_one_class == is_one_class).reduce(faster_by(Tuning::MIN_IMPROVEMENT))
+        tried.iter().filter(|plan| plan.is_one_class == is_one_class).reduce(faster_by(Tuning::MIN_IMPROVEMENT))
     };
     best(true).into_iter().chain(best(false)).reduce(faster_by(Tuning::MIN_MIXED_IMPROVEMENT))
 }
@@ -166,8 +165,8 @@ fn device_sets(costs: &Costs, devices: &[DeviceId], images: usize) -> Vec<Vec<De
 /// A rejected plan if the whole pipeline does not fit on a device; it says how many bytes are missing.
 fn whole_pipeline_too_large(problem: &Problem, id: DeviceId) -> Result<Option<Rejected>> {
     let costs = problem.costs;
-    let needs = costs.components().map(|component| costs.whole(component, id)).collect::<Result<Vec<_>>>()?;
-    let (needed, budget) = (needed_bytes(needs), problem.budget(id));
+    let component_costs = costs.components().map(|component| costs.whole(component, id)).collect::<Result<Vec<_>>>()?;
+    let (needed, budget) = (needed_bytes(component_costs), problem.budget(id));
     Ok((needed > budget).then(|| Rejected {
         what: format!("everything on {id}"),
         why: format!(

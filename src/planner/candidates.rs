@@ -37,8 +37,7 @@ impl GroupSearch<'_> {
     fn search(&mut self) -> Result<()> {
         let devices = self.devices;
         if devices.len() > Tuning::MAX_GROUP_DEVICES {
-            // A large group is searched for pools over all devices; the other families are tried on its fastest
-            // devices.
+            // Over all devices of a large group, only pools are tried; the other families on its fastest devices.
             for &front in &self.one_of_each_kind() {
                 self.try_pools(front, front)?;
             }
@@ -63,8 +62,7 @@ impl GroupSearch<'_> {
         self.problem.costs.trial.effort.is_spent()
     }
 
-    /// The devices, or the fastest of them if there are too many. Of equally fast devices, those with more memory are
-    /// taken.
+    /// The devices, or the fastest of them if there are too many. Of equally fast devices, those with more memory.
     fn fastest_devices(&self) -> Vec<DeviceId> {
         let mut few = self.devices.to_vec();
         if few.len() > Tuning::MAX_GROUP_DEVICES {
@@ -117,8 +115,7 @@ impl GroupSearch<'_> {
         self.try_offloaded()
     }
 
-    /// Tries the text encoder on `front`, the VAE on `back`, and UNets on the other devices, with and without these
-    /// two.
+    /// Tries the text encoder on `front`, the VAE on `back`, and UNets on other devices, with and without these two.
     fn try_pools(&mut self, front: DeviceId, back: DeviceId) -> Result<()> {
         for included in 0..if front == back { 2 } else { 4 } {
             if self.is_effort_spent() {
@@ -137,8 +134,8 @@ impl GroupSearch<'_> {
             if pool.is_empty() || pool == [front] && front == back {
                 continue;
             }
-            let others = |id: DeviceId| usize::from(!pool.contains(&id));
-            let auto_in_flight = pool.len() + others(front) + if front == back { 0 } else { others(back) };
+            let outside_pool = |id: DeviceId| usize::from(!pool.contains(&id));
+            let auto_in_flight = pool.len() + outside_pool(front) + if front == back { 0 } else { outside_pool(back) };
             for extra in 0..=Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
                 self.consider_whole(Family::Apart, front, pool.clone(), back, auto_in_flight + extra)?;
             }
@@ -155,12 +152,12 @@ impl GroupSearch<'_> {
         sets.sort_by_key(|&set| std::cmp::Reverse((has(set, denoiser), set)));
         for &id in self.devices {
             for &set in &sets {
-                let one = self.problem.named.map(|component, named| match named.is_none() && has(set, component) {
+                let here = self.problem.named.map(|component, named| match named.is_none() && has(set, component) {
                     true => vec![self.problem.whole(component, id)],
                     false => Vec::new(),
                 });
-                if self.problem.fits(&self.problem.layout(one.clone(), 2))? {
-                    one.iter().for_each(|(component, places)| placement[component].extend(places.iter().cloned()));
+                if self.problem.fits(&self.problem.layout(here.clone(), 2))? {
+                    here.iter().for_each(|(component, places)| placement[component].extend(places.iter().cloned()));
                     break;
                 }
             }
@@ -215,8 +212,7 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// A lower bound of the seconds of one branch of guidance: one text takes more than a third of the time of two
-    /// texts.
+    /// A lower bound of the seconds of one branch of guidance: one text takes over a third of the time of two.
     fn min_branch_seconds(&self, id: DeviceId) -> Result<f64> {
         let costs = self.problem.costs;
         Ok(costs.calls as f64 * costs.whole(self.denoiser(), id)?.seconds / 3.0)
@@ -243,7 +239,7 @@ impl GroupSearch<'_> {
             return Ok(());
         }
         let count = self.devices.len();
-        let all = self.devices.to_vec();
+        let devices = self.devices.to_vec();
         for end in self.one_of_each_kind() {
             for without in [&[][..], &[end][..]] {
                 let in_flights = match self.problem.goal() {
@@ -257,7 +253,7 @@ impl GroupSearch<'_> {
                     if self.is_effort_spent() {
                         return Ok(());
                     }
-                    if let Some(route) = self.best_route(&all, end, end, in_flight, without)? {
+                    if let Some(route) = self.best_route(&devices, end, end, in_flight, without)? {
                         let layout = self.with_denoisers(end, vec![Place::Route(route.into())], end, in_flight);
                         self.consider(Family::Cut, layout)?;
                     }
@@ -271,15 +267,15 @@ impl GroupSearch<'_> {
     /// device does. With two devices a cut is tried in any case, so that the plan can report its time.
     fn whole_is_better(&self) -> Result<bool> {
         let problem = self.problem;
-        let mut whole = Vec::with_capacity(self.devices.len());
+        let mut whole_unets = Vec::with_capacity(self.devices.len());
         for id in self.devices {
             let cost = problem.costs.whole(self.denoiser(), *id)?;
-            whole.push((cost.seconds, cost.alone_bytes() <= problem.budget(*id)));
+            whole_unets.push((cost.seconds, cost.alone_bytes() <= problem.budget(*id)));
         }
         Ok(match problem.goal() {
             _ if problem.costs.trial.devices.len() == 2 || self.best.is_empty() => false,
-            Goal::Throughput => whole.iter().all(|(_, fits)| *fits),
-            Goal::Latency => whole.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).is_some_and(|(_, fits)| fits),
+            Goal::Throughput => whole_unets.iter().all(|(_, fits)| *fits),
+            Goal::Latency => whole_unets.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).is_some_and(|(_, fits)| fits),
         })
     }
 
@@ -293,7 +289,7 @@ impl GroupSearch<'_> {
         }
     }
 
-    /// Finds the best cut of the UNet over `devices` except `without`, with a text encoder on `front` and a VAE on
+    /// Finds the best cut of the UNet over `devices` except `without`, with text encoders on `front` and the VAE on
     /// `back`.
     fn best_route(
         &self,
@@ -308,8 +304,7 @@ impl GroupSearch<'_> {
         let held = costs.held([&surroundings])?;
         let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
-        // With one request in flight, the stages use the transient arenas in turn, so only weights reduce the free
-        // bytes.
+        // With one request in flight, stages use the transient arenas in turn, so only weights reduce the free bytes.
         let taken = |held: &HeldBytes| if in_flight > 1 { held.total() } else { held.weight_bytes };
         let busy = |id: DeviceId| {
             let whole = |component| costs.whole(component, id).map_or(0.0, |cost| cost.seconds);
@@ -323,8 +318,7 @@ impl GroupSearch<'_> {
                 0.0
             }
         };
-        // The table's arenas are approximate. If a piece needs more than its table says, the next attempt leaves more
-        // bytes free.
+        // The table's arenas are approximate: if a piece needs more, the next attempt leaves more bytes free.
         for _ in 0..Tuning::MAX_CUT_ATTEMPTS {
             let left = devices
                 .iter()
@@ -366,8 +360,7 @@ impl GroupSearch<'_> {
         Ok(cuts::best(&table, targets, in_flight, goal))
     }
 
-    /// Cuts every component that no device holds, one after the other over the bytes that remain. Used if nothing else
-    /// fits.
+    /// If nothing else fits, cuts every component that no device holds, one after the other over the remaining bytes.
     fn try_cut_all(&mut self) -> Result<()> {
         if !self.best.is_empty() || self.devices.len() < 2 || self.is_effort_spent() {
             return Ok(());
@@ -498,7 +491,7 @@ impl GroupSearch<'_> {
         }
         let layouts = vec![layout];
         let load = problem.costs.load(&layouts)?;
-        let before = self.best.get(&family);
+        let known_best = self.best.get(&family);
         let seconds_per_image: f64 = load.replicas[0]
             .stations
             .iter()
@@ -511,8 +504,9 @@ impl GroupSearch<'_> {
             seconds: f64::INFINITY,
         };
         if problem.goal() == Goal::Throughput && load.replicas[0].in_flight > 1 {
-            if before.is_some_and(|before| {
-                load.batch as f64 * load.max_requests_per_second() < before.images_per_second * (1.0 + Tuning::ROUNDING)
+            if known_best.is_some_and(|known_best| {
+                load.batch as f64 * load.max_requests_per_second()
+                    < known_best.images_per_second * (1.0 + Tuning::ROUNDING)
             }) {
                 return Ok(());
             }
@@ -520,7 +514,7 @@ impl GroupSearch<'_> {
             problem.costs.trial.effort.spend(prediction.steps)?;
             scored.images_per_second = prediction.images_per_second;
         }
-        if before.is_none_or(|before| scored.beats(before, problem.goal())) {
+        if known_best.is_none_or(|known_best| scored.beats(known_best, problem.goal())) {
             self.best.insert(family, scored);
         }
         Ok(())

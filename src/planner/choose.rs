@@ -1,5 +1,4 @@
-//! Chooses the replicas of one device map: the places that the map names, and those that its strategy finds for the
-//! rest.
+//! Chooses the replicas of one device map: the places that the map names, and those that its strategy finds.
 
 use super::{
     by_bytes, by_time, diffusers,
@@ -22,8 +21,7 @@ pub(super) fn choose(map: &DeviceMap, costs: &Costs, devices: &[DeviceId], budge
     if named.iter().all(|(_, places)| places.is_some()) {
         return Ok(Chosen { layouts: vec![problem.replica(problem.named_placement())?], ..Chosen::default() });
     }
-    // The CPU is used together with GPUs only if the map lists it or nothing fits without it. It may be used instead of
-    // them.
+    // The CPU is used with GPUs only if the map lists it or nothing fits without it. It may be used instead of them.
     let is_listed = |id: &DeviceId| map.devices.iter().any(|device| device.value == *id);
     let (cpu, others): (Vec<DeviceId>, Vec<DeviceId>) =
         devices.iter().partition(|id| id.kind == DeviceKind::Cpu && !is_listed(id));

@@ -103,9 +103,9 @@ pub fn best(sections: &[SectionCosts], devices: &[Target], in_flight: usize, goa
     match goal {
         CutGoal::Total => search.solve(&|time, piece| time + piece, f64::INFINITY),
         CutGoal::SlowestPiece => {
-            let least = search.solve(&f64::max, f64::INFINITY)?;
+            let fastest = search.solve(&f64::max, f64::INFINITY)?;
             // Of all cuts that are not slower, take the one that transfers the fewest bytes.
-            search.solve(&|_, _| 0.0, least.slowest() * (1.0 + Tuning::ROUNDING))
+            search.solve(&|_, _| 0.0, fastest.slowest() * (1.0 + Tuning::ROUNDING))
         }
     }
 }
@@ -284,11 +284,12 @@ fn range_costs_from(sections: &[SectionCosts], from: usize, kind: usize, in_flig
         };
         let arena =
             (from..=to).map(|now| sections[now].needs[kind].activation_bytes + waiting_bytes(now)).max().unwrap_or(0);
-        let before = if from > 0 { sections[from - 1].out_bytes } else { 0 };
-        let after = if to + 1 < sections.len() { sections[to].out_bytes } else { 0 };
+        let input_bytes = if from > 0 { sections[from - 1].out_bytes } else { 0 };
+        let output_bytes = if to + 1 < sections.len() { sections[to].out_bytes } else { 0 };
         let received =
-            before + skips().filter(|&(a, b, _)| !inside(a) && inside(b)).map(|(.., bytes)| bytes).sum::<u64>();
-        let sent = after + skips().filter(|&(a, b, _)| inside(a) && !inside(b)).map(|(.., bytes)| bytes).sum::<u64>();
+            input_bytes + skips().filter(|&(a, b, _)| !inside(a) && inside(b)).map(|(.., bytes)| bytes).sum::<u64>();
+        let sent =
+            output_bytes + skips().filter(|&(a, b, _)| inside(a) && !inside(b)).map(|(.., bytes)| bytes).sum::<u64>();
         let requests = in_flight as u64;
         RangeCost {
             bytes: needs().map(|needs| needs.weight_bytes + requests * needs.keep_bytes).sum::<u64>()
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_goes_from_its_maker_to_its_user_once() {
+    fn a_skip_tensor_is_transferred_once() {
         let mut sections = [1.0; 4].map(|seconds| section(1, seconds));
         sections[0].skips = vec![(3, 50)];
         let cut = best(&sections, &[target(2), target(2), target(2)], 1, CutGoal::SlowestPiece).unwrap();
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_its_user_needs_room_there() {
+    fn a_skip_tensor_occupies_memory_until_it_is_used() {
         let mut sections = [1.0; 3].map(|seconds| section(1, seconds));
         sections[0].skips = vec![(2, 50)];
         // If one device runs all sections, it holds the skip tensor while the middle section runs.
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_in_flight_need_room_each() {
+    fn each_request_in_flight_needs_memory() {
         let mut sections = [1.0; 2].map(|seconds| section(1, seconds));
         for section in &mut sections {
             section.needs[0].activation_bytes = 3;

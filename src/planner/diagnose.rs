@@ -34,31 +34,31 @@ impl Candidates<'_> {
     /// Maps with one relaxed entry, each with the error for that entry. An entry that replicas inherit from the top
     /// level is relaxed in all of them.
     fn relaxed_maps(&self) -> Vec<(DeviceMap, Error)> {
-        let mut all = Vec::new();
+        let mut relaxed = Vec::new();
         let is_count = |in_flight: &InFlight| matches!(in_flight, InFlight::Count(2..));
         for (prefix, own) in self.map.all_maps() {
             let (is_top, key) = (prefix.is_empty(), |name: &str| format!("{prefix}{name}"));
             let batch = Some(&own.batch).filter(|batch| is_top || **batch != self.map.batch);
-            all.extend(self.relax_count(&key("batch"), batch, |n| *n > 1, |map| &mut map.batch, 1));
+            relaxed.extend(self.relax_count(&key("batch"), batch, |n| *n > 1, |map| &mut map.batch, 1));
             let in_flight = Some(&own.in_flight).filter(|count| is_top || **count != self.map.in_flight);
             let one = InFlight::Count(1);
-            all.extend(self.relax_count(&key("in_flight"), in_flight, is_count, |map| &mut map.in_flight, one));
+            relaxed.extend(self.relax_count(&key("in_flight"), in_flight, is_count, |map| &mut map.in_flight, one));
             for (id, limit) in &own.max_memory {
                 if is_top || self.map.max_memory.get(id) != Some(limit) {
                     let relax =
                         |map: &mut DeviceMap| map.max_memory.retain(|known, other| (known, &*other) != (id, limit));
-                    all.extend(self.relax_size(&key(&format!("max_memory.{id}")), Some(limit), relax));
+                    relaxed.extend(self.relax_size(&key(&format!("max_memory.{id}")), Some(limit), relax));
                 }
             }
         }
         for (id, facts) in &self.map.device {
             let facts = &facts.value;
             let relax = |map: &mut DeviceMap| change_facts(map, *id, |facts| facts.reserve = None);
-            all.extend(self.relax_size(&format!("device.{id}.reserve"), facts.reserve.as_ref(), relax));
+            relaxed.extend(self.relax_size(&format!("device.{id}.reserve"), facts.reserve.as_ref(), relax));
             let relax = |map: &mut DeviceMap| change_facts(map, *id, |facts| facts.memory = None);
-            all.extend(self.relax_size(&format!("device.{id}.memory"), facts.memory.as_ref(), relax));
+            relaxed.extend(self.relax_size(&format!("device.{id}.memory"), facts.memory.as_ref(), relax));
         }
-        all
+        relaxed
     }
 
     fn relax_count<T: PartialEq + Clone>(

@@ -92,13 +92,13 @@ fn balanced(networks: &[NetworkSize], devices: &[DeviceBudget]) -> Result<Vec<Op
         return Ok(placement);
     };
     let last = placement.iter().position(|place| *place == Some(DiffusersPlace::Host));
-    let why = format!(
+    let problem = format!(
         "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
          the {} drove it out, and the first picture would fail",
         networks[lost].name,
         last.map_or("next", |last| networks[last].name.as_str())
     );
-    Err(Error::input(format!("strategy \"diffusers-balanced\": {why}"))
+    Err(Error::input(format!("strategy \"diffusers-balanced\": {problem}"))
         .found(devices.iter().map(DeviceBudget::describe_free).collect::<Vec<_>>().join(", "))
         .hint("strategy = \"balanced\" asks every device"))
 }

@@ -1,5 +1,4 @@
-//! A limit of the work for one plan. Work is counted in steps instead of time, so that a map has the same plan on every
-//! machine.
+//! A limit of the work for one plan, counted in steps, so that a map has the same plan on every machine.
 
 use std::cell::Cell;
 

@@ -104,11 +104,11 @@ impl<'a> Costs<'a> {
     pub fn new(trial: &'a Trial<'a>, host_free_bytes: Option<u64>) -> Result<Self> {
         let (spec, largest) = (trial.spec, trial.largest);
         let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
-        let alike = |a: &DeviceInfo, b: &DeviceInfo| {
+        let is_alike = |a: &DeviceInfo, b: &DeviceInfo| {
             (a.id.kind, a.rules, &a.rates, a.f32_flops, &a.class)
                 == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)
         };
-        let first = |info| trial.devices.iter().position(|other| alike(other, info)).unwrap_or(0);
+        let first = |info| trial.devices.iter().position(|other| is_alike(other, info)).unwrap_or(0);
         let kinds = trial.devices.iter().map(first).collect();
         Ok(Self { trial, calls, host_free_bytes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
     }
@@ -142,8 +142,7 @@ impl<'a> Costs<'a> {
         &self.trial.devices[self.index(id)]
     }
 
-    /// The kind of a device, which is the index of the first device of this kind. Devices of one kind have the same
-    /// costs.
+    /// The kind of a device: the index of the first device of this kind. Devices of one kind have the same costs.
     pub fn kind(&self, id: DeviceId) -> usize {
         self.kinds[self.index(id)]
     }
@@ -185,9 +184,9 @@ impl<'a> Costs<'a> {
         let mut stand_ins = StandIns::new();
         for id in place.devices() {
             let kind = self.kind(id);
-            let before = stand_ins.iter().filter(|(known, _)| self.kind(*known) == kind).count();
-            let alike = self.trial.devices.iter().zip(&self.kinds).filter(|(_, other)| **other == kind);
-            stand_ins.push((id, alike.map(|(info, _)| info.id).nth(before).unwrap_or(id)));
+            let position = stand_ins.iter().filter(|(known, _)| self.kind(*known) == kind).count();
+            let same_kind = self.trial.devices.iter().zip(&self.kinds).filter(|(_, other)| **other == kind);
+            stand_ins.push((id, same_kind.map(|(info, _)| info.id).nth(position).unwrap_or(id)));
         }
         let renamed = |id: &DeviceId| stand_ins.iter().find(|(known, _)| known == id).map_or(*id, |(_, name)| *name);
         Ok((self.trial.run(component, &place.map(renamed), batch)?, stand_ins))
@@ -365,7 +364,7 @@ impl<'a> Costs<'a> {
         Ok(held)
     }
 
-    /// The bytes of the weights of several places of a component on one device. Places share the weights of common
+    /// The bytes of the weights of several places of a component on one device, which share the weights of common
     /// sections.
     fn common_weight_bytes(&self, component: ComponentId, device: usize, parts: &[WeightPart]) -> Result<u64> {
         let all: BTreeSet<usize> = parts.iter().flat_map(|part| part.sections.iter().copied()).collect();
@@ -384,7 +383,7 @@ impl<'a> Costs<'a> {
         Ok(sections.iter().map(|&section| table[section].needs[kind].weight_bytes).sum())
     }
 
-    /// Converts layouts to the input of a prediction. Devices are indices of the trial's devices. A batch counts as one
+    /// Converts layouts to the input of a prediction. Devices are indices of the trial's devices. A batch is one
     /// request.
     pub fn load(&self, layouts: &[Layout]) -> Result<Load> {
         let replica = |layout: &Layout| -> Result<predict::ReplicaLoad> {

@@ -1,5 +1,4 @@
-//! The devices of a machine as a device map uses them: their descriptions, their budgets, and the data type of each
-//! component.
+//! The devices of a machine as a device map uses them: descriptions, budgets, and the data type of each component.
 
 use super::hardware;
 use crate::{
@@ -53,8 +52,7 @@ pub(super) fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, inf
     }
 }
 
-/// The description of a device that the map may use: a share of the CPU or a device of the machine, with the map's
-/// facts.
+/// The description of a device that the map may use: a share of the CPU or a device of the machine, with its facts.
 pub(super) fn describe(
     map: &DeviceMap,
     id: DeviceId,

@@ -1,5 +1,4 @@
-//! The planner: decides which device runs what, and computes the bytes and times of the result before anything is
-//! loaded.
+//! The planner decides which device runs what, and computes bytes and times before anything is loaded.
 
 mod by_bytes;
 mod by_time;

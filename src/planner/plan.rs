@@ -49,8 +49,8 @@ pub struct ReplicaPlan {
     pub batch: usize,
     /// The persistent arena of each request in flight on each device of the denoiser, in bytes.
     pub keep_bytes: Vec<(DeviceId, u64)>,
-    /// The request scratch of each request on the devices of a cut UNet, in bytes; empty if a request holds these
-    /// devices alone.
+    /// The request scratch of each request on the devices of a cut UNet, in bytes; empty if requests do not share
+    /// these.
     #[serde(rename = "lane_bytes")]
     pub scratch_bytes: Vec<(DeviceId, u64)>,
 }
@@ -228,10 +228,10 @@ impl Plan {
         let costs = Costs::new(&trial, host.map(|host| host.free_bytes))?;
         let (mut layouts, mut reasons, mut rejected) = (Vec::new(), Reasons::default(), Vec::new());
         for &map in &maps {
-            let mut own = map.usable(defaults)?;
-            own.retain(|id| infos.iter().any(|info| info.id == *id));
+            let mut own_devices = map.usable(defaults)?;
+            own_devices.retain(|id| infos.iter().any(|info| info.id == *id));
             let usable_bytes = |info: &DeviceInfo| budget(map, info).saturating_sub(info.overhead_bytes);
-            let chosen = choose(map, &costs, &own, &infos.iter().map(usable_bytes).collect::<Vec<_>>())?;
+            let chosen = choose(map, &costs, &own_devices, &infos.iter().map(usable_bytes).collect::<Vec<_>>())?;
             reasons.add(map, &costs, &chosen);
             for one in chosen.rejected {
                 if !rejected.contains(&one) {
@@ -241,8 +241,8 @@ impl Plan {
             layouts.extend(chosen.layouts);
         }
         // The limit in one replica's map applies to the device, even if other replicas use it too.
-        let least = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
-        let budgets: Vec<u64> = infos.iter().map(least).collect();
+        let min_budget = |info: &DeviceInfo| maps.iter().map(|map| budget(map, info)).min().unwrap_or(0);
+        let budgets: Vec<u64> = infos.iter().map(min_budget).collect();
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
         (plan.reasons, plan.rejected) = (reasons.sentences(spec), rejected);
         let is_idle =
@@ -271,8 +271,7 @@ impl Plan {
         .hint("reside = \"disk\" for a component"))
     }
 
-    /// Rejects a plan in which devices of different numerics classes run the same component, if the map requires one
-    /// class.
+    /// Rejects a plan in which devices of several numerics classes run the same component, if the map requires one.
     fn check_numerics(&self, map: &DeviceMap) -> Result<()> {
         if map.numerics.value == Numerics::Any {
             return Ok(());

@@ -30,8 +30,7 @@ impl Task {
 /// One instance of a component.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StationInstance {
-    /// Tasks that a request passes once, before all others. The devices of the first task decide which instance of a
-    /// pool is free.
+    /// Tasks that a request passes once, before all others. The first one's devices decide which instance is free.
     pub first: Vec<Task>,
     /// Tasks that a request passes in order.
     pub tasks: Vec<Task>,
@@ -115,8 +114,7 @@ pub struct Load {
     pub devices: usize,
     /// The replicas, which share one queue.
     pub replicas: Vec<ReplicaLoad>,
-    /// Whether the first request passes the text stations twice, because it encodes the negative prompt for all
-    /// requests.
+    /// Whether the first request passes the text stations twice, because it encodes the negative prompt for all.
     pub first_texts_twice: bool,
     /// The number of images in one request: a batch counts as one request.
     pub batch: usize,
@@ -308,12 +306,12 @@ impl Load {
     /// extrapolated with the rate of the simulated ones.
     pub fn seconds_for(&self, images: usize) -> f64 {
         let count = images.div_ceil(self.batch);
-        let most = Tuning::PREDICTED_REQUESTS.max(Tuning::MAX_SIMULATED_ROUNDS * self.in_flight());
-        if count <= most {
+        let max_simulated = Tuning::PREDICTED_REQUESTS.max(Tuning::MAX_SIMULATED_ROUNDS * self.in_flight());
+        if count <= max_simulated {
             return self.run(count).makespan();
         }
-        let run = self.run(most);
-        run.makespan() + (count - most) as f64 / self.steady_rate(&run).0
+        let run = self.run(max_simulated);
+        run.makespan() + (count - max_simulated) as f64 / self.steady_rate(&run).0
     }
 
     /// The requests per second in the steady part of a run, and that part: from the end of the first requests to the
@@ -521,8 +519,7 @@ mod tests {
         assert!((got / want - 1.0).abs() <= within, "{got} rather than {want}");
     }
 
-    /// Checks that `count` requests take as long as the busiest stage needs, plus the time to fill and drain the
-    /// pipeline.
+    /// Checks that `count` requests take as long as the busiest stage, plus the time to fill and drain the pipeline.
     fn check(load: &Load, rate: f64) {
         let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
         close(prediction.images_per_second, rate, 0.01);
@@ -570,8 +567,7 @@ mod tests {
             let mut load = load(4, 4, vec![vec![whole(0, small)], unets, vec![whole(0, small)]]);
             let rate = seconds.iter().map(|seconds| 1.0 / seconds).sum();
             close(load.max_requests_per_second(), rate, 1e-9);
-            // If two UNets finish within the time of a decoding and an encoding, the second one waits for its next
-            // text.
+            // If two UNets finish within the time of a decoding and an encoding, the second waits for its next text.
             close(load.predict(Tuning::PREDICTED_REQUESTS).images_per_second, rate, 0.05);
             load.replicas[0].in_flight = 6;
             check(&load, rate);
@@ -636,8 +632,8 @@ mod tests {
 
     #[test]
     fn a_request_does_not_overtake_an_older_one_that_waits_for_two_devices() {
-        // Device 1 is free, but the third request must wait: the second waits for devices 0 and 1, and the first has
-        // device 0.
+        // The third request must wait although device 1 is free: the second waits for both devices, and the first has
+        // 0.
         let both = StationInstance::once(Task { busy_seconds: vec![(0, 1.0), (1, 1.0)], seconds: 1.0 });
         let unets = [whole(0, 2.0), both, whole(1, 1.0)];
         let replica = |unet| replica(vec![vec![whole(2, 0.0)], vec![unet]], 1);
@@ -699,8 +695,7 @@ mod tests {
     fn the_cost_of_a_prediction_does_not_grow_with_the_number_of_requests() {
         let unet = StationInstance::repeated((0..4).map(|device| Task::on(device, 0.01)).collect(), 50);
         let load = load(6, 6, vec![vec![whole(4, 0.01)], vec![unet], vec![whole(5, 0.1)]]);
-        // At each instant of 258 requests with 202 tasks each, six requests are in flight and six instances are waited
-        // for.
+        // At each instant of 258 requests with 202 tasks each, six are in flight and six instances are waited for.
         let steps = load.predict(Tuning::PREDICTED_REQUESTS).steps;
         assert!(steps <= 12 * 258 * 202, "{steps}");
         // So many requests would not fit in memory: only the first few are simulated.

@@ -1,5 +1,4 @@
-//! The problem that a strategy solves (the limits of devices and the places that the map names), and its candidate
-//! solutions.
+//! The problem that a strategy solves (the limits of devices and the places in the map), and its candidate solutions.
 
 use std::collections::BTreeMap;
 
@@ -278,10 +277,10 @@ fn auto_in_flight(placement: &Placement<DeviceId>, costs: &Costs) -> Result<usiz
     let mut taken_devices = devices(slowest_first[0]);
     let mut in_flight = instances(slowest_first[0]);
     for &component in &slowest_first[1..] {
-        let own = devices(component);
-        if own.iter().all(|device| !taken_devices.contains(device)) {
+        let own_devices = devices(component);
+        if own_devices.iter().all(|device| !taken_devices.contains(device)) {
             in_flight += if costs.denoises(component) { instances(component) } else { 1 };
-            taken_devices.extend(own);
+            taken_devices.extend(own_devices);
         }
     }
     Ok(in_flight)

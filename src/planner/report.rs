@@ -29,8 +29,7 @@ fn list(f: &mut fmt::Formatter<'_>, title: &str, lines: &[String]) -> fmt::Resul
     }
 }
 
-/// A line such as `0: text_encoder and vae cuda:0, unet cuda:1 | cuda:2; 3 in flight`, with `|` between the places of a
-/// pool.
+/// A line such as `0: text_encoder and vae cuda:0, unet cuda:1 | cuda:2; 3 in flight`, with `|` inside pools.
 fn replica_line(components: &PerComponent<ComponentPlan>, number: usize, replica: &ReplicaPlan) -> String {
     let mut places: Vec<(Vec<&str>, String)> = Vec::new();
     for (component, pool) in replica.placement.iter() {

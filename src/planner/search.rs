@@ -59,9 +59,9 @@ impl<'a> ReplicaSearch<'a> {
 
     /// The best single replica of these families.
     fn best_single(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let known = self.best_in_group(devices)?;
+        let searched = self.best_in_group(devices)?;
         let mut best: Option<Scored> = None;
-        for scored in families.iter().filter_map(|family| known.1.get(family)) {
+        for scored in families.iter().filter_map(|family| searched.1.get(family)) {
             scored.clone().replace_if_better(&mut best, self.problem.goal());
         }
         Ok(best)

@@ -1,5 +1,4 @@
-//! Dry runs: the real model code runs on devices without data, which gives the exact bytes that a placed component
-//! needs.
+//! Dry runs: the real model code runs on devices without data, which gives the exact bytes of a placed component.
 
 use std::{
     cell::RefCell,
@@ -93,8 +92,7 @@ pub struct SectionWork {
     pub seconds: f64,
     /// The bytes of its packed weights.
     pub weight_bytes: u64,
-    /// The bytes that a request keeps on its device: keys and values of the text, and for the first section the
-    /// latents.
+    /// The bytes that a request keeps on its device: keys and values of the text, and the latents of the first section.
     pub keep_bytes: u64,
 }
 
@@ -349,8 +347,7 @@ impl<'a> Trial<'a> {
         Ok(self.cost(component, &place)?[0].1)
     }
 
-    /// The dry run from which cuts are chosen: the work of each section and the tensors between sections, on one
-    /// device.
+    /// The dry run from which cuts are chosen: the work of each section, and the tensors between sections.
     pub fn table(&self, component: ComponentId, device: DeviceId) -> Result<Rc<DryRun>> {
         let devices = vec![device; self.sections[component]];
         // With weights on disk, the bytes of each section's weights are recorded separately.
