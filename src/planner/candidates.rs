@@ -241,7 +241,7 @@ impl GroupSearch<'_> {
         let count = self.devices.len();
         let devices = self.devices.to_vec();
         for end in self.one_of_each_kind() {
-            for without in [&[][..], &[end][..]] {
+            for excluded in [&[][..], &[end][..]] {
                 let in_flights = match self.problem.goal() {
                     Goal::Latency => vec![1],
                     Goal::Throughput => vec![1, 2, count, count + 1],
@@ -253,7 +253,7 @@ impl GroupSearch<'_> {
                     if self.is_effort_spent() {
                         return Ok(());
                     }
-                    if let Some(route) = self.best_route(&devices, end, end, in_flight, without)? {
+                    if let Some(route) = self.best_route(&devices, end, end, in_flight, excluded)? {
                         let layout = self.with_denoisers(end, vec![Place::Route(route.into())], end, in_flight);
                         self.consider(Family::Cut, layout)?;
                     }
@@ -289,7 +289,7 @@ impl GroupSearch<'_> {
         }
     }
 
-    /// Finds the best cut of the UNet over `devices` except `without`, with text encoders on `front` and the VAE on
+    /// Finds the best cut of the UNet over `devices` except `excluded`, with text encoders on `front` and the VAE on
     /// `back`.
     fn best_route(
         &self,
@@ -297,20 +297,21 @@ impl GroupSearch<'_> {
         front: DeviceId,
         back: DeviceId,
         in_flight: usize,
-        without: &[DeviceId],
+        excluded: &[DeviceId],
     ) -> Result<Option<Vec<DeviceId>>> {
         let costs = self.problem.costs;
-        let surroundings = self.layout(front, Vec::new(), back, in_flight);
-        let held = costs.held([&surroundings])?;
-        let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !without.contains(id)).collect();
+        let other_components = self.layout(front, Vec::new(), back, in_flight);
+        let held = costs.held([&other_components])?;
+        let devices: Vec<DeviceId> = devices.iter().copied().filter(|id| !excluded.contains(id)).collect();
         let mut spare: Vec<u64> = vec![0; devices.len()];
         // With one request in flight, stages use the transient arenas in turn, so only weights reduce the free bytes.
         let taken = |held: &HeldBytes| if in_flight > 1 { held.total() } else { held.weight_bytes };
         let busy = |id: DeviceId| {
             let whole = |component| costs.whole(component, id).map_or(0.0, |cost| cost.seconds);
             let others = costs.components().filter(|component| !costs.denoises(*component));
-            let here = others
-                .flat_map(|component| surroundings.placement[component].iter().map(move |place| (component, place)));
+            let here = others.flat_map(|component| {
+                other_components.placement[component].iter().map(move |place| (component, place))
+            });
             let here = here.filter(|(_, place)| resident_device(place) == Some(id));
             if in_flight > 1 {
                 here.map(|(component, _)| whole(component)).sum::<f64>() / costs.calls as f64

@@ -299,8 +299,8 @@ fn range_costs_from(sections: &[SectionCosts], from: usize, kind: usize, in_flig
             received,
         }
     };
-    let none = RangeCost { bytes: u64::MAX, seconds: f64::INFINITY, transferred: 0, received: 0 };
-    (0..sections.len()).map(|to| if to < from { none } else { cost_to(to) }).collect()
+    let unused = RangeCost { bytes: u64::MAX, seconds: f64::INFINITY, transferred: 0, received: 0 };
+    (0..sections.len()).map(|to| if to < from { unused } else { cost_to(to) }).collect()
 }
 
 #[cfg(test)]

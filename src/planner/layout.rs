@@ -53,7 +53,7 @@ pub struct HeldBytes {
     /// The packed weights that stay on the device.
     pub weight_bytes: u64,
     /// The largest number of bytes of offloaded weights that are on the device at one time.
-    pub visitor_bytes: u64,
+    pub offloaded_bytes: u64,
     /// The transient arena.
     pub activation_bytes: u64,
     /// The persistent arenas and the request scratch of all requests in flight.
@@ -63,7 +63,7 @@ pub struct HeldBytes {
 impl HeldBytes {
     /// The sum of all bytes.
     pub fn total(&self) -> u64 {
-        self.weight_bytes + self.visitor_bytes + self.activation_bytes + self.keep_bytes
+        self.weight_bytes + self.offloaded_bytes + self.activation_bytes + self.keep_bytes
     }
 }
 
@@ -344,7 +344,7 @@ impl<'a> Costs<'a> {
                         let mut weight_bytes = cost.weight_bytes;
                         if !sections_on(place, id, |reside| reside != Reside::Device).is_empty() {
                             weight_bytes = self.weight_bytes(component, index, &stays)?;
-                            device.visitor_bytes = device.visitor_bytes.max(cost.weight_bytes - weight_bytes);
+                            device.offloaded_bytes = device.offloaded_bytes.max(cost.weight_bytes - weight_bytes);
                         }
                         staying
                             .entry((index, component))

@@ -319,7 +319,7 @@ impl Plan {
                 overhead_bytes: info.overhead_bytes,
                 components: Vec::new(),
                 weight_bytes: held.weight_bytes,
-                visitor_bytes: held.visitor_bytes,
+                visitor_bytes: held.offloaded_bytes,
                 activation_bytes: held.activation_bytes,
                 keep_bytes: held.keep_bytes,
                 idle_share,

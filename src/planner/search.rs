@@ -13,7 +13,10 @@ use super::{
 use crate::{backend::DeviceId, error::Result, pipeline::placement::Place};
 
 /// A group of devices with the best candidates on it.
-type SearchedGroup = (Vec<DeviceId>, BestByFamily);
+struct SearchedGroup {
+    devices: Vec<DeviceId>,
+    best: BestByFamily,
+}
 
 /// Searched groups by the kinds and budgets of their devices.
 type GroupCache = BTreeMap<Vec<(usize, u64)>, Rc<SearchedGroup>>;
@@ -61,7 +64,7 @@ impl<'a> ReplicaSearch<'a> {
     fn best_single(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let searched = self.best_in_group(devices)?;
         let mut best: Option<Scored> = None;
-        for scored in families.iter().filter_map(|family| searched.1.get(family)) {
+        for scored in families.iter().filter_map(|family| searched.best.get(family)) {
             scored.clone().replace_if_better(&mut best, self.problem.goal());
         }
         Ok(best)
@@ -105,10 +108,9 @@ impl<'a> ReplicaSearch<'a> {
     }
 
     /// Tries every partition of the devices into groups, where some devices may remain unused. A state of the dynamic
-    /// program is a set of devices as a bit mask; its value is the best candidate on them. The last group of a state
-    /// contains the first device of the set.
+    /// program is a set of devices as a bit mask; its value is the best candidate on them.
     fn partition_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let last_groups = |taken: usize| {
+        let transitions = |taken: usize| {
             let first = 1 << taken.trailing_zeros();
             let others = taken & !first;
             let subsets = successors(Some(others), move |&subset| (subset > 0).then(|| (subset - 1) & others));
@@ -118,31 +120,31 @@ impl<'a> ReplicaSearch<'a> {
             };
             (others, subsets.map(group).collect())
         };
-        self.best_partition(1 << devices.len(), last_groups, families)
+        self.best_partition(1 << devices.len(), transitions, families)
     }
 
     /// Tries every partition of the devices into contiguous groups, where some devices may remain unused. State n of
     /// the dynamic program stands for the first n devices; its value is the best candidate on them.
     fn partition_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let last_groups = |end: usize| {
+        let transitions = |end: usize| {
             let starts = end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end;
             (end - 1, starts.map(|start| (start, devices[start..end].to_vec())).collect())
         };
-        self.best_partition(devices.len() + 1, last_groups, families)
+        self.best_partition(devices.len() + 1, transitions, families)
     }
 
     /// Finds the best replicas on disjoint groups by dynamic programming over `states`. The last state has all devices.
-    /// For a state, `last_groups` returns the state without its last device, and the possible last groups, each with
-    /// the state that remains without it.
+    /// For a state, `transitions` returns the state without a certain device, in which this device remains unused, and
+    /// the groups that may contain it, each with the state of the remaining devices.
     fn best_partition(
         &self,
         states: usize,
-        last_groups: impl Fn(usize) -> (usize, Vec<(usize, Vec<DeviceId>)>),
+        transitions: impl Fn(usize) -> (usize, Vec<(usize, Vec<DeviceId>)>),
         families: &[Family],
     ) -> Result<Option<Scored>> {
         let mut best: Vec<Option<Scored>> = vec![None; states];
         for state in 1..states {
-            let (without, groups) = last_groups(state);
+            let (without, groups) = transitions(state);
             let mut best_here = best[without].clone();
             for (before, group) in groups {
                 if let Some(found) = self.best_single(&group, families)? {
@@ -159,20 +161,21 @@ impl<'a> ReplicaSearch<'a> {
     fn best_in_group(&self, devices: &[DeviceId]) -> Result<Rc<SearchedGroup>> {
         let key: Vec<(usize, u64)> = devices.iter().map(|id| self.problem.kind_and_budget(*id)).collect();
         let cached = self.cache.borrow().get(&key).cloned();
-        if let Some(cached) = cached.filter(|cached| !self.problem.has_named_places() || cached.0 == devices) {
-            if cached.0 == devices {
+        if let Some(cached) = cached.filter(|cached| !self.problem.has_named_places() || cached.devices == devices) {
+            if cached.devices == devices {
                 return Ok(cached);
             }
             let renamed =
-                |id: &DeviceId| devices[cached.0.iter().position(|other| other == id).expect("its own group")];
-            let mut best = cached.1.clone();
+                |id: &DeviceId| devices[cached.devices.iter().position(|other| other == id).expect("its own group")];
+            let mut best = cached.best.clone();
             for layout in best.values_mut().flat_map(|scored| &mut scored.layouts) {
                 let places = |places: &Vec<Place<DeviceId>>| places.iter().map(|place| place.map(renamed)).collect();
                 layout.placement = layout.placement.map(|_, places_of_one| places(places_of_one));
             }
-            return Ok(Rc::new((devices.to_vec(), best)));
+            return Ok(Rc::new(SearchedGroup { devices: devices.to_vec(), best }));
         }
-        let found = Rc::new((devices.to_vec(), GroupSearch::best_of(&self.problem, devices)?));
+        let best = GroupSearch::best_of(&self.problem, devices)?;
+        let found = Rc::new(SearchedGroup { devices: devices.to_vec(), best });
         // An incomplete result is not stored, so that the search can be repeated when more steps are available.
         if !self.problem.costs.trial.effort.is_spent() {
             self.cache.borrow_mut().insert(key, found.clone());

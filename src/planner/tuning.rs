@@ -42,8 +42,7 @@ impl Tuning {
     pub const MAX_FREELY_GROUPED_DEVICES: usize = 6;
     /// The largest set of the fastest devices that grows by one device at a time; larger sets double. Source: guess.
     pub const MAX_SET_GROWN_BY_ONE: usize = 4;
-    /// The number of attempts for a cut. Each attempt leaves more bytes free where a piece was larger than its table
-    /// says.
+    /// The number of attempts for a cut. Each leaves more bytes free where a piece was larger than its table says.
     /// Source: guess.
     pub const MAX_CUT_ATTEMPTS: usize = 4;
     /// The largest batch for which offloading from one device is tried after the search has ended: each batch size
