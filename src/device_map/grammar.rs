@@ -39,8 +39,8 @@ const COMPONENTS_FORM: &str = "a component and a device on each line: unet = \"c
 const SHARDS_FORM: &str = "shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" }; \"\" is the rest";
 const RESIDE_FORM: &str =
     "reside = \"host\" (the weights are offloaded to the host's memory) or \"disk\" (they are read from their files)";
-const PLACE_FORMS: &str = "a place is \"cuda:0\", { execute = \"cuda:0\", reside = \"host\" }, \
-     { negative = \"cuda:0\", positive = \"cuda:1\" } or { shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" } }";
+const PLACE_FORMS: &str = "a place is \"cuda:0\", { execute = \"cuda:0\", reside = \"host\" }, { negative = \"cuda:0\", \
+     positive = \"cuda:1\" } or { shards = { \"\" = \"cuda:1\", \"down_blocks\" = \"cuda:0\" } }";
 /// The largest number of devices, of places of a component, and of replicas; no machine has more.
 const MAX_ITEMS: usize = 256;
 
@@ -511,7 +511,8 @@ impl<'a> Field<'a> {
         let name = self.name;
         match table.strip_prefix("replica[").and_then(|rest| rest.split_once("].")) {
             Some((_, table)) if REPLICA_KEYS.contains(&name) => Some(format!(
-                "`{name}` belongs directly under [[replica]]: TOML puts every key that follows [replica.{table}] into it"
+                "`{name}` belongs directly under [[replica]]: TOML puts every key that follows [replica.{table}] \
+                 into it"
             )),
             _ => TOP_LEVEL_KEYS.contains(&name).then(|| {
                 format!("`{name}` belongs above the first [table]: TOML puts every key that follows [{table}] into it")

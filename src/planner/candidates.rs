@@ -103,7 +103,7 @@ impl GroupSearch<'_> {
                 for &front in devices {
                     for &unet in devices {
                         for &back in devices {
-                            self.consider_whole(Family::Apart, front, vec![unet], back, 1)?;
+                            self.consider_whole(Family::Separate, front, vec![unet], back, 1)?;
                         }
                     }
                 }
@@ -137,7 +137,7 @@ impl GroupSearch<'_> {
             let outside_pool = |id: DeviceId| usize::from(!pool.contains(&id));
             let auto_in_flight = pool.len() + outside_pool(front) + if front == back { 0 } else { outside_pool(back) };
             for extra in 0..=Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
-                self.consider_whole(Family::Apart, front, pool.clone(), back, auto_in_flight + extra)?;
+                self.consider_whole(Family::Separate, front, pool.clone(), back, auto_in_flight + extra)?;
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ impl GroupSearch<'_> {
         }
         let auto_in_flight = placement[denoiser].len();
         for in_flight in auto_in_flight..=auto_in_flight + Tuning::MAX_EXTRA_IN_FLIGHT_IN_SEARCH {
-            self.consider(Family::Apart, self.problem.layout(placement.clone(), in_flight))?;
+            self.consider(Family::Separate, self.problem.layout(placement.clone(), in_flight))?;
         }
         Ok(())
     }

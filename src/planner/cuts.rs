@@ -324,7 +324,7 @@ mod tests {
     fn a_cut_evens_out_seconds_and_not_sections() {
         let sections = [6.0, 1.0, 1.0, 1.0, 1.0, 2.0].map(|seconds| section(1, seconds));
         assert_eq!(routes(&sections, &[target(9), target(9)], CutGoal::SlowestPiece), [0, 1, 1, 1, 1, 1]);
-        assert_eq!(routes(&sections, &[target(9), target(9)], CutGoal::Total), [0; 6], "nothing need cross");
+        assert_eq!(routes(&sections, &[target(9), target(9)], CutGoal::Total), [0; 6], "no transfer is needed");
     }
 
     #[test]
@@ -333,7 +333,10 @@ mod tests {
         assert_eq!(routes(&sections, &[target(3), target(5)], CutGoal::SlowestPiece), [0, 1, 1, 1]);
         assert_eq!(routes(&sections, &[target(5), target(3)], CutGoal::SlowestPiece), [1, 0, 0, 0]);
         assert_eq!(routes(&sections, &[target(6), target(2)], CutGoal::SlowestPiece), [0, 0, 1, 1]);
-        assert!(best(&sections, &[target(2), target(9)], 1, CutGoal::SlowestPiece).is_some(), "1 of it fits in 2");
+        assert!(
+            best(&sections, &[target(2), target(9)], 1, CutGoal::SlowestPiece).is_some(),
+            "a section of one byte fits on the small device"
+        );
         assert!(best(&sections, &[target(4), target(3)], 1, CutGoal::SlowestPiece).is_none());
     }
 
@@ -403,6 +406,6 @@ mod tests {
         let mut devices: Vec<_> = cut.pieces.iter().map(|piece| piece.device).collect();
         devices.sort_unstable();
         devices.dedup();
-        assert_eq!(devices.len(), cut.pieces.len(), "each device has one run");
+        assert_eq!(devices.len(), cut.pieces.len(), "each device has one piece");
     }
 }

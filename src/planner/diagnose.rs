@@ -11,8 +11,8 @@ use crate::{
 /// `resolve` tries to plan another map.
 pub(super) fn diagnose(map: &DeviceMap, error: Error, resolve: impl Fn(&DeviceMap) -> Result<()>) -> Error {
     let message = error.to_string();
-    let candidates = Candidates { map, problem: message.lines().next().unwrap_or_default() };
-    let found = candidates
+    let relaxations = Relaxations { map, problem: message.lines().next().unwrap_or_default() };
+    let found = relaxations
         .relaxed_maps()
         .into_iter()
         .take(Tuning::MAX_DIAGNOSED_ENTRIES)
@@ -25,12 +25,12 @@ fn change_facts(map: &mut DeviceMap, id: DeviceId, change: impl Fn(&mut DeviceFa
     map.device.get_mut(&id).into_iter().for_each(|facts| change(&mut facts.value));
 }
 
-struct Candidates<'a> {
+struct Relaxations<'a> {
     map: &'a DeviceMap,
     problem: &'a str,
 }
 
-impl Candidates<'_> {
+impl Relaxations<'_> {
     /// Maps with one relaxed entry, each with the error for that entry. An entry that replicas inherit from the top
     /// level is relaxed in all of them.
     fn relaxed_maps(&self) -> Vec<(DeviceMap, Error)> {

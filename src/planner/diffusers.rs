@@ -93,8 +93,8 @@ fn balanced(networks: &[NetworkSize], devices: &[DeviceBudget]) -> Result<Vec<Op
     };
     let last = placement.iter().position(|place| *place == Some(DiffusersPlace::Host));
     let problem = format!(
-        "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds one: \
-         the {} drove it out, and the first picture would fail",
+        "diffusers would lose the {}; diffusers asks one device and then puts a component on the host, which holds \
+         one: the {} drove it out, and the first picture would fail",
         networks[lost].name,
         last.map_or("next", |last| networks[last].name.as_str())
     );
@@ -181,8 +181,8 @@ pub(super) fn place(
                 Some(DiffusersPlace::Device(device)) => Ok(Place::whole(group[device].id, count)),
                 Some(DiffusersPlace::Host) => {
                     tracing::warn!(
-                        "the weights of the {} are fetched to {} from the host's memory in every call, as with diffusers; \
-                         strategy = \"balanced\" asks every device for room",
+                        "the weights of the {} are fetched to {} from the host's memory in every call, as with \
+                         diffusers; strategy = \"balanced\" asks every device for room",
                         component.name,
                         group[0].id
                     );

@@ -207,7 +207,7 @@ struct RequestState {
 /// The devices of a station in the form that the queue takes.
 struct StationDevices<'a> {
     /// The devices of the first task of each instance: a request takes one of these sets.
-    begin: Vec<Vec<usize>>,
+    first_devices: Vec<Vec<usize>>,
     /// The tasks of each instance, and the devices of each task.
     instances: Vec<(Vec<&'a Task>, Vec<Vec<usize>>)>,
 }
@@ -221,8 +221,9 @@ impl<'a> StationDevices<'a> {
             (tasks, sets)
         };
         let instances = &station.instances;
-        let begin = instances.iter().filter_map(|instance| instance.each_task().next()).map(|task| devices(&task));
-        Self { begin: begin.collect(), instances: instances.iter().map(instance).collect() }
+        let first_devices =
+            instances.iter().filter_map(|instance| instance.each_task().next()).map(|task| devices(&task));
+        Self { first_devices: first_devices.collect(), instances: instances.iter().map(instance).collect() }
     }
 }
 
@@ -418,10 +419,10 @@ impl<'a> Simulation<'a> {
         let request = &self.requests[id];
         let station = &self.sets[request.replica][request.station];
         let sets = match request.passed {
-            0 => &station.begin[..],
+            0 => &station.first_devices[..],
             _ => std::slice::from_ref(&station.instances[request.instance].1[self.task(request).1]),
         };
-        self.waiting_instances += station.begin.len();
+        self.waiting_instances += station.first_devices.len();
         self.queue.ask(id as u64, self.work_of(id), sets);
     }
 
@@ -442,7 +443,7 @@ impl<'a> Simulation<'a> {
                 request.instance = set;
             }
             let station = request.station;
-            self.waiting_instances -= self.sets[request.replica][station].begin.len();
+            self.waiting_instances -= self.sets[request.replica][station].first_devices.len();
             let (task, _) = self.task(&self.requests[id]);
             let span = |&(device, seconds): &(usize, f64)| PredictedSpan {
                 device,
@@ -686,7 +687,7 @@ mod tests {
         }
         let mut last = [0.0; 6];
         for span in &run.spans {
-            assert!(span.from >= last[span.device] - 1e-9, "one thing at a time");
+            assert!(span.from >= last[span.device] - 1e-9, "tasks on one device do not overlap");
             last[span.device] = span.from + span.seconds;
         }
     }

@@ -31,7 +31,7 @@ pub(super) enum Family {
     /// All components of a replica are on one device.
     Whole,
     /// Components are on different devices, possibly in pools.
-    Apart,
+    Separate,
     /// The two branches of guidance are on two devices, or on two groups of devices.
     Guided,
     /// A component is cut over several devices.
@@ -42,13 +42,13 @@ pub(super) enum Family {
 
 impl Family {
     /// All families, the simplest first.
-    pub const ALL: [Self; 5] = [Self::Whole, Self::Apart, Self::Guided, Self::Cut, Self::Offloaded];
+    pub const ALL: [Self; 5] = [Self::Whole, Self::Separate, Self::Guided, Self::Cut, Self::Offloaded];
 
     /// The advantage of this family, for the reasons of a plan.
     pub fn merit(self) -> &'static str {
         match self {
             Self::Whole => "a device holds a whole pipeline, so nothing has to cross",
-            Self::Apart => "text encoder and VAE work beside the UNet",
+            Self::Separate => "text encoder and VAE work beside the UNet",
             Self::Guided => "two devices work at one picture, one for each prompt",
             Self::Cut => "no device holds the UNet whole",
             Self::Offloaded => "no device holds all weights at once",
@@ -59,7 +59,7 @@ impl Family {
     pub fn name(self) -> &'static str {
         match self {
             Self::Whole => "whole pipelines, each on one device",
-            Self::Apart => "components on devices of their own",
+            Self::Separate => "components on devices of their own",
             Self::Guided => "guidance split over devices",
             Self::Cut => "the unet cut over devices",
             Self::Offloaded => "weights offloaded to host memory or disk",
