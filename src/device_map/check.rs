@@ -1,4 +1,5 @@
-//! The rules that hold for a device map on every machine: single values, devices, replicas, cuts.
+//! The rules that hold for a device map on every machine: single values, devices, replicas, cuts. Names of keys and
+//! forms of values are checked by `grammar.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

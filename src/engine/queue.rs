@@ -32,7 +32,7 @@ pub(super) struct Worker {
 pub(super) struct Claim<J> {
     pub job: J,
     /// The number of the request in the order of submission.
-    pub age: u64,
+    pub arrival: u64,
     /// How often the request was taken, this time included.
     pub attempt: usize,
     /// The number of this claim: earlier and later claims to the same request have others.
@@ -91,7 +91,7 @@ struct State<J> {
 
 struct Entry<J> {
     job: J,
-    age: u64,
+    arrival: u64,
     attempts: usize,
     device_failures: usize,
 }
@@ -106,9 +106,9 @@ impl<J> State<J> {
         self.replicas.iter().all(|replica| !replica.here)
     }
 
-    /// Inserts a request in the order of its age.
+    /// Inserts a request in the order of its arrival.
     fn wait(&mut self, entry: Entry<J>) {
-        let place = self.waiting.partition_point(|other| other.age < entry.age);
+        let place = self.waiting.partition_point(|other| other.arrival < entry.arrival);
         self.waiting.insert(place, entry);
     }
 
@@ -169,9 +169,9 @@ impl<J: Clone> Queue<J> {
             if state.waiting.len() >= state.most {
                 return None;
             }
-            let (age, job) = (state.requests, job.take()?);
+            let (arrival, job) = (state.requests, job.take()?);
             state.requests += 1;
-            state.waiting.push_back(Entry { job, age, attempts: 0, device_failures: 0 });
+            state.waiting.push_back(Entry { job, arrival, attempts: 0, device_failures: 0 });
             Some(Ok(()))
         })
     }
@@ -203,7 +203,7 @@ impl<J: Clone> Queue<J> {
                 entry.attempts += 1;
                 state.claims += 1;
                 let (number, attempt) = (state.claims, entry.attempts);
-                let claim = Claim { job: entry.job.clone(), age: entry.age, attempt, number };
+                let claim = Claim { job: entry.job.clone(), arrival: entry.arrival, attempt, number };
                 state.running.push((worker, number, entry));
                 claim
             };

@@ -38,7 +38,7 @@ const CHECKS: u32 = 8;
 pub(super) struct Silent {
     pub pool: Arc<WorkerPool>,
     pub claim: u64,
-    pub age: u64,
+    pub arrival: u64,
     /// The devices that it holds.
     pub devices: Vec<DeviceId>,
     pub patience: Duration,
@@ -52,8 +52,8 @@ impl Watched {
 
     /// Checks the held devices, which no other request uses meanwhile.
     fn check(&mut self, now: Instant) {
-        let Silent { pool, age, devices, .. } = &mut self.silent;
-        let held = pool.gates.held_by(*age);
+        let Silent { pool, arrival, devices, .. } = &mut self.silent;
+        let held = pool.gates.held_by(*arrival);
         let done = pool.devices.iter().filter(|device| held.contains(&device.id())).map(Device::calls).sum();
         // The request may have moved to other devices, or may be waiting for one that another request holds.
         if *devices != held || held.is_empty() || done != self.done {
@@ -127,7 +127,7 @@ impl Watch {
                 due.for_each(|watched| watched.check(now));
                 let silent = state.watched.iter().find(|watched| watched.is_silent(now))?.silent.clone();
                 // All requests of its batch are silent as well.
-                state.watched.retain(|watched| watched.silent.age != silent.age);
+                state.watched.retain(|watched| watched.silent.arrival != silent.arrival);
                 Some(silent)
             });
             if silent.is_some() {

@@ -102,11 +102,11 @@ impl Core {
 
 /// The watchdog thread: takes the claims of threads that have been silent for too long.
 pub(super) fn watch(core: &Arc<Core>) {
-    while let Some(Silent { pool, claim, age, devices, patience }) = core.watch.next_silent() {
+    while let Some(Silent { pool, claim, arrival, devices, patience }) = core.watch.next_silent() {
         let Some(first) = devices.first() else { continue };
         let error = Error::device(*first, format!("it made no progress for {} s", patience.as_secs()));
         // Other requests must not wait for the texts that this one was encoding.
-        pool.texts.values().for_each(|texts| texts.give_up(age));
+        pool.texts.values().for_each(|texts| texts.give_up(arrival));
         _ = core.handle_lost_devices(&pool, claim, &devices, error, Noticed::BySilence);
     }
 }
@@ -161,14 +161,14 @@ fn draw(
     own: &WorkerPipeline,
 ) -> Result<Vec<Result<Picture>>> {
     let requests: Vec<&Request> = claims.iter().map(|claim| &claim.job.request).collect();
-    let age = claims[0].age;
+    let arrival = claims[0].arrival;
     let mut on = |i: usize, progress: Progress| {
         let Claim { job, number, .. } = &claims[i];
         match &progress {
             Progress::Started { devices, .. } => core.watch.begin(Silent {
                 pool: pool.clone(),
                 claim: *number,
-                age,
+                arrival,
                 devices: devices.clone(),
                 patience: pool.patience,
             }),
@@ -185,7 +185,7 @@ fn draw(
     };
     let one_is_wanted = claims.iter().any(|claim| !claim.job.cancel.is_asked());
     let drawn = match one_is_wanted {
-        true => catch_unwind(AssertUnwindSafe(|| own.pipeline.generate(&requests, age, own.slots, &mut on))),
+        true => catch_unwind(AssertUnwindSafe(|| own.pipeline.generate(&requests, arrival, own.slots, &mut on))),
         false => Ok(Err(Error::interrupted())),
     };
     claims.iter().for_each(|claim| core.watch.end(claim.number));

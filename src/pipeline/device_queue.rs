@@ -5,7 +5,7 @@
 //! It may offer several sets of devices (the places of a pool) and gets the first set whose devices are all free. A
 //! device that a request further ahead in the queue waits for is not given to one behind it, so no request starves.
 //!
-//! The queue is ordered by age, with one exception: encoding a text is short, and the other devices of a pool have
+//! The queue is ordered by arrival, with one exception: encoding a text is short, and the other devices of a pool have
 //! nothing to do until their texts are encoded. So a request for a UNet's devices goes behind the texts that already
 //! wait for one of these devices.
 //!
@@ -24,8 +24,9 @@ pub enum Work {
     Decode,
 }
 
-/// The position of a request in the queue, smaller for those further ahead: an age, texts before other work, the
-/// request's own age, and its ticket.
+/// The position of a request in the queue, smaller for those further ahead: the arrival that it counts as, texts before
+/// other work, its
+/// own arrival, and its ticket.
 type Priority = (u64, bool, u64, u64);
 
 /// A waiting request. `S` are the sets of devices that it can use; it needs all devices of one set.
@@ -39,8 +40,8 @@ struct WaitEntry<S> {
 pub struct Admission {
     /// The ticket from [`DeviceQueue::ask`].
     pub ticket: u64,
-    /// The age of the request.
-    pub age: u64,
+    /// The arrival of the request.
+    pub arrival: u64,
     /// How its wait ended.
     pub outcome: Outcome,
 }
@@ -56,7 +57,7 @@ pub enum Outcome {
 
 #[derive(Clone, Copy, Default)]
 struct Device {
-    /// The age of the request that uses it.
+    /// The arrival of the request that uses it.
     holder: Option<u64>,
     /// Whether the device has failed for good.
     is_lost: bool,
@@ -91,22 +92,22 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         self.devices.len() - 1
     }
 
-    /// Puts a request into the queue and returns its ticket. `age` is smaller for older requests.
+    /// Puts a request into the queue and returns its ticket. `arrival` is smaller for older requests.
     /// [`DeviceQueue::admit`] reports the end of its wait.
-    pub fn ask(&mut self, age: u64, work: Work, sets: S) -> u64 {
+    pub fn ask(&mut self, arrival: u64, work: Work, sets: S) -> u64 {
         self.tickets += 1;
         let behind = if work == Work::Denoise { self.last_text_for(sets.as_ref()) } else { None };
-        let priority = (behind.unwrap_or(age).max(age), work != Work::Text, age, self.tickets);
+        let priority = (behind.unwrap_or(arrival).max(arrival), work != Work::Text, arrival, self.tickets);
         self.waiting.insert(priority, WaitEntry { work, sets });
         self.tickets
     }
 
-    /// The age of the last text in the queue that waits for a device of one of these sets.
+    /// The arrival of the last text in the queue that waits for a device of one of these sets.
     fn last_text_for(&self, sets: &[Vec<usize>]) -> Option<u64> {
         let wanted = |device: &usize| sets.iter().any(|set| set.contains(device));
         let is_ahead =
             |entry: &WaitEntry<S>| entry.work == Work::Text && entry.sets.as_ref().iter().flatten().any(wanted);
-        self.waiting.iter().rev().find(|(_, entry)| is_ahead(entry)).map(|((age, ..), _)| *age)
+        self.waiting.iter().rev().find(|(_, entry)| is_ahead(entry)).map(|((arrival, ..), _)| *arrival)
     }
 
     /// Ends the waits of all requests that may proceed now, those ahead in the queue first, and returns them. A request
@@ -115,7 +116,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         let Self { devices, waiting, .. } = self;
         devices.iter_mut().for_each(|device| device.is_wanted = false);
         let mut admitted = Vec::new();
-        waiting.retain(|&(.., age, ticket), entry| {
+        waiting.retain(|&(.., arrival, ticket), entry| {
             let sets = entry.sets.as_ref();
             let is_free = |&device: &usize| {
                 let Device { holder, is_lost, is_wanted } = devices[device];
@@ -124,7 +125,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
             let lost = |set: &Vec<usize>| set.iter().copied().find(|&device| devices[device].is_lost);
             let outcome = match sets.iter().position(|set| set.iter().all(is_free)) {
                 Some(set) => {
-                    sets[set].iter().for_each(|&device| devices[device].holder = Some(age));
+                    sets[set].iter().for_each(|&device| devices[device].holder = Some(arrival));
                     Outcome::Granted(set)
                 }
                 None if sets.iter().all(|set| lost(set).is_some()) => Outcome::Lost(sets.iter().find_map(lost)),
@@ -133,7 +134,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
                     return true;
                 }
             };
-            admitted.push(Admission { ticket, age, outcome });
+            admitted.push(Admission { ticket, arrival, outcome });
             false
         });
         admitted
@@ -155,7 +156,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
         self.devices[device].is_lost
     }
 
-    /// The age of the request that uses a device.
+    /// The arrival of the request that uses a device.
     pub fn holder(&self, device: usize) -> Option<u64> {
         self.devices[device].holder
     }
@@ -174,9 +175,9 @@ mod tests {
 
     /// The ages of the requests that are admitted now, each with its set; fails if one met a lost device.
     fn admitted(queue: &mut DeviceQueue<Sets>) -> Vec<(u64, usize)> {
-        let granted = |Admission { age, outcome, .. }| match outcome {
-            Outcome::Granted(set) => (age, set),
-            Outcome::Lost(device) => panic!("{age} met {device:?}"),
+        let granted = |Admission { arrival, outcome, .. }| match outcome {
+            Outcome::Granted(set) => (arrival, set),
+            Outcome::Lost(device) => panic!("{arrival} met {device:?}"),
         };
         queue.admit().into_iter().map(granted).collect()
     }
@@ -239,15 +240,15 @@ mod tests {
         let ticket = queue.ask(1, Work::Decode, vec![vec![0, 1]]);
         assert!(queue.admit().is_empty());
         queue.lose(0);
-        assert_eq!(queue.admit(), [Admission { ticket, age: 1, outcome: Outcome::Lost(Some(0)) }]);
+        assert_eq!(queue.admit(), [Admission { ticket, arrival: 1, outcome: Outcome::Lost(Some(0)) }]);
         // A pool continues without the lost device, and the request that used it may still release it.
         queue.ask(2, Work::Decode, vec![vec![0], vec![1]]);
         assert_eq!(admitted(&mut queue), [(2, 1)]);
         queue.release(&[0]);
         let ticket = queue.ask(3, Work::Decode, vec![vec![0]]);
-        assert_eq!(queue.admit(), [Admission { ticket, age: 3, outcome: Outcome::Lost(Some(0)) }]);
+        assert_eq!(queue.admit(), [Admission { ticket, arrival: 3, outcome: Outcome::Lost(Some(0)) }]);
         let ticket = queue.ask(4, Work::Decode, vec![]);
-        assert_eq!(queue.admit(), [Admission { ticket, age: 4, outcome: Outcome::Lost(None) }]);
+        assert_eq!(queue.admit(), [Admission { ticket, arrival: 4, outcome: Outcome::Lost(None) }]);
         assert!(queue.is_lost(0) && !queue.is_lost(1));
     }
 }

@@ -108,7 +108,7 @@ impl Pipeline {
         &self.parts[self.model.spec.denoiser()]
     }
 
-    /// Draws one picture for each of `requests`, which form [one batch](Request::goes_with). `age` is smaller for older
+    /// Draws one picture for each of `requests`, which form [one batch](Request::goes_with). `arrival` is smaller for older
     /// requests.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Pipeline {
     pub fn generate(
         &self,
         requests: &[&Request],
-        age: u64,
+        arrival: u64,
         slots: &[Slot],
         progress: OnProgress,
     ) -> Result<Vec<Result<Picture>>> {
@@ -125,7 +125,8 @@ impl Pipeline {
             .iter()
             .map(|request| Member { spans: Vec::with_capacity(4), stopped: request.check(&self.model.spec).err() });
         let mut batch = Batch { requests, members: members.collect(), progress, held: None };
-        let drawn = if batch.active().next().is_some() { self.draw(&mut batch, age, slots) } else { Ok(Vec::new()) };
+        let drawn =
+            if batch.active().next().is_some() { self.draw(&mut batch, arrival, slots) } else { Ok(Vec::new()) };
         let stopped = batch.members.iter_mut().map(|one| one.stopped.take()).collect::<Vec<_>>();
         match drawn {
             // All requests were stopped, each with its own error.
@@ -145,7 +146,12 @@ impl Pipeline {
 
     /// Draws one request, or several as a batch, from texts to pictures: encode, denoise, decode. Returns the pictures
     /// of those that were not stopped, each with its index in the batch.
-    fn draw<'a>(&'a self, batch: &mut Batch<'a>, age: u64, slots: &[Slot]) -> Result<Vec<(usize, Result<Picture>)>> {
+    fn draw<'a>(
+        &'a self,
+        batch: &mut Batch<'a>,
+        arrival: u64,
+        slots: &[Slot],
+    ) -> Result<Vec<(usize, Result<Picture>)>> {
         let spec = &self.model.spec;
         let indices: Vec<usize> = batch.active().collect();
         let first = batch.requests[indices[0]];
@@ -157,7 +163,7 @@ impl Pipeline {
             for &i in &indices {
                 let request = batch.requests[i];
                 let text = if kind == PromptKind::Negative { &request.negative_prompt } else { &request.prompt };
-                texts.push(self.features(text, age, i, batch)?);
+                texts.push(self.features(text, arrival, i, batch)?);
             }
         }
 
@@ -169,13 +175,13 @@ impl Pipeline {
         };
         let pictures = indices.iter().map(begin).collect();
         let input = DenoiseInput { schedule: &schedule, pictures, shape };
-        let latents = self.denoise(input, texts, guided, age, slots, batch)?;
+        let latents = self.denoise(input, texts, guided, arrival, slots, batch)?;
 
         let mut pictures = Vec::with_capacity(indices.len());
         for (i, values) in indices.into_iter().zip(latents) {
             if batch.members[i].stopped.is_none() {
                 let picture = match values {
-                    Ok(values) => self.picture(&values, shape, age, i, batch),
+                    Ok(values) => self.picture(&values, shape, arrival, i, batch),
                     Err(error) => Err(error),
                 };
                 match picture {
@@ -201,7 +207,7 @@ impl Pipeline {
         input: DenoiseInput,
         texts: Vec<TextFeatures>,
         guided: bool,
-        age: u64,
+        arrival: u64,
         slots: &[Slot],
         batch: &mut Batch<'a>,
     ) -> Result<Vec<Result<Vec<f32>>>> {
@@ -214,10 +220,10 @@ impl Pipeline {
         };
         let choices: Vec<_> = (0..devices.len()).map(first_devices).collect();
         let clock = self.gates.clock();
-        let (choice, guard) = self.gates.enter(age, Work::Denoise, &choices, batch.held.take())?;
+        let (choice, guard) = self.gates.enter(arrival, Work::Denoise, &choices, batch.held.take())?;
         let (instance, slot) = (&instances[choice], &slots[choice]);
         let route = slot.one_by_one.then_some(&instance.positive.route);
-        let held_devices = HeldDevices::new(&self.gates, age, component, guard, route);
+        let held_devices = HeldDevices::new(&self.gates, arrival, component, guard, route);
         let (calls, started, stage) = (input.schedule.steps.len(), clock.now(), Stage::Denoise);
         batch.report_all(&Progress::Started {
             component,
@@ -245,7 +251,7 @@ impl Pipeline {
         &'a self,
         values: &[f32],
         shape: Shape,
-        age: u64,
+        arrival: u64,
         i: usize,
         batch: &mut Batch<'a>,
     ) -> Result<Picture> {
@@ -253,7 +259,7 @@ impl Pipeline {
         let mut image = None;
         let decoder = self.model.spec.in_stage(Stage::Decode).next();
         if let (Output::Image, Some(decoder)) = (request.output, decoder) {
-            let pixels = self.with_instance(decoder, age, i, batch, |instance| {
+            let pixels = self.with_instance(decoder, arrival, i, batch, |instance| {
                 stages::decode(&instance.positive, shape, values, &NoHooks)
             })?;
             image = Some(Image::from_f32(request.width, request.height, &pixels)?);
@@ -278,7 +284,7 @@ impl Pipeline {
     fn with_instance<'a, R>(
         &'a self,
         component: ComponentId,
-        age: u64,
+        arrival: u64,
         i: usize,
         batch: &mut Batch<'a>,
         work: impl FnOnce(&Instance) -> Result<R>,
@@ -286,7 +292,7 @@ impl Pipeline {
         let (clock, stage) = (self.gates.clock(), self.model.spec.components[component].stage());
         let instances = &self.parts[component];
         let choices: Vec<_> = instances.iter().map(|instance| instance.devices(false)).collect();
-        let (choice, guard) = self.gates.enter(age, stage.into(), &choices, batch.held.take())?;
+        let (choice, guard) = self.gates.enter(arrival, stage.into(), &choices, batch.held.take())?;
         let devices = &choices[choice];
         let started = clock.now();
         batch.report(i, Progress::Started { component, stage, devices: devices.clone(), calls: 0, at: started })?;
@@ -300,10 +306,10 @@ impl Pipeline {
     }
 
     /// The features of a text of request `i`, from every text encoder in order: from the cache, or computed now.
-    fn features<'a>(&'a self, text: &str, age: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
+    fn features<'a>(&'a self, text: &str, arrival: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
         // A request must not hold a device while it waits for a text that another request encodes.
         batch.held = None;
-        let _turn = match self.texts.get_or_begin(text, age) {
+        let _turn = match self.texts.get_or_begin(text, arrival) {
             Known::Features(features) => return Ok(features),
             Known::Begun(turn) => turn,
         };
@@ -314,7 +320,7 @@ impl Pipeline {
         let encoders = self.model.spec.in_stage(Stage::Encode);
         let features = encoders.map(|encoder| {
             let ids = encoded.ids.clone();
-            self.with_instance(encoder, age, i, batch, |instance| stages::encode(&instance.positive, ids, &NoHooks))
+            self.with_instance(encoder, arrival, i, batch, |instance| stages::encode(&instance.positive, ids, &NoHooks))
         });
         let features: TextFeatures = features.collect::<Result<Vec<_>>>()?.into();
         self.texts.put(text, features.clone());
@@ -333,7 +339,7 @@ enum PromptKind {
 /// end, or those of a cut network one by one, where the request releases each device before it waits for the next.
 struct HeldDevices<'a> {
     gates: &'a Gates,
-    age: u64,
+    arrival: u64,
     component: ComponentId,
     /// The device of each section, if they are held one by one.
     route: Option<&'a Route>,
@@ -345,13 +351,13 @@ struct HeldDevices<'a> {
 impl<'a> HeldDevices<'a> {
     fn new(
         gates: &'a Gates,
-        age: u64,
+        arrival: u64,
         component: ComponentId,
         guard: DeviceGuard<'a>,
         route: Option<&'a Route>,
     ) -> Self {
         let held = Mutex::new(Some((guard, gates.clock().now())));
-        Self { gates, age, component, route, held, spans: Mutex::default() }
+        Self { gates, arrival, component, route, held, spans: Mutex::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<(DeviceGuard<'a>, Instant)>> {
@@ -381,7 +387,7 @@ impl SectionHooks for HeldDevices<'_> {
         if self.held().as_ref().is_some_and(|(held, _)| held.devices() == [device]) {
             return Ok(());
         }
-        let (_, guard) = self.gates.enter(self.age, Work::Denoise, &[vec![device]], self.end_span())?;
+        let (_, guard) = self.gates.enter(self.arrival, Work::Denoise, &[vec![device]], self.end_span())?;
         *self.held() = Some((guard, self.gates.clock().now()));
         Ok(())
     }

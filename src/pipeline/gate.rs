@@ -45,14 +45,14 @@ impl Gates {
     }
 
     /// Waits for all devices of one of `choices`, and takes them. Returns the index of the choice: the first one whose
-    /// devices are free. `age` is smaller for older requests, and unique. The request releases `leaving` at the moment
+    /// devices are free. `arrival` is smaller for older requests, and unique. The request releases `leaving` at the moment
     /// in which it begins to wait, so that no younger request can take these devices in between.
     ///
     /// # Errors
     /// If each choice has a device that is lost, now or while it waits.
     pub fn enter(
         &self,
-        age: u64,
+        arrival: u64,
         work: Work,
         choices: &[Vec<DeviceId>],
         leaving: Option<DeviceGuard<'_>>,
@@ -61,7 +61,7 @@ impl Gates {
         let ticket = self.0.update(|state| {
             state.release(&leaves);
             let sets = choices.iter().map(|devices| state.numbers(devices)).collect();
-            let ticket = state.queue.ask(age, work, sets);
+            let ticket = state.queue.ask(arrival, work, sets);
             state.admit();
             ticket
         });
@@ -84,10 +84,10 @@ impl Gates {
         });
     }
 
-    /// The devices that the request of this age uses now, except lost ones, which an earlier try may still hold.
-    pub fn held_by(&self, age: u64) -> Vec<DeviceId> {
+    /// The devices that the request of this arrival uses now, except lost ones, which an earlier try may still hold.
+    pub fn held_by(&self, arrival: u64) -> Vec<DeviceId> {
         self.0.access(|state| {
-            state.ids_where(|queue, device| queue.holder(device) == Some(age) && !queue.is_lost(device))
+            state.ids_where(|queue, device| queue.holder(device) == Some(arrival) && !queue.is_lost(device))
         })
     }
 
@@ -190,12 +190,12 @@ mod tests {
         let gates = Gates::default();
         let users: Vec<AtomicUsize> = (0..4).map(|_| AtomicUsize::new(0)).collect();
         thread::scope(|scope| {
-            for age in 0..64u64 {
+            for arrival in 0..64u64 {
                 let (gates, users) = (&gates, &users);
                 scope.spawn(move || {
-                    let (a, b) = (age as usize % 4, (age as usize * 7 + 1) % 4);
+                    let (a, b) = (arrival as usize % 4, (arrival as usize * 7 + 1) % 4);
                     let set = if a == b { vec![cpu(a)] } else { vec![cpu(a), cpu(b)] };
-                    let _section = gates.enter(age, Work::Decode, std::slice::from_ref(&set), None).unwrap();
+                    let _section = gates.enter(arrival, Work::Decode, std::slice::from_ref(&set), None).unwrap();
                     for device in &set {
                         let index = device.index.unwrap();
                         assert_eq!(users[index].fetch_add(1, Ordering::SeqCst), 0, "two in one section");

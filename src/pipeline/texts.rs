@@ -19,7 +19,7 @@ pub struct TextCache {
 struct Texts {
     /// Texts with their features, the one that was used last first.
     known: VecDeque<(String, TextFeatures)>,
-    /// Texts that are being encoded, each with its number and the age of the request that encodes it.
+    /// Texts that are being encoded, each with its number and the arrival of the request that encodes it.
     begun: Vec<(String, u64, u64)>,
     turns: u64,
 }
@@ -48,7 +48,7 @@ impl TextCache {
         Self { state: Monitor::new(Texts::default(), clock), most: 64 }
     }
 
-    pub(super) fn get_or_begin(&self, text: &str, age: u64) -> Known<'_> {
+    pub(super) fn get_or_begin(&self, text: &str, arrival: u64) -> Known<'_> {
         self.state.wait_until(|texts| {
             if let Some(i) = texts.known.iter().position(|(known, _)| known == text) {
                 let entry = texts.known.remove(i)?;
@@ -60,7 +60,7 @@ impl TextCache {
                 return None;
             }
             texts.turns += 1;
-            texts.begun.push((text.to_string(), texts.turns, age));
+            texts.begun.push((text.to_string(), texts.turns, arrival));
             Some(Known::Begun(Turn { texts: self, number: texts.turns }))
         })
     }
@@ -73,8 +73,8 @@ impl TextCache {
     }
 
     /// Ends the waits of other requests for the texts that this request was encoding: it will not finish.
-    pub fn give_up(&self, age: u64) {
-        self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != age));
+    pub fn give_up(&self, arrival: u64) {
+        self.state.update(|texts| texts.begun.retain(|(_, _, other)| *other != arrival));
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_text_is_made_once_and_a_request_that_hangs_holds_up_nobody() {
         let texts = TextCache::default();
-        let begin = |text, age| match texts.get_or_begin(text, age) {
+        let begin = |text, arrival| match texts.get_or_begin(text, arrival) {
             Known::Begun(turn) => turn,
             Known::Features(_) => panic!("{text} is not known yet"),
         };

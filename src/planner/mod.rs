@@ -1,4 +1,10 @@
 //! The planner decides which device runs what, and computes bytes and times before anything is loaded.
+//!
+//! - Costs: `trial` measures one component by a dry run; `layout` adds up what a device holds (`Costs::held`);
+//!   `predict` simulates the queue; `cuts` finds the best cut.
+//! - Choice: `choose` calls `by_bytes`, `by_time` or `diffusers`, as the strategy says; `diagnose` names the entry of a
+//!   map that makes a plan impossible.
+//! - Result: `plan`, and `report` as a table.
 
 mod by_bytes;
 mod by_time;

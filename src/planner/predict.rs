@@ -387,7 +387,7 @@ impl<'a> Simulation<'a> {
         self.now as f64 / TICKS_PER_SECOND
     }
 
-    /// Lets a replica take a request. Requests are taken in the order of their age.
+    /// Lets a replica take a request. Requests are taken in the order of their arrival.
     fn start_request(&mut self, id: usize, replica: usize, encodes_two_texts: bool) {
         self.run.taken[id] = self.seconds();
         self.requests.push(RequestState {
@@ -435,9 +435,9 @@ impl<'a> Simulation<'a> {
         self.asking = asking;
         self.run.steps += (self.in_flight_count + self.waiting_instances) as u64;
         let from = self.seconds();
-        for Admission { age, outcome, .. } in self.queue.admit() {
+        for Admission { arrival, outcome, .. } in self.queue.admit() {
             let Outcome::Granted(set) = outcome else { unreachable!("no device of a prediction is lost") };
-            let id = age as usize;
+            let id = arrival as usize;
             let request = &mut self.requests[id];
             if request.passed == 0 {
                 request.instance = set;
