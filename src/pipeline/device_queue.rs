@@ -25,8 +25,7 @@ pub enum Work {
 }
 
 /// The position of a request in the queue, smaller for those further ahead: the arrival that it counts as, texts before
-/// other work, its
-/// own arrival, and its ticket.
+/// other work, its own arrival, and its ticket.
 type Priority = (u64, bool, u64, u64);
 
 /// A waiting request. `S` are the sets of devices that it can use; it needs all devices of one set.

@@ -53,7 +53,8 @@ struct Batch<'a> {
     requests: &'a [&'a Request],
     members: Vec<Member>,
     progress: OnProgress<'a>,
-    /// The devices of the stage that has just ended. [`Gates::enter`] releases them when the batch asks for the next ones.
+    /// The devices of the stage that has just ended. [`Gates::enter`] releases them when the batch asks for the next
+    /// ones.
     held: Option<DeviceGuard<'a>>,
 }
 
@@ -97,8 +98,8 @@ impl Pipeline {
     }
 
     /// The slots of one request in progress, one for each of the denoiser's instances. `keeps` has this request's own
-    /// arena on each of their devices. `scratch` has one more arena on each device of a cut instance that other requests
-    /// use in between; it is empty if there is none.
+    /// arena on each of their devices. `scratch` has one more arena on each device of a cut instance that other
+    /// requests use in between; it is empty if there is none.
     pub fn slots(&self, keeps: &PersistentArenas, scratch: &[Device]) -> Vec<Slot> {
         self.denoisers().iter().map(|instance| Slot::new(instance, keeps, scratch)).collect()
     }
@@ -108,8 +109,8 @@ impl Pipeline {
         &self.parts[self.model.spec.denoiser()]
     }
 
-    /// Draws one picture for each of `requests`, which form [one batch](Request::goes_with). `arrival` is smaller for older
-    /// requests.
+    /// Draws one picture for each of `requests`, which form [one batch](Request::goes_with). `arrival` is smaller for
+    /// older requests.
     ///
     /// # Errors
     /// For all: if a device fails, an arena is full, or a text's features are not finite. For one: if it does not fit

@@ -45,8 +45,8 @@ impl Gates {
     }
 
     /// Waits for all devices of one of `choices`, and takes them. Returns the index of the choice: the first one whose
-    /// devices are free. `arrival` is smaller for older requests, and unique. The request releases `leaving` at the moment
-    /// in which it begins to wait, so that no younger request can take these devices in between.
+    /// devices are free. `arrival` is smaller for older requests, and unique. The request releases `leaving` at the
+    /// moment in which it begins to wait, so that no younger request can take these devices in between.
     ///
     /// # Errors
     /// If each choice has a device that is lost, now or while it waits.
