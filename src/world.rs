@@ -186,8 +186,8 @@ impl World {
     /// What the command line says, else what a launcher says in the environment, else [`World::ALONE`].
     ///
     /// # Errors
-    /// If only one of rank and world size is given, they cannot be true, or two launchers contradict each other: several
-    /// processes that each take themselves for the only one would all draw everything.
+    /// If only one of rank and world size is given, they cannot be true, or two launchers contradict each other:
+    /// several processes that each take themselves for the only one would all draw everything.
     pub fn new(
         rank: Option<usize>,
         world_size: Option<usize>,
@@ -197,7 +197,8 @@ impl World {
             (Some(rank), Some(world_size)) => Self {
                 rank,
                 world_size,
-                // Nothing is known of the others; those on this machine have been given devices by whoever started them.
+                // Nothing is known of the others; those on this machine have been given devices by whoever started
+                // them.
                 local_rank: 0,
                 local_world_size: 1,
                 launcher: "--rank",
@@ -279,8 +280,8 @@ impl World {
             .hint("fewer processes, or a device map for fewer devices"))
     }
 
-    /// What this process sees of the machine's devices: its own group of GPUs; the CPU, of which it has a share of the cores
-    /// already; and what is used only where a map names it.
+    /// What this process sees of the machine's devices: its own group of GPUs; the CPU, of which it has a share of the
+    /// cores already; and what is used only where a map names it.
     ///
     /// # Errors
     /// As [`World::devices`].

@@ -50,7 +50,8 @@ fn cpus() -> Vec<Subject> {
     devices
 }
 
-/// The CPU in every form, and whatever else this machine has, in every type that it computes in. `SDSHARD_EXPECT=cuda,wgpu` makes absence a failure.
+/// The CPU in every form, and whatever else this machine has, in every type that it computes in.
+/// `SDSHARD_EXPECT=cuda,wgpu` makes absence a failure.
 fn devices() -> Vec<Subject> {
     let found: Vec<DeviceId> = visible().iter().map(|device| device.id).collect();
     let expected = std::env::var("SDSHARD_EXPECT").unwrap_or_default();

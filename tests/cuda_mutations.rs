@@ -32,8 +32,8 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// Elements of the inputs of a case.
 const LARGEST: usize = 1 << 16;
 
-/// A mistake: in `file`, the one place that says `right` says `wrong` instead. `sources` are to be compiled anew, and the
-/// cases of `op` have to notice.
+/// A mistake: in `file`, the one place that says `right` says `wrong` instead. `sources` are to be compiled anew, and
+/// the cases of `op` have to notice.
 struct Mutation {
     name: &'static str,
     file: &'static str,

@@ -1,6 +1,6 @@
 //! Every CUDA kernel for every architecture, through NVIDIA's own compilers and disassembler: no register is spilled,
-//! nothing lives in local memory, tensor cores and wide accesses are used where `kernels_compile/expected.rs` says so, and
-//! what a kernel takes and is made of is in `kernels/resources.txt` and `kernels/instructions.txt`.
+//! nothing lives in local memory, tensor cores and wide accesses are used where `kernels_compile/expected.rs` says so,
+//! and what a kernel takes and is made of is in `kernels/resources.txt` and `kernels/instructions.txt`.
 //!
 //! The tools come by `kernels/tools/fetch`; without them there is nothing to test, which is printed, and with
 //! `SDSHARD_EXPECT=cuda_tools` it is a failure. A change of the tables is made by `SDSHARD_WRITE=1 cargo test --test
@@ -81,8 +81,8 @@ struct Use {
 }
 
 impl Use {
-    /// Warps that a multiprocessor holds at once, of the most that it can: registers go to warps in units of 256, shared
-    /// memory to blocks in units of 128 bytes, from sm_80 on after 1 KiB of the system's own.
+    /// Warps that a multiprocessor holds at once, of the most that it can: registers go to warps in units of 256,
+    /// shared memory to blocks in units of 128 bytes, from sm_80 on after 1 KiB of the system's own.
     fn occupancy(self, arch: u32) -> u32 {
         let has = multiprocessor(arch);
         let warps = self.threads.div_ceil(32);

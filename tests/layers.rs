@@ -1,5 +1,5 @@
-//! Imports flow one way: a module of `src/` uses only what stands below it, and no two files use each other, not even by
-//! way of others.
+//! Imports flow one way: a module of `src/` uses only what stands below it, and no two files use each other, not even
+//! by way of others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,8 +40,8 @@ const SIDE: [(&str, &[&str]); 7] = [
     ("device_id", &[]),
 ];
 
-/// A module as a path from the crate: `["planner", "plan"]`. The library's root is empty; the program's own modules begin
-/// with `main`.
+/// A module as a path from the crate: `["planner", "plan"]`. The library's root is empty; the program's own modules
+/// begin with `main`.
 type Name = Vec<String>;
 
 /// An import or another path: its segments, and the name that it has here.

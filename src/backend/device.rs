@@ -53,8 +53,8 @@ impl Device {
         Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default(), calls }))
     }
 
-    /// The same device with the request scratch of one request, of `bytes`, in place of the transient arena: other requests
-    /// may use the device between two ops of this request.
+    /// The same device with the request scratch of one request, of `bytes`, in place of the transient arena: other
+    /// requests may use the device between two ops of this request.
     ///
     /// # Errors
     /// If the device has no room.

@@ -75,14 +75,15 @@ pub type Parts = PerComponent<Vec<Instance>>;
 pub struct Slot {
     pub(super) negative: Option<(Route, PersistentArenas)>,
     pub(super) positive: (Route, PersistentArenas),
-    /// Whether the request holds the network's devices one by one, so that other requests can use the devices that it has
-    /// left.
+    /// Whether the request holds the network's devices one by one, so that other requests can use the devices that it
+    /// has left.
     pub(super) one_by_one: bool,
 }
 
 impl Slot {
     /// The slot of a request in `instance`, with an arena of `keeps` on each of its devices. With `scratch`, a
-    /// request scratch on each device of a cut network, the request allocates there and waits for the devices one by one.
+    /// request scratch on each device of a cut network, the request allocates there and waits for the devices one by
+    /// one.
     pub fn new(instance: &Instance, keeps: &PersistentArenas, scratch: &[Device]) -> Self {
         let one_by_one =
             !scratch.is_empty() && instance.negative.is_none() && instance.positive.route.devices().len() > 1;

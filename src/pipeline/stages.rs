@@ -152,8 +152,8 @@ impl Noise {
 
 /// Runs the denoising loop and returns the final latents, `[height, width, channels]` for each picture, or an error for
 /// the picture. During the loop the latents are on the first device of the last branch. `progress(0)` is called when
-/// the texts are prepared ([`Unet::condition`]), then `progress` after each step; its error stops the loop. The guidance
-/// follows Ho and Salimans 2022.
+/// the texts are prepared ([`Unet::condition`]), then `progress` after each step; its error stops the loop. The
+/// guidance follows Ho and Salimans 2022.
 ///
 /// # Errors
 /// If a device fails, an arena is full, or `progress` returns an error.

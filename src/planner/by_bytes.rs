@@ -1,5 +1,6 @@
-//! The strategies that decide by bytes alone and place each component whole on one device. The search is a pure
-//! function of sizes and budgets, so its placements can be tested without the devices.
+//! The strategies that decide by bytes and place each component whole on one device. If that is impossible, `balanced`
+//! and `balanced_low_0` cut or offload by predicted time. [`place`] is a pure function of sizes and budgets, so its
+//! placements can be tested without the devices.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -81,14 +82,15 @@ pub(super) fn needed_bytes(components: impl IntoIterator<Item = Cost>) -> u64 {
 pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> {
     let costs = problem.costs;
     let mut budgets = DeviceBudget::all(problem, devices);
-    // A component that the map cuts, offloads or pools is not placed here; its bytes are subtracted from the budgets.
-    let (mut components, mut sizes, mut requested) = (Vec::new(), Vec::new(), Vec::new());
+    // A component that the map cuts, offloads or pools is not placed here; its weights and persistent arenas are
+    // subtracted from the budgets.
+    let (mut components, mut sizes, mut required) = (Vec::new(), Vec::new(), Vec::new());
     for (component, places) in problem.named.iter() {
-        let named_device = match places.as_deref() {
+        let required_device = match places.as_deref() {
             Some([place]) => resident_device(place).filter(|id| devices.contains(id)),
             _ => None,
         };
-        if let (Some(places), None) = (places, named_device) {
+        if let (Some(places), None) = (places, required_device) {
             for place in places {
                 for (id, cost) in costs.place_costs(component, place, 1)? {
                     if let Some(budget) = budgets.iter_mut().find(|budget| budget.id == id) {
@@ -100,7 +102,7 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
         }
         components.push(component);
         sizes.push(ComponentSize::new(problem, component, devices)?);
-        requested.push(named_device);
+        required.push(required_device);
     }
     let replica = |placed: &[DeviceId]| {
         let placed: BTreeMap<ComponentId, DeviceId> = components.iter().copied().zip(placed.iter().copied()).collect();
@@ -111,7 +113,7 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
         problem.replica(placement)
     };
     let strategy = problem.map.strategy.value;
-    let placed = match place_replicas(strategy, problem.map.replicas.value, &sizes, &requested, &budgets) {
+    let placed = match place_replicas(strategy, problem.map.replicas.value, &sizes, &required, &budgets) {
         Ok(placed) => placed,
         Err(refused) if matches!(strategy, Strategy::Balanced | Strategy::BalancedLow0) => {
             return cut_or_offload(problem, devices, refused);
@@ -124,7 +126,7 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
         let (_, chosen_bytes) = costs.fullest_device(&layouts)?;
         let others = [Strategy::Balanced, Strategy::Sequential, Strategy::Single].into_iter();
         for other in others.filter(|other| *other != strategy) {
-            let why = match place(other, &sizes, &requested, &budgets) {
+            let why = match place(other, &sizes, &required, &budgets) {
                 Ok(same) if same == *placed => continue,
                 Ok(other) => {
                     let (device, bytes) = costs.fullest_device([&replica(&other)?])?;
@@ -142,11 +144,15 @@ pub(super) fn choose(problem: &Problem, devices: &[DeviceId]) -> Result<Chosen> 
     }
     let reason = match strategy {
         Strategy::Sequential => "the devices are filled in order".to_string(),
-        Strategy::Single => "the first device that holds the whole pipeline".to_string(),
+        Strategy::Single => "the first device that holds all components without a place in the map".to_string(),
         _ => {
             let (id, bytes) = costs.fullest_device(&layouts)?;
             let (held, budget) = (format_bytes(bytes), format_bytes(problem.budget(id)));
-            format!("evens out the bytes; the fullest device, {id}, holds {held} of {budget}")
+            let aim = match strategy {
+                Strategy::BalancedLow0 => format!("puts as little as possible on {}", devices[0]),
+                _ => "evens out the bytes".to_string(),
+            };
+            format!("{aim}; the fullest device, {id}, holds {held} of {budget}")
         }
     };
     Ok(Chosen { layouts, reason, rejected })
@@ -165,7 +171,7 @@ fn cut_or_offload(problem: &Problem, devices: &[DeviceId], refused: Error) -> Re
         let found = search.run(group, true)?;
         let best = |family| found.iter().find(|(other, _)| *other == Some(family)).map(|(_, scored)| scored);
         let (scored, reason) = match (best(Family::Cut), best(Family::Offloaded)) {
-            (Some(cut), _) => (cut, "what no device holds whole is cut where fewest bytes cross"),
+            (Some(cut), _) => (cut, "what no device holds whole is cut where it takes least time"),
             (None, Some(offloaded)) => {
                 (offloaded, "no cut fits either, so weights are offloaded to the host's memory or the disk")
             }
@@ -202,7 +208,8 @@ fn first_line(error: &Error) -> String {
 /// The same input always gives the same placement.
 ///
 /// # Errors
-/// If something does not fit, with the bytes that are needed and free.
+/// If something does not fit, with the bytes that are needed and free; or if the map requires a device that is not
+/// among `devices`.
 pub(super) fn place(
     strategy: Strategy,
     components: &[ComponentSize],
@@ -229,12 +236,12 @@ fn place_replicas(
     let place_groups = |count: usize| -> Result<Vec<_>> {
         partition(devices, count).into_iter().map(|group| place(strategy, components, named, group)).collect()
     };
-    replica_counts(replicas, devices.len(), place_groups)
+    for_replicas(replicas, devices.len(), place_groups)
 }
 
-/// Calls `place_groups` with the number of groups that `replicas` gives, at most `devices`; for [`Replicas::Max`] with
-/// the largest number for which it succeeds.
-pub(super) fn replica_counts<T>(
+/// Calls `place_groups` with the number of replicas; for [`Replicas::Max`] with the largest number up to `devices` for
+/// which it succeeds, or else with 1.
+pub(super) fn for_replicas<T>(
     replicas: Replicas,
     devices: usize,
     place_groups: impl Fn(usize) -> Result<T>,
@@ -296,8 +303,9 @@ impl<'a> PlacementSearch<'a> {
         Ok(Self { strategy, components, devices, named, sequence, steps_left: Tuning::MAX_PLACEMENTS, best: None })
     }
 
-    /// The devices that the strategy tries for a component if the previous component is on `last`: `single` stays on
-    /// that device, and `sequential` never returns to an earlier one.
+    /// The devices that the strategy tries for a component. `last` is the device of the previous component for which
+    /// the map requires none; `is_first` says that there is no such component. `single` stays on that device, and
+    /// `sequential` never returns to an earlier one.
     fn choices(&self, is_first: bool, last: usize) -> Range<usize> {
         match self.strategy {
             Strategy::Single if !is_first => last..last + 1,
@@ -313,7 +321,7 @@ impl<'a> PlacementSearch<'a> {
         match self.strategy {
             Strategy::Sequential | Strategy::Single => loads.clear(),
             Strategy::BalancedLow0 => loads[1..].sort_unstable_by_key(|load| Reverse(*load)),
-            // The last three strategies use other searches; compared by bytes alone, they are like `balanced`.
+            // The last three strategies use other searches.
             Strategy::Balanced | Strategy::DiffusersBalanced | Strategy::Throughput | Strategy::Latency => {
                 loads.sort_unstable_by_key(|load| Reverse(*load));
             }
@@ -498,7 +506,7 @@ mod tests {
 
     #[test]
     fn balanced_finds_the_only_placement_that_fits() {
-        // A greedy search puts 5 on one device and 3 + 3 on the other, and the last 4 fits on neither.
+        // A search that puts 5 on the device of 6 and 3 + 3 on that of 9 has no room left for 4.
         let sizes = [5, 4, 3, 3].map(|gib| component(&format!("c{gib}"), gib * GIB, 0));
         let placement = place(Strategy::Balanced, &sizes, &[None; 4], &devices(&[9, 6])).unwrap();
         assert_eq!(indices(&placement), [0, 0, 1, 1]);

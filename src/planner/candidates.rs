@@ -350,7 +350,7 @@ impl GroupSearch<'_> {
     /// The target of a cut: a device with `bytes` free, which does `busy` seconds of other work during each call.
     fn target(&self, id: DeviceId, bytes: u64, busy: f64) -> Target {
         let costs = self.problem.costs;
-        Target { kind: costs.kind_in_table(id), bytes, link: costs.info(id).rates.link, busy }
+        Target { kind: costs.column(id), bytes, link: costs.info(id).rates.link, busy }
     }
 
     /// The best cut of a component over these targets.

@@ -1,7 +1,7 @@
 //! The placement that diffusers makes for `device_map="balanced"`. Bytes are counted as diffusers does: parameters in
 //! the requested type, the whole VAE, and the safety checker, which sdshard does not run.
 
-use super::by_bytes::{DeviceBudget, partition, replica_counts};
+use super::by_bytes::{DeviceBudget, for_replicas, partition};
 use crate::{
     backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
     device_map::{DeviceMap, Located},
@@ -193,7 +193,7 @@ pub(super) fn place(
         })
     };
     let groups = |count| partition(&budgets, count).into_iter().map(place).collect::<Result<Vec<_>>>();
-    replica_counts(map.replicas.value, budgets.len(), groups)
+    for_replicas(map.replicas.value, budgets.len(), groups)
 }
 
 #[cfg(test)]

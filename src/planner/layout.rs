@@ -1,6 +1,6 @@
 //! The costs of a layout: the bytes and seconds of every component on the devices of its places.
 //!
-//! Devices of the same kind (equal rates, rules and class) share one dry run.
+//! Devices that are alike (equal backend, rates, rules and class) share one dry run.
 
 use std::{
     cell::RefCell,
@@ -47,7 +47,7 @@ impl Layout {
     }
 }
 
-/// The bytes that one device holds.
+/// The bytes that one device holds, without the driver's overhead, which budgets leave out too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeldBytes {
     /// The packed weights that stay on the device.
@@ -93,10 +93,10 @@ pub(super) struct Costs<'a> {
     pub calls: usize,
     /// The bytes of host memory that may be used, if they are known.
     host_free_bytes: Option<u64>,
-    /// For each device, the index of the first device of the same kind.
-    kinds: Vec<usize>,
+    /// For each device, the index of the first device that is like it.
+    alike: Vec<usize>,
     tables: RefCell<BTreeMap<ComponentId, Rc<Vec<SectionCosts>>>>,
-    /// The costs of whole components by kind of device.
+    /// The costs of whole components by the first device that is alike.
     wholes: RefCell<BTreeMap<(ComponentId, usize), Cost>>,
 }
 
@@ -109,8 +109,8 @@ impl<'a> Costs<'a> {
                 == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)
         };
         let first = |info| trial.devices.iter().position(|other| is_alike(other, info)).unwrap_or(0);
-        let kinds = trial.devices.iter().map(first).collect();
-        Ok(Self { trial, calls, host_free_bytes, kinds, tables: RefCell::default(), wholes: RefCell::default() })
+        let alike = trial.devices.iter().map(first).collect();
+        Ok(Self { trial, calls, host_free_bytes, alike, tables: RefCell::default(), wholes: RefCell::default() })
     }
 
     /// The name of a component.
@@ -142,9 +142,9 @@ impl<'a> Costs<'a> {
         &self.trial.devices[self.index(id)]
     }
 
-    /// The kind of a device: the index of the first device of this kind. Devices of one kind have the same costs.
-    pub fn kind(&self, id: DeviceId) -> usize {
-        self.kinds[self.index(id)]
+    /// The index of the first device that is like this one. Such devices have the same costs.
+    pub fn first_alike(&self, id: DeviceId) -> usize {
+        self.alike[self.index(id)]
     }
 
     /// Groups the devices by their numerics class.
@@ -159,7 +159,8 @@ impl<'a> Costs<'a> {
         classes
     }
 
-    /// The device that holds the most bytes of these layouts, and these bytes. Of equal devices, it is the first.
+    /// The device that holds the most bytes of these layouts, and these bytes. Of several that hold as many bytes, it
+    /// is the first.
     pub fn fullest_device<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<(DeviceId, u64)> {
         let held = self.held(layouts)?;
         let totals = self.trial.devices.iter().zip(&held).map(|(info, held)| (info.id, held.total()));
@@ -169,24 +170,24 @@ impl<'a> Costs<'a> {
 
     /// The cost of a whole component on one device.
     pub fn whole(&self, component: ComponentId, id: DeviceId) -> Result<Cost> {
-        let kind = self.kind(id);
-        if let Some(cost) = self.wholes.borrow().get(&(component, kind)) {
+        let first = self.first_alike(id);
+        if let Some(cost) = self.wholes.borrow().get(&(component, first)) {
             return Ok(*cost);
         }
-        let cost = self.trial.whole(component, self.trial.devices[kind].id)?;
-        self.wholes.borrow_mut().insert((component, kind), cost);
+        let cost = self.trial.whole(component, self.trial.devices[first].id)?;
+        self.wholes.borrow_mut().insert((component, first), cost);
         Ok(cost)
     }
 
-    /// Makes a dry run of a place with stand-ins for its devices, and returns both. The n-th device of a kind is
-    /// replaced by the n-th of all devices of that kind, so that equivalent places share one run.
+    /// Makes a dry run of a place with stand-ins for its devices, and returns both. The n-th of some devices that are
+    /// alike is replaced by the n-th of all that are, so that equivalent places share one run.
     fn dry_run(&self, component: ComponentId, place: &Place<DeviceId>, batch: usize) -> Result<(Rc<DryRun>, StandIns)> {
         let mut stand_ins = StandIns::new();
         for id in place.devices() {
-            let kind = self.kind(id);
-            let position = stand_ins.iter().filter(|(known, _)| self.kind(*known) == kind).count();
-            let same_kind = self.trial.devices.iter().zip(&self.kinds).filter(|(_, other)| **other == kind);
-            stand_ins.push((id, same_kind.map(|(info, _)| info.id).nth(position).unwrap_or(id)));
+            let first = self.first_alike(id);
+            let position = stand_ins.iter().filter(|(known, _)| self.first_alike(*known) == first).count();
+            let all_alike = self.trial.devices.iter().zip(&self.alike).filter(|(_, other)| **other == first);
+            stand_ins.push((id, all_alike.map(|(info, _)| info.id).nth(position).unwrap_or(id)));
         }
         let renamed = |id: &DeviceId| stand_ins.iter().find(|(known, _)| known == id).map_or(*id, |(_, name)| *name);
         Ok((self.trial.run(component, &place.map(renamed), batch)?, stand_ins))
@@ -243,13 +244,13 @@ impl<'a> Costs<'a> {
         id: DeviceId,
         seconds: f64,
     ) -> Result<f64> {
-        let (table, kind, link) = (self.table(component)?, self.kind_in_table(id), self.info(id).rates.link);
+        let (table, column, link) = (self.table(component)?, self.column(id), self.info(id).rates.link);
         let rate = if route.reside == Reside::Disk { link.min(Tuning::DISK_BYTES_PER_SECOND) } else { link };
         let here: Vec<Needs> = table
             .iter()
             .zip(&route.devices)
             .filter(|(_, at)| **at == id)
-            .map(|(section, _)| section.needs[kind])
+            .map(|(section, _)| section.needs[column])
             .collect();
         let all: f64 = here.iter().map(|needs| needs.seconds).sum();
         let work = |i: usize| seconds * here[i].seconds / all.max(f64::MIN_POSITIVE);
@@ -257,20 +258,21 @@ impl<'a> Costs<'a> {
         Ok(fetch(0) + (0..here.len()).map(|i| work(i).max(fetch(i + 1))).sum::<f64>())
     }
 
-    /// The index of a device in [`SectionCosts::needs`], which has one entry for each kind of device.
-    pub fn kind_in_table(&self, id: DeviceId) -> usize {
-        let kind = self.kind(id);
-        (0..kind).filter(|&other| self.kinds[other] == other).count()
+    /// The index of a device in [`SectionCosts::needs`], which has one entry for devices that are alike.
+    pub fn column(&self, id: DeviceId) -> usize {
+        let first = self.first_alike(id);
+        (0..first).filter(|&other| self.alike[other] == other).count()
     }
 
-    /// The costs of a component's sections on each kind of device.
+    /// The costs of a component's sections, with one entry for devices that are alike. Transfers are those of the first
+    /// device.
     pub fn table(&self, component: ComponentId) -> Result<Rc<Vec<SectionCosts>>> {
         if let Some(table) = self.tables.borrow().get(&component) {
             return Ok(table.clone());
         }
-        let firsts = self.trial.devices.iter().enumerate().filter(|(i, _)| self.kinds[*i] == *i);
+        let firsts = self.trial.devices.iter().enumerate().filter(|(i, _)| self.alike[*i] == *i);
         let runs_by_kind = firsts
-            .map(|(_, info)| Ok((self.trial.table(component, info.id)?, self.arenas(component, info)?)))
+            .map(|(_, info)| Ok((self.trial.table(component, info.id)?, self.section_arenas(component, info)?)))
             .collect::<Result<Vec<_>>>()?;
         let section = |(i, name): (usize, String)| {
             let needs = runs_by_kind.iter().map(|(run, arenas)| Needs {
@@ -298,7 +300,7 @@ impl<'a> Costs<'a> {
     }
 
     /// The bytes of the transient arena that each section needs on a device of its own.
-    fn arenas(&self, component: ComponentId, info: &DeviceInfo) -> Result<Vec<u64>> {
+    fn section_arenas(&self, component: ComponentId, info: &DeviceInfo) -> Result<Vec<u64>> {
         let count = self.trial.sections[component];
         let device = |i| DeviceInfo { id: DeviceId::new(info.id.kind, i), ..info.clone() };
         let devices: Vec<DeviceInfo> = (0..count).map(device).collect();
@@ -311,7 +313,7 @@ impl<'a> Costs<'a> {
 
     /// The arenas of one request of a layout on each device, in bytes: the persistent arenas, and the request scratch
     /// on the devices of a cut UNet that several requests pass.
-    pub fn arenas_of(&self, layout: &Layout) -> Result<(DeviceBytes, DeviceBytes)> {
+    pub fn request_arenas(&self, layout: &Layout) -> Result<(DeviceBytes, DeviceBytes)> {
         let (mut keep_bytes, mut scratch_bytes) = (DeviceBytes::new(), DeviceBytes::new());
         let denoiser = self.trial.spec.denoiser();
         for place in &layout.placement[denoiser] {
@@ -329,7 +331,7 @@ impl<'a> Costs<'a> {
     /// The bytes of these layouts on each device, in the order of the trial's devices.
     pub fn held<'l>(&self, layouts: impl IntoIterator<Item = &'l Layout>) -> Result<Vec<HeldBytes>> {
         let mut held = vec![HeldBytes::default(); self.trial.devices.len()];
-        // Offloaded weights are fetched for one component at a time.
+        // Places of one component on one device share weights, so these are added up at the end.
         let mut staying = BTreeMap::<(usize, ComponentId), Vec<WeightPart>>::new();
         for layout in layouts {
             for (component, places) in layout.placement.iter() {
@@ -344,6 +346,7 @@ impl<'a> Costs<'a> {
                         let mut weight_bytes = cost.weight_bytes;
                         if !sections_on(place, id, |reside| reside != Reside::Device).is_empty() {
                             weight_bytes = self.weight_bytes(component, index, &stays)?;
+                            // Offloaded weights are fetched for one component at a time.
                             device.offloaded_bytes = device.offloaded_bytes.max(cost.weight_bytes - weight_bytes);
                         }
                         staying
@@ -353,7 +356,7 @@ impl<'a> Costs<'a> {
                     }
                 }
             }
-            let (keep_bytes, scratch_bytes) = self.arenas_of(layout)?;
+            let (keep_bytes, scratch_bytes) = self.request_arenas(layout)?;
             for (id, bytes) in keep_bytes.into_iter().chain(scratch_bytes) {
                 held[self.index(id)].keep_bytes += layout.in_flight as u64 * bytes;
             }
@@ -379,8 +382,8 @@ impl<'a> Costs<'a> {
         if sections.is_empty() {
             return Ok(0);
         }
-        let (table, kind) = (self.table(component)?, self.kind_in_table(self.trial.devices[device].id));
-        Ok(sections.iter().map(|&section| table[section].needs[kind].weight_bytes).sum())
+        let (table, column) = (self.table(component)?, self.column(self.trial.devices[device].id));
+        Ok(sections.iter().map(|&section| table[section].needs[column].weight_bytes).sum())
     }
 
     /// Converts layouts to the input of a prediction. Devices are indices of the trial's devices. A batch is one
@@ -431,7 +434,7 @@ impl<'a> Costs<'a> {
                 let is_disjoint = negative.iter().all(|device| !positive.contains(device));
                 match is_disjoint && self.trial.largest.guided {
                     true => route_seconds(negative)?.max(route_seconds(positive)?),
-                    // The branches run one after the other if they share a device.
+                    // The branches run one after the other if they share a device; without guidance only one runs.
                     false => costs.iter().map(|(_, cost)| cost.seconds).sum(),
                 }
             }
@@ -441,7 +444,8 @@ impl<'a> Costs<'a> {
     }
 
     /// The instance of a cut UNet that requests pass device by device: tasks for the keys and values of the text, a
-    /// task for each piece and call, and a last task on the first device, which has the latents.
+    /// task for each piece and call, and a last task of no time, which waits for the first device, where the latents
+    /// are. The first piece always has a first task, because that task decides which instance is free.
     fn pipelined_instance(
         &self,
         component: ComponentId,
@@ -454,9 +458,9 @@ impl<'a> Costs<'a> {
         let (table, pieces) = (self.table(component)?, pieces(route));
         // The first section keeps the latents; other sections keep keys and values of the text.
         let text_bytes = |(id, sections): &(DeviceId, Vec<usize>)| -> f64 {
-            let kind = self.kind_in_table(*id);
+            let column = self.column(*id);
             let keep_bytes =
-                sections.iter().filter(|section| **section > 0).map(|&section| table[section].needs[kind].keep_bytes);
+                sections.iter().filter(|section| **section > 0).map(|&section| table[section].needs[column].keep_bytes);
             keep_bytes.sum::<u64>() as f64
         };
         let prepare = |piece: &(DeviceId, Vec<usize>)| {
@@ -523,7 +527,7 @@ impl<'a> Costs<'a> {
     ) -> Result<Vec<Task>> {
         let table = self.table(component)?;
         let share = |sections: &[usize], id: DeviceId| -> f64 {
-            let kind = self.kind_in_table(id);
+            let kind = self.column(id);
             sections.iter().map(|&section| table[section].needs[kind].seconds).sum()
         };
         let (moved, pieces) = (self.transfer_seconds(component, route)?, pieces(route));

@@ -341,7 +341,7 @@ impl Plan {
                     }
                 }
             }
-            let (keep_bytes, scratch_bytes) = costs.arenas_of(layout)?;
+            let (keep_bytes, scratch_bytes) = costs.request_arenas(layout)?;
             let Layout { placement, in_flight, batch } = layout.clone();
             replicas.push(ReplicaPlan { placement, in_flight, batch, keep_bytes, scratch_bytes });
         }

@@ -4,7 +4,7 @@
 //! the replica's stations in order, one station for each component, and uses one instance of each station. An instance
 //! is a list of tasks. A request holds all devices of a task, or waits without holding any. The rule of
 //! [`DeviceQueue`], which the engine uses too, decides which request gets devices next. Of several events at the same
-//! instant, that of the older request comes first.
+//! instant, that of the older request comes first; but texts ask for devices first.
 
 use std::{cmp::Reverse, collections::BinaryHeap, ops::Range};
 
@@ -30,11 +30,13 @@ impl Task {
 /// One instance of a component.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StationInstance {
-    /// Tasks that a request passes once, before all others. The first one's devices decide which instance is free.
+    /// Tasks that a request passes once, before all others. May be empty. An instance is free if the devices of its
+    /// first task, here or in `tasks`, are free.
     pub first: Vec<Task>,
     /// Tasks that a request passes in order.
     pub tasks: Vec<Task>,
-    /// The number of times that a request passes `tasks`: the steps of a cut UNet.
+    /// The number of times that a request passes `tasks`: the steps of a cut UNet, or the pictures of a batch that are
+    /// encoded or decoded one by one.
     pub repetitions: usize,
     /// Tasks that a request passes once, after all others.
     pub last: Vec<Task>,
@@ -116,7 +118,8 @@ pub struct Load {
     pub replicas: Vec<ReplicaLoad>,
     /// Whether the first request passes the text stations twice, because it encodes the negative prompt for all.
     pub first_texts_twice: bool,
-    /// The number of images in one request: a batch counts as one request.
+    /// The number of images in one request: a batch counts as one request. If replicas have different batches, the
+    /// smallest.
     pub batch: usize,
 }
 
@@ -134,12 +137,12 @@ pub struct SimulatedRun {
     pub taken: Vec<f64>,
     /// The work of each device, in the order of time.
     pub spans: Vec<PredictedSpan>,
-    /// An upper bound of the work of the simulation, in steps: at each instant the number of requests in flight and of
-    /// instances that waiting requests could take.
+    /// The work of the simulation, in steps, at most: the sum, over all instants, of the requests in flight and of the
+    /// instances at the stations where requests wait.
     pub steps: u64,
 }
 
-/// The part of a finished task on one device.
+/// The part of a task on one device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PredictedSpan {
     /// The index of the device.
@@ -159,7 +162,7 @@ pub struct PredictedSpan {
 /// The predicted rate and times of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// The seconds of one request alone.
+    /// The seconds of one request alone; with batches, of a whole batch.
     pub seconds_per_image: f64,
     /// Images per second while the queue is never empty.
     pub images_per_second: f64,
@@ -196,7 +199,8 @@ impl SimulatedRun {
 struct RequestState {
     replica: usize,
     station: usize,
-    /// The index of the instance that the request uses; valid after its first task there.
+    /// The index of the instance that the request uses; valid from the time when it gets the devices of its first task
+    /// there.
     instance: usize,
     /// The number of finished tasks at this instance, with repetitions.
     passed: usize,
@@ -239,7 +243,7 @@ struct Simulation<'a> {
     /// The requests that ask for devices at this instant.
     asking: Vec<usize>,
     queue: DeviceQueue<&'a [Vec<usize>]>,
-    /// The number of instances that requests in the queue could take.
+    /// The number of instances at the stations where requests wait.
     waiting_instances: usize,
     completions: BinaryHeap<Reverse<(Ticks, usize)>>,
     run: SimulatedRun,
@@ -315,8 +319,9 @@ impl Load {
         run.makespan() + (count - max_simulated) as f64 / self.steady_rate(&run).0
     }
 
-    /// The requests per second in the steady part of a run, and that part: from the end of the first requests to the
-    /// start of the last one. A request counts with the share of its work that is done in this part.
+    /// The requests per second in the steady part of a run, and that part: from the end of the requests of the
+    /// warm-up rounds to the time when the last request is taken. A request counts with the share of its work that is
+    /// done in this part.
     fn steady_rate(&self, run: &SimulatedRun) -> (f64, Range<f64>) {
         let mut done = run.done.clone();
         done.sort_by(f64::total_cmp);
@@ -329,8 +334,8 @@ impl Load {
         for span in &run.spans {
             work[span.request] += span.seconds;
         }
-        let image = |span: &PredictedSpan| span.inside(&(from..to)) / work[span.request].max(f64::MIN_POSITIVE);
-        (run.spans.iter().map(image).sum::<f64>() / (to - from), from..to)
+        let share_inside = |span: &PredictedSpan| span.inside(&(from..to)) / work[span.request].max(f64::MIN_POSITIVE);
+        (run.spans.iter().map(share_inside).sum::<f64>() / (to - from), from..to)
     }
 
     /// Predicts rate and times by a simulation of at least `samples` requests.
@@ -347,8 +352,9 @@ impl Load {
         Prediction { seconds_per_image, images_per_second, idle_share, steps: run.steps }
     }
 
-    /// An upper bound of the requests per second: for each replica the smallest rate of a station, which is the sum of
-    /// the rates of its instances, or of a device, which needs a minimum time for each request.
+    /// An upper bound of the requests per second: the sum over the replicas. A replica is no faster than its slowest
+    /// station, whose rate is the sum of its instances' rates, nor than a device that every request needs for some
+    /// time.
     pub fn max_requests_per_second(&self) -> f64 {
         let of_replica = |replica: &ReplicaLoad| {
             let held = |station: &Station| {
@@ -480,8 +486,8 @@ impl<'a> Simulation<'a> {
                 request.station += 1;
                 // Texts are encoded one after the other, each by all text stations.
                 let passed_only_texts = stations[..request.station].iter().all(|station| station.work == Work::Text);
-                let text_stations_end = stations.get(request.station).is_none_or(|next| next.work != Work::Text);
-                if request.text_passes_left > 0 && passed_only_texts && text_stations_end {
+                let next_is_no_text = stations.get(request.station).is_none_or(|next| next.work != Work::Text);
+                if request.text_passes_left > 0 && passed_only_texts && next_is_no_text {
                     (request.station, request.text_passes_left) = (0, request.text_passes_left - 1);
                 }
             }

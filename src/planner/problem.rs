@@ -152,7 +152,7 @@ impl Problem<'_> {
 
     /// The kind and the budget of a device. The search treats devices with the same kind and budget as interchangeable.
     pub fn kind_and_budget(&self, id: DeviceId) -> (usize, u64) {
-        (self.costs.kind(id), self.budget(id))
+        (self.costs.first_alike(id), self.budget(id))
     }
 
     /// Whether the map names the place of any component.

@@ -1,7 +1,7 @@
 //! The search for the best replicas on a set of devices.
 //!
 //! `candidates` finds the best replica on one group of devices. For several pictures, the devices are partitioned into
-//! groups such that the sum of the replicas' rates is highest. The results are compared by the time for all pictures.
+//! groups such that the sum of the replicas' rates is highest. `by_time` compares the results.
 
 use std::{cell::RefCell, collections::BTreeMap, iter::successors, rc::Rc};
 
@@ -32,26 +32,26 @@ impl<'a> ReplicaSearch<'a> {
         Self { problem, cache: RefCell::default() }
     }
 
-    /// Finds the best candidates over `devices` for each family alone, and for all families together, each with the
-    /// time for all pictures. A candidate has one replica for latency or if `one_replica` is set, else the best number
-    /// of replicas.
+    /// Finds the best candidate over `devices` for each family, with the time for all pictures. A candidate has one
+    /// replica for latency, if the map names places, or if `one_replica` is set; else the best number of replicas, and
+    /// then there is one more candidate, without a family, whose replicas may be of several families.
     pub fn run(&self, devices: &[DeviceId], one_replica: bool) -> Result<Vec<(Option<Family>, Scored)>> {
-        let one_replica = one_replica || self.problem.goal() == Goal::Latency || self.problem.has_named_places();
+        let single = one_replica || self.problem.goal() == Goal::Latency || self.problem.has_named_places();
         let best_of = |families: &[Family]| {
-            if one_replica { self.best_single(devices, families) } else { self.best_several(devices, families) }
+            if single { self.best_single(devices, families) } else { self.best_several(devices, families) }
         };
         let mut found = Vec::new();
         for family in Family::ALL {
             found.extend(best_of(&[family])?.map(|scored| (Some(family), scored)));
         }
-        // With several replicas, the replicas may be of different families.
-        if !one_replica {
+        if !single {
             found.extend(best_of(&Family::ALL)?.map(|scored| (None, scored)));
         }
         // The partition used sums of rates as estimates; predict the complete candidates.
         for (_, scored) in &mut found {
             let load = self.problem.costs.load(&scored.layouts)?;
             let prediction = load.predict(Tuning::PREDICTED_REQUESTS);
+            // Predicting the seconds for all pictures simulates about as much again.
             self.problem.costs.trial.effort.spend(2 * prediction.steps)?;
             (scored.images_per_second, scored.seconds_per_image) =
                 (prediction.images_per_second, prediction.seconds_per_image);
@@ -60,7 +60,7 @@ impl<'a> ReplicaSearch<'a> {
         Ok(found)
     }
 
-    /// The best single replica of these families.
+    /// The best replica on all of `devices` among those of these families.
     fn best_single(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let searched = self.best_in_group(devices)?;
         let mut best: Option<Scored> = None;
@@ -96,7 +96,8 @@ impl<'a> ReplicaSearch<'a> {
         Ok(best)
     }
 
-    /// Both candidates together. Their rates add up, because they use different devices.
+    /// Both candidates together. Their rates add up, because they use different devices. The times are preliminary:
+    /// `run` predicts complete candidates.
     fn combine(a: &Option<Scored>, b: Scored) -> Scored {
         let Some(a) = a else { return b };
         Scored {
@@ -110,12 +111,12 @@ impl<'a> ReplicaSearch<'a> {
     /// Tries every partition of the devices into groups, where some devices may remain unused. A state of the dynamic
     /// program is a set of devices as a bit mask; its value is the best candidate on them.
     fn partition_freely(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
-        let transitions = |taken: usize| {
-            let first = 1 << taken.trailing_zeros();
-            let others = taken & !first;
+        let transitions = |set: usize| {
+            let first_bit = 1 << set.trailing_zeros();
+            let others = set & !first_bit;
             let subsets = successors(Some(others), move |&subset| (subset > 0).then(|| (subset - 1) & others));
             let group = move |subset: usize| {
-                let is_in = |i: &usize| (subset | first) >> i & 1 == 1;
+                let is_in = |i: &usize| (subset | first_bit) >> i & 1 == 1;
                 (others & !subset, (0..devices.len()).filter(is_in).map(|i| devices[i]).collect())
             };
             (others, subsets.map(group).collect())
@@ -123,8 +124,9 @@ impl<'a> ReplicaSearch<'a> {
         self.best_partition(1 << devices.len(), transitions, families)
     }
 
-    /// Tries every partition of the devices into contiguous groups, where some devices may remain unused. State n of
-    /// the dynamic program stands for the first n devices; its value is the best candidate on them.
+    /// Tries every partition of the devices into contiguous groups of at most [`Tuning::MAX_GROUP_DEVICES`], where some
+    /// devices may remain unused. State n of the dynamic program stands for the first n devices; its value is the best
+    /// candidate on them.
     fn partition_neighbours(&self, devices: &[DeviceId], families: &[Family]) -> Result<Option<Scored>> {
         let transitions = |end: usize| {
             let starts = end.saturating_sub(Tuning::MAX_GROUP_DEVICES)..end;
@@ -134,8 +136,8 @@ impl<'a> ReplicaSearch<'a> {
     }
 
     /// Finds the best replicas on disjoint groups by dynamic programming over `states`. The last state has all devices.
-    /// For a state, `transitions` returns the state without a certain device, in which this device remains unused, and
-    /// the groups that may contain it, each with the state of the remaining devices.
+    /// For a state, `transitions` chooses one of its devices. It returns the state without this device, which stays
+    /// unused, and every group with this device, together with the state of the devices outside the group.
     fn best_partition(
         &self,
         states: usize,
@@ -156,8 +158,8 @@ impl<'a> ReplicaSearch<'a> {
         Ok(best.pop().flatten())
     }
 
-    /// The best replica of each family on a group of devices. Groups whose devices have the same kinds and budgets are
-    /// searched once.
+    /// The best replica of each family on a group of devices. Groups whose devices have the same kinds and budgets, in
+    /// the same order, are searched once, unless the map names places.
     fn best_in_group(&self, devices: &[DeviceId]) -> Result<Rc<SearchedGroup>> {
         let key: Vec<(usize, u64)> = devices.iter().map(|id| self.problem.kind_and_budget(*id)).collect();
         let cached = self.cache.borrow().get(&key).cloned();

@@ -1,7 +1,7 @@
 //! The files that are needed of a model, and the events of their download.
 
-/// The files of a model that are read, as paths in its folder. The networks' configs decide which files a model has, so
-/// the list is written above this module.
+/// The files of a model that are read, as paths in its folder. The list for Stable
+/// Diffusion is `LAYOUT` in `models/locate.rs`.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     /// The configs that a model must have.

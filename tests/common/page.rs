@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-/// Fails unless `page` has `table` between the lines `<!-- name -->` and `<!-- end -->`; `SDSHARD_WRITE=1` puts it there.
+/// Fails unless `page` has `table` between the lines `<!-- name -->` and `<!-- end -->`; `SDSHARD_WRITE=1` puts it
+/// there.
 pub fn has_table(page: &str, name: &str, table: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{page}: {e}"));

@@ -1,8 +1,8 @@
 //! The list of cases: what is computed, at which sizes, on which values, and how close the result must be.
 //!
 //! A tolerance is relative to the largest element that is expected; 0 asks for equality. One is a multiple of 6e-8, the
-//! rounding of f32, and grows with the sum behind an element. In a narrower type come the roundings of that type on top:
-//! see [`Case::tolerance_in`]. `docs/accuracy.md` has them as a table.
+//! rounding of f32, and grows with the sum behind an element. In a narrower type come the roundings of that type on
+//! top: see [`Case::tolerance_in`]. `docs/accuracy.md` has them as a table.
 
 use sdshard::{
     backend::{
@@ -471,8 +471,8 @@ impl Case {
         data
     }
 
-    /// Whether it means anything in `dtype`: inputs and results, of which `largest` is the largest, are among its values,
-    /// and the op is not one that knows f32 alone.
+    /// Whether it means anything in `dtype`: inputs and results, of which `largest` is the largest, are among its
+    /// values, and the op is not one that knows f32 alone.
     pub fn fits(&self, dtype: DType, largest: f64) -> bool {
         match dtype {
             DType::F32 => true,

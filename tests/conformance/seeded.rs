@@ -22,8 +22,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Runs a case as a device with this fault would. What replaces the result takes its place in the arena, which finds
-    /// the same room for the same size.
+    /// Runs a case as a device with this fault would. What replaces the result takes its place in the arena, which
+    /// finds the same room for the same size.
     pub fn run(self, device: &Device, case: &Case, data: &Data, x: &[Tensor], weights: &[Weight]) -> Result<Tensor> {
         let run = || case.op.run(device, x, weights, &data.ids);
         let Op::Linear { x: [_, rows, _], out, .. } = case.op else { return run() };

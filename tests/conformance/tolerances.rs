@@ -6,8 +6,8 @@ use sdshard::backend::DType;
 
 use super::cases::{Case, Op};
 
-/// For each op how far from its definition a result may be, of the largest element: from the strictest to the most lenient
-/// of its cases, in each type; and how often a 16-bit type rounds on the way.
+/// For each op how far from its definition a result may be, of the largest element: from the strictest to the most
+/// lenient of its cases, in each type; and how often a 16-bit type rounds on the way.
 pub fn table(cases: &[Case]) -> String {
     let mut table = String::from("| op | f32 | roundings to 16 bits | f16 | bf16 |\n|---|---|---|---|---|\n");
     let mut names = Vec::new();

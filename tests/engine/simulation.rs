@@ -351,7 +351,8 @@ fn stages_overlap_as_far_as_their_devices_allow_and_as_planned() {
     }
 }
 
-/// Pools that share devices with the other stages, in every order: what the first of a list does must not starve the rest.
+/// Pools that share devices with the other stages, in every order: what the first of a list does must not starve the
+/// rest.
 #[test]
 fn pools_beside_other_stages_are_as_planned_and_keep_their_devices_busy() {
     for speeds in [[1.0, 1.0], [1.0, 0.6]] {

@@ -1,5 +1,5 @@
-//! What kernels claim of their machine code. A row is held to both ways: what it claims is there, and what it does not is
-//! not, so that a kernel that becomes better has to say so.
+//! What kernels claim of their machine code. A row is held to both ways: what it claims is there, and what it does not
+//! is not, so that a kernel that becomes better has to say so.
 
 use Access::{Bytes, Elements};
 

@@ -69,8 +69,8 @@ pub fn disassemble(nvdisasm: &Path, cubin: &Path, arch: u32) -> Result<BTreeMap<
     kernels(&String::from_utf8_lossy(&ran.stdout))
 }
 
-/// Names a cubin of sm_70 one of sm_75. This disassembler no longer knows the older name, but the instructions, which sm_75
-/// took over with their encoding. The name is in two bytes of the flags of the ELF header.
+/// Names a cubin of sm_70 one of sm_75. This disassembler no longer knows the older name, but the instructions, which
+/// sm_75 took over with their encoding. The name is in two bytes of the flags of the ELF header.
 fn as_turing(image: &mut [u8]) -> Result<(), String> {
     match image.get_mut(48..52) {
         Some([real, _, virtual_one, _]) if (*real, *virtual_one) == (70, 70) => {

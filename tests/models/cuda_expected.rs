@@ -39,7 +39,8 @@ const LAUNCH: f64 = 3e-6;
 /// The share of the memory's bandwidth that the sum of runs can have.
 const STREAMING: f64 = 0.8;
 
-/// An op of the UNet of Stable Diffusion 1.5 at 512 x 512, two images: taps of its window, rows, columns, channels, times.
+/// An op of the UNet of Stable Diffusion 1.5 at 512 x 512, two images: taps of its window, rows, columns, channels,
+/// times.
 struct Row {
     taps: u32,
     rows: u32,
@@ -140,8 +141,8 @@ impl Row {
         if runs > 1 { format!("{op}, {runs} runs") } else { op.into() }
     }
 
-    /// Seconds, and the side of the tiles: blocks are dealt to the multiprocessors in waves; one that is full does its share
-    /// of the peak, with fewer blocks in proportion, a lone one a quarter at least.
+    /// Seconds, and the side of the tiles: blocks are dealt to the multiprocessors in waves; one that is full does its
+    /// share of the peak, with fewer blocks in proportion, a lone one a quarter at least.
     fn expected(&self, card: &Card) -> (f64, u32) {
         let op = if self.taps == 0 { "linear" } else { "conv2d" };
         let (k, runs) = (self.k(), gpu_cost::runs(self.k()));

@@ -143,8 +143,8 @@ fn a_vae_can_be_cut_anywhere() {
     });
 }
 
-/// Three guided steps with the UNet of `place` for pictures with these guidance scales, in the request scratch `scratch`
-/// if there is any. Also gives what is kept on each device.
+/// Three guided steps with the UNet of `place` for pictures with these guidance scales, in the request scratch
+/// `scratch` if there is any. Also gives what is kept on each device.
 fn denoise(
     model: &Model,
     place: &Instance,

@@ -1,9 +1,9 @@
 //! Real code on small random-weight pipelines, and on the built-in model, against what diffusers and torch computed in
 //! f32: `tests/reference/` makes the numbers. Both sides read the same weights and draw the same noise.
 //!
-//! The bounds are relative to the largest value of what is compared, and stand in `docs/accuracy.md` with their reasons:
-//! parts by [`bound`], latents after ten steps to 1e-3, since sums are taken in another order there and ten steps with
-//! guidance 7.5 magnify the difference, pictures to one step of 255.
+//! The bounds are relative to the largest value of what is compared, and stand in `docs/accuracy.md` with their
+//! reasons: parts by [`bound`], latents after ten steps to 1e-3, since sums are taken in another order there and ten
+//! steps with guidance 7.5 magnify the difference, pictures to one step of 255.
 
 use std::{fmt::Write, sync::Arc};
 
@@ -124,10 +124,10 @@ fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Netw
 
 /// How far a component may be from the reference in a type.
 ///
-/// In 16 bits every op rounds its result. Errors have either sign and so add up like a random pass, with the root of their
-/// number: two roundings of the largest value were seen to come out of a text encoder, four out of a UNet, most of whose
-/// ops stand on small branches, and five out of a VAE, whose every op is on the way. Twice that is allowed. In f32 sums are
-/// taken in another order, which was seen to make 1.3e-6 at most.
+/// In 16 bits every op rounds its result. Errors have either sign and so add up like a random pass, with the root of
+/// their number: two roundings of the largest value were seen to come out of a text encoder, four out of a UNet, most
+/// of whose ops stand on small branches, and five out of a VAE, whose every op is on the way. Twice that is allowed. In
+/// f32 sums are taken in another order, which was seen to make 1.3e-6 at most.
 fn bound(dtype: DType, component: &str) -> f32 {
     let rounding = match dtype {
         DType::F16 => 2f32.powi(-11),
@@ -142,8 +142,8 @@ fn bound(dtype: DType, component: &str) -> f32 {
     roundings * rounding
 }
 
-/// Whether a part of a component is as near to the reference as its type allows, and no nearer: what is within the bound of
-/// the next finer type was not computed in this one.
+/// Whether a part of a component is as near to the reference as its type allows, and no nearer: what is within the
+/// bound of the next finer type was not computed in this one.
 #[track_caller]
 fn as_close_as_its_type(what: &str, dtype: DType, component: &str, got: &[f32], want: &[f32]) {
     close(what, got, want, bound(dtype, component));

@@ -1,6 +1,6 @@
 //! Model folders whose networks are not as usual, beside what diffusers makes of them:
-//! tests/golden/circumstances_nets.json, which tests/reference/circumstances_nets.py writes. And folders whose weights are
-//! not those that their configs describe, which no plan accepts.
+//! tests/golden/circumstances_nets.json, which tests/reference/circumstances_nets.py writes. And folders whose weights
+//! are not those that their configs describe, which no plan accepts.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! CLIP's tokenizer against ids that transformers computed: `golden/tokenizer.json` and `golden/added_tokens.json`, made by
-//! `tests/reference/`.
+//! CLIP's tokenizer against ids that transformers computed: `golden/tokenizer.json` and `golden/added_tokens.json`,
+//! made by `tests/reference/`.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! What is planned without a map on machines of many kinds, beside every map that comes with sdshard and every device alone:
-//! by the time for all pictures that are asked for. Stable Diffusion 1.5, 512 x 512, 50 steps.
+//! What is planned without a map on machines of many kinds, beside every map that comes with sdshard and every device
+//! alone: by the time for all pictures that are asked for. Stable Diffusion 1.5, 512 x 512, 50 steps.
 
 use std::sync::OnceLock;
 

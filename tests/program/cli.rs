@@ -740,7 +740,8 @@ fn a_run_that_is_resumed_makes_what_is_missing_and_nothing_else() {
     assert_eq!(lines.len(), 1, "nothing is left to do");
     assert_eq!(lines[0]["summary"]["skipped"], 3);
 
-    // A file that was cut off, though not before its metadata, is made again; of another request it is replaced if allowed.
+    // A file that was cut off, though not before its metadata, is made again; of another request it is replaced if
+    // allowed.
     fs::write(&files[2], &whole[2][..whole[2].len() - 7]).unwrap();
     succeeds(&mut tiny.draw(&[&prompts[..], &["--resume"]].concat()));
     assert_eq!(fs::read(&files[2]).unwrap(), whole[2]);
@@ -1067,7 +1068,8 @@ fn sent_to_a_terminal(more: &[&str]) -> String {
     shown
 }
 
-/// What a terminal is sent by a run, and how it ends: interrupted once the terminal is sent a certain text, if there is one.
+/// What a terminal is sent by a run, and how it ends: interrupted once the terminal is sent a certain text, if there is
+/// one.
 #[cfg(unix)]
 fn on_a_terminal(arguments: &[&str], interrupt_at: Option<&str>) -> (String, std::process::ExitStatus) {
     use rustix::{pty, termios};

@@ -1,6 +1,6 @@
 //! The program among faults: kills at random times, full disks, limits, folders that go away, streams that are closed.
-//! Whatever happens, what is in the folder are whole pictures, those that were said to be saved are there, a run that is
-//! resumed makes the rest, and there is no panic.
+//! Whatever happens, what is in the folder are whole pictures, those that were said to be saved are there, a run that
+//! is resumed makes the rest, and there is no panic.
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,5 @@
-//! Downloads from a hub that answers badly, on this machine: each ends, leaves nothing outside the cache and no bad file,
-//! sends the token nowhere else, and heals with an honest hub.
+//! Downloads from a hub that answers badly, on this machine: each ends, leaves nothing outside the cache and no bad
+//! file, sends the token nowhere else, and heals with an honest hub.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

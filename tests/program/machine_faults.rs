@@ -126,8 +126,8 @@ fn a_file_that_an_option_names_is_read_from_a_pipe_where_that_makes_sense() {
     }
 }
 
-/// Draws with weights that are offloaded to their files, does something to the UNet's once a picture is there, and gives the
-/// exit code and stderr.
+/// Draws with weights that are offloaded to their files, does something to the UNet's once a picture is there, and
+/// gives the exit code and stderr.
 fn disturbed(disturb: impl FnOnce(&Path)) -> (Option<i32>, String, usize) {
     let folder = copy_of_tiny();
     let (model, out, map) = (folder.path().join("model"), folder.path().join("out"), folder.path().join("map.toml"));

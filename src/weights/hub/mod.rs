@@ -39,9 +39,9 @@ impl Hub {
     /// default.
     ///
     /// Files in the cache are used without a request to the hub. Otherwise the files that sdshard needs and the cache
-    /// lacks are downloaded into it, from the cached commit or, if there is none, from the newest: the files of `layout`
-    /// that `wanted` includes, and of each component's weights the safetensors of `variant` or, if there are none, the plain
-    /// ones.
+    /// lacks are downloaded into it, from the cached commit or, if there is none, from the newest: the files of
+    /// `layout` that `wanted` includes, and of each component's weights the safetensors of `variant` or, if there are
+    /// none, the plain ones.
     ///
     /// The download runs in a separate thread. `on_news` receives its events in the calling thread, several times a
     /// second, and stops it with [`ControlFlow::Break`]: the call returns at once, and the next call uses what has
