@@ -518,7 +518,7 @@ fn configs_come_first_and_later_steps_fetch_what_is_missing() {
     };
     let configs = fetched(&hub, Wanted::Configs);
     assert!(configs.len() == 5 && configs.iter().all(|path| path.ends_with(".json")), "{configs:?}");
-    assert_eq!(fetched(&hub, Wanted::Texts), ["tokenizer/merges.txt", "tokenizer/vocab.json"]);
+    assert_eq!(fetched(&hub, Wanted::Texts), ["tokenizer/vocab.json", "tokenizer/merges.txt"]);
     assert_eq!(fetched(&hub, Wanted::Everything).len(), 3);
     let asked = good.asked().len();
     hub.offline = true;
