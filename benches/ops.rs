@@ -36,10 +36,15 @@ fn ops(c: &mut Criterion) {
         [(32, 320, 320), (16, 640, 640), (8, 1280, 1280), (8, 2560, 1280), (128, 256, 256), (32, 4, 320)]
     {
         let x = Tensor::new(&device, [2, size, size, channels], &values(2 * size * size * channels)).expect("room");
-        let w = weight(&device, Layer::Conv2d { out, channels, kernel: 3 }, out * channels * 9, out);
+        let w = weight(
+            &device,
+            Layer::Conv2d { out, channels, kernel: 3, stride: 1, is_large: true },
+            out * channels * 9,
+            out,
+        );
         group.throughput(Throughput::Elements((4 * size * size * out * channels * 9) as u64));
         group.bench_function(BenchmarkId::from_parameter(format!("{size}x{size} {channels} to {out}")), |b| {
-            b.iter(|| x.conv2d(&w, 1, Padding::Same, &Fuse::default()).expect("conv2d"));
+            b.iter(|| x.conv2d(&w, Padding::Same, &Fuse::default()).expect("conv2d"));
         });
     }
     group.finish();

@@ -114,7 +114,9 @@ pub mod weights;
 pub mod world;
 
 #[doc(inline)]
-pub use backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, registry::visible as visible_devices};
+pub use backend::{
+    DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, cpu::Convolution, registry::visible as visible_devices,
+};
 #[doc(inline)]
 pub use device_map::{
     DTypes, DeviceFacts, DeviceMap, InFlight, Located, Location, MapPlace, Numerics, Replicas, Strategy,

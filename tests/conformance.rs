@@ -21,29 +21,37 @@ use conformance::{
 };
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, DeviceKind, NumericsClass,
-        cpu::{Cpu, Path},
+        Activation, DType, Device, DeviceId, DeviceKind, Layer, NumericsClass, Values,
+        cpu::{Convolution, Cpu, Kernels, Path},
         open, visible,
     },
-    tensor::{Tensor, ops::Padding},
+    tensor::{
+        Fuse, Tensor,
+        ops::Padding::{self, Same},
+    },
 };
 
 fn paths() -> impl Iterator<Item = Path> {
     Path::ALL.into_iter().filter(|path| path.is_here())
 }
 
-fn cpu(path: Path, threads: usize, fuse: bool) -> Cpu {
-    Cpu::new(path, NonZero::new(threads).unwrap(), Vec::new(), fuse).unwrap()
+fn cpu(kernels: Kernels, threads: usize, fuse: bool) -> Cpu {
+    Cpu::new(kernels, NonZero::new(threads).unwrap(), Vec::new(), fuse).unwrap()
 }
 
-/// The CPU in every form: kernel path, threads, with and without fused epilogues.
+/// Every class of a kernel path.
+fn kernels(path: Path) -> impl Iterator<Item = Kernels> {
+    Convolution::NAMED.into_iter().map(move |(_, convolution)| Kernels { path, convolution })
+}
+
+/// The CPU in every form: class, threads, with and without fused epilogues.
 fn cpus() -> Vec<Subject> {
     let mut devices = Vec::new();
-    for path in paths() {
+    for kernels in paths().flat_map(kernels) {
         for threads in [1, 2, 3] {
             for fuse in [true, false] {
-                let name = format!("cpu {path}, {threads} threads, {}", if fuse { "fused" } else { "plain ops" });
-                devices.push(Subject::f32(name, cpu(path, threads, fuse).device(DeviceId::CPU)));
+                let name = format!("cpu {kernels}, {threads} threads, {}", if fuse { "fused" } else { "plain ops" });
+                devices.push(Subject::f32(name, cpu(kernels, threads, fuse).device(DeviceId::CPU)));
             }
         }
     }
@@ -145,10 +153,10 @@ fn bits_do_not_depend_on_batch_threads_fusion_or_place() {
 
 #[test]
 fn bits_do_not_depend_on_where_tiles_end() {
-    for path in paths() {
+    for kernels in paths().flat_map(kernels) {
         let devices: Vec<_> =
-            cpus().into_iter().filter(|cpu| *cpu.device.class() == NumericsClass::cpu(path)).collect();
-        none(&around_a_tile(path.rows()), |case| order(&devices, case).err().into_iter().collect());
+            cpus().into_iter().filter(|cpu| *cpu.device.class() == NumericsClass::cpu(kernels)).collect();
+        none(&around_a_tile(kernels.path.rows()), |case| order(&devices, case).err().into_iter().collect());
     }
     // The other devices' tiles have 8 or 16 rows.
     let others: Vec<_> = devices().into_iter().filter(|subject| subject.device.id().kind != DeviceKind::Cpu).collect();
@@ -284,7 +292,7 @@ const ONE_ROW: Case =
     Case { op: Op::Linear { x: [3, 1, 70], out: 37, tail: BARE }, center: 0.0, spread: 1.0, tolerance: 2e-6 };
 
 fn seeded(fault: Fault) -> Subject {
-    let device = cpu(Path::Portable, 1, true).device(DeviceId::CPU);
+    let device = cpu(Path::Portable.into(), 1, true).device(DeviceId::CPU);
     Subject { fault, ..Subject::f32(format!("{fault:?}"), device) }
 }
 
@@ -347,4 +355,38 @@ fn wrong_answers_are_objected_to() {
         same_bits(&right, wrong).unwrap_err();
     }
     same_bits(&[0.0], &[-0.0]).expect_err("zeros of either sign are different bits");
+}
+
+/// The input channels of the layers of Stable Diffusion 1 that Winograd's algorithm computes.
+const WINOGRAD_CHANNELS: [usize; 8] = [128, 256, 320, 512, 640, 960, 1280, 1920];
+
+#[test]
+fn winograd_is_within_three_times_the_error_of_direct_convolution() {
+    const SIZE: usize = 14;
+    const OUT: usize = 32;
+    for channels in WINOGRAD_CHANNELS {
+        let layer = Layer::Conv2d { out: OUT, channels, kernel: 3, stride: 1, is_large: true };
+        let op = Op::Conv2d { x: [1, SIZE, SIZE, channels], out: OUT, kernel: 3, stride: 1, padding: Same, tail: BARE };
+        let case = Case { op, center: 0.0, spread: 2.5, tolerance: 0.0 };
+        let mut data = case.data();
+        // Values as after a norm and SiLU.
+        data.tensors[0].values.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp());
+        let want = reference(&case.op, &data);
+        let rms = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        let size = rms(&mut want.iter().copied());
+        for path in paths() {
+            let [winograd, direct] = Convolution::NAMED.map(|(_, convolution)| {
+                let device = cpu(Kernels { path, convolution }, 2, true).device(DeviceId::CPU);
+                device.reserve(64 << 20).unwrap();
+                let values = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&data.weights[0].weight) };
+                let weight = device.pack(layer, DType::F32, values, None).unwrap();
+                let x = Tensor::new(&device, [1, SIZE, SIZE, channels], &data.tensors[0].values).unwrap();
+                let got = x.conv2d(&weight, Padding::Same, &Fuse::default()).unwrap().read().unwrap();
+                rms(&mut got.iter().zip(&want).map(|(got, want)| f64::from(*got) - want)) / size
+            });
+            println!("{path}, {channels} channels: direct {direct:.1e}, winograd {winograd:.1e}");
+            assert!(winograd < 3.0 * direct, "{path}, {channels} channels: direct {direct:e}, winograd {winograd:e}");
+            assert_ne!(winograd, direct, "{path}, {channels} channels: both were computed in the same way");
+        }
+    }
 }

@@ -4,9 +4,13 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::{cpu::Path, dtype::DType, id::DeviceKind};
+use super::{
+    cpu::{Convolution, Kernels},
+    dtype::DType,
+    id::DeviceKind,
+};
 
-/// Devices of one class give the same bits. It prints as in `cpu avx512 f32` or `cuda sm_90 as sm_80 f16`.
+/// Devices of one class give the same bits. It prints as in `cpu avx512 winograd f32` or `cuda sm_90 as sm_80 f16`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NumericsClass {
     /// The kind of device.
@@ -21,7 +25,7 @@ pub struct NumericsClass {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KernelPath {
     /// Kernels of the CPU.
-    Path(Path),
+    Cpu(Kernels),
     /// Kernels of CUDA, for one compute capability.
     Capability {
         /// The GPU's compute capability, 89 for 8.9; `None` if it is not known.
@@ -36,9 +40,17 @@ pub enum KernelPath {
 }
 
 impl NumericsClass {
-    /// The class of a kernel path of the CPU, which computes in f32.
-    pub const fn cpu(path: Path) -> Self {
-        Self { kind: DeviceKind::Cpu, kernels: KernelPath::Path(path), dtype: DType::F32 }
+    /// The class of these kernels of the CPU, which compute in f32.
+    pub const fn cpu(kernels: Kernels) -> Self {
+        Self { kind: DeviceKind::Cpu, kernels: KernelPath::Cpu(kernels), dtype: DType::F32 }
+    }
+
+    /// The algorithm of a CPU's convolutions; the default for other devices.
+    pub fn convolution(&self) -> Convolution {
+        match self.kernels {
+            KernelPath::Cpu(kernels) => kernels.convolution,
+            _ => Convolution::default(),
+        }
     }
 
     /// The class of the same kernels in another type.
@@ -57,7 +69,7 @@ impl fmt::Display for NumericsClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.name())?;
         match &self.kernels {
-            KernelPath::Path(path) => write!(f, " {path}")?,
+            KernelPath::Cpu(kernels) => write!(f, " {kernels}")?,
             KernelPath::Capability { gpu, code } => {
                 match gpu {
                     Some(capability) => write!(f, " sm_{capability}")?,
@@ -83,12 +95,15 @@ impl Serialize for NumericsClass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Path;
 
     #[test]
     fn a_class_prints_as_kind_kernels_and_type() {
+        let direct = Kernels { path: Path::Avx512, convolution: Convolution::Direct };
         let cuda = |gpu, code| KernelPath::Capability { gpu, code };
         for (kind, kernels, dtype, text) in [
-            (DeviceKind::Cpu, KernelPath::Path(Path::Avx512), DType::F32, "cpu avx512 f32"),
+            (DeviceKind::Cpu, KernelPath::Cpu(Path::Avx512.into()), DType::F32, "cpu avx512 winograd f32"),
+            (DeviceKind::Cpu, KernelPath::Cpu(direct), DType::F32, "cpu avx512 f32"),
             (DeviceKind::Cuda, cuda(Some(89), None), DType::F16, "cuda sm_89 f16"),
             (DeviceKind::Cuda, cuda(Some(90), Some(80)), DType::BF16, "cuda sm_90 as sm_80 bf16"),
             (DeviceKind::Cuda, cuda(None, None), DType::F16, "cuda sm_unknown f16"),

@@ -59,7 +59,11 @@ impl Dry {
     pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, counter: Arc<CostCounter>) -> Self {
         // All CPU devices share the host's memory; each GPU has its own.
         let (class, home) = match rules {
-            Rules::Cpu(path) => (NumericsClass::cpu(path), format!("nowhere, for {}", NumericsClass::cpu(path))),
+            Rules::Cpu(kernels) => {
+                let class = NumericsClass::cpu(kernels);
+                let home = format!("nowhere, for {class}");
+                (class, home)
+            }
             Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
                 (NumericsClass { kind: id.kind, kernels: KernelPath::None, dtype }, format!("nowhere, for {id}"))
             }
@@ -68,13 +72,14 @@ impl Dry {
         Self { rules, rates, class, home, counter }
     }
 
-    /// Counts an op of `flops` operations that reads and writes `bytes`.
-    fn done(&self, flops: f64, bytes: usize) -> Result<()> {
+    /// Counts a transfer or an op of `flops` operations that reads and writes `bytes`. It takes the time of `timed_flops`
+    /// operations of a dense product.
+    fn done(&self, flops: f64, timed_flops: f64, bytes: usize) -> Result<()> {
         let mut work = self.counter.work();
         work.calls += 1;
         work.flops += flops;
         work.bytes += bytes as f64;
-        work.seconds += self.rates.seconds(flops, bytes as f64);
+        work.seconds += self.rates.seconds(timed_flops, bytes as f64);
         Ok(())
     }
 }
@@ -104,7 +109,7 @@ impl Backend for Dry {
 
     fn packed_bytes(&self, form: Form) -> usize {
         match self.rules {
-            Rules::Cpu(path) => cost::packed_bytes(path, form),
+            Rules::Cpu(kernels) => cost::packed_bytes(kernels, form),
             Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(form),
         }
     }
@@ -120,24 +125,28 @@ impl Backend for Dry {
 
     fn scratch(&self, op: &Op) -> Option<usize> {
         match self.rules {
-            Rules::Cpu(path) => cost::scratch(path, op),
+            Rules::Cpu(kernels) => cost::scratch(kernels, op),
             Rules::Gpu(_) => gpu_cost::cuda_scratch(op),
             Rules::Wgpu(_) => gpu_cost::wgpu_scratch(op),
         }
     }
 
     fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
-        self.done(op.flops(), op.bytes(scratch.as_deref(), out))
+        let timed_flops = match self.rules {
+            Rules::Cpu(kernels) => cost::timed_flops(kernels, op),
+            Rules::Gpu(_) | Rules::Wgpu(_) => op.flops(),
+        };
+        self.done(op.flops(), timed_flops, op.bytes(scratch.as_deref(), out))
     }
 
     fn write(&self, _: &[u8], out: &mut Buffer) -> Result<()> {
-        self.done(0.0, out.bytes())
+        self.done(0.0, 0.0, out.bytes())
     }
 
     /// Reads zeros: ids and pixels that every check accepts.
     fn read(&self, x: &Buffer, bytes: &mut [u8]) -> Result<()> {
         bytes.fill(0);
-        self.done(0.0, x.bytes())
+        self.done(0.0, 0.0, x.bytes())
     }
 
     fn only_counts(&self) -> bool {
@@ -145,6 +154,6 @@ impl Backend for Dry {
     }
 
     fn copy(&self, _: &Buffer, _: usize, _: &mut Buffer, _: usize, bytes: usize) -> Result<()> {
-        self.done(0.0, 2 * bytes)
+        self.done(0.0, 0.0, 2 * bytes)
     }
 }

@@ -83,7 +83,12 @@ mod tests {
             (DType::F32, linear, true, 320 * 77 * 4 + 320 * 4),
             (DType::F16, Layer::Norm { channels: 320 }, true, 2 * 320 * 4),
             (DType::F16, Layer::Embedding { rows: 77, channels: 768 }, false, 77 * 768 * 2),
-            (DType::F16, Layer::Conv2d { out: 4, channels: 320, kernel: 3 }, true, 4 * 320 * 9 * 2 + 4 * 4),
+            (
+                DType::F16,
+                Layer::Conv2d { out: 4, channels: 320, kernel: 3, stride: 1, is_large: true },
+                true,
+                4 * 320 * 9 * 2 + 4 * 4,
+            ),
         ] {
             assert_eq!(packed_bytes(Form::new(layer, dtype, has_bias)), bytes, "{layer:?} {dtype}");
         }

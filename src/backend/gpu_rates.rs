@@ -38,7 +38,7 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     };
     let (flat, square) = (
         pack(Layer::Linear { out: WIDE, k: WIDE })?,
-        pack(Layer::Conv2d { out: CHANNELS, channels: CHANNELS, kernel: 3 })?,
+        pack(Layer::Conv2d { out: CHANNELS, channels: CHANNELS, kernel: 3, stride: 1, is_large: true })?,
     );
 
     let mut flops = 0.0;

@@ -4,7 +4,14 @@ use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
-use super::{class::NumericsClass, dtype::DType, id::DeviceId, rates::Rates, rules::Rules};
+use super::{
+    class::NumericsClass,
+    cpu::{Convolution, Kernels},
+    dtype::DType,
+    id::DeviceId,
+    rates::Rates,
+    rules::Rules,
+};
 use crate::error::Error;
 
 // This is not beside the type, because the models in `loom/` include that file without serde.
@@ -46,6 +53,14 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// The same device with this algorithm for convolutions, if it is a CPU.
+    #[must_use]
+    pub fn with_convolution(self, convolution: Convolution) -> Self {
+        let Rules::Cpu(kernels) = self.rules else { return self };
+        let kernels = Kernels { convolution, ..kernels };
+        Self { class: NumericsClass::cpu(kernels), rules: Rules::Cpu(kernels), ..self }
+    }
+
     /// The same device computing in `dtype`, or in its default type; `None` if it does not support `dtype`.
     pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
         let Some(dtype) = dtype else { return Some(self.clone()) };

@@ -29,6 +29,11 @@ pub enum Layer {
         channels: usize,
         /// Height and width of the window.
         kernel: usize,
+        /// Step of the window.
+        stride: usize,
+        /// Whether the layer has many pixels in a picture of the model's own size: 32 × 32 or more. It is a property of
+        /// the model, because the kernels of a layer must not depend on the size of a picture.
+        is_large: bool,
     },
     /// Scale and shift of a norm, `[channels]` each.
     Norm {
@@ -50,7 +55,7 @@ impl Layer {
     pub fn elements(self) -> (usize, usize) {
         match self {
             Layer::Linear { out, k } | Layer::Geglu { out, k } => (out.saturating_mul(k), out),
-            Layer::Conv2d { out, channels, kernel } => {
+            Layer::Conv2d { out, channels, kernel, .. } => {
                 (out.saturating_mul(channels).saturating_mul(kernel).saturating_mul(kernel), out)
             }
             Layer::Norm { channels } => (channels, channels),

@@ -16,7 +16,7 @@
 //! #![forbid(unsafe_code)]
 //! use std::num::NonZero;
 //! use sdshard::backend::{Device, DeviceId, cpu::{Cpu, Path}};
-//! Device::new(DeviceId::CPU, Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap());
+//! Device::new(DeviceId::CPU, Cpu::new(Path::Portable.into(), NonZero::<usize>::MIN, Vec::new(), true).unwrap());
 //! ```
 //!
 //! A program can neither call a kernel with sizes other than those of its tensors, nor access memory directly, nor
@@ -26,7 +26,7 @@
 //! #![forbid(unsafe_code)]
 //! use std::num::NonZero;
 //! use sdshard::backend::{DType, Values, Layer, cpu::{Cpu, Path}};
-//! let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
+//! let cpu = Cpu::new(Path::Portable.into(), NonZero::<usize>::MIN, Vec::new(), true).unwrap();
 //! let values = Values::Data { dtype: DType::F32, bytes: &[0; 4] };
 //! cpu.pack(Layer::Linear { out: 1 << 20, k: 1 << 20 }, DType::F32, values, None);
 //! ```

@@ -1,7 +1,7 @@
 //! The devices of this machine, and how they are opened.
 
 use super::{
-    cpu,
+    cpu::{self, Convolution},
     device::Device,
     id::{DeviceId, DeviceKind},
     info::{self, DeviceInfo},
@@ -17,11 +17,13 @@ pub struct Opening {
     pub cores: Option<Vec<usize>>,
     /// The number of the adapter of a `wgpu` device; `None` for the device's own number.
     pub adapter: Option<usize>,
+    /// The algorithm of a CPU device's convolutions.
+    pub convolution: Convolution,
 }
 
 impl From<DeviceId> for Opening {
     fn from(id: DeviceId) -> Self {
-        Self { id, cores: None, adapter: None }
+        Self { id, cores: None, adapter: None, convolution: Convolution::default() }
     }
 }
 
@@ -46,16 +48,18 @@ pub fn open<T: Clone + Into<Opening>>(devices: &[T]) -> Result<Vec<Device>> {
     let mut shares = cpu::threads::shares(cpu::threads::cores(), &requested).into_iter();
     openings
         .iter()
-        .map(|Opening { id, cores, adapter }| {
+        .map(|Opening { id, cores, adapter, convolution }| {
             if let (DeviceKind::Cpu, Some(cores)) = (id.kind, cores) {
                 check_cores(*id, cores)?;
             }
             match (id.kind, id.index, cores) {
-                (DeviceKind::Cpu, None, None) => Ok(Device::new(*id, cpu::Cpu::whole()?)),
-                (DeviceKind::Cpu, None, Some(cores)) => Ok(Device::new(*id, cpu::Cpu::on(cores.clone())?)),
+                (DeviceKind::Cpu, None, None) => Ok(Device::new(*id, cpu::Cpu::whole(*convolution)?)),
+                (DeviceKind::Cpu, None, Some(cores)) => {
+                    Ok(Device::new(*id, cpu::Cpu::on(cores.clone(), *convolution)?))
+                }
                 (DeviceKind::Cpu, Some(_), _) => {
                     let cores = shares.next().expect("there is a share for each of them");
-                    Ok(Device::new(*id, cpu::Cpu::on(cores)?))
+                    Ok(Device::new(*id, cpu::Cpu::on(cores, *convolution)?))
                 }
                 (DeviceKind::Cuda, index, _) => cuda_device(*id, index.unwrap_or_default()),
                 (DeviceKind::Wgpu, index, _) => wgpu_device(*id, adapter.or(index).unwrap_or_default()),

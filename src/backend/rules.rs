@@ -1,12 +1,12 @@
 //! The bytes that things occupy on a kind of device, and the ops that it fuses.
 
-use super::{cpu::Path, dtype::DType};
+use super::{cpu::Kernels, dtype::DType};
 
 /// The kind of device, with what its cost functions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rules {
-    /// CPU cores with this kernel path.
-    Cpu(Path),
+    /// CPU cores with these kernels.
+    Cpu(Kernels),
     /// A GPU through CUDA that computes in this type.
     Gpu(DType),
     /// A GPU through wgpu that computes in this type.

@@ -91,7 +91,7 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     let info = info.ok_or_else(|| backend::registry::absent(settings.device))?;
     let (threads, peak) = match settings.device.kind {
         DeviceKind::Cpu => {
-            let machine = cpu::Cpu::whole()?;
+            let machine = cpu::Cpu::whole(cpu::Convolution::default())?;
             (machine.threads(), machine.measure_peak())
         }
         _ => (0, product_rate(settings.device, info.rules.dtype())?),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy,
+    Convolution, DTypes, DeviceFacts, DeviceMap, GUIDED_FORM, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy,
     fields::{Field, Located, Location, TomlText, nearest},
     size::{parse_accelerate_size, parse_size},
     with_nearest,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The keys before the first `[table]`, and the tables.
-const TOP_LEVEL_KEYS: [&str; 11] = [
+const TOP_LEVEL_KEYS: [&str; 12] = [
     "strategy",
     "devices",
     "replicas",
@@ -22,6 +22,7 @@ const TOP_LEVEL_KEYS: [&str; 11] = [
     "batch",
     "dtype",
     "numerics",
+    "convolution",
     "max_memory",
     "device",
     "components",
@@ -67,6 +68,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<DeviceMap> {
         match field.name {
             "replicas" => map.replicas = field.replicas()?,
             "dtype" => map.dtype = field.dtypes()?,
+            "convolution" => map.convolution = field.convolution()?,
             "device" => {
                 for device in field.entries("[device.\"cpu:0\"], then cores = \"0-15\"")? {
                     map.device.insert(device.device_name()?, device.facts()?);
@@ -242,6 +244,15 @@ impl<'a> Field<'a> {
             _ => Err(self
                 .refuse("not a rule for numerics")
                 .hint("\"any\", or \"same\": refuse a plan whose devices round differently")),
+        }
+    }
+
+    fn convolution(&self) -> Result<Located<Convolution>> {
+        match Convolution::NAMED.iter().find(|(name, _)| self.str() == Some(name)) {
+            Some((_, convolution)) => Ok(self.located(*convolution)),
+            None => Err(self
+                .refuse("not an algorithm for the CPU's convolutions")
+                .hint("\"winograd\", or \"direct\": slower, with less memory for weights")),
         }
     }
 

@@ -19,7 +19,7 @@ pub use fields::{Located, Location};
 pub(crate) use grammar::read_devices;
 
 use crate::backend::{DType, DeviceId};
-pub use crate::weights::Reside;
+pub use crate::{backend::cpu::Convolution, weights::Reside};
 
 /// The form of a guidance split, for messages.
 const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
@@ -54,6 +54,8 @@ pub struct DeviceMap {
     pub batch: Located<usize>,
     /// Whether a component may run on devices of different numerics classes.
     pub numerics: Located<Numerics>,
+    /// The algorithm of the CPU's convolutions.
+    pub convolution: Located<Convolution>,
     /// The limits of devices, in bytes.
     pub max_memory: BTreeMap<DeviceId, Located<u64>>,
     /// The data type of each component's weights.
@@ -76,6 +78,7 @@ impl Default for DeviceMap {
             in_flight: Located::default(),
             batch: 1.into(),
             numerics: Located::default(),
+            convolution: Located::default(),
             max_memory: BTreeMap::new(),
             dtype: DTypes::default(),
             device: BTreeMap::new(),

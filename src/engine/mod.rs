@@ -336,7 +336,12 @@ fn start(core: &Arc<Core>, name: &str, work: impl FnOnce(&Arc<Core>) + Send + 's
 
 /// The devices of a plan, with the options to open them.
 fn openings(plan: &Plan) -> Vec<Opening> {
-    let opening = |device: &DevicePlan| Opening { id: device.id, cores: device.cores.clone(), adapter: device.adapter };
+    let opening = |device: &DevicePlan| Opening {
+        id: device.id,
+        cores: device.cores.clone(),
+        adapter: device.adapter,
+        convolution: device.class.convolution(),
+    };
     plan.devices.iter().map(opening).collect()
 }
 

@@ -18,7 +18,7 @@ pub struct ResnetBlock {
     conv_shortcut: Option<Linear>,
 }
 
-/// The config values that all residual blocks of a model share.
+/// The config values of a residual block beside its channels.
 #[derive(Clone, Copy)]
 pub struct ResnetFacts {
     /// Number of groups of the norms.
@@ -27,18 +27,20 @@ pub struct ResnetFacts {
     pub eps: f32,
     /// Width of the time embedding; `None` in the autoencoder.
     pub time_channels: Option<usize>,
+    /// Whether the convolutions have many pixels: see [`Layer::Conv2d`](crate::backend::Layer::Conv2d).
+    pub is_large: bool,
 }
 
 impl ResnetBlock {
     /// Loads a block from `channels` to `out` channels.
     pub fn load(w: &Scope, channels: usize, out: usize, facts: ResnetFacts) -> Result<Self> {
-        let ResnetFacts { groups, eps, time_channels } = facts;
+        let ResnetFacts { groups, eps, time_channels, is_large } = facts;
         Ok(Self {
             norm1: GroupNorm::load(&w.at("norm1"), channels, groups, eps)?,
-            conv1: Conv2d::load(&w.at("conv1"), channels, out, 3)?,
+            conv1: Conv2d::load(&w.at("conv1"), channels, out, is_large)?,
             time_emb_proj: time_channels.map(|width| Linear::load(&w.at("time_emb_proj"), width, out)).transpose()?,
             norm2: GroupNorm::load(&w.at("norm2"), out, groups, eps)?,
-            conv2: Conv2d::load(&w.at("conv2"), out, out, 3)?,
+            conv2: Conv2d::load(&w.at("conv2"), out, out, is_large)?,
             conv_shortcut: (channels != out)
                 .then(|| Linear::load_conv1x1(&w.at("conv_shortcut"), channels, out))
                 .transpose()?,
@@ -221,8 +223,8 @@ pub struct Upsample {
 
 impl Upsample {
     /// Loads the convolution over `channels` channels.
-    pub fn load(w: &Scope, channels: usize) -> Result<Self> {
-        Ok(Self { conv: Conv2d::load(&w.at("conv"), channels, channels, 3)? })
+    pub fn load(w: &Scope, channels: usize, is_large: bool) -> Result<Self> {
+        Ok(Self { conv: Conv2d::load(&w.at("conv"), channels, channels, is_large)? })
     }
 
     /// Upsamples to the given height and width: those of a skip tensor, which are odd if the picture's were.
@@ -240,7 +242,7 @@ impl Downsample {
     /// Loads the convolution over `channels` channels. The UNet pads on all sides, the autoencoder only below and to
     /// the right.
     pub fn load(w: &Scope, channels: usize, padding: Padding) -> Result<Self> {
-        Ok(Self { conv: Conv2d::load_with(&w.at("conv"), channels, channels, 3, 2, padding)? })
+        Ok(Self { conv: Conv2d::load_strided(&w.at("conv"), channels, channels, padding)? })
     }
 
     /// Halves the height and width.

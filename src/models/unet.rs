@@ -145,6 +145,11 @@ impl UnetSpec {
         }
         Ok(spec)
     }
+
+    /// Whether a level has many pixels in a picture of the model's own size: see `Layer::Conv2d`.
+    fn is_large(&self, level: usize) -> bool {
+        (self.sample_height >> level) * (self.sample_width >> level) >= 32 * 32
+    }
 }
 
 /// Whether each level has cross attention: its block type is `cross` and not `plain`. Rejects other types. Without the
@@ -230,10 +235,10 @@ enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Conv,
-    Resnet { in_channels: usize, out_channels: usize },
+    Resnet { in_channels: usize, out_channels: usize, level: usize },
     Transformer { level: usize },
     Downsample { channels: usize },
-    Upsample { channels: usize },
+    Upsample { channels: usize, to_level: usize },
 }
 
 /// All sections, in the order in which they run.
@@ -247,7 +252,7 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
         let name = format!("down_blocks.{level}");
         for i in 0..layers {
             let in_channels = widths[if i == 0 { level.saturating_sub(1) } else { level }];
-            let resnet = Kind::Resnet { in_channels, out_channels: widths[level] };
+            let resnet = Kind::Resnet { in_channels, out_channels: widths[level], level };
             let attends = spec.down_attention[level];
             add(format!("{name}.resnets.{i}"), Phase::Down, resnet, !attends);
             if attends {
@@ -260,7 +265,7 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
         }
     }
     if spec.has_mid_block {
-        let resnet = Kind::Resnet { in_channels: widths[last], out_channels: widths[last] };
+        let resnet = Kind::Resnet { in_channels: widths[last], out_channels: widths[last], level: last };
         add("mid_block.resnets.0".to_owned(), Phase::Mid, resnet, false);
         add("mid_block.attentions.0".to_owned(), Phase::Mid, Kind::Transformer { level: last }, false);
         add("mid_block.resnets.1".to_owned(), Phase::Mid, resnet, false);
@@ -273,14 +278,14 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
         for j in 0..layers + 1 {
             let channels = if j == 0 { below } else { widths[level] };
             let skip_channels = if j == layers { above } else { widths[level] };
-            let resnet = Kind::Resnet { in_channels: channels + skip_channels, out_channels: widths[level] };
+            let resnet = Kind::Resnet { in_channels: channels + skip_channels, out_channels: widths[level], level };
             add(format!("{name}.resnets.{j}"), Phase::Up, resnet, true);
             if spec.up_attention[i] {
                 add(format!("{name}.attentions.{j}"), Phase::Up, Kind::Transformer { level }, false);
             }
         }
         if level > 0 {
-            let kind = Kind::Upsample { channels: widths[level] };
+            let kind = Kind::Upsample { channels: widths[level], to_level: level - 1 };
             add(format!("{name}.upsamplers.0"), Phase::Up, kind, false);
         }
     }
@@ -303,8 +308,8 @@ impl Unet {
             let SectionSpec { name, kind, skip, .. } = &sections[i];
             let w = scope(i).at(name);
             let block = match *kind {
-                Kind::Resnet { in_channels, out_channels } => {
-                    let facts = ResnetFacts { groups, eps, time_channels: Some(time) };
+                Kind::Resnet { in_channels, out_channels, level } => {
+                    let facts = ResnetFacts { groups, eps, time_channels: Some(time), is_large: spec.is_large(level) };
                     Block::Resnet(ResnetBlock::load(&w, in_channels, out_channels, facts)?)
                 }
                 Kind::Transformer { level } => {
@@ -318,7 +323,9 @@ impl Unet {
                     Block::Transformer(Transformer::load(&w, widths[level], facts)?)
                 }
                 Kind::Downsample { channels } => Block::Downsample(Downsample::load(&w, channels, Padding::Same)?),
-                Kind::Upsample { channels } => Block::Upsample(Upsample::load(&w, channels)?),
+                Kind::Upsample { channels, to_level } => {
+                    Block::Upsample(Upsample::load(&w, channels, spec.is_large(to_level))?)
+                }
                 Kind::Conv => unreachable!("`conv_in` and `conv_out` are loaded below"),
             };
             Ok(Layer { block, skip: *skip })
@@ -330,14 +337,14 @@ impl Unet {
             |phase| indices_where(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();
         let (first, out) = (scope(0), scope(sections.len() - 1));
         Ok(Self {
-            conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], 3)?,
+            conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], spec.is_large(0))?,
             linear_1: Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?,
             linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
             down: layers_of(Phase::Down)?,
             mid: layers_of(Phase::Mid)?,
             up: layers_of(Phase::Up)?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], groups, eps)?,
-            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, 3)?,
+            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, spec.is_large(0))?,
             transformers: indices_where(&|section| matches!(section.kind, Kind::Transformer { .. })),
             skip_users: indices_where(&|section| section.phase == Phase::Up && section.skip),
             spec: spec.clone(),

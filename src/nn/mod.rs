@@ -47,27 +47,25 @@ impl Linear {
 /// A 2-D convolution.
 pub struct Conv2d {
     weight: Weight,
-    stride: usize,
     padding: Padding,
 }
 
 impl Conv2d {
-    /// Loads a convolution that keeps the size: `weight [out, channels, kernel, kernel]`.
-    pub fn load(w: &Scope, channels: usize, out: usize, kernel: usize) -> Result<Self> {
-        Self::load_with(w, channels, out, kernel, 1, Padding::Same)
+    /// Loads a 3x3 convolution that keeps the size: `weight [out, channels, 3, 3]`. `is_large` is that of
+    /// [`Layer::Conv2d`].
+    pub fn load(w: &Scope, channels: usize, out: usize, is_large: bool) -> Result<Self> {
+        let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 1, is_large };
+        Self::load_layer(w, layer, Padding::Same)
     }
 
-    /// Loads a convolution with any kernel size, stride and padding.
-    pub fn load_with(
-        w: &Scope,
-        channels: usize,
-        out: usize,
-        kernel: usize,
-        stride: usize,
-        padding: Padding,
-    ) -> Result<Self> {
-        let layer = Layer::Conv2d { out, channels, kernel };
-        Ok(Self { weight: w.layer(layer, &[out, channels, kernel, kernel], true)?, stride, padding })
+    /// Loads a 3x3 convolution of stride 2, which halves the size.
+    pub fn load_strided(w: &Scope, channels: usize, out: usize, padding: Padding) -> Result<Self> {
+        Self::load_layer(w, Layer::Conv2d { out, channels, kernel: 3, stride: 2, is_large: false }, padding)
+    }
+
+    fn load_layer(w: &Scope, layer: Layer, padding: Padding) -> Result<Self> {
+        let Layer::Conv2d { out, channels, kernel, .. } = layer else { unreachable!("a convolution") };
+        Ok(Self { weight: w.layer(layer, &[out, channels, kernel, kernel], true)?, padding })
     }
 
     /// The type of the input and output.
@@ -82,7 +80,7 @@ impl Conv2d {
 
     /// As [`Conv2d::forward`], with fused operations.
     pub fn forward_with(&self, x: &Tensor, fuse: &Fuse) -> Result<Tensor> {
-        x.conv2d(&self.weight, self.stride, self.padding, fuse)
+        x.conv2d(&self.weight, self.padding, fuse)
     }
 }
 

@@ -122,13 +122,13 @@ fn from_facts(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo
         (None, DeviceKind::Cpu) => Tuning::CPU_CORE_RATES.part(allowed_cores.len() as f64),
     };
     let rules = match id.kind {
-        DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable)),
+        DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable).into()),
         DeviceKind::Cuda => Rules::Gpu(DType::F16),
         DeviceKind::Wgpu | DeviceKind::Numbered => Rules::Wgpu(DType::F16),
     };
     let name = model.map_or_else(|| format!("a {} device", id.kind.name()), |model| model.name.clone());
     let class = match (rules, id.kind) {
-        (Rules::Cpu(path), _) => NumericsClass::cpu(path),
+        (Rules::Cpu(kernels), _) => NumericsClass::cpu(kernels),
         (_, DeviceKind::Cuda) => {
             let compute = model.and_then(|model| model.compute.as_ref()?.replace('.', "").parse().ok());
             let kernels = KernelPath::Capability { gpu: compute, code: None };

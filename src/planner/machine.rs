@@ -59,7 +59,7 @@ pub(super) fn describe(
     usable: &[DeviceId],
     devices: &[DeviceInfo],
 ) -> Result<DeviceInfo> {
-    let info = find_device(map, id, usable, devices)?;
+    let info = find_device(map, id, usable, devices)?.with_convolution(map.convolution.value);
     match map.device.get(&id) {
         Some(facts) => hardware::apply_facts(info, &facts.value),
         None => Ok(info),

@@ -183,10 +183,10 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::linear`].
-    pub fn conv2d(&self, w: &Weight, stride: usize, padding: Padding, fuse: &Fuse) -> Result<Tensor> {
+    pub fn conv2d(&self, w: &Weight, padding: Padding, fuse: &Fuse) -> Result<Tensor> {
         const OP: &str = "conv2d";
         let w = &self.weight(OP, w)?;
-        let Layer::Conv2d { out, channels, kernel } = w.layer() else {
+        let Layer::Conv2d { out, channels, kernel, stride, .. } = w.layer() else {
             return Err(invalid_argument(OP, format!("a weight {:?}", w.layer())));
         };
         let &[batch, height, width, c] = self.shape.dims() else {

@@ -102,7 +102,7 @@ pub fn cases() -> Vec<Case> {
         ([1, 5, 4, 3],           6,   1, 1, BottomRight, 1e-6), // 1x1 that pads
         ([1, 8, 8, 4],           320, 3, 1, Same,        1e-6), // conv_in
         ([1, 4, 4, 320],         4,   3, 1, Same,        4e-6), // conv_out, k in two blocks
-        ([1, 2, 2, 640],         40,  3, 1, Same,        4e-6), // k in blocks on every path
+        ([1, 2, 2, 640],         40,  3, 1, Same,        8e-6), // k in blocks on every path
         ([1, 1, 2, 2600],        3,   3, 1, Same,        4e-6), // one tap is more than a block
         ([1, 2, 3, 1280],        5,   3, 1, Same,        8e-6), // k split by CUDA's kernels
         ([1, 129, 8, 1280],      2,   3, 1, Same,        8e-6), // more rows than have their parts at once
@@ -115,12 +115,17 @@ pub fn cases() -> Vec<Case> {
         ([1, 9, 8, 3],           5,   7, 3, Same,        2e-6),
         ([1, 4, 6, 3],           5,   2, 2, BottomRight, 1e-6),
         ([1, 20, 20, 3],         2,   3, 1, Same,        1e-6), // more pixels than one task takes
+        ([2, 13, 10, 33],        47,  3, 1, Same,        4e-6), // Winograd's tiles cut at both edges
+        ([1, 7, 9, 40],          40,  3, 1, BottomRight, 4e-6),
+        ([1, 161, 9, 640],       70,  3, 1, Same,        8e-6), // more of its tiles than are stored at one time
     ];
     // What may follow a product follows the sum of its parts.
     let tail = Tail { bias: true, channel_add: 0, activation: Geglu, residual: true };
     add(Op::Linear { x: [1, 3, 11528], out: 22, tail }, 0.0, 1.0, 8e-6);
     let tail = Tail { bias: true, channel_add: 2, activation: Silu, residual: true };
     add(Op::Conv2d { x: [2, 2, 2, 1288], out: 24, kernel: 3, stride: 1, padding: Same, tail }, 0.0, 1.0, 8e-6);
+    let tail = Tail { bias: true, channel_add: 2, activation: Silu, residual: true };
+    add(Op::Conv2d { x: [2, 6, 7, 40], out: 40, kernel: 3, stride: 1, padding: Same, tail }, 0.0, 1.0, 4e-6);
     for (x, out, kernel, stride, padding, tolerance) in conv2d {
         add(Op::Conv2d { x, out, kernel, stride, padding, tail: BIAS }, 0.0, 1.0, tolerance);
     }
@@ -254,6 +259,7 @@ pub fn around_a_tile(tile: usize) -> Vec<Case> {
             Op::Linear { x: [3, rows, 11520], out: 3, tail: BARE },
             Op::Conv2d { x: [3, 1, rows, 7], out: 37, kernel: 3, stride: 1, padding: Same, tail },
             Op::Conv2d { x: [3, rows, 1, 600], out: 5, kernel: 3, stride: 1, padding: Same, tail },
+            Op::Conv2d { x: [3, 4, 4 * rows, 34], out: 40, kernel: 3, stride: 1, padding: Same, tail },
             Op::Attention { batch: 3, queries: rows, keys: 131, heads: 2, head_dim: 20, causal: false },
             Op::Attention { batch: 3, queries: rows, keys: rows, heads: 2, head_dim: 20, causal: true },
         ]);
@@ -423,11 +429,11 @@ impl Case {
                 tensors.extend(tail.tensors([x[0], x[1], width].into()));
                 layers.push((layer, out * k, if tail.bias { out } else { 0 }));
             }
-            Op::Conv2d { x, out, kernel, tail, .. } => {
+            Op::Conv2d { x, out, kernel, stride, tail, .. } => {
                 let [height, width] = self.op.window().expect("a convolution has a window").out;
                 tensors.push((x.into(), true));
                 tensors.extend(tail.tensors([x[0], height, width, out].into()));
-                let layer = Layer::Conv2d { out, channels: x[3], kernel };
+                let layer = Layer::Conv2d { out, channels: x[3], kernel, stride, is_large: true };
                 layers.push((layer, out * x[3] * kernel * kernel, if tail.bias { out } else { 0 }));
             }
             Op::Attention { batch, queries, keys, heads, head_dim, .. } => {
@@ -570,7 +576,7 @@ impl Op {
     pub fn run(&self, device: &Device, x: &[Tensor], w: &[Weight], ids: &[Vec<u32>]) -> Result<Tensor> {
         match *self {
             Op::Linear { tail, .. } => x[0].linear(&w[0], &tail.fuse(&x[1..])),
-            Op::Conv2d { stride, padding, tail, .. } => x[0].conv2d(&w[0], stride, padding, &tail.fuse(&x[1..])),
+            Op::Conv2d { padding, tail, .. } => x[0].conv2d(&w[0], padding, &tail.fuse(&x[1..])),
             Op::Attention { heads, causal, .. } => x[0].attention(&x[1], &x[2], heads, causal),
             Op::GroupNorm { groups, activation, .. } => x[0].group_norm(&w[0], groups, EPS, activation),
             Op::LayerNorm { .. } => x[0].layer_norm(&w[0], EPS),

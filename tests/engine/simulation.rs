@@ -89,7 +89,7 @@ impl World {
     }
 
     fn with(speeds: &[f64], fusions: Fusions, waits: Waits, faults: impl Fn(usize) -> Faults) -> Self {
-        let f32 = |&speed: &f64| (speed, Rules::Cpu(Path::Portable));
+        let f32 = |&speed: &f64| (speed, Rules::Cpu(Path::Portable.into()));
         Self::of(&speeds.iter().map(f32).collect::<Vec<_>>(), fusions, waits, faults)
     }
 
@@ -98,7 +98,7 @@ impl World {
         let infos = devices.iter().enumerate().map(|(i, &(speed, rules))| DeviceInfo {
             id: gpu(i),
             name: "simulated".into(),
-            class: NumericsClass::cpu(Path::Portable).in_type(rules.dtype()),
+            class: NumericsClass::cpu(Path::Portable.into()).in_type(rules.dtype()),
             cores: 1,
             memory_bytes: 16 << 30,
             free_bytes: 16 << 30,
@@ -831,7 +831,7 @@ fn a_plan_without_the_dead_device_brings_an_engine_back() {
 #[test]
 fn a_picture_says_the_type_of_the_devices_that_drew_it_and_not_of_the_plans_first_one() {
     let two = |map: &str| {
-        let devices = [(1.0, Rules::Cpu(Path::Portable)), (0.8, Rules::Gpu(DType::F16))];
+        let devices = [(1.0, Rules::Cpu(Path::Portable.into())), (0.8, Rules::Gpu(DType::F16))];
         let world = World::of(&devices, Fusions::Native, Waits::ToRead, |_| Box::new(|_| None));
         let requests: Vec<Request> = (0..8).map(|n| if n % 2 == 0 { long(n) } else { guided(n) }).collect();
         let plan = world.plan_for(map, &requests);

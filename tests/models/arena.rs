@@ -5,7 +5,7 @@ use std::num::NonZero;
 use sdshard::{
     backend::{
         Activation, DType, Device, DeviceId, DeviceKind, Layer, PersistentArena, Values, Weight,
-        cpu::{Cpu, Path},
+        cpu::{Convolution, Cpu, Kernels, Path},
         dry::Work,
         rules::Rules,
     },
@@ -15,18 +15,20 @@ use sdshard::{
 
 const ROOM: usize = 1 << 20;
 
-fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_here())
+/// The kernels of this machine, of every path and with every algorithm.
+fn kernels() -> impl Iterator<Item = Kernels> {
+    let paths = Path::ALL.into_iter().filter(|path| path.is_here());
+    paths.flat_map(|path| Convolution::NAMED.map(|(_, convolution)| Kernels { path, convolution }))
 }
 
-fn real(path: Path, room: usize) -> Device {
-    let device = Cpu::new(path, NonZero::<usize>::MIN, Vec::new(), true).unwrap().device(DeviceId::CPU);
+fn real(kernels: Kernels, room: usize) -> Device {
+    let device = Cpu::new(kernels, NonZero::<usize>::MIN, Vec::new(), true).unwrap().device(DeviceId::CPU);
     device.reserve(room).unwrap();
     device
 }
 
 fn device() -> Device {
-    real(Path::Portable, ROOM)
+    real(Path::Portable.into(), ROOM)
 }
 
 /// A layer of zeros with a bias where it can have one.
@@ -50,7 +52,9 @@ const TOKENS: usize = 7;
 
 /// A small network in the manner of a UNet's level, with every op; something of it goes to `keep`.
 fn network(device: &Device, keep: &PersistentArena) -> Result<Vec<f32>> {
-    let conv = |channels, out| pack(device, Layer::Conv2d { out, channels, kernel: 3 });
+    let strided =
+        |channels, out, stride| pack(device, Layer::Conv2d { out, channels, kernel: 3, stride, is_large: true });
+    let conv = |channels, out| strided(channels, out, 1);
     let linear = |k, out| pack(device, Layer::Linear { out, k });
     let norm = pack(device, Layer::Norm { channels: WIDTH });
     let table = |rows| pack(device, Layer::Embedding { rows, channels: WIDTH });
@@ -60,15 +64,16 @@ fn network(device: &Device, keep: &PersistentArena) -> Result<Vec<f32>> {
     let time = zeros(device, [BATCH, WIDTH])?.linear(&linear(WIDTH, WIDTH), &Fuse::activation(Activation::Silu))?;
     let latent = zeros(device, [1, SIZE, SIZE, 4])?;
     let latent = Tensor::stack(&[&latent; BATCH])?;
-    let skip = latent.conv2d(&conv(4, WIDTH), 1, Padding::Same, &Fuse::default())?;
-    let down = skip.conv2d(&conv(WIDTH, WIDTH), 2, Padding::Same, &Fuse::channel_add(&time))?;
+    let skip = latent.conv2d(&conv(4, WIDTH), Padding::Same, &Fuse::default())?;
+    let down = skip.conv2d(&strided(WIDTH, WIDTH, 2), Padding::Same, &Fuse::channel_add(&time))?;
     let h = down.group_norm(&norm, 8, 1e-5, Activation::Silu)?.add_channels(&time)?;
     let tokens = h.reshape([BATCH, SIZE * SIZE / 4, WIDTH])?;
     let seen = tokens.attention(&text, &text, HEADS, false)?;
     let wide = seen.linear(&pack(device, Layer::Geglu { out: 8 * WIDTH, k: WIDTH }), &GEGLU)?;
     let h = wide.linear(&linear(4 * WIDTH, WIDTH), &Fuse::residual(&tokens))?.activate(Activation::Gelu)?;
     let up = h.reshape(down.shape().with_channels(WIDTH))?.upsample2x(SIZE, SIZE)?.concat_channels(&skip)?;
-    let out = up.conv2d(&conv(2 * WIDTH, 4), 1, Padding::Same, &Fuse::default())?.add(&latent)?;
+    let up = up.conv2d(&conv(2 * WIDTH, 2 * WIDTH), Padding::Same, &Fuse::default())?;
+    let out = up.conv2d(&conv(2 * WIDTH, 4), Padding::Same, &Fuse::default())?.add(&latent)?;
     let half = out.cast(DType::F16)?.keep(keep)?;
     Tensor::scale_add(latent.shape(), &[(7.5, &out, 0), (-6.5, &half.cast(DType::F32)?, 0)])?.read()
 }
@@ -79,7 +84,7 @@ const GEGLU: Fuse = Fuse { channel_add: None, activation: Activation::Geglu, res
 fn flops() -> f64 {
     let (pixels, quarter) = (BATCH * SIZE * SIZE, BATCH * SIZE * SIZE / 4);
     let time = BATCH * WIDTH * WIDTH;
-    let convolutions = 9 * (pixels * 4 * WIDTH + quarter * WIDTH * WIDTH + pixels * 2 * WIDTH * 4);
+    let convolutions = 9 * (pixels * 4 * WIDTH + quarter * WIDTH * WIDTH + pixels * 2 * WIDTH * (2 * WIDTH + 4));
     let attention = 2 * quarter * TOKENS * WIDTH;
     let mlp = quarter * (WIDTH * 8 * WIDTH + 4 * WIDTH * WIDTH);
     2.0 * (time + convolutions + attention + mlp) as f64
@@ -87,44 +92,45 @@ fn flops() -> f64 {
 
 #[test]
 fn a_dry_run_holds_what_a_real_run_holds() {
-    for path in paths() {
-        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
+    for kernels in kernels() {
+        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(kernels), sdshard::backend::cpu::info().rates);
         let dry_keep = dry.persistent_arena(ROOM).unwrap();
         network(&dry, &dry_keep).unwrap();
-        assert_eq!(counter.take().flops, flops(), "{path}");
+        assert_eq!(counter.take().flops, flops(), "{kernels}");
         assert_eq!(counter.take(), Work::default(), "taken once");
 
         // In exactly the memory that was planned.
-        let device = real(path, dry.peak_bytes());
+        let device = real(kernels, dry.peak_bytes());
         let keep = device.persistent_arena(dry_keep.peak_bytes()).unwrap();
         network(&device, &keep).unwrap();
-        assert_eq!(device.peak_bytes(), dry.peak_bytes(), "{path}");
-        assert_eq!(keep.peak_bytes(), dry_keep.peak_bytes(), "{path}");
+        assert_eq!(device.peak_bytes(), dry.peak_bytes(), "{kernels}");
+        assert_eq!(keep.peak_bytes(), dry_keep.peak_bytes(), "{kernels}");
         assert_empty(&device);
 
-        let tight = real(path, dry.peak_bytes() - 256);
+        let tight = real(kernels, dry.peak_bytes() - 256);
         let error = network(&tight, &tight.persistent_arena(ROOM).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("cpu: the transient arena is full"), "{path}: {error}");
+        assert!(error.contains("cpu: the transient arena is full"), "{kernels}: {error}");
         assert_empty(&tight);
     }
 }
 
 #[test]
 fn a_dry_run_counts_the_bytes_of_real_weights() {
-    for path in paths() {
-        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(path), sdshard::backend::cpu::info().rates);
+    for kernels in kernels() {
+        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(kernels), sdshard::backend::cpu::info().rates);
         for layer in [
             Layer::Linear { out: 37, k: 5 },
             Layer::Geglu { out: 42, k: 5 },
-            Layer::Conv2d { out: 37, channels: 3, kernel: 3 },
+            Layer::Conv2d { out: 37, channels: 3, kernel: 3, stride: 1, is_large: true },
+            Layer::Conv2d { out: 37, channels: 33, kernel: 3, stride: 1, is_large: true },
             Layer::Norm { channels: 37 },
             Layer::Embedding { rows: 3, channels: 37 },
         ] {
-            let bytes = pack(&real(path, ROOM), layer).bytes();
+            let bytes = pack(&real(kernels, ROOM), layer).bytes();
             let planned =
                 dry.pack(layer, DType::F32, Values::ShapeOnly, (layer.elements().1 > 0).then_some(Values::ShapeOnly));
-            assert_eq!(planned.unwrap().bytes(), bytes, "{path}: {layer:?}");
-            assert_eq!(counter.take().weight_bytes, bytes as u64, "{path}: {layer:?}");
+            assert_eq!(planned.unwrap().bytes(), bytes, "{kernels}: {layer:?}");
+            assert_eq!(counter.take().weight_bytes, bytes as u64, "{kernels}: {layer:?}");
         }
     }
 }
@@ -164,12 +170,12 @@ fn ops_refuse_what_does_not_fit_and_leave_nothing_behind() {
         (|d| zeros(d, [2, 5])?.linear(&linear(d), &Fuse::residual(&zeros(d, [2, 5])?)), "residual [2, 5] beside [2, 4]"),
         (|d| zeros(d, [2, 5])?.linear(&linear(d), &Fuse::channel_add(&zeros(d, [3, 4])?)), "channel sum [3, 4] beside"),
         (|d| zeros(d, [5])?.linear(&linear(d), &Fuse::channel_add(&zeros(d, [4, 4])?)), "channel sum [4, 4] beside [4]"),
-        (|d| zeros(d, [2, 5])?.conv2d(&conv(d), 1, Padding::Same, &Fuse::default()), "conv2d: [2, 5] is not [batch"),
-        (|d| zeros(d, [1, 4, 4, 5])?.conv2d(&conv(d), 1, Padding::Same, &Fuse::default()), "a layer of 3 channels"),
-        (|d| zeros(d, [1, 4, 4, 3])?.conv2d(&conv(d), 0, Padding::Same, &Fuse::default()), "stride 0"),
-        (|d| zeros(d, [1, 1, 4, 3])?.conv2d(&conv(d), 1, Padding::BottomRight, &Fuse::default()), "than a 3x3 window"),
-        (|d| zeros(d, [1, 4, 4, 3])?.conv2d(&even(d), 1, Padding::Same, &Fuse::default()), "a 2x2 window has no middle"),
-        (|d| zeros(d, [1, 4, 4, 3])?.conv2d(&conv(d), 1, Padding::Same, &GEGLU), "GEGLU belongs to"),
+        (|d| zeros(d, [2, 5])?.conv2d(&conv(d), Padding::Same, &Fuse::default()), "conv2d: [2, 5] is not [batch"),
+        (|d| zeros(d, [1, 4, 4, 5])?.conv2d(&conv(d), Padding::Same, &Fuse::default()), "a layer of 3 channels"),
+        (|d| zeros(d, [1, 4, 4, 3])?.conv2d(&still(d), Padding::Same, &Fuse::default()), "stride 0"),
+        (|d| zeros(d, [1, 1, 4, 3])?.conv2d(&conv(d), Padding::BottomRight, &Fuse::default()), "than a 3x3 window"),
+        (|d| zeros(d, [1, 4, 4, 3])?.conv2d(&even(d), Padding::Same, &Fuse::default()), "a 2x2 window has no middle"),
+        (|d| zeros(d, [1, 4, 4, 3])?.conv2d(&conv(d), Padding::Same, &GEGLU), "GEGLU belongs to"),
         (|d| zeros(d, [1, 4, 6])?.attention(&zeros(d, [2, 4, 6])?, &zeros(d, [2, 4, 6])?, 2, false), "k [2, 4, 6]"),
         (|d| zeros(d, [1, 4, 6])?.attention(&zeros(d, [1, 4, 6])?, &zeros(d, [1, 5, 6])?, 2, false), "v [1, 5, 6]"),
         (|d| { let x = zeros(d, [1, 4, 6])?; x.attention(&x, &x, 4, false) }, "6 channels, 4 heads"),
@@ -255,11 +261,15 @@ fn linear(device: &Device) -> Weight {
 }
 
 fn conv(device: &Device) -> Weight {
-    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3 })
+    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3, stride: 1, is_large: true })
+}
+
+fn still(device: &Device) -> Weight {
+    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3, stride: 0, is_large: true })
 }
 
 fn even(device: &Device) -> Weight {
-    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 2 })
+    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 2, stride: 1, is_large: true })
 }
 
 fn norm(device: &Device) -> Weight {
@@ -300,7 +310,7 @@ fn layers_reject_values_of_another_size_or_type() {
         (layer, Values::ShapeOnly, None, "opened for planning"),
         (Layer::Linear { out: 0, k: 5 }, f32s(0), None, "is not a layer"),
         (Layer::Geglu { out: 3, k: 1 }, f32s(3), None, "is not a layer"),
-        (Layer::Conv2d { out: 1, channels: 1, kernel: 9 }, f32s(81), None, "up to 7x7"),
+        (Layer::Conv2d { out: 1, channels: 1, kernel: 9, stride: 1, is_large: true }, f32s(81), None, "up to 7x7"),
     ] {
         let error = device().pack(layer, DType::F32, weight, bias).err().unwrap().to_string();
         assert!(error.contains(message), "\"{error}\" does not contain \"{message}\"");
@@ -310,7 +320,7 @@ fn layers_reject_values_of_another_size_or_type() {
 #[test]
 fn memory_that_cannot_be_had_is_an_error_of_the_device_that_asked() {
     let id = DeviceId::new(DeviceKind::Cpu, 1);
-    let cpu = Cpu::new(Path::Portable, NonZero::<usize>::MIN, Vec::new(), true).unwrap();
+    let cpu = Cpu::new(Path::Portable.into(), NonZero::<usize>::MIN, Vec::new(), true).unwrap();
     let device = cpu.device(id);
     let scratch = device.request_scratch(1 << 60).err().unwrap();
     for error in [device.reserve(1 << 60).unwrap_err(), device.persistent_arena(1 << 60).err().unwrap(), scratch] {
@@ -338,7 +348,7 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
         ),
         (
             pack(
-                &Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates).0,
+                &Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable.into()), sdshard::backend::cpu::info().rates).0,
                 announced,
             ),
             "another device's",
@@ -360,9 +370,9 @@ fn sizes_that_overflow_are_refused() {
         let error = Tensor::scale_add(x.shape().with_batch(1), &[(1.0, &x, row)]).err().unwrap().to_string();
         assert!(error.contains(&format!("from row {row} of")), "{error}");
     }
-    let window = pack(&device, Layer::Conv2d { out: 2, channels: 2, kernel: 1 });
     for stride in [1 << 32, (1 << 32) + 1, usize::MAX] {
-        assert!(x.conv2d(&window, stride, Padding::Same, &Fuse::default()).is_err(), "stride {stride}");
+        let window = pack(&device, Layer::Conv2d { out: 2, channels: 2, kernel: 1, stride, is_large: true });
+        assert!(x.conv2d(&window, Padding::Same, &Fuse::default()).is_err(), "stride {stride}");
     }
     let error = Tensor::from_bytes(&device, [64], DType::F32, &[0; 259]).err().unwrap().to_string();
     assert!(error.contains("259 bytes are no whole number of f32 elements"), "{error}");
@@ -372,7 +382,7 @@ fn sizes_that_overflow_are_refused() {
     for layer in [
         Layer::Linear { out: half + 1, k: 2 },
         Layer::Geglu { out: half + 2, k: 2 },
-        Layer::Conv2d { out: 1, channels: 1, kernel: half + 1 },
+        Layer::Conv2d { out: 1, channels: 1, kernel: half + 1, stride: 1, is_large: true },
         Layer::Embedding { rows: half + 1, channels: 2 },
         Layer::Linear { out: 1 << 16, k: 1 << 15 },
     ] {
@@ -386,7 +396,7 @@ fn sizes_that_overflow_are_refused() {
 
 #[test]
 fn a_weight_that_rests_for_another_device_is_not_fetched() {
-    let (dry, _) = Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates);
+    let (dry, _) = Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable.into()), sdshard::backend::cpu::info().rates);
     let resting = pack(&dry, Layer::Norm { channels: 4 });
     assert!(device().fetch(&resting).err().unwrap().to_string().contains("was not packed in host memory for cpu"));
 }

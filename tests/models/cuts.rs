@@ -38,7 +38,7 @@ fn devices() -> Vec<Device> {
 
 /// The same in name only.
 fn dry() -> Vec<Device> {
-    let rules = Rules::Cpu(cpu::path().unwrap());
+    let rules = Rules::Cpu(cpu::path().unwrap().into());
     (0..3).map(|i| Device::dry(DeviceId::new(DeviceKind::Cpu, i), rules, cpu::info().rates).0).collect()
 }
 

@@ -4,7 +4,12 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{DType, Device, DeviceId, cpu::Path, dry::CostCounter, rules::Rules},
+    backend::{
+        DType, Device, DeviceId,
+        cpu::{Convolution, Kernels, Path},
+        dry::CostCounter,
+        rules::Rules,
+    },
     models::{
         clip::{ClipSpec, ClipTextEncoder},
         route::{PersistentArenas, Route},
@@ -30,8 +35,10 @@ fn whole(device: &Device) -> Route {
     Route::whole(device, DType::F32, 100) // more than any of the networks has sections
 }
 
+/// A device on which a convolution's packed weights have as many elements as in the file.
 fn dry() -> (Device, Arc<CostCounter>) {
-    Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable), sdshard::backend::cpu::info().rates)
+    let kernels = Kernels { path: Path::Portable, convolution: Convolution::Direct };
+    Device::dry(DeviceId::CPU, Rules::Cpu(kernels), sdshard::backend::cpu::info().rates)
 }
 
 fn unet(device: &Device) -> Unet {

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use crate::common::{self, has_facts, message_of, points_at, sdshard, stable_diffusion, succeeds};
 use sdshard::{
-    backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, rules::Rules},
+    backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, cpu::Convolution, rules::Rules},
     device_map::DeviceMap,
     models::{network::NetworkSpec, spec::ModelSpec},
     planner::{
@@ -186,8 +186,12 @@ fn a_map_corrects_what_devices_say() {
 fn cores_that_a_device_is_given_are_those_it_is_opened_with() {
     let here = &backend::visible()[0];
     let core = *here.allowed_cores.last().unwrap();
-    let opening =
-        |cores: Vec<usize>| Opening { id: DeviceId::new(DeviceKind::Cpu, 0), cores: Some(cores), adapter: None };
+    let opening = |cores: Vec<usize>| Opening {
+        id: DeviceId::new(DeviceKind::Cpu, 0),
+        cores: Some(cores),
+        adapter: None,
+        convolution: Convolution::default(),
+    };
     assert!(backend::open(&[opening(vec![core]), DeviceId::new(DeviceKind::Cpu, 1).into()]).is_ok());
     let absent = here.allowed_cores.iter().max().unwrap() + 1;
     let message = |cores| backend::open(&[opening(cores)]).err().unwrap().to_string();

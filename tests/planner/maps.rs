@@ -3,7 +3,7 @@
 use crate::common::{has_facts, points_at};
 use sdshard::{
     backend::{DType, DeviceId, DeviceKind},
-    device_map::{DeviceMap, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy},
+    device_map::{Convolution, DeviceMap, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy},
     models::spec::ModelSpec,
     weights::ModelFiles,
 };
@@ -71,6 +71,7 @@ replicas = 1
 in_flight = 3
 batch = 4
 numerics = "same"
+convolution = "direct"
 
 [dtype]
 unet = "f16"
@@ -91,6 +92,7 @@ unet = "cuda:1"
     assert_eq!(map.in_flight.value, InFlight::Count(3));
     assert_eq!(map.batch.value, 4);
     assert_eq!(map.numerics.value, Numerics::Same);
+    assert_eq!(map.convolution.value, Convolution::Direct);
     assert_eq!(places(&map, "unet"), "cuda:1");
 }
 
@@ -236,6 +238,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("in_flight = -2", "map.toml:1:13: in_flight: ", "\"auto\""),
         ("numerics = \"exact\"", "map.toml:1:12: numerics: ", "\"any\", or \"same\""),
         ("numerics = true", "map.toml:1:12: numerics: ", "found: true"),
+        ("convolution = \"fft\"", "map.toml:1:15: convolution: ", "\"winograd\", or \"direct\""),
         ("dtype = \"fp16\"", "map.toml:1:9: dtype: ", "did you mean \"f16\"?"),
         // Memory.
         ("[max_memory]\n\"cuda:0\" = \"8Gb\"", "map.toml:2:12: max_memory.cuda:0: ", "did you mean GB?"),

@@ -162,7 +162,7 @@ fn balanced_cuts_what_no_device_holds_and_then_offloads_weights() {
 fn a_device_counts_weights_in_the_type_that_it_runs() {
     let devices = devices("[device.\"cuda:0\"]\nmemory = \"8GiB\"\n[device.cpu]\nmemory = \"32GiB\"");
     let on = |device: &str| {
-        let map = format!("devices = [\"{device}\"]\nstrategy = \"single\"");
+        let map = format!("devices = [\"{device}\"]\nstrategy = \"single\"\nconvolution = \"direct\"");
         plan(&map, &devices).devices[0].weight_bytes as f64
     };
     assert!((on("cpu") / on("cuda:0") - 2.0).abs() < 0.02);

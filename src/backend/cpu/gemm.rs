@@ -140,6 +140,19 @@ impl Product<'_> {
         if self.activation == Activation::Geglu { self.columns / 2 } else { self.columns }
     }
 
+    /// Compares the result and the buffers of the epilogue with the sizes of the call.
+    ///
+    /// # Panics
+    /// If a slice is shorter than they say, because the unsafe code depends on them.
+    pub fn check(&self, path: Path, panels: usize, out: &[f32]) {
+        let results = self.lhs.rows() * self.out_columns();
+        assert!(out.len() >= results, "a result of the sizes of the call");
+        assert!(self.residual.is_none_or(|x| x.len() >= results), "a residual as large as the result");
+        assert!(self.channel_add.is_none_or(|x| x.len().is_multiple_of(self.out_columns())), "whole rows to add");
+        let bias = self.packed.bias.as_ref();
+        assert!(bias.is_none_or(|bias| bias.len() == panels * path.panel()), "a bias as wide as the panels");
+    }
+
     /// Computes the product and writes all of `out`.
     ///
     /// # Panics
@@ -147,14 +160,10 @@ impl Product<'_> {
     pub fn run(&self, path: Path, pool: &Pool, out: &mut [f32]) {
         let (rows, k) = (self.lhs.rows(), self.lhs.channels() * self.lhs.taps());
         let panels = self.packed.weight.len() / (path.panel() * k);
-        let results = rows * self.out_columns();
-        assert!(self.lhs.x().len() >= self.lhs.elements() && out.len() >= results, "tensors of the sizes of the call");
+        assert!(self.lhs.x().len() >= self.lhs.elements(), "a tensor of the sizes of the call");
         let is_rows = matches!(self.lhs, Lhs::Linear(..));
         assert!(is_rows || self.lhs.channels() <= MAX_CHANNELS, "zeros for every channel of a window");
-        assert!(self.residual.is_none_or(|x| x.len() >= results), "a residual as large as the result");
-        assert!(self.channel_add.is_none_or(|x| x.len().is_multiple_of(self.out_columns())), "whole rows to add");
-        let bias = self.packed.bias.as_ref();
-        assert!(bias.is_none_or(|bias| bias.len() == panels * path.panel()), "a bias as wide as the panels");
+        self.check(path, panels, out);
         let task_rows = rows.min(TASK_ROWS).next_multiple_of(path.rows());
         let row_tasks = rows.div_ceil(task_rows);
         let wanted = (pool.threads() * TASKS_PER_THREAD).div_ceil(row_tasks);
@@ -171,6 +180,50 @@ impl Product<'_> {
                 panels: first_panel..panels.min(first_panel + task_panels),
             });
         });
+    }
+}
+
+impl Product<'_> {
+    /// Adds the bias to a vector of sums that begins at `column`, and writes it.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s; the row and these columns of the output are the caller's own.
+    #[inline(always)]
+    pub unsafe fn finish_vector<S: Simd>(&self, sum: S::V, out: &Parts<f32>, row: usize, column: usize) {
+        // SAFETY: the bias is as wide as the panels; the caller's contract.
+        unsafe {
+            let sum = match &self.packed.bias {
+                Some(bias) => S::add(sum, S::load(bias[column..].as_ptr())),
+                None => sum,
+            };
+            self.write::<S>(sum, out, row, column);
+        }
+    }
+
+    /// Applies what follows the bias to a vector that begins at `column`, and writes it; nothing beyond the last column.
+    ///
+    /// # Safety
+    /// As [`Product::finish_vector`].
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, mut value: S::V, out: &Parts<f32>, row: usize, column: usize) {
+        let columns = self.out_columns();
+        if column >= columns {
+            return;
+        }
+        let (width, at) = (S::LANES.min(columns - column), row * columns + column);
+        // SAFETY: reads and writes are cut to `columns`, and `Product::check` has compared the slices with rows and
+        // columns.
+        unsafe {
+            if let Some(add) = self.channel_add {
+                let image = if add.len() == columns { 0 } else { row / self.rows_per_image };
+                value = S::add(value, load_up_to::<S>(&add[image * columns + column..], width));
+            }
+            value = math::activate::<S>(self.activation, value);
+            if let Some(residual) = self.residual {
+                value = S::add(value, load_up_to::<S>(&residual[at..], width));
+            }
+            store_up_to::<S>(value, out.at(at), width);
+        }
     }
 }
 
@@ -341,12 +394,10 @@ impl Task<'_> {
         panel: usize,
     ) {
         let product = self.product;
-        let out_columns = product.out_columns();
         let geglu = product.activation == Activation::Geglu;
         let bias = product.packed.bias.as_ref().map(|bias| &bias[panel * 2 * S::LANES..]);
         let first = if geglu { panel * S::LANES } else { panel * 2 * S::LANES };
-        // SAFETY: bias is as wide as the panels; reads and writes of rows are cut to `out_columns`, and `Product::run`
-        // has compared the slices with rows and columns. The output's rows and columns of this task are its own.
+        // SAFETY: bias is as wide as the panels. The output's rows and columns of this task are its own.
         unsafe {
             for (i, acc) in acc.iter().enumerate().take(count) {
                 let row = row + i;
@@ -360,22 +411,7 @@ impl Task<'_> {
                     sum[0] = S::mul(sum[0], math::gelu::<S>(sum[N - 1]));
                 }
                 for (j, &sum) in sum.iter().enumerate().take(if geglu { 1 } else { N }) {
-                    let column = first + j * S::LANES;
-                    if column >= out_columns {
-                        break;
-                    }
-                    let width = S::LANES.min(out_columns - column);
-                    let mut value = sum;
-                    if let Some(add) = product.channel_add {
-                        let image = if add.len() == out_columns { 0 } else { row / product.rows_per_image };
-                        value = S::add(value, load_up_to::<S>(&add[image * out_columns + column..], width));
-                    }
-                    value = math::activate::<S>(product.activation, value);
-                    let at = row * out_columns + column;
-                    if let Some(residual) = product.residual {
-                        value = S::add(value, load_up_to::<S>(&residual[at..], width));
-                    }
-                    store_up_to::<S>(value, self.out.at(at), width);
+                    product.write::<S>(sum, self.out, row, first + j * S::LANES);
                 }
             }
         }

@@ -1,6 +1,12 @@
 //! The device `cpu` of this machine.
 
-use super::{Cpu, available, path, peak, simd::Path, threads};
+use super::{
+    Cpu, available,
+    kernels::{Convolution, Kernels},
+    path, peak,
+    simd::Path,
+    threads,
+};
 use crate::{
     backend::{
         class::NumericsClass,
@@ -17,18 +23,18 @@ pub fn info() -> DeviceInfo {
     let memory = available::memory();
     // Processes that share the cores also share the memory.
     let available = memory.free / threads::processes() as u64;
-    let path = path().unwrap_or(Path::Portable);
-    let measured = measured_rates(path);
+    let kernels = Kernels::from(path().unwrap_or(Path::Portable));
+    let measured = measured_rates(kernels);
     DeviceInfo {
         id: DeviceId::CPU,
         name: model_name(),
-        class: NumericsClass::cpu(path),
+        class: NumericsClass::cpu(kernels),
         cores: threads::cores().len(),
         allowed_cores: threads::cores().to_vec(),
         memory_bytes: memory.all,
         free_bytes: plannable(available),
         overhead_bytes: 0,
-        rules: Rules::Cpu(path),
+        rules: Rules::Cpu(kernels),
         rates: measured.rates,
         f32_flops: measured.rates.flops,
         rates_measured: measured.at,
@@ -37,10 +43,10 @@ pub fn info() -> DeviceInfo {
 }
 
 /// The speed of all cores of this process together: measured at most once, by this process or an earlier one.
-fn measured_rates(path: Path) -> Measured {
+fn measured_rates(kernels: Kernels) -> Measured {
     let cores = threads::cores().len();
-    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), NumericsClass::cpu(path)), || {
-        let measured = Cpu::whole().and_then(peak::measure_rates);
+    rates::remembered(&format!("{}, {}, {cores} cores", model_name(), NumericsClass::cpu(kernels)), || {
+        let measured = Cpu::whole(Convolution::Direct).and_then(peak::measure_rates);
         measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
     })
     // A device that cannot be measured cannot compute either: planning reports the reason elsewhere.

@@ -5,6 +5,7 @@ mod available;
 pub mod cost;
 mod elementwise;
 mod gemm;
+mod kernels;
 mod machine;
 pub(super) mod memory;
 mod norm;
@@ -12,6 +13,8 @@ pub(super) mod pack;
 mod peak;
 mod simd;
 pub mod threads;
+mod transform;
+mod winograd;
 
 use std::{num::NonZero, sync::Arc};
 
@@ -23,6 +26,7 @@ use super::{
 use crate::error::{Error, Result};
 pub use available::address_space_limit;
 use gemm::{Lhs, Product};
+pub use kernels::{Convolution, Kernels};
 pub use machine::info;
 #[cfg(feature = "wgpu")]
 pub(super) use machine::model_name;
@@ -32,7 +36,7 @@ use threads::Pool;
 
 /// Some of this machine's cores.
 pub struct Cpu {
-    path: Path,
+    kernels: Kernels,
     pool: Pool,
     class: NumericsClass,
     home: Arc<str>,
@@ -60,24 +64,24 @@ impl Cpu {
     ///
     /// # Panics
     /// If the machine does not support the path.
-    pub fn new(path: Path, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Result<Self> {
-        assert!(path.is_here(), "{path} is not a kernel path of this machine");
-        let home = format!("host memory, {path} panels{}", if fuse { "" } else { ", nothing fused" });
-        Ok(Self { path, pool: Pool::new(threads, cores)?, class: NumericsClass::cpu(path), home: home.into(), fuse })
+    pub fn new(kernels: Kernels, threads: NonZero<usize>, cores: Vec<usize>, fuse: bool) -> Result<Self> {
+        assert!(kernels.path.is_here(), "{} is not a kernel path of this machine", kernels.path);
+        let home = format!("host memory, {kernels} panels{}", if fuse { "" } else { ", nothing fused" }).into();
+        Ok(Self { kernels, pool: Pool::new(threads, cores)?, class: NumericsClass::cpu(kernels), home, fuse })
     }
 
     /// A CPU with all cores that this process may use; the system decides where the threads run.
-    pub fn whole() -> Result<Self> {
+    pub fn whole(convolution: Convolution) -> Result<Self> {
         threads::requested_threads()?;
         let threads = NonZero::new(threads::cores().len()).expect("a process has a core");
-        Self::new(path()?, threads, Vec::new(), true)
+        Self::new(Kernels { path: path()?, convolution }, threads, Vec::new(), true)
     }
 
     /// A CPU with these cores, to which its threads are bound.
-    pub fn on(cores: Vec<usize>) -> Result<Self> {
+    pub fn on(cores: Vec<usize>, convolution: Convolution) -> Result<Self> {
         threads::requested_threads()?;
         let threads = NonZero::new(cores.len()).ok_or_else(|| Error::input("a CPU device needs a core"))?;
-        Self::new(path()?, threads, cores, true)
+        Self::new(Kernels { path: path()?, convolution }, threads, cores, true)
     }
 
     /// A device over these cores.
@@ -101,10 +105,11 @@ impl Cpu {
 
     fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
         let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
-        self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e, out);
+        let product = self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e);
+        product.run(self.kernels.path, &self.pool, write(out));
     }
 
-    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+    fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, scratch: Option<&mut Buffer>, out: &mut Buffer) {
         let pixels = p.out_height * p.out_width;
         // A 1x1 convolution without padding is a linear layer, because channels are last.
         let every_pixel_once = p.kernel == 1 && p.stride == 1 && (p.out_height, p.out_width) == (p.height, p.width);
@@ -113,11 +118,24 @@ impl Cpu {
         } else {
             Lhs::Conv2d(p, read(x))
         };
-        self.product(lhs, p.out as usize, pixels as usize, w, e, out);
+        let product = self.product(lhs, p.out as usize, pixels as usize, w, e);
+        match scratch {
+            Some(scratch) => {
+                winograd::run(&product, p, read(x), self.kernels.path, &self.pool, write(scratch), write(out))
+            }
+            None => product.run(self.kernels.path, &self.pool, write(out)),
+        }
     }
 
-    fn product(&self, lhs: Lhs, columns: usize, rows_per_image: usize, w: &Weight, e: &Epilogue, out: &mut Buffer) {
-        let product = Product {
+    fn product<'a>(
+        &self,
+        lhs: Lhs<'a>,
+        columns: usize,
+        rows_per_image: usize,
+        w: &'a Weight,
+        e: &Epilogue<'a>,
+    ) -> Product<'a> {
+        Product {
             lhs,
             packed: packed(w),
             columns,
@@ -125,13 +143,17 @@ impl Cpu {
             channel_add: e.channel_add.map(|(add, _)| read(add)),
             activation: e.activation,
             residual: e.residual.map(read),
-        };
-        product.run(self.path, &self.pool, write(out));
+        }
     }
 }
 
 fn packed(w: &Weight) -> &pack::CpuWeight {
     w.held().expect("tensor/ops.rs compares devices: a weight without data does not reach the CPU")
+}
+
+/// The scratch memory of an op that always needs some.
+fn requested(scratch: Option<&mut Buffer>) -> &mut [f32] {
+    write(scratch.expect("an op has the scratch that it asks for"))
 }
 
 impl Backend for Cpu {
@@ -160,13 +182,13 @@ impl Backend for Cpu {
                 gemm::MAX_CHANNELS
             )));
         }
-        let packed = pack::pack(self.path, &self.pool, self.order(form.layer), weight, bias)?;
+        let packed = pack::pack(self.kernels, &self.pool, self.order(form.layer), weight, bias)?;
         let bytes = self.packed_bytes(form);
         Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }
 
     fn packed_bytes(&self, form: Form) -> usize {
-        cost::packed_bytes(self.path, Form { layer: self.order(form.layer), ..form })
+        cost::packed_bytes(self.kernels, Form { layer: self.order(form.layer), ..form })
     }
 
     fn fetch(&self, host_weight: &Weight) -> Result<Weight> {
@@ -179,20 +201,21 @@ impl Backend for Cpu {
     }
 
     fn scratch(&self, op: &Op) -> Option<usize> {
-        cost::scratch(self.path, op)
+        cost::scratch(self.kernels, op)
     }
 
     fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
-        let (path, pool) = (self.path, &self.pool);
-        let scratch = || write(scratch.expect("an op has the scratch that it asks for"));
+        let (path, pool) = (self.kernels.path, &self.pool);
         match *op {
             Op::Linear { p, x, w, e } => self.linear(p, x, w, e, out),
-            Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, out),
+            Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, scratch, out),
             Op::Attention { p, q, k, v } => {
                 let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
-                call.run(path, pool, scratch(), write(out));
+                call.run(path, pool, requested(scratch), write(out));
             }
-            Op::GroupNorm { p, x, w } => norm::group_norm(path, pool, p, read(x), packed(w), scratch(), write(out)),
+            Op::GroupNorm { p, x, w } => {
+                norm::group_norm(path, pool, p, read(x), packed(w), requested(scratch), write(out))
+            }
             Op::LayerNorm { p, x, w } => norm::layer_norm(path, pool, p, read(x), packed(w), write(out)),
             Op::Embedding { p, ids, table, positions } => {
                 elementwise::embedding(pool, p, read(ids), packed(table), packed(positions), write(out));

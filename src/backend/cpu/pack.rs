@@ -7,10 +7,12 @@ use bytemuck::Pod;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    cost,
+    cost::{self, PLANES},
+    kernels::Kernels,
     memory::{Pages, Parts},
-    simd::Path,
+    simd::{Kernel, Path, Simd},
     threads::Pool,
+    transform::{FILTERS, transform_filters},
 };
 use crate::{
     backend::{DType, Layer, Values},
@@ -32,14 +34,15 @@ impl CpuWeight {
     }
 }
 
-/// Packs a layer's parameters for `path`.
-pub fn pack(path: Path, pool: &Pool, layer: Layer, weight: Values, bias: Option<Values>) -> Result<CpuWeight> {
-    let mut packed = Pages::zeroed(cost::packed_elements(path, layer))?;
+/// Packs a layer's parameters for `kernels`.
+pub fn pack(kernels: Kernels, pool: &Pool, layer: Layer, weight: Values, bias: Option<Values>) -> Result<CpuWeight> {
+    let path = kernels.path;
+    let mut packed = Pages::zeroed(cost::packed_elements(kernels, layer))?;
     let weight = F32Reader::new(weight)?;
     match layer {
-        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(path, pool, layer, k, 1, &weight, &mut packed)?,
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(kernels, pool, layer, k, 1, &weight, &mut packed)?,
         Layer::Conv2d { channels, kernel, .. } => {
-            panels(path, pool, layer, channels, kernel * kernel, &weight, &mut packed)?;
+            panels(kernels, pool, layer, channels, kernel * kernel, &weight, &mut packed)?;
         }
         Layer::Norm { .. } | Layer::Embedding { .. } => weight.read(0, &mut packed)?,
     }
@@ -79,9 +82,10 @@ fn row_of(path: Path, layer: Layer, column: usize) -> Option<usize> {
 /// The bytes of a file that one task reads at a time, unless a row is longer.
 const AT_ONCE: usize = 256 << 10;
 
-/// Packs `[out, channels, taps]`, as stored, into panels of `[taps, channels, panel]`.
+/// Packs `[out, channels, taps]`, as stored, into panels of `[taps, channels, panel]`, or for Winograd's algorithm of
+/// `[planes, channels, panel]`.
 fn panels(
-    path: Path,
+    kernels: Kernels,
     pool: &Pool,
     layer: Layer,
     channels: usize,
@@ -89,13 +93,16 @@ fn panels(
     source: &F32Reader,
     packed: &mut [f32],
 ) -> Result<()> {
+    let (path, is_winograd) = (kernels.path, kernels.is_winograd(layer));
     let (width, k) = (path.panel(), channels * taps);
-    let count = packed.len() / (width * k);
+    let panel_elements = width * if is_winograd { channels * PLANES } else { k };
+    let count = packed.len() / panel_elements;
     let packed = Parts::new(packed);
-    let rows_at_once = (AT_ONCE / (k * size_of::<f32>())).max(1);
+    // Winograd's transform takes the filters of several columns together.
+    let rows_at_once = if is_winograd { width } else { (AT_ONCE / (k * size_of::<f32>())).max(1) };
     let fill = |panel: usize| {
         // SAFETY: each panel is one task's.
-        let panel_out = unsafe { packed.part(panel * width * k, width * k) };
+        let panel_out = unsafe { packed.part(panel * panel_elements, panel_elements) };
         let place = |column| Some((column, row_of(path, layer, panel * width + column)?));
         let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
         let mut rows = vec![0.0; rows_at_once.min(width) * k];
@@ -104,6 +111,10 @@ fn panels(
         for run in neighbours.flat_map(|run| run.chunks(rows_at_once)) {
             let rows = &mut rows[..run.len() * k];
             source.read(run[0].1 * k, rows)?;
+            if is_winograd {
+                path.run(Filters { rows, channels, width, panel: panel_out });
+                continue;
+            }
             for (&(column, _), row) in run.iter().zip(rows.chunks_exact(k)) {
                 for tap in 0..taps {
                     let to = panel_out[tap * channels * width..].iter_mut().skip(column).step_by(width);
@@ -122,6 +133,38 @@ fn panels(
         }
     });
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// The transform of a panel's 3x3 filters, `[columns, channels, 9]`, to `[planes, channels, width]`. The columns of a
+/// convolution stand in the order of the file, from the first column of the panel on.
+struct Filters<'a> {
+    rows: &'a [f32],
+    channels: usize,
+    width: usize,
+    panel: &'a mut [f32],
+}
+
+impl Kernel for Filters<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let k = 9 * self.channels;
+        for first in (0..self.rows.len() / k).step_by(FILTERS) {
+            for channel in 0..self.channels {
+                let mut filters = [[0.0; FILTERS]; 9];
+                for (i, row) in self.rows[first * k..].chunks_exact(k).take(FILTERS).enumerate() {
+                    for (filters, &value) in filters.iter_mut().zip(&row[9 * channel..][..9]) {
+                        filters[i] = f64::from(value);
+                    }
+                }
+                let to = self.panel[channel * self.width + first..].chunks_mut(self.channels * self.width);
+                for (to, values) in to.zip(transform_filters(&filters)) {
+                    to[..FILTERS].copy_from_slice(&values);
+                }
+            }
+        }
+    }
 }
 
 /// A weight in its file, read as f32.

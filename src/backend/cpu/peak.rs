@@ -48,7 +48,7 @@ impl Cpu {
     /// multiply-add counted as two: the best of a few tries.
     pub fn measure_peak(&self) -> f64 {
         let tasks = self.pool.threads();
-        let flops = (2 * MULTIPLY_ADDS * self.path.lanes() * tasks) as f64;
+        let flops = (2 * MULTIPLY_ADDS * self.kernels.path.lanes() * tasks) as f64;
         let best = |run: &(dyn Fn() -> f32 + Sync)| {
             let once = || {
                 let started = Instant::now();
@@ -59,9 +59,9 @@ impl Cpu {
             };
             (0..8).map(|_| once()).fold(0.0, f64::max)
         };
-        best(&|| self.path.run(MultiplyAdds::<4>))
-            .max(best(&|| self.path.run(MultiplyAdds::<8>)))
-            .max(best(&|| self.path.run(MultiplyAdds::<16>)))
+        best(&|| self.kernels.path.run(MultiplyAdds::<4>))
+            .max(best(&|| self.kernels.path.run(MultiplyAdds::<8>)))
+            .max(best(&|| self.kernels.path.run(MultiplyAdds::<16>)))
     }
 }
 
@@ -92,7 +92,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let e = &Epilogue::default();
     let p = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
     let product = fastest(|| backend.run(&Op::Linear { p, x: &x, w: &weight, e }, None, &mut y))?;
-    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3 })?;
+    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3, stride: 1, is_large: true })?;
     let p = params::Conv2d {
         batch: batch as u32,
         height: side as u32,
@@ -146,10 +146,11 @@ fn stream_bytes() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Convolution;
 
     #[test]
     fn long_ops_have_rates_of_the_order_of_the_peak() {
-        let cpu = || Cpu::on(vec![super::super::threads::cores()[0]]).unwrap();
+        let cpu = || Cpu::on(vec![super::super::threads::cores()[0]], Convolution::Direct).unwrap();
         let (rates, peak) = (measure_rates(cpu()).unwrap(), cpu().measure_peak());
         println!("{rates:?}, peak {peak:.2e}");
         // Other tests run at the same time, so the limits are wide.

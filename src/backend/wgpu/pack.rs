@@ -187,7 +187,7 @@ impl Wgpu {
         let (columns, column_bytes) = match layer {
             Layer::Linear { out, k } => (out, stored.bytes(k)),
             Layer::Geglu { out, k } => (out / 2, stored.bytes(2 * k)),
-            Layer::Conv2d { out, channels, kernel } => (out, stored.bytes(channels * kernel * kernel)),
+            Layer::Conv2d { out, channels, kernel, .. } => (out, stored.bytes(channels * kernel * kernel)),
             Layer::Norm { channels } => return Ok(vec![(0..channels, stored.bytes(channels))]),
             // A table is one buffer, which ops bind in parts.
             Layer::Embedding { channels, .. } => return Ok(vec![(0..channels, stored.bytes(elements))]),
@@ -276,7 +276,7 @@ mod tests {
             got.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]]).to_f32()).collect()
         };
         let (out, channels, kernel) = (70, 3, 2);
-        let conv = Layer::Conv2d { out, channels, kernel };
+        let conv = Layer::Conv2d { out, channels, kernel, stride: 1, is_large: true };
         for columns in [0..70, 3..38] {
             let got = get(conv, columns.clone(), columns.len() * 12);
             for (place, column) in columns.clone().enumerate() {

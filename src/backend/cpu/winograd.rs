@@ -1,0 +1,249 @@
+//! 3x3 convolutions of stride 1 by Winograd's minimal filtering F(4x4, 3x3): a tile of 4x4 outputs takes 36 products
+//! per channel instead of 144. Lavin and Gray 2016.
+//!
+//! The tiles of an image begin at its first row and column, and what lies outside counts as zero. Each output element
+//! is one chain: the transform of its tile, one chain of multiply-adds over the channels in order for each of the 36
+//! planes, and the transform back. So it depends neither on the batch nor on threads.
+
+use std::{cell::RefCell, ops::Range};
+
+use super::{
+    cost::{PLANES, TILE, Tiles, WINDOW},
+    gemm::{Product, accumulate},
+    memory::Parts,
+    simd::{Kernel, Path, Simd},
+    threads::Pool,
+    transform::{transform_input, transform_output, transposed},
+};
+use crate::backend::params::Conv2d;
+
+/// Tiles of one task.
+const TASK_TILES: usize = 48;
+/// Columns of one task.
+const TASK_COLUMNS: usize = 64;
+
+/// Computes a convolution and writes all of `out`. `scratch` is for the transformed inputs of some tiles, which are
+/// [`Tiles::together`].
+///
+/// # Panics
+/// If a slice is shorter than the sizes say, because the unsafe code depends on them.
+pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
+    let tiles = Tiles::new(path, &p);
+    let pixels = (p.batch * p.height * p.width) as usize;
+    assert!(
+        x.len() >= pixels * p.channels as usize && scratch.len() >= tiles.elements(),
+        "tensors of the call's sizes"
+    );
+    let panels = (p.out as usize).div_ceil(path.panel());
+    assert!(product.packed.weight.len() >= panels * path.panel() * PLANES * p.channels as usize, "all panels");
+    product.check(path, panels, out);
+    let out = Parts::new(out);
+    let task_panels = TASK_COLUMNS / path.panel();
+    for first in (0..tiles.count).step_by(tiles.together) {
+        let part = first..tiles.count.min(first + tiles.together);
+        let inputs = Parts::new(&mut *scratch);
+        pool.run(part.len().div_ceil(path.rows()), |task| {
+            let first = part.start + task * path.rows();
+            let range = first..part.end.min(first + path.rows());
+            path.run(Inputs { p, x, tiles: &tiles, part: part.clone(), range, to: &inputs });
+        });
+        let groups = part.len().div_ceil(TASK_TILES);
+        // Neighbouring tasks share the weights, because the weights are what does not fit into the caches.
+        pool.run(groups * panels.div_ceil(task_panels), |task| {
+            let first = part.start + task % groups * TASK_TILES;
+            let first_panel = task / groups * task_panels;
+            path.run(Outputs {
+                product,
+                p,
+                tiles: &tiles,
+                part: part.clone(),
+                range: first..part.end.min(first + TASK_TILES),
+                panels: first_panel..panels.min(first_panel + task_panels),
+                // SAFETY: the inputs are complete and nothing writes them until all tasks have ended.
+                inputs: unsafe { inputs.part(0, tiles.elements()) },
+                out: &out,
+            });
+        });
+    }
+}
+
+/// The transform of the inputs of some tiles.
+struct Inputs<'a> {
+    p: Conv2d,
+    x: &'a [f32],
+    tiles: &'a Tiles,
+    /// The tiles that are in the scratch memory.
+    part: Range<usize>,
+    range: Range<usize>,
+    to: &'a Parts<'a, f32>,
+}
+
+impl Kernel for Inputs<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (height, width, channels) = (self.p.height as usize, self.p.width as usize, self.p.channels as usize);
+        for tile in self.range.clone() {
+            let (image, y, x) = self.tiles.place(tile);
+            // Above or left of the picture, the subtraction wraps to a value larger than the picture.
+            let rows: [usize; WINDOW] = std::array::from_fn(|i| (y * TILE + i).wrapping_sub(self.p.padding as usize));
+            let columns: [usize; WINDOW] =
+                std::array::from_fn(|i| (x * TILE + i).wrapping_sub(self.p.padding as usize));
+            let pixels: [[Option<usize>; WINDOW]; WINDOW] = rows.map(|y| {
+                columns.map(|x| (y < height && x < width).then(|| ((image * height + y) * width + x) * channels))
+            });
+            for channel in (0..channels).step_by(S::LANES) {
+                let count = S::LANES.min(channels - channel);
+                // SAFETY: the trait's contract. A pixel inside the picture has `channels` elements; the tile's place in
+                // the scratch memory is this task's, and a row there has room for whole vectors.
+                unsafe {
+                    let zeros = [[S::zero(); WINDOW]; WINDOW];
+                    let mut columns = zeros;
+                    for (x, column) in columns.iter_mut().enumerate() {
+                        for (v, row) in column.iter_mut().zip(&pixels) {
+                            if let Some(pixel) = row[x] {
+                                let from = self.x.as_ptr().add(pixel + channel);
+                                *v = if count == S::LANES { S::load(from) } else { S::load_first(from, count) };
+                            }
+                        }
+                        *column = transform_input::<S>(*column);
+                    }
+                    let mut to = self.to.at((tile - self.part.start) * self.tiles.row + channel);
+                    for row in transposed(&columns, zeros) {
+                        for v in transform_input::<S>(row) {
+                            S::store(v, to);
+                            to = to.wrapping_add(self.tiles.plane);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of some tiles with some panels, transformed back.
+struct Outputs<'a> {
+    product: &'a Product<'a>,
+    p: Conv2d,
+    tiles: &'a Tiles,
+    /// The tiles that are in the scratch memory.
+    part: Range<usize>,
+    range: Range<usize>,
+    panels: Range<usize>,
+    inputs: &'a [f32],
+    out: &'a Parts<'a, f32>,
+}
+
+/// Elements between the sums of two tiles: a task's columns, and a line so that tiles do not share the sets of a cache.
+const SUMS_ROW: usize = TASK_COLUMNS + 16;
+
+thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+
+impl Kernel for Outputs<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // The sums of a task in all planes. They are taken out and put back, because a closure would be compiled without
+        // the path's features.
+        let mut sums = SUMS.take();
+        sums.resize(PLANES * TASK_TILES * SUMS_ROW, 0.0);
+        for plane in 0..PLANES {
+            for tile in self.range.clone().step_by(S::ROWS) {
+                let count = S::ROWS.min(self.range.end - tile);
+                for panel in self.panels.clone() {
+                    let at = (plane * TASK_TILES + tile - self.range.start) * SUMS_ROW
+                        + (panel - self.panels.start) * 2 * S::LANES;
+                    // SAFETY: inside `Kernel::run`; the sums have a row for each tile of the task.
+                    unsafe {
+                        let sums = sums[at..].as_mut_ptr();
+                        match (S::ROWS, count) {
+                            (12, 7..) => self.multiply::<S, 12>(plane, tile, count, panel, sums),
+                            (6.., 4..) => self.multiply::<S, 6>(plane, tile, count, panel, sums),
+                            (_, 3..) => self.multiply::<S, 3>(plane, tile, count, panel, sums),
+                            (_, 2..) => self.multiply::<S, 2>(plane, tile, count, panel, sums),
+                            _ => self.multiply::<S, 1>(plane, tile, count, panel, sums),
+                        }
+                    }
+                }
+            }
+        }
+        for tile in self.range.clone() {
+            let at = (tile - self.range.start) * SUMS_ROW;
+            // SAFETY: inside `Kernel::run`.
+            unsafe { self.finish::<S>(tile, &sums[at..]) }
+        }
+        SUMS.set(sums);
+    }
+}
+
+impl Outputs<'_> {
+    /// The sums of `count` tiles in one plane and panel, in rows of [`SUMS_ROW`].
+    ///
+    /// # Safety
+    /// As [`Simd`]'s, with `count <= M` tiles; `sums` has a row for each.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const M: usize>(
+        &self,
+        plane: usize,
+        tile: usize,
+        count: usize,
+        panel: usize,
+        sums: *mut f32,
+    ) {
+        let channels = self.p.channels as usize;
+        let first = plane * self.tiles.plane + (tile - self.part.start) * self.tiles.row;
+        let weight = &self.product.packed.weight[(panel * PLANES + plane) * channels * 2 * S::LANES..];
+        // SAFETY: rows beyond `count` repeat the first one, and each has `channels` elements in the scratch memory; the
+        // panel has two vectors for each of them.
+        unsafe {
+            let inputs = self.inputs[first..].as_ptr();
+            let mut rows = [inputs; M];
+            for (i, row) in rows.iter_mut().enumerate().take(count) {
+                *row = inputs.add(i * self.tiles.row);
+            }
+            let mut acc = [[S::zero(); 2]; M];
+            accumulate::<S, M, 2>(&rows, 0..channels, weight.as_ptr(), &mut acc);
+            for (i, acc) in acc.iter().enumerate().take(count) {
+                for (j, &v) in acc.iter().enumerate() {
+                    S::store(v, sums.add(i * SUMS_ROW + j * S::LANES));
+                }
+            }
+        }
+    }
+
+    /// Transforms the sums of one tile back, and writes its outputs.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, tile: usize, sums: &[f32]) {
+        let (image, y, x) = self.tiles.place(tile);
+        let (height, width) = (self.p.out_height as usize, self.p.out_width as usize);
+        let (first, last) =
+            (self.panels.start * 2 * S::LANES, self.product.columns.min(self.panels.end * 2 * S::LANES));
+        for column in (first..last).step_by(S::LANES) {
+            // SAFETY: the sums have a vector at this column in each plane; rows and columns of the output are cut to its
+            // size.
+            unsafe {
+                let mut columns = [[S::zero(); TILE]; WINDOW];
+                for (x, half) in columns.iter_mut().enumerate() {
+                    let mut sum = [S::zero(); WINDOW];
+                    for (y, sum) in sum.iter_mut().enumerate() {
+                        let plane = (y * WINDOW + x) * TASK_TILES * SUMS_ROW;
+                        *sum = S::load(sums[plane + column - first..].as_ptr());
+                    }
+                    *half = transform_output::<S>(sum);
+                }
+                let rows = transposed(&columns, [[S::zero(); WINDOW]; TILE]);
+                for (i, row) in rows.into_iter().enumerate().take(height - y * TILE) {
+                    let pixel = (image * height + y * TILE + i) * width + x * TILE;
+                    for (j, sum) in transform_output::<S>(row).into_iter().enumerate().take(width - x * TILE) {
+                        self.product.finish_vector::<S>(sum, self.out, pixel + j, column);
+                    }
+                }
+            }
+        }
+    }
+}
