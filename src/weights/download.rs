@@ -16,16 +16,6 @@ pub struct Layout {
     pub weights: &'static [&'static str],
 }
 
-impl Layout {
-    /// The folders whose weights `wanted` includes.
-    pub(super) fn weight_folders(&self, wanted: Wanted) -> &'static [&'static str] {
-        match wanted {
-            Wanted::Configs | Wanted::Texts => &[],
-            Wanted::Everything => self.weights,
-        }
-    }
-}
-
 /// The files of a model that a caller needs: each variant includes the files of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wanted {

@@ -120,7 +120,7 @@ impl Hub {
             fetch(&path)?;
         }
         let files = ModelFiles::folder(&snapshot)?;
-        for component in model.layout.weight_folders(model.wanted) {
+        for component in model.weight_folders() {
             let sources = index::find(&files, component, model.variant.as_deref())?;
             sources.files.iter().try_for_each(|path| fetch(path))?;
             if let Some(variant) = model.variant.as_ref().filter(|_| !sources.is_variant) {
@@ -199,6 +199,14 @@ struct Asked {
 }
 
 impl Asked {
+    /// The folders whose weights are needed.
+    fn weight_folders(&self) -> &'static [&'static str] {
+        match self.wanted {
+            Wanted::Configs | Wanted::Texts => &[],
+            Wanted::Everything => self.layout.weights,
+        }
+    }
+
     /// The files to download of those that the hub has; for a component in shards its index, which names them.
     ///
     /// Fails if a config or a component's safetensors are missing.
@@ -211,7 +219,7 @@ impl Asked {
         let texts = texts.iter().copied().flatten().chain(optional_texts).filter(|_| self.wanted >= Wanted::Texts);
         let optional = optional_configs.iter().chain(texts).filter(|path| on_hub.contains(**path));
         let mut paths: Vec<String> = configs.iter().chain(optional).map(|path| (*path).to_owned()).collect();
-        for component in self.layout.weight_folders(self.wanted) {
+        for component in self.weight_folders() {
             let variant = self.variant.as_ref().map(|variant| index::variant_candidates(component, variant));
             let candidates = variant.unwrap_or_default().into_iter().chain(index::plain_candidates(component));
             let path = candidates.into_iter().find(|path| on_hub.contains(path)).ok_or_else(|| {
@@ -235,7 +243,7 @@ impl Asked {
         if let Some(missing) = missing_of(self.layout.configs).or(missing_text) {
             return Some(missing.to_owned());
         }
-        self.layout.weight_folders(self.wanted).iter().find_map(|component| {
+        self.weight_folders().iter().find_map(|component| {
             match index::find(&files, component, self.variant.as_deref()) {
                 Ok(sources) => {
                     let of_variant = self.variant.as_ref().filter(|_| !sources.is_variant);
