@@ -7,11 +7,11 @@ use super::index::{DEFAULTS, SCHEDULER, TOKENIZER};
 use crate::weights::hub;
 use crate::{
     error::{Error, Result},
-    weights::{Download, Layout, ModelFiles, Wanted, files::MODEL_INDEX, is_hub_id},
+    weights::{Download, ModelFiles, ModelLayout, Wanted, files::MODEL_INDEX, is_hub_id},
 };
 
 /// The files of a Stable Diffusion model in diffusers' layout.
-pub const LAYOUT: Layout = Layout {
+pub const LAYOUT: ModelLayout = ModelLayout {
     configs: &[MODEL_INDEX, SCHEDULER, "text_encoder/config.json", "unet/config.json", "vae/config.json"],
     optional_configs: &[DEFAULTS, TOKENIZER, "safety_checker/config.json"],
     texts: &[&["tokenizer/tokenizer.json"], &["tokenizer/vocab.json", "tokenizer/merges.txt"]],

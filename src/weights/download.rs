@@ -3,7 +3,7 @@
 /// The files of a model that are read, as paths in its folder. The list for Stable
 /// Diffusion is `LAYOUT` in `models/locate.rs`.
 #[derive(Debug, Clone, Copy)]
-pub struct Layout {
+pub struct ModelLayout {
     /// The configs that a model must have.
     pub configs: &'static [&'static str],
     /// The configs that are read if they exist.

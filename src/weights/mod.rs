@@ -18,7 +18,7 @@ use std::{
 };
 
 use ::safetensors::Dtype;
-pub use download::{Download, Layout, Wanted, is_hub_id};
+pub use download::{Download, ModelLayout, Wanted, is_hub_id};
 pub use files::ModelFiles;
 pub use identity::identity;
 pub use offload::{Ahead, Offload};

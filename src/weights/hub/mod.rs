@@ -25,7 +25,7 @@ use self::{
     transfer::{Line, Session},
 };
 use super::{
-    download::{Download, Layout, Wanted, is_hub_id},
+    download::{Download, ModelLayout, Wanted, is_hub_id},
     files::{MODEL_INDEX, ModelFiles},
     index,
 };
@@ -52,7 +52,7 @@ impl Hub {
     /// invalid reply; with [`ErrorScope::Interrupted`] if `on_news` stopped it.
     pub fn resolve(
         &self,
-        layout: &'static Layout,
+        layout: &'static ModelLayout,
         id: &str,
         revision: Option<&str>,
         variant: Option<&str>,
@@ -191,7 +191,7 @@ impl Listing {
 
 /// The files of a model that the caller needs.
 struct Asked {
-    layout: &'static Layout,
+    layout: &'static ModelLayout,
     id: String,
     revision: String,
     variant: Option<String>,
@@ -212,7 +212,7 @@ impl Asked {
     /// Fails if a config or a component's safetensors are missing.
     fn listed(&self, on_hub: &HashSet<String>) -> Result<Vec<String>> {
         let refuse = |what: String| Error::input(format!("the model on the hub has no {what}"));
-        let Layout { configs, optional_configs, texts, optional_texts, .. } = *self.layout;
+        let ModelLayout { configs, optional_configs, texts, optional_texts, .. } = *self.layout;
         if let Some(path) = configs.iter().find(|path| !on_hub.contains(**path)) {
             return Err(refuse((*path).to_owned()).hint("only models in the diffusers layout can be read"));
         }
