@@ -1,23 +1,25 @@
 //! Attention with an online softmax. Milakov and Gimelshein 2018; Dao et al. 2022.
 //!
-//! Keys and values are packed once per call into the panels of the matrix micro-kernel, which then computes scores and
-//! sums. Scores exist for a few rows and [`KEY_BLOCK`] keys at a time. A row's chain depends only on the number of
-//! keys: the blocks begin at multiples of `KEY_BLOCK`, and the keys that a mask hides are a suffix of a block, added as
-//! exact zeros.
+//! Queries are in the lanes of vectors: a block of queries is packed once per task, and each key and value is read as a
+//! scalar for all of them. So scores, maxima, weights and sums are vectors without a reduction across lanes. Scores exist
+//! for one block of queries and [`KEY_BLOCK`] keys at a time. A query's chain depends only on the number of keys: the
+//! blocks begin at multiples of `KEY_BLOCK`, and keys that a mask hides are added as exact zeros.
 
-use std::cell::Cell;
+use std::{cell::Cell, ops::Range};
 
 use super::{
     cost::{self, KEY_BLOCK},
-    gemm::{accumulate, load_up_to, store_up_to},
     memory::Parts,
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
 };
 use crate::backend::params::Attention;
 
-/// Tiles of rows that one task computes, so that a block of keys is used several times from the near caches.
-const TILES: usize = 4;
+/// Blocks of queries that one task computes, so that a block of keys is used several times from the near caches.
+const BLOCKS: usize = 4;
+
+/// The vectors of queries of a block, at most.
+const BLOCK_VECTORS: usize = 3;
 
 /// One call: q `[batch, queries, heads * head_dim]`, k and v `[batch, keys, heads * head_dim]`, out as q.
 pub struct Call<'a> {
@@ -41,67 +43,46 @@ impl Call<'_> {
         let row = self.p.batch as usize * heads * self.p.head_dim as usize;
         assert!(self.q.len().min(out.len()) >= row * queries, "queries and a result of the sizes of the call");
         assert!(self.k.len().min(self.v.len()) >= row * self.p.keys as usize, "keys and values of these sizes");
-        let (keys, values) = cost::packed_keys_and_values(path, &self.p);
-        let units = self.p.batch as usize * heads;
-        let parts = Parts::new(&mut scratch[..units * (keys + values)]);
+        let (units, elements) = (self.p.batch as usize * heads, cost::head_elements(&self.p));
+        let parts = Parts::new(&mut scratch[..2 * units * elements]);
         pool.run(units, |unit| {
             // SAFETY: each image and head is one task's.
-            let (k, v) = unsafe { parts.part(unit * (keys + values), keys + values) }.split_at_mut(keys);
-            self.pack(path.panel(), unit / heads, unit % heads, k, v);
+            let (k, v) = unsafe { parts.part(2 * unit * elements, 2 * elements) }.split_at_mut(elements);
+            self.gather(self.k, unit / heads, unit % heads, k);
+            self.gather(self.v, unit / heads, unit % heads, v);
         });
-        let packed = &scratch[..units * (keys + values)];
-        let rows = TILES * path.rows();
-        let tasks = queries.div_ceil(rows);
+        let gathered = &scratch[..2 * units * elements];
+        let task_queries = BLOCKS * BLOCK_VECTORS * path.lanes();
+        let tasks = queries.div_ceil(task_queries);
         let out = Parts::new(out);
         pool.run(units * tasks, |task| {
-            let (unit, first) = (task / tasks, task % tasks * rows);
-            let (k, v) = packed[unit * (keys + values)..][..keys + values].split_at(keys);
+            let (unit, first) = (task / tasks, task % tasks * task_queries);
+            let (k, v) = gathered[2 * unit * elements..][..2 * elements].split_at(elements);
             path.run(Task {
                 call: self,
                 out: &out,
                 image: unit / heads,
                 head: unit % heads,
                 first,
-                count: rows.min(queries - first),
+                count: task_queries.min(queries - first),
                 k,
                 v,
             });
         });
     }
 
-    /// Keys as `[panels, head_dim, panel]`, values as `[panels of head_dim, keys, panel]`, padded with zeros.
-    fn pack(&self, panel: usize, image: usize, head: usize, to_k: &mut [f32], to_v: &mut [f32]) {
+    /// Copies one head's rows of an image, `[keys, head_dim]`.
+    fn gather(&self, from: &[f32], image: usize, head: usize, to: &mut [f32]) {
         let (keys, dim) = (self.p.keys as usize, self.p.head_dim as usize);
         let width = self.p.heads as usize * dim;
-        let row = |x: &'_ [f32], key: usize| -> usize {
-            debug_assert!(x.len() >= (image * keys + key + 1) * width);
-            (image * keys + key) * width + head * dim
-        };
-        for (i, to) in to_k.chunks_exact_mut(dim * panel).enumerate() {
-            for column in 0..panel {
-                let key = i * panel + column;
-                if key < keys {
-                    let from = &self.k[row(self.k, key)..][..dim];
-                    to[column..].iter_mut().step_by(panel).zip(from).for_each(|(to, &from)| *to = from);
-                } else {
-                    to[column..].iter_mut().step_by(panel).for_each(|to| *to = 0.0);
-                }
-            }
-        }
-        let padded = keys.next_multiple_of(panel);
-        for (i, to) in to_v.chunks_exact_mut(padded * panel).enumerate() {
-            let count = panel.min(dim - i * panel);
-            for (key, to) in to.chunks_exact_mut(panel).enumerate() {
-                to.fill(0.0);
-                if key < keys {
-                    to[..count].copy_from_slice(&self.v[row(self.v, key) + i * panel..][..count]);
-                }
-            }
+        let rows = from[image * keys * width..].chunks_exact(width);
+        for (to, from) in to.chunks_exact_mut(dim).zip(rows) {
+            to.copy_from_slice(&from[head * dim..][..dim]);
         }
     }
 }
 
-/// Some rows of one image and head.
+/// Some queries of one image and head.
 struct Task<'a> {
     call: &'a Call<'a>,
     out: &'a Parts<'a, f32>,
@@ -109,6 +90,7 @@ struct Task<'a> {
     head: usize,
     first: usize,
     count: usize,
+    /// Keys and values, `[keys, head_dim]`.
     k: &'a [f32],
     v: &'a [f32],
 }
@@ -120,154 +102,264 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: inside `Kernel::run`.
+        // SAFETY: inside `Kernel::run`. M is such that three vectors for each of M rows fit into the registers.
         unsafe {
             match S::ROWS {
-                12 => self.rows::<S, 12>(),
-                6 => self.rows::<S, 6>(),
-                _ => self.rows::<S, 2>(),
+                12 => self.blocks::<S, 8>(),
+                6 => self.blocks::<S, 4>(),
+                _ => self.blocks::<S, 2>(),
             }
         }
     }
 }
 
 impl Task<'_> {
+    /// Computes all blocks, for M keys or M channels at a time.
+    ///
     /// # Safety
-    /// As [`Simd`]'s, with `M == S::ROWS`.
+    /// As [`Simd`]'s.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize>(&self) {
+    unsafe fn blocks<S: Simd, const M: usize>(&self) {
         let p = &self.call.p;
-        let (keys, dim) = (p.keys as usize, p.head_dim as usize);
-        let (width, panel) = (p.heads as usize * dim, 2 * S::LANES);
-        let (padded_keys, padded_dim) = (keys.next_multiple_of(panel), dim.next_multiple_of(panel));
-        let q = |row: usize| {
-            let row = self.first + row.min(self.count - 1);
-            self.call.q[(self.image * p.queries as usize + row) * width + self.head * dim..][..dim].as_ptr()
-        };
+        let (dim, lanes) = (p.head_dim as usize, BLOCK_VECTORS * S::LANES);
         // The scratch is taken out and put back, because a closure would be compiled without the path's features.
         let mut scratch = SCRATCH.take();
-        scratch.resize(TILES * M * (KEY_BLOCK + padded_dim), 0.0);
-        let (scores, sums) = scratch.split_at_mut(TILES * M * KEY_BLOCK);
-        sums.fill(0.0);
-        let mut largest = [[f32::NEG_INFINITY; M]; TILES];
-        let mut total = [[0f32; M]; TILES];
-        let tiles = self.count.div_ceil(M);
-        for block in (0..keys).step_by(KEY_BLOCK) {
-            let count = KEY_BLOCK.min(padded_keys - block);
-            for tile in 0..tiles {
-                let scores = &mut scores[tile * M * KEY_BLOCK..][..M * KEY_BLOCK];
-                let sums = &mut sums[tile * M * padded_dim..][..M * padded_dim];
-                let rows: [*const f32; M] = std::array::from_fn(|i| q(tile * M + i));
-                let mut factors = [0f32; M];
-                // SAFETY: inside `Kernel::run`; each pointer has `dim` elements, each row of scores KEY_BLOCK, and
-                // the panels lie in the packed keys and values.
+        let block_elements = (2 * dim + 2) * lanes;
+        scratch.resize(BLOCKS * block_elements + KEY_BLOCK * lanes, 0.0);
+        let (states, scores) = scratch.split_at_mut(BLOCKS * block_elements);
+        let states = &mut states[..self.count.div_ceil(lanes) * block_elements];
+        for (block, state) in states.chunks_exact_mut(block_elements).enumerate() {
+            let first = block * lanes;
+            self.pack_queries(first, lanes.min(self.count - first), lanes, &mut state[..dim * lanes]);
+            state[dim * lanes..].fill(0.0);
+            state[2 * dim * lanes..][..lanes].fill(f32::NEG_INFINITY);
+        }
+        // No query sees keys after the last query's own.
+        let keys = if p.causal == 1 { (p.keys as usize).min(self.first + self.count) } else { p.keys as usize };
+        for start in (0..keys).step_by(KEY_BLOCK) {
+            let keys = start..keys.min(start + KEY_BLOCK);
+            for (block, state) in states.chunks_exact_mut(block_elements).enumerate() {
+                let first = block * lanes;
+                let (queries, rest) = state.split_at_mut(dim * lanes);
+                let (sums, rest) = rest.split_at_mut(dim * lanes);
+                let (largest, totals) = rest.split_at_mut(lanes);
+                let block = Block { first, queries, sums, largest, totals };
+                // SAFETY: inside `Kernel::run`; the parts of the state have rows of `BLOCK_VECTORS` vectors, of which
+                // the last block may use fewer.
                 unsafe {
-                    for column in (0..count).step_by(panel) {
-                        let mut acc = [[S::zero(); 2]; M];
-                        accumulate::<S, M, 2>(&rows, 0..dim, self.k[(block + column) * dim..].as_ptr(), &mut acc);
-                        for (i, acc) in acc.iter().enumerate() {
-                            for (j, &acc) in acc.iter().enumerate() {
-                                let to = scores[i * KEY_BLOCK + column + j * S::LANES..].as_mut_ptr();
-                                S::store(S::mul(acc, S::splat(p.scale)), to);
-                            }
-                        }
-                    }
-                    for i in 0..M {
-                        let last = if p.causal == 1 { keys.min(self.first + tile * M + i + 1) } else { keys };
-                        let seen = last.saturating_sub(block).min(count);
-                        let row = &mut scores[i * KEY_BLOCK..][..count];
-                        factors[i] = softmax::<S>(row, seen, &mut largest[tile][i], &mut total[tile][i]);
-                    }
-                    let rows: [*const f32; M] = std::array::from_fn(|i| scores[i * KEY_BLOCK..].as_ptr());
-                    for column in (0..dim).step_by(panel) {
-                        let v = self.v[column * padded_keys + block * panel..].as_ptr();
-                        let sums = &mut sums[column..];
-                        if dim - column <= S::LANES {
-                            weighted::<S, M, 1>(&rows, count, v, &factors, sums, padded_dim);
-                        } else {
-                            weighted::<S, M, 2>(&rows, count, v, &factors, sums, padded_dim);
-                        }
+                    match (self.count - first).div_ceil(S::LANES) {
+                        1 => self.add_keys::<S, M, 1>(keys.clone(), block, scores),
+                        2 => self.add_keys::<S, M, 2>(keys.clone(), block, scores),
+                        _ => self.add_keys::<S, M, BLOCK_VECTORS>(keys.clone(), block, scores),
                     }
                 }
             }
         }
-        for row in 0..self.count {
-            let total = total[row / M][row % M];
-            let from = &sums[row * padded_dim..][..dim];
-            let to = (self.image * p.queries as usize + self.first + row) * width + self.head * dim;
-            for column in (0..dim).step_by(S::LANES) {
-                let count = S::LANES.min(dim - column);
-                // SAFETY: inside `Kernel::run`; these rows and this head are this task's alone, and `Call::run` has
-                // compared the output with the sizes.
-                unsafe {
-                    let value = S::div(load_up_to::<S>(&from[column..], count), S::splat(total));
-                    store_up_to::<S>(value, self.out.at(to + column), count);
+        for (block, state) in states.chunks_exact_mut(block_elements).enumerate() {
+            let (sums, totals) = state[dim * lanes..].split_at_mut((dim + 1) * lanes);
+            for sums in sums.chunks_exact_mut(lanes) {
+                for (sum, total) in sums.chunks_exact_mut(S::LANES).zip(totals.chunks_exact(S::LANES)) {
+                    // SAFETY: inside `Kernel::run`.
+                    unsafe { S::store(S::div(S::load(sum.as_ptr()), S::load(total.as_ptr())), sum.as_mut_ptr()) }
                 }
             }
+            self.write(block * lanes, lanes.min(self.count - block * lanes), lanes, sums);
         }
         SCRATCH.set(scratch);
     }
+
+    /// Adds some keys to the sums of one block, which has N vectors of queries.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s; `scores` has N vectors for each key.
+    #[inline(always)]
+    unsafe fn add_keys<S: Simd, const M: usize, const N: usize>(
+        &self,
+        keys: Range<usize>,
+        block: Block,
+        scores: &mut [f32],
+    ) {
+        let Block { first, queries, sums, largest, totals } = block;
+        let (dim, lanes) = (self.call.p.head_dim as usize, N * S::LANES);
+        let scores = &mut scores[..keys.len() * lanes];
+        let hidden = |key: usize| match self.call.p.causal {
+            1 => (keys.start + key).saturating_sub(self.first + first).min(lanes),
+            _ => 0,
+        };
+        let gathered = keys.start * dim..keys.end * dim;
+        let (k, v) = (self.k[gathered.clone()].as_ptr(), self.v[gathered].as_ptr());
+        // SAFETY: the caller's contract; queries and sums have `dim` rows.
+        unsafe {
+            for key in (0..keys.len()).step_by(M) {
+                let to = scores[key * lanes..].as_mut_ptr();
+                let rows = Rows { first: k.add(key * dim), between: dim, step: 1 };
+                let vectors = Vectors { first: queries.as_ptr(), between: BLOCK_VECTORS * S::LANES };
+                multiply::<S, M, N>(rows, M.min(keys.len() - key), dim, vectors, None, to, lanes);
+            }
+            let mut new = [S::zero(); N];
+            for (j, new) in new.iter_mut().enumerate() {
+                *new = S::load(largest[j * S::LANES..].as_ptr());
+            }
+            for (key, scores) in scores.chunks_exact_mut(lanes).enumerate() {
+                scores[..hidden(key)].fill(f32::NEG_INFINITY);
+                for (j, new) in new.iter_mut().enumerate() {
+                    *new = S::max(*new, S::load(scores[j * S::LANES..].as_ptr()));
+                }
+            }
+            let mut total = [S::zero(); N];
+            for (key, scores) in scores.chunks_exact_mut(lanes).enumerate() {
+                for (j, new) in new.iter().enumerate() {
+                    let score = scores[j * S::LANES..].as_mut_ptr();
+                    S::store(math::exp::<S>(S::sub(S::load(score), *new)), score);
+                }
+                scores[..hidden(key)].fill(0.0);
+                for (j, total) in total.iter_mut().enumerate() {
+                    *total = S::add(*total, S::load(scores[j * S::LANES..].as_ptr()));
+                }
+            }
+            let mut factors = [S::zero(); N];
+            for (j, factor) in factors.iter_mut().enumerate() {
+                let (old, sum) = (largest[j * S::LANES..].as_mut_ptr(), totals[j * S::LANES..].as_mut_ptr());
+                *factor = math::exp::<S>(S::sub(S::load(old), new[j]));
+                S::store(S::add(S::mul(S::load(sum), *factor), total[j]), sum);
+                S::store(new[j], old);
+            }
+            for channel in (0..dim).step_by(M) {
+                let to = sums[channel * BLOCK_VECTORS * S::LANES..].as_mut_ptr();
+                let rows = Rows { first: v.add(channel), between: 1, step: dim };
+                let vectors = Vectors { first: scores.as_ptr(), between: lanes };
+                let (channels, between) = (M.min(dim - channel), BLOCK_VECTORS * S::LANES);
+                multiply::<S, M, N>(rows, channels, keys.len(), vectors, Some(&factors), to, between);
+            }
+        }
+    }
+
+    /// The position of query `i` of this task in q and in the output.
+    fn row(&self, i: usize) -> usize {
+        let p = &self.call.p;
+        let dim = p.head_dim as usize;
+        (self.image * p.queries as usize + self.first + i) * p.heads as usize * dim + self.head * dim
+    }
+
+    /// Packs `count` queries from `first` on, multiplied by the scale, as `[head_dim, lanes]`. Lanes without a query are
+    /// zero.
+    fn pack_queries(&self, first: usize, count: usize, lanes: usize, to: &mut [f32]) {
+        let dim = self.call.p.head_dim as usize;
+        to.fill(0.0);
+        for i in 0..count {
+            let to = to[i..].iter_mut().step_by(lanes);
+            for (to, &from) in to.zip(&self.call.q[self.row(first + i)..][..dim]) {
+                *to = self.call.p.scale * from;
+            }
+        }
+    }
+
+    /// Writes the results of `count` queries from `first` on, `[head_dim, lanes]`, to their rows of the output.
+    fn write(&self, first: usize, count: usize, lanes: usize, results: &[f32]) {
+        let dim = self.call.p.head_dim as usize;
+        for i in 0..count {
+            // SAFETY: this head of these rows is this task's alone.
+            let to = unsafe { self.out.part(self.row(first + i), dim) };
+            to.iter_mut().zip(results[i..].iter().step_by(lanes)).for_each(|(to, &from)| *to = from);
+        }
+    }
 }
 
-/// Turns the first `seen` scores into weights relative to the largest score so far, and the others into zeros. Returns
-/// the factor by which earlier sums shrink.
-///
-/// # Safety
-/// As [`Simd`]'s; the row is a whole number of vectors long.
-#[inline(always)]
-unsafe fn softmax<S: Simd>(row: &mut [f32], seen: usize, largest: &mut f32, total: &mut f32) -> f32 {
-    if seen == 0 {
-        row.fill(0.0);
-        return 1.0;
-    }
-    let used = seen.next_multiple_of(S::LANES);
-    row[seen..used].fill(f32::NEG_INFINITY);
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut most = S::splat(*largest);
-        for scores in row[..used].chunks_exact(S::LANES) {
-            most = S::max(most, S::load(scores.as_ptr()));
-        }
-        let new = math::reduce_max::<S>(most);
-        let mut sum = S::zero();
-        for scores in row[..used].chunks_exact_mut(S::LANES) {
-            let weights = math::exp::<S>(S::sub(S::load(scores.as_ptr()), S::splat(new)));
-            S::store(weights, scores.as_mut_ptr());
-            sum = S::add(sum, weights);
-        }
-        row[seen..].fill(0.0);
-        let factor = math::reduce_max::<S>(math::exp::<S>(S::splat(*largest - new)));
-        *total = *total * factor + math::reduce_add::<S>(sum);
-        *largest = new;
-        factor
-    }
+/// A block of queries in the lanes of vectors: `queries` and `sums` are `[head_dim, lanes]`, the others `[lanes]`.
+struct Block<'a> {
+    /// The first query, counted from that of the task.
+    first: usize,
+    queries: &'a [f32],
+    sums: &'a mut [f32],
+    /// The largest score so far.
+    largest: &'a mut [f32],
+    /// The sum of the weights so far.
+    totals: &'a mut [f32],
 }
 
-/// `sums = factors * sums + weights * values`, one panel wide.
+/// Vectors with `between` elements from one row of them to the next.
+#[derive(Clone, Copy)]
+struct Vectors {
+    first: *const f32,
+    between: usize,
+}
+
+/// Rows of scalars: element `i` of row `r` is at `first + r * between + i * step`.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: *const f32,
+    between: usize,
+    step: usize,
+}
+
+/// `to = factors * to + rows * vectors`, or `rows * vectors` without factors, for `count <= M` rows of `steps` elements.
+/// Each row of `vectors` has N vectors, and so has each row of `to`, with `between` elements from one to the next.
 ///
 /// # Safety
-/// As [`Simd`]'s; each row has `count` weights, the panel `count` values, `sums` M rows at distance `stride`.
+/// As [`Simd`]'s; rows, vectors and `to` are as long as these sizes say.
 #[inline(always)]
-unsafe fn weighted<S: Simd, const M: usize, const N: usize>(
-    rows: &[*const f32; M],
+unsafe fn multiply<S: Simd, const M: usize, const N: usize>(
+    rows: Rows,
     count: usize,
-    values: *const f32,
-    factors: &[f32; M],
-    sums: &mut [f32],
-    stride: usize,
+    steps: usize,
+    vectors: Vectors,
+    factors: Option<&[S::V; N]>,
+    to: *mut f32,
+    between: usize,
+) {
+    // SAFETY: the caller's contract; tails are fewer rows of the same chains.
+    unsafe {
+        if count == M {
+            return multiply_all::<S, M, N>(rows, steps, vectors, factors, to, between);
+        }
+        for row in 0..count {
+            let rows = Rows { first: rows.first.add(row * rows.between), ..rows };
+            multiply_all::<S, 1, N>(rows, steps, vectors, factors, to.add(row * between), between);
+        }
+    }
+}
+
+/// [`multiply`] for exactly M rows.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn multiply_all<S: Simd, const M: usize, const N: usize>(
+    rows: Rows,
+    steps: usize,
+    vectors: Vectors,
+    factors: Option<&[S::V; N]>,
+    to: *mut f32,
+    between: usize,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        let mut acc = [[S::zero(); N]; M];
-        for (i, acc) in acc.iter_mut().enumerate() {
-            for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = S::mul(S::splat(factors[i]), S::load(sums[i * stride + j * S::LANES..].as_ptr()));
+        let mut sums = [[S::zero(); N]; M];
+        if let Some(factors) = factors {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::mul(factors[j], S::load(to.add(i * between + j * S::LANES)));
+                }
             }
         }
-        accumulate::<S, M, N>(rows, 0..count, values, &mut acc);
-        for (i, acc) in acc.iter().enumerate() {
-            for (j, &acc) in acc.iter().enumerate() {
-                S::store(acc, sums[i * stride + j * S::LANES..].as_mut_ptr());
+        let (mut scalars, mut row) = (rows.first, vectors.first);
+        for _ in 0..steps {
+            let mut vector = [S::zero(); N];
+            for (j, vector) in vector.iter_mut().enumerate() {
+                *vector = S::load(row.add(j * S::LANES));
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let scalar = S::splat(*scalars.add(i * rows.between));
+                for (sum, &vector) in sums.iter_mut().zip(&vector) {
+                    *sum = S::mul_add(scalar, vector, *sum);
+                }
+            }
+            scalars = scalars.wrapping_add(rows.step);
+            row = row.wrapping_add(vectors.between);
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            for (j, &sum) in sums.iter().enumerate() {
+                S::store(sum, to.add(i * between + j * S::LANES));
             }
         }
     }

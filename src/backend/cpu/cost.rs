@@ -54,11 +54,9 @@ pub(in crate::backend) fn packed_bytes(kernels: Kernels, form: Form) -> usize {
     form.stored.bytes(packed_elements(kernels, form.layer)) + bias
 }
 
-/// The elements of one image's and head's packed keys, `[key panels, head_dim, panel]`, and values, `[head_dim panels,
-/// keys, panel]`.
-pub fn packed_keys_and_values(path: Path, p: &Attention) -> (usize, usize) {
-    let keys = (p.keys as usize).next_multiple_of(path.panel());
-    (keys * p.head_dim as usize, keys * (p.head_dim as usize).next_multiple_of(path.panel()))
+/// The elements of one image's and head's keys, or values: `[keys, head_dim]`.
+pub fn head_elements(p: &Attention) -> usize {
+    p.keys as usize * p.head_dim as usize
 }
 
 /// The operations of a dense product that takes as long as this op.
@@ -117,10 +115,7 @@ pub(in crate::backend) fn scratch(kernels: Kernels, op: &Op) -> Option<usize> {
         Op::Conv2d { p, w, .. } if kernels.is_winograd(w.layer()) => {
             Some(aligned(4 * Tiles::new(kernels.path, p).elements()))
         }
-        Op::Attention { p, .. } => {
-            let (keys, values) = packed_keys_and_values(kernels.path, p);
-            Some(aligned(4 * (keys + values) * (p.batch * p.heads) as usize))
-        }
+        Op::Attention { p, .. } => Some(aligned(4 * 2 * head_elements(p) * (p.batch * p.heads) as usize)),
         // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.
         Op::GroupNorm { p, .. } => {
             let chunks = (p.pixels as usize).div_ceil(NORM_CHUNK);

@@ -1,6 +1,6 @@
 //! The vector operations that kernels are written with.
 
-/// A vector of f32 and the operations of kernels. Lanes are independent except in the three `reduce`s of
+/// A vector of f32 and the operations of kernels. Lanes are independent except in `reduce_add` of
 /// [`math`](super::math), which go through memory in lane order.
 ///
 /// # Safety
