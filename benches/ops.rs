@@ -2,7 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sdshard::{
-    backend::{Activation, DType, Device, Layer, Values, Weight},
+    backend::{Activation, DType, Device, Extent, Layer, Values, Weight},
     tensor::{Fuse, Tensor, ops::Padding},
 };
 
@@ -38,7 +38,7 @@ fn ops(c: &mut Criterion) {
         let x = Tensor::new(&device, [2, size, size, channels], &values(2 * size * size * channels)).expect("room");
         let w = weight(
             &device,
-            Layer::Conv2d { out, channels, kernel: 3, stride: 1, is_large: true },
+            Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent: Extent::Large },
             out * channels * 9,
             out,
         );

@@ -21,7 +21,7 @@ use conformance::{
 };
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, DeviceKind, Layer, NumericsClass, Values,
+        Activation, DType, Device, DeviceId, DeviceKind, Extent, Layer, NumericsClass, Values,
         cpu::{Convolution, Cpu, Kernels, Path},
         open, visible,
     },
@@ -365,7 +365,7 @@ fn winograd_is_within_three_times_the_error_of_direct_convolution() {
     const SIZE: usize = 14;
     const OUT: usize = 32;
     for channels in WINOGRAD_CHANNELS {
-        let layer = Layer::Conv2d { out: OUT, channels, kernel: 3, stride: 1, is_large: true };
+        let layer = Layer::Conv2d { out: OUT, channels, kernel: 3, stride: 1, extent: Extent::Large };
         let op = Op::Conv2d { x: [1, SIZE, SIZE, channels], out: OUT, kernel: 3, stride: 1, padding: Same, tail: BARE };
         let case = Case { op, center: 0.0, spread: 2.5, tolerance: 0.0 };
         let mut data = case.data();

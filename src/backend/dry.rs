@@ -72,8 +72,8 @@ impl Dry {
         Self { rules, rates, class, home, counter }
     }
 
-    /// Counts a transfer or an op of `flops` operations that reads and writes `bytes`. It takes the time of `timed_flops`
-    /// operations of a dense product.
+    /// Counts a transfer or an op of `flops` operations that reads and writes `bytes`. It takes the time of
+    /// `timed_flops` operations of a dense product.
     fn done(&self, flops: f64, timed_flops: f64, bytes: usize) -> Result<()> {
         let mut work = self.counter.work();
         work.calls += 1;

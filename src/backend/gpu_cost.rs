@@ -62,7 +62,7 @@ pub(super) fn wgpu_scratch(op: &Op) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Layer;
+    use crate::backend::{Extent, Layer};
 
     #[test]
     fn only_the_sums_of_the_inner_convolutions_are_made_in_runs() {
@@ -85,7 +85,7 @@ mod tests {
             (DType::F16, Layer::Embedding { rows: 77, channels: 768 }, false, 77 * 768 * 2),
             (
                 DType::F16,
-                Layer::Conv2d { out: 4, channels: 320, kernel: 3, stride: 1, is_large: true },
+                Layer::Conv2d { out: 4, channels: 320, kernel: 3, stride: 1, extent: Extent::Large },
                 true,
                 4 * 320 * 9 * 2 + 4 * 4,
             ),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Backend, DType, Device, Epilogue, Layer, Op, Rates, Values,
+    Backend, DType, Device, Epilogue, Extent, Layer, Op, Rates, Values,
     arena::aligned,
     params::{Conv2d, Linear, ScaleAdd},
 };
@@ -38,7 +38,7 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     };
     let (flat, square) = (
         pack(Layer::Linear { out: WIDE, k: WIDE })?,
-        pack(Layer::Conv2d { out: CHANNELS, channels: CHANNELS, kernel: 3, stride: 1, is_large: true })?,
+        pack(Layer::Conv2d { out: CHANNELS, channels: CHANNELS, kernel: 3, stride: 1, extent: Extent::Large })?,
     );
 
     let mut flops = 0.0;

@@ -31,9 +31,8 @@ pub enum Layer {
         kernel: usize,
         /// Step of the window.
         stride: usize,
-        /// Whether the layer has many pixels in a picture of the model's own size: 32 × 32 or more. It is a property of
-        /// the model, because the kernels of a layer must not depend on the size of a picture.
-        is_large: bool,
+        /// Whether it has many pixels.
+        extent: Extent,
     },
     /// Scale and shift of a norm, `[channels]` each.
     Norm {
@@ -47,6 +46,16 @@ pub enum Layer {
         /// Number of channels.
         channels: usize,
     },
+}
+
+/// Whether a convolution has many pixels in a picture of the model's own size. This is a property of the model, because
+/// the kernels of a layer must not depend on the size of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// 32 × 32 pixels or more, or any in a VAE.
+    Large,
+    /// Fewer pixels.
+    Small,
 }
 
 impl Layer {

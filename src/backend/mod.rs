@@ -83,7 +83,7 @@ pub use device::{Device, PersistentArena};
 pub use dtype::DType;
 pub use id::{DeviceId, DeviceKind};
 pub use info::DeviceInfo;
-pub use layer::{Activation, Layer, ReadAt, Values};
+pub use layer::{Activation, Extent, Layer, ReadAt, Values};
 pub(crate) use ops::{Backend, Epilogue, Fusion, Op};
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};

@@ -102,7 +102,7 @@ impl Op<'_> {
 
     /// The bytes that the op reads and writes when its output is `out`: each input once, unless the arm says otherwise.
     pub fn bytes(&self, scratch: Option<&Buffer>, out: &Buffer) -> usize {
-        // Partial sums, or reordered keys and values, are written and read again.
+        // Partial sums, gathered keys and values, or transformed inputs are written and read again.
         let scratch = scratch.map_or(0, |scratch| 2 * scratch.bytes());
         let inputs = match self {
             Op::Linear { x, w, e, .. } | Op::Conv2d { x, w, e, .. } => {

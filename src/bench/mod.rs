@@ -76,7 +76,8 @@ pub struct Figures {
     pub gflop: f64,
     /// `gflop / median_s`.
     pub gflops: f64,
-    /// The ratio of `gflops` to the machine's peak.
+    /// The ratio of `gflops` to the machine's peak. Convolutions count with the operations of direct ones, so
+    /// Winograd's algorithm can reach more than 1.
     pub peak_share: f64,
     /// The peak memory of packed weights and arena, in bytes.
     pub peak_bytes: u64,

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 
 use half::{bf16, f16};
 use sdshard::{
-    backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, Weight},
+    backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Extent, Layer, Values, Weight},
     error::{Error, Result},
     pipeline::Model,
     tensor::{Fuse, Tensor, ops::Padding},
@@ -174,19 +174,23 @@ const CASES: &[(&str, Case)] = &[
     ("conv2d 3x3, per-channel sum and silu", |make, images| {
         let add = make.tensor(&[images, 96], 2)?;
         let fuse = Fuse { activation: Activation::Silu, ..Fuse::channel_add(&add) };
-        let weight = make.weight(Layer::Conv2d { out: 96, channels: 64, kernel: 3, stride: 1, is_large: true })?;
+        let weight =
+            make.weight(Layer::Conv2d { out: 96, channels: 64, kernel: 3, stride: 1, extent: Extent::Large })?;
         make.tensor(&[images, 17, 15, 64], 1)?.conv2d(&weight, Padding::Same, &fuse)
     }),
     ("conv2d 3x3 of 4 channels", |make, images| {
-        let weight = make.weight(Layer::Conv2d { out: 320, channels: 4, kernel: 3, stride: 1, is_large: true })?;
+        let weight =
+            make.weight(Layer::Conv2d { out: 320, channels: 4, kernel: 3, stride: 1, extent: Extent::Large })?;
         make.tensor(&[images, 16, 16, 4], 1)?.conv2d(&weight, Padding::Same, &Fuse::default())
     }),
     ("conv2d 3x3, stride 2", |make, images| {
-        let weight = make.weight(Layer::Conv2d { out: 40, channels: 320, kernel: 3, stride: 2, is_large: true })?;
+        let weight =
+            make.weight(Layer::Conv2d { out: 40, channels: 320, kernel: 3, stride: 2, extent: Extent::Large })?;
         make.tensor(&[images, 9, 8, 320], 1)?.conv2d(&weight, Padding::Same, &Fuse::default())
     }),
     ("conv2d 3x3 of 1280 channels", |make, images| {
-        let weight = make.weight(Layer::Conv2d { out: 24, channels: 1280, kernel: 3, stride: 1, is_large: true })?;
+        let weight =
+            make.weight(Layer::Conv2d { out: 24, channels: 1280, kernel: 3, stride: 1, extent: Extent::Large })?;
         make.tensor(&[images, 3, 5, 1280], 1)?.conv2d(&weight, Padding::Same, &Fuse::default())
     }),
     ("attention of 40 channels", |make, images| make.attention(images, [70, 77], 8, 40, false)),

@@ -250,7 +250,7 @@ impl Engine {
     pub fn apply(&self, plan: &Plan) -> Result<()> {
         self.replace(plan, |loaded| {
             let lost = loaded.pool.gates.lost();
-            // The same device with other cores is a different device.
+            // The same device with other cores, or with another algorithm, is a different device.
             let (now, mut wanted) = (openings(&loaded.plan), openings(plan));
             let stays = |id: DeviceId| {
                 let same = |opening: &Opening| opening.id == id && now.contains(opening);

@@ -1,7 +1,7 @@
 //! The blocks of the UNet and the autoencoder. Class and field names are those of diffusers.
 
 use crate::{
-    backend::Activation,
+    backend::{Activation, Extent},
     error::Result,
     nn::{Conv2d, GroupNorm, LayerNorm, Linear},
     tensor::{Fuse, Tensor, ops::Padding},
@@ -27,20 +27,20 @@ pub struct ResnetFacts {
     pub eps: f32,
     /// Width of the time embedding; `None` in the autoencoder.
     pub time_channels: Option<usize>,
-    /// Whether the convolutions have many pixels: see [`Layer::Conv2d`](crate::backend::Layer::Conv2d).
-    pub is_large: bool,
+    /// The extent of the convolutions.
+    pub extent: Extent,
 }
 
 impl ResnetBlock {
     /// Loads a block from `channels` to `out` channels.
     pub fn load(w: &Scope, channels: usize, out: usize, facts: ResnetFacts) -> Result<Self> {
-        let ResnetFacts { groups, eps, time_channels, is_large } = facts;
+        let ResnetFacts { groups, eps, time_channels, extent } = facts;
         Ok(Self {
             norm1: GroupNorm::load(&w.at("norm1"), channels, groups, eps)?,
-            conv1: Conv2d::load(&w.at("conv1"), channels, out, is_large)?,
+            conv1: Conv2d::load(&w.at("conv1"), channels, out, extent)?,
             time_emb_proj: time_channels.map(|width| Linear::load(&w.at("time_emb_proj"), width, out)).transpose()?,
             norm2: GroupNorm::load(&w.at("norm2"), out, groups, eps)?,
-            conv2: Conv2d::load(&w.at("conv2"), out, out, is_large)?,
+            conv2: Conv2d::load(&w.at("conv2"), out, out, extent)?,
             conv_shortcut: (channels != out)
                 .then(|| Linear::load_conv1x1(&w.at("conv_shortcut"), channels, out))
                 .transpose()?,
@@ -223,8 +223,8 @@ pub struct Upsample {
 
 impl Upsample {
     /// Loads the convolution over `channels` channels.
-    pub fn load(w: &Scope, channels: usize, is_large: bool) -> Result<Self> {
-        Ok(Self { conv: Conv2d::load(&w.at("conv"), channels, channels, is_large)? })
+    pub fn load(w: &Scope, channels: usize, extent: Extent) -> Result<Self> {
+        Ok(Self { conv: Conv2d::load(&w.at("conv"), channels, channels, extent)? })
     }
 
     /// Upsamples to the given height and width: those of a skip tensor, which are odd if the picture's were.

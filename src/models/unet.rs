@@ -9,7 +9,7 @@ use super::{
     route::{ForwardPass, PersistentArenas, Route, Shared},
 };
 use crate::{
-    backend::{Activation, DType, Device},
+    backend::{Activation, DType, Device, Extent},
     error::Result,
     json::Object,
     nn::{Conv2d, GroupNorm, Linear},
@@ -146,9 +146,12 @@ impl UnetSpec {
         Ok(spec)
     }
 
-    /// Whether a level has many pixels in a picture of the model's own size: see `Layer::Conv2d`.
-    fn is_large(&self, level: usize) -> bool {
-        (self.sample_height >> level) * (self.sample_width >> level) >= 32 * 32
+    /// The extent of a level's convolutions.
+    fn extent(&self, level: usize) -> Extent {
+        match self.sample_height.div_ceil(1 << level) * self.sample_width.div_ceil(1 << level) >= 32 * 32 {
+            true => Extent::Large,
+            false => Extent::Small,
+        }
     }
 }
 
@@ -309,7 +312,7 @@ impl Unet {
             let w = scope(i).at(name);
             let block = match *kind {
                 Kind::Resnet { in_channels, out_channels, level } => {
-                    let facts = ResnetFacts { groups, eps, time_channels: Some(time), is_large: spec.is_large(level) };
+                    let facts = ResnetFacts { groups, eps, time_channels: Some(time), extent: spec.extent(level) };
                     Block::Resnet(ResnetBlock::load(&w, in_channels, out_channels, facts)?)
                 }
                 Kind::Transformer { level } => {
@@ -324,7 +327,7 @@ impl Unet {
                 }
                 Kind::Downsample { channels } => Block::Downsample(Downsample::load(&w, channels, Padding::Same)?),
                 Kind::Upsample { channels, to_level } => {
-                    Block::Upsample(Upsample::load(&w, channels, spec.is_large(to_level))?)
+                    Block::Upsample(Upsample::load(&w, channels, spec.extent(to_level))?)
                 }
                 Kind::Conv => unreachable!("`conv_in` and `conv_out` are loaded below"),
             };
@@ -337,14 +340,14 @@ impl Unet {
             |phase| indices_where(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();
         let (first, out) = (scope(0), scope(sections.len() - 1));
         Ok(Self {
-            conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], spec.is_large(0))?,
+            conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], spec.extent(0))?,
             linear_1: Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?,
             linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
             down: layers_of(Phase::Down)?,
             mid: layers_of(Phase::Mid)?,
             up: layers_of(Phase::Up)?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], groups, eps)?,
-            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, spec.is_large(0))?,
+            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, spec.extent(0))?,
             transformers: indices_where(&|section| matches!(section.kind, Kind::Transformer { .. })),
             skip_users: indices_where(&|section| section.phase == Phase::Up && section.skip),
             spec: spec.clone(),

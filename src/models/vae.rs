@@ -7,7 +7,7 @@ use super::{
     route::{ForwardPass, Route, section},
 };
 use crate::{
-    backend::DType,
+    backend::{DType, Extent},
     error::Result,
     json::Object,
     nn::{Conv2d, GroupNorm, Linear},
@@ -91,7 +91,7 @@ impl VaeSpec {
 const EPS: f32 = 1e-6;
 
 fn facts(spec: &VaeSpec) -> ResnetFacts {
-    ResnetFacts { groups: spec.norm_num_groups, eps: EPS, time_channels: None, is_large: true }
+    ResnetFacts { groups: spec.norm_num_groups, eps: EPS, time_channels: None, extent: Extent::Large }
 }
 
 /// `UNetMidBlock2D`: attention between two residual blocks.
@@ -166,7 +166,7 @@ impl VaeDecoder {
                 })
                 .collect::<Result<_>>()?;
             let upsample =
-                (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level], true)).transpose()?;
+                (i < last).then(|| Upsample::load(&w.at("upsamplers.0"), widths[level], Extent::Large)).transpose()?;
             Ok((resnets, upsample))
         };
         // Two layers belong to sections that are named after other layers.
@@ -177,11 +177,11 @@ impl VaeDecoder {
                 .use_post_quant_conv
                 .then(|| Linear::load_conv1x1(&first.at("post_quant_conv"), latent, latent))
                 .transpose()?,
-            conv_in: Conv2d::load(&at("decoder.conv_in"), latent, widths[last], true)?,
+            conv_in: Conv2d::load(&at("decoder.conv_in"), latent, widths[last], Extent::Large)?,
             mid_block: MidBlock::load(&at("decoder.mid_block"), widths[last], spec)?,
             up_blocks: (0..widths.len()).map(up_block).collect::<Result<_>>()?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], spec.norm_num_groups, EPS)?,
-            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, true)?,
+            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, Extent::Large)?,
             scaling_factor: spec.scaling_factor,
         })
     }
@@ -245,11 +245,11 @@ impl VaeEncoder {
             Ok((resnets, downsample))
         };
         Ok(Self {
-            conv_in: Conv2d::load(&encoder.at("conv_in"), spec.in_channels, widths[0], true)?,
+            conv_in: Conv2d::load(&encoder.at("conv_in"), spec.in_channels, widths[0], Extent::Large)?,
             down_blocks: (0..widths.len()).map(down_block).collect::<Result<_>>()?,
             mid_block: MidBlock::load(&encoder.at("mid_block"), widths[last], spec)?,
             conv_norm_out: GroupNorm::load(&encoder.at("conv_norm_out"), widths[last], spec.norm_num_groups, EPS)?,
-            conv_out: Conv2d::load(&encoder.at("conv_out"), widths[last], moments, true)?,
+            conv_out: Conv2d::load(&encoder.at("conv_out"), widths[last], moments, Extent::Large)?,
             quant_conv: spec
                 .use_quant_conv
                 .then(|| Linear::load_conv1x1(&w.at("quant_conv"), moments, moments))

@@ -1,7 +1,7 @@
 //! Layers: the tensors that a checkpoint stores under one name, with the op that uses them.
 
 use crate::{
-    backend::{Activation, DType, Layer, Weight},
+    backend::{Activation, DType, Extent, Layer, Weight},
     error::Result,
     tensor::{Fuse, Tensor, ops::Padding},
     weights::Scope,
@@ -51,16 +51,16 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Loads a 3x3 convolution that keeps the size: `weight [out, channels, 3, 3]`. `is_large` is that of
+    /// Loads a 3x3 convolution that keeps the size: `weight [out, channels, 3, 3]`. `extent` is that of
     /// [`Layer::Conv2d`].
-    pub fn load(w: &Scope, channels: usize, out: usize, is_large: bool) -> Result<Self> {
-        let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 1, is_large };
+    pub fn load(w: &Scope, channels: usize, out: usize, extent: Extent) -> Result<Self> {
+        let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent };
         Self::load_layer(w, layer, Padding::Same)
     }
 
     /// Loads a 3x3 convolution of stride 2, which halves the size.
     pub fn load_strided(w: &Scope, channels: usize, out: usize, padding: Padding) -> Result<Self> {
-        Self::load_layer(w, Layer::Conv2d { out, channels, kernel: 3, stride: 2, is_large: false }, padding)
+        Self::load_layer(w, Layer::Conv2d { out, channels, kernel: 3, stride: 2, extent: Extent::Small }, padding)
     }
 
     fn load_layer(w: &Scope, layer: Layer, padding: Padding) -> Result<Self> {

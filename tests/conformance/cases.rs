@@ -7,7 +7,7 @@
 use sdshard::{
     backend::{
         Activation::{self, *},
-        DType, Device, Layer, Values, Weight,
+        DType, Device, Extent, Layer, Values, Weight,
     },
     error::Result,
     tensor::{
@@ -150,6 +150,9 @@ pub fn cases() -> Vec<Case> {
         (1, 300, 300, 1, 1,   true,  1.0,   1e-6),
         (1, 50,  300, 1, 8,   false, 1.0,   1e-6),
         (1, 5,   300, 2, 40,  false, 1e-30, 1e-6), // all keys alike
+        (1, 49,  77,  2, 40,  false, 1.0,   1e-6), // around a block of the CPU's queries
+        (2, 31,  50,  1, 12,  false, 1.0,   1e-6),
+        (1, 193, 193, 1, 8,   true,  1.0,   1e-6), // more blocks than one task takes
         (1, 50,  300, 2, 8,   false, 10.0,  1e-4), // scores in the hundreds: their rounding is the error
         (1, 40,  40,  1, 64,  true,  100.0, 1e-2), // scores in the ten thousands: one key takes all
     ];
@@ -433,7 +436,7 @@ impl Case {
                 let [height, width] = self.op.window().expect("a convolution has a window").out;
                 tensors.push((x.into(), true));
                 tensors.extend(tail.tensors([x[0], height, width, out].into()));
-                let layer = Layer::Conv2d { out, channels: x[3], kernel, stride, is_large: true };
+                let layer = Layer::Conv2d { out, channels: x[3], kernel, stride, extent: Extent::Large };
                 layers.push((layer, out * x[3] * kernel * kernel, if tail.bias { out } else { 0 }));
             }
             Op::Attention { batch, queries, keys, heads, head_dim, .. } => {

@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, DeviceKind, Layer, PersistentArena, Values, Weight,
+        Activation, DType, Device, DeviceId, DeviceKind, Extent, Layer, PersistentArena, Values, Weight,
         cpu::{Convolution, Cpu, Kernels, Path},
         dry::Work,
         rules::Rules,
@@ -53,7 +53,7 @@ const TOKENS: usize = 7;
 /// A small network in the manner of a UNet's level, with every op; something of it goes to `keep`.
 fn network(device: &Device, keep: &PersistentArena) -> Result<Vec<f32>> {
     let strided =
-        |channels, out, stride| pack(device, Layer::Conv2d { out, channels, kernel: 3, stride, is_large: true });
+        |channels, out, stride| pack(device, Layer::Conv2d { out, channels, kernel: 3, stride, extent: Extent::Large });
     let conv = |channels, out| strided(channels, out, 1);
     let linear = |k, out| pack(device, Layer::Linear { out, k });
     let norm = pack(device, Layer::Norm { channels: WIDTH });
@@ -121,8 +121,8 @@ fn a_dry_run_counts_the_bytes_of_real_weights() {
         for layer in [
             Layer::Linear { out: 37, k: 5 },
             Layer::Geglu { out: 42, k: 5 },
-            Layer::Conv2d { out: 37, channels: 3, kernel: 3, stride: 1, is_large: true },
-            Layer::Conv2d { out: 37, channels: 33, kernel: 3, stride: 1, is_large: true },
+            Layer::Conv2d { out: 37, channels: 3, kernel: 3, stride: 1, extent: Extent::Large },
+            Layer::Conv2d { out: 37, channels: 33, kernel: 3, stride: 1, extent: Extent::Large },
             Layer::Norm { channels: 37 },
             Layer::Embedding { rows: 3, channels: 37 },
         ] {
@@ -261,15 +261,15 @@ fn linear(device: &Device) -> Weight {
 }
 
 fn conv(device: &Device) -> Weight {
-    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3, stride: 1, is_large: true })
+    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3, stride: 1, extent: Extent::Large })
 }
 
 fn still(device: &Device) -> Weight {
-    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3, stride: 0, is_large: true })
+    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 3, stride: 0, extent: Extent::Large })
 }
 
 fn even(device: &Device) -> Weight {
-    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 2, stride: 1, is_large: true })
+    pack(device, Layer::Conv2d { out: 2, channels: 3, kernel: 2, stride: 1, extent: Extent::Large })
 }
 
 fn norm(device: &Device) -> Weight {
@@ -310,7 +310,12 @@ fn layers_reject_values_of_another_size_or_type() {
         (layer, Values::ShapeOnly, None, "opened for planning"),
         (Layer::Linear { out: 0, k: 5 }, f32s(0), None, "is not a layer"),
         (Layer::Geglu { out: 3, k: 1 }, f32s(3), None, "is not a layer"),
-        (Layer::Conv2d { out: 1, channels: 1, kernel: 9, stride: 1, is_large: true }, f32s(81), None, "up to 7x7"),
+        (
+            Layer::Conv2d { out: 1, channels: 1, kernel: 9, stride: 1, extent: Extent::Large },
+            f32s(81),
+            None,
+            "up to 7x7",
+        ),
     ] {
         let error = device().pack(layer, DType::F32, weight, bias).err().unwrap().to_string();
         assert!(error.contains(message), "\"{error}\" does not contain \"{message}\"");
@@ -371,7 +376,7 @@ fn sizes_that_overflow_are_refused() {
         assert!(error.contains(&format!("from row {row} of")), "{error}");
     }
     for stride in [1 << 32, (1 << 32) + 1, usize::MAX] {
-        let window = pack(&device, Layer::Conv2d { out: 2, channels: 2, kernel: 1, stride, is_large: true });
+        let window = pack(&device, Layer::Conv2d { out: 2, channels: 2, kernel: 1, stride, extent: Extent::Large });
         assert!(x.conv2d(&window, Padding::Same, &Fuse::default()).is_err(), "stride {stride}");
     }
     let error = Tensor::from_bytes(&device, [64], DType::F32, &[0; 259]).err().unwrap().to_string();
@@ -382,7 +387,7 @@ fn sizes_that_overflow_are_refused() {
     for layer in [
         Layer::Linear { out: half + 1, k: 2 },
         Layer::Geglu { out: half + 2, k: 2 },
-        Layer::Conv2d { out: 1, channels: 1, kernel: half + 1, stride: 1, is_large: true },
+        Layer::Conv2d { out: 1, channels: 1, kernel: half + 1, stride: 1, extent: Extent::Large },
         Layer::Embedding { rows: half + 1, channels: 2 },
         Layer::Linear { out: 1 << 16, k: 1 << 15 },
     ] {

@@ -1,9 +1,10 @@
 //! Attention with an online softmax. Milakov and Gimelshein 2018; Dao et al. 2022.
 //!
 //! Queries are in the lanes of vectors: a block of queries is packed once per task, and each key and value is read as a
-//! scalar for all of them. So scores, maxima, weights and sums are vectors without a reduction across lanes. Scores exist
-//! for one block of queries and [`KEY_BLOCK`] keys at a time. A query's chain depends only on the number of keys: the
-//! blocks begin at multiples of `KEY_BLOCK`, and keys that a mask hides are added as exact zeros.
+//! scalar for all of them. So scores, maxima, weights and sums are vectors without a reduction across lanes. Scores
+//! exist for one block of queries and [`KEY_BLOCK`] keys at a time. A query's chain depends only on the number of keys
+//! and, with a mask, on its position: the blocks begin at multiples of `KEY_BLOCK`, and keys that a mask hides are
+//! added as exact zeros.
 
 use std::{cell::Cell, ops::Range};
 
@@ -15,11 +16,21 @@ use super::{
 };
 use crate::backend::params::Attention;
 
-/// Blocks of queries that one task computes, so that a block of keys is used several times from the near caches.
-const BLOCKS: usize = 4;
+/// The most blocks of queries that one task computes, so that a block of keys is used several times from the near
+/// caches.
+const MAX_BLOCKS: usize = 4;
+/// The bytes of the blocks of one task, unless a single block has more.
+const BLOCK_BYTES: usize = 1 << 20;
+/// The tasks per thread to aim at.
+const TASKS_PER_THREAD: usize = 4;
 
 /// The vectors of queries of a block, at most.
 const BLOCK_VECTORS: usize = 3;
+
+/// The elements of a block's queries, sums, largest scores and totals.
+fn block_elements(dim: usize, lanes: usize) -> usize {
+    (2 * dim + 2) * lanes
+}
 
 /// One call: q `[batch, queries, heads * head_dim]`, k and v `[batch, keys, heads * head_dim]`, out as q.
 pub struct Call<'a> {
@@ -52,7 +63,11 @@ impl Call<'_> {
             self.gather(self.v, unit / heads, unit % heads, v);
         });
         let gathered = &scratch[..2 * units * elements];
-        let task_queries = BLOCKS * BLOCK_VECTORS * path.lanes();
+        let block_queries = BLOCK_VECTORS * path.lanes();
+        let block_bytes = 4 * block_elements(self.p.head_dim as usize, block_queries);
+        let wanted = units * queries.div_ceil(block_queries) / (TASKS_PER_THREAD * pool.threads());
+        let blocks = wanted.min(BLOCK_BYTES / block_bytes).clamp(1, MAX_BLOCKS);
+        let task_queries = blocks * block_queries;
         let tasks = queries.div_ceil(task_queries);
         let out = Parts::new(out);
         pool.run(units * tasks, |task| {
@@ -124,10 +139,10 @@ impl Task<'_> {
         let (dim, lanes) = (p.head_dim as usize, BLOCK_VECTORS * S::LANES);
         // The scratch is taken out and put back, because a closure would be compiled without the path's features.
         let mut scratch = SCRATCH.take();
-        let block_elements = (2 * dim + 2) * lanes;
-        scratch.resize(BLOCKS * block_elements + KEY_BLOCK * lanes, 0.0);
-        let (states, scores) = scratch.split_at_mut(BLOCKS * block_elements);
-        let states = &mut states[..self.count.div_ceil(lanes) * block_elements];
+        let block_elements = block_elements(dim, lanes);
+        let elements = self.count.div_ceil(lanes) * block_elements;
+        scratch.resize(elements + KEY_BLOCK * lanes, 0.0);
+        let (states, scores) = scratch.split_at_mut(elements);
         for (block, state) in states.chunks_exact_mut(block_elements).enumerate() {
             let first = block * lanes;
             self.pack_queries(first, lanes.min(self.count - first), lanes, &mut state[..dim * lanes]);
@@ -241,8 +256,8 @@ impl Task<'_> {
         (self.image * p.queries as usize + self.first + i) * p.heads as usize * dim + self.head * dim
     }
 
-    /// Packs `count` queries from `first` on, multiplied by the scale, as `[head_dim, lanes]`. Lanes without a query are
-    /// zero.
+    /// Packs `count` queries from `first` on, multiplied by the scale, as `[head_dim, lanes]`. Lanes without a query
+    /// are zero.
     fn pack_queries(&self, first: usize, count: usize, lanes: usize, to: &mut [f32]) {
         let dim = self.call.p.head_dim as usize;
         to.fill(0.0);
@@ -292,8 +307,9 @@ struct Rows {
     step: usize,
 }
 
-/// `to = factors * to + rows * vectors`, or `rows * vectors` without factors, for `count <= M` rows of `steps` elements.
-/// Each row of `vectors` has N vectors, and so has each row of `to`, with `between` elements from one to the next.
+/// `to = factors * to + rows * vectors`, or `rows * vectors` without factors, for `count <= M` rows of `steps`
+/// elements. Each row of `vectors` has N vectors, and so has each row of `to`, with `between` elements from one to the
+/// next.
 ///
 /// # Safety
 /// As [`Simd`]'s; rows, vectors and `to` are as long as these sizes say.

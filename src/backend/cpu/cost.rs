@@ -1,4 +1,5 @@
-//! The bytes that things occupy on the CPU: pure functions of the path that both the real backend and the dry one call.
+//! The bytes that things occupy on the CPU: pure functions of the kernels that both the real backend and the dry one
+//! call.
 
 use super::{kernels::Kernels, simd::Path};
 use crate::backend::{
@@ -91,8 +92,8 @@ impl Tiles {
     pub fn new(path: Path, p: &Conv2d) -> Self {
         let (rows, columns) = ((p.out_height as usize).div_ceil(TILE), (p.out_width as usize).div_ceil(TILE));
         let count = p.batch as usize * rows * columns;
-        // A line more than the channels, and three more than the tiles, so that rows and planes do not share the sets of
-        // a cache.
+        // A line more than the channels, and three more than the tiles, so that rows and planes do not share the sets
+        // of a cache.
         let row = (p.channels as usize).next_multiple_of(path.lanes()) + 16;
         let together = (Self::BYTES / (4 * PLANES * row) / Self::FEWEST * Self::FEWEST).max(Self::FEWEST).min(count);
         Self { rows, columns, count, together, row, plane: together * row + 48 }

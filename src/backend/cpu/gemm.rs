@@ -200,7 +200,8 @@ impl Product<'_> {
         }
     }
 
-    /// Applies what follows the bias to a vector that begins at `column`, and writes it; nothing beyond the last column.
+    /// Applies what follows the bias to a vector that begins at `column`, and writes it; nothing beyond the last
+    /// column.
     ///
     /// # Safety
     /// As [`Product::finish_vector`].

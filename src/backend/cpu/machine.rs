@@ -24,7 +24,7 @@ pub fn info() -> DeviceInfo {
     // Processes that share the cores also share the memory.
     let available = memory.free / threads::processes() as u64;
     let kernels = Kernels::from(path().unwrap_or(Path::Portable));
-    let measured = measured_rates(kernels);
+    let measured = measured_rates(kernels.path);
     DeviceInfo {
         id: DeviceId::CPU,
         name: model_name(),
@@ -42,11 +42,13 @@ pub fn info() -> DeviceInfo {
     }
 }
 
-/// The speed of all cores of this process together: measured at most once, by this process or an earlier one.
-fn measured_rates(kernels: Kernels) -> Measured {
+/// The speed of all cores of this process together: measured at most once, by this process or an earlier one. The rate
+/// of operations is that of dense products; [`cost::timed_flops`](super::cost::timed_flops) has the time of others.
+fn measured_rates(path: Path) -> Measured {
+    let kernels = Kernels { path, convolution: Convolution::Direct };
     let cores = threads::cores().len();
     rates::remembered(&format!("{}, {}, {cores} cores", model_name(), NumericsClass::cpu(kernels)), || {
-        let measured = Cpu::whole(Convolution::Direct).and_then(peak::measure_rates);
+        let measured = Cpu::whole(kernels.convolution).and_then(peak::measure_rates);
         measured.inspect_err(|error| tracing::debug!("how fast the cores are cannot be measured: {error}")).ok()
     })
     // A device that cannot be measured cannot compute either: planning reports the reason elsewhere.

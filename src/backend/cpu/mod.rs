@@ -119,11 +119,10 @@ impl Cpu {
             Lhs::Conv2d(p, read(x))
         };
         let product = self.product(lhs, p.out as usize, pixels as usize, w, e);
-        match scratch {
-            Some(scratch) => {
-                winograd::run(&product, p, read(x), self.kernels.path, &self.pool, write(scratch), write(out))
-            }
-            None => product.run(self.kernels.path, &self.pool, write(out)),
+        let (path, pool) = (self.kernels.path, &self.pool);
+        match self.kernels.is_winograd(w.layer()) {
+            true => winograd::run(&product, p, read(x), path, pool, requested(scratch), write(out)),
+            false => product.run(path, pool, write(out)),
         }
     }
 

@@ -99,7 +99,7 @@ fn panels(
     let count = packed.len() / panel_elements;
     let packed = Parts::new(packed);
     // Winograd's transform takes the filters of several columns together.
-    let rows_at_once = if is_winograd { width } else { (AT_ONCE / (k * size_of::<f32>())).max(1) };
+    let rows_at_once = if is_winograd { FILTERS } else { (AT_ONCE / (k * size_of::<f32>())).max(1) };
     let fill = |panel: usize| {
         // SAFETY: each panel is one task's.
         let panel_out = unsafe { packed.part(panel * panel_elements, panel_elements) };
@@ -112,7 +112,7 @@ fn panels(
             let rows = &mut rows[..run.len() * k];
             source.read(run[0].1 * k, rows)?;
             if is_winograd {
-                path.run(Filters { rows, channels, width, panel: panel_out });
+                path.run(Filters { rows, channels, width, first: run[0].0, panel: panel_out });
                 continue;
             }
             for (&(column, _), row) in run.iter().zip(rows.chunks_exact(k)) {
@@ -135,12 +135,14 @@ fn panels(
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// The transform of a panel's 3x3 filters, `[columns, channels, 9]`, to `[planes, channels, width]`. The columns of a
-/// convolution stand in the order of the file, from the first column of the panel on.
+/// The transform of up to [`FILTERS`] rows of 3x3 filters, `[channels, 9]` each, to adjacent columns of a panel
+/// `[planes, channels, width]`.
 struct Filters<'a> {
     rows: &'a [f32],
     channels: usize,
     width: usize,
+    /// The first of the columns, a multiple of [`FILTERS`].
+    first: usize,
     panel: &'a mut [f32],
 }
 
@@ -149,19 +151,16 @@ impl Kernel for Filters<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let k = 9 * self.channels;
-        for first in (0..self.rows.len() / k).step_by(FILTERS) {
-            for channel in 0..self.channels {
-                let mut filters = [[0.0; FILTERS]; 9];
-                for (i, row) in self.rows[first * k..].chunks_exact(k).take(FILTERS).enumerate() {
-                    for (filters, &value) in filters.iter_mut().zip(&row[9 * channel..][..9]) {
-                        filters[i] = f64::from(value);
-                    }
+        for channel in 0..self.channels {
+            let mut filters = [[0.0; FILTERS]; 9];
+            for (i, row) in self.rows.chunks_exact(9 * self.channels).enumerate() {
+                for (filters, &value) in filters.iter_mut().zip(&row[9 * channel..][..9]) {
+                    filters[i] = f64::from(value);
                 }
-                let to = self.panel[channel * self.width + first..].chunks_mut(self.channels * self.width);
-                for (to, values) in to.zip(transform_filters(&filters)) {
-                    to[..FILTERS].copy_from_slice(&values);
-                }
+            }
+            let to = self.panel[channel * self.width + self.first..].chunks_mut(self.channels * self.width);
+            for (to, values) in to.zip(transform_filters(&filters)) {
+                to[..FILTERS].copy_from_slice(&values);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{
     simd::{Kernel, Simd, math},
 };
 use crate::{
-    backend::{Backend, DType, Device, DeviceId, Epilogue, Layer, Op, Rates, Values, arena::aligned, params},
+    backend::{Backend, DType, Device, DeviceId, Epilogue, Extent, Layer, Op, Rates, Values, arena::aligned, params},
     error::Result,
 };
 
@@ -92,7 +92,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let e = &Epilogue::default();
     let p = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
     let product = fastest(|| backend.run(&Op::Linear { p, x: &x, w: &weight, e }, None, &mut y))?;
-    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3, stride: 1, is_large: true })?;
+    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3, stride: 1, extent: Extent::Large })?;
     let p = params::Conv2d {
         batch: batch as u32,
         height: side as u32,

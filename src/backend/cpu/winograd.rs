@@ -5,7 +5,7 @@
 //! is one chain: the transform of its tile, one chain of multiply-adds over the channels in order for each of the 36
 //! planes, and the transform back. So it depends neither on the batch nor on threads.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::Cell, ops::Range};
 
 use super::{
     cost::{PLANES, TILE, Tiles, WINDOW},
@@ -17,10 +17,12 @@ use super::{
 };
 use crate::backend::params::Conv2d;
 
-/// Tiles of one task.
+/// The most tiles of one task.
 const TASK_TILES: usize = 48;
-/// Columns of one task.
+/// The most columns of one task.
 const TASK_COLUMNS: usize = 64;
+/// The tasks per thread to aim at between two barriers.
+const TASKS_PER_THREAD: usize = 2;
 
 /// Computes a convolution and writes all of `out`. `scratch` is for the transformed inputs of some tiles, which are
 /// [`Tiles::together`].
@@ -38,29 +40,37 @@ pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scr
     assert!(product.packed.weight.len() >= panels * path.panel() * PLANES * p.channels as usize, "all panels");
     product.check(path, panels, out);
     let out = Parts::new(out);
-    let task_panels = TASK_COLUMNS / path.panel();
     for first in (0..tiles.count).step_by(tiles.together) {
-        let part = first..tiles.count.min(first + tiles.together);
-        let inputs = Parts::new(&mut *scratch);
-        pool.run(part.len().div_ceil(path.rows()), |task| {
-            let first = part.start + task * path.rows();
-            let range = first..part.end.min(first + path.rows());
-            path.run(Inputs { p, x, tiles: &tiles, part: part.clone(), range, to: &inputs });
+        let stored = first..tiles.count.min(first + tiles.together);
+        let to = Parts::new(&mut *scratch);
+        pool.run(stored.len().div_ceil(path.rows()), |task| {
+            let first = stored.start + task * path.rows();
+            let range = first..stored.end.min(first + path.rows());
+            path.run(Inputs { p, x, tiles: &tiles, stored: stored.clone(), range, to: &to });
         });
-        let groups = part.len().div_ceil(TASK_TILES);
+        let inputs = &scratch[..tiles.elements()];
+        let (mut task_tiles, mut task_panels) = (TASK_TILES, TASK_COLUMNS / path.panel());
+        let tasks = |tiles: usize, columns: usize| stored.len().div_ceil(tiles) * panels.div_ceil(columns);
+        while tasks(task_tiles, task_panels) < TASKS_PER_THREAD * pool.threads() {
+            match (task_panels, task_tiles / 2 >= path.rows()) {
+                (2.., _) => task_panels /= 2,
+                (_, true) => task_tiles /= 2,
+                _ => break,
+            }
+        }
+        let groups = stored.len().div_ceil(task_tiles);
         // Neighbouring tasks share the weights, because the weights are what does not fit into the caches.
         pool.run(groups * panels.div_ceil(task_panels), |task| {
-            let first = part.start + task % groups * TASK_TILES;
+            let first = stored.start + task % groups * task_tiles;
             let first_panel = task / groups * task_panels;
             path.run(Outputs {
                 product,
                 p,
                 tiles: &tiles,
-                part: part.clone(),
-                range: first..part.end.min(first + TASK_TILES),
+                stored: stored.clone(),
+                range: first..stored.end.min(first + task_tiles),
                 panels: first_panel..panels.min(first_panel + task_panels),
-                // SAFETY: the inputs are complete and nothing writes them until all tasks have ended.
-                inputs: unsafe { inputs.part(0, tiles.elements()) },
+                inputs,
                 out: &out,
             });
         });
@@ -72,8 +82,9 @@ struct Inputs<'a> {
     p: Conv2d,
     x: &'a [f32],
     tiles: &'a Tiles,
-    /// The tiles that are in the scratch memory.
-    part: Range<usize>,
+    /// The tiles whose transformed inputs are in the scratch memory.
+    stored: Range<usize>,
+    /// The tiles of this task.
     range: Range<usize>,
     to: &'a Parts<'a, f32>,
 }
@@ -109,7 +120,7 @@ impl Kernel for Inputs<'_> {
                         }
                         *column = transform_input::<S>(*column);
                     }
-                    let mut to = self.to.at((tile - self.part.start) * self.tiles.row + channel);
+                    let mut to = self.to.at((tile - self.stored.start) * self.tiles.row + channel);
                     for row in transposed(&columns, zeros) {
                         for v in transform_input::<S>(row) {
                             S::store(v, to);
@@ -127,8 +138,9 @@ struct Outputs<'a> {
     product: &'a Product<'a>,
     p: Conv2d,
     tiles: &'a Tiles,
-    /// The tiles that are in the scratch memory.
-    part: Range<usize>,
+    /// The tiles whose transformed inputs are in the scratch memory.
+    stored: Range<usize>,
+    /// The tiles of this task.
     range: Range<usize>,
     panels: Range<usize>,
     inputs: &'a [f32],
@@ -138,15 +150,15 @@ struct Outputs<'a> {
 /// Elements between the sums of two tiles: a task's columns, and a line so that tiles do not share the sets of a cache.
 const SUMS_ROW: usize = TASK_COLUMNS + 16;
 
-thread_local!(static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+thread_local!(static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
 
 impl Kernel for Outputs<'_> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // The sums of a task in all planes. They are taken out and put back, because a closure would be compiled without
-        // the path's features.
+        // The sums of a task in all planes. They are taken out and put back, because a closure would be compiled
+        // without the path's features.
         let mut sums = SUMS.take();
         sums.resize(PLANES * TASK_TILES * SUMS_ROW, 0.0);
         for plane in 0..PLANES {
@@ -193,7 +205,7 @@ impl Outputs<'_> {
         sums: *mut f32,
     ) {
         let channels = self.p.channels as usize;
-        let first = plane * self.tiles.plane + (tile - self.part.start) * self.tiles.row;
+        let first = plane * self.tiles.plane + (tile - self.stored.start) * self.tiles.row;
         let weight = &self.product.packed.weight[(panel * PLANES + plane) * channels * 2 * S::LANES..];
         // SAFETY: rows beyond `count` repeat the first one, and each has `channels` elements in the scratch memory; the
         // panel has two vectors for each of them.
@@ -224,8 +236,8 @@ impl Outputs<'_> {
         let (first, last) =
             (self.panels.start * 2 * S::LANES, self.product.columns.min(self.panels.end * 2 * S::LANES));
         for column in (first..last).step_by(S::LANES) {
-            // SAFETY: the sums have a vector at this column in each plane; rows and columns of the output are cut to its
-            // size.
+            // SAFETY: the sums have a vector at this column in each plane; rows and columns of the output are cut to
+            // its size.
             unsafe {
                 let mut columns = [[S::zero(); TILE]; WINDOW];
                 for (x, half) in columns.iter_mut().enumerate() {

@@ -122,7 +122,7 @@ fn convert(from: DType, bytes: &[u8], to: DType, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Form;
+    use crate::backend::{Extent, Form};
 
     fn data(dtype: DType, bytes: &[u8]) -> Values<'_> {
         Values::Data { dtype, bytes }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_convolutions_channels_come_last_in_pieces_of_any_size() {
         let (out, channels, kernel) = (5, 7, 3);
-        let layer = Layer::Conv2d { out, channels, kernel, stride: 1, is_large: true };
+        let layer = Layer::Conv2d { out, channels, kernel, stride: 1, extent: Extent::Large };
         let taps = kernel * kernel;
         let stored: Vec<f32> = (0..layer.elements().0).map(|i| i as f32).collect();
         let packing = Packing::weight(layer, Stored::F32, data(DType::F32, bytemuck::cast_slice(&stored))).unwrap();

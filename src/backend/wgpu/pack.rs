@@ -261,6 +261,7 @@ impl Wgpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Extent;
 
     #[test]
     fn weights_are_in_the_order_of_the_product() {
@@ -276,7 +277,7 @@ mod tests {
             got.chunks_exact(2).map(|x| half::f16::from_le_bytes([x[0], x[1]]).to_f32()).collect()
         };
         let (out, channels, kernel) = (70, 3, 2);
-        let conv = Layer::Conv2d { out, channels, kernel, stride: 1, is_large: true };
+        let conv = Layer::Conv2d { out, channels, kernel, stride: 1, extent: Extent::Large };
         for columns in [0..70, 3..38] {
             let got = get(conv, columns.clone(), columns.len() * 12);
             for (place, column) in columns.clone().enumerate() {

@@ -1,7 +1,7 @@
 //! The vector operations that kernels are written with.
 
 /// A vector of f32 and the operations of kernels. Lanes are independent except in `reduce_add` of
-/// [`math`](super::math), which go through memory in lane order.
+/// [`math`](super::math), which goes through memory in lane order.
 ///
 /// # Safety
 /// Methods may only be called where the path's target features are enabled: inside [`Kernel::run`].
