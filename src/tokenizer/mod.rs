@@ -40,7 +40,7 @@ const LONGEST_TEXT: usize = 1 << 16;
 pub struct Encoded {
     /// The start token, the text's tokens, the end token, then padding: always `max_length` ids.
     pub ids: Vec<u32>,
-    /// The end of the text that did not fit, as it was written.
+    /// The end of the text that did not fit, as it was written, but with tokens of several vectors written out.
     pub truncated: Option<String>,
 }
 
