@@ -6,11 +6,11 @@
 //! and, with a mask, on its position: the blocks begin at multiples of `KEY_BLOCK`, and keys that a mask hides are
 //! added as exact zeros.
 
-use std::{cell::Cell, ops::Range};
+use std::ops::Range;
 
 use super::{
     cost::{self, KEY_BLOCK},
-    memory::Parts,
+    memory::{Parts, Scratch},
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
 };
@@ -110,8 +110,6 @@ struct Task<'a> {
     v: &'a [f32],
 }
 
-thread_local!(static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
-
 impl Kernel for Task<'_> {
     type Out = ();
 
@@ -137,11 +135,9 @@ impl Task<'_> {
     unsafe fn blocks<S: Simd, const M: usize>(&self) {
         let p = &self.call.p;
         let (dim, lanes) = (p.head_dim as usize, BLOCK_VECTORS * S::LANES);
-        // The scratch is taken out and put back, because a closure would be compiled without the path's features.
-        let mut scratch = SCRATCH.take();
         let block_elements = block_elements(dim, lanes);
         let elements = self.count.div_ceil(lanes) * block_elements;
-        scratch.resize(elements + KEY_BLOCK * lanes, 0.0);
+        let mut scratch = Scratch::take(elements + KEY_BLOCK * lanes);
         let (states, scores) = scratch.split_at_mut(elements);
         for (block, state) in states.chunks_exact_mut(block_elements).enumerate() {
             let first = block * lanes;
@@ -180,7 +176,6 @@ impl Task<'_> {
             }
             self.write(block * lanes, lanes.min(self.count - block * lanes), lanes, sums);
         }
-        SCRATCH.set(scratch);
     }
 
     /// Adds some keys to the sums of one block, which has N vectors of queries.

@@ -7,10 +7,10 @@
 //! Each output element is one chain of multiply-adds over taps and channels in order. Blocks of k go through memory
 //! without rounding, and tails use the same kernel with fewer rows, so neither changes the chain.
 
-use std::{cell::Cell, ops::Range};
+use std::ops::Range;
 
 use super::{
-    memory::Parts,
+    memory::{Parts, Scratch},
     pack::CpuWeight,
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
@@ -181,9 +181,7 @@ impl Product<'_> {
             });
         });
     }
-}
 
-impl Product<'_> {
     /// Adds the bias to a vector of sums that begins at `column`, and writes it.
     ///
     /// # Safety
@@ -265,8 +263,6 @@ impl Block {
     }
 }
 
-thread_local!(static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
-
 impl Kernel for Task<'_> {
     type Out = ();
 
@@ -276,10 +272,8 @@ impl Kernel for Task<'_> {
         let (taps, channels) = (lhs.taps(), lhs.channels());
         let most = BLOCK_BYTES / 4 / panel;
         let group = (most / (taps * channels)).max(1);
-        // The sums between blocks of k: one panel wide, with as many rows as the task has. They are taken out and put
-        // back, because a closure would be compiled without the path's features.
-        let mut sums = SUMS.take();
-        sums.resize(TASK_ROWS.next_multiple_of(S::ROWS) * panel, 0.0);
+        // The sums between blocks of k: one panel wide, with as many rows as the task has.
+        let mut sums = Scratch::take(TASK_ROWS.next_multiple_of(S::ROWS) * panel);
         let mut pointers = [ZEROS.as_ptr(); MAX_TAPS * MAX_ROWS];
         for first in self.panels.clone().step_by(group) {
             let panels = first..self.panels.end.min(first + group);
@@ -297,7 +291,6 @@ impl Kernel for Task<'_> {
                 }
             }
         }
-        SUMS.set(sums);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Host memory for arenas and packed weights: zeroed pages from the system, huge ones where it has them.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    cell::Cell,
+    ops::{Deref, DerefMut},
+};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use memmap2::MmapMut;
@@ -93,6 +96,45 @@ impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [f32] {
         let whole = self.0.len() / 4 * 4;
         bytemuck::cast_slice_mut(&mut self.0[..whole])
+    }
+}
+
+thread_local!(static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
+
+/// Memory of this thread for one task, from its first use to the end of the thread. Its elements are what an earlier
+/// task has left. It is taken out and put back, because a closure would be compiled without the path's features.
+pub struct Scratch {
+    elements: usize,
+    memory: Vec<f32>,
+}
+
+impl Scratch {
+    /// Takes this many elements.
+    pub fn take(elements: usize) -> Self {
+        let mut memory = SCRATCH.take();
+        if memory.len() < elements {
+            memory.resize(elements, 0.0);
+        }
+        Self { elements, memory }
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.memory[..self.elements]
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.memory[..self.elements]
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.memory));
     }
 }
 

@@ -92,7 +92,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let e = &Epilogue::default();
     let p = params::Linear { rows: rows as u32, out: wide as u32, k: wide as u32 };
     let product = fastest(|| backend.run(&Op::Linear { p, x: &x, w: &weight, e }, None, &mut y))?;
-    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3, stride: 1, extent: Extent::Large })?;
+    let weight = pack(Layer::Conv2d { out: channels, channels, kernel: 3, stride: 1, extent: Extent::Small })?;
     let p = params::Conv2d {
         batch: batch as u32,
         height: side as u32,

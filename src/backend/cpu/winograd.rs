@@ -5,12 +5,12 @@
 //! is one chain: the transform of its tile, one chain of multiply-adds over the channels in order for each of the 36
 //! planes, and the transform back. So it depends neither on the batch nor on threads.
 
-use std::{cell::Cell, ops::Range};
+use std::ops::Range;
 
 use super::{
     cost::{PLANES, TILE, Tiles, WINDOW},
     gemm::{Product, accumulate},
-    memory::Parts,
+    memory::{Parts, Scratch},
     simd::{Kernel, Path, Simd},
     threads::Pool,
     transform::{transform_input, transform_output, transposed},
@@ -150,17 +150,13 @@ struct Outputs<'a> {
 /// Elements between the sums of two tiles: a task's columns, and a line so that tiles do not share the sets of a cache.
 const SUMS_ROW: usize = TASK_COLUMNS + 16;
 
-thread_local!(static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) });
-
 impl Kernel for Outputs<'_> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // The sums of a task in all planes. They are taken out and put back, because a closure would be compiled
-        // without the path's features.
-        let mut sums = SUMS.take();
-        sums.resize(PLANES * TASK_TILES * SUMS_ROW, 0.0);
+        // The sums of a task in all planes.
+        let mut sums = Scratch::take(PLANES * TASK_TILES * SUMS_ROW);
         for plane in 0..PLANES {
             for tile in self.range.clone().step_by(S::ROWS) {
                 let count = S::ROWS.min(self.range.end - tile);
@@ -186,7 +182,6 @@ impl Kernel for Outputs<'_> {
             // SAFETY: inside `Kernel::run`.
             unsafe { self.finish::<S>(tile, &sums[at..]) }
         }
-        SUMS.set(sums);
     }
 }
 
