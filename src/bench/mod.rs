@@ -12,7 +12,6 @@ use crate::{
         network::Network,
         route::{NoHooks, PersistentArenas, Route},
         spec::ModelSpec,
-        unet::TextFeatures,
     },
     pipeline::{
         Model, Placed,
@@ -160,12 +159,12 @@ fn run(
         Network::Clip(encoder) => {
             let text = spec.components[component].network.text().expect("it encodes texts");
             let ids = vec![vec![1; text.tokens]; batch];
-            timed(&|| encoder.forward(&ids, &network.pass(&NoHooks)))
+            timed(&|| Ok(encoder.forward(&ids, 0, &network.pass(&NoHooks))?.features))
         }
         Network::Unet(unet) => {
             let keeps = PersistentArenas::new(vec![device.persistent_arena(KEEP_BYTES)?]);
-            let text: TextFeatures = spec.texts().map(|text| values(text.values())).collect();
-            let texts = unet.condition(&vec![text; batch], &network.pass(&NoHooks), &keeps)?;
+            let row = spec.sample_condition(8 * height, 8 * width, |i| (i as f32 * 0.7).sin());
+            let texts = unet.condition(&vec![row; batch], &network.pass(&NoHooks), &keeps)?;
             let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);
             timed(&|| unet.forward(&latents, &time, &texts, &network.pass(&NoHooks)))
         }

@@ -155,7 +155,10 @@ fn loading_observer(console: &Console, interrupt: &Interrupt) -> Observer {
 /// Warns once about settings with an unexpected effect: the syntax of web UIs in prompts, and sizes or guidance scales
 /// for which the built-in model was not made; `built_in` has its defaults.
 fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
-    let texts = requests.iter().flat_map(|request| [&request.prompt, &request.negative_prompt]);
+    let texts = requests.iter().flat_map(|request| {
+        let others = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
+        std::iter::once(&request.prompt).chain(others.into_iter().flatten())
+    });
     if let Some(found) = texts.into_iter().find_map(|text| prompts::syntax_of_web_uis(text)) {
         tracing::warn!(
             "{found:?} in a prompt is taken for plain text, as diffusers does: sdshard has no weighted words, no LoRA and no \

@@ -207,8 +207,15 @@ pub struct DTypes {
 impl DTypes {
     /// The type of one component; `None` is `auto`.
     pub fn of(&self, component: &str) -> &Located<Option<DType>> {
-        self.components.get(component).unwrap_or(&self.default)
+        let entry = |name: &str| self.components.get(name);
+        entry(component).or_else(|| entry(covered_by(component)?)).unwrap_or(&self.default)
     }
+}
+
+/// The component whose entry in a map counts for `component` as well if that has none: maps were written for models with
+/// fewer components.
+pub fn covered_by(component: &str) -> Option<&'static str> {
+    (component == "text_encoder_2").then_some("text_encoder")
 }
 
 impl Strategy {
@@ -337,6 +344,22 @@ impl DeviceMap {
         let replicas = self.replica.iter().enumerate();
         let replicas = replicas.map(|(index, replica)| (format!("replica[{index}]."), &replica.value));
         std::iter::once((String::new(), self)).chain(replicas)
+    }
+
+    /// The places that this map gives to a component: those of its own entry, or those of the component that
+    /// [covers](covered_by) it, each as a whole on the place's first device: the borders of a cut are another network's.
+    pub fn places_of(&self, component: &str) -> Option<Located<Vec<MapPlace>>> {
+        let whole = |place: &MapPlace| {
+            let device = (*place.devices().first().expect("a place has a device")).clone();
+            let reside = place.resides().first().map_or_else(Located::default, |reside| (*reside).clone());
+            MapPlace::On { device, reside }
+        };
+        let covering = || self.components.get(covered_by(component)?);
+        let whole_places = |pool: &Located<Vec<MapPlace>>| {
+            let places = pool.value.iter().map(whole).collect();
+            Located { value: places, ..pool.clone() }
+        };
+        self.components.get(component).cloned().or_else(|| covering().map(whole_places))
     }
 
     /// Every device of a component's place, with the component's key for messages about values that were made in code.

@@ -17,7 +17,7 @@ const PIXELS: RangeInclusive<usize> = 8..=16_384;
 pub struct Defaults {
     /// Number of denoising steps: 50 unless the model has another default.
     pub steps: usize,
-    /// Guidance scale: 7.5 unless the model has another default.
+    /// Guidance scale: that of diffusers' pipeline, 7.5 or for SDXL 5, unless the model has another default.
     pub guidance_scale: f32,
     /// Width in pixels.
     pub width: usize,
@@ -41,7 +41,13 @@ struct DefaultsFile {
 impl Defaults {
     /// Reads the text of an `sdshard.toml`; `file` is its name in messages. Latents are `[height, width]` by default,
     /// and each of them is `unit` pixels along each side.
-    pub(super) fn from_toml(text: &str, file: &str, [height, width]: [usize; 2], unit: usize) -> Result<Self> {
+    pub(super) fn from_toml(
+        text: &str,
+        file: &str,
+        guidance_scale: f32,
+        [height, width]: [usize; 2],
+        unit: usize,
+    ) -> Result<Self> {
         let written: DefaultsFile =
             toml::from_str(text).map_err(|error| Error::input(format!("{file}: cannot be used")).source(error))?;
         let refuse = |key: &str, wanted: String, found: String| {
@@ -58,7 +64,7 @@ impl Defaults {
         if !(1..=1000).contains(&steps) {
             return Err(refuse("steps", "a whole number from 1 to 1000".to_owned(), steps.to_string()));
         }
-        let guidance_scale = written.guidance_scale.unwrap_or(7.5);
+        let guidance_scale = written.guidance_scale.unwrap_or(guidance_scale);
         if !(0.0..=1000.0).contains(&guidance_scale) {
             return Err(refuse("guidance_scale", "a number from 0 to 1000".to_owned(), guidance_scale.to_string()));
         }
@@ -79,7 +85,7 @@ mod tests {
 
     #[test]
     fn defaults_are_read_and_checked() {
-        let read = |text| Defaults::from_toml(text, "sdshard.toml", [64, 64], 8);
+        let read = |text| Defaults::from_toml(text, "sdshard.toml", 7.5, [64, 64], 8);
         let plain = Defaults { steps: 50, guidance_scale: 7.5, width: 512, height: 512, scheduler: None };
         assert_eq!(read("").unwrap(), plain);
         let scheduler = Some(SchedulerKind::DpmSolverMultistep);

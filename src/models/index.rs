@@ -11,8 +11,8 @@ use super::{
     config::{COUNTS, WIDTHS},
     defaults::Defaults,
     network::NetworkSpec,
-    pipelines,
-    spec::{ComponentSpec, LatentSpec, Listed, ModelSpec},
+    pipelines::{self, Family},
+    spec::{ComponentSpec, LatentSpec, Listed, ModelSpec, SdxlSpec},
     unet::UnetSpec,
     vae::VaeSpec,
 };
@@ -28,8 +28,8 @@ pub(super) const DEFAULTS: &str = "sdshard.toml";
 /// The path of the scheduler's file.
 pub(super) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
-/// The path of the tokenizer's optional settings.
-pub(super) const TOKENIZER: &str = "tokenizer/tokenizer_config.json";
+/// The name of the optional settings in a tokenizer's folder.
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The part that checks finished pictures in diffusers.
 const SAFETY_CHECKER: &str = "safety_checker";
@@ -78,38 +78,49 @@ impl ModelSpec {
         let index = Object::parse(&files.text(MODEL_INDEX)?, files.path_of(MODEL_INDEX))?;
         let pipeline = pipelines::class_of(&index)?;
         let read = |path: &str| Ok::<_, Error>((files.text(path)?, files.path_of(path)));
-        let (text, file) = read("text_encoder/config.json")?;
-        let mut text_encoder = ClipSpec::from_json(&text, &file)?;
-        if files.exists(TOKENIZER) {
-            let (text, file) = read(TOKENIZER)?;
-            text_encoder.text_length = text_length(&Object::parse(&text, file)?, text_encoder.text_length)?;
+        let is_sdxl = pipeline.family == Family::Sdxl;
+        let text_encoder = |number: &str, is_pooled: bool| {
+            let (text, file) = read(&format!("text_encoder{number}/config.json"))?;
+            let mut encoder = match is_sdxl {
+                true => ClipSpec::for_sdxl(&text, &file, is_pooled)?,
+                false => ClipSpec::from_json(&text, &file)?,
+            };
+            let settings = format!("tokenizer{number}/{TOKENIZER_CONFIG}");
+            if files.exists(&settings) {
+                let (text, file) = read(&settings)?;
+                encoder.text_length = text_length(&Object::parse(&text, file)?, encoder.text_length)?;
+            }
+            Ok::<_, Error>((format!("text_encoder{number}"), encoder))
+        };
+        let mut text_encoders = Vec::new();
+        if pipelines::class_of_part(&index, "text_encoder").is_some() {
+            text_encoders.push(text_encoder("", false)?);
+        }
+        if is_sdxl {
+            text_encoders.push(text_encoder("_2", true)?);
         }
         let (text, file) = read("unet/config.json")?;
         let unet =
             UnetSpec::from_json(&pipeline.unet_config(Object::parse(&text, &file)?).to_value().to_string(), &file)?;
         let (text, file) = read("vae/config.json")?;
-        let vae = VaeSpec::from_json(&text, &file)?;
+        let vae = if is_sdxl { VaeSpec::for_sdxl(&text, &file)? } else { VaeSpec::from_json(&text, &file)? };
+        let sdxl = match is_sdxl {
+            true => Some(SdxlSpec {
+                zeros_without_negative: index.flag("force_zeros_for_empty_prompt", true)?,
+                takes_aesthetic_score: index.flag("requires_aesthetics_score", false)?,
+            }),
+            false => None,
+        };
         let (text, file) = read(SCHEDULER)?;
         let class = pipelines::class_of_part(&index, "scheduler");
         let class = class.ok_or_else(|| index.refuse("scheduler", "a library and the name of a scheduler's class"))?;
         let scheduler = SchedulerFile::parse(&text, &file, class, pipeline.scheduler)?;
-        for (what, wanted, found) in [
-            (
-                "cross_attention_dim of the UNet, the text encoder's hidden_size,",
-                text_encoder.hidden_size,
-                unet.cross_attention_dim,
-            ),
-            ("in_channels of the UNet, the VAE's latent_channels,", vae.latent_channels, unet.in_channels),
-            ("out_channels of the UNet, the VAE's latent_channels,", vae.latent_channels, unet.out_channels),
-        ] {
-            if wanted != found {
-                let parts = format!("the parts of the model {} do not fit together", files.name());
-                return Err(Error::input(format!("{parts}: {what} must be {wanted}")).found(found.to_string()));
-            }
-        }
+        check_fit(files.name(), &text_encoders, &unet, &vae, sdxl)?;
         let text = if files.exists(DEFAULTS) { files.text(DEFAULTS)? } else { String::new() };
-        let defaults =
-            Defaults::from_toml(&text, &files.path_of(DEFAULTS), [unet.sample_height, unet.sample_width], vae.scale())?;
+        // The default of diffusers' pipelines.
+        let guidance_scale = if is_sdxl { 5.0 } else { 7.5 };
+        let size = [unet.sample_height, unet.sample_width];
+        let defaults = Defaults::from_toml(&text, &files.path_of(DEFAULTS), guidance_scale, size, vae.scale())?;
         if let Some(kind) = defaults.scheduler {
             scheduler.with_kind(kind)?;
         }
@@ -119,19 +130,54 @@ impl ModelSpec {
             height: unet.sample_height,
             width: unet.sample_width,
         };
+        let encoders =
+            text_encoders.into_iter().map(|(name, spec)| ComponentSpec { name, network: NetworkSpec::Clip(spec) });
         let component = |(name, network): (&str, NetworkSpec)| ComponentSpec { name: name.to_owned(), network };
-        let components = [
-            ("text_encoder", NetworkSpec::Clip(text_encoder)),
-            ("unet", NetworkSpec::Unet(unet)),
-            ("vae", NetworkSpec::VaeDecoder(vae)),
-        ];
+        let others = [("unet", NetworkSpec::Unet(unet)), ("vae", NetworkSpec::VaeDecoder(vae))].map(component);
         Ok(Self {
-            components: components.map(component).to_vec().into(),
+            components: encoders.chain(others).collect::<Vec<_>>().into(),
             latents,
             scheduler,
             defaults,
             listed: listed(&index, files)?,
+            sdxl,
         })
+    }
+}
+
+/// Fails if the networks of a model do not fit together.
+fn check_fit(
+    model: &str,
+    text_encoders: &[(String, ClipSpec)],
+    unet: &UnetSpec,
+    vae: &VaeSpec,
+    sdxl: Option<SdxlSpec>,
+) -> Result<()> {
+    let specs = || text_encoders.iter().map(|(_, spec)| spec);
+    let width = specs().map(|spec| spec.hidden_size).sum();
+    let length = specs().next().map_or(0, |spec| spec.text_length);
+    let numbers = |sdxl: SdxlSpec| {
+        let pooled: usize = specs().filter_map(|spec| spec.pooled).map(|pooled| pooled.width).sum();
+        pooled + sdxl.numbers(0, 0, false).len() * unet.added.map_or(0, |added| added.number_width)
+    };
+    let latents = vae.latent_channels;
+    let sizes = [
+        ("cross_attention_dim of the UNet, the text encoders' hidden_size,", width, unet.cross_attention_dim),
+        ("in_channels of the UNet, the VAE's latent_channels,", latents, unet.in_channels),
+        ("out_channels of the UNet, the VAE's latent_channels,", latents, unet.out_channels),
+        (
+            "projection_class_embeddings_input_dim of the UNet, 0 unless the pipeline is one of SDXL,",
+            sdxl.map_or(0, numbers),
+            unet.added.map_or(0, |added| added.input_width),
+        ),
+    ];
+    let lengths = specs().map(|spec| ("the length of a text of all text encoders", length, spec.text_length));
+    match sizes.into_iter().chain(lengths).find(|(_, wanted, found)| wanted != found) {
+        None => Ok(()),
+        Some((what, wanted, found)) => {
+            let parts = format!("the parts of the model {model} do not fit together");
+            Err(Error::input(format!("{parts}: {what} must be {wanted}")).found(found.to_string()))
+        }
     }
 }
 
@@ -144,7 +190,7 @@ fn text_length(config: &Object, positions: usize) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::clip::TextActivation;
+    use crate::models::{clip::TextActivation, unet::MidBlock};
 
     const SD15_UNET: &str = r#"{
         "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
@@ -238,14 +284,16 @@ mod tests {
         let unet = |key, value| UnetSpec::from_json(&with(SD15_UNET, key, value), "x");
         assert_eq!(unet("attention_head_dim", "[5, 10, 20, 20]").unwrap().heads, [5, 10, 20, 20]);
         assert_eq!(unet("attention_head_dim", "").unwrap().heads, [8; 4]);
-        assert_eq!(unet("transformer_layers_per_block", "[1, 2, 10, 1]").unwrap().transformer_layers, [1, 2, 10, 1]);
+        let layers = unet("transformer_layers_per_block", "[1, 2, 10, 3]").unwrap().transformer_layers;
+        assert_eq!(layers.down, [[1, 1], [2, 2], [10, 10], [3, 3]]);
+        assert_eq!((layers.mid, layers.up), (3, vec![vec![3; 3], vec![10; 3], vec![2; 3], vec![1; 3]]));
         assert_eq!(unet("layers_per_block", "[2, 2, 2, 2]").unwrap().layers_per_block, 2);
         assert_eq!(unet("cross_attention_dim", "[768, 768, 768, 768]").unwrap().cross_attention_dim, 768);
         assert!(unet("cross_attention_dim", "[768, 768, 768, 512]").is_err());
         // Without a middle block the last level has no cross attention, so its width does not matter.
         let without = with(SD15_UNET, "mid_block_type", "null");
         let unet = UnetSpec::from_json(&with(&without, "cross_attention_dim", "[768, 768, 768, 512]"), "x").unwrap();
-        assert_eq!((unet.cross_attention_dim, unet.has_mid_block), (768, false));
+        assert_eq!((unet.cross_attention_dim, unet.mid_block), (768, MidBlock::None));
         let size = |value| UnetSpec::from_json(&with(SD15_UNET, "sample_size", value), "x");
         let sides = |unet: UnetSpec| (unet.sample_height, unet.sample_width);
         assert_eq!(sides(size("[48, 96]").unwrap()), (48, 96));
@@ -267,12 +315,19 @@ mod tests {
     #[test]
     fn says_which_value_of_the_unet_it_cannot_run() {
         for (key, value, words) in [
-            ("addition_embed_type", r#""text_time""#, "SDXL"),
-            ("addition_embed_type", r#""image""#, "sdshard supports nothing else"),
-            ("time_cond_proj_dim", "256", "LCM"),
+            ("addition_embed_type", r#""text_time""#, "`addition_time_embed_dim` must be a whole number"),
+            ("addition_embed_type", r#""image""#, "null or \"text_time\""),
+            ("time_cond_proj_dim", "255", "an even number"),
+            (
+                "transformer_layers_per_block",
+                "[[1, 1], [1, 1], [1, 1], [1, 1]]",
+                "`reverse_transformer_layers_per_block`",
+            ),
+            ("transformer_layers_per_block", "[1, 1, 1, [1]]", "for each of 4 levels a number or a list of 2"),
+            ("reverse_transformer_layers_per_block", "[1, 1, 1, 0]", "a list of 3"),
             ("class_embed_type", r#""timestep""#, "found: \"timestep\""),
             ("act_fn", r#""gelu""#, "\"silu\""),
-            ("mid_block_type", r#""UNetMidBlock2D""#, "UNetMidBlock2DCrossAttn"),
+            ("mid_block_type", r#""UNetMidBlock2DSimpleCrossAttn""#, "UNetMidBlock2DCrossAttn"),
             ("downsample_padding", "0", "must be 1"),
             ("dual_cross_attention", "true", "must be false"),
             ("only_cross_attention", "[true, true]", "must be false"),

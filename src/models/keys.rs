@@ -16,8 +16,10 @@ pub(super) const TEXT_ENCODER: Keys = Keys {
         "max_position_embeddings",
         "hidden_act",
         "layer_norm_eps",
+        "projection_dim",
+        "eos_token_id",
     ],
-    nullable: &[],
+    nullable: &["projection_dim", "eos_token_id"],
     only: &[
         // The config of a whole CLIP model contains the config of its text encoder.
         ("model_type", r#"["clip_text_model", null]"#),
@@ -33,7 +35,6 @@ pub(super) const TEXT_ENCODER: Keys = Keys {
         "bos_token_id",
         "chunk_size_feed_forward",
         "dtype",
-        "eos_token_id",
         "id2label",
         "initializer_factor",
         "initializer_range",
@@ -42,7 +43,6 @@ pub(super) const TEXT_ENCODER: Keys = Keys {
         "output_hidden_states",
         "pad_token_id",
         "problem_type",
-        "projection_dim",
         "return_dict",
         "transformers_version",
         // Keys of older versions of transformers.
@@ -91,12 +91,23 @@ pub(super) const UNET: Keys = Keys {
         "attention_head_dim",
         "use_linear_projection",
         "time_cond_proj_dim",
+        "reverse_transformer_layers_per_block",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
     ],
-    nullable: &["sample_size", "mid_block_type", "time_cond_proj_dim"],
+    nullable: &[
+        "sample_size",
+        "mid_block_type",
+        "time_cond_proj_dim",
+        "reverse_transformer_layers_per_block",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    ],
     only: &[
         ("_class_name", r#"["UNet2DConditionModel"]"#),
         ("act_fn", r#"["silu", "swish"]"#),
-        ("addition_embed_type", "[null]"),
         ("attention_type", r#"["default"]"#),
         ("center_input_sample", "[false, null]"),
         ("class_embed_type", "[null]"),
@@ -117,7 +128,6 @@ pub(super) const UNET: Keys = Keys {
         ("resnet_out_scale_factor", "[1]"),
         ("resnet_skip_time_act", "[false, null]"),
         ("resnet_time_scale_shift", r#"["default"]"#),
-        ("reverse_transformer_layers_per_block", "[null]"),
         ("time_embedding_act_fn", "[null]"),
         ("time_embedding_dim", "[null]"),
         ("time_embedding_type", r#"["positional"]"#),
@@ -129,9 +139,7 @@ pub(super) const UNET: Keys = Keys {
         "upcast_attention",
         // These keys describe embeddings that the keys above exclude.
         "addition_embed_type_num_heads",
-        "addition_time_embed_dim",
         "class_embeddings_concat",
-        "projection_class_embeddings_input_dim",
     ],
 };
 
@@ -154,7 +162,8 @@ pub(super) const VAE: Keys = Keys {
     ],
     nullable: &[],
     only: &[("_class_name", r#"["AutoencoderKL"]"#), ("act_fn", r#"["silu", "swish"]"#), QUANTIZATION],
-    // The pipelines of Stable Diffusion 1 and 2 scale the latents and do not shift or normalise them.
+    // The pipelines of Stable Diffusion 1 and 2 scale the latents and do not shift or normalise them; for SDXL
+    // `VaeSpec::for_sdxl` rejects the last two.
     without_effect: &["sample_size", "shift_factor", "latents_mean", "latents_std"],
 };
 

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, path::Path};
 
-use super::index::{DEFAULTS, SCHEDULER, TOKENIZER};
+use super::index::{DEFAULTS, SCHEDULER};
 #[cfg(feature = "hub")]
 use crate::weights::hub;
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 /// The files of a Stable Diffusion model in diffusers' layout.
 pub const LAYOUT: ModelLayout = ModelLayout {
     configs: &[MODEL_INDEX, SCHEDULER, "text_encoder/config.json", "unet/config.json", "vae/config.json"],
-    optional_configs: &[DEFAULTS, TOKENIZER, "safety_checker/config.json"],
+    optional_configs: &[DEFAULTS, "tokenizer/tokenizer_config.json", "safety_checker/config.json"],
     texts: &[&["tokenizer/tokenizer.json"], &["tokenizer/vocab.json", "tokenizer/merges.txt"]],
     optional_texts: &["tokenizer/added_tokens.json", "tokenizer/special_tokens_map.json"],
     weights: &["text_encoder", "unet", "vae"],

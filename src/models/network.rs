@@ -2,7 +2,7 @@
 //! components uses these types.
 
 use super::{
-    clip::{ClipSpec, ClipTextEncoder},
+    clip::{ClipSpec, ClipTextEncoder, EncodedText},
     component::Stage,
     route::Route,
     unet::{Unet, UnetSpec},
@@ -30,12 +30,21 @@ pub struct TextSpec {
     pub tokens: usize,
     /// Width of the features of each token.
     pub width: usize,
+    /// Number of values of the pooled feature, 0 without one.
+    pub pooled: usize,
 }
 
 impl TextSpec {
-    /// Number of values of the features of one text.
+    /// Number of values of one encoded text.
     pub fn values(self) -> usize {
-        self.tokens * self.width
+        self.tokens * self.width + self.pooled
+    }
+
+    /// An encoded text whose values are `value(0)`, `value(1)`, ….
+    pub fn filled(self, mut value: impl FnMut(usize) -> f32) -> EncodedText {
+        let mut values: Vec<f32> = (0..self.values()).map(&mut value).collect();
+        let pooled = values.split_off(self.tokens * self.width);
+        EncodedText { features: values, pooled }
     }
 }
 
@@ -105,12 +114,23 @@ impl NetworkSpec {
         matches!(self, Self::VaeDecoder(spec) if spec.force_upcast)
     }
 
+    /// How many layers at its end a text encoder can leave out, so that one remains; `None` for other networks.
+    pub fn layers_to_skip(&self) -> Option<usize> {
+        match self {
+            Self::Clip(spec) => spec.feature_layers(1),
+            Self::Unet(_) | Self::VaeDecoder(_) => None,
+        }
+    }
+
     /// The sizes of a text encoder; `None` for other networks.
     pub fn text(&self) -> Option<TextSpec> {
         match self {
-            Self::Clip(spec) => {
-                Some(TextSpec { vocab_size: spec.vocab_size, tokens: spec.text_length, width: spec.hidden_size })
-            }
+            Self::Clip(spec) => Some(TextSpec {
+                vocab_size: spec.vocab_size,
+                tokens: spec.text_length,
+                width: spec.hidden_size,
+                pooled: spec.pooled.map_or(0, |pooled| pooled.width),
+            }),
             Self::Unet(_) | Self::VaeDecoder(_) => None,
         }
     }

@@ -1,5 +1,5 @@
-//! The pipeline classes of diffusers that have the components of Stable Diffusion 1 and 2: which of them are accepted,
-//! and the config values that their constructors change.
+//! The pipeline classes of diffusers that have the components of Stable Diffusion 1 and 2 or of SDXL: which of them are
+//! accepted, and the config values that their constructors change.
 
 use serde_json::Value;
 
@@ -8,29 +8,47 @@ use crate::{error::Result, json::Object, scheduler::Repairs};
 /// A pipeline class of `model_index.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PipelineClass {
+    /// The family of its components.
+    pub family: Family,
     /// The changes that its constructor makes to the scheduler's config.
     pub scheduler: Repairs,
     /// Whether its constructor treats a UNet from before diffusers 0.9 with a `sample_size` below 64 as one of 64.
     pub old_sample_size: bool,
 }
 
+/// The families of pipelines, which have different components.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Stable Diffusion 1 and 2: one text encoder.
+    StableDiffusion,
+    /// SDXL: two text encoders, of which the first may be absent; a size conditioning.
+    Sdxl,
+}
+
 const NOTHING: PipelineClass = PipelineClass {
+    family: Family::StableDiffusion,
     scheduler: Repairs { steps_offset: false, clip_sample: false, skip_prk_steps: false },
     old_sample_size: false,
 };
 /// The text-to-image class, and classes that copied its constructor.
 const TEXT_TO_IMAGE: PipelineClass = PipelineClass {
+    family: Family::StableDiffusion,
     scheduler: Repairs { steps_offset: true, clip_sample: true, skip_prk_steps: false },
     old_sample_size: true,
 };
 const INPAINTING: PipelineClass = PipelineClass {
+    family: Family::StableDiffusion,
     scheduler: Repairs { steps_offset: true, clip_sample: false, skip_prk_steps: true },
     old_sample_size: true,
 };
 const CYCLE: PipelineClass = PipelineClass {
+    family: Family::StableDiffusion,
     scheduler: Repairs { steps_offset: true, clip_sample: false, skip_prk_steps: false },
     old_sample_size: true,
 };
+
+/// All classes of SDXL, whose constructors change no config.
+const SDXL: PipelineClass = PipelineClass { family: Family::Sdxl, ..NOTHING };
 
 /// The constructors of diffusers 0.42. A class that is not here is user-defined, most likely a copy of text to image.
 const CLASSES: [(&str, PipelineClass); 23] = [
@@ -59,24 +77,33 @@ const CLASSES: [(&str, PipelineClass); 23] = [
     ("LatentConsistencyModelImg2ImgPipeline", NOTHING),
 ];
 
-/// The components that a pipeline may list, with their classes: those that are run here, and those that check finished
-/// pictures or encode input pictures.
-const PARTS: [(&str, &[&str]); 8] = [
-    ("text_encoder", &["CLIPTextModel", "CLIPTextModelWithProjection"]),
-    ("tokenizer", &["CLIPTokenizer", "CLIPTokenizerFast"]),
+const CLIP: &[&str] = &["CLIPTextModel", "CLIPTextModelWithProjection"];
+const TOKENIZERS: &[&str] = &["CLIPTokenizer", "CLIPTokenizerFast"];
+
+/// The components that a pipeline must list, with their classes.
+const PARTS: [(&str, &[&str]); 4] = [
+    ("text_encoder", CLIP),
+    ("tokenizer", TOKENIZERS),
     ("unet", &["UNet2DConditionModel"]),
     ("vae", &["AutoencoderKL"]),
-    ("scheduler", &[]),
-    ("safety_checker", &[]),
-    ("feature_extractor", &[]),
-    ("image_encoder", &[]),
 ];
+/// As [`PARTS`], for SDXL.
+const SDXL_PARTS: [(&str, &[&str]); 4] = [
+    ("text_encoder_2", &["CLIPTextModelWithProjection"]),
+    ("tokenizer_2", TOKENIZERS),
+    ("unet", &["UNet2DConditionModel"]),
+    ("vae", &["AutoencoderKL"]),
+];
+/// Components that a pipeline may list besides: those of the refiner of SDXL are absent, and the others check finished
+/// pictures or encode input pictures.
+const OPTIONAL_PARTS: [&str; 6] =
+    ["text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder"];
 
 /// The class of the pipeline of a `model_index.json`.
 ///
 /// # Errors
-/// If the class is missing or one of SDXL, a component is missing or has a class that sdshard does not support, or
-/// there is a component that no text-to-image pipeline of Stable Diffusion 1 or 2 has: it would change the picture.
+/// If the class is missing, a component is missing or has a class that sdshard does not support, or there is a component
+/// that no text-to-image pipeline of Stable Diffusion 1, 2 or SDXL has: it would change the picture.
 pub fn class_of(index: &Object) -> Result<PipelineClass> {
     // A pipeline with its own code names a file and a class.
     let class = match index.get("_class_name") {
@@ -84,23 +111,25 @@ pub fn class_of(index: &Object) -> Result<PipelineClass> {
         _ => index.text("_class_name")?,
     };
     let class = class.ok_or_else(|| index.refuse("_class_name", "the name of a pipeline's class"))?;
-    if class.contains("XL") {
-        return Err(index
-            .refuse("_class_name", "\"StableDiffusionPipeline\" or one with the same parts")
-            .hint("sdshard runs Stable Diffusion 1 and 2; SDXL not yet"));
-    }
-    for (part, classes) in PARTS.iter().filter(|(_, classes)| !classes.is_empty()) {
+    // A class that is not in the list is user-defined, and is known by its components.
+    let is_sdxl = class.contains("XL") || class_of_part(index, "text_encoder_2").is_some();
+    let parts = if is_sdxl { &SDXL_PARTS } else { &PARTS };
+    for (part, classes) in parts {
         if !class_of_part(index, part).is_some_and(|class| classes.contains(&class)) {
             return Err(index.refuse(part, &format!("of the class {}", classes[0])));
         }
     }
     let is_other = |key: &&str| {
-        !key.starts_with('_') && !PARTS.iter().any(|(part, _)| part == key) && class_of_part(index, key).is_some()
+        let known = parts.iter().map(|(part, _)| part).chain(&OPTIONAL_PARTS).any(|part| part == key);
+        !key.starts_with('_') && !known && class_of_part(index, key).is_some()
     };
     if let Some(other) = index.keys().find(is_other) {
-        return Err(index.refuse(other, "absent").hint(
-            "sdshard runs pipelines of a text encoder, a UNet and a VAE; another part would change the picture",
-        ));
+        return Err(index
+            .refuse(other, "absent")
+            .hint("sdshard runs pipelines of text encoders, a UNet and a VAE; another part would change the picture"));
+    }
+    if is_sdxl {
+        return Ok(SDXL);
     }
     Ok(CLASSES.iter().find(|(name, _)| *name == class).map_or(TEXT_TO_IMAGE, |(_, class)| *class))
 }
@@ -146,7 +175,11 @@ mod tests {
             assert_eq!(index(class, vae).unwrap(), want, "{class}");
         }
         for (class, vae, words) in [
-            (r#""StableDiffusionXLPipeline""#, vae, "SDXL not yet"),
+            (
+                r#""StableDiffusionXLPipeline""#,
+                vae,
+                "`text_encoder_2` must be of the class CLIPTextModelWithProjection",
+            ),
             (
                 r#""StableDiffusionPipeline", "controlnet": ["diffusers", "ControlNetModel"]"#,
                 vae,

@@ -4,6 +4,7 @@ use super::{
     component::{ComponentId, PerComponent, Stage},
     defaults::Defaults,
     network::{NetworkSpec, TextSpec},
+    unet::Condition,
 };
 use crate::{
     error::Result,
@@ -23,6 +24,32 @@ pub struct ModelSpec {
     pub defaults: Defaults,
     /// The parts that `model_index.json` lists and does not set to null, in its order.
     pub listed: Vec<Listed>,
+    /// SDXL's conditioning; `None` for other models.
+    pub sdxl: Option<SdxlSpec>,
+}
+
+/// What pipelines of SDXL do beyond those of Stable Diffusion 1 and 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SdxlSpec {
+    /// Whether an absent negative prompt has zeros as its features, rather than those of an empty text:
+    /// `force_zeros_for_empty_prompt`.
+    pub zeros_without_negative: bool,
+    /// Whether the network takes an aesthetic score rather than the size to draw: the refiner,
+    /// `requires_aesthetics_score`.
+    pub takes_aesthetic_score: bool,
+}
+
+impl SdxlSpec {
+    /// The numbers for a picture that is drawn in its own size, uncropped: original height and width, crop top and left,
+    /// then height and width, or the aesthetic score. Matches `_get_add_time_ids` of diffusers with its defaults.
+    pub fn numbers(self, height: usize, width: usize, is_negative: bool) -> Vec<f32> {
+        let (height, width) = (height as f32, width as f32);
+        match (self.takes_aesthetic_score, is_negative) {
+            (false, _) => vec![height, width, 0.0, 0.0, height, width],
+            (true, true) => vec![height, width, 0.0, 0.0, 2.5],
+            (true, false) => vec![height, width, 0.0, 0.0, 6.0],
+        }
+    }
 }
 
 /// A component of a model.
@@ -87,9 +114,32 @@ impl ModelSpec {
         self.components.iter().map(|(_, component)| component.name.as_str()).collect()
     }
 
+    /// The folders of the tokenizers, in the order of the text encoders.
+    pub fn tokenizers(&self) -> impl Iterator<Item = String> {
+        self.in_stage(Stage::Encode).map(|id| self.components[id].name.replacen("text_encoder", "tokenizer", 1))
+    }
+
     /// The sizes of the text encoders, in order.
     pub fn texts(&self) -> impl Iterator<Item = TextSpec> {
         self.components.iter().filter_map(|(_, component)| component.network.text())
+    }
+
+    /// Whether an absent negative prompt is another conditioning than an empty one.
+    pub fn has_no_negative(&self) -> bool {
+        self.sdxl.is_some_and(|sdxl| sdxl.zeros_without_negative)
+    }
+
+    /// How many layers at the end of its text encoders a request can leave out.
+    pub fn layers_to_skip(&self) -> usize {
+        let layers = self.components.iter().filter_map(|(_, component)| component.network.layers_to_skip());
+        layers.min().unwrap_or(0)
+    }
+
+    /// A condition without meaning for a picture of this size; `value` gives the values of its texts.
+    pub fn sample_condition(&self, height: usize, width: usize, value: impl Fn(usize) -> f32) -> Condition {
+        let text = self.texts().map(|text| text.filled(&value)).collect();
+        let numbers = self.sdxl.map_or(Vec::new(), |sdxl| sdxl.numbers(height, width, false));
+        Condition { text, numbers, guidance_scale: 2.0 }
     }
 
     /// The requested scheduler, or else the model's default.

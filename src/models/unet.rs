@@ -1,9 +1,11 @@
-//! The denoiser. Rombach et al. 2022; matches diffusers' `UNet2DConditionModel` in its SD 1.x and 2.x forms.
+//! The denoiser. Rombach et al. 2022; matches diffusers' `UNet2DConditionModel` in its forms for
+//! Stable Diffusion 1 and 2, SDXL (Podell et al. 2023) and latent consistency models (Luo et al. 2023).
 
 use serde_json::Value;
 
 use super::{
     blocks::{Downsample, KeysValues, ResnetBlock, ResnetFacts, Transformer, TransformerFacts, Upsample},
+    clip::EncodedText,
     config::{COUNTS, EPSILONS, LEVELS, SAMPLES, WIDTHS, divides, per_level, required},
     keys,
     route::{ForwardPass, PersistentArenas, Route, Shared},
@@ -34,8 +36,8 @@ pub struct UnetSpec {
     pub up_attention: Vec<bool>,
     /// Number of attention heads of each level. The configs call this `attention_head_dim`.
     pub heads: Vec<usize>,
-    /// Number of transformer layers in each level's attention blocks.
-    pub transformer_layers: Vec<usize>,
+    /// Number of transformer layers in each attention block.
+    pub transformer_layers: TransformerLayers,
     /// Width of the text features.
     pub cross_attention_dim: usize,
     /// Whether `proj_in` and `proj_out` are linear layers (SD 2) rather than 1x1 convolutions (SD 1).
@@ -44,8 +46,8 @@ pub struct UnetSpec {
     pub norm_num_groups: usize,
     /// Epsilon of the group norms outside the transformers (those have 1e-6).
     pub norm_eps: f32,
-    /// Whether there is a middle block: some distilled networks have none.
-    pub has_mid_block: bool,
+    /// The middle block.
+    pub mid_block: MidBlock,
     /// Default height of the latents.
     pub sample_height: usize,
     /// Default width of the latents.
@@ -54,29 +56,73 @@ pub struct UnetSpec {
     pub flip_sin_to_cos: bool,
     /// The shift in the frequencies of the time features.
     pub freq_shift: f32,
+    /// SDXL's conditioning beside the text features: `addition_embed_type` "text_time".
+    pub added: Option<AddedSpec>,
+    /// Width of the features of the guidance scale, if the network was distilled to take it as an input (LCM).
+    pub time_cond_proj_dim: Option<usize>,
+}
+
+/// The number of transformer layers in each attention block. Blocks without attention have an unused number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransformerLayers {
+    /// For each down level, one number for each residual block.
+    pub down: Vec<Vec<usize>>,
+    /// That of the middle block.
+    pub mid: usize,
+    /// For each up level, in the order of `up_blocks`, one number for each residual block.
+    pub up: Vec<Vec<usize>>,
+}
+
+/// The kind of middle block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MidBlock {
+    /// None: some distilled networks.
+    None,
+    /// One residual block, `UNetMidBlock2D`: SSD-1B and Segmind Vega.
+    Resnet,
+    /// Attention between two residual blocks, `UNetMidBlock2DCrossAttn`.
+    CrossAttention,
+}
+
+/// SDXL's conditioning beside the text features: the pooled feature, and numbers such as the picture's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddedSpec {
+    /// Width of the sinusoidal features of each number, `addition_time_embed_dim`.
+    pub number_width: usize,
+    /// Width of the pooled feature with the features of all numbers, `projection_class_embeddings_input_dim`.
+    pub input_width: usize,
 }
 
 impl UnetSpec {
     /// Reads the text of a `unet/config.json`; `file` is its name in messages.
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let config = Object::parse(text, file)?;
-        if config.text("addition_embed_type")? == Some("text_time") {
-            return Err(config
-                .refuse("addition_embed_type", "null")
-                .hint("this is an SDXL UNet; sdshard runs Stable Diffusion 1 and 2 so far"));
-        }
-        if config.get("time_cond_proj_dim").is_some() {
-            return Err(config.refuse("time_cond_proj_dim", "null").hint(
-                "this UNet was distilled to take the guidance as an input (LCM), which sdshard does not run yet",
-            ));
-        }
         config.check(&keys::UNET)?;
         // `null` means no middle block; a missing key means the default, which has one.
-        let has_mid_block = match config.text("mid_block_type")? {
-            None => !config.has("mid_block_type"),
-            Some("UNetMidBlock2DCrossAttn") => true,
-            Some(_) => return Err(config.refuse("mid_block_type", "\"UNetMidBlock2DCrossAttn\" or null")),
+        let mid_block = match config.text("mid_block_type")? {
+            None if config.has("mid_block_type") => MidBlock::None,
+            None | Some("UNetMidBlock2DCrossAttn") => MidBlock::CrossAttention,
+            Some("UNetMidBlock2D") => MidBlock::Resnet,
+            Some(_) => {
+                return Err(config.refuse("mid_block_type", "\"UNetMidBlock2DCrossAttn\", \"UNetMidBlock2D\" or null"));
+            }
         };
+        let added = match config.text("addition_embed_type")? {
+            None => None,
+            Some("text_time") => {
+                let width = |key: &str| required(&config, key, config.size(key, WIDTHS)?);
+                let number_width = width("addition_time_embed_dim")?;
+                if number_width % 2 == 1 {
+                    return Err(config.refuse("addition_time_embed_dim", "an even number"));
+                }
+                Some(AddedSpec { number_width, input_width: width("projection_class_embeddings_input_dim")? })
+            }
+            Some(_) => return Err(config.refuse("addition_embed_type", "null or \"text_time\"")),
+        };
+        let time_cond_proj_dim = config.size("time_cond_proj_dim", 4..=*WIDTHS.end())?;
+        if time_cond_proj_dim.is_some_and(|width| width % 2 == 1) {
+            return Err(config.refuse("time_cond_proj_dim", "an even number"));
+        }
 
         let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![320, 640, 1280, 1280]);
         let levels = block_out_channels.len();
@@ -99,7 +145,9 @@ impl UnetSpec {
         let up_attention = attention(&config, "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"], 0, levels)?;
         // The middle block has attention at the lowest resolution even if the blocks around it have none.
         let attends = |level: usize| {
-            down_attention[level] || up_attention[levels - 1 - level] || (has_mid_block && level == levels - 1)
+            down_attention[level]
+                || up_attention[levels - 1 - level]
+                || (mid_block == MidBlock::CrossAttention && level == levels - 1)
         };
         let context = per_level(&config, "cross_attention_dim", levels, WIDTHS)?.unwrap_or(vec![1280; levels]);
         let mut contexts = context.iter().enumerate().filter(|(level, _)| attends(*level)).map(|(_, width)| *width);
@@ -119,9 +167,8 @@ impl UnetSpec {
             down_attention,
             up_attention,
             heads,
-            transformer_layers: per_level(&config, "transformer_layers_per_block", levels, COUNTS)?
-                .unwrap_or(vec![1; levels]),
-            has_mid_block,
+            transformer_layers: TransformerLayers::read(&config, levels, layers_per_block[0])?,
+            mid_block,
             cross_attention_dim,
             use_linear_projection: config.flag("use_linear_projection", false)?,
             norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
@@ -130,6 +177,8 @@ impl UnetSpec {
             sample_width: sample_size[1],
             flip_sin_to_cos: config.flag("flip_sin_to_cos", true)?,
             freq_shift: config.float("freq_shift", 0.0..=1.0)?.unwrap_or(0.0) as f32,
+            added,
+            time_cond_proj_dim,
             block_out_channels,
         };
         if spec.in_channels == 9 {
@@ -155,6 +204,48 @@ impl UnetSpec {
     }
 }
 
+impl TransformerLayers {
+    /// Reads `transformer_layers_per_block`: a number, one for each down level, or a list of lists with one for each
+    /// residual block. The up levels have those of the down levels in reverse, or, in their own order, those of
+    /// `reverse_transformer_layers_per_block`.
+    fn read(config: &Object, levels: usize, layers: usize) -> Result<Self> {
+        let per_block = |key: &str, blocks: usize| -> Result<Option<Vec<Vec<usize>>>> {
+            let Some(Value::Array(list)) = config.get(key) else {
+                let one = config.size(key, COUNTS)?;
+                return Ok(one.map(|count| vec![vec![count; blocks]; levels]));
+            };
+            let refuse = || {
+                let wanted = format!("a number, or for each of {levels} levels a number or a list of {blocks}");
+                config.refuse(key, &wanted)
+            };
+            let count = |value: &Value| {
+                let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+                count.filter(|count| COUNTS.contains(count)).ok_or_else(refuse)
+            };
+            let level = |value: &Value| match value {
+                Value::Array(counts) if counts.len() == blocks => counts.iter().map(count).collect(),
+                Value::Array(_) => Err(refuse()),
+                value => Ok(vec![count(value)?; blocks]),
+            };
+            if list.len() != levels {
+                return Err(refuse());
+            }
+            list.iter().map(level).collect::<Result<_>>().map(Some)
+        };
+        const DOWN: &str = "transformer_layers_per_block";
+        const UP: &str = "reverse_transformer_layers_per_block";
+        let down = per_block(DOWN, layers)?.unwrap_or(vec![vec![1; layers]; levels]);
+        let up = match per_block(UP, layers + 1)? {
+            Some(up) => up,
+            None if config.get(DOWN).and_then(Value::as_array).is_some_and(|list| list.iter().any(Value::is_array)) => {
+                return Err(config.refuse(UP, &format!("a list, since `{DOWN}` has lists")));
+            }
+            None => down.iter().rev().map(|level| vec![level[0]; layers + 1]).collect(),
+        };
+        Ok(Self { mid: down[levels - 1][0], down, up })
+    }
+}
+
 /// Whether each level has cross attention: its block type is `cross` and not `plain`. Rejects other types. Without the
 /// key all levels have it but the `plain_level`.
 fn attention(
@@ -172,13 +263,48 @@ fn attention(
     Ok(blocks.iter().map(|block| *block == cross).collect())
 }
 
-/// The features of one text: `[tokens, width]` of each text encoder, in the model's order, on the host.
-pub type TextFeatures = std::sync::Arc<[Vec<f32>]>;
+/// One text as every text encoder encodes it, in the model's order.
+pub type TextFeatures = std::sync::Arc<[EncodedText]>;
 
-/// The conditioning of the denoiser, computed once per request: the keys and values of the texts in each attention
-/// layer.
+/// The conditioning of one row of the denoiser's batch.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// The text.
+    pub text: TextFeatures,
+    /// The numbers of [`UnetSpec::added`]; empty for a network without it.
+    pub numbers: Vec<f32>,
+    /// The guidance scale, for a network that takes it as an input.
+    pub guidance_scale: f32,
+}
+
+impl Condition {
+    /// The context of the cross attention, `[tokens, width]`: the features of each token from every text encoder, one
+    /// after the other.
+    fn context(&self, width: usize) -> Vec<f32> {
+        let [first, rest @ ..] = &self.text[..] else { unreachable!("a model has a text encoder") };
+        if rest.is_empty() {
+            return first.features.clone();
+        }
+        let all: usize = self.text.iter().map(|text| text.features.len()).sum();
+        let tokens = all / width;
+        let row = |text: &EncodedText, token: usize| {
+            let width = text.features.len() / tokens;
+            text.features[token * width..][..width].to_vec()
+        };
+        (0..tokens).flat_map(|token| self.text.iter().flat_map(move |text| row(text, token))).collect()
+    }
+}
+
+/// The conditioning of the denoiser, computed once per request.
 #[derive(Clone)]
-pub struct Conditioning(Vec<Vec<KeysValues>>);
+pub struct Conditioning {
+    /// The keys and values of the texts in each transformer's layers.
+    texts: Vec<Vec<KeysValues>>,
+    /// The embedding of [`UnetSpec::added`], `[rows, 4 block_out_channels[0]]`, on the first section's device.
+    added: Option<Tensor>,
+    /// What the guidance scales add to the time features, `[rows, block_out_channels[0]]`, f32, on the same device.
+    guidance: Option<Tensor>,
+}
 
 /// The UNet: maps latents, time and text to the model output that the scheduler expects.
 ///
@@ -189,6 +315,9 @@ pub struct Unet {
     conv_in: Conv2d,
     linear_1: Linear,
     linear_2: Linear,
+    /// The two layers of `add_embedding`.
+    added: Option<[Linear; 2]>,
+    cond_proj: Option<Linear>,
     down: Vec<Layer>,
     mid: Vec<Layer>,
     up: Vec<Layer>,
@@ -218,7 +347,8 @@ enum Block {
 
 /// A section described by its config. [`Unet::sections`] and [`Unet::load`] both follow this description.
 struct SectionSpec {
-    /// The section's path in the file. `conv_in` includes the time embedding, `conv_out` the norm before it.
+    /// The section's path in the file. `conv_in` includes the time embedding and `add_embedding`, `conv_out` the norm
+    /// before it.
     name: String,
     phase: Phase,
     kind: Kind,
@@ -239,7 +369,7 @@ enum Phase {
 enum Kind {
     Conv,
     Resnet { in_channels: usize, out_channels: usize, level: usize },
-    Transformer { level: usize },
+    Transformer { level: usize, layers: usize },
     Downsample { channels: usize },
     Upsample { channels: usize, to_level: usize },
 }
@@ -259,7 +389,8 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
             let attends = spec.down_attention[level];
             add(format!("{name}.resnets.{i}"), Phase::Down, resnet, !attends);
             if attends {
-                add(format!("{name}.attentions.{i}"), Phase::Down, Kind::Transformer { level }, true);
+                let kind = Kind::Transformer { level, layers: spec.transformer_layers.down[level][i] };
+                add(format!("{name}.attentions.{i}"), Phase::Down, kind, true);
             }
         }
         if level < last {
@@ -267,10 +398,13 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
             add(format!("{name}.downsamplers.0"), Phase::Down, kind, true);
         }
     }
-    if spec.has_mid_block {
-        let resnet = Kind::Resnet { in_channels: widths[last], out_channels: widths[last], level: last };
+    let resnet = Kind::Resnet { in_channels: widths[last], out_channels: widths[last], level: last };
+    if spec.mid_block != MidBlock::None {
         add("mid_block.resnets.0".to_owned(), Phase::Mid, resnet, false);
-        add("mid_block.attentions.0".to_owned(), Phase::Mid, Kind::Transformer { level: last }, false);
+    }
+    if spec.mid_block == MidBlock::CrossAttention {
+        let kind = Kind::Transformer { level: last, layers: spec.transformer_layers.mid };
+        add("mid_block.attentions.0".to_owned(), Phase::Mid, kind, false);
         add("mid_block.resnets.1".to_owned(), Phase::Mid, resnet, false);
     }
     // Up blocks are numbered from the lowest resolution; each of their residual blocks uses a skip tensor of the down
@@ -284,7 +418,8 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
             let resnet = Kind::Resnet { in_channels: channels + skip_channels, out_channels: widths[level], level };
             add(format!("{name}.resnets.{j}"), Phase::Up, resnet, true);
             if spec.up_attention[i] {
-                add(format!("{name}.attentions.{j}"), Phase::Up, Kind::Transformer { level }, false);
+                let kind = Kind::Transformer { level, layers: spec.transformer_layers.up[i][j] };
+                add(format!("{name}.attentions.{j}"), Phase::Up, kind, false);
             }
         }
         if level > 0 {
@@ -315,9 +450,9 @@ impl Unet {
                     let facts = ResnetFacts { groups, eps, time_channels: Some(time), extent: spec.extent(level) };
                     Block::Resnet(ResnetBlock::load(&w, in_channels, out_channels, facts)?)
                 }
-                Kind::Transformer { level } => {
+                Kind::Transformer { level, layers } => {
                     let facts = TransformerFacts {
-                        layers: spec.transformer_layers[level],
+                        layers,
                         heads: spec.heads[level],
                         context: spec.cross_attention_dim,
                         groups,
@@ -343,6 +478,17 @@ impl Unet {
             conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], spec.extent(0))?,
             linear_1: Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?,
             linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
+            added: match spec.added {
+                Some(AddedSpec { input_width, .. }) => Some([
+                    Linear::load(&first.at("add_embedding.linear_1"), input_width, time)?,
+                    Linear::load(&first.at("add_embedding.linear_2"), time, time)?,
+                ]),
+                None => None,
+            },
+            cond_proj: spec
+                .time_cond_proj_dim
+                .map(|width| Linear::load_without_bias(&first.at("time_embedding.cond_proj"), width, widths[0]))
+                .transpose()?,
             down: layers_of(Phase::Down)?,
             mid: layers_of(Phase::Mid)?,
             up: layers_of(Phase::Up)?,
@@ -354,19 +500,23 @@ impl Unet {
         })
     }
 
-    /// The keys and values of the texts for every attention layer, with a row for each text, kept for the whole request
-    /// on the device that uses them. With one text encoder, its features are the context of the cross attention.
-    pub fn condition(
-        &self,
-        texts: &[TextFeatures],
-        pass: &ForwardPass,
-        keeps: &PersistentArenas,
-    ) -> Result<Conditioning> {
+    /// Computes everything that stays the same in all steps, with a row for each of `rows`: the keys and values of the
+    /// texts for every attention layer, on the device that uses them, and what is added to the time embedding. It is
+    /// kept for the whole request.
+    pub fn condition(&self, rows: &[Condition], pass: &ForwardPass, keeps: &PersistentArenas) -> Result<Conditioning> {
         let width = self.spec.cross_attention_dim;
-        let rows: Vec<&[f32]> = texts.iter().map(|text| text[0].as_slice()).collect();
-        let shape = [rows.len(), rows[0].len() / width, width];
-        let pass = pass.through(self.transformers.clone());
-        let context = Shared::new(Tensor::new(pass.first(), shape, &rows.concat())?);
+        let uses_first = self.added.is_some() || self.cond_proj.is_some();
+        let pass = pass.through(uses_first.then_some(0).into_iter().chain(self.transformers.clone()).collect());
+        let (mut added, mut guidance) = (None, None);
+        if uses_first {
+            let device = pass.next()?;
+            (added, guidance) = (self.added(rows, device, pass.dtype())?, self.guidance(rows, device, pass.dtype())?);
+            let keep = |tensor: Option<Tensor>| tensor.map(|tensor| tensor.keep(keeps.on(device))).transpose();
+            (added, guidance) = (keep(added)?, keep(guidance)?);
+        }
+        let contexts: Vec<f32> = rows.iter().flat_map(|row| row.context(width)).collect();
+        let shape = [rows.len(), contexts.len() / rows.len() / width, width];
+        let context = Shared::new(Tensor::new(pass.first(), shape, &contexts)?);
         let keys_values = |transformer: &Transformer| -> Result<Vec<KeysValues>> {
             let device = pass.next()?;
             let keep = keeps.on(device);
@@ -378,20 +528,68 @@ impl Unet {
                 Block::Transformer(transformer) => Some(transformer),
                 _ => None,
             });
-        transformers.map(keys_values).collect::<Result<_>>().map(Conditioning)
+        Ok(Conditioning { texts: transformers.map(keys_values).collect::<Result<_>>()?, added, guidance })
     }
 
-    /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Unet::forward`]: `[cos(t f), sin(t f)]`
-    /// (or the other way round) with `width / 2` frequencies f from 1 down to 1/10000, in f32 as in the reference.
-    /// Vaswani et al. 2017; matches diffusers' `get_timestep_embedding`.
+    /// The embedding of the pooled features and the numbers of `rows`: `add_embedding` of diffusers. The pooled feature
+    /// is that of the last text encoder that gives one.
+    fn added(&self, rows: &[Condition], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
+        let (Some([linear_1, linear_2]), Some(spec)) = (&self.added, self.spec.added) else { return Ok(None) };
+        let row = |row: &Condition| -> Vec<f32> {
+            let pooled = row.text.iter().rev().find(|text| !text.pooled.is_empty());
+            let numbers = row.numbers.iter().flat_map(|number| self.sinusoid(*number, spec.number_width));
+            pooled.into_iter().flat_map(|text| text.pooled.iter().copied()).chain(numbers).collect()
+        };
+        let inputs: Vec<f32> = rows.iter().flat_map(row).collect();
+        let inputs = Tensor::new(device, [rows.len(), spec.input_width], &inputs)?.cast(dtype)?;
+        let silu = Fuse::activation(Activation::Silu);
+        linear_2.forward(&linear_1.forward_with(&inputs, &silu)?).map(Some)
+    }
+
+    /// What the guidance scales of `rows` add to the time features, f32: `cond_proj` of diffusers' `TimestepEmbedding`
+    /// of the features that its LCM pipelines make (`get_guidance_scale_embedding`).
+    fn guidance(&self, rows: &[Condition], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
+        let (Some(cond_proj), Some(width)) = (&self.cond_proj, self.spec.time_cond_proj_dim) else { return Ok(None) };
+        let half = width / 2;
+        let row = |row: &Condition| -> Vec<f32> {
+            let scale = 1000.0 * (row.guidance_scale - 1.0);
+            let angle = |i: usize| scale * (i as f32 * -(10000f32.ln() / (half as f32 - 1.0))).exp();
+            (0..half).map(|i| angle(i).sin()).chain((0..half).map(|i| angle(i).cos())).collect()
+        };
+        let inputs: Vec<f32> = rows.iter().flat_map(row).collect();
+        let inputs = Tensor::new(device, [rows.len(), width], &inputs)?.cast(dtype)?;
+        cond_proj.forward(&inputs)?.cast(DType::F32).map(Some)
+    }
+
+    /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Unet::forward`].
     pub fn time_features(&self, timestep: f32, device: &Device) -> Result<Tensor> {
-        let half = self.spec.block_out_channels[0] / 2;
-        let frequency = |i: usize| (-(10000f32.ln()) * i as f32 / (half as f32 - self.spec.freq_shift)).exp();
-        let angles: Vec<f32> = (0..half).map(|i| timestep * frequency(i)).collect();
-        let (sin, cos) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
-        let features: Vec<f32> =
-            if self.spec.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() };
+        let features = self.sinusoid(timestep, self.spec.block_out_channels[0]);
         Tensor::new(device, [1, features.len()], &features)
+    }
+
+    /// Sinusoidal features of a number: `[cos(x f), sin(x f)]` (or the other way round) with `width / 2` frequencies f
+    /// from 1 down to 1/10000, in f32 as in the reference. Vaswani et al. 2017; matches diffusers'
+    /// `get_timestep_embedding`.
+    fn sinusoid(&self, x: f32, width: usize) -> Vec<f32> {
+        let half = width / 2;
+        let frequency = |i: usize| (-(10000f32.ln()) * i as f32 / (half as f32 - self.spec.freq_shift)).exp();
+        let angles: Vec<f32> = (0..half).map(|i| x * frequency(i)).collect();
+        let (sin, cos) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
+        if self.spec.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
+    }
+
+    /// The time features `[1, width]` with what the guidance scales add, `[1 or rows, width]`: a row for each row of the
+    /// conditioning if they are not all equal.
+    fn time_rows(&self, time: &Tensor, conditioning: &Conditioning) -> Result<Tensor> {
+        let rows = [&conditioning.added, &conditioning.guidance].into_iter().flatten().next().map(|rows| rows.dim(0));
+        let time = match rows {
+            Some(rows @ 2..) => Tensor::stack(&vec![time; rows])?,
+            _ => time.clone(),
+        };
+        match &conditioning.guidance {
+            Some(guidance) => Tensor::scale_add(time.shape(), &[(1.0, &time, 0), (1.0, guidance, 0)]),
+            None => Ok(time),
+        }
     }
 
     /// Computes the model output, `[batch, height, width, out_channels]`, from the scaled latents, `[batch, height,
@@ -406,11 +604,12 @@ impl Unet {
 
         // Time embedding. Each residual block uses SiLU of it, so SiLU is applied once, here.
         let silu = Fuse::activation(Activation::Silu);
-        let time = time.cast(pass.dtype())?;
-        let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &silu)?);
+        let time = self.time_rows(time, texts)?.cast(pass.dtype())?;
+        let added = Fuse { channel_add: texts.added.as_ref(), ..silu };
+        let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &added)?);
 
         let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
-        let mut texts = texts.0.iter();
+        let mut texts = texts.texts.iter();
         let mut text = || texts.next().expect("`condition` used the same transformers").as_slice();
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.skip_users.len());
         let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {

@@ -42,8 +42,12 @@ pub struct VaeSpec {
     pub force_upcast: bool,
 }
 
+/// The factor of the latents of Stable Diffusion 1 and 2, which is the default of the class.
+const SD_SCALING_FACTOR: f32 = 0.18215;
+
 impl VaeSpec {
-    /// Reads the text of a `vae/config.json`; `file` is its name in messages.
+    /// Reads the text of a `vae/config.json`; `file` is its name in messages. The result is for a pipeline of Stable
+    /// Diffusion 1 or 2: see [`VaeSpec::for_sdxl`].
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let config = Object::parse(text, file)?;
         config.check(&keys::VAE)?;
@@ -63,12 +67,12 @@ impl VaeSpec {
             latent_channels: config.size("latent_channels", COUNTS)?.unwrap_or(4),
             layers_per_block: config.size("layers_per_block", COUNTS)?.unwrap_or(1),
             norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
-            scaling_factor: config.float("scaling_factor", 1e-6..=1e6)?.unwrap_or(0.18215) as f32,
+            scaling_factor: config.float("scaling_factor", 1e-6..=1e6)?.unwrap_or(f64::from(SD_SCALING_FACTOR)) as f32,
             mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
             use_quant_conv: config.flag("use_quant_conv", true)?,
             use_post_quant_conv: config.flag("use_post_quant_conv", true)?,
-            // The class has the default true, but only the pipelines of SDXL read it, and their files all have the key.
-            // The VAEs of Stable Diffusion 1 and 2 do not overflow f16.
+            // The class has the default true, but only the pipelines of SDXL read it: the VAEs of Stable Diffusion 1 and
+            // 2 do not overflow f16.
             force_upcast: config.flag("force_upcast", false)?,
             block_out_channels,
         };
@@ -77,6 +81,24 @@ impl VaeSpec {
         }
         for &channels in &spec.block_out_channels {
             divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
+        }
+        Ok(spec)
+    }
+
+    /// As [`VaeSpec::from_json`], for a pipeline of SDXL.
+    pub fn for_sdxl(text: &str, file: &str) -> Result<Self> {
+        let config = Object::parse(text, file)?;
+        for key in ["latents_mean", "latents_std"] {
+            if config.get(key).is_some() {
+                return Err(config.refuse(key, "null").hint("sdshard scales latents and does not normalise them"));
+            }
+        }
+        let spec = Self { force_upcast: config.flag("force_upcast", true)?, ..Self::from_json(text, file)? };
+        if spec.scaling_factor == SD_SCALING_FACTOR {
+            tracing::warn!(
+                "{file}: `scaling_factor` is {SD_SCALING_FACTOR}, that of Stable Diffusion 1; with the VAE of SDXL, \
+                 whose factor is 0.13025, pictures become pale"
+            );
         }
         Ok(spec)
     }

@@ -15,7 +15,7 @@ use super::{
     placement::each_once,
     request::{Output, Request},
     stages::{self, DenoiseInput, Noise, PictureStart, branches},
-    texts::{Known, TextCache},
+    texts::{Known, Text, TextCache},
 };
 use crate::{
     backend::{DType, Device},
@@ -23,8 +23,8 @@ use crate::{
     models::{
         component::{ComponentId, Stage},
         route::{NoHooks, PersistentArenas, Route, SectionHooks},
-        spec::LatentSpec,
-        unet::TextFeatures,
+        spec::{LatentSpec, SdxlSpec},
+        unet::{Condition, TextFeatures},
     },
     scheduler::schedule,
     tensor::Shape,
@@ -159,12 +159,18 @@ impl Pipeline {
         let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
         let guided = first.guidance_scale > 1.0;
 
-        let mut texts = Vec::with_capacity(2 * indices.len());
-        for kind in [guided.then_some(PromptKind::Negative), Some(PromptKind::Positive)].into_iter().flatten() {
+        let mut rows = Vec::with_capacity(2 * indices.len());
+        for is_negative in [guided.then_some(true), Some(false)].into_iter().flatten() {
             for &i in &indices {
                 let request = batch.requests[i];
-                let text = if kind == PromptKind::Negative { &request.negative_prompt } else { &request.prompt };
-                texts.push(self.features(text, arrival, i, batch)?);
+                let text = if is_negative { request.negative_text(spec) } else { Some(request.text()) };
+                let text = match text {
+                    Some(text) => self.features(&text, arrival, i, batch)?,
+                    None => spec.texts().map(|text| text.filled(|_| 0.0)).collect(),
+                };
+                let numbers = |sdxl: SdxlSpec| sdxl.numbers(request.height, request.width, is_negative);
+                let (numbers, guidance_scale) = (spec.sdxl.map_or(Vec::new(), numbers), request.guidance_scale);
+                rows.push(Condition { text, numbers, guidance_scale });
             }
         }
 
@@ -172,11 +178,12 @@ impl Pipeline {
         let shape = Shape::from([1, first.height / scale, first.width / scale, channels]);
         let begin = |&i: &usize| PictureStart {
             guidance_scale: batch.requests[i].guidance_scale,
+            guidance_rescale: batch.requests[i].guidance_rescale,
             noise: Noise::new(batch.requests[i]),
         };
         let pictures = indices.iter().map(begin).collect();
         let input = DenoiseInput { schedule: &schedule, pictures, shape };
-        let latents = self.denoise(input, texts, guided, arrival, slots, batch)?;
+        let latents = self.denoise(input, rows, guided, arrival, slots, batch)?;
 
         let mut pictures = Vec::with_capacity(indices.len());
         for (i, values) in indices.into_iter().zip(latents) {
@@ -206,7 +213,7 @@ impl Pipeline {
     fn denoise<'a>(
         &'a self,
         input: DenoiseInput,
-        texts: Vec<TextFeatures>,
+        rows: Vec<Condition>,
         guided: bool,
         arrival: u64,
         slots: &[Slot],
@@ -233,7 +240,7 @@ impl Pipeline {
             calls,
             at: started,
         })?;
-        let branches = branches(instance, slot, texts, guided, &held_devices);
+        let branches = branches(instance, slot, rows, guided, &held_devices);
         let latents = stages::denoise(&branches, input, |done| {
             batch.report_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
@@ -307,33 +314,27 @@ impl Pipeline {
     }
 
     /// The features of a text of request `i`, from every text encoder in order: from the cache, or computed now.
-    fn features<'a>(&'a self, text: &str, arrival: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
+    fn features<'a>(&'a self, text: &Text, arrival: u64, i: usize, batch: &mut Batch<'a>) -> Result<TextFeatures> {
         // A request must not hold a device while it waits for a text that another request encodes.
         batch.held = None;
         let _turn = match self.texts.get_or_begin(text, arrival) {
             Known::Features(features) => return Ok(features),
             Known::Begun(turn) => turn,
         };
-        let encoded = self.model.tokenizer.encode(text)?;
-        if let Some(rest) = &encoded.truncated {
-            tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
-        }
-        let encoders = self.model.spec.in_stage(Stage::Encode);
-        let features = encoders.map(|encoder| {
-            let ids = encoded.ids.clone();
-            self.with_instance(encoder, arrival, i, batch, |instance| stages::encode(&instance.positive, ids, &NoHooks))
+        let encoders = self.model.spec.in_stage(Stage::Encode).zip(&self.model.tokenizers);
+        let features = encoders.enumerate().map(|(index, (encoder, tokenizer))| {
+            let encoded = tokenizer.encode(text.of(index))?;
+            if let Some(rest) = encoded.truncated.filter(|_| index == 0 || text.of(index) != text.of(0)) {
+                tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
+            }
+            self.with_instance(encoder, arrival, i, batch, |instance| {
+                stages::encode(&instance.positive, encoded.ids, text.skip, &NoHooks)
+            })
         });
         let features: TextFeatures = features.collect::<Result<Vec<_>>>()?.into();
         self.texts.put(text, features.clone());
         Ok(features)
     }
-}
-
-/// One of the two texts of a request.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PromptKind {
-    Negative,
-    Positive,
 }
 
 /// The devices that a request holds during the denoising loop: all devices of an instance from the beginning to the

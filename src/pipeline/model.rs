@@ -28,8 +28,8 @@ pub struct Model {
     pub files: ModelFiles,
     /// The contents of its configs.
     pub spec: ModelSpec,
-    /// Converts texts to token ids.
-    pub tokenizer: Tokenizer,
+    /// Convert texts to token ids, one for each text encoder.
+    pub tokenizers: Vec<Tokenizer>,
     /// The variant of the weights to read, for example `fp16`.
     pub variant: Option<String>,
     /// Receives the progress of reading weights.
@@ -62,19 +62,22 @@ impl Model {
     /// As [`Model::open`], except for the weights.
     pub fn without_weights(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
-        let text = spec.texts().next().expect("every model has a text encoder");
-        let tokenizer = Tokenizer::load(&files, "tokenizer", text.tokens)?;
-        let (rows, largest) = (text.vocab_size, tokenizer.largest_id() as usize);
-        if largest >= rows {
-            return Err(Error::input(format!(
-                "the parts of the model {} do not fit together: vocab_size of the text encoder must be {} at least, so \
-                 that every token of the tokenizer has a row",
-                files.name(),
-                largest + 1
-            ))
-            .found(rows.to_string()));
+        let mut tokenizers = Vec::new();
+        for (folder, text) in spec.tokenizers().zip(spec.texts()) {
+            let tokenizer = Tokenizer::load(&files, &folder, text.tokens)?;
+            let (rows, largest) = (text.vocab_size, tokenizer.largest_id() as usize);
+            if largest >= rows {
+                return Err(Error::input(format!(
+                    "the parts of the model {} do not fit together: vocab_size of the text encoder must be {} at \
+                     least, so that every token of the {folder} has a row",
+                    files.name(),
+                    largest + 1
+                ))
+                .found(rows.to_string()));
+            }
+            tokenizers.push(tokenizer);
         }
-        Ok(Self { files, spec, tokenizer, variant, observer: None, identity: Mutex::default() })
+        Ok(Self { files, spec, tokenizers, variant, observer: None, identity: Mutex::default() })
     }
 
     /// A component's weights with checked headers; no tensor is read.
@@ -96,7 +99,7 @@ impl Model {
             return Ok(identity.clone());
         }
         let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
-        paths.extend(tokenizer::paths(&self.files, "tokenizer"));
+        paths.extend(self.spec.tokenizers().flat_map(|folder| tokenizer::paths(&self.files, &folder)));
         for (id, component) in self.spec.components.iter() {
             self.weights(id)?; // an invalid file is reported before gigabytes are read
             paths.push(format!("{}/config.json", component.name));

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::texts::Text;
 pub use crate::tensor::random::Rng;
 use crate::{
     error::{Error, Result},
@@ -28,6 +29,14 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", aliases = ["negative", "neg-prompt"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
+    /// The prompt for the second text encoder of SDXL [default: the prompt]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_2: Option<String>,
+    /// The negative prompt for the second text encoder of SDXL [default: the negative prompt]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_prompt_2: Option<String>,
     /// Seed of the noise. The command line's may also be "random".
     #[cfg_attr(feature = "cli", arg(skip))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +50,15 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(aliases = ["cfg-scale", "cfg", "guidance", "scale"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f32>,
+    /// How far to reduce the contrast that guidance adds, from 0 to 1 [default: 0]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FACTOR", allow_negative_numbers = true))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_rescale: Option<f32>,
+    /// The number of layers at the end of the text encoders to leave out for the prompt; web UIs count one more
+    /// [default: 0]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<usize>,
     /// The solver: pndm, ddim, euler, euler-ancestral, dpm++2m or dpm++2m-karras [default: the model's]
     #[cfg_attr(feature = "cli", arg(long, aliases = ["sampler", "sampler-name", "sampling-method"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,9 +85,13 @@ impl RequestOptions {
         Self {
             prompt: self.prompt.or_else(|| other.prompt.clone()),
             negative_prompt: self.negative_prompt.or_else(|| other.negative_prompt.clone()),
+            prompt_2: self.prompt_2.or_else(|| other.prompt_2.clone()),
+            negative_prompt_2: self.negative_prompt_2.or_else(|| other.negative_prompt_2.clone()),
             seed: self.seed.or(other.seed),
             steps: self.steps.or(other.steps),
             guidance_scale: self.guidance_scale.or(other.guidance_scale),
+            guidance_rescale: self.guidance_rescale.or(other.guidance_rescale),
+            clip_skip: self.clip_skip.or(other.clip_skip),
             scheduler: self.scheduler.or_else(|| other.scheduler.clone()),
             width: self.width.or(other.width),
             height: self.height.or(other.height),
@@ -99,9 +121,14 @@ impl RequestOptions {
                 _ => {}
             }
         }
-        match self.guidance_scale.filter(|scale| !scale.is_finite()) {
-            Some(scale) => refuse("guidance_scale", scale.to_string(), "a finite number is needed".into()),
-            None => Ok(()),
+        match (self.guidance_scale, self.guidance_rescale) {
+            (Some(scale), _) if !scale.is_finite() => {
+                refuse("guidance_scale", scale.to_string(), "a finite number is needed".into())
+            }
+            (_, Some(factor)) if !(0.0..=1.0).contains(&factor) => {
+                refuse("guidance_rescale", factor.to_string(), "a number from 0 to 1 is needed".into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -114,10 +141,14 @@ impl RequestOptions {
         let plain = Request::new(self.prompt.as_deref().unwrap_or_default(), spec);
         let asked = self.scheduler.as_deref().map(str::parse).transpose();
         let request = Request {
-            negative_prompt: self.negative_prompt.clone().unwrap_or(plain.negative_prompt),
+            negative_prompt: self.negative_prompt.clone(),
+            prompt_2: self.prompt_2.clone(),
+            negative_prompt_2: self.negative_prompt_2.clone(),
             seed: self.seed.unwrap_or(plain.seed),
             steps: self.steps.unwrap_or(plain.steps),
             guidance_scale: self.guidance_scale.unwrap_or(plain.guidance_scale),
+            guidance_rescale: self.guidance_rescale.unwrap_or(plain.guidance_rescale),
+            clip_skip: self.clip_skip.unwrap_or(plain.clip_skip),
             scheduler: asked.map_err(|error: Error| error.context(name("scheduler")))?.or(plain.scheduler),
             width: self.width.unwrap_or(plain.width),
             height: self.height.unwrap_or(plain.height),
@@ -154,14 +185,25 @@ pub enum Output {
 pub struct Request {
     /// The prompt.
     pub prompt: String,
-    /// The negative prompt; used if `guidance_scale > 1`.
-    pub negative_prompt: String,
+    /// The prompt for all text encoders but the first; `None` for the prompt.
+    pub prompt_2: Option<String>,
+    /// The negative prompt; used if `guidance_scale > 1`. `None` is the empty prompt, or for SDXL no prompt, which has
+    /// zeros as its features.
+    pub negative_prompt: Option<String>,
+    /// The negative prompt for all text encoders but the first; `None` for the negative prompt.
+    pub negative_prompt_2: Option<String>,
     /// Seed of the noise.
     pub seed: u64,
     /// Number of denoising steps, at least 1.
     pub steps: usize,
     /// Strength of classifier-free guidance; at most 1 means none.
     pub guidance_scale: f32,
+    /// How far the output with guidance gets the standard deviation of the output for the prompt, from 0 to 1 (Lin et
+    /// al. 2023).
+    pub guidance_rescale: f32,
+    /// The number of layers at the end of each text encoder that are left out for the prompt, as `clip_skip` of
+    /// diffusers.
+    pub clip_skip: usize,
     /// The solver; `None` is the model's own.
     pub scheduler: Option<SchedulerKind>,
     /// Width in pixels.
@@ -182,10 +224,14 @@ impl Request {
         let defaults = &spec.defaults;
         Self {
             prompt: prompt.into(),
-            negative_prompt: String::new(),
+            prompt_2: None,
+            negative_prompt: None,
+            negative_prompt_2: None,
             seed: 0,
             steps: defaults.steps,
             guidance_scale: defaults.guidance_scale,
+            guidance_rescale: 0.0,
+            clip_skip: 0,
             scheduler: defaults.scheduler,
             width: defaults.width,
             height: defaults.height,
@@ -200,17 +246,37 @@ impl Request {
     /// # Errors
     /// If the model has no such scheduler.
     pub fn options(&self, spec: &ModelSpec) -> Result<RequestOptions> {
+        // An absent negative prompt is the empty one, unless the model distinguishes them.
+        let negative_prompt = self.negative_prompt.clone().or_else(|| (!spec.has_no_negative()).then(String::new));
         Ok(RequestOptions {
             prompt: Some(self.prompt.clone()),
-            negative_prompt: Some(self.negative_prompt.clone()),
+            negative_prompt,
+            prompt_2: self.prompt_2.clone(),
+            negative_prompt_2: self.negative_prompt_2.clone(),
             seed: Some(self.seed),
             steps: Some(self.steps),
             guidance_scale: Some(self.guidance_scale),
+            guidance_rescale: Some(self.guidance_rescale).filter(|factor| *factor != 0.0),
+            clip_skip: Some(self.clip_skip).filter(|skip| *skip != 0),
             scheduler: Some(spec.scheduler_for(self.scheduler)?.kind().to_string()),
             width: Some(self.width),
             height: Some(self.height),
             num_images: None,
         })
+    }
+
+    /// The prompt as the text encoders get it.
+    pub fn text(&self) -> Text {
+        Text::new(&self.prompt, self.prompt_2.as_deref(), self.clip_skip)
+    }
+
+    /// The negative prompt as the text encoders get it; `None` if its features are zeros. As in the reference,
+    /// `clip_skip` does not count for it, and without a negative prompt the second one is not used.
+    pub fn negative_text(&self, spec: &ModelSpec) -> Option<Text> {
+        match &self.negative_prompt {
+            None if spec.has_no_negative() => None,
+            negative => Some(Text::new(negative.as_deref().unwrap_or(""), self.negative_prompt_2.as_deref(), 0)),
+        }
     }
 
     /// Whether both can be batched: they have the same size, schedule and kind of start, and both have guidance or
@@ -226,8 +292,8 @@ impl Request {
     /// Checks that a model can draw this request.
     ///
     /// # Errors
-    /// If a size is not a multiple of the model's scale, there is no step, the guidance scale is not finite, or the
-    /// starting noise has another size.
+    /// If a size is not a multiple of the model's scale, there is no step, the guidance scale is not finite, a number is
+    /// out of its range, the starting noise has another size, or there is a text for an encoder that the model lacks.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
         self.check_as(spec, str::to_owned)
     }
@@ -250,6 +316,22 @@ impl Request {
         if !self.guidance_scale.is_finite() {
             return Err(Error::input(format!("{}: a finite number is needed", name("guidance_scale")))
                 .found(self.guidance_scale.to_string()));
+        }
+        if !(0.0..=1.0).contains(&self.guidance_rescale) {
+            return Err(Error::input(format!("{}: a number from 0 to 1 is needed", name("guidance_rescale")))
+                .found(self.guidance_rescale.to_string()));
+        }
+        let most = spec.layers_to_skip();
+        if self.clip_skip > most {
+            return Err(Error::input(format!("{}: the text encoders can leave out {most} layers", name("clip_skip")))
+                .found(self.clip_skip.to_string()));
+        }
+        for (field, text) in [("prompt_2", &self.prompt_2), ("negative_prompt_2", &self.negative_prompt_2)] {
+            if text.is_some() && spec.texts().count() == 1 {
+                return Err(
+                    Error::input(format!("{}: this model has one text encoder", name(field))).hint("SDXL has two")
+                );
+            }
         }
         if let Start::Latents(latents) = &self.start {
             let wanted = spec.latents.channels * (self.width / scale) * (self.height / scale);

@@ -12,10 +12,11 @@ use super::{
 use crate::{
     error::{Error, ErrorScope, Result},
     models::{
+        clip::EncodedText,
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route, SectionHooks},
         spec::{LatentSpec, ModelSpec},
-        unet::{Conditioning, TextFeatures, Unet},
+        unet::{Condition, Conditioning, Unet},
     },
     scheduler::{Schedule, Step},
     sync,
@@ -34,14 +35,19 @@ impl From<Stage> for Work {
     }
 }
 
-/// Runs a text encoder on one text: its features `[tokens, width]`, on the host.
+/// Runs a text encoder on one text, whose last `skip` layers are left out.
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn encode(encoder: &Placed, ids: Vec<u32>, hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
-    let features = encoder.network.text_encoder().forward(&[ids], &encoder.pass(hooks))?.read()?;
-    finite(&features, &encoder.name)?;
-    Ok(features)
+pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionHooks) -> Result<EncodedText> {
+    let output = encoder.network.text_encoder().forward(&[ids], skip, &encoder.pass(hooks))?;
+    let read = |tensor: &Tensor| -> Result<Vec<f32>> {
+        let values = tensor.read()?;
+        finite(&values, &encoder.name)?;
+        Ok(values)
+    };
+    let pooled = output.pooled.as_ref().map(read).transpose()?.unwrap_or_default();
+    Ok(EncodedText { features: read(&output.features)?, pooled })
 }
 
 /// The input of the denoising loop: one picture, or several of one size as a batch.
@@ -58,6 +64,8 @@ pub struct DenoiseInput<'a> {
 pub struct PictureStart {
     /// The guidance scale; only used with two texts.
     pub guidance_scale: f32,
+    /// How far the guided output gets the deviation of the output for the prompt, from 0 to 1; only used with two texts.
+    pub guidance_rescale: f32,
     /// The source of the first latents, and then of the noise of those steps that add some.
     pub noise: Noise,
 }
@@ -77,8 +85,9 @@ pub struct Branch<'a> {
     pub keeps: &'a PersistentArenas,
     /// Called before each section.
     pub hooks: &'a (dyn SectionHooks + Sync),
-    /// The texts: one for each picture; if this branch runs both, first all negative prompts, then all positive ones.
-    pub texts: Vec<TextFeatures>,
+    /// The conditions: one for each picture; if this branch runs both prompts, first all negative ones, then all
+    /// positive ones.
+    pub rows: Vec<Condition>,
 }
 
 impl Branch<'_> {
@@ -93,9 +102,9 @@ impl Branch<'_> {
             Tensor::scale_add(latents.shape(), &[(step.input_scale, &latents, 0)])
         };
         let mut scaled = latents.iter().map(scale).collect::<Result<Vec<_>>>()?;
-        if self.texts.len() > 1 {
-            // Every picture is repeated once for each of its texts.
-            let rows: Vec<&Tensor> = scaled.iter().cycle().take(self.texts.len()).collect();
+        if self.rows.len() > 1 {
+            // Every picture is repeated once for each of its prompts.
+            let rows: Vec<&Tensor> = scaled.iter().cycle().take(self.rows.len()).collect();
             return Tensor::stack(&rows);
         }
         Ok(scaled.swap_remove(0))
@@ -168,7 +177,7 @@ pub fn denoise(
     // loop enters it again before it uses them.
     let enter_home = || home.hooks.enter(0);
     enter_home()?;
-    let condition = |branch: &Branch| branch.denoiser.condition(&branch.texts, &branch.pass(), branch.keeps);
+    let condition = |branch: &Branch| branch.denoiser.condition(&branch.rows, &branch.pass(), branch.keeps);
     let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
     progress(0)?;
     enter_home()?;
@@ -188,7 +197,7 @@ pub fn denoise(
         // The copies arrive in order, on this thread, so that the arena always sees the same allocations.
         let outs = leaving.into_iter().map(Leaving::arrive).collect::<Result<Vec<_>>>()?;
         for (i, picture) in input.pictures.iter_mut().enumerate() {
-            let out = guide(&outs, i, latents.len(), shape, picture.guidance_scale)?;
+            let out = guide(&outs, i, latents.len(), shape, picture)?;
             estimates[i].insert(0, weighted(&[(step.p, &latents[i]), (step.q, &out)])?.keep(keep)?);
             drop(out);
             estimates[i].truncate(history.max(1));
@@ -233,15 +242,36 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
 
 /// `negative + scale * (positive - negative)` of picture `i` of `count`, as one weighted sum; without guidance, the
 /// picture's own row of the only output.
-fn guide(outs: &[Tensor], i: usize, count: usize, shape: Shape, scale: f32) -> Result<Tensor> {
-    match outs {
-        [negative, positive] => Tensor::scale_add(shape, &[(1.0 - scale, negative, i), (scale, positive, i)]),
-        [both] if both.dim(0) == 2 * count => {
-            Tensor::scale_add(shape, &[(1.0 - scale, both, i), (scale, both, count + i)])
-        }
-        [one] if count == 1 => Ok(one.clone()),
-        outs => Tensor::scale_add(shape, &[(1.0, &outs[0], i)]),
+fn guide(outs: &[Tensor], i: usize, count: usize, shape: Shape, picture: &PictureStart) -> Result<Tensor> {
+    let (negative, positive) = match outs {
+        [negative, positive] => ((negative, i), (positive, i)),
+        [both] if both.dim(0) == 2 * count => ((both, i), (both, count + i)),
+        [one] if count == 1 => return Ok(one.clone()),
+        outs => return Tensor::scale_add(shape, &[(1.0, &outs[0], i)]),
+    };
+    let guided = |factor: f32| {
+        let scale = picture.guidance_scale;
+        let terms = [(factor * (1.0 - scale), negative.0, negative.1), (factor * scale, positive.0, positive.1)];
+        Tensor::scale_add(shape, &terms)
+    };
+    if picture.guidance_rescale == 0.0 {
+        return guided(1.0);
     }
+    let wanted = deviation(&positive.0.read()?[positive.1 * shape.elements()..][..shape.elements()]);
+    let found = deviation(&guided(1.0)?.read()?);
+    let rescale = f64::from(picture.guidance_rescale);
+    // An output without any deviation has no scale.
+    let factor = if found == 0.0 { 1.0 } else { rescale * wanted / found + (1.0 - rescale) };
+    guided(factor as f32)
+}
+
+/// The standard deviation of a sample, which divides by its number of values less one, as in the `rescale_noise_cfg` of
+/// diffusers (Lin et al. 2023).
+fn deviation(values: &[f32]) -> f64 {
+    let values = || values.iter().map(|x| f64::from(*x));
+    let count = values().count() as f64;
+    let mean = values().sum::<f64>() / count;
+    (values().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1.0)).sqrt()
 }
 
 /// The next latents: see [`Step`].
@@ -300,30 +330,30 @@ pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
     values.chunks(pixels * channels).flat_map(image).collect()
 }
 
-/// The branches of an instance of the denoiser for the texts `[negative, positive]` or `[positive]`. The negative texts
-/// come first.
+/// The branches of an instance of the denoiser for the conditions of one batch. The negative prompts come first, if
+/// there is guidance.
 pub fn branches<'a>(
     instance: &'a Instance,
     slot: &'a Slot,
-    mut texts: Vec<TextFeatures>,
+    mut rows: Vec<Condition>,
     guided: bool,
     hooks: &'a (dyn SectionHooks + Sync),
 ) -> Vec<Branch<'a>> {
-    let branch = |network: &'a Placed, (route, keeps): &'a (Route, PersistentArenas), texts| Branch {
+    let branch = |network: &'a Placed, (route, keeps): &'a (Route, PersistentArenas), rows| Branch {
         name: &network.name,
         denoiser: network.network.denoiser(),
         offload: network.offload.as_deref(),
         route,
         keeps,
         hooks,
-        texts,
+        rows,
     };
     match (&instance.negative, &slot.negative) {
         (Some(network), Some(own)) if guided => {
-            let positive = texts.split_off(texts.len() / 2);
-            vec![branch(network, own, texts), branch(&instance.positive, &slot.positive, positive)]
+            let positive = rows.split_off(rows.len() / 2);
+            vec![branch(network, own, rows), branch(&instance.positive, &slot.positive, positive)]
         }
-        _ => vec![branch(&instance.positive, &slot.positive, texts)],
+        _ => vec![branch(&instance.positive, &slot.positive, rows)],
     }
 }
 
@@ -362,19 +392,19 @@ pub fn rehearse(
     let calls = match spec.components[component].stage() {
         Stage::Encode => {
             let text = spec.components[component].network.text().expect("it encodes texts");
-            encode(network, vec![0; text.tokens], hooks)?;
+            encode(network, vec![0; text.tokens], 0, hooks)?;
             1
         }
         Stage::Denoise => {
-            let text: TextFeatures = spec.texts().map(|text| vec![0.0; text.values()]).collect();
-            let texts = vec![text; if sample.guided { 2 * sample.batch } else { sample.batch }];
+            let row = spec.sample_condition(sample.height, sample.width, |_| 0.0);
             // Any scale above 1, so that neither text has the weight 0.
-            let begin = || PictureStart { guidance_scale: 2.0, noise: Noise::zeros() };
+            let rows = vec![row; if sample.guided { 2 * sample.batch } else { sample.batch }];
+            let begin = || PictureStart { guidance_scale: 2.0, guidance_rescale: 0.0, noise: Noise::zeros() };
             let pictures = (0..sample.batch).map(|_| begin()).collect();
             let slot = Slot::new(instance, keeps, &[]);
             // Two branches run in parallel, so their sections have no common order to report.
             let hooks = if instance.negative.is_some() { &NoHooks } else { hooks };
-            let branches = branches(instance, &slot, texts, sample.guided, hooks);
+            let branches = branches(instance, &slot, rows, sample.guided, hooks);
             denoise(&branches, DenoiseInput { schedule: sample.schedule, pictures, shape }, &mut progress)?;
             sample.schedule.steps.len()
         }
@@ -397,6 +427,13 @@ mod tests {
         let last = channels_last(&first, shape);
         assert_eq!(&last[..6], [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(channels_first(&last, shape), first);
+    }
+
+    #[test]
+    fn the_deviation_divides_by_one_less_than_the_number_of_values() {
+        // The golden numbers of a guided output: u = [0, 1, -1, 2], c = [0.5, 1, -2, 1], scale 5.
+        assert!((deviation(&[0.5, 1.0, -2.0, 1.0]) - 1.436_141).abs() < 1e-6);
+        assert!((deviation(&[2.5, 1.0, -6.0, -3.0]) - 3.859_512).abs() < 1e-6);
     }
 
     #[test]

@@ -477,7 +477,7 @@ impl Reasons {
     fn add(&mut self, map: &DeviceMap, costs: &Costs, chosen: &Chosen) {
         for layout in &chosen.layouts {
             for component in costs.components() {
-                let reason = match map.components.get(costs.name(component)) {
+                let reason = match map.places_of(costs.name(component)) {
                     Some(_) => "named in the map",
                     None => &chosen.reason,
                 };

@@ -217,9 +217,9 @@ impl Problem<'_> {
 /// The places that the map names.
 pub(super) fn named_places(map: &DeviceMap, costs: &Costs) -> Result<NamedPlaces> {
     costs.trial.spec.components.try_map(|_, component| {
-        let Some(pool) = map.components.get(&component.name) else { return Ok(None) };
+        let Some(pool) = map.places_of(&component.name) else { return Ok(None) };
         let sections = component.network.sections();
-        let place = |place| resolve_place(&component.name, pool, place, &sections);
+        let place = |place| resolve_place(&component.name, &pool, place, &sections);
         pool.value.iter().map(place).collect::<Result<_>>().map(Some)
     })
 }

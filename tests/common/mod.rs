@@ -1,6 +1,7 @@
 //! The program and the small model, for tests from outside.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod formula;
 pub mod maps;
 pub mod page;
 #[cfg(feature = "cuda")]
@@ -34,10 +35,14 @@ pub fn model() -> Arc<Model> {
 pub fn request(n: u64) -> Request {
     Request {
         prompt: format!("picture {n}"),
-        negative_prompt: "blur".into(),
+        prompt_2: None,
+        negative_prompt: Some("blur".into()),
+        negative_prompt_2: None,
         seed: n,
         steps: 2,
         guidance_scale: 7.5,
+        guidance_rescale: 0.0,
+        clip_skip: 0,
         scheduler: None,
         width: 64,
         height: 64,

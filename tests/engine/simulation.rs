@@ -42,10 +42,14 @@ fn gpu(index: usize) -> DeviceId {
 fn request(n: u64) -> Request {
     Request {
         prompt: format!("picture {n}"),
-        negative_prompt: String::new(),
+        prompt_2: None,
+        negative_prompt: None,
+        negative_prompt_2: None,
         seed: n,
         steps: 2,
         guidance_scale: 1.0,
+        guidance_rescale: 0.0,
+        clip_skip: 0,
         scheduler: None,
         width: 16,
         height: 16,

@@ -6,7 +6,6 @@ use sdshard::{
     models::{
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route},
-        unet::TextFeatures,
     },
     pipeline::{
         Instance, Model, Placed, Slot, branches,
@@ -123,11 +122,11 @@ impl From {
 #[test]
 fn a_text_encoder_can_be_cut_anywhere() {
     let model = model();
-    let ids = model.tokenizer.encode("a fox in the snow").unwrap().ids;
+    let ids = model.tokenizers[0].encode("a fox in the snow").unwrap().ids;
     let component = in_stage(&model, Stage::Encode);
     every_cut(component, &model, |devices, pattern, from| {
         let encoder = from.load(&model, component, route(devices, pattern));
-        stages::encode(&encoder, ids.clone(), &NoHooks).unwrap()
+        stages::encode(&encoder, ids.clone(), 0, &NoHooks).unwrap().features
     });
 }
 
@@ -154,12 +153,12 @@ fn denoise(
 ) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
     let keeps = PersistentArenas::new(devices.iter().map(|device| device.persistent_arena(ARENA).unwrap()).collect());
-    let length = spec.texts().next().unwrap().values();
-    let text =
-        |phase: f32| TextFeatures::from([(0..length).map(|i| (i as f32 * 0.3 + phase).sin()).collect::<Vec<f32>>()]);
+    let text = |phase: f32| spec.sample_condition(8 * HEIGHT, 8 * WIDTH, |i| (i as f32 * 0.3 + phase).sin());
     let schedule = schedule(&spec.scheduler_for(None).unwrap(), 3).unwrap();
-    let pictures =
-        scales.iter().map(|&guidance_scale| PictureStart { guidance_scale, noise: Noise::zeros() }).collect();
+    let pictures = scales
+        .iter()
+        .map(|&guidance_scale| PictureStart { guidance_scale, guidance_rescale: 0.0, noise: Noise::zeros() })
+        .collect();
     let request =
         DenoiseInput { schedule: &schedule, pictures, shape: Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]) };
     let slot = Slot::new(place, &keeps, scratch);

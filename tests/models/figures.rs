@@ -11,9 +11,9 @@ use sdshard::{
         rules::Rules,
     },
     models::{
-        clip::{ClipSpec, ClipTextEncoder},
+        clip::{ClipSpec, ClipTextEncoder, EncodedText},
         route::{PersistentArenas, Route},
-        unet::{TextFeatures, Unet, UnetSpec},
+        unet::{Condition, Unet, UnetSpec},
         vae::{VaeDecoder, VaeEncoder, VaeSpec},
     },
     tensor::Tensor,
@@ -80,7 +80,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let ids = vec![vec![0; 77]; 2];
         rows.push((
             "text encoder, two texts",
-            gflop(&counter, || encoder.forward(&ids, &whole(&device).pass()).unwrap()),
+            gflop(&counter, || encoder.forward(&ids, 0, &whole(&device).pass()).unwrap().features),
             26.6,
         ));
     }
@@ -90,9 +90,10 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let got = gflop(&counter, || {
             let (route, keeps) =
                 (whole(&device), PersistentArenas::new(vec![device.persistent_arena(usize::MAX).unwrap()]));
-            let text = TextFeatures::from([vec![0.0; 77 * 768]]);
+            let text = [EncodedText { features: vec![0.0; 77 * 768], pooled: Vec::new() }].into();
+            let row = Condition { text, numbers: Vec::new(), guidance_scale: 1.0 };
             // Torch makes the text's keys and values anew in every call.
-            let texts = unet.condition(&[text.clone(), text], &route.pass(), &keeps).unwrap();
+            let texts = unet.condition(&[row.clone(), row], &route.pass(), &keeps).unwrap();
             let time = unet.time_features(500.0, &device).unwrap();
             unet.forward(&latents(&device, 2, side), &time, &texts, &route.pass()).unwrap()
         });

@@ -14,15 +14,16 @@ use sdshard::{
     device_map::DeviceMap,
     engine::Engine,
     models::{
+        clip::EncodedText,
         network::{Network, NetworkSpec},
         route::{PersistentArenas, Route},
-        unet::TextFeatures,
+        unet::Condition,
         vae::VaeEncoder,
     },
     pipeline::{
         Model, Picture,
         model::{Source, load},
-        request::{Output, Request, Rng, Start},
+        request::{Request, Rng},
         stages::{channels_first, channels_last},
     },
     planner::{Largest, plan::Plan},
@@ -33,7 +34,7 @@ use sdshard::{
 use serde_json::Value;
 
 const TINY: [&str; 2] = ["tiny-sd1", "tiny-sd2"];
-const ARENA: usize = 256 << 20;
+pub(crate) const ARENA: usize = 256 << 20;
 
 /// The golden file's name for each scheduler.
 const SCHEDULERS: [(&str, SchedulerKind); 6] = [
@@ -50,15 +51,15 @@ fn golden(name: &str) -> String {
 }
 
 /// Tensors that the reference made.
-struct Golden(Vec<u8>);
+pub(crate) struct Golden(Vec<u8>);
 
 impl Golden {
-    fn open(name: &str) -> Self {
+    pub(crate) fn open(name: &str) -> Self {
         Self(std::fs::read(golden(&format!("{name}.safetensors"))).expect("the golden files are in the repository"))
     }
 
     /// Values as f32 and the shape.
-    fn get(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+    pub(crate) fn get(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
         let file = SafeTensors::deserialize(&self.0).expect("a golden file is well-formed");
         let tensor = file.tensor(name).unwrap_or_else(|_| panic!("no golden tensor {name}"));
         let bytes = tensor.data();
@@ -71,17 +72,17 @@ impl Golden {
         (values, tensor.shape().to_vec())
     }
 
-    fn values(&self, name: &str) -> Vec<f32> {
+    pub(crate) fn values(&self, name: &str) -> Vec<f32> {
         self.get(name).0
     }
 
-    fn text(&self, key: &str) -> String {
+    pub(crate) fn text(&self, key: &str) -> String {
         let (_, metadata) = SafeTensors::read_metadata(&self.0).expect("a golden file is well-formed");
         metadata.metadata().as_ref().and_then(|m| m.get(key)).unwrap_or_else(|| panic!("no metadata {key}")).clone()
     }
 
     /// A feature map as we have it: channels last.
-    fn feature_map(&self, device: &Device, name: &str) -> Tensor {
+    pub(crate) fn feature_map(&self, device: &Device, name: &str) -> Tensor {
         let (values, shape) = self.get(name);
         let &[batch, channels, height, width] = shape.as_slice() else { panic!("{name} is {shape:?}") };
         let shape = Shape::from([batch, height, width, channels]);
@@ -99,14 +100,14 @@ fn difference(got: &[f32], want: &[f32]) -> f32 {
 }
 
 #[track_caller]
-fn close(what: &str, got: &[f32], want: &[f32], bound: f32) {
+pub(crate) fn close(what: &str, got: &[f32], want: &[f32], bound: f32) {
     let difference = difference(got, want);
     println!("{what}: {difference:.2e} of {bound:.1e}");
     assert!(difference <= bound, "{what}: off by {difference:.2e} of the largest value, {bound:.1e} is allowed");
 }
 
 /// A feature map as the reference has it: channels first.
-fn first(x: &Tensor) -> Vec<f32> {
+pub(crate) fn first(x: &Tensor) -> Vec<f32> {
     channels_first(&x.read().unwrap(), x.shape())
 }
 
@@ -128,7 +129,7 @@ fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Netw
 /// their number: two roundings of the largest value were seen to come out of a text encoder, four out of a UNet, most
 /// of whose ops stand on small branches, and five out of a VAE, whose every op is on the way. Twice that is allowed. In
 /// f32 sums are taken in another order, which was seen to make 1.3e-6 at most.
-fn bound(dtype: DType, component: &str) -> f32 {
+pub(crate) fn bound(dtype: DType, component: &str) -> f32 {
     let rounding = match dtype {
         DType::F16 => 2f32.powi(-11),
         DType::BF16 => 2f32.powi(-8),
@@ -230,15 +231,21 @@ fn text_features_match_the_reference() {
     for Part { name, device, dtype, on } in parts() {
         let (model, golden) = (model(name), Golden::open(name));
         let prompts: Vec<String> = serde_json::from_str(&golden.text("prompts")).unwrap();
-        let ids: Vec<Vec<u32>> = prompts.iter().map(|text| model.tokenizer.encode(text).unwrap().ids).collect();
+        let ids: Vec<Vec<u32>> = prompts.iter().map(|text| model.tokenizers[0].encode(text).unwrap().ids).collect();
         let flat: Vec<f32> = ids.iter().flatten().map(|id| *id as f32).collect();
         assert_eq!(flat, golden.values("text.ids"), "{name}");
 
         let (network, route) = loaded("text_encoder", &device, dtype, &model);
-        let features = network.text_encoder().forward(&ids, &route.pass()).unwrap().read().unwrap();
+        let features = network.text_encoder().forward(&ids, 0, &route.pass()).unwrap().features.read().unwrap();
         let what = format!("{name} text on {on}");
         as_close_as_its_type(&what, dtype, "text_encoder", &features, &golden.values("text.output"));
     }
+}
+
+/// The conditioning by a text of one text encoder.
+fn plain_condition(features: Vec<f32>) -> Condition {
+    let text = [EncodedText { features, pooled: Vec::new() }].into();
+    Condition { text, numbers: Vec::new(), guidance_scale: 1.0 }
 }
 
 #[test]
@@ -251,7 +258,7 @@ fn one_unet_call_matches_the_reference() {
         for size in ["even", "odd"] {
             let part = |part: &str| format!("unet.{size}.{part}");
             let (context, shape) = golden.get(&part("context"));
-            let texts = context.chunks(shape[1] * shape[2]).map(|text| TextFeatures::from([text.to_vec()]));
+            let texts = context.chunks(shape[1] * shape[2]).map(|text| plain_condition(text.to_vec()));
             let texts = unet.condition(&texts.collect::<Vec<_>>(), &route.pass(), &keeps).unwrap();
             let time = unet.time_features(golden.values(&part("timestep"))[0], &device).unwrap();
             let latents = golden.feature_map(&device, &part("latents"));
@@ -287,7 +294,7 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
 }
 
 /// Draws one picture through the engine, in the reference's type.
-fn draw(model: &Arc<Model>, request: Request) -> Picture {
+pub(crate) fn draw(model: &Arc<Model>, request: Request) -> Picture {
     let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
     let map = DeviceMap::parse("dtype = \"f32\"", "map.toml").unwrap();
     let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
@@ -314,17 +321,14 @@ fn latents_after_ten_steps_match_the_reference_with_every_scheduler() {
 
             for guidance in ["guided", "unguided"] {
                 let request = Request {
-                    prompt: golden.text("prompt"),
-                    negative_prompt: golden.text("negative_prompt"),
+                    negative_prompt: Some(golden.text("negative_prompt")),
                     seed: number("seed") as u64,
                     steps: number("steps") as usize,
                     guidance_scale: number(guidance),
                     scheduler: Some(kind),
                     width: number("width") as usize,
                     height: number("height") as usize,
-                    rng: Rng::TorchCpu,
-                    start: Start::Noise,
-                    output: Output::Image,
+                    ..Request::new(golden.text("prompt"), &model.spec)
                 };
                 let picture = draw(&model, request);
                 let want = golden.values(&format!("{key}.latents.{guidance}"));
@@ -345,29 +349,15 @@ fn the_built_in_model_draws_what_the_reference_draws() {
     let (model, golden) = (Arc::new(Model::open(files, None).unwrap()), Golden::open("emoji"));
     let texts: Vec<String> = serde_json::from_str(&golden.text("ids_of")).unwrap();
     for (i, text) in texts.iter().enumerate() {
-        let ids: Vec<f32> = model.tokenizer.encode(text).unwrap().ids.iter().map(|id| *id as f32).collect();
+        let ids: Vec<f32> = model.tokenizers[0].encode(text).unwrap().ids.iter().map(|id| *id as f32).collect();
         assert_eq!(ids, golden.values(&format!("ids.{i}")), "{text:?}");
     }
     let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
     let defaults = &model.spec.defaults;
     assert_eq!((defaults.steps, defaults.guidance_scale), (number("steps") as usize, number("guidance")));
     assert_eq!((defaults.height, defaults.width), (number("height") as usize, number("width") as usize));
-    let picture = draw(
-        &model,
-        Request {
-            prompt: golden.text("prompt"),
-            negative_prompt: String::new(),
-            seed: number("seed") as u64,
-            steps: defaults.steps,
-            guidance_scale: defaults.guidance_scale,
-            scheduler: None,
-            width: defaults.width,
-            height: defaults.height,
-            rng: Rng::TorchCpu,
-            start: Start::Noise,
-            output: Output::Image,
-        },
-    );
+    let request = Request { seed: number("seed") as u64, ..Request::new(golden.text("prompt"), &model.spec) };
+    let picture = draw(&model, request);
     close("emoji latents", &picture.latents.values, &golden.values("latents"), 2e-3);
     let want = golden.values("image");
     let got = picture.image.unwrap().rgb;
