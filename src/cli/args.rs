@@ -89,8 +89,8 @@ pub(super) struct MapArgs {
     /// throughput]
     ///
     /// The maps that come with sdshard are balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml,
-    /// mixed-vendors.toml, pool.toml, replicas.toml, replicas-max.toml, sharded-unet.toml, single.toml and
-    /// two-gpus.toml. The strategies are balanced, balanced_low_0, sequential, single, diffusers-balanced, throughput
+    /// mixed-vendors.toml, pool.toml, replicas.toml, replicas-max.toml, sdxl-8gb.toml, sdxl-two-gpus.toml,
+    /// sharded-unet.toml, single.toml and two-gpus.toml. The strategies are balanced, balanced_low_0, sequential, single, diffusers-balanced, throughput
     /// and latency.
     #[arg(long, value_name = "MAP", help_heading = "Devices")]
     pub(super) device_map: Option<String>,

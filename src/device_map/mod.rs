@@ -25,7 +25,7 @@ pub use crate::{backend::cpu::Convolution, weights::Reside};
 const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
 
 /// The maps that are shipped with sdshard: file name and text.
-pub const SHIPPED: [(&str, &str); 11] = [
+pub const SHIPPED: [(&str, &str); 13] = [
     ("balanced.toml", include_str!("../../device_maps/balanced.toml")),
     ("cpu-split.toml", include_str!("../../device_maps/cpu-split.toml")),
     ("guidance-split.toml", include_str!("../../device_maps/guidance-split.toml")),
@@ -34,6 +34,8 @@ pub const SHIPPED: [(&str, &str); 11] = [
     ("pool.toml", include_str!("../../device_maps/pool.toml")),
     ("replicas.toml", include_str!("../../device_maps/replicas.toml")),
     ("replicas-max.toml", include_str!("../../device_maps/replicas-max.toml")),
+    ("sdxl-8gb.toml", include_str!("../../device_maps/sdxl-8gb.toml")),
+    ("sdxl-two-gpus.toml", include_str!("../../device_maps/sdxl-two-gpus.toml")),
     ("sharded-unet.toml", include_str!("../../device_maps/sharded-unet.toml")),
     ("single.toml", include_str!("../../device_maps/single.toml")),
     ("two-gpus.toml", include_str!("../../device_maps/two-gpus.toml")),

@@ -245,6 +245,7 @@ impl Plan {
         let budgets: Vec<u64> = infos.iter().map(min_budget).collect();
         let mut plan = Self::assemble(&costs, first, &layouts, &budgets, &map.device)?;
         (plan.reasons, plan.rejected) = (reasons.sentences(spec), rejected);
+        plan.reasons.extend(plan.reasons_for_f32(map, spec));
         let is_idle =
             |id: &&DeviceId| id.kind != DeviceKind::Cpu && plan.devices.iter().all(|device| device.id != **id);
         plan.idle = defaults.iter().filter(is_idle).copied().collect();
@@ -457,6 +458,18 @@ impl Plan {
     /// The devices of each component, over all places and replicas.
     pub fn device_map(&self) -> BTreeMap<String, Vec<DeviceId>> {
         self.list_by_component(Place::devices)
+    }
+
+    /// A sentence for each component that a GPU computes in f32 although the map leaves the type open.
+    fn reasons_for_f32(&self, map: &DeviceMap, spec: &ModelSpec) -> Vec<String> {
+        let placed = self.device_map();
+        let on_gpu = |name: &str| placed[name].iter().any(|id| id.kind != DeviceKind::Cpu);
+        let is_auto = |name: &str| map.dtype.of(name).value.is_none();
+        let components = spec.components.iter().map(|(_, component)| component);
+        let upcast = components.filter(|it| it.network.overflows_f16() && is_auto(&it.name) && on_gpu(&it.name));
+        upcast
+            .map(|component| format!("{} in f32: its config says that it overflows f16 (force_upcast)", component.name))
+            .collect()
     }
 
     /// Collects the values of `list` over all places of each component, each once.

@@ -72,17 +72,20 @@ impl fmt::Display for Plan {
         let bytes = format_bytes;
         let placed = self.device_map();
         let devices = |component: &ComponentPlan| device_list(&placed[component.name.as_str()]);
-        let width = self.components.iter().map(|(_, component)| devices(component).len()).fold(18, usize::max);
+        let widest = |least: usize, length: &dyn Fn(&ComponentPlan) -> usize| {
+            self.components.iter().map(|(_, component)| length(component)).fold(least, usize::max)
+        };
+        let (name, width) = (widest(13, &|component| component.name.len()), widest(18, &|it| devices(it).len()));
         writeln!(
             f,
-            "{:<13} {:<width$} {:>10} {:>12} {:>10} {:>9}  numerics",
+            "{:<name$} {:<width$} {:>10} {:>12} {:>10} {:>9}  numerics",
             "component", "device", "weights", "activations", "GFLOP", "time"
         )?;
         for (id, component) in self.components.iter() {
             let cost = &component.cost;
             writeln!(
                 f,
-                "{:<13} {:<width$} {:>10} {:>12} {:>10.1} {:>9}  {}",
+                "{:<name$} {:<width$} {:>10} {:>12} {:>10.1} {:>9}  {}",
                 component.name,
                 devices(component),
                 bytes(cost.weight_bytes),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{maps::Random, model};
+use crate::common::{formula, maps::Random, model};
 use sdshard::{
     backend,
     device_map::DeviceMap,
@@ -14,6 +14,7 @@ use sdshard::{
     models::spec::ModelSpec,
     pipeline::{Model, Picture, request::Request},
     planner::{Largest, plan::Plan},
+    weights::ModelFiles,
 };
 
 const MAPS: u64 = 200;
@@ -57,8 +58,17 @@ fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
 
 #[test]
 fn every_map_draws_the_same_pictures_in_its_planned_bytes() {
-    let model = model();
-    let want = draw(&model, "strategy = \"single\"");
+    every_map_is_right_for(&model());
+}
+
+#[test]
+fn every_map_draws_the_same_pictures_of_sdxl_in_its_planned_bytes() {
+    let folder = formula::folder("tiny-sdxl");
+    every_map_is_right_for(&Arc::new(Model::open(ModelFiles::folder(folder.path()).unwrap(), None).unwrap()));
+}
+
+fn every_map_is_right_for(model: &Arc<Model>) {
+    let want = draw(model, "strategy = \"single\"");
     assert!(want[0].image != want[1].image && want[0].image != want[2].image);
 
     let mut forms = [0; 8];

@@ -129,3 +129,51 @@ fn stable_diffusion_1_5_has_as_many_parameters_as_its_checkpoint() {
         assert!((1.0..1.002).contains(&(got / want)), "{component}: room for {got} parameters, {want} are wanted");
     }
 }
+
+/// The keys that all UNets of SDXL have.
+const SDXL: &str = r#""in_channels": 4, "out_channels": 4, "layers_per_block": 2, "sample_size": 128,
+    "use_linear_projection": true, "addition_embed_type": "text_time", "addition_time_embed_dim": 256"#;
+const BASE: &str = r#""block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 2816,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]"#;
+const REFINER: &str = r#""block_out_channels": [384, 768, 1536, 1536], "attention_head_dim": [6, 12, 24, 24],
+    "cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560, "transformer_layers_per_block": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]"#;
+const BIG_G: &str = r#"{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+    "num_attention_heads": 20, "vocab_size": 49408, "projection_dim": 1280, "hidden_act": "gelu"}"#;
+
+#[test]
+fn the_networks_of_sdxl_have_as_many_parameters_as_their_checkpoints() {
+    // A GPU holds exactly four bytes for each parameter.
+    let rates = sdshard::backend::cpu::info().rates;
+    let gpu = || Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(DType::F32), rates);
+    let pruned = |down: &str, up: &str| {
+        format!(
+            r#"{BASE}, "mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": {down},
+                "reverse_transformer_layers_per_block": {up}"#
+        )
+    };
+    for (what, keys, want) in [
+        ("base", format!(r#"{BASE}, "transformer_layers_per_block": [1, 2, 10]"#), 2_567_463_684),
+        (
+            "base, LCM",
+            format!(r#"{BASE}, "transformer_layers_per_block": [1, 2, 10], "time_cond_proj_dim": 256"#),
+            2_567_545_604,
+        ),
+        ("refiner", REFINER.to_owned(), 2_259_526_660),
+        ("SSD-1B", pruned("[1, [2, 2], [4, 4]]", "[[4, 4, 10], [2, 1, 1], 1]"), 1_331_334_404),
+        ("Segmind Vega", pruned("[1, [1, 1], [2, 2]]", "[[2, 2, 2], [1, 1, 1], 1]"), 745_225_604),
+    ] {
+        let spec = UnetSpec::from_json(&format!("{{{SDXL}, {keys}}}"), what).unwrap();
+        let (device, counter) = gpu();
+        Unet::load(&Scope::new(&Weights::shapes_only("unet"), &device, DType::F32), &spec, &whole(&device)).unwrap();
+        assert_eq!(counter.take().weight_bytes / 4, want, "{what}");
+    }
+    let spec = ClipSpec::for_sdxl(BIG_G, "text_encoder_2", true).unwrap();
+    let (device, counter) = gpu();
+    let scope = Scope::new(&Weights::shapes_only("text_encoder_2"), &device, DType::F32);
+    ClipTextEncoder::load(&scope, &spec, &whole(&device)).unwrap();
+    assert_eq!(counter.take().weight_bytes / 4, 694_659_840);
+}
