@@ -111,8 +111,9 @@ pub(super) struct GenerateArgs {
     pub(super) more_prompts: Vec<String>,
     /// More prompts from a file, or from stdin if the name is "-": one prompt per line, or JSON
     ///
-    /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
-    /// "negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "width", "height", "num_images".
+    /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally "prompt_2",
+    /// "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale", "clip_skip",
+    /// "scheduler", "width", "height", "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use sdshard::{
     backend,
     engine::Engine,
     error::{Error, Result},
-    models::defaults::Defaults,
+    models::{defaults::Defaults, spec::ModelSpec},
     output,
     pipeline::{Metadata, Model, latents::Latents, request::Request},
     planner::{Largest, plan::Plan},
@@ -110,6 +110,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         ));
     }
     plan.warnings().iter().for_each(|line| console.note(line));
+    let seconds_alone = seconds_alone(&plan, &requests, &model.spec);
     let loading = Instant::now();
     let engine = Engine::load(model, &plan)?;
     let started = Instant::now();
@@ -135,7 +136,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         trace: Vec::new(),
         trace_file,
         first_seed,
-        gauge: Gauge::new(started, load, devices, replicas, planned, seconds_alone(&plan, &requests)),
+        gauge: Gauge::new(started, load, devices, replicas, planned, seconds_alone),
         overview: console.overview(),
     };
     let outcome = engine.generate(requests.iter().cloned(), |index, event| run.handle_event(index, event));
@@ -178,14 +179,14 @@ fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
 }
 
 /// The seconds of each picture alone: the plan's for one picture, scaled by its steps, size and guidance.
-fn seconds_alone(plan: &Plan, requests: &[Request]) -> Vec<f64> {
+fn seconds_alone(plan: &Plan, requests: &[Request], spec: &ModelSpec) -> Vec<f64> {
     let size = |steps: usize, width: usize, height: usize, guided: bool| {
         (steps * width * height) as f64 * if guided { 2.0 } else { 1.0 }
     };
     let largest = &plan.largest;
     let most = size(largest.steps, largest.width, largest.height, largest.guided);
     let alone = requests.iter().map(|request| {
-        let own = size(request.steps, request.width, request.height, request.guidance_scale > 1.0);
+        let own = size(request.steps, request.width, request.height, request.is_guided(spec));
         plan.seconds_per_image * own / most
     });
     alone.collect()
@@ -208,7 +209,7 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
     let [plain, guided] = [false, true].map(|guided| plan.denoiser_dtypes(guided));
     let look = |i: usize| {
         let request: &Request = &requests[i];
-        let dtypes = if request.guidance_scale > 1.0 { &guided } else { &plain };
+        let dtypes = if request.is_guided(&model.spec) { &guided } else { &plain };
         let mut has_name = args.overwrite;
         for dtypes in dtypes {
             let metadata = Metadata::new(request, model, &hash, dtypes)?;

@@ -451,7 +451,7 @@ mod tests {
                 scheduler: Some("ddim".into()),
                 width: Some(1),
                 height: Some(1),
-                num_images: None,
+                ..RequestOptions::default()
             },
             dtype: "f32".into(),
             rng: "cpu".into(),

@@ -263,6 +263,7 @@ mod tests {
     fn json_lines_have_fields() {
         let text =
             r#"{"prompt": "a fox", "negative_prompt": "", "seed": 18446744073709551615, "steps": 3, "guidance_scale": 1,
+"prompt_2": "oil", "negative_prompt_2": "ink", "guidance_rescale": 0.7, "clip_skip": 1,
 "#
             .replace('\n', " ")
                 + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2}"#
@@ -273,10 +274,14 @@ mod tests {
             assert_eq!(prompts(&read), ["a fox", "a hen"]);
             let expected = RequestOptions {
                 prompt: Some("a fox".into()),
+                prompt_2: Some("oil".into()),
                 negative_prompt: Some(String::new()),
+                negative_prompt_2: Some("ink".into()),
                 seed: Some(u64::MAX),
                 steps: Some(3),
                 guidance_scale: Some(1.0),
+                guidance_rescale: Some(0.7),
+                clip_skip: Some(1),
                 scheduler: Some("euler".into()),
                 width: Some(64),
                 height: Some(72),

@@ -114,6 +114,11 @@ impl NetworkSpec {
         matches!(self, Self::VaeDecoder(spec) if spec.force_upcast)
     }
 
+    /// Whether a denoiser takes the guidance scale as an input.
+    pub fn takes_guidance(&self) -> bool {
+        matches!(self, Self::Unet(spec) if spec.time_cond_proj_dim.is_some())
+    }
+
     /// How many layers at its end a text encoder can leave out, so that one remains; `None` for other networks.
     pub fn layers_to_skip(&self) -> Option<usize> {
         match self {

@@ -129,6 +129,11 @@ impl ModelSpec {
         self.sdxl.is_some_and(|sdxl| sdxl.zeros_without_negative)
     }
 
+    /// Whether the denoiser takes the guidance scale as an input, so that it needs no negative prompt.
+    pub fn takes_guidance(&self) -> bool {
+        self.components[self.denoiser()].network.takes_guidance()
+    }
+
     /// How many layers at the end of its text encoders a request can leave out.
     pub fn layers_to_skip(&self) -> usize {
         let layers = self.components.iter().filter_map(|(_, component)| component.network.layers_to_skip());

@@ -157,7 +157,7 @@ impl Pipeline {
         let indices: Vec<usize> = batch.active().collect();
         let first = batch.requests[indices[0]];
         let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
-        let guided = first.guidance_scale > 1.0;
+        let guided = first.is_guided(spec);
 
         let mut rows = Vec::with_capacity(2 * indices.len());
         for is_negative in [guided.then_some(true), Some(false)].into_iter().flatten() {

@@ -133,17 +133,13 @@ pub(super) mod tests {
             request: RequestOptions {
                 prompt: Some("a red fox".into()),
                 negative_prompt: Some(String::new()),
-                prompt_2: None,
-                negative_prompt_2: None,
                 seed: Some(u64::MAX),
                 steps: Some(25),
                 guidance_scale: Some(7.5),
-                guidance_rescale: None,
-                clip_skip: None,
                 scheduler: Some("euler-ancestral".into()),
                 width: Some(64),
                 height: Some(32),
-                num_images: None,
+                ..RequestOptions::default()
             },
             dtype: "f32".into(),
             rng: "cpu".into(),

@@ -279,9 +279,16 @@ impl Request {
         }
     }
 
+    /// Whether the denoiser runs for the negative prompt too. A network that takes the guidance scale as an input does
+    /// not need it.
+    pub fn is_guided(&self, spec: &ModelSpec) -> bool {
+        self.guidance_scale > 1.0 && !spec.takes_guidance()
+    }
+
     /// Whether both can be batched: they have the same size, schedule and kind of start, and both have guidance or
     /// neither. Texts, seeds and guidance scales may differ.
     pub fn goes_with(&self, other: &Self) -> bool {
+        // For a network that takes the scale as an input this only separates more than it must.
         let guided = |request: &Self| request.guidance_scale > 1.0;
         let start = |request: &Self| matches!(request.start, Start::Noise);
         (self.width, self.height, self.steps, self.scheduler)

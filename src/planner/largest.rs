@@ -51,7 +51,7 @@ impl Largest {
                     *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history())
                 }
             };
-            let (width, height, guided) = (request.width, request.height, request.guidance_scale > 1.0);
+            let (width, height, guided) = (request.width, request.height, request.is_guided(spec));
             sizes.insert((width, height));
             let (largest, max_history) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
@@ -87,7 +87,7 @@ impl Largest {
                 .found(format!("a plan for {planned} at most"))
                 .hint("a plan for the largest request that is to come: Largest::of, then Plan::resolve"));
         }
-        if request.guidance_scale > 1.0 && !self.guided {
+        if request.is_guided(spec) && !self.guided {
             return Err(Error::input("the plan has no room for guidance, which needs two texts instead of one")
                 .found(format!("a guidance scale of {}", request.guidance_scale))
                 .hint("a plan for a request with guidance, or a guidance scale of 1"));

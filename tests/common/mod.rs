@@ -134,6 +134,48 @@ pub fn copy_of_tiny() -> TempDir {
     folder
 }
 
+/// The configs of SDXL, and nothing else.
+pub fn sdxl() -> TempDir {
+    let folder = stable_diffusion("1.5", false);
+    let part = |library: &str, class: &str| json!([library, class]);
+    for (path, value) in [
+        (
+            "model_index.json",
+            json!({
+                "_class_name": "StableDiffusionXLPipeline", "scheduler": part("diffusers", "EulerDiscreteScheduler"),
+                "text_encoder": part("transformers", "CLIPTextModel"),
+                "text_encoder_2": part("transformers", "CLIPTextModelWithProjection"),
+                "tokenizer": part("transformers", "CLIPTokenizer"), "unet": part("diffusers", "UNet2DConditionModel"),
+                "tokenizer_2": part("transformers", "CLIPTokenizer"), "vae": part("diffusers", "AutoencoderKL"),
+            }),
+        ),
+        (
+            "text_encoder_2/config.json",
+            json!({
+                "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+                "hidden_act": "gelu", "projection_dim": 1280,
+            }),
+        ),
+        (
+            "unet/config.json",
+            json!({
+                "sample_size": 128, "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
+                "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "use_linear_projection": true, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            }),
+        ),
+        ("scheduler/scheduler_config.json", json!({"_class_name": "EulerDiscreteScheduler"})),
+    ] {
+        let path = folder.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, value.to_string()).unwrap();
+    }
+    folder
+}
+
 /// The configs of Stable Diffusion 1.5 or 2.1, and nothing else.
 pub fn stable_diffusion(version: &str, with_safety_checker: bool) -> TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -173,7 +173,8 @@ fn the_networks_of_sdxl_have_as_many_parameters_as_their_checkpoints() {
     }
     let spec = ClipSpec::for_sdxl(BIG_G, "text_encoder_2", true).unwrap();
     let (device, counter) = gpu();
-    let scope = Scope::new(&Weights::shapes_only("text_encoder_2"), &device, DType::F32);
+    let weights = Weights::shapes_only("text_encoder_2");
+    let scope = Scope::new(&weights, &device, DType::F32);
     ClipTextEncoder::load(&scope, &spec, &whole(&device)).unwrap();
     assert_eq!(counter.take().weight_bytes / 4, 694_659_840);
 }

@@ -344,6 +344,27 @@ fn latents_after_ten_steps_match_the_reference_with_every_scheduler() {
 }
 
 #[test]
+fn latents_with_a_layer_of_the_text_encoder_left_out_match_the_reference() {
+    let golden = Golden::open("clip_skip");
+    let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+    for name in TINY {
+        let model = Arc::new(model(name));
+        let request = Request {
+            seed: number("seed") as u64,
+            steps: number("steps") as usize,
+            width: number("width") as usize,
+            height: number("height") as usize,
+            clip_skip: number("clip_skip") as usize,
+            ..Request::new(golden.text("prompt"), &model.spec)
+        };
+        let full = draw(&model, Request { clip_skip: 0, ..request.clone() });
+        let latents = draw(&model, request).latents.values;
+        close(&format!("{name} clip skip"), &latents, &golden.values(name), 1e-3);
+        assert!(difference(&full.latents.values, &latents) > 1e-2, "{name}: the layer makes a difference");
+    }
+}
+
+#[test]
 fn the_built_in_model_draws_what_the_reference_draws() {
     let files = ModelFiles::folder(format!("{}/models/emoji", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let (model, golden) = (Arc::new(Model::open(files, None).unwrap()), Golden::open("emoji"));

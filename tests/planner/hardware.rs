@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path};
 
-use crate::common::{self, has_facts, message_of, points_at, sdshard, stable_diffusion, succeeds};
+use crate::common::{self, has_facts, message_of, points_at, sdshard, sdxl, stable_diffusion, succeeds};
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, cpu::Convolution, rules::Rules},
     device_map::DeviceMap,
@@ -52,6 +52,12 @@ fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::
 fn placed(plan: &Plan) -> String {
     let of = |name: &str| plan.homes()[name].join("+");
     format!("unet {}, text_encoder {}, vae {}", of("unet"), of("text_encoder"), of("vae"))
+}
+
+/// Where the weights of every component are.
+fn homes(plan: &Plan) -> String {
+    let homes = plan.homes().into_iter().map(|(name, homes)| format!("{name} {}", homes.join("+")));
+    homes.collect::<Vec<_>>().join(", ")
 }
 
 /// `max_memory` of so many devices of so many GB.
@@ -410,6 +416,60 @@ fn diffusers_balanced_is_diffusers_placement_of_whole_models() {
         let plan =
             plan(&map, &spec(folder.path()), &machine).unwrap_or_else(|error| panic!("{version} {gb:?}\n{error}"));
         assert_eq!(placed(&plan), expected, "{version}, {safe}, {gb:?} GB");
+    }
+}
+
+#[test]
+fn diffusers_balanced_is_diffusers_placement_of_sdxl() {
+    let machine = devices("[device.\"cuda:0\"]\nlike = \"a100-40gb\"\ncount = 4");
+    let folder = sdxl();
+    for (dtype, gb, expected) in [
+        ("f16", &[8, 8][..], "text_encoder cuda:1, text_encoder_2 cuda:1, unet cuda:0, vae cuda:0"),
+        ("f16", &[8, 24], "text_encoder cuda:0, text_encoder_2 cuda:0, unet cuda:1, vae cuda:1"),
+        ("f16", &[8, 8, 8], "text_encoder cuda:2, text_encoder_2 cuda:1, unet cuda:0, vae cuda:2"),
+        ("f16", &[4, 4], "text_encoder cuda:1, text_encoder_2 cuda:0, unet cpu, vae cuda:1"),
+        ("f32", &[24, 24], "text_encoder cuda:1, text_encoder_2 cuda:1, unet cuda:0, vae cuda:0"),
+    ] {
+        let map = format!("strategy = \"diffusers-balanced\"\ndtype = \"{dtype}\"\n{}", limits(gb));
+        let plan = plan(&map, &spec(folder.path()), &machine).unwrap_or_else(|error| panic!("{gb:?}\n{error}"));
+        assert_eq!(homes(&plan), expected, "{dtype} {gb:?} GB");
+    }
+}
+
+#[test]
+fn sdxl_is_planned_for_the_machines_that_people_have() {
+    let (folder, cpu) = (sdxl(), "[device.cpu]\nmemory = \"32GiB\"\ncores = \"0-7\"\n");
+    let spec = spec(folder.path());
+    let largest =
+        Largest { width: 1024, height: 1024, also: vec![], guided: true, scheduler: None, steps: 30, images: 1 };
+    let (first, second) = ("[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n", "[device.\"cuda:1\"]\n");
+    let latency = "strategy = \"latency\"";
+    let [two_gpus, one_gpu] =
+        [include_str!("../../device_maps/sdxl-two-gpus.toml"), include_str!("../../device_maps/sdxl-8gb.toml")];
+    let vae_apart = "text_encoder cuda:0, text_encoder_2 cuda:0, unet cuda:0, vae cuda:1";
+    let offloaded = "text_encoder cuda:0, text_encoder_2 cuda:0, unet cpu, vae cuda:0";
+    for (machine, map, expected) in [
+        // Neither of two GPUs holds the VAE beside the UNet.
+        (format!("{first}{second}like = \"rtx-3060-8gb\"\n"), latency, vae_apart),
+        (format!("{first}{second}like = \"rtx-3060-8gb\"\nmemory = \"4GiB\"\n"), latency, vae_apart),
+        (
+            "[device.\"cuda:0\"]\nlike = \"rtx-3060-12gb\"\n".into(),
+            latency,
+            "text_encoder cuda:0, text_encoder_2 cuda:0, unet cuda:0, vae cuda:0",
+        ),
+        (first.into(), latency, offloaded),
+        (
+            format!("{first}{second}like = \"rtx-3070\"\n"),
+            two_gpus,
+            "text_encoder cuda:1, text_encoder_2 cuda:1, unet cuda:0, vae cuda:1",
+        ),
+        (first.into(), one_gpu, offloaded),
+    ] {
+        let map = DeviceMap::parse(map, "map.toml").unwrap();
+        let machine = devices(&format!("{machine}{cpu}"));
+        let plan = Plan::resolve(&map, &spec, &largest, &machine).unwrap_or_else(|error| panic!("{expected}\n{error}"));
+        assert_eq!(homes(&plan), expected, "{plan}");
+        assert!(plan.reasons.iter().any(|reason| reason.contains("vae in f32")), "{plan}");
     }
 }
 

@@ -1,13 +1,15 @@
 """Remakes everything in tests/golden except clip-tokenizer/, which is the input: python make_goldens.py"""
 
 import added_tokens
+import clip_skip
 import emoji
 import noise
 import pipelines
 import schedulers
 import tiny_models
+import tiny_sdxl
 import tokenizer
 
-for part in (tokenizer, added_tokens, tiny_models, pipelines, schedulers, noise, emoji):
+for part in (tokenizer, added_tokens, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise, emoji):
     part.main()
     print(part.__name__, "done")
