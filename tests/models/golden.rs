@@ -116,7 +116,7 @@ fn model(name: &str) -> Model {
 }
 
 /// A component of a model, all of it on one device.
-fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Network>, Route) {
+pub(crate) fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Network>, Route) {
     let component = &model.spec.components[model.spec.component(name).unwrap()];
     let weights = Weights::open(&model.files, name, None).unwrap();
     let route = Route::whole(device, dtype, component.network.sections().len());
@@ -146,7 +146,7 @@ pub(crate) fn bound(dtype: DType, component: &str) -> f32 {
 /// Whether a part of a component is as near to the reference as its type allows, and no nearer: what is within the
 /// bound of the next finer type was not computed in this one.
 #[track_caller]
-fn as_close_as_its_type(what: &str, dtype: DType, component: &str, got: &[f32], want: &[f32]) {
+pub(crate) fn as_close_as_its_type(what: &str, dtype: DType, component: &str, got: &[f32], want: &[f32]) {
     close(what, got, want, bound(dtype, component));
     let finer = match dtype {
         DType::BF16 => DType::F16,
@@ -157,19 +157,24 @@ fn as_close_as_its_type(what: &str, dtype: DType, component: &str, got: &[f32], 
 }
 
 /// A tiny model on a device of this machine in a type that it computes in.
-struct Part {
-    name: &'static str,
-    device: Device,
-    dtype: DType,
+pub(crate) struct Part {
+    pub(crate) name: &'static str,
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
     /// The device and the type in words.
-    on: String,
+    pub(crate) on: String,
 }
 
 /// Each of them; what is not here, conformance says.
 fn parts() -> Vec<Part> {
+    parts_of(&TINY)
+}
+
+/// These models on every device in every type.
+pub(crate) fn parts_of(names: &[&'static str]) -> Vec<Part> {
     let devices = devices();
     let mut parts = Vec::new();
-    for name in TINY {
+    for &name in names {
         for (words, device) in &devices {
             for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|dtype| device.computes_in(*dtype)) {
                 parts.push(Part { name, device: device.clone(), dtype, on: format!("{words} in {dtype}") });
@@ -293,10 +298,15 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
     }
 }
 
-/// Draws one picture through the engine, in the reference's type.
+/// Draws one picture through the engine, in the reference's type, on the devices that are the default.
 pub(crate) fn draw(model: &Arc<Model>, request: Request) -> Picture {
+    draw_with(model, request, "dtype = \"f32\"")
+}
+
+/// Draws one picture with a device map.
+pub(crate) fn draw_with(model: &Arc<Model>, request: Request, map: &str) -> Picture {
     let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
-    let map = DeviceMap::parse("dtype = \"f32\"", "map.toml").unwrap();
+    let map = DeviceMap::parse(map, "map.toml").unwrap();
     let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
     let engine = Engine::load(model.clone(), &plan).unwrap();
     let picture = engine.submit(request).unwrap().wait().unwrap();

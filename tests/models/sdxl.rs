@@ -4,26 +4,19 @@
 use std::{path::Path, sync::Arc};
 
 use sdshard::{
-    backend::{DType, Device},
-    models::{
-        clip::EncodedText,
-        network::Network,
-        route::{PersistentArenas, Route},
-        unet::Condition,
-    },
+    backend::{self, DType, Device, DeviceKind},
+    models::{clip::EncodedText, route::PersistentArenas, unet::Condition},
     pipeline::{
         Model,
-        model::{Source, load},
         request::{Request, RequestOptions},
     },
-    tensor::Tensor,
-    weights::{ModelFiles, Weights},
+    weights::ModelFiles,
 };
 use serde_json::Value;
 
 use crate::{
     common::formula,
-    golden::{ARENA, Golden, bound, close, draw, first},
+    golden::{ARENA, Golden, Part, as_close_as_its_type, bound, close, draw, draw_with, first, loaded, parts_of},
 };
 
 const NAME: &str = "tiny-sdxl";
@@ -32,49 +25,37 @@ fn open(folder: &Path) -> Model {
     Model::open(ModelFiles::folder(folder).unwrap(), None).unwrap()
 }
 
-/// A component of a model on the CPU.
-fn loaded(name: &str, device: &Device, model: &Model) -> (Arc<Network>, Route) {
-    let component = &model.spec.components[model.spec.component(name).unwrap()];
-    let weights = Weights::open(&model.files, name, None).unwrap();
-    let route = Route::whole(device, DType::F32, component.network.sections().len());
-    (load(component, weights, &Source::resident(route.clone())).unwrap().network, route)
-}
-
 #[test]
 fn both_text_encoders_match_the_reference() {
     let (folder, golden) = (formula::folder(NAME), Golden::open(NAME));
     let model = open(folder.path());
-    let device = Device::cpu(ARENA).unwrap();
-    let mut tokens = vec![Vec::new(); 77];
-    // The first prompt is for the first encoder, the second for the second: only this one gives the pooled feature.
-    for (index, (name, text)) in
-        [("text_encoder", golden.text("prompt")), ("text_encoder_2", "oil painting".into())].into_iter().enumerate()
-    {
-        let (network, route) = loaded(name, &device, &model);
-        let ids = model.tokenizers[index].encode(&text).unwrap().ids;
-        assert_eq!(ids.last(), Some(&[999, 0][index]), "each tokenizer has its own padding");
-        let output = network.text_encoder().forward(&[ids], 0, &route.pass()).unwrap();
-        let features = output.features.read().unwrap();
-        let width = features.len() / 77;
-        tokens.iter_mut().zip(features.chunks(width)).for_each(|(all, row)| all.extend_from_slice(row));
-        match output.pooled {
-            Some(pooled) if index == 1 => {
-                let bound = bound(DType::F32, "text_encoder");
-                close("pooled", &pooled.read().unwrap(), &golden.values("text.pooled"), bound);
+    // Only the second encoder gives the pooled feature.
+    let texts = [("text_encoder", golden.text("prompt")), ("text_encoder_2", "oil painting".into())];
+    for Part { device, dtype, on, .. } in parts_of(&[NAME]) {
+        let mut tokens = vec![Vec::new(); 77];
+        for (index, (name, text)) in texts.iter().enumerate() {
+            let (network, route) = loaded(name, &device, dtype, &model);
+            let ids = model.tokenizers[index].encode(text).unwrap().ids;
+            assert_eq!(ids.last(), Some(&[999, 0][index]), "each tokenizer has its own padding");
+            let output = network.text_encoder().forward(&[ids], 0, &route.pass()).unwrap();
+            let features = output.features.read().unwrap();
+            let width = features.len() / 77;
+            tokens.iter_mut().zip(features.chunks(width)).for_each(|(all, row)| all.extend_from_slice(row));
+            assert_eq!(output.pooled.is_some(), index == 1);
+            if let Some(pooled) = output.pooled {
+                let (what, want) = (format!("pooled on {on}"), golden.values("text.pooled"));
+                close(&what, &pooled.read().unwrap(), &want, bound(dtype, "text_encoder"));
             }
-            Some(_) => panic!("the first encoder gives no pooled feature"),
-            None => assert_eq!(index, 0),
         }
+        let (what, want) = (format!("features on {on}"), golden.values("text.features"));
+        as_close_as_its_type(&what, dtype, "text_encoder", &tokens.concat(), &want);
     }
-    close("features", &tokens.concat(), &golden.values("text.features"), bound(DType::F32, "text_encoder"));
 }
 
-/// One call of the UNet in one of its forms.
-fn output_of(unet: &str, guidance_scale: f32) -> Vec<f32> {
-    let (folder, golden) = (formula::folder_with(NAME, unet), Golden::open(NAME));
-    let model = open(folder.path());
-    let device = Device::cpu(ARENA).unwrap();
-    let (network, route) = loaded("unet", &device, &model);
+/// One call of a UNet.
+fn output_of(model: &Model, device: &Device, dtype: DType, guidance_scale: f32) -> Vec<f32> {
+    let golden = Golden::open(NAME);
+    let (network, route) = loaded("unet", device, dtype, model);
     let keeps = PersistentArenas::new(vec![device.persistent_arena(ARENA).unwrap()]);
     let ((context, shape), pooled) = (golden.get("unet.context"), golden.values("unet.pooled"));
     let texts = context.chunks(shape[1] * shape[2]).zip(pooled.chunks(40));
@@ -84,8 +65,8 @@ fn output_of(unet: &str, guidance_scale: f32) -> Vec<f32> {
         guidance_scale,
     });
     let texts = network.denoiser().condition(&rows.collect::<Vec<_>>(), &route.pass(), &keeps).unwrap();
-    let time: Tensor = network.denoiser().time_features(37.25, &device).unwrap();
-    let latents = golden.feature_map(&device, "unet.latents");
+    let time = network.denoiser().time_features(37.25, device).unwrap();
+    let latents = golden.feature_map(device, "unet.latents");
     first(&network.denoiser().forward(&latents, &time, &texts, &route.pass()).unwrap())
 }
 
@@ -93,10 +74,15 @@ fn output_of(unet: &str, guidance_scale: f32) -> Vec<f32> {
 fn one_call_of_the_unet_matches_the_reference_in_every_form() {
     let golden = Golden::open(NAME);
     for unet in ["unet", "pruned", "distilled"] {
-        // The distilled network takes the guidance scale as an input, the others do not.
-        let output = output_of(unet, 8.0);
-        close(unet, &output, &golden.values(&format!("{unet}.output")), bound(DType::F32, "unet"));
-        assert_eq!(output_of(unet, 7.0) == output, unet != "distilled", "{unet}");
+        let folder = formula::folder_with(NAME, unet);
+        let (model, want) = (open(folder.path()), golden.values(&format!("{unet}.output")));
+        for Part { device, dtype, on, .. } in parts_of(&[NAME]) {
+            let output = output_of(&model, &device, dtype, 8.0);
+            as_close_as_its_type(&format!("{unet} on {on}"), dtype, "unet", &output, &want);
+            // The distilled network takes the guidance scale as an input, the others do not.
+            let other = output_of(&model, &device, dtype, 7.0);
+            assert_eq!(other == output, unet != "distilled", "{unet} on {on}");
+        }
     }
 }
 
@@ -123,6 +109,11 @@ fn pictures_match_the_reference() {
         let picture = draw(&model, request);
         close(name, &picture.latents.values, &golden.values(&format!("{name}.latents")), 1e-3);
         if name == "plain" {
+            for device in backend::visible().iter().filter(|device| device.id.kind != DeviceKind::Cpu) {
+                let map = format!("dtype = \"f32\"\ndevices = [\"{}\"]", device.id);
+                let latents = draw_with(&model, picture.request.clone(), &map).latents.values;
+                close(&format!("{name} on {}", device.id), &latents, &golden.values("plain.latents"), 1e-3);
+            }
             let image = picture.image.unwrap();
             let off = image.rgb.iter().zip(golden.values("plain.image")).map(|(a, b)| (f32::from(*a) - b).abs());
             assert!(off.fold(0.0, f32::max) <= 1.0, "a pixel is off by more than 1 of 255");
