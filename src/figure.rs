@@ -36,6 +36,7 @@ const LINE: &str = "#cbd2d9";
 fn colour(stage: Stage) -> &'static str {
     match stage {
         Stage::Encode => "#2f9e77",
+        Stage::EncodeImage => "#8b5fbf",
         Stage::Denoise => "#3366cc",
         Stage::Decode => "#d9730d",
     }

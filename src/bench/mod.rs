@@ -168,6 +168,11 @@ fn run(
             let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);
             timed(&|| unet.forward(&latents, &time, &texts, &network.pass(&NoHooks)))
         }
+        Network::VaeEncoder(encoder) => {
+            let (height, width) = (height * spec.latents.scale, width * spec.latents.scale);
+            let pixels = Tensor::new(device, [1, height, width, 3], &values(height * width * 3))?;
+            timed(&|| encoder.forward(pixels.clone(), &network.pass(&NoHooks)))
+        }
         Network::VaeDecoder(decoder) => {
             let latents = latents(1)?;
             timed(&|| decoder.decode(&latents, &network.pass(&NoHooks)))
@@ -188,7 +193,7 @@ fn measure(
     let (spec, component, dtype) = (&model.spec, &model.spec.components[id], info.rules.dtype());
     let source = |device: &Device| Source::resident(Route::whole(device, dtype, component.network.sections().len()));
     let (dry, counter) = Device::dry(info.id, info.rules, info.rates);
-    let planned = load(component, Weights::shapes_only(&component.name), &source(&dry))?;
+    let planned = load(component, Weights::shapes_only(&component.folder), &source(&dry))?;
     let weight_bytes = counter.take().weight_bytes;
     let mut gflop = 0.0;
     run(id, &planned, &dry, spec, settings, &mut |call| {
@@ -200,7 +205,7 @@ fn measure(
 
     let device = open(info.id)?;
     device.reserve(dry.peak_bytes())?;
-    let weights = Weights::open(&model.files, &component.name, model.variant.as_deref())?;
+    let weights = Weights::open(&model.files, &component.folder, model.variant.as_deref())?;
     let loaded = load(component, weights, &source(&device))?;
     let mut seconds = Vec::with_capacity(settings.repeat);
     run(id, &loaded, &device, spec, settings, &mut |call| {

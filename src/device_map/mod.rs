@@ -217,7 +217,11 @@ impl DTypes {
 /// The component whose entry in a map counts for `component` as well if that has none: maps were written for models with
 /// fewer components.
 pub fn covered_by(component: &str) -> Option<&'static str> {
-    (component == "text_encoder_2").then_some("text_encoder")
+    match component {
+        "text_encoder_2" => Some("text_encoder"),
+        "vae_encoder" => Some("vae"),
+        _ => None,
+    }
 }
 
 impl Strategy {

@@ -18,6 +18,8 @@ pub struct ComponentId(usize);
 pub enum Stage {
     /// Text encoders compute the features of one text at a time.
     Encode,
+    /// The encoder turns a picture to start from into latents.
+    EncodeImage,
     /// The denoiser turns noise into latents, in steps.
     Denoise,
     /// The decoder turns the latents of one picture at a time into pixels.

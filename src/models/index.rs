@@ -130,9 +130,8 @@ impl ModelSpec {
             height: unet.sample_height,
             width: unet.sample_width,
         };
-        let encoders =
-            text_encoders.into_iter().map(|(name, spec)| ComponentSpec { name, network: NetworkSpec::Clip(spec) });
-        let component = |(name, network): (&str, NetworkSpec)| ComponentSpec { name: name.to_owned(), network };
+        let encoders = text_encoders.into_iter().map(|(name, spec)| ComponentSpec::new(name, NetworkSpec::Clip(spec)));
+        let component = |(name, network): (&str, NetworkSpec)| ComponentSpec::new(name.to_owned(), network);
         let others = [("unet", NetworkSpec::Unet(unet)), ("vae", NetworkSpec::VaeDecoder(vae))].map(component);
         Ok(Self {
             components: encoders.chain(others).collect::<Vec<_>>().into(),

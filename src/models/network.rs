@@ -8,7 +8,11 @@ use super::{
     unet::{Unet, UnetSpec},
     vae::{VaeDecoder, VaeEncoder, VaeSpec},
 };
-use crate::{error::Result, weights::Scope};
+use crate::{
+    backend::{DType, Device},
+    error::Result,
+    weights::Scope,
+};
 
 /// A kind of network with its config.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +21,8 @@ pub enum NetworkSpec {
     Clip(ClipSpec),
     /// A UNet with cross attention.
     Unet(UnetSpec),
+    /// The encoder of an autoencoder.
+    VaeEncoder(VaeSpec),
     /// The decoder of an autoencoder.
     VaeDecoder(VaeSpec),
 }
@@ -55,6 +61,8 @@ pub enum Network {
     Clip(ClipTextEncoder),
     /// See [`NetworkSpec::Unet`].
     Unet(Unet),
+    /// See [`NetworkSpec::VaeEncoder`].
+    VaeEncoder(VaeEncoder),
     /// See [`NetworkSpec::VaeDecoder`].
     VaeDecoder(VaeDecoder),
 }
@@ -65,6 +73,7 @@ impl NetworkSpec {
         match self {
             Self::Clip(_) => Stage::Encode,
             Self::Unet(_) => Stage::Denoise,
+            Self::VaeEncoder(_) => Stage::EncodeImage,
             Self::VaeDecoder(_) => Stage::Decode,
         }
     }
@@ -74,6 +83,7 @@ impl NetworkSpec {
         match self {
             Self::Clip(spec) => ClipTextEncoder::sections(spec),
             Self::Unet(spec) => Unet::sections(spec),
+            Self::VaeEncoder(spec) => VaeEncoder::sections(spec),
             Self::VaeDecoder(spec) => VaeDecoder::sections(spec),
         }
     }
@@ -86,6 +96,7 @@ impl NetworkSpec {
         Ok(match self {
             Self::Clip(spec) => Network::Clip(ClipTextEncoder::load(w, spec, route)?),
             Self::Unet(spec) => Network::Unet(Unet::load(w, spec, route)?),
+            Self::VaeEncoder(spec) => Network::VaeEncoder(VaeEncoder::load(w, spec, route)?),
             Self::VaeDecoder(spec) => Network::VaeDecoder(VaeDecoder::load(w, spec, route)?),
         })
     }
@@ -94,6 +105,7 @@ impl NetworkSpec {
     pub fn not_run(&self) -> &'static [&'static str] {
         match self {
             Self::Clip(_) | Self::Unet(_) => &[],
+            Self::VaeEncoder(_) => &["decoder.", "post_quant_conv."],
             Self::VaeDecoder(_) => &["encoder.", "quant_conv."],
         }
     }
@@ -102,16 +114,19 @@ impl NetworkSpec {
     ///
     /// # Errors
     /// As [`NetworkSpec::load`].
-    pub fn load_not_run(&self, w: &Scope) -> Result<()> {
+    pub fn load_not_run(&self, w: &Scope, device: &Device) -> Result<()> {
         match self {
-            Self::Clip(_) | Self::Unet(_) => Ok(()),
-            Self::VaeDecoder(spec) => VaeEncoder::load(w, spec).map(drop),
+            Self::Clip(_) | Self::Unet(_) | Self::VaeEncoder(_) => Ok(()),
+            Self::VaeDecoder(spec) => {
+                let route = Route::whole(device, DType::F32, VaeEncoder::sections(spec).len());
+                VaeEncoder::load(w, spec, &route).map(drop)
+            }
         }
     }
 
     /// Whether the network overflows f16, so that its default type is f32.
     pub fn overflows_f16(&self) -> bool {
-        matches!(self, Self::VaeDecoder(spec) if spec.force_upcast)
+        matches!(self, Self::VaeEncoder(spec) | Self::VaeDecoder(spec) if spec.force_upcast)
     }
 
     /// Whether a denoiser takes the guidance scale as an input.
@@ -123,7 +138,7 @@ impl NetworkSpec {
     pub fn layers_to_skip(&self) -> Option<usize> {
         match self {
             Self::Clip(spec) => spec.feature_layers(1),
-            Self::Unet(_) | Self::VaeDecoder(_) => None,
+            Self::Unet(_) | Self::VaeEncoder(_) | Self::VaeDecoder(_) => None,
         }
     }
 
@@ -136,7 +151,7 @@ impl NetworkSpec {
                 width: spec.hidden_size,
                 pooled: spec.pooled.map_or(0, |pooled| pooled.width),
             }),
-            Self::Unet(_) | Self::VaeDecoder(_) => None,
+            Self::Unet(_) | Self::VaeEncoder(_) | Self::VaeDecoder(_) => None,
         }
     }
 }
@@ -153,6 +168,12 @@ impl Network {
     pub fn denoiser(&self) -> &Unet {
         let Self::Unet(denoiser) = self else { panic!("only a denoiser denoises") };
         denoiser
+    }
+
+    /// The network of a component in [`Stage::EncodeImage`].
+    pub fn image_encoder(&self) -> &VaeEncoder {
+        let Self::VaeEncoder(encoder) = self else { panic!("only an image encoder encodes pictures") };
+        encoder
     }
 
     /// The network of a component in [`Stage::Decode`].

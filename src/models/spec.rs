@@ -55,13 +55,20 @@ impl SdxlSpec {
 /// A component of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ComponentSpec {
-    /// The component's name in `model_index.json` and in device maps, which is also the name of its folder.
+    /// The component's name in `model_index.json` and in device maps.
     pub name: String,
+    /// The folder of its weights, which is named like the component but for the encoder of the VAE.
+    pub folder: String,
     /// The kind of network, with its config.
     pub network: NetworkSpec,
 }
 
 impl ComponentSpec {
+    /// A component whose folder has its name.
+    pub fn new(name: String, network: NetworkSpec) -> Self {
+        Self { folder: name.clone(), name, network }
+    }
+
     /// The stage in which the component works.
     pub fn stage(&self) -> Stage {
         self.network.stage()
@@ -91,6 +98,27 @@ pub struct Listed {
 }
 
 impl ModelSpec {
+    /// The same model with the encoder of its VAE as a component, for requests that start from a picture.
+    #[must_use]
+    pub fn with_image_encoder(mut self) -> Self {
+        let mut components: Vec<ComponentSpec> =
+            self.components.iter().map(|(_, component)| component.clone()).collect();
+        let encoder = components.iter().find_map(|component| match &component.network {
+            NetworkSpec::VaeDecoder(spec) => Some(ComponentSpec {
+                name: format!("{}_encoder", component.name),
+                folder: component.folder.clone(),
+                network: NetworkSpec::VaeEncoder(spec.clone()),
+            }),
+            _ => None,
+        });
+        let denoiser = components.iter().position(|component| component.stage() == Stage::Denoise);
+        if let (Some(encoder), Some(denoiser), None) = (encoder, denoiser, self.in_stage(Stage::EncodeImage).next()) {
+            components.insert(denoiser, encoder);
+        }
+        self.components = components.into();
+        self
+    }
+
     /// The components of a stage, in order.
     pub fn in_stage(&self, stage: Stage) -> impl Iterator<Item = ComponentId> {
         self.components.iter().filter(move |(_, component)| component.stage() == stage).map(|(id, _)| id)

@@ -248,13 +248,22 @@ pub struct VaeEncoder {
 }
 
 impl VaeEncoder {
-    /// Loads `encoder` and `quant_conv` of `vae/`.
-    pub fn load(w: &Scope, spec: &VaeSpec) -> Result<Self> {
+    /// The names of the sections, between which the network can be cut, in order. `encoder.conv_out` includes the norm
+    /// before it and `quant_conv`.
+    pub fn sections(spec: &VaeSpec) -> Vec<String> {
+        let down = (0..spec.block_out_channels.len()).map(|i| format!("encoder.down_blocks.{i}"));
+        let word = |word: &str| format!("encoder.{word}");
+        [word("conv_in")].into_iter().chain(down).chain([word("mid_block"), word("conv_out")]).collect()
+    }
+
+    /// Loads `encoder` and `quant_conv` of `vae/`, each section for the device that runs it.
+    pub fn load(w: &Scope, spec: &VaeSpec, route: &Route) -> Result<Self> {
         let (widths, moments) = (&spec.block_out_channels, 2 * spec.latent_channels);
         let last = widths.len() - 1;
-        let encoder = w.at("encoder");
+        let names = Self::sections(spec);
+        let at = |name: &str| section(w, route, &names, name).at(name);
         let down_block = |level: usize| -> Result<_> {
-            let w = encoder.at("down_blocks").at(level);
+            let w = at(&format!("encoder.down_blocks.{level}"));
             let resnets = (0..spec.layers_per_block)
                 .map(|i| {
                     let channels = if i == 0 { widths[level.saturating_sub(1)] } else { widths[level] };
@@ -266,24 +275,28 @@ impl VaeEncoder {
                 .transpose()?;
             Ok((resnets, downsample))
         };
+        // Two layers belong to the section that is named after another one.
+        let out = section(w, route, &names, "encoder.conv_out");
+        let norm = out.at("encoder.conv_norm_out");
         Ok(Self {
-            conv_in: Conv2d::load(&encoder.at("conv_in"), spec.in_channels, widths[0], Extent::Large)?,
+            conv_in: Conv2d::load(&at("encoder.conv_in"), spec.in_channels, widths[0], Extent::Large)?,
             down_blocks: (0..widths.len()).map(down_block).collect::<Result<_>>()?,
-            mid_block: MidBlock::load(&encoder.at("mid_block"), widths[last], spec)?,
-            conv_norm_out: GroupNorm::load(&encoder.at("conv_norm_out"), widths[last], spec.norm_num_groups, EPS)?,
-            conv_out: Conv2d::load(&encoder.at("conv_out"), widths[last], moments, Extent::Large)?,
+            mid_block: MidBlock::load(&at("encoder.mid_block"), widths[last], spec)?,
+            conv_norm_out: GroupNorm::load(&norm, widths[last], spec.norm_num_groups, EPS)?,
+            conv_out: Conv2d::load(&at("encoder.conv_out"), widths[last], moments, Extent::Large)?,
             quant_conv: spec
                 .use_quant_conv
-                .then(|| Linear::load_conv1x1(&w.at("quant_conv"), moments, moments))
+                .then(|| Linear::load_conv1x1(&out.at("quant_conv"), moments, moments))
                 .transpose()?,
         })
     }
 
     /// Encodes pictures from -1 to 1, `[batch, height, width, in_channels]`, to the moments of the unscaled latents,
     /// `[batch, height / 8, width / 8, 2 latent_channels]`: means, then log variances. Input and output are f32.
-    pub fn forward(&self, pictures: &Tensor) -> Result<Tensor> {
-        let mut h = self.conv_in.forward(&pictures.cast(self.conv_in.dtype())?)?;
+    pub fn forward(&self, pictures: Tensor, pass: &ForwardPass) -> Result<Tensor> {
+        let mut h = self.conv_in.forward(&pass.take(pictures)?)?;
         for (resnets, downsample) in &self.down_blocks {
+            h = pass.take(h)?;
             for resnet in resnets {
                 h = resnet.forward(&h, None)?;
             }
@@ -291,8 +304,8 @@ impl VaeEncoder {
                 h = downsample.forward(&h)?;
             }
         }
-        h = self.mid_block.forward(&h)?;
-        h = self.conv_norm_out.forward_silu(&h)?;
+        h = self.mid_block.forward(&pass.take(h)?)?;
+        h = self.conv_norm_out.forward_silu(&pass.take(h)?)?;
         h = self.conv_out.forward(&h)?;
         if let Some(conv) = &self.quant_conv {
             h = conv.forward(&h)?;

@@ -18,10 +18,19 @@ use std::collections::BTreeMap;
 pub enum Work {
     /// Encoding a text.
     Text,
+    /// Encoding a picture to start from.
+    Image,
     /// Denoising.
     Denoise,
     /// Decoding a picture.
     Decode,
+}
+
+impl Work {
+    /// Whether the work makes what a denoiser waits for.
+    pub fn is_for_denoiser(self) -> bool {
+        matches!(self, Self::Text | Self::Image)
+    }
 }
 
 /// The position of a request in the queue, smaller for those further ahead: the arrival that it counts as, texts before
@@ -96,7 +105,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
     pub fn ask(&mut self, arrival: u64, work: Work, sets: S) -> u64 {
         self.tickets += 1;
         let behind = if work == Work::Denoise { self.last_text_for(sets.as_ref()) } else { None };
-        let priority = (behind.unwrap_or(arrival).max(arrival), work != Work::Text, arrival, self.tickets);
+        let priority = (behind.unwrap_or(arrival).max(arrival), !work.is_for_denoiser(), arrival, self.tickets);
         self.waiting.insert(priority, WaitEntry { work, sets });
         self.tickets
     }
@@ -105,7 +114,7 @@ impl<S: AsRef<[Vec<usize>]>> DeviceQueue<S> {
     fn last_text_for(&self, sets: &[Vec<usize>]) -> Option<u64> {
         let wanted = |device: &usize| sets.iter().any(|set| set.contains(device));
         let is_ahead =
-            |entry: &WaitEntry<S>| entry.work == Work::Text && entry.sets.as_ref().iter().flatten().any(wanted);
+            |entry: &WaitEntry<S>| entry.work.is_for_denoiser() && entry.sets.as_ref().iter().flatten().any(wanted);
         self.waiting.iter().rev().find(|(_, entry)| is_ahead(entry)).map(|((arrival, ..), _)| *arrival)
     }
 

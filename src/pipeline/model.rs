@@ -102,8 +102,8 @@ impl Model {
         paths.extend(self.spec.tokenizers().flat_map(|folder| tokenizer::paths(&self.files, &folder)));
         for (id, component) in self.spec.components.iter() {
             self.weights(id)?; // an invalid file is reported before gigabytes are read
-            paths.push(format!("{}/config.json", component.name));
-            paths.extend(weights::sources(&self.files, &component.name, self.variant.as_deref())?);
+            paths.push(format!("{}/config.json", component.folder));
+            paths.extend(weights::sources(&self.files, &component.folder, self.variant.as_deref())?);
         }
         let identity = weights::identity(&self.files, &paths)?;
         *known = Some(identity.clone());
@@ -173,7 +173,7 @@ impl<'a> Loader<'a> {
         let has_data = route.iter().any(Device::has_data);
         let weights = match has_data {
             true => self.model.weights(component)?,
-            false => Weights::shapes_only(&spec.name),
+            false => Weights::shapes_only(&spec.folder),
         };
         let ahead = if has_data { Ahead::Thread } else { Ahead::Caller };
         let loaded = load(spec, weights, &Source { route, reside, packed: self.packed.clone(), ahead })?;
@@ -236,7 +236,7 @@ pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
     for (_, component) in spec.components.iter() {
-        let weights = Weights::open(files, &component.name, variant)?.headers_only();
+        let weights = Weights::open(files, &component.folder, variant)?.headers_only();
         let sections = component.network.sections().len();
         load(component, weights.clone(), &Source::resident(Route::whole(&device, DType::F32, sections)))?;
         if let Some((count, first)) = weights.left_over() {

@@ -29,6 +29,7 @@ impl From<Stage> for Work {
     fn from(stage: Stage) -> Self {
         match stage {
             Stage::Encode => Self::Text,
+            Stage::EncodeImage => Self::Image,
             Stage::Denoise => Self::Denoise,
             Stage::Decode => Self::Decode,
         }
@@ -48,6 +49,18 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionH
     };
     let pooled = output.pooled.as_ref().map(read).transpose()?.unwrap_or_default();
     Ok(EncodedText { features: read(&output.features)?, pooled })
+}
+
+/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1: the moments of its unscaled latents, `[1,
+/// height / 8, width / 8, 2 channels]`.
+///
+/// # Errors
+/// If the device fails, its arena is full, or a value is not finite.
+pub fn encode_image(encoder: &Placed, shape: Shape, pixels: &[f32], hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
+    let pixels = Tensor::new(encoder.route.first(), shape, pixels)?;
+    let moments = encoder.network.image_encoder().forward(pixels, &encoder.pass(hooks))?.read()?;
+    finite(&moments, &encoder.name)?;
+    Ok(moments)
 }
 
 /// The input of the denoising loop: one picture, or several of one size as a batch.
@@ -393,6 +406,11 @@ pub fn rehearse(
         Stage::Encode => {
             let text = spec.components[component].network.text().expect("it encodes texts");
             encode(network, vec![0; text.tokens], 0, hooks)?;
+            1
+        }
+        Stage::EncodeImage => {
+            let shape = Shape::from([1, sample.height, sample.width, 3]);
+            encode_image(network, shape, &vec![0.0; shape.elements()], hooks)?;
             1
         }
         Stage::Denoise => {

@@ -110,9 +110,9 @@ fn parameters(component: &ComponentSpec) -> Result<u64> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, counter) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
     let route = Route::whole(&device, DType::F32, component.network.sections().len());
-    let weights = || Weights::shapes_only(&component.name);
+    let weights = || Weights::shapes_only(&component.folder);
     load(component, weights(), &Source::resident(route))?;
-    component.network.load_not_run(&Scope::new(&weights(), &device, DType::F32))?;
+    component.network.load_not_run(&Scope::new(&weights(), &device, DType::F32), &device)?;
     Ok(counter.take().weight_bytes / DType::F32.size() as u64)
 }
 
@@ -175,7 +175,8 @@ pub(super) fn place(
             tracing::info!("diffusers would {place}; sdshard does not run it");
         }
         spec.components.try_map(|_, component| {
-            let here = networks.iter().position(|network| network.name == component.name);
+            // The encoder of the VAE is a part of the VAE.
+            let here = networks.iter().position(|network| network.name == component.folder);
             let count = component.network.sections().len();
             match here.and_then(|network| placed[network]) {
                 Some(DiffusersPlace::Device(device)) => Ok(Place::whole(group[device].id, count)),

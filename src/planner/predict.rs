@@ -436,7 +436,7 @@ impl<'a> Simulation<'a> {
     fn grant_devices(&mut self) {
         // Texts ask first, because other requests of the same instant may have to wait behind them.
         let mut asking = std::mem::take(&mut self.asking);
-        asking.sort_by_key(|&id| self.work_of(id) != Work::Text);
+        asking.sort_by_key(|&id| !self.work_of(id).is_for_denoiser());
         asking.drain(..).for_each(|id| self.request_devices(id));
         self.asking = asking;
         self.run.steps += (self.in_flight_count + self.waiting_instances) as u64;

@@ -56,7 +56,7 @@ fn vae(device: &Device) -> (VaeEncoder, VaeDecoder) {
     let spec = VaeSpec::from_json(VAE, "vae/config.json").unwrap();
     let weights = Weights::shapes_only("vae");
     let scope = Scope::new(&weights, device, DType::F32);
-    (VaeEncoder::load(&scope, &spec).unwrap(), VaeDecoder::load(&scope, &spec, &whole(device)).unwrap())
+    (VaeEncoder::load(&scope, &spec, &whole(device)).unwrap(), VaeDecoder::load(&scope, &spec, &whole(device)).unwrap())
 }
 
 /// Floating-point operations of `work`, in 10^9.

@@ -15,10 +15,9 @@ use sdshard::{
     engine::Engine,
     models::{
         clip::EncodedText,
-        network::{Network, NetworkSpec},
+        network::Network,
         route::{PersistentArenas, Route},
         unet::Condition,
-        vae::VaeEncoder,
     },
     pipeline::{
         Model, Picture,
@@ -29,7 +28,7 @@ use sdshard::{
     planner::{Largest, plan::Plan},
     scheduler::{NoiseLevel, SchedulerKind, schedule},
     tensor::{Shape, Tensor},
-    weights::{ModelFiles, Scope, Weights},
+    weights::{ModelFiles, Weights},
 };
 use serde_json::Value;
 
@@ -118,7 +117,7 @@ fn model(name: &str) -> Model {
 /// A component of a model, all of it on one device.
 pub(crate) fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Network>, Route) {
     let component = &model.spec.components[model.spec.component(name).unwrap()];
-    let weights = Weights::open(&model.files, name, None).unwrap();
+    let weights = Weights::open(&model.files, &component.folder, None).unwrap();
     let route = Route::whole(device, dtype, component.network.sections().len());
     (load(component, weights, &Source::resident(route.clone())).unwrap().network, route)
 }
@@ -277,7 +276,8 @@ fn one_unet_call_matches_the_reference() {
 #[test]
 fn the_vae_decodes_and_encodes_as_the_reference() {
     for Part { name, device, dtype, on } in parts() {
-        let (model, golden) = (model(name), Golden::open(name));
+        let (mut model, golden) = (model(name), Golden::open(name));
+        model.spec = model.spec.with_image_encoder();
         let (network, route) = loaded("vae", &device, dtype, &model);
         for size in ["even", "odd"] {
             let latents = golden.feature_map(&device, &format!("vae.decode.{size}.latents"));
@@ -287,11 +287,9 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
             as_close_as_its_type(&what, dtype, "vae", &first(&out), &want);
         }
 
-        let weights = Weights::open(&model.files, "vae", None).unwrap();
-        let vae = &model.spec.components[model.spec.component("vae").unwrap()].network;
-        let NetworkSpec::VaeDecoder(spec) = vae else { panic!("it is a decoder") };
-        let encoder = VaeEncoder::load(&Scope::new(&weights, &device, dtype), spec).unwrap();
-        let moments = encoder.forward(&golden.feature_map(&device, "vae.encode.image")).unwrap();
+        let (network, route) = loaded("vae_encoder", &device, dtype, &model);
+        let image = golden.feature_map(&device, "vae.encode.image");
+        let moments = network.image_encoder().forward(image, &route.pass()).unwrap();
         let want = golden.values("vae.encode.mean");
         let (what, means) = (format!("{name} vae encode on {on}"), &first(&moments)[..want.len()]);
         as_close_as_its_type(&what, dtype, "vae", means, &want);
