@@ -29,7 +29,7 @@ const PADS: [(&str, &str); 2] = [("eot", "<|endoftext|>"), ("bang", "!")];
 
 /// A model's `tokenizer` folder in the form of older repositories.
 fn folder(pad: &str) -> TempDir {
-    let merges = golden("clip-tokenizer/merges.txt");
+    let merges = merges_of_clip();
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| {
         fs::create_dir_all(folder.path().join("tokenizer")).unwrap();
@@ -110,7 +110,7 @@ fn ids_are_those_of_transformers_from_either_form_of_the_files() {
 fn added_tokens_are_found_in_every_place_where_tokenizers_keep_them() {
     let golden_file: Value = serde_json::from_str(&golden("added_tokens.json")).unwrap();
     let count = golden_file["merges"].as_u64().unwrap() as usize;
-    let merges = golden("clip-tokenizer/merges.txt").lines().take(1 + count).collect::<Vec<_>>().join("\n");
+    let merges = merges_of_clip().lines().take(1 + count).collect::<Vec<_>>().join("\n");
     let mut checked = 0;
     for case in golden_file["rows"].as_array().unwrap() {
         let folder = folder("<|endoftext|>");
