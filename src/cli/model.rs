@@ -81,7 +81,8 @@ fn embedded() -> Result<ModelFiles> {
 
 #[cfg(not(feature = "builtin-model"))]
 fn embedded() -> Result<ModelFiles> {
-    Err(Error::input("this build has no built-in model").hint("--model FOLDER, --model FILE.safetensors or --model ORG/NAME"))
+    Err(Error::input("this build has no built-in model")
+        .hint("--model FOLDER, --model FILE.safetensors or --model ORG/NAME"))
 }
 
 #[cfg(feature = "builtin-model")]

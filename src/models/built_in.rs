@@ -97,24 +97,12 @@ mod tests {
             ("cross_attention_dim", ["768", "768", "1024", "1024", "1024", "2048", "2048", "1280"]),
             (
                 "attention_head_dim",
-                [
-                    "8",
-                    "8",
-                    "[5,10,20,20]",
-                    "[5,10,20,20]",
-                    "[5,10,20,20]",
-                    "[5,10,20]",
-                    "[5,10,20]",
-                    "[6,12,24,24]",
-                ],
+                ["8", "8", "[5,10,20,20]", "[5,10,20,20]", "[5,10,20,20]", "[5,10,20]", "[5,10,20]", "[6,12,24,24]"],
             ),
             ("transformer_layers_per_block", ["null", "null", "null", "null", "null", "[1,2,10]", "[1,2,10]", "4"]),
             ("use_linear_projection", ["null", "null", "true", "true", "true", "true", "true", "true"]),
             ("upcast_attention", ["null", "null", "false", "true", "false", "null", "null", "null"]),
-            (
-                "projection_class_embeddings_input_dim",
-                ["null", "null", "null", "null", "null", "2816", "2816", "2560"],
-            ),
+            ("projection_class_embeddings_input_dim", ["null", "null", "null", "null", "null", "2816", "2816", "2560"]),
         ] {
             for (kind, want) in KINDS.iter().zip(values) {
                 assert_eq!(value(kind, "unet/config.json", key).to_string(), want, "{kind}: {key}");
@@ -150,18 +138,12 @@ mod tests {
         }
         assert_eq!(value("sdxl", "tokenizer_2/special_tokens_map.json", "pad_token"), "!");
         let refiner = configs("sdxl-refiner");
-        assert!(refiner.contains_key("text_encoder_2/config.json") && !refiner.contains_key("text_encoder/config.json"));
+        assert!(
+            refiner.contains_key("text_encoder_2/config.json") && !refiner.contains_key("text_encoder/config.json")
+        );
         assert_eq!(kinds().len(), KINDS.len() + 2);
     }
 
-    const KINDS: [&str; 8] = [
-        "sd1",
-        "sd1-inpainting",
-        "sd2",
-        "sd2-768-v",
-        "sd2-inpainting",
-        "sdxl",
-        "sdxl-inpainting",
-        "sdxl-refiner",
-    ];
+    const KINDS: [&str; 8] =
+        ["sd1", "sd1-inpainting", "sd2", "sd2-768-v", "sd2-inpainting", "sdxl", "sdxl-inpainting", "sdxl-refiner"];
 }

@@ -71,8 +71,7 @@ fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
     let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
     let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
     let config = folder.join("config.json");
-    let text = crate::input::text(&config)
-        .map_err(|error| refuse("its config.json cannot be read").source(error))?;
+    let text = crate::input::text(&config).map_err(|error| refuse("its config.json cannot be read").source(error))?;
     let mut config = Object::parse(&text, config.display().to_string())?;
     let own = Object::parse(&files.text(VAE)?, files.path_of(VAE))?;
     let default = Value::from(0.18215);
@@ -118,9 +117,10 @@ fn texts(kind: &str, training: &Training) -> Vec<(String, Vec<u8>)> {
     let mut configs = built_in::configs(kind);
     training.describe(&mut configs);
     let has_config = |folder: &&str| configs.contains_key(&format!("{folder}/tokenizer_config.json"));
-    let tokenizers = ["tokenizer", "tokenizer_2"].into_iter().filter(has_config).flat_map(|folder| {
-        built_in::clip_tokenizer().map(|(name, text)| (format!("{folder}/{name}"), text))
-    });
+    let tokenizers = ["tokenizer", "tokenizer_2"]
+        .into_iter()
+        .filter(has_config)
+        .flat_map(|folder| built_in::clip_tokenizer().map(|(name, text)| (format!("{folder}/{name}"), text)));
     let mut texts: Vec<_> = tokenizers.collect();
     texts.extend(configs.into_iter().map(|(path, config)| (path, config.to_string().into_bytes())));
     texts
@@ -217,9 +217,8 @@ impl Shapes<'_> {
     /// The number of transformer layers behind each residual block of a path, level by level: 0 without attention.
     fn depths(&self, path: &str) -> Vec<usize> {
         let has = |name: String| self.0.has(&name);
-        let layer = |block: String| {
-            (0..).take_while(|n| has(format!("{block}.transformer_blocks.{n}.norm1.weight"))).count()
-        };
+        let layer =
+            |block: String| (0..).take_while(|n| has(format!("{block}.transformer_blocks.{n}.norm1.weight"))).count();
         let level = |level: usize| -> Vec<usize> {
             let is_there = |i: &usize| has(format!("{path}.{level}.resnets.{i}.conv1.weight"));
             (0..).take_while(is_there).map(|i| layer(format!("{path}.{level}.attentions.{i}"))).collect()

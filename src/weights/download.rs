@@ -112,7 +112,9 @@ impl HubPlace {
             [tree, revision] if tree == "tree" => Ok(Some(Self { id, revision: Some(revision.clone()), file: None })),
             [kind, revision, file @ ..] if (kind == "blob" || kind == "resolve") && !file.is_empty() => {
                 match file.join("/") {
-                    file if is_checkpoint(&file) => Ok(Some(Self { id, revision: Some(revision.clone()), file: Some(file) })),
+                    file if is_checkpoint(&file) => {
+                        Ok(Some(Self { id, revision: Some(revision.clone()), file: Some(file) }))
+                    }
                     _ => refuse("this address is not that of a .safetensors file"),
                 }
             }
@@ -193,7 +195,10 @@ mod tests {
             ("https://huggingface.co/org/name/", place("org/name", None, None)),
             ("huggingface.co/org/name/tree/main", place("org/name", Some("main"), None)),
             ("https://hf.co/org/name/tree/refs%2Fpr%2F1", place("org/name", Some("refs/pr/1"), None)),
-            ("https://huggingface.co/org/name/blob/main/x.safetensors", place("org/name", Some("main"), Some("x.safetensors"))),
+            (
+                "https://huggingface.co/org/name/blob/main/x.safetensors",
+                place("org/name", Some("main"), Some("x.safetensors")),
+            ),
             (
                 "https://huggingface.co/org/name/resolve/fp16/a/b%20c.safetensors?download=true",
                 place("org/name", Some("fp16"), Some("a/b c.safetensors")),

@@ -611,6 +611,64 @@ mod tests {
     }
 
     #[test]
+    fn a_text_encoder_of_open_clip_is_read_in_transformers_form() {
+        let prefix = "conditioner.embedders.1.model";
+        let floats = |count: usize| (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
+        let (mut header, mut data) = (Vec::new(), Vec::new());
+        for (name, shape) in [
+            ("token_embedding.weight", "[1,2]"),
+            ("transformer.resblocks.0.attn.in_proj_weight", "[6,2]"),
+            ("transformer.resblocks.0.attn.in_proj_bias", "[6]"),
+            ("text_projection", "[2,3]"),
+        ] {
+            let sizes: Vec<usize> = serde_json::from_str(shape).unwrap();
+            let (start, values) = (data.len(), floats(sizes.iter().product()));
+            data.extend(values);
+            let end = data.len();
+            header
+                .push(format!(r#""{prefix}.{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#));
+        }
+        let mut file = safetensors::tests::file(&format!("{{{}}}", header.join(",")), 0);
+        file.extend(&data);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        std::fs::write(&path, file).unwrap();
+        let files = ModelFiles::single_file(&path);
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let log = read.clone();
+        let observer = Observer(Arc::new(move |loading: Loading| {
+            log.lock().unwrap().push((loading.done_bytes, loading.total_bytes));
+            Ok(())
+        }));
+        let weights = Weights::open(&files, "text_encoder_2", None).unwrap().observed(Some(observer));
+        for (name, shape, want) in [
+            ("encoder.layers.0.self_attn.q_proj.weight", &[2, 2][..], &[0.0, 1.0, 2.0, 3.0][..]),
+            ("encoder.layers.0.self_attn.k_proj.weight", &[2, 2], &[4.0, 5.0, 6.0, 7.0]),
+            ("encoder.layers.0.self_attn.v_proj.weight", &[2, 2], &[8.0, 9.0, 10.0, 11.0]),
+            ("encoder.layers.0.self_attn.v_proj.bias", &[2], &[4.0, 5.0]),
+            ("text_projection.weight", &[3, 2], &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]),
+        ] {
+            assert_eq!(weights.get(name, shape).unwrap().to_f32().unwrap(), want, "{name}");
+        }
+        // Thirds of 48 bytes, one of 24 and 24 bytes, of 48 + 24 + 24 and the 8 that are not read.
+        assert_eq!(*read.lock().unwrap(), [(0, 104), (16, 104), (32, 104), (48, 104), (56, 104)]);
+        for (name, shape, words) in [
+            ("encoder.layers.0.self_attn.q_proj.weight", &[3, 2][..], "needs of each third [3, 2]"),
+            ("text_projection.weight", &[2, 3], "needs of the transposed tensor [2, 3]"),
+            (
+                "encoder.layers.1.mlp.fc1.bias",
+                &[2],
+                "`conditioner.embedders.1.model.transformer.resblocks.1.mlp.c_fc.bias`",
+            ),
+        ] {
+            let error = weights.get(name, shape).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let error = Weights::open(&files, "vae", None).unwrap_err().to_string();
+        assert!(error.contains("x.safetensors") && error.contains("has no vae") && error.contains("--vae"), "{error}");
+    }
+
+    #[test]
     fn the_built_in_model_opens() {
         let files = ModelFiles::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji")).unwrap();
         let open = |component| Weights::open(&files, component, None).unwrap();

@@ -144,15 +144,14 @@ fn e5m2(byte: u8) -> f16 {
 /// The error for a file in another format, known by its first bytes; `None` if it may be a safetensors file.
 ///
 /// A pickle of protocol 2 and later begins with the byte 0x80 and the protocol, and newer versions of torch put pickles
-/// into zip archives. Neither is the length of a header.
-fn other_format(start: &[u8], declared: u64) -> Option<Error> {
-    let is_long = start.len() < PREFIX || declared > LONGEST_HEADER;
+/// into zip archives. The length of a header may begin with the same bytes, but then the header follows.
+fn other_format(start: &[u8]) -> Option<Error> {
     match start {
-        [b'P', b'K', 3, 4, ..] => Some(pickle()),
-        [0x80, 2..=5, ..] if is_long => Some(pickle()),
-        [b'G', b'G', b'U', b'F', ..] => Some(
-            Error::input("this is a GGUF file, which sdshard does not read").hint("the same model as safetensors"),
-        ),
+        [.., b'{'] if start.len() == PREFIX + 1 => None,
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => Some(pickle()),
+        [b'G', b'G', b'U', b'F', ..] => {
+            Some(Error::input("this is a GGUF file, which sdshard does not read").hint("the same model as safetensors"))
+        }
         _ => None,
     }
 }
@@ -168,16 +167,16 @@ pub(super) fn pickle() -> Error {
 /// The tensors, ordered by their position in the file, and the metadata.
 fn read_header(file: &Arc<Stored>) -> Result<(Vec<Tensor>, HashMap<String, String>)> {
     let file_bytes = file.bytes();
-    let mut prefix = [0; PREFIX];
-    let start = &mut prefix[..file_bytes.min(PREFIX as u64) as usize];
+    let mut start = [0; PREFIX + 1];
+    let start = &mut start[..file_bytes.min(PREFIX as u64 + 1) as usize];
     file.read_at(0, start)?;
-    if let Some(error) = other_format(&prefix[..file_bytes.min(PREFIX as u64) as usize], u64::from_le_bytes(prefix)) {
+    if let Some(error) = other_format(start) {
         return Err(error);
     }
-    if file_bytes < PREFIX as u64 {
+    let Some(prefix) = start.first_chunk() else {
         return Err(Error::input("the file ends before its header").found(format!("{file_bytes} bytes")));
-    }
-    let declared = u64::from_le_bytes(prefix);
+    };
+    let declared = u64::from_le_bytes(*prefix);
     if declared > LONGEST_HEADER {
         return Err(Error::input(format!("the header may have {LONGEST_HEADER} bytes at most"))
             .found(format!("{declared} bytes"))
@@ -384,8 +383,10 @@ pub(super) mod tests {
 
     /// The value of a float of 8 bits by its definition.
     fn defined(byte: u8, mantissa_bits: i32, bias: i32) -> f64 {
-        let (exponent, mantissa) = (i32::from(byte & 0x7f) >> mantissa_bits, i32::from(byte) & ((1 << mantissa_bits) - 1));
-        let (scale, one) = (2f64.powi(exponent.max(1) - bias - mantissa_bits), i32::from(exponent > 0) << mantissa_bits);
+        let (exponent, mantissa) =
+            (i32::from(byte & 0x7f) >> mantissa_bits, i32::from(byte) & ((1 << mantissa_bits) - 1));
+        let (scale, one) =
+            (2f64.powi(exponent.max(1) - bias - mantissa_bits), i32::from(exponent > 0) << mantissa_bits);
         f64::from(one + mantissa) * scale * if byte > 127 { -1.0 } else { 1.0 }
     }
 

@@ -12,7 +12,12 @@ fn golden(name: &str) -> String {
     fs::read_to_string(path).expect("the golden files are in the repository")
 }
 
-/// The vocabulary as `golden/clip-tokenizer/README.md` derives it from the merges.
+fn merges_of_clip() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clip-tokenizer/merges.txt");
+    fs::read_to_string(path).expect("the merges are in the repository")
+}
+
+/// The vocabulary as `models/clip-tokenizer/README.md` derives it from the merges.
 fn vocab(merges: &str) -> BTreeMap<String, u32> {
     let printable = |byte: &u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut symbols: Vec<char> = (0..=255_u8).filter(printable).map(char::from).collect();

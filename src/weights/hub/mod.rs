@@ -105,8 +105,9 @@ impl Hub {
             return Ok(file);
         }
         if self.offline {
-            return Err(Error::input(format!("{id}/{path} ({revision}) is not in {}", self.cache.display()))
-                .hint("HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE forbid downloads: unset them, or give a file as the model"));
+            return Err(Error::input(format!("{id}/{path} ({revision}) is not in {}", self.cache.display())).hint(
+                "HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE forbid downloads: unset them, or give a file as the model",
+            ));
         }
         let doing = format!("downloading {id}/{path} ({revision}) into {}", self.cache.display());
         let (hub, id, revision, path) = (self.clone(), id.to_owned(), revision.to_owned(), path.to_owned());

@@ -6,8 +6,8 @@ mod other;
 
 use std::{borrow::Cow, collections::HashSet};
 
-pub use ldm::UnetBlocks;
 pub(super) use ldm::Part;
+pub use ldm::UnetBlocks;
 pub(super) use other::{is_scale, missing};
 
 /// Older names of the projections in a VAE's attention, and the current ones.
@@ -78,8 +78,7 @@ impl Naming {
         let has = |prefix: &str, name: &str| names.contains(&*format!("{prefix}{name}"));
         let is_any = |prefix: &str, list: &[&str]| list.iter().any(|name| has(prefix, name));
         let count = |name: &dyn Fn(usize) -> String| (0..).take_while(|&i| names.contains(&*name(i))).count();
-        let clip =
-            ["embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"].as_slice();
+        let clip = ["embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"].as_slice();
         // Prefixes of files in LDM's layout, names of which one must be there, and the scheme; then diffusers'.
         let (ldm, current): (&[&str], &[&str]) = match component {
             "unet" => (&["model.diffusion_model."], &["unet."]),
@@ -161,7 +160,9 @@ impl Naming {
 pub(super) fn is_ignorable_in_file(stored: &str) -> bool {
     BUFFERS.contains(&stored)
         || TRAINING.iter().any(|prefix| stored.starts_with(prefix))
-        || TEXT_BUFFERS.iter().any(|end| stored.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+        || TEXT_BUFFERS
+            .iter()
+            .any(|end| stored.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
 }
 
 /// The current name of a stored tensor.

@@ -15,7 +15,11 @@ const OTHERS: [(&str, Test, &str); 13] = [
     ("a model of the family Flux", |name| name.contains("double_blocks.0."), FAMILIES),
     ("a model of the family Stable Diffusion 3", |name| name.contains("joint_blocks.0."), FAMILIES),
     ("a model of the family Stable Cascade", |name| name.contains("clip_txt_mapper."), FAMILIES),
-    ("a model of the family PixArt or Wan", |name| name.contains("caption_projection.") || name.contains("blocks.0.cross_attn"), FAMILIES),
+    (
+        "a model of the family PixArt or Wan",
+        |name| name.contains("caption_projection.") || name.contains("blocks.0.cross_attn"),
+        FAMILIES,
+    ),
     ("a UNet alone", |name| name == "input_blocks.0.0.weight" || name == "down_blocks.0.resnets.0.conv1.weight", WHOLE),
     ("an AutoencoderTiny (TAESD)", |name| name == "1.conv.0.weight" || name == "decoder.layers.1.conv.0.weight", WHOLE),
     ("a VAE alone", |name| name == "decoder.conv_in.weight", "--vae FILE reads a VAE, beside --model"),
