@@ -55,8 +55,8 @@ impl Overrides<'_> {
     }
 }
 
-/// The model `files` with the weights of another VAE, and with its config if `vae` is a folder. The scale of the latents
-/// is the model's own: a VAE is trained for latents that a UNet already knows.
+/// The model `files` with the weights of another VAE, and with its config if `vae` is a folder. The scale of the
+/// latents is the model's own: a VAE is trained for latents that a UNet already knows.
 fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
     let refuse = |what: &str| Error::input(format!("the VAE {}: {what}", vae.display()));
     if vae.is_file() {

@@ -126,7 +126,8 @@ impl ReadAt for Tensor {
     }
 }
 
-/// The value of a float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities. Micikevicius et al. 2022.
+/// The value of a float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities. Micikevicius et al.
+/// 2022.
 fn e4m3(byte: u8) -> f16 {
     let (sign, exponent, mantissa) = (u16::from(byte >> 7) << 15, u16::from(byte >> 3 & 15), u16::from(byte & 7));
     match (exponent, mantissa) {

@@ -7,8 +7,8 @@ use crate::error::Error;
 /// A test of one name.
 type Test = fn(&str) -> bool;
 
-/// What a file without a UNet of Stable Diffusion holds instead, how it is recognised, and what to do with it. The first
-/// one counts.
+/// What a file without a UNet of Stable Diffusion holds instead, how it is recognised, and what to do with it. The
+/// first one counts.
 const OTHERS: [(&str, Test, &str); 13] = [
     ("a LoRA", |name| name.contains("lora_") || name.contains(".lora.") || name.starts_with("lycoris_"), WHOLE),
     ("a ControlNet", |name| name.contains("input_hint_block") || name.contains("controlnet_cond_embedding"), WHOLE),
@@ -50,14 +50,14 @@ pub(in crate::weights) fn missing(component: &str, file: &str, names: &HashSet<&
         },
         "vae" => error.hint("--vae FILE or --vae FOLDER supplies one"),
         _ => error.hint(
-            "another file of the same model, or its diffusers folder; --config FOLDER describes the components of a file \
-             that is not as usual",
+            "another file of the same model, or its diffusers folder; --config FOLDER describes the components of a \
+             file that is not as usual",
         ),
     }
 }
 
-/// Whether a tensor says by what other weights are multiplied, as files have it in which weights of 8 bits or fewer have
-/// scales.
+/// Whether a tensor says by what other weights are multiplied, as files have it in which weights of 8 bits or fewer
+/// have scales.
 pub(in crate::weights) fn is_scale(name: &str) -> bool {
     const ENDS: [&str; 6] =
         ["scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".scale_input", ".input_scale"];
