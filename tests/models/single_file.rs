@@ -1,5 +1,5 @@
-//! Single-file checkpoints: written here from the small models' folders in the names of LDM and OpenCLIP, which are made
-//! as the original code numbers its blocks, in order; and files without data in the shapes of the published models.
+//! Single-file checkpoints: written here from the small models' folders in the names of LDM and OpenCLIP, which are
+//! made as the original code numbers its blocks, in order; and files without data in the shapes of published models.
 
 use std::{
     collections::{HashMap, HashSet},

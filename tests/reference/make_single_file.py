@@ -1,8 +1,8 @@
 """Writes a diffusers folder of Stable Diffusion 1, 2 or XL as one file with the names of the original code:
 python make_single_file.py --folder DIR --out FILE.safetensors
 
-For example the folder that make_sd15.py writes. The blocks of the UNet and the VAE are numbered in the order in which the
-original code builds them. Tensors keep their types; all of them are in memory at once."""
+For example the folder that make_sd15.py writes. The blocks of the UNet and the VAE are numbered in the order in which
+the original code builds them. Tensors keep their types; all of them are in memory at once."""
 
 import argparse
 import json
@@ -54,7 +54,8 @@ def vae_modules(config):
                     (f"{half}.conv_norm_out", f"{half}.norm_out")]
         for i in range(2):
             yield f"{half}.mid_block.resnets.{i}", f"{half}.mid.block_{i + 1}"
-        for name, ldm in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+        attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+        for name, ldm in attention.items():
             yield f"{half}.mid_block.attentions.0.{name}", f"{half}.mid.attn_1.{ldm}"
         for level in range(levels):
             at = level if half == "encoder" else levels - 1 - level
@@ -76,9 +77,10 @@ def renamed(tensors, modules, prefix):
 
 
 def open_clip(tensors, prefix, blocks):
-    """OpenCLIP's names; `blocks` is the number of layers that published files have, more than Stable Diffusion 2 uses."""
-    simple = {"embeddings.token_embedding.weight": "token_embedding.weight", "final_layer_norm.weight": "ln_final.weight",
-              "embeddings.position_embedding.weight": "positional_embedding", "final_layer_norm.bias": "ln_final.bias"}
+    """OpenCLIP's names; `blocks` is the number of layers in published files, one more than Stable Diffusion 2 uses."""
+    simple = {"embeddings.token_embedding.weight": "token_embedding.weight",
+              "embeddings.position_embedding.weight": "positional_embedding",
+              "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias"}
     inner = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
              "self_attn.out_proj": "attn.out_proj"}
     result = {prefix + new: tensors[old] for old, new in simple.items()}
