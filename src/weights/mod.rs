@@ -190,7 +190,7 @@ impl Weights {
 
     /// Whether there is such a tensor; always true if only shapes are needed.
     pub fn has(&self, name: &str) -> bool {
-        self.0.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
+        self.0.stored.as_ref().is_none_or(|stored| stored.find(name).is_some())
     }
 
     /// The shape of the stored tensor that has the values of `name`; `None` if there is none.
