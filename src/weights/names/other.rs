@@ -21,7 +21,11 @@ const OTHERS: [(&str, Test, &str); 13] = [
         FAMILIES,
     ),
     ("a UNet alone", |name| name == "input_blocks.0.0.weight" || name == "down_blocks.0.resnets.0.conv1.weight", WHOLE),
-    ("an AutoencoderTiny (TAESD)", |name| name == "1.conv.0.weight" || name == "decoder.layers.1.conv.0.weight", WHOLE),
+    (
+        "an AutoencoderTiny (TAESD)",
+        |name| matches!(name, "1.conv.0.weight" | "3.conv.0.weight") || name.starts_with("decoder.layers."),
+        WHOLE,
+    ),
     ("a VAE alone", |name| name == "decoder.conv_in.weight", "--vae FILE reads a VAE, beside --model"),
     ("an upscaler", |name| name == "conv_first.weight" || name == "model.0.weight", WHOLE),
     ("a textual inversion embedding", |name| matches!(name, "emb_params" | "clip_l" | "clip_g"), WHOLE),
