@@ -593,7 +593,8 @@ fn value_of(code: u8, mantissa_bits: i32, bias: i32) -> f32 {
 #[test]
 fn weights_of_8_bits_are_those_that_they_stand_for() {
     for (dtype, mantissa_bits, bias) in [("F8_E4M3", 3, 7), ("F8_E5M2", 2, 15)] {
-        let (mut short, mut long) = (single("tiny-sd1"), single("tiny-sd1"));
+        let mut short = single("tiny-sd1");
+        let mut long = short.clone();
         for (short, long) in short.iter_mut().zip(&mut long).filter(|(tensor, _)| tensor.1 == "F32") {
             let codes: Vec<u8> =
                 short.3.iter().skip(3).step_by(4).zip(0..).map(|(byte, i)| byte ^ (i as u8 & 0x3f)).collect();
@@ -1008,7 +1009,7 @@ fn a_file_that_cannot_be_used_is_refused_with_one_message() {
             }
             let message = refused(&all);
             has_facts(&all, &message, parts);
-            assert!(!Path::new(&out).exists(), "{all:?}");
+            assert_eq!(common::files(Path::new(&out)), [""; 0], "{all:?}");
         }
     }
     // A pickle in a folder is no safetensors file either.

@@ -36,7 +36,7 @@ const WHOLE: &str = "--model FILE takes a whole checkpoint: text encoder, UNet a
 const FAMILIES: &str = "sdshard runs Stable Diffusion 1, 2 and XL";
 
 /// The error for a single file that lacks a component.
-pub(in crate::weights) fn missing(component: &str, file: &str, names: &HashSet<&str>, is_own_file: bool) -> Error {
+pub(crate) fn missing(component: &str, file: &str, names: &HashSet<&str>, is_own_file: bool) -> Error {
     if is_own_file {
         let other = OTHERS.iter().find(|(what, test, _)| *what != "a VAE alone" && names.iter().any(|name| test(name)));
         let error = Error::input(format!("{file}: this file has no {component} of the class AutoencoderKL"));
@@ -62,7 +62,7 @@ pub(in crate::weights) fn missing(component: &str, file: &str, names: &HashSet<&
 
 /// Whether a tensor says by what other weights are multiplied, as files have it in which weights of 8 bits or fewer
 /// have scales.
-pub(in crate::weights) fn is_scale(name: &str) -> bool {
+pub(crate) fn is_scale(name: &str) -> bool {
     const ENDS: [&str; 6] =
         ["scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".scale_input", ".input_scale"];
     ENDS.iter().any(|end| name.ends_with(end))
