@@ -527,6 +527,9 @@ fn a_single_file_draws_the_same_bytes_as_its_folder() {
     }
 }
 
+/// A change of each tensor of a file.
+type Edit<'a> = &'a dyn Fn(&mut Tensor);
+
 #[test]
 fn files_in_every_known_naming_draw_the_same() {
     let want = drawn(&folder_model(&tiny("tiny-sd1")));
@@ -544,7 +547,7 @@ fn files_in_every_known_naming_draw_the_same() {
             (tensor.1, tensor.3) = ("F16", vec![0; 2 * 77]);
         }
     };
-    let edits: [(&str, &dyn Fn(&mut Tensor)); 5] = [
+    let edits: [(&str, Edit); 5] = [
         ("without text_model.", &rename("text_model.", "")),
         ("as newer code saves it", &rename("cond_stage_model.", "conditioner.embedders.0.")),
         ("the VAE's other prefix", &rename("first_stage_model.", "vae.")),
