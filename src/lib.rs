@@ -132,6 +132,7 @@ pub use models::{
     component::{ComponentId, PerComponent, Stage},
     defaults::Defaults,
     locate::locate as locate_model,
+    single_file::Overrides,
     spec::{ComponentSpec, LatentSpec, ModelSpec},
 };
 #[doc(inline)]
@@ -151,7 +152,7 @@ pub use planner::{
     plan::{ComponentPlan, DevicePlan, Edge, Plan, Rejected, ReplicaPlan},
 };
 #[doc(inline)]
-pub use scheduler::SchedulerKind;
+pub use scheduler::{Prediction, SchedulerKind};
 #[doc(inline)]
 pub use tensor::random::Rng;
 #[doc(inline)]

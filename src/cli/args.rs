@@ -6,8 +6,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
     backend::{DType, DeviceId},
     device_map::{DTypes, Located},
+    models::single_file::Overrides,
     output::Durability,
     pipeline::request::{RequestOptions, Rng},
+    scheduler::Prediction,
 };
 
 use super::{habits, names};
@@ -61,16 +63,52 @@ pub(super) struct LogArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
-    /// A diffusers folder, or the id of a model on the Hugging Face hub [default: the built-in model]
+    /// A diffusers folder, a single .safetensors file, or a model on the Hugging Face hub: ORG/NAME,
+    /// ORG/NAME/FILE.safetensors or its address [default: the built-in model]
+    ///
+    /// A single file has text encoder, UNet and VAE of a Stable Diffusion 1, 2 or XL; its configs are built in.
     #[arg(long, short_alias = 'm', value_name = "MODEL")]
     #[arg(aliases = ["model-id", "model-path", "pretrained-model-name-or-path"])]
+    #[arg(aliases = ["ckpt", "ckpt-path", "checkpoint"])]
     pub(super) model: Option<String>,
+    /// A diffusers folder with the configs and the tokenizer of a single-file model, in place of the built-in ones; no
+    /// weights are read from it
+    #[arg(long, value_name = "FOLDER", requires = "model")]
+    pub(super) config: Option<PathBuf>,
+    /// What the model's UNet predicts, if neither its file nor its scheduler config says so
+    #[arg(long, value_name = "epsilon|v", value_enum, hide_possible_values = true)]
+    pub(super) prediction_type: Option<PredictionArg>,
+    /// Another VAE for the model: a safetensors file, a folder of the VAE, or a diffusers folder
+    #[arg(long, value_name = "FOLDER|FILE", aliases = ["vae-path"])]
+    pub(super) vae: Option<PathBuf>,
     /// The variant of the weight files to read, for example "fp16"
     #[arg(long, value_name = "VARIANT")]
     pub(super) variant: Option<String>,
     /// The branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION")]
     pub(super) revision: Option<String>,
+}
+
+impl ModelArgs {
+    /// What is said about the model beside its name.
+    pub(super) fn overrides(&self) -> Overrides<'_> {
+        let prediction = self.prediction_type.map(|prediction| match prediction {
+            PredictionArg::Epsilon => Prediction::Epsilon,
+            PredictionArg::V => Prediction::Velocity,
+        });
+        Overrides { config: self.config.as_deref(), prediction, vae: self.vae.as_deref() }
+    }
+}
+
+/// `--prediction-type`
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum PredictionArg {
+    /// The noise
+    #[value(alias = "eps")]
+    Epsilon,
+    /// The velocity
+    #[value(aliases = ["v_prediction", "v-prediction", "vpred"])]
+    V,
 }
 
 /// Which model, and where it runs.

@@ -69,9 +69,9 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "a model whose tokenizer and text encoder hold them",
     ),
     (
-        &["--ckpt", "--ckpt-path", "--checkpoint", "--diffusion-model", "--vae", "--vae-path", "--taesd", "--clip-l"],
-        "sdshard reads whole models in the diffusers layout, no single files",
-        "--model FOLDER or --model ORG/NAME",
+        &["--diffusion-model", "--clip-l", "--clip-g", "--t5xxl"],
+        "sdshard reads UNet and text encoders from the model's own file or folder",
+        "--model FOLDER, FILE.safetensors or ORG/NAME",
     ),
     (&["--clip-skip"], "sdshard reads the text encoder's last layer alone", "leave it out"),
     (&["--eta"], "sdshard's ddim has no noise of its own (eta is 0)", "--scheduler euler-ancestral has fresh noise"),

@@ -8,7 +8,7 @@ use sdshard::{
     error::{Error, Result},
     models::{locate::locate, spec::ModelSpec},
     pipeline::Model,
-    weights::{self, Download, ModelFiles, Wanted},
+    weights::{self, Download, HubPlace, ModelFiles, Wanted},
 };
 
 use super::{
@@ -25,7 +25,7 @@ pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Opt
         None if args.revision.is_some() => {
             Err(Error::input("--revision: only a model on the hub has revisions").hint("--model ORG/NAME"))
         }
-        None => built_in(console),
+        None => args.overrides().apply(built_in(console)?),
         Some(name) => {
             let mut transfer = None;
             let mut on_news = |news: Download| {
@@ -47,7 +47,7 @@ pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Opt
                     _ => ControlFlow::Continue(()),
                 }
             };
-            locate(name, args.revision.as_deref(), args.variant.as_deref(), wanted, &mut on_news)
+            locate(name, args.revision.as_deref(), args.variant.as_deref(), &args.overrides(), wanted, &mut on_news)
         }
     }
 }
@@ -55,7 +55,8 @@ pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Opt
 /// Opens the model that the arguments name.
 pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) -> Result<Model> {
     // The parts of a hub model that need no weights are checked before the weights are downloaded.
-    if args.model.as_deref().is_some_and(|name| weights::is_hub_id(name) && !Path::new(name).exists()) {
+    let place = args.model.as_deref().filter(|name| !Path::new(name).exists()).map(HubPlace::parse).transpose()?;
+    if place.flatten().is_some_and(|place| place.file.is_none()) {
         ModelSpec::load(&files(args, Wanted::Configs, console, interrupt)?)?;
         Model::without_weights(files(args, Wanted::Texts, console, interrupt)?, args.variant.clone())?;
     }
@@ -80,14 +81,15 @@ fn embedded() -> Result<ModelFiles> {
 
 #[cfg(not(feature = "builtin-model"))]
 fn embedded() -> Result<ModelFiles> {
-    Err(Error::input("this build has no built-in model").hint("--model FOLDER or --model ORG/NAME"))
+    Err(Error::input("this build has no built-in model")
+        .hint("--model FOLDER, --model FILE.safetensors or --model ORG/NAME"))
 }
 
 #[cfg(feature = "builtin-model")]
 fn built_in(console: &Console) -> Result<ModelFiles> {
     console.note(
         "model: the built-in toy model, emoji of single things at 128x128; \
-         --model ORG/NAME or --model FOLDER takes a real checkpoint",
+         --model ORG/NAME, FOLDER or FILE.safetensors takes a real checkpoint",
     );
     embedded()
 }

@@ -2,12 +2,15 @@
 
 use std::{ops::ControlFlow, path::Path};
 
-use super::index::{DEFAULTS, SCHEDULER};
+use super::{
+    index::{DEFAULTS, SCHEDULER},
+    single_file::{self, Overrides},
+};
 #[cfg(feature = "hub")]
 use crate::weights::hub;
 use crate::{
     error::{Error, Result},
-    weights::{Download, ModelFiles, ModelLayout, Wanted, files::MODEL_INDEX, is_hub_id},
+    weights::{Download, HubPlace, ModelFiles, ModelLayout, Wanted, files::MODEL_INDEX},
 };
 
 /// The files of a Stable Diffusion model in diffusers' layout.
@@ -19,44 +22,63 @@ pub const LAYOUT: ModelLayout = ModelLayout {
     weights: &["text_encoder", "unet", "vae"],
 };
 
-/// The files of `model`: a diffusers folder, or the id of a model on the hub, which may have a revision and is
-/// downloaded if the cache lacks it. `on_news` receives the events of the download and can stop it.
+/// The files of `model`, changed by `overrides`: a diffusers folder, a single-file checkpoint, or either of these on the
+/// hub, which may have a revision and is downloaded if the cache lacks it. The hub's are `org/name`, `org/name/file`, or
+/// an address of the site. `on_news` receives the events of the download and can stop it.
 ///
-/// Fails if it is neither, or if the hub or its cache has no such model.
+/// Fails if it is none of these, or if the hub or its cache has no such model.
 pub fn locate(
     model: &str,
     revision: Option<&str>,
     variant: Option<&str>,
+    overrides: &Overrides,
     wanted: Wanted,
     on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
 ) -> Result<ModelFiles> {
-    if !is_hub_id(model) || Path::new(model).exists() {
+    let path = Path::new(model);
+    let on_hub = if path.exists() { None } else { HubPlace::parse(model)? };
+    let Some(place) = on_hub else {
         if let Some(revision) = revision {
             return Err(Error::input(format!(
                 "the model {model}: a revision is given, and only the hub has revisions"
             ))
             .found(format!("revision \"{revision}\"")));
         }
-        return ModelFiles::folder(model).map_err(|error| match Path::new(model).exists() {
-            true => error,
-            false => error.hint("a diffusers folder, or a hub id such as org/name"),
-        });
-    }
+        return match (path.is_file(), path.exists()) {
+            (true, _) => single_file::open(path, overrides),
+            (false, true) => overrides.apply(ModelFiles::folder(model)?),
+            (false, false) => Err(Error::input(format!("the model {model}: there is no such folder or file"))
+                .hint("a diffusers folder, a .safetensors file, or a hub id such as org/name")),
+        };
+    };
+    let revision = match (&place.revision, revision) {
+        (Some(own), Some(other)) if own != other => {
+            return Err(Error::input(format!("the model {model}: its address has a revision already"))
+                .found(format!("revision \"{other}\"")));
+        }
+        (own, other) => own.as_deref().or(other),
+    };
     #[cfg(feature = "hub")]
     {
-        let snapshot = hub::Hub::from_environment()
-            .and_then(|hub| hub.resolve(&LAYOUT, model, revision, variant, wanted, on_news))
-            .map_err(|error| match error.scope() {
-                crate::error::ErrorScope::Interrupted => error,
-                _ => error.context(format!("there is no folder {model} here, so it is taken for a hub id")),
-            })?;
-        Ok(ModelFiles::folder(snapshot)?.with_name(model))
+        let hub = hub::Hub::from_environment()?;
+        let found = match &place.file {
+            None => hub.resolve(&LAYOUT, &place.id, revision, variant, wanted, on_news),
+            Some(file) => hub.resolve_file(&place.id, revision, file, on_news),
+        };
+        let found = found.map_err(|error| match error.scope() {
+            crate::error::ErrorScope::Interrupted => error,
+            _ => error.context(format!("there is no folder or file {model} here, so it is looked for on the hub")),
+        })?;
+        match place.file {
+            None => overrides.apply(ModelFiles::folder(found)?.with_name(place.id)),
+            Some(_) => single_file::open(&found, overrides),
+        }
     }
     #[cfg(not(feature = "hub"))]
     {
         let _ = (revision, variant, wanted, on_news);
-        Err(Error::input(format!("the model {model}: there is no such folder"))
-            .hint("this sdshard was built without the feature `hub`, so it reads folders only"))
+        Err(Error::input(format!("the model {model}: there is no such folder or file"))
+            .hint("this sdshard was built without the feature `hub`, so it reads local models only"))
     }
 }
 
@@ -65,31 +87,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_a_folder_or_a_hub_id() {
+    fn a_model_is_a_folder_or_a_file_or_on_the_hub() {
         let mut ignore = |_| ControlFlow::Continue(());
-        for id in ["org/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/b.c_d"] {
-            assert!(is_hub_id(id), "{id}");
-        }
-        for text in [
-            "",
-            "name",
-            "/",
-            "/org/name",
-            "a/b/c",
-            "../x",
-            "a/..",
-            "./x",
-            "~/x",
-            "a b/c",
-            "a/b:c",
-            "a/",
-            "a--b/c",
-            "a/b--c",
-        ] {
-            assert!(!is_hub_id(text), "{text}");
-        }
-        assert_eq!(locate("models/emoji", None, None, Wanted::Everything, &mut ignore).unwrap().name(), "emoji");
-        let error = locate("no-such-model", None, None, Wanted::Everything, &mut ignore).unwrap_err().to_string();
+        let mut locate = |model| locate(model, None, None, &Overrides::default(), Wanted::Everything, &mut ignore);
+        assert_eq!(locate("models/emoji").unwrap().name(), "emoji");
+        let error = locate("no-such-model").unwrap_err().to_string();
         assert!(error.contains("there is no such folder") && error.contains("org/name"), "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! The networks, each in a file that follows its paper, and the configs of a model.
 
 pub mod blocks;
+mod built_in;
 pub mod clip;
 pub mod component;
 mod config;
@@ -11,6 +12,7 @@ pub mod locate;
 pub mod network;
 pub mod pipelines;
 pub mod route;
+pub mod single_file;
 pub mod spec;
 pub mod unet;
 pub mod vae;

@@ -103,7 +103,11 @@ impl Model {
         for (id, component) in self.spec.components.iter() {
             self.weights(id)?; // an invalid file is reported before gigabytes are read
             paths.push(format!("{}/config.json", component.folder));
-            paths.extend(weights::sources(&self.files, &component.folder, self.variant.as_deref())?);
+            let sources = weights::sources(&self.files, &component.folder, self.variant.as_deref())?;
+            paths.extend(sources.into_iter().filter(|path| !paths.contains(path)).collect::<Vec<_>>());
+        }
+        if let Some(file) = self.files.sole_file() {
+            paths = vec![file];
         }
         let identity = weights::identity(&self.files, &paths)?;
         *known = Some(identity.clone());
@@ -226,8 +230,9 @@ pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Res
     Ok(Placed { name: component.name.as_str().into(), network, offload, route })
 }
 
-/// Compares the headers of the weights with the configs, by the code that loads them later. Stored tensors that a
-/// network does not use are named in one warning for each component; the reference ignores them too.
+/// Compares the headers of the weights with the configs, by the code that loads them later. Stored tensors that no
+/// network uses are counted in one warning for each component, or for all that share a file; the reference ignores them
+/// too.
 ///
 /// # Errors
 /// If a file of weights is missing or invalid, or a tensor is missing, or has another shape or a type that is not a
@@ -235,17 +240,20 @@ pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Res
 pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<()> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
+    let mut all = Vec::new();
     for (_, component) in spec.components.iter() {
         let weights = Weights::open(files, &component.folder, variant)?.headers_only();
         let sections = component.network.sections().len();
         load(component, weights.clone(), &Source::resident(Route::whole(&device, DType::F32, sections)))?;
-        if let Some((count, first)) = weights.left_over() {
+        all.push(weights);
+    }
+    for group in all.chunk_by(Weights::shares_files_with) {
+        if let Some((count, first)) = weights::left_over(group) {
             let first: String = first.chars().take(120).collect();
+            let (name, parts) = (files.name(), group.iter().map(Weights::component).collect::<Vec<_>>().join(", "));
             tracing::warn!(
-                "the model {}: {} has {count} stored tensors that its config.json has no place for, and they are \
-                 ignored; the first is {first:?}",
-                files.name(),
-                component.name
+                "the model {name}: {parts} has {count} stored tensors that its config.json has no place for, and they \
+                 are ignored; the first is {first:?}"
             );
         }
     }

@@ -96,6 +96,17 @@ pub enum Prediction {
     Sample,
 }
 
+impl Prediction {
+    /// The value of `prediction_type` in a `scheduler_config.json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::Velocity => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
+}
+
 /// How the timesteps of a run are distributed over the training range. Table 2 of Lin et al. 2023.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spacing {

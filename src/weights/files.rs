@@ -1,7 +1,8 @@
-//! Access to a model's files: in a diffusers folder on disk, or compiled into the program.
+//! Access to a model's files: in a diffusers folder on disk, or compiled into the program; with files added that are
+//! elsewhere, such as a single-file checkpoint.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -16,6 +17,9 @@ use crate::{
 
 /// The file that every folder of a diffusers model has.
 pub const MODEL_INDEX: &str = "model_index.json";
+
+/// The path at which a single-file checkpoint, with all components, is added to a model.
+pub(super) const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// The largest JSON or text file that is read, in bytes: a `tokenizer.json` of CLIP has up to 4 MB.
 pub(super) const LONGEST_TEXT: u64 = 8 << 20;
@@ -33,6 +37,10 @@ pub type EmbeddedFile = (&'static str, &'static [u8]);
 pub struct ModelFiles {
     name: String,
     storage: Storage,
+    /// Files at other places, by their path in the model: they replace those of the storage.
+    added: BTreeMap<String, Added>,
+    /// Whether all other files follow from the single-file checkpoint.
+    is_derived: bool,
     /// The state of each file when it was first opened.
     seen: Arc<Mutex<HashMap<String, Stamp>>>,
 }
@@ -43,6 +51,15 @@ enum Storage {
     Embedded(&'static [EmbeddedFile]),
 }
 
+/// A file that was added to a model.
+#[derive(Debug, Clone)]
+enum Added {
+    /// Its contents.
+    Text(Arc<[u8]>),
+    /// Its path.
+    File(PathBuf),
+}
+
 impl ModelFiles {
     /// The diffusers folder at `path`, named after its last part.
     ///
@@ -51,12 +68,7 @@ impl ModelFiles {
         let path = path.as_ref();
         let refuse = |what: &str| Error::input(format!("the model {}: {what}", path.display()));
         if path.is_file() {
-            return Err(match path.extension().and_then(|extension| extension.to_str()) {
-                Some("ckpt" | "pt" | "pth" | "bin") => refuse("this is a pickle file, and sdshard never reads those")
-                    .hint("the same model as a diffusers folder with safetensors files"),
-                _ => refuse("single-file checkpoints are not supported; a diffusers folder is wanted")
-                    .hint("most models are published in that form too: a folder with model_index.json"),
-            });
+            return Err(refuse("this is a file; a diffusers folder is wanted here"));
         }
         if !path.is_dir() {
             return Err(refuse("there is no such folder"));
@@ -67,12 +79,71 @@ impl ModelFiles {
         }
         let full = fs::canonicalize(path).map_err(|error| refuse("cannot be opened").source(error))?;
         let name = full.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, storage: Storage::Folder(path.to_owned()), seen: Arc::default() })
+        Ok(Self::of(name, Storage::Folder(path.to_owned())))
+    }
+
+    /// A single-file checkpoint, named after the file without its extension. Its weights are those of every component;
+    /// configs and tokenizers are added by [`ModelFiles::with_text`] or [`ModelFiles::with_configs_of`].
+    pub(crate) fn single_file(path: &Path) -> Self {
+        let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        let added = BTreeMap::from([(CHECKPOINT.to_owned(), Added::File(path.to_owned()))]);
+        Self { added, is_derived: true, ..Self::of(name, Storage::Embedded(&[])) }
+    }
+
+    fn of(name: String, storage: Storage) -> Self {
+        Self { name, storage, added: BTreeMap::new(), is_derived: false, seen: Arc::default() }
     }
 
     /// Files that are compiled into the program.
     pub fn embedded(name: &'static str, files: &'static [EmbeddedFile]) -> Self {
-        Self { name: name.to_owned(), storage: Storage::Embedded(files), seen: Arc::default() }
+        Self::of(name.to_owned(), Storage::Embedded(files))
+    }
+
+    /// The same files with the file at `path` replaced or added. A text that is there already changes nothing.
+    #[must_use]
+    pub(crate) fn with_text(mut self, path: &str, text: impl Into<Vec<u8>>) -> Self {
+        let text: Vec<u8> = text.into();
+        if !self.text(path).is_ok_and(|known| known.as_bytes() == text) {
+            self.added.insert(path.to_owned(), Added::Text(text.into()));
+            self.is_derived = false;
+        }
+        self
+    }
+
+    /// The same files with texts that follow from the single-file checkpoint.
+    #[must_use]
+    pub(crate) fn with_derived(mut self, texts: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        self.added.extend(texts.into_iter().map(|(path, text)| (path, Added::Text(text.into()))));
+        self
+    }
+
+    /// The same weights with configs and tokenizers of another model.
+    #[must_use]
+    pub(crate) fn with_configs_of(self, other: Self) -> Self {
+        Self { storage: other.storage, is_derived: false, ..self }
+    }
+
+    /// The same files with the weights of one component in a file of their own.
+    #[must_use]
+    pub(crate) fn with_weights(mut self, component: &str, file: &Path) -> Self {
+        self.added.insert(own_file(component), Added::File(file.to_owned()));
+        self.is_derived = false;
+        self
+    }
+
+    /// The path of the single file that has the weights of `component`, and whether it has no other component's; `None`
+    /// if they are in the component's folder.
+    pub(super) fn file_of(&self, component: &str) -> Option<(String, bool)> {
+        let own = own_file(component);
+        match self.added.contains_key(&own) {
+            true => Some((own, true)),
+            false => self.added.contains_key(CHECKPOINT).then(|| (CHECKPOINT.to_owned(), false)),
+        }
+    }
+
+    /// The path of the single-file checkpoint, if everything else about the model follows from it.
+    pub(crate) fn sole_file(&self) -> Option<String> {
+        self.is_derived.then(|| CHECKPOINT.to_owned())
     }
 
     /// The same files under another name, for example a hub id.
@@ -90,26 +161,30 @@ impl ModelFiles {
     /// Whether there is such a file. Anything with this name counts, even if it is not a regular file: opening it gives
     /// the error.
     pub fn exists(&self, path: &str) -> bool {
-        match &self.storage {
-            Storage::Folder(folder) => is_inside(path) && folder.join(path).exists(),
-            Storage::Embedded(files) => files.iter().any(|(name, _)| *name == path),
+        match (self.added.get(path), &self.storage) {
+            (Some(Added::Text(_)), _) => true,
+            (Some(Added::File(file)), _) => file.exists(),
+            (None, Storage::Folder(folder)) => is_inside(path) && folder.join(path).exists(),
+            (None, Storage::Embedded(files)) => files.iter().any(|(name, _)| *name == path),
         }
     }
 
     /// The file's name in messages: its full path, or its path inside the embedded model.
     pub fn path_of(&self, path: &str) -> String {
-        match &self.storage {
-            Storage::Folder(folder) => folder.join(path).display().to_string(),
-            Storage::Embedded(_) => format!("{}:{path}", self.name),
+        match (self.added.get(path), &self.storage) {
+            (Some(Added::File(file)), _) => file.display().to_string(),
+            (None, Storage::Folder(folder)) => folder.join(path).display().to_string(),
+            (Some(Added::Text(_)), _) | (None, Storage::Embedded(_)) => format!("{}:{path}", self.name),
         }
     }
 
     /// The path of the file on disk, whether it exists or not; `None` for a file that is compiled into the program, and
     /// for a path that leads out of the folder.
     pub fn location(&self, path: &str) -> Option<PathBuf> {
-        match &self.storage {
-            Storage::Folder(folder) => is_inside(path).then(|| folder.join(path)),
-            Storage::Embedded(_) => None,
+        match (self.added.get(path), &self.storage) {
+            (Some(Added::File(file)), _) => Some(file.clone()),
+            (None, Storage::Folder(folder)) => is_inside(path).then(|| folder.join(path)),
+            (Some(Added::Text(_)), _) | (None, Storage::Embedded(_)) => None,
         }
     }
 
@@ -132,35 +207,39 @@ impl ModelFiles {
     pub fn open(&self, path: &str) -> Result<Stored> {
         let name = self.path_of(path);
         let refuse = |what: &str| Error::input(format!("{name}: {what}"));
-        match &self.storage {
-            Storage::Embedded(files) => files
+        match (self.added.get(path), &self.storage) {
+            (Some(Added::Text(text)), _) => Ok(Stored(Contents::Memory(text.clone()))),
+            (Some(Added::File(file)), _) => self.open_at(path, file),
+            (None, Storage::Embedded(files)) => files
                 .iter()
                 .find(|(name, _)| *name == path)
-                .map(|(_, bytes)| Stored::embedded(bytes))
+                .map(|(_, bytes)| Stored(Contents::Static(bytes)))
                 .ok_or_else(|| refuse("the built-in model has no such file")),
-            Storage::Folder(_) if !is_inside(path) => Err(refuse("this path leads out of the model's folder")),
-            Storage::Folder(folder) => {
-                let file = input::open(&folder.join(path)).map_err(|error| match error.kind() {
-                    io::ErrorKind::NotFound => refuse("there is no such file"),
-                    _ => refuse("cannot be opened").source(error),
-                })?;
-                let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
-                let mut start = [0; LFS_POINTER.len()];
-                if metadata.len() < LONGEST_LFS_POINTER
-                    && read_exact_at(&file, &mut start, 0).is_ok()
-                    && start == LFS_POINTER
-                {
-                    return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
-                        .hint("git lfs pull in the model's folder fetches the contents"));
-                }
-                let stamp = Stamp::of(&metadata);
-                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                if *seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
-                    return Err(changed(&name));
-                }
-                Ok(Stored(Contents::File { file, name, stamp }))
-            }
+            (None, Storage::Folder(_)) if !is_inside(path) => Err(refuse("this path leads out of the model's folder")),
+            (None, Storage::Folder(folder)) => self.open_at(path, &folder.join(path)),
         }
+    }
+
+    /// Opens the file of the model at `path`, which is at `place`.
+    fn open_at(&self, path: &str, place: &Path) -> Result<Stored> {
+        let name = self.path_of(path);
+        let refuse = |what: &str| Error::input(format!("{name}: {what}"));
+        let file = input::open(place).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => refuse("there is no such file"),
+            _ => refuse("cannot be opened").source(error),
+        })?;
+        let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
+        let mut start = [0; LFS_POINTER.len()];
+        if metadata.len() < LONGEST_LFS_POINTER && read_exact_at(&file, &mut start, 0).is_ok() && start == LFS_POINTER {
+            return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
+                .hint("git lfs pull in the model's folder fetches the contents"));
+        }
+        let stamp = Stamp::of(&metadata);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
+            return Err(changed(&name));
+        }
+        Ok(Stored(Contents::File { file, name, stamp }))
     }
 
     /// The names of the files directly in `folder`, sorted; empty if there is no such folder.
@@ -184,6 +263,11 @@ impl ModelFiles {
     }
 }
 
+/// The path at which a component's own file is added to a model.
+fn own_file(component: &str) -> String {
+    format!("{component}.safetensors")
+}
+
 /// Whether a relative path stays inside the folder that it is relative to.
 fn is_inside(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
@@ -202,6 +286,7 @@ enum Contents {
         stamp: Stamp,
     },
     Static(&'static [u8]),
+    Memory(Arc<[u8]>),
 }
 
 /// The values by which a change of a file is detected.
@@ -224,9 +309,10 @@ impl Stamp {
 }
 
 impl Stored {
-    /// A file that is compiled into the program.
-    pub(super) fn embedded(bytes: &'static [u8]) -> Self {
-        Self(Contents::Static(bytes))
+    /// A file whose contents are these bytes.
+    #[cfg(test)]
+    pub(super) fn in_memory_of(bytes: Vec<u8>) -> Self {
+        Self(Contents::Memory(bytes.into()))
     }
 
     /// The length in bytes when the file was opened.
@@ -234,13 +320,15 @@ impl Stored {
         match &self.0 {
             Contents::File { stamp, .. } => stamp.bytes,
             Contents::Static(bytes) => bytes.len() as u64,
+            Contents::Memory(bytes) => bytes.len() as u64,
         }
     }
 
-    /// The whole contents, if the file is compiled into the program.
-    pub(super) fn in_memory(&self) -> Option<&'static [u8]> {
-        match self.0 {
+    /// The whole contents, unless the file is on disk.
+    pub(super) fn in_memory(&self) -> Option<&[u8]> {
+        match &self.0 {
             Contents::Static(bytes) => Some(bytes),
+            Contents::Memory(bytes) => Some(bytes),
             Contents::File { .. } => None,
         }
     }
@@ -257,6 +345,7 @@ impl ReadAt for Stored {
     fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
         match &self.0 {
             Contents::Static(bytes) => to.copy_from_slice(&bytes[start..start + to.len()]),
+            Contents::Memory(bytes) => to.copy_from_slice(&bytes[start..start + to.len()]),
             Contents::File { file, name, .. } => {
                 read_exact_at(file, to, start as u64).map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => changed(name).found("a shorter file"),
@@ -324,14 +413,37 @@ mod tests {
     }
 
     #[test]
+    fn added_files_replace_those_of_the_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("My model.v1.safetensors");
+        fs::write(&file, "12345").unwrap();
+        let files = ModelFiles::single_file(&file).with_derived([("unet/config.json".to_owned(), b"{}".to_vec())]);
+        assert_eq!((files.name(), files.text("unet/config.json").unwrap().as_str()), ("My model.v1", "{}"));
+        assert_eq!(files.file_of("unet"), Some((CHECKPOINT.to_owned(), false)));
+        assert_eq!((files.open(CHECKPOINT).unwrap().bytes(), files.location(CHECKPOINT)), (5, Some(file.clone())));
+        assert_eq!(files.path_of("unet/config.json"), "My model.v1:unet/config.json");
+        assert!(files.exists("unet/config.json") && !files.exists("vae/config.json"));
+        // Only what differs makes it another model.
+        let same = files.clone().with_text("unet/config.json", "{}");
+        assert_eq!(same.sole_file().as_deref(), Some(CHECKPOINT));
+        let other = files.clone().with_text("unet/config.json", "{ }");
+        assert_eq!((other.text("unet/config.json").unwrap().as_str(), other.sole_file()), ("{ }", None));
+        let other = files.with_weights("vae", &file);
+        assert_eq!((other.file_of("vae"), other.sole_file()), (Some(("vae.safetensors".to_owned(), true)), None));
+
+        // A file of a folder that has such a name by chance is not taken for an added one.
+        fs::write(folder.path().join(MODEL_INDEX), "{}").unwrap();
+        fs::write(folder.path().join(CHECKPOINT), "").unwrap();
+        assert_eq!(ModelFiles::folder(folder.path()).unwrap().file_of("unet"), None);
+    }
+
+    #[test]
     fn says_what_is_no_model() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::write(path("a.safetensors"), "").unwrap();
-        fs::write(path("a.ckpt"), "").unwrap();
         for (path, words) in [
-            (path("a.safetensors"), "single-file checkpoints are not supported"),
-            (path("a.ckpt"), "pickle"),
+            (path("a.safetensors"), "this is a file"),
             (path("absent"), "no such folder"),
             (path(""), "no model_index.json"),
         ] {

@@ -47,7 +47,7 @@ fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> 
             Some(place) => of_file(&place, cache).map_err(|error| {
                 Error::input(format!("{}: its content cannot be hashed", files.path_of(path))).source(error)
             })?,
-            // The file is compiled into the program.
+            // The file is compiled into the program, or was made by it.
             None => hex(Sha256::new_with_prefix(files.open(path)?.in_memory().unwrap_or_default())),
         };
         writeln!(list, "{whole}  {path}").expect("writing to a String cannot fail");

@@ -21,9 +21,12 @@ pub(super) struct Sources {
     pub(super) is_variant: bool,
 }
 
-/// Finds the files of `component`: those of `variant` first, then the plain ones.
+/// Finds the files of `component`: a single file that the model has it from, or those of `variant`, or the plain ones.
 pub(super) fn find(files: &ModelFiles, component: &str, variant: Option<&str>) -> Result<Sources> {
     check_variant(variant)?;
+    if let Some((path, _)) = files.file_of(component) {
+        return Ok(Sources { files: vec![path], homes: Vec::new(), is_variant: false });
+    }
     let first = |candidates: Vec<String>| candidates.into_iter().find(|path| files.exists(path));
     if let Some(path) = variant.and_then(|variant| first(variant_candidates(component, variant))) {
         return Ok(Sources { is_variant: true, ..read(files, component, path)? });

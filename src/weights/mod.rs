@@ -14,13 +14,14 @@ mod scope;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ::safetensors::Dtype;
-pub use download::{Download, ModelLayout, Wanted, is_hub_id};
+pub use download::{Download, HubPlace, ModelLayout, Wanted, is_hub_id};
 pub use files::ModelFiles;
 pub use identity::identity;
+pub use names::UnetBlocks;
+use names::{Naming, Part};
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;
@@ -73,8 +74,7 @@ struct Inner {
     component: String,
     /// `None` if only shapes are needed, so that every tensor exists.
     stored: Option<Stored>,
-    /// The names of tensors that were read or declared unused.
-    seen: Mutex<HashSet<String>>,
+    seen: Mutex<Seen>,
     observer: Option<Observer>,
     /// Whether every tensor is checked, and none has values.
     headers_only: bool,
@@ -82,12 +82,63 @@ struct Inner {
     progress: Mutex<Option<(usize, usize)>>,
 }
 
+/// A file and the index of a tensor in it.
+type TensorPlace = (usize, usize);
+
+/// What was read or declared unused.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Current names.
+    names: HashSet<String>,
+    /// Stored tensors: one of them may have the values of several names.
+    tensors: HashSet<TensorPlace>,
+}
+
 #[derive(Debug)]
 struct Stored {
     files: Vec<safetensors::File>,
-    /// The file and the index in it of each tensor, by the tensor's current name.
-    places: HashMap<String, (usize, usize)>,
+    naming: Naming,
+    /// The place of each of the component's tensors, by its key: see [`Naming::key`].
+    places: HashMap<String, TensorPlace>,
     is_variant: bool,
+    /// Whether the file is a checkpoint with several components.
+    is_shared: bool,
+}
+
+/// A tensor that was read.
+#[derive(Debug)]
+pub enum Loaded<'a> {
+    /// As it is stored.
+    Stored(Values<'a>),
+    /// Values that were computed.
+    Computed(Vec<f32>),
+}
+
+impl Loaded<'_> {
+    /// The values, row by row.
+    pub fn values(&self) -> Values<'_> {
+        match self {
+            Self::Stored(values) => *values,
+            Self::Computed(values) => Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(values) },
+        }
+    }
+
+    /// The values as f32, which every stored type fits into.
+    ///
+    /// # Errors
+    /// If there are only shapes, or the file cannot be read.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let values = self.values();
+        let (dtype, count) = values.form()?;
+        let mut bytes = vec![0; count];
+        values.read(0, &mut bytes)?;
+        let halves = || bytes.as_chunks::<2>().0.iter();
+        Ok(match dtype {
+            DType::F16 => halves().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
+            DType::BF16 => halves().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
+            DType::F32 | DType::U32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        })
+    }
 }
 
 impl Weights {
@@ -139,27 +190,60 @@ impl Weights {
 
     /// Whether there is such a tensor; always true if only shapes are needed.
     pub fn has(&self, name: &str) -> bool {
-        self.0.stored.as_ref().is_none_or(|stored| stored.places.contains_key(name))
+        self.0.stored.as_ref().is_none_or(|stored| stored.find(name).is_some())
     }
 
-    /// The tensor `name`, which must have this shape. Names are the reference's current ones, without `text_model.`.
+    /// The shape of the stored tensor that has the values of `name`; `None` if there is none.
+    pub fn stored_shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.0.stored.as_ref()?.find(name)?.1.shape)
+    }
+
+    /// Whether the files have a tensor of exactly this name, of whatever component.
+    pub fn has_stored(&self, name: &str) -> bool {
+        let files = self.0.stored.iter().flat_map(|stored| &stored.files);
+        files.flat_map(|file| &file.tensors).any(|tensor| tensor.name == name)
+    }
+
+    /// A text in the metadata of the first file's header.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.0.stored.as_ref()?.files.first()?.metadata.get(key).map(String::as_str)
+    }
+
+    /// The tensor `name`, which must have this shape. Names are the reference's current ones, without `text_model.`; in
+    /// a single-file checkpoint their values are found under the names of LDM and OpenCLIP.
     ///
-    /// F64 tensors are rounded to f32, as in the reference. Fails if the tensor is missing, has another shape, or has
-    /// another type than F64, F32, F16 or BF16.
-    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Values<'_>> {
-        let Some(stored) = &self.0.stored else { return Ok(Values::ShapeOnly) };
-        let is_new = self.mark(name);
+    /// F64 tensors are rounded to f32, as in the reference; those in F8_E4M3 and F8_E5M2 are widened to f16, which has
+    /// all their values. Fails if the tensor is missing, has another shape, or has a type that is not one of these or
+    /// F32, F16 or BF16.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Loaded<'_>> {
+        let Some(stored) = &self.0.stored else { return Ok(Loaded::Stored(Values::ShapeOnly)) };
+        let is_new = self.seen().names.insert(name.to_owned());
         let doing = |what: String| Error::input(format!("loading {}: {what}", self.0.component));
-        let Some((file, tensor)) = stored.find(name) else {
+        let Some((place, tensor, part)) = stored.find(name) else {
             let files: Vec<&str> = stored.files.iter().map(|file| file.path.as_str()).collect();
             return Err(doing(format!(
-                "there is no `{name}` in {}, this model needs one of {shape:?}",
+                "there is no `{}` in {}, this model needs one of {shape:?}",
+                stored.naming.stored_name(name),
                 files.join(", ")
             )));
         };
-        if !names::shape_fits(name, &tensor.shape, shape) {
-            let error = doing(format!("`{}` is {:?}, this model needs {shape:?}", tensor.name, tensor.shape))
-                .found(format!("that shape in {}", file.path));
+        let path = &stored.files[place.0].path;
+        let fits = match (part, &tensor.shape[..], shape) {
+            (Part::Whole, found, wanted) => names::shape_fits(name, found, wanted),
+            (Part::Third(_), [found, rest @ ..], [wanted, others @ ..]) => {
+                Some(*found) == wanted.checked_mul(3) && rest == others
+            }
+            (Part::Transposed, &[rows, columns], &[wanted, width]) => (rows, columns) == (width, wanted),
+            _ => false,
+        };
+        if !fits {
+            let needs = match part {
+                Part::Whole => "this model needs",
+                Part::Third(_) => "this model needs of each third",
+                Part::Transposed => "this model needs of the transposed tensor",
+            };
+            let error = doing(format!("`{}` is {:?}, {needs} {shape:?}", tensor.name, tensor.shape))
+                .found(format!("that shape in {path}"));
             return Err(match (name, tensor.shape.get(1)) {
                 ("conv_in.weight", Some(9)) => {
                     error.hint("nine input channels is an inpainting checkpoint, which sdshard does not run")
@@ -170,30 +254,34 @@ impl Weights {
                 _ => error,
             });
         }
-        let dtype = match tensor.dtype {
-            Dtype::F32 | Dtype::F64 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(doing(format!("`{}` must be F64, F32, F16 or BF16", tensor.name))
-                    .found(format!("{other} in {}", file.path)));
-            }
-        };
+        let dtype = tensor.read_dtype().ok_or_else(|| {
+            doing(format!("`{}` must be F64, F32, F16, BF16, F8_E4M3 or F8_E5M2", tensor.name))
+                .found(format!("{} in {path}", tensor.dtype))
+        })?;
+        if is_new && !self.0.headers_only {
+            self.notify_observer(stored, tensor.bytes() / if matches!(part, Part::Third(_)) { 3 } else { 1 })?;
+        }
+        self.seen().tensors.insert(place);
         if self.0.headers_only {
-            return Ok(Values::ShapeOnly);
+            return Ok(Loaded::Stored(Values::ShapeOnly));
         }
-        if is_new {
-            self.notify_observer(stored, tensor.bytes())?;
+        match part {
+            Part::Whole => Ok(Loaded::Stored(tensor.values(dtype, 0, 1))),
+            Part::Third(third) => Ok(Loaded::Stored(tensor.values(dtype, third, 3))),
+            Part::Transposed => {
+                let (rows, values) = (shape[1], Loaded::Stored(tensor.values(dtype, 0, 1)).to_f32()?);
+                let element = |i: usize| values[i % rows * shape[0] + i / rows];
+                Ok(Loaded::Computed((0..values.len()).map(element).collect()))
+            }
         }
-        Ok(file.values(tensor, dtype))
     }
 
-    /// Declares that all tensors with the given prefix are not read on purpose, for example a VAE's encoder.
+    /// Declares that all tensors with the given prefix are not read on purpose, for example a VAE's encoder, which has
+    /// the same prefix in every naming.
     pub fn skip(&self, prefix: &str) {
-        let names = self.0.stored.iter().flat_map(|stored| stored.places.keys());
-        names.filter(|name| name.starts_with(prefix)).for_each(|name| {
-            self.mark(name);
-        });
+        let Some(stored) = &self.0.stored else { return };
+        let places = stored.places.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, place)| *place);
+        self.seen().tensors.extend(places);
     }
 
     /// Ends the reading, and calls the observer. Tensors that were not read are in [`Weights::left_over`].
@@ -207,16 +295,12 @@ impl Weights {
         }
     }
 
-    /// The number of stored tensors that were neither read nor skipped, and the first of their names in the file.
-    /// diffusers and transformers ignore such tensors: those of an adapter, or of layers beyond the number in the
-    /// config.
-    pub fn left_over(&self) -> Option<(usize, &str)> {
-        let stored = self.0.stored.as_ref()?;
-        let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_left = |name: &&String| !seen.contains(*name) && !names::is_ignorable(name);
-        let count = stored.places.keys().filter(is_left).count();
-        let (_, tensor) = stored.find(stored.places.keys().filter(is_left).min()?)?;
-        Some((count, &tensor.name))
+    /// Whether both are read from the same files.
+    pub fn shares_files_with(&self, other: &Self) -> bool {
+        let paths = |weights: &Self| -> Vec<String> {
+            weights.0.stored.iter().flat_map(|stored| &stored.files).map(|file| file.path.clone()).collect()
+        };
+        paths(self) == paths(other)
     }
 
     /// Fails if one of the files was changed since it was opened: a mixture of both versions may have been read.
@@ -224,9 +308,8 @@ impl Weights {
         self.0.stored.iter().flat_map(|stored| &stored.files).try_for_each(safetensors::File::check_unchanged)
     }
 
-    /// Records that a tensor is used; false if it was used before.
-    fn mark(&self, name: &str) -> bool {
-        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls the observer before a tensor of `bytes` is read.
@@ -235,10 +318,9 @@ impl Weights {
         let (done_bytes, total_bytes) = {
             let mut progress = self.0.progress.lock().unwrap_or_else(PoisonError::into_inner);
             let (done, _) = progress.get_or_insert_with(|| {
-                let seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                let open = stored.places.iter().filter(|(name, _)| !seen.contains(*name));
-                let size = |&(file, tensor): &(usize, usize)| stored.files[file].tensors[tensor].bytes();
-                (0, bytes + open.map(|(_, place)| size(place)).sum::<usize>())
+                let seen = self.seen();
+                let open = stored.places.values().filter(|place| !seen.tensors.contains(*place));
+                (0, open.map(|&(file, tensor)| stored.files[file].tensors[tensor].bytes()).sum::<usize>())
             });
             let before = *done;
             *done += bytes;
@@ -253,11 +335,28 @@ impl Stored {
         let sources = index::find(files, component, variant)?;
         let opened =
             sources.files.iter().map(|path| safetensors::File::open(files, path)).collect::<Result<Vec<_>>>()?;
+        for file in &opened {
+            let scale = file.tensors.iter().map(|tensor| tensor.name.as_str()).find(|name| names::is_scale(name));
+            if let Some(scale) = scale.or(file.metadata.contains_key("_quantization_metadata").then_some("metadata")) {
+                return Err(Error::input(format!("{}: quantised weights with scales are not supported", file.path))
+                    .found(format!("`{scale}`"))
+                    .hint("the same model in f16, bf16 or f32, or in fp8 without scales"));
+            }
+        }
+        let single = files.file_of(component);
+        let naming = match (&single, &opened[..]) {
+            (Some((_, is_own)), [file]) => {
+                let names = file.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+                let naming = Naming::in_file(component, &names, *is_own);
+                naming.ok_or_else(|| names::missing(component, &file.path, &names, *is_own))?
+            }
+            _ => Naming::folder(),
+        };
         let mut places = HashMap::new();
         for (file_index, file) in opened.iter().enumerate() {
             for (tensor_index, tensor) in file.tensors.iter().enumerate() {
-                let name = names::modern(&tensor.name).into_owned();
-                if let Some((other, _)) = places.insert(name, (file_index, tensor_index)) {
+                let Some(key) = naming.key(&tensor.name) else { continue };
+                if let Some((other, _)) = places.insert(key.into_owned(), (file_index, tensor_index)) {
                     return Err(Error::input(format!("`{}` is stored twice", tensor.name))
                         .found(format!("once in {} and once in {}", opened[other].path, file.path)));
                 }
@@ -269,13 +368,47 @@ impl Stored {
                     .found("no such tensor in that file"));
             }
         }
-        Ok(Self { files: opened, places, is_variant: sources.is_variant })
+        let is_shared = single.is_some_and(|(_, is_own)| !is_own);
+        Ok(Self { files: opened, naming, places, is_variant: sources.is_variant, is_shared })
     }
 
-    fn find(&self, name: &str) -> Option<(&safetensors::File, &safetensors::Tensor)> {
-        let &(file, tensor) = self.places.get(name)?;
-        Some((&self.files[file], &self.files[file].tensors[tensor]))
+    /// The stored tensor that has the values of `name`, and which part of it they are.
+    fn find(&self, name: &str) -> Option<(TensorPlace, &safetensors::Tensor, Part)> {
+        let (key, part) = self.naming.key_of(name);
+        let &place = self.places.get(&*key)?;
+        Some((place, &self.files[place.0].tensors[place.1], part))
     }
+
+    /// Whether a stored tensor may stay unread without a warning.
+    fn is_ignorable(&self, tensor: &str) -> bool {
+        match self.naming.key(tensor) {
+            Some(key) if self.naming.is_ignorable(&key) => true,
+            Some(_) => self.is_shared && names::is_ignorable_in_file(tensor),
+            // The other tensors of a whole checkpoint, of which only one component is used.
+            None => !self.is_shared || names::is_ignorable_in_file(tensor),
+        }
+    }
+}
+
+/// The number of stored tensors that no component of a `group`, which has the same files, has read or skipped, and the
+/// first of their names. diffusers and transformers ignore such tensors: those of an adapter, or of layers beyond the
+/// number in the config.
+pub fn left_over(group: &[Weights]) -> Option<(usize, &str)> {
+    let seen: Vec<_> = group.iter().filter_map(|weights| Some((weights.0.stored.as_ref()?, weights.seen()))).collect();
+    let files = &group.first()?.0.stored.as_ref()?.files;
+    let is_left = |place: TensorPlace, name: &str| {
+        seen.iter().all(|(stored, seen)| !seen.tensors.contains(&place) && !stored.is_ignorable(name))
+    };
+    let (mut count, mut first) = (0, None);
+    for (file_index, file) in files.iter().enumerate() {
+        for (tensor_index, tensor) in file.tensors.iter().enumerate() {
+            if is_left((file_index, tensor_index), &tensor.name) {
+                count += 1;
+                first = first.into_iter().chain([tensor.name.as_str()]).min();
+            }
+        }
+    }
+    Some((count, first?))
 }
 
 /// The components among `components` that have no files of `variant` and would use their plain ones.
@@ -348,7 +481,8 @@ mod tests {
     fn every_tensor_is_read_in_its_shape() {
         let files = model(vec![(UNET, tensors(&[("a.weight", &[2, 3]), ("b", &[4]), ("text_model.c", &[1])]))]);
         let weights = Weights::open(&files, "unet", None).unwrap();
-        let Values::Data { dtype, bytes } = weights.get("a.weight", &[2, 3]).unwrap() else { panic!() };
+        let loaded = weights.get("a.weight", &[2, 3]).unwrap();
+        let Values::Data { dtype, bytes } = loaded.values() else { panic!() };
         assert_eq!((dtype, bytes.len()), (DType::F16, 12));
         weights.get("b", &[4]).unwrap();
         assert!(weights.has("c") && !weights.has("d"));
@@ -383,11 +517,11 @@ mod tests {
             weights.get(name, &[1]).unwrap();
         }
         weights.finish().unwrap();
-        assert_eq!(weights.left_over(), Some((10, "x00")));
+        assert_eq!(left_over(std::slice::from_ref(&weights)), Some((10, "x00")));
         for name in &names[..10] {
             weights.get(name, &[1]).unwrap();
         }
-        assert_eq!(weights.left_over(), None);
+        assert_eq!(left_over(&[weights]), None);
     }
 
     #[test]
@@ -401,10 +535,11 @@ mod tests {
         let weights = Weights::open(&files, "unet", None).unwrap();
         for (name, values) in [("a", &values[..1]), ("b", &values[1..])] {
             let stored = weights.get(name, &[values.len()]).unwrap();
-            assert_eq!(stored.form().unwrap(), (DType::F32, 4 * values.len()));
+            assert_eq!(stored.values().form().unwrap(), (DType::F32, 4 * values.len()));
+            assert_eq!(stored.to_f32().unwrap(), values.iter().map(|value| *value as f32).collect::<Vec<_>>());
             for (i, value) in values.iter().enumerate() {
                 let mut bytes = [0; 4];
-                stored.read(4 * i, &mut bytes).unwrap();
+                stored.values().read(4 * i, &mut bytes).unwrap();
                 assert_eq!(f32::from_le_bytes(bytes), *value as f32);
             }
         }
@@ -412,12 +547,12 @@ mod tests {
 
     #[test]
     fn types_that_are_no_floats_are_refused() {
-        for dtype in ["I64", "U64", "F8_E4M3", "F8_E5M2", "BOOL", "I8"] {
+        for dtype in ["I64", "U64", "F8_E8M0", "F8_E4M3FNUZ", "BOOL", "I8"] {
             let bytes = if dtype.ends_with("64") { 8 } else { 1 };
             let header = format!(r#"{{"a":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,{bytes}]}}}}"#);
             let files = model(vec![(UNET, safetensors::tests::file(&header, bytes))]);
             let error = Weights::open(&files, "unet", None).unwrap().get("a", &[1]).unwrap_err().to_string();
-            assert!(error.contains("`a` must be F64, F32, F16 or BF16"), "{error}");
+            assert!(error.contains("`a` must be F64, F32, F16, BF16, F8_E4M3 or F8_E5M2"), "{error}");
             assert!(error.contains(&format!("found: {dtype}")), "{error}");
         }
     }
@@ -476,6 +611,64 @@ mod tests {
     }
 
     #[test]
+    fn a_text_encoder_of_open_clip_is_read_in_transformers_form() {
+        let prefix = "conditioner.embedders.1.model";
+        let floats = |count: usize| (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>();
+        let (mut header, mut data) = (Vec::new(), Vec::new());
+        for (name, shape) in [
+            ("token_embedding.weight", "[1,2]"),
+            ("transformer.resblocks.0.attn.in_proj_weight", "[6,2]"),
+            ("transformer.resblocks.0.attn.in_proj_bias", "[6]"),
+            ("text_projection", "[2,3]"),
+        ] {
+            let sizes: Vec<usize> = serde_json::from_str(shape).unwrap();
+            let (start, values) = (data.len(), floats(sizes.iter().product()));
+            data.extend(values);
+            let end = data.len();
+            header
+                .push(format!(r#""{prefix}.{name}":{{"dtype":"F32","shape":{shape},"data_offsets":[{start},{end}]}}"#));
+        }
+        let mut file = safetensors::tests::file(&format!("{{{}}}", header.join(",")), 0);
+        file.extend(&data);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        std::fs::write(&path, file).unwrap();
+        let files = ModelFiles::single_file(&path);
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let log = read.clone();
+        let observer = Observer(Arc::new(move |loading: Loading| {
+            log.lock().unwrap().push((loading.done_bytes, loading.total_bytes));
+            Ok(())
+        }));
+        let weights = Weights::open(&files, "text_encoder_2", None).unwrap().observed(Some(observer));
+        for (name, shape, want) in [
+            ("encoder.layers.0.self_attn.q_proj.weight", &[2, 2][..], &[0.0, 1.0, 2.0, 3.0][..]),
+            ("encoder.layers.0.self_attn.k_proj.weight", &[2, 2], &[4.0, 5.0, 6.0, 7.0]),
+            ("encoder.layers.0.self_attn.v_proj.weight", &[2, 2], &[8.0, 9.0, 10.0, 11.0]),
+            ("encoder.layers.0.self_attn.v_proj.bias", &[2], &[4.0, 5.0]),
+            ("text_projection.weight", &[3, 2], &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]),
+        ] {
+            assert_eq!(weights.get(name, shape).unwrap().to_f32().unwrap(), want, "{name}");
+        }
+        // Thirds of 48 bytes, one of 24 and 24 bytes, of 48 + 24 + 24 and the 8 that are not read.
+        assert_eq!(*read.lock().unwrap(), [(0, 104), (16, 104), (32, 104), (48, 104), (56, 104)]);
+        for (name, shape, words) in [
+            ("encoder.layers.0.self_attn.q_proj.weight", &[3, 2][..], "needs of each third [3, 2]"),
+            ("text_projection.weight", &[2, 3], "needs of the transposed tensor [2, 3]"),
+            (
+                "encoder.layers.1.mlp.fc1.bias",
+                &[2],
+                "`conditioner.embedders.1.model.transformer.resblocks.1.mlp.c_fc.bias`",
+            ),
+        ] {
+            let error = weights.get(name, shape).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let error = Weights::open(&files, "vae", None).unwrap_err().to_string();
+        assert!(error.contains("x.safetensors") && error.contains("has no vae") && error.contains("--vae"), "{error}");
+    }
+
+    #[test]
     fn the_built_in_model_opens() {
         let files = ModelFiles::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji")).unwrap();
         let open = |component| Weights::open(&files, component, None).unwrap();
@@ -488,7 +681,7 @@ mod tests {
     #[test]
     fn plans_have_every_shape() {
         let weights = Weights::shapes_only("unet");
-        assert!(matches!(weights.get("anything", &[1 << 40]).unwrap(), Values::ShapeOnly));
+        assert!(matches!(weights.get("anything", &[1 << 40]).unwrap().values(), Values::ShapeOnly));
         weights.finish().unwrap();
     }
 

@@ -3,12 +3,13 @@
 //! The file has the header's length as a little-endian `u64`, the header, and the tensors. Offsets count from the
 //! header's end.
 
-use std::{fmt, ops::Range};
+use std::{collections::HashMap, fmt, ops::Range, sync::Arc};
 
+use half::f16;
 use safetensors::Dtype;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{MapAccess, Visitor},
 };
 
 use super::files::{ModelFiles, Stored};
@@ -22,6 +23,9 @@ const PREFIX: usize = 8;
 /// The longest header that is read, in bytes, as in the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
 
+/// Ends of the names of pickle files.
+const PICKLES: [&str; 4] = [".ckpt", ".pt", ".pth", ".bin"];
+
 /// A safetensors file whose header has been read and checked.
 #[derive(Debug)]
 pub(super) struct File {
@@ -29,7 +33,9 @@ pub(super) struct File {
     pub(super) path: String,
     /// The tensors in the order of their positions in the file.
     pub(super) tensors: Vec<Tensor>,
-    stored: Stored,
+    /// The texts of the header's `__metadata__`.
+    pub(super) metadata: HashMap<String, String>,
+    stored: Arc<Stored>,
 }
 
 /// The header's entry of one tensor.
@@ -40,6 +46,7 @@ pub(super) struct Tensor {
     pub(super) shape: Vec<usize>,
     /// The range of its bytes in the file.
     range: Range<usize>,
+    stored: Arc<Stored>,
 }
 
 impl Tensor {
@@ -47,29 +54,44 @@ impl Tensor {
     pub(super) fn bytes(&self) -> usize {
         self.range.len()
     }
+
+    /// The type in which the values are read; `None` if they are no floats. F64 is rounded to f32, as in the reference,
+    /// and floats of 8 bits are widened to f16, which has all their values.
+    pub(super) fn read_dtype(&self) -> Option<DType> {
+        match self.dtype {
+            Dtype::F32 | Dtype::F64 => Some(DType::F32),
+            Dtype::F16 | Dtype::F8_E4M3 | Dtype::F8_E5M2 => Some(DType::F16),
+            Dtype::BF16 => Some(DType::BF16),
+            _ => None,
+        }
+    }
+
+    /// The values of `part` of the tensor's `parts` equal ranges of rows, row by row, little-endian, at any alignment,
+    /// in the type `dtype`, which is [`Tensor::read_dtype`].
+    pub(super) fn values(&self, dtype: DType, part: usize, parts: usize) -> Values<'_> {
+        let bytes = self.range.len() * 8 / self.dtype.bitsize() * dtype.size() / parts;
+        let start = part * bytes;
+        match self.stored.in_memory() {
+            Some(file) if bytes * parts == self.range.len() => {
+                Values::Data { dtype, bytes: &file[self.range.clone()][start..start + bytes] }
+            }
+            _ => Values::Stored { dtype, bytes, start, file: self },
+        }
+    }
 }
 
 impl File {
     /// Opens the file and checks its header: that it is complete, that every tensor has the bytes that its shape and
     /// type need, and that tensors follow one another, with neither holes nor overlaps, to the end of the file.
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
-        let stored = files.open(path)?;
+        let stored = Arc::new(files.open(path)?);
         let path = files.path_of(path);
-        let tensors =
-            read_header(&stored).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
-        Ok(Self { path, tensors, stored })
-    }
-
-    /// A tensor's values, row by row, little-endian, at any alignment. F64 values are rounded to f32 when they are
-    /// read.
-    pub(super) fn values(&self, tensor: &Tensor, dtype: DType) -> Values<'_> {
-        if tensor.dtype == Dtype::F64 {
-            return Values::Stored { dtype, bytes: tensor.bytes() / 2, start: tensor.range.start, file: self };
-        }
-        match self.stored.in_memory() {
-            Some(bytes) => Values::Data { dtype, bytes: &bytes[tensor.range.clone()] },
-            None => Values::Stored { dtype, bytes: tensor.range.len(), start: tensor.range.start, file: &self.stored },
-        }
+        let (tensors, metadata) = read_header(&stored).map_err(|error| {
+            let is_named_so = PICKLES.iter().any(|end| path.ends_with(end));
+            let error = if is_named_so { pickle() } else { error };
+            error.context(format!("reading the safetensors file {path}"))
+        })?;
+        Ok(Self { path, tensors, metadata, stored })
     }
 
     /// See [`Stored::check_unchanged`].
@@ -78,29 +100,84 @@ impl File {
     }
 }
 
-/// Reads F64 tensors as if they were f32: byte `i` of the converted values is at the tensor's start plus `i`.
-impl ReadAt for File {
+/// Reads the values in the type [`Tensor::read_dtype`]; positions count from the first value. Both ends of what is read
+/// are at whole values.
+impl ReadAt for Tensor {
     fn read_at(&self, start: usize, to: &mut [u8]) -> Result<()> {
-        let tensor = self.tensors.partition_point(|tensor| tensor.range.start <= start).saturating_sub(1);
-        let first = self.tensors[tensor].range.start;
-        let mut doubles = vec![0; 2 * to.len()];
-        self.stored.read_at(first + 2 * (start - first), &mut doubles)?;
-        for (to, double) in to.chunks_exact_mut(4).zip(doubles.as_chunks::<8>().0) {
-            to.copy_from_slice(&(f64::from_le_bytes(*double) as f32).to_le_bytes());
+        let widen = match self.dtype {
+            Dtype::F64 => {
+                let mut doubles = vec![0; 2 * to.len()];
+                self.stored.read_at(self.range.start + 2 * start, &mut doubles)?;
+                for (to, double) in to.as_chunks_mut::<4>().0.iter_mut().zip(doubles.as_chunks::<8>().0) {
+                    *to = (f64::from_le_bytes(*double) as f32).to_le_bytes();
+                }
+                return Ok(());
+            }
+            Dtype::F8_E4M3 => e4m3,
+            Dtype::F8_E5M2 => e5m2,
+            _ => return self.stored.read_at(self.range.start + start, to),
+        };
+        let mut bytes = vec![0; to.len() / 2];
+        self.stored.read_at(self.range.start + start / 2, &mut bytes)?;
+        for (to, byte) in to.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+            *to = widen(byte).to_le_bytes();
         }
         Ok(())
     }
 }
 
-/// The tensors, ordered by their position in the file.
-fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
-    let file_bytes = file.bytes();
-    if file_bytes < PREFIX as u64 {
-        return Err(Error::input("the file ends before its header").found(format!("{file_bytes} bytes")));
+/// The value of a float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities. Micikevicius et al.
+/// 2022.
+fn e4m3(byte: u8) -> f16 {
+    let (sign, exponent, mantissa) = (u16::from(byte >> 7) << 15, u16::from(byte >> 3 & 15), u16::from(byte & 7));
+    match (exponent, mantissa) {
+        (15, 7) => f16::from_bits(sign | f16::NAN.to_bits()),
+        (0, _) => f16::from_bits(sign | f16::from_f32(f32::from(mantissa) / 512.0).to_bits()),
+        _ => f16::from_bits(sign | (exponent + 8) << 10 | mantissa << 7),
     }
-    let mut prefix = [0; PREFIX];
-    file.read_at(0, &mut prefix)?;
-    let declared = u64::from_le_bytes(prefix);
+}
+
+/// The value of a float with 5 bits of exponent and 2 of mantissa: an f16 without its lower byte.
+fn e5m2(byte: u8) -> f16 {
+    f16::from_bits(u16::from(byte) << 8)
+}
+
+/// The error for a file in another format, known by its first bytes; `None` if it may be a safetensors file.
+///
+/// A pickle of protocol 2 and later begins with the byte 0x80 and the protocol, and newer versions of torch put pickles
+/// into zip archives. The length of a header may begin with the same bytes, but then the header follows.
+fn other_format(start: &[u8]) -> Option<Error> {
+    match start {
+        [.., b'{'] if start.len() == PREFIX + 1 => None,
+        [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..] => Some(pickle()),
+        [b'G', b'G', b'U', b'F', ..] => {
+            Some(Error::input("this is a GGUF file, which sdshard does not read").hint("the same model as safetensors"))
+        }
+        _ => None,
+    }
+}
+
+/// The error for a pickle file.
+pub(super) fn pickle() -> Error {
+    Error::input("this is a pickle file, and sdshard never reads those: loading one can run code").hint(
+        "convert it once with a tool that you trust, for example the checkpoint merger of a web UI, or in Python: \
+         safetensors.torch.save_file of what torch.load(.., weights_only=True) returns; then use the .safetensors file",
+    )
+}
+
+/// The tensors, ordered by their position in the file, and the metadata.
+fn read_header(file: &Arc<Stored>) -> Result<(Vec<Tensor>, HashMap<String, String>)> {
+    let file_bytes = file.bytes();
+    let mut start = [0; PREFIX + 1];
+    let start = &mut start[..file_bytes.min(PREFIX as u64 + 1) as usize];
+    file.read_at(0, start)?;
+    if let Some(error) = other_format(start) {
+        return Err(error);
+    }
+    let Some(prefix) = start.first_chunk() else {
+        return Err(Error::input("the file ends before its header").found(format!("{file_bytes} bytes")));
+    };
+    let declared = u64::from_le_bytes(*prefix);
     if declared > LONGEST_HEADER {
         return Err(Error::input(format!("the header may have {LONGEST_HEADER} bytes at most"))
             .found(format!("{declared} bytes"))
@@ -114,12 +191,12 @@ fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
     }
     let mut header = vec![0; header_len];
     file.read_at(PREFIX, &mut header)?;
-    let Header(entries) =
+    let Header { entries, metadata } =
         serde_json::from_slice(&header).map_err(|error| Error::input("the header cannot be read").source(error))?;
 
     let data_start = PREFIX + header_len;
     let mut tensors =
-        entries.into_iter().map(|(name, entry)| place(name, entry, data_start)).collect::<Result<Vec<_>>>()?;
+        entries.into_iter().map(|(name, entry)| place(name, entry, data_start, file)).collect::<Result<Vec<_>>>()?;
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     let mut end = data_start;
     for tensor in &tensors {
@@ -139,11 +216,11 @@ fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
             .found(format!("a file of {file_bytes} bytes"));
         return Err(if end as u64 > file_bytes { error.hint("was the download interrupted?") } else { error });
     }
-    Ok(tensors)
+    Ok((tensors, metadata))
 }
 
 /// Checks that one tensor's numbers agree.
-fn place(name: String, entry: Entry, data_start: usize) -> Result<Tensor> {
+fn place(name: String, entry: Entry, data_start: usize, file: &Arc<Stored>) -> Result<Tensor> {
     let [start, end] = entry.data_offsets;
     let elements = entry.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
     let bits = elements.and_then(|elements| elements.checked_mul(entry.dtype.bitsize()));
@@ -159,7 +236,7 @@ fn place(name: String, entry: Entry, data_start: usize) -> Result<Tensor> {
             Error::input(format!("`{name}` is beyond the end of any file")).found(format!("offsets {start} to {end}"))
         );
     };
-    Ok(Tensor { name, dtype: entry.dtype, shape: entry.shape, range: start..end })
+    Ok(Tensor { name, dtype: entry.dtype, shape: entry.shape, range: start..end, stored: file.clone() })
 }
 
 /// A tensor's entry in the header.
@@ -171,7 +248,11 @@ struct Entry {
 }
 
 /// The whole header. A duplicate name is an error, whereas a map would keep the last one.
-struct Header(Vec<(String, Entry)>);
+struct Header {
+    entries: Vec<(String, Entry)>,
+    /// Texts alone: other values are ignored.
+    metadata: HashMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -186,18 +267,24 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
                 let mut seen = std::collections::HashSet::new();
-                let mut entries = Vec::new();
+                let (mut entries, mut metadata) = (Vec::new(), HashMap::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
                         return Err(serde::de::Error::custom(format!("`{name}` comes twice")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        if let serde_json::Value::Object(values) = map.next_value()? {
+                            let text = |(key, value)| match value {
+                                serde_json::Value::String(text) => Some((key, text)),
+                                _ => None,
+                            };
+                            metadata.extend(values.into_iter().filter_map(text));
+                        }
                     } else {
                         entries.push((name, map.next_value()?));
                     }
                 }
-                Ok(Header(entries))
+                Ok(Header { entries, metadata })
             }
         }
 
@@ -217,16 +304,17 @@ pub(super) mod tests {
         bytes
     }
 
-    fn stored(bytes: Vec<u8>) -> Stored {
-        Stored::embedded(bytes.leak())
+    fn stored(bytes: Vec<u8>) -> Arc<Stored> {
+        Arc::new(Stored::in_memory_of(bytes))
     }
 
     #[test]
     fn reads_tensors_in_file_order_at_any_alignment() {
-        let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]},"__metadata__":{"format":"pt"},
+        let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]},"__metadata__":{"format":"pt","n":1},
             "a":{"dtype":"F16","shape":[3,1],"data_offsets":[0,6]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[6,6]},
             "scalar":{"dtype":"BF16","shape":[],"data_offsets":[10,12]}}"#;
-        let tensors = read_header(&stored(file(header, 12))).unwrap();
+        let (tensors, metadata) = read_header(&stored(file(header, 12))).unwrap();
+        assert_eq!(metadata, HashMap::from([("format".to_owned(), "pt".to_owned())]));
         let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["a", "empty", "b", "scalar"]);
         assert_eq!(tensors[0].range, PREFIX + header.len()..PREFIX + header.len() + 6);
@@ -273,5 +361,54 @@ pub(super) mod tests {
             let error = read_header(&stored(bytes)).unwrap_err().to_string();
             assert!(error.contains(words), "{error:?} lacks {words:?}");
         }
+    }
+
+    #[test]
+    fn a_pickle_is_known_by_its_first_bytes_and_never_read() {
+        for bytes in [
+            &b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl"[..], // torch's zip archive
+            b"PK\x03\x04",
+            b"\x80\x02}q\x00.", // protocol 2, an empty dictionary
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", // torch's older files
+            b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00.",
+        ] {
+            let error = read_header(&stored(bytes.to_vec())).unwrap_err().to_string();
+            assert!(error.contains("pickle") && error.contains("convert it once"), "{bytes:?}: {error}");
+        }
+        let error = read_header(&stored(b"GGUF\x03\x00\x00\x00".to_vec())).unwrap_err().to_string();
+        assert!(error.contains("GGUF"), "{error}");
+        // The length of this header has the bytes 0x80 and 2.
+        let header = format!("{{{}}}", " ".repeat(0x280 - 2));
+        assert!(read_header(&stored(file(&header, 0))).unwrap().0.is_empty());
+    }
+
+    /// The value of a float of 8 bits by its definition.
+    fn defined(byte: u8, mantissa_bits: i32, bias: i32) -> f64 {
+        let (exponent, mantissa) =
+            (i32::from(byte & 0x7f) >> mantissa_bits, i32::from(byte) & ((1 << mantissa_bits) - 1));
+        let (scale, one) =
+            (2f64.powi(exponent.max(1) - bias - mantissa_bits), i32::from(exponent > 0) << mantissa_bits);
+        f64::from(one + mantissa) * scale * if byte > 127 { -1.0 } else { 1.0 }
+    }
+
+    #[test]
+    fn floats_of_8_bits_are_widened_exactly() {
+        for byte in 0..=255_u8 {
+            let (short, long) = (e4m3(byte).to_f64(), e5m2(byte).to_f64());
+            match byte & 0x7f {
+                0x7f => assert!(short.is_nan(), "{byte}"),
+                _ => assert_eq!(short.to_bits(), defined(byte, 3, 7).to_bits(), "{byte:#x}"),
+            }
+            match byte & 0x7f {
+                0x7c => assert_eq!(long, if byte > 127 { f64::NEG_INFINITY } else { f64::INFINITY }),
+                0x7d..=0x7f => assert!(long.is_nan(), "{byte}"),
+                _ => assert_eq!(long.to_bits(), defined(byte, 2, 15).to_bits(), "{byte:#x}"),
+            }
+        }
+        let values = [(0x38, 1.0), (0x40, 2.0), (0xb8, -1.0), (0x01, 0.001_953_125), (0x7e, 448.0)];
+        for (byte, value) in values {
+            assert_eq!(e4m3(byte).to_f32(), value);
+        }
+        assert_eq!((e5m2(0x7b).to_f32(), e5m2(0x01).to_f32()), (57_344.0, 2f32.powi(-16)));
     }
 }

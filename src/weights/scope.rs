@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{Offload, Reside, Weights, offload::Ahead};
+use super::{Loaded, Offload, Reside, Weights, offload::Ahead};
 use crate::{
     backend::{DType, Device, Layer, Values, Weight},
     error::Result,
@@ -99,7 +99,7 @@ impl<'a> Scope<'a> {
             }
             (Reside::Disk, Some(_)) => {
                 // The file is checked now, not in the middle of the first picture.
-                tensors.values()?;
+                tensors.load()?;
                 let bytes = device.packed_bytes(layer, dtype, bias);
                 Weight::offloaded(&device.clone(), layer, dtype, bias, bytes, move || {
                     tensors.pack(|weight, bias| device.pack(layer, dtype, weight, bias))
@@ -129,13 +129,13 @@ impl<'a> Scope<'a> {
         let mut known = offload.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let homes = known.entry(key).or_default();
         if let Some((_, packed)) = homes.iter().find(|(at, _)| *at == home) {
-            tensors.values()?; // the tensors count as read
+            tensors.load()?; // the tensors count as read
             return Ok(packed.clone());
         }
         let mut others = homes.iter().filter(|_| offload.reside == Reside::Device).map(|(_, packed)| packed);
         let packed = match others.find_map(|packed| self.device.copy_weight(packed).transpose()).transpose()? {
             Some(copy) => {
-                tensors.values()?;
+                tensors.load()?;
                 copy
             }
             None => tensors.pack(pack)?,
@@ -154,15 +154,15 @@ struct LayerTensors {
 }
 
 impl LayerTensors {
-    fn values(&self) -> Result<(Values<'_>, Option<Values<'_>>)> {
+    fn load(&self) -> Result<(Loaded<'_>, Option<Loaded<'_>>)> {
         let weight = self.weights.get(&format!("{}.weight", self.prefix), &self.shape)?;
         let bias = || self.weights.get(&format!("{}.bias", self.prefix), &self.shape[..1]);
         Ok((weight, self.bias.then(bias).transpose()?))
     }
 
     fn pack(&self, pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>) -> Result<Weight> {
-        let (weight, bias) = self.values()?;
-        let packed = pack(weight, bias)?;
+        let (weight, bias) = self.load()?;
+        let packed = pack(weight.values(), bias.as_ref().map(Loaded::values))?;
         self.weights.check_unchanged()?;
         Ok(packed)
     }

@@ -11,4 +11,5 @@ mod golden;
 mod networks;
 mod pipelines;
 mod sdxl;
+mod single_file;
 mod tokenizer;

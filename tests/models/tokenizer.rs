@@ -12,7 +12,12 @@ fn golden(name: &str) -> String {
     fs::read_to_string(path).expect("the golden files are in the repository")
 }
 
-/// The vocabulary as `golden/clip-tokenizer/README.md` derives it from the merges.
+fn merges_of_clip() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clip-tokenizer/merges.txt");
+    fs::read_to_string(path).expect("the merges are in the repository")
+}
+
+/// The vocabulary as `models/clip-tokenizer/README.md` derives it from the merges.
 fn vocab(merges: &str) -> BTreeMap<String, u32> {
     let printable = |byte: &u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut symbols: Vec<char> = (0..=255_u8).filter(printable).map(char::from).collect();
@@ -29,7 +34,7 @@ const PADS: [(&str, &str); 2] = [("eot", "<|endoftext|>"), ("bang", "!")];
 
 /// A model's `tokenizer` folder in the form of older repositories.
 fn folder(pad: &str) -> TempDir {
-    let merges = golden("clip-tokenizer/merges.txt");
+    let merges = merges_of_clip();
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| {
         fs::create_dir_all(folder.path().join("tokenizer")).unwrap();
@@ -110,7 +115,7 @@ fn ids_are_those_of_transformers_from_either_form_of_the_files() {
 fn added_tokens_are_found_in_every_place_where_tokenizers_keep_them() {
     let golden_file: Value = serde_json::from_str(&golden("added_tokens.json")).unwrap();
     let count = golden_file["merges"].as_u64().unwrap() as usize;
-    let merges = golden("clip-tokenizer/merges.txt").lines().take(1 + count).collect::<Vec<_>>().join("\n");
+    let merges = merges_of_clip().lines().take(1 + count).collect::<Vec<_>>().join("\n");
     let mut checked = 0;
     for case in golden_file["rows"].as_array().unwrap() {
         let folder = folder("<|endoftext|>");

@@ -344,7 +344,7 @@ fn a_path_that_is_no_model_is_rejected_with_what_a_model_is() {
     for (model, parts) in [
         ("/nowhere/model", &["/nowhere/model", "no such folder"][..]),
         (&checkpoint, &["model.ckpt", "pickle", "safetensors"]),
-        (&single, &["model.safetensors", "diffusers folder"]),
+        (&single, &["model.safetensors", "ends before its header"]),
         (folder, &["no model_index.json"]),
         ("org/model", &["org/model", "HF_HUB_OFFLINE"]),
     ] {

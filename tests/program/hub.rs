@@ -655,6 +655,60 @@ fn ids_and_revisions_with_odd_characters_reach_neither_the_hub_nor_the_cache() {
     }
 }
 
+#[test]
+fn one_file_of_a_repository_is_fetched_alone_and_then_used_from_the_cache() {
+    const FILE: &str = "sub/one model.safetensors";
+    let mut files = files().clone();
+    files.insert(FILE.replace(' ', "%20"), hashed(b"weights".to_vec()));
+    let served = files.clone();
+    let server = Server::new(script(move |request, stream| {
+        if !request.path.starts_with("/api/") {
+            serve(&served, request, stream);
+            return true;
+        }
+        let names = served.keys().map(|name| name.replace("%20", " "));
+        let body = listing(COMMIT, names);
+        reply(stream, "200 OK", &format!("Content-Length: {}\r\n", body.len()), &body);
+        true
+    }));
+    let (folder, mut hub) = hub(&server.endpoint);
+    let fetch = |hub: &Hub, path: &str| hub.resolve_file("org/name", None, path, &mut |_| ControlFlow::Continue(()));
+    let path = fetch(&hub, FILE).unwrap();
+    assert!(path.ends_with(FILE) && fs::read(&path).unwrap() == b"weights");
+    let bodies = || server.asked().iter().filter(|asked| asked.method == "GET").filter_map(file_of).count();
+    assert_eq!(bodies(), 1, "nothing else was fetched");
+    let asked = server.asked().len();
+    assert_eq!(fetch(&hub, FILE).unwrap(), path);
+    assert_eq!(server.asked().len(), asked, "the cache has it");
+
+    let error = fetch(&hub, "absent.safetensors").unwrap_err().to_string();
+    assert!(error.contains("has no absent.safetensors") && error.contains(FILE), "{error}");
+    for path in ["", "../x.safetensors", "/x.safetensors", "a//b.safetensors", "a\\b.safetensors"] {
+        assert!(fetch(&hub, path).unwrap_err().to_string().contains("inside its repository"), "{path}");
+    }
+    hub.offline = true;
+    assert_eq!(fetch(&hub, FILE).unwrap(), path);
+    assert!(fetch(&hub, "absent.safetensors").unwrap_err().to_string().contains("HF_HUB_OFFLINE"));
+    assert!(below(folder.path()).iter().all(|path| path.starts_with(&hub.cache)));
+}
+
+#[test]
+fn a_file_on_the_hub_is_a_model_under_its_name_and_its_address() {
+    let server = Server::new(script(|_, _| false));
+    for model in [
+        "org/name/unet/diffusion_pytorch_model.safetensors",
+        "https://huggingface.co/org/name/blob/main/unet/diffusion_pytorch_model.safetensors",
+        "https://huggingface.co/org/name/resolve/main/unet/diffusion_pytorch_model.safetensors?download=true",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = process_of(model, &server.endpoint, folder.path(), "out").output().unwrap();
+        // The file is there, and is no checkpoint.
+        let errors = common::text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains("reading the safetensors file") && errors.contains(COMMIT), "{errors}");
+    }
+}
+
 /// The small model, as a hub has it.
 fn tiny_files() -> Files {
     let tiny = common::tiny();
@@ -662,10 +716,14 @@ fn tiny_files() -> Files {
     below(&tiny).into_iter().map(|path| (name(path.clone()), hashed(fs::read(&path).unwrap()))).collect()
 }
 
-/// A real process that draws a picture of a model on the hub, with everything it writes inside a folder.
 fn process(endpoint: &str, folder: &Path, out: &str) -> Command {
+    process_of("org/name", endpoint, folder, out)
+}
+
+/// A real process that draws a picture of a model on the hub, with everything it writes inside a folder.
+fn process_of(model: &str, endpoint: &str, folder: &Path, out: &str) -> Command {
     let size = ["--width", "32", "--height", "32", "--steps", "1"];
-    let mut command = common::sdshard(&["a fox", "--model", "org/name"]);
+    let mut command = common::sdshard(&["a fox", "--model", model]);
     command.args(size).arg("--output-dir").arg(folder.join(out));
     for variable in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN_PATH"]
     {

@@ -1,4 +1,4 @@
-"""Makes tests/golden/clip-tokenizer/merges.txt from the bpe_simple_vocab_16e6.txt.gz that every CLIP package carries.
+"""Makes models/clip-tokenizer/merges.txt from the bpe_simple_vocab_16e6.txt.gz that every CLIP package carries.
 Run once; the result is committed. Usage: python clip_merges.py bpe_simple_vocab_16e6.txt.gz"""
 
 import gzip

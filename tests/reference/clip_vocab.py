@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from common import GOLDEN
+from common import MODELS
 
-MERGES = GOLDEN / "clip-tokenizer" / "merges.txt"
+MERGES = MODELS / "clip-tokenizer" / "merges.txt"
 SPECIALS = ["<|startoftext|>", "<|endoftext|>"]
 
 

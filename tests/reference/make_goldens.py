@@ -1,4 +1,4 @@
-"""Remakes everything in tests/golden except clip-tokenizer/, which is the input: python make_goldens.py"""
+"""Remakes everything in tests/golden: python make_goldens.py"""
 
 import added_tokens
 import clip_skip

@@ -59,14 +59,7 @@ impl Hub {
         wanted: Wanted,
         on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
     ) -> Result<PathBuf> {
-        let revision = revision.unwrap_or("main");
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
-        if !is_hub_id(id) {
-            return Err(Error::input("the id of a model on the hub has the form org/name").found(shown(id)));
-        }
-        if !cache::is_inside(revision) || revision.contains("..") || !revision.bytes().all(is_plain) {
-            return Err(Error::input("a revision is a branch, a tag or a commit").found(shown(revision)));
-        }
+        let revision = checked(id, revision)?;
         index::check_variant(variant)?;
         let (id_text, revision_text) = (id.to_owned(), revision.to_owned());
         let model = Asked { layout, id: id_text, revision: revision_text, variant: variant.map(str::to_owned), wanted };
@@ -90,27 +83,56 @@ impl Hub {
         }
         let hub = self.clone();
         let doing = format!("downloading the model {id} ({revision}) into {}", self.cache.display());
-        in_thread(move |line| hub.download(&model, &repo, known.as_deref(), line), on_news).map_err(|error| match error
-            .scope()
-        {
-            ErrorScope::Interrupted => error,
-            _ => error.context(doing),
-        })
+        in_thread(move |line| hub.download(&model, &repo, known.as_deref(), line), &doing, on_news)
+    }
+
+    /// The file at `path` in the repository `id`, with the other parameters and errors of [`Hub::resolve`].
+    pub fn resolve_file(
+        &self,
+        id: &str,
+        revision: Option<&str>,
+        path: &str,
+        on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
+    ) -> Result<PathBuf> {
+        let revision = checked(id, revision)?;
+        if !cache::is_inside(path) {
+            return Err(Error::input("a file on the hub is inside its repository").found(shown(path)));
+        }
+        let repo = Repo::new(&self.cache, id);
+        let known = repo.commit(revision);
+        let cached = known.as_ref().map(|commit| repo.snapshot(commit).join(path)).filter(|file| file.is_file());
+        if let Some(file) = cached {
+            return Ok(file);
+        }
+        if self.offline {
+            return Err(Error::input(format!("{id}/{path} ({revision}) is not in {}", self.cache.display())).hint(
+                "HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE forbid downloads: unset them, or give a file as the model",
+            ));
+        }
+        let doing = format!("downloading {id}/{path} ({revision}) into {}", self.cache.display());
+        let (hub, id, revision, path) = (self.clone(), id.to_owned(), revision.to_owned(), path.to_owned());
+        let download = move |line: &Line| {
+            let session = Session { hub: &hub, client: Client::new(&hub)?, repo: &repo, id: &id, line };
+            let listing = session.listing(&revision, known.as_deref())?;
+            if !listing.files.contains(&path) {
+                let checkpoints = listing.files.iter().filter(|file| file.ends_with(".safetensors"));
+                let mut found: Vec<&str> = checkpoints.map(String::as_str).collect();
+                found.sort_unstable();
+                return Err(Error::input(format!("the model on the hub has no {path}")).found(match found.len() {
+                    0 => "no .safetensors file".to_owned(),
+                    count => format!("{count} .safetensors files: {}", shown(&found.join(", "))),
+                }));
+            }
+            session.fetch(&listing.commit, &path)?;
+            repo.set_commit(&revision, &listing.commit)?;
+            Ok(repo.snapshot(&listing.commit).join(path))
+        };
+        in_thread(download, &doing, on_news)
     }
 
     fn download(&self, model: &Asked, repo: &Repo, known: Option<&str>, line: &Line) -> Result<PathBuf> {
         let session = Session { hub: self, client: Client::new(self)?, repo, id: &model.id, line };
-        // The listing shows which files of the cached commit are missing; if the hub no longer has this commit, a newer
-        // one is used.
-        let mut listing = known.map(|commit| session.list(commit)).transpose()?.flatten();
-        if listing.is_none() {
-            listing = session.list(&model.revision)?;
-        }
-        let Some(listing) = listing else {
-            return Err(Error::input("the hub has no such model or revision")
-                .hint("is the id right? A gated or private model needs a token that may read it, in HF_TOKEN"));
-        };
-        let listing = Listing::parse(&listing)?;
+        let listing = session.listing(&model.revision, known)?;
         let snapshot = repo.snapshot(&listing.commit);
         let fetch = |path: &str| match snapshot.join(path).is_file() {
             true => Ok(()),
@@ -132,9 +154,39 @@ impl Hub {
     }
 }
 
-/// Runs `work` in a thread, forwards its events, and abandons it if `on_news` stops the download.
+/// The revision, `main` by default, once it and the id have been checked.
+fn checked<'a>(id: &str, revision: Option<&'a str>) -> Result<&'a str> {
+    let revision = revision.unwrap_or("main");
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+    if !is_hub_id(id) {
+        return Err(Error::input("the id of a model on the hub has the form org/name").found(shown(id)));
+    }
+    if !cache::is_inside(revision) || revision.contains("..") || !revision.bytes().all(is_plain) {
+        return Err(Error::input("a revision is a branch, a tag or a commit").found(shown(revision)));
+    }
+    Ok(revision)
+}
+
+impl Session<'_> {
+    /// The files of the cached commit `known`, or if the hub no longer has it, of the newest commit of `revision`.
+    fn listing(&self, revision: &str, known: Option<&str>) -> Result<Listing> {
+        let mut listing = known.map(|commit| self.list(commit)).transpose()?.flatten();
+        if listing.is_none() {
+            listing = self.list(revision)?;
+        }
+        match listing {
+            Some(listing) => Listing::parse(&listing),
+            None => Err(Error::input("the hub has no such model or revision")
+                .hint("is the id right? A gated or private model needs a token that may read it, in HF_TOKEN")),
+        }
+    }
+}
+
+/// Runs `work` in a thread, forwards its events, and abandons it if `on_news` stops the download. Other errors say what
+/// was being done.
 fn in_thread<T: Send + 'static>(
     work: impl FnOnce(&Line) -> Result<T> + Send + 'static,
+    doing: &str,
     on_news: &mut dyn FnMut(Download) -> ControlFlow<()>,
 ) -> Result<T> {
     let (news, heard) = mpsc::channel();
@@ -153,7 +205,11 @@ fn in_thread<T: Send + 'static>(
             return Err(Error::interrupted());
         }
     }
-    worker.join().unwrap_or_else(|_| Err(Error::process("the thread that downloads has panicked")))
+    let done = worker.join().unwrap_or_else(|_| Err(Error::process("the thread that downloads has panicked")));
+    done.map_err(|error| match error.scope() {
+        ErrorScope::Interrupted => error,
+        _ => error.context(doing),
+    })
 }
 
 /// The commit and the files that the hub lists for a model.

@@ -1,0 +1,292 @@
+//! Single-file checkpoints: which model the file holds is found from the shapes of its UNet, and the configs and the
+//! tokenizer that it lacks are built in.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{built_in, index::SCHEDULER};
+use crate::{
+    error::{Error, Result},
+    json::Object,
+    scheduler::Prediction,
+    weights::{ModelFiles, Weights, files::MODEL_INDEX},
+};
+
+/// The path of the VAE's config.
+const VAE: &str = "vae/config.json";
+
+/// What a user says about a model beside its name.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Overrides<'a> {
+    /// A diffusers folder whose configs and tokenizers a single-file checkpoint has, in place of built-in ones.
+    pub config: Option<&'a Path>,
+    /// The meaning of the UNet's output.
+    pub prediction: Option<Prediction>,
+    /// The folder or the safetensors file of another `AutoencoderKL`.
+    pub vae: Option<&'a Path>,
+}
+
+impl Overrides<'_> {
+    /// The model `files` with another VAE and another prediction type, if they were asked for.
+    ///
+    /// # Errors
+    /// If a file is missing or invalid, or if configs are given for a model that has its own.
+    pub fn apply(&self, files: ModelFiles) -> Result<ModelFiles> {
+        if let Some(config) = self.config {
+            return Err(Error::input("--config is for single-file checkpoints: this model has configs of its own")
+                .found(config.display().to_string()));
+        }
+        self.applied(files)
+    }
+
+    fn applied(&self, mut files: ModelFiles) -> Result<ModelFiles> {
+        if let Some(prediction) = self.prediction {
+            let scheduler = Object::parse(&files.text(SCHEDULER)?, files.path_of(SCHEDULER))?;
+            if scheduler.text("prediction_type")?.unwrap_or(Prediction::Epsilon.name()) != prediction.name() {
+                let scheduler = scheduler.with("prediction_type", prediction.name());
+                files = files.with_text(SCHEDULER, scheduler.to_value().to_string());
+            }
+        }
+        match self.vae {
+            Some(vae) => with_vae(files, vae),
+            None => Ok(files),
+        }
+    }
+}
+
+/// The model `files` with the weights of another VAE, and with its config if `vae` is a folder. The scale of the
+/// latents is the model's own: a VAE is trained for latents that a UNet already knows.
+fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
+    let refuse = |what: &str| Error::input(format!("the VAE {}: {what}", vae.display()));
+    if vae.is_file() {
+        return Ok(files.with_weights("vae", vae));
+    }
+    if !vae.is_dir() {
+        return Err(refuse("there is no such file or folder").hint("--vae takes a safetensors file or a folder"));
+    }
+    // The folder of the component, or that of a model.
+    let folder = if vae.join(MODEL_INDEX).exists() { vae.join("vae") } else { vae.to_owned() };
+    const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+    let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
+    let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
+    let config = folder.join("config.json");
+    let text = crate::input::text(&config).map_err(|error| refuse("its config.json cannot be read").source(error))?;
+    let mut config = Object::parse(&text, config.display().to_string())?;
+    let own = Object::parse(&files.text(VAE)?, files.path_of(VAE))?;
+    let default = Value::from(0.18215);
+    config = config.with("scaling_factor", own.get("scaling_factor").unwrap_or(&default).clone());
+    Ok(files.with_text(VAE, config.to_value().to_string()).with_weights("vae", &weights))
+}
+
+/// The single-file checkpoint at `path`, with the configs of its kind of model, or with those of a folder.
+///
+/// # Errors
+/// If it is not a safetensors file, or holds something else than a Stable Diffusion 1, 2 or XL whose configs are built
+/// in; with configs of a folder, if that is not a diffusers folder.
+pub fn open(path: &Path, overrides: &Overrides) -> Result<ModelFiles> {
+    let files = ModelFiles::single_file(path);
+    let unet = Weights::open(&files, "unet", None)?;
+    if let Some(config) = overrides.config {
+        return overrides.applied(files.with_configs_of(ModelFiles::folder(config)?));
+    }
+    let training = Training::of(&unet)?;
+    let texts = |training: &Training| {
+        let kind = kind(&unet, training).map_err(|error| error.context(format!("the model {}", path.display())))?;
+        Ok::<_, Error>(texts(kind, training))
+    };
+    let mut files = files.with_derived(texts(&training)?);
+    match overrides.prediction {
+        Some(prediction) if prediction != training.prediction => {
+            let told = Training { prediction, zero_terminal_snr: false, is_guess: false };
+            files = texts(&told)?.into_iter().fold(files, |files, (path, text)| files.with_text(&path, text));
+        }
+        None if training.is_guess => tracing::warn!(
+            "the model {}: its file does not say what its UNet predicts; the weights look like {}; --prediction-type \
+             epsilon or v decides it",
+            files.name(),
+            training.prediction.name()
+        ),
+        _ => {}
+    }
+    overrides.applied(files)
+}
+
+/// All files of a model but its weights, by their paths in a diffusers folder.
+fn texts(kind: &str, training: &Training) -> Vec<(String, Vec<u8>)> {
+    let mut configs = built_in::configs(kind);
+    training.describe(&mut configs);
+    let has_config = |folder: &&str| configs.contains_key(&format!("{folder}/tokenizer_config.json"));
+    let tokenizers = ["tokenizer", "tokenizer_2"]
+        .into_iter()
+        .filter(has_config)
+        .flat_map(|folder| built_in::clip_tokenizer().map(|(name, text)| (format!("{folder}/{name}"), text)));
+    let mut texts: Vec<_> = tokenizers.collect();
+    texts.extend(configs.into_iter().map(|(path, config)| (path, config.to_string().into_bytes())));
+    texts
+}
+
+/// How a model was trained, which the shapes of its weights do not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Training {
+    prediction: Prediction,
+    /// Whether the last training timestep was pure noise. Lin et al. 2023.
+    zero_terminal_snr: bool,
+    /// Whether nothing but the values of weights tells the prediction.
+    is_guess: bool,
+}
+
+impl Training {
+    /// Reads it from the metadata of the file, from marks among its tensors, or from the statistics of a bias; without
+    /// any of these, models predict the noise.
+    fn of(unet: &Weights) -> Result<Self> {
+        let text = |key: &str| unet.metadata(&format!("modelspec.{key}"));
+        let zero_terminal_snr = unet.has_stored("ztsnr");
+        let said = match (text("prediction_type"), text("architecture")) {
+            (Some("epsilon"), _) => Some(Prediction::Epsilon),
+            (Some("v" | "v_prediction"), _) => Some(Prediction::Velocity),
+            (_, Some("stable-diffusion-v2-768-v")) => Some(Prediction::Velocity),
+            (_, Some("stable-diffusion-v2-512")) => Some(Prediction::Epsilon),
+            _ => (unet.has_stored("v_pred") || zero_terminal_snr).then_some(Prediction::Velocity),
+        };
+        let (prediction, is_guess) = match said {
+            Some(prediction) => (prediction, false),
+            None => match bias_deviation(unet)? {
+                Some(deviation) if deviation > 0.09 => (Prediction::Velocity, true),
+                Some(_) => (Prediction::Epsilon, true),
+                None => (Prediction::Epsilon, false),
+            },
+        };
+        let zero_terminal_snr = zero_terminal_snr && prediction == Prediction::Velocity;
+        Ok(Self { prediction, zero_terminal_snr, is_guess })
+    }
+
+    /// Writes it into a model's configs.
+    fn describe(self, configs: &mut Map<String, Value>) {
+        let Some(Value::Object(scheduler)) = configs.get_mut(SCHEDULER) else { return };
+        let known = scheduler.get("prediction_type").and_then(Value::as_str).unwrap_or(Prediction::Epsilon.name());
+        if known != self.prediction.name() {
+            scheduler.insert("prediction_type".to_owned(), self.prediction.name().into());
+        }
+        if self.zero_terminal_snr {
+            scheduler.insert("rescale_betas_zero_snr".to_owned(), true.into());
+            scheduler.insert("timestep_spacing".to_owned(), "trailing".into());
+            // PNDM has no such option.
+            if scheduler.get("_class_name").is_some_and(|class| class == "PNDMScheduler") {
+                scheduler.insert("_class_name".to_owned(), "DDIMScheduler".into());
+                configs[MODEL_INDEX]["scheduler"][1] = "DDIMScheduler".into();
+            }
+        }
+    }
+}
+
+/// The standard deviation of a bias by which UNets of Stable Diffusion 2 that predict the velocity (above 0.09) differ
+/// from those that predict the noise; `None` for other UNets.
+fn bias_deviation(unet: &Weights) -> Result<Option<f64>> {
+    const BIAS: &str = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias";
+    let shapes = Shapes(unet);
+    match unet.stored_shape(BIAS) {
+        Some(&[width]) if shapes.context() == Some(1024) && shapes.inputs() == Some(4) => {
+            let values: Vec<f64> = unet.get(BIAS, &[width])?.to_f32()?.into_iter().map(f64::from).collect();
+            let mean = values.iter().sum::<f64>() / width as f64;
+            Ok(Some((values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / width as f64).sqrt()))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The shapes of a stored UNet.
+struct Shapes<'a>(&'a Weights);
+
+impl Shapes<'_> {
+    fn size(&self, name: &str, axis: usize) -> Option<usize> {
+        self.0.stored_shape(name)?.get(axis).copied()
+    }
+
+    /// The number of input channels.
+    fn inputs(&self) -> Option<usize> {
+        self.size("conv_in.weight", 1)
+    }
+
+    /// The width of the text features.
+    fn context(&self) -> Option<usize> {
+        let name = |level| format!("down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight");
+        (0..4).find_map(|level| self.size(&name(level), 1))
+    }
+
+    /// The number of transformer layers behind each residual block of a path, level by level: 0 without attention.
+    fn depths(&self, path: &str) -> Vec<usize> {
+        let has = |name: String| self.0.has(&name);
+        let layer =
+            |block: String| (0..).take_while(|n| has(format!("{block}.transformer_blocks.{n}.norm1.weight"))).count();
+        let level = |level: usize| -> Vec<usize> {
+            let is_there = |i: &usize| has(format!("{path}.{level}.resnets.{i}.conv1.weight"));
+            (0..).take_while(is_there).map(|i| layer(format!("{path}.{level}.attentions.{i}"))).collect()
+        };
+        (0..).map(level).take_while(|level| !level.is_empty()).flatten().collect()
+    }
+}
+
+/// A published UNet: the kind of model, the widths of the first level, of the text features and of other conditions (0
+/// without them), and the depths of its transformers on the way down and up.
+type Published = (&'static str, [usize; 3], &'static [usize], &'static [usize]);
+
+const PUBLISHED: [Published; 6] = [
+    ("sd1", [320, 768, 0], &[1, 1, 1, 1, 1, 1, 0, 0], &[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ("sd2", [320, 1024, 0], &[1, 1, 1, 1, 1, 1, 0, 0], &[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ("sdxl", [320, 2048, 2816], &[0, 0, 2, 2, 10, 10], &[10, 10, 10, 2, 2, 2, 0, 0, 0]),
+    ("sdxl-refiner", [384, 1280, 2560], &[0, 0, 4, 4, 4, 4, 0, 0], &[0, 0, 0, 4, 4, 4, 4, 4, 4, 0, 0, 0]),
+    ("ssd-1b", [320, 2048, 2816], &[0, 0, 2, 2, 4, 4], &[4, 4, 10, 2, 1, 1, 0, 0, 0]),
+    ("segmind-vega", [320, 2048, 2816], &[0, 0, 1, 1, 2, 2], &[2, 2, 2, 1, 1, 1, 0, 0, 0]),
+];
+
+/// The kind of model with this UNet, whose configs are built in.
+fn kind(unet: &Weights, training: &Training) -> Result<&'static str> {
+    let refuse = |what: &str| {
+        Error::input(format!("no configs are built in for it: {what}"))
+            .hint("--config FOLDER, a diffusers folder with the configs and the tokenizer of this model")
+    };
+    let shapes = Shapes(unet);
+    let sizes = [
+        shapes.size("conv_in.weight", 0).unwrap_or(0),
+        shapes.context().unwrap_or(0),
+        shapes.size("add_embedding.linear_1.weight", 1).unwrap_or(0),
+    ];
+    let inputs = shapes.inputs().unwrap_or(0);
+    if unet.has_stored("edm_mean") || unet.has_stored("edm_vpred.sigma_max") {
+        return Err(refuse("it was trained with the noise levels of EDM (Playground 2.5, CosXL)"));
+    }
+    if unet.has("time_embedding.cond_proj.weight") {
+        return Err(refuse("it was distilled to take the guidance as an input (LCM)"));
+    }
+    match inputs {
+        5 => return Err(refuse("5 input channels: it draws from a depth map as well")),
+        7 => return Err(refuse("7 input channels: it is an upscaler")),
+        8 => return Err(refuse("8 input channels: it edits pictures as told (InstructPix2Pix)")),
+        _ => {}
+    }
+    let (down, up) = (shapes.depths("down_blocks"), shapes.depths("up_blocks"));
+    let Some((kind, ..)) =
+        PUBLISHED.iter().find(|(_, of, of_down, of_up)| *of == sizes && *of_down == down && *of_up == up)
+    else {
+        let reduced = PUBLISHED.iter().find(|(_, of, ..)| *of == sizes);
+        let [width, context, added] = sizes;
+        return Err(match reduced {
+            Some((kind, ..)) => {
+                refuse(&format!("its UNet is a changed one of the kind {kind}, as those of small distilled models are"))
+                    .found(format!("transformers of {down:?} layers on the way down and {up:?} on the way up"))
+            }
+            None => refuse("its UNet is none of Stable Diffusion 1, 2 or XL").found(format!(
+                "{width} channels, text features of {context}, other conditions of {added}, {inputs} input channels"
+            )),
+        });
+    };
+    match (*kind, inputs, training.prediction) {
+        ("sd2", 4, Prediction::Velocity) => Ok("sd2-768-v"),
+        (kind, 4, _) => Ok(kind),
+        ("sd1", 9, _) => Ok("sd1-inpainting"),
+        ("sd2", 9, _) => Ok("sd2-inpainting"),
+        ("sdxl", 9, _) => Ok("sdxl-inpainting"),
+        _ => Err(refuse("its number of input channels is not known").found(inputs.to_string())),
+    }
+}
