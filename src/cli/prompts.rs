@@ -36,7 +36,7 @@ pub fn flag(field: &str) -> String {
 pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Result<RequestOptions> {
     options.check(&name)?;
     let scheduler = options.scheduler.as_deref().map(|asked| {
-        let known = habits::scheduler(asked).map(str::to_string);
+        let known = habits::scheduler(asked).map(|kind| kind.to_string());
         known.map_err(|wanted| Error::input(format!("{}: {wanted}", name("scheduler"))).found(format!("{asked:?}")))
     });
     Ok(RequestOptions { scheduler: scheduler.transpose()?, ..options.clone() })
