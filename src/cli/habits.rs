@@ -194,9 +194,8 @@ pub fn scheduler(name: &str) -> Result<SchedulerKind, String> {
     let all: Vec<_> = solvers.iter().flat_map(with_suffix).collect();
     let names = SchedulerKind::names();
     if let Some((_, solver, sigmas)) = all.iter().find(|(name, ..)| *name == word) {
-        return SchedulerKind::new(*solver, *sigmas).ok_or_else(|| {
-            format!("{} has no choice of the spacing of noise levels: one of {names}", solver.name())
-        });
+        return SchedulerKind::new(*solver, *sigmas)
+            .ok_or_else(|| format!("{} has no choice of the spacing of noise levels: one of {names}", solver.name()));
     }
     if SPACINGS.contains(&word.as_str()) {
         return Err(format!(

@@ -384,7 +384,7 @@ mod tests {
             ("{\"prompt\": \"x\", \"width\": 8200}", "p.jsonl:2: width: at most 8192 is possible\n  found: 8200"),
             ("{\"prompt\": \"x\", \"num_images\": 0}", "p.jsonl:2: num_images: at least 1"),
             ("{\"prompt\": \"x\", \"guidance_scale\": 1e39}", "p.jsonl:2"),
-            ("{\"prompt\": \"x\", \"scheduler\": \"heun\"}", "p.jsonl:2: scheduler: \"heun\""),
+            ("{\"prompt\": \"x\", \"scheduler\": \"lms\"}", "p.jsonl:2: scheduler: \"lms\""),
         ] {
             let error = read_text("p.jsonl", &format!("{{\"prompt\": \"good\"}}\n{line}\n")).unwrap_err();
             assert_eq!(error.exit_code(), 2);

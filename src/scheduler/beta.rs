@@ -15,7 +15,7 @@ pub(super) fn quantile(p: f64) -> f64 {
     loop {
         let middle = 0.5 * (low + high);
         if middle <= low || middle >= high {
-            return high;
+            return low;
         }
         if integral(middle) < wanted { low = middle } else { high = middle }
     }

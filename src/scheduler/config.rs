@@ -200,8 +200,7 @@ impl FromStr for SchedulerKind {
 
     /// Reads a name such as `dpm++2m-karras`, or the name of a class in diffusers.
     fn from_str(text: &str) -> Result<Self> {
-        let named =
-            |kind: &Self| text.eq_ignore_ascii_case(&kind.to_string()) || *text == *kind.solver.class_name();
+        let named = |kind: &Self| text.eq_ignore_ascii_case(&kind.to_string()) || *text == *kind.solver.class_name();
         Self::all().find(named).ok_or_else(|| {
             Error::input(format!("\"{text}\" is not a scheduler that sdshard has"))
                 .hint(format!("one of {}", Self::names()))

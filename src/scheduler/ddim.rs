@@ -15,7 +15,8 @@ pub(super) fn schedule(config: &SchedulerConfig, count: usize, begin: usize) -> 
     let step = |&timestep: &i64| {
         let (alpha_bar, alpha_bar_prev) = (table.alpha_bar(timestep), table.alpha_bar(timestep - stride));
         let (alpha, sigma) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
-        let fresh = config.eta * ((1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev)).sqrt();
+        let fresh =
+            config.eta * ((1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev)).sqrt();
         // alpha_prev * clean + (what is left of the noise) * noise, with noise = (latents - alpha * clean) / sigma.
         let a = (1.0 - alpha_bar_prev - fresh.powi(2)).max(0.0).sqrt() / sigma;
         let b = alpha_bar_prev.sqrt() - alpha * a;

@@ -2,7 +2,7 @@
 //! 2211.01095), algorithms 1 and 2 and section 6; the third order is that of diffusers.
 
 use super::{
-    config::{Sigmas, Solver, SchedulerConfig, Spacing},
+    config::{SchedulerConfig, Sigmas, Solver, Spacing},
     noise,
     step::{NoiseLevel, Schedule, Step, weights},
 };
