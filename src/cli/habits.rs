@@ -74,7 +74,11 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "--model FOLDER or --model ORG/NAME",
     ),
     (&["--clip-skip"], "sdshard reads the text encoder's last layer alone", "leave it out"),
-    (&["--eta"], "sdshard's ddim has no noise of its own (eta is 0)", "--scheduler euler-ancestral has fresh noise"),
+    (
+        &["--eta"],
+        "sdshard's ddim and tcd have no noise of their own (eta is 0)",
+        "--scheduler euler-ancestral has fresh noise",
+    ),
     (
         &["--batch-size", "-b"],
         "the device map sets how many pictures go through the UNet at once",

@@ -81,19 +81,9 @@ impl Schedule {
         self.history() + usize::from(self.looks_back())
     }
 
-    /// Runs all steps over plain numbers, as the reference for drivers on tensors. `noise` is the initial unit noise;
-    /// `network` gets scaled latents and a timestep; `fresh_noise` returns another unit noise of the same length.
-    pub fn run(
-        &self,
-        noise: &[f32],
-        network: impl FnMut(&[f32], f32) -> Vec<f32>,
-        fresh_noise: impl FnMut() -> Vec<f32>,
-    ) -> Vec<f32> {
-        let latents = noise.iter().map(|z| z * self.init_noise_sigma).collect();
-        self.trace(latents, network, fresh_noise).pop().expect("a schedule has a step")
-    }
-
-    /// As [`run`](Self::run) from given `latents`; returns the latents after each step.
+    /// Runs all steps over plain numbers, as the reference for drivers on tensors: returns the latents after each step.
+    /// `latents` are the first ones; `network` gets scaled latents and a timestep; `fresh_noise` returns unit noise of the
+    /// same length.
     pub fn trace(
         &self,
         mut latents: Vec<f32>,

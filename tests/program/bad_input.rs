@@ -297,12 +297,7 @@ fn a_config_that_cannot_be_followed_is_named_by_file_and_key() {
         ("text_encoder/config.json", "vocab_size", json!(999), &["999", "tokenizer"]),
         ("vae/config.json", "out_channels", json!(4), &["red, green and blue"]),
         ("vae/config.json", "norm_num_groups", json!(3), &["divisor of 8"]),
-        (
-            "model_index.json",
-            "scheduler",
-            json!(["diffusers", "DEISMultistepScheduler"]),
-            &["euler-ancestral", "DEIS"],
-        ),
+        ("model_index.json", "scheduler", json!(["diffusers", "DEISMultistepScheduler"]), &["euler-ancestral", "DEIS"]),
         ("scheduler/scheduler_config.json", "prediction_type", json!("sample"), &["\"epsilon\" or \"v_prediction\""]),
         ("scheduler/scheduler_config.json", "skip_prk_steps", json!(false), &["true"]),
     ] {
