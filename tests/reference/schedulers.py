@@ -80,7 +80,8 @@ draws = 0
 
 def count_draws():
     """Makes every scheduler count its draws of noise."""
-    for module in [module for name, module in sys.modules.items() if name.startswith("diffusers.schedulers.")]:
+    modules = {sys.modules[getattr(diffusers, cls).__module__] for cls, _ in SCHEDULERS.values()}
+    for module in modules:
         if hasattr(module, "randn_tensor"):
             def counted(*args, draw=module.randn_tensor, **more):
                 global draws
