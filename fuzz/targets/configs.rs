@@ -12,7 +12,7 @@ use sdshard_fuzz::{configs, parts, refused, with_model};
 
 /// Every solver that can be made of the file: all its numbers have to be finite.
 fn run(file: &SchedulerFile) {
-    for kind in SchedulerKind::ALL {
+    for kind in SchedulerKind::all() {
         let config = match file.with_kind(kind) {
             Ok(config) => config,
             Err(error) => {
@@ -25,7 +25,7 @@ fn run(file: &SchedulerFile) {
                 Ok(schedule) => {
                     assert!(schedule.steps.len() >= steps && schedule.init_noise_sigma.is_finite());
                     for step in &schedule.steps {
-                        let single = [step.timestep, step.input_scale, step.p, step.q, step.a, step.noise];
+                        let single = [step.timestep, step.input_scale, step.p, step.q, step.a, step.before, step.noise];
                         assert!(single.iter().chain(&step.b).all(|x| x.is_finite()), "{kind}, {steps}: {step:?}");
                     }
                 }
@@ -45,7 +45,7 @@ fuzz_target!(|input: &[u8]| {
         VaeSpec::from_json(&vae, "vae").err(),
     ];
     refusals.iter().flatten().for_each(refused);
-    for class in ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"] {
+    for class in ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler"] {
         match SchedulerFile::parse(&scheduler, "scheduler", class, Repairs { steps_offset: true, ..Repairs::default() })
         {
             Ok(file) => run(&file),

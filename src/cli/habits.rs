@@ -6,7 +6,7 @@ use std::{ffi::OsString, str::FromStr};
 use sdshard::{
     backend::{DeviceId, DeviceKind},
     error::Error,
-    scheduler::SchedulerKind,
+    scheduler::{SchedulerKind, Sigmas, Solver},
 };
 
 /// Commands of other tools. As the only word they are probably not prompts.
@@ -74,7 +74,11 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "--model FOLDER, FILE.safetensors or ORG/NAME",
     ),
     (&["--clip-skip"], "sdshard reads the text encoder's last layer alone", "leave it out"),
-    (&["--eta"], "sdshard's ddim has no noise of its own (eta is 0)", "--scheduler euler-ancestral has fresh noise"),
+    (
+        &["--eta"],
+        "sdshard's ddim and tcd have no noise of their own (eta is 0)",
+        "--scheduler euler-ancestral has fresh noise",
+    ),
     (
         &["--batch-size", "-b"],
         "the device map sets how many pictures go through the UNet at once",
@@ -115,22 +119,29 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     ),
 ];
 
-/// Samplers of other tools that exist here: their names in lower case without spaces, `-` and `_`.
-const SAMPLERS: &[(&str, SchedulerKind)] = &[
-    ("plms", SchedulerKind::Pndm),
-    ("keuler", SchedulerKind::Euler),
-    ("eulera", SchedulerKind::EulerAncestral),
-    ("keulera", SchedulerKind::EulerAncestral),
-    ("keulerancestral", SchedulerKind::EulerAncestral),
-    ("eulerancestraldiscrete", SchedulerKind::EulerAncestral),
-    ("eulerdiscrete", SchedulerKind::Euler),
-    ("dpmpp2m", SchedulerKind::DpmSolverMultistep),
-    ("kdpmpp2m", SchedulerKind::DpmSolverMultistep),
-    ("dpmsolver++", SchedulerKind::DpmSolverMultistep),
-    ("dpmsolvermultistep", SchedulerKind::DpmSolverMultistep),
-    ("dpmpp2mkarras", SchedulerKind::DpmSolverMultistepKarras),
-    ("kdpmpp2mkarras", SchedulerKind::DpmSolverMultistepKarras),
-    ("dpm++2mk", SchedulerKind::DpmSolverMultistepKarras),
+/// Samplers of other tools that exist here: their names in lower case without spaces, `-` and `_`, and without the
+/// spacing of noise levels.
+const SAMPLERS: &[(&str, Solver)] = &[
+    ("plms", Solver::Pndm),
+    ("keuler", Solver::Euler),
+    ("eulera", Solver::EulerAncestral),
+    ("keulera", Solver::EulerAncestral),
+    ("keulerancestral", Solver::EulerAncestral),
+    ("eulerancestraldiscrete", Solver::EulerAncestral),
+    ("eulerdiscrete", Solver::Euler),
+    ("kheun", Solver::Heun),
+    ("heundiscrete", Solver::Heun),
+    ("dpmpp2m", Solver::DpmSolverMultistep),
+    ("kdpmpp2m", Solver::DpmSolverMultistep),
+    ("dpmsolver++", Solver::DpmSolverMultistep),
+    ("dpmsolvermultistep", Solver::DpmSolverMultistep),
+    ("dpmpp2msde", Solver::DpmSolverMultistepSde),
+    ("kdpmpp2msde", Solver::DpmSolverMultistepSde),
+    ("dpmsolversinglestep", Solver::DpmSolverSinglestep),
+    ("dpmppsde", Solver::DpmSolverSinglestepSde),
+    ("kdpmppsde", Solver::DpmSolverSinglestepSde),
+    ("unipcmultistep", Solver::UniPc),
+    ("unipcbh2", Solver::UniPc),
 ];
 
 /// Samplers of other tools that do not exist here.
@@ -146,27 +157,20 @@ const ABSENT_SAMPLERS: &[&str] = &[
     "dpmpp2sancestral",
     "dpmpp2mv2",
     "dpm++2mv2",
-    "dpmppsde",
-    "dpm++sde",
-    "dpmpp2msde",
-    "dpm++2msde",
+    "dpmpp2msdeheun",
+    "dpm++2msdeheun",
     "dpmpp3msde",
     "dpm++3msde",
+    "dpmsolversde",
     "er_sde",
-    "heun",
     "ipndm",
     "ipndmv",
     "kdpm2",
     "kdpm2ancestral",
     "kdpm2a",
-    "lcm",
     "lms",
     "klms",
-    "kheun",
     "restart",
-    "tcd",
-    "unipc",
-    "unipcmultistep",
 ];
 
 /// Spacings of noise levels that other tools select separately from the sampler.
@@ -174,9 +178,9 @@ const SPACINGS: &[&str] =
     &["karras", "exponential", "polyexponential", "discrete", "normal", "simple", "sgmuniform", "beta", "automatic"];
 
 /// Finds a sampler by its name here or in other tools.
-pub fn scheduler(name: &str) -> Result<&'static str, String> {
+pub fn scheduler(name: &str) -> Result<SchedulerKind, String> {
     if let Ok(kind) = SchedulerKind::from_str(name) {
-        return Ok(kind.name());
+        return Ok(kind);
     }
     let plain = |name: &str| -> String {
         let kept = name.chars().filter(|c| !matches!(c, ' ' | '-' | '_'));
@@ -184,23 +188,31 @@ pub fn scheduler(name: &str) -> Result<&'static str, String> {
         lower.strip_suffix("scheduler").unwrap_or(&lower).to_string()
     };
     let word = plain(name);
-    let known = SchedulerKind::ALL.map(|kind| (plain(kind.name()), kind));
-    let elsewhere = SAMPLERS.iter().map(|(name, kind)| (name.to_string(), *kind));
-    let all: Vec<(String, SchedulerKind)> = known.into_iter().chain(elsewhere).collect();
-    if let Some((_, kind)) = all.iter().find(|(name, _)| *name == word) {
-        return Ok(kind.name());
+    let known = Solver::ALL.map(|solver| (plain(solver.name()), solver));
+    let elsewhere = SAMPLERS.iter().map(|(name, solver)| (name.to_string(), *solver));
+    let solvers: Vec<(String, Solver)> = known.into_iter().chain(elsewhere).collect();
+    let with_suffix = |(name, solver): &(String, Solver)| {
+        let name = name.clone();
+        Sigmas::ALL.map(|sigmas| (name.clone() + &plain(sigmas.suffix()), *solver, sigmas))
+    };
+    let all: Vec<_> = solvers.iter().flat_map(with_suffix).collect();
+    let names = SchedulerKind::names();
+    if let Some((_, solver, sigmas)) = all.iter().find(|(name, ..)| *name == word) {
+        return SchedulerKind::new(*solver, *sigmas)
+            .ok_or_else(|| format!("{} has no choice of the spacing of noise levels: one of {names}", solver.name()));
     }
-    let names = SchedulerKind::ALL.map(SchedulerKind::name).join(", ");
     if SPACINGS.contains(&word.as_str()) {
         return Err(format!(
-            "\"{name}\" is a spacing of noise levels; samplers have theirs, as dpm++2m-karras does: one of {names}"
+            "\"{name}\" is a spacing of noise levels; it stands behind a sampler, as in dpm++2m-karras: one of {names}"
         ));
     }
     if ABSENT_SAMPLERS.iter().any(|absent| plain(absent) == word) {
         return Err(format!("\"{name}\" is a sampler that sdshard does not have yet: one of {names}"));
     }
-    let near = all.iter().map(|(name, kind)| (strsim::damerau_levenshtein(name, &word), kind.name())).min();
-    Err(match near.filter(|(distance, _)| *distance <= 2) {
+    let near = |(name, solver, sigmas): &(String, Solver, Sigmas)| {
+        Some((strsim::damerau_levenshtein(name, &word), SchedulerKind::new(*solver, *sigmas)?.to_string()))
+    };
+    Err(match all.iter().filter_map(near).min().filter(|(distance, _)| *distance <= 2) {
         Some((_, near)) => format!("no such sampler, did you mean '{near}'? One of {names}"),
         None => format!("one of {names}"),
     })
@@ -276,20 +288,33 @@ mod tests {
             (&["euler", "Euler", "k_euler", "EulerDiscreteScheduler"], "euler"),
             (&["dpmpp_2m", "DPM++ 2M", "dpm++2m", "DPMSolverMultistepScheduler", "k_dpmpp_2m"], "dpm++2m"),
             (&["dpmpp_2m_karras", "DPM++ 2M Karras", "dpm++_2m_karras"], "dpm++2m-karras"),
+            (&["DPM++ 2M SDE", "dpmpp_2m_sde"], "dpm++2m-sde"),
+            (&["DPM++ 2M SDE Karras"], "dpm++2m-sde-karras"),
+            (&["DPM++ 2M SDE Exponential"], "dpm++2m-sde-exponential"),
+            (&["DPM++ SDE", "dpmpp_sde"], "dpm++sde"),
+            (&["DPM++ SDE Karras"], "dpm++sde-karras"),
+            (&["DPMSolverSinglestepScheduler"], "dpm++2s"),
+            (&["Heun", "heun", "HeunDiscreteScheduler"], "heun"),
+            (&["Euler Beta", "euler_beta"], "euler-beta"),
+            (&["UniPC", "uni_pc", "UniPCMultistepScheduler"], "unipc"),
+            (&["LCM", "LCMScheduler"], "lcm"),
+            (&["TCD", "TCDScheduler"], "tcd"),
             (&["plms", "PLMS", "PNDMScheduler", "PNDM"], "pndm"),
             (&["DDIM", "ddim", "DDIMScheduler"], "ddim"),
         ] {
             for name in names {
-                assert_eq!(scheduler(name).as_deref(), Ok(known), "{name}");
+                assert_eq!(scheduler(name).map(|kind| kind.to_string()).as_deref(), Ok(known), "{name}");
             }
         }
         for (name, says) in [
-            ("heun", "a sampler that sdshard does not have yet: one of pndm, ddim, euler"),
-            ("dpmpp_2m_sde", "does not have yet"),
+            ("dpm_2", "a sampler that sdshard does not have yet: one of pndm, ddim, euler"),
+            ("DPM++ 2M SDE Heun", "does not have yet"),
             ("DPM++ 2S a", "does not have yet"),
-            ("UniPCMultistepScheduler", "does not have yet"),
+            ("DPMSolverSDEScheduler", "does not have yet"),
             ("karras", "a spacing of noise levels"),
+            ("ddim_karras", "ddim has no choice of the spacing"),
             ("eular", "did you mean 'euler'?"),
+            ("euler-karas", "did you mean 'euler-karras'?"),
             ("dog", "one of pndm"),
         ] {
             let refused = scheduler(name).unwrap_err();

@@ -36,7 +36,7 @@ pub fn flag(field: &str) -> String {
 pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Result<RequestOptions> {
     options.check(&name)?;
     let scheduler = options.scheduler.as_deref().map(|asked| {
-        let known = habits::scheduler(asked).map(str::to_string);
+        let known = habits::scheduler(asked).map(|kind| kind.to_string());
         known.map_err(|wanted| Error::input(format!("{}: {wanted}", name("scheduler"))).found(format!("{asked:?}")))
     });
     Ok(RequestOptions { scheduler: scheduler.transpose()?, ..options.clone() })
@@ -389,7 +389,7 @@ mod tests {
             ("{\"prompt\": \"x\", \"width\": 8200}", "p.jsonl:2: width: at most 8192 is possible\n  found: 8200"),
             ("{\"prompt\": \"x\", \"num_images\": 0}", "p.jsonl:2: num_images: at least 1"),
             ("{\"prompt\": \"x\", \"guidance_scale\": 1e39}", "p.jsonl:2"),
-            ("{\"prompt\": \"x\", \"scheduler\": \"heun\"}", "p.jsonl:2: scheduler: \"heun\""),
+            ("{\"prompt\": \"x\", \"scheduler\": \"lms\"}", "p.jsonl:2: scheduler: \"lms\""),
         ] {
             let error = read_text("p.jsonl", &format!("{{\"prompt\": \"good\"}}\n{line}\n")).unwrap_err();
             assert_eq!(error.exit_code(), 2);

@@ -82,13 +82,14 @@ impl Defaults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::Solver;
 
     #[test]
     fn defaults_are_read_and_checked() {
         let read = |text| Defaults::from_toml(text, "sdshard.toml", 7.5, [64, 64], 8);
         let plain = Defaults { steps: 50, guidance_scale: 7.5, width: 512, height: 512, scheduler: None };
         assert_eq!(read("").unwrap(), plain);
-        let scheduler = Some(SchedulerKind::DpmSolverMultistep);
+        let scheduler = Some(SchedulerKind::from(Solver::DpmSolverMultistep));
         assert_eq!(read("scheduler = \"dpm++2m\"\nwidth = 640").unwrap(), Defaults { width: 640, scheduler, ..plain });
         for (text, words) in [
             ("step = 4", "unknown field `step`"),

@@ -10,7 +10,12 @@ use super::{
     model::Model,
     request::{Request, RequestOptions, Start},
 };
-use crate::{backend::DType, error::Result, weights::Fnv};
+use crate::{
+    backend::DType,
+    error::Result,
+    scheduler::{SchedulerKind, Sigmas, Solver},
+    weights::Fnv,
+};
 
 /// The keyword of the text chunk in the form that Stable Diffusion web UIs read.
 pub(super) const PARAMETERS: &str = "parameters";
@@ -104,17 +109,31 @@ impl Metadata {
     }
 }
 
-/// The name of a scheduler in web UIs.
-fn sampler(scheduler: &str) -> &str {
-    match scheduler {
-        "pndm" => "PLMS",
-        "ddim" => "DDIM",
-        "euler" => "Euler",
-        "euler-ancestral" => "Euler a",
-        "dpm++2m" => "DPM++ 2M",
-        "dpm++2m-karras" => "DPM++ 2M Karras",
-        other => other,
-    }
+/// The name of a scheduler in web UIs, with the spacing of its noise levels behind it. A name that sdshard does not have
+/// stays as it is.
+fn sampler(scheduler: &str) -> String {
+    let Ok(kind) = scheduler.parse::<SchedulerKind>() else { return scheduler.to_owned() };
+    let solver = match kind.solver() {
+        Solver::Pndm => "PLMS",
+        Solver::Ddim => "DDIM",
+        Solver::Euler => "Euler",
+        Solver::EulerAncestral => "Euler a",
+        Solver::Heun => "Heun",
+        Solver::DpmSolverMultistep => "DPM++ 2M",
+        Solver::DpmSolverMultistepSde => "DPM++ 2M SDE",
+        Solver::DpmSolverSinglestep => "DPM++ 2S",
+        Solver::DpmSolverSinglestepSde => "DPM++ SDE",
+        Solver::UniPc => "UniPC",
+        Solver::Lcm => "LCM",
+        Solver::Tcd => "TCD",
+    };
+    let sigmas = match kind.sigmas() {
+        Sigmas::Timesteps => "",
+        Sigmas::Karras => " Karras",
+        Sigmas::Exponential => " Exponential",
+        Sigmas::Beta => " Beta",
+    };
+    format!("{solver}{sigmas}")
 }
 
 /// A value of the settings line; in quotes if it contains a separator.
@@ -159,5 +178,20 @@ pub(super) mod tests {
         let text = other.parameters();
         assert!(text.starts_with("a red fox\nNegative prompt: blur ry\nSteps: 25, "), "{text}");
         assert!(text.ends_with("Model: \"a, b\""), "{text}");
+    }
+
+    #[test]
+    fn samplers_have_the_names_of_web_uis() {
+        for (name, wanted) in [
+            ("pndm", "PLMS"),
+            ("dpm++2m-karras", "DPM++ 2M Karras"),
+            ("dpm++2m-sde-exponential", "DPM++ 2M SDE Exponential"),
+            ("dpm++sde-karras", "DPM++ SDE Karras"),
+            ("euler-beta", "Euler Beta"),
+            ("unipc", "UniPC"),
+            ("of-another-version", "of-another-version"),
+        ] {
+            assert_eq!(sampler(name), wanted);
+        }
     }
 }

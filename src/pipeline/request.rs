@@ -59,7 +59,8 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_skip: Option<usize>,
-    /// The solver: pndm, ddim, euler, euler-ancestral, dpm++2m or dpm++2m-karras [default: the model's]
+    /// The solver: pndm, ddim, euler, euler-ancestral, heun, dpm++2m, dpm++2m-sde, dpm++2s, dpm++sde, unipc, lcm or tcd;
+    /// many also with -karras, -exponential or -beta, as dpm++2m-karras [default: the model's]
     #[cfg_attr(feature = "cli", arg(long, aliases = ["sampler", "sampler-name", "sampling-method"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,

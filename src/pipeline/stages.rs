@@ -201,7 +201,8 @@ pub fn denoise(
     };
     let mut latents = input.pictures.iter_mut().map(first).collect::<Result<Vec<_>>>()?;
 
-    let history = input.schedule.history();
+    let (history, looks_back) = (input.schedule.history(), input.schedule.looks_back());
+    let mut earlier: Vec<Option<Tensor>> = latents.iter().map(|_| None).collect();
     let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
     for (done, step) in input.schedule.steps.iter().enumerate() {
         let outs = call(branches, &texts, step, &latents)?;
@@ -218,7 +219,8 @@ pub fn denoise(
                 0.0 => None,
                 _ => Some(Tensor::new(device, shape, &picture.noise.next(shape))?),
             };
-            latents[i] = advance(step, &latents[i], &estimates[i], fresh.as_ref())?.keep(keep)?;
+            let next = advance(step, &latents[i], earlier[i].as_ref(), &estimates[i], fresh.as_ref())?.keep(keep)?;
+            earlier[i] = Some(std::mem::replace(&mut latents[i], next)).filter(|_| looks_back);
         }
         drop(outs);
         progress(done + 1)?;
@@ -288,8 +290,15 @@ fn deviation(values: &[f32]) -> f64 {
 }
 
 /// The next latents: see [`Step`].
-fn advance(step: &Step, latents: &Tensor, estimates: &[Tensor], noise: Option<&Tensor>) -> Result<Tensor> {
+fn advance(
+    step: &Step,
+    latents: &Tensor,
+    earlier: Option<&Tensor>,
+    estimates: &[Tensor],
+    noise: Option<&Tensor>,
+) -> Result<Tensor> {
     let mut terms = vec![(step.a, latents)];
+    terms.extend(earlier.map(|earlier| (step.before, earlier)));
     terms.extend(step.b.iter().copied().zip(estimates));
     terms.extend(noise.map(|noise| (step.noise, noise)));
     weighted(&terms)

@@ -23,9 +23,9 @@ pub struct Largest {
     pub also: Vec<(usize, usize)>,
     /// Whether guidance is used, which needs two texts instead of one.
     pub guided: bool,
-    /// The scheduler, whose solver decides how many past estimates are kept; `None` is the model's own.
+    /// The scheduler, whose solver decides how much is kept of earlier steps; `None` is the model's own.
     pub scheduler: Option<SchedulerKind>,
-    /// The number of steps. A solver keeps fewer past estimates if there are few steps.
+    /// The number of steps. A solver keeps less of earlier steps if there are few.
     pub steps: usize,
     /// The number of requested pictures; `usize::MAX` for an endless queue.
     pub images: usize,
@@ -33,7 +33,7 @@ pub struct Largest {
 
 impl Largest {
     /// The largest request of `requests`: the size with the most pixels, guidance if any request has it, and the
-    /// scheduler that keeps the most past estimates, with the most steps. `None` if there are no requests.
+    /// scheduler that keeps the most of earlier steps, with the most steps. `None` if there are no requests.
     ///
     /// # Errors
     /// If a scheduler cannot be used with the model.
@@ -42,24 +42,24 @@ impl Largest {
         let mut sizes = BTreeSet::new();
         let mut images = 0;
         // Many requests have few different schedules, so each schedule is made once.
-        let mut histories = HashMap::new();
+        let mut kept_by_schedule = HashMap::new();
         for request in requests {
             images += 1;
-            let history = match histories.entry((request.scheduler, request.steps)) {
+            let kept = match kept_by_schedule.entry((request.scheduler, request.steps)) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => {
-                    *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.history())
+                    *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.kept())
                 }
             };
             let (width, height, guided) = (request.width, request.height, request.is_guided(spec));
             sizes.insert((width, height));
-            let (largest, max_history) = largest.get_or_insert_with(|| {
+            let (largest, most_kept) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
-                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, history)
+                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, kept)
             });
             largest.guided |= guided;
-            if history > *max_history || history == *max_history && request.steps > largest.steps {
-                (largest.scheduler, largest.steps, *max_history) = (request.scheduler, request.steps, history);
+            if kept > *most_kept || kept == *most_kept && request.steps > largest.steps {
+                (largest.scheduler, largest.steps, *most_kept) = (request.scheduler, request.steps, kept);
             }
             if width * height > largest.width * largest.height {
                 (largest.width, largest.height) = (width, height);
@@ -77,7 +77,7 @@ impl Largest {
     ///
     /// # Errors
     /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
-    /// more past estimates.
+    /// more of earlier steps.
     pub(super) fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
         let sizes = [(self.width, self.height)].into_iter().chain(self.also.iter().copied());
         let wanted = format!("{}x{}", request.width, request.height);
@@ -92,11 +92,11 @@ impl Largest {
                 .found(format!("a guidance scale of {}", request.guidance_scale))
                 .hint("a plan for a request with guidance, or a guidance scale of 1"));
         }
-        let history = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.history());
-        let (needed, planned) = (history(request.scheduler, request.steps)?, history(self.scheduler, self.steps)?);
+        let kept = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.kept());
+        let (needed, planned) = (kept(request.scheduler, request.steps)?, kept(self.scheduler, self.steps)?);
         if needed > planned {
             return Err(Error::input("the plan has no room for what this scheduler remembers of earlier steps")
-                .found(format!("{needed} estimates; planned: {planned}"))
+                .found(format!("{needed} tensors of latents; planned: {planned}"))
                 .hint("a plan for a request with this scheduler and at least as many steps"));
         }
         Ok(())

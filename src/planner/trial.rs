@@ -203,7 +203,7 @@ impl<'a> Trial<'a> {
         effort: &'a Effort,
     ) -> Result<Self> {
         let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
-        // Later steps change the arenas only by the number of past estimates that a solver keeps.
+        // Later steps change the arenas only by what a solver keeps of earlier steps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
         let sections = spec.components.map(|_, component| component.network.sections().len());
         Ok(Self { spec, devices, largest, schedule, dtypes, sections, effort, cache: RefCell::default() })

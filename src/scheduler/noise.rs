@@ -1,6 +1,9 @@
 //! The noise of a model's training, and the timesteps and noise levels of one run.
 
-use super::config::{BetaSchedule, Prediction, SchedulerConfig, SchedulerKind, Spacing};
+use super::{
+    beta,
+    config::{BetaSchedule, Prediction, SchedulerConfig, Sigmas, Solver, Spacing},
+};
 
 /// ᾱ and σ of every training timestep, with PyTorch's roundings.
 pub(super) struct NoiseTable {
@@ -26,7 +29,7 @@ impl NoiseTable {
         let mut alpha_bar = cumulative_product(betas.into_iter().map(|beta| 1.0 - beta));
         if config.zero_terminal_snr {
             alpha_bar = zero_terminal_snr(&alpha_bar);
-            if config.kind != SchedulerKind::Ddim {
+            if !matches!(config.kind.solver(), Solver::Ddim | Solver::Lcm | Solver::Tcd) {
                 // Almost pure noise, as in diffusers, so that the noise level is finite.
                 *alpha_bar.last_mut().expect("there are timesteps") = 2.0_f32.powi(-24);
             }
@@ -61,8 +64,10 @@ impl NoiseTable {
 
     /// The timestep whose noise level is `sigma`, by linear interpolation of log σ.
     pub(super) fn timestep(&self, sigma: f64) -> f64 {
-        let log = |index: usize| f64::from(self.sigma[index].ln());
-        let at_most = self.sigma.partition_point(|&level| f64::from(level.ln()) <= sigma.ln());
+        // In f32 as in the reference; the detour makes the result the same on every machine.
+        let log_of = |level: f32| f64::from(f64::from(level).ln() as f32);
+        let log = |index: usize| log_of(self.sigma[index]);
+        let at_most = self.sigma.partition_point(|&level| log_of(level) <= sigma.ln());
         let below = at_most.saturating_sub(1).min(self.sigma.len() - 2);
         let weight = (log(below) - sigma.ln()) / (log(below) - log(below + 1));
         below as f64 + weight.clamp(0.0, 1.0)
@@ -126,8 +131,6 @@ pub(super) fn timesteps(config: &SchedulerConfig, count: usize) -> Option<Vec<f6
             let stride = (train - 1.0) / (count - 1) as f64;
             (0..count).rev().map(|i| if i == count - 1 { train - 1.0 } else { i as f64 * stride }).collect()
         }
-        // numpy's `arange` uses the difference of its first two values as the stride. For a few counts, for example 61
-        // of 1000, its result has one extra value, timestep -1; diffusers makes that extra step, and sdshard does not.
         Spacing::Trailing => {
             let stride = (train - train / count as f64) - train;
             (0..count).map(|i| (train + i as f64 * stride).round_ties_even() - 1.0).collect()
@@ -141,12 +144,27 @@ pub(super) fn whole_timesteps(config: &SchedulerConfig, count: usize) -> Option<
     Some(timesteps(config, count)?.into_iter().map(|timestep| timestep.round_ties_even() as i64).collect())
 }
 
-/// `count` noise levels from `max` down to `min`, evenly in σ^(1/7). Karras et al. 2022, equation 5.
-pub(super) fn karras(max: f64, min: f64, count: usize) -> Vec<f64> {
+/// Whether diffusers makes one timestep more than `count` with [`Spacing::Trailing`], the last of which is -1. numpy's
+/// `arange(train, 0, -train / count)` does so for a few counts, such as 61 of 1000, because the stride is rounded.
+pub(super) fn has_extra_timestep(config: &SchedulerConfig, count: usize) -> bool {
+    let train = config.num_train_timesteps as f64;
+    config.spacing == Spacing::Trailing && (train / (train / count as f64)).ceil() > count as f64
+}
+
+/// `count` noise levels as the scheduler's name says, from `max` down to `min` or the bounds in the config. `None` if
+/// they are those of the timesteps.
+pub(super) fn spaced(config: &SchedulerConfig, max: f64, min: f64, count: usize) -> Option<Vec<f64>> {
     const RHO: f64 = 7.0;
-    let (max, min) = (max.powf(1.0 / RHO), min.powf(1.0 / RHO));
+    let (max, min) = (config.sigma_max.unwrap_or(max), config.sigma_min.unwrap_or(min));
+    let between = |max: f64, min: f64, share: f64| max + share * (min - max);
+    let level: &dyn Fn(f64) -> f64 = match config.kind.sigmas() {
+        Sigmas::Timesteps => return None,
+        Sigmas::Karras => &|share| between(max.powf(1.0 / RHO), min.powf(1.0 / RHO), share).powf(RHO),
+        Sigmas::Exponential => &|share| between(max.ln(), min.ln(), share).exp(),
+        Sigmas::Beta => &|share| min + beta::quantile(1.0 - share) * (max - min),
+    };
     let share = |i: usize| if count == 1 { 0.0 } else { i as f64 / (count - 1) as f64 };
-    (0..count).map(|i| (max + share(i) * (min - max)).powf(RHO)).collect()
+    Some((0..count).map(|i| level(share(i))).collect())
 }
 
 #[cfg(test)]
@@ -198,7 +216,7 @@ mod tests {
     #[test]
     fn trailing_timesteps_never_fall_below_zero() {
         let config = config(r#"{"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}"#);
-        for count in 1..=1000 {
+        for count in (1..=1000).filter(|&count| !has_extra_timestep(&config, count)) {
             let timesteps = timesteps(&config, count).unwrap();
             assert_eq!((timesteps.len(), timesteps[0]), (count, 999.0));
             assert!(timesteps[count - 1] >= 0.0, "{count}");

@@ -8,13 +8,16 @@ use super::{
 
 /// Steps along a weighted mean of the last outputs. The second timestep is used twice: first for a plain step, then to
 /// repeat that step with the mean of both outputs. `None` if a timestep is beyond the training range.
-pub(super) fn schedule(config: &SchedulerConfig, count: usize) -> Option<Schedule> {
+pub(super) fn schedule(config: &SchedulerConfig, count: usize, begin: usize) -> Option<Schedule> {
     let table = noise::NoiseTable::new(config);
     let stride = (config.num_train_timesteps / count) as i64;
     let mut timesteps = noise::whole_timesteps(config, count)?;
     if count > 1 {
         timesteps.insert(1, timesteps[1]);
     }
+    // A run that begins later makes its plain step at another timestep than the step that repeats it. diffusers does the
+    // same.
+    timesteps.drain(..begin);
 
     // The weights of the latents and of the mean output in a step between two timesteps: equation 9 of the paper.
     let transfer = |from: i64, to: i64| {

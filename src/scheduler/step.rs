@@ -8,12 +8,12 @@ pub const HISTORY: usize = 5;
 /// ```text
 /// out       = network(input_scale * latents, timestep)
 /// estimates = [p * latents + q * out] + estimates        the newest first, at most HISTORY of them kept
-/// latents   = a * latents + Σ b[i] * estimates[i] + noise * z
+/// latents   = a * latents + before * earlier + Σ b[i] * estimates[i] + noise * z
 /// ```
 ///
-/// `z` is fresh normal noise, which is only drawn if `noise` is not 0. A weight of 0 may belong to an estimate that
-/// does not exist yet, so a driver leaves such terms out of the sum. The estimate is of the clean latents, except for
-/// PNDM, which averages the outputs themselves.
+/// `earlier` are the latents that the step before this one began with. `z` is fresh normal noise, which is only drawn if
+/// `noise` is not 0. A weight of 0 may belong to something that does not exist yet, so a driver leaves such terms out of
+/// the sum. The estimate is of the clean latents, except for PNDM, which averages the outputs themselves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// The training time, from 999 down to 0; some solvers use fractions.
@@ -26,6 +26,8 @@ pub struct Step {
     pub q: f32,
     /// The weight of the latents in the next latents.
     pub a: f32,
+    /// The weight, in the next latents, of the latents that the step before this one began with.
+    pub before: f32,
     /// The weights of the estimates in the next latents, the newest first.
     pub b: [f32; HISTORY],
     /// The weight of fresh noise in the next latents.
@@ -54,9 +56,10 @@ impl NoiseLevel {
 /// All steps of one run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
-    /// The factor of unit noise in the first latents.
+    /// The factor of unit noise in the first latents, if the run begins with noise alone.
     pub init_noise_sigma: f32,
-    /// One step per call of the network: with PNDM one more than requested, as in diffusers.
+    /// One step per call of the network. With PNDM these are one more than requested, with Heun about twice as many, as
+    /// in diffusers.
     pub steps: Vec<Step>,
 }
 
@@ -68,30 +71,46 @@ impl Schedule {
         self.steps.iter().map(used).max().unwrap_or(0)
     }
 
-    /// Runs all steps over plain numbers, as the reference for drivers on tensors. `noise` is the initial unit noise;
-    /// `network` gets scaled latents and a timestep; `fresh_noise` returns another unit noise of the same length.
-    pub fn run(
+    /// Whether any step uses the latents that the step before it began with: otherwise a driver need not keep them.
+    pub fn looks_back(&self) -> bool {
+        self.steps.iter().any(|step| step.before != 0.0)
+    }
+
+    /// The number of tensors of the latents' size that a driver keeps between two steps, beside the latents.
+    pub fn kept(&self) -> usize {
+        self.history() + usize::from(self.looks_back())
+    }
+
+    /// Runs all steps over plain numbers, as the reference for drivers on tensors: returns the latents after each step.
+    /// `latents` are the first ones; `network` gets scaled latents and a timestep; `fresh_noise` returns unit noise of the
+    /// same length.
+    pub fn trace(
         &self,
-        noise: &[f32],
+        mut latents: Vec<f32>,
         mut network: impl FnMut(&[f32], f32) -> Vec<f32>,
         mut fresh_noise: impl FnMut() -> Vec<f32>,
-    ) -> Vec<f32> {
-        let mut latents: Vec<f32> = noise.iter().map(|z| z * self.init_noise_sigma).collect();
+    ) -> Vec<Vec<f32>> {
+        let mut earlier = Vec::new();
         let mut estimates: Vec<Vec<f32>> = Vec::new();
+        let mut after = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
             let input: Vec<f32> = latents.iter().map(|x| x * step.input_scale).collect();
             let out = network(&input, step.timestep);
             estimates.insert(0, latents.iter().zip(&out).map(|(x, out)| step.p * x + step.q * out).collect());
             estimates.truncate(self.history());
-            latents.iter_mut().for_each(|x| *x *= step.a);
-            for (weight, estimate) in step.b.iter().zip(&estimates).filter(|(weight, _)| **weight != 0.0) {
-                latents.iter_mut().zip(estimate).for_each(|(x, estimate)| *x += weight * estimate);
-            }
+            let mut next: Vec<f32> = latents.iter().map(|x| x * step.a).collect();
+            let mut add = |weight: f32, values: &[f32]| {
+                next.iter_mut().zip(values).for_each(|(x, value)| *x += weight * value);
+            };
+            add(step.before, &earlier);
+            step.b.iter().zip(&estimates).for_each(|(weight, estimate)| add(*weight, estimate));
             if step.noise != 0.0 {
-                latents.iter_mut().zip(fresh_noise()).for_each(|(x, z)| *x += step.noise * z);
+                add(step.noise, &fresh_noise());
             }
+            earlier = std::mem::replace(&mut latents, next);
+            after.push(latents.clone());
         }
-        latents
+        after
     }
 }
 
@@ -99,7 +118,15 @@ impl Step {
     /// A step whose estimate is the network's output, and whose weights are filled in later.
     pub(super) fn new(timestep: f64, level: NoiseLevel) -> Self {
         let timestep = timestep as f32;
-        Self { timestep, input_scale: 1.0, p: 0.0, q: 1.0, a: 0.0, b: [0.0; HISTORY], noise: 0.0, level }
+        let (input_scale, b) = (1.0, [0.0; HISTORY]);
+        Self { timestep, input_scale, p: 0.0, q: 1.0, a: 0.0, before: 0.0, b, noise: 0.0, level }
+    }
+
+    /// Whether every number is finite.
+    pub(super) fn is_finite(&self) -> bool {
+        let Self { timestep, input_scale, p, q, a, before, b, noise, level } = *self;
+        let numbers = [timestep, input_scale, p, q, a, before, noise, level.picture, level.noise];
+        numbers.iter().chain(&b).all(|number| number.is_finite())
     }
 }
 

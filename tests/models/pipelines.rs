@@ -7,7 +7,7 @@ use crate::common;
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request, Result, backend,
     pipeline::request::Output,
-    scheduler::{SchedulerConfig, SchedulerKind, keys, schedule},
+    scheduler::{SchedulerConfig, SchedulerKind, Solver, keys, schedule},
 };
 use serde_json::{Map, Value};
 use tempfile::TempDir;
@@ -71,7 +71,7 @@ fn the_scheduler_is_the_one_that_the_pipelines_constructor_leaves() {
         for (name, want) in row["others"].as_object().unwrap() {
             let kind: SchedulerKind = name.parse().unwrap();
             // The pipeline's own solver, asked for by name, is the pipeline's own.
-            if row["changes"]["scheduler/scheduler_config.json"]["_class_name"] == kind.class_name() {
+            if row["changes"]["scheduler/scheduler_config.json"]["_class_name"] == kind.solver().class_name() {
                 continue;
             }
             let other = model.spec.scheduler_for(Some(kind));
@@ -113,7 +113,8 @@ fn pictures_of_odd_schedulers_are_those_of_the_reference() {
 fn every_key_of_the_reference_is_followed_rejected_or_without_effect() {
     let golden = golden();
     for row in rows(&golden, "keys") {
-        let keys = keys(row["kind"].as_str().unwrap().parse().unwrap());
+        let kind: SchedulerKind = row["kind"].as_str().unwrap().parse().unwrap();
+        let keys = keys(kind.solver());
         let limited = keys.limited.iter().map(|(key, _)| key);
         let mut ours: Vec<&str> = keys.followed.iter().chain(limited).chain(keys.without_effect).copied().collect();
         let mut reference: Vec<&str> =
@@ -131,7 +132,7 @@ fn a_default_scheduler_that_is_not_here_is_an_error_only_where_it_is_used() {
     let index = fs::read_to_string(root.join("model_index.json")).unwrap();
     fs::write(root.join("model_index.json"), index.replace("PNDMScheduler", "KDPM2DiscreteScheduler")).unwrap();
     let model = open(&root).unwrap();
-    assert!(model.spec.scheduler_for(Some(SchedulerKind::Euler)).is_ok());
+    assert!(model.spec.scheduler_for(Some(Solver::Euler.into())).is_ok());
     let error = model.spec.scheduler_for(None).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     common::has_facts("the default", &error.to_string(), &["KDPM2DiscreteScheduler", "--scheduler"]);

@@ -127,7 +127,7 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
         (&["--upscale-model", "x"], &["no upscaling yet"]),
         (&["--batch_size", "4"], &["`batch = 4`"]),
         (&["--threads", "4"], &["SDSHARD_THREADS=4"]),
-        (&["--scheduler", "heun"], &["--scheduler: \"heun\"", "pndm, ddim, euler"]),
+        (&["--scheduler", "lms"], &["--scheduler: \"lms\"", "pndm, ddim, euler"]),
         (&["--scheduler", "karras"], &["dpm++2m-karras"]),
         (&["--device", "mps"], &["\"wgpu:0\" is any GPU"]),
         (&["--size", "512"], &["512x768"]),

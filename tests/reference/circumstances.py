@@ -18,6 +18,12 @@ from common import GOLDEN, f32, versions, write_rows
 
 KINDS = {"pndm": "PNDMScheduler", "ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler",
          "euler-ancestral": "EulerAncestralDiscreteScheduler", "dpm++2m": "DPMSolverMultistepScheduler"}
+# More of sdshard's schedulers: their classes, and what from_config is given for them.
+MORE = {"heun": ("HeunDiscreteScheduler", {}), "dpm++2m-sde-karras": ("DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}), "dpm++2s": ("DPMSolverSinglestepScheduler", {}),
+        "dpm++sde": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        "unipc-beta": ("UniPCMultistepScheduler", {"use_beta_sigmas": True}), "lcm": ("LCMScheduler", {}),
+        "tcd": ("TCDScheduler", {})}
 SCHEDULER, UNET, INDEX = "scheduler/scheduler_config.json", "unet/config.json", "model_index.json"
 STEPS, SEED, PROMPT, VALUES = 3, 5, "a red fox", 32
 
@@ -96,6 +102,14 @@ def pictures():
     cases += [(f"{short}, zero terminal SNR, leading", kind, {SCHEDULER: {**zero, "timestep_spacing": "leading"}}, None)
               for short, kind in KINDS.items() if short in ("ddim", "euler")]
     cases += [("euler, zero terminal SNR, epsilon", KINDS["euler"], {SCHEDULER: {**zero, "prediction_type": "epsilon"}}, None)]
+    cases += [(f"{short} asked for", None, {}, short) for short in MORE]
+    cases += [
+        ("LCM's own", "LCMScheduler", {SCHEDULER: {"original_inference_steps": 25}}, None),
+        ("Heun's own, exponential", "HeunDiscreteScheduler", {SCHEDULER: {"use_exponential_sigmas": True}}, None),
+        ("UniPC's own, v-prediction", "UniPCMultistepScheduler", {SCHEDULER: {"prediction_type": "v_prediction"}}, None),
+        ("Euler, which predicts the picture", KINDS["euler"],
+         {SCHEDULER: {"prediction_type": "sample", "timestep_spacing": "trailing"}}, None),
+    ]
     for own in ("DEISMultistepScheduler", "UniPCMultistepScheduler", "DDPMScheduler", "HeunDiscreteScheduler"):
         for short in ("euler", "ddim", "dpm++2m"):
             cases.append((f"{own}, {short} asked for", own, {}, short))
@@ -119,7 +133,8 @@ def pictures():
             changes = folder(Path(at) / "m", changes, kind)
             pipe = load(Path(at) / "m", StableDiffusionPipeline)
         if asked:
-            pipe.scheduler = getattr(diffusers, KINDS[asked]).from_config(pipe.scheduler.config)
+            cls, overrides = MORE[asked] if asked in MORE else (KINDS[asked], {})
+            pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **overrides)
         latents = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent",
                        generator=torch.Generator("cpu").manual_seed(SEED)).images
         assert latents.isfinite().all(), what
@@ -127,7 +142,7 @@ def pictures():
 
 
 def keys():
-    for short, name in KINDS.items():
+    for short, name in [*KINDS.items(), *((short, name) for short, (name, _) in MORE.items())]:
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
         yield {"kind": short, "keys": [key for key in parameters if key != "self"]}
 
