@@ -20,7 +20,7 @@ use std::{
 use ::safetensors::Dtype;
 pub use download::{Download, ModelLayout, Wanted, is_hub_id};
 pub use files::ModelFiles;
-pub use identity::identity;
+pub use identity::{hex, identity};
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;
