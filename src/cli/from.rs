@@ -58,7 +58,8 @@ pub fn check_model(args: &GenerateArgs, model: &Model, console: &Console) -> Res
         Some(hash) => hash.eq_ignore_ascii_case(&own),
         None => settings.model.as_deref() == Some(model.files.name()),
     };
-    let what = format!("{place}: the picture was drawn by {}", if hash.is_some() { "another model" } else { "a model" });
+    let what =
+        format!("{place}: the picture was drawn by {}", if hash.is_some() { "another model" } else { "a model" });
     match (is_same, args.model.model.model.is_some()) {
         (true, _) => Ok(()),
         (false, true) => {
@@ -94,8 +95,8 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, plan: &Plan, console
     }
     if settings.is_of_web_ui && settings.options.steps.is_some() {
         console.note(&format!(
-            "{place}: these are settings of a web UI, which weighs prompts and spaces timesteps in its own way: expect a \
-             similar picture, not the same"
+            "{place}: these are settings of a web UI, which weighs prompts and spaces timesteps in its own way: \
+             expect a similar picture, not the same"
         ));
     }
 }

@@ -328,7 +328,8 @@ mod tests {
             [&[DType::F16][..], &[DType::F32], &[DType::BF16], &[DType::F32, DType::F16]].iter().enumerate()
         {
             let metadata = Metadata::new(&requests[i], &model, &model.identity().unwrap(), dtypes).unwrap();
-            std::fs::write(folder.path().join(&jobs[i].file), image.encode(PictureFormat::Png, &metadata).unwrap()).unwrap();
+            std::fs::write(folder.path().join(&jobs[i].file), image.encode(PictureFormat::Png, &metadata).unwrap())
+                .unwrap();
         }
         let unet =
             |places: &str| format!("[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\nunet = {places}\n");

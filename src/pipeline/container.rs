@@ -152,9 +152,9 @@ pub fn jpeg_has_end(bytes: &[u8]) -> bool {
         let Some([0xff, marker]) = bytes.get(at..at + 2) else { return false };
         at += 2;
         match *marker {
-            0xff => at -= 1,              // fill bytes before a marker
+            0xff => at -= 1, // fill bytes before a marker
             END_OF_IMAGE => return true,
-            0x01 | 0xd0..=0xd7 => {}      // markers without a length
+            0x01 | 0xd0..=0xd7 => {} // markers without a length
             _ => {
                 let Some([high, low]) = bytes.get(at..at + 2) else { return false };
                 at += usize::from(u16::from_be_bytes([*high, *low]));

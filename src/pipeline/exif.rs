@@ -29,7 +29,7 @@ const UNDEFINED: u16 = 7;
 const UNICODE: &[u8] = b"UNICODE\0";
 
 /// Encodes a TIFF structure in big-endian order with the settings as web UIs write them (`UserComment`, UTF-16), with
-/// our JSON (`ImageDescription`, ASCII), and with [`ID_DIGITS`] hexadecimal digits that identify the data of the picture.
+/// our JSON (`ImageDescription`, ASCII), and with [`ID_DIGITS`] hexadecimal digits that identify the picture's data.
 pub fn encode(parameters: &str, json: &str, id: &str) -> Vec<u8> {
     let comment = UNICODE.iter().copied().chain(parameters.encode_utf16().flat_map(u16::to_be_bytes)).collect();
     let with_nul = |text: &str| -> Vec<u8> { text.bytes().chain([0]).collect() };

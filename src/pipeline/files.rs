@@ -36,8 +36,8 @@ impl Latents {
 }
 
 impl Metadata {
-    /// Reads the metadata of a PNG, JPEG, WebP or latent file. `None` if there is none, if its form is not one that this version
-    /// writes, or if this is not a regular file. Fails only if the file cannot be opened.
+    /// Reads the metadata of a PNG, JPEG, WebP or latent file. `None` if there is none, if its form is not one that this
+    /// version writes, or if this is not a regular file. Fails only if the file cannot be opened.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
         if !fs::metadata(path).map_err(refuse)?.is_file() {
@@ -48,9 +48,9 @@ impl Metadata {
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
 
-    /// Whether a PNG, JPEG, WebP or latent file has this metadata and is complete and undamaged. The whole file is read:
-    /// the checksum of each chunk of a PNG and its image data; the SHA-256 of a JPEG or WebP; the header, the size and
-    /// the values of latents. Fails only if the file cannot be read.
+    /// Whether a PNG, JPEG, WebP or latent file has this metadata and is complete and undamaged. The whole file is
+    /// read: the checksum of each chunk of a PNG and its image data; the SHA-256 of a JPEG or WebP; the header, the
+    /// size and the values of latents. Fails only if the file cannot be read.
     pub fn is_whole(&self, path: &Path) -> Result<bool> {
         if is_latents(path) {
             return Ok(Self::read(path)?.as_ref() == Some(self) && Latents::read(path).is_ok());

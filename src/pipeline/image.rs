@@ -97,11 +97,10 @@ impl Image {
         let mut plain = Vec::new();
         match format {
             PictureFormat::Png => return self.encode_png(metadata),
-            PictureFormat::Jpeg => JpegEncoder::new_with_quality(&mut plain, JPEG_QUALITY)
-                .write_image(&self.rgb, width, height, colours),
-            PictureFormat::WebP => {
-                WebPEncoder::new_lossless(&mut plain).write_image(&self.rgb, width, height, colours)
+            PictureFormat::Jpeg => {
+                JpegEncoder::new_with_quality(&mut plain, JPEG_QUALITY).write_image(&self.rgb, width, height, colours)
             }
+            PictureFormat::WebP => WebPEncoder::new_lossless(&mut plain).write_image(&self.rgb, width, height, colours),
         }
         .map_err(refuse)?;
         with_exif(&plain, metadata)

@@ -118,8 +118,8 @@ pub(super) mod tests {
     fn parameters_are_what_web_uis_read() {
         assert_eq!(
             metadata().parameters(),
-            "a red fox\nSteps: 25, Sampler: Euler a, Schedule type: Uniform, CFG scale: 7.5, Seed: 18446744073709551615, \
-             Size: 64x32, Model hash: 0123456789, Model: emoji, RNG: CPU"
+            "a red fox\nSteps: 25, Sampler: Euler a, Schedule type: Uniform, CFG scale: 7.5, \
+             Seed: 18446744073709551615, Size: 64x32, Model hash: 0123456789, Model: emoji, RNG: CPU"
         );
         let mut other = Metadata { model: "a, b".into(), ..metadata() };
         other.request.negative_prompt = Some("blur\0ry".into());

@@ -67,8 +67,8 @@ pub struct Parameters {
 impl Parameters {
     /// Takes a text apart as the web UI does. Every text has a result: one without settings is a prompt.
     ///
-    /// The settings are the last line if it has three or more; otherwise, as Civitai reads it, the last line that begins
-    /// with `Steps: `.
+    /// The settings are the last line if it has three or more; otherwise, as Civitai reads it, the last line that
+    /// begins with `Steps: `.
     pub fn parse(text: &str) -> Self {
         let mut parameters = Self::default();
         let lines: Vec<&str> = text.trim().lines().collect();
@@ -183,10 +183,14 @@ fn quoted_length(text: &str) -> Option<usize> {
     (end > 0).then_some(end + 2)
 }
 
-/// A value as the settings line has it: in JSON's quotes if it contains a comma, a colon or a line break, or begins with
-/// a quote, or if its ends would be trimmed.
+/// A value as the settings line has it: in JSON's quotes if it contains a comma, a colon or a line break, or begins
+/// with a quote, or if its ends would be trimmed.
 pub fn quoted(value: &str) -> String {
-    if value.contains([',', ':', '\n', '\r']) || value.starts_with('"') || value.trim() != value { serde_json::Value::from(value).to_string() } else { value.to_string() }
+    if value.contains([',', ':', '\n', '\r']) || value.starts_with('"') || value.trim() != value {
+        serde_json::Value::from(value).to_string()
+    } else {
+        value.to_string()
+    }
 }
 
 /// The value that [`quoted`] was given. A value in quotes that are not JSON's is left as it is.
@@ -213,9 +217,8 @@ pub fn scheduler(sampler: &str, schedule: Option<&str>) -> Option<SchedulerKind>
     let (sampler, schedule) = both.unwrap_or((sampler, schedule.unwrap_or("Automatic")));
     let automatic = AUTOMATIC.iter().find(|(name, _)| same(name, sampler)).map_or("Uniform", |(_, schedule)| schedule);
     let schedule = if same(schedule, "Automatic") { automatic } else { schedule };
-    let is_it = |(_, name, own): &&(SchedulerKind, &str, &str)| {
-        same(name, sampler) && (own.is_empty() || same(own, schedule))
-    };
+    let is_it =
+        |(_, name, own): &&(SchedulerKind, &str, &str)| same(name, sampler) && (own.is_empty() || same(own, schedule));
     SAMPLERS.iter().find(is_it).map(|(kind, ..)| *kind)
 }
 
@@ -270,13 +273,31 @@ mod tests {
 
     #[test]
     fn every_value_comes_back() {
-        for value in ["a", "a, b", "a: b", "a\nb", "say \"hi\"", "\"a\"", "\"", "back\\slash, é 🦊", "\u{7}:", "a,\\", "{a: 1}", " a ", "a, Hashes: {b}"] {
+        for value in [
+            "a",
+            "a, b",
+            "a: b",
+            "a\nb",
+            "say \"hi\"",
+            "\"a\"",
+            "\"",
+            "back\\slash, é 🦊",
+            "\u{7}:",
+            "a,\\",
+            "{a: 1}",
+            " a ",
+            "a, Hashes: {b}",
+        ] {
             let line = format!("Steps: 1, Model: {}, Seed: 2, Size: 8x8", quoted(value));
             let said = Parameters::parse(&format!("a fox\n{line}"));
             assert_eq!(said.get("Model"), Some(value), "{line}");
             assert_eq!((said.get("Seed"), said.prompt.as_str()), (Some("2"), "a fox"), "{line}");
         }
-        assert_eq!(quoted("ein \"Fuchs\" 🦊, rot"), "\"ein \\\"Fuchs\\\" 🦊, rot\"", "as json.dumps(ensure_ascii=False)");
+        assert_eq!(
+            quoted("ein \"Fuchs\" 🦊, rot"),
+            "\"ein \\\"Fuchs\\\" 🦊, rot\"",
+            "as json.dumps(ensure_ascii=False)"
+        );
         assert_eq!(quoted("plain \"word\""), "plain \"word\"");
         assert_eq!(unquoted("\"not \\x JSON\""), "\"not \\x JSON\"");
     }
@@ -314,7 +335,8 @@ mod tests {
             "a fox\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Created Date: 2024-08-01T12:00:00Z, \
              Hashes: {\"model\": \"0123456789\", \"lora:snow, v2\": \"abcdef012345\"}, \
              Civitai resources: [{\"type\":\"checkpoint\",\"modelVersionId\":123,\"modelName\":\"A [b]\"},\
-             {\"type\":\"lora\",\"weight\":0.8,\"modelVersionId\":456}], Civitai metadata: {\"a\": {\"b\": 1}}, Size: 8x16",
+             {\"type\":\"lora\",\"weight\":0.8,\"modelVersionId\":456}], Civitai metadata: {\"a\": {\"b\": 1}}, \
+             Size: 8x16",
         );
         let hash = |name: &str, hash: &str| (name.to_string(), hash.to_string());
         assert_eq!(said.hashes, [hash("model", "0123456789"), hash("lora:snow, v2", "abcdef012345")]);

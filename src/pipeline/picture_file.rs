@@ -2,7 +2,7 @@
 
 use std::{io::Cursor, path::Path};
 
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::{container, image::Image};
 use crate::{
@@ -70,7 +70,8 @@ impl Image {
         if width == 0 || height == 0 {
             return Err(Error::input("the picture has no pixels").found(format!("{width}x{height}")));
         }
-        let is_grey16 = decoder.original_color_type() == ExtendedColorType::L16;
+        // Depth and type of colours in a PNG's header, which the decoder does not tell.
+        let is_grey16 = format == ImageFormat::Png && bytes.get(24..26) == Some(&[16, 0]);
         let orientation = decoder.orientation().map_err(refuse)?;
         let picture = DynamicImage::from_decoder(decoder).map_err(refuse)?;
         let mut picture = DynamicImage::ImageRgb8(rgb(picture, is_grey16));
@@ -146,7 +147,10 @@ mod tests {
         assert!(rows.len() > 30);
         for (name, row) in rows {
             let picture = Image::read(&folder().join(name)).unwrap();
-            assert_eq!([picture.width, picture.height].map(|n| n as u64), [0, 1].map(|i| row["size"][i].as_u64().unwrap()));
+            assert_eq!(
+                [picture.width, picture.height].map(|n| n as u64),
+                [0, 1].map(|i| row["size"][i].as_u64().unwrap())
+            );
             let text = row["rgb"].as_str().unwrap();
             let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
             let wanted: Vec<u8> = (0..text.len() / 2).map(byte).collect();
@@ -161,7 +165,9 @@ mod tests {
 
     #[test]
     fn a_file_that_is_cut_off_anywhere_is_rejected() {
-        for name in ["rgb.png", "palette.png", "420.jpg", "progressive.jpg", "lossless.webp", "lossy.webp", "animated.webp"] {
+        for name in
+            ["rgb.png", "palette.png", "420.jpg", "progressive.jpg", "lossless.webp", "lossy.webp", "animated.webp"]
+        {
             let bytes = fs::read(folder().join(name)).unwrap();
             Image::decode(&bytes, MAX_PIXELS).unwrap();
             // The last chunk of a PNG has no pixels, and in an animated file the second picture is not read.
@@ -189,7 +195,10 @@ mod tests {
         let checksum = crc32(&large[12..29]);
         large[29..33].copy_from_slice(&checksum);
         for (bytes, says) in [
-            (&b""[..], "this is no picture that can be read\n  found: an empty file\n  try:   a PNG, JPEG or WebP file"),
+            (
+                &b""[..],
+                "this is no picture that can be read\n  found: an empty file\n  try:   a PNG, JPEG or WebP file",
+            ),
             (b"GIF89a", "a GIF file"),
             (b"a text", "a file of another kind"),
             (&large, "at most 67108864 pixels\n  found: 60000x60000"),

@@ -1,10 +1,7 @@
 //! Pictures and masks as the networks read them, and what is put back behind the VAE: diffusers' `VaeImageProcessor`
 //! for pictures of Pillow, bit by bit.
 
-use super::{
-    image::Image,
-    resample::lanczos,
-};
+use super::{image::Image, resample::lanczos};
 use crate::error::{Error, Result};
 
 /// A rectangle of whole pixels in a picture.
@@ -372,7 +369,10 @@ mod tests {
         let black = Image { rgb: vec![0; wide.rgb.len()], ..wide.clone() };
         for (error, says) in [
             (small.drawn_size(8).unwrap_err(), "at least 8x8 pixels\n  found: 7x100"),
-            (check_mask_size(&small, &wide).unwrap_err(), "another size than the picture\n  found: 7x100\n  try:   16x8"),
+            (
+                check_mask_size(&small, &wide).unwrap_err(),
+                "another size than the picture\n  found: 7x100\n  try:   16x8",
+            ),
             (crop_region(&black, 8, 8, 0).unwrap_err(), "the mask is black"),
         ] {
             assert_eq!(error.exit_code(), 2);

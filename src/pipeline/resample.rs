@@ -73,8 +73,7 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
         let first = (centre - support + 0.5) as usize;
         let last = ((centre + support + 0.5) as usize).min(from);
         let inverse = 1.0 / filter_scale;
-        let weights: Vec<f64> =
-            (first..last).map(|x| filter((x as f64 - centre + 0.5) * inverse)).collect();
+        let weights: Vec<f64> = (first..last).map(|x| filter((x as f64 - centre + 0.5) * inverse)).collect();
         let total: f64 = weights.iter().sum();
         let fixed = |weight: f64| {
             let scaled = weight / if total == 0.0 { 1.0 } else { total } * f64::from(1 << PRECISION);

@@ -181,7 +181,8 @@ impl Settings {
         let zipped = info.compressed_latin1_text.iter().map(|chunk| (&chunk.keyword, chunk.get_text().ok()));
         let utf8 = info.utf8_text.iter().map(|chunk| (&chunk.keyword, chunk.get_text().ok()));
         let texts: Vec<_> = plain.chain(zipped).chain(utf8).collect();
-        let text = |keyword: &str| texts.iter().find(|(name, _)| *name == keyword).and_then(|(_, text)| text.as_deref());
+        let text =
+            |keyword: &str| texts.iter().find(|(name, _)| *name == keyword).and_then(|(_, text)| text.as_deref());
         if let Some(metadata) = text(SDSHARD).and_then(|json| serde_json::from_str::<Metadata>(json).ok()) {
             return Ok(metadata.into());
         }
@@ -342,8 +343,8 @@ mod tests {
     #[test]
     fn settings_of_a_web_ui_become_options() {
         let settings = of("a fox <lora:snow:0.8>,\nsnow\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, \
-                           Schedule type: Karras, CFG scale: 6.5, Seed: 4294967295, Size: 512x768, Model hash: 0123456789, \
-                           Model: \"dream, v8\", VAE hash: abcdef0123, VAE: kl.safetensors, Clip skip: 2, ENSD: 31337, \
+                           Schedule type: Karras, CFG scale: 6.5, Seed: 4294967295, Size: 512x768, \
+                           Model hash: 0123456789, Model: \"dream, v8\", VAE hash: abcdef0123, VAE: kl.safetensors, Clip skip: 2, ENSD: 31337, \
                            Token merging ratio: 0.5, Lora hashes: \"snow: 111111111111, ice: 2222\", \
                            TI hashes: \"bad: 3333\", Emphasis: Original, Version: v1.10.1");
         let options = RequestOptions {
@@ -397,7 +398,8 @@ mod tests {
             assert_eq!(of(&format!("a\n{settings}{more}")).not_followed, not_followed, "{more}");
         }
         assert_eq!(of(&format!("a\n{settings}Denoising strength: 0.5")).strength, Some(0.5));
-        let hashes = of(&format!("a\n{settings}Hashes: {{\"model\": \"0123456789\", \"lora:x\": \"ab\", \"embed:y\": \"c\"}}"));
+        let hashes =
+            of(&format!("a\n{settings}Hashes: {{\"model\": \"0123456789\", \"lora:x\": \"ab\", \"embed:y\": \"c\"}}"));
         assert_eq!(hashes.model_hash.as_deref(), Some("0123456789"));
         assert_eq!((hashes.lora_hashes.len(), hashes.embedding_hashes.len()), (1, 1));
     }
@@ -422,7 +424,8 @@ mod tests {
             ("0x0", "1024x1024", (512, 512)),
             ("0x0", "1024x1536", (448, 640)), // 418.04 and 627.07, rounded up to multiples of 64
         ] {
-            let said = of(&format!("a\nSteps: 1, Seed: 2, Size: {size}, First pass size: {first}, Denoising strength: 0.7"));
+            let said =
+                of(&format!("a\nSteps: 1, Seed: 2, Size: {size}, First pass size: {first}, Denoising strength: 0.7"));
             assert_eq!((said.options.width.zip(said.options.height), said.strength), (Some(wanted), None), "{first}");
             assert_eq!(said.not_followed, [format!("Size: {size}"), "Denoising strength: 0.7".into()]);
         }
@@ -474,7 +477,8 @@ mod tests {
     #[test]
     fn text_chunks_of_every_kind_are_read() {
         for kind in ["tEXt", "zTXt", "iTXt"] {
-            let said = Settings::of_file(&png_with(&[("parameters", "a fox\nSteps: 3, Seed: 1, Size: 8x8", kind)])).unwrap();
+            let said =
+                Settings::of_file(&png_with(&[("parameters", "a fox\nSteps: 3, Seed: 1, Size: 8x8", kind)])).unwrap();
             assert_eq!((said.options.steps, said.options.prompt.as_deref()), (Some(3), Some("a fox")), "{kind}");
         }
         // `parameters` is preferred to a graph, and JSON of another version is no JSON of ours.
@@ -511,13 +515,18 @@ mod tests {
         let jpeg = image.encode(PictureFormat::Jpeg, &metadata()).unwrap();
         let place = container::find_exif(&mut Cursor::new(&jpeg)).unwrap().place;
         let plain = container::without_exif(&jpeg, &place).unwrap();
-        for bytes in [&png_with(&[])[..], &plain, b"", b" \n", b"a\0b", b"\xff\xfe", b"RIFF\0\0\0\0WEBP", b"\xff\xd8\xff\xe0"] {
+        for bytes in
+            [&png_with(&[])[..], &plain, b"", b" \n", b"a\0b", b"\xff\xfe", b"RIFF\0\0\0\0WEBP", b"\xff\xd8\xff\xe0"]
+        {
             let error = Settings::of_file(bytes).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains("says nothing about"), "{error}");
         }
         let error = Settings::of_file(b"\x89PNG\r\n\x1a\n").unwrap_err();
         assert!(error.to_string().contains("the PNG file is damaged"), "{error}");
         let error = Settings::read(Path::new("/nowhere/a.png")).unwrap_err();
-        assert!(error.exit_code() == 2 && error.to_string().starts_with("reading the settings in /nowhere/a.png"), "{error}");
+        assert!(
+            error.exit_code() == 2 && error.to_string().starts_with("reading the settings in /nowhere/a.png"),
+            "{error}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-"""Makes golden/images/: pictures in the forms in which Pillow gives them, and images.json with what Pillow and diffusers
-make of them and of computed pictures."""
+"""Makes golden/images/: pictures in many forms, and images.json with what Pillow and diffusers make of them and of
+computed pictures."""
 
 import hashlib
 import io
@@ -60,7 +60,8 @@ def files():
     raw = computed(7 * 8, 5, 1, 4).tobytes()
     rows = lambda size: [raw[i * 56 : i * 56 + size] for i in range(5)]
     # Grey values on both sides of 255, where Pillow cuts off.
-    grey16 = [struct.pack(">7H", *[(x * 97 + y * 31) * (1 if x % 2 else 40) % 65536 for x in range(7)]) for y in range(5)]
+    value = lambda x, y: (x * 97 + y * 31) * (1 if x % 2 else 40) % 65536
+    grey16 = [struct.pack(">7H", *[value(x, y) for x in range(7)]) for y in range(5)]
     yield "rgb.png", save(rgb, "png")
     yield "rgba.png", save(rgba, "png")
     yield "grey.png", save(grey, "png")
@@ -99,7 +100,7 @@ def files():
 
 
 def resized():
-    """Pillow's Lanczos filter: size, new size, channels, and the SHA-256 of the pixels, or also these if they are few."""
+    """Pillow's Lanczos filter: size, new size, channels, the SHA-256 of the pixels, and these if they are few."""
     for (width, height), to in [
         ((3, 3), (2, 2)),
         ((2, 2), (3, 3)),
@@ -123,15 +124,18 @@ def resized():
             yield row | ({"pixels": data.hex()} if len(data) <= 60 else {})
     # An odd part of a picture.
     image = computed(313, 217, 3, 5).crop((13, 7, 300, 202)).resize((97, 131), Image.Resampling.LANCZOS)
-    yield {"size": [313, 217], "crop": [13, 7, 300, 202], "to": [97, 131], "channels": 3, "sha256": digest(image.tobytes())}
+    row = {"size": [313, 217], "crop": [13, 7, 300, 202], "to": [97, 131], "channels": 3}
+    yield row | {"sha256": digest(image.tobytes())}
 
 
 def mask_of(width, height):
     """A grey mask with a white and a grey part, as RGB."""
     noise = numpy.asarray(computed(width, height, 1, 6)).copy()
     mask = numpy.zeros((height, width), "uint8")
-    mask[height // 3 : height // 2, width // 4 : width // 2] = 255
-    mask[height // 2 : height * 2 // 3, width // 4 : width // 2] = noise[height // 2 : height * 2 // 3, width // 4 : width // 2]
+    columns = slice(width // 4, width // 2)
+    mask[height // 3 : height // 2, columns] = 255
+    grey = slice(height // 2, height * 2 // 3), columns
+    mask[grey] = noise[grey]
     return Image.fromarray(mask).convert("RGB")
 
 
@@ -166,8 +170,8 @@ def pasted():
         filled = processor.resize(image.crop(region), to[1], to[0], resize_mode="fill")
         whole = processor.apply_overlay(mask, image, drawn, region)
         over = processor.apply_overlay(mask, image, computed(width, height, 3, 11))
-        yield {"size": [width, height], "to": to, "padding": padding, "region": region, "filled": digest(filled.tobytes()),
-               "pasted": digest(whole.tobytes()), "over": digest(over.tobytes())}
+        yield {"size": [width, height], "to": to, "padding": padding, "region": region,
+               "filled": digest(filled.tobytes()), "pasted": digest(whole.tobytes()), "over": digest(over.tobytes())}
 
 
 def main():
