@@ -284,7 +284,7 @@ mod tests {
                 ("undefined", &[0; 8][..], PARAMETERS.into()),
                 ("ASCII", b"ASCII\0\0\0", PARAMETERS.into()),
             ] {
-                let exif = read(&with_comment(is_big_endian, &[&code[..], &text].concat()));
+                let exif = read(&with_comment(is_big_endian, &[code, &text].concat()));
                 assert_eq!(exif.comment.as_deref(), Some(PARAMETERS), "{what}, {is_big_endian}");
             }
             let bare = read(&with_comment(is_big_endian, PARAMETERS.as_bytes()));
@@ -296,7 +296,7 @@ mod tests {
         for units in [&chinese, &steps] {
             let text = String::from_utf16(units).unwrap();
             let bytes: Vec<u8> = units.iter().flat_map(|unit| unit.to_be_bytes()).collect();
-            let exif = read(&with_comment(true, &[&UNICODE[..], &bytes].concat()));
+            let exif = read(&with_comment(true, &[UNICODE, &bytes].concat()));
             assert_eq!(exif.comment, Some(text));
         }
     }

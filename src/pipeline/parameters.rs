@@ -117,7 +117,7 @@ impl Parameters {
             let is_whole_key = |at: &usize| {
                 let before = &line[..*at];
                 let quotes = before.matches('"').count() - before.matches("\\\"").count();
-                (before.is_empty() || before.trim_end().ends_with(',')) && quotes % 2 == 0
+                (before.is_empty() || before.trim_end().ends_with(',')) && quotes.is_multiple_of(2)
             };
             let Some(start) = line.match_indices(&begin).map(|(at, _)| at).find(is_whole_key) else { continue };
             let text = &line[start + begin.len() - open.len_utf8()..];
