@@ -137,13 +137,14 @@ pub use models::{
 };
 #[doc(inline)]
 pub use pipeline::{
-    image::Image,
+    image::{Image, PictureFormat},
     latents::Latents,
     metadata::Metadata,
     model::Model,
     picture::{Picture, Progress, Span},
     placement::{Place, Sections},
     request::{Output, Request, RequestOptions, Start},
+    settings::Settings,
 };
 #[doc(inline)]
 pub use planner::{

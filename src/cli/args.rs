@@ -8,7 +8,10 @@ use sdshard::{
     device_map::{DTypes, Located},
     models::single_file::Overrides,
     output::Durability,
-    pipeline::request::{RequestOptions, Rng},
+    pipeline::{
+        PictureFormat, Settings, latents,
+        request::{RequestOptions, Rng},
+    },
     scheduler::Prediction,
 };
 
@@ -154,6 +157,15 @@ pub(super) struct GenerateArgs {
     /// "scheduler", "width", "height", "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
+    /// Draw again what the settings in this file say: a PNG, JPEG or WebP from sdshard or a web UI, or a text file
+    ///
+    /// Flags and prompts on the command line take precedence. What cannot be followed is printed. The model is --model;
+    /// it is only compared with the one that the file names.
+    #[arg(long, value_name = "FILE")]
+    pub(super) from: Option<PathBuf>,
+    /// What that file says, with the names of its options checked.
+    #[arg(skip)]
+    pub(super) settings: Option<Box<Settings>>,
     #[command(flatten)]
     pub(super) options: RequestOptions,
     /// Width and height
@@ -164,8 +176,9 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "N|random", allow_negative_numbers = true)]
     pub(super) seed: Option<Seed>,
     /// The random generator of the starting noise: that of torch.Generator("cpu"), or that of torch.Generator("cuda")
-    #[arg(long, default_value_t, value_name = "cpu|cuda")]
-    pub(super) rng: Rng,
+    /// [default: cpu]
+    #[arg(long, value_name = "cpu|cuda")]
+    pub(super) rng: Option<Rng>,
     /// Start from the noise in this file instead of noise made from the seed
     ///
     /// A safetensors file with the tensor `latent`, f32 [1, 4, height/8, width/8].
@@ -343,8 +356,30 @@ impl DTypeArg {
 pub(super) enum OutputType {
     /// PNG files
     Png,
+    /// JPEG files of quality 95
+    #[value(alias = "jpg")]
+    Jpeg,
+    /// WebP files without loss
+    Webp,
     /// safetensors files with the tensor `latent`
     Latent,
+}
+
+impl OutputType {
+    /// The format of the pictures; `None` if there are only latents.
+    pub(super) fn format(self) -> Option<PictureFormat> {
+        match self {
+            Self::Png => Some(PictureFormat::Png),
+            Self::Jpeg => Some(PictureFormat::Jpeg),
+            Self::Webp => Some(PictureFormat::WebP),
+            Self::Latent => None,
+        }
+    }
+
+    /// The extension of the files.
+    pub(super) fn extension(self) -> &'static str {
+        self.format().map_or(latents::EXTENSION, PictureFormat::extension)
+    }
 }
 
 /// `--seed`

@@ -24,6 +24,7 @@ use sdshard::{
 
 use super::{
     args::{GenerateArgs, Seed},
+    from,
     gauge::{Gauge, Planned},
     interrupt::Interrupt,
     jobs::{Job, jobs, requests},
@@ -70,6 +71,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     model.observer = Some(loading_observer(console, interrupt));
     let model = Arc::new(model);
     interrupt.check()?;
+    from::check_model(args, &model, console)?;
+    from::adapt(&mut jobs, args, &model);
     let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
     warn_of_habits(&requests, args.model.model.model.is_none().then_some(&model.spec.defaults));
     let visible = world.own_devices(&backend::visible())?;
@@ -97,6 +100,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         };
     };
     tracing::info!("plan:\n{plan}");
+    from::tell(args, latents.as_ref(), &plan, console);
     if args.seed.is_none_or(|seed| seed == Seed::Random) && jobs.iter().any(|job| !job.has_own_seed) {
         console.note(&format!("seed {first_seed} (--seed {first_seed} makes the same again)"));
     }
@@ -292,6 +296,7 @@ mod tests {
     use sdshard::{
         backend::DType,
         device_map::{DeviceMap, Strategy},
+        pipeline::PictureFormat,
     };
 
     use super::*;
@@ -328,7 +333,8 @@ mod tests {
             [&[DType::F16][..], &[DType::F32], &[DType::BF16], &[DType::F32, DType::F16]].iter().enumerate()
         {
             let metadata = Metadata::new(&requests[i], &model, &model.identity().unwrap(), dtypes).unwrap();
-            std::fs::write(folder.path().join(&jobs[i].file), image.encode_png(&metadata).unwrap()).unwrap();
+            std::fs::write(folder.path().join(&jobs[i].file), image.encode(PictureFormat::Png, &metadata).unwrap())
+                .unwrap();
         }
         let unet =
             |places: &str| format!("[components]\ntext_encoder = \"cuda:0\"\nvae = \"cuda:0\"\nunet = {places}\n");

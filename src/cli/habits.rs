@@ -114,8 +114,8 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     ),
     (
         &["--format", "--output-format", "--jpg", "--jpeg", "--webp", "--png"],
-        "pictures are PNG files",
-        "--output-type latent for latents instead",
+        "the format of pictures is --output-type",
+        "--output-type jpeg, webp or png",
     ),
 ];
 

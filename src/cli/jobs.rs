@@ -7,36 +7,46 @@ use std::{
 };
 
 use sdshard::{
+    backend::DType,
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
-        Model,
-        latents::{self, Latents},
+        Metadata, Model, PictureFormat,
+        latents::Latents,
         request::{Output, Request, RequestOptions, Rng, Start},
     },
     scheduler::schedule,
 };
 
 use super::{
-    args::{GenerateArgs, OutputType, Seed},
+    args::{GenerateArgs, Seed},
+    from,
     names::{NameFields, Names, tell_apart},
     prompts::{self, Asked, flag},
 };
+
+/// The number of bytes of texts from which it is checked whether they fit into a JPEG.
+const LONG_TEXTS: usize = 4096;
 
 /// The largest number of pictures of one run.
 const MAX_JOBS: usize = 1_000_000;
 
 /// The requests of the jobs, with the model's defaults filled in.
 pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&Latents>) -> Result<Vec<Request>> {
-    let output = match args.output_type {
-        OutputType::Png => Output::Image,
-        OutputType::Latent => Output::Latents,
-    };
+    let format = args.output_type.format();
+    let output = if format.is_some() { Output::Image } else { Output::Latents };
+    let rng = args.rng.or(args.settings.as_ref().and_then(|settings| settings.rng)).unwrap_or_default();
     // A run has many requests and few schedules, and making a schedule computes all training steps.
     let mut checked = HashSet::new();
     jobs.iter()
         .map(|job| {
-            let request = job.request(&model.spec, args.rng, output, latents)?;
+            let request = job.request(&model.spec, rng, output, latents)?;
+            if format == Some(PictureFormat::Jpeg) && job.has_long_texts() {
+                // The longest names of types, because it is not known yet which one computes this picture.
+                let dtypes = [DType::F32, DType::F16, DType::BF16];
+                let metadata = Metadata::new(&request, model, &"0".repeat(10), &dtypes)?;
+                metadata.check_fits(PictureFormat::Jpeg).map_err(|e| e.context(job.name()))?;
+            }
             // A solver may reject a number of steps, which should be reported before the first picture.
             if checked.insert((request.scheduler, request.steps)) {
                 let config = model.spec.scheduler_for(request.scheduler)?;
@@ -59,8 +69,9 @@ pub struct Job {
     pub file: String,
     /// The file and the line of the prompt, if it is in a file.
     pub asked_at: Option<String>,
-    /// The fields which are set there and not by flags, among those that may be invalid for a model.
-    pub asked_fields: Vec<&'static str>,
+    /// The fields which are set there or in the file of `--from`, and not by flags, among those that may be invalid for
+    /// a model; and where each one is set.
+    pub asked_fields: Vec<(&'static str, String)>,
     /// Whether the prompt has its own seed, instead of one derived from `--seed`.
     pub has_own_seed: bool,
     /// The options, with the prompt and the seed of this picture.
@@ -79,20 +90,25 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
         Some(Seed::Random) => RandomState::new().hash_one(()), // the keys are random numbers from the system
         None => 0,
     };
-    let extension = match args.output_type {
-        OutputType::Png => "png",
-        OutputType::Latent => latents::EXTENSION,
-    };
+    let extension = args.output_type.extension();
+    let (from, from_at) = (args.settings.as_ref().map(|settings| settings.options.clone()), from::place(args));
+    let from = from.unwrap_or_default();
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
     let mut jobs = Vec::new();
     for (prompt_index, Asked { options, at }) in asked.enumerate() {
-        let said = [
-            ("width", options.width.is_some()),
-            ("height", options.height.is_some()),
-            ("steps", options.steps.is_some() || options.scheduler.is_some()),
-        ];
-        let asked_fields: Vec<_> = said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field).collect();
-        let options = options.or(&flags);
+        let said = |options: &RequestOptions| {
+            let steps = options.steps.is_some() || options.scheduler.is_some();
+            [("width", options.width.is_some()), ("height", options.height.is_some()), ("steps", steps)]
+        };
+        let fields = said(&options).into_iter().zip(said(&flags)).zip(said(&from));
+        let asked_fields: Vec<(&str, String)> = fields
+            .filter_map(|(((field, here), (_, by_flag)), (_, in_from))| match (here, by_flag, in_from) {
+                (true, ..) => Some((field, at.clone()?)),
+                (false, false, true) => Some((field, from_at.clone()?)),
+                _ => None,
+            })
+            .collect();
+        let options = options.or(&flags).or(&from);
         let prompt = options.prompt.as_deref().unwrap_or_default();
         let images = options.num_images.unwrap_or(1);
         if jobs.len() + images > MAX_JOBS {
@@ -151,10 +167,16 @@ impl Job {
 
     /// The name of one of its fields in messages: the flag, or the field and its place in a file.
     fn name_of(&self, field: &str) -> String {
-        match &self.asked_at {
-            Some(at) if self.asked_fields.contains(&field) => format!("{at}: {field}"),
-            _ => flag(field),
+        match self.asked_fields.iter().find(|(asked, _)| *asked == field) {
+            Some((_, at)) => format!("{at}: {field}"),
+            None => flag(field),
         }
+    }
+
+    /// Whether the texts may be too long for the metadata of a JPEG.
+    fn has_long_texts(&self) -> bool {
+        let negative = self.options.negative_prompt.as_deref().unwrap_or_default();
+        self.prompt().len() + negative.len() > LONG_TEXTS
     }
 
     /// The request, with the model's defaults for options that are not set.

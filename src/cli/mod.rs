@@ -6,6 +6,7 @@ mod check;
 mod check_picture;
 mod describe;
 mod devices;
+mod from;
 mod gauge;
 mod generate;
 mod habits;
@@ -66,7 +67,9 @@ pub fn main() -> ExitCode {
     let Some(command) = &cli.command else {
         return match Interrupt::install() {
             Ok(interrupt) => {
-                let outcome = ready.and_then(|()| generate::run(&cli.generate, &console, &interrupt));
+                let outcome = ready
+                    .and_then(|()| from::read(&mut cli.generate))
+                    .and_then(|()| generate::run(&cli.generate, &console, &interrupt));
                 exit(outcome, Some(&interrupt))
             }
             Err(error) => report(&error, None),

@@ -134,12 +134,13 @@ impl Template {
     pub fn names(&self, place: &NameFields, extension: &'static str) -> Result<Names> {
         let mut stem = self.fill(place, &slug(place.prompt));
         let said = Path::new(&stem).extension().and_then(|said| said.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let extension = if (said.as_str(), extension) == ("jpeg", "jpg") { "jpeg" } else { extension };
         if said == extension {
             stem.truncate(stem.len() - said.len() - 1);
         } else if ["png", "safetensors", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"].contains(&said.as_str()) {
             return Err(Error::input(format!("--output: the files are .{extension}"))
                 .found(format!(".{said}"))
-                .hint(format!(".{extension}, or no extension; --output-type chooses png or latent")));
+                .hint(format!(".{extension}, or no extension; --output-type chooses png, jpeg, webp or latent")));
         }
         let at = stem.rfind(std::path::is_separator).map_or(0, |at| at + 1);
         if is_reserved(&stem[at..]) {
@@ -464,7 +465,7 @@ mod tests {
         let image = sdshard::pipeline::Image { width: 1, height: 1, rgb: vec![grey; 3] };
         let (place, bytes) = (
             NameFields { seed: metadata.request.seed.unwrap(), ..place(0, 0, 1, "a") },
-            image.encode_png(metadata).unwrap(),
+            image.encode(sdshard::pipeline::PictureFormat::Png, metadata).unwrap(),
         );
         let path = Names::by_place(&place, "png").save(folder, metadata, &bytes, replacing, Durability::Buffered)?;
         assert_eq!(std::fs::read(&path).unwrap(), bytes);

@@ -181,7 +181,8 @@ impl ImageRun<'_> {
     fn save(&self, index: usize, picture: &Picture) -> Result<PathBuf> {
         let metadata = picture.metadata()?;
         let replacing = if self.args.overwrite { Replacing::Others } else { Replacing::Itself };
-        let (names, bytes) = (&self.jobs[index].names, picture.encode(&metadata)?);
+        let (names, bytes) =
+            (&self.jobs[index].names, picture.encode(self.args.output_type.format().unwrap_or_default(), &metadata)?);
         names.save(&self.args.folder(), &metadata, &bytes, replacing, self.args.durability())
     }
 

@@ -3,13 +3,15 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{BufReader, Cursor, Read},
+    io::{BufRead, BufReader, Cursor, Read},
     path::Path,
 };
 
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::{
+    container, exif,
+    image::with_exif,
     latents::{self, Latents},
     metadata::{Metadata, SDSHARD},
 };
@@ -34,35 +36,35 @@ impl Latents {
 }
 
 impl Metadata {
-    /// Reads the metadata of a PNG or latent file. `None` if there is none, if its form is not one that this version
-    /// writes, or if this is not a regular file. Fails only if the file cannot be opened.
+    /// Reads the metadata of a PNG, JPEG, WebP or latent file. `None` if there is none, if its form is not one that this
+    /// version writes, or if this is not a regular file. Fails only if the file cannot be opened.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
         if !fs::metadata(path).map_err(refuse)?.is_file() {
             return Ok(None);
         }
         let file = input::open(path).map_err(refuse)?;
-        let json = if is_latents(path) {
-            header_text(file, SDSHARD)
-        } else {
-            png::Decoder::new(BufReader::new(file)).read_info().ok().and_then(|reader| png_text(reader.info()))
-        };
+        let json = if is_latents(path) { header_text(file, SDSHARD) } else { picture_text(BufReader::new(file)) };
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
 
-    /// Whether a PNG or latent file has this metadata and is complete and undamaged. The whole file is read: the
-    /// checksum of each chunk of a PNG and its image data; the header, the size and the values of latents. Fails only
-    /// if the file cannot be read.
+    /// Whether a PNG, JPEG, WebP or latent file has this metadata and is complete and undamaged. The whole file is
+    /// read: the checksum of each chunk of a PNG and its image data; the SHA-256 of a JPEG or WebP; the header, the
+    /// size and the values of latents. Fails only if the file cannot be read.
     pub fn is_whole(&self, path: &Path) -> Result<bool> {
         if is_latents(path) {
             return Ok(Self::read(path)?.as_ref() == Some(self) && Latents::read(path).is_ok());
         }
         let refuse = |e| Error::input(format!("reading {}", path.display())).source(e);
         let is_file = fs::metadata(path).map_err(refuse)?.is_file();
-        Ok(is_file && self.is_whole_png(&input::read(path).map_err(refuse)?))
+        if !is_file {
+            return Ok(false);
+        }
+        let bytes = input::read(path).map_err(refuse)?;
+        Ok(if bytes.starts_with(container::PNG) { self.is_whole_png(&bytes) } else { self.is_whole_with_exif(&bytes) })
     }
 
-    /// Whether a PNG or latent file has this metadata, except for the hash of the model.
+    /// Whether a file has this metadata, except for the hash of the model.
     pub fn is_of_changed_model(&self, path: &Path) -> bool {
         let said = Self::read(path).ok().flatten();
         said.is_some_and(|said| {
@@ -88,6 +90,15 @@ impl Metadata {
         };
         bytes.ends_with(&PNG_END) && read().is_some()
     }
+
+    /// Whether a JPEG or WebP file is what is written of its pixels with this metadata, which has their hash.
+    fn is_whole_with_exif(&self, bytes: &[u8]) -> bool {
+        let again = || {
+            let found = container::find_exif(&mut Cursor::new(bytes))?;
+            with_exif(&container::without_exif(bytes, &found.place)?, self).ok()
+        };
+        again().is_some_and(|again| again == bytes)
+    }
 }
 
 /// Whether a file of this name holds latents rather than pixels.
@@ -97,6 +108,14 @@ fn is_latents(path: &Path) -> bool {
 
 /// The last chunk of every PNG: no bytes, `IEND`, and their checksum.
 const PNG_END: [u8; 12] = *b"\0\0\0\0IEND\xae\x42\x60\x82";
+
+/// The JSON of [`Metadata`] in a PNG, JPEG or WebP file.
+fn picture_text(mut file: BufReader<File>) -> Option<String> {
+    if !file.fill_buf().ok()?.starts_with(container::PNG) {
+        return exif::read(&container::find_exif(&mut file)?.exif).json;
+    }
+    png_text(png::Decoder::new(file).read_info().ok()?.info())
+}
 
 /// The text chunk with [`Metadata`], which comes before the image data.
 fn png_text(info: &png::Info) -> Option<String> {
@@ -123,7 +142,7 @@ mod tests {
     use super::*;
     use crate::{
         output::{self, Durability},
-        pipeline::{Image, metadata::tests::metadata},
+        pipeline::{Image, PictureFormat, metadata::tests::metadata},
     };
 
     #[test]
@@ -145,8 +164,14 @@ mod tests {
         other.request.guidance_scale = Some(0.1);
         for metadata in [metadata(), other] {
             let png = folder.path().join("a.png");
-            output::write(&png, &image.encode_png(&metadata).unwrap(), Durability::Buffered).unwrap();
+            output::write(&png, &image.encode(PictureFormat::Png, &metadata).unwrap(), Durability::Buffered).unwrap();
             assert_eq!(Metadata::read(&png).unwrap(), Some(metadata.clone()));
+
+            for format in [PictureFormat::Jpeg, PictureFormat::WebP] {
+                let path = folder.path().join("b").with_extension(format.extension());
+                output::write(&path, &image.encode(format, &metadata).unwrap(), Durability::Buffered).unwrap();
+                assert_eq!(Metadata::read(&path).unwrap(), Some(metadata.clone()));
+            }
 
             let latent = folder.path().join("a.safetensors");
             output::write(&latent, &latents.encode(&metadata).unwrap(), Durability::Buffered).unwrap();
@@ -160,30 +185,32 @@ mod tests {
         let path = folder.path().join("a.png");
         let mut said = metadata();
         (said.request.width, said.request.height) = (Some(16), Some(16));
+        let mut other = said.clone();
+        other.request.seed = Some(1);
         let is_whole = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
             said.is_whole(&path).unwrap()
         };
         let rgb = (0..16 * 16 * 3).map(|i| (i * i % 251) as u8).collect();
-        let bytes = Image { width: 16, height: 16, rgb }.encode_png(&said).unwrap();
-        assert!(is_whole(&bytes));
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x10;
-            assert!(!is_whole(&damaged), "byte {at} of {}", bytes.len());
+        let image = Image { width: 16, height: 16, rgb };
+        for format in [PictureFormat::Png, PictureFormat::Jpeg, PictureFormat::WebP] {
+            let bytes = image.encode(format, &said).unwrap();
+            assert!(is_whole(&bytes), "{format:?}");
+            assert!(!other.is_whole(&path).unwrap(), "{format:?}: whole, but another picture");
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x10;
+                assert!(!is_whole(&damaged), "{format:?}: byte {at} of {}", bytes.len());
+            }
+            for length in 0..bytes.len() {
+                assert!(!is_whole(&bytes[..length]), "{format:?}: {length} of {} bytes", bytes.len());
+            }
+            assert!(!is_whole(&[&bytes[..], b"more"].concat()));
+            // A piece in the middle is missing, or is zero, as after a power failure.
+            let (a, b) = (bytes.len() / 2, bytes.len() / 2 + 40);
+            assert!(!is_whole(&[&bytes[..a], &bytes[b..]].concat()));
+            assert!(!is_whole(&[&bytes[..a], &[0; 40], &bytes[b..]].concat()));
         }
-        for length in 0..bytes.len() {
-            assert!(!is_whole(&bytes[..length]), "{length} of {} bytes", bytes.len());
-        }
-        assert!(!is_whole(&[&bytes[..], b"more"].concat()));
-        let mut other = said.clone();
-        other.request.seed = Some(1);
-        fs::write(&path, &bytes).unwrap();
-        assert!(!other.is_whole(&path).unwrap(), "whole, but another picture");
-        // A piece in the middle is missing, or is zero, as after a power failure.
-        let (a, b) = (bytes.len() / 2, bytes.len() / 2 + 40);
-        assert!(!is_whole(&[&bytes[..a], &bytes[b..]].concat()));
-        assert!(!is_whole(&[&bytes[..a], &[0; 40], &bytes[b..]].concat()));
     }
 
     #[test]

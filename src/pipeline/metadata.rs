@@ -1,5 +1,5 @@
 //! The metadata of a finished file: everything that is needed to make it again, and nothing about the machine. The
-//! texts are made here; [`Image::encode_png`](super::image::Image::encode_png) writes them into the file.
+//! texts are made here; [`Image::encode`](super::image::Image::encode) writes them into the file.
 
 use std::collections::BTreeSet;
 
@@ -8,18 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     latents::Latents,
     model::Model,
+    parameters,
     request::{Request, RequestOptions, Start},
 };
-use crate::{
-    backend::DType,
-    error::Result,
-    scheduler::{SchedulerKind, Sigmas, Solver},
-    weights::Fnv,
-};
+use crate::{backend::DType, error::Result, weights::Fnv};
 
 /// The keyword of the text chunk in the form that Stable Diffusion web UIs read.
 pub(super) const PARAMETERS: &str = "parameters";
-/// The keyword of the text chunk with [`Metadata`] as JSON.
+/// The keyword of the text chunk with [`Metadata`] as JSON; in EXIF data it is before the JSON.
 pub(super) const SDSHARD: &str = "sdshard";
 
 /// The whole request of one file: equal metadata give an equal picture (within one numerics class).
@@ -89,56 +85,8 @@ impl Metadata {
 
     /// The text that Stable Diffusion web UIs read: prompt, negative prompt, and one line of settings.
     pub fn parameters(&self) -> String {
-        let said = &self.request;
-        let mut text = said.prompt.clone().unwrap_or_default();
-        if let Some(negative) = said.negative_prompt.as_deref().filter(|negative| !negative.is_empty()) {
-            text += &format!("\nNegative prompt: {negative}");
-        }
-        text += &format!(
-            "\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, Model: {}",
-            said.steps.unwrap_or_default(),
-            sampler(said.scheduler.as_deref().unwrap_or_default()),
-            said.guidance_scale.unwrap_or_default(),
-            said.seed.unwrap_or_default(),
-            said.width.unwrap_or_default(),
-            said.height.unwrap_or_default(),
-            self.model_hash,
-            quoted(&self.model),
-        );
-        text.replace('\0', " ") // a NUL would end the text chunk
+        parameters::write(&self.request, &self.model_hash, &self.model, &self.rng)
     }
-}
-
-/// The name of a scheduler in web UIs, with the spacing of its noise levels behind it. A name that sdshard does not have
-/// stays as it is.
-fn sampler(scheduler: &str) -> String {
-    let Ok(kind) = scheduler.parse::<SchedulerKind>() else { return scheduler.to_owned() };
-    let solver = match kind.solver() {
-        Solver::Pndm => "PLMS",
-        Solver::Ddim => "DDIM",
-        Solver::Euler => "Euler",
-        Solver::EulerAncestral => "Euler a",
-        Solver::Heun => "Heun",
-        Solver::DpmSolverMultistep => "DPM++ 2M",
-        Solver::DpmSolverMultistepSde => "DPM++ 2M SDE",
-        Solver::DpmSolverSinglestep => "DPM++ 2S",
-        Solver::DpmSolverSinglestepSde => "DPM++ SDE",
-        Solver::UniPc => "UniPC",
-        Solver::Lcm => "LCM",
-        Solver::Tcd => "TCD",
-    };
-    let sigmas = match kind.sigmas() {
-        Sigmas::Timesteps => "",
-        Sigmas::Karras => " Karras",
-        Sigmas::Exponential => " Exponential",
-        Sigmas::Beta => " Beta",
-    };
-    format!("{solver}{sigmas}")
-}
-
-/// A value of the settings line; in quotes if it contains a separator.
-fn quoted(value: &str) -> String {
-    if value.contains([',', ':', '\n', '"']) { format!("{value:?}") } else { value.to_string() }
 }
 
 #[cfg(test)]
@@ -170,28 +118,13 @@ pub(super) mod tests {
     fn parameters_are_what_web_uis_read() {
         assert_eq!(
             metadata().parameters(),
-            "a red fox\nSteps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 18446744073709551615, Size: 64x32, \
-             Model hash: 0123456789, Model: emoji"
+            "a red fox\nSteps: 25, Sampler: Euler a, Schedule type: Uniform, CFG scale: 7.5, \
+             Seed: 18446744073709551615, Size: 64x32, Model hash: 0123456789, Model: emoji, RNG: CPU"
         );
         let mut other = Metadata { model: "a, b".into(), ..metadata() };
         other.request.negative_prompt = Some("blur\0ry".into());
         let text = other.parameters();
         assert!(text.starts_with("a red fox\nNegative prompt: blur ry\nSteps: 25, "), "{text}");
-        assert!(text.ends_with("Model: \"a, b\""), "{text}");
-    }
-
-    #[test]
-    fn samplers_have_the_names_of_web_uis() {
-        for (name, wanted) in [
-            ("pndm", "PLMS"),
-            ("dpm++2m-karras", "DPM++ 2M Karras"),
-            ("dpm++2m-sde-exponential", "DPM++ 2M SDE Exponential"),
-            ("dpm++sde-karras", "DPM++ SDE Karras"),
-            ("euler-beta", "Euler Beta"),
-            ("unipc", "UniPC"),
-            ("of-another-version", "of-another-version"),
-        ] {
-            assert_eq!(sampler(name), wanted);
-        }
+        assert!(text.ends_with("Model: \"a, b\", RNG: CPU"), "{text}");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    image::Image,
+    image::{Image, PictureFormat},
     latents::{self, Latents},
     metadata::Metadata,
     model::Model,
@@ -102,36 +102,37 @@ impl Picture {
         Metadata::new(&self.request, &self.model, &self.model.identity()?, &self.dtypes)
     }
 
-    /// Encodes the file with this metadata: PNG, or safetensors if only the latents were requested.
+    /// Encodes the file with this metadata: in this format, or as safetensors if only the latents were requested.
     ///
     /// # Errors
-    /// If the picture is too large for the format.
-    pub fn encode(&self, metadata: &Metadata) -> Result<Vec<u8>> {
+    /// As [`Image::encode`].
+    pub fn encode(&self, format: PictureFormat, metadata: &Metadata) -> Result<Vec<u8>> {
         match &self.image {
-            Some(image) => image.encode_png(metadata),
+            Some(image) => image.encode(format, metadata),
             None => self.latents.encode(metadata),
         }
     }
 
-    /// Writes the picture with its [`metadata`](Picture::metadata) to a file that ends in `.png`, or its latents to one
-    /// that ends in `.safetensors`. An existing file is replaced; the new file is on the disk when this returns.
+    /// Writes the picture with its [`metadata`](Picture::metadata) to a file that ends in `.png`, `.jpg`, `.jpeg` or
+    /// `.webp`, or its latents to one that ends in `.safetensors`. An existing file is replaced; the new file is on the
+    /// disk when this returns.
     ///
     /// # Errors
-    /// If the name has another ending, there is no image for a PNG, or the file cannot be written.
+    /// If the name has another ending, there is no image, or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         let metadata = self.metadata()?;
-        let bytes = match (extension.to_ascii_lowercase().as_str(), &self.image) {
-            ("png", Some(image)) => image.encode_png(&metadata)?,
-            ("png", None) => {
+        let bytes = match (PictureFormat::of_extension(extension), &self.image) {
+            (Some(format), Some(image)) => image.encode(format, &metadata)?,
+            (Some(_), None) => {
                 return Err(Error::input(format!("saving {}: the request was for latents alone", path.display()))
                     .hint("a name that ends in .safetensors, or Output::Image in the request"));
             }
-            (latents::EXTENSION, _) => self.latents.encode(&metadata)?,
-            _ => {
+            (None, _) if extension.eq_ignore_ascii_case(latents::EXTENSION) => self.latents.encode(&metadata)?,
+            (None, _) => {
                 return Err(Error::input(format!("saving {}: there is no such format", path.display()))
-                    .hint("a name that ends in .png or .safetensors"));
+                    .hint("a name that ends in .png, .jpg, .webp or .safetensors"));
             }
         };
         output::write(path, &bytes, Durability::Synced)

@@ -59,7 +59,8 @@ fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> 
     Ok(whole)
 }
 
-fn hex(hash: Sha256) -> String {
+/// The hexadecimal digits of a finished hash.
+pub fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

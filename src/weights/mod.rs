@@ -19,7 +19,7 @@ use std::{
 
 pub use download::{Download, HubPlace, ModelLayout, Wanted, is_hub_id};
 pub use files::ModelFiles;
-pub use identity::identity;
+pub use identity::{hex, identity};
 pub use names::UnetBlocks;
 use names::{Naming, Part};
 pub use offload::{Ahead, Offload};

@@ -51,7 +51,7 @@ fn bad_arguments_are_refused_with_one_message() {
         (&["a fox", "--steps", "0"], "--steps: at least 1"),
         (&["a fox", "--seed", "-2"], "from 0 to 18446744073709551615, or random"),
         (&["a fox", "--scheduler", "eular"], "'euler'"),
-        (&["a fox", "--output-type", "jpg"], "[possible values: png, latent]"),
+        (&["a fox", "--output-type", "gif"], "[possible values: png, jpeg, webp, latent]"),
         (&["a fox", "--rng", "numpy"], "cpu, cuda"),
         (&["a fox", "--dtype", "fp61"], "[possible values: auto, f32, f16, bf16]"),
         (&["a fox", "--latents", "/nowhere/l.safetensors"], "latents in /nowhere/l.safetensors"),

@@ -13,3 +13,4 @@ mod machine_faults;
 #[cfg(target_os = "linux")]
 mod mutations;
 mod placement;
+mod settings;

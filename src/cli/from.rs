@@ -1,0 +1,128 @@
+//! `--from`: draws again what a file says, and tells what of it cannot be followed.
+
+use sdshard::{
+    error::{Error, Result},
+    pipeline::{Latents, Model, Settings, request::RequestOptions},
+    planner::plan::Plan,
+};
+
+use super::{
+    args::{GenerateArgs, Seed},
+    jobs::Job,
+    progress::Console,
+    prompts,
+};
+
+/// The number of digits of hashes that can be compared. Old web UIs have eight digits of another hash.
+const HASH_DIGITS: usize = 10;
+
+/// The file in messages.
+pub fn place(args: &GenerateArgs) -> Option<String> {
+    args.from.as_ref().map(|path| format!("--from {}", path.display()))
+}
+
+/// Reads the file of `--from`, and takes its prompt and seed if the command line has none. The other options stay in
+/// `args.settings`.
+///
+/// # Errors
+/// If it has no settings, or an option that no model can follow.
+pub fn read(args: &mut GenerateArgs) -> Result<()> {
+    let (Some(path), Some(place)) = (&args.from, place(args)) else { return Ok(()) };
+    let mut settings = Settings::read(path).map_err(|error| error.context("--from"))?;
+    settings.options = prompts::checked(&settings.options, |field| format!("{place}: {field}"))?;
+    let RequestOptions { prompt, seed, .. } = &mut settings.options;
+    let (prompt, seed) = (prompt.take(), seed.take());
+    if args.prompts.is_empty() && args.prompts_file.is_none() {
+        args.prompts.extend(prompt);
+    }
+    args.seed = args.seed.or(seed.map(Seed::Number));
+    args.settings = Some(Box::new(settings));
+    Ok(())
+}
+
+/// Compares the model with the one that the settings name.
+///
+/// # Errors
+/// If it is another one, and none was chosen with `--model`: which one is meant is not guessed.
+pub fn check_model(args: &GenerateArgs, model: &Model, console: &Console) -> Result<()> {
+    let (Some(settings), Some(place)) = (&args.settings, place(args)) else { return Ok(()) };
+    let hash = settings.model_hash.as_deref().filter(|hash| hash.len() == HASH_DIGITS);
+    let said = match (&settings.model, &settings.model_hash) {
+        (None, None) => return Ok(()),
+        (name, hash) => {
+            let hash = hash.as_ref().map(|hash| format!("hash {hash}"));
+            name.iter().cloned().chain(hash).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let own = model.identity()?;
+    let is_same = match hash {
+        Some(hash) => hash.eq_ignore_ascii_case(&own),
+        None => settings.model.as_deref() == Some(model.files.name()),
+    };
+    let what =
+        format!("{place}: the picture was drawn by {}", if hash.is_some() { "another model" } else { "a model" });
+    match (is_same, args.model.model.model.is_some()) {
+        (true, _) => Ok(()),
+        (false, true) => {
+            console.note(&format!("{what} ({said}); this one is {}, hash {own}", model.files.name()));
+            Ok(())
+        }
+        (false, false) => Err(Error::input(format!("{what}, and --model does not say where it is"))
+            .found(said)
+            .hint("--model FOLDER or --model ORG/NAME; any model can be used")),
+    }
+}
+
+/// Takes back what the settings of a web UI say without an effect on this model: web UIs ignore "Clip skip" for SDXL.
+pub fn adapt(jobs: &mut [Job], args: &GenerateArgs, model: &Model) {
+    let is_of_web_ui = args.settings.as_ref().is_some_and(|settings| settings.is_of_web_ui);
+    if is_of_web_ui && model.spec.sdxl.is_some() && args.options.clip_skip.is_none() {
+        jobs.iter_mut().for_each(|job| job.options.clip_skip = None);
+    }
+}
+
+/// Prints what of the settings is not followed.
+pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, plan: &Plan, console: &Console) {
+    let (Some(settings), Some(place)) = (&args.settings, place(args)) else { return };
+    for line in not_followed(settings) {
+        console.note(&format!("{place}: not followed: {line}"));
+    }
+    match (&settings.latents, latents.map(Latents::digest)) {
+        (Some(said), None) => {
+            console.note(&format!("{place}: the picture started from given noise ({said}): --latents FILE"));
+        }
+        (Some(said), Some(own)) if *said != own => {
+            console.note(&format!("{place}: the picture started from other noise ({said}) than --latents has ({own})"));
+        }
+        _ => {}
+    }
+    if let Some(said) = &settings.dtype {
+        let dtypes = [false, true].map(|guided| plan.denoiser_dtypes(guided)).concat();
+        if !said.split('+').all(|said| dtypes.iter().flatten().any(|dtype| dtype.name() == said)) {
+            console.note(&format!("{place}: the UNet was computed in {said}, here it is not, so details will differ"));
+        }
+    }
+    if settings.is_of_web_ui && settings.options.steps.is_some() {
+        console.note(&format!(
+            "{place}: these are settings of a web UI, which weighs prompts and spaces timesteps in its own way: \
+             expect a similar picture, not the same"
+        ));
+    }
+}
+
+/// What has no counterpart among the options here. An entry leaves this list when a flag for it is added.
+fn not_followed(settings: &Settings) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(strength) = settings.strength {
+        lines.push(format!("Denoising strength: {strength} (the picture started from another one)"));
+    }
+    if settings.vae.is_some() || settings.vae_hash.is_some() {
+        let words: Vec<_> = settings.vae.iter().chain(&settings.vae_hash).cloned().collect();
+        lines.push(format!("VAE: {}", words.join(", ")));
+    }
+    for (what, hashes) in [("LoRA", &settings.lora_hashes), ("embedding", &settings.embedding_hashes)] {
+        lines.extend(hashes.iter().map(|(name, hash)| format!("{what} {name} ({hash})")));
+    }
+    lines.extend(settings.not_followed.iter().cloned());
+    lines
+}
