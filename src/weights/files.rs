@@ -140,25 +140,13 @@ impl ModelFiles {
                 .ok_or_else(|| refuse("the built-in model has no such file")),
             Storage::Folder(_) if !is_inside(path) => Err(refuse("this path leads out of the model's folder")),
             Storage::Folder(folder) => {
-                let file = input::open(&folder.join(path)).map_err(|error| match error.kind() {
-                    io::ErrorKind::NotFound => refuse("there is no such file"),
-                    _ => refuse("cannot be opened").source(error),
-                })?;
-                let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
-                let mut start = [0; LFS_POINTER.len()];
-                if metadata.len() < LONGEST_LFS_POINTER
-                    && read_exact_at(&file, &mut start, 0).is_ok()
-                    && start == LFS_POINTER
-                {
-                    return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
-                        .hint("git lfs pull in the model's folder fetches the contents"));
-                }
-                let stamp = Stamp::of(&metadata);
+                let stored = Stored::open(&folder.join(path))?;
+                let Contents::File { stamp, .. } = &stored.0 else { return Ok(stored) };
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                if *seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
+                if seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
                     return Err(changed(&name));
                 }
-                Ok(Stored(Contents::File { file, name, stamp }))
+                Ok(stored)
             }
         }
     }
@@ -224,6 +212,25 @@ impl Stamp {
 }
 
 impl Stored {
+    /// Opens a file on disk without reading it.
+    ///
+    /// Fails if it does not exist, is not a regular file, or is a pointer of git-lfs.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let refuse = |what: &str| Error::input(format!("{name}: {what}"));
+        let file = input::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => refuse("there is no such file"),
+            _ => refuse("cannot be opened").source(error),
+        })?;
+        let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
+        let mut start = [0; LFS_POINTER.len()];
+        if metadata.len() < LONGEST_LFS_POINTER && read_exact_at(&file, &mut start, 0).is_ok() && start == LFS_POINTER {
+            return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
+                .hint("git lfs pull in the model's folder fetches the contents"));
+        }
+        Ok(Self(Contents::File { file, name, stamp: Stamp::of(&metadata) }))
+    }
+
     /// A file that is compiled into the program.
     pub(super) fn embedded(bytes: &'static [u8]) -> Self {
         Self(Contents::Static(bytes))

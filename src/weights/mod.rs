@@ -2,6 +2,7 @@
 //! right shape.
 
 mod download;
+mod embedding;
 pub mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -11,6 +12,7 @@ mod names;
 mod offload;
 mod safetensors;
 mod scope;
+mod tensor_file;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,11 +21,13 @@ use std::{
 
 use ::safetensors::Dtype;
 pub use download::{Download, ModelLayout, Wanted, is_hub_id};
+pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
 pub use identity::identity;
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;
+pub use tensor_file::TensorFile;
 
 use crate::{
     backend::{DType, Values},

@@ -3,13 +3,14 @@
 //! The file has the header's length as a little-endian `u64`, the header, and the tensors. Offsets count from the
 //! header's end.
 
-use std::{fmt, ops::Range};
+use std::{collections::BTreeMap, fmt, ops::Range};
 
 use safetensors::Dtype;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{MapAccess, Visitor},
 };
+use serde_json::Value;
 
 use super::files::{ModelFiles, Stored};
 use crate::{
@@ -29,6 +30,8 @@ pub(super) struct File {
     pub(super) path: String,
     /// The tensors in the order of their positions in the file.
     pub(super) tensors: Vec<Tensor>,
+    /// The texts of the header's `__metadata__`.
+    pub(super) metadata: BTreeMap<String, String>,
     stored: Stored,
 }
 
@@ -53,11 +56,14 @@ impl File {
     /// Opens the file and checks its header: that it is complete, that every tensor has the bytes that its shape and
     /// type need, and that tensors follow one another, with neither holes nor overlaps, to the end of the file.
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
-        let stored = files.open(path)?;
-        let path = files.path_of(path);
-        let tensors =
+        Self::of(files.open(path)?, files.path_of(path))
+    }
+
+    /// [`File::open`] for a file that is open; `path` is its name in messages.
+    pub(super) fn of(stored: Stored, path: String) -> Result<Self> {
+        let (tensors, metadata) =
             read_header(&stored).map_err(|error| error.context(format!("reading the safetensors file {path}")))?;
-        Ok(Self { path, tensors, stored })
+        Ok(Self { path, tensors, metadata, stored })
     }
 
     /// A tensor's values, row by row, little-endian, at any alignment. F64 values are rounded to f32 when they are
@@ -92,8 +98,8 @@ impl ReadAt for File {
     }
 }
 
-/// The tensors, ordered by their position in the file.
-fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
+/// The tensors, ordered by their position in the file, and the metadata.
+fn read_header(file: &Stored) -> Result<(Vec<Tensor>, BTreeMap<String, String>)> {
     let file_bytes = file.bytes();
     if file_bytes < PREFIX as u64 {
         return Err(Error::input("the file ends before its header").found(format!("{file_bytes} bytes")));
@@ -114,7 +120,7 @@ fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
     }
     let mut header = vec![0; header_len];
     file.read_at(PREFIX, &mut header)?;
-    let Header(entries) =
+    let Header { entries, metadata } =
         serde_json::from_slice(&header).map_err(|error| Error::input("the header cannot be read").source(error))?;
 
     let data_start = PREFIX + header_len;
@@ -139,7 +145,7 @@ fn read_header(file: &Stored) -> Result<Vec<Tensor>> {
             .found(format!("a file of {file_bytes} bytes"));
         return Err(if end as u64 > file_bytes { error.hint("was the download interrupted?") } else { error });
     }
-    Ok(tensors)
+    Ok((tensors, metadata))
 }
 
 /// Checks that one tensor's numbers agree.
@@ -171,7 +177,20 @@ struct Entry {
 }
 
 /// The whole header. A duplicate name is an error, whereas a map would keep the last one.
-struct Header(Vec<(String, Entry)>);
+struct Header {
+    entries: Vec<(String, Entry)>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// The texts of an object; other values are left out, which the reference implementation does not allow.
+fn texts(value: Value) -> BTreeMap<String, String> {
+    let Value::Object(object) = value else { return BTreeMap::new() };
+    let text = |(key, value)| match value {
+        Value::String(text) => Some((key, text)),
+        _ => None,
+    };
+    object.into_iter().filter_map(text).collect()
+}
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -186,18 +205,18 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
                 let mut seen = std::collections::HashSet::new();
-                let mut entries = Vec::new();
+                let (mut entries, mut metadata) = (Vec::new(), BTreeMap::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if !seen.insert(name.clone()) {
                         return Err(serde::de::Error::custom(format!("`{name}` comes twice")));
                     }
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        metadata = texts(map.next_value()?);
                     } else {
                         entries.push((name, map.next_value()?));
                     }
                 }
-                Ok(Header(entries))
+                Ok(Header { entries, metadata })
             }
         }
 
@@ -226,7 +245,8 @@ pub(super) mod tests {
         let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[6,10]},"__metadata__":{"format":"pt"},
             "a":{"dtype":"F16","shape":[3,1],"data_offsets":[0,6]},"empty":{"dtype":"F32","shape":[0,4],"data_offsets":[6,6]},
             "scalar":{"dtype":"BF16","shape":[],"data_offsets":[10,12]}}"#;
-        let tensors = read_header(&stored(file(header, 12))).unwrap();
+        let (tensors, metadata) = read_header(&stored(file(header, 12))).unwrap();
+        assert_eq!(metadata.into_iter().collect::<Vec<_>>(), [("format".to_owned(), "pt".to_owned())]);
         let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["a", "empty", "b", "scalar"]);
         assert_eq!(tensors[0].range, PREFIX + header.len()..PREFIX + header.len() + 6);
