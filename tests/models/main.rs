@@ -10,4 +10,5 @@ mod figures;
 mod golden;
 mod networks;
 mod pipelines;
+mod prompts;
 mod tokenizer;

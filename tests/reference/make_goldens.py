@@ -4,10 +4,11 @@ import added_tokens
 import emoji
 import noise
 import pipelines
+import prompts
 import schedulers
 import tiny_models
 import tokenizer
 
-for part in (tokenizer, added_tokens, tiny_models, pipelines, schedulers, noise, emoji):
+for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, schedulers, noise, emoji):
     part.main()
     print(part.__name__, "done")
