@@ -60,7 +60,7 @@ impl PromptTokenizer {
     ///
     /// The vectors get ids in the order of the list, from [`PromptTokenizer::first_id`] on. In plain prompts an
     /// embedding is a token and its further vectors are tokens called `name_1`, `name_2` and so on, as in diffusers'
-    /// `load_textual_inversion`. In web UIs' prompts a name is found by its tokens, so in any case of letters, and the
+    /// `load_textual_inversion`; there, and here, a name with capital letters stands for its first vector only. In web UIs' prompts a name is found by its tokens, so in any case of letters, and the
     /// longest name counts.
     ///
     /// # Errors
@@ -87,7 +87,17 @@ impl PromptTokenizer {
             names.push(Name { name: (*name).to_owned(), tokens, vectors: ids });
         }
         let tokenizer = match syntax {
-            PromptSyntax::Plain => tokenizer.with_tokens(&names.iter().flat_map(Name::tokens).collect::<Vec<_>>())?,
+            PromptSyntax::Plain => {
+                let has_capitals = |name: &&Name| name.vectors.len() > 1 && name.name.to_lowercase() != name.name;
+                if let Some(Name { name, vectors, .. }) = names.iter().find(has_capitals) {
+                    tracing::warn!(
+                        "the embedding {name:?}: only the first of its {} vectors is used in plain prompts, as in diffusers, \
+                         because its name has capital letters",
+                        vectors.len()
+                    );
+                }
+                tokenizer.with_tokens(&names.iter().flat_map(Name::tokens).collect::<Vec<_>>())?
+            }
             PromptSyntax::A1111 => {
                 names.sort_by(|a, b| (b.tokens.len(), &b.tokens).cmp(&(a.tokens.len(), &a.tokens)));
                 let same = |pair: &&[Name]| pair[0].tokens == pair[1].tokens;

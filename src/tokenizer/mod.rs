@@ -183,8 +183,11 @@ impl Tokenizer {
         }
         let mut replaced = Cow::Borrowed(text);
         let mut seen = Vec::new();
-        for id in self.tokens(split(text).0)?.get_ids() {
+        let encoding = self.tokens(split(text).0)?;
+        for (id, found) in encoding.get_ids().iter().zip(encoding.get_tokens()) {
+            // The token as it was found is in small letters, so that the reference never expands one with capitals.
             if let Some((token, vectors)) = self.vectors.get(id)
+                && token == found
                 && !seen.contains(id)
             {
                 seen.push(*id);

@@ -8,6 +8,7 @@ pub mod files;
 pub mod hub;
 mod identity;
 mod index;
+pub mod lora;
 mod names;
 mod offload;
 mod safetensors;
