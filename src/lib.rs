@@ -44,6 +44,7 @@
 //! | `pipeline` | one picture: requests, the three stages, files |
 //! | `models` | the networks, and every fact about a checkpoint |
 //! | `nn` | layers: what a checkpoint stores under one name, with its op |
+//! | `prompt` | the syntax of prompts: weights, chunks, tags, textual inversions |
 //! | `tokenizer` | texts to ids |
 //! | `weights` | named tensors on disk, in a folder or on the hub |
 //! | `tensor` | shapes, ops, seeded noise |
@@ -100,6 +101,8 @@ pub mod output;
 pub mod pipeline;
 #[doc(hidden)]
 pub mod planner;
+#[doc(hidden)]
+pub mod prompt;
 #[doc(hidden)]
 pub mod scheduler;
 #[doc(hidden)]

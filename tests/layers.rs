@@ -13,7 +13,7 @@ use syn::{
 };
 
 /// Top to bottom. A module may use those behind it.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "cli",
     "bench",
     "engine",
@@ -24,6 +24,7 @@ const ORDER: [&str; 14] = [
     "pipeline",
     "models",
     "nn",
+    "prompt",
     "tokenizer",
     "weights",
     "tensor",

@@ -166,8 +166,8 @@ fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
     });
     if let Some(found) = texts.into_iter().find_map(|text| prompts::syntax_of_web_uis(text)) {
         tracing::warn!(
-            "{found:?} in a prompt is taken for plain text, as diffusers does: sdshard has no weighted words, no LoRA and no \
-             BREAK"
+            "{found:?} in a prompt is taken for plain text, as diffusers does; --prompt-syntax a1111 gives it the meaning \
+             that it has in web UIs"
         );
     }
     let Some(Defaults { width, height, guidance_scale, .. }) = built_in else { return };

@@ -1,5 +1,6 @@
 //! The command line program: arguments, messages and exit codes. Each subcommand is in the file with its name.
 
+mod adapters;
 mod args;
 mod bench;
 mod check;

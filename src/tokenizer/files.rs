@@ -131,15 +131,8 @@ impl Contents {
         added.iter_mut().filter(|token| roles.contains(&token.content)).for_each(|token| token.special = true);
         let listed: HashSet<String> = added.iter().map(|token| token.content.clone()).collect();
         added.extend(special.into_iter().map(|(_, token)| token).filter(|token| !listed.contains(&token.content)));
-        let folder = files.path_of(folder);
-        if let Some(token) = added.iter().find(|token| !(1..=LONGEST_TOKEN).contains(&token.content.len())) {
-            let what = format!("{folder}: an added token has 1 to {LONGEST_TOKEN} bytes");
-            return Err(Error::input(what).found(format!("{} bytes", token.content.len())));
-        }
-        if added.len() > MOST_ADDED {
-            let what = format!("{folder}: {MOST_ADDED} tokens at most can be added to a vocabulary");
-            return Err(Error::input(what).found(added.len().to_string()));
-        }
+        check_added(added.iter().map(|token| token.content.as_str()))
+            .map_err(|error| error.context(files.path_of(folder)))?;
 
         let (source, vocab, merges) = match whole {
             Some(Whole { model: Model { vocab, merges, .. }, .. }) => {
@@ -154,6 +147,21 @@ impl Contents {
         check_merges(&source, &vocab, &merges)?;
         Ok(Self { vocab: vocab.0, merges, added, begin, end, pad, unknown, splits_special })
     }
+}
+
+/// Fails if a token is empty or too long, or if there are too many.
+pub(super) fn check_added<'t>(tokens: impl ExactSizeIterator<Item = &'t str>) -> Result<()> {
+    let count = tokens.len();
+    let mut sizes = tokens.map(str::len);
+    if let Some(bytes) = sizes.find(|bytes| !(1..=LONGEST_TOKEN).contains(bytes)) {
+        let what = format!("an added token has 1 to {LONGEST_TOKEN} bytes");
+        return Err(Error::input(what).found(format!("{bytes} bytes")));
+    }
+    if count > MOST_ADDED {
+        let what = format!("{MOST_ADDED} tokens at most can be added to a vocabulary");
+        return Err(Error::input(what).found(count.to_string()));
+    }
+    Ok(())
 }
 
 /// Fails unless each merge makes a token of two tokens.

@@ -10,7 +10,7 @@ use std::{
 
 pub use files::paths;
 use tokenizers::{
-    Tokenizer as Library,
+    AddedToken, Tokenizer as Library,
     models::bpe::BPE,
     normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern},
     pre_tokenizers::{
@@ -45,7 +45,7 @@ pub struct Encoded {
 }
 
 /// The tokenizer of one model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tokenizer {
     bpe: Library,
     max_length: usize,
@@ -90,16 +90,34 @@ impl Tokenizer {
         let library = library.map_err(doing)?;
         let added = library.get_added_tokens_decoder();
         largest_id = added.keys().copied().max().map_or(largest_id, |id| id.max(largest_id));
-        let ids: HashMap<&str, u32> = added.iter().map(|(id, token)| (token.content.as_str(), *id)).collect();
         let id = |token: &String| library.token_to_id(token).expect("tokens with a role are among the added ones");
         let (begin, end, pad) = (id(&begin), id(&end), id(&pad));
-        let vectors = ids.iter().filter_map(|(token, id)| {
-            let more = (1..).map(|i| format!("{token}_{i}")).take_while(|next| ids.contains_key(next.as_str()));
-            let more: String = more.map(|next| format!(" {next}")).collect();
-            (!more.is_empty()).then(|| (*id, ((*token).to_owned(), format!("{token}{more}"))))
-        });
-        let vectors = vectors.collect();
+        let vectors = tokens_of_several_vectors(&library);
         Ok(Self { bpe: library, max_length, begin, end, pad, largest_id, vectors })
+    }
+
+    /// The same tokenizer with these tokens after all others: their ids follow [`Tokenizer::largest_id`]. As
+    /// transformers' `add_tokens`: a token is found anywhere in a text, in any case of letters. With `cat_1` beside
+    /// `cat`, `cat` stands for both.
+    ///
+    /// # Errors
+    /// If a token is empty, too long or known already, or if there are too many.
+    pub fn with_tokens(&self, tokens: &[String]) -> Result<Self> {
+        files::check_added(tokens.iter().map(String::as_str))?;
+        let mut new = self.clone();
+        for token in tokens {
+            let known = |what| Error::input(what).found(format!("{token:?}"));
+            if self.id_of(token).is_some() {
+                return Err(known("the tokenizer has this token already").hint("another name for it"));
+            }
+            let added = new.bpe.add_tokens([AddedToken::from(token.as_str(), false)]);
+            new.largest_id += 1;
+            if !added.is_ok_and(|count| count == 1) || new.id_of(token) != Some(new.largest_id) {
+                return Err(known("this token cannot be added to the tokenizer"));
+            }
+        }
+        new.vectors = tokens_of_several_vectors(&new.bpe);
+        Ok(new)
     }
 
     /// The number of ids of a text.
@@ -110,6 +128,31 @@ impl Tokenizer {
     /// The largest id that a text can have: the embedding of the text encoder must have a row for it.
     pub fn largest_id(&self) -> u32 {
         self.largest_id
+    }
+
+    /// The id of the start token.
+    pub fn begin(&self) -> u32 {
+        self.begin
+    }
+
+    /// The id of the end token.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// The id of padding.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// The id of a token as it is in the vocabulary, such as `,</w>`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.bpe.token_to_id(token)
+    }
+
+    /// The tokens of the first 64 KiB of a text, without start, end and padding, however many there are.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.tokens(split(text).0)?.get_ids().to_vec())
     }
 
     /// Encodes the first 64 KiB of a text. If it has too many tokens, its end is cut off and replaced by the end token.
@@ -140,8 +183,11 @@ impl Tokenizer {
         }
         let mut replaced = Cow::Borrowed(text);
         let mut seen = Vec::new();
-        for id in self.tokens(split(text).0)?.get_ids() {
+        let encoding = self.tokens(split(text).0)?;
+        for (id, found) in encoding.get_ids().iter().zip(encoding.get_tokens()) {
+            // The token as it was found is in small letters, so that the reference never expands one with capitals.
             if let Some((token, vectors)) = self.vectors.get(id)
+                && token == found
                 && !seen.contains(id)
             {
                 seen.push(*id);
@@ -156,6 +202,18 @@ impl Tokenizer {
         guarded(|| self.bpe.encode(text, false).map_err(|error| doing().source(error)))
             .unwrap_or_else(|| Err(doing().found("a prompt that the tokenizer library cannot follow")))
     }
+}
+
+/// For the id of each added token that has several vectors: its text, and the texts of all its vectors.
+fn tokens_of_several_vectors(library: &Library) -> HashMap<u32, (String, String)> {
+    let added = library.get_added_tokens_decoder();
+    let ids: HashMap<&str, u32> = added.iter().map(|(id, token)| (token.content.as_str(), *id)).collect();
+    let vectors = ids.iter().filter_map(|(token, id)| {
+        let more = (1..).map(|i| format!("{token}_{i}")).take_while(|next| ids.contains_key(next.as_str()));
+        let more: String = more.map(|next| format!(" {next}")).collect();
+        (!more.is_empty()).then(|| (*id, ((*token).to_owned(), format!("{token}{more}"))))
+    });
+    vectors.collect()
 }
 
 /// Splits a text into the part that is used and the rest.
@@ -204,7 +262,7 @@ fn clip(vocab: Vec<(String, u32)>, merges: Vec<(String, String)>, unknown: Strin
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::weights::files::EmbeddedFile;
 
@@ -214,7 +272,7 @@ mod tests {
     }
 
     /// Files in `tokenizer/` of an embedded model.
-    fn files(list: &[(&str, String)]) -> ModelFiles {
+    pub(crate) fn files(list: &[(&str, String)]) -> ModelFiles {
         let leak = |text: String| -> &'static str { text.leak() };
         let list: Vec<EmbeddedFile> = list
             .iter()
@@ -358,6 +416,28 @@ mod tests {
         let written_out = tokenizer.with_all_vectors(&text).unwrap();
         assert!(written_out.starts_with("<c> <c>_1 <c>_2 ") && written_out.len() < 3 * LONGEST_TEXT);
         assert_eq!(tokenizer.encode(&text).unwrap().ids, [8, 10, 12, 13, 14, 15, 16, 9]);
+    }
+
+    #[test]
+    fn tokens_can_be_added_to_a_tokenizer() {
+        let tokens = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let tokenizer = small("{}", 8).unwrap();
+        let more = tokenizer.with_tokens(&tokens(&["<c>", "<c>_1", "new"])).unwrap();
+        assert_eq!((tokenizer.largest_id(), more.largest_id()), (9, 12));
+        assert_eq!(more.encode("Cat<C>new").unwrap().ids, [8, 7, 10, 12, 9, 9, 9, 9]);
+        assert_eq!(more.encode("cat <c>!").unwrap().ids, [8, 7, 10, 11, 5, 9, 9, 9]);
+        assert_eq!(more.with_tokens(&tokens(&["<c>_2"])).unwrap().encode("<c>").unwrap().ids[..5], [8, 10, 11, 13, 9]);
+        assert_eq!(tokenizer.ids("cat cat cat cat cat cat cat cat").unwrap(), [7; 8]);
+        for (list, says) in [
+            (&["cat</w>"][..], "has this token already\n  found: \"cat</w>\""),
+            (&["a", "<|endoftext|>"], "found: \"a\""),
+            (&["x", "x"], "cannot be added"),
+            (&[""], "an added token has 1 to 256 bytes"),
+            (&[&*"x".repeat(257)], "found: 257 bytes"),
+        ] {
+            let error = tokenizer.with_tokens(&tokens(list)).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -223,23 +223,13 @@ impl ModelFiles {
     /// Opens the file of the model at `path`, which is at `place`.
     fn open_at(&self, path: &str, place: &Path) -> Result<Stored> {
         let name = self.path_of(path);
-        let refuse = |what: &str| Error::input(format!("{name}: {what}"));
-        let file = input::open(place).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => refuse("there is no such file"),
-            _ => refuse("cannot be opened").source(error),
-        })?;
-        let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
-        let mut start = [0; LFS_POINTER.len()];
-        if metadata.len() < LONGEST_LFS_POINTER && read_exact_at(&file, &mut start, 0).is_ok() && start == LFS_POINTER {
-            return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
-                .hint("git lfs pull in the model's folder fetches the contents"));
-        }
-        let stamp = Stamp::of(&metadata);
+        let stored = Stored::open(place, name.clone())?;
+        let Contents::File { stamp, .. } = &stored.0 else { return Ok(stored) };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
+        if seen.entry(path.to_owned()).or_insert_with(|| stamp.clone()) != stamp {
             return Err(changed(&name));
         }
-        Ok(Stored(Contents::File { file, name, stamp }))
+        Ok(stored)
     }
 
     /// The names of the files directly in `folder`, sorted; empty if there is no such folder.
@@ -313,6 +303,24 @@ impl Stored {
     #[cfg(test)]
     pub(super) fn in_memory_of(bytes: Vec<u8>) -> Self {
         Self(Contents::Memory(bytes.into()))
+    }
+
+    /// Opens a file on disk without reading it; `name` is its name in messages.
+    ///
+    /// Fails if it does not exist, is not a regular file, or is a pointer of git-lfs.
+    pub(super) fn open(path: &Path, name: String) -> Result<Self> {
+        let refuse = |what: &str| Error::input(format!("{name}: {what}"));
+        let file = input::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => refuse("there is no such file"),
+            _ => refuse("cannot be opened").source(error),
+        })?;
+        let metadata = file.metadata().map_err(|error| refuse("cannot be read").source(error))?;
+        let mut start = [0; LFS_POINTER.len()];
+        if metadata.len() < LONGEST_LFS_POINTER && read_exact_at(&file, &mut start, 0).is_ok() && start == LFS_POINTER {
+            return Err(refuse("this is a pointer of git-lfs, in place of the file's contents")
+                .hint("git lfs pull in the model's folder fetches the contents"));
+        }
+        Ok(Self(Contents::File { file, name, stamp: Stamp::of(&metadata) }))
     }
 
     /// The length in bytes when the file was opened.

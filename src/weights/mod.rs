@@ -2,15 +2,18 @@
 //! right shape.
 
 mod download;
+mod embedding;
 pub mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod identity;
 mod index;
+pub mod lora;
 mod names;
 mod offload;
 mod safetensors;
 mod scope;
+mod tensor_file;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,6 +21,7 @@ use std::{
 };
 
 pub use download::{Download, HubPlace, ModelLayout, Wanted, is_hub_id};
+pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
 pub use identity::{hex, identity};
 pub use names::UnetBlocks;
@@ -25,6 +29,7 @@ use names::{Naming, Part};
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;
+pub use tensor_file::TensorFile;
 
 use crate::{
     backend::{DType, Values},

@@ -84,8 +84,12 @@ impl File {
     /// Opens the file and checks its header: that it is complete, that every tensor has the bytes that its shape and
     /// type need, and that tensors follow one another, with neither holes nor overlaps, to the end of the file.
     pub(super) fn open(files: &ModelFiles, path: &str) -> Result<Self> {
-        let stored = Arc::new(files.open(path)?);
-        let path = files.path_of(path);
+        Self::of(files.open(path)?, files.path_of(path))
+    }
+
+    /// [`File::open`] for a file that is open; `path` is its name in messages.
+    pub(super) fn of(stored: Stored, path: String) -> Result<Self> {
+        let stored = Arc::new(stored);
         let (tensors, metadata) = read_header(&stored).map_err(|error| {
             let is_named_so = PICKLES.iter().any(|end| path.ends_with(end));
             let error = if is_named_so { pickle() } else { error };

@@ -7,18 +7,18 @@ use sdshard::{tokenizer::Tokenizer, weights::ModelFiles};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn golden(name: &str) -> String {
+pub fn golden(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     fs::read_to_string(path).expect("the golden files are in the repository")
 }
 
-fn merges_of_clip() -> String {
+pub fn merges_of_clip() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clip-tokenizer/merges.txt");
     fs::read_to_string(path).expect("the merges are in the repository")
 }
 
 /// The vocabulary as `models/clip-tokenizer/README.md` derives it from the merges.
-fn vocab(merges: &str) -> BTreeMap<String, u32> {
+pub fn vocab(merges: &str) -> BTreeMap<String, u32> {
     let printable = |byte: &u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut symbols: Vec<char> = (0..=255_u8).filter(printable).map(char::from).collect();
     symbols.extend((0x100..).take(256 - symbols.len()).map(|c| char::from_u32(c).unwrap()));
@@ -33,7 +33,7 @@ fn vocab(merges: &str) -> BTreeMap<String, u32> {
 const PADS: [(&str, &str); 2] = [("eot", "<|endoftext|>"), ("bang", "!")];
 
 /// A model's `tokenizer` folder in the form of older repositories.
-fn folder(pad: &str) -> TempDir {
+pub fn folder(pad: &str) -> TempDir {
     let merges = merges_of_clip();
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: String| {

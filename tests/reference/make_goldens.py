@@ -5,11 +5,12 @@ import clip_skip
 import emoji
 import noise
 import pipelines
+import prompts
 import schedulers
 import tiny_models
 import tiny_sdxl
 import tokenizer
 
-for part in (tokenizer, added_tokens, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise, emoji):
+for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise, emoji):
     part.main()
     print(part.__name__, "done")

@@ -1,0 +1,73 @@
+//! Prompts with textual inversions against ids that diffusers computed (`golden/prompts.json`), and prompts of web UIs
+//! over CLIP's vocabulary.
+
+use std::fs;
+
+use sdshard::{
+    prompt::{PromptSyntax, PromptTokenizer},
+    tokenizer::Tokenizer,
+    weights::ModelFiles,
+};
+use serde_json::{Value, json};
+
+use super::tokenizer::{folder, golden, vocab};
+
+#[test]
+fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
+    let golden_file: Value = serde_json::from_str(&golden("prompts.json")).unwrap();
+    let count = golden_file["merges"].as_u64().unwrap() as usize;
+    let merges = golden("clip-tokenizer/merges.txt").lines().take(1 + count).collect::<Vec<_>>().join("\n");
+    let folder = folder("<|endoftext|>");
+    let inside = |name: &str| folder.path().join("tokenizer").join(name);
+    fs::write(inside("vocab.json"), json!(vocab(&merges)).to_string()).unwrap();
+    fs::write(inside("merges.txt"), &merges).unwrap();
+    let tokenizer = Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap();
+    let mut checked = 0;
+    for case in golden_file["rows"].as_array().unwrap() {
+        let embeddings: Vec<(String, usize)> = serde_json::from_value(case["embeddings"].clone()).unwrap();
+        let embeddings: Vec<(&str, usize)> = embeddings.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        let prompts = PromptTokenizer::new(&tokenizer, PromptSyntax::Plain, &embeddings).unwrap();
+        assert_eq!(prompts.first_id() as usize, 512 + count + 2);
+        for (prompt, ids) in case["prompts"].as_array().unwrap().iter().zip(case["ids"].as_array().unwrap()) {
+            let want: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
+            let got = prompts.encode(prompt.as_str().unwrap()).unwrap();
+            assert_eq!(got.chunks.len(), 1);
+            assert_eq!(got.chunks[0].ids, want, "{embeddings:?}: {prompt}");
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 35, "a prompt that nobody checked");
+}
+
+#[test]
+fn prompts_of_web_uis_have_the_tokens_of_their_texts() {
+    for pad in ["<|endoftext|>", "!"] {
+        let folder = folder(pad);
+        let tokenizer = Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap();
+        let prompts = PromptTokenizer::new(&tokenizer, PromptSyntax::A1111, &[("easy negative", 8)]).unwrap();
+        for (prompt, plain) in [
+            ("a (red:1.3) ball, [blurry]", "a red ball, blurry"),
+            (r"artist_\(style\), smile :)", "artist_(style), smile :)"),
+            ("(red)(ball)", "redball"),
+            ("", ""),
+        ] {
+            let got = prompts.encode(prompt).unwrap();
+            assert_eq!(got.chunks.len(), 1);
+            assert_eq!(got.chunks[0].ids, tokenizer.encode(plain).unwrap().ids, "{prompt}, padded with {pad}");
+        }
+        // Fragments are tokenised one by one: a word does not go on behind a bracket.
+        let split = prompts.encode("(red:1.2)ball").unwrap().chunks.remove(0);
+        assert_eq!(split.ids, tokenizer.encode("red ball").unwrap().ids);
+        assert_eq!(split.weights[..4], [1.0, 1.2, 1.0, 1.0]);
+        let named = prompts.encode("bad, (EASY negative:0.5)").unwrap().chunks.remove(0);
+        assert_eq!((named.ids[2], &named.ids[3..11]), (267, &(49_408..49_416).collect::<Vec<_>>()[..]));
+        assert_eq!(named.weights[2..12], [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1.0]);
+        assert_eq!(named.ids[11], 49_407);
+        assert_eq!(named.ids[12], tokenizer.pad());
+        // 60 words, a comma and 24 words: what is behind the comma moves to the next chunk.
+        let long = prompts.encode(&format!("{}, {}", "red ".repeat(60), "ball ".repeat(24))).unwrap();
+        let ends: Vec<usize> =
+            long.chunks.iter().map(|chunk| chunk.ids.iter().position(|id| *id == 49_407).unwrap()).collect();
+        assert_eq!(ends, [62, 25]);
+    }
+}
