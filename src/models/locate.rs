@@ -3,24 +3,39 @@
 use std::{ops::ControlFlow, path::Path};
 
 use super::{
-    index::{DEFAULTS, SCHEDULER},
+    index::{DEFAULTS, SCHEDULER, TOKENIZER_CONFIG},
+    pipelines::class_of_part,
     single_file::{self, Overrides},
 };
 #[cfg(feature = "hub")]
 use crate::weights::hub;
 use crate::{
     error::{Error, Result},
-    weights::{Download, HubPlace, ModelFiles, ModelLayout, Wanted, files::MODEL_INDEX},
+    json::Object,
+    weights::{Components, Download, HubPlace, ModelFiles, ModelLayout, Wanted, files::MODEL_INDEX},
 };
 
 /// The files of a Stable Diffusion model in diffusers' layout.
 pub const LAYOUT: ModelLayout = ModelLayout {
-    configs: &[MODEL_INDEX, SCHEDULER, "text_encoder/config.json", "unet/config.json", "vae/config.json"],
-    optional_configs: &[DEFAULTS, "tokenizer/tokenizer_config.json", "safety_checker/config.json"],
-    texts: &[&["tokenizer/tokenizer.json"], &["tokenizer/vocab.json", "tokenizer/merges.txt"]],
-    optional_texts: &["tokenizer/added_tokens.json", "tokenizer/special_tokens_map.json"],
-    weights: &["text_encoder", "unet", "vae"],
+    index: MODEL_INDEX,
+    components,
+    configs: &[SCHEDULER],
+    optional_configs: &[DEFAULTS, "safety_checker/config.json"],
+    texts: &[&["tokenizer.json"], &["vocab.json", "merges.txt"]],
+    optional_texts: &[TOKENIZER_CONFIG, "added_tokens.json", "special_tokens_map.json"],
 };
+
+/// The components that a `model_index.json` lists and sdshard reads.
+fn components(index: &str) -> Result<Components> {
+    let index = Object::parse(index, MODEL_INDEX)?;
+    let listed = |names: &[&str]| {
+        names.iter().filter(|name| class_of_part(&index, name).is_some()).map(|name| (*name).to_owned()).collect()
+    };
+    Ok(Components {
+        networks: listed(&["text_encoder", "text_encoder_2", "unet", "vae"]),
+        tokenizers: listed(&["tokenizer", "tokenizer_2"]),
+    })
+}
 
 /// The files of `model`, changed by `overrides`: a diffusers folder, a single-file checkpoint, or either of these on the
 /// hub, which may have a revision and is downloaded if the cache lacks it. The hub's are `org/name`, `org/name/file`, or

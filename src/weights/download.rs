@@ -2,20 +2,30 @@
 
 use crate::error::{Error, Result};
 
-/// The files of a model that are read, as paths in its folder. The list for Stable
-/// Diffusion is `LAYOUT` in `models/locate.rs`.
+/// The files of a model that are read. The layout of diffusers is `LAYOUT` in `models/locate.rs`.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelLayout {
-    /// The configs that a model must have.
+    /// The file that lists the model's components.
+    pub index: &'static str,
+    /// The components according to the text of that file.
+    pub components: fn(&str) -> Result<Components>,
+    /// The other configs that a model must have.
     pub configs: &'static [&'static str],
     /// The configs that are read if they exist.
     pub optional_configs: &'static [&'static str],
-    /// What a text needs to become ids: all files of one of these lists.
+    /// What a text needs to become ids: in the folder of each tokenizer, all files of one of these lists.
     pub texts: &'static [&'static [&'static str]],
-    /// Files for texts that are read if they exist.
+    /// Files in the folder of each tokenizer that are read if they exist. The first is a config.
     pub optional_texts: &'static [&'static str],
-    /// The folders with weights.
-    pub weights: &'static [&'static str],
+}
+
+/// The components of one model, as the names of their folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Components {
+    /// Those with a config and weights.
+    pub networks: Vec<String>,
+    /// The tokenizers.
+    pub tokenizers: Vec<String>,
 }
 
 /// The files of a model that a caller needs: each variant includes the files of the one before.

@@ -20,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-pub use download::{Download, HubPlace, ModelLayout, Wanted, is_hub_id};
+pub use download::{Components, Download, HubPlace, ModelLayout, Wanted, is_hub_id};
 pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
 pub use identity::{hex, identity};

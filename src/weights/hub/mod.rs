@@ -25,8 +25,8 @@ use self::{
     transfer::{Line, Session},
 };
 use super::{
-    download::{Download, ModelLayout, Wanted, is_hub_id},
-    files::{MODEL_INDEX, ModelFiles},
+    download::{Components, Download, ModelLayout, Wanted, is_hub_id},
+    files::ModelFiles,
     index,
 };
 use crate::error::{Error, ErrorScope, Result};
@@ -138,11 +138,18 @@ impl Hub {
             true => Ok(()),
             false => session.fetch(&listing.commit, path),
         };
-        for path in model.listed(&listing.files)? {
+        let index = model.layout.index;
+        if !listing.files.contains(index) {
+            return Err(Error::input(format!("the model on the hub has no {index}"))
+                .hint("only models in the diffusers layout can be read"));
+        }
+        fetch(index)?;
+        let files = ModelFiles::folder(&snapshot)?;
+        let components = (model.layout.components)(&files.text(index)?)?;
+        for path in model.listed(&components, &listing.files)? {
             fetch(&path)?;
         }
-        let files = ModelFiles::folder(&snapshot)?;
-        for component in model.weight_folders() {
+        for component in model.weight_folders(&components) {
             let sources = index::find(&files, component, model.variant.as_deref())?;
             sources.files.iter().try_for_each(|path| fetch(path))?;
             if let Some(variant) = model.variant.as_ref().filter(|_| !sources.is_variant) {
@@ -256,26 +263,42 @@ struct Asked {
 
 impl Asked {
     /// The folders whose weights are needed.
-    fn weight_folders(&self) -> &'static [&'static str] {
+    fn weight_folders<'a>(&self, components: &'a Components) -> &'a [String] {
         match self.wanted {
             Wanted::Configs | Wanted::Texts => &[],
-            Wanted::Everything => self.layout.weights,
+            Wanted::Everything => &components.networks,
         }
+    }
+
+    /// The configs that are needed.
+    fn configs(&self, components: &Components) -> Vec<String> {
+        let networks = components.networks.iter().map(|folder| format!("{folder}/config.json"));
+        self.layout.configs.iter().map(|path| (*path).to_owned()).chain(networks).collect()
     }
 
     /// The files to download of those that the hub has; for a component in shards its index, which names them.
     ///
     /// Fails if a config or a component's safetensors are missing.
-    fn listed(&self, on_hub: &HashSet<String>) -> Result<Vec<String>> {
+    fn listed(&self, components: &Components, on_hub: &HashSet<String>) -> Result<Vec<String>> {
         let refuse = |what: String| Error::input(format!("the model on the hub has no {what}"));
-        let ModelLayout { configs, optional_configs, texts, optional_texts, .. } = *self.layout;
-        if let Some(path) = configs.iter().find(|path| !on_hub.contains(**path)) {
-            return Err(refuse((*path).to_owned()).hint("only models in the diffusers layout can be read"));
+        let mut paths = self.configs(components);
+        if let Some(path) = paths.iter().find(|path| !on_hub.contains(*path)) {
+            return Err(refuse(path.clone()).hint("only models in the diffusers layout can be read"));
         }
-        let texts = texts.iter().copied().flatten().chain(optional_texts).filter(|_| self.wanted >= Wanted::Texts);
-        let optional = optional_configs.iter().chain(texts).filter(|path| on_hub.contains(**path));
-        let mut paths: Vec<String> = configs.iter().chain(optional).map(|path| (*path).to_owned()).collect();
-        for component in self.weight_folders() {
+        let ModelLayout { optional_configs, texts, optional_texts, .. } = *self.layout;
+        // Without texts only the tokenizer's config is needed, which has the length of texts.
+        let in_tokenizer: Vec<&str> = match self.wanted {
+            Wanted::Configs => optional_texts.iter().take(1).copied().collect(),
+            Wanted::Texts | Wanted::Everything => {
+                texts.iter().copied().flatten().chain(optional_texts).copied().collect()
+            }
+        };
+        let of_tokenizer =
+            |folder: &String| -> Vec<String> { in_tokenizer.iter().map(|name| format!("{folder}/{name}")).collect() };
+        let texts = components.tokenizers.iter().flat_map(of_tokenizer);
+        let optional = optional_configs.iter().map(|path| (*path).to_owned()).chain(texts);
+        paths.extend(optional.filter(|path| on_hub.contains(path)));
+        for component in self.weight_folders(components) {
             let variant = self.variant.as_ref().map(|variant| index::variant_candidates(component, variant));
             let candidates = variant.unwrap_or_default().into_iter().chain(index::plain_candidates(component));
             let path = candidates.into_iter().find(|path| on_hub.contains(path)).ok_or_else(|| {
@@ -291,15 +314,22 @@ impl Asked {
     /// The first file that a snapshot lacks, or `None` if it is complete. `is_absent` tells whether the hub has
     /// reported that there is no such file.
     fn missing(&self, snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Option<String> {
-        let Ok(files) = ModelFiles::folder(snapshot) else { return Some(MODEL_INDEX.to_owned()) };
-        let missing_of = |list: &[&'static str]| list.iter().copied().find(|path| !files.exists(path));
-        let texts = if self.wanted >= Wanted::Texts { self.layout.texts } else { &[] };
-        let missing_texts: Option<Vec<&str>> = texts.iter().map(|list| missing_of(list)).collect();
-        let missing_text = missing_texts.and_then(|each| each.last().copied());
-        if let Some(missing) = missing_of(self.layout.configs).or(missing_text) {
-            return Some(missing.to_owned());
+        let Ok(files) = ModelFiles::folder(snapshot) else { return Some(self.layout.index.to_owned()) };
+        // An index that cannot be read is reported when the model is opened.
+        let components = files.text(self.layout.index).and_then(|text| (self.layout.components)(&text)).ok()?;
+        let missing_of = |list: &[String]| list.iter().find(|path| !files.exists(path)).cloned();
+        let missing_text = |tokenizer: &String| {
+            let paths = |names: &&[&str]| names.iter().map(|name| format!("{tokenizer}/{name}")).collect::<Vec<_>>();
+            let missing: Option<Vec<String>> =
+                self.layout.texts.iter().map(|names| missing_of(&paths(names))).collect();
+            missing.and_then(|each| each.last().cloned())
+        };
+        let tokenizers = if self.wanted >= Wanted::Texts { &components.tokenizers[..] } else { &[] };
+        let missing = missing_of(&self.configs(&components)).or_else(|| tokenizers.iter().find_map(missing_text));
+        if missing.is_some() {
+            return missing;
         }
-        self.weight_folders().iter().find_map(|component| {
+        self.weight_folders(&components).iter().find_map(|component| {
             match index::find(&files, component, self.variant.as_deref()) {
                 Ok(sources) => {
                     let of_variant = self.variant.as_ref().filter(|_| !sources.is_variant);
