@@ -205,7 +205,7 @@ fn measure(
 
     let device = open(info.id)?;
     device.reserve(dry.peak_bytes())?;
-    let weights = Weights::open(&model.files, &component.folder, model.variant.as_deref())?;
+    let weights = model.weights(id)?;
     let loaded = load(component, weights, &source(&device))?;
     let mut seconds = Vec::with_capacity(settings.repeat);
     run(id, &loaded, &device, spec, settings, &mut |call| {

@@ -1,9 +1,15 @@
 //! Files on the command line with a weight or a name behind a colon: `--lora FILE[:WEIGHT]`, `--embedding FILE[:TOKEN]`.
 
-// The flags follow with the features.
-#![cfg_attr(not(test), expect(dead_code))]
+use sdshard::{
+    error::{Error, Result},
+    weights::lora::LoraChoice,
+};
 
-use sdshard::error::{Error, Result};
+/// Reads `--lora FILE[:WEIGHT]`.
+pub fn lora(argument: &str) -> std::result::Result<LoraChoice, String> {
+    let (file, weight) = file_and_weight(argument).map_err(|error| error.to_string())?;
+    Ok(LoraChoice { path: file.into(), weight: weight.unwrap_or(1.0) })
+}
 
 /// Splits `FILE[:WEIGHT]` at the last colon if a number follows it. A colon behind a single letter belongs to a drive.
 ///
@@ -22,6 +28,8 @@ pub fn file_and_weight(argument: &str) -> Result<(&str, Option<f32>)> {
     }
 }
 
+// The flag follows with the feature.
+#[cfg_attr(not(test), expect(dead_code))]
 /// Splits `FILE[:TOKEN]` at the last colon. A colon behind a single letter belongs to a drive, and one before a
 /// separator or a name that ends in `.safetensors` to a path.
 ///

@@ -13,9 +13,10 @@ use sdshard::{
         request::{RequestOptions, Rng},
     },
     scheduler::Prediction,
+    weights::lora::LoraChoice,
 };
 
-use super::{habits, names};
+use super::{adapters, habits, names};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,6 +85,14 @@ pub(super) struct ModelArgs {
     /// Another VAE for the model: a safetensors file, a folder of the VAE, or a diffusers folder
     #[arg(long, value_name = "FOLDER|FILE", aliases = ["vae-path"])]
     pub(super) vae: Option<PathBuf>,
+    /// A LoRA, or a file of a relative (LoCon, LoHa, LoKr, DoRA), that changes the weights; may be repeated
+    ///
+    /// The weight is 1 unless a number follows the last colon: style.safetensors:0.8.
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = adapters::lora)]
+    pub(super) lora: Vec<LoraChoice>,
+    /// Ignore modules of a LoRA that the model does not have, as long as it has some
+    #[arg(long, requires = "lora")]
+    pub(super) lora_lenient: bool,
     /// The variant of the weight files to read, for example "fp16"
     #[arg(long, value_name = "VARIANT")]
     pub(super) variant: Option<String>,
@@ -99,7 +108,13 @@ impl ModelArgs {
             PredictionArg::Epsilon => Prediction::Epsilon,
             PredictionArg::V => Prediction::Velocity,
         });
-        Overrides { config: self.config.as_deref(), prediction, vae: self.vae.as_deref() }
+        Overrides {
+            config: self.config.as_deref(),
+            prediction,
+            vae: self.vae.as_deref(),
+            loras: &self.lora,
+            lora_lenient: self.lora_lenient,
+        }
     }
 }
 

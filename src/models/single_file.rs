@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     json::Object,
     scheduler::Prediction,
-    weights::{ModelFiles, Weights, files::MODEL_INDEX},
+    weights::{ModelFiles, Weights, files::MODEL_INDEX, lora::LoraChoice},
 };
 
 /// The path of the VAE's config.
@@ -25,6 +25,10 @@ pub struct Overrides<'a> {
     pub prediction: Option<Prediction>,
     /// The folder or the safetensors file of another `AutoencoderKL`.
     pub vae: Option<&'a Path>,
+    /// The LoRAs that change the weights.
+    pub loras: &'a [LoraChoice],
+    /// Whether modules of the LoRAs that the model lacks are ignored.
+    pub lora_lenient: bool,
 }
 
 impl Overrides<'_> {
@@ -48,6 +52,7 @@ impl Overrides<'_> {
                 files = files.with_text(SCHEDULER, scheduler.to_value().to_string());
             }
         }
+        let files = files.with_loras(self.loras, self.lora_lenient);
         match self.vae {
             Some(vae) => with_vae(files, vae),
             None => Ok(files),

@@ -15,11 +15,16 @@ use crate::{
     error::{Error, Result},
     models::{
         component::ComponentId,
+        network::NetworkSpec,
         route::Route,
         spec::{ComponentSpec, ModelSpec},
     },
     tokenizer::{self, Tokenizer},
-    weights::{self, Ahead, ModelFiles, Observer, OffloadBuilder, Packed, Reside, Scope, Weights, files::MODEL_INDEX},
+    weights::{
+        self, Ahead, ModelFiles, Observer, OffloadBuilder, Packed, Reside, Scope, UnetBlocks, Weights,
+        files::MODEL_INDEX,
+        lora::{Adapters, Changeable, Target},
+    },
 };
 
 /// A checkpoint whose configs have been read and whose weights have not.
@@ -34,6 +39,8 @@ pub struct Model {
     pub variant: Option<String>,
     /// Receives the progress of reading weights.
     pub observer: Option<Observer>,
+    /// The LoRAs.
+    adapters: Arc<Adapters>,
     /// [`Model::identity`], once it has been computed.
     identity: Mutex<Option<String>>,
 }
@@ -52,8 +59,8 @@ impl Model {
     /// tokens than the text encoder, or the weights do not match the configs: see [`check_weights`].
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let model = Self::without_weights(files, variant)?;
-        check_weights(&model.files, &model.spec, model.variant.as_deref())?;
-        Ok(model)
+        let adapters = check_weights(&model.files, &model.spec, model.variant.as_deref())?;
+        Ok(Self { adapters: Arc::new(adapters), ..model })
     }
 
     /// As [`Model::open`], for a model whose weights need not exist yet.
@@ -77,14 +84,25 @@ impl Model {
             }
             tokenizers.push(tokenizer);
         }
-        Ok(Self { files, spec, tokenizers, variant, observer: None, identity: Mutex::default() })
+        Ok(Self {
+            files,
+            spec,
+            tokenizers,
+            variant,
+            observer: None,
+            adapters: Arc::default(),
+            identity: Mutex::default(),
+        })
     }
 
     /// A component's weights with checked headers; no tensor is read.
-    fn weights(&self, component: ComponentId) -> Result<Weights> {
+    ///
+    /// # Errors
+    /// If a file is missing or invalid.
+    pub fn weights(&self, component: ComponentId) -> Result<Weights> {
         let name = &self.spec.components[component].name;
         let weights = Weights::open(&self.files, name, self.variant.as_deref())?;
-        Ok(weights.observed(self.observer.clone()))
+        Ok(weights.observed(self.observer.clone()).adapted(self.adapters.clone()))
     }
 
     /// Ten hexadecimal digits that identify this model: the [`weights::identity`] of everything that its pictures
@@ -110,6 +128,10 @@ impl Model {
             paths = vec![file];
         }
         let identity = weights::identity(&self.files, &paths)?;
+        let identity = match self.adapters.identity() {
+            loras if loras.is_empty() => identity,
+            loras => weights::digits(&format!("{identity}\n{loras}")),
+        };
         *known = Some(identity.clone());
         Ok(identity)
     }
@@ -236,8 +258,8 @@ pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Res
 ///
 /// # Errors
 /// If a file of weights is missing or invalid, or a tensor is missing, or has another shape or a type that is not a
-/// float.
-pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<()> {
+/// float; or if a LoRA is not for this model.
+pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<Adapters> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
     let mut all = Vec::new();
@@ -257,7 +279,30 @@ pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>
             );
         }
     }
-    Ok(())
+    open_loras(files, spec, &all)
+}
+
+/// Finds the modules of the LoRAs among those that the networks of `weights` have read.
+fn open_loras(files: &ModelFiles, spec: &ModelSpec, weights: &[Weights]) -> Result<Adapters> {
+    let (loras, lenient) = files.loras();
+    if loras.is_empty() {
+        return Ok(Adapters::default());
+    }
+    let mut blocks = None;
+    let mut networks = Vec::new();
+    for ((_, component), weights) in spec.components.iter().zip(weights) {
+        let target = match &component.network {
+            NetworkSpec::Clip(_) => Target::TextEncoder(usize::from(component.name.ends_with("_2"))),
+            NetworkSpec::Unet(unet) => {
+                let (layers_per_block, up_attention) = (unet.layers_per_block, unet.up_attention.clone());
+                blocks = Some(UnetBlocks { layers_per_block, up_attention });
+                Target::Unet
+            }
+            NetworkSpec::VaeEncoder(_) | NetworkSpec::VaeDecoder(_) => continue,
+        };
+        networks.push(Changeable { component: &component.folder, target, modules: weights.modules() });
+    }
+    Adapters::open(loras, lenient, &networks, |name| blocks.as_ref()?.ldm_name(name))
 }
 
 #[cfg(test)]

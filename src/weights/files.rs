@@ -9,6 +9,7 @@ use std::{
     time::SystemTime,
 };
 
+use super::lora::LoraChoice;
 use crate::{
     backend::ReadAt,
     error::{Error, Result},
@@ -43,6 +44,8 @@ pub struct ModelFiles {
     is_derived: bool,
     /// The state of each file when it was first opened.
     seen: Arc<Mutex<HashMap<String, Stamp>>>,
+    /// The LoRAs that change its weights, and whether their modules may be missing in the model.
+    loras: (Arc<[LoraChoice]>, bool),
 }
 
 #[derive(Debug, Clone)]
@@ -91,7 +94,14 @@ impl ModelFiles {
     }
 
     fn of(name: String, storage: Storage) -> Self {
-        Self { name, storage, added: BTreeMap::new(), is_derived: false, seen: Arc::default() }
+        Self {
+            name,
+            storage,
+            added: BTreeMap::new(),
+            is_derived: false,
+            seen: Arc::default(),
+            loras: Default::default(),
+        }
     }
 
     /// Files that are compiled into the program.
@@ -151,6 +161,18 @@ impl ModelFiles {
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
+    }
+
+    /// The same model with LoRAs. If it is `lenient`, their modules that the model lacks are ignored.
+    #[must_use]
+    pub fn with_loras(mut self, loras: &[LoraChoice], lenient: bool) -> Self {
+        self.loras = (loras.into(), lenient);
+        self
+    }
+
+    /// The LoRAs, and whether their modules that the model lacks are ignored.
+    pub fn loras(&self) -> (&[LoraChoice], bool) {
+        (&self.loras.0, self.loras.1)
     }
 
     /// The name of the model: the folder's name, the hub id, or the name of the embedded files.

@@ -39,6 +39,11 @@ pub fn identity(files: &ModelFiles, paths: &[String]) -> Result<String> {
     identity_with(files, paths, cache.as_deref())
 }
 
+/// The SHA-256 of a file in hexadecimal digits, from the cache if it is there.
+pub(super) fn file_hash(place: &Path) -> io::Result<String> {
+    of_file(place, cache_folder().map(|folder| folder.join("hashes.json")).as_deref())
+}
+
 fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> Result<String> {
     let mut list = String::new();
     let mut whole = String::new();
@@ -62,6 +67,13 @@ fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> 
 /// The hexadecimal digits of a finished hash.
 pub fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The first ten digits of the SHA-256 of a text.
+pub fn digits(text: &str) -> String {
+    let mut hash = hex(Sha256::new_with_prefix(text));
+    hash.truncate(10);
+    hash
 }
 
 /// An entry of the cache.

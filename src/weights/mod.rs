@@ -23,7 +23,8 @@ use std::{
 pub use download::{Components, Download, HubPlace, ModelLayout, Wanted, is_hub_id};
 pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
-pub use identity::{hex, identity};
+pub use identity::{digits, hex, identity};
+use lora::Adapters;
 pub use names::UnetBlocks;
 use names::{Naming, Part};
 pub use offload::{Ahead, Offload};
@@ -83,6 +84,8 @@ struct Inner {
     observer: Option<Observer>,
     /// Whether every tensor is checked, and none has values.
     headers_only: bool,
+    /// The LoRAs that change the values.
+    adapters: Arc<Adapters>,
     /// The bytes that were read and the total bytes, from the first tensor on.
     progress: Mutex<Option<(usize, usize)>>,
 }
@@ -93,8 +96,8 @@ type TensorPlace = (usize, usize);
 /// What was read or declared unused.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Current names.
-    names: HashSet<String>,
+    /// Current names, with the shapes in which the network needs them.
+    names: HashMap<String, Vec<usize>>,
     /// Stored tensors: one of them may have the values of several names.
     tensors: HashSet<TensorPlace>,
 }
@@ -118,6 +121,9 @@ pub enum Loaded<'a> {
     /// Values that were computed.
     Computed(Vec<f32>),
 }
+
+/// The weight and the bias of a module.
+type ModuleTensors<'a> = (Loaded<'a>, Option<Loaded<'a>>);
 
 impl Loaded<'_> {
     /// The values, row by row.
@@ -164,8 +170,8 @@ impl Weights {
     fn new(component: &str, stored: Option<Stored>) -> Self {
         let component = component.to_owned();
         let (observer, headers_only) = (None, false);
-        let (seen, progress) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress }))
+        let (seen, progress, adapters) = (Mutex::default(), Mutex::default(), Arc::default());
+        Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress, adapters }))
     }
 
     /// Sets the observer of the reading. Nothing may have been read before.
@@ -173,6 +179,13 @@ impl Weights {
     pub fn observed(self, observer: Option<Observer>) -> Self {
         let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
         Self(Arc::new(Inner { observer, ..inner }))
+    }
+
+    /// Sets the LoRAs that change the values. Nothing may have been read before.
+    #[must_use]
+    pub fn adapted(self, adapters: Arc<Adapters>) -> Self {
+        let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
+        Self(Arc::new(Inner { adapters, ..inner }))
     }
 
     /// Removes the values: names, shapes and types are checked, but only headers are read. Nothing may have been read
@@ -222,7 +235,7 @@ impl Weights {
     /// F32, F16 or BF16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Loaded<'_>> {
         let Some(stored) = &self.0.stored else { return Ok(Loaded::Stored(Values::ShapeOnly)) };
-        let is_new = self.seen().names.insert(name.to_owned());
+        let is_new = self.seen().names.insert(name.to_owned(), shape.to_vec()).is_none();
         let doing = |what: String| Error::input(format!("loading {}: {what}", self.0.component));
         let Some((place, tensor, part)) = stored.find(name) else {
             let files: Vec<&str> = stored.files.iter().map(|file| file.path.as_str()).collect();
@@ -279,6 +292,30 @@ impl Weights {
                 Ok(Loaded::Computed((0..values.len()).map(element).collect()))
             }
         }
+    }
+
+    /// The modules whose weights were read, with the shapes of these.
+    pub fn modules(&self) -> Vec<(String, Vec<usize>)> {
+        let seen = self.seen();
+        let module = |(name, shape): (&String, &Vec<usize>)| {
+            name.strip_suffix(".weight").map(|module| (module.to_owned(), shape.clone()))
+        };
+        seen.names.iter().filter_map(module).collect()
+    }
+
+    /// Adds what LoRAs change in a module to its tensors, which are of these shapes.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or an adapter does not fit.
+    fn adapt(&self, module: &str, shape: &[usize], tensors: &mut ModuleTensors<'_>) -> Result<()> {
+        let Inner { adapters, component, headers_only, .. } = &*self.0;
+        if self.0.stored.is_none() || *headers_only || !adapters.change(component, module) {
+            return Ok(());
+        }
+        let (mut weight, mut bias) = (tensors.0.to_f32()?, tensors.1.as_ref().map(Loaded::to_f32).transpose()?);
+        adapters.apply(component, module, shape, &mut weight, bias.as_deref_mut())?;
+        *tensors = (Loaded::Computed(weight), bias.map(Loaded::Computed));
+        Ok(())
     }
 
     /// Declares that all tensors with the given prefix are not read on purpose, for example a VAE's encoder, which has

@@ -161,7 +161,9 @@ impl LayerTensors {
     }
 
     fn pack(&self, pack: impl FnOnce(Values, Option<Values>) -> Result<Weight>) -> Result<Weight> {
-        let (weight, bias) = self.load()?;
+        let mut tensors = self.load()?;
+        self.weights.adapt(&self.prefix, &self.shape, &mut tensors)?;
+        let (weight, bias) = tensors;
         let packed = pack(weight.values(), bias.as_ref().map(Loaded::values))?;
         self.weights.check_unchanged()?;
         Ok(packed)

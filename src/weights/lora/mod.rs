@@ -4,6 +4,7 @@
 //! Three questions are answered by themselves: how a file names modules ([`modules`]), which kind of adapter a module has
 //! ([`keys`] and [`Adapter`]), and what it adds to a weight ([`merge`]).
 
+mod adapters;
 mod keys;
 mod merge;
 mod modules;
@@ -11,13 +12,14 @@ mod scale;
 
 use std::{collections::BTreeSet, path::Path};
 
+pub use self::{
+    adapters::{Adapters, Changeable, LoraChoice},
+    merge::{Difference, Matrix},
+    modules::{Modules, Target},
+};
 use self::{
     keys::{Groups, Part},
     scale::PeftConfig,
-};
-pub use self::{
-    merge::{Difference, Matrix},
-    modules::{Modules, Target},
 };
 use super::TensorFile;
 use crate::error::{Error, Result};
@@ -181,6 +183,31 @@ impl LoraFile {
             Some(family) => error.hint(format!("this file was made for {family}")),
             None => error,
         })
+    }
+
+    /// Compares the outputs and inputs of a product with the shape of the module's weight. Other kinds of adapters are
+    /// compared when they are applied.
+    ///
+    /// # Errors
+    /// If they differ: the file was made for another kind of model.
+    pub(super) fn check_shape(&self, stem: &str, shape: &[usize]) -> Result<()> {
+        let shapes: Vec<&[usize]> = self.file.tensors().map(|(_, shape)| shape).collect();
+        let group = self.groups.iter().find(|group| group.stem == stem);
+        let size = |part: Part, axis: usize| shapes[*group?.parts.get(&part)?].get(axis).copied();
+        let is_other = |found: Option<usize>, wanted: Option<&usize>| found.is_some() && found.as_ref() != wanted;
+        // The first convolution of an inpainting model has more inputs than those of other models.
+        let is_inpainting = shape.get(1) == Some(&9) && size(Part::Down, 1) == Some(4);
+        if is_other(size(Part::Up, 0), shape.first()) || (is_other(size(Part::Down, 1), shape.get(1)) && !is_inpainting)
+        {
+            let found = [size(Part::Up, 0), size(Part::Down, 1)].map(|size| size.unwrap_or_default());
+            let error = Error::input(format!("the LoRA {}: `{stem}` is not for a weight of {shape:?}", self.path()));
+            let error = error.found(format!("{found:?}"));
+            return Err(match self.family() {
+                Some(family) => error.hint(format!("this file was made for {family}")),
+                None => error,
+            });
+        }
+        Ok(())
     }
 
     /// Reads the tensors of a module, by its name in the file.

@@ -1,0 +1,131 @@
+//! The LoRAs of a model, applied to its weights as they are read.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use super::{LoraFile, Modules, Target};
+use crate::{
+    error::{Error, Result},
+    weights::identity::file_hash,
+};
+
+/// A LoRA that a user asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraChoice {
+    /// The safetensors file.
+    pub path: PathBuf,
+    /// The strength: 1 adds what the LoRA was trained to add.
+    pub weight: f32,
+}
+
+impl LoraChoice {
+    /// The name of the file without its extension, as web UIs show it.
+    pub fn name(&self) -> String {
+        self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    }
+}
+
+/// A network whose modules LoRAs can change.
+pub struct Changeable<'a> {
+    /// The folder of the component.
+    pub component: &'a str,
+    /// The network in LoRA files.
+    pub target: Target,
+    /// The names and the shapes of its modules' weights.
+    pub modules: Vec<(String, Vec<usize>)>,
+}
+
+/// The LoRAs of a model, with what they change.
+#[derive(Debug, Default)]
+pub struct Adapters {
+    files: Vec<Applied>,
+    /// For each component and module: the index of a file and the module's name in it.
+    changes: HashMap<(String, String), Vec<(usize, String)>>,
+}
+
+#[derive(Debug)]
+struct Applied {
+    file: LoraFile,
+    weight: f32,
+    /// The SHA-256 of the file.
+    hash: String,
+}
+
+impl Adapters {
+    /// Opens the LoRAs and finds their modules in `networks`. `ldm_name` gives LDM's name of a module of the UNet.
+    ///
+    /// # Errors
+    /// If a file cannot be read or is no LoRA for this model. If it is `lenient`, names that no module has are ignored,
+    /// as long as one has.
+    pub fn open(
+        choices: &[LoraChoice],
+        lenient: bool,
+        networks: &[Changeable],
+        ldm_name: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self> {
+        let mut files = Vec::with_capacity(choices.len());
+        for LoraChoice { path, weight } in choices {
+            let file = LoraFile::open(path)?;
+            let hash = file_hash(path)
+                .map_err(|error| Error::input(format!("the LoRA {} cannot be hashed", file.path())).source(error))?;
+            files.push(Applied { file, weight: *weight, hash });
+        }
+        // Sums of f32 depend on their order, which the order on the command line must not decide.
+        files.sort_by(|a, b| a.hash.cmp(&b.hash).then(a.weight.total_cmp(&b.weight)));
+        let all = || {
+            networks.iter().flat_map(|network| network.modules.iter().map(move |(name, shape)| (network, name, shape)))
+        };
+        let known = Modules::new(all().map(|(network, name, _)| (network.target, name.as_str())), ldm_name);
+        let mut changes: HashMap<_, Vec<_>> = HashMap::new();
+        for (index, applied) in files.iter().enumerate() {
+            for change in applied.file.resolve(&known, lenient)? {
+                let (network, name, shape) = all().nth(change.module).expect("a module of the list");
+                applied.file.check_shape(&change.stem, shape)?;
+                changes.entry((network.component.to_owned(), name.clone())).or_default().push((index, change.stem));
+            }
+        }
+        Ok(Self { files, changes })
+    }
+
+    /// What decides pictures: the hash and the weight of each file, one a line.
+    pub fn identity(&self) -> String {
+        self.files.iter().map(|applied| format!("{}  {}\n", applied.hash, applied.weight)).collect()
+    }
+
+    /// Adds what the LoRAs change in a module of a component: in its weight, which has this shape, and in its bias.
+    ///
+    /// # Errors
+    /// If a file cannot be read any more, or its tensors do not fit.
+    pub(in crate::weights) fn apply(
+        &self,
+        component: &str,
+        module: &str,
+        shape: &[usize],
+        weight: &mut [f32],
+        mut bias: Option<&mut [f32]>,
+    ) -> Result<()> {
+        let add = |to: &mut [f32], sum: &[f32]| to.iter_mut().zip(sum).for_each(|(to, x)| *to += x);
+        let (original, original_bias) = (weight.to_vec(), bias.as_deref().map(<[f32]>::to_vec));
+        for (file, stem) in self.of(component, module) {
+            let Applied { file, weight: strength, .. } = &self.files[*file];
+            let difference = file.adapter(stem)?.difference(&original, shape, original_bias.as_deref(), *strength);
+            let difference =
+                difference.map_err(|error| error.context(format!("the LoRA {}, `{stem}`", file.path())))?;
+            if let Some(difference) = difference.weight {
+                add(weight, &difference);
+            }
+            if let (Some(bias), Some(difference)) = (&mut bias, difference.bias) {
+                add(bias, &difference);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a module of a component is changed.
+    pub(in crate::weights) fn change(&self, component: &str, module: &str) -> bool {
+        !self.of(component, module).is_empty()
+    }
+
+    fn of(&self, component: &str, module: &str) -> &[(usize, String)] {
+        self.changes.get(&(component.to_owned(), module.to_owned())).map_or(&[], Vec::as_slice)
+    }
+}
