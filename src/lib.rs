@@ -151,7 +151,7 @@ pub use planner::{
     plan::{ComponentPlan, DevicePlan, Edge, Plan, Rejected, ReplicaPlan},
 };
 #[doc(inline)]
-pub use scheduler::SchedulerKind;
+pub use scheduler::{SchedulerKind, Sigmas, Solver};
 #[doc(inline)]
 pub use tensor::random::Rng;
 #[doc(inline)]
