@@ -156,7 +156,7 @@ pub use planner::{
     plan::{ComponentPlan, DevicePlan, Edge, Plan, Rejected, ReplicaPlan},
 };
 #[doc(inline)]
-pub use scheduler::{Prediction, SchedulerKind};
+pub use scheduler::{Prediction, SchedulerKind, Sigmas, Solver};
 #[doc(inline)]
 pub use tensor::random::Rng;
 #[doc(inline)]

@@ -51,7 +51,7 @@ pub(super) fn singlestep(config: &SchedulerConfig, count: usize, begin: usize) -
     let step = |index: usize| {
         let plain = levels.step(config, index);
         let next = &levels.levels[index + 1];
-        if config.solver_order == 1 || index % 2 == 0 || index == begin || (ends_low && index == count - 1) {
+        if config.solver_order == 1 || index.is_multiple_of(2) || index == begin || (ends_low && index == count - 1) {
             let jump = Jump::new(config, &levels.levels[index], next);
             return Step { a: jump.latents as f32, b: weights([jump.clean]), noise: jump.noise as f32, ..plain };
         }

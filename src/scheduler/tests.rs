@@ -320,9 +320,9 @@ fn runs_of_one_number_are_those_of_diffusers() {
         let found = schedule.trace(vec![schedule.init_noise_sigma], |x, _| vec![0.1 * x[0] + 0.3], fresh_noise);
         assert_eq!(found.len(), wanted.len(), "{kind} {words} {steps}");
         for (found, wanted) in found.iter().zip(wanted) {
-            let difference = (found[0] - wanted).abs();
+            let difference = (f64::from(found[0]) - wanted).abs();
             // The reference computes with the first latents' size, so it has their rounding error.
-            let tolerance = 2e-5 * wanted.abs().max(0.1) + f32::EPSILON * schedule.init_noise_sigma;
+            let tolerance = 2e-5 * wanted.abs().max(0.1) + f64::from(f32::EPSILON * schedule.init_noise_sigma);
             assert!(difference <= tolerance, "{kind} {words} {steps}: {} for {wanted}", found[0]);
         }
         // diffusers draws noise of weight 0 at the last step, where it has no effect.
@@ -570,11 +570,13 @@ fn refuses_the_counts_for_which_diffusers_makes_a_step_too_many() {
     assert!(message.contains("60 or 62 steps"), "{message}");
 }
 
+type Trace = (&'static str, &'static str, usize, f64, usize, &'static [f64]);
+
 /// Runs of one number that diffusers 0.42 made: the latents begin with 1, the network returns 0.1 times its input plus
 /// 0.3, and every draw of noise is 0.5. The columns: the scheduler, the changes to
 /// its config, the steps, eta, the draws, and the latents after each call.
 #[rustfmt::skip]
-const TRACES: &[(&str, &str, usize, f64, usize, &[f32])] = &[
+const TRACES: &[Trace] = &[
     ("euler", "leading", 4, 0.0, 0, &[3.239212, 2.804448, 2.456245, 2.433711]),
     ("euler", "leading", 8, 0.0, 0,
      &[6.137304, 5.422942, 4.978753, 4.671467, 4.438086, 4.241465, 3.991175, 3.962305]),
