@@ -2,6 +2,7 @@
 
 import added_tokens
 import emoji
+import lora_merge
 import noise
 import pipelines
 import prompts
@@ -9,6 +10,6 @@ import schedulers
 import tiny_models
 import tokenizer
 
-for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, schedulers, noise, emoji):
+for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, schedulers, noise, lora_merge, emoji):
     part.main()
     print(part.__name__, "done")
