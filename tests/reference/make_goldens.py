@@ -3,6 +3,7 @@
 import added_tokens
 import clip_skip
 import emoji
+import lora_merge
 import noise
 import pipelines
 import prompts
@@ -11,6 +12,7 @@ import tiny_models
 import tiny_sdxl
 import tokenizer
 
-for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise, emoji):
+for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise,
+             lora_merge, emoji):
     part.main()
     print(part.__name__, "done")

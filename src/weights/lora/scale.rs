@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::TensorFile;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    weights::TensorFile,
+};
 
 /// The factor: `scale` if the file has it, or else `alpha / rank`. An alpha of 0 counts as the rank, as in kohya's
 /// trainer. Without alpha, `peft` gives the factor for the rank. Adapters without rank have the factor 1.
