@@ -75,8 +75,8 @@ mod tests {
         ] {
             assert_eq!(file_and_weight(argument).unwrap(), want, "{argument}");
         }
-        let error = file_and_weight("x:1e39").unwrap_err().to_string();
-        assert!(error.contains("--lora x:1e39: the weight is too large\n  found: 1e39"), "{error}");
+        let error = file_and_weight("snow:1e39").unwrap_err().to_string();
+        assert!(error.contains("--lora snow:1e39: the weight is too large\n  found: 1e39"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use sdshard::{
     error::{Error, Result},
     pipeline::{Latents, Model, Settings, request::RequestOptions},
     planner::plan::Plan,
+    weights::lora::LoraChoice,
 };
 
 use super::{
@@ -84,7 +85,7 @@ pub fn adapt(jobs: &mut [Job], args: &GenerateArgs, model: &Model) {
 /// Prints what of the settings is not followed.
 pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, plan: &Plan, console: &Console) {
     let (Some(settings), Some(place)) = (&args.settings, place(args)) else { return };
-    for line in not_followed(settings) {
+    for line in not_followed(settings, args) {
         console.note(&format!("{place}: not followed: {line}"));
     }
     match (&settings.latents, latents.map(Latents::digest)) {
@@ -111,8 +112,10 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, plan: &Plan, console
 }
 
 /// What has no counterpart among the options here. An entry leaves this list when a flag for it is added.
-fn not_followed(settings: &Settings) -> Vec<String> {
-    let mut lines = Vec::new();
+fn not_followed(settings: &Settings, args: &GenerateArgs) -> Vec<String> {
+    let own: Vec<String> = args.model.model.lora.iter().map(LoraChoice::label).collect();
+    let missing = settings.loras.iter().filter(|lora| !own.contains(lora));
+    let mut lines: Vec<String> = missing.map(|lora| format!("LoRA {lora}: --lora gives one")).collect();
     if let Some(strength) = settings.strength {
         lines.push(format!("Denoising strength: {strength} (the picture started from another one)"));
     }

@@ -21,9 +21,9 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     ),
     (&["-s"], "means the seed in some tools and the steps in others", "--seed N or --steps N"),
     (
-        &["--lora", "--loras", "--lora-dir", "--lora-model-dir", "--lora-path", "--lora-weights", "--lora-scale"],
-        "sdshard has no LoRA yet",
-        "a model folder into which diffusers has merged it: fuse_lora(), then save_pretrained()",
+        &["--loras", "--lora-dir", "--lora-model-dir", "--lora-path", "--lora-weights", "--lora-scale"],
+        "sdshard takes each LoRA by its file",
+        "--lora FILE, or --lora FILE:WEIGHT",
     ),
     (
         &[

@@ -456,6 +456,7 @@ mod tests {
             },
             dtype: "f32".into(),
             rng: "cpu".into(),
+            loras: Vec::new(),
             latents: None,
         }
     }

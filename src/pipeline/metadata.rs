@@ -11,7 +11,11 @@ use super::{
     parameters,
     request::{Request, RequestOptions, Start},
 };
-use crate::{backend::DType, error::Result, weights::Fnv};
+use crate::{
+    backend::DType,
+    error::Result,
+    weights::{Fnv, lora::LoraChoice},
+};
 
 /// The keyword of the text chunk in the form that Stable Diffusion web UIs read.
 pub(super) const PARAMETERS: &str = "parameters";
@@ -35,6 +39,9 @@ pub struct Metadata {
     pub dtype: String,
     /// The generator of the noise, as `--rng` names it.
     pub rng: String,
+    /// The LoRAs, as names and weights: `style:0.8`. The hash of the model contains those of their files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<String>,
     /// A hash of the starting noise, if it was given rather than generated from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents: Option<String>,
@@ -64,6 +71,7 @@ impl Metadata {
                 .collect::<Vec<_>>()
                 .join("+"),
             rng: request.rng.to_string(),
+            loras: model.files.loras().0.iter().map(LoraChoice::label).collect(),
             latents: match &request.start {
                 Start::Noise => None,
                 Start::Latents(values) => Some(digest(values)),
@@ -85,7 +93,7 @@ impl Metadata {
 
     /// The text that Stable Diffusion web UIs read: prompt, negative prompt, and one line of settings.
     pub fn parameters(&self) -> String {
-        parameters::write(&self.request, &self.model_hash, &self.model, &self.rng)
+        parameters::write(self)
     }
 }
 
@@ -110,6 +118,7 @@ pub(super) mod tests {
             },
             dtype: "f32".into(),
             rng: "cpu".into(),
+            loras: Vec::new(),
             latents: None,
         }
     }
@@ -126,5 +135,7 @@ pub(super) mod tests {
         let text = other.parameters();
         assert!(text.starts_with("a red fox\nNegative prompt: blur ry\nSteps: 25, "), "{text}");
         assert!(text.ends_with("Model: \"a, b\", RNG: CPU"), "{text}");
+        let text = Metadata { loras: vec!["snow:0.8".into(), "ice:1".into()], ..metadata() }.parameters();
+        assert!(text.starts_with("a red fox <lora:snow:0.8> <lora:ice:1>\nSteps: 25, "), "{text}");
     }
 }

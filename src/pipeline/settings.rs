@@ -50,6 +50,8 @@ pub struct Settings {
     pub vae_hash: Option<String>,
     /// How much of a given picture is drawn anew; `None` if the picture was drawn from a text alone.
     pub strength: Option<f32>,
+    /// The LoRAs of a picture of sdshard, as names and weights: `style:0.8`.
+    pub loras: Vec<String>,
     /// The names of LoRAs, and the beginnings of hashes of their files.
     pub lora_hashes: Vec<(String, String)>,
     /// The same of embeddings.
@@ -67,10 +69,10 @@ pub struct Settings {
 impl From<Metadata> for Settings {
     fn from(metadata: Metadata) -> Self {
         // Each field is named, so that a new one is not forgotten.
-        let Metadata { model, model_hash, request, dtype, rng, latents } = metadata;
+        let Metadata { model, model_hash, request, dtype, rng, loras, latents } = metadata;
         let rng = rng.parse().ok();
         let (model, model_hash, dtype) = (Some(model), Some(model_hash), Some(dtype));
-        Self { options: request, rng, model, model_hash, dtype, latents, ..Self::default() }
+        Self { options: request, rng, model, model_hash, dtype, loras, latents, ..Self::default() }
     }
 }
 

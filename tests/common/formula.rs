@@ -35,10 +35,11 @@ fn fnv(text: &str) -> u64 {
 }
 
 /// One tensor of a component.
-fn weight(component: &str, name: &str, shape: &[usize], factor: f64) -> Vec<f32> {
+pub fn weight(component: &str, name: &str, shape: &[usize], factor: f64) -> Vec<f32> {
     let key = fnv(&format!("{component}/{name}"));
     let is_stream = STREAM.iter().any(|part| name.contains(part));
-    let (fan_in, is_last) = (shape[1..].iter().product::<usize>() as f64, LAST.iter().any(|end| name.ends_with(end)));
+    let (fan_in, is_last) =
+        (shape.iter().skip(1).product::<usize>() as f64, LAST.iter().any(|end| name.ends_with(end)));
     let value = |i: usize| {
         let mut z = key.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,12 +1,26 @@
-//! What adapters of LoRA files add to weights, against an independent computation: `golden/lora_merge.json`.
+//! What adapters of LoRA files add to weights, against an independent computation: `golden/lora_merge.json`; and pictures
+//! with a LoRA.
 
-use std::fs;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use safetensors::{Dtype, tensor::TensorView};
-use sdshard::weights::lora::LoraFile;
+use sdshard::{
+    Model, ModelFiles, Request, Result,
+    models::single_file::Overrides,
+    weights::lora::{LoraChoice, LoraFile},
+};
 use serde_json::Value;
 
 use super::tokenizer::golden;
+use crate::{
+    common::{self, formula},
+    golden::{Golden, close, draw, draw_with},
+};
 
 /// Shape and values of a tensor in the golden file.
 fn tensor(value: &Value) -> (Vec<usize>, Vec<f32>) {
@@ -56,4 +70,91 @@ fn adapters_of_every_kind_add_what_their_formulas_say() {
             assert!((got - want).abs() <= 2e-6 * largest, "{name}, value {i}: {got}, not {want}");
         }
     }
+}
+
+/// The LoRA of `golden/lora.safetensors`, in `folder`.
+fn lora_of(golden: &Golden, folder: &Path) -> PathBuf {
+    let shapes: BTreeMap<String, Vec<usize>> = serde_json::from_str(&golden.text("tensors")).unwrap();
+    let alpha: f32 = golden.text("alpha").parse().unwrap();
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    for (name, shape) in shapes {
+        let values = formula::weight("lora", &name, &shape, 1.0);
+        let stem = name.split_once('.').unwrap().0;
+        tensors.insert(format!("{stem}.alpha"), (vec![], vec![alpha]));
+        tensors.insert(name, (shape, values));
+    }
+    let path = folder.join("style.safetensors");
+    formula::write(&path, &tensors);
+    path
+}
+
+fn open(loras: &[LoraChoice], lenient: bool) -> Result<Model> {
+    let files = ModelFiles::folder(common::tiny()).unwrap();
+    let overrides = Overrides { loras, lora_lenient: lenient, ..Overrides::default() };
+    Model::open(overrides.apply(files)?, None)
+}
+
+#[test]
+fn latents_with_a_lora_match_the_reference_wherever_its_weights_are() {
+    let golden = Golden::open("lora");
+    let folder = tempfile::tempdir().unwrap();
+    let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+    let choice = LoraChoice { path: lora_of(&golden, folder.path()), weight: number("strength") };
+    let plain = Arc::new(open(&[], false).unwrap());
+    let model = Arc::new(open(std::slice::from_ref(&choice), false).unwrap());
+    let request = Request {
+        seed: number("seed") as u64,
+        steps: number("steps") as usize,
+        width: number("width") as usize,
+        height: number("height") as usize,
+        ..Request::new(golden.text("prompt"), &model.spec)
+    };
+    let latents = draw(&model, request.clone()).latents.values;
+    close("with the LoRA", &latents, &golden.values("with"), 1e-3);
+    close("without it", &draw(&plain, request.clone()).latents.values, &golden.values("without"), 1e-3);
+    assert_ne!(model.identity().unwrap(), plain.identity().unwrap(), "a LoRA makes another model");
+    for reside in ["host", "disk"] {
+        let map = format!(
+            "[components]\ntext_encoder = \"cpu\"\nvae = \"cpu\"\n\
+             unet = {{ execute = \"cpu\", reside = \"{reside}\" }}"
+        );
+        assert!(draw_with(&model, request.clone(), &map).latents.values == latents, "{reside}");
+    }
+    // Two of them in either order are the same model.
+    let half = LoraChoice { weight: 0.5, ..choice.clone() };
+    let [one, other] =
+        [[choice.clone(), half.clone()], [half, choice]].map(|both| Arc::new(open(&both, false).unwrap()));
+    assert_eq!(one.identity().unwrap(), other.identity().unwrap());
+    assert!(draw(&one, request.clone()).latents == draw(&other, request).latents);
+}
+
+#[test]
+fn a_lora_that_is_not_for_the_model_is_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k";
+    let tensors = |stem: &str, down: Vec<usize>, up: Vec<usize>| {
+        let tensor = |shape: Vec<usize>| (shape.clone(), vec![0.5; shape.iter().product()]);
+        let names = [format!("{stem}.lora_down.weight"), format!("{stem}.lora_up.weight")];
+        names.into_iter().zip([tensor(down), tensor(up)]).collect::<BTreeMap<_, _>>()
+    };
+    let right = tensors(key, vec![2, 32], vec![16, 2]);
+    let unknown = tensors("lora_unet_nowhere", vec![2, 4], vec![4, 2]);
+    let both: BTreeMap<_, _> = right.clone().into_iter().chain(unknown.clone()).collect();
+    for (name, tensors, lenient, facts) in [
+        (
+            "wide",
+            tensors(key, vec![2, 2048], vec![16, 2]),
+            false,
+            &["is not for a weight of [16, 32]", "made for SDXL"][..],
+        ),
+        ("unknown", unknown, true, &["this model has none of its modules"]),
+        ("both", both.clone(), false, &["this model lacks 1 of its 2 modules", "lora_unet_nowhere"]),
+    ] {
+        let path = folder.path().join(format!("{name}.safetensors"));
+        formula::write(&path, &tensors);
+        let error = open(&[LoraChoice { path: path.clone(), weight: 1.0 }], lenient).unwrap_err().to_string();
+        common::has_facts(name, &error, &[facts, &[path.to_str().unwrap()]].concat());
+    }
+    let path = folder.path().join("both.safetensors");
+    open(&[LoraChoice { path, weight: 1.0 }], true).unwrap();
 }

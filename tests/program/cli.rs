@@ -120,7 +120,11 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
     for (arguments, parts) in [
         (&["-n", "4"][..], &["-n: ", "--num-images N or --negative-prompt TEXT"][..]),
         (&["-s7"], &["-s: ", "--seed N or --steps N"]),
-        (&["--lora", "x"], &["--lora: ", "no LoRA yet"]),
+        (&["--lora-dir", "x"], &["--lora-dir: ", "--lora FILE"]),
+        (
+            &["--lora", "nowhere.safetensors:0.5", "--model", "models/emoji", "a fox"],
+            &["nowhere.safetensors: there is no such file"],
+        ),
         (&["--init_image=x.png"], &["--init-image: ", "img2img"]),
         (&["--image", "x.png"], &["--image: ", "img2img"]),
         (&["--controlnet", "x"], &["no ControlNet"]),

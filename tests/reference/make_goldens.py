@@ -3,6 +3,7 @@
 import added_tokens
 import clip_skip
 import emoji
+import lora
 import lora_merge
 import noise
 import pipelines
@@ -13,6 +14,6 @@ import tiny_sdxl
 import tokenizer
 
 for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise,
-             lora_merge, emoji):
+             lora_merge, lora, emoji):
     part.main()
     print(part.__name__, "done")

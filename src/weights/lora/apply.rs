@@ -18,9 +18,10 @@ pub struct LoraChoice {
 }
 
 impl LoraChoice {
-    /// The name of the file without its extension, as web UIs show it.
-    pub fn name(&self) -> String {
-        self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    /// The name of the file without its extension, and the weight: `style:0.8`.
+    pub fn label(&self) -> String {
+        let name = self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        format!("{name}:{}", self.weight)
     }
 }
 

@@ -10,7 +10,7 @@ type Test = fn(&str) -> bool;
 /// What a file without a UNet of Stable Diffusion holds instead, how it is recognised, and what to do with it. The
 /// first one counts.
 const OTHERS: [(&str, Test, &str); 13] = [
-    ("a LoRA", |name| name.contains("lora_") || name.contains(".lora.") || name.starts_with("lycoris_"), WHOLE),
+    ("a LoRA", |name| name.contains("lora_") || name.contains(".lora.") || name.starts_with("lycoris_"), LORA),
     ("a ControlNet", |name| name.contains("input_hint_block") || name.contains("controlnet_cond_embedding"), WHOLE),
     ("a model of the family Flux", |name| name.contains("double_blocks.0."), FAMILIES),
     ("a model of the family Stable Diffusion 3", |name| name.contains("joint_blocks.0."), FAMILIES),
@@ -33,6 +33,7 @@ const OTHERS: [(&str, Test, &str); 13] = [
     ("a motion module", |name| name.contains("motion_modules."), WHOLE),
 ];
 const WHOLE: &str = "--model FILE takes a whole checkpoint: text encoder, UNet and VAE in one file";
+const LORA: &str = "--lora FILE applies it to the model of --model";
 const FAMILIES: &str = "sdshard runs Stable Diffusion 1, 2 and XL";
 
 /// The error for a single file that lacks a component.
