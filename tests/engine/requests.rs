@@ -461,7 +461,8 @@ fn a_picture_saves_itself_with_what_it_was_made_from() {
     let path = common::succeeds(program.arg(folder.path()).arg("--model").arg(common::tiny()));
     assert!(std::fs::read(path.trim()).unwrap() == std::fs::read(&png).unwrap());
 
-    for (name, says) in [("a.jpg", ".png or .safetensors"), ("a", ".png or .safetensors"), ("none/a.png", "none/a.png")]
+    for (name, says) in
+        [("a.gif", ".webp or .safetensors"), ("a", ".webp or .safetensors"), ("none/a.png", "none/a.png")]
     {
         let path = folder.path().join(name);
         let error = picture.save(&path).unwrap_err();

@@ -122,7 +122,7 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
         (&["-s7"], &["-s: ", "--seed N or --steps N"]),
         (&["--lora-dir", "x"], &["--lora-dir: ", "--lora FILE"]),
         (
-            &["--lora", "nowhere.safetensors:0.5", "--model", "models/emoji", "a fox"],
+            &["--lora", "nowhere.safetensors:0.5", "--model", "models/emoji"],
             &["nowhere.safetensors: there is no such file"],
         ),
         (&["--init_image=x.png"], &["--init-image: ", "img2img"]),
