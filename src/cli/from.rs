@@ -9,7 +9,6 @@ use sdshard::{
 
 use super::{
     args::{GenerateArgs, Seed},
-    jobs::Job,
     progress::Console,
     prompts,
 };
@@ -71,14 +70,6 @@ pub fn check_model(args: &GenerateArgs, model: &Model, console: &Console) -> Res
         (false, false) => Err(Error::input(format!("{what}, and --model does not say where it is"))
             .found(said)
             .hint("--model FOLDER or --model ORG/NAME; any model can be used")),
-    }
-}
-
-/// Takes back what the settings of a web UI say without an effect on this model: web UIs ignore "Clip skip" for SDXL.
-pub fn adapt(jobs: &mut [Job], args: &GenerateArgs, model: &Model) {
-    let is_of_web_ui = args.settings.as_ref().is_some_and(|settings| settings.is_of_web_ui);
-    if is_of_web_ui && model.spec.sdxl.is_some() && args.options.clip_skip.is_none() {
-        jobs.iter_mut().for_each(|job| job.options.clip_skip = None);
     }
 }
 

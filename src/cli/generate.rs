@@ -27,7 +27,7 @@ use super::{
     from,
     gauge::{Gauge, Planned},
     interrupt::Interrupt,
-    jobs::{Job, jobs, requests},
+    jobs::{Job, adapt_to, jobs, requests},
     model::{self, device_map},
     names::file_name_is_possible,
     progress::Console,
@@ -72,7 +72,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     let model = Arc::new(model);
     interrupt.check()?;
     from::check_model(args, &model, console)?;
-    from::adapt(&mut jobs, args, &model);
+    adapt_to(&mut jobs, args, &model);
     let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
     warn_of_habits(&requests, args.model.model.model.is_none().then_some(&model.spec.defaults));
     let visible = world.own_devices(&backend::visible())?;

@@ -196,6 +196,14 @@ impl Job {
     }
 }
 
+/// Takes back what the settings of a web UI say without an effect on this model: web UIs ignore "Clip skip" for SDXL.
+pub fn adapt_to(jobs: &mut [Job], args: &GenerateArgs, model: &Model) {
+    let is_of_web_ui = args.settings.as_ref().is_some_and(|settings| settings.is_of_web_ui);
+    if is_of_web_ui && model.spec.sdxl.is_some() && args.options.clip_skip.is_none() {
+        jobs.iter_mut().for_each(|job| job.options.clip_skip = None);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;

@@ -282,15 +282,15 @@ pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>
     open_loras(files, spec, &all)
 }
 
-/// Finds the modules of the LoRAs among those that the networks of `weights` have read.
-fn open_loras(files: &ModelFiles, spec: &ModelSpec, weights: &[Weights]) -> Result<Adapters> {
+/// Finds the modules of the LoRAs among those that the networks of `opened` have read.
+fn open_loras(files: &ModelFiles, spec: &ModelSpec, opened: &[Weights]) -> Result<Adapters> {
     let (loras, lenient) = files.loras();
     if loras.is_empty() {
         return Ok(Adapters::default());
     }
     let mut blocks = None;
     let mut networks = Vec::new();
-    for ((_, component), weights) in spec.components.iter().zip(weights) {
+    for ((_, component), weights) in spec.components.iter().zip(opened) {
         let target = match &component.network {
             NetworkSpec::Clip(_) => Target::TextEncoder(usize::from(component.name.ends_with("_2"))),
             NetworkSpec::Unet(unet) => {
@@ -302,7 +302,7 @@ fn open_loras(files: &ModelFiles, spec: &ModelSpec, weights: &[Weights]) -> Resu
         };
         networks.push(Changeable { component: &component.folder, target, modules: weights.modules() });
     }
-    Adapters::open(loras, lenient, &networks, |name| blocks.as_ref()?.ldm_name(name))
+    Adapters::open(loras, lenient, &networks, |name| blocks.as_ref()?.ldm_name(name), weights::file_hash)
 }
 
 #[cfg(test)]

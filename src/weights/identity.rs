@@ -40,8 +40,13 @@ pub fn identity(files: &ModelFiles, paths: &[String]) -> Result<String> {
 }
 
 /// The SHA-256 of a file in hexadecimal digits, from the cache if it is there.
-pub(super) fn file_hash(place: &Path) -> io::Result<String> {
-    of_file(place, cache_folder().map(|folder| folder.join("hashes.json")).as_deref())
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn file_hash(place: &Path) -> Result<String> {
+    let cache = cache_folder().map(|folder| folder.join("hashes.json"));
+    let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
+    of_file(place, cache.as_deref()).map_err(doing)
 }
 
 fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> Result<String> {

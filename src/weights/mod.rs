@@ -8,6 +8,7 @@ pub mod files;
 pub mod hub;
 mod identity;
 mod index;
+mod loaded;
 pub mod lora;
 mod names;
 mod offload;
@@ -23,7 +24,8 @@ use std::{
 pub use download::{Components, Download, HubPlace, ModelLayout, Wanted, is_hub_id};
 pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
-pub use identity::{digits, hex, identity};
+pub use identity::{digits, file_hash, hex, identity};
+pub use loaded::Loaded;
 use lora::Adapters;
 pub use names::UnetBlocks;
 use names::{Naming, Part};
@@ -33,7 +35,7 @@ use serde::Serialize;
 pub use tensor_file::TensorFile;
 
 use crate::{
-    backend::{DType, Values},
+    backend::Values,
     error::{Error, Result},
 };
 
@@ -113,44 +115,8 @@ struct Stored {
     is_shared: bool,
 }
 
-/// A tensor that was read.
-#[derive(Debug)]
-pub enum Loaded<'a> {
-    /// As it is stored.
-    Stored(Values<'a>),
-    /// Values that were computed.
-    Computed(Vec<f32>),
-}
-
 /// The weight and the bias of a module.
 type ModuleTensors<'a> = (Loaded<'a>, Option<Loaded<'a>>);
-
-impl Loaded<'_> {
-    /// The values, row by row.
-    pub fn values(&self) -> Values<'_> {
-        match self {
-            Self::Stored(values) => *values,
-            Self::Computed(values) => Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(values) },
-        }
-    }
-
-    /// The values as f32, which every stored type fits into.
-    ///
-    /// # Errors
-    /// If there are only shapes, or the file cannot be read.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        let values = self.values();
-        let (dtype, count) = values.form()?;
-        let mut bytes = vec![0; count];
-        values.read(0, &mut bytes)?;
-        let halves = || bytes.as_chunks::<2>().0.iter();
-        Ok(match dtype {
-            DType::F16 => halves().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
-            DType::BF16 => halves().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
-            DType::F32 | DType::U32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-        })
-    }
-}
 
 impl Weights {
     /// Opens the weights of `component`, a folder of the model such as `unet`, and checks every header.
@@ -496,6 +462,7 @@ impl Fnv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::DType;
 
     const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Loaded, files::Stored, safetensors::File};
+use super::{files::Stored, loaded::Loaded, safetensors::File};
 use crate::error::{Error, Result};
 
 /// A file of tensors that are read one by one.

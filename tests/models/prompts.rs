@@ -10,13 +10,13 @@ use sdshard::{
 };
 use serde_json::{Value, json};
 
-use super::tokenizer::{folder, golden, vocab};
+use super::tokenizer::{folder, golden, merges_of_clip, vocab};
 
 #[test]
 fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
     let golden_file: Value = serde_json::from_str(&golden("prompts.json")).unwrap();
     let count = golden_file["merges"].as_u64().unwrap() as usize;
-    let merges = golden("clip-tokenizer/merges.txt").lines().take(1 + count).collect::<Vec<_>>().join("\n");
+    let merges = merges_of_clip().lines().take(1 + count).collect::<Vec<_>>().join("\n");
     let folder = folder("<|endoftext|>");
     let inside = |name: &str| folder.path().join("tokenizer").join(name);
     fs::write(inside("vocab.json"), json!(vocab(&merges)).to_string()).unwrap();

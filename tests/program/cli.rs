@@ -518,7 +518,7 @@ fn a_picture_says_how_it_was_made_before_its_image_data() {
             texts[0].1,
             format!(
                 "{prompt}\nNegative prompt: blur\nSteps: 2, Sampler: PLMS, CFG scale: 3.5, Seed: 5, Size: 64x64, \
-                 Model hash: {hash}, Model: tiny-sd1"
+                 Model hash: {hash}, Model: tiny-sd1, RNG: CPU"
             )
         );
         let wanted = format!(

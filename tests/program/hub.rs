@@ -46,7 +46,13 @@ fn files() -> &'static Files {
             "text_encoder/model.safetensors",
             "vae/diffusion_pytorch_model.safetensors",
         ];
-        let small = small.map(|path| (path.to_owned(), format!("{{\"{path}\": 0}}").into_bytes()));
+        let part = |name: &str| format!("\"{name}\": [\"library\", \"Class\"]");
+        let index = ["text_encoder", "tokenizer", "unet", "vae"].map(part).join(", ");
+        let text = |path: &str| match path {
+            "model_index.json" => format!("{{{index}}}"),
+            path => format!("{{\"{path}\": 0}}"),
+        };
+        let small = small.map(|path| (path.to_owned(), text(path).into_bytes()));
         let large = (UNET.to_owned(), (0..LARGE).map(|i| ((i * i) >> 8) as u8).collect());
         small.into_iter().chain([large]).map(|(path, bytes)| (path, hashed(bytes))).collect()
     });

@@ -1,29 +1,13 @@
 //! The LoRAs of a model, applied to its weights as they are read.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::Path};
 
-use super::{LoraFile, Modules, Target};
-use crate::{
-    error::{Error, Result},
-    weights::identity::file_hash,
+use super::{
+    choice::LoraChoice,
+    file::LoraFile,
+    modules::{Modules, Target},
 };
-
-/// A LoRA that a user asks for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraChoice {
-    /// The safetensors file.
-    pub path: PathBuf,
-    /// The strength: 1 adds what the LoRA was trained to add.
-    pub weight: f32,
-}
-
-impl LoraChoice {
-    /// The name of the file without its extension, and the weight: `style:0.8`.
-    pub fn label(&self) -> String {
-        let name = self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        format!("{name}:{}", self.weight)
-    }
-}
+use crate::error::Result;
 
 /// A network whose modules LoRAs can change.
 pub struct Changeable<'a> {
@@ -52,7 +36,8 @@ struct Applied {
 }
 
 impl Adapters {
-    /// Opens the LoRAs and finds their modules in `networks`. `ldm_name` gives LDM's name of a module of the UNet.
+    /// Opens the LoRAs and finds their modules in `networks`. `ldm_name` gives LDM's name of a module of the UNet, `hash`
+    /// the SHA-256 of a file.
     ///
     /// # Errors
     /// If a file cannot be read or is no LoRA for this model. If it is `lenient`, names that no module has are ignored,
@@ -62,13 +47,12 @@ impl Adapters {
         lenient: bool,
         networks: &[Changeable],
         ldm_name: impl Fn(&str) -> Option<String>,
+        hash: impl Fn(&Path) -> Result<String>,
     ) -> Result<Self> {
         let mut files = Vec::with_capacity(choices.len());
         for LoraChoice { path, weight } in choices {
             let file = LoraFile::open(path)?;
-            let hash = file_hash(path)
-                .map_err(|error| Error::input(format!("the LoRA {} cannot be hashed", file.path())).source(error))?;
-            files.push(Applied { file, weight: *weight, hash });
+            files.push(Applied { file, weight: *weight, hash: hash(path)? });
         }
         // Sums of f32 depend on their order, which the order on the command line must not decide.
         files.sort_by(|a, b| a.hash.cmp(&b.hash).then(a.weight.total_cmp(&b.weight)));
@@ -96,7 +80,7 @@ impl Adapters {
     ///
     /// # Errors
     /// If a file cannot be read any more, or its tensors do not fit.
-    pub(in crate::weights) fn apply(
+    pub(crate) fn apply(
         &self,
         component: &str,
         module: &str,
@@ -122,7 +106,7 @@ impl Adapters {
     }
 
     /// Whether a module of a component is changed.
-    pub(in crate::weights) fn change(&self, component: &str, module: &str) -> bool {
+    pub(crate) fn change(&self, component: &str, module: &str) -> bool {
         !self.of(component, module).is_empty()
     }
 

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod apply;
+mod choice;
 mod file;
 mod keys;
 mod matrix;
@@ -15,7 +16,8 @@ mod scale;
 
 pub use self::{
     adapter::{Adapter, Dora, DoraRule, Factor, Kind},
-    apply::{Adapters, Changeable, LoraChoice},
+    apply::{Adapters, Changeable},
+    choice::LoraChoice,
     file::{Change, LoraFile},
     matrix::Matrix,
     merge::Difference,
