@@ -45,7 +45,9 @@ fuzz_target!(|input: &[u8]| {
         VaeSpec::from_json(&vae, "vae").err(),
     ];
     refusals.iter().flatten().for_each(refused);
-    for class in ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler"] {
+    for class in
+        ["PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler"]
+    {
         match SchedulerFile::parse(&scheduler, "scheduler", class, Repairs { steps_offset: true, ..Repairs::default() })
         {
             Ok(file) => run(&file),

@@ -93,7 +93,7 @@ impl Metadata {
 
     /// The text that Stable Diffusion web UIs read: prompt, negative prompt, and one line of settings.
     pub fn parameters(&self) -> String {
-        parameters::write(self)
+        parameters::write(&self.request, &self.loras, &self.model_hash, &self.model, &self.rng)
     }
 }
 

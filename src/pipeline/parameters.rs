@@ -1,7 +1,7 @@
 //! The settings of a picture in the form of AUTOMATIC1111's web UI, which others write too: prompt, negative prompt,
 //! and one line of keys and values.
 
-use super::metadata::Metadata;
+use super::request::RequestOptions;
 use crate::scheduler::{SchedulerKind, Sigmas, Solver};
 
 /// What begins the negative prompt.
@@ -245,9 +245,9 @@ pub fn scheduler(sampler: &str, schedule: Option<&str>) -> Option<SchedulerKind>
     SchedulerKind::new(*solver, *sigmas)
 }
 
-/// The text of a picture with this metadata.
-pub fn write(metadata: &Metadata) -> String {
-    let Metadata { request: options, model, model_hash, rng, loras, .. } = metadata;
+/// The text of these options with LoRAs (`style:0.8`), for a model with this hash and name and the generator `rng`, as
+/// `--rng` names it.
+pub fn write(options: &RequestOptions, loras: &[String], model_hash: &str, model: &str, rng: &str) -> String {
     let mut text = options.prompt.clone().unwrap_or_default();
     text.extend(loras.iter().map(|lora| format!(" <lora:{lora}>")));
     if let Some(negative) = options.negative_prompt.as_deref().filter(|negative| !negative.is_empty()) {
