@@ -48,7 +48,7 @@ pub(super) enum Command {
     /// List the devices of this machine
     Devices(DevicesArgs),
     /// Measure the speed of each component of a model on one device
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
 }
 
 /// How many messages go to stderr.

@@ -55,7 +55,6 @@ impl TextSpec {
 }
 
 /// A loaded network.
-#[expect(clippy::large_enum_variant, reason = "a process has a few of them, each behind an Arc")]
 pub enum Network {
     /// See [`NetworkSpec::Clip`].
     Clip(ClipTextEncoder),
