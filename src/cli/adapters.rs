@@ -1,4 +1,4 @@
-//! Files on the command line with a weight or a name behind a colon: `--lora FILE[:WEIGHT]`, `--embedding FILE[:TOKEN]`.
+//! Files on the command line with a weight or a token behind a colon, such as `--lora FILE[:WEIGHT]`.
 
 use sdshard::{
     error::{Error, Result},

@@ -146,8 +146,8 @@ pub(super) struct MapArgs {
     ///
     /// The maps that come with sdshard are balanced.toml, cpu-split.toml, guidance-split.toml, low-memory.toml,
     /// mixed-vendors.toml, pool.toml, replicas.toml, replicas-max.toml, sdxl-8gb.toml, sdxl-two-gpus.toml,
-    /// sharded-unet.toml, single.toml and two-gpus.toml. The strategies are balanced, balanced_low_0, sequential, single, diffusers-balanced, throughput
-    /// and latency.
+    /// sharded-unet.toml, single.toml and two-gpus.toml. The strategies are balanced, balanced_low_0, sequential,
+    /// single, diffusers-balanced, throughput and latency.
     #[arg(long, value_name = "MAP", help_heading = "Devices")]
     pub(super) device_map: Option<String>,
     /// The data type of weights and computation, in place of the device map's
@@ -167,9 +167,9 @@ pub(super) struct GenerateArgs {
     pub(super) more_prompts: Vec<String>,
     /// More prompts from a file, or from stdin if the name is "-": one prompt per line, or JSON
     ///
-    /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally "prompt_2",
-    /// "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale", "clip_skip",
-    /// "scheduler", "width", "height", "num_images".
+    /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
+    /// "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
+    /// "clip_skip", "scheduler", "width", "height", "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
     /// Draw again what the settings in this file say: a PNG, JPEG or WebP from sdshard or a web UI, or a text file

@@ -166,8 +166,8 @@ fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
     });
     if let Some(found) = texts.into_iter().find_map(|text| prompts::syntax_of_web_uis(text)) {
         tracing::warn!(
-            "{found:?} in a prompt is taken for plain text, as diffusers does; --prompt-syntax a1111 gives it the meaning \
-             that it has in web UIs"
+            "{found:?} in a prompt is taken for plain text, as diffusers does: weights, LoRA tags and BREAK of web UIs are \
+             not read yet; --lora FILE:WEIGHT applies a LoRA"
         );
     }
     let Some(Defaults { width, height, guidance_scale, .. }) = built_in else { return };
