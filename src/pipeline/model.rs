@@ -100,8 +100,8 @@ impl Model {
     /// # Errors
     /// If a file is missing or invalid.
     pub fn weights(&self, component: ComponentId) -> Result<Weights> {
-        let name = &self.spec.components[component].name;
-        let weights = Weights::open(&self.files, name, self.variant.as_deref())?;
+        let folder = &self.spec.components[component].folder;
+        let weights = Weights::open(&self.files, folder, self.variant.as_deref())?;
         Ok(weights.observed(self.observer.clone()).adapted(self.adapters.clone()))
     }
 
