@@ -275,7 +275,7 @@ impl Weights {
     /// If a file cannot be read, or an adapter does not fit.
     fn adapt(&self, module: &str, shape: &[usize], tensors: &mut ModuleTensors<'_>) -> Result<()> {
         let Inner { adapters, component, headers_only, .. } = &*self.0;
-        if self.0.stored.is_none() || *headers_only || !adapters.change(component, module) {
+        if self.0.stored.is_none() || *headers_only || !adapters.is_changed(component, module) {
             return Ok(());
         }
         let (mut weight, mut bias) = (tensors.0.to_f32()?, tensors.1.as_ref().map(Loaded::to_f32).transpose()?);

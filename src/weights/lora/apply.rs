@@ -56,14 +56,15 @@ impl Adapters {
         }
         // Sums of f32 depend on their order, which the order on the command line must not decide.
         files.sort_by(|a, b| a.hash.cmp(&b.hash).then(a.weight.total_cmp(&b.weight)));
-        let all = || {
-            networks.iter().flat_map(|network| network.modules.iter().map(move |(name, shape)| (network, name, shape)))
-        };
-        let known = Modules::new(all().map(|(network, name, _)| (network.target, name.as_str())), ldm_name);
+        let modules: Vec<_> = networks
+            .iter()
+            .flat_map(|network| network.modules.iter().map(move |(name, shape)| (network, name, shape)))
+            .collect();
+        let known = Modules::new(modules.iter().map(|(network, name, _)| (network.target, name.as_str())), ldm_name);
         let mut changes: HashMap<_, Vec<_>> = HashMap::new();
         for (index, applied) in files.iter().enumerate() {
             for change in applied.file.resolve(&known, lenient)? {
-                let (network, name, shape) = all().nth(change.module).expect("a module of the list");
+                let (network, name, shape) = modules[change.module];
                 applied.file.check_shape(&change.stem, shape)?;
                 changes.entry((network.component.to_owned(), name.clone())).or_default().push((index, change.stem));
             }
@@ -106,7 +107,7 @@ impl Adapters {
     }
 
     /// Whether a module of a component is changed.
-    pub(crate) fn change(&self, component: &str, module: &str) -> bool {
+    pub(crate) fn is_changed(&self, component: &str, module: &str) -> bool {
         !self.of(component, module).is_empty()
     }
 
