@@ -19,7 +19,7 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
             );
         }
     };
-    let model = model::open(&args.model, console, None)?;
+    let model = model::open(&args.model, false, console, None)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
         None => (model.spec.latents.height, model.spec.latents.width),

@@ -2,7 +2,10 @@
 
 use sdshard::{
     error::{Error, Result},
-    pipeline::{Latents, Model, Settings, request::RequestOptions},
+    pipeline::{
+        Latents, Model, Settings,
+        request::{Request, RequestOptions},
+    },
     planner::plan::Plan,
     weights::lora::LoraChoice,
 };
@@ -73,8 +76,8 @@ pub fn check_model(args: &GenerateArgs, model: &Model, console: &Console) -> Res
     }
 }
 
-/// Prints what of the settings is not followed.
-pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, plan: &Plan, console: &Console) {
+/// Prints what of the settings is not followed by the `requests`.
+pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, requests: &[Request], plan: &Plan, console: &Console) {
     let (Some(settings), Some(place)) = (&args.settings, place(args)) else { return };
     for line in not_followed(settings, args) {
         console.note(&format!("{place}: not followed: {line}"));
@@ -87,6 +90,23 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, plan: &Plan, console
             console.note(&format!("{place}: the picture started from other noise ({said}) than --latents has ({own})"));
         }
         _ => {}
+    }
+    let start = requests.iter().find_map(Request::start_image);
+    let mask = start.and_then(|start| start.mask.as_ref());
+    let pictures = [
+        ("a picture", "--image FILE", &settings.image_pixels, start.map(|start| start.image.digest())),
+        ("a picture with a mask", "--mask FILE", &settings.mask_pixels, mask.map(|mask| mask.digest())),
+    ];
+    for (what, flag, said, own) in pictures {
+        // Web UIs do not say which picture it was, but its strength.
+        let is_said = said.is_some() || flag == "--image FILE" && settings.options.strength.is_some();
+        match (said, own) {
+            (_, None) if is_said => console.note(&format!("{place}: the picture started from {what}: {flag}")),
+            (Some(said), Some(own)) if *said != own => {
+                console.note(&format!("{place}: the picture started from {what} with other pixels than {flag} has"));
+            }
+            _ => {}
+        }
     }
     if let Some(said) = &settings.dtype {
         let dtypes = [false, true].map(|guided| plan.denoiser_dtypes(guided)).concat();
@@ -107,9 +127,6 @@ fn not_followed(settings: &Settings, args: &GenerateArgs) -> Vec<String> {
     let own: Vec<String> = args.model.model.lora.iter().map(LoraChoice::label).collect();
     let missing = settings.loras.iter().filter(|lora| !own.contains(lora));
     let mut lines: Vec<String> = missing.map(|lora| format!("LoRA {lora}: --lora gives one")).collect();
-    if let Some(strength) = settings.strength {
-        lines.push(format!("Denoising strength: {strength} (the picture started from another one)"));
-    }
     if settings.vae.is_some() || settings.vae_hash.is_some() {
         let words: Vec<_> = settings.vae.iter().chain(&settings.vae_hash).cloned().collect();
         lines.push(format!("VAE: {}", words.join(", ")));

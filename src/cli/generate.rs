@@ -16,7 +16,7 @@ use sdshard::{
     error::{Error, Result},
     models::{defaults::Defaults, spec::ModelSpec},
     output,
-    pipeline::{Metadata, Model, latents::Latents, request::Request},
+    pipeline::{ImageFiles, Metadata, Model, latents::Latents, request::Request},
     planner::{Largest, plan::Plan},
     weights::Observer,
     world::World,
@@ -67,13 +67,14 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     if swept > 0 {
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
-    let mut model = model::open(&args.model.model, console, Some(interrupt))?;
+    let images = ImageFiles::read(jobs.iter().flat_map(|job| job.options.image_files()))?;
+    let mut model = model::open(&args.model.model, !images.is_empty(), console, Some(interrupt))?;
     model.observer = Some(loading_observer(console, interrupt));
     let model = Arc::new(model);
     interrupt.check()?;
     from::check_model(args, &model, console)?;
     adapt_to(&mut jobs, args, &model);
-    let mut requests = requests(&jobs, args, &model, latents.as_ref())?;
+    let mut requests = requests(&jobs, args, &model, latents.as_ref(), &images)?;
     warn_of_habits(&requests, args.model.model.model.is_none().then_some(&model.spec.defaults));
     let visible = world.own_devices(&backend::visible())?;
     let resolve = |requests: &[Request]| -> Result<Option<Plan>> {
@@ -100,7 +101,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         };
     };
     tracing::info!("plan:\n{plan}");
-    from::tell(args, latents.as_ref(), &plan, console);
+    from::tell(args, latents.as_ref(), &requests, &plan, console);
     if args.seed.is_none_or(|seed| seed == Seed::Random) && jobs.iter().any(|job| !job.has_own_seed) {
         console.note(&format!("seed {first_seed} (--seed {first_seed} makes the same again)"));
     }
@@ -184,13 +185,14 @@ fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
 
 /// The seconds of each picture alone: the plan's for one picture, scaled by its steps, size and guidance.
 fn seconds_alone(plan: &Plan, requests: &[Request], spec: &ModelSpec) -> Vec<f64> {
-    let size = |steps: usize, width: usize, height: usize, guided: bool| {
-        (steps * width * height) as f64 * if guided { 2.0 } else { 1.0 }
+    let size = |steps: usize, strength: f64, width: usize, height: usize, guided: bool| {
+        strength * (steps * width * height) as f64 * if guided { 2.0 } else { 1.0 }
     };
     let largest = &plan.largest;
-    let most = size(largest.steps, largest.width, largest.height, largest.guided);
+    let most = size(largest.steps, largest.strength, largest.width, largest.height, largest.guided);
     let alone = requests.iter().map(|request| {
-        let own = size(request.steps, request.width, request.height, request.is_guided(spec));
+        let guided = request.is_guided(spec);
+        let own = size(request.steps, request.strength(), request.width, request.height, guided);
         plan.seconds_per_image * own / most
     });
     alone.collect()
@@ -321,7 +323,7 @@ mod tests {
         let args =
             args(&["a", "--num-images", "4", "--resume", "--output-dir", out, "--width", "64", "--height", "64"]);
         let (jobs, _) = jobs(&args).unwrap();
-        let requests = requests(&jobs, &args, &model, None).unwrap();
+        let requests = requests(&jobs, &args, &model, None, &ImageFiles::default()).unwrap();
         let largest = Largest::of(&requests, &model.spec).unwrap().unwrap();
         let there = |map: &str| {
             let map = DeviceMap::parse(map, "map.toml").unwrap();

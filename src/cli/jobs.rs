@@ -11,11 +11,10 @@ use sdshard::{
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
-        Metadata, Model, PictureFormat,
+        ImageFiles, Metadata, Model, PictureFormat,
         latents::Latents,
         request::{Output, Request, RequestOptions, Rng, Start},
     },
-    scheduler::schedule,
 };
 
 use super::{
@@ -32,7 +31,13 @@ const LONG_TEXTS: usize = 4096;
 const MAX_JOBS: usize = 1_000_000;
 
 /// The requests of the jobs, with the model's defaults filled in.
-pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Option<&Latents>) -> Result<Vec<Request>> {
+pub fn requests(
+    jobs: &[Job],
+    args: &GenerateArgs,
+    model: &Model,
+    latents: Option<&Latents>,
+    images: &ImageFiles,
+) -> Result<Vec<Request>> {
     let format = args.output_type.format();
     let output = if format.is_some() { Output::Image } else { Output::Latents };
     let rng = args.rng.or(args.settings.as_ref().and_then(|settings| settings.rng)).unwrap_or_default();
@@ -40,7 +45,7 @@ pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Optio
     let mut checked = HashSet::new();
     jobs.iter()
         .map(|job| {
-            let request = job.request(&model.spec, rng, output, latents)?;
+            let request = job.request(&model.spec, rng, output, latents, images)?;
             if format == Some(PictureFormat::Jpeg) && job.has_long_texts() {
                 // The longest names of types, because it is not known yet which one computes this picture.
                 let dtypes = [DType::F32, DType::F16, DType::BF16];
@@ -48,9 +53,8 @@ pub fn requests(jobs: &[Job], args: &GenerateArgs, model: &Model, latents: Optio
                 metadata.check_fits(PictureFormat::Jpeg).map_err(|e| e.context(job.name()))?;
             }
             // A solver may reject a number of steps, which should be reported before the first picture.
-            if checked.insert((request.scheduler, request.steps)) {
-                let config = model.spec.scheduler_for(request.scheduler)?;
-                schedule(&config, request.steps).map_err(|e| e.context(job.name_of("steps")))?;
+            if checked.insert((request.scheduler, request.steps, request.strength().to_bits())) {
+                request.schedule(&model.spec).map_err(|e| e.context(job.name_of("steps")))?;
             }
             Ok(request)
         })
@@ -108,7 +112,13 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
                 _ => None,
             })
             .collect();
-        let options = options.or(&flags).or(&from);
+        let mut options = options.or(&flags);
+        if options.image.is_some() {
+            options = options.or(&from);
+        } else {
+            // What --from says of the picture that its own started from means nothing without one.
+            options = options.or(&RequestOptions { strength: None, paste_original: None, ..from.clone() });
+        }
         let prompt = options.prompt.as_deref().unwrap_or_default();
         let images = options.num_images.unwrap_or(1);
         if jobs.len() + images > MAX_JOBS {
@@ -180,8 +190,15 @@ impl Job {
     }
 
     /// The request, with the model's defaults for options that are not set.
-    pub fn request(&self, spec: &ModelSpec, rng: Rng, output: Output, latents: Option<&Latents>) -> Result<Request> {
-        let request = self.options.request(spec, |field| self.name_of(field))?;
+    pub fn request(
+        &self,
+        spec: &ModelSpec,
+        rng: Rng,
+        output: Output,
+        latents: Option<&Latents>,
+        images: &ImageFiles,
+    ) -> Result<Request> {
+        let request = self.options.request(spec, images, |field| self.name_of(field))?;
         let Some(latents) = latents else { return Ok(Request { rng, output, ..request }) };
         let (width, height) = (latents.width * spec.latents.scale, latents.height * spec.latents.scale);
         if (width, height) != (request.width, request.height) {
@@ -286,15 +303,17 @@ mod tests {
     #[test]
     fn the_model_fills_in_what_is_not_said() {
         let (jobs, _) = jobs(&args(&["a fox", "--width", "72", "--steps", "3"])).unwrap();
-        let request = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None).unwrap();
+        let request = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None, &ImageFiles::default()).unwrap();
         assert_eq!((request.width, request.height, request.steps), (72, 64, 3));
         assert_eq!((request.guidance_scale, request.start), (2.0, Start::Noise));
 
         let latents = Latents { channels: 4, height: 8, width: 9, values: vec![1.0; 288] };
-        let request = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, Some(&latents)).unwrap();
+        let request =
+            jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, Some(&latents), &ImageFiles::default()).unwrap();
         assert!(matches!(request.start, Start::Latents(values) if values.len() == 288));
         let latents = Latents { channels: 4, height: 8, width: 8, values: vec![1.0; 256] };
-        let error = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, Some(&latents)).unwrap_err();
+        let error =
+            jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, Some(&latents), &ImageFiles::default()).unwrap_err();
         assert!(error.to_string().contains("--width 64 --height 64"), "{error}");
     }
 
@@ -302,7 +321,8 @@ mod tests {
     fn sizes_are_multiples_of_the_models_scale() {
         for (width, hint) in [("70", "64 or 72"), ("3", "try:   8")] {
             let (jobs, _) = jobs(&args(&["a fox", "--width", width])).unwrap();
-            let error = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None).unwrap_err();
+            let error =
+                jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None, &ImageFiles::default()).unwrap_err();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(hint), "{error}");
         }

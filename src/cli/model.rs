@@ -52,8 +52,8 @@ pub fn files(args: &ModelArgs, wanted: Wanted, console: &Console, interrupt: Opt
     }
 }
 
-/// Opens the model that the arguments name.
-pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) -> Result<Model> {
+/// Opens the model that the arguments name, with the encoder of its VAE if pictures are to start from others.
+pub fn open(args: &ModelArgs, for_images: bool, console: &Console, interrupt: Option<&Interrupt>) -> Result<Model> {
     // The parts of a hub model that need no weights are checked before the weights are downloaded.
     let place = args.model.as_deref().filter(|name| !Path::new(name).exists()).map(HubPlace::parse).transpose()?;
     if place.flatten().is_some_and(|place| place.file.is_none()) {
@@ -66,7 +66,10 @@ pub fn open(args: &ModelArgs, console: &Console, interrupt: Option<&Interrupt>) 
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));
         }
     }
-    Model::open(files, args.variant.clone())
+    match for_images {
+        true => Model::open_for_images(files, args.variant.clone()),
+        false => Model::open(files, args.variant.clone()),
+    }
 }
 
 /// Opens the built-in model without printing a message.

@@ -458,6 +458,8 @@ mod tests {
             rng: "cpu".into(),
             loras: Vec::new(),
             latents: None,
+            image_pixels: None,
+            mask_pixels: None,
         }
     }
 

@@ -9,6 +9,7 @@ use sdshard::{
     models::spec::ModelSpec,
     output::{self, Durability},
     pipeline::{
+        ImageFiles,
         model::check_weights,
         placement::{Place, Reside, Sections},
     },
@@ -34,12 +35,13 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let asked = if asked.is_empty() { vec![Asked { options: flags, at: None }] } else { asked };
     let map = device_map(&args.model)?;
     let files = model::files(&args.model.model, Wanted::Configs, console, None)?;
+    let images = ImageFiles::read(asked.iter().flat_map(|asked| asked.options.image_files()))?;
     let spec = ModelSpec::load(&files)?;
+    let spec = if images.is_empty() { spec } else { spec.with_image_encoder() };
     check_what_is_there(args, &files, &spec)?;
     let request = |asked: &Asked| {
-        asked
-            .options
-            .request(&spec, |field| asked.at.as_ref().map_or_else(|| flag(field), |at| format!("{at}: {field}")))
+        let name = |field: &str| asked.at.as_ref().map_or_else(|| flag(field), |at| format!("{at}: {field}"));
+        asked.options.request(&spec, &images, name)
     };
     let requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
     let mut largest = Largest::of(&requests, &spec)?.expect("there is a request");
@@ -142,6 +144,7 @@ pub fn as_json(plan: &Plan) -> Value {
         "width": plan.largest.width,
         "height": plan.largest.height,
         "steps": plan.largest.steps,
+        "strength": plan.largest.strength,
         "images": plan.largest.images,
         "device_map": device_map,
         "components": components,

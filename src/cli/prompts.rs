@@ -266,7 +266,8 @@ mod tests {
 "prompt_2": "oil", "negative_prompt_2": "ink", "guidance_rescale": 0.7, "clip_skip": 1,
 "#
             .replace('\n', " ")
-                + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2}"#
+                + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2, "#
+                + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true}"#
                 + "\n\n{ \"prompt\": \"a hen\" }\n";
         for name in ["p.jsonl", "p.txt"] {
             let mut read = read_text(name, &text).unwrap();
@@ -283,6 +284,10 @@ mod tests {
                 guidance_rescale: Some(0.7),
                 clip_skip: Some(1),
                 scheduler: Some("euler".into()),
+                image: Some("dir/fox.png".into()),
+                strength: Some(0.29),
+                mask: Some("mask.webp".into()),
+                paste_original: Some(true),
                 width: Some(64),
                 height: Some(72),
                 num_images: Some(2),

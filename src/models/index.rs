@@ -125,7 +125,7 @@ impl ModelSpec {
             scheduler.with_kind(kind)?;
         }
         let latents = LatentSpec {
-            channels: unet.in_channels,
+            channels: vae.latent_channels,
             scale: vae.scale(),
             height: unet.sample_height,
             width: unet.sample_width,
@@ -133,14 +133,15 @@ impl ModelSpec {
         let encoders = text_encoders.into_iter().map(|(name, spec)| ComponentSpec::new(name, NetworkSpec::Clip(spec)));
         let component = |(name, network): (&str, NetworkSpec)| ComponentSpec::new(name.to_owned(), network);
         let others = [("unet", NetworkSpec::Unet(unet)), ("vae", NetworkSpec::VaeDecoder(vae))].map(component);
-        Ok(Self {
+        let spec = Self {
             components: encoders.chain(others).collect::<Vec<_>>().into(),
             latents,
             scheduler,
             defaults,
             listed: listed(&index, files)?,
             sdxl,
-        })
+        };
+        Ok(if spec.takes_mask() { spec.with_image_encoder() } else { spec })
     }
 }
 
@@ -160,9 +161,11 @@ fn check_fit(
         pooled + sdxl.numbers(0, 0, false).len() * unet.added.map_or(0, |added| added.number_width)
     };
     let latents = vae.latent_channels;
+    // An inpainting model takes a mask and the latents of the picture around it too.
+    let beside = if unet.in_channels == 2 * latents + 1 { latents + 1 } else { 0 };
     let sizes = [
         ("cross_attention_dim of the UNet, the text encoders' hidden_size,", width, unet.cross_attention_dim),
-        ("in_channels of the UNet, the VAE's latent_channels,", latents, unet.in_channels),
+        ("in_channels of the UNet, the VAE's latent_channels,", latents, unet.in_channels - beside),
         ("out_channels of the UNet, the VAE's latent_channels,", latents, unet.out_channels),
         (
             "projection_class_embeddings_input_dim of the UNet, 0 unless the pipeline is one of SDXL,",
@@ -332,7 +335,6 @@ mod tests {
             ("only_cross_attention", "[true, true]", "must be false"),
             ("resnet_time_scale_shift", r#""scale_shift""#, "must be \"default\""),
             ("encoder_hid_dim", "64", "must be null"),
-            ("in_channels", "9", "inpainting"),
             ("block_out_channels", "[1099511627776, 1, 1, 1]", "from 1 to 65536"),
             ("block_out_channels", "[]", "1 to 8 widths"),
             ("block_out_channels", "[320, 640, 1280, 1290]", "a divisor of 1290"),

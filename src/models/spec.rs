@@ -119,6 +119,20 @@ impl ModelSpec {
         self
     }
 
+    /// Whether the denoiser takes a mask and the latents of the picture around it as inputs: an inpainting model.
+    pub fn takes_mask(&self) -> bool {
+        matches!(&self.components[self.denoiser()].network, NetworkSpec::Unet(unet) if unet.channels_beside() > 0)
+    }
+
+    /// The factor of the latents that the encoder of pictures gives; 1 without an encoder.
+    pub fn scaling_factor(&self) -> f32 {
+        let factors = self.components.iter().filter_map(|(_, component)| match &component.network {
+            NetworkSpec::VaeEncoder(vae) => Some(vae.scaling_factor),
+            _ => None,
+        });
+        factors.last().unwrap_or(1.0)
+    }
+
     /// The components of a stage, in order.
     pub fn in_stage(&self, stage: Stage) -> impl Iterator<Item = ComponentId> {
         self.components.iter().filter(move |(_, component)| component.stage() == stage).map(|(id, _)| id)
@@ -172,7 +186,9 @@ impl ModelSpec {
     pub fn sample_condition(&self, height: usize, width: usize, value: impl Fn(usize) -> f32) -> Condition {
         let text = self.texts().map(|text| text.filled(&value)).collect();
         let numbers = self.sdxl.map_or(Vec::new(), |sdxl| sdxl.numbers(height, width, false));
-        Condition { text, numbers, guidance_scale: 2.0 }
+        let NetworkSpec::Unet(unet) = &self.components[self.denoiser()].network else { unreachable!("it denoises") };
+        let cells = (height / self.latents.scale) * (width / self.latents.scale);
+        Condition { text, numbers, guidance_scale: 2.0, beside: vec![0.0; cells * unet.channels_beside()] }
     }
 
     /// The requested scheduler, or else the model's default.

@@ -181,11 +181,6 @@ impl UnetSpec {
             time_cond_proj_dim,
             block_out_channels,
         };
-        if spec.in_channels == 9 {
-            return Err(config
-                .refuse("in_channels", "the number of latent channels")
-                .hint("nine input channels is an inpainting checkpoint, which sdshard does not run"));
-        }
         if spec.block_out_channels[0] % 2 == 1 {
             return Err(config.refuse("block_out_channels", "a list that begins with an even width"));
         }
@@ -193,6 +188,12 @@ impl UnetSpec {
             divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
         }
         Ok(spec)
+    }
+
+    /// The number of input channels that are not latents: a mask and the latents of the picture around it in inpainting
+    /// models, or none.
+    pub fn channels_beside(&self) -> usize {
+        self.in_channels.saturating_sub(self.out_channels)
     }
 
     /// The extent of a level's convolutions.
@@ -275,6 +276,8 @@ pub struct Condition {
     pub numbers: Vec<f32>,
     /// The guidance scale, for a network that takes it as an input.
     pub guidance_scale: f32,
+    /// The input channels beside the latents, `[height, width, channels]`; empty for a network that has none.
+    pub beside: Vec<f32>,
 }
 
 impl Condition {
@@ -304,6 +307,8 @@ pub struct Conditioning {
     added: Option<Tensor>,
     /// What the guidance scales add to the time features, `[rows, block_out_channels[0]]`, f32, on the same device.
     guidance: Option<Tensor>,
+    /// The input channels beside the latents, `[rows, height * width, channels]`, on the same device.
+    beside: Option<Tensor>,
 }
 
 /// The UNet: maps latents, time and text to the model output that the scheduler expects.
@@ -505,14 +510,15 @@ impl Unet {
     /// kept for the whole request.
     pub fn condition(&self, rows: &[Condition], pass: &ForwardPass, keeps: &PersistentArenas) -> Result<Conditioning> {
         let width = self.spec.cross_attention_dim;
-        let uses_first = self.added.is_some() || self.cond_proj.is_some();
+        let uses_first = self.added.is_some() || self.cond_proj.is_some() || self.spec.channels_beside() > 0;
         let pass = pass.through(uses_first.then_some(0).into_iter().chain(self.transformers.clone()).collect());
-        let (mut added, mut guidance) = (None, None);
+        let (mut added, mut guidance, mut beside) = (None, None, None);
         if uses_first {
-            let device = pass.next()?;
-            (added, guidance) = (self.added(rows, device, pass.dtype())?, self.guidance(rows, device, pass.dtype())?);
+            let (device, dtype) = (pass.next()?, pass.dtype());
             let keep = |tensor: Option<Tensor>| tensor.map(|tensor| tensor.keep(keeps.on(device))).transpose();
-            (added, guidance) = (keep(added)?, keep(guidance)?);
+            added = keep(self.added(rows, device, dtype)?)?;
+            guidance = keep(self.guidance(rows, device, dtype)?)?;
+            beside = keep(self.beside(rows, device, dtype)?)?;
         }
         let contexts: Vec<f32> = rows.iter().flat_map(|row| row.context(width)).collect();
         let shape = [rows.len(), contexts.len() / rows.len() / width, width];
@@ -528,7 +534,18 @@ impl Unet {
                 Block::Transformer(transformer) => Some(transformer),
                 _ => None,
             });
-        Ok(Conditioning { texts: transformers.map(keys_values).collect::<Result<_>>()?, added, guidance })
+        Ok(Conditioning { texts: transformers.map(keys_values).collect::<Result<_>>()?, added, guidance, beside })
+    }
+
+    /// The input channels of `rows` beside the latents.
+    fn beside(&self, rows: &[Condition], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
+        let channels = self.spec.channels_beside();
+        if channels == 0 {
+            return Ok(None);
+        }
+        let values: Vec<f32> = rows.iter().flat_map(|row| row.beside.iter().copied()).collect();
+        let shape = [rows.len(), values.len() / rows.len() / channels, channels];
+        Tensor::new(device, shape, &values)?.cast(dtype).map(Some)
     }
 
     /// The embedding of the pooled features and the numbers of `rows`: `add_embedding` of diffusers. The pooled feature
@@ -593,14 +610,18 @@ impl Unet {
     }
 
     /// Computes the model output, `[batch, height, width, out_channels]`, from the scaled latents, `[batch, height,
-    /// width, in_channels]`, the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, and the
+    /// width, latent channels]`, the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, and the
     /// texts. Input and output are f32.
     ///
     /// Skip tensors of the down path are copied to the devices of the sections that use them as soon as they are made.
     ///
     /// [`time_features`]: Unet::time_features
     pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, pass: &ForwardPass) -> Result<Tensor> {
-        let latents = pass.take(latents.clone())?;
+        let mut latents = pass.take(latents.clone())?;
+        if let Some(beside) = &texts.beside {
+            let [batch, height, width] = [0, 1, 2].map(|i| latents.dim(i));
+            latents = latents.concat_channels(&beside.reshape([batch, height, width, beside.dim(2)])?)?;
+        }
 
         // Time embedding. Each residual block uses SiLU of it, so SiLU is applied once, here.
         let silu = Fuse::activation(Activation::Silu);

@@ -14,7 +14,8 @@ use super::{
     picture::{Picture, Progress, Span},
     placement::each_once,
     request::{Output, Request},
-    stages::{self, DenoiseInput, Noise, PictureStart, branches},
+    stages::{self, DenoiseInput, PictureStart, branches},
+    start::{self, Beginning, Encoded, channels_first},
     texts::{Known, Text, TextCache},
 };
 use crate::{
@@ -26,7 +27,6 @@ use crate::{
         spec::{LatentSpec, SdxlSpec},
         unet::{Condition, TextFeatures},
     },
-    scheduler::schedule,
     tensor::Shape,
 };
 
@@ -156,12 +156,24 @@ impl Pipeline {
         let spec = &self.model.spec;
         let indices: Vec<usize> = batch.active().collect();
         let first = batch.requests[indices[0]];
-        let schedule = schedule(&spec.scheduler_for(first.scheduler)?, first.steps)?;
+        let schedule = first.schedule(spec)?;
         let guided = first.is_guided(spec);
+        let LatentSpec { channels, scale, .. } = spec.latents;
+        let shape = Shape::from([1, first.height / scale, first.width / scale, channels]);
+
+        let mut pictures = Vec::with_capacity(indices.len());
+        let mut beside = Vec::with_capacity(indices.len());
+        for &i in &indices {
+            let request = batch.requests[i];
+            let (beginning, masked) = self.begin(request, shape, arrival, i, batch)?;
+            let (guidance_scale, guidance_rescale) = (request.guidance_scale, request.guidance_rescale);
+            pictures.push(PictureStart { guidance_scale, guidance_rescale, beginning });
+            beside.push(masked);
+        }
 
         let mut rows = Vec::with_capacity(2 * indices.len());
         for is_negative in [guided.then_some(true), Some(false)].into_iter().flatten() {
-            for &i in &indices {
+            for (&i, beside) in indices.iter().zip(&beside) {
                 let request = batch.requests[i];
                 let text = if is_negative { request.negative_text(spec) } else { Some(request.text()) };
                 let text = match text {
@@ -170,18 +182,10 @@ impl Pipeline {
                 };
                 let numbers = |sdxl: SdxlSpec| sdxl.numbers(request.height, request.width, is_negative);
                 let (numbers, guidance_scale) = (spec.sdxl.map_or(Vec::new(), numbers), request.guidance_scale);
-                rows.push(Condition { text, numbers, guidance_scale });
+                rows.push(Condition { text, numbers, guidance_scale, beside: beside.clone() });
             }
         }
 
-        let LatentSpec { channels, scale, .. } = spec.latents;
-        let shape = Shape::from([1, first.height / scale, first.width / scale, channels]);
-        let begin = |&i: &usize| PictureStart {
-            guidance_scale: batch.requests[i].guidance_scale,
-            guidance_rescale: batch.requests[i].guidance_rescale,
-            noise: Noise::new(batch.requests[i]),
-        };
-        let pictures = indices.iter().map(begin).collect();
         let input = DenoiseInput { schedule: &schedule, pictures, shape };
         let latents = self.denoise(input, rows, guided, arrival, slots, batch)?;
 
@@ -207,6 +211,31 @@ impl Pipeline {
             }
         }
         Ok(pictures)
+    }
+
+    /// Encodes the picture that request `i` starts from, if there is one, and draws its first random numbers. Returns
+    /// also the input of an inpainting network beside the latents: see [`Beginning::new`].
+    fn begin<'a>(
+        &'a self,
+        request: &Request,
+        shape: Shape,
+        arrival: u64,
+        i: usize,
+        batch: &mut Batch<'a>,
+    ) -> Result<(Beginning, Vec<f32>)> {
+        let spec = &self.model.spec;
+        let pictures = start::needed(request, spec);
+        let mut encoded = Encoded::default();
+        if let Some(encoder) = spec.in_stage(Stage::EncodeImage).next() {
+            let pixels = Shape::from([1, request.height, request.width, 3]);
+            for (picture, encoded) in [(pictures.image, &mut encoded.image), (pictures.masked, &mut encoded.masked)] {
+                let Some(picture) = picture else { continue };
+                *encoded = Some(self.with_instance(encoder, arrival, i, batch, |instance| {
+                    stages::encode_image(&instance.positive, pixels, &picture, &NoHooks)
+                })?);
+            }
+        }
+        Ok(Beginning::new(request, spec, shape, encoded, pictures.mask.as_ref()))
     }
 
     /// Runs the denoising loop in the first of the denoiser's instances that is free.
@@ -270,10 +299,14 @@ impl Pipeline {
             let pixels = self.with_instance(decoder, arrival, i, batch, |instance| {
                 stages::decode(&instance.positive, shape, values, &NoHooks)
             })?;
-            image = Some(Image::from_f32(request.width, request.height, &pixels)?);
+            let drawn = Image::from_f32(request.width, request.height, &pixels)?;
+            image = Some(match request.start_image() {
+                Some(start) => start.finished(drawn),
+                None => drawn,
+            });
         }
         let &[_, height, width, channels] = shape.dims() else { unreachable!("latents have four sizes") };
-        let latents = Latents { channels, height, width, values: stages::channels_first(values, shape) };
+        let latents = Latents { channels, height, width, values: channels_first(values, shape) };
         let spans = std::mem::take(&mut batch.members[i].spans);
         let dtypes = self.denoiser_dtypes(&spans);
         Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })

@@ -45,6 +45,12 @@ pub struct Metadata {
     /// A hash of the starting noise, if it was given rather than generated from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents: Option<String>,
+    /// The SHA-256 of the pixels of the picture to start from: [`Image::digest`](super::image::Image::digest).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_pixels: Option<String>,
+    /// That of the mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask_pixels: Option<String>,
 }
 
 impl Metadata {
@@ -73,9 +79,11 @@ impl Metadata {
             rng: request.rng.to_string(),
             loras: model.files.loras().0.iter().map(LoraChoice::label).collect(),
             latents: match &request.start {
-                Start::Noise => None,
+                Start::Noise | Start::Image(_) => None,
                 Start::Latents(values) => Some(digest(values)),
             },
+            image_pixels: request.start_image().map(|start| start.image.digest()),
+            mask_pixels: request.start_image().and_then(|start| start.mask.as_ref()).map(|mask| mask.digest()),
         })
     }
 
@@ -120,6 +128,8 @@ pub(super) mod tests {
             rng: "cpu".into(),
             loras: Vec::new(),
             latents: None,
+            image_pixels: None,
+            mask_pixels: None,
         }
     }
 

@@ -58,9 +58,22 @@ impl Model {
     /// If a file is missing, invalid, or needs something that this program does not support, the tokenizer has more
     /// tokens than the text encoder, or the weights do not match the configs: see [`check_weights`].
     pub fn open(files: ModelFiles, variant: Option<String>) -> Result<Self> {
+        Self::without_weights(files, variant)?.checked()
+    }
+
+    /// As [`Model::open`], with the encoder of the VAE as a component, which requests that start from a picture need.
+    /// An inpainting model always has it.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_for_images(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let model = Self::without_weights(files, variant)?;
-        let adapters = check_weights(&model.files, &model.spec, model.variant.as_deref())?;
-        Ok(Self { adapters: Arc::new(adapters), ..model })
+        Self { spec: model.spec.with_image_encoder(), ..model }.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        let adapters = check_weights(&self.files, &self.spec, self.variant.as_deref())?;
+        Ok(Self { adapters: Arc::new(adapters), ..self })
     }
 
     /// As [`Model::open`], for a model whose weights need not exist yet.
@@ -120,9 +133,10 @@ impl Model {
         paths.extend(self.spec.tokenizers().flat_map(|folder| tokenizer::paths(&self.files, &folder)));
         for (id, component) in self.spec.components.iter() {
             self.weights(id)?; // an invalid file is reported before gigabytes are read
-            paths.push(format!("{}/config.json", component.folder));
+            let config = format!("{}/config.json", component.folder);
             let sources = weights::sources(&self.files, &component.folder, self.variant.as_deref())?;
-            paths.extend(sources.into_iter().filter(|path| !paths.contains(path)).collect::<Vec<_>>());
+            // Encoder and decoder of the VAE have the same files.
+            paths.extend([config].into_iter().chain(sources).filter(|path| !paths.contains(path)).collect::<Vec<_>>());
         }
         if let Some(file) = self.files.sole_file() {
             paths = vec![file];

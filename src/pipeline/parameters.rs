@@ -264,6 +264,7 @@ pub fn write(options: &RequestOptions, loras: &[String], model_hash: &str, model
         ("Size", size),
         ("Model hash", model_hash.to_string()),
         ("Model", model.to_string()),
+        ("Denoising strength", options.strength.map(|strength| strength.to_string()).unwrap_or_default()),
         ("Clip skip", options.clip_skip.map(|skip| (skip + 1).to_string()).unwrap_or_default()),
         // The generator of GPUs is the one that is meant if none is named.
         ("RNG", if rng == "cpu" { "CPU" } else { "" }.to_string()),

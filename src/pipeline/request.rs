@@ -1,13 +1,20 @@
 //! The options of a picture, and the request that is made of them, which is checked once.
 
+use std::{path::PathBuf, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 
-use super::texts::Text;
+use super::{
+    image::Image,
+    image_files::ImageFiles,
+    preprocess::{check_mask_size, overlay},
+    texts::Text,
+};
 pub use crate::tensor::random::Rng;
 use crate::{
     error::{Error, Result},
-    models::spec::ModelSpec,
-    scheduler::SchedulerKind,
+    models::{component::Stage, spec::ModelSpec},
+    scheduler::{Schedule, SchedulerKind, schedule_from},
 };
 
 /// The largest width and height in pixels.
@@ -64,11 +71,30 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(long, aliases = ["sampler", "sampler-name", "sampling-method"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,
-    /// Width in pixels [default: the model's]
+    /// The picture to start from: PNG, JPEG or WebP
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
+    #[cfg_attr(feature = "cli", arg(aliases = ["init-image", "init-img", "input-image", "init"], short_alias = 'i'))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// The share of the steps that are made from the picture of --image, above 0 and at most 1: the higher, the less of
+    /// it is left [default: 0.8, for SDXL 0.3, with --mask 1]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SHARE", allow_negative_numbers = true))]
+    #[cfg_attr(feature = "cli", arg(alias = "denoising-strength"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// What of the picture of --image is drawn anew: a picture of the same size, white where to draw
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE", alias = "mask-image"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<PathBuf>,
+    /// Put the pixels of --image back where --mask is black; the VAE changes them slightly
+    #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paste_original: Option<bool>,
+    /// Width in pixels [default: that of --image, or the model's]
     #[cfg_attr(feature = "cli", arg(long, short_alias = 'W', alias = "W"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
-    /// Height in pixels [default: the model's]
+    /// Height in pixels [default: that of --image, or the model's]
     #[cfg_attr(feature = "cli", arg(long, short_alias = 'H', alias = "H"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub height: Option<usize>,
@@ -94,6 +120,10 @@ impl RequestOptions {
             guidance_rescale: self.guidance_rescale.or(other.guidance_rescale),
             clip_skip: self.clip_skip.or(other.clip_skip),
             scheduler: self.scheduler.or_else(|| other.scheduler.clone()),
+            image: self.image.or_else(|| other.image.clone()),
+            strength: self.strength.or(other.strength),
+            mask: self.mask.or_else(|| other.mask.clone()),
+            paste_original: self.paste_original.or(other.paste_original),
             width: self.width.or(other.width),
             height: self.height.or(other.height),
             num_images: self.num_images.or(other.num_images),
@@ -122,6 +152,9 @@ impl RequestOptions {
                 _ => {}
             }
         }
+        if let Some(strength) = self.strength.filter(|&strength| !(strength > 0.0 && strength <= 1.0)) {
+            return refuse("strength", strength.to_string(), "a number above 0 and at most 1 is needed".into());
+        }
         match (self.guidance_scale, self.guidance_rescale) {
             (Some(scale), _) if !scale.is_finite() => {
                 refuse("guidance_scale", scale.to_string(), "a finite number is needed".into())
@@ -133,14 +166,28 @@ impl RequestOptions {
         }
     }
 
+    /// The files of pictures that these options name.
+    pub fn image_files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.image.iter().chain(&self.mask)
+    }
+
     /// The request for one picture, from noise to an image, with the model's defaults for options that are not set.
-    /// `name` gives the name of a field in messages.
+    /// `images` has the pictures that the options name. `name` gives the name of a field in messages.
     ///
     /// # Errors
-    /// If a size is not a multiple of the model's scale, or as [`Request::check`].
-    pub fn request(&self, spec: &ModelSpec, name: impl Fn(&str) -> String) -> Result<Request> {
+    /// If a size is not a multiple of the model's scale, an option needs another one, or as [`Request::check`].
+    pub fn request(&self, spec: &ModelSpec, images: &ImageFiles, name: impl Fn(&str) -> String) -> Result<Request> {
         let plain = Request::new(self.prompt.as_deref().unwrap_or_default(), spec);
         let asked = self.scheduler.as_deref().map(str::parse).transpose();
+        let start = self.start(spec, images, &name)?;
+        let plain = match &start {
+            Start::Image(start) => {
+                let size = start.image.drawn_size(spec.latents.scale);
+                let (width, height) = size.map_err(|error| error.context(name("image")))?;
+                Request { width, height, ..plain }
+            }
+            _ => plain,
+        };
         let request = Request {
             negative_prompt: self.negative_prompt.clone(),
             prompt_2: self.prompt_2.clone(),
@@ -153,10 +200,34 @@ impl RequestOptions {
             scheduler: asked.map_err(|error: Error| error.context(name("scheduler")))?.or(plain.scheduler),
             width: self.width.unwrap_or(plain.width),
             height: self.height.unwrap_or(plain.height),
+            start,
             ..plain
         };
         request.check_as(spec, name)?;
         Ok(request)
+    }
+
+    /// What denoising starts from.
+    fn start(&self, spec: &ModelSpec, images: &ImageFiles, name: &impl Fn(&str) -> String) -> Result<Start> {
+        let Some(image) = &self.image else {
+            let alone = [
+                ("mask", self.mask.is_some()),
+                ("strength", self.strength.is_some()),
+                ("paste_original", self.paste_original == Some(true)),
+            ];
+            return match alone.into_iter().find(|(_, is_set)| *is_set) {
+                None => Ok(Start::Noise),
+                Some((field, _)) => Err(Error::input(format!("{}: there is no picture to start from", name(field)))
+                    .hint(format!("{} FILE", name("image")))),
+            };
+        };
+        let mask = self.mask.as_ref().map(|mask| images.get(mask)).transpose()?;
+        let plain = StartImage::new(images.get(image)?, mask, spec);
+        Ok(Start::Image(StartImage {
+            strength: self.strength.unwrap_or(plain.strength),
+            paste_original: self.paste_original.unwrap_or(plain.paste_original),
+            ..plain
+        }))
     }
 }
 
@@ -167,7 +238,46 @@ pub enum Start {
     /// Noise from the request's seed.
     Noise,
     /// The given starting noise, `[1, channels, height / 8, width / 8]` in that order, before the scheduler scales it.
-    Latents(std::sync::Arc<[f32]>),
+    Latents(Arc<[f32]>),
+    /// A picture with noise.
+    Image(StartImage),
+}
+
+/// A picture to start from, and what of it is drawn anew.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartImage {
+    /// The picture, which is resampled to the size that is drawn.
+    pub image: Arc<Image>,
+    /// The share of the steps that are made, above 0 and at most 1.
+    pub strength: f64,
+    /// White where the picture is drawn anew, in its size; `None` for everywhere.
+    pub mask: Option<Arc<Image>>,
+    /// Whether the picture's own pixels are put back where the mask is black.
+    pub paste_original: bool,
+}
+
+impl StartImage {
+    /// The start from a picture with the default strength of the model's pipelines in diffusers.
+    pub fn new(image: Arc<Image>, mask: Option<Arc<Image>>, spec: &ModelSpec) -> Self {
+        let strength = match (mask.is_some(), spec.sdxl.is_some()) {
+            (false, false) => 0.8,
+            (false, true) => 0.3,
+            (true, false) => 1.0,
+            (true, true) => 0.9999,
+        };
+        Self { image, strength, mask, paste_original: false }
+    }
+
+    /// The picture that is drawn from this one: `drawn`, with the pixels of this one put back if that is wanted.
+    pub(super) fn finished(&self, drawn: Image) -> Image {
+        match self.mask.as_ref().filter(|_| self.paste_original) {
+            Some(mask) => {
+                let (width, height) = (drawn.width, drawn.height);
+                overlay(&self.image.resized(width, height), &mask.resized(width, height), &drawn, None)
+            }
+            None => drawn,
+        }
+    }
 }
 
 /// The output of a request.
@@ -242,7 +352,7 @@ impl Request {
         }
     }
 
-    /// The options that give this request.
+    /// The options that give this request, without the files of its pictures.
     ///
     /// # Errors
     /// If the model has no such scheduler.
@@ -260,6 +370,10 @@ impl Request {
             guidance_rescale: Some(self.guidance_rescale).filter(|factor| *factor != 0.0),
             clip_skip: Some(self.clip_skip).filter(|skip| *skip != 0),
             scheduler: Some(spec.scheduler_for(self.scheduler)?.kind().to_string()),
+            image: None,
+            strength: self.start_image().map(|start| start.strength),
+            mask: None,
+            paste_original: self.start_image().map(|start| start.paste_original).filter(|is_pasted| *is_pasted),
             width: Some(self.width),
             height: Some(self.height),
             num_images: None,
@@ -286,12 +400,37 @@ impl Request {
         self.guidance_scale > 1.0 && !spec.takes_guidance()
     }
 
+    /// The picture to start from, if there is one.
+    pub fn start_image(&self) -> Option<&StartImage> {
+        match &self.start {
+            Start::Image(start) => Some(start),
+            Start::Noise | Start::Latents(_) => None,
+        }
+    }
+
+    /// The share of the steps that are made: below 1 only from a picture.
+    pub fn strength(&self) -> f64 {
+        self.start_image().map_or(1.0, |start| start.strength)
+    }
+
+    /// The steps that are made.
+    ///
+    /// # Errors
+    /// If the model has no such scheduler, or the scheduler cannot make these steps.
+    pub fn schedule(&self, spec: &ModelSpec) -> Result<Schedule> {
+        schedule_from(&spec.scheduler_for(self.scheduler)?, self.steps, self.strength())
+    }
+
     /// Whether both can be batched: they have the same size, schedule and kind of start, and both have guidance or
     /// neither. Texts, seeds and guidance scales may differ.
     pub fn goes_with(&self, other: &Self) -> bool {
         // For a network that takes the scale as an input this only separates more than it must.
         let guided = |request: &Self| request.guidance_scale > 1.0;
-        let start = |request: &Self| matches!(request.start, Start::Noise);
+        let start = |request: &Self| match &request.start {
+            Start::Noise => (false, None),
+            Start::Latents(_) => (true, None),
+            Start::Image(start) => (start.mask.is_some(), Some(start.strength)),
+        };
         (self.width, self.height, self.steps, self.scheduler)
             == (other.width, other.height, other.steps, other.scheduler)
             && (guided(self), start(self), self.output) == (guided(other), start(other), other.output)
@@ -347,6 +486,32 @@ impl Request {
                 return Err(
                     Error::input(format!("the starting noise needs {wanted} values")).found(latents.len().to_string())
                 );
+            }
+        }
+        let start = self.start_image();
+        if spec.takes_mask() && start.is_none_or(|start| start.mask.is_none()) {
+            let missing = name(if start.is_some() { "mask" } else { "image" });
+            return Err(Error::input(format!(
+                "{missing}: this is an inpainting model, which needs a picture and a mask"
+            ))
+            .hint(format!("{} FILE {} FILE", name("image"), name("mask"))));
+        }
+        if let Some(StartImage { image, strength, mask, paste_original }) = start {
+            if !(*strength > 0.0 && *strength <= 1.0) {
+                return Err(Error::input(format!("{}: a number above 0 and at most 1 is needed", name("strength")))
+                    .found(strength.to_string()));
+            }
+            match mask {
+                Some(mask) => check_mask_size(mask, image).map_err(|error| error.context(name("mask")))?,
+                None if *paste_original => {
+                    return Err(Error::input(format!("{}: there is no mask", name("paste_original")))
+                        .hint(format!("{} FILE", name("mask"))));
+                }
+                None => {}
+            }
+            if spec.in_stage(Stage::EncodeImage).next().is_none() {
+                return Err(Error::input("the model was opened without the encoder for pictures to start from")
+                    .hint("Model::open_for_images"));
             }
         }
         Ok(())

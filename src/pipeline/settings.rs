@@ -48,8 +48,6 @@ pub struct Settings {
     pub vae: Option<String>,
     /// The beginning of its SHA-256.
     pub vae_hash: Option<String>,
-    /// How much of a given picture is drawn anew; `None` if the picture was drawn from a text alone.
-    pub strength: Option<f32>,
     /// The LoRAs of a picture of sdshard, as names and weights: `style:0.8`.
     pub loras: Vec<String>,
     /// The names of LoRAs, and the beginnings of hashes of their files.
@@ -60,6 +58,10 @@ pub struct Settings {
     pub dtype: Option<String>,
     /// The digest of the noise, if it was given.
     pub latents: Option<String>,
+    /// The digest of the pixels of the picture to start from.
+    pub image_pixels: Option<String>,
+    /// The digest of the pixels of the mask.
+    pub mask_pixels: Option<String>,
     /// Whether a web UI wrote the settings, or sdshard itself.
     pub is_of_web_ui: bool,
     /// All that is said but has no counterpart here, as `Key: value`.
@@ -69,10 +71,11 @@ pub struct Settings {
 impl From<Metadata> for Settings {
     fn from(metadata: Metadata) -> Self {
         // Each field is named, so that a new one is not forgotten.
-        let Metadata { model, model_hash, request, dtype, rng, loras, latents } = metadata;
+        let Metadata { model, model_hash, request, dtype, rng, loras, latents, image_pixels, mask_pixels } = metadata;
         let rng = rng.parse().ok();
         let (model, model_hash, dtype) = (Some(model), Some(model_hash), Some(dtype));
-        Self { options: request, rng, model, model_hash, dtype, loras, latents, ..Self::default() }
+        let said = Self { options: request, rng, model, model_hash, dtype, loras, latents, ..Self::default() };
+        Self { image_pixels, mask_pixels, ..said }
     }
 }
 
@@ -114,7 +117,7 @@ impl From<Parameters> for Settings {
                 }
                 "RNG" => set(&mut settings.rng, generator(value)),
                 "Denoising strength" if is_hires || old_hires.is_some() => false,
-                "Denoising strength" => set(&mut settings.strength, value.parse().ok()),
+                "Denoising strength" => set(&mut options.strength, value.parse().ok()),
                 "Lora hashes" => {
                     settings.lora_hashes.extend(hashes(value));
                     true
@@ -396,7 +399,7 @@ mod tests {
         ] {
             assert_eq!(of(&format!("a\n{settings}{more}")).not_followed, not_followed, "{more}");
         }
-        assert_eq!(of(&format!("a\n{settings}Denoising strength: 0.5")).strength, Some(0.5));
+        assert_eq!(of(&format!("a\n{settings}Denoising strength: 0.5")).options.strength, Some(0.5));
         let hashes =
             of(&format!("a\n{settings}Hashes: {{\"model\": \"0123456789\", \"lora:x\": \"ab\", \"embed:y\": \"c\"}}"));
         assert_eq!(hashes.model_hash.as_deref(), Some("0123456789"));
@@ -425,7 +428,11 @@ mod tests {
         ] {
             let said =
                 of(&format!("a\nSteps: 1, Seed: 2, Size: {size}, First pass size: {first}, Denoising strength: 0.7"));
-            assert_eq!((said.options.width.zip(said.options.height), said.strength), (Some(wanted), None), "{first}");
+            assert_eq!(
+                (said.options.width.zip(said.options.height), said.options.strength),
+                (Some(wanted), None),
+                "{first}"
+            );
             assert_eq!(said.not_followed, [format!("Size: {size}"), "Denoising strength: 0.7".into()]);
         }
     }

@@ -1,4 +1,4 @@
-//! The three stages of a request: text to features, noise to latents, latents to pixels.
+//! The stages of a request: text to features, a picture to start from to latents, noise to latents, latents to pixels.
 //!
 //! Each stage begins and ends on the host; the data between stages is small (a few hundred KiB). So the memory that a
 //! stage needs does not depend on where the other stages run. The planner uses this: it runs the same code on devices
@@ -7,7 +7,7 @@
 use super::{
     device_queue::Work,
     parts::{Instance, Placed, Slot},
-    request::{Request, Rng, Start},
+    start::Beginning,
 };
 use crate::{
     error::{Error, ErrorScope, Result},
@@ -20,7 +20,7 @@ use crate::{
     },
     scheduler::{Schedule, Step},
     sync,
-    tensor::{Leaving, Shape, Tensor, random::Generator},
+    tensor::{Leaving, Shape, Tensor},
     weights::Offload,
 };
 
@@ -79,8 +79,8 @@ pub struct PictureStart {
     pub guidance_scale: f32,
     /// How far the guided output gets the deviation of the output for the prompt, from 0 to 1; only used with two texts.
     pub guidance_rescale: f32,
-    /// The source of the first latents, and then of the noise of those steps that add some.
-    pub noise: Noise,
+    /// The first latents, and the noise of those steps that add some.
+    pub beginning: Beginning,
 }
 
 /// A denoiser with some texts. A batch has one branch for all of its texts, or one for the negative prompts and one for
@@ -136,42 +136,6 @@ impl Branch<'_> {
     }
 }
 
-/// The source of noise of one request.
-pub struct Noise {
-    start: Option<std::sync::Arc<[f32]>>,
-    generator: Generator,
-}
-
-impl Noise {
-    /// The noise of the request.
-    pub fn new(request: &Request) -> Self {
-        let start = match &request.start {
-            Start::Noise => None,
-            Start::Latents(latents) => Some(latents.clone()),
-        };
-        Self { start, generator: request.rng.generator(request.seed) }
-    }
-
-    /// Zeros, for runs without data.
-    pub fn zeros() -> Self {
-        Self { start: None, generator: Rng::default().generator(0) }
-    }
-
-    /// The first noise, in `shape`, channels last.
-    fn first(&mut self, shape: Shape) -> Vec<f32> {
-        match self.start.take() {
-            Some(latents) => channels_last(&latents, shape),
-            None => self.next(shape),
-        }
-    }
-
-    /// The next noise, in `shape`, channels last. It is drawn as `[batch, channels, height, width]`, as in the
-    /// reference.
-    fn next(&mut self, shape: Shape) -> Vec<f32> {
-        channels_last(&self.generator.normal(shape.elements()), shape)
-    }
-}
-
 /// Runs the denoising loop and returns the final latents, `[height, width, channels]` for each picture, or an error for
 /// the picture. During the loop the latents are on the first device of the last branch. `progress(0)` is called when
 /// the texts are prepared ([`Unet::condition`]), then `progress` after each step; its error stops the loop. The
@@ -194,17 +158,14 @@ pub fn denoise(
     let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
     progress(0)?;
     enter_home()?;
-    let (shape, init_noise_sigma) = (input.shape, input.schedule.init_noise_sigma);
-    let first = |picture: &mut PictureStart| -> Result<Tensor> {
-        let noise = Tensor::new(device, shape, &picture.noise.first(shape))?;
-        Tensor::scale_add(shape, &[(init_noise_sigma, &noise, 0)])?.keep(keep)
-    };
-    let mut latents = input.pictures.iter_mut().map(first).collect::<Result<Vec<_>>>()?;
+    let (shape, schedule) = (input.shape, input.schedule);
+    let first = |picture: &PictureStart| Tensor::new(device, shape, &picture.beginning.latents(schedule))?.keep(keep);
+    let mut latents = input.pictures.iter().map(first).collect::<Result<Vec<_>>>()?;
 
-    let (history, looks_back) = (input.schedule.history(), input.schedule.looks_back());
+    let (history, looks_back) = (schedule.history(), schedule.looks_back());
     let mut earlier: Vec<Option<Tensor>> = latents.iter().map(|_| None).collect();
     let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
-    for (done, step) in input.schedule.steps.iter().enumerate() {
+    for (done, step) in schedule.steps.iter().enumerate() {
         let outs = call(branches, &texts, step, &latents)?;
         let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
         enter_home()?;
@@ -217,9 +178,16 @@ pub fn denoise(
             estimates[i].truncate(history.max(1));
             let fresh = match step.noise {
                 0.0 => None,
-                _ => Some(Tensor::new(device, shape, &picture.noise.next(shape))?),
+                _ => Some(Tensor::new(device, shape, &picture.beginning.fresh_noise(shape))?),
             };
-            let next = advance(step, &latents[i], earlier[i].as_ref(), &estimates[i], fresh.as_ref())?.keep(keep)?;
+            let mut next = advance(step, &latents[i], earlier[i].as_ref(), &estimates[i], fresh.as_ref())?;
+            if picture.beginning.blends() {
+                let level = schedule.steps.get(done + 1).map(|step| step.level);
+                let values = picture.beginning.blended(next.read()?, level);
+                drop(next);
+                next = Tensor::new(device, shape, &values)?;
+            }
+            let next = next.keep(keep)?;
             earlier[i] = Some(std::mem::replace(&mut latents[i], next)).filter(|_| looks_back);
         }
         drop(outs);
@@ -332,26 +300,6 @@ pub fn finite(values: &[f32], component: &str) -> Result<()> {
         .hint("another dtype for this component, a lower guidance scale, or another checkpoint"))
 }
 
-/// Converts `[batch, channels, height, width]` to `[batch, height, width, channels]`, which is `shape`.
-pub fn channels_last(values: &[f32], shape: Shape) -> Vec<f32> {
-    let channels = shape.channels();
-    let pixels = shape.dims()[1..shape.dims().len() - 1].iter().product::<usize>();
-    let image = |values: &[f32]| -> Vec<f32> {
-        (0..pixels * channels).map(|i| values[i % channels * pixels + i / channels]).collect()
-    };
-    values.chunks(pixels * channels).flat_map(image).collect()
-}
-
-/// Converts `[batch, height, width, channels]`, which is `shape`, to `[batch, channels, height, width]`.
-pub fn channels_first(values: &[f32], shape: Shape) -> Vec<f32> {
-    let channels = shape.channels();
-    let pixels = shape.dims()[1..shape.dims().len() - 1].iter().product::<usize>();
-    let image = |values: &[f32]| -> Vec<f32> {
-        (0..pixels * channels).map(|i| values[i % pixels * channels + i / pixels]).collect()
-    };
-    values.chunks(pixels * channels).flat_map(image).collect()
-}
-
 /// The branches of an instance of the denoiser for the conditions of one batch. The negative prompts come first, if
 /// there is guidance.
 pub fn branches<'a>(
@@ -389,6 +337,8 @@ pub struct Sample<'a> {
     pub batch: usize,
     /// Whether each picture has two texts.
     pub guided: bool,
+    /// Whether some of a picture is kept, although the network does not take a mask.
+    pub masked: bool,
     /// The steps.
     pub schedule: &'a Schedule,
 }
@@ -426,7 +376,11 @@ pub fn rehearse(
             let row = spec.sample_condition(sample.height, sample.width, |_| 0.0);
             // Any scale above 1, so that neither text has the weight 0.
             let rows = vec![row; if sample.guided { 2 * sample.batch } else { sample.batch }];
-            let begin = || PictureStart { guidance_scale: 2.0, guidance_rescale: 0.0, noise: Noise::zeros() };
+            let begin = || PictureStart {
+                guidance_scale: 2.0,
+                guidance_rescale: 0.0,
+                beginning: Beginning::sample(shape, sample.masked),
+            };
             let pictures = (0..sample.batch).map(|_| begin()).collect();
             let slot = Slot::new(instance, keeps, &[]);
             // Two branches run in parallel, so their sections have no common order to report.
@@ -446,15 +400,6 @@ pub fn rehearse(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn channels_move_there_and_back() {
-        let shape = Shape::from([2, 1, 3, 2]);
-        let first: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let last = channels_last(&first, shape);
-        assert_eq!(&last[..6], [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-        assert_eq!(channels_first(&last, shape), first);
-    }
 
     #[test]
     fn the_deviation_divides_by_one_less_than_the_number_of_values() {

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::request::Request,
-    scheduler::{SchedulerKind, schedule},
+    scheduler::{Schedule, SchedulerKind, schedule_from},
 };
 
 /// The largest request that a plan is made for.
@@ -27,6 +27,10 @@ pub struct Largest {
     pub scheduler: Option<SchedulerKind>,
     /// The number of steps. A solver keeps less of earlier steps if there are few.
     pub steps: usize,
+    /// The share of the steps that are made: below 1 if all requests start from pictures.
+    pub strength: f64,
+    /// Whether any request keeps some of a picture that a mask shows.
+    pub masked: bool,
     /// The number of requested pictures; `usize::MAX` for an endless queue.
     pub images: usize,
 }
@@ -45,19 +49,22 @@ impl Largest {
         let mut kept_by_schedule = HashMap::new();
         for request in requests {
             images += 1;
-            let kept = match kept_by_schedule.entry((request.scheduler, request.steps)) {
+            let strength = request.strength();
+            let kept = match kept_by_schedule.entry((request.scheduler, request.steps, strength.to_bits())) {
                 Entry::Occupied(known) => *known.get(),
-                Entry::Vacant(new) => {
-                    *new.insert(schedule(&spec.scheduler_for(request.scheduler)?, request.steps)?.kept())
-                }
+                Entry::Vacant(new) => *new.insert(request.schedule(spec)?.kept()),
             };
             let (width, height, guided) = (request.width, request.height, request.is_guided(spec));
+            let masked = request.start_image().is_some_and(|start| start.mask.is_some());
             sizes.insert((width, height));
             let (largest, most_kept) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
-                (Self { width, height, also: Vec::new(), guided, scheduler, steps, images: 0 }, kept)
+                let (also, images) = (Vec::new(), 0);
+                (Self { width, height, also, guided, scheduler, steps, strength, masked, images }, kept)
             });
             largest.guided |= guided;
+            largest.masked |= masked;
+            largest.strength = largest.strength.max(strength);
             if kept > *most_kept || kept == *most_kept && request.steps > largest.steps {
                 (largest.scheduler, largest.steps, *most_kept) = (request.scheduler, request.steps, kept);
             }
@@ -73,11 +80,19 @@ impl Largest {
         Ok(largest.map(|(largest, _)| largest))
     }
 
+    /// The steps that are planned for.
+    ///
+    /// # Errors
+    /// If the scheduler cannot be used with the model, or cannot make these steps.
+    pub fn schedule(&self, spec: &ModelSpec) -> Result<Schedule> {
+        schedule_from(&spec.scheduler_for(self.scheduler)?, self.steps, self.strength)
+    }
+
     /// Whether `request` fits the plan.
     ///
     /// # Errors
-    /// If the request is larger than every planned size, has guidance where none was planned, or a solver that keeps
-    /// more of earlier steps.
+    /// If the request is larger than every planned size, has guidance or a mask where none was planned, or a solver that
+    /// keeps more of earlier steps.
     pub(super) fn admits(&self, request: &Request, spec: &ModelSpec) -> Result<()> {
         let sizes = [(self.width, self.height)].into_iter().chain(self.also.iter().copied());
         let wanted = format!("{}x{}", request.width, request.height);
@@ -92,8 +107,10 @@ impl Largest {
                 .found(format!("a guidance scale of {}", request.guidance_scale))
                 .hint("a plan for a request with guidance, or a guidance scale of 1"));
         }
-        let kept = |scheduler, steps| Ok(schedule(&spec.scheduler_for(scheduler)?, steps)?.kept());
-        let (needed, planned) = (kept(request.scheduler, request.steps)?, kept(self.scheduler, self.steps)?);
+        if request.start_image().is_some_and(|start| start.mask.is_some()) && !self.masked {
+            return Err(Error::input("the plan has no room for a mask").hint("a plan for a request with a mask"));
+        }
+        let (needed, planned) = (request.schedule(spec)?.kept(), self.schedule(spec)?.kept());
         if needed > planned {
             return Err(Error::input("the plan has no room for what this scheduler remembers of earlier steps")
                 .found(format!("{needed} tensors of latents; planned: {planned}"))

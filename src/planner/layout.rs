@@ -20,7 +20,6 @@ use crate::{
     error::{Error, Result},
     models::component::{ComponentId, Stage},
     pipeline::placement::{Place, Placement, Reside, Sections, each_once},
-    scheduler::schedule,
 };
 
 /// One replica: the places of its components, and how many requests it works on.
@@ -103,7 +102,7 @@ pub(super) struct Costs<'a> {
 impl<'a> Costs<'a> {
     pub fn new(trial: &'a Trial<'a>, host_free_bytes: Option<u64>) -> Result<Self> {
         let (spec, largest) = (trial.spec, trial.largest);
-        let calls = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?.steps.len();
+        let calls = largest.schedule(spec)?.steps.len();
         let is_alike = |a: &DeviceInfo, b: &DeviceInfo| {
             (a.id.kind, a.rules, &a.rates, a.f32_flops, &a.class)
                 == (b.id.kind, b.rules, &b.rates, b.f32_flops, &b.class)

@@ -158,7 +158,7 @@ impl fmt::Display for Plan {
         }
         write!(
             f,
-            "\n{replicas}; pictures up to {}x{}{}, {} steps; {} in all\none picture in {}, {} with many",
+            "\n{replicas}; pictures up to {}x{}{}, {} steps{}; {} in all\none picture in {}, {} with many",
             self.largest.width,
             self.largest.height,
             match self.largest.also.len() {
@@ -166,6 +166,7 @@ impl fmt::Display for Plan {
                 n => format!(" and {n} other sizes"),
             },
             self.largest.steps,
+            if self.largest.strength < 1.0 { format!(" at strength {}", self.largest.strength) } else { String::new() },
             bytes(self.total_bytes()),
             seconds(self.seconds_per_image),
             per_second(self.images_per_second),

@@ -24,7 +24,7 @@ use crate::{
         placement::{Place, Reside, Sections},
         stages::{Sample, rehearse},
     },
-    scheduler::{Schedule, schedule},
+    scheduler::Schedule,
     weights::{Ahead, Packed, Weights},
 };
 
@@ -202,7 +202,7 @@ impl<'a> Trial<'a> {
         dtypes: PerComponent<Option<DType>>,
         effort: &'a Effort,
     ) -> Result<Self> {
-        let mut schedule = schedule(&spec.scheduler_for(largest.scheduler)?, largest.steps)?;
+        let mut schedule = largest.schedule(spec)?;
         // Later steps change the arenas only by what a solver keeps of earlier steps.
         schedule.steps.truncate(2 * crate::scheduler::HISTORY);
         let sections = spec.components.map(|_, component| component.network.sections().len());
@@ -289,7 +289,8 @@ impl<'a> Trial<'a> {
         take();
         let mut prepared = vec![dry::Work::default(); ids.len()];
         let (guided, schedule) = (self.largest.guided, &self.schedule);
-        let sample = Sample { width, height, batch, guided, schedule };
+        let masked = self.largest.masked && !self.spec.takes_mask();
+        let sample = Sample { width, height, batch, guided, masked, schedule };
         let calls = rehearse(self.spec, component, &instance, &arenas, &sample, &recorder, |done| {
             if done == 0 {
                 // The keys and values of the text are not part of any step.

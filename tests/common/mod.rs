@@ -4,6 +4,7 @@
 pub mod formula;
 pub mod maps;
 pub mod page;
+pub mod pictures;
 #[cfg(feature = "cuda")]
 pub mod rig;
 

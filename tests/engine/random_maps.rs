@@ -6,13 +6,21 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{formula, maps::Random, model};
+use crate::common::{
+    formula,
+    maps::Random,
+    model,
+    pictures::{inpainting_folder, mask, picture},
+};
 use sdshard::{
     backend,
     device_map::DeviceMap,
     engine::Engine,
     models::spec::ModelSpec,
-    pipeline::{Model, Picture, request::Request},
+    pipeline::{
+        Model, Picture,
+        request::{Request, Start, StartImage},
+    },
     planner::{Largest, plan::Plan},
     weights::ModelFiles,
 };
@@ -30,9 +38,20 @@ fn requests(spec: &ModelSpec) -> Vec<Request> {
     requests
 }
 
+/// The same from a picture, of which some keep what is outside a mask.
+fn requests_from_pictures(spec: &ModelSpec, are_masked: [bool; 3]) -> Vec<Request> {
+    let (image, mask) = (Arc::new(picture(40, 24)), Arc::new(mask(40, 24)));
+    let start = |is_masked: bool| {
+        let start = StartImage::new(image.clone(), is_masked.then(|| mask.clone()), spec);
+        Start::Image(StartImage { strength: 0.7, ..start })
+    };
+    let scheduler = Some("euler-ancestral".parse().unwrap());
+    let of = |(request, is_masked)| Request { start: start(is_masked), steps: 3, scheduler, ..request };
+    requests(spec).into_iter().zip(are_masked).map(of).collect()
+}
+
 /// Draws with a map, and compares the arenas with the plan.
-fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
-    let requests = requests(&model.spec);
+fn draw(model: &Arc<Model>, requests: Vec<Request>, text: &str) -> Vec<Picture> {
     let map = DeviceMap::parse(text, "map.toml").unwrap_or_else(|e| panic!("{e}\n{text}"));
     let largest = Largest::of(&requests, &model.spec).unwrap().unwrap();
     let plan =
@@ -58,17 +77,32 @@ fn draw(model: &Arc<Model>, text: &str) -> Vec<Picture> {
 
 #[test]
 fn every_map_draws_the_same_pictures_in_its_planned_bytes() {
-    every_map_is_right_for(&model());
+    let model = model();
+    every_map_is_right_for(&model, &requests(&model.spec));
+}
+
+#[test]
+fn every_map_draws_the_same_pictures_from_pictures_in_its_planned_bytes() {
+    let model = Arc::new(Model::open_for_images(model().files.clone(), None).unwrap());
+    every_map_is_right_for(&model, &requests_from_pictures(&model.spec, [false, true, false]));
+}
+
+#[test]
+fn every_map_draws_the_same_pictures_of_an_inpainting_model_in_its_planned_bytes() {
+    let folder = inpainting_folder();
+    let model = Arc::new(Model::open(ModelFiles::folder(folder.path()).unwrap(), None).unwrap());
+    every_map_is_right_for(&model, &requests_from_pictures(&model.spec, [true; 3]));
 }
 
 #[test]
 fn every_map_draws_the_same_pictures_of_sdxl_in_its_planned_bytes() {
     let folder = formula::folder("tiny-sdxl");
-    every_map_is_right_for(&Arc::new(Model::open(ModelFiles::folder(folder.path()).unwrap(), None).unwrap()));
+    let model = Arc::new(Model::open(ModelFiles::folder(folder.path()).unwrap(), None).unwrap());
+    every_map_is_right_for(&model, &requests(&model.spec));
 }
 
-fn every_map_is_right_for(model: &Arc<Model>) {
-    let want = draw(model, "strategy = \"single\"");
+fn every_map_is_right_for(model: &Arc<Model>, requests: &[Request]) {
+    let want = draw(model, requests.to_vec(), "strategy = \"single\"");
     assert!(want[0].image != want[1].image && want[0].image != want[2].image);
 
     let mut forms = [0; 8];
@@ -82,8 +116,8 @@ fn every_map_is_right_for(model: &Arc<Model>) {
             *count += usize::from(text.contains(form));
         }
         let (done, result) = mpsc::channel();
-        let (model, map) = (model.clone(), text.clone());
-        let worker = std::thread::spawn(move || done.send(draw(&model, &map)));
+        let (model, requests, map) = (model.clone(), requests.to_vec(), text.clone());
+        let worker = std::thread::spawn(move || done.send(draw(&model, requests, &map)));
         match result.recv_timeout(DEADLINE) {
             Ok(got) => {
                 for (got, want) in got.iter().zip(&want) {

@@ -11,7 +11,8 @@ use sdshard::{
         Instance, Model, Placed, Slot, branches,
         model::{Source, load},
         placement::Reside,
-        stages::{self, DenoiseInput, Noise, PictureStart},
+        stages::{self, DenoiseInput, PictureStart},
+        start::Beginning,
     },
     scheduler::schedule,
     tensor::Shape,
@@ -155,12 +156,12 @@ fn denoise(
     let keeps = PersistentArenas::new(devices.iter().map(|device| device.persistent_arena(ARENA).unwrap()).collect());
     let text = |phase: f32| spec.sample_condition(8 * HEIGHT, 8 * WIDTH, |i| (i as f32 * 0.3 + phase).sin());
     let schedule = schedule(&spec.scheduler_for(None).unwrap(), 3).unwrap();
-    let pictures = scales
-        .iter()
-        .map(|&guidance_scale| PictureStart { guidance_scale, guidance_rescale: 0.0, noise: Noise::zeros() })
-        .collect();
-    let request =
-        DenoiseInput { schedule: &schedule, pictures, shape: Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]) };
+    let shape = Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]);
+    let picture = |&guidance_scale: &f32| {
+        let beginning = Beginning::sample(shape, false);
+        PictureStart { guidance_scale, guidance_rescale: 0.0, beginning }
+    };
+    let request = DenoiseInput { schedule: &schedule, pictures: scales.iter().map(picture).collect(), shape };
     let slot = Slot::new(place, &keeps, scratch);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();

@@ -91,7 +91,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
             let (route, keeps) =
                 (whole(&device), PersistentArenas::new(vec![device.persistent_arena(usize::MAX).unwrap()]));
             let text = [EncodedText { features: vec![0.0; 77 * 768], pooled: Vec::new() }].into();
-            let row = Condition { text, numbers: Vec::new(), guidance_scale: 1.0 };
+            let row = Condition { text, numbers: Vec::new(), guidance_scale: 1.0, beside: Vec::new() };
             // Torch makes the text's keys and values anew in every call.
             let texts = unet.condition(&[row.clone(), row], &route.pass(), &keeps).unwrap();
             let time = unet.time_features(500.0, &device).unwrap();

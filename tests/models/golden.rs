@@ -23,7 +23,7 @@ use sdshard::{
         Model, Picture,
         model::{Source, load},
         request::{Request, Rng},
-        stages::{channels_first, channels_last},
+        start::{channels_first, channels_last},
     },
     planner::{Largest, plan::Plan},
     scheduler::{NoiseLevel, SchedulerConfig, SchedulerKind, schedule, schedule_from},
@@ -249,7 +249,7 @@ fn text_features_match_the_reference() {
 /// The conditioning by a text of one text encoder.
 fn plain_condition(features: Vec<f32>) -> Condition {
     let text = [EncodedText { features, pooled: Vec::new() }].into();
-    Condition { text, numbers: Vec::new(), guidance_scale: 1.0 }
+    Condition { text, numbers: Vec::new(), guidance_scale: 1.0, beside: Vec::new() }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod cuda_expected;
 mod cuts;
 mod figures;
 mod golden;
+mod img2img;
 mod lora;
 mod networks;
 mod pipelines;

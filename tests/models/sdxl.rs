@@ -7,7 +7,7 @@ use sdshard::{
     backend::{self, DType, Device, DeviceKind},
     models::{clip::EncodedText, route::PersistentArenas, unet::Condition},
     pipeline::{
-        Model,
+        ImageFiles, Model,
         request::{Request, RequestOptions},
     },
     weights::ModelFiles,
@@ -63,6 +63,7 @@ fn output_of(model: &Model, device: &Device, dtype: DType, guidance_scale: f32) 
         text: [EncodedText { features: features.to_vec(), pooled: pooled.to_vec() }].into(),
         numbers: vec![96.0, 72.0, 0.0, 0.0, 96.0, 72.0],
         guidance_scale,
+        beside: Vec::new(),
     });
     let texts = network.denoiser().condition(&rows.collect::<Vec<_>>(), &route.pass(), &keeps).unwrap();
     let time = network.denoiser().time_features(37.25, device).unwrap();
@@ -105,7 +106,7 @@ fn pictures_match_the_reference() {
             height: Some(number("height")),
             ..RequestOptions::default()
         };
-        let request = options.or(&all).request(&model.spec, str::to_owned).unwrap();
+        let request = options.or(&all).request(&model.spec, &ImageFiles::default(), str::to_owned).unwrap();
         let picture = draw(&model, request);
         close(name, &picture.latents.values, &golden.values(&format!("{name}.latents")), 1e-3);
         if name == "plain" {

@@ -44,7 +44,17 @@ fn of<'p>(plan: &'p Plan, name: &str) -> &'p ComponentPlan {
 
 fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
-    let largest = Largest { width: 64, height: 64, also: vec![], guided: true, scheduler: None, steps: 2, images: 1 };
+    let largest = Largest {
+        width: 64,
+        height: 64,
+        also: vec![],
+        guided: true,
+        scheduler: None,
+        steps: 2,
+        strength: 1.0,
+        masked: false,
+        images: 1,
+    };
     Plan::resolve(&map, spec, &largest, devices)
 }
 
@@ -440,8 +450,17 @@ fn diffusers_balanced_is_diffusers_placement_of_sdxl() {
 fn sdxl_is_planned_for_the_machines_that_people_have() {
     let (folder, cpu) = (sdxl(), "[device.cpu]\nmemory = \"32GiB\"\ncores = \"0-7\"\n");
     let spec = spec(folder.path());
-    let largest =
-        Largest { width: 1024, height: 1024, also: vec![], guided: true, scheduler: None, steps: 30, images: 1 };
+    let largest = Largest {
+        width: 1024,
+        height: 1024,
+        also: vec![],
+        guided: true,
+        scheduler: None,
+        steps: 30,
+        strength: 1.0,
+        masked: false,
+        images: 1,
+    };
     let (first, second) = ("[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n", "[device.\"cuda:1\"]\n");
     let latency = "strategy = \"latency\"";
     let [two_gpus, one_gpu] =

@@ -48,7 +48,17 @@ fn machine(text: &str) -> Vec<DeviceInfo> {
 
 fn resolve(map: &str, images: usize, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
-    let largest = Largest { width: 512, height: 512, also: vec![], guided: true, scheduler: None, steps: 50, images };
+    let largest = Largest {
+        width: 512,
+        height: 512,
+        also: vec![],
+        guided: true,
+        scheduler: None,
+        steps: 50,
+        strength: 1.0,
+        masked: false,
+        images,
+    };
     Plan::resolve(&map, spec(), &largest, devices)
 }
 

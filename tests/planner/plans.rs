@@ -42,7 +42,17 @@ fn devices(text: &str) -> Vec<DeviceInfo> {
 }
 
 fn largest(side: usize) -> Largest {
-    Largest { width: side, height: side, also: vec![], guided: true, scheduler: None, steps: 50, images: 10_000 }
+    Largest {
+        width: side,
+        height: side,
+        also: vec![],
+        guided: true,
+        scheduler: None,
+        steps: 50,
+        strength: 1.0,
+        masked: false,
+        images: 10_000,
+    }
 }
 
 fn resolve(map: &str, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {

@@ -3,6 +3,7 @@
 import added_tokens
 import clip_skip
 import emoji
+import img2img
 import lora
 import lora_merge
 import noise
@@ -14,6 +15,6 @@ import tiny_sdxl
 import tokenizer
 
 for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise,
-             lora_merge, lora, emoji):
+             lora_merge, lora, img2img, emoji):
     part.main()
     print(part.__name__, "done")
