@@ -141,12 +141,13 @@ pub use models::{
 #[doc(inline)]
 pub use pipeline::{
     image::{Image, PictureFormat},
+    image_files::ImageFiles,
     latents::Latents,
     metadata::Metadata,
     model::Model,
     picture::{Picture, Progress, Span},
     placement::{Place, Sections},
-    request::{Output, Request, RequestOptions, Start},
+    request::{Output, Request, RequestOptions, Start, StartImage},
     settings::Settings,
 };
 #[doc(inline)]
@@ -160,4 +161,4 @@ pub use scheduler::{Prediction, SchedulerKind, Sigmas, Solver};
 #[doc(inline)]
 pub use tensor::random::Rng;
 #[doc(inline)]
-pub use weights::{Download, ModelFiles, Reside, Wanted};
+pub use weights::{Download, ModelFiles, Reside, Wanted, lora::LoraChoice};

@@ -200,6 +200,10 @@ impl Job {
     ) -> Result<Request> {
         let request = self.options.request(spec, images, |field| self.name_of(field))?;
         let Some(latents) = latents else { return Ok(Request { rng, output, ..request }) };
+        if request.start_image().is_some() {
+            return Err(Error::input("--latents: a picture starts from given noise, or from another picture")
+                .found(format!("{} and {}", flag("latents"), self.name_of("image"))));
+        }
         let (width, height) = (latents.width * spec.latents.scale, latents.height * spec.latents.scale);
         if (width, height) != (request.width, request.height) {
             return Err(Error::input("--latents: they are for another size")

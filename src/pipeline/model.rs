@@ -14,7 +14,7 @@ use crate::{
     backend::{DType, Device, DeviceId, Rates, rules::Rules},
     error::{Error, Result},
     models::{
-        component::ComponentId,
+        component::{ComponentId, Stage},
         network::NetworkSpec,
         route::Route,
         spec::{ComponentSpec, ModelSpec},
@@ -131,12 +131,13 @@ impl Model {
         }
         let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
         paths.extend(self.spec.tokenizers().flat_map(|folder| tokenizer::paths(&self.files, &folder)));
-        for (id, component) in self.spec.components.iter() {
+        // The encoder of the VAE has the files of the decoder, so a model is the same one with it and without it.
+        let has_files = |(_, component): &(ComponentId, &ComponentSpec)| component.stage() != Stage::EncodeImage;
+        for (id, component) in self.spec.components.iter().filter(has_files) {
             self.weights(id)?; // an invalid file is reported before gigabytes are read
-            let config = format!("{}/config.json", component.folder);
+            paths.push(format!("{}/config.json", component.folder));
             let sources = weights::sources(&self.files, &component.folder, self.variant.as_deref())?;
-            // Encoder and decoder of the VAE have the same files.
-            paths.extend([config].into_iter().chain(sources).filter(|path| !paths.contains(path)).collect::<Vec<_>>());
+            paths.extend(sources.into_iter().filter(|path| !paths.contains(path)).collect::<Vec<_>>());
         }
         if let Some(file) = self.files.sole_file() {
             paths = vec![file];
@@ -353,6 +354,8 @@ mod tests {
         };
         let identity = |variant| open(variant).identity().unwrap();
         let first = identity(None);
+        let with_encoder = Model::open_for_images(ModelFiles::folder(folder.path()).unwrap(), None).unwrap();
+        assert_eq!(with_encoder.identity().unwrap(), first);
         for path in weights.iter().chain(&texts) {
             let file = folder.path().join(path);
             let mut bytes = fs::read(&file).unwrap();

@@ -136,6 +136,53 @@ fn latents_of_another_shape_are_refused() {
 }
 
 #[test]
+fn a_picture_to_start_from_that_cannot_be_used_is_refused() {
+    let tiny = Tiny::new();
+    let path = |name: &str| tiny.folder.path().join(name).to_str().unwrap().to_owned();
+    for (name, width, height) in [("image.png", 64, 48), ("mask.png", 64, 40), ("small.png", 7, 64)] {
+        image::RgbImage::new(width, height).save(path(name)).unwrap();
+    }
+    let huge = png::Encoder::new(fs::File::create(path("huge.png")).unwrap(), 60_000, 60_000);
+    huge.write_header().unwrap().write_chunk(png::chunk::IDAT, &[0; 9]).unwrap();
+    image::RgbImage::new(64, 64).save(path("whole.webp")).unwrap();
+    let webp = fs::read(path("whole.webp")).unwrap();
+    fs::write(path("cut.webp"), &webp[..webp.len() - 9]).unwrap();
+    fs::write(path("text.png"), "a fox").unwrap();
+    let image = path("image.png");
+    for (arguments, facts) in [
+        (&["--image", &path("none.png")][..], &["none.png", "No such file"][..]),
+        (&["--image", &path("text.png")], &["text.png", "no picture that can be read", "PNG, JPEG or WebP"]),
+        (&["--image", &path("huge.png")], &["huge.png", "60000x60000"]),
+        (&["--image", &path("cut.webp")], &["cut.webp", "damaged or not whole"]),
+        (&["--image", &path("small.png")], &["--image: ", "at least 8x8 pixels", "found: 7x64"]),
+        (&["--image", &image, "--strength", "0"], &["--strength: ", "above 0 and at most 1", "found: 0"]),
+        (&["--image", &image, "--strength", "2"], &["--strength: ", "found: 2"]),
+        (&["--image", &image, "--strength", "0.01"], &["--steps: a strength of 0.01 leaves none of 2 steps"]),
+        (&["--image", &image, "--mask", &path("mask.png")], &["--mask: ", "found: 64x40", "64x48"]),
+        (&["--image", &image, "--paste-original"], &["--paste-original: there is no mask", "--mask FILE"]),
+        (&["--mask", &image], &["--mask: there is no picture to start from", "--image FILE"]),
+        (&["--strength", "0.5"], &["--strength: there is no picture to start from", "--image FILE"]),
+        (&["--image", &image, "--width", "70"], &["--width: has to be a multiple of 8"]),
+    ] {
+        let message = refused(&tiny, &[&["a fox"], arguments].concat());
+        has_facts(format!("{arguments:?}"), &message, facts);
+    }
+    let lines = tiny.file("p.jsonl", &serde_json::json!({ "prompt": "x", "mask": image }).to_string());
+    has_facts("a line", &refused(&tiny, &["--prompts-file", &lines]), &["mask: there is no picture to start from"]);
+}
+
+#[test]
+fn an_inpainting_model_needs_a_picture_and_a_mask() {
+    let folder = common::pictures::inpainting_folder();
+    let tiny = Tiny::new();
+    let model = folder.path().to_str().unwrap();
+    let arguments = ["a fox", "--model", model, "--output-dir", tiny.out().to_str().unwrap()].map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let facts = ["--image: this is an inpainting model", "--image FILE --mask FILE"];
+    has_facts("no picture", &common::refused(&arguments), &facts);
+}
+
+#[test]
 fn an_output_folder_below_a_file_is_refused() {
     let tiny = Tiny::new();
     let file = tiny.file("out", "not a folder");

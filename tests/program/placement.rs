@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::{self, Tiny, json_lines, pixels, sdshard, succeeds, tiny};
+use crate::common::{
+    self, Tiny, json_lines,
+    pictures::{self, picture},
+    pixels, sdshard, succeeds, tiny,
+};
 use sdshard::{
     DeviceMap,
     backend::{DeviceId, DeviceKind},
     device_map::SHIPPED,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PROMPTS: [&str; 4] = ["a red fox", "an owl", "zwei Hühner", ""];
 
@@ -18,12 +22,24 @@ const THREE_REPLICAS: &str = "devices = [\"cpu:0\", \"cpu:1\", \"cpu:2\"]\nrepli
 
 /// The pictures of [`PROMPTS`] with seeds of their own, by prompt.
 fn draw(prompts: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+    draw_from(&|_| json!({}), prompts, arguments, variables)
+}
+
+/// The same, with the options `more(seed)` for each.
+fn draw_from(
+    more: &dyn Fn(usize) -> Value,
+    prompts: &[&str],
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> BTreeMap<String, Vec<u8>> {
     let tiny = Tiny::new();
     let lines: Vec<String> = prompts
         .iter()
         .map(|prompt| {
             let seed = 100 + PROMPTS.iter().position(|known| known == prompt).unwrap();
-            serde_json::json!({ "prompt": prompt, "seed": seed, "negative_prompt": "blur" }).to_string()
+            let mut line = json!({ "prompt": prompt, "seed": seed, "negative_prompt": "blur" });
+            line.as_object_mut().unwrap().extend(more(seed).as_object().unwrap().clone());
+            line.to_string()
         })
         .collect();
     let prompts_file = tiny.file("p.jsonl", &lines.join("\n"));
@@ -66,6 +82,29 @@ fn a_picture_is_the_same_wherever_its_parts_are_made() {
         }
     }
     assert!(draw(&PROMPTS, &[], &[]) == want, "another picture without a map");
+}
+
+#[test]
+fn a_picture_from_a_picture_is_the_same_wherever_its_parts_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let [image, mask] = ["image.png", "mask.png"].map(|name| folder.path().join(name));
+    for (pixels, path) in [(picture(40, 24), &image), (pictures::mask(40, 24), &mask)] {
+        let pixels = image::RgbImage::from_raw(40, 24, pixels.rgb).unwrap();
+        pixels.save(path).unwrap();
+    }
+    // Every other picture keeps what the mask shows.
+    let more = |seed: usize| {
+        let mut more = json!({ "image": image, "strength": 0.7, "steps": 3, "scheduler": "euler-ancestral" });
+        if seed % 2 == 1 {
+            more["mask"] = json!(mask);
+        }
+        more
+    };
+    let want = draw_from(&more, &PROMPTS, &["--device-map", "single.toml"], &[]);
+    for map in runs_here() {
+        let got = draw_from(&more, &PROMPTS, &["--device-map", map], &[("SDSHARD_THREADS", "2")]);
+        assert!(got == want, "{map} draws other pictures from a picture than single.toml");
+    }
 }
 
 #[test]

@@ -6,7 +6,13 @@ use std::{
     process::Command,
 };
 
-use crate::common::{Tiny, files, has_facts, json_lines, message_of, sdshard, succeeds, text, tiny};
+use sdshard::pipeline::Image;
+
+use crate::common::{
+    Tiny, files, has_facts, json_lines, message_of,
+    pictures::{self, picture},
+    sdshard, succeeds, text, tiny,
+};
 
 /// Formats with their extensions.
 const FORMATS: [(&str, &str); 4] = [("png", "png"), ("jpeg", "jpg"), ("webp", "webp"), ("latent", "safetensors")];
@@ -77,7 +83,7 @@ fn settings_of_a_web_ui_are_followed_as_far_as_they_can_be() {
     assert_eq!(output.status.code(), Some(0), "{message}");
     for line in [
         "drawn by another model (dream, hash 0123456789); this one is tiny-sd1, hash ",
-        "not followed: Denoising strength: 0.5 ",
+        "the picture started from a picture: --image FILE",
         "not followed: VAE: kl",
         "not followed: LoRA snow (0123)",
         "not followed: Foo bar: 1",
@@ -85,12 +91,51 @@ fn settings_of_a_web_ui_are_followed_as_far_as_they_can_be() {
     ] {
         assert!(message.contains(line), "wanted: {line}\n{message}");
     }
-    assert_eq!(message.matches("not followed").count(), 4, "{message}");
+    assert_eq!(message.matches("not followed").count(), 3, "{message}");
     let wanted = Tiny::new();
     let arguments = ["a fox <lora:snow:0.8>", "--negative-prompt", "blur", "--scheduler", "dpm++2m-karras"];
     let more = ["--guidance-scale", "3", "--seed", "5", "--rng", "cuda", "--clip-skip", "1"];
     draw(&wanted, &[&arguments[..], &more].concat());
     assert_eq!(tiny.made(), wanted.made());
+}
+
+#[test]
+fn a_picture_from_a_picture_is_drawn_again_with_the_same_picture() {
+    let tiny = Tiny::new();
+    let [image, other, mask] = ["image.png", "other.png", "mask.png"].map(|name| tiny.folder.path().join(name));
+    save(&picture(64, 64), &image);
+    save(&picture(72, 64), &other);
+    save(&pictures::mask(64, 64), &mask);
+    let given =
+        |image: &Path| ["--image", image.to_str().unwrap(), "--mask", mask.to_str().unwrap()].map(str::to_owned);
+    let first = given(&image);
+    let first: Vec<&str> = first.iter().map(String::as_str).collect();
+    let arguments = ["a fox", "--strength", "0.9", "--steps", "4", "--paste-original", "--scheduler", "ddim"];
+    let path = draw(&tiny, &[&arguments[..], &first].concat());
+    let resumed = [&arguments[..], &first, &["--resume", "--json"]].concat();
+    assert_eq!(json_lines(&succeeds(&mut tiny.draw(&resumed)))[0]["summary"]["skipped"], 1);
+    let kept = Image::read(&path).unwrap();
+    assert!(kept.rgb[..3 * 20] == Image::read(&image).unwrap().rgb[..3 * 20], "the first pixels are kept");
+
+    let second = tiny.folder.path().join("again");
+    let output = again(&path, &second, &first).output().unwrap();
+    assert!(!text(&output.stderr).contains("--from"), "everything is followed: {}", text(&output.stderr));
+    assert_eq!(fs::read(second.join("00000-a-fox.png")).unwrap(), fs::read(&path).unwrap());
+
+    let third = tiny.folder.path().join("other");
+    let output = again(&path, &third, &[]).output().unwrap();
+    let message = text(&output.stderr);
+    for flag in ["--image FILE", "--mask FILE"] {
+        assert!(message.contains(flag), "wanted: {flag}\n{message}");
+    }
+    let output = again(&path, &third, &["--image", other.to_str().unwrap()]).output().unwrap();
+    has_facts("a mask is missing", &message_of(output, "a mask is missing"), &["paste-original", "no mask"]);
+}
+
+/// Saves pixels without settings.
+fn save(image: &Image, path: &Path) {
+    let buffer = image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb.clone());
+    buffer.unwrap().save(path).unwrap();
 }
 
 #[test]
