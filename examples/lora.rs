@@ -1,7 +1,7 @@
 //! Draws with a LoRA and without it: `cargo run --release --example lora -- MODEL LORA.safetensors [WEIGHT [PROMPT]]`, where
 //! MODEL is a diffusers folder or a single file. Writes into `out/`.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use sdshard::{
     DeviceMap, Engine, Error, Largest, LoraChoice, Model, Overrides, Plan, Request, Result, Strategy, Wanted,
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     let lora = LoraChoice { path: path.into(), weight };
     for (loras, file) in [(&[][..], "out/example-plain.png"), (&[lora], "out/example-lora.png")] {
         let overrides = Overrides { loras, ..Overrides::default() };
-        let files = locate_model(name, None, None, &overrides, Wanted::Everything, &mut |_| Default::default())?;
+        let files = locate_model(name, None, None, &overrides, Wanted::Everything, &mut |_| ControlFlow::Continue(()))?;
         // The LoRA's modules are compared with the model's here, and merged in f32 while weights are read.
         let model = Arc::new(Model::open(files, None)?);
         let request = Request::new(prompt, &model.spec);

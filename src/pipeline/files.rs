@@ -10,8 +10,9 @@ use std::{
 use safetensors::{Dtype, tensor::TensorView};
 
 use super::{
-    container, exif,
-    image::with_exif,
+    container,
+    encode::with_exif,
+    exif,
     latents::{self, Latents},
     metadata::{Metadata, SDSHARD},
 };

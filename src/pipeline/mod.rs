@@ -3,6 +3,7 @@
 mod container;
 pub mod device_queue;
 mod draw;
+mod encode;
 mod exif;
 mod files;
 pub mod gate;
