@@ -208,13 +208,13 @@ impl VaeDecoder {
         })
     }
 
-    /// Decodes the denoiser's latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch, 8
-    /// height, 8 width, out_channels]`.
-    pub fn decode(&self, latents: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
-        self.forward(Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?, pass)
+    /// What the layers read of one of the denoiser's latents.
+    pub fn input(&self, latent: f32) -> f32 {
+        1.0 / self.scaling_factor * latent
     }
 
-    /// The network without the scaling of the latents. Input and output are f32.
+    /// The layers: from unscaled latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch, 8
+    /// height, 8 width, out_channels]`. Input and output are f32.
     pub fn forward(&self, z: Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let mut h = pass.take(z)?;
         if let Some(conv) = &self.post_quant_conv {

@@ -51,16 +51,16 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionH
     Ok(EncodedText { features: read(&output.features)?, pooled })
 }
 
-/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1: the moments of its unscaled latents, `[1,
-/// height / 8, width / 8, 2 channels]`.
+/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1. The result is that of [`Encoder::encode`].
+///
+/// [`Encoder::encode`]: crate::models::autoencoder::Encoder::encode
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
 pub fn encode_image(encoder: &Placed, shape: Shape, pixels: &[f32], hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
-    let pixels = Tensor::new(encoder.route.first(), shape, pixels)?;
-    let moments = encoder.network.image_encoder().forward(pixels, &encoder.pass(hooks))?.read()?;
-    finite(&moments, &encoder.name)?;
-    Ok(moments)
+    let encoded = encoder.network.image_encoder().encode(shape, pixels, &encoder.pass(hooks))?;
+    finite(&encoded, &encoder.name)?;
+    Ok(encoded)
 }
 
 /// The input of the denoising loop: one picture, or several of one size as a batch.
@@ -284,8 +284,7 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
 pub fn decode(decoder: &Placed, shape: Shape, latents: &[f32], hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
-    let latents = Tensor::new(decoder.route.first(), shape, latents)?;
-    let pixels = decoder.network.decoder().decode(&latents, &decoder.pass(hooks))?.read()?;
+    let pixels = decoder.network.decoder().decode(shape, latents, &decoder.pass(hooks))?;
     finite(&pixels, &decoder.name)?;
     Ok(pixels)
 }
