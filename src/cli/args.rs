@@ -169,7 +169,8 @@ pub(super) struct GenerateArgs {
     ///
     /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
     /// "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
-    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "width", "height", "num_images".
+    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "vae_tiling", "width", "height",
+    /// "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
     /// Draw again what the settings in this file say: a PNG, JPEG or WebP from sdshard or a web UI, or a text file

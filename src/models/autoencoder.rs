@@ -3,6 +3,7 @@
 
 use super::{
     route::{ForwardPass, Route},
+    tiles::{Scale, Seams, Tiles},
     tiny_vae::{TinyDecoder, TinyEncoder, TinyVaeSpec},
     vae::{VaeDecoder, VaeEncoder, VaeSpec},
 };
@@ -55,6 +56,34 @@ impl AutoencoderSpec {
     /// drawn.
     pub fn encodes_to_latents(&self) -> bool {
         matches!(self, Self::Tiny(_))
+    }
+
+    /// The tiles in which the decoder works on large pictures if that is asked for; `None` if the config does not say
+    /// how, or the tiles would not fit together.
+    pub fn decoder_tiles(&self) -> Option<Tiles> {
+        let scale = Scale::Up(self.scale());
+        let tiles = match self {
+            Self::Kl(spec) => {
+                let sample = spec.sample_size?;
+                let size = sample / spec.scale();
+                Tiles { size, stride: 3 * size / 4, blend: sample / 4, scale, seams: Seams::Mixed }
+            }
+            // Independent of the config, for the scale of all published ones.
+            Self::Tiny(spec) if spec.scale() == 8 => {
+                Tiles { size: 64, stride: 56, blend: 64, scale, seams: Seams::Laid }
+            }
+            Self::Tiny(_) => return None,
+        };
+        Some(tiles).filter(Tiles::fit)
+    }
+
+    /// As [`decoder_tiles`](Self::decoder_tiles), for the encoder.
+    pub fn encoder_tiles(&self) -> Option<Tiles> {
+        let factor = self.scale();
+        let Tiles { size, stride, seams, .. } = self.decoder_tiles()?;
+        let scale = Scale::Down(factor);
+        Some(Tiles { size: size * factor, stride: stride * factor, blend: size - stride, scale, seams })
+            .filter(Tiles::fit)
     }
 
     /// The names of the decoder's sections, in the order in which they run.

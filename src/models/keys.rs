@@ -154,17 +154,18 @@ pub(super) const VAE: Keys = Keys {
         "layers_per_block",
         "latent_channels",
         "norm_num_groups",
+        "sample_size",
         "scaling_factor",
         "force_upcast",
         "use_quant_conv",
         "use_post_quant_conv",
         "mid_block_add_attention",
     ],
-    nullable: &[],
+    nullable: &["sample_size"],
     only: &[("_class_name", r#"["AutoencoderKL"]"#), ("act_fn", r#"["silu", "swish"]"#), QUANTIZATION],
     // The pipelines of Stable Diffusion 1 and 2 scale the latents and do not shift or normalise them; for SDXL
     // `VaeSpec::for_sdxl` rejects the last two.
-    without_effect: &["sample_size", "shift_factor", "latents_mean", "latents_std"],
+    without_effect: &["shift_factor", "latents_mean", "latents_std"],
 };
 
 pub(super) const TINY_VAE: Keys = Keys {

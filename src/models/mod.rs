@@ -15,6 +15,7 @@ pub mod pipelines;
 pub mod route;
 pub mod single_file;
 pub mod spec;
+pub mod tiles;
 pub mod tiny_vae;
 pub mod unet;
 pub mod vae;

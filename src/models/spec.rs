@@ -5,6 +5,7 @@ use super::{
     component::{ComponentId, PerComponent, Stage},
     defaults::Defaults,
     network::{NetworkSpec, TextSpec},
+    tiles::Tiles,
     unet::Condition,
 };
 use crate::{
@@ -131,6 +132,16 @@ impl ModelSpec {
             NetworkSpec::VaeEncoder(spec) => Some(spec),
             _ => None,
         })
+    }
+
+    /// The tiles in which an encoder or decoder of pictures works if that is asked for; `None` if it cannot, and for other
+    /// components.
+    pub fn tiles(&self, component: ComponentId) -> Option<Tiles> {
+        match &self.components[component].network {
+            NetworkSpec::VaeEncoder(spec) => spec.encoder_tiles(),
+            NetworkSpec::VaeDecoder(spec) => spec.decoder_tiles(),
+            NetworkSpec::Clip(_) | NetworkSpec::Unet(_) => None,
+        }
     }
 
     /// The components of a stage, in order.

@@ -17,3 +17,4 @@ mod sdxl;
 mod single_file;
 mod tiny_vae;
 mod tokenizer;
+mod vae_tiling;

@@ -19,8 +19,8 @@ use sdshard::{
     pipeline::{
         Model,
         model::{Source, load},
-        request::Request,
-        stages::{channels_first, channels_last},
+        request::{Request, Start, StartImage},
+        start::{channels_first, channels_last},
     },
     tensor::Shape,
     weights::{ModelFiles, Scope, Weights},
@@ -29,19 +29,19 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    common::{formula, has_facts},
+    common::{formula, has_facts, pictures},
     golden::{Golden, Part, as_close_as_its_type, close, draw, draw_with, parts_of},
 };
 
 const NAME: &str = "tiny-vae";
 const FILE: &str = "diffusion_pytorch_model.safetensors";
 
-fn golden_folder(name: &str) -> PathBuf {
+pub(crate) fn golden_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// A folder of the VAE.
-fn vae_folder() -> TempDir {
+pub(crate) fn vae_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(golden_folder(NAME).join("config.json"), folder.path().join("config.json")).unwrap();
     formula::write(&folder.path().join(FILE), &formula::tensors(NAME, "vae"));
@@ -49,7 +49,7 @@ fn vae_folder() -> TempDir {
 }
 
 /// The small model with another VAE.
-fn with(vae: &Path) -> Result<Model, sdshard::Error> {
+pub(crate) fn with(vae: &Path) -> Result<Model, sdshard::Error> {
     let overrides = Overrides { vae: Some(vae), ..Overrides::default() };
     Model::open(overrides.apply(ModelFiles::folder(golden_folder("tiny-sd1")).unwrap())?, None)
 }
@@ -144,6 +144,22 @@ fn a_picture_with_it_is_the_references_in_whatever_form_it_comes() {
         let off = rgb.iter().zip(golden.values("drawn.image")).map(|(a, b)| (f32::from(*a) - b).abs());
         assert!(off.fold(0.0, f32::max) <= 1.0, "a pixel is off by more than 1 of 255");
         assert_eq!(first.get_or_insert(rgb.clone()), &rgb);
+    }
+}
+
+#[test]
+fn the_latents_of_a_picture_are_not_drawn_of_a_distribution() {
+    let (folder, golden) = (vae_folder(), Golden::open(NAME));
+    let mut model = with(folder.path()).unwrap();
+    model.spec = model.spec.with_image_encoder();
+    let model = Arc::new(model);
+    for (name, is_masked) in [("img2img", false), ("masked", true)] {
+        let plain = asked(&golden, &model);
+        let (width, height) = (plain.width, plain.height);
+        let mask = is_masked.then(|| Arc::new(pictures::mask(width, height)));
+        let start = StartImage::new(Arc::new(pictures::picture(width, height)), mask, &model.spec);
+        let request = Request { start: Start::Image(StartImage { strength: 0.6, ..start }), ..plain };
+        close(name, &draw(&model, request).latents.values, &golden.values(&format!("{name}.latents")), 1e-3);
     }
 }
 

@@ -53,6 +53,7 @@ fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::
         steps: 2,
         strength: 1.0,
         masked: false,
+        vae_tiling: false,
         images: 1,
     };
     Plan::resolve(&map, spec, &largest, devices)
@@ -461,6 +462,7 @@ fn sdxl_is_planned_for_the_machines_that_people_have() {
         steps: 30,
         strength: 1.0,
         masked: false,
+        vae_tiling: false,
         images: 1,
     };
     let (first, second) = ("[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n", "[device.\"cuda:1\"]\n");

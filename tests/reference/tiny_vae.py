@@ -1,14 +1,16 @@
 """tiny-vae/ and tiny-vae.safetensors: a small AutoencoderTiny, whose weights come from `formula.py`, what it makes of
-latents and of a picture, and a picture of tiny-sd1 with it.
+latents and of a picture, and pictures of tiny-sd1 with it, from noise and from a picture.
 """
 
 import shutil
 
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import (AutoencoderTiny, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline,
+                       StableDiffusionPipeline)
 
 import formula
 from common import GOLDEN, versions, write_tensors
+from img2img import mask, picture as start
 
 NAME = "tiny-vae"
 PROMPT, HEIGHT, WIDTH, STEPS, SEED = "a photo of the red fox, in the rain!", 96, 64, 6, 7
@@ -43,6 +45,14 @@ def main():
                             generator=torch.Generator("cpu").manual_seed(SEED)).images
     out["drawn.latents"] = run("latent")
     out["drawn.image"] = torch.tensor((run("np")[0] * 255).round().astype("uint8"))
+    from_picture = dict(prompt=PROMPT, image=start(WIDTH, HEIGHT), strength=0.6, num_inference_steps=STEPS,
+                        output_type="latent")
+    for name, cls, more in (("img2img", StableDiffusionImg2ImgPipeline, {}),
+                            ("masked", StableDiffusionInpaintPipeline,
+                             dict(mask_image=mask(WIDTH, HEIGHT), height=HEIGHT, width=WIDTH))):
+        other = cls(**pipe.components, requires_safety_checker=False)
+        other.set_progress_bar_config(disable=True)
+        out[f"{name}.latents"] = other(**from_picture, **more, generator=torch.Generator("cpu").manual_seed(SEED)).images
     for name, tensor in out.items():
         assert tensor.float().isfinite().all(), name
     print({name: (round(t.float().mean().item(), 3), round(t.float().std().item(), 3)) for name, t in out.items()})
