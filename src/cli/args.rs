@@ -82,7 +82,7 @@ pub(super) struct ModelArgs {
     /// What the model's UNet predicts, if neither its file nor its scheduler config says so
     #[arg(long, value_name = "epsilon|v", value_enum, hide_possible_values = true)]
     pub(super) prediction_type: Option<PredictionArg>,
-    /// Another VAE for the model: a safetensors file, a folder of the VAE, or a diffusers folder
+    /// Another VAE for the model, or a tiny one (TAESD): a safetensors file, a folder of the VAE, or a diffusers folder
     #[arg(long, value_name = "FOLDER|FILE", aliases = ["vae-path"])]
     pub(super) vae: Option<PathBuf>,
     /// A LoRA, or a file of a relative (LoCon, LoHa, LoKr, DoRA), that changes the weights; may be repeated

@@ -1,5 +1,5 @@
-//! The autoencoder of a model, of either class, from the host to the host: what the layers read of latents and pixels is
-//! computed here, beside the copy to the device.
+//! The autoencoder of a model, of either class, from the host to the host: what the layers read of latents and pixels
+//! is computed here, beside the copy to the device.
 
 use super::{
     route::{ForwardPass, Route},

@@ -185,7 +185,7 @@ mod tests {
             ("null", vae, "the name of a pipeline's class"),
             ("7", vae, "a text"),
             (r#""StableDiffusionPipeline""#, "[null, null]", "`vae` must be of the class AutoencoderKL"),
-            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AutoencoderTiny"]"#, "AutoencoderTiny"),
+            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AsymmetricAutoencoderKL"]"#, "AsymmetricAutoencoderKL"),
             (r#""StableDiffusionPipeline""#, "7", "`vae` must be"),
         ] {
             let error = index(class, vae).unwrap_err().to_string();

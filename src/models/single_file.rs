@@ -61,8 +61,8 @@ impl Overrides<'_> {
 }
 
 /// The model `files` with the weights of another VAE, and with its config if `vae` is a folder or has an
-/// `AutoencoderTiny`. The scale of an `AutoencoderKL`'s latents is the model's own: it is trained for latents that a UNet
-/// already knows.
+/// `AutoencoderTiny`. The scale of an `AutoencoderKL`'s latents is the model's own: it is trained for latents that a
+/// UNet already knows.
 fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
     let refuse = |what: &str| Error::input(format!("the VAE {}: {what}", vae.display()));
     let is_tiny = |config: &Object| Ok::<_, Error>(config.text("_class_name")? == Some(TinyVaeSpec::CLASS));

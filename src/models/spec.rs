@@ -134,8 +134,8 @@ impl ModelSpec {
         })
     }
 
-    /// The tiles in which an encoder or decoder of pictures works if that is asked for; `None` if it cannot, and for other
-    /// components.
+    /// The tiles in which an encoder or decoder of pictures works if that is asked for; `None` if it cannot, and for
+    /// other components.
     pub fn tiles(&self, component: ComponentId) -> Option<Tiles> {
         match &self.components[component].network {
             NetworkSpec::VaeEncoder(spec) => spec.encoder_tiles(),

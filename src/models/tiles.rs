@@ -1,5 +1,5 @@
-//! Large pictures through an autoencoder in overlapping tiles, one after the other, so that a device needs memory for one
-//! tile only. Tiles do not know of each other, so the picture is another one than without them.
+//! Large pictures through an autoencoder in overlapping tiles, one after the other, so that a device needs memory for
+//! one tile only. Tiles do not know of each other, so the picture is another one than without them.
 //!
 //! Matches `tiled_decode` and `tiled_encode` of diffusers' `AutoencoderKL`, and those of `AutoencoderTiny`.
 

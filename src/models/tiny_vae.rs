@@ -247,8 +247,8 @@ impl TinyEncoder {
         (pixel + 1.0) / 2.0
     }
 
-    /// The layers: from pictures from 0 to 1, `[batch, height, width, in_channels]`, to unscaled latents, `[batch, height
-    /// / 8, width / 8, latent_channels]`. Input and output are f32.
+    /// The layers: from pictures from 0 to 1, `[batch, height, width, in_channels]`, to unscaled latents, `[batch,
+    /// height / 8, width / 8, latent_channels]`. Input and output are f32.
     pub fn forward(&self, pictures: Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let mut h = pictures;
         for (conv, blocks) in &self.half.levels {

@@ -30,7 +30,7 @@ pub struct VaeSpec {
     pub layers_per_block: usize,
     /// Number of groups of every group norm.
     pub norm_num_groups: usize,
-    /// The size of pictures for which it was trained, which is that of tiles; `None` if the config has no single number.
+    /// The size of pictures for which it was trained, which is that of tiles; `None` if it is not a single number.
     pub sample_size: Option<usize>,
     /// The factor of the latents: they are `encoded * scaling_factor`.
     pub scaling_factor: f32,
@@ -219,8 +219,8 @@ impl VaeDecoder {
         1.0 / self.scaling_factor * latent
     }
 
-    /// The layers: from unscaled latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch, 8
-    /// height, 8 width, out_channels]`. Input and output are f32.
+    /// The layers: from unscaled latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch,
+    /// 8 height, 8 width, out_channels]`. Input and output are f32.
     pub fn forward(&self, z: Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let mut h = pass.take(z)?;
         if let Some(conv) = &self.post_quant_conv {

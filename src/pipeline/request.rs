@@ -90,8 +90,8 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paste_original: Option<bool>,
-    /// Run the VAE on large pictures in overlapping tiles, which needs less memory and draws a slightly different picture,
-    /// as in diffusers. Without it pictures are never divided
+    /// Run the VAE on large pictures in overlapping tiles, as diffusers does: this needs less memory, and the picture
+    /// is slightly different
     #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true"))]
     #[cfg_attr(feature = "cli", arg(alias = "enable-vae-tiling"))]
     #[serde(skip_serializing_if = "Option::is_none")]

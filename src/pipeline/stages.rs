@@ -52,8 +52,8 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionH
     Ok(EncodedText { features: read(&output.features)?, pooled })
 }
 
-/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1, in tiles if there are any. The result is that
-/// of [`Encoder::encode`].
+/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1, in tiles if there are any. The result is
+/// that of [`Encoder::encode`].
 ///
 /// [`Encoder::encode`]: crate::models::autoencoder::Encoder::encode
 ///
@@ -291,8 +291,8 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     Tensor::scale_add(terms[0].1.shape(), &used)
 }
 
-/// Runs the decoder, in tiles if there are any: from latents, whose `shape` is `[1, height, width, channels]`, to pixels from about -1 to 1, `[8
-/// height, 8 width, 3]`.
+/// Runs the decoder, in tiles if there are any: from latents, whose `shape` is `[1, height, width, channels]`, to pixels
+/// from about -1 to 1, `[8 height, 8 width, 3]`.
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.

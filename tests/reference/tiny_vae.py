@@ -52,7 +52,8 @@ def main():
                              dict(mask_image=mask(WIDTH, HEIGHT), height=HEIGHT, width=WIDTH))):
         other = cls(**pipe.components, requires_safety_checker=False)
         other.set_progress_bar_config(disable=True)
-        out[f"{name}.latents"] = other(**from_picture, **more, generator=torch.Generator("cpu").manual_seed(SEED)).images
+        generator = torch.Generator("cpu").manual_seed(SEED)
+        out[f"{name}.latents"] = other(**from_picture, **more, generator=generator).images
     for name, tensor in out.items():
         assert tensor.float().isfinite().all(), name
     print({name: (round(t.float().mean().item(), 3), round(t.float().std().item(), 3)) for name, t in out.items()})
