@@ -69,6 +69,9 @@ static __device__ __forceinline__ float gelu(float x) {
     return 0.5f * x * (1.0f + erff(x * 0.70710678f));
 }
 
+#define GEGLU 4u
+#define RELU 5u
+
 // N elements at once, so that the choice is made once. As numbered in src/backend/cuda/mod.rs; GEGLU looks at two elements
 // and is not among them.
 template <int N> static __device__ __forceinline__ void activate_each(unsigned activation, float (&x)[N]) {
@@ -76,6 +79,10 @@ template <int N> static __device__ __forceinline__ void activate_each(unsigned a
 #pragma unroll
         for (int j = 0; j < N; j++)
             x[j] = gelu(x[j]);
+    } else if (activation == RELU) {
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            x[j] = x[j] < 0.0f ? 0.0f : x[j];
     } else if (activation != 0) {
         // SiLU, or quick GELU.
         float scale = activation == 1 ? 1.0f : 1.702f;
@@ -84,7 +91,6 @@ template <int N> static __device__ __forceinline__ void activate_each(unsigned a
             x[j] *= sigmoid(scale * x[j]);
     }
 }
-#define GEGLU 4u
 
 // Sums and maxima over aligned groups of WIDTH lanes; every lane has the result. A fixed tree.
 template <int WIDTH> static __device__ __forceinline__ float group_sum(float x) {

@@ -46,12 +46,13 @@ fn gelu4(x: vec4<f32>) -> vec4<f32> {
     return 0.5 * x * (1.0 + select(-erf, erf, x >= vec4(0.0)));
 }
 
-// As numbered in src/backend/wgpu/mod.rs: 0 none, 1 SiLU, 2 GELU, 3 quick GELU.
+// As numbered in src/backend/wgpu/mod.rs: 0 none, 1 SiLU, 2 GELU, 3 quick GELU, 5 ReLU.
 fn activate4(activation: u32, x: vec4<f32>) -> vec4<f32> {
     switch activation {
         case 1u: { return x * sigmoid4(x); }
         case 2u: { return gelu4(x); }
         case 3u: { return x * sigmoid4(1.702 * x); }
+        case 5u: { return select(x, vec4(0.0), x < vec4(0.0)); }
         default: { return x; }
     }
 }

@@ -162,6 +162,8 @@ pub enum Activation {
     QuickGelu,
     /// `hidden * gelu(gate)`; halves the channels.
     Geglu,
+    /// `max(x, 0)`; NaN stays NaN.
+    Relu,
 }
 
 impl Activation {

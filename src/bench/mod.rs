@@ -175,7 +175,7 @@ fn run(
         }
         Network::VaeDecoder(decoder) => {
             let latents = latents(1)?;
-            timed(&|| decoder.decode(&latents, &network.pass(&NoHooks)))
+            timed(&|| decoder.forward(latents.clone(), &network.pass(&NoHooks)))
         }
     }
 }

@@ -82,7 +82,7 @@ pub(super) struct ModelArgs {
     /// What the model's UNet predicts, if neither its file nor its scheduler config says so
     #[arg(long, value_name = "epsilon|v", value_enum, hide_possible_values = true)]
     pub(super) prediction_type: Option<PredictionArg>,
-    /// Another VAE for the model: a safetensors file, a folder of the VAE, or a diffusers folder
+    /// Another VAE for the model, or a tiny one (TAESD): a safetensors file, a folder of the VAE, or a diffusers folder
     #[arg(long, value_name = "FOLDER|FILE", aliases = ["vae-path"])]
     pub(super) vae: Option<PathBuf>,
     /// A LoRA, or a file of a relative (LoCon, LoHa, LoKr, DoRA), that changes the weights; may be repeated
@@ -169,7 +169,8 @@ pub(super) struct GenerateArgs {
     ///
     /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
     /// "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
-    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "width", "height", "num_images".
+    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "vae_tiling", "width", "height",
+    /// "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
     /// Draw again what the settings in this file say: a PNG, JPEG or WebP from sdshard or a web UI, or a text file

@@ -93,7 +93,7 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "--dtype f16, bf16 or f32; --variant fp16 for the files of that variant",
     ),
     (
-        &["--xformers", "--flash-attn", "--fa", "--attention-slicing", "--enable-attention-slicing", "--vae-tiling"],
+        &["--xformers", "--flash-attn", "--fa", "--attention-slicing", "--enable-attention-slicing"],
         "attention never holds its score matrix here, so there is nothing to switch on",
         "leave it out",
     ),

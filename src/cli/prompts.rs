@@ -267,8 +267,8 @@ mod tests {
 "#
             .replace('\n', " ")
                 + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2, "#
-                + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true}"#
-                + "\n\n{ \"prompt\": \"a hen\" }\n";
+                + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true, "#
+                + r#""vae_tiling": true}"# + "\n\n{ \"prompt\": \"a hen\" }\n";
         for name in ["p.jsonl", "p.txt"] {
             let mut read = read_text(name, &text).unwrap();
             assert!(read[0].at.take().is_some_and(|at| at.ends_with(&format!("{name}:1"))));
@@ -288,6 +288,7 @@ mod tests {
                 strength: Some(0.29),
                 mask: Some("mask.webp".into()),
                 paste_original: Some(true),
+                vae_tiling: Some(true),
                 width: Some(64),
                 height: Some(72),
                 num_images: Some(2),

@@ -7,12 +7,14 @@
 use serde_json::Value;
 
 use super::{
+    autoencoder::AutoencoderSpec,
     clip::ClipSpec,
     config::{COUNTS, WIDTHS},
     defaults::Defaults,
     network::NetworkSpec,
     pipelines::{self, Family},
     spec::{ComponentSpec, LatentSpec, Listed, ModelSpec, SdxlSpec},
+    tiny_vae::TinyVaeSpec,
     unet::UnetSpec,
     vae::VaeSpec,
 };
@@ -103,7 +105,12 @@ impl ModelSpec {
         let unet =
             UnetSpec::from_json(&pipeline.unet_config(Object::parse(&text, &file)?).to_value().to_string(), &file)?;
         let (text, file) = read("vae/config.json")?;
-        let vae = if is_sdxl { VaeSpec::for_sdxl(&text, &file)? } else { VaeSpec::from_json(&text, &file)? };
+        let config = Object::parse(&text, &file)?;
+        let vae = match config.text("_class_name")?.or(pipelines::class_of_part(&index, "vae")) {
+            Some(TinyVaeSpec::CLASS) => AutoencoderSpec::Tiny(TinyVaeSpec::from_json(&text, &file)?),
+            _ if is_sdxl => AutoencoderSpec::Kl(VaeSpec::for_sdxl(&text, &file)?),
+            _ => AutoencoderSpec::Kl(VaeSpec::from_json(&text, &file)?),
+        };
         let sdxl = match is_sdxl {
             true => Some(SdxlSpec {
                 zeros_without_negative: index.flag("force_zeros_for_empty_prompt", true)?,
@@ -125,7 +132,7 @@ impl ModelSpec {
             scheduler.with_kind(kind)?;
         }
         let latents = LatentSpec {
-            channels: vae.latent_channels,
+            channels: vae.latent_channels(),
             scale: vae.scale(),
             height: unet.sample_height,
             width: unet.sample_width,
@@ -150,7 +157,7 @@ fn check_fit(
     model: &str,
     text_encoders: &[(String, ClipSpec)],
     unet: &UnetSpec,
-    vae: &VaeSpec,
+    vae: &AutoencoderSpec,
     sdxl: Option<SdxlSpec>,
 ) -> Result<()> {
     let specs = || text_encoders.iter().map(|(_, spec)| spec);
@@ -160,7 +167,7 @@ fn check_fit(
         let pooled: usize = specs().filter_map(|spec| spec.pooled).map(|pooled| pooled.width).sum();
         pooled + sdxl.numbers(0, 0, false).len() * unet.added.map_or(0, |added| added.number_width)
     };
-    let latents = vae.latent_channels;
+    let latents = vae.latent_channels();
     // An inpainting model takes a mask and the latents of the picture around it too.
     let beside = if unet.in_channels == 2 * latents + 1 { latents + 1 } else { 0 };
     let sizes = [
@@ -241,7 +248,9 @@ mod tests {
         let files = ModelFiles::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/emoji")).unwrap();
         let spec = ModelSpec::load(&files).unwrap();
         let networks: Vec<_> = spec.components.iter().map(|(_, component)| &component.network).collect();
-        let [NetworkSpec::Clip(clip), NetworkSpec::Unet(unet), NetworkSpec::VaeDecoder(vae)] = networks[..] else {
+        let [NetworkSpec::Clip(clip), NetworkSpec::Unet(unet), NetworkSpec::VaeDecoder(AutoencoderSpec::Kl(vae))] =
+            networks[..]
+        else {
             panic!("{:?}", spec.names());
         };
         assert_eq!(spec.names(), ["text_encoder", "unet", "vae"]);

@@ -154,17 +154,51 @@ pub(super) const VAE: Keys = Keys {
         "layers_per_block",
         "latent_channels",
         "norm_num_groups",
+        "sample_size",
         "scaling_factor",
         "force_upcast",
         "use_quant_conv",
         "use_post_quant_conv",
         "mid_block_add_attention",
     ],
-    nullable: &[],
+    nullable: &["sample_size"],
     only: &[("_class_name", r#"["AutoencoderKL"]"#), ("act_fn", r#"["silu", "swish"]"#), QUANTIZATION],
     // The pipelines of Stable Diffusion 1 and 2 scale the latents and do not shift or normalise them; for SDXL
     // `VaeSpec::for_sdxl` rejects the last two.
-    without_effect: &["sample_size", "shift_factor", "latents_mean", "latents_std"],
+    without_effect: &["shift_factor", "latents_mean", "latents_std"],
+};
+
+pub(super) const TINY_VAE: Keys = Keys {
+    class: "AutoencoderTiny",
+    followed: &[
+        "in_channels",
+        "out_channels",
+        "encoder_block_out_channels",
+        "decoder_block_out_channels",
+        "latent_channels",
+        "num_encoder_blocks",
+        "num_decoder_blocks",
+        "scaling_factor",
+    ],
+    nullable: &[],
+    only: &[
+        ("_class_name", r#"["AutoencoderTiny"]"#),
+        ("act_fn", r#"["relu"]"#),
+        ("upsample_fn", r#"["nearest"]"#),
+        ("upsampling_scaling_factor", "[2]"),
+        QUANTIZATION,
+    ],
+    without_effect: &[
+        // The pipelines of Stable Diffusion scale the latents and do not shift them.
+        "shift_factor",
+        // For storing latents as pictures of 8 bits.
+        "latent_magnitude",
+        "latent_shift",
+        // The class sets it to false.
+        "force_upcast",
+        // The class writes it, for pipelines that ask for the number of levels.
+        "block_out_channels",
+    ],
 };
 
 #[cfg(test)]
@@ -179,6 +213,7 @@ mod tests {
             (&TEXT_ENCODER, &TEXT_ENCODER_BEYOND[..]),
             (&UNET, &["_class_name", "quantization_config"]),
             (&VAE, &["_class_name", "quantization_config"]),
+            (&TINY_VAE, &["_class_name", "quantization_config", "block_out_channels"]),
         ] {
             keys.assert_is_the_references(&reference["classes"][keys.class], beyond);
         }

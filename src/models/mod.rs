@@ -1,5 +1,6 @@
 //! The networks, each in a file that follows its paper, and the configs of a model.
 
+pub mod autoencoder;
 pub mod blocks;
 mod built_in;
 pub mod clip;
@@ -14,5 +15,7 @@ pub mod pipelines;
 pub mod route;
 pub mod single_file;
 pub mod spec;
+pub mod tiles;
+pub mod tiny_vae;
 pub mod unet;
 pub mod vae;

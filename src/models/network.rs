@@ -2,11 +2,11 @@
 //! components uses these types.
 
 use super::{
+    autoencoder::{AutoencoderSpec, Decoder, Encoder},
     clip::{ClipSpec, ClipTextEncoder, EncodedText},
     component::Stage,
     route::Route,
     unet::{Unet, UnetSpec},
-    vae::{VaeDecoder, VaeEncoder, VaeSpec},
 };
 use crate::{
     backend::{DType, Device},
@@ -22,9 +22,9 @@ pub enum NetworkSpec {
     /// A UNet with cross attention.
     Unet(UnetSpec),
     /// The encoder of an autoencoder.
-    VaeEncoder(VaeSpec),
+    VaeEncoder(AutoencoderSpec),
     /// The decoder of an autoencoder.
-    VaeDecoder(VaeSpec),
+    VaeDecoder(AutoencoderSpec),
 }
 
 /// Sizes of a text encoder's input and output.
@@ -61,9 +61,9 @@ pub enum Network {
     /// See [`NetworkSpec::Unet`].
     Unet(Unet),
     /// See [`NetworkSpec::VaeEncoder`].
-    VaeEncoder(VaeEncoder),
+    VaeEncoder(Encoder),
     /// See [`NetworkSpec::VaeDecoder`].
-    VaeDecoder(VaeDecoder),
+    VaeDecoder(Decoder),
 }
 
 impl NetworkSpec {
@@ -82,8 +82,8 @@ impl NetworkSpec {
         match self {
             Self::Clip(spec) => ClipTextEncoder::sections(spec),
             Self::Unet(spec) => Unet::sections(spec),
-            Self::VaeEncoder(spec) => VaeEncoder::sections(spec),
-            Self::VaeDecoder(spec) => VaeDecoder::sections(spec),
+            Self::VaeEncoder(spec) => spec.encoder_sections(),
+            Self::VaeDecoder(spec) => spec.decoder_sections(),
         }
     }
 
@@ -95,8 +95,8 @@ impl NetworkSpec {
         Ok(match self {
             Self::Clip(spec) => Network::Clip(ClipTextEncoder::load(w, spec, route)?),
             Self::Unet(spec) => Network::Unet(Unet::load(w, spec, route)?),
-            Self::VaeEncoder(spec) => Network::VaeEncoder(VaeEncoder::load(w, spec, route)?),
-            Self::VaeDecoder(spec) => Network::VaeDecoder(VaeDecoder::load(w, spec, route)?),
+            Self::VaeEncoder(spec) => Network::VaeEncoder(Encoder::load(w, spec, route)?),
+            Self::VaeDecoder(spec) => Network::VaeDecoder(Decoder::load(w, spec, route)?),
         })
     }
 
@@ -117,15 +117,15 @@ impl NetworkSpec {
         match self {
             Self::Clip(_) | Self::Unet(_) | Self::VaeEncoder(_) => Ok(()),
             Self::VaeDecoder(spec) => {
-                let route = Route::whole(device, DType::F32, VaeEncoder::sections(spec).len());
-                VaeEncoder::load(w, spec, &route).map(drop)
+                let route = Route::whole(device, DType::F32, spec.encoder_sections().len());
+                Encoder::load(w, spec, &route).map(drop)
             }
         }
     }
 
     /// Whether the network overflows f16, so that its default type is f32.
     pub fn overflows_f16(&self) -> bool {
-        matches!(self, Self::VaeEncoder(spec) | Self::VaeDecoder(spec) if spec.force_upcast)
+        matches!(self, Self::VaeEncoder(spec) | Self::VaeDecoder(spec) if spec.overflows_f16())
     }
 
     /// Whether a denoiser takes the guidance scale as an input.
@@ -170,13 +170,13 @@ impl Network {
     }
 
     /// The network of a component in [`Stage::EncodeImage`].
-    pub fn image_encoder(&self) -> &VaeEncoder {
+    pub fn image_encoder(&self) -> &Encoder {
         let Self::VaeEncoder(encoder) = self else { panic!("only an image encoder encodes pictures") };
         encoder
     }
 
     /// The network of a component in [`Stage::Decode`].
-    pub fn decoder(&self) -> &VaeDecoder {
+    pub fn decoder(&self) -> &Decoder {
         let Self::VaeDecoder(decoder) = self else { panic!("only a decoder decodes") };
         decoder
     }

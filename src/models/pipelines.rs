@@ -79,20 +79,17 @@ const CLASSES: [(&str, PipelineClass); 23] = [
 
 const CLIP: &[&str] = &["CLIPTextModel", "CLIPTextModelWithProjection"];
 const TOKENIZERS: &[&str] = &["CLIPTokenizer", "CLIPTokenizerFast"];
+const AUTOENCODERS: &[&str] = &["AutoencoderKL", "AutoencoderTiny"];
 
 /// The components that a pipeline must list, with their classes.
-const PARTS: [(&str, &[&str]); 4] = [
-    ("text_encoder", CLIP),
-    ("tokenizer", TOKENIZERS),
-    ("unet", &["UNet2DConditionModel"]),
-    ("vae", &["AutoencoderKL"]),
-];
+const PARTS: [(&str, &[&str]); 4] =
+    [("text_encoder", CLIP), ("tokenizer", TOKENIZERS), ("unet", &["UNet2DConditionModel"]), ("vae", AUTOENCODERS)];
 /// As [`PARTS`], for SDXL.
 const SDXL_PARTS: [(&str, &[&str]); 4] = [
     ("text_encoder_2", &["CLIPTextModelWithProjection"]),
     ("tokenizer_2", TOKENIZERS),
     ("unet", &["UNet2DConditionModel"]),
-    ("vae", &["AutoencoderKL"]),
+    ("vae", AUTOENCODERS),
 ];
 /// Components that a pipeline may list besides: those of the refiner of SDXL are absent, and the others check finished
 /// pictures or encode input pictures.
@@ -188,7 +185,7 @@ mod tests {
             ("null", vae, "the name of a pipeline's class"),
             ("7", vae, "a text"),
             (r#""StableDiffusionPipeline""#, "[null, null]", "`vae` must be of the class AutoencoderKL"),
-            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AutoencoderTiny"]"#, "AutoencoderTiny"),
+            (r#""StableDiffusionPipeline""#, r#"["diffusers", "AsymmetricAutoencoderKL"]"#, "AsymmetricAutoencoderKL"),
             (r#""StableDiffusionPipeline""#, "7", "`vae` must be"),
         ] {
             let error = index(class, vae).unwrap_err().to_string();

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{built_in, index::SCHEDULER};
+use super::{built_in, config::COUNTS, index::SCHEDULER, tiny_vae::TinyVaeSpec};
 use crate::{
     error::{Error, Result},
     json::Object,
@@ -23,7 +23,7 @@ pub struct Overrides<'a> {
     pub config: Option<&'a Path>,
     /// The meaning of the UNet's output.
     pub prediction: Option<Prediction>,
-    /// The folder or the safetensors file of another `AutoencoderKL`.
+    /// The folder or the safetensors file of another `AutoencoderKL`, or of an `AutoencoderTiny`.
     pub vae: Option<&'a Path>,
     /// The LoRAs that change the weights.
     pub loras: &'a [LoraChoice],
@@ -60,28 +60,56 @@ impl Overrides<'_> {
     }
 }
 
-/// The model `files` with the weights of another VAE, and with its config if `vae` is a folder. The scale of the
-/// latents is the model's own: a VAE is trained for latents that a UNet already knows.
+/// The model `files` with the weights of another VAE, and with its config if `vae` is a folder or has an
+/// `AutoencoderTiny`. The scale of an `AutoencoderKL`'s latents is the model's own: it is trained for latents that a
+/// UNet already knows.
 fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
     let refuse = |what: &str| Error::input(format!("the VAE {}: {what}", vae.display()));
-    if vae.is_file() {
-        return Ok(files.with_weights("vae", vae));
-    }
-    if !vae.is_dir() {
-        return Err(refuse("there is no such file or folder").hint("--vae takes a safetensors file or a folder"));
-    }
-    // The folder of the component, or that of a model.
-    let folder = if vae.join(MODEL_INDEX).exists() { vae.join("vae") } else { vae.to_owned() };
-    const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
-    let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
-    let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
-    let config = folder.join("config.json");
-    let text = crate::input::text(&config).map_err(|error| refuse("its config.json cannot be read").source(error))?;
-    let mut config = Object::parse(&text, config.display().to_string())?;
+    let is_tiny = |config: &Object| Ok::<_, Error>(config.text("_class_name")? == Some(TinyVaeSpec::CLASS));
     let own = Object::parse(&files.text(VAE)?, files.path_of(VAE))?;
-    let default = Value::from(0.18215);
-    config = config.with("scaling_factor", own.get("scaling_factor").unwrap_or(&default).clone());
-    Ok(files.with_text(VAE, config.to_value().to_string()).with_weights("vae", &weights))
+    let (mut config, files) = if vae.is_file() {
+        let files = files.with_weights("vae", vae);
+        match tiny_config(&Weights::open(&files, "vae", None)?) {
+            Some(config) => (Object::parse(&config.to_string(), vae.display().to_string())?, files),
+            None if is_tiny(&own)? => {
+                return Err(refuse("the config of this model's VAE is that of an AutoencoderTiny")
+                    .hint("--vae FOLDER, the folder of the VAE with its config.json"));
+            }
+            None => return Ok(files),
+        }
+    } else if vae.is_dir() {
+        // The folder of the component, or that of a model.
+        let folder = if vae.join(MODEL_INDEX).exists() { vae.join("vae") } else { vae.to_owned() };
+        const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+        let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
+        let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
+        let config = folder.join("config.json");
+        let text = crate::input::text(&config);
+        let text = text.map_err(|error| refuse("its config.json cannot be read").source(error))?;
+        (Object::parse(&text, config.display().to_string())?, files.with_weights("vae", &weights))
+    } else {
+        return Err(refuse("there is no such file or folder").hint("--vae takes a safetensors file or a folder"));
+    };
+    let channels = |config: &Object| Ok::<_, Error>(config.size("latent_channels", COUNTS)?.unwrap_or(4));
+    let (wanted, found) = (channels(&own)?, channels(&config)?);
+    if found != wanted {
+        return Err(refuse(&format!("the latents of this model have {wanted} channels")).found(found.to_string()));
+    }
+    // An AutoencoderTiny has a scale of its own.
+    if !is_tiny(&config)? && !is_tiny(&own)? {
+        let default = Value::from(0.18215);
+        config = config.with("scaling_factor", own.get("scaling_factor").unwrap_or(&default).clone());
+    }
+    Ok(files.with_text(VAE, config.to_value().to_string()))
+}
+
+/// The config of the `AutoencoderTiny` that a file holds; `None` if it holds another VAE.
+fn tiny_config(vae: &Weights) -> Option<Value> {
+    let &[width, latent_channels, ..] = vae.stored_shape("decoder.layers.0.weight")? else { return None };
+    Some(json!({
+        "_class_name": TinyVaeSpec::CLASS, "latent_channels": latent_channels,
+        "encoder_block_out_channels": vec![width; 4], "decoder_block_out_channels": vec![width; 4]
+    }))
 }
 
 /// The single-file checkpoint at `path`, with the configs of its kind of model, or with those of a folder.

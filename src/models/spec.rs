@@ -1,9 +1,11 @@
 //! A model as data: its components, the stages in which they work, and all other values of a checkpoint's configs.
 
 use super::{
+    autoencoder::AutoencoderSpec,
     component::{ComponentId, PerComponent, Stage},
     defaults::Defaults,
     network::{NetworkSpec, TextSpec},
+    tiles::Tiles,
     unet::Condition,
 };
 use crate::{
@@ -124,13 +126,22 @@ impl ModelSpec {
         matches!(&self.components[self.denoiser()].network, NetworkSpec::Unet(unet) if unet.channels_beside() > 0)
     }
 
-    /// The factor of the latents that the encoder of pictures gives; 1 without an encoder.
-    pub fn scaling_factor(&self) -> f32 {
-        let factors = self.components.iter().filter_map(|(_, component)| match &component.network {
-            NetworkSpec::VaeEncoder(vae) => Some(vae.scaling_factor),
+    /// The autoencoder whose encoder is a component; `None` if there is no such component.
+    pub fn image_encoder(&self) -> Option<&AutoencoderSpec> {
+        self.components.iter().find_map(|(_, component)| match &component.network {
+            NetworkSpec::VaeEncoder(spec) => Some(spec),
             _ => None,
-        });
-        factors.last().unwrap_or(1.0)
+        })
+    }
+
+    /// The tiles in which an encoder or decoder of pictures works if that is asked for; `None` if it cannot, and for
+    /// other components.
+    pub fn tiles(&self, component: ComponentId) -> Option<Tiles> {
+        match &self.components[component].network {
+            NetworkSpec::VaeEncoder(spec) => spec.encoder_tiles(),
+            NetworkSpec::VaeDecoder(spec) => spec.decoder_tiles(),
+            NetworkSpec::Clip(_) | NetworkSpec::Unet(_) => None,
+        }
     }
 
     /// The components of a stage, in order.

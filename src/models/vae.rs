@@ -30,6 +30,8 @@ pub struct VaeSpec {
     pub layers_per_block: usize,
     /// Number of groups of every group norm.
     pub norm_num_groups: usize,
+    /// The size of pictures for which it was trained, which is that of tiles; `None` if it is not a single number.
+    pub sample_size: Option<usize>,
     /// The factor of the latents: they are `encoded * scaling_factor`.
     pub scaling_factor: f32,
     /// Whether the middle block has self attention.
@@ -67,6 +69,10 @@ impl VaeSpec {
             latent_channels: config.size("latent_channels", COUNTS)?.unwrap_or(4),
             layers_per_block: config.size("layers_per_block", COUNTS)?.unwrap_or(1),
             norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
+            sample_size: match config.get("sample_size") {
+                None => Some(32),
+                Some(size) => size.as_u64().and_then(|size| usize::try_from(size).ok()),
+            },
             scaling_factor: config.float("scaling_factor", 1e-6..=1e6)?.unwrap_or(f64::from(SD_SCALING_FACTOR)) as f32,
             mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
             use_quant_conv: config.flag("use_quant_conv", true)?,
@@ -208,13 +214,13 @@ impl VaeDecoder {
         })
     }
 
-    /// Decodes the denoiser's latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch, 8
-    /// height, 8 width, out_channels]`.
-    pub fn decode(&self, latents: &Tensor, pass: &ForwardPass) -> Result<Tensor> {
-        self.forward(Tensor::scale_add(latents.shape(), &[(1.0 / self.scaling_factor, latents, 0)])?, pass)
+    /// What the layers read of one of the denoiser's latents.
+    pub fn input(&self, latent: f32) -> f32 {
+        1.0 / self.scaling_factor * latent
     }
 
-    /// The network without the scaling of the latents. Input and output are f32.
+    /// The layers: from unscaled latents, `[batch, height, width, latent_channels]`, to pictures from -1 to 1, `[batch,
+    /// 8 height, 8 width, out_channels]`. Input and output are f32.
     pub fn forward(&self, z: Tensor, pass: &ForwardPass) -> Result<Tensor> {
         let mut h = pass.take(z)?;
         if let Some(conv) = &self.post_quant_conv {

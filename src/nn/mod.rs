@@ -55,17 +55,30 @@ impl Conv2d {
     /// [`Layer::Conv2d`].
     pub fn load(w: &Scope, channels: usize, out: usize, extent: Extent) -> Result<Self> {
         let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent };
-        Self::load_layer(w, layer, Padding::Same)
+        Self::load_layer(w, layer, Padding::Same, true)
+    }
+
+    /// As [`Conv2d::load`], without a bias.
+    pub fn load_without_bias(w: &Scope, channels: usize, out: usize, extent: Extent) -> Result<Self> {
+        let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent };
+        Self::load_layer(w, layer, Padding::Same, false)
     }
 
     /// Loads a 3x3 convolution of stride 2, which halves the size.
     pub fn load_strided(w: &Scope, channels: usize, out: usize, padding: Padding) -> Result<Self> {
-        Self::load_layer(w, Layer::Conv2d { out, channels, kernel: 3, stride: 2, extent: Extent::Small }, padding)
+        let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 2, extent: Extent::Small };
+        Self::load_layer(w, layer, padding, true)
     }
 
-    fn load_layer(w: &Scope, layer: Layer, padding: Padding) -> Result<Self> {
+    /// As [`Conv2d::load_strided`], without a bias.
+    pub fn load_strided_without_bias(w: &Scope, channels: usize, out: usize, padding: Padding) -> Result<Self> {
+        let layer = Layer::Conv2d { out, channels, kernel: 3, stride: 2, extent: Extent::Small };
+        Self::load_layer(w, layer, padding, false)
+    }
+
+    fn load_layer(w: &Scope, layer: Layer, padding: Padding, bias: bool) -> Result<Self> {
         let Layer::Conv2d { out, channels, kernel, .. } = layer else { unreachable!("a convolution") };
-        Ok(Self { weight: w.layer(layer, &[out, channels, kernel, kernel], true)?, padding })
+        Ok(Self { weight: w.layer(layer, &[out, channels, kernel, kernel], bias)?, padding })
     }
 
     /// The type of the input and output.

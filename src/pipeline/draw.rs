@@ -228,10 +228,11 @@ impl Pipeline {
         let mut encoded = Encoded::default();
         if let Some(encoder) = spec.in_stage(Stage::EncodeImage).next() {
             let pixels = Shape::from([1, request.height, request.width, 3]);
+            let tiles = spec.tiles(encoder).filter(|_| request.vae_tiling);
             for (picture, encoded) in [(pictures.image, &mut encoded.image), (pictures.masked, &mut encoded.masked)] {
                 let Some(picture) = picture else { continue };
                 *encoded = Some(self.with_instance(encoder, arrival, i, batch, |instance| {
-                    stages::encode_image(&instance.positive, pixels, &picture, &NoHooks)
+                    stages::encode_image(&instance.positive, tiles, pixels, &picture, &NoHooks)
                 })?);
             }
         }
@@ -296,8 +297,9 @@ impl Pipeline {
         let mut image = None;
         let decoder = self.model.spec.in_stage(Stage::Decode).next();
         if let (Output::Image, Some(decoder)) = (request.output, decoder) {
+            let tiles = self.model.spec.tiles(decoder).filter(|_| request.vae_tiling);
             let pixels = self.with_instance(decoder, arrival, i, batch, |instance| {
-                stages::decode(&instance.positive, shape, values, &NoHooks)
+                stages::decode(&instance.positive, tiles, shape, values, &NoHooks)
             })?;
             let drawn = Image::from_f32(request.width, request.height, &pixels)?;
             image = Some(match request.start_image() {

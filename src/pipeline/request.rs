@@ -90,6 +90,12 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paste_original: Option<bool>,
+    /// Run the VAE on large pictures in overlapping tiles, as diffusers does: this needs less memory, and the picture
+    /// is slightly different
+    #[cfg_attr(feature = "cli", arg(long, num_args = 0, default_missing_value = "true"))]
+    #[cfg_attr(feature = "cli", arg(alias = "enable-vae-tiling"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae_tiling: Option<bool>,
     /// Width in pixels [default: that of --image, or the model's]
     #[cfg_attr(feature = "cli", arg(long, short_alias = 'W', alias = "W"))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,6 +130,7 @@ impl RequestOptions {
             strength: self.strength.or(other.strength),
             mask: self.mask.or_else(|| other.mask.clone()),
             paste_original: self.paste_original.or(other.paste_original),
+            vae_tiling: self.vae_tiling.or(other.vae_tiling),
             width: self.width.or(other.width),
             height: self.height.or(other.height),
             num_images: self.num_images.or(other.num_images),
@@ -197,6 +204,7 @@ impl RequestOptions {
             guidance_scale: self.guidance_scale.unwrap_or(plain.guidance_scale),
             guidance_rescale: self.guidance_rescale.unwrap_or(plain.guidance_rescale),
             clip_skip: self.clip_skip.unwrap_or(plain.clip_skip),
+            vae_tiling: self.vae_tiling.unwrap_or(plain.vae_tiling),
             scheduler: asked.map_err(|error: Error| error.context(name("scheduler")))?.or(plain.scheduler),
             width: self.width.unwrap_or(plain.width),
             height: self.height.unwrap_or(plain.height),
@@ -315,6 +323,8 @@ pub struct Request {
     /// The number of layers at the end of each text encoder that are left out for the prompt, as `clip_skip` of
     /// diffusers.
     pub clip_skip: usize,
+    /// Whether the VAE works on large pictures in tiles: see [`Tiles`](crate::models::tiles::Tiles).
+    pub vae_tiling: bool,
     /// The solver; `None` is the model's own.
     pub scheduler: Option<SchedulerKind>,
     /// Width in pixels.
@@ -343,6 +353,7 @@ impl Request {
             guidance_scale: defaults.guidance_scale,
             guidance_rescale: 0.0,
             clip_skip: 0,
+            vae_tiling: false,
             scheduler: defaults.scheduler,
             width: defaults.width,
             height: defaults.height,
@@ -369,6 +380,7 @@ impl Request {
             guidance_scale: Some(self.guidance_scale),
             guidance_rescale: Some(self.guidance_rescale).filter(|factor| *factor != 0.0),
             clip_skip: Some(self.clip_skip).filter(|skip| *skip != 0),
+            vae_tiling: Some(self.vae_tiling).filter(|is_tiled| *is_tiled),
             scheduler: Some(spec.scheduler_for(self.scheduler)?.kind().to_string()),
             image: None,
             strength: self.start_image().map(|start| start.strength),
@@ -479,6 +491,14 @@ impl Request {
                     Error::input(format!("{}: this model has one text encoder", name(field))).hint("SDXL has two")
                 );
             }
+        }
+        let has_tiles =
+            spec.in_stage(Stage::EncodeImage).chain(spec.in_stage(Stage::Decode)).all(|id| spec.tiles(id).is_some());
+        if self.vae_tiling && !has_tiles {
+            return Err(Error::input(format!("{}: the VAE of this model has no size of tiles", name("vae_tiling")))
+                .hint(
+                    "a config of the VAE whose `sample_size` is a number of pixels, four times a multiple of its scale",
+                ));
         }
         if let Start::Latents(latents) = &self.start {
             let wanted = spec.latents.channels * (self.width / scale) * (self.height / scale);

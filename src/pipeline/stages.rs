@@ -16,6 +16,7 @@ use crate::{
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route, SectionHooks},
         spec::{LatentSpec, ModelSpec},
+        tiles::Tiles,
         unet::{Condition, Conditioning, Unet},
     },
     scheduler::{Schedule, Step},
@@ -51,16 +52,28 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionH
     Ok(EncodedText { features: read(&output.features)?, pooled })
 }
 
-/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1: the moments of its unscaled latents, `[1,
-/// height / 8, width / 8, 2 channels]`.
+/// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1, in tiles if there are any. The result is
+/// that of [`Encoder::encode`].
+///
+/// [`Encoder::encode`]: crate::models::autoencoder::Encoder::encode
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn encode_image(encoder: &Placed, shape: Shape, pixels: &[f32], hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
-    let pixels = Tensor::new(encoder.route.first(), shape, pixels)?;
-    let moments = encoder.network.image_encoder().forward(pixels, &encoder.pass(hooks))?.read()?;
-    finite(&moments, &encoder.name)?;
-    Ok(moments)
+pub fn encode_image(
+    encoder: &Placed,
+    tiles: Option<Tiles>,
+    shape: Shape,
+    pixels: &[f32],
+    hooks: &dyn SectionHooks,
+) -> Result<Vec<f32>> {
+    let network = encoder.network.image_encoder();
+    let encode = |shape, pixels: &[f32]| network.encode(shape, pixels, &encoder.pass(hooks));
+    let encoded = match tiles {
+        Some(tiles) => tiles.run(shape, pixels, encode)?,
+        None => encode(shape, pixels)?,
+    };
+    finite(&encoded, &encoder.name)?;
+    Ok(encoded)
 }
 
 /// The input of the denoising loop: one picture, or several of one size as a batch.
@@ -278,14 +291,24 @@ fn weighted(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
     Tensor::scale_add(terms[0].1.shape(), &used)
 }
 
-/// Runs the decoder: from latents, whose `shape` is `[1, height, width, channels]`, to pixels from about -1 to 1, `[8
-/// height, 8 width, 3]`.
+/// Runs the decoder, in tiles if there are any: from latents, whose `shape` is `[1, height, width, channels]`, to pixels
+/// from about -1 to 1, `[8 height, 8 width, 3]`.
 ///
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
-pub fn decode(decoder: &Placed, shape: Shape, latents: &[f32], hooks: &dyn SectionHooks) -> Result<Vec<f32>> {
-    let latents = Tensor::new(decoder.route.first(), shape, latents)?;
-    let pixels = decoder.network.decoder().decode(&latents, &decoder.pass(hooks))?.read()?;
+pub fn decode(
+    decoder: &Placed,
+    tiles: Option<Tiles>,
+    shape: Shape,
+    latents: &[f32],
+    hooks: &dyn SectionHooks,
+) -> Result<Vec<f32>> {
+    let network = decoder.network.decoder();
+    let decode = |shape, latents: &[f32]| network.decode(shape, latents, &decoder.pass(hooks));
+    let pixels = match tiles {
+        Some(tiles) => tiles.run(shape, latents, decode)?,
+        None => decode(shape, latents)?,
+    };
     finite(&pixels, &decoder.name)?;
     Ok(pixels)
 }
@@ -339,6 +362,8 @@ pub struct Sample<'a> {
     pub guided: bool,
     /// Whether some of a picture is kept, although the network does not take a mask.
     pub masked: bool,
+    /// Whether the VAE works in tiles.
+    pub tiled: bool,
     /// The steps.
     pub schedule: &'a Schedule,
 }
@@ -361,6 +386,7 @@ pub fn rehearse(
     let LatentSpec { channels, scale, .. } = spec.latents;
     let shape = Shape::from([1, sample.height / scale, sample.width / scale, channels]);
     let network = &instance.positive;
+    let tiles = spec.tiles(component).filter(|_| sample.tiled);
     let calls = match spec.components[component].stage() {
         Stage::Encode => {
             let text = spec.components[component].network.text().expect("it encodes texts");
@@ -369,7 +395,7 @@ pub fn rehearse(
         }
         Stage::EncodeImage => {
             let shape = Shape::from([1, sample.height, sample.width, 3]);
-            encode_image(network, shape, &vec![0.0; shape.elements()], hooks)?;
+            encode_image(network, tiles, shape, &vec![0.0; shape.elements()], hooks)?;
             1
         }
         Stage::Denoise => {
@@ -390,7 +416,7 @@ pub fn rehearse(
             sample.schedule.steps.len()
         }
         Stage::Decode => {
-            decode(network, shape, &vec![0.0; shape.elements()], hooks)?;
+            decode(network, tiles, shape, &vec![0.0; shape.elements()], hooks)?;
             1
         }
     };

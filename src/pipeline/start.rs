@@ -9,7 +9,7 @@ use super::{
     request::{Request, Rng, Start},
 };
 use crate::{
-    models::spec::ModelSpec,
+    models::{autoencoder::AutoencoderSpec, spec::ModelSpec},
     scheduler::{NoiseLevel, Schedule},
     tensor::{Shape, random::Generator},
 };
@@ -28,8 +28,9 @@ pub struct Beginning {
     generator: Generator,
 }
 
-/// The moments of the pictures that a request starts from, `[height, width, 2 channels]` each: the means and the
-/// logarithms of the variances of their unscaled latents.
+/// What the encoder gives for the pictures that a request starts from: the moments of their unscaled latents, `[height,
+/// width, 2 channels]`, which are the means and the logarithms of the variances, or these latents themselves, `[height,
+/// width, channels]`: see [`AutoencoderSpec::encodes_to_latents`].
 #[derive(Default)]
 pub struct Encoded {
     /// Those of the picture; `None` if [`needed`] says so.
@@ -78,18 +79,24 @@ impl Beginning {
         let mut generator = request.rng.generator(request.seed);
         let mut draw = || channels_last(&generator.normal(shape.elements()), shape);
         let channels = shape.channels();
-        let latents = |moments: &[f32], noise: &[f32]| sampled(moments, noise, channels, spec.scaling_factor());
-        let image = encoded.image.map(|moments| latents(&moments, &draw()));
+        let vae = spec.image_encoder();
+        let is_drawn = vae.is_none_or(|vae| !vae.encodes_to_latents());
+        let scaling = vae.map_or(1.0, AutoencoderSpec::scaling_factor);
+        let latents = |encoded: Vec<f32>, noise: Option<Vec<f32>>| match noise {
+            Some(noise) => sampled(&encoded, &noise, channels, scaling),
+            None => encoded.into_iter().map(|latent| scaling * latent).collect(),
+        };
+        let image = encoded.image.map(|encoded| latents(encoded, is_drawn.then(&mut draw)));
         let noise = match &request.start {
             Start::Latents(latents) => channels_last(latents, shape),
             Start::Noise | Start::Image(_) => draw(),
         };
         // The reference draws the noise of the masked picture even for networks that do not take it.
-        let masked_noise = mask.map(|_| draw());
+        let masked_noise = mask.filter(|_| is_drawn).map(|_| draw());
         let mask = mask.map(|mask| mask.latents(spec.latents.scale));
-        let beside = match (&mask, encoded.masked.zip(masked_noise)) {
-            (Some(mask), Some((moments, noise))) => {
-                let masked = latents(&moments, &noise);
+        let beside = match (&mask, encoded.masked) {
+            (Some(mask), Some(encoded)) => {
+                let masked = latents(encoded, masked_noise);
                 let cells = mask.iter().zip(masked.chunks_exact(channels));
                 cells.flat_map(|(mask, latents)| std::iter::once(mask).chain(latents)).copied().collect()
             }

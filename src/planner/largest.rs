@@ -31,6 +31,8 @@ pub struct Largest {
     pub strength: f64,
     /// Whether any request keeps some of a picture that a mask shows.
     pub masked: bool,
+    /// Whether the VAE works in tiles for all requests, so that it needs memory for one tile only.
+    pub vae_tiling: bool,
     /// The number of requested pictures; `usize::MAX` for an endless queue.
     pub images: usize,
 }
@@ -59,11 +61,13 @@ impl Largest {
             sizes.insert((width, height));
             let (largest, most_kept) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
-                let (also, images) = (Vec::new(), 0);
-                (Self { width, height, also, guided, scheduler, steps, strength, masked, images }, kept)
+                let (also, images, vae_tiling) = (Vec::new(), 0, true);
+                let this = Self { width, height, also, guided, scheduler, steps, strength, masked, vae_tiling, images };
+                (this, kept)
             });
             largest.guided |= guided;
             largest.masked |= masked;
+            largest.vae_tiling &= request.vae_tiling;
             largest.strength = largest.strength.max(strength);
             if kept > *most_kept || kept == *most_kept && request.steps > largest.steps {
                 (largest.scheduler, largest.steps, *most_kept) = (request.scheduler, request.steps, kept);
@@ -109,6 +113,10 @@ impl Largest {
         }
         if request.start_image().is_some_and(|start| start.mask.is_some()) && !self.masked {
             return Err(Error::input("the plan has no room for a mask").hint("a plan for a request with a mask"));
+        }
+        if self.vae_tiling && !request.vae_tiling {
+            return Err(Error::input("the plan has room for the VAE's tiles only, not for a picture as a whole")
+                .hint("a plan for a request without tiles, or a request with `vae_tiling`"));
         }
         let (needed, planned) = (request.schedule(spec)?.kept(), self.schedule(spec)?.kept());
         if needed > planned {

@@ -44,6 +44,7 @@ pub fn request(n: u64) -> Request {
         guidance_scale: 7.5,
         guidance_rescale: 0.0,
         clip_skip: 0,
+        vae_tiling: false,
         scheduler: None,
         width: 64,
         height: 64,

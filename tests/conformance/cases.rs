@@ -210,7 +210,7 @@ pub fn cases() -> Vec<Case> {
     for (x, right) in [([1, 1, 1, 1], 1), ([2, 3, 5, 7], 1), ([2, 3, 5, 1], 13), ([1, 4, 4, 1280], 640)] {
         add(Op::ConcatChannels { x, right }, 0.0, 1.0, 0.0);
     }
-    for activation in [Silu, Gelu, QuickGelu, Geglu] {
+    for activation in [Silu, Gelu, QuickGelu, Geglu, Relu] {
         for (x, spread, tolerance) in [
             ([1, 1, 2], 1.0, 1e-6),
             ([2, 5, 14], 1.0, 1e-6),
@@ -275,7 +275,7 @@ fn tails(batch: usize) -> Vec<Tail> {
     let mut tails = Vec::new();
     for bias in [false, true] {
         for channel_add in [0, 1, batch] {
-            for activation in [None, Silu, Gelu, QuickGelu, Geglu] {
+            for activation in [None, Silu, Gelu, QuickGelu, Geglu, Relu] {
                 for residual in [false, true] {
                     tails.push(Tail { bias, channel_add, activation, residual });
                 }

@@ -78,6 +78,7 @@ pub fn apply(activation: Activation, x: f64) -> f64 {
         Silu => x / (1.0 + (-x).exp()),
         QuickGelu => x / (1.0 + (-1.702 * x).exp()),
         Gelu => 0.5 * x * erfc(-x / 2f64.sqrt()),
+        Relu => x.max(0.0),
         Geglu => unreachable!("GEGLU is not of one element"),
     }
 }

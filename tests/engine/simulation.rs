@@ -50,6 +50,7 @@ fn request(n: u64) -> Request {
         guidance_scale: 1.0,
         guidance_rescale: 0.0,
         clip_skip: 0,
+        vae_tiling: false,
         scheduler: None,
         width: 16,
         height: 16,

@@ -139,7 +139,7 @@ fn a_vae_can_be_cut_anywhere() {
     let component = in_stage(&model, Stage::Decode);
     every_cut(component, &model, |devices, pattern, from| {
         let vae = from.load(&model, component, route(devices, pattern));
-        stages::decode(&vae, shape, &latents, &NoHooks).unwrap()
+        stages::decode(&vae, None, shape, &latents, &NoHooks).unwrap()
     });
 }
 

@@ -104,7 +104,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
         let (_, decoder) = vae(&device);
         rows.push((
             what,
-            gflop(&counter, || decoder.decode(&latents(&device, 1, side), &whole(&device).pass()).unwrap()),
+            gflop(&counter, || decoder.forward(latents(&device, 1, side), &whole(&device).pass()).unwrap()),
             want,
         ));
     }

@@ -15,4 +15,6 @@ mod pipelines;
 mod prompts;
 mod sdxl;
 mod single_file;
+mod tiny_vae;
 mod tokenizer;
+mod vae_tiling;

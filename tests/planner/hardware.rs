@@ -7,7 +7,7 @@ use crate::common::{self, has_facts, message_of, points_at, sdshard, sdxl, stabl
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, cpu::Convolution, rules::Rules},
     device_map::DeviceMap,
-    models::{network::NetworkSpec, spec::ModelSpec},
+    models::{autoencoder::AutoencoderSpec, network::NetworkSpec, spec::ModelSpec},
     planner::{
         Largest, hardware,
         plan::{ComponentPlan, Plan},
@@ -53,6 +53,7 @@ fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::
         steps: 2,
         strength: 1.0,
         masked: false,
+        vae_tiling: false,
         images: 1,
     };
     Plan::resolve(&map, spec, &largest, devices)
@@ -399,7 +400,9 @@ fn a_decoder_that_overflows_f16_has_f32() {
     let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"");
     assert_eq!(of(&plan("", &spec, &machine).unwrap(), "vae").dtype, DType::F16);
     let vae = spec.component("vae").unwrap();
-    let NetworkSpec::VaeDecoder(decoder) = &mut spec.components[vae].network else { panic!("it is a decoder") };
+    let NetworkSpec::VaeDecoder(AutoencoderSpec::Kl(decoder)) = &mut spec.components[vae].network else {
+        panic!("it is a decoder")
+    };
     decoder.force_upcast = true;
     let plain = plan("", &spec, &machine).unwrap();
     assert_eq!((of(&plain, "unet").dtype, of(&plain, "vae").dtype), (DType::F16, DType::F32));
@@ -459,6 +462,7 @@ fn sdxl_is_planned_for_the_machines_that_people_have() {
         steps: 30,
         strength: 1.0,
         masked: false,
+        vae_tiling: false,
         images: 1,
     };
     let (first, second) = ("[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n", "[device.\"cuda:1\"]\n");

@@ -57,6 +57,7 @@ fn resolve(map: &str, images: usize, devices: &[DeviceInfo]) -> sdshard::error::
         steps: 50,
         strength: 1.0,
         masked: false,
+        vae_tiling: false,
         images,
     };
     Plan::resolve(&map, spec(), &largest, devices)

@@ -51,6 +51,7 @@ fn largest(side: usize) -> Largest {
         steps: 50,
         strength: 1.0,
         masked: false,
+        vae_tiling: false,
         images: 10_000,
     }
 }

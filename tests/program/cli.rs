@@ -576,11 +576,14 @@ fn an_existing_file_is_replaced_only_by_the_same_request() {
     let third = succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--steps", "1"]));
     let digest = third.trim().strip_suffix(".png").and_then(|rest| rest.rsplit_once("00000-a-fox-seed2-")).unwrap().1;
     assert!(digest.len() == 8 && digest.chars().all(|c| c.is_ascii_hexdigit()), "{third}");
+    // So is one that the VAE decodes in tiles, even if it has room in one.
+    succeeds(&mut tiny.draw(&["a fox", "--seed", "2", "--vae-tiling"]));
     let made = tiny.made();
-    assert!(made.len() == 3 && made.iter().any(|(name, bytes)| (name, bytes) == (&first[0].0, &first[0].1)));
+    assert!(made.len() == 4 && made.iter().any(|(name, bytes)| (name, bytes) == (&first[0].0, &first[0].1)));
 
     // Each of them is found again.
-    for arguments in [&["--seed", "1"][..], &["--seed", "2"], &["--seed", "2", "--steps", "1"]] {
+    let tiled = ["--seed", "2", "--vae-tiling"];
+    for arguments in [&["--seed", "1"][..], &["--seed", "2"], &["--seed", "2", "--steps", "1"], &tiled] {
         let lines = json_lines(&succeeds(&mut tiny.draw(&[&["a fox", "--resume", "--json"], arguments].concat())));
         assert_eq!(lines[0]["summary"]["skipped"], 1, "{arguments:?}");
     }

@@ -12,9 +12,11 @@ import prompts
 import schedulers
 import tiny_models
 import tiny_sdxl
+import tiny_vae
 import tokenizer
+import vae_tiling
 
 for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise,
-             lora_merge, lora, img2img, emoji):
+             lora_merge, lora, img2img, tiny_vae, vae_tiling, emoji):
     part.main()
     print(part.__name__, "done")

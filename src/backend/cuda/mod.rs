@@ -276,6 +276,7 @@ fn number(activation: Activation) -> u32 {
         Activation::Gelu => 2,
         Activation::QuickGelu => 3,
         Activation::Geglu => 4,
+        Activation::Relu => 5,
     }
 }
 

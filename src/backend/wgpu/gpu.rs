@@ -66,6 +66,7 @@ pub fn number(activation: Activation) -> u32 {
         Activation::Gelu => 2,
         Activation::QuickGelu => 3,
         Activation::Geglu => 4,
+        Activation::Relu => 5,
     }
 }
 

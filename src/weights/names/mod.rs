@@ -64,6 +64,8 @@ enum Scheme {
     Vae(usize),
     /// OpenCLIP's names of a text encoder with this number of layers.
     OpenClip(usize),
+    /// TAESD's own names of the decoder of an `AutoencoderTiny`.
+    TinyDecoder,
 }
 
 impl Naming {
@@ -102,6 +104,7 @@ impl Naming {
                 "vae" if is_any(prefix, &["decoder.mid.block_1.conv1.weight", "decoder.up.0.block.0.conv1.weight"]) => {
                     Scheme::Vae(count(&|i| format!("{prefix}decoder.up.{i}.block.0.conv1.weight")))
                 }
+                "vae" if has(prefix, "1.weight") && has(prefix, "3.conv.0.weight") => Scheme::TinyDecoder,
                 "text_encoder" | "text_encoder_2" if has(prefix, "token_embedding.weight") => {
                     Scheme::OpenClip(count(&|i| format!("{prefix}transformer.resblocks.{i}.ln_1.weight")))
                 }
@@ -111,7 +114,7 @@ impl Naming {
         }
         let known = match component {
             "unet" => &["conv_in.weight"][..],
-            "vae" => &["decoder.conv_in.weight"],
+            "vae" => &["decoder.conv_in.weight", "decoder.layers.0.weight"],
             _ => clip,
         };
         let prefix = current.iter().chain(bare).find(|prefix| is_any(prefix, known))?;
@@ -132,6 +135,7 @@ impl Naming {
             Scheme::Unet(blocks) => whole(blocks.ldm_name(name)),
             Scheme::Vae(levels) => whole(ldm::vae_name(*levels, name)),
             Scheme::OpenClip(_) => ldm::open_clip_name(name),
+            Scheme::TinyDecoder => whole(other::taesd_name(name)),
         };
         found.map_or((name.into(), Part::Whole), |(name, part)| (name.into(), part))
     }
@@ -151,7 +155,7 @@ impl Naming {
                 let last = format!("transformer.resblocks.{}.", layers.saturating_sub(1));
                 is_buffer() || key == "text_projection" || key.starts_with(&last)
             }
-            Scheme::Unet(_) | Scheme::Vae(_) => is_ignorable_in_file(key),
+            Scheme::Unet(_) | Scheme::Vae(_) | Scheme::TinyDecoder => is_ignorable_in_file(key),
         }
     }
 }
@@ -277,6 +281,18 @@ mod tests {
         let own = |name| naming("vae", &[name], true).unwrap();
         assert_eq!(own("decoder.mid.block_1.conv1.weight").scheme, Scheme::Vae(0));
         assert_eq!(own("decoder.conv_in.weight").scheme, Scheme::Diffusers);
+        assert_eq!(own("decoder.layers.0.weight").scheme, Scheme::Diffusers);
+        // TAESD's own files: the decoder, in which the clamp of the latents is layer 0, and the encoder.
+        let taesd = naming("vae", &["1.weight", "3.conv.0.weight"], true).unwrap();
+        for (name, stored) in [
+            ("decoder.layers.0.weight", "1.weight"),
+            ("decoder.layers.2.conv.4.bias", "3.conv.4.bias"),
+            ("decoder.layers.18.bias", "19.bias"),
+            ("encoder.layers.0.weight", "encoder.layers.0.weight"),
+        ] {
+            assert_eq!(taesd.stored_name(name), stored);
+        }
+        assert_eq!(naming("vae", &["0.weight", "1.conv.0.weight", "3.conv.0.weight"], true), None);
 
         let old = naming("text_encoder", &["cond_stage_model.transformer.embeddings.token_embedding.weight"], false);
         let old = old.unwrap();

@@ -24,15 +24,16 @@ const OTHERS: [(&str, Test, &str); 13] = [
     (
         "an AutoencoderTiny (TAESD)",
         |name| matches!(name, "1.conv.0.weight" | "3.conv.0.weight") || name.starts_with("decoder.layers."),
-        WHOLE,
+        VAE,
     ),
-    ("a VAE alone", |name| name == "decoder.conv_in.weight", "--vae FILE reads a VAE, beside --model"),
+    ("a VAE alone", |name| name == "decoder.conv_in.weight", VAE),
     ("an upscaler", |name| name == "conv_first.weight" || name == "model.0.weight", WHOLE),
     ("a textual inversion embedding", |name| matches!(name, "emb_params" | "clip_l" | "clip_g"), WHOLE),
     ("a text encoder alone", |name| name.ends_with("embeddings.token_embedding.weight"), WHOLE),
     ("a motion module", |name| name.contains("motion_modules."), WHOLE),
 ];
 const WHOLE: &str = "--model FILE takes a whole checkpoint: text encoder, UNet and VAE in one file";
+const VAE: &str = "--vae FILE reads a VAE, beside --model";
 const LORA: &str = "--lora FILE applies it to the model of --model";
 const FAMILIES: &str = "sdshard runs Stable Diffusion 1, 2 and XL";
 
@@ -40,9 +41,11 @@ const FAMILIES: &str = "sdshard runs Stable Diffusion 1, 2 and XL";
 pub(crate) fn missing(component: &str, file: &str, names: &HashSet<&str>, is_own_file: bool) -> Error {
     if is_own_file {
         let other = OTHERS.iter().find(|(what, test, _)| *what != "a VAE alone" && names.iter().any(|name| test(name)));
-        let error = Error::input(format!("{file}: this file has no {component} of the class AutoencoderKL"));
+        let classes = "AutoencoderKL or AutoencoderTiny";
+        let error = Error::input(format!("{file}: this file has no decoder of a {component} of the class {classes}"));
         let error = error.hint("--vae takes the safetensors file or the folder of one");
         return match other {
+            Some(_) if names.contains("1.conv.0.weight") => error.found("the encoder of an AutoencoderTiny (TAESD)"),
             Some((what, ..)) => error.found(*what),
             None => error,
         };
@@ -59,6 +62,13 @@ pub(crate) fn missing(component: &str, file: &str, names: &HashSet<&str>, is_own
              file that is not as usual",
         ),
     }
+}
+
+/// TAESD's own name of a tensor of an `AutoencoderTiny`'s decoder. Its files are the decoder and the encoder by
+/// themselves, and the clamp of the latents is a layer of the decoder.
+pub(super) fn taesd_name(name: &str) -> Option<String> {
+    let (layer, rest) = name.strip_prefix("decoder.layers.")?.split_once('.')?;
+    Some(format!("{}.{rest}", layer.parse::<usize>().ok()?.checked_add(1)?))
 }
 
 /// Whether a tensor says by what other weights are multiplied, as files have it in which weights of 8 bits or fewer

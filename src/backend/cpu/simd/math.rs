@@ -84,6 +84,7 @@ pub unsafe fn activate<S: Simd>(activation: Activation, x: S::V) -> S::V {
             Activation::Silu => S::mul(x, sigmoid::<S>(x)),
             Activation::QuickGelu => S::mul(x, sigmoid::<S>(S::mul(S::splat(1.702), x))),
             Activation::Gelu => gelu::<S>(x),
+            Activation::Relu => S::max(S::zero(), x),
         }
     }
 }
