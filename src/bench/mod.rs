@@ -163,7 +163,7 @@ fn run(
         }
         Network::Unet(unet) => {
             let keeps = PersistentArenas::new(vec![device.persistent_arena(KEEP_BYTES)?]);
-            let row = spec.sample_condition(8 * height, 8 * width, |i| (i as f32 * 0.7).sin());
+            let row = spec.sample_condition(8 * height, 8 * width, 1, |i| (i as f32 * 0.7).sin());
             let texts = unet.condition(&vec![row; batch], &network.pass(&NoHooks), &keeps)?;
             let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);
             timed(&|| unet.forward(&latents, &time, &texts, &network.pass(&NoHooks)))

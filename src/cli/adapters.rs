@@ -1,7 +1,13 @@
 //! Files on the command line with a weight or a token behind a colon, such as `--lora FILE[:WEIGHT]`.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use sdshard::{
     error::{Error, Result},
+    prompt::LoraTag,
     weights::lora::LoraChoice,
 };
 
@@ -9,6 +15,60 @@ use sdshard::{
 pub fn lora(argument: &str) -> std::result::Result<LoraChoice, String> {
     let (file, weight) = file_and_weight(argument).map_err(|error| error.to_string())?;
     Ok(LoraChoice { path: file.into(), weight: weight.unwrap_or(1.0) })
+}
+
+/// The LoRA of a tag in a prompt, from the folder of `--lora-dir`.
+///
+/// # Errors
+/// If there is no folder, no such file in it or several, or if the tag has two different weights.
+pub fn tagged(tag: &LoraTag, folder: Option<&Path>) -> Result<LoraChoice> {
+    let (name, weight) = (&tag.name, tag.unet_weight);
+    let refuse = |what: &str| Error::input(format!("<lora:{name}:{weight}>: {what}"));
+    let Some(folder) = folder else {
+        return Err(refuse("it is not said where the LoRAs of prompts are").hint("--lora-dir FOLDER"));
+    };
+    if weight != tag.text_encoder_weight {
+        return Err(refuse("UNet and text encoders get a LoRA with the same weight")
+            .found(format!("{} for the text encoders, {weight} for the UNet", tag.text_encoder_weight))
+            .hint(format!("<lora:{name}:{weight}>")));
+    }
+    match &named(folder, name)?[..] {
+        [path] => Ok(LoraChoice { path: path.clone(), weight: weight as f32 }),
+        [] => Err(refuse(&format!("there is no {name}.safetensors in {} or a folder below", folder.display()))),
+        [one, other, ..] => Err(refuse("two files have this name")
+            .found(format!("{} and {}", one.display(), other.display()))
+            .hint("--lora FILE:WEIGHT, and no tag")),
+    }
+}
+
+/// The safetensors files of this name, which may come from a picture's settings, in a folder and in those below it, in
+/// order. A path is no name.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub fn named(folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    /// Folders are at most this deep.
+    const DEPTH: usize = 8;
+    if name.contains(['/', '\\']) {
+        return Ok(Vec::new());
+    }
+    fn walk(folder: &Path, depth: usize, file: &str, found: &mut Vec<PathBuf>) -> Result<()> {
+        let refuse = |error| Error::input(format!("--lora-dir: reading the folder {}", folder.display())).source(error);
+        for entry in fs::read_dir(folder).map_err(refuse)? {
+            let entry = entry.map_err(refuse)?;
+            let is_folder = entry.file_type().map_err(refuse)?.is_dir();
+            if is_folder && depth > 0 {
+                walk(&entry.path(), depth - 1, file, found)?;
+            } else if !is_folder && entry.file_name() == file {
+                found.push(entry.path());
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(folder, DEPTH, &format!("{name}.safetensors"), &mut found)?;
+    found.sort();
+    Ok(found)
 }
 
 /// Splits `FILE[:WEIGHT]` at the last colon if a number follows it. A colon behind a single letter belongs to a drive.

@@ -6,12 +6,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
     backend::{DType, DeviceId},
     device_map::{DTypes, Located},
+    error::Result,
     models::single_file::Overrides,
     output::Durability,
     pipeline::{
         PictureFormat, Settings, latents,
         request::{RequestOptions, Rng},
     },
+    prompt::LoraTag,
     scheduler::Prediction,
     weights::lora::LoraChoice,
 };
@@ -64,7 +66,7 @@ pub(super) struct LogArgs {
 }
 
 /// Which model.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
     /// A diffusers folder, a single .safetensors file, or a model on the Hugging Face hub: ORG/NAME,
@@ -90,8 +92,13 @@ pub(super) struct ModelArgs {
     /// The weight is 1 unless a number follows the last colon: style.safetensors:0.8.
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = adapters::lora)]
     pub(super) lora: Vec<LoraChoice>,
+    /// The folder in which the LoRAs are that prompts name, as <lora:style:0.8> with --prompt-syntax a1111
+    ///
+    /// The file is style.safetensors in this folder or in one below it. Nothing else is searched.
+    #[arg(long, value_name = "FOLDER", alias = "lora-model-dir")]
+    pub(super) lora_dir: Option<PathBuf>,
     /// Ignore modules of a LoRA that the model does not have, as long as it has some
-    #[arg(long, requires = "lora")]
+    #[arg(long)]
     pub(super) lora_lenient: bool,
     /// The variant of the weight files to read, for example "fp16"
     #[arg(long, value_name = "VARIANT")]
@@ -102,6 +109,18 @@ pub(super) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The same model with the LoRAs that prompts name.
+    ///
+    /// # Errors
+    /// As [`adapters::tagged`].
+    pub(super) fn with_tags(&self, tags: &[LoraTag]) -> Result<Self> {
+        let mut args = self.clone();
+        for tag in tags {
+            args.lora.push(adapters::tagged(tag, self.lora_dir.as_deref())?);
+        }
+        Ok(args)
+    }
+
     /// What is said about the model beside its name.
     pub(super) fn overrides(&self) -> Overrides<'_> {
         let prediction = self.prediction_type.map(|prediction| match prediction {
@@ -168,7 +187,7 @@ pub(super) struct GenerateArgs {
     /// More prompts from a file, or from stdin if the name is "-": one prompt per line, or JSON
     ///
     /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
-    /// "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
+    /// "prompt_syntax", "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
     /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "vae_tiling", "width", "height",
     /// "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]

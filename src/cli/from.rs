@@ -11,7 +11,9 @@ use sdshard::{
 };
 
 use super::{
+    adapters::named,
     args::{GenerateArgs, Seed},
+    jobs::take_tags,
     progress::Console,
     prompts,
 };
@@ -33,10 +35,23 @@ pub fn read(args: &mut GenerateArgs) -> Result<()> {
     let (Some(path), Some(place)) = (&args.from, place(args)) else { return Ok(()) };
     let mut settings = Settings::read(path).map_err(|error| error.context("--from"))?;
     settings.options = prompts::checked(&settings.options, |field| format!("{place}: {field}"))?;
-    let RequestOptions { prompt, seed, .. } = &mut settings.options;
-    let (prompt, seed) = (prompt.take(), seed.take());
+    let mut said =
+        RequestOptions { prompt: settings.options.prompt.take(), ..args.options.clone().or(&settings.options) };
+    let seed = settings.options.seed.take();
     if args.prompts.is_empty() && args.prompts_file.is_none() {
-        args.prompts.extend(prompt);
+        let tags = take_tags(&mut said).map_err(|error| error.context(place))?;
+        settings.loras.extend(tags.iter().map(|tag| format!("{}:{}", tag.name, tag.unet_weight)));
+        args.prompts.extend(said.prompt);
+    }
+    let model = &mut args.model.model;
+    for label in &settings.loras {
+        // What is not found is told later.
+        let (Some(folder), Some((name, weight))) = (&model.lora_dir, label.rsplit_once(':')) else { break };
+        if model.lora.iter().all(|own| own.label() != *label)
+            && let ([path], Ok(weight)) = (&named(folder, name)?[..], weight.parse())
+        {
+            model.lora.push(LoraChoice { path: path.clone(), weight });
+        }
     }
     args.seed = args.seed.or(seed.map(Seed::Number));
     args.settings = Some(Box::new(settings));
@@ -126,7 +141,7 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, requests: &[Request]
 fn not_followed(settings: &Settings, args: &GenerateArgs) -> Vec<String> {
     let own: Vec<String> = args.model.model.lora.iter().map(LoraChoice::label).collect();
     let missing = settings.loras.iter().filter(|lora| !own.contains(lora));
-    let mut lines: Vec<String> = missing.map(|lora| format!("LoRA {lora}: --lora gives one")).collect();
+    let mut lines: Vec<String> = missing.map(|lora| format!("LoRA {lora}: --lora or --lora-dir gives one")).collect();
     if settings.vae.is_some() || settings.vae_hash.is_some() {
         let words: Vec<_> = settings.vae.iter().chain(&settings.vae_hash).cloned().collect();
         lines.push(format!("VAE: {}", words.join(", ")));

@@ -18,6 +18,7 @@ use sdshard::{
     output,
     pipeline::{ImageFiles, Metadata, Model, latents::Latents, request::Request},
     planner::{Largest, plan::Plan},
+    prompt::PromptSyntax,
     weights::Observer,
     world::World,
 };
@@ -27,7 +28,7 @@ use super::{
     from,
     gauge::{Gauge, Planned},
     interrupt::Interrupt,
-    jobs::{Job, adapt_to, jobs, requests},
+    jobs::{Job, Jobs, adapt_to, jobs, requests},
     model::{self, device_map},
     names::file_name_is_possible,
     progress::Console,
@@ -48,7 +49,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
     if world.world_size > 1 && args.prompts_file.as_deref() == Some(Path::new("-")) {
         return Err(Error::input("--prompts-file -: several processes cannot read one stdin").hint("a file"));
     }
-    let (mut jobs, first_seed) = jobs(args)?;
+    let Jobs { list: mut jobs, first_seed, tags } = jobs(args)?;
+    let model_args = args.model.model.with_tags(&tags)?;
     if world.world_size > 1 && !keep_own_jobs(&mut jobs, &world, console) {
         return if args.json { console.print(&Summary::default().line()) } else { Ok(()) };
     }
@@ -68,7 +70,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
     let images = ImageFiles::read(jobs.iter().flat_map(|job| job.options.image_files()))?;
-    let mut model = model::open(&args.model.model, !images.is_empty(), console, Some(interrupt))?;
+    let mut model = model::open(&model_args, !images.is_empty(), console, Some(interrupt))?;
     model.observer = Some(loading_observer(console, interrupt));
     let model = Arc::new(model);
     interrupt.check()?;
@@ -161,14 +163,15 @@ fn loading_observer(console: &Console, interrupt: &Interrupt) -> Observer {
 /// Warns once about settings with an unexpected effect: the syntax of web UIs in prompts, and sizes or guidance scales
 /// for which the built-in model was not made; `built_in` has its defaults.
 fn warn_of_habits(requests: &[Request], built_in: Option<&Defaults>) {
-    let texts = requests.iter().flat_map(|request| {
+    let plain = requests.iter().filter(|request| request.prompt_syntax == PromptSyntax::Plain);
+    let texts = plain.flat_map(|request| {
         let others = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
         std::iter::once(&request.prompt).chain(others.into_iter().flatten())
     });
     if let Some(found) = texts.into_iter().find_map(|text| prompts::syntax_of_web_uis(text)) {
         tracing::warn!(
-            "{found:?} in a prompt is taken for plain text, as diffusers does: weights, LoRA tags and BREAK of web UIs are \
-             not read yet; --lora FILE:WEIGHT applies a LoRA"
+            "{found:?} in a prompt is taken for plain text, as diffusers does: --prompt-syntax a1111 reads weights, LoRA \
+             tags and BREAK as web UIs do"
         );
     }
     let Some(Defaults { width, height, guidance_scale, .. }) = built_in else { return };
@@ -322,7 +325,7 @@ mod tests {
         let out = folder.path().to_str().unwrap();
         let args =
             args(&["a", "--num-images", "4", "--resume", "--output-dir", out, "--width", "64", "--height", "64"]);
-        let (jobs, _) = jobs(&args).unwrap();
+        let Jobs { list: jobs, .. } = jobs(&args).unwrap();
         let requests = requests(&jobs, &args, &model, None, &ImageFiles::default()).unwrap();
         let largest = Largest::of(&requests, &model.spec).unwrap().unwrap();
         let there = |map: &str| {

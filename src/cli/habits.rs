@@ -21,7 +21,7 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
     ),
     (&["-s"], "means the seed in some tools and the steps in others", "--seed N or --steps N"),
     (
-        &["--loras", "--lora-dir", "--lora-model-dir", "--lora-path", "--lora-weights", "--lora-scale"],
+        &["--loras", "--lora-path", "--lora-weights", "--lora-scale"],
         "sdshard takes each LoRA by its file",
         "--lora FILE, or --lora FILE:WEIGHT",
     ),
@@ -64,7 +64,6 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "sdshard reads UNet and text encoders from the model's own file or folder",
         "--model FOLDER, FILE.safetensors or ORG/NAME",
     ),
-    (&["--clip-skip"], "sdshard reads the text encoder's last layer alone", "leave it out"),
     (
         &["--eta"],
         "sdshard's ddim and tcd have no noise of their own (eta is 0)",

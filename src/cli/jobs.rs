@@ -15,6 +15,7 @@ use sdshard::{
         latents::Latents,
         request::{Output, Request, RequestOptions, Rng, Start},
     },
+    prompt::LoraTag,
 };
 
 use super::{
@@ -46,6 +47,8 @@ pub fn requests(
     jobs.iter()
         .map(|job| {
             let request = job.request(&model.spec, rng, output, latents, images)?;
+            let chunks = model.chunks(&request).map_err(|error| error.context(job.name()))?;
+            let request = Request { chunks, ..request };
             if format == Some(PictureFormat::Jpeg) && job.has_long_texts() {
                 // The longest names of types, because it is not known yet which one computes this picture.
                 let dtypes = [DType::F32, DType::F16, DType::BF16];
@@ -82,8 +85,18 @@ pub struct Job {
     pub options: RequestOptions,
 }
 
-/// All pictures in order, and the seed of the first. Everything that does not need the model is checked.
-pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
+/// All pictures of a run.
+pub struct Jobs {
+    /// The pictures, in order.
+    pub list: Vec<Job>,
+    /// The seed of the first.
+    pub first_seed: u64,
+    /// The LoRAs that the prompts name, which are the same ones for all.
+    pub tags: Vec<LoraTag>,
+}
+
+/// All pictures. Everything that does not need the model is checked.
+pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
     let flags = prompts::checked(&args.options, flag)?;
     if let Some(folder) = args.output.as_ref().and_then(|template| template.as_folder_in(&args.folder())) {
         return Err(Error::input(format!("--output {}: this is a folder", folder.display()))
@@ -98,7 +111,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
     let (from, from_at) = (args.settings.as_ref().map(|settings| settings.options.clone()), from::place(args));
     let from = from.unwrap_or_default();
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
-    let mut jobs = Vec::new();
+    let (mut jobs, mut tags) = (Vec::new(), None);
     for (prompt_index, Asked { options, at }) in asked.enumerate() {
         let said = |options: &RequestOptions| {
             let steps = options.steps.is_some() || options.scheduler.is_some();
@@ -118,6 +131,20 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
         } else {
             // What --from says of the picture that its own started from means nothing without one.
             options = options.or(&RequestOptions { strength: None, paste_original: None, ..from.clone() });
+        }
+        let asked_at = at.clone().or_else(|| from_at.clone());
+        let in_place = |error: Error| match &asked_at {
+            Some(at) => error.context(at),
+            None => error,
+        };
+        let own_tags = take_tags(&mut options).map_err(in_place)?;
+        let known_tags = tags.get_or_insert_with(|| own_tags.clone());
+        if *known_tags != own_tags {
+            let list = |tags: &[LoraTag]| tags.iter().map(|tag| format!("<lora:{}>", tag.name)).collect::<String>();
+            let error = Error::input("all prompts of a run have the same LoRAs with equal weights")
+                .found(format!("{:?} after {:?}", list(&own_tags), list(known_tags)))
+                .hint("a run for each set of LoRAs: they change the weights of the model");
+            return Err(in_place(error));
         }
         let prompt = options.prompt.as_deref().unwrap_or_default();
         let images = options.num_images.unwrap_or(1);
@@ -151,12 +178,25 @@ pub fn jobs(args: &GenerateArgs) -> Result<(Vec<Job>, u64)> {
         jobs.iter_mut().for_each(|job| job.file = job.names.to_string());
     }
     match (jobs.is_empty(), &args.prompts_file) {
-        (false, _) => Ok((jobs, first_seed)),
+        (false, _) => Ok(Jobs { list: jobs, first_seed, tags: tags.unwrap_or_default() }),
         (true, Some(path)) => Err(Error::input(format!("there is no prompt in {}", path.display()))),
         (true, None) => {
             Err(Error::input("there is no prompt").hint("sdshard \"a red fox\"; `sdshard --help` shows more"))
         }
     }
+}
+
+/// Takes the tags of LoRAs out of a prompt with the syntax of web UIs.
+///
+/// # Errors
+/// If its syntax is invalid, or has something that is not followed.
+pub fn take_tags(options: &mut RequestOptions) -> Result<Vec<LoraTag>> {
+    let syntax = options.prompt_syntax.unwrap_or_default();
+    let read = syntax.prompt(options.prompt.as_deref().unwrap_or_default())?;
+    if !read.loras.is_empty() {
+        options.prompt = Some(read.text.trim().to_owned());
+    }
+    Ok(read.loras)
 }
 
 impl Job {
@@ -238,7 +278,7 @@ mod tests {
     }
 
     fn refused(arguments: &[&str]) -> String {
-        let error = jobs(&args(arguments)).unwrap_err();
+        let error = jobs(&args(arguments)).err().expect("it is refused");
         assert_eq!(error.exit_code(), 2);
         error.to_string()
     }
@@ -263,7 +303,7 @@ mod tests {
         let file = file.to_str().unwrap();
         let seed = (u64::MAX - 1).to_string();
         let args = args(&["a", "b", "--num-images", "2", "--seed", &seed, "--prompts-file", file, "--steps", "3"]);
-        let (jobs, first) = jobs(&args).unwrap();
+        let Jobs { list: jobs, first_seed: first, .. } = jobs(&args).unwrap();
         assert_eq!(first, u64::MAX - 1);
         let list: Vec<_> = jobs.iter().map(|job| (job.file.as_str(), job.seed())).collect();
         assert_eq!(
@@ -283,8 +323,8 @@ mod tests {
 
     #[test]
     fn the_seed_is_0_unless_it_is_said() {
-        assert_eq!(jobs(&args(&["a"])).unwrap().1, 0);
-        let random = || jobs(&args(&["a", "--seed", "random"])).unwrap().1;
+        assert_eq!(jobs(&args(&["a"])).unwrap().first_seed, 0);
+        let random = || jobs(&args(&["a", "--seed", "random"])).unwrap().first_seed;
         assert_ne!(random(), random());
     }
 
@@ -306,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_model_fills_in_what_is_not_said() {
-        let (jobs, _) = jobs(&args(&["a fox", "--width", "72", "--steps", "3"])).unwrap();
+        let Jobs { list: jobs, .. } = jobs(&args(&["a fox", "--width", "72", "--steps", "3"])).unwrap();
         let request = jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None, &ImageFiles::default()).unwrap();
         assert_eq!((request.width, request.height, request.steps), (72, 64, 3));
         assert_eq!((request.guidance_scale, request.start), (2.0, Start::Noise));
@@ -324,7 +364,7 @@ mod tests {
     #[test]
     fn sizes_are_multiples_of_the_models_scale() {
         for (width, hint) in [("70", "64 or 72"), ("3", "try:   8")] {
-            let (jobs, _) = jobs(&args(&["a fox", "--width", width])).unwrap();
+            let Jobs { list: jobs, .. } = jobs(&args(&["a fox", "--width", width])).unwrap();
             let error =
                 jobs[0].request(&spec(), Rng::TorchCpu, Output::Image, None, &ImageFiles::default()).unwrap_err();
             assert_eq!(error.exit_code(), 2);

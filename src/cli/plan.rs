@@ -9,17 +9,19 @@ use sdshard::{
     models::spec::ModelSpec,
     output::{self, Durability},
     pipeline::{
-        ImageFiles,
+        ImageFiles, Model,
         model::check_weights,
         placement::{Place, Reside, Sections},
     },
     planner::{Largest, hardware, plan::Plan},
+    prompt::PromptSyntax,
     weights::{self, ModelFiles, Wanted},
 };
 use serde_json::{Map, Value, json};
 
 use super::{
     args::PlanArgs,
+    jobs::take_tags,
     model::{self, device_map},
     names::file_name_is_possible,
     progress::Console,
@@ -31,7 +33,10 @@ use super::{
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let flags = prompts::checked(&args.options, flag)?;
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
-    let asked: Vec<Asked> = asked.map(|asked| Asked { options: asked.options.or(&flags), ..asked }).collect();
+    let mut asked: Vec<Asked> = asked.map(|asked| Asked { options: asked.options.or(&flags), ..asked }).collect();
+    for asked in &mut asked {
+        take_tags(&mut asked.options)?;
+    }
     let asked = if asked.is_empty() { vec![Asked { options: flags, at: None }] } else { asked };
     let map = device_map(&args.model)?;
     let files = model::files(&args.model.model, Wanted::Configs, console, None)?;
@@ -43,7 +48,15 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
         let name = |field: &str| asked.at.as_ref().map_or_else(|| flag(field), |at| format!("{at}: {field}"));
         asked.options.request(&spec, &images, name)
     };
-    let requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
+    let mut requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
+    if requests.iter().any(|request| request.prompt_syntax != PromptSyntax::Plain) {
+        // Only tokenizers tell how long texts are.
+        let files = model::files(&args.model.model, Wanted::Texts, console, None)?;
+        let model = Model::without_weights(files, None)?;
+        for request in &mut requests {
+            request.chunks = model.chunks(request)?;
+        }
+    }
     let mut largest = Largest::of(&requests, &spec)?.expect("there is a request");
     largest.images = asked.iter().map(|asked| asked.options.num_images.unwrap_or(1)).sum();
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;

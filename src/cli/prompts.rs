@@ -263,7 +263,7 @@ mod tests {
     fn json_lines_have_fields() {
         let text =
             r#"{"prompt": "a fox", "negative_prompt": "", "seed": 18446744073709551615, "steps": 3, "guidance_scale": 1,
-"prompt_2": "oil", "negative_prompt_2": "ink", "guidance_rescale": 0.7, "clip_skip": 1,
+"prompt_syntax": "a1111", "prompt_2": "oil", "negative_prompt_2": "ink", "guidance_rescale": 0.7, "clip_skip": 1,
 "#
             .replace('\n', " ")
                 + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2, "#
@@ -275,6 +275,7 @@ mod tests {
             assert_eq!(prompts(&read), ["a fox", "a hen"]);
             let expected = RequestOptions {
                 prompt: Some("a fox".into()),
+                prompt_syntax: Some(sdshard::prompt::PromptSyntax::A1111),
                 prompt_2: Some("oil".into()),
                 negative_prompt: Some(String::new()),
                 negative_prompt_2: Some("ink".into()),

@@ -41,15 +41,15 @@ pub struct TextSpec {
 }
 
 impl TextSpec {
-    /// Number of values of one encoded text.
-    pub fn values(self) -> usize {
-        self.tokens * self.width + self.pooled
+    /// Number of values of an encoded text of so many chunks.
+    pub fn values(self, chunks: usize) -> usize {
+        chunks * self.tokens * self.width + self.pooled
     }
 
-    /// An encoded text whose values are `value(0)`, `value(1)`, ….
-    pub fn filled(self, mut value: impl FnMut(usize) -> f32) -> EncodedText {
-        let mut values: Vec<f32> = (0..self.values()).map(&mut value).collect();
-        let pooled = values.split_off(self.tokens * self.width);
+    /// An encoded text of so many chunks whose values are `value(0)`, `value(1)`, ….
+    pub fn filled(self, chunks: usize, mut value: impl FnMut(usize) -> f32) -> EncodedText {
+        let mut values: Vec<f32> = (0..self.values(chunks)).map(&mut value).collect();
+        let pooled = values.split_off(chunks * self.tokens * self.width);
         EncodedText { features: values, pooled }
     }
 }

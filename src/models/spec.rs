@@ -193,9 +193,16 @@ impl ModelSpec {
         layers.min().unwrap_or(0)
     }
 
-    /// A condition without meaning for a picture of this size; `value` gives the values of its texts.
-    pub fn sample_condition(&self, height: usize, width: usize, value: impl Fn(usize) -> f32) -> Condition {
-        let text = self.texts().map(|text| text.filled(&value)).collect();
+    /// A condition without meaning for a picture of this size and texts of so many chunks; `value` gives the values of
+    /// its texts.
+    pub fn sample_condition(
+        &self,
+        height: usize,
+        width: usize,
+        chunks: usize,
+        value: impl Fn(usize) -> f32,
+    ) -> Condition {
+        let text = self.texts().map(|text| text.filled(chunks, &value)).collect();
         let numbers = self.sdxl.map_or(Vec::new(), |sdxl| sdxl.numbers(height, width, false));
         let NetworkSpec::Unet(unet) = &self.components[self.denoiser()].network else { unreachable!("it denoises") };
         let cells = (height / self.latents.scale) * (width / self.latents.scale);

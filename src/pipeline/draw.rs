@@ -178,7 +178,7 @@ impl Pipeline {
                 let text = if is_negative { request.negative_text(spec) } else { Some(request.text()) };
                 let text = match text {
                     Some(text) => self.features(&text, arrival, i, batch)?,
-                    None => spec.texts().map(|text| text.filled(|_| 0.0)).collect(),
+                    None => spec.texts().map(|text| text.filled(request.chunks, |_| 0.0)).collect(),
                 };
                 let numbers = |sdxl: SdxlSpec| sdxl.numbers(request.height, request.width, is_negative);
                 let (numbers, guidance_scale) = (spec.sdxl.map_or(Vec::new(), numbers), request.guidance_scale);
@@ -356,14 +356,13 @@ impl Pipeline {
             Known::Features(features) => return Ok(features),
             Known::Begun(turn) => turn,
         };
-        let encoders = self.model.spec.in_stage(Stage::Encode).zip(&self.model.tokenizers);
-        let features = encoders.enumerate().map(|(index, (encoder, tokenizer))| {
-            let encoded = tokenizer.encode(text.of(index))?;
-            if let Some(rest) = encoded.truncated.filter(|_| index == 0 || text.of(index) != text.of(0)) {
+        let features = self.model.spec.in_stage(Stage::Encode).enumerate().map(|(index, encoder)| {
+            let prompt = self.model.tokenized(index, text)?;
+            if let Some(rest) = prompt.truncated.filter(|_| index == 0 || text.of(index) != text.of(0)) {
                 tracing::warn!("the prompt is too long for this model; left out: {rest:?}");
             }
             self.with_instance(encoder, arrival, i, batch, |instance| {
-                stages::encode(&instance.positive, encoded.ids, text.skip, &NoHooks)
+                stages::encode_chunks(&instance.positive, &prompt.chunks, text.skip, &NoHooks)
             })
         });
         let features: TextFeatures = features.collect::<Result<Vec<_>>>()?.into();

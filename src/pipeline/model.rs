@@ -9,6 +9,8 @@ use std::{
 use super::{
     parts::{Instance, Parts, Placed},
     placement::{Place, Sections},
+    request::Request,
+    texts::Text,
 };
 use crate::{
     backend::{DType, Device, DeviceId, Rates, rules::Rules},
@@ -19,6 +21,7 @@ use crate::{
         route::Route,
         spec::{ComponentSpec, ModelSpec},
     },
+    prompt::{PromptSyntax, PromptTokenizer, TokenizedPrompt},
     tokenizer::{self, Tokenizer},
     weights::{
         self, Ahead, ModelFiles, Observer, OffloadBuilder, Packed, Reside, Scope, UnetBlocks, Weights,
@@ -35,6 +38,8 @@ pub struct Model {
     pub spec: ModelSpec,
     /// Convert texts to token ids, one for each text encoder.
     pub tokenizers: Vec<Tokenizer>,
+    /// The same for prompts in each syntax: plain text, and that of web UIs.
+    prompts: Vec<[PromptTokenizer; 2]>,
     /// The variant of the weights to read, for example `fp16`.
     pub variant: Option<String>,
     /// Receives the progress of reading weights.
@@ -82,7 +87,7 @@ impl Model {
     /// As [`Model::open`], except for the weights.
     pub fn without_weights(files: ModelFiles, variant: Option<String>) -> Result<Self> {
         let spec = ModelSpec::load(&files)?;
-        let mut tokenizers = Vec::new();
+        let (mut tokenizers, mut prompts) = (Vec::new(), Vec::new());
         for (folder, text) in spec.tokenizers().zip(spec.texts()) {
             let tokenizer = Tokenizer::load(&files, &folder, text.tokens)?;
             let (rows, largest) = (text.vocab_size, tokenizer.largest_id() as usize);
@@ -95,17 +100,60 @@ impl Model {
                 ))
                 .found(rows.to_string()));
             }
+            let in_syntax = |syntax| PromptTokenizer::new(&tokenizer, syntax, &[]);
+            prompts.push([in_syntax(PromptSyntax::Plain)?, in_syntax(PromptSyntax::A1111)?]);
             tokenizers.push(tokenizer);
         }
         Ok(Self {
             files,
             spec,
             tokenizers,
+            prompts,
             variant,
             observer: None,
             adapters: Arc::default(),
             identity: Mutex::default(),
         })
+    }
+
+    /// The input of the text encoder with this index, for a text without tags.
+    ///
+    /// # Errors
+    /// If its syntax is invalid, or it is longer than 32 chunks.
+    pub fn tokenize(&self, encoder: usize, text: &str, syntax: PromptSyntax) -> Result<TokenizedPrompt> {
+        let [plain, a1111] = &self.prompts[encoder];
+        match syntax {
+            PromptSyntax::Plain => plain.encode(text),
+            PromptSyntax::A1111 => a1111.encode(text),
+        }
+    }
+
+    /// The number of chunks that the longest text of a request needs in any text encoder, for [`Request::chunks`]: 1 for
+    /// plain text, which is cut off.
+    ///
+    /// # Errors
+    /// As [`Model::tokenize`].
+    pub fn chunks(&self, request: &Request) -> Result<usize> {
+        let texts = [Some(request.text()), request.negative_text(&self.spec)];
+        let mut most = 1;
+        for text in texts.iter().flatten().filter(|text| text.syntax != PromptSyntax::Plain) {
+            for encoder in 0..self.prompts.len() {
+                most = most.max(self.tokenize(encoder, text.of(encoder), text.syntax)?.chunks.len());
+            }
+        }
+        Ok(most)
+    }
+
+    /// As [`Model::tokenize`], filled up to the chunks of `text`.
+    pub(super) fn tokenized(&self, encoder: usize, text: &Text) -> Result<TokenizedPrompt> {
+        let mut prompt = self.tokenize(encoder, text.of(encoder), text.syntax)?;
+        if prompt.chunks.len() > text.chunks {
+            return Err(Error::input("the request has no room for a text of this length")
+                .found(format!("{} chunks; the request has {}", prompt.chunks.len(), text.chunks))
+                .hint("Model::chunks counts the chunks that the texts of a request need"));
+        }
+        self.prompts[encoder][1].pad(&mut prompt, text.chunks);
+        Ok(prompt)
     }
 
     /// A component's weights with checked headers; no tensor is read.

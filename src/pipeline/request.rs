@@ -14,6 +14,7 @@ pub use crate::tensor::random::Rng;
 use crate::{
     error::{Error, Result},
     models::{component::Stage, spec::ModelSpec},
+    prompt::PromptSyntax,
     scheduler::{Schedule, SchedulerKind, schedule_from},
 };
 
@@ -32,6 +33,10 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(skip))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
+    /// How prompts are read: "plain" text, or with the weights, chunks and tags of web UIs, "a1111" [default: plain]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "plain|a1111"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_syntax: Option<PromptSyntax>,
     /// What the picture should not show
     #[cfg_attr(feature = "cli", arg(long, value_name = "TEXT", aliases = ["negative", "neg-prompt"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,6 +122,7 @@ impl RequestOptions {
     pub fn or(self, other: &Self) -> Self {
         Self {
             prompt: self.prompt.or_else(|| other.prompt.clone()),
+            prompt_syntax: self.prompt_syntax.or(other.prompt_syntax),
             negative_prompt: self.negative_prompt.or_else(|| other.negative_prompt.clone()),
             prompt_2: self.prompt_2.or_else(|| other.prompt_2.clone()),
             negative_prompt_2: self.negative_prompt_2.or_else(|| other.negative_prompt_2.clone()),
@@ -196,6 +202,7 @@ impl RequestOptions {
             _ => plain,
         };
         let request = Request {
+            prompt_syntax: self.prompt_syntax.unwrap_or_default(),
             negative_prompt: self.negative_prompt.clone(),
             prompt_2: self.prompt_2.clone(),
             negative_prompt_2: self.negative_prompt_2.clone(),
@@ -304,6 +311,11 @@ pub enum Output {
 pub struct Request {
     /// The prompt.
     pub prompt: String,
+    /// How all prompts are read.
+    pub prompt_syntax: PromptSyntax,
+    /// The number of chunks that each text is filled up to. Texts with the syntax of web UIs may be longer than the
+    /// input of a text encoder: [`Model::chunks`](super::model::Model::chunks) counts what they need.
+    pub chunks: usize,
     /// The prompt for all text encoders but the first; `None` for the prompt.
     pub prompt_2: Option<String>,
     /// The negative prompt; used if `guidance_scale > 1`. `None` is the empty prompt, or for SDXL no prompt, which has
@@ -345,6 +357,8 @@ impl Request {
         let defaults = &spec.defaults;
         Self {
             prompt: prompt.into(),
+            prompt_syntax: PromptSyntax::default(),
+            chunks: 1,
             prompt_2: None,
             negative_prompt: None,
             negative_prompt_2: None,
@@ -372,6 +386,7 @@ impl Request {
         let negative_prompt = self.negative_prompt.clone().or_else(|| (!spec.has_no_negative()).then(String::new));
         Ok(RequestOptions {
             prompt: Some(self.prompt.clone()),
+            prompt_syntax: Some(self.prompt_syntax).filter(|syntax| *syntax != PromptSyntax::Plain),
             negative_prompt,
             prompt_2: self.prompt_2.clone(),
             negative_prompt_2: self.negative_prompt_2.clone(),
@@ -394,7 +409,7 @@ impl Request {
 
     /// The prompt as the text encoders get it.
     pub fn text(&self) -> Text {
-        Text::new(&self.prompt, self.prompt_2.as_deref(), self.clip_skip)
+        self.read(Text::new(&self.prompt, self.prompt_2.as_deref(), self.clip_skip))
     }
 
     /// The negative prompt as the text encoders get it; `None` if its features are zeros. As in the reference,
@@ -402,8 +417,16 @@ impl Request {
     pub fn negative_text(&self, spec: &ModelSpec) -> Option<Text> {
         match &self.negative_prompt {
             None if spec.has_no_negative() => None,
-            negative => Some(Text::new(negative.as_deref().unwrap_or(""), self.negative_prompt_2.as_deref(), 0)),
+            negative => {
+                let (first, others) = (negative.as_deref().unwrap_or(""), self.negative_prompt_2.as_deref());
+                Some(self.read(Text::new(first, others, 0)))
+            }
         }
+    }
+
+    /// A text of this request with its syntax and length.
+    fn read(&self, text: Text) -> Text {
+        Text { syntax: self.prompt_syntax, chunks: self.chunks, ..text }
     }
 
     /// Whether the denoiser runs for the negative prompt too. A network that takes the guidance scale as an input does
@@ -443,8 +466,8 @@ impl Request {
             Start::Latents(_) => (true, None),
             Start::Image(start) => (start.mask.is_some(), Some(start.strength)),
         };
-        (self.width, self.height, self.steps, self.scheduler)
-            == (other.width, other.height, other.steps, other.scheduler)
+        (self.width, self.height, self.steps, self.scheduler, self.chunks)
+            == (other.width, other.height, other.steps, other.scheduler, other.chunks)
             && (guided(self), start(self), self.output) == (guided(other), start(other), other.output)
     }
 
@@ -479,6 +502,21 @@ impl Request {
         if !(0.0..=1.0).contains(&self.guidance_rescale) {
             return Err(Error::input(format!("{}: a number from 0 to 1 is needed", name("guidance_rescale")))
                 .found(self.guidance_rescale.to_string()));
+        }
+        let syntax = self.prompt_syntax;
+        for (field, text) in [("prompt", Some(&self.prompt)), ("prompt_2", self.prompt_2.as_ref())] {
+            let read = syntax.prompt(text.map_or("", String::as_str)).map_err(|error| error.context(name(field)))?;
+            if let Some(tag) = read.loras.first() {
+                return Err(Error::input(format!("{}: a request has no LoRAs of its own", name(field)))
+                    .found(format!("<lora:{}>", tag.name))
+                    .hint("LoRAs belong to a model: ModelFiles::with_loras"));
+            }
+        }
+        for (field, text) in
+            [("negative_prompt", &self.negative_prompt), ("negative_prompt_2", &self.negative_prompt_2)]
+        {
+            let text = text.as_deref().unwrap_or_default();
+            syntax.negative_prompt(text).map_err(|error| error.context(name(field)))?;
         }
         let most = spec.layers_to_skip();
         if self.clip_skip > most {

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     input,
+    prompt::PromptSyntax,
 };
 
 /// Keys of web UIs that do not change the picture, or that others repeat.
@@ -83,6 +84,7 @@ impl From<Parameters> for Settings {
     fn from(said: Parameters) -> Self {
         let mut settings = Self { is_of_web_ui: true, ..Self::default() };
         settings.options.prompt = Some(said.prompt.clone());
+        settings.options.prompt_syntax = Some(PromptSyntax::A1111);
         settings.options.negative_prompt = Some(said.negative_prompt.clone());
         if said.settings.is_empty() {
             return settings;

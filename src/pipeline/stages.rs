@@ -19,6 +19,7 @@ use crate::{
         tiles::Tiles,
         unet::{Condition, Conditioning, Unet},
     },
+    prompt::{Chunk, Emphasis, emphasize},
     scheduler::{Schedule, Step},
     sync,
     tensor::{Leaving, Shape, Tensor},
@@ -50,6 +51,21 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionH
     };
     let pooled = output.pooled.as_ref().map(read).transpose()?.unwrap_or_default();
     Ok(EncodedText { features: read(&output.features)?, pooled })
+}
+
+/// Runs a text encoder on each chunk of a text: their features follow each other along the tokens, with the weights of
+/// the chunks, and the pooled feature is that of the first chunk.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_chunks(encoder: &Placed, chunks: &[Chunk], skip: usize, hooks: &dyn SectionHooks) -> Result<EncodedText> {
+    let encode = |chunk: &Chunk| encode(encoder, chunk.ids.clone(), skip, hooks);
+    let mut encoded = chunks.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let mut features: Vec<f32> = encoded.iter().flat_map(|chunk| chunk.features.iter().copied()).collect();
+    if emphasize(&mut features, chunks) == Emphasis::MeanLost {
+        tracing::warn!("the weights of a prompt move the mean of its features to nearly zero, so it is not restored");
+    }
+    Ok(EncodedText { features, pooled: encoded.swap_remove(0).pooled })
 }
 
 /// Runs an image encoder on a picture, `[1, height, width, 3]` from -1 to 1, in tiles if there are any. The result is
@@ -360,6 +376,8 @@ pub struct Sample<'a> {
     pub batch: usize,
     /// Whether each picture has two texts.
     pub guided: bool,
+    /// The number of chunks of each text.
+    pub chunks: usize,
     /// Whether some of a picture is kept, although the network does not take a mask.
     pub masked: bool,
     /// Whether the VAE works in tiles.
@@ -390,7 +408,8 @@ pub fn rehearse(
     let calls = match spec.components[component].stage() {
         Stage::Encode => {
             let text = spec.components[component].network.text().expect("it encodes texts");
-            encode(network, vec![0; text.tokens], 0, hooks)?;
+            let encode = |_| encode(network, vec![0; text.tokens], 0, hooks).map(drop);
+            (0..sample.chunks).try_for_each(encode)?;
             1
         }
         Stage::EncodeImage => {
@@ -399,7 +418,7 @@ pub fn rehearse(
             1
         }
         Stage::Denoise => {
-            let row = spec.sample_condition(sample.height, sample.width, |_| 0.0);
+            let row = spec.sample_condition(sample.height, sample.width, sample.chunks, |_| 0.0);
             // Any scale above 1, so that neither text has the weight 0.
             let rows = vec![row; if sample.guided { 2 * sample.batch } else { sample.batch }];
             let begin = || PictureStart {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     models::unet::TextFeatures,
+    prompt::PromptSyntax,
     sync::{Clock, Monitor},
 };
 
@@ -16,13 +17,18 @@ pub struct Text {
     pub others: String,
     /// The number of layers at the end of each text encoder that are left out.
     pub skip: usize,
+    /// How the text is read.
+    pub syntax: PromptSyntax,
+    /// The number of chunks that the text is filled up to.
+    pub chunks: usize,
 }
 
 impl Text {
     /// A text; without one for the other encoders, or with an empty one, they all get the first, as in the reference.
     pub fn new(first: &str, others: Option<&str>, skip: usize) -> Self {
         let others = others.filter(|text| !text.is_empty()).unwrap_or(first);
-        Self { first: first.to_owned(), others: others.to_owned(), skip }
+        let (first, others) = (first.to_owned(), others.to_owned());
+        Self { first, others, skip, syntax: PromptSyntax::default(), chunks: 1 }
     }
 
     /// The text for the text encoder with this index.

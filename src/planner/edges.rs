@@ -52,7 +52,7 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
             let home = routes.last().expect("a place has a route")[0];
             for encoder in spec.in_stage(Stage::Encode) {
                 let text = spec.components[encoder].network.text().expect("it encodes texts");
-                let each = 4 * (texts * text.values()) as u64 / routes.len() as u64;
+                let each = 4 * (texts * text.values(largest.chunks)) as u64 / routes.len() as u64;
                 for text in layout.placement[encoder].iter().flat_map(Place::routes) {
                     routes.iter().for_each(|route| add(last(text), route[0], "text features", each));
                 }
@@ -61,6 +61,8 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
                 add(home, negative[0], "latents", costs.calls as u64 * latents);
                 add(last(negative), home, "guidance", costs.calls as u64 * latents);
             }
+            let encoders = spec.in_stage(Stage::EncodeImage).flat_map(|encoder| &layout.placement[encoder]);
+            encoders.flat_map(Place::routes).for_each(|encoder| add(last(encoder), home, "picture", 2 * latents));
             let decoders = spec.in_stage(Stage::Decode).flat_map(|decoder| &layout.placement[decoder]);
             decoders.flat_map(Place::routes).for_each(|decoder| add(home, decoder[0], "latents", latents));
         }

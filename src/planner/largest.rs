@@ -29,6 +29,8 @@ pub struct Largest {
     pub steps: usize,
     /// The share of the steps that are made: below 1 if all requests start from pictures.
     pub strength: f64,
+    /// The largest number of chunks that a text is filled up to.
+    pub chunks: usize,
     /// Whether any request keeps some of a picture that a mask shows.
     pub masked: bool,
     /// Whether the VAE works in tiles for all requests, so that it needs memory for one tile only.
@@ -62,11 +64,24 @@ impl Largest {
             let (largest, most_kept) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
                 let (also, images, vae_tiling) = (Vec::new(), 0, true);
-                let this = Self { width, height, also, guided, scheduler, steps, strength, masked, vae_tiling, images };
+                let this = Self {
+                    width,
+                    height,
+                    also,
+                    guided,
+                    scheduler,
+                    steps,
+                    strength,
+                    chunks: 1,
+                    masked,
+                    vae_tiling,
+                    images,
+                };
                 (this, kept)
             });
             largest.guided |= guided;
             largest.masked |= masked;
+            largest.chunks = largest.chunks.max(request.chunks);
             largest.vae_tiling &= request.vae_tiling;
             largest.strength = largest.strength.max(strength);
             if kept > *most_kept || kept == *most_kept && request.steps > largest.steps {
@@ -117,6 +132,11 @@ impl Largest {
         if self.vae_tiling && !request.vae_tiling {
             return Err(Error::input("the plan has room for the VAE's tiles only, not for a picture as a whole")
                 .hint("a plan for a request without tiles, or a request with `vae_tiling`"));
+        }
+        if request.chunks > self.chunks {
+            return Err(Error::input("the plan has no room for texts of this length")
+                .found(format!("{} chunks; planned: {}", request.chunks, self.chunks))
+                .hint("a plan for a request with texts that are at least as long"));
         }
         let (needed, planned) = (request.schedule(spec)?.kept(), self.schedule(spec)?.kept());
         if needed > planned {

@@ -290,7 +290,16 @@ impl<'a> Trial<'a> {
         let mut prepared = vec![dry::Work::default(); ids.len()];
         let (guided, schedule) = (self.largest.guided, &self.schedule);
         let masked = self.largest.masked && !self.spec.takes_mask();
-        let sample = Sample { width, height, batch, guided, masked, tiled: self.largest.vae_tiling, schedule };
+        let sample = Sample {
+            width,
+            height,
+            batch,
+            guided,
+            chunks: self.largest.chunks,
+            masked,
+            tiled: self.largest.vae_tiling,
+            schedule,
+        };
         let calls = rehearse(self.spec, component, &instance, &arenas, &sample, &recorder, |done| {
             if done == 0 {
                 // The keys and values of the text are not part of any step.

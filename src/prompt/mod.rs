@@ -14,6 +14,8 @@ mod emphasis;
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::{
     a1111::{LoraTag, Prompt},
     chunks::{Chunk, PromptTokenizer, TokenizedPrompt},
@@ -22,7 +24,8 @@ pub use self::{
 use crate::error::{Error, Result};
 
 /// How prompts are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PromptSyntax {
     /// As text, as in diffusers: brackets are tokens, and what is longer than the text encoder's input is cut off.
     #[default]

@@ -21,6 +21,7 @@ use sdshard::{
         Model,
         request::{Output as Kind, Request, Rng, Start},
     },
+    prompt::PromptSyntax,
     weights::ModelFiles,
 };
 use serde_json::{Value, json};
@@ -36,6 +37,8 @@ pub fn model() -> Arc<Model> {
 pub fn request(n: u64) -> Request {
     Request {
         prompt: format!("picture {n}"),
+        prompt_syntax: PromptSyntax::Plain,
+        chunks: 1,
         prompt_2: None,
         negative_prompt: Some("blur".into()),
         negative_prompt_2: None,

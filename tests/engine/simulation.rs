@@ -25,6 +25,7 @@ use sdshard::{
         request::{Output, Request, Rng, Start},
     },
     planner::{Largest, plan::Plan},
+    prompt::PromptSyntax,
     sync::Clock,
     tensor::Tensor,
 };
@@ -42,6 +43,8 @@ fn gpu(index: usize) -> DeviceId {
 fn request(n: u64) -> Request {
     Request {
         prompt: format!("picture {n}"),
+        prompt_syntax: PromptSyntax::Plain,
+        chunks: 1,
         prompt_2: None,
         negative_prompt: None,
         negative_prompt_2: None,

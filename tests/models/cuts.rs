@@ -154,7 +154,7 @@ fn denoise(
 ) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
     let keeps = PersistentArenas::new(devices.iter().map(|device| device.persistent_arena(ARENA).unwrap()).collect());
-    let text = |phase: f32| spec.sample_condition(8 * HEIGHT, 8 * WIDTH, |i| (i as f32 * 0.3 + phase).sin());
+    let text = |phase: f32| spec.sample_condition(8 * HEIGHT, 8 * WIDTH, 1, |i| (i as f32 * 0.3 + phase).sin());
     let schedule = schedule(&spec.scheduler_for(None).unwrap(), 3).unwrap();
     let shape = Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]);
     let picture = |&guidance_scale: &f32| {

@@ -1,16 +1,74 @@
 //! Prompts with textual inversions against ids that diffusers computed (`golden/prompts.json`), and prompts of web UIs
 //! over CLIP's vocabulary.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use sdshard::{
+    pipeline::{Model, request::Request},
     prompt::{PromptSyntax, PromptTokenizer},
     tokenizer::Tokenizer,
     weights::ModelFiles,
 };
 use serde_json::{Value, json};
 
-use super::tokenizer::{folder, golden, merges_of_clip, vocab};
+use super::{
+    common::formula,
+    golden::{Golden, close, draw},
+    tokenizer::{folder, golden, merges_of_clip, vocab},
+};
+
+#[test]
+fn prompts_of_web_uis_have_weights_and_chunks() {
+    let (golden, sdxl) = (Golden::open("prompt_syntax"), formula::folder("tiny-sdxl"));
+    let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+    for name in ["tiny-sd1", "tiny-sd2", "tiny-sdxl"] {
+        let path = match name {
+            "tiny-sdxl" => sdxl.path().to_owned(),
+            _ => std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name),
+        };
+        let model = Arc::new(Model::open(ModelFiles::folder(path).unwrap(), None).unwrap());
+        let request = Request {
+            negative_prompt: Some(golden.text("negative_prompt")),
+            prompt_syntax: PromptSyntax::A1111,
+            seed: number("seed") as u64,
+            steps: number("steps") as usize,
+            guidance_scale: number("guidance_scale"),
+            width: number("width") as usize,
+            height: number("height") as usize,
+            ..Request::new(golden.text("prompt"), &model.spec)
+        };
+        let chunks = model.chunks(&request).unwrap();
+        assert_eq!(chunks as f32, number("chunks"));
+        // The planned bytes are compared with the measured ones.
+        let picture = draw(&model, Request { chunks, ..request.clone() });
+        close(name, &picture.latents.values, &golden.values(name), 1e-3);
+        let plain = draw(&model, Request { prompt_syntax: PromptSyntax::Plain, ..request.clone() });
+        assert_ne!(plain.latents.values, picture.latents.values);
+        assert_eq!(model.chunks(&plain.request).unwrap(), 1);
+    }
+}
+
+#[test]
+fn what_a_request_cannot_have_in_its_prompt_is_an_error() {
+    let model = super::common::model();
+    let check = |prompt: &str, negative: &str| {
+        let request = Request {
+            prompt_syntax: PromptSyntax::A1111,
+            negative_prompt: Some(negative.into()),
+            ..Request::new(prompt, &model.spec)
+        };
+        request.check(&model.spec).map_err(|error| error.to_string())
+    };
+    check("a (fox:1.2)", "(blur)").unwrap();
+    for (prompt, negative, part) in [
+        ("a <lora:x:1>", "", "ModelFiles::with_loras"),
+        ("a (fox:1.2.3)", "", "prompt: "),
+        ("a", "[a|b]", "negative_prompt: "),
+    ] {
+        let error = check(prompt, negative).unwrap_err();
+        assert!(error.contains(part), "{prompt:?} {negative:?}: {error}");
+    }
+}
 
 #[test]
 fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {

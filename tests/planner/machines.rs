@@ -56,6 +56,7 @@ fn resolve(map: &str, images: usize, devices: &[DeviceInfo]) -> sdshard::error::
         scheduler: None,
         steps: 50,
         strength: 1.0,
+        chunks: 1,
         masked: false,
         vae_tiling: false,
         images,

@@ -50,6 +50,7 @@ fn largest(side: usize) -> Largest {
         scheduler: None,
         steps: 50,
         strength: 1.0,
+        chunks: 1,
         masked: false,
         vae_tiling: false,
         images: 10_000,

@@ -172,6 +172,33 @@ fn a_picture_to_start_from_that_cannot_be_used_is_refused() {
 }
 
 #[test]
+fn a_prompt_of_a_web_ui_that_cannot_be_followed_is_refused() {
+    let tiny = Tiny::new();
+    let loras = tiny.folder.path().join("loras");
+    for below in ["a", "b"] {
+        fs::create_dir_all(loras.join(below)).unwrap();
+        fs::write(loras.join(below).join("twice.safetensors"), "").unwrap();
+    }
+    let loras = loras.to_str().unwrap();
+    for (prompts, facts) in [
+        (&["a <lora:../../x:1>"][..], &["<lora:../../x:1>", "the name of a file without folder"][..]),
+        (&["a <lora:none:1>"], &["there is no none.safetensors in", loras]),
+        (&["a <lora:twice:1>"], &["two files have this name", "a/twice.safetensors"]),
+        (&["a <lora:twice:1:0.5>"], &["the same weight", "1 for the text encoders, 0.5 for the UNet"]),
+        (&["a <lora:x:1>", "a"], &["all prompts of a run have the same LoRAs"]),
+        (&["a [b|c]"], &["[b|c]"]),
+        (&["a <hypernet:x:1>"], &["hypernet"]),
+    ] {
+        let arguments = [prompts, &["--prompt-syntax", "a1111", "--lora-dir", loras]].concat();
+        has_facts(format!("{prompts:?}"), &refused(&tiny, &arguments), facts);
+    }
+    let message = refused(&tiny, &["a <lora:x:1>", "--prompt-syntax", "a1111"]);
+    has_facts("no folder", &message, &["--lora-dir FOLDER"]);
+    let message = refused(&tiny, &["a", "--prompt-syntax", "comfy"]);
+    has_facts("a syntax", &message, &["--prompt-syntax", "\"plain\"", "a1111"]);
+}
+
+#[test]
 fn an_inpainting_model_needs_a_picture_and_a_mask() {
     let folder = common::pictures::inpainting_folder();
     let tiny = Tiny::new();

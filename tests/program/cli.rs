@@ -120,7 +120,7 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
     for (arguments, parts) in [
         (&["-n", "4"][..], &["-n: ", "--num-images N or --negative-prompt TEXT"][..]),
         (&["-s7"], &["-s: ", "--seed N or --steps N"]),
-        (&["--lora-dir", "x"], &["--lora-dir: ", "--lora FILE"]),
+        (&["--loras", "x"], &["--loras: ", "--lora FILE"]),
         (
             &["--lora", "nowhere.safetensors:0.5", "--model", "models/emoji"],
             &["nowhere.safetensors: there is no such file"],
@@ -860,6 +860,7 @@ fn the_plan_as_json_has_the_documented_fields() {
             "width: number",
             "height: number",
             "steps: number",
+            "strength: number",
             "images: number",
             "device_map: object",
             "components: object",

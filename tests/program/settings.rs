@@ -82,6 +82,7 @@ fn settings_of_a_web_ui_are_followed_as_far_as_they_can_be() {
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{message}");
     for line in [
+        "not followed: LoRA snow:0.8: --lora or --lora-dir gives one",
         "drawn by another model (dream, hash 0123456789); this one is tiny-sd1, hash ",
         "the picture started from a picture: --image FILE",
         "not followed: VAE: kl",
@@ -91,9 +92,9 @@ fn settings_of_a_web_ui_are_followed_as_far_as_they_can_be() {
     ] {
         assert!(message.contains(line), "wanted: {line}\n{message}");
     }
-    assert_eq!(message.matches("not followed").count(), 3, "{message}");
+    assert_eq!(message.matches("not followed").count(), 4, "{message}");
     let wanted = Tiny::new();
-    let arguments = ["a fox <lora:snow:0.8>", "--negative-prompt", "blur", "--scheduler", "dpm++2m-karras"];
+    let arguments = ["a fox", "--prompt-syntax", "a1111", "--negative-prompt", "blur", "--scheduler", "dpm++2m-karras"];
     let more = ["--guidance-scale", "3", "--seed", "5", "--rng", "cuda", "--clip-skip", "1"];
     draw(&wanted, &[&arguments[..], &more].concat());
     assert_eq!(tiny.made(), wanted.made());

@@ -8,6 +8,7 @@ import lora
 import lora_merge
 import noise
 import pipelines
+import prompt_syntax
 import prompts
 import schedulers
 import tiny_models
