@@ -202,6 +202,8 @@ mod tests {
                 .map(|i| values[i / (width / 8) * 8 * width + i % (width / 8) * 8])
                 .collect())
         };
+        // The weights of two tiles add up to 1 but for their rounding.
+        let rounded = |values: Result<Vec<f32>>| -> Vec<f32> { values.unwrap().into_iter().map(f32::round).collect() };
         let laid = Tiles { size: 16, stride: 14, seams: Seams::Laid, ..TILES };
         for tiles in [TILES, laid] {
             assert!(tiles.fit());
@@ -213,7 +215,7 @@ mod tests {
                     count += 1;
                     up(8)(shape, values)
                 };
-                assert_eq!(tiles.run(shape, &values, counted).unwrap(), want, "{height} {width}");
+                assert!(rounded(tiles.run(shape, &values, counted)) == want, "{height} {width}");
                 let whole = tiles.seams == Seams::Mixed && height <= 8 && width <= 8;
                 let per_side = |size: usize| size.div_ceil(tiles.stride);
                 assert_eq!(count, if whole { 1 } else { per_side(height) * per_side(width) });
@@ -227,7 +229,7 @@ mod tests {
                 };
                 assert!(back.fit());
                 let shape = Shape::from([1, 8 * height, 8 * width, 1]);
-                assert_eq!(back.run(shape, &want, down).unwrap(), values, "{height} {width}");
+                assert!(rounded(back.run(shape, &want, down)) == values, "{height} {width}");
             }
         }
     }
