@@ -106,7 +106,7 @@ impl AutoencoderSpec {
 /// The decoder of an autoencoder.
 pub enum Decoder {
     /// That of `AutoencoderKL`.
-    Kl(VaeDecoder),
+    Kl(Box<VaeDecoder>),
     /// That of `AutoencoderTiny`.
     Tiny(TinyDecoder),
 }
@@ -118,7 +118,7 @@ impl Decoder {
     /// If a tensor is missing or has another shape, or a device has no room.
     pub fn load(w: &Scope, spec: &AutoencoderSpec, route: &Route) -> Result<Self> {
         Ok(match spec {
-            AutoencoderSpec::Kl(spec) => Self::Kl(VaeDecoder::load(w, spec, route)?),
+            AutoencoderSpec::Kl(spec) => Self::Kl(Box::new(VaeDecoder::load(w, spec, route)?)),
             AutoencoderSpec::Tiny(spec) => Self::Tiny(TinyDecoder::load(w, spec, route)?),
         })
     }
@@ -156,7 +156,7 @@ impl Decoder {
 /// The encoder of an autoencoder.
 pub enum Encoder {
     /// That of `AutoencoderKL`.
-    Kl(VaeEncoder),
+    Kl(Box<VaeEncoder>),
     /// That of `AutoencoderTiny`.
     Tiny(TinyEncoder),
 }
@@ -168,7 +168,7 @@ impl Encoder {
     /// If a tensor is missing or has another shape, or a device has no room.
     pub fn load(w: &Scope, spec: &AutoencoderSpec, route: &Route) -> Result<Self> {
         Ok(match spec {
-            AutoencoderSpec::Kl(spec) => Self::Kl(VaeEncoder::load(w, spec, route)?),
+            AutoencoderSpec::Kl(spec) => Self::Kl(Box::new(VaeEncoder::load(w, spec, route)?)),
             AutoencoderSpec::Tiny(spec) => Self::Tiny(TinyEncoder::load(w, spec, route)?),
         })
     }
