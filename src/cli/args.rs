@@ -15,7 +15,7 @@ use sdshard::{
     },
     prompt::LoraTag,
     scheduler::Prediction,
-    weights::lora::LoraChoice,
+    weights::{EmbeddingChoice, lora::LoraChoice},
 };
 
 use super::{adapters, habits, names};
@@ -92,6 +92,14 @@ pub(super) struct ModelArgs {
     /// The weight is 1 unless a number follows the last colon: style.safetensors:0.8.
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = adapters::lora)]
     pub(super) lora: Vec<LoraChoice>,
+    /// A textual inversion (embedding), whose name in prompts stands for its vectors; may be repeated
+    ///
+    /// Without TOKEN the name is the one in the file (plain prompts, as in diffusers) or the file's name (a1111).
+    #[arg(long, value_name = "FILE[:TOKEN]", value_parser = adapters::embedding)]
+    pub(super) embedding: Vec<EmbeddingChoice>,
+    /// The folder in which textual inversions are; those whose file names are in a prompt are used
+    #[arg(long, value_name = "FOLDER", aliases = ["embd-dir", "embeddings-dir"])]
+    pub(super) embedding_dir: Option<PathBuf>,
     /// The folder in which the LoRAs are that prompts name, as <lora:style:0.8> with --prompt-syntax a1111
     ///
     /// The file is style.safetensors in this folder or in one below it. Nothing else is searched.
@@ -109,12 +117,15 @@ pub(super) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// The same model with the LoRAs that prompts name.
+    /// The same model with the LoRAs of these tags, and the textual inversions that these texts name.
     ///
     /// # Errors
-    /// As [`adapters::tagged`].
-    pub(super) fn with_tags(&self, tags: &[LoraTag]) -> Result<Self> {
+    /// As [`adapters::tagged`], or if a folder cannot be read.
+    pub(super) fn with_named<'a>(&self, tags: &[LoraTag], texts: impl Iterator<Item = &'a str>) -> Result<Self> {
         let mut args = self.clone();
+        if let Some(folder) = &self.embedding_dir {
+            args.embedding.extend(adapters::embeddings_in(folder, texts, &self.embedding)?);
+        }
         for tag in tags {
             args.lora.push(adapters::tagged(tag, self.lora_dir.as_deref())?);
         }
@@ -132,6 +143,7 @@ impl ModelArgs {
             prediction,
             vae: self.vae.as_deref(),
             loras: &self.lora,
+            embeddings: &self.embedding,
             lora_lenient: self.lora_lenient,
         }
     }

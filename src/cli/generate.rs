@@ -50,7 +50,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         return Err(Error::input("--prompts-file -: several processes cannot read one stdin").hint("a file"));
     }
     let Jobs { list: mut jobs, first_seed, tags } = jobs(args)?;
-    let model_args = args.model.model.with_tags(&tags)?;
+    let model_args = args.model.model.with_named(&tags, jobs.iter().flat_map(Job::texts))?;
     if world.world_size > 1 && !keep_own_jobs(&mut jobs, &world, console) {
         return if args.json { console.print(&Summary::default().line()) } else { Ok(()) };
     }

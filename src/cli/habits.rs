@@ -55,9 +55,9 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "--width and --height, in multiples of the model's scale",
     ),
     (
-        &["--embedding", "--embeddings", "--embd-dir", "--textual-inversion"],
-        "sdshard reads no embeddings beside the model's",
-        "a model whose tokenizer and text encoder hold them",
+        &["--embeddings", "--textual-inversion"],
+        "sdshard takes each textual inversion by its file",
+        "--embedding FILE, or --embedding FILE:TOKEN",
     ),
     (
         &["--diffusion-model", "--clip-l", "--clip-g", "--t5xxl"],

@@ -205,6 +205,12 @@ impl Job {
         self.options.prompt.as_deref().unwrap_or_default()
     }
 
+    /// All its texts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let RequestOptions { prompt, prompt_2, negative_prompt, negative_prompt_2, .. } = &self.options;
+        [prompt, prompt_2, negative_prompt, negative_prompt_2].into_iter().flatten().map(String::as_str)
+    }
+
     /// The seed of this picture.
     pub fn seed(&self) -> u64 {
         self.options.seed.unwrap_or_default()

@@ -27,8 +27,10 @@ pub enum TextActivation {
 /// The config of a CLIP text encoder: `text_encoder/config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipSpec {
-    /// Number of rows of the token embedding.
+    /// Number of rows of the token embedding in the file.
     pub vocab_size: usize,
+    /// Number of rows of the token embedding with the vectors of textual inversions, if there are some.
+    pub extended_size: Option<usize>,
     /// Number of rows of the position embedding: 77 for the published models.
     pub max_position_embeddings: usize,
     /// Number of tokens in one text, padding included: the tokenizer's `model_max_length`, at most the number of
@@ -118,6 +120,7 @@ impl ClipSpec {
         let positions = config.size("max_position_embeddings", 2..=4096)?.unwrap_or(77);
         let spec = Self {
             vocab_size: config.size("vocab_size", 2..=1 << 20)?.unwrap_or(49_408),
+            extended_size: None,
             max_position_embeddings: positions,
             text_length: positions,
             hidden_size: config.size("hidden_size", WIDTHS)?.unwrap_or(512),
@@ -182,7 +185,10 @@ impl ClipTextEncoder {
             Linear::load_without_bias(&w, width, pooled.width)
         };
         Ok(Self {
-            token_embedding: Embedding::load(&embeddings.at("token_embedding"), spec.vocab_size, width)?,
+            token_embedding: {
+                let rows = spec.extended_size.unwrap_or(spec.vocab_size);
+                Embedding::load_extended(&embeddings.at("token_embedding"), spec.vocab_size, rows, width)?
+            },
             position_embedding: Embedding::load(&embeddings.at("position_embedding"), positions, width)?,
             layers: (0..layers)
                 .map(|i| EncoderLayer::load(&at(&format!("encoder.layers.{i}")), spec))

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     json::Object,
     scheduler::Prediction,
-    weights::{ModelFiles, Weights, files::MODEL_INDEX, lora::LoraChoice},
+    weights::{EmbeddingChoice, ModelFiles, Weights, files::MODEL_INDEX, lora::LoraChoice},
 };
 
 /// The path of the VAE's config.
@@ -27,6 +27,8 @@ pub struct Overrides<'a> {
     pub vae: Option<&'a Path>,
     /// The LoRAs that change the weights.
     pub loras: &'a [LoraChoice],
+    /// Textual inversions.
+    pub embeddings: &'a [EmbeddingChoice],
     /// Whether modules of the LoRAs that the model lacks are ignored.
     pub lora_lenient: bool,
 }
@@ -52,7 +54,7 @@ impl Overrides<'_> {
                 files = files.with_text(SCHEDULER, scheduler.to_value().to_string());
             }
         }
-        let files = files.with_loras(self.loras, self.lora_lenient);
+        let files = files.with_loras(self.loras, self.lora_lenient).with_embeddings(self.embeddings);
         match self.vae {
             Some(vae) => with_vae(files, vae),
             None => Ok(files),

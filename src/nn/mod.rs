@@ -148,6 +148,11 @@ pub struct Embedding {
 impl Embedding {
     /// Loads `weight [rows, channels]`.
     pub fn load(w: &Scope, rows: usize, channels: usize) -> Result<Self> {
-        Ok(Self { weight: w.layer(Layer::Embedding { rows, channels }, &[rows, channels], false)? })
+        Self::load_extended(w, rows, rows, channels)
+    }
+
+    /// Loads `weight [stored, channels]`, of which [`Weights`](crate::weights::Weights) makes a table of `rows`.
+    pub fn load_extended(w: &Scope, stored: usize, rows: usize, channels: usize) -> Result<Self> {
+        Ok(Self { weight: w.layer(Layer::Embedding { rows, channels }, &[stored, channels], false)? })
     }
 }

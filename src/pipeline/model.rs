@@ -24,7 +24,8 @@ use crate::{
     prompt::{PromptSyntax, PromptTokenizer, TokenizedPrompt},
     tokenizer::{self, Tokenizer},
     weights::{
-        self, Ahead, ModelFiles, Observer, OffloadBuilder, Packed, Reside, Scope, UnetBlocks, Weights,
+        self, Ahead, Embedding, EmbeddingChoice, ModelFiles, NewTokens, Observer, OffloadBuilder, Packed, Reside,
+        Scope, UnetBlocks, Weights,
         files::MODEL_INDEX,
         lora::{Adapters, Changeable, Target},
     },
@@ -46,6 +47,8 @@ pub struct Model {
     pub observer: Option<Observer>,
     /// The LoRAs.
     adapters: Arc<Adapters>,
+    /// The vectors of textual inversions, for each text encoder.
+    new_tokens: Vec<Option<Arc<NewTokens>>>,
     /// [`Model::identity`], once it has been computed.
     identity: Mutex<Option<String>>,
 }
@@ -86,8 +89,10 @@ impl Model {
     /// # Errors
     /// As [`Model::open`], except for the weights.
     pub fn without_weights(files: ModelFiles, variant: Option<String>) -> Result<Self> {
-        let spec = ModelSpec::load(&files)?;
-        let (mut tokenizers, mut prompts) = (Vec::new(), Vec::new());
+        let mut spec = ModelSpec::load(&files)?;
+        let embeddings = files.embeddings().iter().map(|choice| Embedding::read(&choice.path));
+        let embeddings = embeddings.collect::<Result<Vec<_>>>()?;
+        let (mut tokenizers, mut prompts, mut new_tokens) = (Vec::new(), Vec::new(), Vec::new());
         for (folder, text) in spec.tokenizers().zip(spec.texts()) {
             let tokenizer = Tokenizer::load(&files, &folder, text.tokens)?;
             let (rows, largest) = (text.vocab_size, tokenizer.largest_id() as usize);
@@ -100,15 +105,38 @@ impl Model {
                 ))
                 .found(rows.to_string()));
             }
-            let in_syntax = |syntax| PromptTokenizer::new(&tokenizer, syntax, &[]);
-            prompts.push([in_syntax(PromptSyntax::Plain)?, in_syntax(PromptSyntax::A1111)?]);
             tokenizers.push(tokenizer);
+        }
+        let encoders: Vec<ComponentId> = spec.in_stage(Stage::Encode).collect();
+        let widths: Vec<usize> = spec.texts().map(|text| text.width).collect();
+        let names: Vec<String> = encoders.iter().map(|encoder| spec.components[*encoder].name.clone()).collect();
+        let wanted: Vec<(&str, usize)> = names.iter().map(String::as_str).zip(widths).collect();
+        let vectors = embeddings.iter().map(|embedding| embedding.for_encoders(&wanted));
+        let vectors = vectors.collect::<Result<Vec<_>>>()?;
+        for (index, (encoder, tokenizer)) in encoders.into_iter().zip(&tokenizers).enumerate() {
+            let own = || vectors.iter().map(|vectors| vectors[index]);
+            let in_syntax = |syntax, name: fn(&Embedding) -> &str| {
+                let named = files.embeddings().iter().zip(&embeddings).zip(own());
+                let named = named.map(|((choice, embedding), vectors)| {
+                    (choice.token.as_deref().unwrap_or_else(|| name(embedding)), vectors.count)
+                });
+                PromptTokenizer::new(tokenizer, syntax, &named.collect::<Vec<_>>())
+            };
+            let plain = in_syntax(PromptSyntax::Plain, Embedding::token)?;
+            let (first_id, count) = (plain.first_id() as usize, own().map(|vectors| vectors.count).sum::<usize>());
+            let vectors: Vec<f32> = own().flat_map(|vectors| vectors.values).copied().collect();
+            new_tokens.push((count > 0).then(|| Arc::new(NewTokens { first_id, vectors })));
+            if let (true, NetworkSpec::Clip(clip)) = (count > 0, &mut spec.components[encoder].network) {
+                clip.extended_size = Some(first_id + count);
+            }
+            prompts.push([plain, in_syntax(PromptSyntax::A1111, Embedding::stem)?]);
         }
         Ok(Self {
             files,
             spec,
             tokenizers,
             prompts,
+            new_tokens,
             variant,
             observer: None,
             adapters: Arc::default(),
@@ -163,6 +191,9 @@ impl Model {
     pub fn weights(&self, component: ComponentId) -> Result<Weights> {
         let folder = &self.spec.components[component].folder;
         let weights = Weights::open(&self.files, folder, self.variant.as_deref())?;
+        let encoder = self.spec.in_stage(Stage::Encode).position(|encoder| encoder == component);
+        let new_tokens = encoder.and_then(|index| self.new_tokens[index].clone());
+        let weights = weights.with_new_tokens(new_tokens);
         Ok(weights.observed(self.observer.clone()).adapted(self.adapters.clone()))
     }
 
@@ -191,10 +222,12 @@ impl Model {
             paths = vec![file];
         }
         let identity = weights::identity(&self.files, &paths)?;
-        let identity = match self.adapters.identity() {
-            loras if loras.is_empty() => identity,
-            loras => weights::digits(&format!("{identity}\n{loras}")),
-        };
+        let mut changes = self.adapters.identity();
+        for EmbeddingChoice { path, token } in self.files.embeddings() {
+            let token = token.as_deref().unwrap_or_default();
+            changes += &format!("{}  {:?} {token:?}\n", weights::file_hash(path)?, path.file_stem());
+        }
+        let identity = if changes.is_empty() { identity } else { weights::digits(&format!("{identity}\n{changes}")) };
         *known = Some(identity.clone());
         Ok(identity)
     }

@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::lora::LoraChoice;
+use super::{EmbeddingChoice, lora::LoraChoice};
 use crate::{
     backend::ReadAt,
     error::{Error, Result},
@@ -46,6 +46,8 @@ pub struct ModelFiles {
     seen: Arc<Mutex<HashMap<String, Stamp>>>,
     /// The LoRAs that change its weights, and whether their modules may be missing in the model.
     loras: (Arc<[LoraChoice]>, bool),
+    /// The textual inversions.
+    embeddings: Arc<[EmbeddingChoice]>,
 }
 
 #[derive(Debug, Clone)]
@@ -101,6 +103,7 @@ impl ModelFiles {
             is_derived: false,
             seen: Arc::default(),
             loras: Default::default(),
+            embeddings: Default::default(),
         }
     }
 
@@ -173,6 +176,18 @@ impl ModelFiles {
     /// The LoRAs, and whether their modules that the model lacks are ignored.
     pub fn loras(&self) -> (&[LoraChoice], bool) {
         (&self.loras.0, self.loras.1)
+    }
+
+    /// The same model with textual inversions, which prompts use by their names.
+    #[must_use]
+    pub fn with_embeddings(mut self, embeddings: &[EmbeddingChoice]) -> Self {
+        self.embeddings = embeddings.into();
+        self
+    }
+
+    /// The textual inversions.
+    pub fn embeddings(&self) -> &[EmbeddingChoice] {
+        &self.embeddings
     }
 
     /// The name of the model: the folder's name, the hub id, or the name of the embedded files.

@@ -22,7 +22,7 @@ use std::{
 };
 
 pub use download::{Components, Download, HubPlace, ModelLayout, Wanted, is_hub_id};
-pub use embedding::{Embedding, Vectors};
+pub use embedding::{Embedding, EmbeddingChoice, NewTokens, Vectors};
 pub use files::ModelFiles;
 pub use identity::{digits, file_hash, hex, identity};
 pub use loaded::Loaded;
@@ -88,6 +88,8 @@ struct Inner {
     headers_only: bool,
     /// The LoRAs that change the values.
     adapters: Arc<Adapters>,
+    /// The vectors at the end of the token table.
+    new_tokens: Option<Arc<NewTokens>>,
     /// The bytes that were read and the total bytes, from the first tensor on.
     progress: Mutex<Option<(usize, usize)>>,
 }
@@ -115,6 +117,9 @@ struct Stored {
     is_shared: bool,
 }
 
+/// The module of a text encoder's token table.
+const TOKEN_TABLE: &str = "embeddings.token_embedding";
+
 /// The weight and the bias of a module.
 type ModuleTensors<'a> = (Loaded<'a>, Option<Loaded<'a>>);
 
@@ -137,7 +142,8 @@ impl Weights {
         let component = component.to_owned();
         let (observer, headers_only) = (None, false);
         let (seen, progress, adapters) = (Mutex::default(), Mutex::default(), Arc::default());
-        Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress, adapters }))
+        let new_tokens = None;
+        Self(Arc::new(Inner { component, stored, seen, observer, headers_only, progress, adapters, new_tokens }))
     }
 
     /// Sets the observer of the reading. Nothing may have been read before.
@@ -152,6 +158,13 @@ impl Weights {
     pub fn adapted(self, adapters: Arc<Adapters>) -> Self {
         let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
         Self(Arc::new(Inner { adapters, ..inner }))
+    }
+
+    /// Sets the vectors at the end of a text encoder's token table. Nothing may have been read before.
+    #[must_use]
+    pub fn with_new_tokens(self, new_tokens: Option<Arc<NewTokens>>) -> Self {
+        let inner = Arc::into_inner(self.0).expect("weights that were just opened have no clones");
+        Self(Arc::new(Inner { new_tokens, ..inner }))
     }
 
     /// Removes the values: names, shapes and types are checked, but only headers are read. Nothing may have been read
@@ -230,7 +243,7 @@ impl Weights {
                 .found(format!("that shape in {path}"));
             return Err(match (name, tensor.shape.get(1)) {
                 ("conv_in.weight", Some(9)) => {
-                    error.hint("nine input channels is an inpainting checkpoint, which sdshard does not run")
+                    error.hint("nine input channels is an inpainting checkpoint, whose config has `in_channels` 9")
                 }
                 ("conv_in.weight", Some(8)) => {
                     error.hint("eight input channels is an image-editing checkpoint, which sdshard does not run")
@@ -269,17 +282,25 @@ impl Weights {
         seen.names.iter().filter_map(module).collect()
     }
 
-    /// Adds what LoRAs change in a module to its tensors, which are of these shapes.
+    /// Adds what LoRAs change in a module to its tensors, which are of these shapes, and to the token table its new rows.
     ///
     /// # Errors
     /// If a file cannot be read, or an adapter does not fit.
     fn adapt(&self, module: &str, shape: &[usize], tensors: &mut ModuleTensors<'_>) -> Result<()> {
-        let Inner { adapters, component, headers_only, .. } = &*self.0;
-        if self.0.stored.is_none() || *headers_only || !adapters.is_changed(component, module) {
+        let Inner { adapters, component, headers_only, new_tokens, .. } = &*self.0;
+        let new_tokens = new_tokens.as_ref().filter(|_| module == TOKEN_TABLE);
+        let is_changed = new_tokens.is_some() || adapters.is_changed(component, module);
+        if self.0.stored.is_none() || *headers_only || !is_changed {
             return Ok(());
         }
         let (mut weight, mut bias) = (tensors.0.to_f32()?, tensors.1.as_ref().map(Loaded::to_f32).transpose()?);
-        adapters.apply(component, module, shape, &mut weight, bias.as_deref_mut())?;
+        if adapters.is_changed(component, module) {
+            adapters.apply(component, module, shape, &mut weight, bias.as_deref_mut())?;
+        }
+        if let Some(NewTokens { first_id, vectors }) = new_tokens.map(|tokens| &**tokens) {
+            weight.truncate(first_id * shape[1]);
+            weight.extend_from_slice(vectors);
+        }
         *tensors = (Loaded::Computed(weight), bias.map(Loaded::Computed));
         Ok(())
     }

@@ -7,13 +7,13 @@ use sdshard::{
     pipeline::{Model, request::Request},
     prompt::{PromptSyntax, PromptTokenizer},
     tokenizer::Tokenizer,
-    weights::ModelFiles,
+    weights::{EmbeddingChoice, ModelFiles},
 };
 use serde_json::{Value, json};
 
 use super::{
     common::formula,
-    golden::{Golden, close, draw},
+    golden::{Golden, close, draw, draw_with},
     tokenizer::{folder, golden, merges_of_clip, vocab},
 };
 
@@ -46,6 +46,61 @@ fn prompts_of_web_uis_have_weights_and_chunks() {
         assert_ne!(plain.latents.values, picture.latents.values);
         assert_eq!(model.chunks(&plain.request).unwrap(), 1);
     }
+}
+
+#[test]
+fn textual_inversions_are_rows_of_the_token_table() {
+    let golden = Golden::open("prompt_syntax");
+    let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+    let (token, folder) = (golden.text("token"), tempfile::tempdir().unwrap());
+    let path = folder.path().join("cat.safetensors");
+    let values = formula::weight("embedding", &token, &[2, 32], 1.0);
+    formula::write(&path, &[(token.clone(), (vec![2, 32], values))].into());
+    let open = |name: Option<&str>| {
+        let choice = EmbeddingChoice { path: path.clone(), token: name.map(str::to_owned) };
+        let files = super::common::model().files.clone().with_embeddings(&[choice]);
+        Arc::new(Model::open(files, None).unwrap())
+    };
+    let model = open(None);
+    let request = |prompt: String, negative: &str| Request {
+        negative_prompt: Some(negative.into()),
+        seed: number("seed") as u64,
+        steps: number("steps") as usize,
+        guidance_scale: number("guidance_scale"),
+        width: number("width") as usize,
+        height: number("height") as usize,
+        ..Request::new(prompt, &model.spec)
+    };
+    let own = request(golden.text("inversion"), &token);
+    // Every way in which weights are kept has the new rows.
+    for map in ["", "reside = \"host\"", "reside = \"disk\""] {
+        let map = match map {
+            "" => "dtype = \"f32\"".to_owned(),
+            reside => format!("[components]\ntext_encoder = {{ execute = \"cpu\", {reside} }}\n"),
+        };
+        let latents = draw_with(&model, own.clone(), &map).latents.values;
+        close(&map, &latents, &golden.values("inversion"), 1e-3);
+    }
+    // Web UIs know it by the name of its file, in any case of letters.
+    let prompt = golden.text("inversion").replace(&token, "CAT");
+    let a1111 = Request { prompt_syntax: PromptSyntax::A1111, ..request(prompt, "cat") };
+    close("a1111", &draw(&model, a1111).latents.values, &golden.values("inversion"), 1e-3);
+    // Another name is another model to pictures, and so is a model without it.
+    let names = [model.identity(), open(Some("dog")).identity(), super::common::model().identity()];
+    let names: Vec<String> = names.into_iter().map(Result::unwrap).collect();
+    assert!(names[0] != names[1] && names[0] != names[2] && names[1] != names[2], "{names:?}");
+}
+
+#[test]
+fn an_embedding_of_another_width_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cat.safetensors");
+    formula::write(&path, &[("emb_params".to_owned(), (vec![2, 48], vec![0.0; 96]))].into());
+    let files = super::common::model().files.clone();
+    let error = Model::open(files.with_embeddings(&[EmbeddingChoice { path, token: None }]), None).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let message = error.to_string();
+    assert!(message.contains("cat.safetensors") && message.contains("32 values"), "{message}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-"""tests/golden/prompt_syntax.safetensors: latents of the tiny pipelines for prompts with weights and several chunks.
+"""tests/golden/prompt_syntax.safetensors: latents of the tiny pipelines for prompts with weights and several chunks, and
+for a plain prompt with a textual inversion.
 
 diffusers does not read this syntax, so the features are made here by the rules of AUTOMATIC1111's web UI: each chunk is
 encoded by itself, its features are multiplied by the weights of its tokens, and then all of them by the factor that
@@ -8,11 +9,13 @@ gives the chunk the mean that it had. The pipelines get them as `prompt_embeds`.
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+import formula
 from common import GOLDEN, versions, write_tensors
 from img2img import sdxl
 from pipelines import HEIGHT, SEED, WIDTH, load
 
 STEPS, GUIDANCE = 4, 5.0
+TOKEN, INVERSION = "<cat>", "a photo of <cat> in rain"
 # The prompt, and the texts of each chunk with their weights.
 PROMPT = "a photo of (the red:1.5) fox, BREAK in [the] rain"
 CHUNKS = [[("a photo of", 1.0), ("the red", 1.5), ("fox,", 1.0)], [("in", 1.0), ("the", 1 / 1.1), ("rain", 1.0)]]
@@ -45,7 +48,8 @@ def encode(tokenizer, encoder, chunks, hidden):
 def main():
     out = {}
     about = {"versions": versions(), "prompt": PROMPT, "negative_prompt": NEGATIVE, "seed": SEED, "steps": STEPS,
-             "height": HEIGHT, "width": WIDTH, "guidance_scale": GUIDANCE, "chunks": len(CHUNKS)}
+             "height": HEIGHT, "width": WIDTH, "guidance_scale": GUIDANCE, "chunks": len(CHUNKS),
+             "token": TOKEN, "inversion": INVERSION}
     run = lambda pipe, **more: pipe(
         height=HEIGHT, width=WIDTH, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="latent",
         generator=torch.Generator("cpu").manual_seed(SEED), **more).images
@@ -53,6 +57,9 @@ def main():
         pipe = load(GOLDEN / name)
         texts = [encode(pipe.tokenizer, pipe.text_encoder, chunks, False)[0] for chunks in (CHUNKS, NEGATIVE_CHUNKS)]
         out[name] = run(pipe, prompt_embeds=texts[0], negative_prompt_embeds=texts[1])
+    pipe = load(GOLDEN / "tiny-sd1")
+    pipe.load_textual_inversion({TOKEN: formula.weight("embedding", TOKEN, (2, 32))})
+    out["inversion"] = run(pipe, prompt=INVERSION, negative_prompt=TOKEN)
     pipe = StableDiffusionXLPipeline(**sdxl(), add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     texts = []
