@@ -1,11 +1,15 @@
 //! Single-file checkpoints: which model the file holds is found from the shapes of its UNet, and the configs and the
 //! tokenizer that it lacks are built in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{built_in, index::SCHEDULER};
+use super::{
+    built_in,
+    index::{SCHEDULER, controlnet_names},
+    keys,
+};
 use crate::{
     error::{Error, Result},
     json::Object,
@@ -13,6 +17,8 @@ use crate::{
     weights::{ModelFiles, Weights, files::MODEL_INDEX, lora::LoraChoice},
 };
 
+/// The config of a component in its folder.
+const CONFIG: &str = "config.json";
 /// The path of the VAE's config.
 const VAE: &str = "vae/config.json";
 
@@ -25,6 +31,8 @@ pub struct Overrides<'a> {
     pub prediction: Option<Prediction>,
     /// The folder or the safetensors file of another `AutoencoderKL`.
     pub vae: Option<&'a Path>,
+    /// The folders or safetensors files of ControlNets, in order.
+    pub controlnets: &'a [PathBuf],
     /// The LoRAs that change the weights.
     pub loras: &'a [LoraChoice],
     /// Whether modules of the LoRAs that the model lacks are ignored.
@@ -52,7 +60,10 @@ impl Overrides<'_> {
                 files = files.with_text(SCHEDULER, scheduler.to_value().to_string());
             }
         }
-        let files = files.with_loras(self.loras, self.lora_lenient);
+        files = files.with_loras(self.loras, self.lora_lenient);
+        for (name, path) in controlnet_names().zip(self.controlnets) {
+            files = with_controlnet(files, &name, path)?;
+        }
         match self.vae {
             Some(vae) => with_vae(files, vae),
             None => Ok(files),
@@ -72,16 +83,90 @@ fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
     }
     // The folder of the component, or that of a model.
     let folder = if vae.join(MODEL_INDEX).exists() { vae.join("vae") } else { vae.to_owned() };
-    const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
-    let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
-    let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
-    let config = folder.join("config.json");
-    let text = crate::input::text(&config).map_err(|error| refuse("its config.json cannot be read").source(error))?;
+    let (weights, config, text) = component_in(&folder, refuse)?;
     let mut config = Object::parse(&text, config.display().to_string())?;
     let own = Object::parse(&files.text(VAE)?, files.path_of(VAE))?;
     let default = Value::from(0.18215);
     config = config.with("scaling_factor", own.get("scaling_factor").unwrap_or(&default).clone());
     Ok(files.with_text(VAE, config.to_value().to_string()).with_weights("vae", &weights))
+}
+
+/// The file of weights in the folder of a component of diffusers, the path of its config, and the text of this.
+fn component_in(folder: &Path, refuse: impl Fn(&str) -> Error) -> Result<(PathBuf, PathBuf, String)> {
+    const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+    let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
+    let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
+    let config = folder.join(CONFIG);
+    let text = crate::input::text(&config).map_err(|error| refuse("its config.json cannot be read").source(error))?;
+    Ok((weights, config, text))
+}
+
+/// The model `files` with the ControlNet at `path` as its component `name`.
+fn with_controlnet(files: ModelFiles, name: &str, path: &Path) -> Result<ModelFiles> {
+    let refuse = |what: &str| Error::input(format!("the ControlNet {}: {what}", path.display()));
+    let config_path = format!("{name}/{CONFIG}");
+    if path.is_dir() {
+        let (weights, _, text) = component_in(path, refuse)?;
+        return Ok(files.with_text(&config_path, text).with_weights(name, &weights));
+    }
+    if !path.is_file() {
+        let hint = "--controlnet takes a safetensors file, or a folder with config.json and weights";
+        return Err(refuse("there is no such file or folder").hint(hint));
+    }
+    let files = files.with_weights(name, path);
+    // A file in a folder of diffusers, or one by itself.
+    let beside = path.with_file_name(CONFIG);
+    let text = match crate::input::text(&beside).ok().filter(|text| text.contains(keys::CONTROLNET.class)) {
+        Some(text) => text,
+        None => controlnet_config(&Weights::open(&files, name, None)?)
+            .map_err(|error| error.context(format!("the ControlNet {}", path.display())))?,
+    };
+    Ok(files.with_text(&config_path, text))
+}
+
+/// A published ControlNet: the kind of the UNet that it is a copy of, the widths of its first level, of the text features
+/// (0 without them) and of other conditions, the depths of its transformers, and the keys that differ from the UNet's.
+type PublishedControlNet = (&'static str, [usize; 3], &'static [usize], &'static str);
+
+const CONTROLNETS: [PublishedControlNet; 5] = [
+    ("sd1", [320, 768, 0], &[1, 1, 1, 1, 1, 1, 0, 0, 1], "{}"),
+    ("sd2", [320, 1024, 0], &[1, 1, 1, 1, 1, 1, 0, 0, 1], "{}"),
+    ("sdxl", [320, 2048, 2816], &[0, 0, 2, 2, 10, 10, 10], "{}"),
+    // Of middle size: the transformers have no layers, but for the middle.
+    ("sdxl", [320, 2048, 2816], &[0, 0, 0, 0, 0, 0, 1], r#"{"transformer_layers_per_block": [0, 0, 1]}"#),
+    // The small one.
+    (
+        "sdxl",
+        [320, 0, 2816],
+        &[0, 0, 0, 0, 0, 0, 0],
+        r#"{"transformer_layers_per_block": [0, 0, 0],
+            "down_block_types": ["DownBlock2D", "DownBlock2D", "DownBlock2D"]}"#,
+    ),
+];
+
+/// The config of a stored ControlNet that has none, found from its shapes.
+fn controlnet_config(weights: &Weights) -> Result<String> {
+    let shapes = Shapes(weights);
+    let sizes = shapes.sizes();
+    let mut depths = shapes.depths("down_blocks");
+    depths.push(shapes.depth("mid_block.attentions.0"));
+    let published = CONTROLNETS.iter().find(|(_, of, of_depths, _)| *of == sizes && *of_depths == depths);
+    let Some((kind, .., differences)) = published else {
+        let [width, context, added] = sizes;
+        return Err(Error::input("no config is built in for it")
+            .found(format!(
+                "{width} channels, text features of {context}, other conditions of {added}, transformers of {depths:?} \
+                 layers"
+            ))
+            .hint("a folder with its config.json and its weights"));
+    };
+    let mut config = built_in::configs(kind).remove("unet/config.json").expect("every kind has a UNet");
+    let Value::Object(keys) = &mut config else { unreachable!("a config is an object") };
+    keys.retain(|key, _| keys::CONTROLNET.followed.contains(&key.as_str()));
+    keys.insert("_class_name".to_owned(), keys::CONTROLNET.class.into());
+    let differences: Map<String, Value> = serde_json::from_str(differences).expect("written above");
+    keys.extend(differences);
+    Ok(config.to_string())
 }
 
 /// The single-file checkpoint at `path`, with the configs of its kind of model, or with those of a folder.
@@ -215,18 +300,28 @@ impl Shapes<'_> {
 
     /// The width of the text features.
     fn context(&self) -> Option<usize> {
-        let name = |level| format!("down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight");
-        (0..4).find_map(|level| self.size(&name(level), 1))
+        let key = |block: &str| format!("{block}.attentions.0.transformer_blocks.0.attn2.to_k.weight");
+        let down = (0..4).find_map(|level| self.size(&key(&format!("down_blocks.{level}")), 1));
+        down.or_else(|| self.size(&key("mid_block"), 1))
+    }
+
+    /// The widths of the first level, of the text features and of other conditions, 0 without them.
+    fn sizes(&self) -> [usize; 3] {
+        let added = self.size("add_embedding.linear_1.weight", 1);
+        [self.size("conv_in.weight", 0), self.context(), added].map(Option::unwrap_or_default)
+    }
+
+    /// The number of layers of a transformer; 0 if there is none.
+    fn depth(&self, transformer: &str) -> usize {
+        (0..).take_while(|n| self.0.has(&format!("{transformer}.transformer_blocks.{n}.norm1.weight"))).count()
     }
 
     /// The number of transformer layers behind each residual block of a path, level by level: 0 without attention.
     fn depths(&self, path: &str) -> Vec<usize> {
         let has = |name: String| self.0.has(&name);
-        let layer =
-            |block: String| (0..).take_while(|n| has(format!("{block}.transformer_blocks.{n}.norm1.weight"))).count();
         let level = |level: usize| -> Vec<usize> {
             let is_there = |i: &usize| has(format!("{path}.{level}.resnets.{i}.conv1.weight"));
-            (0..).take_while(is_there).map(|i| layer(format!("{path}.{level}.attentions.{i}"))).collect()
+            (0..).take_while(is_there).map(|i| self.depth(&format!("{path}.{level}.attentions.{i}"))).collect()
         };
         (0..).map(level).take_while(|level| !level.is_empty()).flatten().collect()
     }
@@ -252,11 +347,7 @@ fn kind(unet: &Weights, training: &Training) -> Result<&'static str> {
             .hint("--config FOLDER, a diffusers folder with the configs and the tokenizer of this model")
     };
     let shapes = Shapes(unet);
-    let sizes = [
-        shapes.size("conv_in.weight", 0).unwrap_or(0),
-        shapes.context().unwrap_or(0),
-        shapes.size("add_embedding.linear_1.weight", 1).unwrap_or(0),
-    ];
+    let sizes = shapes.sizes();
     let inputs = shapes.inputs().unwrap_or(0);
     if unet.has_stored("edm_mean") || unet.has_stored("edm_vpred.sigma_max") {
         return Err(refuse("it was trained with the noise levels of EDM (Playground 2.5, CosXL)"));

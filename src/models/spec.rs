@@ -121,7 +121,7 @@ impl ModelSpec {
 
     /// Whether the denoiser takes a mask and the latents of the picture around it as inputs: an inpainting model.
     pub fn takes_mask(&self) -> bool {
-        matches!(&self.components[self.denoiser()].network, NetworkSpec::Unet(unet) if unet.channels_beside() > 0)
+        matches!(&self.components[self.denoiser()].network, NetworkSpec::Unet(unet) if unet.channels_beside > 0)
     }
 
     /// The factor of the latents that the encoder of pictures gives; 1 without an encoder.
@@ -188,7 +188,7 @@ impl ModelSpec {
         let numbers = self.sdxl.map_or(Vec::new(), |sdxl| sdxl.numbers(height, width, false));
         let NetworkSpec::Unet(unet) = &self.components[self.denoiser()].network else { unreachable!("it denoises") };
         let cells = (height / self.latents.scale) * (width / self.latents.scale);
-        Condition { text, numbers, guidance_scale: 2.0, beside: vec![0.0; cells * unet.channels_beside()] }
+        Condition { text, numbers, guidance_scale: 2.0, beside: vec![0.0; cells * unet.channels_beside] }
     }
 
     /// The requested scheduler, or else the model's default.

@@ -126,7 +126,7 @@ impl Branch<'_> {
     /// The network's output for each text, on the device of the last section.
     fn call(&self, step: &Step, latents: &Tensor, text: &Conditioning) -> Result<Tensor> {
         let time = self.denoiser.time_features(step.timestep, self.route.first())?;
-        let forward = || self.denoiser.forward(latents, &time, text, &self.pass());
+        let forward = || self.denoiser.forward(latents, &time, text, &[], &self.pass());
         match (self.offload, &self.route.devices()[..]) {
             // On one device the call can be recorded once and replayed, because every step runs the same ops on the
             // same addresses.
