@@ -17,7 +17,7 @@ use crate::{
     error::Result,
     json::Object,
     nn::{Conv2d, Linear},
-    tensor::{Fuse, Tensor, ops::Padding},
+    tensor::{Fuse, Shape, Tensor, ops::Padding},
     weights::Scope,
 };
 
@@ -191,6 +191,21 @@ impl ContractingSpec {
             true => Extent::Large,
             false => Extent::Small,
         }
+    }
+
+    /// The shapes of the skip tensors, in the order in which they are made, and of the output of the middle.
+    pub fn feature_shapes(&self, [batch, mut height, mut width]: [usize; 3]) -> Vec<Shape> {
+        let widths = &self.block_out_channels;
+        let mut shapes = vec![Shape::from([batch, height, width, widths[0]])];
+        for (level, &channels) in widths.iter().enumerate() {
+            shapes.extend(vec![Shape::from([batch, height, width, channels]); self.layers_per_block]);
+            if level + 1 < widths.len() {
+                (height, width) = (height.div_ceil(2), width.div_ceil(2));
+                shapes.push(Shape::from([batch, height, width, channels]));
+            }
+        }
+        shapes.push(Shape::from([batch, height, width, widths[widths.len() - 1]]));
+        shapes
     }
 
     /// Width of the time embedding.
@@ -547,6 +562,11 @@ impl Contracting {
         let inputs: Vec<f32> = rows.iter().flat_map(row).collect();
         let inputs = Tensor::new(device, [rows.len(), width], &inputs)?.cast(dtype)?;
         cond_proj.forward(&inputs)?.cast(DType::F32).map(Some)
+    }
+
+    /// See [`ContractingSpec::feature_shapes`].
+    pub(super) fn feature_shapes(&self, sizes: [usize; 3]) -> Vec<Shape> {
+        self.spec.feature_shapes(sizes)
     }
 
     /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Contracting::forward`].

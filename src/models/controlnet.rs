@@ -11,7 +11,7 @@ use super::{
     unet::UnetSpec,
 };
 use crate::{
-    backend::{Activation, Device, Extent},
+    backend::{Activation, DType, Device, Extent},
     error::{Error, Result},
     json::Object,
     nn::{Conv2d, Linear},
@@ -141,15 +141,11 @@ impl ControlEncoder {
     }
 }
 
-/// The widths of the skip tensors, with the section that makes each, and that of the middle.
+/// The widths of the skip tensors and of the middle, each with the section that makes it.
 fn residuals(sections: &[SectionSpec], spec: &ContractingSpec) -> Vec<(usize, usize)> {
-    let widths = &spec.block_out_channels;
-    let per_level = spec.layers_per_block + 1;
-    // Those of a level come from its residual blocks and its downsampling; the first is `conv_in`'s.
-    let width = |i: usize| widths[i.saturating_sub(1) / per_level];
-    let makers = sections.iter().enumerate().filter(|(_, section)| section.skip);
-    let skips = makers.enumerate().map(|(i, (section, _))| (section, width(i)));
-    skips.chain([(sections.len() - 1, widths[widths.len() - 1])]).collect()
+    let makers = sections.iter().enumerate().filter(|(_, section)| section.skip).map(|(section, _)| section);
+    let widths = spec.feature_shapes([1; 3]).into_iter().map(|shape| shape.channels());
+    makers.chain([sections.len() - 1]).zip(widths).collect()
 }
 
 impl ControlNet {
@@ -225,8 +221,8 @@ impl ControlNet {
     }
 
     /// Computes the residuals of the UNet's skip tensors and of its middle from the scaled latents, `[batch, height,
-    /// width, in_channels]`, and the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, both f32.
-    /// `put` gets each of them with its number as soon as it is made.
+    /// width, in_channels]`, and the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`. `put`
+    /// gets each of them with its number as soon as it is made. Inputs and residuals are f32.
     ///
     /// [`time_features`]: ControlNet::time_features
     ///
@@ -244,10 +240,10 @@ impl ControlNet {
         let mut zero_convs = self.controlnet_down_blocks.iter().enumerate();
         let leave = |h: &Tensor| {
             let (i, conv) = zero_convs.next().expect("there is a convolution for each skip tensor");
-            put(i, conv.forward(h)?)
+            put(i, conv.forward(h)?.cast(DType::F32)?)
         };
         let texts = &mut contracting.texts();
         let (h, _) = self.contracting.forward(latents, time, contracting, texts, Some(hint), pass, leave)?;
-        put(self.controlnet_down_blocks.len(), self.controlnet_mid_block.forward(&h)?)
+        put(self.controlnet_down_blocks.len(), self.controlnet_mid_block.forward(&h)?.cast(DType::F32)?)
     }
 }

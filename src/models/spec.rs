@@ -138,12 +138,18 @@ impl ModelSpec {
         self.components.iter().filter(move |(_, component)| component.stage() == stage).map(|(id, _)| id)
     }
 
-    /// The component of the denoising stage.
+    /// The component of the denoising stage that gives the model output.
     ///
     /// # Panics
     /// If there is none, which a loaded model cannot have.
     pub fn denoiser(&self) -> ComponentId {
         self.in_stage(Stage::Denoise).next().expect("every model has a denoiser")
+    }
+
+    /// The components that control the denoiser, in order.
+    pub fn controlnets(&self) -> impl Iterator<Item = ComponentId> {
+        let is_controlnet = |network: &NetworkSpec| matches!(network, NetworkSpec::ControlNet(_));
+        self.components.iter().filter(move |(_, component)| is_controlnet(&component.network)).map(|(id, _)| id)
     }
 
     /// The component with this name.

@@ -20,7 +20,7 @@ use crate::{
     error::Result,
     json::Object,
     nn::{Conv2d, GroupNorm},
-    tensor::Tensor,
+    tensor::{Shape, Tensor},
     weights::Scope,
 };
 
@@ -84,7 +84,7 @@ impl UnetSpec {
 /// What a ControlNet adds to the features of a UNet, unscaled: a tensor for each skip tensor in the order in which these
 /// are made, then one for the middle (Zhang et al. 2023).
 pub struct Residuals<'a> {
-    /// The tensors, each on the device of the section that takes it: [`Unet::residual_sections`].
+    /// The tensors, f32, each on the device of the section that takes it: [`Unet::residual_section`].
     pub tensors: &'a [Tensor],
     /// The row of the tensors that belongs to the first row of the UNet's batch.
     pub row: usize,
@@ -171,10 +171,15 @@ impl Unet {
         self.contracting.time_features(timestep, device)
     }
 
-    /// The section that takes each of the tensors of [`Residuals`].
-    pub fn residual_sections(&self) -> impl Iterator<Item = usize> {
+    /// The section that takes tensor `i` of [`Residuals`].
+    pub fn residual_section(&self, i: usize) -> usize {
         // Skip tensors are used in reverse order.
-        self.skip_users.iter().rev().copied().chain([self.middle])
+        self.skip_users.iter().rev().nth(i).copied().unwrap_or(self.middle)
+    }
+
+    /// The shapes of the tensors of [`Residuals`], for a batch of latents of this height and width.
+    pub fn residual_shapes(&self, [batch, height, width]: [usize; 3]) -> Vec<Shape> {
+        self.contracting.feature_shapes([batch, height, width])
     }
 
     /// Computes the model output, `[batch, height, width, out_channels]`, from the scaled latents, `[batch, height,
@@ -236,8 +241,7 @@ fn with_residuals(h: Tensor, residuals: &[Residuals], i: usize) -> Result<Tensor
         return Ok(h);
     }
     let (dtype, h) = (h.dtype(), h.cast(DType::F32)?);
-    let tensors = residuals.iter().map(|one| one.tensors[i].cast(DType::F32)).collect::<Result<Vec<_>>>()?;
-    let terms = residuals.iter().zip(&tensors).map(|(one, tensor)| (one.scale, tensor, one.row));
+    let terms = residuals.iter().map(|one| (one.scale, &one.tensors[i], one.row));
     let terms: Vec<_> = [(1.0, &h, 0)].into_iter().chain(terms).collect();
     Tensor::scale_add(h.shape(), &terms)?.cast(dtype)
 }

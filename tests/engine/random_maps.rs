@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::common::{
-    formula,
+    controlnet, formula,
     maps::Random,
     model,
     pictures::{inpainting_folder, mask, picture},
@@ -16,10 +16,10 @@ use sdshard::{
     backend,
     device_map::DeviceMap,
     engine::Engine,
-    models::spec::ModelSpec,
+    models::{single_file::Overrides, spec::ModelSpec},
     pipeline::{
         Model, Picture,
-        request::{Request, Start, StartImage},
+        request::{Control, Request, Start, StartImage},
     },
     planner::{Largest, plan::Plan},
     weights::ModelFiles,
@@ -99,6 +99,18 @@ fn every_map_draws_the_same_pictures_of_sdxl_in_its_planned_bytes() {
     let folder = formula::folder("tiny-sdxl");
     let model = Arc::new(Model::open(ModelFiles::folder(folder.path()).unwrap(), None).unwrap());
     every_map_is_right_for(&model, &requests(&model.spec));
+}
+
+#[test]
+fn every_map_draws_the_same_pictures_with_a_controlnet_in_its_planned_bytes() {
+    let folder = controlnet::folder_of("sd");
+    let controlnets = [folder.path().to_owned()];
+    let overrides = Overrides { controlnets: &controlnets, ..Overrides::default() };
+    let model = Arc::new(Model::open(overrides.apply(model().files.clone()).unwrap(), None).unwrap());
+    let image = Arc::new(picture(40, 24));
+    let control = Control { end: 0.8, ..Control::new(image, &Start::Noise, &model.spec) };
+    let of = |request: Request| Request { controls: vec![control.clone()], ..request };
+    every_map_is_right_for(&model, &requests(&model.spec).into_iter().map(of).collect::<Vec<_>>());
 }
 
 fn every_map_is_right_for(model: &Arc<Model>, requests: &[Request]) {

@@ -1,6 +1,6 @@
 //! ControlNets on small pipelines, against what diffusers and torch computed in f32: `tests/reference/controlnet.py`.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::sync::Arc;
 
 use sdshard::{
     backend::{DType, Device, DeviceId, rules::Rules},
@@ -12,7 +12,10 @@ use sdshard::{
         single_file::Overrides,
         unet::{Condition, Residuals, UnetSpec},
     },
-    pipeline::Model,
+    pipeline::{
+        Image, Model,
+        request::{Control, Request, Start},
+    },
     tensor::Tensor,
     weights::{ModelFiles, Scope, Weights},
 };
@@ -20,36 +23,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    common::formula,
-    golden::{ARENA, Golden, Part, as_close_as_its_type, first, loaded, parts_of},
+    common::{controlnet::folder_of, formula},
+    golden::{ARENA, Golden, Part, as_close_as_its_type, close, draw, first, loaded, parts_of},
 };
 
 const NAME: &str = "controlnet";
 
-fn described(net: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/controlnet.json");
-    serde_json::from_str::<Value>(&fs::read_to_string(path).unwrap()).unwrap()[net].take()
-}
-
-fn tensors(net: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let shapes = described(net)["tensors"].take();
-    let tensor = |(name, shape): (&String, &Value)| {
-        let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();
-        (name.clone(), (shape.clone(), formula::weight(net, name, &shape, 1.0)))
-    };
-    shapes.as_object().unwrap().iter().map(tensor).collect()
-}
-
-/// A folder with a ControlNet, as diffusers writes it.
-pub(crate) fn folder_of(net: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("config.json"), described(net)["config"].to_string()).unwrap();
-    formula::write(&folder.path().join("diffusion_pytorch_model.safetensors"), &tensors(net));
-    folder
-}
-
 /// The folder of the model that a ControlNet is for; that of SDXL is temporary.
-pub(crate) fn model_folder(net: &str) -> Result<TempDir, String> {
+fn model_folder(net: &str) -> Result<TempDir, String> {
     match net.starts_with("xl") {
         true => Ok(formula::folder("tiny-sdxl")),
         false => Err(format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))),
@@ -57,7 +38,7 @@ pub(crate) fn model_folder(net: &str) -> Result<TempDir, String> {
 }
 
 /// The model with ControlNets.
-pub(crate) fn open(nets: &[&str]) -> (Model, Vec<TempDir>) {
+fn open(nets: &[&str]) -> (Model, Vec<TempDir>) {
     let mut folders: Vec<TempDir> = nets.iter().map(|net| folder_of(net)).collect();
     let controlnets: Vec<_> = folders.iter().map(|folder| folder.path().to_owned()).collect();
     let files = match model_folder(nets[0]) {
@@ -72,7 +53,7 @@ pub(crate) fn open(nets: &[&str]) -> (Model, Vec<TempDir>) {
 }
 
 /// The control image that the reference makes: pixels from 0 to 1.
-pub(crate) fn picture(number: usize, height: usize, width: usize) -> Vec<u8> {
+fn picture(number: usize, height: usize, width: usize) -> Vec<u8> {
     let pixel = |(y, x, c): (usize, usize, usize)| {
         ((y * (3 + number) + x * 5 + c * (40 + 30 * number) + (x * y) / 7) % 256) as u8
     };
@@ -112,6 +93,7 @@ fn one_call_with_its_residuals_matches_the_reference_in_every_form() {
                 .into(),
                 numbers: if form == "xl" { vec![96.0, 72.0, 0.0, 0.0, 96.0, 72.0] } else { Vec::new() },
                 guidance_scale: 1.0,
+                beside: Vec::new(),
             })
             .collect();
         let pixels: Vec<f32> = picture(0, 96, 72).iter().map(|x| f32::from(*x) / 255.0).collect();
@@ -140,7 +122,8 @@ fn one_call_with_its_residuals_matches_the_reference_in_every_form() {
 
             let (unet, route) = loaded("unet", &device, dtype, &model);
             let unet = unet.denoiser();
-            assert_eq!(unet.residual_sections().count(), residuals.len());
+            let shapes = unet.residual_shapes([2, 12, 9]);
+            assert_eq!(shapes, residuals.iter().map(Tensor::shape).collect::<Vec<_>>());
             let texts = unet.condition(&rows, &route.pass(), &keeps).unwrap();
             let call = |residuals: &[Residuals]| {
                 first(&unet.forward(&latents, &time, &texts, residuals, &route.pass()).unwrap())
@@ -238,4 +221,71 @@ fn a_controlnet_is_a_component_behind_the_unet() {
     let (unet, controlnet) = (sections("unet"), sections("controlnet"));
     assert_eq!(controlnet[..], unet[..controlnet.len()], "a copy of the UNet's first half");
     assert!(matches!(model.spec.components[model.spec.denoiser()].network, NetworkSpec::Unet(_)));
+}
+
+#[test]
+fn pictures_match_the_reference() {
+    let golden = Golden::open(NAME);
+    let rows: Value = serde_json::from_str(&golden.text("rows")).unwrap();
+    let nets: Value = serde_json::from_str(&golden.text("nets")).unwrap();
+    let number = |key: &str| golden.text(key).parse::<usize>().unwrap();
+    for (family, (name, row)) in ["sd", "xl"].iter().flat_map(|f| rows.as_object().unwrap().iter().map(move |r| (f, r)))
+    {
+        let list = |key: &str| -> Vec<f64> { serde_json::from_value(row[key].clone()).unwrap() };
+        let chosen: Vec<String> =
+            list("nets").iter().map(|i| nets[*family][*i as usize].as_str().unwrap().into()).collect();
+        let (model, _folders) = open(&chosen.iter().map(String::as_str).collect::<Vec<_>>());
+        let model = Arc::new(model);
+        let sizes: Vec<[usize; 2]> = serde_json::from_value(row["sizes"].clone()).unwrap();
+        let control = |(i, &[height, width]): (usize, &[usize; 2])| Control {
+            image: Arc::new(Image { width, height, rgb: picture(i, height, width) }),
+            scale: list("scale")[i] as f32,
+            start: list("start")[i],
+            end: list("end")[i],
+        };
+        let request = Request {
+            negative_prompt: Some(golden.text("negative_prompt")),
+            seed: number("seed") as u64,
+            steps: number("steps"),
+            width: number("width"),
+            height: number("height"),
+            guidance_scale: row["guidance_scale"].as_f64().unwrap_or(5.0) as f32,
+            controls: sizes.iter().enumerate().map(control).collect(),
+            ..Request::new(golden.text("prompt"), &model.spec)
+        };
+        let drawn = draw(&model, request);
+        let what = format!("{family}.{name}");
+        close(&what, &drawn.latents.values, &golden.values(&format!("{what}.latents")), 1e-3);
+        if name == "one" {
+            let (image, want) = (drawn.image.unwrap(), golden.values(&format!("{what}.image")));
+            let off = image.rgb.iter().zip(want).map(|(a, b)| (f32::from(*a) - b).abs());
+            assert!(off.fold(0.0, f32::max) <= 1.0, "{what}: a pixel is off by more than 1 of 255");
+        }
+    }
+}
+
+#[test]
+fn a_request_has_a_picture_for_each_controlnet() {
+    let (model, _folders) = open(&["sd", "sd-bgr"]);
+    let image = Arc::new(Image { width: 24, height: 16, rgb: picture(0, 16, 24) });
+    let control = Control::new(image, &Start::Noise, &model.spec);
+    let check = |controls: Vec<Control>| {
+        let request = Request { controls, ..Request::new("a fox", &model.spec) };
+        request.check(&model.spec).map_err(|error| error.to_string())
+    };
+    check(vec![control.clone(), control.clone()]).unwrap();
+    for (wrong, words) in [
+        (vec![control.clone()], "it has 2"),
+        (vec![control.clone(), Control { start: 0.5, end: 0.5, ..control.clone() }], "greater than the start"),
+        (vec![control.clone(), Control { end: 1.5, ..control.clone() }], "control_end: a number from 0 to 1"),
+        (vec![control.clone(), Control { start: -0.5, ..control.clone() }], "control_start: a number from 0 to 1"),
+        (vec![control.clone(), Control { scale: f32::NAN, ..control.clone() }], "control_scale: a finite number"),
+    ] {
+        let error = check(wrong).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+    let plain = crate::common::model();
+    let request = Request { controls: vec![control], ..Request::new("a fox", &plain.spec) };
+    let error = request.check(&plain.spec).unwrap_err().to_string();
+    assert!(error.contains("it has 0") && error.contains("--controlnet"), "{error}");
 }
