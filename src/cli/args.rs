@@ -86,7 +86,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "FOLDER|FILE", aliases = ["vae-path"])]
     pub(super) vae: Option<PathBuf>,
     /// A ControlNet for the model: a safetensors file, or a folder with config.json and weights; may be repeated
-    #[arg(long, value_name = "FOLDER|FILE")]
+    #[arg(long, value_name = "FOLDER|FILE", aliases = ["control-net", "controlnet-path"])]
     pub(super) controlnet: Vec<PathBuf>,
     /// A LoRA, or a file of a relative (LoCon, LoHa, LoKr, DoRA), that changes the weights; may be repeated
     ///

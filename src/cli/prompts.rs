@@ -267,7 +267,8 @@ mod tests {
 "#
             .replace('\n', " ")
                 + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2, "#
-                + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true}"#
+                + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true, "#
+                + r#""control_image": ["a.png", "b.png"], "control_scale": 0.5, "control_start": 0, "control_end": [1, 0.5]}"#
                 + "\n\n{ \"prompt\": \"a hen\" }\n";
         for name in ["p.jsonl", "p.txt"] {
             let mut read = read_text(name, &text).unwrap();
@@ -288,6 +289,10 @@ mod tests {
                 strength: Some(0.29),
                 mask: Some("mask.webp".into()),
                 paste_original: Some(true),
+                control_image: vec!["a.png".into(), "b.png".into()],
+                control_scale: vec![0.5],
+                control_start: vec![0.0],
+                control_end: vec![1.0, 0.5],
                 width: Some(64),
                 height: Some(72),
                 num_images: Some(2),

@@ -386,3 +386,77 @@ fn kind(unet: &Weights, training: &Training) -> Result<&'static str> {
         _ => Err(refuse("its number of input channels is not known").found(inputs.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use super::*;
+
+    /// A file with some tensors of zeros.
+    fn file(shapes: &BTreeMap<String, Vec<usize>>) -> tempfile::NamedTempFile {
+        let file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
+        let (mut header, mut end) = (Map::new(), 0);
+        for (name, shape) in shapes {
+            let start = end;
+            end += 2 * shape.iter().product::<usize>();
+            let about = serde_json::json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]});
+            header.insert(name.clone(), about);
+        }
+        let header = Value::Object(header).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + end, 0);
+        fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_config_of_a_published_controlnet_is_found_from_its_shapes() {
+        // The width of the text features, that of other conditions, the depths of the transformers level by level, that
+        // of the middle, and what the config has.
+        for (context, added, down, mid, wanted) in [
+            (768, 0, &[1, 1, 1, 0][..], 1, [Value::Null, Value::Null, 768.into()]),
+            (1024, 0, &[1, 1, 1, 0], 1, [Value::Null, Value::Bool(true), 1024.into()]),
+            (2048, 2816, &[0, 2, 10], 10, [serde_json::json!([1, 2, 10]), Value::Bool(true), 2048.into()]),
+            (2048, 2816, &[0, 0, 0], 1, [serde_json::json!([0, 0, 1]), Value::Bool(true), 2048.into()]),
+            (2048, 2816, &[0, 0, 0], 0, [serde_json::json!([0, 0, 0]), Value::Bool(true), 2048.into()]),
+        ] {
+            let mut shapes = BTreeMap::from([
+                ("conv_in.weight".to_owned(), vec![320, 4, 3, 3]),
+                ("controlnet_cond_embedding.conv_in.weight".to_owned(), vec![1]),
+            ]);
+            if added > 0 {
+                shapes.insert("add_embedding.linear_1.weight".to_owned(), vec![2, added]);
+            }
+            let mut transformer = |name: String, depth: usize| {
+                for layer in 0..depth {
+                    let block = format!("{name}.transformer_blocks.{layer}");
+                    shapes.insert(format!("{block}.norm1.weight"), vec![2]);
+                    shapes.insert(format!("{block}.attn2.to_k.weight"), vec![2, context]);
+                }
+            };
+            transformer("mid_block.attentions.0".to_owned(), mid);
+            for (level, &depth) in down.iter().enumerate() {
+                (0..2).for_each(|i| transformer(format!("down_blocks.{level}.attentions.{i}"), depth));
+            }
+            for level in 0..down.len() {
+                (0..2)
+                    .for_each(|i| _ = shapes.insert(format!("down_blocks.{level}.resnets.{i}.conv1.weight"), vec![1]));
+            }
+            let stored = file(&shapes);
+            let files = ModelFiles::embedded("m", &[]).with_weights("controlnet", stored.path());
+            let weights = Weights::open(&files, "controlnet", None).unwrap();
+            let config: Value = serde_json::from_str(&controlnet_config(&weights).unwrap()).unwrap();
+            let keys = ["transformer_layers_per_block", "use_linear_projection", "cross_attention_dim"];
+            assert_eq!(keys.map(|key| config.get(key).cloned().unwrap_or(Value::Null)), wanted, "{config}");
+            assert_eq!(config["block_out_channels"].as_array().unwrap().len(), down.len());
+            // Another width is none of them.
+            shapes.insert("conv_in.weight".to_owned(), vec![384, 4, 3, 3]);
+            let stored = file(&shapes);
+            let files = ModelFiles::embedded("m", &[]).with_weights("controlnet", stored.path());
+            let error = controlnet_config(&Weights::open(&files, "controlnet", None).unwrap()).unwrap_err();
+            assert!(error.to_string().contains("no config is built in"), "{error}");
+        }
+    }
+}

@@ -97,6 +97,7 @@ pub struct RequestOptions {
     pub control_image: Vec<PathBuf>,
     /// How strongly a ControlNet works: one number, or one for each [default: 1, with --image 0.8, with --mask 0.5]
     #[cfg_attr(feature = "cli", arg(long, value_name = "FACTOR", allow_negative_numbers = true))]
+    #[cfg_attr(feature = "cli", arg(aliases = ["control-strength", "controlnet-conditioning-scale"]))]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub control_scale: Vec<f32>,
     /// The share of the steps after which a ControlNet begins to work: one number, or one for each [default: 0]

@@ -12,7 +12,8 @@ fn described(net: &str) -> Value {
     serde_json::from_str::<Value>(&fs::read_to_string(path).unwrap()).unwrap()[net].take()
 }
 
-fn tensors(net: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+/// The tensors of a ControlNet, with their shapes.
+pub fn tensors(net: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let shapes = described(net)["tensors"].take();
     let tensor = |(name, shape): (&String, &Value)| {
         let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();

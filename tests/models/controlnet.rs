@@ -1,6 +1,6 @@
 //! ControlNets on small pipelines, against what diffusers and torch computed in f32: `tests/reference/controlnet.py`.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use sdshard::{
     backend::{DType, Device, DeviceId, rules::Rules},
@@ -23,7 +23,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    common::{controlnet::folder_of, formula},
+    common::{
+        controlnet::{folder_of, tensors},
+        formula,
+    },
     golden::{ARENA, Golden, Part, as_close_as_its_type, close, draw, first, loaded, parts_of},
 };
 
@@ -185,8 +188,8 @@ fn the_published_controlnets_have_as_many_parameters_as_their_files() {
 
 #[test]
 fn a_controlnet_of_another_family_or_form_is_refused() {
-    let (base, unet) =
-        (format!(r#"{SD}, "cross_attention_dim": 768"#), unet_for(&format!(r#"{SD}, "cross_attention_dim": 768"#)));
+    let unet = unet_for(&format!(r#"{SD}, "cross_attention_dim": 768"#));
+    let base: Value = serde_json::from_str(&format!(r#"{{{SD}, "cross_attention_dim": 768}}"#)).unwrap();
     for (keys, words) in [
         (r#""block_out_channels": [320, 640, 1280, 1920]"#, "`block_out_channels` must be [320,640,1280,1280]"),
         (r#""layers_per_block": 3"#, "`layers_per_block` must be 2"),
@@ -204,8 +207,10 @@ fn a_controlnet_of_another_family_or_form_is_refused() {
         (r#""mid_block_type": null"#, "`mid_block_type`"),
         (r#""_class_name": "ControlNetUnionModel""#, "\"ControlNetModel\""),
     ] {
-        // The last of equal keys counts.
-        let error = ControlNetSpec::from_json(&format!("{{{base}, {keys}}}"), "x/config.json", &unet).unwrap_err();
+        let mut config = base.as_object().unwrap().clone();
+        config.extend(serde_json::from_str::<serde_json::Map<_, _>>(&format!("{{{keys}}}")).unwrap());
+        let config = Value::Object(config).to_string();
+        let error = ControlNetSpec::from_json(&config, "x/config.json", &unet).unwrap_err();
         let error = error.to_string();
         assert!(error.contains(words) && error.contains("x/config.json"), "{keys}: {error}");
     }
@@ -288,4 +293,69 @@ fn a_request_has_a_picture_for_each_controlnet() {
     let request = Request { controls: vec![control], ..Request::new("a fox", &plain.spec) };
     let error = request.check(&plain.spec).unwrap_err().to_string();
     assert!(error.contains("it has 0") && error.contains("--controlnet"), "{error}");
+}
+
+/// LDM's name of a tensor of the small ControlNet for Stable Diffusion 1, which has three levels of two blocks.
+fn ldm_name(name: &str) -> String {
+    let mut ldm = name.to_owned();
+    for level in 0..3 {
+        for i in 0..2 {
+            let block = 3 * level + 1 + i;
+            ldm = ldm.replace(&format!("down_blocks.{level}.resnets.{i}."), &format!("input_blocks.{block}.0."));
+            ldm = ldm.replace(&format!("down_blocks.{level}.attentions.{i}."), &format!("input_blocks.{block}.1."));
+        }
+        let sampler = format!("input_blocks.{}.0.op", 3 * level + 3);
+        ldm = ldm.replace(&format!("down_blocks.{level}.downsamplers.0.conv"), &sampler);
+    }
+    for i in (0..10).rev() {
+        ldm = ldm.replace(&format!("controlnet_down_blocks.{i}."), &format!("zero_convs.{i}.0."));
+        ldm = ldm.replace(&format!("cond_embedding.blocks.{i}."), &format!("cond_embedding.{}.", 2 * i + 2));
+    }
+    for (new, old) in [
+        ("controlnet_mid_block.", "middle_block_out.0."),
+        ("controlnet_cond_embedding.conv_in", "input_hint_block.0"),
+        ("controlnet_cond_embedding.conv_out", "input_hint_block.14"),
+        ("controlnet_cond_embedding.", "input_hint_block."),
+        ("mid_block.resnets.0.", "middle_block.0."),
+        ("mid_block.attentions.0.", "middle_block.1."),
+        ("mid_block.resnets.1.", "middle_block.2."),
+        ("time_embedding.linear_1", "time_embed.0"),
+        ("time_embedding.linear_2", "time_embed.2"),
+    ] {
+        ldm = ldm.replace(new, old);
+    }
+    if ldm.starts_with("conv_in") {
+        ldm = ldm.replace("conv_in", "input_blocks.0.0");
+    }
+    for (new, old) in [
+        (".norm1.", ".in_layers.0."),
+        (".conv1.", ".in_layers.2."),
+        (".time_emb_proj.", ".emb_layers.1."),
+        (".norm2.", ".out_layers.0."),
+        (".conv2.", ".out_layers.3."),
+        (".conv_shortcut.", ".skip_connection."),
+    ] {
+        if !ldm.contains("transformer_blocks") {
+            ldm = ldm.replace(new, old);
+        }
+    }
+    format!("control_model.{ldm}")
+}
+
+#[test]
+fn a_file_in_the_names_of_the_original_code_draws_the_same() {
+    let folder = folder_of("sd");
+    let file = folder.path().join("control.safetensors");
+    formula::write(&file, &tensors("sd").into_iter().map(|(name, tensor)| (ldm_name(&name), tensor)).collect());
+    let tiny = format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"));
+    let drawn = |controlnet: &Path| {
+        let controlnets = [controlnet.to_owned()];
+        let overrides = Overrides { controlnets: &controlnets, ..Overrides::default() };
+        let model = Model::open(overrides.apply(ModelFiles::folder(&tiny).unwrap()).unwrap(), None).unwrap();
+        let image = Arc::new(Image { width: 24, height: 16, rgb: picture(0, 16, 24) });
+        let controls = vec![Control::new(image, &Start::Noise, &model.spec)];
+        let model = Arc::new(model);
+        draw(&model, Request { controls, steps: 2, ..Request::new("a fox", &model.spec) }).latents.values
+    };
+    assert_eq!(drawn(folder.path()), drawn(&file));
 }

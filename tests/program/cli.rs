@@ -127,7 +127,7 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
         ),
         (&["--init_image=x.png"], &["--init-image: ", "img2img"]),
         (&["--image", "x.png"], &["--image: ", "img2img"]),
-        (&["--controlnet", "x"], &["no ControlNet"]),
+        (&["--ip-adapter", "x"], &["--controlnet FILE"]),
         (&["--upscale-model", "x"], &["no upscaling yet"]),
         (&["--batch_size", "4"], &["`batch = 4`"]),
         (&["--threads", "4"], &["SDSHARD_THREADS=4"]),

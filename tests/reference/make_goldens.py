@@ -2,6 +2,7 @@
 
 import added_tokens
 import clip_skip
+import controlnet
 import emoji
 import img2img
 import lora
@@ -14,7 +15,7 @@ import tiny_models
 import tiny_sdxl
 import tokenizer
 
-for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise,
+for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, controlnet, schedulers, noise,
              lora_merge, lora, img2img, emoji):
     part.main()
     print(part.__name__, "done")
