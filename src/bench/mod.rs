@@ -166,7 +166,23 @@ fn run(
             let row = spec.sample_condition(8 * height, 8 * width, 1, |i| (i as f32 * 0.7).sin());
             let texts = unet.condition(&vec![row; batch], &network.pass(&NoHooks), &keeps)?;
             let (latents, time) = (latents(batch)?, unet.time_features(500.0, device)?);
-            timed(&|| unet.forward(&latents, &time, &texts, &network.pass(&NoHooks)))
+            timed(&|| unet.forward(&latents, &time, &texts, &[], &network.pass(&NoHooks)))
+        }
+        Network::ControlNet(controlnet) => {
+            let keeps = PersistentArenas::new(vec![device.persistent_arena(KEEP_BYTES)?]);
+            let size = [height * spec.latents.scale, width * spec.latents.scale];
+            let row = spec.sample_condition(size[0], size[1], 1, |i| (i as f32 * 0.7).sin());
+            let (rows, picture) = (vec![row; batch], values(3 * size[0] * size[1]));
+            let texts = controlnet.condition(&rows, &[&picture], size, &network.pass(&NoHooks), &keeps)?;
+            let (latents, time) = (latents(batch)?, controlnet.time_features(500.0, device)?);
+            timed(&|| {
+                let mut last = None;
+                controlnet.forward(&latents, &time, &texts, &network.pass(&NoHooks), |_, residual| {
+                    last = Some(residual);
+                    Ok(())
+                })?;
+                Ok(last.expect("a ControlNet gives a residual for the middle"))
+            })
         }
         Network::VaeEncoder(encoder) => {
             let (height, width) = (height * spec.latents.scale, width * spec.latents.scale);

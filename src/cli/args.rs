@@ -87,6 +87,9 @@ pub(super) struct ModelArgs {
     /// Another VAE for the model, or a tiny one (TAESD): a safetensors file, a folder of the VAE, or a diffusers folder
     #[arg(long, value_name = "FOLDER|FILE", aliases = ["vae-path"])]
     pub(super) vae: Option<PathBuf>,
+    /// A ControlNet for the model: a safetensors file, or a folder with config.json and weights; may be repeated
+    #[arg(long, value_name = "FOLDER|FILE", aliases = ["control-net", "controlnet-path"])]
+    pub(super) controlnet: Vec<PathBuf>,
     /// A LoRA, or a file of a relative (LoCon, LoHa, LoKr, DoRA), that changes the weights; may be repeated
     ///
     /// The weight is 1 unless a number follows the last colon: style.safetensors:0.8.
@@ -142,6 +145,7 @@ impl ModelArgs {
             config: self.config.as_deref(),
             prediction,
             vae: self.vae.as_deref(),
+            controlnets: &self.controlnet,
             loras: &self.lora,
             embeddings: &self.embedding,
             lora_lenient: self.lora_lenient,

@@ -123,6 +123,13 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, requests: &[Request]
             _ => {}
         }
     }
+    let own: Vec<String> = requests
+        .first()
+        .map_or(Vec::new(), |request| request.controls.iter().map(|control| control.image.digest()).collect());
+    if !settings.control_pixels.is_empty() && settings.control_pixels != own {
+        let (count, flags) = (settings.control_pixels.len(), "--controlnet FILE --control-image FILE");
+        console.note(&format!("{place}: the picture was drawn with {count} ControlNets and other pictures: {flags}"));
+    }
     if let Some(said) = &settings.dtype {
         let dtypes = [false, true].map(|guided| plan.denoiser_dtypes(guided)).concat();
         if !said.split('+').all(|said| dtypes.iter().flatten().any(|dtype| dtype.name() == said)) {

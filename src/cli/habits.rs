@@ -36,9 +36,14 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "--paste-original puts the picture's own pixels back where the mask is black",
     ),
     (
-        &["--controlnet", "--control-net", "--control-image", "--control-strength", "--ip-adapter", "--t2i-adapter"],
-        "sdshard has no ControlNet and no adapters yet",
-        "a text alone: sdshard \"a red fox\"",
+        &["--ip-adapter", "--ip-adapter-image", "--t2i-adapter"],
+        "sdshard has no adapters that read pictures but ControlNets",
+        "--controlnet FILE --control-image FILE, or --image FILE",
+    ),
+    (
+        &["--controlnet-preprocessor", "--preprocessor", "--canny", "--guess-mode"],
+        "sdshard finds no edges, depth or poses in pictures, and ControlNets run for both prompts",
+        "--control-image FILE, a picture in the form that the ControlNet was trained on",
     ),
     (
         &[

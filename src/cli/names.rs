@@ -460,6 +460,7 @@ mod tests {
             latents: None,
             image_pixels: None,
             mask_pixels: None,
+            control_pixels: Vec::new(),
         }
     }
 

@@ -268,6 +268,7 @@ mod tests {
             .replace('\n', " ")
                 + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2, "#
                 + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true, "#
+                + r#""control_image": ["a.png", "b.png"], "control_scale": 0.5, "control_start": 0, "control_end": [1, 0.5], "#
                 + r#""vae_tiling": true}"# + "\n\n{ \"prompt\": \"a hen\" }\n";
         for name in ["p.jsonl", "p.txt"] {
             let mut read = read_text(name, &text).unwrap();
@@ -290,6 +291,10 @@ mod tests {
                 mask: Some("mask.webp".into()),
                 paste_original: Some(true),
                 vae_tiling: Some(true),
+                control_image: vec!["a.png".into(), "b.png".into()],
+                control_scale: vec![0.5],
+                control_start: vec![0.0],
+                control_end: vec![1.0, 0.5],
                 width: Some(64),
                 height: Some(72),
                 num_images: Some(2),

@@ -13,10 +13,7 @@ use super::{
 use crate::{
     backend::{DeviceId, DeviceKind},
     error::{Error, Result},
-    models::{
-        component::Stage,
-        spec::{ComponentSpec, ModelSpec},
-    },
+    models::spec::{ComponentSpec, ModelSpec},
 };
 
 /// The largest number of requests in flight of a replica: each has a thread.
@@ -201,11 +198,11 @@ impl DeviceMap {
             }
             for (name, pool) in &map.components {
                 let key = format!("components.{name}");
-                let Some(component) = spec.component(name).map(|id| &spec.components[id]) else {
+                let Some(component) = spec.component(name) else {
                     return Err(unknown_component(pool.refuse(&key, "no such component"), name));
                 };
                 let guided = pool.value.iter().find(|place| matches!(place, MapPlace::Guided { .. }));
-                if let (Some(place), true) = (guided, component.stage() != Stage::Denoise) {
+                if let (Some(place), true) = (guided, component != spec.denoiser()) {
                     let denoiser = &spec.components[spec.denoiser()].name;
                     let problem = format!("guidance is a matter of the {denoiser} alone");
                     return Err(refuse_guided(name, &key, pool, place, problem));

@@ -18,8 +18,11 @@ use fields::nearest;
 pub use fields::{Located, Location};
 pub(crate) use grammar::read_devices;
 
-use crate::backend::{DType, DeviceId};
 pub use crate::{backend::cpu::Convolution, weights::Reside};
+use crate::{
+    backend::{DType, DeviceId},
+    weights::CONTROLNET,
+};
 
 /// The form of a guidance split, for messages.
 const GUIDED_FORM: &str = "{ negative = \"cuda:0\", positive = \"cuda:1\" }";
@@ -220,6 +223,7 @@ pub fn covered_by(component: &str) -> Option<&'static str> {
     match component {
         "text_encoder_2" => Some("text_encoder"),
         "vae_encoder" => Some("vae"),
+        name if name.starts_with(CONTROLNET) => Some("unet"),
         _ => None,
     }
 }

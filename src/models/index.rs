@@ -10,6 +10,7 @@ use super::{
     autoencoder::AutoencoderSpec,
     clip::ClipSpec,
     config::{COUNTS, WIDTHS},
+    controlnet::{ControlNetSpec, MAX_CONTROLNETS},
     defaults::Defaults,
     network::NetworkSpec,
     pipelines::{self, Family},
@@ -22,7 +23,7 @@ use crate::{
     error::{Error, Result},
     json::Object,
     scheduler::SchedulerFile,
-    weights::{ModelFiles, files::MODEL_INDEX},
+    weights::{CONTROLNET, ModelFiles, files::MODEL_INDEX},
 };
 
 /// The optional file of defaults beside `model_index.json`.
@@ -104,6 +105,16 @@ impl ModelSpec {
         let (text, file) = read("unet/config.json")?;
         let unet =
             UnetSpec::from_json(&pipeline.unet_config(Object::parse(&text, &file)?).to_value().to_string(), &file)?;
+        let mut controlnets = Vec::new();
+        for name in controlnet_names().take_while(|name| files.has_own_weights(name)) {
+            let (text, file) = read(&format!("{name}/config.json"))?;
+            let spec = ControlNetSpec::from_json(&text, &file, &unet)?;
+            controlnets.push(ComponentSpec::new(name, NetworkSpec::ControlNet(spec)));
+        }
+        if controlnets.len() > MAX_CONTROLNETS {
+            return Err(Error::input(format!("a model can have {MAX_CONTROLNETS} ControlNets"))
+                .found(controlnets.len().to_string()));
+        }
         let (text, file) = read("vae/config.json")?;
         let config = Object::parse(&text, &file)?;
         let vae = match config.text("_class_name")?.or(pipelines::class_of_part(&index, "vae")) {
@@ -139,7 +150,8 @@ impl ModelSpec {
         };
         let encoders = text_encoders.into_iter().map(|(name, spec)| ComponentSpec::new(name, NetworkSpec::Clip(spec)));
         let component = |(name, network): (&str, NetworkSpec)| ComponentSpec::new(name.to_owned(), network);
-        let others = [("unet", NetworkSpec::Unet(unet)), ("vae", NetworkSpec::VaeDecoder(vae))].map(component);
+        let [unet, vae] = [("unet", NetworkSpec::Unet(unet)), ("vae", NetworkSpec::VaeDecoder(vae))].map(component);
+        let others = [unet].into_iter().chain(controlnets).chain([vae]);
         let spec = Self {
             components: encoders.chain(others).collect::<Vec<_>>().into(),
             latents,
@@ -150,6 +162,11 @@ impl ModelSpec {
         };
         Ok(if spec.takes_mask() { spec.with_image_encoder() } else { spec })
     }
+}
+
+/// The names of a model's ControlNets: `controlnet`, `controlnet_1`, ….
+pub(super) fn controlnet_names() -> impl Iterator<Item = String> {
+    (0..).map(|i| if i == 0 { CONTROLNET.to_owned() } else { format!("{CONTROLNET}_{i}") })
 }
 
 /// Fails if the networks of a model do not fit together.
@@ -295,9 +312,10 @@ mod tests {
         let unet = |key, value| UnetSpec::from_json(&with(SD15_UNET, key, value), "x");
         assert_eq!(unet("attention_head_dim", "[5, 10, 20, 20]").unwrap().heads, [5, 10, 20, 20]);
         assert_eq!(unet("attention_head_dim", "").unwrap().heads, [8; 4]);
-        let layers = unet("transformer_layers_per_block", "[1, 2, 10, 3]").unwrap().transformer_layers;
-        assert_eq!(layers.down, [[1, 1], [2, 2], [10, 10], [3, 3]]);
-        assert_eq!((layers.mid, layers.up), (3, vec![vec![3; 3], vec![10; 3], vec![2; 3], vec![1; 3]]));
+        let spec = unet("transformer_layers_per_block", "[1, 2, 10, 3]").unwrap();
+        assert_eq!(spec.down_transformer_layers, [[1, 1], [2, 2], [10, 10], [3, 3]]);
+        assert_eq!(spec.mid_transformer_layers, 3);
+        assert_eq!(spec.up_transformer_layers, [[3; 3], [10; 3], [2; 3], [1; 3]]);
         assert_eq!(unet("layers_per_block", "[2, 2, 2, 2]").unwrap().layers_per_block, 2);
         assert_eq!(unet("cross_attention_dim", "[768, 768, 768, 768]").unwrap().cross_attention_dim, 768);
         assert!(unet("cross_attention_dim", "[768, 768, 768, 512]").is_err());

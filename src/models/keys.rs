@@ -143,6 +143,54 @@ pub(super) const UNET: Keys = Keys {
     ],
 };
 
+pub(super) const CONTROLNET: Keys = Keys {
+    class: "ControlNetModel",
+    followed: &[
+        "in_channels",
+        "flip_sin_to_cos",
+        "freq_shift",
+        "down_block_types",
+        "mid_block_type",
+        "block_out_channels",
+        "layers_per_block",
+        "norm_num_groups",
+        "norm_eps",
+        "cross_attention_dim",
+        "transformer_layers_per_block",
+        "attention_head_dim",
+        "use_linear_projection",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "controlnet_conditioning_channel_order",
+        "conditioning_embedding_out_channels",
+    ],
+    nullable: &[
+        "mid_block_type",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+    ],
+    only: &[
+        ("_class_name", r#"["ControlNetModel"]"#),
+        ("act_fn", r#"["silu", "swish"]"#),
+        ("class_embed_type", "[null]"),
+        ("conditioning_channels", "[3]"),
+        ("downsample_padding", "[1]"),
+        ("encoder_hid_dim", "[null]"),
+        ("encoder_hid_dim_type", "[null]"),
+        // Residuals that are averaged over the picture ("shuffle") need a mode of guidance that is not implemented.
+        ("global_pool_conditions", "[false, null]"),
+        ("mid_block_scale_factor", "[1]"),
+        ("num_attention_heads", "[null]"),
+        ("num_class_embeds", "[null]"),
+        ("only_cross_attention", "[false]"),
+        QUANTIZATION,
+        ("resnet_time_scale_shift", r#"["default"]"#),
+    ],
+    without_effect: &["upcast_attention", "addition_embed_type_num_heads"],
+};
+
 pub(super) const VAE: Keys = Keys {
     class: "AutoencoderKL",
     followed: &[
@@ -212,6 +260,7 @@ mod tests {
         for (keys, beyond) in [
             (&TEXT_ENCODER, &TEXT_ENCODER_BEYOND[..]),
             (&UNET, &["_class_name", "quantization_config"]),
+            (&CONTROLNET, &["_class_name", "quantization_config"]),
             (&VAE, &["_class_name", "quantization_config"]),
             (&TINY_VAE, &["_class_name", "quantization_config", "block_out_channels"]),
         ] {

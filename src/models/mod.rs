@@ -6,6 +6,8 @@ mod built_in;
 pub mod clip;
 pub mod component;
 mod config;
+pub mod contracting;
+pub mod controlnet;
 pub mod defaults;
 mod index;
 mod keys;

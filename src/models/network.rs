@@ -5,6 +5,7 @@ use super::{
     autoencoder::{AutoencoderSpec, Decoder, Encoder},
     clip::{ClipSpec, ClipTextEncoder, EncodedText},
     component::Stage,
+    controlnet::{ControlNet, ControlNetSpec},
     route::Route,
     unet::{Unet, UnetSpec},
 };
@@ -21,6 +22,8 @@ pub enum NetworkSpec {
     Clip(ClipSpec),
     /// A UNet with cross attention.
     Unet(UnetSpec),
+    /// A ControlNet.
+    ControlNet(ControlNetSpec),
     /// The encoder of an autoencoder.
     VaeEncoder(AutoencoderSpec),
     /// The decoder of an autoencoder.
@@ -60,6 +63,8 @@ pub enum Network {
     Clip(ClipTextEncoder),
     /// See [`NetworkSpec::Unet`].
     Unet(Unet),
+    /// See [`NetworkSpec::ControlNet`].
+    ControlNet(ControlNet),
     /// See [`NetworkSpec::VaeEncoder`].
     VaeEncoder(Encoder),
     /// See [`NetworkSpec::VaeDecoder`].
@@ -71,7 +76,7 @@ impl NetworkSpec {
     pub fn stage(&self) -> Stage {
         match self {
             Self::Clip(_) => Stage::Encode,
-            Self::Unet(_) => Stage::Denoise,
+            Self::Unet(_) | Self::ControlNet(_) => Stage::Denoise,
             Self::VaeEncoder(_) => Stage::EncodeImage,
             Self::VaeDecoder(_) => Stage::Decode,
         }
@@ -82,6 +87,7 @@ impl NetworkSpec {
         match self {
             Self::Clip(spec) => ClipTextEncoder::sections(spec),
             Self::Unet(spec) => Unet::sections(spec),
+            Self::ControlNet(spec) => ControlNet::sections(spec),
             Self::VaeEncoder(spec) => spec.encoder_sections(),
             Self::VaeDecoder(spec) => spec.decoder_sections(),
         }
@@ -95,6 +101,7 @@ impl NetworkSpec {
         Ok(match self {
             Self::Clip(spec) => Network::Clip(ClipTextEncoder::load(w, spec, route)?),
             Self::Unet(spec) => Network::Unet(Unet::load(w, spec, route)?),
+            Self::ControlNet(spec) => Network::ControlNet(ControlNet::load(w, spec, route)?),
             Self::VaeEncoder(spec) => Network::VaeEncoder(Encoder::load(w, spec, route)?),
             Self::VaeDecoder(spec) => Network::VaeDecoder(Decoder::load(w, spec, route)?),
         })
@@ -103,7 +110,7 @@ impl NetworkSpec {
     /// Prefixes of tensors in the component's folder that belong to networks which are not run.
     pub fn not_run(&self) -> &'static [&'static str] {
         match self {
-            Self::Clip(_) | Self::Unet(_) => &[],
+            Self::Clip(_) | Self::Unet(_) | Self::ControlNet(_) => &[],
             Self::VaeEncoder(_) => &["decoder.", "post_quant_conv."],
             Self::VaeDecoder(_) => &["encoder.", "quant_conv."],
         }
@@ -115,7 +122,7 @@ impl NetworkSpec {
     /// As [`NetworkSpec::load`].
     pub fn load_not_run(&self, w: &Scope, device: &Device) -> Result<()> {
         match self {
-            Self::Clip(_) | Self::Unet(_) | Self::VaeEncoder(_) => Ok(()),
+            Self::Clip(_) | Self::Unet(_) | Self::ControlNet(_) | Self::VaeEncoder(_) => Ok(()),
             Self::VaeDecoder(spec) => {
                 let route = Route::whole(device, DType::F32, spec.encoder_sections().len());
                 Encoder::load(w, spec, &route).map(drop)
@@ -137,7 +144,7 @@ impl NetworkSpec {
     pub fn layers_to_skip(&self) -> Option<usize> {
         match self {
             Self::Clip(spec) => spec.feature_layers(1),
-            Self::Unet(_) | Self::VaeEncoder(_) | Self::VaeDecoder(_) => None,
+            Self::Unet(_) | Self::ControlNet(_) | Self::VaeEncoder(_) | Self::VaeDecoder(_) => None,
         }
     }
 
@@ -150,7 +157,7 @@ impl NetworkSpec {
                 width: spec.hidden_size,
                 pooled: spec.pooled.map_or(0, |pooled| pooled.width),
             }),
-            Self::Unet(_) | Self::VaeEncoder(_) | Self::VaeDecoder(_) => None,
+            Self::Unet(_) | Self::ControlNet(_) | Self::VaeEncoder(_) | Self::VaeDecoder(_) => None,
         }
     }
 }
@@ -163,10 +170,16 @@ impl Network {
         encoder
     }
 
-    /// The network of a component in [`Stage::Denoise`].
+    /// The network of a component in [`Stage::Denoise`] that is the denoiser itself.
     pub fn denoiser(&self) -> &Unet {
         let Self::Unet(denoiser) = self else { panic!("only a denoiser denoises") };
         denoiser
+    }
+
+    /// The network of a component in [`Stage::Denoise`] that controls the denoiser.
+    pub fn controlnet(&self) -> &ControlNet {
+        let Self::ControlNet(controlnet) = self else { panic!("only a ControlNet controls a denoiser") };
+        controlnet
     }
 
     /// The network of a component in [`Stage::EncodeImage`].

@@ -1,11 +1,17 @@
 //! Single-file checkpoints: which model the file holds is found from the shapes of its UNet, and the configs and the
 //! tokenizer that it lacks are built in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{built_in, config::COUNTS, index::SCHEDULER, tiny_vae::TinyVaeSpec};
+use super::{
+    built_in,
+    config::COUNTS,
+    index::{SCHEDULER, controlnet_names},
+    keys,
+    tiny_vae::TinyVaeSpec,
+};
 use crate::{
     error::{Error, Result},
     json::Object,
@@ -13,6 +19,8 @@ use crate::{
     weights::{EmbeddingChoice, ModelFiles, Weights, files::MODEL_INDEX, lora::LoraChoice},
 };
 
+/// The config of a component in its folder.
+const CONFIG: &str = "config.json";
 /// The path of the VAE's config.
 const VAE: &str = "vae/config.json";
 
@@ -25,6 +33,8 @@ pub struct Overrides<'a> {
     pub prediction: Option<Prediction>,
     /// The folder or the safetensors file of another `AutoencoderKL`, or of an `AutoencoderTiny`.
     pub vae: Option<&'a Path>,
+    /// The folders or safetensors files of ControlNets, in order.
+    pub controlnets: &'a [PathBuf],
     /// The LoRAs that change the weights.
     pub loras: &'a [LoraChoice],
     /// Textual inversions.
@@ -54,7 +64,10 @@ impl Overrides<'_> {
                 files = files.with_text(SCHEDULER, scheduler.to_value().to_string());
             }
         }
-        let files = files.with_loras(self.loras, self.lora_lenient).with_embeddings(self.embeddings);
+        files = files.with_loras(self.loras, self.lora_lenient).with_embeddings(self.embeddings);
+        for (name, path) in controlnet_names().zip(self.controlnets) {
+            files = with_controlnet(files, &name, path)?;
+        }
         match self.vae {
             Some(vae) => with_vae(files, vae),
             None => Ok(files),
@@ -82,12 +95,7 @@ fn with_vae(files: ModelFiles, vae: &Path) -> Result<ModelFiles> {
     } else if vae.is_dir() {
         // The folder of the component, or that of a model.
         let folder = if vae.join(MODEL_INDEX).exists() { vae.join("vae") } else { vae.to_owned() };
-        const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
-        let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
-        let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
-        let config = folder.join("config.json");
-        let text = crate::input::text(&config);
-        let text = text.map_err(|error| refuse("its config.json cannot be read").source(error))?;
+        let (weights, config, text) = component_in(&folder, refuse)?;
         (Object::parse(&text, config.display().to_string())?, files.with_weights("vae", &weights))
     } else {
         return Err(refuse("there is no such file or folder").hint("--vae takes a safetensors file or a folder"));
@@ -112,6 +120,84 @@ fn tiny_config(vae: &Weights) -> Option<Value> {
         "_class_name": TinyVaeSpec::CLASS, "latent_channels": latent_channels,
         "encoder_block_out_channels": vec![width; 4], "decoder_block_out_channels": vec![width; 4]
     }))
+}
+
+/// The file of weights in the folder of a component of diffusers, the path of its config, and the text of this.
+fn component_in(folder: &Path, refuse: impl Fn(&str) -> Error) -> Result<(PathBuf, PathBuf, String)> {
+    const NAMES: [&str; 2] = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"];
+    let weights = NAMES.map(|name| folder.join(name)).into_iter().find(|path| path.exists());
+    let weights = weights.ok_or_else(|| refuse("this folder has no weights").hint(NAMES[0]))?;
+    let config = folder.join(CONFIG);
+    let text = crate::input::text(&config).map_err(|error| refuse("its config.json cannot be read").source(error))?;
+    Ok((weights, config, text))
+}
+
+/// The model `files` with the ControlNet at `path` as its component `name`.
+fn with_controlnet(files: ModelFiles, name: &str, path: &Path) -> Result<ModelFiles> {
+    let refuse = |what: &str| Error::input(format!("the ControlNet {}: {what}", path.display()));
+    let config_path = format!("{name}/{CONFIG}");
+    if path.is_dir() {
+        let (weights, _, text) = component_in(path, refuse)?;
+        return Ok(files.with_text(&config_path, text).with_weights(name, &weights));
+    }
+    if !path.is_file() {
+        let hint = "--controlnet takes a safetensors file, or a folder with config.json and weights";
+        return Err(refuse("there is no such file or folder").hint(hint));
+    }
+    let files = files.with_weights(name, path);
+    // A file in a folder of diffusers, or one by itself.
+    let beside = path.with_file_name(CONFIG);
+    let text = match crate::input::text(&beside).ok().filter(|text| text.contains(keys::CONTROLNET.class)) {
+        Some(text) => text,
+        None => controlnet_config(&Weights::open(&files, name, None)?)
+            .map_err(|error| error.context(format!("the ControlNet {}", path.display())))?,
+    };
+    Ok(files.with_text(&config_path, text))
+}
+
+/// A published ControlNet: the kind of the UNet that it is a copy of, the widths of its first level, of the text features
+/// (0 without them) and of other conditions, the depths of its transformers, and the keys that differ from the UNet's.
+type PublishedControlNet = (&'static str, [usize; 3], &'static [usize], &'static str);
+
+const CONTROLNETS: [PublishedControlNet; 5] = [
+    ("sd1", [320, 768, 0], &[1, 1, 1, 1, 1, 1, 0, 0, 1], "{}"),
+    ("sd2", [320, 1024, 0], &[1, 1, 1, 1, 1, 1, 0, 0, 1], "{}"),
+    ("sdxl", [320, 2048, 2816], &[0, 0, 2, 2, 10, 10, 10], "{}"),
+    // Of middle size: the transformers have no layers, but for the middle.
+    ("sdxl", [320, 2048, 2816], &[0, 0, 0, 0, 0, 0, 1], r#"{"transformer_layers_per_block": [0, 0, 1]}"#),
+    // The small one.
+    (
+        "sdxl",
+        [320, 0, 2816],
+        &[0, 0, 0, 0, 0, 0, 0],
+        r#"{"transformer_layers_per_block": [0, 0, 0],
+            "down_block_types": ["DownBlock2D", "DownBlock2D", "DownBlock2D"]}"#,
+    ),
+];
+
+/// The config of a stored ControlNet that has none, found from its shapes.
+fn controlnet_config(weights: &Weights) -> Result<String> {
+    let shapes = Shapes(weights);
+    let sizes = shapes.sizes();
+    let mut depths = shapes.depths("down_blocks");
+    depths.push(shapes.depth("mid_block.attentions.0"));
+    let published = CONTROLNETS.iter().find(|(_, of, of_depths, _)| *of == sizes && *of_depths == depths);
+    let Some((kind, .., differences)) = published else {
+        let [width, context, added] = sizes;
+        return Err(Error::input("no config is built in for it")
+            .found(format!(
+                "{width} channels, text features of {context}, other conditions of {added}, transformers of {depths:?} \
+                 layers"
+            ))
+            .hint("a folder with its config.json and its weights"));
+    };
+    let mut config = built_in::configs(kind).remove("unet/config.json").expect("every kind has a UNet");
+    let Value::Object(keys) = &mut config else { unreachable!("a config is an object") };
+    keys.retain(|key, _| keys::CONTROLNET.followed.contains(&key.as_str()));
+    keys.insert("_class_name".to_owned(), keys::CONTROLNET.class.into());
+    let differences: Map<String, Value> = serde_json::from_str(differences).expect("written above");
+    keys.extend(differences);
+    Ok(config.to_string())
 }
 
 /// The single-file checkpoint at `path`, with the configs of its kind of model, or with those of a folder.
@@ -245,18 +331,28 @@ impl Shapes<'_> {
 
     /// The width of the text features.
     fn context(&self) -> Option<usize> {
-        let name = |level| format!("down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight");
-        (0..4).find_map(|level| self.size(&name(level), 1))
+        let key = |block: &str| format!("{block}.attentions.0.transformer_blocks.0.attn2.to_k.weight");
+        let down = (0..4).find_map(|level| self.size(&key(&format!("down_blocks.{level}")), 1));
+        down.or_else(|| self.size(&key("mid_block"), 1))
+    }
+
+    /// The widths of the first level, of the text features and of other conditions, 0 without them.
+    fn sizes(&self) -> [usize; 3] {
+        let added = self.size("add_embedding.linear_1.weight", 1);
+        [self.size("conv_in.weight", 0), self.context(), added].map(Option::unwrap_or_default)
+    }
+
+    /// The number of layers of a transformer; 0 if there is none.
+    fn depth(&self, transformer: &str) -> usize {
+        (0..).take_while(|n| self.0.has(&format!("{transformer}.transformer_blocks.{n}.norm1.weight"))).count()
     }
 
     /// The number of transformer layers behind each residual block of a path, level by level: 0 without attention.
     fn depths(&self, path: &str) -> Vec<usize> {
         let has = |name: String| self.0.has(&name);
-        let layer =
-            |block: String| (0..).take_while(|n| has(format!("{block}.transformer_blocks.{n}.norm1.weight"))).count();
         let level = |level: usize| -> Vec<usize> {
             let is_there = |i: &usize| has(format!("{path}.{level}.resnets.{i}.conv1.weight"));
-            (0..).take_while(is_there).map(|i| layer(format!("{path}.{level}.attentions.{i}"))).collect()
+            (0..).take_while(is_there).map(|i| self.depth(&format!("{path}.{level}.attentions.{i}"))).collect()
         };
         (0..).map(level).take_while(|level| !level.is_empty()).flatten().collect()
     }
@@ -282,11 +378,7 @@ fn kind(unet: &Weights, training: &Training) -> Result<&'static str> {
             .hint("--config FOLDER, a diffusers folder with the configs and the tokenizer of this model")
     };
     let shapes = Shapes(unet);
-    let sizes = [
-        shapes.size("conv_in.weight", 0).unwrap_or(0),
-        shapes.context().unwrap_or(0),
-        shapes.size("add_embedding.linear_1.weight", 1).unwrap_or(0),
-    ];
+    let sizes = shapes.sizes();
     let inputs = shapes.inputs().unwrap_or(0);
     if unet.has_stored("edm_mean") || unet.has_stored("edm_vpred.sigma_max") {
         return Err(refuse("it was trained with the noise levels of EDM (Playground 2.5, CosXL)"));
@@ -323,5 +415,79 @@ fn kind(unet: &Weights, training: &Training) -> Result<&'static str> {
         ("sd2", 9, _) => Ok("sd2-inpainting"),
         ("sdxl", 9, _) => Ok("sdxl-inpainting"),
         _ => Err(refuse("its number of input channels is not known").found(inputs.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use super::*;
+
+    /// A file with some tensors of zeros.
+    fn file(shapes: &BTreeMap<String, Vec<usize>>) -> tempfile::NamedTempFile {
+        let file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
+        let (mut header, mut end) = (Map::new(), 0);
+        for (name, shape) in shapes {
+            let start = end;
+            end += 2 * shape.iter().product::<usize>();
+            let about = serde_json::json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]});
+            header.insert(name.clone(), about);
+        }
+        let header = Value::Object(header).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + end, 0);
+        fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_config_of_a_published_controlnet_is_found_from_its_shapes() {
+        // The width of the text features, that of other conditions, the depths of the transformers level by level, that
+        // of the middle, and what the config has.
+        for (context, added, down, mid, wanted) in [
+            (768, 0, &[1, 1, 1, 0][..], 1, [Value::Null, Value::Null, 768.into()]),
+            (1024, 0, &[1, 1, 1, 0], 1, [Value::Null, Value::Bool(true), 1024.into()]),
+            (2048, 2816, &[0, 2, 10], 10, [serde_json::json!([1, 2, 10]), Value::Bool(true), 2048.into()]),
+            (2048, 2816, &[0, 0, 0], 1, [serde_json::json!([0, 0, 1]), Value::Bool(true), 2048.into()]),
+            (2048, 2816, &[0, 0, 0], 0, [serde_json::json!([0, 0, 0]), Value::Bool(true), 2048.into()]),
+        ] {
+            let mut shapes = BTreeMap::from([
+                ("conv_in.weight".to_owned(), vec![320, 4, 3, 3]),
+                ("controlnet_cond_embedding.conv_in.weight".to_owned(), vec![1]),
+            ]);
+            if added > 0 {
+                shapes.insert("add_embedding.linear_1.weight".to_owned(), vec![2, added]);
+            }
+            let mut transformer = |name: String, depth: usize| {
+                for layer in 0..depth {
+                    let block = format!("{name}.transformer_blocks.{layer}");
+                    shapes.insert(format!("{block}.norm1.weight"), vec![2]);
+                    shapes.insert(format!("{block}.attn2.to_k.weight"), vec![2, context]);
+                }
+            };
+            transformer("mid_block.attentions.0".to_owned(), mid);
+            for (level, &depth) in down.iter().enumerate() {
+                (0..2).for_each(|i| transformer(format!("down_blocks.{level}.attentions.{i}"), depth));
+            }
+            for level in 0..down.len() {
+                (0..2)
+                    .for_each(|i| _ = shapes.insert(format!("down_blocks.{level}.resnets.{i}.conv1.weight"), vec![1]));
+            }
+            let stored = file(&shapes);
+            let files = ModelFiles::embedded("m", &[]).with_weights("controlnet", stored.path());
+            let weights = Weights::open(&files, "controlnet", None).unwrap();
+            let config: Value = serde_json::from_str(&controlnet_config(&weights).unwrap()).unwrap();
+            let keys = ["transformer_layers_per_block", "use_linear_projection", "cross_attention_dim"];
+            assert_eq!(keys.map(|key| config.get(key).cloned().unwrap_or(Value::Null)), wanted, "{config}");
+            assert_eq!(config["block_out_channels"].as_array().unwrap().len(), down.len());
+            // Another width is none of them.
+            shapes.insert("conv_in.weight".to_owned(), vec![384, 4, 3, 3]);
+            let stored = file(&shapes);
+            let files = ModelFiles::embedded("m", &[]).with_weights("controlnet", stored.path());
+            let error = controlnet_config(&Weights::open(&files, "controlnet", None).unwrap()).unwrap_err();
+            assert!(error.to_string().contains("no config is built in"), "{error}");
+        }
     }
 }

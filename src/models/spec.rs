@@ -123,7 +123,7 @@ impl ModelSpec {
 
     /// Whether the denoiser takes a mask and the latents of the picture around it as inputs: an inpainting model.
     pub fn takes_mask(&self) -> bool {
-        matches!(&self.components[self.denoiser()].network, NetworkSpec::Unet(unet) if unet.channels_beside() > 0)
+        matches!(&self.components[self.denoiser()].network, NetworkSpec::Unet(unet) if unet.channels_beside > 0)
     }
 
     /// The autoencoder whose encoder is a component; `None` if there is no such component.
@@ -140,7 +140,7 @@ impl ModelSpec {
         match &self.components[component].network {
             NetworkSpec::VaeEncoder(spec) => spec.encoder_tiles(),
             NetworkSpec::VaeDecoder(spec) => spec.decoder_tiles(),
-            NetworkSpec::Clip(_) | NetworkSpec::Unet(_) => None,
+            NetworkSpec::Clip(_) | NetworkSpec::Unet(_) | NetworkSpec::ControlNet(_) => None,
         }
     }
 
@@ -149,12 +149,18 @@ impl ModelSpec {
         self.components.iter().filter(move |(_, component)| component.stage() == stage).map(|(id, _)| id)
     }
 
-    /// The component of the denoising stage.
+    /// The component of the denoising stage that gives the model output.
     ///
     /// # Panics
     /// If there is none, which a loaded model cannot have.
     pub fn denoiser(&self) -> ComponentId {
         self.in_stage(Stage::Denoise).next().expect("every model has a denoiser")
+    }
+
+    /// The components that control the denoiser, in order.
+    pub fn controlnets(&self) -> impl Iterator<Item = ComponentId> {
+        let is_controlnet = |network: &NetworkSpec| matches!(network, NetworkSpec::ControlNet(_));
+        self.components.iter().filter(move |(_, component)| is_controlnet(&component.network)).map(|(id, _)| id)
     }
 
     /// The component with this name.
@@ -206,7 +212,7 @@ impl ModelSpec {
         let numbers = self.sdxl.map_or(Vec::new(), |sdxl| sdxl.numbers(height, width, false));
         let NetworkSpec::Unet(unet) = &self.components[self.denoiser()].network else { unreachable!("it denoises") };
         let cells = (height / self.latents.scale) * (width / self.latents.scale);
-        Condition { text, numbers, guidance_scale: 2.0, beside: vec![0.0; cells * unet.channels_beside()] }
+        Condition { text, numbers, guidance_scale: 2.0, beside: vec![0.0; cells * unet.channels_beside] }
     }
 
     /// The requested scheduler, or else the model's default.

@@ -1,96 +1,48 @@
 //! The denoiser. Rombach et al. 2022; matches diffusers' `UNet2DConditionModel` in its forms for
 //! Stable Diffusion 1 and 2, SDXL (Podell et al. 2023) and latent consistency models (Luo et al. 2023).
 
+use std::ops::Deref;
+
 use serde_json::Value;
 
+pub use super::contracting::{AddedSpec, Condition, Conditioning, MidBlock, TextFeatures};
 use super::{
-    blocks::{Downsample, KeysValues, ResnetBlock, ResnetFacts, Transformer, TransformerFacts, Upsample},
-    clip::EncodedText,
-    config::{COUNTS, EPSILONS, LEVELS, SAMPLES, WIDTHS, divides, per_level, required},
+    config::{COUNTS, SAMPLES, required},
+    contracting::{
+        Block, Contracting, ContractingSpec, DOWN_LAYERS, Kind, Layer, Phase, SectionSpec, attention, describe,
+        load_layers, transformer_layers,
+    },
     keys,
-    route::{ForwardPass, PersistentArenas, Route, Shared},
+    route::{ForwardPass, PersistentArenas, Route},
 };
 use crate::{
-    backend::{Activation, DType, Device, Extent},
+    backend::{DType, Device},
     error::Result,
     json::Object,
-    nn::{Conv2d, GroupNorm, Linear},
-    tensor::{Fuse, Tensor, ops::Padding},
+    nn::{Conv2d, GroupNorm},
+    tensor::{Shape, Tensor},
     weights::Scope,
 };
 
-/// The config of a `UNet2DConditionModel`: `unet/config.json`. Levels are counted from the full resolution downwards.
+/// The config of a `UNet2DConditionModel`: `unet/config.json`. It dereferences to the config of its contracting path.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnetSpec {
-    /// Number of input channels.
-    pub in_channels: usize,
+    /// The down path and the middle.
+    pub contracting: ContractingSpec,
     /// Number of output channels.
     pub out_channels: usize,
-    /// Width of each level.
-    pub block_out_channels: Vec<usize>,
-    /// Number of residual blocks of each down level; an up level has one more.
-    pub layers_per_block: usize,
-    /// Whether each down level has cross attention.
-    pub down_attention: Vec<bool>,
     /// Whether each up level has cross attention, in the order of `up_blocks`: lowest resolution first.
     pub up_attention: Vec<bool>,
-    /// Number of attention heads of each level. The configs call this `attention_head_dim`.
-    pub heads: Vec<usize>,
-    /// Number of transformer layers in each attention block.
-    pub transformer_layers: TransformerLayers,
-    /// Width of the text features.
-    pub cross_attention_dim: usize,
-    /// Whether `proj_in` and `proj_out` are linear layers (SD 2) rather than 1x1 convolutions (SD 1).
-    pub use_linear_projection: bool,
-    /// Number of groups of every group norm.
-    pub norm_num_groups: usize,
-    /// Epsilon of the group norms outside the transformers (those have 1e-6).
-    pub norm_eps: f32,
-    /// The middle block.
-    pub mid_block: MidBlock,
-    /// Default height of the latents.
-    pub sample_height: usize,
-    /// Default width of the latents.
-    pub sample_width: usize,
-    /// Whether the sinusoidal time features are `[cos, sin]` rather than `[sin, cos]`.
-    pub flip_sin_to_cos: bool,
-    /// The shift in the frequencies of the time features.
-    pub freq_shift: f32,
-    /// SDXL's conditioning beside the text features: `addition_embed_type` "text_time".
-    pub added: Option<AddedSpec>,
-    /// Width of the features of the guidance scale, if the network was distilled to take it as an input (LCM).
-    pub time_cond_proj_dim: Option<usize>,
+    /// Number of transformer layers behind each residual block of each up level, in the order of `up_blocks`; unused for
+    /// a level without attention.
+    pub up_transformer_layers: Vec<Vec<usize>>,
 }
 
-/// The number of transformer layers in each attention block. Blocks without attention have an unused number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TransformerLayers {
-    /// For each down level, one number for each residual block.
-    pub down: Vec<Vec<usize>>,
-    /// That of the middle block.
-    pub mid: usize,
-    /// For each up level, in the order of `up_blocks`, one number for each residual block.
-    pub up: Vec<Vec<usize>>,
-}
-
-/// The kind of middle block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MidBlock {
-    /// None: some distilled networks.
-    None,
-    /// One residual block, `UNetMidBlock2D`: SSD-1B and Segmind Vega.
-    Resnet,
-    /// Attention between two residual blocks, `UNetMidBlock2DCrossAttn`.
-    CrossAttention,
-}
-
-/// SDXL's conditioning beside the text features: the pooled feature, and numbers such as the picture's size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AddedSpec {
-    /// Width of the sinusoidal features of each number, `addition_time_embed_dim`.
-    pub number_width: usize,
-    /// Width of the pooled feature with the features of all numbers, `projection_class_embeddings_input_dim`.
-    pub input_width: usize,
+impl Deref for UnetSpec {
+    type Target = ContractingSpec;
+    fn deref(&self) -> &ContractingSpec {
+        &self.contracting
+    }
 }
 
 impl UnetSpec {
@@ -98,41 +50,6 @@ impl UnetSpec {
     pub fn from_json(text: &str, file: &str) -> Result<Self> {
         let config = Object::parse(text, file)?;
         config.check(&keys::UNET)?;
-        // `null` means no middle block; a missing key means the default, which has one.
-        let mid_block = match config.text("mid_block_type")? {
-            None if config.has("mid_block_type") => MidBlock::None,
-            None | Some("UNetMidBlock2DCrossAttn") => MidBlock::CrossAttention,
-            Some("UNetMidBlock2D") => MidBlock::Resnet,
-            Some(_) => {
-                return Err(config.refuse("mid_block_type", "\"UNetMidBlock2DCrossAttn\", \"UNetMidBlock2D\" or null"));
-            }
-        };
-        let added = match config.text("addition_embed_type")? {
-            None => None,
-            Some("text_time") => {
-                let width = |key: &str| required(&config, key, config.size(key, WIDTHS)?);
-                let number_width = width("addition_time_embed_dim")?;
-                if number_width % 2 == 1 {
-                    return Err(config.refuse("addition_time_embed_dim", "an even number"));
-                }
-                Some(AddedSpec { number_width, input_width: width("projection_class_embeddings_input_dim")? })
-            }
-            Some(_) => return Err(config.refuse("addition_embed_type", "null or \"text_time\"")),
-        };
-        let time_cond_proj_dim = config.size("time_cond_proj_dim", 4..=*WIDTHS.end())?;
-        if time_cond_proj_dim.is_some_and(|width| width % 2 == 1) {
-            return Err(config.refuse("time_cond_proj_dim", "an even number"));
-        }
-
-        let block_out_channels = config.sizes("block_out_channels", WIDTHS)?.unwrap_or(vec![320, 640, 1280, 1280]);
-        let levels = block_out_channels.len();
-        if !LEVELS.contains(&levels) {
-            return Err(config.refuse("block_out_channels", "a list of 1 to 8 widths"));
-        }
-        let layers_per_block = per_level(&config, "layers_per_block", levels, COUNTS)?.unwrap_or(vec![2; levels]);
-        if layers_per_block.iter().any(|&layers| layers != layers_per_block[0]) {
-            return Err(config.refuse("layers_per_block", "the same number for every level"));
-        }
         let sample_size = match config.get("sample_size") {
             Some(Value::Array(_)) => match config.sizes("sample_size", SAMPLES)?.as_deref() {
                 Some(&[height, width]) => [height, width],
@@ -140,175 +57,39 @@ impl UnetSpec {
             },
             _ => [required(&config, "sample_size", config.size("sample_size", SAMPLES)?)?; 2],
         };
-        let down_attention =
-            attention(&config, "down_block_types", ["CrossAttnDownBlock2D", "DownBlock2D"], 3, levels)?;
+        let levels = ContractingSpec::widths(&config)?.len();
         let up_attention = attention(&config, "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"], 0, levels)?;
-        // The middle block has attention at the lowest resolution even if the blocks around it have none.
-        let attends = |level: usize| {
-            down_attention[level]
-                || up_attention[levels - 1 - level]
-                || (mid_block == MidBlock::CrossAttention && level == levels - 1)
-        };
-        let context = per_level(&config, "cross_attention_dim", levels, WIDTHS)?.unwrap_or(vec![1280; levels]);
-        let mut contexts = context.iter().enumerate().filter(|(level, _)| attends(*level)).map(|(_, width)| *width);
-        let cross_attention_dim = contexts.next().unwrap_or(context[0]);
-        if contexts.any(|width| width != cross_attention_dim) {
-            let wanted = "the same width for every level that attends to the text: there is one text encoder";
-            return Err(config.refuse("cross_attention_dim", wanted));
-        }
-        let heads = per_level(&config, "attention_head_dim", levels, COUNTS)?.unwrap_or(vec![8; levels]);
-        for (level, &channels) in block_out_channels.iter().enumerate().filter(|(level, _)| attends(*level)) {
-            divides(&config, "attention_head_dim", heads[level], channels)?;
-        }
-        let spec = Self {
-            in_channels: config.size("in_channels", COUNTS)?.unwrap_or(4),
-            out_channels: config.size("out_channels", COUNTS)?.unwrap_or(4),
-            layers_per_block: layers_per_block[0],
-            down_attention,
-            up_attention,
-            heads,
-            transformer_layers: TransformerLayers::read(&config, levels, layers_per_block[0])?,
-            mid_block,
-            cross_attention_dim,
-            use_linear_projection: config.flag("use_linear_projection", false)?,
-            norm_num_groups: config.size("norm_num_groups", COUNTS)?.unwrap_or(32),
-            norm_eps: config.float("norm_eps", EPSILONS)?.unwrap_or(1e-5) as f32,
-            sample_height: sample_size[0],
-            sample_width: sample_size[1],
-            flip_sin_to_cos: config.flag("flip_sin_to_cos", true)?,
-            freq_shift: config.float("freq_shift", 0.0..=1.0)?.unwrap_or(0.0) as f32,
-            added,
-            time_cond_proj_dim,
-            block_out_channels,
-        };
-        if spec.block_out_channels[0] % 2 == 1 {
-            return Err(config.refuse("block_out_channels", "a list that begins with an even width"));
-        }
-        for &channels in &spec.block_out_channels {
-            divides(&config, "norm_num_groups", spec.norm_num_groups, channels)?;
-        }
-        Ok(spec)
-    }
-
-    /// The number of input channels that are not latents: a mask and the latents of the picture around it in inpainting
-    /// models, or none.
-    pub fn channels_beside(&self) -> usize {
-        self.in_channels.saturating_sub(self.out_channels)
-    }
-
-    /// The extent of a level's convolutions.
-    fn extent(&self, level: usize) -> Extent {
-        match self.sample_height.div_ceil(1 << level) * self.sample_width.div_ceil(1 << level) >= 32 * 32 {
-            true => Extent::Large,
-            false => Extent::Small,
-        }
-    }
-}
-
-impl TransformerLayers {
-    /// Reads `transformer_layers_per_block`: a number, one for each down level, or a list of lists with one for each
-    /// residual block. The up levels have those of the down levels in reverse, or, in their own order, those of
-    /// `reverse_transformer_layers_per_block`.
-    fn read(config: &Object, levels: usize, layers: usize) -> Result<Self> {
-        let per_block = |key: &str, blocks: usize| -> Result<Option<Vec<Vec<usize>>>> {
-            let Some(Value::Array(list)) = config.get(key) else {
-                let one = config.size(key, COUNTS)?;
-                return Ok(one.map(|count| vec![vec![count; blocks]; levels]));
-            };
-            let refuse = || {
-                let wanted = format!("a number, or for each of {levels} levels a number or a list of {blocks}");
-                config.refuse(key, &wanted)
-            };
-            let count = |value: &Value| {
-                let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
-                count.filter(|count| COUNTS.contains(count)).ok_or_else(refuse)
-            };
-            let level = |value: &Value| match value {
-                Value::Array(counts) if counts.len() == blocks => counts.iter().map(count).collect(),
-                Value::Array(_) => Err(refuse()),
-                value => Ok(vec![count(value)?; blocks]),
-            };
-            if list.len() != levels {
-                return Err(refuse());
-            }
-            list.iter().map(level).collect::<Result<_>>().map(Some)
-        };
-        const DOWN: &str = "transformer_layers_per_block";
-        const UP: &str = "reverse_transformer_layers_per_block";
-        let down = per_block(DOWN, layers)?.unwrap_or(vec![vec![1; layers]; levels]);
-        let up = match per_block(UP, layers + 1)? {
+        let attends = |level: usize| up_attention[levels - 1 - level];
+        let mut contracting = ContractingSpec::read(&config, sample_size, COUNTS, attends)?;
+        let (layers, down) = (contracting.layers_per_block, &contracting.down_transformer_layers);
+        // The up levels have those of the down levels in reverse, or, in their own order, those of a key of their own.
+        const UP_LAYERS: &str = "reverse_transformer_layers_per_block";
+        let up_transformer_layers = match transformer_layers(&config, UP_LAYERS, levels, layers + 1, COUNTS)? {
             Some(up) => up,
-            None if config.get(DOWN).and_then(Value::as_array).is_some_and(|list| list.iter().any(Value::is_array)) => {
-                return Err(config.refuse(UP, &format!("a list, since `{DOWN}` has lists")));
+            None if config
+                .get(DOWN_LAYERS)
+                .and_then(Value::as_array)
+                .is_some_and(|list| list.iter().any(Value::is_array)) =>
+            {
+                return Err(config.refuse(UP_LAYERS, &format!("a list, since `{DOWN_LAYERS}` has lists")));
             }
             None => down.iter().rev().map(|level| vec![level[0]; layers + 1]).collect(),
         };
-        Ok(Self { mid: down[levels - 1][0], down, up })
+        let out_channels = config.size("out_channels", COUNTS)?.unwrap_or(4);
+        contracting.channels_beside = contracting.in_channels.saturating_sub(out_channels);
+        Ok(Self { contracting, out_channels, up_attention, up_transformer_layers })
     }
 }
 
-/// Whether each level has cross attention: its block type is `cross` and not `plain`. Rejects other types. Without the
-/// key all levels have it but the `plain_level`.
-fn attention(
-    config: &Object,
-    key: &str,
-    [cross, plain]: [&str; 2],
-    plain_level: usize,
-    levels: usize,
-) -> Result<Vec<bool>> {
-    let default = || (0..4).map(|level| if level == plain_level { plain } else { cross }).collect();
-    let blocks = config.texts(key)?.unwrap_or_else(default);
-    if blocks.len() != levels || blocks.iter().any(|block| ![cross, plain].contains(block)) {
-        return Err(config.refuse(key, &format!("{levels} blocks, each \"{cross}\" or \"{plain}\"")));
-    }
-    Ok(blocks.iter().map(|block| *block == cross).collect())
-}
-
-/// One text as every text encoder encodes it, in the model's order.
-pub type TextFeatures = std::sync::Arc<[EncodedText]>;
-
-/// The conditioning of one row of the denoiser's batch.
-#[derive(Debug, Clone)]
-pub struct Condition {
-    /// The text.
-    pub text: TextFeatures,
-    /// The numbers of [`UnetSpec::added`]; empty for a network without it.
-    pub numbers: Vec<f32>,
-    /// The guidance scale, for a network that takes it as an input.
-    pub guidance_scale: f32,
-    /// The input channels beside the latents, `[height, width, channels]`; empty for a network that has none.
-    pub beside: Vec<f32>,
-}
-
-impl Condition {
-    /// The context of the cross attention, `[tokens, width]`: the features of each token from every text encoder, one
-    /// after the other.
-    fn context(&self, width: usize) -> Vec<f32> {
-        let [first, rest @ ..] = &self.text[..] else { unreachable!("a model has a text encoder") };
-        if rest.is_empty() {
-            return first.features.clone();
-        }
-        let all: usize = self.text.iter().map(|text| text.features.len()).sum();
-        let tokens = all / width;
-        let row = |text: &EncodedText, token: usize| {
-            let width = text.features.len() / tokens;
-            text.features[token * width..][..width].to_vec()
-        };
-        (0..tokens).flat_map(|token| self.text.iter().flat_map(move |text| row(text, token))).collect()
-    }
-}
-
-/// The conditioning of the denoiser, computed once per request.
-#[derive(Clone)]
-pub struct Conditioning {
-    /// The keys and values of the texts in each transformer's layers.
-    texts: Vec<Vec<KeysValues>>,
-    /// The embedding of [`UnetSpec::added`], `[rows, 4 block_out_channels[0]]`, on the first section's device.
-    added: Option<Tensor>,
-    /// What the guidance scales add to the time features, `[rows, block_out_channels[0]]`, f32, on the same device.
-    guidance: Option<Tensor>,
-    /// The input channels beside the latents, `[rows, height * width, channels]`, on the same device.
-    beside: Option<Tensor>,
+/// What a ControlNet adds to the features of a UNet, unscaled: a tensor for each skip tensor in the order in which these
+/// are made, then one for the middle (Zhang et al. 2023).
+pub struct Residuals<'a> {
+    /// The tensors, f32, each on the device of the section that takes it: [`Unet::residual_section`].
+    pub tensors: &'a [Tensor],
+    /// The row of the tensors that belongs to the first row of the UNet's batch.
+    pub row: usize,
+    /// The factor of all tensors.
+    pub scale: f32,
 }
 
 /// The UNet: maps latents, time and text to the model output that the scheduler expects.
@@ -316,102 +97,22 @@ pub struct Conditioning {
 /// Every residual block, transformer and sampler is a section of its own, so that the network can be cut between any of
 /// them.
 pub struct Unet {
-    spec: UnetSpec,
-    conv_in: Conv2d,
-    linear_1: Linear,
-    linear_2: Linear,
-    /// The two layers of `add_embedding`.
-    added: Option<[Linear; 2]>,
-    cond_proj: Option<Linear>,
-    down: Vec<Layer>,
-    mid: Vec<Layer>,
+    contracting: Contracting,
     up: Vec<Layer>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    /// The sections of the transformers, in order.
-    transformers: Vec<usize>,
     /// The sections that use a skip tensor, in order.
     skip_users: Vec<usize>,
-}
-
-/// A section of the down path, the middle or the up path.
-struct Layer {
-    block: Block,
-    /// On the down path: whether its output is also a skip tensor. On the up path: whether its input is concatenated
-    /// with one.
-    skip: bool,
-}
-
-#[expect(clippy::large_enum_variant, reason = "a network has some thirty of them")]
-enum Block {
-    Resnet(ResnetBlock),
-    Transformer(Transformer),
-    Downsample(Downsample),
-    Upsample(Upsample),
-}
-
-/// A section described by its config. [`Unet::sections`] and [`Unet::load`] both follow this description.
-struct SectionSpec {
-    /// The section's path in the file. `conv_in` includes the time embedding and `add_embedding`, `conv_out` the norm
-    /// before it.
-    name: String,
-    phase: Phase,
-    kind: Kind,
-    /// See [`Layer::skip`].
-    skip: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    In,
-    Down,
-    Mid,
-    Up,
-    Out,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Conv,
-    Resnet { in_channels: usize, out_channels: usize, level: usize },
-    Transformer { level: usize, layers: usize },
-    Downsample { channels: usize },
-    Upsample { channels: usize, to_level: usize },
+    /// The last section of the middle.
+    middle: usize,
 }
 
 /// All sections, in the order in which they run.
-fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
+fn sections_of(spec: &UnetSpec) -> Vec<SectionSpec> {
+    let mut sections = describe(spec);
+    let mut add = |name: String, phase, kind, skip| sections.push(SectionSpec { name, phase, kind, skip });
     let (widths, layers) = (&spec.block_out_channels, spec.layers_per_block);
     let last = widths.len() - 1;
-    let mut sections = Vec::new();
-    let mut add = |name: String, phase, kind, skip| sections.push(SectionSpec { name, phase, kind, skip });
-    add("conv_in".to_owned(), Phase::In, Kind::Conv, true);
-    for level in 0..=last {
-        let name = format!("down_blocks.{level}");
-        for i in 0..layers {
-            let in_channels = widths[if i == 0 { level.saturating_sub(1) } else { level }];
-            let resnet = Kind::Resnet { in_channels, out_channels: widths[level], level };
-            let attends = spec.down_attention[level];
-            add(format!("{name}.resnets.{i}"), Phase::Down, resnet, !attends);
-            if attends {
-                let kind = Kind::Transformer { level, layers: spec.transformer_layers.down[level][i] };
-                add(format!("{name}.attentions.{i}"), Phase::Down, kind, true);
-            }
-        }
-        if level < last {
-            let kind = Kind::Downsample { channels: widths[level] };
-            add(format!("{name}.downsamplers.0"), Phase::Down, kind, true);
-        }
-    }
-    let resnet = Kind::Resnet { in_channels: widths[last], out_channels: widths[last], level: last };
-    if spec.mid_block != MidBlock::None {
-        add("mid_block.resnets.0".to_owned(), Phase::Mid, resnet, false);
-    }
-    if spec.mid_block == MidBlock::CrossAttention {
-        let kind = Kind::Transformer { level: last, layers: spec.transformer_layers.mid };
-        add("mid_block.attentions.0".to_owned(), Phase::Mid, kind, false);
-        add("mid_block.resnets.1".to_owned(), Phase::Mid, resnet, false);
-    }
     // Up blocks are numbered from the lowest resolution; each of their residual blocks uses a skip tensor of the down
     // path.
     for (i, level) in (0..=last).rev().enumerate() {
@@ -423,7 +124,7 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
             let resnet = Kind::Resnet { in_channels: channels + skip_channels, out_channels: widths[level], level };
             add(format!("{name}.resnets.{j}"), Phase::Up, resnet, true);
             if spec.up_attention[i] {
-                let kind = Kind::Transformer { level, layers: spec.transformer_layers.up[i][j] };
+                let kind = Kind::Transformer { level, layers: spec.up_transformer_layers[i][j] };
                 add(format!("{name}.attentions.{j}"), Phase::Up, kind, false);
             }
         }
@@ -439,69 +140,22 @@ fn describe(spec: &UnetSpec) -> Vec<SectionSpec> {
 impl Unet {
     /// The names of the sections, between which the network can be cut, in order.
     pub fn sections(spec: &UnetSpec) -> Vec<String> {
-        describe(spec).into_iter().map(|section| section.name).collect()
+        sections_of(spec).into_iter().map(|section| section.name).collect()
     }
 
     /// Loads all of `unet/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &UnetSpec, route: &Route) -> Result<Self> {
-        let (sections, widths) = (describe(spec), &spec.block_out_channels);
-        let (time, groups, eps) = (4 * widths[0], spec.norm_num_groups, spec.norm_eps);
-        let scope = |i: usize| w.section(i, route.at(i), route.dtype(i));
-        let layer = |i: usize| -> Result<Layer> {
-            let SectionSpec { name, kind, skip, .. } = &sections[i];
-            let w = scope(i).at(name);
-            let block = match *kind {
-                Kind::Resnet { in_channels, out_channels, level } => {
-                    let facts = ResnetFacts { groups, eps, time_channels: Some(time), extent: spec.extent(level) };
-                    Block::Resnet(ResnetBlock::load(&w, in_channels, out_channels, facts)?)
-                }
-                Kind::Transformer { level, layers } => {
-                    let facts = TransformerFacts {
-                        layers,
-                        heads: spec.heads[level],
-                        context: spec.cross_attention_dim,
-                        groups,
-                        linear_projection: spec.use_linear_projection,
-                    };
-                    Block::Transformer(Transformer::load(&w, widths[level], facts)?)
-                }
-                Kind::Downsample { channels } => Block::Downsample(Downsample::load(&w, channels, Padding::Same)?),
-                Kind::Upsample { channels, to_level } => {
-                    Block::Upsample(Upsample::load(&w, channels, spec.extent(to_level))?)
-                }
-                Kind::Conv => unreachable!("`conv_in` and `conv_out` are loaded below"),
-            };
-            Ok(Layer { block, skip: *skip })
-        };
-        let indices_where = |wanted: &dyn Fn(&SectionSpec) -> bool| -> Vec<usize> {
-            (0..sections.len()).filter(|&i| wanted(&sections[i])).collect()
-        };
-        let layers_of =
-            |phase| indices_where(&|section| section.phase == phase).into_iter().map(layer).collect::<Result<_>>();
-        let (first, out) = (scope(0), scope(sections.len() - 1));
+        let (sections, width) = (sections_of(spec), spec.block_out_channels[0]);
+        let last = sections.len() - 1;
+        let out = w.section(last, route.at(last), route.dtype(last));
+        let up = load_layers(w, route, spec, &sections, Phase::Up)?;
         Ok(Self {
-            conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, widths[0], spec.extent(0))?,
-            linear_1: Linear::load(&first.at("time_embedding.linear_1"), widths[0], time)?,
-            linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
-            added: match spec.added {
-                Some(AddedSpec { input_width, .. }) => Some([
-                    Linear::load(&first.at("add_embedding.linear_1"), input_width, time)?,
-                    Linear::load(&first.at("add_embedding.linear_2"), time, time)?,
-                ]),
-                None => None,
-            },
-            cond_proj: spec
-                .time_cond_proj_dim
-                .map(|width| Linear::load_without_bias(&first.at("time_embedding.cond_proj"), width, widths[0]))
-                .transpose()?,
-            down: layers_of(Phase::Down)?,
-            mid: layers_of(Phase::Mid)?,
-            up: layers_of(Phase::Up)?,
-            conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), widths[0], groups, eps)?,
-            conv_out: Conv2d::load(&out.at("conv_out"), widths[0], spec.out_channels, spec.extent(0))?,
-            transformers: indices_where(&|section| matches!(section.kind, Kind::Transformer { .. })),
-            skip_users: indices_where(&|section| section.phase == Phase::Up && section.skip),
-            spec: spec.clone(),
+            contracting: Contracting::load(w, spec, &sections, route)?,
+            conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), width, spec.norm_num_groups, spec.norm_eps)?,
+            conv_out: Conv2d::load(&out.at("conv_out"), width, spec.out_channels, spec.extent(0))?,
+            skip_users: up.iter().filter(|layer| layer.skip).map(|layer| layer.section).collect(),
+            middle: up[0].section - 1,
+            up,
         })
     }
 
@@ -509,178 +163,68 @@ impl Unet {
     /// texts for every attention layer, on the device that uses them, and what is added to the time embedding. It is
     /// kept for the whole request.
     pub fn condition(&self, rows: &[Condition], pass: &ForwardPass, keeps: &PersistentArenas) -> Result<Conditioning> {
-        let width = self.spec.cross_attention_dim;
-        let uses_first = self.added.is_some() || self.cond_proj.is_some() || self.spec.channels_beside() > 0;
-        let pass = pass.through(uses_first.then_some(0).into_iter().chain(self.transformers.clone()).collect());
-        let (mut added, mut guidance, mut beside) = (None, None, None);
-        if uses_first {
-            let (device, dtype) = (pass.next()?, pass.dtype());
-            let keep = |tensor: Option<Tensor>| tensor.map(|tensor| tensor.keep(keeps.on(device))).transpose();
-            added = keep(self.added(rows, device, dtype)?)?;
-            guidance = keep(self.guidance(rows, device, dtype)?)?;
-            beside = keep(self.beside(rows, device, dtype)?)?;
-        }
-        let contexts: Vec<f32> = rows.iter().flat_map(|row| row.context(width)).collect();
-        let shape = [rows.len(), contexts.len() / rows.len() / width, width];
-        let context = Shared::new(Tensor::new(pass.first(), shape, &contexts)?);
-        let keys_values = |transformer: &Transformer| -> Result<Vec<KeysValues>> {
-            let device = pass.next()?;
-            let keep = keeps.on(device);
-            let kept = |kv: KeysValues| Ok(KeysValues { k: kv.k.keep(keep)?, v: kv.v.keep(keep)? });
-            transformer.keys_values(&context.on(device, pass.dtype())?)?.into_iter().map(kept).collect()
-        };
-        let transformers =
-            [&self.down, &self.mid, &self.up].into_iter().flatten().filter_map(|layer| match &layer.block {
-                Block::Transformer(transformer) => Some(transformer),
-                _ => None,
-            });
-        Ok(Conditioning { texts: transformers.map(keys_values).collect::<Result<_>>()?, added, guidance, beside })
-    }
-
-    /// The input channels of `rows` beside the latents.
-    fn beside(&self, rows: &[Condition], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
-        let channels = self.spec.channels_beside();
-        if channels == 0 {
-            return Ok(None);
-        }
-        let values: Vec<f32> = rows.iter().flat_map(|row| row.beside.iter().copied()).collect();
-        let shape = [rows.len(), values.len() / rows.len() / channels, channels];
-        Tensor::new(device, shape, &values)?.cast(dtype).map(Some)
-    }
-
-    /// The embedding of the pooled features and the numbers of `rows`: `add_embedding` of diffusers. The pooled feature
-    /// is that of the last text encoder that gives one.
-    fn added(&self, rows: &[Condition], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
-        let (Some([linear_1, linear_2]), Some(spec)) = (&self.added, self.spec.added) else { return Ok(None) };
-        let row = |row: &Condition| -> Vec<f32> {
-            let pooled = row.text.iter().rev().find(|text| !text.pooled.is_empty());
-            let numbers = row.numbers.iter().flat_map(|number| self.sinusoid(*number, spec.number_width));
-            pooled.into_iter().flat_map(|text| text.pooled.iter().copied()).chain(numbers).collect()
-        };
-        let inputs: Vec<f32> = rows.iter().flat_map(row).collect();
-        let inputs = Tensor::new(device, [rows.len(), spec.input_width], &inputs)?.cast(dtype)?;
-        let silu = Fuse::activation(Activation::Silu);
-        linear_2.forward(&linear_1.forward_with(&inputs, &silu)?).map(Some)
-    }
-
-    /// What the guidance scales of `rows` add to the time features, f32: `cond_proj` of diffusers' `TimestepEmbedding`
-    /// of the features that its LCM pipelines make (`get_guidance_scale_embedding`).
-    fn guidance(&self, rows: &[Condition], device: &Device, dtype: DType) -> Result<Option<Tensor>> {
-        let (Some(cond_proj), Some(width)) = (&self.cond_proj, self.spec.time_cond_proj_dim) else { return Ok(None) };
-        let half = width / 2;
-        let row = |row: &Condition| -> Vec<f32> {
-            let scale = 1000.0 * (row.guidance_scale - 1.0);
-            let angle = |i: usize| scale * (i as f32 * -(10000f32.ln() / (half as f32 - 1.0))).exp();
-            (0..half).map(|i| angle(i).sin()).chain((0..half).map(|i| angle(i).cos())).collect()
-        };
-        let inputs: Vec<f32> = rows.iter().flat_map(row).collect();
-        let inputs = Tensor::new(device, [rows.len(), width], &inputs)?.cast(dtype)?;
-        cond_proj.forward(&inputs)?.cast(DType::F32).map(Some)
+        self.contracting.condition(&self.up, rows, pass, keeps)
     }
 
     /// Sinusoidal features of a timestep, `[1, block_out_channels[0]]`, for [`Unet::forward`].
     pub fn time_features(&self, timestep: f32, device: &Device) -> Result<Tensor> {
-        let features = self.sinusoid(timestep, self.spec.block_out_channels[0]);
-        Tensor::new(device, [1, features.len()], &features)
+        self.contracting.time_features(timestep, device)
     }
 
-    /// Sinusoidal features of a number: `[cos(x f), sin(x f)]` (or the other way round) with `width / 2` frequencies f
-    /// from 1 down to 1/10000, in f32 as in the reference. Vaswani et al. 2017; matches diffusers'
-    /// `get_timestep_embedding`.
-    fn sinusoid(&self, x: f32, width: usize) -> Vec<f32> {
-        let half = width / 2;
-        let frequency = |i: usize| (-(10000f32.ln()) * i as f32 / (half as f32 - self.spec.freq_shift)).exp();
-        let angles: Vec<f32> = (0..half).map(|i| x * frequency(i)).collect();
-        let (sin, cos) = (angles.iter().map(|a| a.sin()), angles.iter().map(|a| a.cos()));
-        if self.spec.flip_sin_to_cos { cos.chain(sin).collect() } else { sin.chain(cos).collect() }
+    /// The section that takes tensor `i` of [`Residuals`].
+    pub fn residual_section(&self, i: usize) -> usize {
+        // Skip tensors are used in reverse order.
+        self.skip_users.iter().rev().nth(i).copied().unwrap_or(self.middle)
     }
 
-    /// The time features `[1, width]` with what the guidance scales add, `[1 or rows, width]`: a row for each row of the
-    /// conditioning if they are not all equal.
-    fn time_rows(&self, time: &Tensor, conditioning: &Conditioning) -> Result<Tensor> {
-        let rows = [&conditioning.added, &conditioning.guidance].into_iter().flatten().next().map(|rows| rows.dim(0));
-        let time = match rows {
-            Some(rows @ 2..) => Tensor::stack(&vec![time; rows])?,
-            _ => time.clone(),
-        };
-        match &conditioning.guidance {
-            Some(guidance) => Tensor::scale_add(time.shape(), &[(1.0, &time, 0), (1.0, guidance, 0)]),
-            None => Ok(time),
-        }
+    /// The shapes of the tensors of [`Residuals`], for a batch of latents of this height and width.
+    pub fn residual_shapes(&self, [batch, height, width]: [usize; 3]) -> Vec<Shape> {
+        self.contracting.feature_shapes([batch, height, width])
     }
 
     /// Computes the model output, `[batch, height, width, out_channels]`, from the scaled latents, `[batch, height,
-    /// width, latent channels]`, the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, and the
-    /// texts. Input and output are f32.
+    /// width, latent channels]`, the [`time_features`] of the timestep, `[batch or 1, block_out_channels[0]]`, the texts,
+    /// and the residuals of ControlNets. Input and output are f32.
     ///
     /// Skip tensors of the down path are copied to the devices of the sections that use them as soon as they are made.
     ///
     /// [`time_features`]: Unet::time_features
-    pub fn forward(&self, latents: &Tensor, time: &Tensor, texts: &Conditioning, pass: &ForwardPass) -> Result<Tensor> {
-        let mut latents = pass.take(latents.clone())?;
-        if let Some(beside) = &texts.beside {
-            let [batch, height, width] = [0, 1, 2].map(|i| latents.dim(i));
-            latents = latents.concat_channels(&beside.reshape([batch, height, width, beside.dim(2)])?)?;
-        }
+    pub fn forward(
+        &self,
+        latents: &Tensor,
+        time: &Tensor,
+        texts: &Conditioning,
+        residuals: &[Residuals],
+        pass: &ForwardPass,
+    ) -> Result<Tensor> {
+        let keys_values = &mut texts.texts();
 
-        // Time embedding. Each residual block uses SiLU of it, so SiLU is applied once, here.
-        let silu = Fuse::activation(Activation::Silu);
-        let time = self.time_rows(time, texts)?.cast(pass.dtype())?;
-        let added = Fuse { channel_add: texts.added.as_ref(), ..silu };
-        let time = Shared::new(self.linear_2.forward_with(&self.linear_1.forward_with(&time, &silu)?, &added)?);
-
-        let resnet = |resnet: &ResnetBlock, h: &Tensor| resnet.forward(h, Some(&time.on(h.device(), h.dtype())?));
-        let mut texts = texts.texts.iter();
-        let mut text = || texts.next().expect("`condition` used the same transformers").as_slice();
+        // Down path and middle, which do not see what is added to the skip tensors.
         let mut skips: Vec<Tensor> = Vec::with_capacity(self.skip_users.len());
-        let leave = |skips: &mut Vec<Tensor>, h: &Tensor| -> Result<()> {
-            // Skip tensors are used in reverse order.
+        let leave = |h: &Tensor| -> Result<()> {
             let user = self.skip_users[self.skip_users.len() - 1 - skips.len()];
             skips.push(pass.send(h, user)?);
             Ok(())
         };
-
-        // Down path.
-        let mut h = self.conv_in.forward(&latents)?;
-        drop(latents);
-        leave(&mut skips, &h)?;
-        for layer in &self.down {
-            h = match &layer.block {
-                Block::Resnet(block) => resnet(block, &pass.take(h)?)?,
-                Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
-                Block::Downsample(block) => block.forward(&pass.take(h)?)?,
-                Block::Upsample(_) => unreachable!("the down path has none"),
-            };
-            if layer.skip {
-                leave(&mut skips, &h)?;
-            }
-        }
-
-        // Middle.
-        for layer in &self.mid {
-            h = match &layer.block {
-                Block::Resnet(block) => resnet(block, &pass.take(h)?)?,
-                Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
-                Block::Downsample(_) | Block::Upsample(_) => unreachable!("the middle has none"),
-            };
-        }
+        let (mut h, time) = self.contracting.forward(latents, time, texts, keys_values, None, pass, leave)?;
+        h = with_residuals(h, residuals, skips.len())?;
 
         // Up path.
         for layer in &self.up {
             if layer.skip {
                 let skip =
                     skips.pop().expect("the down path makes a skip tensor for each residual block of the up path");
-                h = pass.take(h)?.concat_channels(&skip)?;
+                h = pass.take(h)?;
+                h = h.concat_channels(&with_residuals(skip, residuals, skips.len())?)?;
             }
             h = match &layer.block {
-                // The concatenation has begun this section.
-                Block::Resnet(block) => resnet(block, &h)?,
-                Block::Transformer(block) => block.forward(&pass.take(h)?, text())?,
                 Block::Upsample(block) => {
                     let next = skips.last().expect("an up block follows");
                     block.forward(&pass.take(h)?, next.dim(1), next.dim(2))?
                 }
-                Block::Downsample(_) => unreachable!("the up path has none"),
+                // The concatenation has begun the section of a residual block.
+                Block::Resnet(_) => layer.forward(&h, &time, keys_values)?,
+                _ => layer.forward(&pass.take(h)?, &time, keys_values)?,
             };
         }
 
@@ -689,4 +233,15 @@ impl Unet {
         h = self.conv_norm_out.forward_silu(&h)?;
         self.conv_out.forward(&h)?.cast(DType::F32)
     }
+}
+
+/// `h` with the tensors of number `i` of the residuals, which are on its device. The sum is computed in f32.
+fn with_residuals(h: Tensor, residuals: &[Residuals], i: usize) -> Result<Tensor> {
+    if residuals.is_empty() {
+        return Ok(h);
+    }
+    let (dtype, h) = (h.dtype(), h.cast(DType::F32)?);
+    let terms = residuals.iter().map(|one| (one.scale, &one.tensors[i], one.row));
+    let terms: Vec<_> = [(1.0, &h, 0)].into_iter().chain(terms).collect();
+    Tensor::scale_add(h.shape(), &terms)?.cast(dtype)
 }

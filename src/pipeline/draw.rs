@@ -14,7 +14,7 @@ use super::{
     picture::{Picture, Progress, Span},
     placement::each_once,
     request::{Output, Request},
-    stages::{self, DenoiseInput, PictureStart, branches},
+    stages::{self, Controller, Controls, DenoiseInput, PictureStart, branches},
     start::{self, Beginning, Encoded, channels_first},
     texts::{Known, Text, TextCache},
 };
@@ -167,7 +167,8 @@ impl Pipeline {
             let request = batch.requests[i];
             let (beginning, masked) = self.begin(request, shape, arrival, i, batch)?;
             let (guidance_scale, guidance_rescale) = (request.guidance_scale, request.guidance_rescale);
-            pictures.push(PictureStart { guidance_scale, guidance_rescale, beginning });
+            let controls = request.control_pixels();
+            pictures.push(PictureStart { guidance_scale, guidance_rescale, beginning, controls });
             beside.push(masked);
         }
 
@@ -249,8 +250,18 @@ impl Pipeline {
         slots: &[Slot],
         batch: &mut Batch<'a>,
     ) -> Result<Vec<Result<Vec<f32>>>> {
-        let (component, instances) = (self.model.spec.denoiser(), self.denoisers());
-        let devices: Vec<_> = instances.iter().map(|instance| instance.devices(guided)).collect();
+        let spec = &self.model.spec;
+        let (component, instances) = (spec.denoiser(), self.denoisers());
+        // Each instance of the denoiser has the same instance of a ControlNet every time.
+        let controlling = |choice: usize| {
+            let pools = spec.controlnets().map(|id| &self.parts[id]);
+            pools.map(move |pool| &pool[choice % pool.len()]).collect::<Vec<_>>()
+        };
+        let devices_of = |(choice, instance): (usize, &Instance)| {
+            let controls = controlling(choice).into_iter().flat_map(|instance| instance.devices(false));
+            each_once(instance.devices(guided).into_iter().chain(controls))
+        };
+        let devices: Vec<_> = instances.iter().enumerate().map(devices_of).collect();
         // A request that holds the devices of a cut network one by one begins with the first.
         let first_devices = |choice: usize| match slots[choice].one_by_one {
             true => vec![instances[choice].positive.route.first().id()],
@@ -270,8 +281,19 @@ impl Pipeline {
             calls,
             at: started,
         })?;
+        // The requests of a batch have equal controls but for the pictures.
+        let request = batch.requests[0];
+        let controller = |(i, instance): (usize, &'a Instance)| Controller {
+            placed: &instance.positive,
+            keeps: &slot.positive.1,
+            rows: rows.clone(),
+            pictures: input.pictures.iter().map(|picture| picture.controls[i].clone()).collect(),
+            size: [request.height, request.width],
+            control: &request.controls[i],
+        };
+        let controls = Controls::Networks(controlling(choice).into_iter().enumerate().map(controller).collect());
         let branches = branches(instance, slot, rows, guided, &held_devices);
-        let latents = stages::denoise(&branches, input, |done| {
+        let latents = stages::denoise(&branches, &controls, input, |done| {
             batch.report_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
         let (spans, held) = held_devices.finish();

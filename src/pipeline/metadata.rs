@@ -51,6 +51,9 @@ pub struct Metadata {
     /// That of the mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_pixels: Option<String>,
+    /// Those of the pictures that ControlNets read, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control_pixels: Vec<String>,
 }
 
 impl Metadata {
@@ -84,6 +87,7 @@ impl Metadata {
             },
             image_pixels: request.start_image().map(|start| start.image.digest()),
             mask_pixels: request.start_image().and_then(|start| start.mask.as_ref()).map(|mask| mask.digest()),
+            control_pixels: request.controls.iter().map(|control| control.image.digest()).collect(),
         })
     }
 
@@ -130,6 +134,7 @@ pub(super) mod tests {
             latents: None,
             image_pixels: None,
             mask_pixels: None,
+            control_pixels: Vec::new(),
         }
     }
 

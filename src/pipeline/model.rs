@@ -394,7 +394,7 @@ fn open_loras(files: &ModelFiles, spec: &ModelSpec, opened: &[Weights]) -> Resul
                 blocks = Some(UnetBlocks { layers_per_block, up_attention });
                 Target::Unet
             }
-            NetworkSpec::VaeEncoder(_) | NetworkSpec::VaeDecoder(_) => continue,
+            NetworkSpec::ControlNet(_) | NetworkSpec::VaeEncoder(_) | NetworkSpec::VaeDecoder(_) => continue,
         };
         networks.push(Changeable { component: &component.folder, target, modules: weights.modules() });
     }

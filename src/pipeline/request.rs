@@ -101,6 +101,24 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(alias = "enable-vae-tiling"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vae_tiling: Option<bool>,
+    /// The picture that a ControlNet reads, in the form that it was trained on, such as edges or depth: PNG, JPEG or
+    /// WebP; one for each --controlnet, in order
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub control_image: Vec<PathBuf>,
+    /// How strongly a ControlNet works: one number, or one for each [default: 1, with --image 0.8, with --mask 0.5]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "FACTOR", allow_negative_numbers = true))]
+    #[cfg_attr(feature = "cli", arg(aliases = ["control-strength", "controlnet-conditioning-scale"]))]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub control_scale: Vec<f32>,
+    /// The share of the steps after which a ControlNet begins to work: one number, or one for each [default: 0]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SHARE", allow_negative_numbers = true))]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub control_start: Vec<f64>,
+    /// The share of the steps after which a ControlNet no longer works: one number, or one for each [default: 1]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SHARE", allow_negative_numbers = true))]
+    #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub control_end: Vec<f64>,
     /// Width in pixels [default: that of --image, or the model's]
     #[cfg_attr(feature = "cli", arg(long, short_alias = 'W', alias = "W"))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,10 +134,29 @@ pub struct RequestOptions {
     pub num_images: Option<usize>,
 }
 
+/// Reads a value, or a list of values.
+fn one_or_many<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Vec<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
+    }
+    Ok(match OneOrMany::deserialize(from)? {
+        OneOrMany::One(value) => vec![value],
+        OneOrMany::Many(values) => values,
+    })
+}
+
 impl RequestOptions {
     /// These options, and those of `other` where these are not set.
     #[must_use]
     pub fn or(self, other: &Self) -> Self {
+        fn many<T: Clone>(own: Vec<T>, other: &[T]) -> Vec<T> {
+            if own.is_empty() { other.to_vec() } else { own }
+        }
         Self {
             prompt: self.prompt.or_else(|| other.prompt.clone()),
             prompt_syntax: self.prompt_syntax.or(other.prompt_syntax),
@@ -137,6 +174,10 @@ impl RequestOptions {
             mask: self.mask.or_else(|| other.mask.clone()),
             paste_original: self.paste_original.or(other.paste_original),
             vae_tiling: self.vae_tiling.or(other.vae_tiling),
+            control_image: many(self.control_image, &other.control_image),
+            control_scale: many(self.control_scale, &other.control_scale),
+            control_start: many(self.control_start, &other.control_start),
+            control_end: many(self.control_end, &other.control_end),
             width: self.width.or(other.width),
             height: self.height.or(other.height),
             num_images: self.num_images.or(other.num_images),
@@ -181,7 +222,7 @@ impl RequestOptions {
 
     /// The files of pictures that these options name.
     pub fn image_files(&self) -> impl Iterator<Item = &PathBuf> {
-        self.image.iter().chain(&self.mask)
+        self.image.iter().chain(&self.mask).chain(&self.control_image)
     }
 
     /// The request for one picture, from noise to an image, with the model's defaults for options that are not set.
@@ -193,13 +234,20 @@ impl RequestOptions {
         let plain = Request::new(self.prompt.as_deref().unwrap_or_default(), spec);
         let asked = self.scheduler.as_deref().map(str::parse).transpose();
         let start = self.start(spec, images, &name)?;
-        let plain = match &start {
-            Start::Image(start) => {
-                let size = start.image.drawn_size(spec.latents.scale);
-                let (width, height) = size.map_err(|error| error.context(name("image")))?;
+        let controls = self.controls(spec, images, &start, &name)?;
+        // A picture is drawn in the size of the one that it starts from, or of the first that controls it.
+        let sized = match (&start, controls.first()) {
+            (Start::Image(start), _) => Some((&start.image, "image")),
+            (_, Some(control)) => Some((&control.image, "control_image")),
+            _ => None,
+        };
+        let plain = match sized {
+            Some((image, field)) => {
+                let size = image.drawn_size(spec.latents.scale);
+                let (width, height) = size.map_err(|error| error.context(name(field)))?;
                 Request { width, height, ..plain }
             }
-            _ => plain,
+            None => plain,
         };
         let request = Request {
             prompt_syntax: self.prompt_syntax.unwrap_or_default(),
@@ -216,10 +264,48 @@ impl RequestOptions {
             width: self.width.unwrap_or(plain.width),
             height: self.height.unwrap_or(plain.height),
             start,
+            controls,
             ..plain
         };
         request.check_as(spec, name)?;
         Ok(request)
+    }
+
+    /// The controls of the model's ControlNets.
+    fn controls(
+        &self,
+        spec: &ModelSpec,
+        images: &ImageFiles,
+        start: &Start,
+        name: &impl Fn(&str) -> String,
+    ) -> Result<Vec<Control>> {
+        let count = self.control_image.len();
+        let counts = [
+            ("control_scale", self.control_scale.len()),
+            ("control_start", self.control_start.len()),
+            ("control_end", self.control_end.len()),
+        ];
+        if let Some((field, found)) = counts.into_iter().find(|&(_, found)| found > 1 && found != count) {
+            return Err(Error::input(format!("{}: one number is needed, or one for each control image", name(field)))
+                .found(format!("{found} numbers for {count} pictures")));
+        }
+        if let Some((field, _)) = counts.into_iter().find(|&(_, found)| found > 0 && count == 0) {
+            return Err(Error::input(format!("{}: there is no control image", name(field)))
+                .hint(format!("{} FILE", name("control_image"))));
+        }
+        fn of<T: Copy>(values: &[T], i: usize, default: T) -> T {
+            values.get(i).or(values.first()).copied().unwrap_or(default)
+        }
+        let control = |(i, path): (usize, &PathBuf)| {
+            let plain = Control::new(images.get(path)?, start, spec);
+            Ok(Control {
+                scale: of(&self.control_scale, i, plain.scale),
+                start: of(&self.control_start, i, plain.start),
+                end: of(&self.control_end, i, plain.end),
+                ..plain
+            })
+        };
+        self.control_image.iter().enumerate().map(control).collect()
     }
 
     /// What denoising starts from.
@@ -295,6 +381,42 @@ impl StartImage {
     }
 }
 
+/// The picture that a ControlNet reads, and how strongly and when it works.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Control {
+    /// The picture, which is resampled to the size that is drawn.
+    pub image: Arc<Image>,
+    /// The factor of what the ControlNet adds.
+    pub scale: f32,
+    /// The share of the steps after which it begins to work.
+    pub start: f64,
+    /// The share of the steps after which it no longer works.
+    pub end: f64,
+}
+
+impl Control {
+    /// A control for all steps, with the default factor of diffusers' pipelines for what is drawn from `start`.
+    pub fn new(image: Arc<Image>, start: &Start, spec: &ModelSpec) -> Self {
+        let scale = match start {
+            Start::Image(start) if start.mask.is_none() => 0.8,
+            Start::Image(_) if spec.sdxl.is_none() => 0.5,
+            _ => 1.0,
+        };
+        Self { image, scale, start: 0.0, end: 1.0 }
+    }
+
+    /// Whether the ControlNet works at step `step` of `steps`, as in diffusers.
+    pub fn is_active(&self, step: usize, steps: usize) -> bool {
+        let share = |step: usize| step as f64 / steps as f64;
+        share(step) >= self.start && share(step + 1) <= self.end
+    }
+
+    /// What must be equal in a batch.
+    fn settings(&self) -> (f32, f64, f64) {
+        (self.scale, self.start, self.end)
+    }
+}
+
 /// The output of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -347,6 +469,8 @@ pub struct Request {
     pub rng: Rng,
     /// The starting point of denoising.
     pub start: Start,
+    /// A control for each ControlNet of the model, in order.
+    pub controls: Vec<Control>,
     /// The output.
     pub output: Output,
 }
@@ -373,6 +497,7 @@ impl Request {
             height: defaults.height,
             rng: Rng::default(),
             start: Start::Noise,
+            controls: Vec::new(),
             output: Output::default(),
         }
     }
@@ -401,6 +526,10 @@ impl Request {
             strength: self.start_image().map(|start| start.strength),
             mask: None,
             paste_original: self.start_image().map(|start| start.paste_original).filter(|is_pasted| *is_pasted),
+            control_image: Vec::new(),
+            control_scale: self.controls.iter().map(|control| control.scale).collect(),
+            control_start: self.controls.iter().map(|control| control.start).collect(),
+            control_end: self.controls.iter().map(|control| control.end).collect(),
             width: Some(self.width),
             height: Some(self.height),
             num_images: None,
@@ -443,6 +572,12 @@ impl Request {
         }
     }
 
+    /// What each ControlNet reads: pixels from 0 to 1, in the size that is drawn.
+    pub(super) fn control_pixels(&self) -> Vec<Vec<f32>> {
+        let pixels = |control: &Control| control.image.resized(self.width, self.height).unsigned();
+        self.controls.iter().map(pixels).collect()
+    }
+
     /// The share of the steps that are made: below 1 only from a picture.
     pub fn strength(&self) -> f64 {
         self.start_image().map_or(1.0, |start| start.strength)
@@ -469,6 +604,7 @@ impl Request {
         (self.width, self.height, self.steps, self.scheduler, self.chunks)
             == (other.width, other.height, other.steps, other.scheduler, other.chunks)
             && (guided(self), start(self), self.output) == (guided(other), start(other), other.output)
+            && self.controls.iter().map(Control::settings).eq(other.controls.iter().map(Control::settings))
     }
 
     /// Checks that a model can draw this request.
@@ -478,6 +614,34 @@ impl Request {
     /// out of its range, the starting noise has another size, or there is a text for an encoder that the model lacks.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
         self.check_as(spec, str::to_owned)
+    }
+
+    fn check_controls(&self, spec: &ModelSpec, name: impl Fn(&str) -> String) -> Result<()> {
+        let (wanted, found) = (spec.controlnets().count(), self.controls.len());
+        if wanted != found {
+            let error = Error::input(format!(
+                "{}: each ControlNet of the model reads one picture, and it has {wanted}",
+                name("control_image")
+            ));
+            return Err(error.found(format!("{found} pictures")).hint("--controlnet FILE and --control-image FILE"));
+        }
+        for Control { scale, start, end, .. } in &self.controls {
+            let refuse = |field: &str, wanted: &str, found: String| {
+                Err(Error::input(format!("{}: {wanted}", name(field))).found(found))
+            };
+            if !scale.is_finite() {
+                return refuse("control_scale", "a finite number is needed", scale.to_string());
+            }
+            for (field, share) in [("control_start", start), ("control_end", end)] {
+                if !(0.0..=1.0).contains(share) {
+                    return refuse(field, "a number from 0 to 1 is needed", share.to_string());
+                }
+            }
+            if start >= end {
+                return refuse("control_end", "the end must be greater than the start", format!("{start} to {end}"));
+            }
+        }
+        Ok(())
     }
 
     /// As [`check`](Self::check); `name` gives the name of a field in messages.
@@ -546,6 +710,7 @@ impl Request {
                 );
             }
         }
+        self.check_controls(spec, &name)?;
         let start = self.start_image();
         if spec.takes_mask() && start.is_none_or(|start| start.mask.is_none()) {
             let missing = name(if start.is_some() { "mask" } else { "image" });
@@ -573,5 +738,38 @@ impl Request {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rows that diffusers' rule gives.
+    #[test]
+    fn a_controlnet_works_in_its_window() {
+        let image = Arc::new(Image { width: 1, height: 1, rgb: vec![0; 3] });
+        for (steps, start, end, wanted) in [
+            (20, 0.0, 0.5, 0..10),
+            (20, 0.3, 0.8, 6..16),
+            (10, 0.1, 0.9, 1..9),
+            (7, 0.0, 0.5, 0..3),
+            (50, 0.0, 0.8, 0..40),
+            (3, 0.0, 1.0, 0..3),
+        ] {
+            let control = Control { image: image.clone(), scale: 1.0, start, end };
+            let active: Vec<usize> = (0..steps).filter(|&step| control.is_active(step, steps)).collect();
+            assert_eq!(active, wanted.collect::<Vec<_>>(), "{steps} steps, {start} to {end}");
+        }
+    }
+
+    #[test]
+    fn options_of_controls_are_values_or_lists() {
+        let options: RequestOptions =
+            serde_json::from_str(r#"{"control_image": "a.png", "control_scale": [0.5, 1], "control_end": 0.7}"#)
+                .unwrap();
+        assert_eq!(options.control_image, [PathBuf::from("a.png")]);
+        assert_eq!((options.control_scale, options.control_end), (vec![0.5, 1.0], vec![0.7]));
+        assert_eq!(serde_json::to_string(&RequestOptions::default()).unwrap(), "{}");
     }
 }

@@ -63,6 +63,8 @@ pub struct Settings {
     pub image_pixels: Option<String>,
     /// The digest of the pixels of the mask.
     pub mask_pixels: Option<String>,
+    /// The digests of the pixels of the pictures that ControlNets read.
+    pub control_pixels: Vec<String>,
     /// Whether a web UI wrote the settings, or sdshard itself.
     pub is_of_web_ui: bool,
     /// All that is said but has no counterpart here, as `Key: value`.
@@ -72,11 +74,22 @@ pub struct Settings {
 impl From<Metadata> for Settings {
     fn from(metadata: Metadata) -> Self {
         // Each field is named, so that a new one is not forgotten.
-        let Metadata { model, model_hash, request, dtype, rng, loras, latents, image_pixels, mask_pixels } = metadata;
+        let Metadata {
+            model,
+            model_hash,
+            request,
+            dtype,
+            rng,
+            loras,
+            latents,
+            image_pixels,
+            mask_pixels,
+            control_pixels,
+        } = metadata;
         let rng = rng.parse().ok();
         let (model, model_hash, dtype) = (Some(model), Some(model_hash), Some(dtype));
         let said = Self { options: request, rng, model, model_hash, dtype, loras, latents, ..Self::default() };
-        Self { image_pixels, mask_pixels, ..said }
+        Self { image_pixels, mask_pixels, control_pixels, ..said }
     }
 }
 

@@ -6,18 +6,23 @@
 
 use super::{
     device_queue::Work,
+    image::Image,
     parts::{Instance, Placed, Slot},
+    request::Control,
     start::Beginning,
 };
 use crate::{
+    backend::Device,
     error::{Error, ErrorScope, Result},
     models::{
         clip::EncodedText,
         component::{ComponentId, Stage},
+        controlnet::ControlConditioning,
+        network::Network,
         route::{ForwardPass, NoHooks, PersistentArenas, Route, SectionHooks},
         spec::{LatentSpec, ModelSpec},
         tiles::Tiles,
-        unet::{Condition, Conditioning, Unet},
+        unet::{Condition, Conditioning, Residuals, Unet},
     },
     prompt::{Chunk, Emphasis, emphasize},
     scheduler::{Schedule, Step},
@@ -110,6 +115,8 @@ pub struct PictureStart {
     pub guidance_rescale: f32,
     /// The first latents, and the noise of those steps that add some.
     pub beginning: Beginning,
+    /// What each ControlNet reads for it: pixels from 0 to 1, `[height, width, 3]`.
+    pub controls: Vec<Vec<f32>>,
 }
 
 /// A denoiser with some texts. A batch has one branch for all of its texts, or one for the negative prompts and one for
@@ -137,6 +144,11 @@ impl Branch<'_> {
         ForwardPass::new(self.route, self.offload, self.hooks)
     }
 
+    /// The device that takes residual `i` of a ControlNet.
+    fn taker(&self, i: usize) -> &Device {
+        self.route.at(self.denoiser.residual_section(i))
+    }
+
     /// The network's input for these latents, a row for each text, on the device of the first section.
     fn input(&self, step: &Step, latents: &[Tensor]) -> Result<Tensor> {
         let scale = |latents: &Tensor| -> Result<Tensor> {
@@ -153,15 +165,140 @@ impl Branch<'_> {
     }
 
     /// The network's output for each text, on the device of the last section.
-    fn call(&self, step: &Step, latents: &Tensor, text: &Conditioning) -> Result<Tensor> {
+    fn call(&self, step: &Step, latents: &Tensor, text: &Conditioning, residuals: &[Residuals]) -> Result<Tensor> {
         let time = self.denoiser.time_features(step.timestep, self.route.first())?;
-        let forward = || self.denoiser.forward(latents, &time, text, &self.pass());
+        let forward = || self.denoiser.forward(latents, &time, text, residuals, &self.pass());
         match (self.offload, &self.route.devices()[..]) {
             // On one device the call can be recorded once and replayed, because every step runs the same ops on the
             // same addresses.
             (None, [device]) => device.as_one(forward),
             _ => forward(),
         }
+    }
+}
+
+/// A ControlNet with its pictures, which runs before the denoiser in each step in which it is active.
+pub struct Controller<'a> {
+    /// The network.
+    pub placed: &'a Placed,
+    /// The persistent arenas of its devices.
+    pub keeps: &'a PersistentArenas,
+    /// The conditions of all branches, one branch after the other.
+    pub rows: Vec<Condition>,
+    /// The pixels of the picture of each picture of the batch, `[height, width, 3]` from 0 to 1.
+    pub pictures: Vec<Vec<f32>>,
+    /// The height and width of the pictures.
+    pub size: [usize; 2],
+    /// How strongly and when it works; its image is not used.
+    pub control: &'a Control,
+}
+
+impl Controller<'_> {
+    fn condition(&self, hooks: &dyn SectionHooks) -> Result<ControlConditioning> {
+        let pictures: Vec<&[f32]> = self.pictures.iter().map(Vec::as_slice).collect();
+        let network = self.placed.network.controlnet();
+        network.condition(&self.rows, &pictures, self.size, &self.placed.pass(hooks), self.keeps)
+    }
+
+    /// Computes the residuals for these latents, `[height, width, channels]` of each picture in `shape`.
+    fn call(
+        &self,
+        step: &Step,
+        shape: Shape,
+        latents: &[Vec<f32>],
+        conditioning: &ControlConditioning,
+        hooks: &dyn SectionHooks,
+        put: impl FnMut(usize, Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let (network, device) = (self.placed.network.controlnet(), self.placed.route.first());
+        let rows = latents.iter().cycle().take(self.rows.len()).flatten();
+        let scaled: Vec<f32> = rows.map(|value| step.input_scale * value).collect();
+        let latents = Tensor::new(device, shape.with_batch(self.rows.len()), &scaled)?;
+        let time = network.time_features(step.timestep, device)?;
+        network.forward(&latents, &time, conditioning, &self.placed.pass(hooks), put)
+    }
+}
+
+/// What controls a denoiser.
+pub enum Controls<'a> {
+    /// ControlNets.
+    Networks(Vec<Controller<'a>>),
+    /// As many ControlNets, whose residuals have no values: for runs without data.
+    Sample(usize),
+}
+
+/// What a ControlNet gives to the denoiser in a step.
+struct Controlled {
+    scale: f32,
+    /// The residuals for each branch.
+    residuals: Vec<Vec<Tensor>>,
+}
+
+impl Controls<'_> {
+    fn condition(&self) -> Result<Vec<ControlConditioning>> {
+        match self {
+            Self::Networks(networks) => networks.iter().map(|network| network.condition(&NoHooks)).collect(),
+            Self::Sample(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The residuals of all ControlNets that are active at step `done` of the schedule, on the devices that take them.
+    fn call(
+        &self,
+        conditionings: &[ControlConditioning],
+        branches: &[Branch],
+        schedule: &Schedule,
+        done: usize,
+        latents: &[Tensor],
+    ) -> Result<Vec<Controlled>> {
+        let (step, steps, shape) = (&schedule.steps[done], schedule.steps.len(), latents[0].shape());
+        let new = |scale: f32| Controlled { scale, residuals: branches.iter().map(|_| Vec::new()).collect() };
+        match self {
+            Self::Networks(networks) => {
+                let active =
+                    networks.iter().zip(conditionings).filter(|(network, _)| network.control.is_active(done, steps));
+                let active: Vec<_> = active.collect();
+                if active.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let latents = latents.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
+                let call = |(network, conditioning): (&Controller, &ControlConditioning)| {
+                    let mut controlled = new(network.control.scale);
+                    network.call(step, shape, &latents, conditioning, &NoHooks, |i, residual| {
+                        for (branch, residuals) in branches.iter().zip(&mut controlled.residuals) {
+                            residuals.push(residual.keep(branch.keeps.on(branch.taker(i)))?);
+                        }
+                        Ok(())
+                    })?;
+                    Ok(controlled)
+                };
+                active.into_iter().map(call).collect()
+            }
+            // The last of several steps is made without them, as by requests whose ControlNets end earlier: allocations in
+            // another order may need more of an arena.
+            Self::Sample(_) if steps > 1 && done + 1 == steps => Ok(Vec::new()),
+            Self::Sample(count) => {
+                let rows: usize = branches.iter().map(|branch| branch.rows.len()).sum();
+                let call = |_| {
+                    let mut controlled = new(1.0);
+                    let shapes = branches[0].denoiser.residual_shapes([rows, shape.dims()[1], shape.dims()[2]]);
+                    for (i, shape) in shapes.into_iter().enumerate() {
+                        for (branch, residuals) in branches.iter().zip(&mut controlled.residuals) {
+                            residuals.push(Tensor::uninitialized_in(branch.keeps.on(branch.taker(i)), shape)?);
+                        }
+                    }
+                    Ok(controlled)
+                };
+                (0..*count).map(call).collect()
+            }
+        }
+    }
+}
+
+impl Controlled {
+    /// The residuals for a branch, whose rows begin at `row` of all rows.
+    fn of_branch(all: &[Self], branch: usize, row: usize) -> Vec<Residuals<'_>> {
+        all.iter().map(|one| Residuals { tensors: &one.residuals[branch], row, scale: one.scale }).collect()
     }
 }
 
@@ -174,6 +311,7 @@ impl Branch<'_> {
 /// If a device fails, an arena is full, or `progress` returns an error.
 pub fn denoise(
     branches: &[Branch],
+    controls: &Controls,
     mut input: DenoiseInput,
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Result<Vec<f32>>>> {
@@ -185,6 +323,7 @@ pub fn denoise(
     enter_home()?;
     let condition = |branch: &Branch| branch.denoiser.condition(&branch.rows, &branch.pass(), branch.keeps);
     let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
+    let conditionings = controls.condition()?;
     progress(0)?;
     enter_home()?;
     let (shape, schedule) = (input.shape, input.schedule);
@@ -195,7 +334,9 @@ pub fn denoise(
     let mut earlier: Vec<Option<Tensor>> = latents.iter().map(|_| None).collect();
     let mut estimates: Vec<Vec<Tensor>> = latents.iter().map(|_| Vec::with_capacity(history + 1)).collect();
     for (done, step) in schedule.steps.iter().enumerate() {
-        let outs = call(branches, &texts, step, &latents)?;
+        let controlled = controls.call(&conditionings, branches, schedule, done, &latents)?;
+        let outs = call(branches, &texts, &controlled, step, &latents)?;
+        drop(controlled);
         let leaving = outs.into_iter().map(|out| out.leave_for(device)).collect::<Result<Vec<_>>>()?;
         enter_home()?;
         // The copies arrive in order, on this thread, so that the arena always sees the same allocations.
@@ -227,7 +368,13 @@ pub fn denoise(
 }
 
 /// The output of every branch. Two branches without a common device run at the same time.
-fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Tensor]) -> Result<Vec<Tensor>> {
+fn call(
+    branches: &[Branch],
+    texts: &[Conditioning],
+    controlled: &[Controlled],
+    step: &Step,
+    latents: &[Tensor],
+) -> Result<Vec<Tensor>> {
     let apart = |a: &Branch, b: &Branch| a.route.devices().iter().all(|device| !b.route.devices().contains(device));
     match branches {
         [negative, positive] if apart(negative, positive) => {
@@ -235,8 +382,11 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
             // device.
             let inputs = (negative.input(step, latents)?, positive.input(step, latents)?);
             let both = sync::run_both(
-                || negative.call(step, &inputs.0, &texts[0]),
-                || positive.call(step, &inputs.1, &texts[1]),
+                || negative.call(step, &inputs.0, &texts[0], &Controlled::of_branch(controlled, 0, 0)),
+                || {
+                    let residuals = Controlled::of_branch(controlled, 1, negative.rows.len());
+                    positive.call(step, &inputs.1, &texts[1], &residuals)
+                },
             );
             match both.map_err(|error| Error::request("starting a thread for the negative prompt").source(error))? {
                 // The error of a failed device has priority over that of a request.
@@ -244,11 +394,13 @@ fn call(branches: &[Branch], texts: &[Conditioning], step: &Step, latents: &[Ten
                 (negative, positive) => Ok(vec![negative?, positive?]),
             }
         }
-        _ => branches
-            .iter()
-            .zip(texts)
-            .map(|(branch, text)| branch.call(step, &branch.input(step, latents)?, text))
-            .collect(),
+        _ => {
+            let call = |(i, (branch, text)): (usize, (&Branch, &Conditioning))| {
+                let residuals = Controlled::of_branch(controlled, i, i * branch.rows.len());
+                branch.call(step, &branch.input(step, latents)?, text, &residuals)
+            };
+            branches.iter().zip(texts).enumerate().map(call).collect()
+        }
     }
 }
 
@@ -425,13 +577,18 @@ pub fn rehearse(
                 guidance_scale: 2.0,
                 guidance_rescale: 0.0,
                 beginning: Beginning::sample(shape, sample.masked),
+                controls: Vec::new(),
             };
             let pictures = (0..sample.batch).map(|_| begin()).collect();
+            if let Network::ControlNet(_) = &*network.network {
+                return rehearse_control(network, keeps, rows, shape, sample, hooks, progress);
+            }
             let slot = Slot::new(instance, keeps, &[]);
+            let controls = Controls::Sample(spec.controlnets().count());
             // Two branches run in parallel, so their sections have no common order to report.
             let hooks = if instance.negative.is_some() { &NoHooks } else { hooks };
             let branches = branches(instance, &slot, rows, sample.guided, hooks);
-            denoise(&branches, DenoiseInput { schedule: sample.schedule, pictures, shape }, &mut progress)?;
+            denoise(&branches, &controls, DenoiseInput { schedule: sample.schedule, pictures, shape }, &mut progress)?;
             sample.schedule.steps.len()
         }
         Stage::Decode => {
@@ -440,6 +597,31 @@ pub fn rehearse(
         }
     };
     Ok(calls)
+}
+
+/// As [`rehearse`], for a ControlNet, whose residuals leave its devices at once.
+fn rehearse_control(
+    placed: &Placed,
+    keeps: &PersistentArenas,
+    rows: Vec<Condition>,
+    shape: Shape,
+    sample: &Sample,
+    hooks: &dyn SectionHooks,
+    mut progress: impl FnMut(usize) -> Result<()>,
+) -> Result<usize> {
+    let size = [sample.height, sample.width];
+    let pictures = vec![vec![0.0; 3 * sample.height * sample.width]; sample.batch];
+    let image = Image { width: 0, height: 0, rgb: Vec::new() };
+    let control = &Control { image: image.into(), scale: 1.0, start: 0.0, end: 1.0 };
+    let controller = Controller { placed, keeps, rows, pictures, size, control };
+    let conditioning = controller.condition(hooks)?;
+    progress(0)?;
+    let latents = vec![vec![0.0; shape.elements()]; sample.batch];
+    for (done, step) in sample.schedule.steps.iter().enumerate() {
+        controller.call(step, shape, &latents, &conditioning, hooks, |_, _| Ok(()))?;
+        progress(done + 1)?;
+    }
+    Ok(sample.schedule.steps.len())
 }
 
 #[cfg(test)]

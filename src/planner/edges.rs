@@ -68,7 +68,7 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
         }
         for (component, places) in layout.placement.iter() {
             let is_denoiser = component == spec.denoiser();
-            let calls = if is_denoiser { costs.calls as u64 } else { 1 };
+            let calls = if costs.denoises(component) { costs.calls as u64 } else { 1 };
             for route in places.iter().flat_map(Place::routes) {
                 if route.iter().all(|id| *id == route[0]) {
                     continue;

@@ -38,12 +38,6 @@ impl Layout {
     pub fn devices_of(&self, component: ComponentId) -> Vec<DeviceId> {
         each_once(self.placement[component].iter().flat_map(Place::devices))
     }
-
-    /// Whether several requests pass this denoiser at the same time, device by device. With one request in flight, the
-    /// request holds all devices of the denoiser instead.
-    pub fn is_pipelined(&self, stage: Stage, place: &Place<DeviceId>) -> bool {
-        stage == Stage::Denoise && place.is_cut() && self.in_flight > 1
-    }
 }
 
 /// The bytes that one device holds, without the driver's overhead, which budgets leave out too.
@@ -125,6 +119,15 @@ impl<'a> Costs<'a> {
     /// Whether a component is called once per step, with a batch of requests.
     pub fn denoises(&self, component: ComponentId) -> bool {
         self.stage(component) == Stage::Denoise
+    }
+
+    /// Whether several requests pass this place of a component at the same time, device by device. With one request in
+    /// flight, or with ControlNets, the request holds all devices of the denoiser instead.
+    fn is_pipelined(&self, layout: &Layout, component: ComponentId, place: &Place<DeviceId>) -> bool {
+        self.denoises(component)
+            && place.is_cut()
+            && layout.in_flight > 1
+            && self.trial.spec.controlnets().next().is_none()
     }
 
     /// All components, in the order in which a request passes them.
@@ -314,13 +317,22 @@ impl<'a> Costs<'a> {
     /// on the devices of a cut UNet that several requests pass.
     pub fn request_arenas(&self, layout: &Layout) -> Result<(DeviceBytes, DeviceBytes)> {
         let (mut keep_bytes, mut scratch_bytes) = (DeviceBytes::new(), DeviceBytes::new());
-        let denoiser = self.trial.spec.denoiser();
-        for place in &layout.placement[denoiser] {
-            for (id, cost) in self.place_costs(denoiser, place, layout.batch)? {
-                // An arena of zero bytes is listed too: a request needs an arena on every device of the denoiser.
-                raise_to(&mut keep_bytes, id, cost.keep_bytes);
-                if layout.is_pipelined(Stage::Denoise, place) {
-                    raise_to(&mut scratch_bytes, id, cost.activation_bytes);
+        for component in self.components().filter(|component| self.denoises(*component)) {
+            let mut own_bytes = DeviceBytes::new();
+            for place in &layout.placement[component] {
+                for (id, cost) in self.place_costs(component, place, layout.batch)? {
+                    raise_to(&mut own_bytes, id, cost.keep_bytes);
+                    if self.is_pipelined(layout, component, place) {
+                        raise_to(&mut scratch_bytes, id, cost.activation_bytes);
+                    }
+                }
+            }
+            // An arena of zero bytes is listed too: a request needs an arena on every device of the denoiser. What a
+            // ControlNet keeps is added to what the UNet keeps there.
+            for (id, bytes) in own_bytes {
+                match keep_bytes.iter_mut().find(|(known, _)| *known == id) {
+                    Some((_, known)) => *known += bytes,
+                    None => keep_bytes.push((id, bytes)),
                 }
             }
         }
@@ -338,7 +350,7 @@ impl<'a> Costs<'a> {
                     for (id, cost) in self.place_costs(component, place, layout.batch)? {
                         let index = self.index(id);
                         let device = &mut held[index];
-                        if !layout.is_pipelined(self.stage(component), place) {
+                        if !self.is_pipelined(layout, component, place) {
                             device.activation_bytes = device.activation_bytes.max(cost.activation_bytes);
                         }
                         let stays = sections_on(place, id, |reside| reside == Reside::Device);
@@ -425,7 +437,7 @@ impl<'a> Costs<'a> {
             Ok(devices.into_iter().map(seconds).sum::<f64>() + moved)
         };
         let call_seconds = match place {
-            Place::Route(route) if layout.is_pipelined(self.stage(component), place) => {
+            Place::Route(route) if self.is_pipelined(layout, component, place) => {
                 return self.pipelined_instance(component, route, &costs, self.calls);
             }
             Place::Route(route) => route_seconds(route)?,

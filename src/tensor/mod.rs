@@ -192,6 +192,16 @@ impl Tensor {
         self.copy_into(keep.device(), buffer)
     }
 
+    /// An f32 tensor in an arena that outlives the section, with unspecified values.
+    ///
+    /// # Errors
+    /// If that arena is full.
+    pub fn uninitialized_in(keep: &PersistentArena, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        let buffer = keep.alloc(shape.elements() * DType::F32.size(), DType::F32)?;
+        Ok(Self::from_buffer(keep.device(), shape, DType::F32, buffer))
+    }
+
     fn copy_into(&self, device: &Device, mut buffer: Buffer) -> Result<Self> {
         let bytes = self.bytes();
         if self.device == *device {

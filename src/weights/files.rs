@@ -144,6 +144,11 @@ impl ModelFiles {
         self
     }
 
+    /// Whether the weights of `component` were added as a file of their own.
+    pub(crate) fn has_own_weights(&self, component: &str) -> bool {
+        self.added.contains_key(&own_file(component))
+    }
+
     /// The path of the single file that has the weights of `component`, and whether it has no other component's; `None`
     /// if they are in the component's folder.
     pub(super) fn file_of(&self, component: &str) -> Option<(String, bool)> {

@@ -86,6 +86,7 @@ enum Reader {
 fn reader(component: &str) -> Reader {
     match component {
         "unet" | "vae" => Reader::Diffusers,
+        name if name.starts_with(super::CONTROLNET) => Reader::Diffusers,
         _ => Reader::Transformers,
     }
 }

@@ -27,7 +27,7 @@ pub use files::ModelFiles;
 pub use identity::{digits, file_hash, hex, identity};
 pub use loaded::Loaded;
 use lora::Adapters;
-pub use names::UnetBlocks;
+pub use names::{CONTROLNET, UnetBlocks};
 use names::{Naming, Part};
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};

@@ -1,7 +1,7 @@
 //! Random device maps for the small model.
 
 use sdshard::models::{
-    component::Stage,
+    network::NetworkSpec,
     spec::{ComponentSpec, ModelSpec},
 };
 
@@ -42,7 +42,8 @@ impl Random {
     }
 
     fn place(&mut self, devices: usize, component: &ComponentSpec, sections: &[String]) -> String {
-        if component.stage() == Stage::Denoise && self.one_in(3) {
+        // Guidance is a matter of the denoiser alone, not of ControlNets.
+        if matches!(component.network, NetworkSpec::Unet(_)) && self.one_in(3) {
             let (negative, positive) = (self.route(devices, sections), self.route(devices, sections));
             return format!("{{ negative = {negative}, positive = {positive} }}");
         }

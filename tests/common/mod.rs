@@ -1,6 +1,7 @@
 //! The program and the small model, for tests from outside.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod controlnet;
 pub mod formula;
 pub mod maps;
 pub mod page;
@@ -53,6 +54,7 @@ pub fn request(n: u64) -> Request {
         height: 64,
         rng: Rng::TorchCpu,
         start: Start::Noise,
+        controls: Vec::new(),
         output: Kind::Image,
     }
 }

@@ -59,6 +59,7 @@ fn request(n: u64) -> Request {
         height: 16,
         rng: Rng::TorchCpu,
         start: Start::Noise,
+        controls: Vec::new(),
         output: Output::Image,
     }
 }

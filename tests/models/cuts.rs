@@ -11,7 +11,7 @@ use sdshard::{
         Instance, Model, Placed, Slot, branches,
         model::{Source, load},
         placement::Reside,
-        stages::{self, DenoiseInput, PictureStart},
+        stages::{self, Controls, DenoiseInput, PictureStart},
         start::Beginning,
     },
     scheduler::schedule,
@@ -159,14 +159,14 @@ fn denoise(
     let shape = Shape::from([1, HEIGHT, WIDTH, spec.latents.channels]);
     let picture = |&guidance_scale: &f32| {
         let beginning = Beginning::sample(shape, false);
-        PictureStart { guidance_scale, guidance_rescale: 0.0, beginning }
+        PictureStart { guidance_scale, guidance_rescale: 0.0, beginning, controls: Vec::new() }
     };
     let request = DenoiseInput { schedule: &schedule, pictures: scales.iter().map(picture).collect(), shape };
     let slot = Slot::new(place, &keeps, scratch);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();
     let branches = branches(place, &slot, texts, true, &NoHooks);
-    let latents = stages::denoise(&branches, request, |_| Ok(())).unwrap();
+    let latents = stages::denoise(&branches, &Controls::Networks(Vec::new()), request, |_| Ok(())).unwrap();
     (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 

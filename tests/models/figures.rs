@@ -95,7 +95,7 @@ fn stable_diffusion_1_5_does_as_much_work_as_torch_counts() {
             // Torch makes the text's keys and values anew in every call.
             let texts = unet.condition(&[row.clone(), row], &route.pass(), &keeps).unwrap();
             let time = unet.time_features(500.0, &device).unwrap();
-            unet.forward(&latents(&device, 2, side), &time, &texts, &route.pass()).unwrap()
+            unet.forward(&latents(&device, 2, side), &time, &texts, &[], &route.pass()).unwrap()
         });
         rows.push((what, got, want));
     }

@@ -266,7 +266,7 @@ fn one_unet_call_matches_the_reference() {
             let texts = unet.condition(&texts.collect::<Vec<_>>(), &route.pass(), &keeps).unwrap();
             let time = unet.time_features(golden.values(&part("timestep"))[0], &device).unwrap();
             let latents = golden.feature_map(&device, &part("latents"));
-            let out = unet.forward(&latents, &time, &texts, &route.pass()).unwrap();
+            let out = unet.forward(&latents, &time, &texts, &[], &route.pass()).unwrap();
             let (what, want) = (format!("{name} unet {size} on {on}"), golden.values(&part("output")));
             as_close_as_its_type(&what, dtype, "unet", &first(&out), &want);
         }

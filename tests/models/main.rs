@@ -3,6 +3,7 @@
 mod arena;
 #[path = "../common/mod.rs"]
 mod common;
+mod controlnet;
 #[cfg(feature = "cuda")]
 mod cuda_expected;
 mod cuts;

@@ -68,7 +68,7 @@ fn output_of(model: &Model, device: &Device, dtype: DType, guidance_scale: f32) 
     let texts = network.denoiser().condition(&rows.collect::<Vec<_>>(), &route.pass(), &keeps).unwrap();
     let time = network.denoiser().time_features(37.25, device).unwrap();
     let latents = golden.feature_map(device, "unet.latents");
-    first(&network.denoiser().forward(&latents, &time, &texts, &route.pass()).unwrap())
+    first(&network.denoiser().forward(&latents, &time, &texts, &[], &route.pass()).unwrap())
 }
 
 #[test]

@@ -199,6 +199,52 @@ fn a_prompt_of_a_web_ui_that_cannot_be_followed_is_refused() {
 }
 
 #[test]
+fn a_controlnet_that_cannot_be_used_is_refused() {
+    let tiny = Tiny::new();
+    let [own, other] = ["sd", "xl"].map(common::controlnet::folder_of);
+    let [own, other] = [&own, &other].map(|folder| folder.path().to_str().unwrap());
+    let path = |name: &str| tiny.folder.path().join(name).to_str().unwrap().to_owned();
+    image::RgbImage::new(64, 48).save(path("edges.png")).unwrap();
+    let (edges, nowhere) = (path("edges.png"), path("nowhere"));
+    let unet = format!("{}/tests/golden/tiny-sd1/unet/diffusion_pytorch_model.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let with = |more: &[&'static str]| -> Vec<String> {
+        let said = ["--controlnet", own, "--control-image", &edges];
+        said.iter().chain(more).map(|argument| (*argument).to_owned()).collect()
+    };
+    let plain = |arguments: &[&str]| -> Vec<String> { arguments.iter().map(|one| (*one).to_owned()).collect() };
+    for (arguments, facts) in [
+        (
+            plain(&["--controlnet", other, "--control-image", &edges]),
+            &["`block_out_channels` must be [16,16,24]", "config.json", "Stable Diffusion 1, 2 or XL"][..],
+        ),
+        (plain(&["--controlnet", &nowhere]), &["the ControlNet ", "nowhere", "no such file or folder"]),
+        (plain(&["--controlnet", &unet]), &["this file has no ControlNet", "found: a UNet alone"]),
+        (plain(&["--controlnet", own]), &["--control-image: ", "it has 1", "found: 0 pictures"]),
+        (plain(&["--control-image", &edges]), &["--control-image: ", "it has 0", "--controlnet FILE"]),
+        (plain(&["--control-scale", "1"]), &["--control-scale: there is no control image", "--control-image FILE"]),
+        (with(&["--control-image", "x.png"]), &["x.png"]),
+        (with(&["--control-start", "0.5", "--control-end", "0.5"]), &["--control-end: ", "greater than the start"]),
+        (with(&["--control-end", "1.5"]), &["--control-end: a number from 0 to 1", "found: 1.5"]),
+        (with(&["--control-start", "-1"]), &["--control-start: a number from 0 to 1", "found: -1"]),
+        (with(&["--control-scale", "inf"]), &["--control-scale: a finite number"]),
+        (with(&["--control-scale", "1", "--control-scale", "2"]), &["--control-scale: one number", "2 numbers for 1"]),
+    ] {
+        let said: Vec<&str> = ["a fox"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+        has_facts(format!("{arguments:?}"), &refused(&tiny, &said), facts);
+    }
+    // In order, it draws, in a picture of the size of the control image.
+    let arguments = with(&["--control-scale", "0.5", "--steps", "2", "--json"]);
+    let mut command = sdshard(&["a fox", "--model", &format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"))]);
+    let line = common::succeeds(command.args(arguments).arg("--output-dir").arg(tiny.out()));
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["width"], &line["height"]), (&json!(64), &json!(48)), "{line}");
+    let (_, png) = &tiny.made()[0];
+    let said = String::from_utf8_lossy(png);
+    has_facts("metadata", &said, &["\"control_scale\":[0.5]", "\"control_pixels\":[\"", "\"control_end\":[1.0]"]);
+    assert!(!said.contains("edges.png"), "a file belongs to no picture");
+}
+
+#[test]
 fn an_inpainting_model_needs_a_picture_and_a_mask() {
     let folder = common::pictures::inpainting_folder();
     let tiny = Tiny::new();

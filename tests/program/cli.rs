@@ -127,7 +127,7 @@ fn flags_that_are_known_elsewhere_and_absent_here_are_named() {
         ),
         (&["--inpaint", "x.png"], &["--inpaint: ", "--image FILE --mask FILE"]),
         (&["--mask_blur=4"], &["--mask-blur: ", "--paste-original"]),
-        (&["--controlnet", "x"], &["no ControlNet"]),
+        (&["--ip-adapter", "x"], &["--controlnet FILE"]),
         (&["--upscale-model", "x"], &["no upscaling yet"]),
         (&["--batch_size", "4"], &["`batch = 4`"]),
         (&["--threads", "4"], &["SDSHARD_THREADS=4"]),

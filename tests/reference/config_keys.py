@@ -2,7 +2,7 @@
 
 import inspect
 
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from common import GOLDEN, versions, write_rows
@@ -14,7 +14,8 @@ def defaults(cls):
 
 
 def main():
-    classes = {cls.__name__: defaults(cls) for cls in (UNet2DConditionModel, AutoencoderKL, AutoencoderTiny)}
+    classes = {cls.__name__: defaults(cls)
+               for cls in (UNet2DConditionModel, ControlNetModel, AutoencoderKL, AutoencoderTiny)}
     classes["CLIPTextConfig"] = {k: v for k, v in CLIPTextConfig().to_dict().items() if k[0] != "_"}
     write_rows(GOLDEN / "config_keys.json", {"versions": versions(), "classes": classes}, {})
 

@@ -2,6 +2,7 @@
 
 import added_tokens
 import clip_skip
+import controlnet
 import emoji
 import img2img
 import lora
@@ -17,7 +18,7 @@ import tiny_vae
 import tokenizer
 import vae_tiling
 
-for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, schedulers, noise,
-             lora_merge, lora, img2img, tiny_vae, vae_tiling, emoji):
+for part in (tokenizer, added_tokens, prompts, tiny_models, pipelines, clip_skip, tiny_sdxl, controlnet, schedulers, noise,
+             lora_merge, lora, img2img, prompt_syntax, tiny_vae, vae_tiling, emoji):
     part.main()
     print(part.__name__, "done")

@@ -70,6 +70,23 @@ impl UnetBlocks {
     }
 }
 
+/// LDM's name of a tensor of a ControlNet, whose blocks are numbered as those of the UNet that it is a copy of.
+pub(super) fn controlnet_name(blocks: &UnetBlocks, name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let (module, rest) = match &parts[..] {
+        ["controlnet_down_blocks", i, rest @ ..] => (format!("zero_convs.{i}.0"), rest),
+        ["controlnet_mid_block", rest @ ..] => ("middle_block_out.0".to_owned(), rest),
+        // LDM numbers the activations between the convolutions too.
+        ["controlnet_cond_embedding", "conv_in", rest @ ..] => ("input_hint_block.0".to_owned(), rest),
+        ["controlnet_cond_embedding", "blocks", i, rest @ ..] => {
+            (format!("input_hint_block.{}", i.parse::<usize>().ok()?.checked_add(1)?.checked_mul(2)?), rest)
+        }
+        ["controlnet_cond_embedding", "conv_out", rest @ ..] => ("input_hint_block.14".to_owned(), rest),
+        _ => return blocks.ldm_name(name),
+    };
+    Some(joined(&module, rest))
+}
+
 /// A part of a numbered block of the UNet. The middle has its resnets and transformers in blocks of their own.
 fn part(block: &str, kind: &str, rest: &[&str]) -> Option<String> {
     match kind {
@@ -238,6 +255,27 @@ mod tests {
             "class_embedding.weight",
         ] {
             assert_eq!(sd1.ldm_name(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_controlnets_are_those_of_published_files() {
+        let blocks = blocks(&[]);
+        for (name, want) in [
+            ("conv_in.weight", "input_blocks.0.0.weight"),
+            ("down_blocks.1.attentions.0.proj_in.weight", "input_blocks.4.1.proj_in.weight"),
+            ("mid_block.resnets.1.conv2.bias", "middle_block.2.out_layers.3.bias"),
+            ("controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"),
+            ("controlnet_cond_embedding.blocks.0.bias", "input_hint_block.2.bias"),
+            ("controlnet_cond_embedding.blocks.5.weight", "input_hint_block.12.weight"),
+            ("controlnet_cond_embedding.conv_out.bias", "input_hint_block.14.bias"),
+            ("controlnet_down_blocks.11.weight", "zero_convs.11.0.weight"),
+            ("controlnet_mid_block.bias", "middle_block_out.0.bias"),
+        ] {
+            assert_eq!(controlnet_name(&blocks, name).as_deref(), Some(want), "{name}");
+        }
+        for absent in ["controlnet_cond_embedding.blocks.x.weight", "controlnet_cond_embedding.x", "up_blocks.0.x"] {
+            assert_eq!(controlnet_name(&blocks, absent), None, "{absent}");
         }
     }
 

@@ -10,6 +10,9 @@ pub(super) use ldm::Part;
 pub use ldm::UnetBlocks;
 pub(super) use other::{is_scale, missing};
 
+/// The name of a model's first ControlNet; those of the others have a number after it.
+pub const CONTROLNET: &str = "controlnet";
+
 /// Older names of the projections in a VAE's attention, and the current ones.
 const OLD_ATTENTION: [(&str, &str); 4] =
     [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
@@ -60,6 +63,8 @@ enum Scheme {
     Diffusers,
     /// LDM's names of a UNet.
     Unet(UnetBlocks),
+    /// LDM's names of a ControlNet.
+    ControlNet(UnetBlocks),
     /// LDM's names of an autoencoder with this number of levels.
     Vae(usize),
     /// OpenCLIP's names of a text encoder with this number of layers.
@@ -80,10 +85,13 @@ impl Naming {
         let has = |prefix: &str, name: &str| names.contains(&*format!("{prefix}{name}"));
         let is_any = |prefix: &str, list: &[&str]| list.iter().any(|name| has(prefix, name));
         let count = |name: &dyn Fn(usize) -> String| (0..).take_while(|&i| names.contains(&*name(i))).count();
+        // A model may have several ControlNets: `controlnet`, `controlnet_1`, ….
+        let component = if component.starts_with(CONTROLNET) { CONTROLNET } else { component };
         let clip = ["embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"].as_slice();
         // Prefixes of files in LDM's layout, names of which one must be there, and the scheme; then diffusers'.
         let (ldm, current): (&[&str], &[&str]) = match component {
             "unet" => (&["model.diffusion_model."], &["unet."]),
+            CONTROLNET => (&["control_model."], &["controlnet."]),
             "vae" => (&["first_stage_model.", "vae."], &["vae.", "first_stage_model."]),
             "text_encoder" => (
                 &["cond_stage_model.model.", "conditioner.embedders.0.model."],
@@ -101,6 +109,9 @@ impl Naming {
                 "unet" if has(prefix, "input_blocks.0.0.weight") => {
                     Scheme::Unet(UnetBlocks::of_file(|name| has(prefix, name)))
                 }
+                CONTROLNET if has(prefix, "input_hint_block.0.weight") => {
+                    Scheme::ControlNet(UnetBlocks::of_file(|name| has(prefix, name)))
+                }
                 "vae" if is_any(prefix, &["decoder.mid.block_1.conv1.weight", "decoder.up.0.block.0.conv1.weight"]) => {
                     Scheme::Vae(count(&|i| format!("{prefix}decoder.up.{i}.block.0.conv1.weight")))
                 }
@@ -114,6 +125,7 @@ impl Naming {
         }
         let known = match component {
             "unet" => &["conv_in.weight"][..],
+            CONTROLNET => &["controlnet_cond_embedding.conv_in.weight"],
             "vae" => &["decoder.conv_in.weight", "decoder.layers.0.weight"],
             _ => clip,
         };
@@ -133,6 +145,7 @@ impl Naming {
         let found = match &self.scheme {
             Scheme::Diffusers => None,
             Scheme::Unet(blocks) => whole(blocks.ldm_name(name)),
+            Scheme::ControlNet(blocks) => whole(ldm::controlnet_name(blocks, name)),
             Scheme::Vae(levels) => whole(ldm::vae_name(*levels, name)),
             Scheme::OpenClip(_) => ldm::open_clip_name(name),
             Scheme::TinyDecoder => whole(other::taesd_name(name)),
@@ -155,7 +168,7 @@ impl Naming {
                 let last = format!("transformer.resblocks.{}.", layers.saturating_sub(1));
                 is_buffer() || key == "text_projection" || key.starts_with(&last)
             }
-            Scheme::Unet(_) | Scheme::Vae(_) | Scheme::TinyDecoder => is_ignorable_in_file(key),
+            Scheme::Unet(_) | Scheme::ControlNet(_) | Scheme::Vae(_) | Scheme::TinyDecoder => is_ignorable_in_file(key),
         }
     }
 }
@@ -275,6 +288,9 @@ mod tests {
                 Some("conditioner.embedders.0.model."),
             ),
             ("text_encoder_2", "x".to_owned(), None),
+            ("controlnet", "control_model.input_hint_block.0.weight".to_owned(), Some("control_model.")),
+            ("controlnet_1", "controlnet.controlnet_cond_embedding.conv_in.weight".to_owned(), Some("controlnet.")),
+            ("controlnet", "model.diffusion_model.input_blocks.0.0.weight".to_owned(), None),
         ] {
             assert_eq!(prefix(component, &[&name]).as_deref(), want, "{component}: {name}");
         }
