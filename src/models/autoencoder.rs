@@ -104,6 +104,7 @@ impl AutoencoderSpec {
 }
 
 /// The decoder of an autoencoder.
+#[allow(clippy::large_enum_variant, reason = "a model has one, which is shared and never moved")]
 pub enum Decoder {
     /// That of `AutoencoderKL`.
     Kl(Box<VaeDecoder>),
@@ -154,6 +155,7 @@ impl Decoder {
 }
 
 /// The encoder of an autoencoder.
+#[allow(clippy::large_enum_variant, reason = "a model has one, which is shared and never moved")]
 pub enum Encoder {
     /// That of `AutoencoderKL`.
     Kl(Box<VaeEncoder>),

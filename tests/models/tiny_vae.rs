@@ -264,7 +264,7 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         ("taesd3", &["taesd3", "latents of this model have 4 channels", "16"]),
         ("encoder.safetensors", &["AutoencoderKL or AutoencoderTiny", "the encoder of an AutoencoderTiny"]),
     ] {
-        has_facts(&path(vae), &with(&path(vae)).unwrap_err().to_string(), facts);
+        has_facts(path(vae), &with(&path(vae)).unwrap_err().to_string(), facts);
     }
     // A file of another class has no config for a model that has this one.
     let files = Overrides { vae: Some(folder.path()), ..Overrides::default() };
