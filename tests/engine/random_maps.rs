@@ -102,7 +102,6 @@ fn every_map_draws_the_same_pictures_of_sdxl_in_its_planned_bytes() {
 }
 
 #[test]
-#[ignore = "seed 62, split guidance over cut UNets, needs more of cpu:0's transient arena than planned"]
 fn every_map_draws_the_same_pictures_with_a_controlnet_in_its_planned_bytes() {
     let folder = controlnet::folder_of("sd");
     let controlnets = [folder.path().to_owned()];
