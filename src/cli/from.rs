@@ -13,7 +13,6 @@ use sdshard::{
 use super::{
     adapters::named,
     args::{GenerateArgs, Seed},
-    jobs::take_tags,
     progress::Console,
     prompts,
 };
@@ -39,7 +38,7 @@ pub fn read(args: &mut GenerateArgs) -> Result<()> {
         RequestOptions { prompt: settings.options.prompt.take(), ..args.options.clone().or(&settings.options) };
     let seed = settings.options.seed.take();
     if args.prompts.is_empty() && args.prompts_file.is_none() {
-        let tags = take_tags(&mut said).map_err(|error| error.context(place))?;
+        let tags = prompts::take_tags(&mut said).map_err(|error| error.context(place))?;
         settings.loras.extend(tags.iter().map(|tag| format!("{}:{}", tag.name, tag.unet_weight)));
         args.prompts.extend(said.prompt);
     }

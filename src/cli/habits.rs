@@ -46,18 +46,14 @@ const ABSENT: &[(&[&str], &str, &str)] = &[
         "--control-image FILE, a picture in the form that the ControlNet was trained on",
     ),
     (
-        &[
-            "--upscale",
-            "--upscaler",
-            "--upscale-model",
-            "--upscale-repeats",
-            "--hires",
-            "--hires-fix",
-            "--hr",
-            "--refiner",
-        ],
-        "sdshard has no upscaling yet",
-        "--width and --height, in multiples of the model's scale",
+        &["--upscale", "--upscaler", "--upscale-model", "--upscale-repeats", "--hires", "--hires-fix", "--hr"],
+        "sdshard makes no second pass in a larger size by itself",
+        "--image PICTURE --width W --height H --strength 0.5 draws a finished picture anew in a larger size",
+    ),
+    (
+        &["--refiner", "--refiner-model", "--refiner-switch-at"],
+        "sdshard does not change the model in the middle of a picture",
+        "--model REFINER --image PICTURE --strength 0.3 draws over a finished picture",
     ),
     (
         &["--embeddings", "--textual-inversion"],

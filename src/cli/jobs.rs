@@ -22,7 +22,7 @@ use super::{
     args::{GenerateArgs, Seed},
     from,
     names::{NameFields, Names, tell_apart},
-    prompts::{self, Asked, flag},
+    prompts::{self, Asked, flag, take_tags},
 };
 
 /// The number of bytes of texts from which it is checked whether they fit into a JPEG.
@@ -184,19 +184,6 @@ pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
             Err(Error::input("there is no prompt").hint("sdshard \"a red fox\"; `sdshard --help` shows more"))
         }
     }
-}
-
-/// Takes the tags of LoRAs out of a prompt with the syntax of web UIs.
-///
-/// # Errors
-/// If its syntax is invalid, or has something that is not followed.
-pub fn take_tags(options: &mut RequestOptions) -> Result<Vec<LoraTag>> {
-    let syntax = options.prompt_syntax.unwrap_or_default();
-    let read = syntax.prompt(options.prompt.as_deref().unwrap_or_default())?;
-    if !read.loras.is_empty() {
-        options.prompt = Some(read.text.trim().to_owned());
-    }
-    Ok(read.loras)
 }
 
 impl Job {

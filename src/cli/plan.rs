@@ -21,7 +21,6 @@ use serde_json::{Map, Value, json};
 
 use super::{
     args::PlanArgs,
-    jobs::take_tags,
     model::{self, device_map},
     names::file_name_is_possible,
     progress::Console,
@@ -35,7 +34,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
     let mut asked: Vec<Asked> = asked.map(|asked| Asked { options: asked.options.or(&flags), ..asked }).collect();
     for asked in &mut asked {
-        take_tags(&mut asked.options)?;
+        prompts::take_tags(&mut asked.options)?;
     }
     let asked = if asked.is_empty() { vec![Asked { options: flags, at: None }] } else { asked };
     let map = device_map(&args.model)?;

@@ -6,6 +6,7 @@ use sdshard::{
     error::{Error, Result},
     input,
     pipeline::request::RequestOptions,
+    prompt::LoraTag,
 };
 use serde::{Deserialize, Deserializer, de};
 
@@ -40,6 +41,19 @@ pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Resul
         known.map_err(|wanted| Error::input(format!("{}: {wanted}", name("scheduler"))).found(format!("{asked:?}")))
     });
     Ok(RequestOptions { scheduler: scheduler.transpose()?, ..options.clone() })
+}
+
+/// Takes the tags of LoRAs out of a prompt with the syntax of web UIs.
+///
+/// # Errors
+/// If its syntax is invalid, or has something that is not followed.
+pub fn take_tags(options: &mut RequestOptions) -> Result<Vec<LoraTag>> {
+    let syntax = options.prompt_syntax.unwrap_or_default();
+    let read = syntax.prompt(options.prompt.as_deref().unwrap_or_default())?;
+    if !read.loras.is_empty() {
+        options.prompt = Some(read.text.trim().to_owned());
+    }
+    Ok(read.loras)
 }
 
 /// All prompts with their options: those of the command line, then those of the file.

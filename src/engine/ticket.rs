@@ -18,6 +18,7 @@ use crate::{
 /// What happens to a request.
 #[derive(Debug)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "a request has few events, and they are not stored")]
 pub enum Event {
     /// The request waits for a replica.
     Queued {

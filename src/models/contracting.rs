@@ -606,6 +606,7 @@ impl Contracting {
     /// embedding after SiLU.
     ///
     /// [`time_features`]: Contracting::time_features
+    #[expect(clippy::too_many_arguments, reason = "the inputs of the network, and the receivers of what it gives")]
     pub(super) fn forward<'a>(
         &self,
         latents: &Tensor,

@@ -274,9 +274,9 @@ impl Controls<'_> {
                 };
                 active.into_iter().map(call).collect()
             }
-            // The last of several steps is made without them, as by requests whose ControlNets end earlier: allocations in
+            // The first of several steps is made without them, as by requests whose ControlNets begin later: allocations in
             // another order may need more of an arena.
-            Self::Sample(_) if steps > 1 && done + 1 == steps => Ok(Vec::new()),
+            Self::Sample(_) if steps > 1 && done == 0 => Ok(Vec::new()),
             Self::Sample(count) => {
                 let rows: usize = branches.iter().map(|branch| branch.rows.len()).sum();
                 let call = |_| {

@@ -1,6 +1,6 @@
 //! Files of textual inversions: vectors of the token embedding that a prompt uses by a name. Gal et al. 2022.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::TensorFile;
 use crate::error::{Error, Result};
@@ -11,24 +11,6 @@ const UNNAMED: &str = "emb_params";
 const PAIRS: [[&str; 2]; 2] = [["clip_l", "clip_g"], ["text_encoders_0", "text_encoders_1"]];
 /// The most vectors of a file; a prompt has room for fewer.
 const MOST_VECTORS: usize = 4096;
-
-/// A textual inversion that a user asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EmbeddingChoice {
-    /// The safetensors file.
-    pub path: PathBuf,
-    /// Its name in prompts; `None` for that of the file: see [`Embedding::token`] and [`Embedding::stem`].
-    pub token: Option<String>,
-}
-
-/// Rows at the end of a text encoder's token table: the vectors of textual inversions.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NewTokens {
-    /// The id of the first vector, which is its row. Stored rows from here on have no tokens, and are left out.
-    pub first_id: usize,
-    /// The vectors, `[count, width]`.
-    pub vectors: Vec<f32>,
-}
 
 /// A textual inversion.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,6 +11,7 @@ mod index;
 mod loaded;
 pub mod lora;
 mod names;
+mod new_tokens;
 mod offload;
 mod safetensors;
 mod scope;
@@ -22,13 +23,14 @@ use std::{
 };
 
 pub use download::{Components, Download, HubPlace, ModelLayout, Wanted, is_hub_id};
-pub use embedding::{Embedding, EmbeddingChoice, NewTokens, Vectors};
+pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
 pub use identity::{digits, file_hash, hex, identity};
 pub use loaded::Loaded;
 use lora::Adapters;
 pub use names::{CONTROLNET, UnetBlocks};
 use names::{Naming, Part};
+pub use new_tokens::{EmbeddingChoice, NewTokens};
 pub use offload::{Ahead, Offload};
 pub use scope::{OffloadBuilder, Packed, Scope};
 use serde::Serialize;

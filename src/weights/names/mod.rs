@@ -8,10 +8,8 @@ use std::{borrow::Cow, collections::HashSet};
 
 pub(super) use ldm::Part;
 pub use ldm::UnetBlocks;
+pub use other::CONTROLNET;
 pub(super) use other::{is_scale, missing};
-
-/// The name of a model's first ControlNet; those of the others have a number after it.
-pub const CONTROLNET: &str = "controlnet";
 
 /// Older names of the projections in a VAE's attention, and the current ones.
 const OLD_ATTENTION: [(&str, &str); 4] =

@@ -11,11 +11,7 @@ type Test = fn(&str) -> bool;
 /// first one counts.
 const OTHERS: [(&str, Test, &str); 13] = [
     ("a LoRA", |name| name.contains("lora_") || name.contains(".lora.") || name.starts_with("lycoris_"), LORA),
-    (
-        "a ControlNet",
-        |name| name.contains("input_hint_block") || name.contains("controlnet_cond_embedding"),
-        CONTROLNET,
-    ),
+    ("a ControlNet", |name| name.contains("input_hint_block") || name.contains("controlnet_cond_embedding"), APPLIED),
     ("a model of the family Flux", |name| name.contains("double_blocks.0."), FAMILIES),
     ("a model of the family Stable Diffusion 3", |name| name.contains("joint_blocks.0."), FAMILIES),
     ("a model of the family Stable Cascade", |name| name.contains("clip_txt_mapper."), FAMILIES),
@@ -36,15 +32,17 @@ const OTHERS: [(&str, Test, &str); 13] = [
     ("a text encoder alone", |name| name.ends_with("embeddings.token_embedding.weight"), WHOLE),
     ("a motion module", |name| name.contains("motion_modules."), WHOLE),
 ];
+/// The name of a model's first ControlNet; those of the others have a number after it.
+pub const CONTROLNET: &str = "controlnet";
 const WHOLE: &str = "--model FILE takes a whole checkpoint: text encoder, UNet and VAE in one file";
 const VAE: &str = "--vae FILE reads a VAE, beside --model";
-const CONTROLNET: &str = "--controlnet FILE applies it to the model of --model";
+const APPLIED: &str = "--controlnet FILE applies it to the model of --model";
 const LORA: &str = "--lora FILE applies it to the model of --model";
 const FAMILIES: &str = "sdshard runs Stable Diffusion 1, 2 and XL";
 
 /// The error for a single file that lacks a component.
 pub(crate) fn missing(component: &str, file: &str, names: &HashSet<&str>, is_own_file: bool) -> Error {
-    if is_own_file && component.starts_with(super::CONTROLNET) {
+    if is_own_file && component.starts_with(CONTROLNET) {
         let other = OTHERS.iter().find(|(_, test, _)| names.iter().any(|name| test(name)));
         let error = Error::input(format!("{file}: this file has no ControlNet"));
         return match other {
