@@ -274,7 +274,7 @@ pub type TextFeatures = std::sync::Arc<[EncodedText]>;
 pub struct Condition {
     /// The text.
     pub text: TextFeatures,
-    /// The numbers of [`UnetSpec::added`]; empty for a network without it.
+    /// The numbers of [`ContractingSpec::added`]; empty for a network without it.
     pub numbers: Vec<f32>,
     /// The guidance scale, for a network that takes it as an input.
     pub guidance_scale: f32,

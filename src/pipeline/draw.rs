@@ -161,30 +161,31 @@ impl Pipeline {
         let LatentSpec { channels, scale, .. } = spec.latents;
         let shape = Shape::from([1, first.height / scale, first.width / scale, channels]);
 
+        let prompts = [guided.then_some(true), Some(false)].into_iter().flatten();
+        let prompts: Vec<(bool, usize)> =
+            prompts.flat_map(|is_negative| indices.iter().map(move |&i| (is_negative, i))).collect();
+        let mut rows = Vec::with_capacity(prompts.len());
+        for &(is_negative, i) in &prompts {
+            let request = batch.requests[i];
+            let text = if is_negative { request.negative_text(spec) } else { Some(request.text()) };
+            let text = match text {
+                Some(text) => self.features(&text, arrival, i, batch)?,
+                None => spec.texts().map(|text| text.filled(request.chunks, |_| 0.0)).collect(),
+            };
+            let numbers = |sdxl: SdxlSpec| sdxl.numbers(request.height, request.width, is_negative);
+            let (numbers, guidance_scale) = (spec.sdxl.map_or(Vec::new(), numbers), request.guidance_scale);
+            rows.push(Condition { text, numbers, guidance_scale, beside: Vec::new() });
+        }
+
         let mut pictures = Vec::with_capacity(indices.len());
-        let mut beside = Vec::with_capacity(indices.len());
         for &i in &indices {
             let request = batch.requests[i];
-            let (beginning, masked) = self.begin(request, shape, arrival, i, batch)?;
+            let (beginning, beside) = self.begin(request, shape, arrival, i, batch)?;
+            let of_request = rows.iter_mut().zip(&prompts).filter(|(_, (_, of))| *of == i);
+            of_request.for_each(|(row, _)| row.beside.clone_from(&beside));
             let (guidance_scale, guidance_rescale) = (request.guidance_scale, request.guidance_rescale);
             let controls = request.control_pixels();
             pictures.push(PictureStart { guidance_scale, guidance_rescale, beginning, controls });
-            beside.push(masked);
-        }
-
-        let mut rows = Vec::with_capacity(2 * indices.len());
-        for is_negative in [guided.then_some(true), Some(false)].into_iter().flatten() {
-            for (&i, beside) in indices.iter().zip(&beside) {
-                let request = batch.requests[i];
-                let text = if is_negative { request.negative_text(spec) } else { Some(request.text()) };
-                let text = match text {
-                    Some(text) => self.features(&text, arrival, i, batch)?,
-                    None => spec.texts().map(|text| text.filled(request.chunks, |_| 0.0)).collect(),
-                };
-                let numbers = |sdxl: SdxlSpec| sdxl.numbers(request.height, request.width, is_negative);
-                let (numbers, guidance_scale) = (spec.sdxl.map_or(Vec::new(), numbers), request.guidance_scale);
-                rows.push(Condition { text, numbers, guidance_scale, beside: beside.clone() });
-            }
         }
 
         let input = DenoiseInput { schedule: &schedule, pictures, shape };
