@@ -204,7 +204,8 @@ pub(super) struct GenerateArgs {
     ///
     /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
     /// "prompt_syntax", "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
-    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "vae_tiling", "width", "height",
+    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "control_image", "control_scale",
+    /// "control_start", "control_end", "vae_tiling", "width", "height",
     /// "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,

@@ -70,7 +70,8 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         tracing::info!(swept, "removed unfinished files of an earlier run");
     }
     let images = ImageFiles::read(jobs.iter().flat_map(|job| job.options.image_files()))?;
-    let mut model = model::open(&model_args, !images.is_empty(), console, Some(interrupt))?;
+    let mut model =
+        model::open(&model_args, jobs.iter().any(|job| job.options.image.is_some()), console, Some(interrupt))?;
     model.observer = Some(loading_observer(console, interrupt));
     let model = Arc::new(model);
     interrupt.check()?;

@@ -126,12 +126,15 @@ pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
             })
             .collect();
         let mut options = options.or(&flags);
-        if options.image.is_some() {
-            options = options.or(&from);
-        } else {
-            // What --from says of the picture that its own started from means nothing without one.
-            options = options.or(&RequestOptions { strength: None, paste_original: None, ..from.clone() });
+        // What --from says of the pictures that its own was drawn with means nothing without such pictures.
+        let mut from = from.clone();
+        if options.image.is_none() {
+            (from.strength, from.paste_original) = (None, None);
         }
+        if options.control_image.len() != from.control_scale.len() {
+            (from.control_scale, from.control_start, from.control_end) = (Vec::new(), Vec::new(), Vec::new());
+        }
+        options = options.or(&from);
         let asked_at = at.clone().or_else(|| from_at.clone());
         let in_place = |error: Error| match &asked_at {
             Some(at) => error.context(at),

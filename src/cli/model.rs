@@ -62,7 +62,7 @@ pub fn open(args: &ModelArgs, for_images: bool, console: &Console, interrupt: Op
     }
     let files = files(args, Wanted::Everything, console, interrupt)?;
     if let Some(variant) = &args.variant {
-        for component in weights::without_variant(&files, &ModelSpec::load(&files)?.names(), variant)? {
+        for component in weights::without_variant(&files, &ModelSpec::load(&files)?.folders(), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));
         }
     }

@@ -41,7 +41,8 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let files = model::files(&args.model.model, Wanted::Configs, console, None)?;
     let images = ImageFiles::read(asked.iter().flat_map(|asked| asked.options.image_files()))?;
     let spec = ModelSpec::load(&files)?;
-    let spec = if images.is_empty() { spec } else { spec.with_image_encoder() };
+    let starts = asked.iter().any(|asked| asked.options.image.is_some());
+    let spec = if starts { spec.with_image_encoder() } else { spec };
     check_what_is_there(args, &files, &spec)?;
     let request = |asked: &Asked| {
         let name = |field: &str| asked.at.as_ref().map_or_else(|| flag(field), |at| format!("{at}: {field}"));
@@ -75,7 +76,7 @@ fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) ->
         let sources = weights::sources(files, component, variant);
         sources.is_ok_and(|paths| paths.iter().all(|path| files.exists(path)))
     };
-    let names = spec.names();
+    let names = spec.folders();
     let there = names.iter().copied().filter(is_there).count();
     let is_folder = name.as_ref().is_none_or(|name| Path::new(name).exists());
     if there == names.len() || (is_folder && there > 0) {

@@ -163,8 +163,8 @@ const CONTROLNETS: [PublishedControlNet; 5] = [
     ("sd1", [320, 768, 0], &[1, 1, 1, 1, 1, 1, 0, 0, 1], "{}"),
     ("sd2", [320, 1024, 0], &[1, 1, 1, 1, 1, 1, 0, 0, 1], "{}"),
     ("sdxl", [320, 2048, 2816], &[0, 0, 2, 2, 10, 10, 10], "{}"),
-    // Of middle size: the transformers have no layers, but for the middle.
-    ("sdxl", [320, 2048, 2816], &[0, 0, 0, 0, 0, 0, 1], r#"{"transformer_layers_per_block": [0, 0, 1]}"#),
+    // Of middle size: only the transformers of the last level and of the middle have layers, one each.
+    ("sdxl", [320, 2048, 2816], &[0, 0, 0, 0, 1, 1, 1], r#"{"transformer_layers_per_block": [0, 0, 1]}"#),
     // The small one.
     (
         "sdxl",
@@ -450,7 +450,7 @@ mod tests {
             (768, 0, &[1, 1, 1, 0][..], 1, [Value::Null, Value::Null, 768.into()]),
             (1024, 0, &[1, 1, 1, 0], 1, [Value::Null, Value::Bool(true), 1024.into()]),
             (2048, 2816, &[0, 2, 10], 10, [serde_json::json!([1, 2, 10]), Value::Bool(true), 2048.into()]),
-            (2048, 2816, &[0, 0, 0], 1, [serde_json::json!([0, 0, 1]), Value::Bool(true), 2048.into()]),
+            (2048, 2816, &[0, 0, 1], 1, [serde_json::json!([0, 0, 1]), Value::Bool(true), 2048.into()]),
             (2048, 2816, &[0, 0, 0], 0, [serde_json::json!([0, 0, 0]), Value::Bool(true), 2048.into()]),
         ] {
             let mut shapes = BTreeMap::from([

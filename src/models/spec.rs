@@ -173,6 +173,17 @@ impl ModelSpec {
         self.components.iter().map(|(_, component)| component.name.as_str()).collect()
     }
 
+    /// The folders of the components' weights, each once: encoder and decoder of the VAE share one.
+    pub fn folders(&self) -> Vec<&str> {
+        let mut folders: Vec<&str> = Vec::new();
+        for (_, ComponentSpec { folder, .. }) in self.components.iter() {
+            if !folders.contains(&folder.as_str()) {
+                folders.push(folder);
+            }
+        }
+        folders
+    }
+
     /// The folders of the tokenizers, in the order of the text encoders.
     pub fn tokenizers(&self) -> impl Iterator<Item = String> {
         self.in_stage(Stage::Encode).map(|id| self.components[id].name.replacen("text_encoder", "tokenizer", 1))

@@ -162,7 +162,9 @@ impl Model {
     /// # Errors
     /// As [`Model::tokenize`].
     pub fn chunks(&self, request: &Request) -> Result<usize> {
-        let texts = [Some(request.text()), request.negative_text(&self.spec)];
+        // A negative prompt that is not used must not change the picture.
+        let negative = request.negative_text(&self.spec).filter(|_| request.is_guided(&self.spec));
+        let texts = [Some(request.text()), negative];
         let mut most = 1;
         for text in texts.iter().flatten().filter(|text| text.syntax != PromptSyntax::Plain) {
             for encoder in 0..self.prompts.len() {

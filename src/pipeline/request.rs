@@ -82,7 +82,7 @@ pub struct RequestOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
     /// The share of the steps that are made from the picture of --image, above 0 and at most 1: the higher, the less of
-    /// it is left [default: 0.8, for SDXL 0.3, with --mask 1]
+    /// it is left [default: 0.8, for SDXL 0.3, with --mask 1, for SDXL 0.9999]
     #[cfg_attr(feature = "cli", arg(long, value_name = "SHARE", allow_negative_numbers = true))]
     #[cfg_attr(feature = "cli", arg(alias = "denoising-strength"))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ pub struct RequestOptions {
     #[cfg_attr(feature = "cli", arg(long, value_name = "FILE"))]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub control_image: Vec<PathBuf>,
-    /// How strongly a ControlNet works: one number, or one for each [default: 1, with --image 0.8, with --mask 0.5]
+    /// How strongly a ControlNet works: one number, or one for each [default: 1, with --image 0.8, with --mask 0.5, for SDXL 1]
     #[cfg_attr(feature = "cli", arg(long, value_name = "FACTOR", allow_negative_numbers = true))]
     #[cfg_attr(feature = "cli", arg(aliases = ["control-strength", "controlnet-conditioning-scale"]))]
     #[serde(deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
@@ -139,7 +139,7 @@ fn one_or_many<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
     from: D,
 ) -> std::result::Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "a value, or a list of values")]
     enum OneOrMany<T> {
         One(T),
         Many(Vec<T>),
@@ -323,9 +323,12 @@ impl RequestOptions {
             };
         };
         let mask = self.mask.as_ref().map(|mask| images.get(mask)).transpose()?;
+        let mask_is_none = mask.is_none();
         let plain = StartImage::new(images.get(image)?, mask, spec);
+        // With ControlNets the pipelines of SDXL have the strength of the others.
+        let strength = if mask_is_none && !self.control_image.is_empty() { 0.8 } else { plain.strength };
         Ok(Start::Image(StartImage {
-            strength: self.strength.unwrap_or(plain.strength),
+            strength: self.strength.unwrap_or(strength),
             paste_original: self.paste_original.unwrap_or(plain.paste_original),
             ..plain
         }))
@@ -648,6 +651,11 @@ impl Request {
     fn check_as(&self, spec: &ModelSpec, name: impl Fn(&str) -> String) -> Result<()> {
         let scale = spec.latents.scale;
         for (field, pixels) in [("width", self.width), ("height", self.height)] {
+            if pixels > MAX_SIDE {
+                return Err(Error::input(format!("{}: at most {MAX_SIDE} is possible", name(field)))
+                    .found(pixels.to_string())
+                    .hint(format!("{} and {}", name("width"), name("height"))));
+            }
             if pixels == 0 || !pixels.is_multiple_of(scale) {
                 let below = pixels - pixels % scale;
                 let near = if below == 0 { scale.to_string() } else { format!("{below} or {}", below + scale) };

@@ -86,6 +86,9 @@ impl From<Metadata> for Settings {
             mask_pixels,
             control_pixels,
         } = metadata;
+        // No files, which our metadata never names, and one picture: somebody else may have written this.
+        let request =
+            RequestOptions { image: None, mask: None, control_image: Vec::new(), num_images: None, ..request };
         let rng = rng.parse().ok();
         let (model, model_hash, dtype) = (Some(model), Some(model_hash), Some(dtype));
         let said = Self { options: request, rng, model, model_hash, dtype, loras, latents, ..Self::default() };

@@ -139,7 +139,9 @@ fn latents_of_another_shape_are_refused() {
 fn a_picture_to_start_from_that_cannot_be_used_is_refused() {
     let tiny = Tiny::new();
     let path = |name: &str| tiny.folder.path().join(name).to_str().unwrap().to_owned();
-    for (name, width, height) in [("image.png", 64, 48), ("mask.png", 64, 40), ("small.png", 7, 64)] {
+    for (name, width, height) in
+        [("image.png", 64, 48), ("mask.png", 64, 40), ("small.png", 7, 64), ("long.png", 8200, 8)]
+    {
         image::RgbImage::new(width, height).save(path(name)).unwrap();
     }
     let huge = png::Encoder::new(fs::File::create(path("huge.png")).unwrap(), 60_000, 60_000);
@@ -167,6 +169,11 @@ fn a_picture_to_start_from_that_cannot_be_used_is_refused() {
         let message = refused(&tiny, &[&["a fox"], arguments].concat());
         has_facts(format!("{arguments:?}"), &message, facts);
     }
+    // Without a size, the picture's own counts.
+    let (long, out, model) = (path("long.png"), tiny.out(), common::tiny());
+    let arguments = ["a fox", "--model", model.to_str().unwrap(), "--image", &long, "--output-dir"];
+    let message = common::refused(&[&arguments[..], &[out.to_str().unwrap()]].concat());
+    has_facts("a long picture", &message, &["--width: at most 8192", "found: 8200", "--width and --height"]);
     let lines = tiny.file("p.jsonl", &serde_json::json!({ "prompt": "x", "mask": image }).to_string());
     has_facts("a line", &refused(&tiny, &["--prompts-file", &lines]), &["mask: there is no picture to start from"]);
 }
