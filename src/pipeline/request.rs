@@ -581,6 +581,11 @@ impl Request {
         self.controls.iter().map(pixels).collect()
     }
 
+    /// Whether a mask keeps some of the picture to start from.
+    pub fn is_masked(&self) -> bool {
+        self.start_image().is_some_and(|start| start.mask.is_some())
+    }
+
     /// The share of the steps that are made: below 1 only from a picture.
     pub fn strength(&self) -> f64 {
         self.start_image().map_or(1.0, |start| start.strength)

@@ -59,7 +59,7 @@ impl Largest {
                 Entry::Vacant(new) => *new.insert(request.schedule(spec)?.kept()),
             };
             let (width, height, guided) = (request.width, request.height, request.is_guided(spec));
-            let masked = request.start_image().is_some_and(|start| start.mask.is_some());
+            let masked = request.is_masked();
             sizes.insert((width, height));
             let (largest, most_kept) = largest.get_or_insert_with(|| {
                 let (scheduler, steps) = (request.scheduler, request.steps);
@@ -126,7 +126,7 @@ impl Largest {
                 .found(format!("a guidance scale of {}", request.guidance_scale))
                 .hint("a plan for a request with guidance, or a guidance scale of 1"));
         }
-        if request.start_image().is_some_and(|start| start.mask.is_some()) && !self.masked {
+        if request.is_masked() && !self.masked {
             return Err(Error::input("the plan has no room for a mask").hint("a plan for a request with a mask"));
         }
         if self.vae_tiling && !request.vae_tiling {

@@ -301,6 +301,18 @@ pub(crate) fn draw(model: &Arc<Model>, request: Request) -> Picture {
     draw_with(model, request, "dtype = \"f32\"")
 }
 
+/// The request that the texts of a golden file describe.
+pub(crate) fn asked(golden: &Golden, model: &Model) -> Request {
+    let number = |key: &str| golden.text(key).parse::<usize>().unwrap();
+    Request {
+        seed: number("seed") as u64,
+        steps: number("steps"),
+        width: number("width"),
+        height: number("height"),
+        ..Request::new(golden.text("prompt"), &model.spec)
+    }
+}
+
 /// Draws one picture with a device map.
 pub(crate) fn draw_with(model: &Arc<Model>, request: Request, map: &str) -> Picture {
     let largest = Largest::of([&request], &model.spec).unwrap().unwrap();

@@ -30,7 +30,7 @@ use tempfile::TempDir;
 
 use crate::{
     common::{formula, has_facts, pictures},
-    golden::{Golden, Part, as_close_as_its_type, close, draw, draw_with, parts_of},
+    golden::{Golden, Part, as_close_as_its_type, asked, close, draw, draw_with, parts_of},
 };
 
 const NAME: &str = "tiny-vae";
@@ -83,17 +83,6 @@ fn latents_and_pictures_become_what_the_reference_makes_of_them() {
         let latents = network.image_encoder().encode(shape, &pixels, &route.pass()).unwrap();
         let latents = channels_first(&latents, Shape::from([1, 9, 7, 4]));
         as_close_as_its_type(&format!("encoded on {on}"), dtype, "vae", &latents, &golden.values("encoded"));
-    }
-}
-
-fn asked(golden: &Golden, model: &Model) -> Request {
-    let number = |key: &str| golden.text(key).parse::<usize>().unwrap();
-    Request {
-        seed: number("seed") as u64,
-        steps: number("steps"),
-        width: number("width"),
-        height: number("height"),
-        ..Request::new(golden.text("prompt"), &model.spec)
     }
 }
 

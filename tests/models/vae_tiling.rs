@@ -24,7 +24,7 @@ use sdshard::{
 
 use crate::{
     common::{formula, has_facts, pictures},
-    golden::{ARENA, Golden, close, draw},
+    golden::{ARENA, Golden, asked, close, draw},
     tiny_vae::{golden_folder, vae_folder, with},
 };
 
@@ -86,22 +86,10 @@ fn tiles_of_a_tiny_autoencoder_are_laid_over_each_other_as_in_the_reference() {
     close("encoded", &encoded, &golden.values("tiny.encoded"), 5e-6);
 }
 
-fn asked(golden: &Golden, model: &Model) -> Request {
-    let number = |key: &str| golden.text(key).parse::<usize>().unwrap();
-    Request {
-        seed: number("seed") as u64,
-        steps: number("steps"),
-        width: number("width"),
-        height: number("height"),
-        vae_tiling: true,
-        ..Request::new(golden.text("prompt"), &model.spec)
-    }
-}
-
 #[test]
 fn pictures_with_tiles_are_the_references() {
     let (model, golden) = (Arc::new(sd1()), Golden::open(NAME));
-    let request = asked(&golden, &model);
+    let request = Request { vae_tiling: true, ..asked(&golden, &model) };
     // As for all pictures that are drawn here, the arenas have the planned bytes.
     let rgb = draw(&model, request.clone()).image.unwrap().rgb;
     let off = rgb.iter().zip(golden.values("image")).map(|(a, b)| (f32::from(*a) - b).abs());

@@ -4,12 +4,13 @@
 use std::{fs, path::Path};
 
 use crate::common::{self, has_facts, message_of, points_at, sdshard, sdxl, stable_diffusion, succeeds};
+use crate::largest;
 use sdshard::{
     backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, cpu::Convolution, rules::Rules},
     device_map::DeviceMap,
     models::{autoencoder::AutoencoderSpec, network::NetworkSpec, spec::ModelSpec},
     planner::{
-        Largest, hardware,
+        hardware,
         plan::{ComponentPlan, Plan},
     },
     weights::ModelFiles,
@@ -44,19 +45,7 @@ fn of<'p>(plan: &'p Plan, name: &str) -> &'p ComponentPlan {
 
 fn plan(map: &str, spec: &ModelSpec, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
-    let largest = Largest {
-        width: 64,
-        height: 64,
-        also: vec![],
-        guided: true,
-        scheduler: None,
-        steps: 2,
-        strength: 1.0,
-        chunks: 1,
-        masked: false,
-        vae_tiling: false,
-        images: 1,
-    };
+    let largest = largest(64, 2, 1);
     Plan::resolve(&map, spec, &largest, devices)
 }
 
@@ -454,19 +443,7 @@ fn diffusers_balanced_is_diffusers_placement_of_sdxl() {
 fn sdxl_is_planned_for_the_machines_that_people_have() {
     let (folder, cpu) = (sdxl(), "[device.cpu]\nmemory = \"32GiB\"\ncores = \"0-7\"\n");
     let spec = spec(folder.path());
-    let largest = Largest {
-        width: 1024,
-        height: 1024,
-        also: vec![],
-        guided: true,
-        scheduler: None,
-        steps: 30,
-        strength: 1.0,
-        chunks: 1,
-        masked: false,
-        vae_tiling: false,
-        images: 1,
-    };
+    let largest = largest(1024, 30, 1);
     let (first, second) = ("[device.\"cuda:0\"]\nlike = \"rtx-3070\"\n", "[device.\"cuda:1\"]\n");
     let latency = "strategy = \"latency\"";
     let [two_gpus, one_gpu] =

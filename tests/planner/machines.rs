@@ -4,8 +4,9 @@
 use std::sync::OnceLock;
 
 use crate::common::{has_facts, message_of, points_at, sdshard, stable_diffusion, succeeds};
+use crate::largest;
 use sdshard::{
-    DeviceMap, Largest, Plan,
+    DeviceMap, Plan,
     backend::{DeviceId, DeviceInfo, DeviceKind},
     device_map::SHIPPED,
     models::spec::ModelSpec,
@@ -48,19 +49,7 @@ fn machine(text: &str) -> Vec<DeviceInfo> {
 
 fn resolve(map: &str, images: usize, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
     let map = DeviceMap::parse(map, "map.toml").unwrap_or_else(|error| panic!("{map}\n{error}"));
-    let largest = Largest {
-        width: 512,
-        height: 512,
-        also: vec![],
-        guided: true,
-        scheduler: None,
-        steps: 50,
-        strength: 1.0,
-        chunks: 1,
-        masked: false,
-        vae_tiling: false,
-        images,
-    };
+    let largest = largest(512, 50, images);
     Plan::resolve(&map, spec(), &largest, devices)
 }
 

@@ -42,19 +42,7 @@ fn devices(text: &str) -> Vec<DeviceInfo> {
 }
 
 fn largest(side: usize) -> Largest {
-    Largest {
-        width: side,
-        height: side,
-        also: vec![],
-        guided: true,
-        scheduler: None,
-        steps: 50,
-        strength: 1.0,
-        chunks: 1,
-        masked: false,
-        vae_tiling: false,
-        images: 10_000,
-    }
+    crate::largest(side, 50, 10_000)
 }
 
 fn resolve(map: &str, devices: &[DeviceInfo]) -> sdshard::error::Result<Plan> {
