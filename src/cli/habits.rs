@@ -168,6 +168,9 @@ const ABSENT_SAMPLERS: &[&str] = &[
 const SPACINGS: &[&str] =
     &["karras", "exponential", "polyexponential", "discrete", "normal", "simple", "sgmuniform", "beta", "automatic"];
 
+/// What web UIs call trailing timesteps.
+const SGM_UNIFORM: (&str, Sigmas) = ("sgm-uniform", Sigmas::Trailing);
+
 /// Finds a sampler by its name here or in other tools.
 pub fn scheduler(name: &str) -> Result<SchedulerKind, String> {
     if let Ok(kind) = SchedulerKind::from_str(name) {
@@ -184,13 +187,14 @@ pub fn scheduler(name: &str) -> Result<SchedulerKind, String> {
     let solvers: Vec<(String, Solver)> = known.into_iter().chain(elsewhere).collect();
     let with_suffix = |(name, solver): &(String, Solver)| {
         let name = name.clone();
-        Sigmas::ALL.map(|sigmas| (name.clone() + &plain(sigmas.suffix()), *solver, sigmas))
+        let all = Sigmas::ALL.map(|sigmas| (sigmas.suffix(), sigmas)).into_iter().chain([SGM_UNIFORM]);
+        all.map(move |(suffix, sigmas)| (name.clone() + &plain(suffix), *solver, sigmas))
     };
     let all: Vec<_> = solvers.iter().flat_map(with_suffix).collect();
     let names = SchedulerKind::names();
     if let Some((_, solver, sigmas)) = all.iter().find(|(name, ..)| *name == word) {
         return SchedulerKind::new(*solver, *sigmas)
-            .ok_or_else(|| format!("{} has no choice of the spacing of noise levels: one of {names}", solver.name()));
+            .ok_or_else(|| format!("{} has no such spacing of noise levels: one of {names}", solver.name()));
     }
     if SPACINGS.contains(&word.as_str()) {
         return Err(format!(
@@ -287,6 +291,7 @@ mod tests {
             (&["DPMSolverSinglestepScheduler"], "dpm++2s"),
             (&["Heun", "heun", "HeunDiscreteScheduler"], "heun"),
             (&["Euler Beta", "euler_beta"], "euler-beta"),
+            (&["Euler SGM Uniform", "euler_sgm_uniform", "euler_trailing"], "euler-trailing"),
             (&["UniPC", "uni_pc", "UniPCMultistepScheduler"], "unipc"),
             (&["LCM", "LCMScheduler"], "lcm"),
             (&["TCD", "TCDScheduler"], "tcd"),
@@ -303,7 +308,8 @@ mod tests {
             ("DPM++ 2S a", "does not have yet"),
             ("DPMSolverSDEScheduler", "does not have yet"),
             ("karras", "a spacing of noise levels"),
-            ("ddim_karras", "ddim has no choice of the spacing"),
+            ("ddim_karras", "ddim has no such spacing"),
+            ("LCM SGM Uniform", "lcm has no such spacing"),
             ("eular", "did you mean 'euler'?"),
             ("euler-karas", "did you mean 'euler-karras'?"),
             ("dog", "one of pndm"),

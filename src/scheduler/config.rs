@@ -84,9 +84,15 @@ impl Solver {
         }
     }
 
-    /// Whether the noise levels of a run can have another spacing than that of the timesteps.
-    pub const fn has_sigmas(self) -> bool {
-        !matches!(self, Self::Pndm | Self::Ddim | Self::EulerAncestral | Self::Lcm | Self::Tcd)
+    /// Whether the noise levels of a run can be distributed so.
+    pub const fn has(self, sigmas: Sigmas) -> bool {
+        match sigmas {
+            Sigmas::Timesteps => true,
+            Sigmas::Trailing => !self.is_singlestep() && !matches!(self, Self::Lcm | Self::Tcd),
+            Sigmas::Karras | Sigmas::Exponential | Sigmas::Beta => {
+                !matches!(self, Self::Pndm | Self::Ddim | Self::EulerAncestral | Self::Lcm | Self::Tcd)
+            }
+        }
     }
 
     /// Whether this is DPM-Solver++.
@@ -108,8 +114,11 @@ impl Solver {
 /// How the noise levels of a run are distributed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sigmas {
-    /// They are those of the timesteps.
+    /// They are those of the timesteps, which are spaced as the model's file says.
     Timesteps,
+    /// They are those of timesteps that are evenly spaced and begin at the last one of training, as few-step models are
+    /// trained. Lin et al. 2023, table 2.
+    Trailing,
     /// Evenly in σ^(1/7). Karras et al. 2022, equation 5.
     Karras,
     /// Evenly in ln σ.
@@ -120,12 +129,13 @@ pub enum Sigmas {
 
 impl Sigmas {
     /// All spacings.
-    pub const ALL: [Self; 4] = [Self::Timesteps, Self::Karras, Self::Exponential, Self::Beta];
+    pub const ALL: [Self; 5] = [Self::Timesteps, Self::Trailing, Self::Karras, Self::Exponential, Self::Beta];
 
     /// What follows the solver's name in the name of a scheduler.
     pub const fn suffix(self) -> &'static str {
         match self {
             Self::Timesteps => "",
+            Self::Trailing => "-trailing",
             Self::Karras => "-karras",
             Self::Exponential => "-exponential",
             Self::Beta => "-beta",
@@ -143,11 +153,7 @@ pub struct SchedulerKind {
 impl SchedulerKind {
     /// `solver` with noise levels spaced as `sigmas`; `None` if the solver has no such spacing.
     pub const fn new(solver: Solver, sigmas: Sigmas) -> Option<Self> {
-        match sigmas {
-            Sigmas::Timesteps => Some(Self { solver, sigmas }),
-            _ if solver.has_sigmas() => Some(Self { solver, sigmas }),
-            _ => None,
-        }
+        if solver.has(sigmas) { Some(Self { solver, sigmas }) } else { None }
     }
 
     /// All schedulers.
@@ -157,11 +163,15 @@ impl SchedulerKind {
 
     /// The names of all schedulers, for messages.
     pub fn names() -> String {
-        let sigmas: Vec<_> = Solver::ALL.into_iter().filter(|solver| solver.has_sigmas()).map(Solver::name).collect();
+        let with = |sigmas| {
+            let names: Vec<_> = Solver::ALL.into_iter().filter(|solver| solver.has(sigmas)).map(Solver::name).collect();
+            names.join(", ")
+        };
         format!(
-            "{}; {} also with -karras, -exponential or -beta behind the name, as dpm++2m-karras",
-            Solver::ALL.map(Solver::name).join(", "),
-            sigmas.join(", "),
+            "{}; {} also with -karras, -exponential or -beta behind the name, as dpm++2m-karras; {} with -trailing",
+            with(Sigmas::Timesteps),
+            with(Sigmas::Karras),
+            with(Sigmas::Trailing),
         )
     }
 

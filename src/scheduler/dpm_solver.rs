@@ -74,7 +74,9 @@ impl Levels {
     /// `None` if two noise levels are equal or a timestep is beyond the training range.
     pub fn new(config: &SchedulerConfig, count: usize) -> Option<Self> {
         let table = noise::NoiseTable::new(config);
-        let (timesteps, mut sigmas) = match noise::spaced(config, table.sigma_max(), table.sigma_min(), count) {
+        let spaced = noise::spaced(config, table.sigma_max(), table.sigma_min(), count);
+        let repeats = config.kind.solver() == Solver::UniPc && spaced.is_some();
+        let (timesteps, mut sigmas) = match spaced {
             Some(sigmas) => {
                 // diffusers rounds the timesteps of Karras' levels and cuts off the fractions of others.
                 let karras = config.kind.sigmas() == Sigmas::Karras;
@@ -87,7 +89,6 @@ impl Levels {
                 (timesteps, sigmas)
             }
         };
-        let repeats = config.kind.solver() == Solver::UniPc && config.kind.sigmas() != Sigmas::Timesteps;
         sigmas.push(match config.final_sigma_is_zero {
             true => 0.0,
             false if repeats => sigmas[count - 1],

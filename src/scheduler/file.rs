@@ -259,7 +259,7 @@ impl SchedulerFile {
             _ => solver,
         };
         let mut sigmas = Sigmas::Timesteps;
-        for (key, value) in SIGMAS.into_iter().filter(|_| solver.has_sigmas()) {
+        for (key, value) in SIGMAS.into_iter().filter(|(_, sigmas)| solver.has(*sigmas)) {
             if source.flag(key, false)? {
                 if sigmas != Sigmas::Timesteps {
                     return Err(source.refuse(key, "false: the file asks for another spacing of noise levels too"));
@@ -292,6 +292,9 @@ impl SchedulerFile {
         }
         if self.repairs.skip_prk_steps && has("skip_prk_steps", false, Solver::Pndm) {
             source = source.with("skip_prk_steps", true);
+        }
+        if kind.sigmas() == Sigmas::Trailing {
+            source = source.with("timestep_spacing", "trailing");
         }
         SchedulerConfig::read(source, kind)
     }

@@ -158,7 +158,7 @@ pub(super) fn spaced(config: &SchedulerConfig, max: f64, min: f64, count: usize)
     let (max, min) = (config.sigma_max.unwrap_or(max), config.sigma_min.unwrap_or(min));
     let between = |max: f64, min: f64, share: f64| max + share * (min - max);
     let level: &dyn Fn(f64) -> f64 = match config.kind.sigmas() {
-        Sigmas::Timesteps => return None,
+        Sigmas::Timesteps | Sigmas::Trailing => return None,
         Sigmas::Karras => &|share| between(max.powf(1.0 / RHO), min.powf(1.0 / RHO), share).powf(RHO),
         Sigmas::Exponential => &|share| between(max.ln(), min.ln(), share).exp(),
         Sigmas::Beta => &|share| min + beta::quantile(1.0 - share) * (max - min),

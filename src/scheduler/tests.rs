@@ -294,6 +294,21 @@ fn a_file_says_which_scheduler_it_is_and_a_name_overrules_it() {
     assert!(noise.with_kind(Solver::DpmSolverMultistep.into()).is_ok());
 }
 
+/// So that few-step LoRAs such as Lightning's run on a base model, whose file has another spacing.
+#[test]
+fn a_name_can_ask_for_trailing_timesteps() {
+    let trailing = SchedulerKind::all().filter(|kind| kind.sigmas() == Sigmas::Trailing);
+    assert_eq!(trailing.clone().count(), 8);
+    for kind in trailing {
+        let plain = kind.solver().name();
+        for spacing in ["", "\"timestep_spacing\": \"leading\","] {
+            let steps = |steps| schedule(&config(&kind.to_string(), spacing), steps).unwrap();
+            assert_eq!((steps(4), steps(20)), (run(plain, "trailing", 4), run(plain, "trailing", 20)), "{kind}");
+        }
+        assert_eq!(timesteps(&run(&kind.to_string(), "leading", 4))[0], 999.0);
+    }
+}
+
 #[test]
 fn names_are_read_and_printed() {
     for kind in SchedulerKind::all() {
@@ -302,7 +317,7 @@ fn names_are_read_and_printed() {
     for (class, name) in [("DPMSolverMultistepScheduler", "dpm++2m"), ("DPMSolverSinglestepScheduler", "dpm++2s")] {
         assert_eq!(class.parse::<SchedulerKind>().unwrap().to_string(), name);
     }
-    for absent in ["ddim-karras", "euler-ancestral-beta", "lcm-exponential", "euler-karras-beta"] {
+    for absent in ["ddim-karras", "euler-ancestral-beta", "lcm-exponential", "euler-karras-beta", "tcd-trailing"] {
         assert!(absent.parse::<SchedulerKind>().is_err(), "{absent}");
     }
     assert!("dpm".parse::<SchedulerKind>().unwrap_err().to_string().contains("dpm++2m-karras"));
