@@ -145,9 +145,10 @@ pub use pipeline::{
     latents::Latents,
     metadata::Metadata,
     model::Model,
+    options::RequestOptions,
     picture::{Picture, Progress, Span},
     placement::{Place, Sections},
-    request::{Output, Request, RequestOptions, Start, StartImage},
+    request::{Output, Request, Start, StartImage},
     settings::Settings,
 };
 #[doc(inline)]

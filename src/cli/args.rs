@@ -9,10 +9,7 @@ use sdshard::{
     error::Result,
     models::single_file::Overrides,
     output::Durability,
-    pipeline::{
-        PictureFormat, Settings, latents,
-        request::{RequestOptions, Rng},
-    },
+    pipeline::{PictureFormat, Settings, latents, options::RequestOptions, request::Rng},
     prompt::LoraTag,
     scheduler::Prediction,
     weights::{EmbeddingChoice, lora::LoraChoice},
@@ -203,10 +200,9 @@ pub(super) struct GenerateArgs {
     /// More prompts from a file, or from stdin if the name is "-": one prompt per line, or JSON
     ///
     /// JSON is one object per line, or one array of texts and objects. An object has "prompt" and optionally
-    /// "prompt_syntax", "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale", "guidance_rescale",
-    /// "clip_skip", "scheduler", "image", "strength", "mask", "paste_original", "control_image", "control_scale",
-    /// "control_start", "control_end", "vae_tiling", "width", "height",
-    /// "num_images".
+    /// "prompt_syntax", "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "steps", "guidance_scale",
+    /// "guidance_rescale", "clip_skip", "scheduler", "eta", "image", "strength", "mask", "paste_original",
+    /// "control_image", "control_scale", "control_start", "control_end", "vae_tiling", "width", "height", "num_images".
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts", "from-file"])]
     pub(super) prompts_file: Option<PathBuf>,
     /// Draw again what the settings in this file say: a PNG, JPEG or WebP from sdshard or a web UI, or a text file

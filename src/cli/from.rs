@@ -2,10 +2,7 @@
 
 use sdshard::{
     error::{Error, Result},
-    pipeline::{
-        Latents, Model, Settings,
-        request::{Request, RequestOptions},
-    },
+    pipeline::{Latents, Model, Settings, options::RequestOptions, request::Request},
     planner::plan::Plan,
     weights::lora::LoraChoice,
 };

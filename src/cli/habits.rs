@@ -186,9 +186,9 @@ pub fn scheduler(name: &str) -> Result<SchedulerKind, String> {
     let elsewhere = SAMPLERS.iter().map(|(name, solver)| (name.to_string(), *solver));
     let solvers: Vec<(String, Solver)> = known.into_iter().chain(elsewhere).collect();
     let with_suffix = |(name, solver): &(String, Solver)| {
-        let name = name.clone();
+        let (name, solver) = (name.clone(), *solver);
         let all = Sigmas::ALL.map(|sigmas| (sigmas.suffix(), sigmas)).into_iter().chain([SGM_UNIFORM]);
-        all.map(move |(suffix, sigmas)| (name.clone() + &plain(suffix), *solver, sigmas))
+        all.map(move |(suffix, sigmas)| (name.clone() + &plain(suffix), solver, sigmas))
     };
     let all: Vec<_> = solvers.iter().flat_map(with_suffix).collect();
     let names = SchedulerKind::names();

@@ -13,7 +13,8 @@ use sdshard::{
     pipeline::{
         ImageFiles, Metadata, Model, PictureFormat,
         latents::Latents,
-        request::{Output, Request, RequestOptions, Rng, Start},
+        options::RequestOptions,
+        request::{Output, Request, Rng, Start},
     },
     prompt::LoraTag,
 };

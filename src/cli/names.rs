@@ -317,7 +317,7 @@ fn is_stdout(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use sdshard::pipeline::request::RequestOptions;
+    use sdshard::pipeline::options::RequestOptions;
 
     use super::*;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use sdshard::{
     error::{Error, Result},
     input,
-    pipeline::request::RequestOptions,
+    pipeline::options::RequestOptions,
     prompt::LoraTag,
 };
 use serde::{Deserialize, Deserializer, de};
@@ -280,7 +280,7 @@ mod tests {
 "prompt_syntax": "a1111", "prompt_2": "oil", "negative_prompt_2": "ink", "guidance_rescale": 0.7, "clip_skip": 1,
 "#
             .replace('\n', " ")
-                + r#""scheduler": "euler", "width": 64, "height": 72, "num_images": 2, "#
+                + r#""scheduler": "ddim", "eta": 0.3, "width": 64, "height": 72, "num_images": 2, "#
                 + r#""image": "dir/fox.png", "strength": 0.29, "mask": "mask.webp", "paste_original": true, "#
                 + r#""control_image": ["a.png", "b.png"], "control_scale": 0.5, "control_start": 0, "control_end": [1, 0.5], "#
                 + r#""vae_tiling": true}"# + "\n\n{ \"prompt\": \"a hen\" }\n";
@@ -299,7 +299,8 @@ mod tests {
                 guidance_scale: Some(1.0),
                 guidance_rescale: Some(0.7),
                 clip_skip: Some(1),
-                scheduler: Some("euler".into()),
+                scheduler: Some("ddim".into()),
+                eta: Some(0.3),
                 image: Some("dir/fox.png".into()),
                 strength: Some(0.29),
                 mask: Some("mask.webp".into()),

@@ -6,6 +6,9 @@ use std::{
 };
 
 use super::{
+    branch::branches,
+    controls::{Controller, Controls},
+    denoise::{DenoiseInput, PictureStart, denoise},
     gate::{DeviceGuard, Gates, Work},
     image::Image,
     latents::Latents,
@@ -14,7 +17,7 @@ use super::{
     picture::{Picture, Progress, Span},
     placement::each_once,
     request::{Output, Request},
-    stages::{self, Controller, Controls, DenoiseInput, PictureStart, branches},
+    stages,
     start::{self, Beginning, Encoded, channels_first},
     texts::{Known, Text, TextCache},
 };
@@ -294,7 +297,7 @@ impl Pipeline {
         };
         let controls = Controls::Networks(controlling(choice).into_iter().enumerate().map(controller).collect());
         let branches = branches(instance, slot, rows, guided, &held_devices);
-        let latents = stages::denoise(&branches, &controls, input, |done| {
+        let latents = denoise(&branches, &controls, input, |done| {
             batch.report_all(&Progress::Step { done, of: calls, at: clock.now() })
         })?;
         let (spans, held) = held_devices.finish();

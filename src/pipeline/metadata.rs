@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     latents::Latents,
     model::Model,
+    options::RequestOptions,
     parameters,
-    request::{Request, RequestOptions, Start},
+    request::{Request, Start},
 };
 use crate::{
     backend::DType,

@@ -1,6 +1,9 @@
 //! From a request to a picture: the stages, and the devices that they wait for.
 
+pub mod branch;
 mod container;
+pub mod controls;
+pub mod denoise;
 pub mod device_queue;
 mod draw;
 mod encode;
@@ -12,12 +15,14 @@ pub mod image_files;
 pub mod latents;
 pub mod metadata;
 pub mod model;
+pub mod options;
 pub mod parameters;
 pub mod parts;
 pub mod picture;
 mod picture_file;
 pub mod placement;
 pub mod preprocess;
+pub mod rehearse;
 pub mod request;
 mod resample;
 pub mod settings;
@@ -25,6 +30,7 @@ pub mod stages;
 pub mod start;
 mod texts;
 
+pub use branch::branches;
 pub use draw::{OnProgress, Pipeline};
 pub use image::{Image, PictureFormat};
 pub use image_files::ImageFiles;
@@ -34,5 +40,4 @@ pub use model::Model;
 pub use parts::{Instance, Parts, Placed, Slot};
 pub use picture::{Picture, Progress, Span};
 pub use settings::Settings;
-pub use stages::branches;
 pub use texts::TextCache;

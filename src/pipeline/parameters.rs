@@ -1,7 +1,7 @@
 //! The settings of a picture in the form of AUTOMATIC1111's web UI, which others write too: prompt, negative prompt,
 //! and one line of keys and values.
 
-use super::request::RequestOptions;
+use super::options::RequestOptions;
 use crate::scheduler::{SchedulerKind, Sigmas, Solver};
 
 /// What begins the negative prompt.
@@ -266,6 +266,11 @@ pub fn write(options: &RequestOptions, loras: &[String], model_hash: &str, model
         ("Model hash", model_hash.to_string()),
         ("Model", model.to_string()),
         ("Denoising strength", options.strength.map(|strength| strength.to_string()).unwrap_or_default()),
+        // DDIM has a name of its own for it.
+        (
+            if sampler == "DDIM" { "Eta DDIM" } else { "Eta" },
+            options.eta.map(|eta| eta.to_string()).unwrap_or_default(),
+        ),
         ("Clip skip", options.clip_skip.map(|skip| (skip + 1).to_string()).unwrap_or_default()),
         // The generator of GPUs is the one that is meant if none is named.
         ("RNG", if rng == "cpu" { "CPU" } else { "" }.to_string()),

@@ -11,8 +11,9 @@ use super::{
     container, exif,
     latents::EXTENSION,
     metadata::{Metadata, PARAMETERS, SDSHARD},
+    options::RequestOptions,
     parameters::{self, Parameters},
-    request::{RequestOptions, Rng},
+    request::Rng,
 };
 use crate::{
     error::{Error, Result},
@@ -121,6 +122,8 @@ impl From<Parameters> for Settings {
                     set(&mut options.scheduler, kind.map(|kind| kind.to_string()))
                 }
                 "CFG scale" => set(&mut options.guidance_scale, value.parse().ok()),
+                "Eta DDIM" if said.get("Sampler") == Some("DDIM") => set(&mut options.eta, value.parse().ok()),
+                "Eta" if said.get("Sampler") == Some("TCD") => set(&mut options.eta, value.parse().ok()),
                 "Seed" => set(&mut options.seed, value.parse().ok()),
                 "Size" if old_hires.is_some() => false,
                 "Size" => set_size(options, size(value)),
@@ -419,6 +422,18 @@ mod tests {
             assert_eq!(of(&format!("a\n{settings}{more}")).not_followed, not_followed, "{more}");
         }
         assert_eq!(of(&format!("a\n{settings}Denoising strength: 0.5")).options.strength, Some(0.5));
+        for (more, eta, not_followed) in [
+            ("Sampler: DDIM, Eta DDIM: 0.5", Some(0.5), None),
+            ("Sampler: TCD, Eta: 0.3", Some(0.3), None),
+            ("Sampler: Euler a, Eta: 0.5", None, Some("Eta: 0.5")),
+        ] {
+            let said = of(&format!("a\n{settings}{more}"));
+            assert_eq!(
+                (said.options.eta, said.not_followed.first().map(String::as_str)),
+                (eta, not_followed),
+                "{more}"
+            );
+        }
         let hashes =
             of(&format!("a\n{settings}Hashes: {{\"model\": \"0123456789\", \"lora:x\": \"ab\", \"embed:y\": \"c\"}}"));
         assert_eq!(hashes.model_hash.as_deref(), Some("0123456789"));

@@ -22,7 +22,7 @@ use crate::{
         Instance,
         model::{Source, load},
         placement::{Place, Reside, Sections},
-        stages::{Sample, rehearse},
+        rehearse::{Sample, rehearse},
     },
     scheduler::Schedule,
     weights::{Ahead, Packed, Weights},

@@ -95,6 +95,11 @@ impl Solver {
         }
     }
 
+    /// Whether the share of fresh noise in a step can be chosen: see [`SchedulerConfig::with_eta`].
+    pub const fn has_eta(self) -> bool {
+        matches!(self, Self::Ddim | Self::Tcd)
+    }
+
     /// Whether this is DPM-Solver++.
     pub(super) const fn is_dpm(self) -> bool {
         self.is_singlestep() || matches!(self, Self::DpmSolverMultistep | Self::DpmSolverMultistepSde)

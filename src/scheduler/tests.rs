@@ -297,8 +297,8 @@ fn a_file_says_which_scheduler_it_is_and_a_name_overrules_it() {
 /// So that few-step LoRAs such as Lightning's run on a base model, whose file has another spacing.
 #[test]
 fn a_name_can_ask_for_trailing_timesteps() {
-    let trailing = SchedulerKind::all().filter(|kind| kind.sigmas() == Sigmas::Trailing);
-    assert_eq!(trailing.clone().count(), 8);
+    let trailing: Vec<_> = SchedulerKind::all().filter(|kind| kind.sigmas() == Sigmas::Trailing).collect();
+    assert_eq!(trailing.len(), 8);
     for kind in trailing {
         let plain = kind.solver().name();
         for spacing in ["", "\"timestep_spacing\": \"leading\","] {

@@ -52,6 +52,7 @@ fn request(n: u64) -> Request {
         steps: 2,
         guidance_scale: 1.0,
         guidance_rescale: 0.0,
+        eta: 0.0,
         clip_skip: 0,
         vae_tiling: false,
         scheduler: None,

@@ -9,9 +9,11 @@ use sdshard::{
     },
     pipeline::{
         Instance, Model, Placed, Slot, branches,
+        controls::Controls,
+        denoise::{self, DenoiseInput, PictureStart},
         model::{Source, load},
         placement::Reside,
-        stages::{self, Controls, DenoiseInput, PictureStart},
+        stages,
         start::Beginning,
     },
     scheduler::schedule,
@@ -166,7 +168,7 @@ fn denoise(
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
     let texts = negative.into_iter().chain(positive).collect();
     let branches = branches(place, &slot, texts, true, &NoHooks);
-    let latents = stages::denoise(&branches, &Controls::Networks(Vec::new()), request, |_| Ok(())).unwrap();
+    let latents = denoise::denoise(&branches, &Controls::Networks(Vec::new()), request, |_| Ok(())).unwrap();
     (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 

@@ -6,10 +6,7 @@ use std::{path::Path, sync::Arc};
 use sdshard::{
     backend::{self, DType, Device, DeviceKind},
     models::{clip::EncodedText, route::PersistentArenas, unet::Condition},
-    pipeline::{
-        ImageFiles, Model,
-        request::{Request, RequestOptions},
-    },
+    pipeline::{ImageFiles, Model, options::RequestOptions, request::Request},
     weights::ModelFiles,
 };
 use serde_json::Value;
