@@ -78,6 +78,9 @@ pub(super) struct ModelArgs {
     /// weights are read from it
     #[arg(long, value_name = "FOLDER", requires = "model")]
     pub(super) config: Option<PathBuf>,
+    /// Use the averages (EMA) of the UNet's weights in a single-file model that has both
+    #[arg(long, requires = "model", alias = "extract-ema")]
+    pub(super) ema: bool,
     /// What the model's UNet predicts, if neither its file nor its scheduler config says so
     #[arg(long, value_name = "epsilon|v", value_enum, hide_possible_values = true)]
     pub(super) prediction_type: Option<PredictionArg>,
@@ -140,6 +143,7 @@ impl ModelArgs {
         });
         Overrides {
             config: self.config.as_deref(),
+            averages: self.ema,
             prediction,
             vae: self.vae.as_deref(),
             controlnets: &self.controlnet,

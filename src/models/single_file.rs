@@ -29,6 +29,8 @@ const VAE: &str = "vae/config.json";
 pub struct Overrides<'a> {
     /// A diffusers folder whose configs and tokenizers a single-file checkpoint has, in place of built-in ones.
     pub config: Option<&'a Path>,
+    /// Whether the UNet of a single-file checkpoint has the averages (EMA) of its weights.
+    pub averages: bool,
     /// The meaning of the UNet's output.
     pub prediction: Option<Prediction>,
     /// The folder or the safetensors file of another `AutoencoderKL`, or of an `AutoencoderTiny`.
@@ -49,6 +51,10 @@ impl Overrides<'_> {
     /// # Errors
     /// If a file is missing or invalid, or if configs are given for a model that has its own.
     pub fn apply(&self, files: ModelFiles) -> Result<ModelFiles> {
+        if self.averages {
+            return Err(Error::input("--ema is for single-file checkpoints, which have two sets of a UNet's weights")
+                .found(files.name().to_owned()));
+        }
         if let Some(config) = self.config {
             return Err(Error::input("--config is for single-file checkpoints: this model has configs of its own")
                 .found(config.display().to_string()));
@@ -206,7 +212,7 @@ fn controlnet_config(weights: &Weights) -> Result<String> {
 /// If it is not a safetensors file, or holds something else than a Stable Diffusion 1, 2 or XL whose configs are built
 /// in; with configs of a folder, if that is not a diffusers folder.
 pub fn open(path: &Path, overrides: &Overrides) -> Result<ModelFiles> {
-    let files = ModelFiles::single_file(path);
+    let files = ModelFiles::single_file(path).with_averages(overrides.averages);
     let unet = Weights::open(&files, "unet", None)?;
     if let Some(config) = overrides.config {
         return overrides.applied(files.with_configs_of(ModelFiles::folder(config)?));

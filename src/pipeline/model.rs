@@ -225,6 +225,9 @@ impl Model {
         }
         let identity = weights::identity(&self.files, &paths)?;
         let mut changes = self.adapters.identity();
+        if self.files.is_averaged() {
+            changes += "averages\n";
+        }
         for EmbeddingChoice { path, token } in self.files.embeddings() {
             let token = token.as_deref().unwrap_or_default();
             changes += &format!("{}  {:?} {token:?}\n", weights::file_hash(path)?, path.file_stem());

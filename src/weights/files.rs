@@ -42,6 +42,8 @@ pub struct ModelFiles {
     added: BTreeMap<String, Added>,
     /// Whether all other files follow from the single-file checkpoint.
     is_derived: bool,
+    /// Whether the UNet has the averages of its weights in the single-file checkpoint.
+    is_averaged: bool,
     /// The state of each file when it was first opened.
     seen: Arc<Mutex<HashMap<String, Stamp>>>,
     /// The LoRAs that change its weights, and whether their modules may be missing in the model.
@@ -101,6 +103,7 @@ impl ModelFiles {
             storage,
             added: BTreeMap::new(),
             is_derived: false,
+            is_averaged: false,
             seen: Arc::default(),
             loras: Default::default(),
             embeddings: Default::default(),
@@ -169,6 +172,17 @@ impl ModelFiles {
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
+    }
+
+    /// The same model, whose UNet has the averages (EMA) of its weights over the training in place of the last ones.
+    #[must_use]
+    pub(crate) fn with_averages(self, is_averaged: bool) -> Self {
+        Self { is_averaged, ..self }
+    }
+
+    /// Whether the UNet has the averages of its weights.
+    pub(crate) fn is_averaged(&self) -> bool {
+        self.is_averaged
     }
 
     /// The same model with LoRAs. If it is `lenient`, their modules that the model lacks are ignored.

@@ -379,7 +379,8 @@ impl Stored {
             (Some((_, is_own)), [file]) => {
                 let names = file.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
                 let naming = Naming::in_file(component, &names, *is_own);
-                naming.ok_or_else(|| names::missing(component, &file.path, &names, *is_own))?
+                let naming = naming.ok_or_else(|| names::missing(component, &file.path, &names, *is_own))?;
+                if files.is_averaged() && component == "unet" { averaged(naming, file)? } else { naming }
             }
             _ => Naming::folder(),
         };
@@ -416,9 +417,21 @@ impl Stored {
             Some(key) if self.naming.is_ignorable(&key) => true,
             Some(_) => self.is_shared && names::is_ignorable_in_file(tensor),
             // The other tensors of a whole checkpoint, of which only one component is used.
-            None => !self.is_shared || names::is_ignorable_in_file(tensor),
+            None => !self.is_shared || names::is_ignorable_in_file(tensor) || self.naming.replaces(tensor),
         }
     }
+}
+
+/// The naming of the averages of a UNet's weights in a single file.
+fn averaged(naming: Naming, file: &safetensors::File) -> Result<Naming> {
+    let averaged = naming.averaged().filter(|naming| {
+        let first = naming.stored_name("conv_in.weight");
+        file.tensors.iter().any(|tensor| tensor.name == first)
+    });
+    averaged.ok_or_else(|| {
+        Error::input(format!("{}: the file has no averages (EMA) of its UNet's weights", file.path))
+            .hint("the same without --ema")
+    })
 }
 
 /// The number of stored tensors that no component of a `group`, which has the same files, has read or skipped, and the

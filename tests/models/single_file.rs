@@ -714,6 +714,47 @@ fn another_vae_replaces_the_models_own() {
     }
 }
 
+/// Stable Diffusion's first files have both sets of weights.
+#[test]
+fn the_averages_of_a_unets_weights_are_read_if_they_are_asked_for() {
+    let want = drawn(&folder_model(&tiny("tiny-sd1")));
+    let mut tensors = single("tiny-sd1");
+    let is_unet = |name: &str| name.starts_with("model.diffusion_model.");
+    let of_unet: Vec<Tensor> = tensors.iter().filter(|(name, ..)| is_unet(name)).cloned().collect();
+    for (name, dtype, shape, bytes) in of_unet {
+        let name = format!("model_ema.{}", name.strip_prefix("model.").unwrap().replace('.', ""));
+        tensors.push((name, dtype, shape, bytes));
+    }
+    // The last weights are not those of the folder.
+    for (.., bytes) in tensors.iter_mut().filter(|(name, ..)| is_unet(name)) {
+        bytes.iter_mut().for_each(|byte| *byte = 0);
+    }
+    tensors.push(("model_ema.decay".to_owned(), "F32", vec![], vec![0; 4]));
+    let (_folder, path) = placed(&tensors);
+    let config = tiny("tiny-sd1");
+    let open = |path: &Path, averages| {
+        let overrides = Overrides { config: Some(&config), averages, ..Overrides::default() };
+        single_file::open(path, &overrides).and_then(|files| Model::open(files, None)).map(Arc::new)
+    };
+    let (last, averaged) = (open(&path, false).unwrap(), open(&path, true).unwrap());
+    assert!(drawn(&averaged) == want && drawn(&last) != want);
+    assert_ne!(averaged.identity().unwrap(), last.identity().unwrap());
+    for flag in [&["--ema"][..], &[]] {
+        let model =
+            ["plan", "--device", "cpu", "--config", config.to_str().unwrap(), "--model", path.to_str().unwrap()];
+        let output = sdshard(&[&model, flag].concat()).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.success() && !said.contains("stored tensors"), "{said}");
+    }
+
+    let (_folder, path) = placed(&single("tiny-sd1"));
+    let error = open(&path, true).unwrap_err().to_string();
+    assert!(error.contains("has no averages (EMA) of its UNet's weights"), "{error}");
+    let overrides = Overrides { averages: true, ..Overrides::default() };
+    let error = overrides.apply(ModelFiles::folder(config.clone()).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("--ema is for single-file checkpoints"), "{error}");
+}
+
 #[test]
 fn the_identity_of_a_file_is_the_beginning_of_its_hash() {
     let folder = tempfile::tempdir().unwrap();

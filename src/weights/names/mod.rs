@@ -41,9 +41,13 @@ const BUFFERS: [&str; 19] = [
     "edm_vpred.sigma_max",
     "edm_vpred.sigma_min",
 ];
+/// What begins LDM's names of a UNet.
+const LDM_UNET: &str = "model.diffusion_model.";
+/// What begins the names of the averages of its weights.
+const AVERAGES: &str = "model_ema.";
 /// Prefixes of tensors that a single file has from its training: averages of the weights, losses, unused modules.
 const TRAINING: [&str; 5] =
-    ["model_ema.", "embedding_manager.", "first_stage_model.loss.", "first_stage_model.model_ema.", "loss."];
+    [AVERAGES, "embedding_manager.", "first_stage_model.loss.", "first_stage_model.model_ema.", "loss."];
 /// Ends of names of buffers in text encoders.
 const TEXT_BUFFERS: [&str; 3] = ["logit_scale", "position_ids", "attn_mask"];
 
@@ -61,6 +65,8 @@ enum Scheme {
     Diffusers,
     /// LDM's names of a UNet.
     Unet(UnetBlocks),
+    /// LDM's names of the averages (EMA) of a UNet's weights: those of the weights in one word.
+    AveragedUnet(UnetBlocks),
     /// LDM's names of a ControlNet.
     ControlNet(UnetBlocks),
     /// LDM's names of an autoencoder with this number of levels.
@@ -88,7 +94,7 @@ impl Naming {
         let clip = ["embeddings.token_embedding.weight", "text_model.embeddings.token_embedding.weight"].as_slice();
         // Prefixes of files in LDM's layout, names of which one must be there, and the scheme; then diffusers'.
         let (ldm, current): (&[&str], &[&str]) = match component {
-            "unet" => (&["model.diffusion_model."], &["unet."]),
+            "unet" => (&[LDM_UNET], &["unet."]),
             CONTROLNET => (&["control_model."], &["controlnet."]),
             "vae" => (&["first_stage_model.", "vae."], &["vae.", "first_stage_model."]),
             "text_encoder" => (
@@ -131,6 +137,14 @@ impl Naming {
         Some(Self { prefix: (*prefix).to_owned(), scheme: Scheme::Diffusers })
     }
 
+    /// The naming of the averages of these weights, which only a UNet with LDM's names has.
+    pub(super) fn averaged(self) -> Option<Self> {
+        match self.scheme {
+            Scheme::Unet(blocks) => Some(Self { prefix: AVERAGES.to_owned(), scheme: Scheme::AveragedUnet(blocks) }),
+            _ => None,
+        }
+    }
+
     /// The name of a stored tensor among those of the component; `None` if it is not one of them.
     pub(super) fn key<'a>(&self, stored: &'a str) -> Option<Cow<'a, str>> {
         let name = stored.strip_prefix(&self.prefix)?;
@@ -143,6 +157,10 @@ impl Naming {
         let found = match &self.scheme {
             Scheme::Diffusers => None,
             Scheme::Unet(blocks) => whole(blocks.ldm_name(name)),
+            // `diffusion_model.out.0.weight` in one word
+            Scheme::AveragedUnet(blocks) => {
+                whole(blocks.ldm_name(name).map(|name| format!("diffusion_model{}", name.replace('.', ""))))
+            }
             Scheme::ControlNet(blocks) => whole(ldm::controlnet_name(blocks, name)),
             Scheme::Vae(levels) => whole(ldm::vae_name(*levels, name)),
             Scheme::OpenClip(_) => ldm::open_clip_name(name),
@@ -166,8 +184,14 @@ impl Naming {
                 let last = format!("transformer.resblocks.{}.", layers.saturating_sub(1));
                 is_buffer() || key == "text_projection" || key.starts_with(&last)
             }
+            Scheme::AveragedUnet(_) => true,
             Scheme::Unet(_) | Scheme::ControlNet(_) | Scheme::Vae(_) | Scheme::TinyDecoder => is_ignorable_in_file(key),
         }
+    }
+
+    /// Whether this naming reads other tensors in the place of this one.
+    pub(super) fn replaces(&self, stored: &str) -> bool {
+        matches!(self.scheme, Scheme::AveragedUnet(_)) && stored.starts_with(LDM_UNET)
     }
 }
 
