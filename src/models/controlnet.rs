@@ -154,6 +154,12 @@ impl ControlNet {
         describe(&spec.contracting).into_iter().map(|section| section.name).collect()
     }
 
+    /// The section that makes each residual.
+    pub fn residual_sections(spec: &ControlNetSpec) -> Vec<usize> {
+        let sections = describe(&spec.contracting);
+        residuals(&sections, &spec.contracting).into_iter().map(|(section, _)| section).collect()
+    }
+
     /// Loads the network, each section for the device that runs it.
     ///
     /// # Errors

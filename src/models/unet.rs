@@ -101,10 +101,8 @@ pub struct Unet {
     up: Vec<Layer>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    /// The sections that use a skip tensor, in order.
-    skip_users: Vec<usize>,
-    /// The last section of the middle.
-    middle: usize,
+    /// [`Unet::residual_sections`]
+    takers: Vec<usize>,
 }
 
 /// All sections, in the order in which they run.
@@ -143,6 +141,16 @@ impl Unet {
         sections_of(spec).into_iter().map(|section| section.name).collect()
     }
 
+    /// The section that takes each tensor of [`Residuals`]: those that use the skip tensors, in the order in which these
+    /// are made, and the last one before the up path.
+    pub fn residual_sections(spec: &UnetSpec) -> Vec<usize> {
+        let sections = sections_of(spec);
+        let up = sections.iter().position(|section| section.phase == Phase::Up).expect("there is an up path");
+        // Skip tensors are used in reverse order.
+        let users = (up..sections.len()).rev().filter(|&section| sections[section].skip);
+        users.chain([up - 1]).collect()
+    }
+
     /// Loads all of `unet/`, each section for the device that runs it.
     pub fn load(w: &Scope, spec: &UnetSpec, route: &Route) -> Result<Self> {
         let (sections, width) = (sections_of(spec), spec.block_out_channels[0]);
@@ -153,8 +161,7 @@ impl Unet {
             contracting: Contracting::load(w, spec, &sections, route)?,
             conv_norm_out: GroupNorm::load(&out.at("conv_norm_out"), width, spec.norm_num_groups, spec.norm_eps)?,
             conv_out: Conv2d::load(&out.at("conv_out"), width, spec.out_channels, spec.extent(0))?,
-            skip_users: up.iter().filter(|layer| layer.skip).map(|layer| layer.section).collect(),
-            middle: up[0].section - 1,
+            takers: Self::residual_sections(spec),
             up,
         })
     }
@@ -173,8 +180,7 @@ impl Unet {
 
     /// The section that takes tensor `i` of [`Residuals`].
     pub fn residual_section(&self, i: usize) -> usize {
-        // Skip tensors are used in reverse order.
-        self.skip_users.iter().rev().nth(i).copied().unwrap_or(self.middle)
+        self.takers[i]
     }
 
     /// The shapes of the tensors of [`Residuals`], for a batch of latents of this height and width.
@@ -200,10 +206,9 @@ impl Unet {
         let keys_values = &mut texts.texts();
 
         // Down path and middle, which do not see what is added to the skip tensors.
-        let mut skips: Vec<Tensor> = Vec::with_capacity(self.skip_users.len());
+        let mut skips: Vec<Tensor> = Vec::with_capacity(self.takers.len() - 1);
         let leave = |h: &Tensor| -> Result<()> {
-            let user = self.skip_users[self.skip_users.len() - 1 - skips.len()];
-            skips.push(pass.send(h, user)?);
+            skips.push(pass.send(h, self.takers[skips.len()])?);
             Ok(())
         };
         let (mut h, time) = self.contracting.forward(latents, time, texts, keys_values, None, pass, leave)?;

@@ -1,12 +1,20 @@
 //! The tensors that are transferred between devices for one image.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::layout::{Costs, Layout};
 use crate::{
     backend::DeviceId,
     error::Result,
-    models::{component::Stage, spec::LatentSpec},
+    models::{
+        component::{ComponentId, Stage},
+        controlnet::ControlNet,
+        network::NetworkSpec,
+        spec::{LatentSpec, ModelSpec},
+        unet::Unet,
+    },
     pipeline::placement::Place,
 };
 
@@ -19,7 +27,7 @@ pub struct Edge {
     pub from: DeviceId,
     /// The device that uses the tensors.
     pub to: DeviceId,
-    /// The kind of tensor in words: "text features", "latents", "skip tensors" and so on.
+    /// The kind of tensor in words: "text features", "latents", "residuals" and so on.
     pub what: &'static str,
     /// The total size for one image, in bytes.
     pub bytes_per_image: u64,
@@ -30,20 +38,18 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
     let (spec, largest) = (costs.trial.spec, costs.trial.largest);
     let texts = if largest.guided { 2 } else { 1 };
     let LatentSpec { channels, scale, .. } = spec.latents;
-    let latents = 4 * (largest.width / scale * (largest.height / scale) * channels) as u64;
+    let (height, width, calls) = (largest.height / scale, largest.width / scale, costs.calls as u64);
+    let latents = 4 * (width * height * channels) as u64;
     let mut edges: Vec<Edge> = Vec::new();
     for (replica, layout) in layouts.iter().enumerate() {
+        // Several places of a pool are alternatives, so the largest counts.
         let mut add = |from: DeviceId, to: DeviceId, what: &'static str, bytes_per_image: u64| {
-            let edge = Edge { replica, from, to, what, bytes_per_image };
-            if from == to || bytes_per_image == 0 || edges.contains(&edge) {
+            if from == to || bytes_per_image == 0 {
                 return;
             }
-            let same = |e: &&mut Edge| (e.replica, e.from, e.to, e.what) == (replica, from, to, what);
-            match edges.iter_mut().find(same) {
-                // Tensors of the same network add up. Several places of a pool are alternatives, so the largest counts.
-                Some(known) if matches!(what, BORDER | SKIPS) => known.bytes_per_image += bytes_per_image,
+            match edges.iter_mut().find(|e| (e.replica, e.from, e.to, e.what) == (replica, from, to, what)) {
                 Some(known) => known.bytes_per_image = known.bytes_per_image.max(bytes_per_image),
-                None => edges.push(edge),
+                None => edges.push(Edge { replica, from, to, what, bytes_per_image }),
             }
         };
         let last = |route: &[DeviceId]| *route.last().expect("a route has sections");
@@ -58,24 +64,36 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
                 }
             }
             if let [negative, _] = routes[..] {
-                add(home, negative[0], "latents", costs.calls as u64 * latents);
-                add(last(negative), home, "guidance", costs.calls as u64 * latents);
+                add(home, negative[0], "latents", calls * latents);
+                add(last(negative), home, "guidance", calls * latents);
             }
             let encoders = spec.in_stage(Stage::EncodeImage).flat_map(|encoder| &layout.placement[encoder]);
             encoders.flat_map(Place::routes).for_each(|encoder| add(last(encoder), home, "picture", 2 * latents));
             let decoders = spec.in_stage(Stage::Decode).flat_map(|decoder| &layout.placement[decoder]);
             decoders.flat_map(Place::routes).for_each(|decoder| add(home, decoder[0], "latents", latents));
+            for id in spec.controlnets() {
+                let moved = residuals(spec, id, [texts, height, width]);
+                for maker in layout.placement[id].iter().flat_map(Place::routes) {
+                    add(home, maker[0], "latents", calls * latents);
+                    for route in &routes {
+                        let moved = moved.iter().map(|(from, to, bytes)| (maker[*from], route[*to], calls * bytes));
+                        sums(moved).into_iter().for_each(|((from, to), bytes)| add(from, to, "residuals", bytes));
+                    }
+                }
+            }
         }
         for (component, places) in layout.placement.iter() {
             let is_denoiser = component == spec.denoiser();
-            let calls = if costs.denoises(component) { costs.calls as u64 } else { 1 };
+            let calls = if costs.denoises(component) { calls } else { 1 };
             for route in places.iter().flat_map(Place::routes) {
                 if route.iter().all(|id| *id == route[0]) {
                     continue;
                 }
-                for transfer in costs.transfers(component, route)? {
-                    let what = if transfer.is_skip { SKIPS } else { BORDER };
-                    add(transfer.from, transfer.to, what, calls * transfer.bytes);
+                let transfers = costs.transfers(component, route)?;
+                for (what, is_skip) in [("section border", false), ("skip tensors", true)] {
+                    let moved = transfers.iter().filter(|transfer| transfer.is_skip == is_skip);
+                    let moved = moved.map(|transfer| (transfer.from, transfer.to, calls * transfer.bytes));
+                    sums(moved).into_iter().for_each(|((from, to), bytes)| add(from, to, what, bytes));
                 }
                 if is_denoiser {
                     add(last(route), route[0], "model output", calls * latents);
@@ -86,5 +104,23 @@ pub(super) fn edges(costs: &Costs, layouts: &[Layout]) -> Result<Vec<Edge>> {
     Ok(edges)
 }
 
-const BORDER: &str = "section border";
-const SKIPS: &str = "skip tensors";
+/// The bytes that go from one device to another, for each two of them.
+fn sums(moved: impl Iterator<Item = (DeviceId, DeviceId, u64)>) -> BTreeMap<(DeviceId, DeviceId), u64> {
+    let mut sums = BTreeMap::new();
+    for (from, to, bytes) in moved {
+        *sums.entry((from, to)).or_default() += bytes;
+    }
+    sums
+}
+
+/// The residuals of a ControlNet in one step, for latents of this batch, height and width: the ControlNet's section that
+/// makes each of them, the UNet's that takes it, and its bytes.
+fn residuals(spec: &ModelSpec, controlnet: ComponentId, latents: [usize; 3]) -> Vec<(usize, usize, u64)> {
+    let networks = (&spec.components[controlnet].network, &spec.components[spec.denoiser()].network);
+    let (NetworkSpec::ControlNet(maker), NetworkSpec::Unet(taker)) = networks else {
+        unreachable!("a ControlNet and a UNet")
+    };
+    let shapes = maker.contracting.feature_shapes(latents).into_iter();
+    let sections = ControlNet::residual_sections(maker).into_iter().zip(Unet::residual_sections(taker));
+    sections.zip(shapes).map(|((from, to), shape)| (from, to, 4 * shape.elements() as u64)).collect()
+}

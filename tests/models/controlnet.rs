@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use sdshard::{
-    backend::{DType, Device, DeviceId, rules::Rules},
+    DeviceMap, Largest, Plan,
+    backend::{self, DType, Device, DeviceId, rules::Rules},
     models::{
         clip::EncodedText,
         controlnet::{ControlNet, ControlNetSpec},
@@ -358,4 +359,34 @@ fn a_file_in_the_names_of_the_original_code_draws_the_same() {
         draw(&model, Request { controls, steps: 2, ..Request::new("a fox", &model.spec) }).latents.values
     };
     assert_eq!(drawn(folder.path()), drawn(&file));
+}
+
+/// The plan once had no transfers of ControlNets.
+#[test]
+fn a_plan_says_which_tensors_of_a_controlnet_cross_between_devices() {
+    let (model, _folders) = open(&["sd"]);
+    let image = Arc::new(Image { width: 64, height: 64, rgb: picture(0, 64, 64) });
+    let controls = vec![Control::new(image, &Start::Noise, &model.spec)];
+    let request = Request { controls, steps: 3, width: 64, height: 64, ..Request::new("a fox", &model.spec) };
+    let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
+    let calls = request.schedule(&model.spec).unwrap().steps.len() as u64;
+    let plan = |controlnet: &str| {
+        let map = format!(
+            "devices = [\"cpu:0\", \"cpu:1\"]\n[components]\ntext_encoder = \"cpu:0\"\nunet = \"cpu:0\"\n\
+                           vae = \"cpu:0\"\ncontrolnet = {controlnet}\n"
+        );
+        let map = DeviceMap::parse(&map, "map.toml").unwrap();
+        Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap()
+    };
+    let of = |plan: &Plan, what: &str, from: &str| {
+        let edges = plan.edges.iter().filter(|edge| edge.what == what && edge.from.to_string() == from);
+        edges.map(|edge| edge.bytes_per_image).sum::<u64>()
+    };
+    let NetworkSpec::Unet(unet) = &model.spec.components[model.spec.denoiser()].network else { unreachable!() };
+    let residuals = unet.feature_shapes([2, 8, 8]).iter().map(|shape| 4 * shape.elements() as u64).sum::<u64>();
+    let apart = plan("\"cpu:1\"");
+    assert_eq!(of(&apart, "residuals", "cpu:1"), calls * residuals);
+    assert_eq!(of(&apart, "latents", "cpu:0"), calls * 4 * 4 * 8 * 8);
+    let together = plan("\"cpu:0\"");
+    assert_eq!(of(&together, "residuals", "cpu:0") + of(&together, "residuals", "cpu:1"), 0);
 }
