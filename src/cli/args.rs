@@ -343,7 +343,10 @@ pub(super) struct DevicesArgs {
 
 /// `sdshard bench`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    pub(super) what: Option<BenchCommand>,
     #[command(flatten)]
     pub(super) model: ModelArgs,
     /// The device to measure [default: cpu]
@@ -358,6 +361,31 @@ pub(super) struct BenchArgs {
     /// The number of measured calls, after one that is not measured
     #[arg(long, default_value_t = 5)]
     pub(super) repeat: usize,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What `sdshard bench` measures beside components.
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Run several device maps end to end, and rank them beside what their plans predict
+    Maps(BenchMapsArgs),
+}
+
+/// `sdshard bench maps`
+#[derive(Debug, Args)]
+pub(super) struct BenchMapsArgs {
+    /// Device maps: files, or names of strategies
+    #[arg(value_name = "MAP", required = true)]
+    pub(super) maps: Vec<String>,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) options: RequestOptions,
+    /// The number of rounds, in each of which every map is loaded and run once
+    #[arg(long, default_value_t = 3)]
+    pub(super) rounds: usize,
     /// Print the results as JSON
     #[arg(long)]
     pub(super) json: bool,

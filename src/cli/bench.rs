@@ -1,15 +1,34 @@
-//! `sdshard bench`: measures the speed of each component.
+//! `sdshard bench`: measures the speed of each component, or of device maps.
+
+use std::{path::Path, sync::Arc, time::Duration};
 
 use sdshard::{
     backend::DeviceId,
-    bench::{self, Figures, Settings},
+    bench::{
+        components::{self, Figures, Settings},
+        maps,
+    },
+    device_map::DeviceMap,
     error::{Error, Result},
+    pipeline::{ImageFiles, Model, options::RequestOptions},
 };
 
-use super::{args::BenchArgs, model, progress::Console};
+use super::{
+    args::{BenchArgs, BenchCommand, BenchMapsArgs},
+    model,
+    progress::{Console, seconds},
+    prompts::{self, flag},
+};
 
-/// Measures the components and prints the results.
+/// Measures what the arguments say and prints the results.
 pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
+    match &args.what {
+        None => run_components(args, console),
+        Some(BenchCommand::Maps(args)) => run_maps(args, console),
+    }
+}
+
+fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
     let device = match args.device.as_slice() {
         [] => DeviceId::CPU,
         [device] => *device,
@@ -24,16 +43,10 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
         Some(size) => size.0,
         None => (model.spec.latents.height, model.spec.latents.width),
     };
-    for (name, count, most) in [("batch", args.batch, 256), ("repeat", args.repeat, 1_000_000)] {
-        if count == 0 {
-            return Err(Error::input(format!("--{name}: at least 1")));
-        }
-        if count > most {
-            return Err(Error::input(format!("--{name}: at most {most}")).found(count.to_string()));
-        }
-    }
+    check_count("--batch", args.batch, 256)?;
+    check_count("--repeat", args.repeat, 1_000_000)?;
     let settings = Settings { device, latents, batch: args.batch, repeat: args.repeat };
-    let report = bench::components(&model, &settings)?;
+    let report = components::components(&model, &settings)?;
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
         return console.print(&json);
@@ -57,6 +70,65 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     console.note(&format!(
         "texts and latents {} at a time, latents {height}x{width}; one picture for the VAE",
         args.batch
+    ));
+    Ok(())
+}
+
+fn check_count(flag: &str, count: usize, most: usize) -> Result<()> {
+    match count {
+        0 => Err(Error::input(format!("{flag}: at least 1"))),
+        count if count > most => Err(Error::input(format!("{flag}: at most {most}")).found(count.to_string())),
+        _ => Ok(()),
+    }
+}
+
+fn run_maps(args: &BenchMapsArgs, console: &Console) -> Result<()> {
+    check_count("--rounds", args.rounds, 1000)?;
+    let options = prompts::checked(&args.options, flag)?;
+    let options = options.or(&RequestOptions { prompt: Some("a red fox".to_owned()), ..RequestOptions::default() });
+    let load = |name: &String| {
+        let map = DeviceMap::load(name)?;
+        Ok((Path::new(name).file_name().map_or(name.clone(), |file| file.to_string_lossy().into_owned()), map))
+    };
+    let named = args.maps.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let images = ImageFiles::read(options.image_files())?;
+    let model: Model = model::open(&args.model, options.image.is_some(), console, None)?;
+    let request = options.request(&model.spec, &images, flag)?;
+    let settings = maps::Settings { images: options.num_images, rounds: args.rounds };
+    let report = maps::maps(&Arc::new(model), &named, &request, &settings, |round, name| {
+        console.note(&format!("round {} of {}: {name}", round + 1, args.rounds));
+        Ok(())
+    })?;
+    if args.json {
+        let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
+        return console.print(&json);
+    }
+    let width = report.maps.iter().map(|map| map.name.chars().count()).max().unwrap_or(0).max(3);
+    let all = format!("{} pictures", report.images);
+    console.print(&format!(
+        "{:width$} {:>8} {:>12} {:>9} {all:>12} {:>9} {:>9} {:>10}",
+        "map", "replicas", "one picture", "planned", "planned", "loading", "memory"
+    ))?;
+    for map in &report.maps {
+        let time = |value: f64| seconds(Duration::from_secs_f64(value));
+        console.print(&format!(
+            "{:width$} {:>8} {:>12} {:>9} {:>12} {:>9} {:>9} {:>6} MiB",
+            map.name,
+            map.replicas,
+            time(map.one_s),
+            time(map.planned_one_s),
+            time(map.all_s),
+            time(map.planned_all_s),
+            time(map.load_s),
+            map.planned_bytes >> 20,
+        ))?;
+    }
+    for (name, reason) in &report.failed {
+        console.print(&format!("{name}: not measured: {reason}"))?;
+    }
+    console.note(&format!(
+        "{}x{}, {} steps; medians of {} rounds",
+        request.width, request.height, request.steps, args.rounds
     ));
     Ok(())
 }

@@ -1022,6 +1022,39 @@ fn the_benchmark_as_json_has_the_documented_fields() {
     }
 }
 
+#[test]
+fn device_maps_are_run_and_ranked_beside_their_plans() {
+    let folder = tempfile::tempdir().unwrap();
+    let absent = folder.path().join("absent.toml");
+    fs::write(&absent, "[components]\nunet = \"cuda:77\"\n").unwrap();
+    let maps = ["bench", "maps", "single", absent.to_str().unwrap(), "device_maps/cpu-split.toml"];
+    let small = ["--steps", "1", "--width", "64", "--height", "64", "--rounds", "2", "--num-images", "3"];
+    let report = of_tiny(&[&maps[..], &small, &["--json"]].concat());
+    assert_eq!(fields(&report), ["images: number", "maps: list", "failed: list"]);
+    assert_eq!(report["images"], 3);
+    let ranked = report["maps"].as_array().unwrap();
+    let mut names: Vec<_> = ranked.iter().map(|map| map["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["cpu-split.toml", "single"]);
+    let seconds = |map: &Value, field: &str| map[field].as_f64().unwrap();
+    assert!(seconds(&ranked[0], "all_s") <= seconds(&ranked[1], "all_s"));
+    for map in ranked {
+        for field in ["load_s", "first_s", "one_s", "planned_one_s", "all_s", "planned_all_s", "planned_bytes"] {
+            assert!(seconds(map, field) > 0.0, "{field}: {map}");
+        }
+        assert!(seconds(map, "planned_all_s") > seconds(map, "planned_one_s"), "{map}");
+    }
+    assert_eq!(report["failed"][0][0], "absent.toml");
+    assert!(report["failed"][0][1].as_str().unwrap().contains("cuda:77"), "{report}");
+
+    let text = succeeds(sdshard(&[&maps[..3], &small].concat()).arg("--model").arg(tiny()));
+    for word in ["3 pictures", "planned", "single", "replicas"] {
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(refused(&["bench", "maps"]).contains("<MAP>..."));
+    assert!(refused(&["bench", "maps", "single", "--rounds", "0"]).contains("--rounds: at least 1"));
+}
+
 /// What a terminal of 100 columns shows after `bytes`: text, `\r`, `\n`, lines up and down, lines cleared.
 #[cfg(unix)]
 fn screen(bytes: &str) -> Vec<String> {
