@@ -1,9 +1,25 @@
-//! Random device maps for the small model.
+//! Device maps for the CPUs of any machine: the shipped ones, and random ones.
 
-use sdshard::models::{
-    network::NetworkSpec,
-    spec::{ComponentSpec, ModelSpec},
+use sdshard::{
+    DeviceMap,
+    backend::{DeviceId, DeviceKind},
+    device_map::SHIPPED,
+    models::{
+        network::NetworkSpec,
+        spec::{ComponentSpec, ModelSpec},
+    },
 };
+
+/// The shipped maps that every machine has devices for, with their names; `tests/planner/plans.rs` plans those that name
+/// GPUs.
+pub fn shipped_for_cpus() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let is_cpu = |id: DeviceId| matches!(id.kind, DeviceKind::Cpu | DeviceKind::Numbered);
+    let here = move |(name, text): &(&str, &str)| {
+        let map = DeviceMap::parse(text, name).unwrap();
+        map.devices.iter().all(|device| is_cpu(device.value)) && map.placed_devices().all(|(_, id)| is_cpu(id.value))
+    };
+    SHIPPED.iter().copied().filter(here)
+}
 
 /// A small generator of random numbers (Steele et al. 2014), so that a failure can be looked at again.
 pub struct Random(pub u64);

@@ -279,7 +279,7 @@ pub fn fields(object: &Value) -> Vec<String> {
     object.iter().map(|(name, value)| format!("{name}: {}", kind(value))).collect()
 }
 
-/// `sdshard` with the small model at 64x64 and two steps, into `out`.
+/// `sdshard` with the small model at 64x64 and two steps into `out`, unless the arguments say otherwise.
 pub struct Tiny {
     pub folder: TempDir,
 }
@@ -302,8 +302,11 @@ impl Tiny {
 
     pub fn draw(&self, arguments: &[&str]) -> Command {
         let mut command = sdshard(arguments);
-        command.arg("--model").arg(tiny()).arg("--output-dir").arg(self.out());
-        for (option, value) in [("--width", "64"), ("--height", "64"), ("--steps", "2")] {
+        command.arg("--output-dir").arg(self.out());
+        let model = tiny();
+        for (option, value) in
+            [("--model", model.to_str().unwrap()), ("--width", "64"), ("--height", "64"), ("--steps", "2")]
+        {
             if !arguments.contains(&option) {
                 command.args([option, value]);
             }

@@ -1,5 +1,5 @@
-//! Two hundred random device maps, of every form that is served: each draws the pictures of a single device to the bit,
-//! keeps to the bytes of its plan, and comes to an end.
+//! The shipped device maps and two hundred random ones, of every form that is served: each draws the pictures of a single
+//! device to the bit, keeps to the bytes of its plan, and comes to an end.
 
 use std::{
     sync::{Arc, mpsc},
@@ -8,7 +8,7 @@ use std::{
 
 use crate::common::{
     controlnet, formula,
-    maps::Random,
+    maps::{Random, shipped_for_cpus},
     model,
     pictures::{inpainting_folder, mask, picture},
 };
@@ -117,6 +117,9 @@ fn every_map_is_right_for(model: &Arc<Model>, requests: &[Request]) {
     let want = draw(model, requests.to_vec(), "strategy = \"single\"");
     assert!(want[0].image != want[1].image && want[0].image != want[2].image);
 
+    for (name, map) in shipped_for_cpus() {
+        is_right(name, map, model, requests, &want);
+    }
     let mut forms = [0; 8];
     for seed in 0..MAPS {
         let text = Random(seed).map(&model.spec);
@@ -127,24 +130,27 @@ fn every_map_is_right_for(model: &Arc<Model>, requests: &[Request]) {
         {
             *count += usize::from(text.contains(form));
         }
-        let (done, result) = mpsc::channel();
-        let (model, requests, map) = (model.clone(), requests.to_vec(), text.clone());
-        let worker = std::thread::spawn(move || done.send(draw(&model, requests, &map)));
-        match result.recv_timeout(DEADLINE) {
-            Ok(got) => {
-                for (got, want) in got.iter().zip(&want) {
-                    assert!(
-                        got.image == want.image && got.latents == want.latents,
-                        "seed {seed}: another picture\n{text}"
-                    );
-                }
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => panic!("seed {seed}: this map does not come to an end\n{text}"),
-            // It panicked, and has said why.
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                panic!("seed {seed}: {:?}\n{text}", worker.join().err().map(|_| "failed"))
-            }
-        }
+        is_right(&format!("seed {seed}"), &text, model, requests, &want);
     }
     assert!(forms.iter().all(|count| *count >= 20), "every form is tried often: {forms:?}");
+}
+
+/// Draws with a map in time, and compares the pictures.
+fn is_right(name: &str, map: &str, model: &Arc<Model>, requests: &[Request], want: &[Picture]) {
+    let (done, result) = mpsc::channel();
+    let (model, requests, text) = (model.clone(), requests.to_vec(), map.to_owned());
+    let worker = std::thread::spawn(move || done.send(draw(&model, requests, &text)));
+    match result.recv_timeout(DEADLINE) {
+        Ok(got) => {
+            for (got, want) in got.iter().zip(want) {
+                let is_same = got.image == want.image && got.latents == want.latents;
+                assert!(is_same, "{name}: another picture\n{map}");
+            }
+        }
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{name}: this map does not come to an end\n{map}"),
+        // It panicked, and has said why.
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            panic!("{name}: {:?}\n{map}", worker.join().err().map(|_| "failed"))
+        }
+    }
 }

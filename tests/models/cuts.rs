@@ -6,13 +6,15 @@ use sdshard::{
     models::{
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route},
+        single_file::Overrides,
     },
     pipeline::{
-        Instance, Model, Placed, Slot, branches,
-        controls::Controls,
+        Image, Instance, Model, Placed, Slot, branches,
+        controls::{Controller, Controls},
         denoise::{self, DenoiseInput, PictureStart},
         model::{Source, load},
         placement::Reside,
+        request::{Control, Start},
         stages,
         start::Beginning,
     },
@@ -21,13 +23,17 @@ use sdshard::{
     weights::{Ahead, ModelFiles, Weights},
 };
 
+use crate::common::{controlnet, formula, model};
+
 const ARENA: usize = 64 << 20;
 const HEIGHT: usize = 9;
 const WIDTH: usize = 6;
 
-fn model() -> Model {
-    let folder = format!("{}/tests/golden/tiny-sd1", env!("CARGO_MANIFEST_DIR"));
-    Model::open(ModelFiles::folder(folder).unwrap(), None).unwrap()
+/// Runs a test with the small models of Stable Diffusion 1 and of SDXL.
+fn with_each_model(test: impl Fn(&Model)) {
+    test(&model());
+    let folder = formula::folder("tiny-sdxl");
+    test(&Model::open(ModelFiles::folder(folder.path()).unwrap(), None).unwrap());
 }
 
 /// `cpu:0`, `cpu:1` and `cpu:2` of this machine.
@@ -68,8 +74,8 @@ fn peaks(devices: &[Device]) -> Vec<usize> {
 }
 
 /// Runs `work` on real devices and on devices without data, for each pattern; all results are equal to the bit, all
-/// arenas equal to the byte.
-fn every_cut(component: ComponentId, model: &Model, work: impl Fn(&[Device], &[usize], From) -> Vec<f32>) {
+/// arenas equal to the byte. Gives the result.
+fn every_cut(component: ComponentId, model: &Model, work: impl Fn(&[Device], &[usize], From) -> Vec<f32>) -> Vec<f32> {
     let count = sections(model, component);
     let patterns = patterns(count);
     let whole = work(&devices(), &patterns[0], From::Files(Reside::Device));
@@ -91,6 +97,7 @@ fn every_cut(component: ComponentId, model: &Model, work: impl Fn(&[Device], &[u
             _ => assert!(weights(&real).iter().zip(weights(&dry)).all(|(real, dry)| *real <= dry), "{what}: weights"),
         }
     }
+    whole
 }
 
 /// Where weights come from, and where they rest.
@@ -110,10 +117,10 @@ impl From {
     }
 
     fn weights(self, model: &Model, component: ComponentId) -> Weights {
-        let name = &model.spec.components[component].name;
+        let folder = &model.spec.components[component].folder;
         match self {
-            From::Files(_) => Weights::open(&model.files, name, None).unwrap(),
-            From::Shapes(_) => Weights::shapes_only(name),
+            From::Files(_) => Weights::open(&model.files, folder, None).unwrap(),
+            From::Shapes(_) => Weights::shapes_only(folder),
         }
     }
 
@@ -124,12 +131,15 @@ impl From {
 
 #[test]
 fn a_text_encoder_can_be_cut_anywhere() {
-    let model = model();
-    let ids = model.tokenizers[0].encode("a fox in the snow").unwrap().ids;
-    let component = in_stage(&model, Stage::Encode);
-    every_cut(component, &model, |devices, pattern, from| {
-        let encoder = from.load(&model, component, route(devices, pattern));
-        stages::encode(&encoder, ids.clone(), 0, &NoHooks).unwrap().features
+    with_each_model(|model| {
+        for (component, tokenizer) in model.spec.in_stage(Stage::Encode).zip(&model.tokenizers) {
+            let ids = tokenizer.encode("a fox in the snow").unwrap().ids;
+            every_cut(component, model, |devices, pattern, from| {
+                let encoder = from.load(model, component, route(devices, pattern));
+                let encoded = stages::encode(&encoder, ids.clone(), 0, &NoHooks).unwrap();
+                [encoded.features, encoded.pooled].concat()
+            });
+        }
     });
 }
 
@@ -154,6 +164,18 @@ fn denoise(
     scratch: &[Device],
     scales: &[f32],
 ) -> (Vec<Vec<f32>>, Vec<usize>) {
+    denoise_with(None, model, place, devices, scratch, scales)
+}
+
+/// The same with a ControlNet in all steps but the first.
+fn denoise_with(
+    controlnet: Option<&Placed>,
+    model: &Model,
+    place: &Instance,
+    devices: &[Device],
+    scratch: &[Device],
+    scales: &[f32],
+) -> (Vec<Vec<f32>>, Vec<usize>) {
     let spec = &model.spec;
     let keeps = PersistentArenas::new(devices.iter().map(|device| device.persistent_arena(ARENA).unwrap()).collect());
     let text = |phase: f32| spec.sample_condition(8 * HEIGHT, 8 * WIDTH, 1, |i| (i as f32 * 0.3 + phase).sin());
@@ -166,9 +188,21 @@ fn denoise(
     let request = DenoiseInput { schedule: &schedule, pictures: scales.iter().map(picture).collect(), shape };
     let slot = Slot::new(place, &keeps, scratch);
     let (negative, positive) = (vec![text(0.0); scales.len()], scales.iter().map(|scale| text(*scale)));
-    let texts = negative.into_iter().chain(positive).collect();
-    let branches = branches(place, &slot, texts, true, &NoHooks);
-    let latents = denoise::denoise(&branches, &Controls::Networks(Vec::new()), request, |_| Ok(())).unwrap();
+    let texts: Vec<_> = negative.into_iter().chain(positive).collect();
+    let image = Image { width: 1, height: 1, rgb: vec![0; 3] };
+    let control = Control { scale: 0.7, start: 0.3, ..Control::new(image.into(), &Start::Noise, spec) };
+    let pixels: Vec<f32> = (0..3 * 64 * HEIGHT * WIDTH).map(|i| (i as f32 * 0.9).sin().abs()).collect();
+    let controller = |placed| Controller {
+        placed,
+        keeps: &keeps,
+        rows: texts.clone(),
+        pictures: vec![pixels.clone(); scales.len()],
+        size: [8 * HEIGHT, 8 * WIDTH],
+        control: &control,
+    };
+    let controls = Controls::Networks(controlnet.map(controller).into_iter().collect());
+    let branches = branches(place, &slot, texts.clone(), true, &NoHooks);
+    let latents = denoise::denoise(&branches, &controls, request, |_| Ok(())).unwrap();
     (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 
@@ -178,78 +212,111 @@ fn unet(model: &Model, route: Route, from: From) -> Placed {
 
 #[test]
 fn a_unet_can_be_cut_anywhere() {
-    let model = model();
-    every_cut(model.spec.denoiser(), &model, |devices, pattern, from| {
-        let place = Instance { negative: None, positive: unet(&model, route(devices, pattern), from) };
-        denoise(&model, &place, devices, &[], &[4.0]).0.remove(0)
+    with_each_model(|model| {
+        every_cut(model.spec.denoiser(), model, |devices, pattern, from| {
+            let place = Instance { negative: None, positive: unet(model, route(devices, pattern), from) };
+            denoise(model, &place, devices, &[], &[4.0]).0.remove(0)
+        });
     });
 }
 
 #[test]
-fn guidance_can_be_split_over_any_two_routes() {
-    let model = model();
-    let count = sections(&model, model.spec.denoiser());
-    let place = |devices: &[Device], negative: &[usize], positive: &[usize], from| Instance {
-        negative: Some(unet(&model, route(devices, negative), from)),
-        positive: unet(&model, route(devices, positive), from),
+fn a_controlnet_can_be_cut_anywhere_and_its_residuals_go_where_the_unet_takes_them() {
+    let folder = controlnet::folder_of("sd");
+    let controlnets = [folder.path().to_owned()];
+    let overrides = Overrides { controlnets: &controlnets, ..Overrides::default() };
+    let model = Model::open(overrides.apply(model().files.clone()).unwrap(), None).unwrap();
+    let (component, count) = (model.spec.component("controlnet").unwrap(), sections(&model, model.spec.denoiser()));
+    let whole = vec![0; count];
+    let cut: Vec<usize> = (0..count).map(|i| i * 3 / count).collect();
+    let run = |negative: Option<&[usize]>, positive: &[usize], control: &[usize], devices: &[Device], from: From| {
+        let unet = |pattern: &[usize]| unet(&model, route(devices, pattern), from);
+        let place = Instance { negative: negative.map(unet), positive: unet(positive) };
+        let controlnet = from.load(&model, component, route(devices, control));
+        denoise_with(Some(&controlnet), &model, &place, devices, &[], &[4.0]).0.remove(0)
     };
-    let on = |device: usize| vec![device; count];
-    let real = devices();
-    let whole = Instance { negative: None, positive: unet(&model, route(&real, &on(0)), From::Files(Reside::Device)) };
-    let whole = denoise(&model, &whole, &real, &[], &[4.0]).0;
-    let cut: Vec<usize> = (0..count).map(|i| 1 + i % 2).collect();
-    for (negative, positive) in [(on(0), on(1)), (on(1), on(0)), (on(0), on(0)), (on(0), cut.clone()), (cut, on(1))] {
-        let (real, dry) = (devices(), dry());
-        let (latents, kept) =
-            denoise(&model, &place(&real, &negative, &positive, From::Files(Reside::Device)), &real, &[], &[4.0]);
-        assert!(latents == whole, "other bits with {negative:?} and {positive:?}");
-        let (_, planned) =
-            denoise(&model, &place(&dry, &negative, &positive, From::Shapes(Reside::Device)), &dry, &[], &[4.0]);
-        assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{negative:?} and {positive:?}");
+    let drawn = every_cut(component, &model, |devices, pattern, from| run(None, &cut, pattern, devices, from));
+    let on_first = vec![0; sections(&model, component)];
+    for (negative, positive) in [(None, &whole), (Some(&*cut), &whole), (Some(&*whole), &cut)] {
+        let latents = run(negative, positive, &on_first, &devices(), From::Files(Reside::Device));
+        assert!(latents == drawn, "other bits with a UNet on {negative:?} and {positive:?}");
     }
+    let real = devices();
+    let place = Instance { negative: None, positive: unet(&model, route(&real, &whole), From::Files(Reside::Device)) };
+    assert!(denoise(&model, &place, &real, &[], &[4.0]).0[0] != drawn, "the ControlNet makes a difference");
+}
+
+#[test]
+fn guidance_can_be_split_over_any_two_routes() {
+    with_each_model(|model| {
+        let count = sections(model, model.spec.denoiser());
+        let place = |devices: &[Device], negative: &[usize], positive: &[usize], from| Instance {
+            negative: Some(unet(model, route(devices, negative), from)),
+            positive: unet(model, route(devices, positive), from),
+        };
+        let on = |device: usize| vec![device; count];
+        let real = devices();
+        let whole =
+            Instance { negative: None, positive: unet(model, route(&real, &on(0)), From::Files(Reside::Device)) };
+        let whole = denoise(model, &whole, &real, &[], &[4.0]).0;
+        let cut: Vec<usize> = (0..count).map(|i| 1 + i % 2).collect();
+        for (negative, positive) in [(on(0), on(1)), (on(1), on(0)), (on(0), on(0)), (on(0), cut.clone()), (cut, on(1))]
+        {
+            let (real, dry) = (devices(), dry());
+            let (latents, kept) =
+                denoise(model, &place(&real, &negative, &positive, From::Files(Reside::Device)), &real, &[], &[4.0]);
+            assert!(latents == whole, "other bits with {negative:?} and {positive:?}");
+            let (_, planned) =
+                denoise(model, &place(&dry, &negative, &positive, From::Shapes(Reside::Device)), &dry, &[], &[4.0]);
+            assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{negative:?} and {positive:?}");
+        }
+    });
 }
 
 #[test]
 fn requests_of_a_batch_give_the_latents_that_each_gives_alone() {
-    let model = model();
-    let count = sections(&model, model.spec.denoiser());
-    let scales = [4.0, 1.5, 9.0];
-    let (whole, cut): (Vec<usize>, Vec<usize>) = (vec![0; count], (0..count).map(|i| i * 3 / count).collect());
-    let real = devices();
-    let place = Instance { negative: None, positive: unet(&model, route(&real, &whole), From::Files(Reside::Device)) };
-    let alone: Vec<_> = scales.iter().map(|&s| denoise(&model, &place, &real, &[], &[s]).0.remove(0)).collect();
-    assert!(alone[0] != alone[1] && alone[1] != alone[2]);
-    for (pattern, negative) in [(&whole, None), (&cut, None), (&whole, Some(1)), (&cut, Some(2))] {
-        let run = |devices: &[Device], from| {
-            let unet = |pattern: &[usize]| unet(&model, route(devices, pattern), from);
-            let negative = negative.map(|device| unet(&vec![device; count]));
-            denoise(&model, &Instance { negative, positive: unet(pattern) }, devices, &[], &scales)
-        };
-        let (real, dry) = (devices(), dry());
-        let (together, kept) = run(&real, From::Files(Reside::Device));
-        assert!(together == alone, "other bits with {pattern:?} and {negative:?}");
-        let (_, planned) = run(&dry, From::Shapes(Reside::Device));
-        assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{pattern:?} and {negative:?}");
-    }
+    with_each_model(|model| {
+        let count = sections(model, model.spec.denoiser());
+        let scales = [4.0, 1.5, 9.0];
+        let (whole, cut): (Vec<usize>, Vec<usize>) = (vec![0; count], (0..count).map(|i| i * 3 / count).collect());
+        let real = devices();
+        let place =
+            Instance { negative: None, positive: unet(model, route(&real, &whole), From::Files(Reside::Device)) };
+        let alone: Vec<_> = scales.iter().map(|&s| denoise(model, &place, &real, &[], &[s]).0.remove(0)).collect();
+        assert!(alone[0] != alone[1] && alone[1] != alone[2]);
+        for (pattern, negative) in [(&whole, None), (&cut, None), (&whole, Some(1)), (&cut, Some(2))] {
+            let run = |devices: &[Device], from| {
+                let unet = |pattern: &[usize]| unet(model, route(devices, pattern), from);
+                let negative = negative.map(|device| unet(&vec![device; count]));
+                denoise(model, &Instance { negative, positive: unet(pattern) }, devices, &[], &scales)
+            };
+            let (real, dry) = (devices(), dry());
+            let (together, kept) = run(&real, From::Files(Reside::Device));
+            assert!(together == alone, "other bits with {pattern:?} and {negative:?}");
+            let (_, planned) = run(&dry, From::Shapes(Reside::Device));
+            assert_eq!((kept, peaks(&real)), (planned, peaks(&dry)), "{pattern:?} and {negative:?}");
+        }
+    });
 }
 
 #[test]
 fn a_request_that_shares_the_devices_of_a_cut_works_in_lanes_of_its_own() {
-    let model = model();
-    let count = sections(&model, model.spec.denoiser());
-    let cut: Vec<usize> = (0..count).map(|i| i * 3 / count).collect();
-    let run = |devices: &[Device], scratch: &[Device], from| {
-        let place = Instance { negative: None, positive: unet(&model, route(devices, &cut), from) };
-        denoise(&model, &place, devices, scratch, &[4.0])
-    };
-    let (real, dry) = (devices(), dry());
-    let want = run(&real, &[], From::Files(Reside::Device));
-    run(&dry, &[], From::Shapes(Reside::Device));
-    let shared = devices();
-    let scratch: Vec<Device> = shared.iter().map(|device| device.request_scratch(ARENA).unwrap()).collect();
-    assert!(run(&shared, &scratch, From::Files(Reside::Device)) == want);
-    assert_eq!(peaks(&scratch), peaks(&dry), "a request scratch holds what the arena of a request alone holds");
-    assert_eq!(peaks(&shared), [0; 3], "and the devices' own arenas hold nothing");
+    with_each_model(|model| {
+        let count = sections(model, model.spec.denoiser());
+        let cut: Vec<usize> = (0..count).map(|i| i * 3 / count).collect();
+        let run = |devices: &[Device], scratch: &[Device], from| {
+            let place = Instance { negative: None, positive: unet(model, route(devices, &cut), from) };
+            denoise(model, &place, devices, scratch, &[4.0])
+        };
+        let (real, dry) = (devices(), dry());
+        let want = run(&real, &[], From::Files(Reside::Device));
+        run(&dry, &[], From::Shapes(Reside::Device));
+        let shared = devices();
+        let scratch: Vec<Device> = shared.iter().map(|device| device.request_scratch(ARENA).unwrap()).collect();
+        assert!(run(&shared, &scratch, From::Files(Reside::Device)) == want);
+        assert_eq!(peaks(&scratch), peaks(&dry), "a request scratch holds what the arena of a request alone holds");
+        assert_eq!(peaks(&shared), [0; 3], "and the devices' own arenas hold nothing");
+    });
 }
 
 #[test]

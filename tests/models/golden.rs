@@ -313,6 +313,15 @@ pub(crate) fn asked(golden: &Golden, model: &Model) -> Request {
     }
 }
 
+/// Draws a picture again on every device that is no CPU, in the reference's type, and compares its latents.
+pub(crate) fn close_on_other_devices(what: &str, model: &Arc<Model>, request: &Request, want: &[f32]) {
+    for device in backend::visible().iter().filter(|device| device.id.kind != DeviceKind::Cpu) {
+        let map = format!("dtype = \"f32\"\ndevices = [\"{}\"]", device.id);
+        let latents = draw_with(model, request.clone(), &map).latents.values;
+        close(&format!("{what} on {}", device.id), &latents, want, 1e-3);
+    }
+}
+
 /// Draws one picture with a device map.
 pub(crate) fn draw_with(model: &Arc<Model>, request: Request, map: &str) -> Picture {
     let largest = Largest::of([&request], &model.spec).unwrap().unwrap();

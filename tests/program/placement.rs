@@ -4,14 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::common::{
-    self, Tiny, json_lines,
+    self, Tiny, controlnet, formula, json_lines,
+    maps::shipped_for_cpus,
     pictures::{self, picture},
     pixels, sdshard, succeeds, tiny,
-};
-use sdshard::{
-    DeviceMap,
-    backend::{DeviceId, DeviceKind},
-    device_map::SHIPPED,
 };
 use serde_json::{Value, json};
 
@@ -56,16 +52,6 @@ fn draw_from(
         .collect()
 }
 
-/// The shipped maps that every machine has devices for; `tests/planner/plans.rs` plans those that name GPUs.
-fn runs_here() -> Vec<&'static str> {
-    let is_cpu = |id: DeviceId| matches!(id.kind, DeviceKind::Cpu | DeviceKind::Numbered);
-    let here = |(name, text): &(&str, &str)| {
-        let map = DeviceMap::parse(text, name).unwrap();
-        map.devices.iter().all(|device| is_cpu(device.value)) && map.placed_devices().all(|(_, id)| is_cpu(id.value))
-    };
-    SHIPPED.iter().filter(|map| here(map)).map(|(name, _)| *name).collect()
-}
-
 #[test]
 fn a_picture_is_the_same_wherever_its_parts_are_made() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,7 +59,7 @@ fn a_picture_is_the_same_wherever_its_parts_are_made() {
     std::fs::write(&three, THREE_REPLICAS).unwrap();
     let three = three.to_str().unwrap();
     let want = draw(&PROMPTS, &["--device-map", "single.toml"], &[]);
-    let maps = runs_here();
+    let maps: Vec<&str> = shipped_for_cpus().map(|(name, _)| name).collect();
     assert!(maps.len() >= 10, "{maps:?}");
     for map in maps.into_iter().chain([three]) {
         for threads in ["1", "2"] {
@@ -84,27 +70,46 @@ fn a_picture_is_the_same_wherever_its_parts_are_made() {
     assert!(draw(&PROMPTS, &[], &[]) == want, "another picture without a map");
 }
 
+/// Draws pictures from noise, from a picture and of a part of a picture with every map that runs on CPUs.
+fn is_the_same_with_every_map(arguments: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let [image, mask] = [("image.png", picture(40, 24)), ("mask.png", pictures::mask(40, 24))].map(|(name, pixels)| {
+        let path = folder.path().join(name);
+        image::RgbImage::from_raw(40, 24, pixels.rgb).unwrap().save(&path).unwrap();
+        path
+    });
+    let more = |seed: usize| match seed % 3 {
+        0 => json!({}),
+        1 => json!({ "image": image, "strength": 0.7, "steps": 3, "scheduler": "euler-ancestral" }),
+        _ => json!({ "image": image, "mask": mask, "strength": 0.7, "steps": 3 }),
+    };
+    let draw = |map, threads| {
+        draw_from(&more, &PROMPTS, &[arguments, &["--device-map", map]].concat(), &[("SDSHARD_THREADS", threads)])
+    };
+    let want = draw("single.toml", "1");
+    for (map, _) in shipped_for_cpus() {
+        assert!(draw(map, "2") == want, "{map} draws other pictures than single.toml with {arguments:?}");
+    }
+}
+
 #[test]
 fn a_picture_from_a_picture_is_the_same_wherever_its_parts_are_made() {
-    let folder = tempfile::tempdir().unwrap();
-    let [image, mask] = ["image.png", "mask.png"].map(|name| folder.path().join(name));
-    for (pixels, path) in [(picture(40, 24), &image), (pictures::mask(40, 24), &mask)] {
-        let pixels = image::RgbImage::from_raw(40, 24, pixels.rgb).unwrap();
-        pixels.save(path).unwrap();
-    }
-    // Every other picture keeps what the mask shows.
-    let more = |seed: usize| {
-        let mut more = json!({ "image": image, "strength": 0.7, "steps": 3, "scheduler": "euler-ancestral" });
-        if seed % 2 == 1 {
-            more["mask"] = json!(mask);
-        }
-        more
-    };
-    let want = draw_from(&more, &PROMPTS, &["--device-map", "single.toml"], &[]);
-    for map in runs_here() {
-        let got = draw_from(&more, &PROMPTS, &["--device-map", map], &[("SDSHARD_THREADS", "2")]);
-        assert!(got == want, "{map} draws other pictures from a picture than single.toml");
-    }
+    is_the_same_with_every_map(&[]);
+}
+
+#[test]
+fn a_picture_of_sdxl_is_the_same_wherever_its_parts_are_made() {
+    let model = formula::folder("tiny-sdxl");
+    is_the_same_with_every_map(&["--model", model.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_picture_with_a_controlnet_is_the_same_wherever_its_parts_are_made() {
+    let (folder, controlnet) = (tempfile::tempdir().unwrap(), controlnet::folder_of("sd"));
+    let edges = folder.path().join("edges.png");
+    image::RgbImage::from_raw(24, 40, picture(24, 40).rgb).unwrap().save(&edges).unwrap();
+    let [controlnet, edges] = [controlnet.path(), &edges].map(|path| path.to_str().unwrap());
+    is_the_same_with_every_map(&["--controlnet", controlnet, "--control-image", edges, "--control-end", "0.8"]);
 }
 
 #[test]
@@ -195,7 +200,7 @@ fn check_bytes(map: &str, width: usize, height: usize) {
 
 #[test]
 fn a_run_uses_the_bytes_of_its_plan() {
-    for map in runs_here() {
+    for (map, _) in shipped_for_cpus() {
         check_bytes(map, 64, 64);
     }
     // Latents of odd sizes are rounded on their way down and up.
