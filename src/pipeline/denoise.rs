@@ -41,6 +41,8 @@ pub struct PictureStart {
 /// the texts are prepared ([`Unet::condition`]), then `progress` after each step; its error stops the loop. The
 /// guidance follows Ho and Salimans 2022.
 ///
+/// [`Unet::condition`]: crate::models::unet::Unet::condition
+///
 /// # Errors
 /// If a device fails, an arena is full, or `progress` returns an error.
 pub fn denoise(
