@@ -22,7 +22,7 @@ use sdshard::{
     pipeline::{
         Model, Picture,
         model::{Source, load},
-        request::{Request, Rng},
+        request::{Output, Request, Rng},
         start::{channels_first, channels_last},
     },
     planner::{Largest, plan::Plan},
@@ -313,21 +313,29 @@ pub(crate) fn asked(golden: &Golden, model: &Model) -> Request {
     }
 }
 
-/// Draws a picture again on every device that is no CPU, in the reference's type, and compares its latents.
-pub(crate) fn close_on_other_devices(what: &str, model: &Arc<Model>, request: &Request, want: &[f32]) {
-    for device in backend::visible().iter().filter(|device| device.id.kind != DeviceKind::Cpu) {
+/// Draws the latents of a picture on each device by itself, in the reference's type, and compares them. What a decoder
+/// makes of them is compared elsewhere.
+pub(crate) fn close_on_each_device(what: &str, model: &Arc<Model>, request: &Request, want: &[f32]) {
+    for device in backend::visible() {
         let map = format!("dtype = \"f32\"\ndevices = [\"{}\"]", device.id);
-        let latents = draw_with(model, request.clone(), &map).latents.values;
+        let request = Request { output: Output::Latents, ..request.clone() };
+        let latents = loaded_with(model, &request, &map).1.submit(request).unwrap().wait().unwrap().latents.values;
         close(&format!("{what} on {}", device.id), &latents, want, 1e-3);
     }
 }
 
-/// Draws one picture with a device map.
-pub(crate) fn draw_with(model: &Arc<Model>, request: Request, map: &str) -> Picture {
-    let largest = Largest::of([&request], &model.spec).unwrap().unwrap();
+/// The plan of a device map for a request, and an engine for it.
+fn loaded_with(model: &Arc<Model>, request: &Request, map: &str) -> (Plan, Engine) {
+    let largest = Largest::of([request], &model.spec).unwrap().unwrap();
     let map = DeviceMap::parse(map, "map.toml").unwrap();
     let plan = Plan::resolve(&map, &model.spec, &largest, &backend::visible()).unwrap();
     let engine = Engine::load(model.clone(), &plan).unwrap();
+    (plan, engine)
+}
+
+/// Draws one picture with a device map, in the planned bytes.
+pub(crate) fn draw_with(model: &Arc<Model>, request: Request, map: &str) -> Picture {
+    let (plan, engine) = loaded_with(model, &request, map);
     let picture = engine.submit(request).unwrap().wait().unwrap();
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
         assert_eq!((planned.id, planned.activation_bytes), (id, peak as u64), "planned and measured arena bytes");

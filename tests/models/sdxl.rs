@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     common::formula,
     golden::{
-        ARENA, Golden, Part, as_close_as_its_type, bound, close, close_on_other_devices, draw, first, loaded, parts_of,
+        ARENA, Golden, Part, as_close_as_its_type, bound, close, close_on_each_device, draw, first, loaded, parts_of,
     },
 };
 
@@ -111,7 +111,7 @@ fn pictures_match_the_reference() {
         let picture = draw(&model, request);
         close(name, &picture.latents.values, &golden.values(&format!("{name}.latents")), 1e-3);
         if name == "plain" {
-            close_on_other_devices(name, &model, &picture.request, &golden.values("plain.latents"));
+            close_on_each_device(name, &model, &picture.request, &golden.values("plain.latents"));
             let image = picture.image.unwrap();
             let off = image.rgb.iter().zip(golden.values("plain.image")).map(|(a, b)| (f32::from(*a) - b).abs());
             assert!(off.fold(0.0, f32::max) <= 1.0, "a pixel is off by more than 1 of 255");
