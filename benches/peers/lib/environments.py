@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ HERE = Path(__file__).resolve().parents[1]
 def failure(log):
     """The line of a log that says best what went wrong."""
     lines = [line.strip() for line in Path(log).read_text(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()]
+    telling = [line for line in lines if re.match(r"[\w.]*(error|exception)\b", line, re.IGNORECASE)]
     return (telling or lines or ["it printed nothing"])[-1][:300]
 
 

@@ -30,7 +30,8 @@ def convert(folder, config, network, call, inputs, output):
     folder.mkdir(parents=True)
     with torch.no_grad():
         model = openvino.convert_model(Call(network, call), example_input=tuple(x for x, _ in inputs.values()),
-                                       input=[(list(shape), x.numpy().dtype) for x, shape in inputs.values()])
+                                       input=[(openvino.PartialShape(shape), openvino.Type(x.numpy().dtype))
+                                              for x, shape in inputs.values()])
     for place, name in zip(model.inputs, inputs):
         place.get_tensor().set_names({name})
     model.outputs[0].get_tensor().set_names({output})
