@@ -42,7 +42,7 @@ def main():
         quantised = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs),
                                   model_type=nncf.ModelType.TRANSFORMER)
         (folder / part).mkdir(parents=True)
-        openvino.save_model(quantised, folder / part / "openvino_model.xml", compress_to_fp16=True)
+        openvino.save_model(quantised, folder / part / "openvino_model.xml", compress_to_fp16=False)
         shutil.copy(source / part / "config.json", folder / part)
         del model, quantised
         gc.collect()
