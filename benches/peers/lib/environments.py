@@ -62,14 +62,18 @@ class Environments:
         stamp.write_text(wanted)
         return None
 
-    def versions(self):
-        """The versions of all packages of the environments that are installed."""
-        listed = {}
+    def versions(self, program):
+        """The versions of sdshard and of all packages of the environments that are installed."""
+        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        listed = {"sdshard": {"sdshard": said.split()[-1] if said else "?"}}
         for name, reason in self.results.items():
             if reason is None:
                 command = [self.python(name), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
                 text = subprocess.run(command, capture_output=True, text=True).stdout
                 listed[name] = {package["name"]: package["version"] for package in json.loads(text)}
+        if "candle" in listed:
+            manifest = (HERE / "candle/Cargo.toml").read_text()
+            listed["candle"]["candle-core"] = re.search(r'candle-core = "=(.*)"', manifest)[1]
         return listed
 
 

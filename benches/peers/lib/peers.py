@@ -59,12 +59,13 @@ PEERS = [
 
 
 def chosen(names):
-    """The peers with these names, or whose names begin with them and a dash; all if there are no names."""
+    """The peers with these names, in the order of the table; all if there are no names. A name that no peer has stands
+    for all that begin with it and a dash."""
+    wanted = set()
     for name in names:
-        if not any(matches(peer, name) for peer in PEERS):
+        found = [peer for peer in PEERS if peer.name == name]
+        found = found or [peer for peer in PEERS if peer.name.startswith(name + "-")]
+        if not found:
             raise ValueError(f"--only {name}: there is no such peer; --list prints the names")
-    return [peer for peer in PEERS if not names or any(matches(peer, name) for name in names)]
-
-
-def matches(peer, name):
-    return peer.name == name or peer.name.startswith(name + "-")
+        wanted |= {peer.name for peer in found}
+    return [peer for peer in PEERS if not names or peer.name in wanted]

@@ -57,7 +57,8 @@ def markdown(found):
         f" {machine['load_average'][0]}.",
         f"{settings['model']}; rounds: {settings['rounds']}, calls of a component per round: {settings['repeat']},"
         f" pictures per round: {settings['pictures']}. Medians; ratios are this row's figure by that of the other.",
-        "", "| | program | median | from – to | to sdshard f32 | to OpenVINO f32 | error |", "|---|---|---|---|---|---|---|",
+        "", "| | program | median | from – to | to sdshard f32 | to OpenVINO f32 | error |",
+        "|---|---|---|---|---|---|---|",
     ]
     for cell, rows in found["figures"].items():
         shown = show_bytes if cell.startswith("memory") else show_seconds

@@ -1,5 +1,5 @@
-"""What all workers share. A worker is a process for one peer, one size and one decoder: it loads, draws a picture of one
-step, measures, and compares what it computed with the reference. Figures go as lines of JSON to the file `out`."""
+"""What all workers share. A worker is a process for one peer, one size and one decoder: it loads, draws a picture of
+one step, measures, and compares what it computed with the reference. Figures go as lines of JSON to the file `out`."""
 
 import json
 import sys
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy
 
 STEPS, GUIDANCE, TIMESTEP = 4, 7.5, 500
-# The largest root mean square of an f32 peer's error, divided by that of the reference. Four steps multiply errors.
-TOLERANCE = {"text_encoder": 1e-4, "unet": 1e-3, "vae": 1e-3, "picture": 1e-2}
+# The largest root mean square of an f32 peer's error, divided by that of the reference. Pictures are whole numbers,
+# which OpenVINO GenAI rounds down: half a level, where the pictures of random weights deviate by 32 levels.
+TOLERANCE = {"text_encoder": 1e-4, "unet": 1e-3, "vae": 1e-3, "picture": 3e-2}
 # From here on the result of any peer is called wrong: it has nothing to do with the reference's.
 WRONG = 0.7
 

@@ -26,9 +26,9 @@ def run(task, arguments):
 
 
 def bench(task):
-    (found,), _, _ = run(task, ["bench", "--model", task.model, "--latent-size", f"{task.latent_size}x{task.latent_size}",
-                                "--batch", "2", "--repeat", str(task.repeat), "--json",
-                                *task.options.get("arguments", [])])
+    size = f"{task.latent_size}x{task.latent_size}"
+    (found,), _, _ = run(task, ["bench", "--model", task.model, "--latent-size", size, "--batch", "2", "--json",
+                                "--repeat", str(task.repeat), *task.options.get("arguments", [])])
     for name in ("text_encoder", "unet", "vae"):
         # The calls themselves are not printed.
         task.figure(task.component_cell(name), found[name]["median_s"])
@@ -41,8 +41,8 @@ def pictures(task, folder):
     (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     arguments = ["--model", task.model, "--device", "cpu", "--scheduler", "ddim", "--steps", str(STEPS),
                  "--guidance-scale", str(GUIDANCE), "--width", str(task.size), "--height", str(task.size),
-                 "--latents", Path(task.inputs_folder) / "noise.safetensors", "--prompts-file", folder / "prompts.jsonl",
-                 "--output-dir", folder, "--json", "--no-fsync", *task.options.get("arguments", [])]
+                 "--latents", Path(task.inputs_folder) / "noise.safetensors", "--output-dir", folder,
+                 "--prompts-file", folder / "prompts.jsonl", "--json", "--no-fsync", *task.options.get("arguments", [])]
     if "map" in task.options:
         (folder / "map.toml").write_text(task.options["map"])
         arguments += ["--device-map", folder / "map.toml"]

@@ -20,11 +20,13 @@ def make_tiny(folder):
     torch.manual_seed(1)
     vae = AutoencoderTiny()
     with torch.no_grad():
-        # So that values keep their size through convolutions with ReLUs, and pictures are not all clipped.
-        for name, weight in vae.named_parameters():
+        for weight in vae.parameters():
             if weight.ndim == 4:
-                weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
-        vae.decoder.layers[-1].weight *= 0.3
+                weight.normal_(std=weight[0].numel() ** -0.5)
+        # So that pictures, from 0 to 1 here, are not all black and white.
+        last = vae.decoder.layers[-1]
+        last.weight /= 5 * vae.decoder(torch.randn(1, 4, 32, 32)).std()
+        last.bias.fill_(0.5)
     vae.half().save_pretrained(folder)
 
 

@@ -7,10 +7,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use candle_core::{
-    DType, Device, Error, Module, Result, Tensor,
-    npy::NpzTensors,
-};
+use candle_core::{DType, Device, Error, Module, Result, Tensor, npy::NpzTensors};
 use candle_nn::VarBuilder;
 use candle_transformers::models::stable_diffusion::{
     StableDiffusionConfig,
@@ -32,9 +29,7 @@ impl Peer {
         let (config, cpu) = (StableDiffusionConfig::v1_5(None, Some(size), Some(size)), Device::Cpu);
         let file = |part: &str, name: &str| format!("{model}/{part}/{name}.safetensors");
         // SAFETY: nothing changes the files while they are mapped.
-        let text = unsafe {
-            VarBuilder::from_mmaped_safetensors(&[file("text_encoder", "model")], DType::F32, &cpu)?
-        };
+        let text = unsafe { VarBuilder::from_mmaped_safetensors(&[file("text_encoder", "model")], DType::F32, &cpu)? };
         Ok(Self {
             text_encoder: ClipTextTransformer::new(text, &clip::Config::v1_5())?,
             unet: config.build_unet(file("unet", "diffusion_pytorch_model"), &cpu, 4, false, DType::F32)?,
@@ -75,7 +70,8 @@ fn main() -> Result<()> {
     let (size, steps, guidance) = (number("size") as usize, number("steps") as usize, number("guidance"));
     let mut lines = fs::OpenOptions::new().append(true).create(true).open(word("out"))?;
     let mut figure = |cell: String, values: &[f64]| writeln!(lines, "{}", json!({"cell": cell, "values": values}));
-    let since_start = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() - number("started");
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let since_start = || now() - number("started");
 
     let inputs = NpzTensors::new(format!("{}/inputs.npz", word("inputs_folder")))?;
     let input = |name: &str| inputs.get(name)?.ok_or_else(|| Error::Msg(format!("{name} is not among the inputs")));
