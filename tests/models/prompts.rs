@@ -134,7 +134,7 @@ fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
     let inside = |name: &str| folder.path().join("tokenizer").join(name);
     fs::write(inside("vocab.json"), json!(vocab(&merges)).to_string()).unwrap();
     fs::write(inside("merges.txt"), &merges).unwrap();
-    let tokenizer = Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap();
+    let tokenizer = Arc::new(Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap());
     let mut checked = 0;
     for case in golden_file["rows"].as_array().unwrap() {
         let embeddings: Vec<(String, usize)> = serde_json::from_value(case["embeddings"].clone()).unwrap();
@@ -156,7 +156,7 @@ fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
 fn prompts_of_web_uis_have_the_tokens_of_their_texts() {
     for pad in ["<|endoftext|>", "!"] {
         let folder = folder(pad);
-        let tokenizer = Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap();
+        let tokenizer = Arc::new(Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap());
         let prompts = PromptTokenizer::new(&tokenizer, PromptSyntax::A1111, &[("easy negative", 8)]).unwrap();
         for (prompt, plain) in [
             ("a (red:1.3) ball, [blurry]", "a red ball, blurry"),
