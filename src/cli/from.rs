@@ -1,5 +1,7 @@
 //! `--from`: draws again what a file says, and tells what of it cannot be followed.
 
+use std::collections::HashSet;
+
 use sdshard::{
     error::{Error, Result},
     pipeline::{Hashes, Latents, Model, Settings, hashes::Named, options::RequestOptions, request::Request},
@@ -209,6 +211,9 @@ fn other_files(settings: &Settings, loras: &[LoraChoice], own: &Hashes) -> Vec<S
             compare("VAE", (name, hash), own.vae.as_slice(), "--vae gives one");
         }
     }
+    // Settings may have a file in two lists.
+    let mut told = HashSet::new();
+    lines.retain(|line| told.insert(line.clone()));
     lines
 }
 

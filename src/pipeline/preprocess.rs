@@ -119,8 +119,6 @@ pub fn overlay(original: &Image, mask: &Image, drawn: &Image) -> Image {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::{
         super::resample::tests::{computed, golden, pair, sha256},
         *,

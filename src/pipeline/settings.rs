@@ -468,6 +468,24 @@ mod tests {
     }
 
     #[test]
+    fn controlnets_of_a_web_ui_are_settings_of_their_controls() {
+        let unit = "Module: {M}, Model: canny [d14c016b], Weight: 0.8, Resize Mode: {R}, Low Vram: False, \
+                    Processor Res: 512, Threshold A: 100, Threshold B: 200, Guidance Start: 0.1, Guidance End: 0.9, \
+                    Pixel Perfect: False, Control Mode: Balanced, Hr Option: Both, Save Detected Map: True";
+        let settings = |module: &str, resize: &str| {
+            let unit = unit.replace("{M}", module).replace("{R}", resize);
+            of(&format!("a\nSteps: 20, CFG scale: 7, Seed: 1, ControlNet 0: \"{unit}\", ControlNet 1: \"Module: none\""))
+        };
+        let said = settings("None", "Just Resize");
+        let RequestOptions { control_scale, control_start, control_end, .. } = &said.options;
+        assert_eq!((&control_scale[..], &control_start[..], &control_end[..]), (&[0.8][..], &[0.1][..], &[0.9][..]));
+        assert_eq!(said.controlnets, ["canny [d14c016b]"]);
+        assert_eq!(said.not_followed, ["ControlNet 1: Module: none"], "there is no model");
+        let said = settings("canny", "Crop and Resize");
+        assert_eq!(said.not_followed[..2], ["ControlNet 0: Module: canny", "ControlNet 0: Resize Mode: Crop and Resize"]);
+    }
+
+    #[test]
     fn the_generator_is_the_gpus_unless_one_is_named() {
         for (more, rng) in [
             ("Size: 8x8", Rng::TorchCuda),
