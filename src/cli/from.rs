@@ -138,7 +138,8 @@ pub fn tell(
         }
     }
     let pixels = request.controls.iter().map(|control| control.image.digest());
-    if !request.controls.is_empty() && !settings.control_pixels.is_empty() && pixels.ne(settings.control_pixels.clone()) {
+    if !request.controls.is_empty() && !settings.control_pixels.is_empty() && pixels.ne(settings.control_pixels.clone())
+    {
         console.note(&format!("{place}: its ControlNets read other pictures than those of --control-image"));
     }
     if let Some(said) = &settings.dtype {
@@ -192,7 +193,8 @@ fn other_files(settings: &Settings, loras: &[LoraChoice], own: &Hashes) -> Vec<S
     };
     for (name, hash) in &settings.lora_hashes {
         // A LoRA that is missing was named above.
-        let is_told = settings.loras.iter().any(|said| said.rsplit_once(':').is_some_and(|(said, _)| is_same_name(said, name)));
+        let is_told =
+            settings.loras.iter().any(|said| said.rsplit_once(':').is_some_and(|(said, _)| is_same_name(said, name)));
         if !is_told || own.loras.iter().any(|(own, _)| is_same_name(own, name)) {
             compare("LoRA", (name, hash), &own.loras, "--lora or --lora-dir gives one");
         }
@@ -205,7 +207,8 @@ fn other_files(settings: &Settings, loras: &[LoraChoice], own: &Hashes) -> Vec<S
         compare("ControlNet", (name, hash), &own.controlnets, "--controlnet FILE --control-image FILE");
     }
     if settings.vae.is_some() || settings.vae_hash.is_some() {
-        let (name, hash) = (settings.vae.as_deref().unwrap_or_default(), settings.vae_hash.as_deref().unwrap_or_default());
+        let (name, hash) =
+            (settings.vae.as_deref().unwrap_or_default(), settings.vae_hash.as_deref().unwrap_or_default());
         // One that is the same is so by any name.
         if own.vae.as_ref().is_none_or(|(_, own)| !hash.eq_ignore_ascii_case(own)) {
             compare("VAE", (name, hash), own.vae.as_slice(), "--vae gives one");

@@ -86,10 +86,8 @@ pub fn with_found(files: ModelFiles, args: &ModelArgs) -> Result<ModelFiles> {
             name(other) == name(choice)
         };
         let checked = match all.iter().find(is_same) {
-            Some(other) => {
-                Err(Error::input(format!("the embedding {}: another has its name", choice.path.display()))
-                    .found(other.path.display().to_string()))
-            }
+            Some(other) => Err(Error::input(format!("the embedding {}: another has its name", choice.path.display()))
+                .found(other.path.display().to_string())),
             None => model.check_embedding(choice),
         };
         match checked {

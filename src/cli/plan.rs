@@ -62,6 +62,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let request = |asked: &Asked| {
         let request = asked.options.request(&spec, &images, |field| asked.places.name_of(field))?;
         let chunks = model.as_ref().map_or(Ok(request.chunks), |model| model.chunks(&request))?;
+        request.schedule(&spec).map_err(|error| error.context(asked.places.name_of("steps")))?;
         Ok(Request { chunks, ..request })
     };
     let requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;

@@ -96,7 +96,11 @@ impl Metadata {
             lora_hashes: hashes.loras.clone(),
             vae: hashes.vae.clone(),
             controlnets: hashes.controlnets.clone(),
-            embeddings: model.embeddings_of(request)?.into_iter().map(|index| hashes.embeddings[index].clone()).collect(),
+            embeddings: model
+                .embeddings_of(request)?
+                .into_iter()
+                .map(|index| hashes.embeddings[index].clone())
+                .collect(),
             latents: match &request.start {
                 Start::Noise | Start::Image(_) => None,
                 Start::Latents(values) => Some(digest(values)),

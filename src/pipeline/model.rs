@@ -119,7 +119,8 @@ impl Model {
             let own = || vectors.iter().map(|vectors| vectors[index]);
             let in_syntax = |syntax| {
                 let named = files.embeddings().iter().zip(&embeddings).zip(own());
-                let named = named.map(|((choice, embedding), vectors)| (name(choice, embedding, syntax), vectors.count));
+                let named =
+                    named.map(|((choice, embedding), vectors)| (name(choice, embedding, syntax), vectors.count));
                 PromptTokenizer::new(tokenizer, syntax, &named.collect::<Vec<_>>())
             };
             let plain = in_syntax(PromptSyntax::Plain)?;
@@ -204,7 +205,9 @@ impl Model {
         for text in self.texts(request) {
             for (encoder, [plain, _]) in self.prompts.iter().enumerate() {
                 let chunks = self.tokenize(encoder, text.of(encoder), text.syntax)?.chunks;
-                ids.extend(chunks.iter().flat_map(|chunk| &chunk.ids).filter_map(|id| id.checked_sub(plain.first_id())));
+                ids.extend(
+                    chunks.iter().flat_map(|chunk| &chunk.ids).filter_map(|id| id.checked_sub(plain.first_id())),
+                );
             }
         }
         let mut first = 0;

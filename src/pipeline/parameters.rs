@@ -310,7 +310,8 @@ pub fn write(said: &Said) -> String {
     .map(|(key, value)| (key.into(), value))
     .into();
     let units = controlnets.iter().enumerate();
-    settings.extend(units.map(|(i, file)| (format!("{CONTROLNET}{i}").into(), ControlUnit::of(options, i, file).write())));
+    settings
+        .extend(units.map(|(i, file)| (format!("{CONTROLNET}{i}").into(), ControlUnit::of(options, i, file).write())));
     settings.extend([("Lora hashes".into(), list(lora_hashes)), ("TI hashes".into(), list(embeddings))]);
     let settings = settings.iter().filter(|(_, value)| !value.is_empty());
     let line: Vec<String> = settings.map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
@@ -336,9 +337,8 @@ impl ControlUnit {
     const FOLLOWED: [(&str, &str); 3] =
         [("Module", "none"), ("Resize Mode", "Just Resize"), ("Control Mode", "Balanced")];
     /// Keys whose values change nothing without those above.
-    const WITHOUT_EFFECT: [&str; 7] = [
-        "Low Vram", "Processor Res", "Threshold A", "Threshold B", "Pixel Perfect", "Hr Option", "Save Detected Map",
-    ];
+    const WITHOUT_EFFECT: [&str; 7] =
+        ["Low Vram", "Processor Res", "Threshold A", "Threshold B", "Pixel Perfect", "Hr Option", "Save Detected Map"];
 
     /// The ControlNet with this index.
     fn of(options: &RequestOptions, i: usize, (name, hash): &Named) -> Self {

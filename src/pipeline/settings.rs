@@ -474,7 +474,9 @@ mod tests {
                     Pixel Perfect: False, Control Mode: Balanced, Hr Option: Both, Save Detected Map: True";
         let settings = |module: &str, resize: &str| {
             let unit = unit.replace("{M}", module).replace("{R}", resize);
-            of(&format!("a\nSteps: 20, CFG scale: 7, Seed: 1, ControlNet 0: \"{unit}\", ControlNet 1: \"Module: none\""))
+            of(&format!(
+                "a\nSteps: 20, CFG scale: 7, Seed: 1, ControlNet 0: \"{unit}\", ControlNet 1: \"Module: none\""
+            ))
         };
         let said = settings("None", "Just Resize");
         let RequestOptions { control_scale, control_start, control_end, .. } = &said.options;
@@ -482,7 +484,10 @@ mod tests {
         assert_eq!(said.controlnets, ["canny [d14c016b]"]);
         assert_eq!(said.not_followed, ["ControlNet 1: Module: none"], "there is no model");
         let said = settings("canny", "Crop and Resize");
-        assert_eq!(said.not_followed[..2], ["ControlNet 0: Module: canny", "ControlNet 0: Resize Mode: Crop and Resize"]);
+        assert_eq!(
+            said.not_followed[..2],
+            ["ControlNet 0: Module: canny", "ControlNet 0: Resize Mode: Crop and Resize"]
+        );
     }
 
     #[test]

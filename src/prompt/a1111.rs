@@ -497,7 +497,10 @@ mod tests {
         ] {
             assert_eq!(prompt(text).unwrap(), Prompt { text: rest.to_owned(), loras }, "{text}");
         }
-        assert_eq!([tag("a", 0.7, 0.7), tag("a", -0.5, 2.0)].map(|tag| tag.to_string()), ["<lora:a:0.7>", "<lora:a:-0.5:2>"]);
+        assert_eq!(
+            [tag("a", 0.7, 0.7), tag("a", -0.5, 2.0)].map(|tag| tag.to_string()),
+            ["<lora:a:0.7>", "<lora:a:-0.5:2>"]
+        );
     }
 
     #[test]

@@ -121,11 +121,8 @@ fn a_picture_depends_on_the_embeddings_in_its_own_texts_alone() {
         assert!(said.iter().all(|(_, hash)| hash.len() == 12));
     }
     // Without guidance the negative prompt is not used.
-    let unguided = Request {
-        guidance_scale: 1.0,
-        negative_prompt: Some("cat".into()),
-        ..Request::new("a fox", &two.spec)
-    };
+    let unguided =
+        Request { guidance_scale: 1.0, negative_prompt: Some("cat".into()), ..Request::new("a fox", &two.spec) };
     assert_eq!(two.embeddings_of(&unguided).unwrap(), [0; 0]);
 }
 
@@ -224,7 +221,8 @@ fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
 fn prompts_of_web_uis_have_the_tokens_of_their_texts() {
     for pad in ["<|endoftext|>", "!"] {
         let folder = folder(pad);
-        let tokenizer = Arc::new(Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap());
+        let tokenizer =
+            Arc::new(Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap());
         let prompts = PromptTokenizer::new(&tokenizer, PromptSyntax::A1111, &[("easy negative", 8)]).unwrap();
         for (prompt, plain) in [
             ("a (red:1.3) ball, [blurry]", "a red ball, blurry"),

@@ -39,7 +39,8 @@ fn embeddings(folder: &Path) -> [String; 2] {
 }
 
 fn plan(arguments: &[&str]) -> Value {
-    let mut command = sdshard(&[&["plan", "--json", "--device", "cpu", "--width", "64", "--height", "64"], arguments].concat());
+    let mut command =
+        sdshard(&[&["plan", "--json", "--device", "cpu", "--width", "64", "--height", "64"], arguments].concat());
     serde_json::from_str(&succeeds(&mut command)).unwrap()
 }
 
@@ -135,7 +136,11 @@ fn a_lora_by_flag_and_by_tag_is_an_error_and_not_added_twice() {
     let dir = tiny.folder.path().to_str().unwrap();
     let arguments = ["a <lora:style:0.8>", "--prompt-syntax", "a1111", "--lora-dir", dir, "--lora", &style];
     let message = message_of(tiny.draw(&arguments).output().unwrap(), "twice");
-    has_facts("twice", &message, &["<lora:style:0.8>", "--lora adds this LoRA already", "style.safetensors:1", "the tag alone"]);
+    has_facts(
+        "twice",
+        &message,
+        &["<lora:style:0.8>", "--lora adds this LoRA already", "style.safetensors:1", "the tag alone"],
+    );
     assert_eq!(files(&tiny.out()), [""; 0]);
 }
 

@@ -103,14 +103,12 @@ fn settings_of_a_web_ui_are_followed_as_far_as_they_can_be() {
 fn files_that_flags_give_are_followed_and_others_are_asked_for() {
     let tiny = Tiny::new();
     let inside = |name: &str| tiny.folder.path().join(name).to_str().unwrap().to_owned();
-    let [cat, style, vae, image] =
-        ["cat.safetensors", "style.safetensors", "kl.safetensors", "edges.png"].map(inside);
+    let [cat, style, vae, image] = ["cat.safetensors", "style.safetensors", "kl.safetensors", "edges.png"].map(inside);
     let values = |key: &str, shape: &[usize]| (shape.to_vec(), formula::weight("settings", key, shape, 1.0));
     formula::write(cat.as_ref(), &[("emb_params".to_owned(), values("cat", &[2, 32]))].into());
     let stem = "lora_te_text_model_encoder_layers_0_self_attn_q_proj";
-    let lora = [("down", [2, 32]), ("up", [32, 2])].map(|(part, shape)| {
-        (format!("{stem}.lora_{part}.weight"), values(part, &shape))
-    });
+    let lora = [("down", [2, 32]), ("up", [32, 2])]
+        .map(|(part, shape)| (format!("{stem}.lora_{part}.weight"), values(part, &shape)));
     formula::write(style.as_ref(), &lora.clone().into());
     fs::copy(common::tiny().join("vae/diffusion_pytorch_model.safetensors"), &vae).unwrap();
     save(&picture(64, 64), image.as_ref());
@@ -195,7 +193,7 @@ fn a_picture_from_a_picture_is_drawn_again_with_the_same_picture() {
         assert!(message.contains(flag), "wanted: {flag}\n{message}");
     }
     let output = again(&path, &third, &["--image", other.to_str().unwrap()]).output().unwrap();
-    has_facts("a mask is missing", &message_of(output, "a mask is missing"), &["paste-original", "no mask"]);
+    has_facts("a mask is missing", &message_of(output, "a mask is missing"), &["paste_original", "no mask"]);
 }
 
 /// Saves pixels without settings.
