@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     let prompt = arguments.get(3).map_or("a lighthouse", String::as_str);
 
     output::check_writable(Path::new("out"))?;
-    let lora = LoraChoice { path: path.into(), weight };
+    let lora = LoraChoice::new(path, weight);
     for (loras, file) in [(&[][..], "out/example-plain.png"), (&[lora], "out/example-lora.png")] {
         let overrides = Overrides { loras, ..Overrides::default() };
         let files = locate_model(name, None, None, &overrides, Wanted::Everything, &mut |_| ControlFlow::Continue(()))?;

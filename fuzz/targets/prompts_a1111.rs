@@ -2,11 +2,14 @@
 //! message.
 #![no_main]
 
-use std::{path::Path, sync::LazyLock};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use libfuzzer_sys::fuzz_target;
 use sdshard::{
-    prompt::{PromptSyntax, PromptTokenizer, a1111},
+    prompt::{PromptSyntax, PromptTokenizer},
     tokenizer::Tokenizer,
     weights::ModelFiles,
 };
@@ -15,13 +18,12 @@ use sdshard_fuzz::refused;
 static PROMPTS: LazyLock<PromptTokenizer> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/emoji");
     let files = ModelFiles::folder(folder).expect("the model is part of the repository");
-    let tokenizer = Tokenizer::load(&files, "tokenizer", 32).expect("the model's tokenizer is good");
+    let tokenizer = Arc::new(Tokenizer::load(&files, "tokenizer", 32).expect("the model's tokenizer is good"));
     let embeddings = [("cat toy", 30), ("red", 3), ("a", 1)];
     PromptTokenizer::new(&tokenizer, PromptSyntax::A1111, &embeddings).expect("the embeddings are good")
 });
 
 fuzz_target!(|text: &str| {
-    _ = a1111::first_tag(text);
     if let Err(error) = PromptSyntax::A1111.negative_prompt(text) {
         refused(&error);
     }

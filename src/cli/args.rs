@@ -15,7 +15,7 @@ use sdshard::{
     weights::{EmbeddingChoice, lora::LoraChoice},
 };
 
-use super::{adapters, habits, names};
+use super::{adapters, folders, habits, names};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -100,9 +100,12 @@ pub(super) struct ModelArgs {
     /// Without TOKEN the name is the one in the file (plain prompts, as in diffusers) or the file's name (a1111).
     #[arg(long, value_name = "FILE[:TOKEN]", value_parser = adapters::embedding)]
     pub(super) embedding: Vec<EmbeddingChoice>,
-    /// The folder in which textual inversions are; those whose file names are in a prompt are used
+    /// The folder in which textual inversions are; those whose file names are in a prompt and that fit the model are used
     #[arg(long, value_name = "FOLDER", aliases = ["embd-dir", "embeddings-dir"])]
     pub(super) embedding_dir: Option<PathBuf>,
+    /// The textual inversions of that folder.
+    #[arg(skip)]
+    pub(super) found_embeddings: Vec<EmbeddingChoice>,
     /// The folder in which the LoRAs are that prompts name, as <lora:style:0.8> with --prompt-syntax a1111
     ///
     /// The file is style.safetensors in this folder or in one below it. Nothing else is searched.
@@ -123,14 +126,14 @@ impl ModelArgs {
     /// The same model with the LoRAs of these tags, and the textual inversions that these texts name.
     ///
     /// # Errors
-    /// As [`adapters::tagged`], or if a folder cannot be read.
+    /// As [`folders::lora`], or if a folder cannot be read.
     pub(super) fn with_named<'a>(&self, tags: &[LoraTag], texts: impl Iterator<Item = &'a str>) -> Result<Self> {
         let mut args = self.clone();
         if let Some(folder) = &self.embedding_dir {
-            args.embedding.extend(adapters::embeddings_in(folder, texts, &self.embedding)?);
+            args.found_embeddings = folders::embeddings(folder, texts, &self.embedding)?;
         }
         for tag in tags {
-            args.lora.push(adapters::tagged(tag, self.lora_dir.as_deref())?);
+            args.lora.push(folders::lora(tag, self.lora_dir.as_deref(), &self.lora)?);
         }
         Ok(args)
     }

@@ -1,15 +1,18 @@
 //! `--from`: draws again what a file says, and tells what of it cannot be followed.
 
+use std::collections::HashSet;
+
 use sdshard::{
     error::{Error, Result},
-    pipeline::{Latents, Model, Settings, options::RequestOptions, request::Request},
+    pipeline::{Hashes, Latents, Model, Settings, hashes::Named, options::RequestOptions, request::Request},
     planner::plan::Plan,
+    prompt::LoraTag,
     weights::lora::LoraChoice,
 };
 
 use super::{
-    adapters::named,
     args::{GenerateArgs, Seed},
+    folders,
     progress::Console,
     prompts,
 };
@@ -35,18 +38,18 @@ pub fn read(args: &mut GenerateArgs) -> Result<()> {
         RequestOptions { prompt: settings.options.prompt.take(), ..args.options.clone().or(&settings.options) };
     let seed = settings.options.seed.take();
     if args.prompts.is_empty() && args.prompts_file.is_none() {
-        let tags = prompts::take_tags(&mut said).map_err(|error| error.context(place))?;
-        settings.loras.extend(tags.iter().map(|tag| format!("{}:{}", tag.name, tag.unet_weight)));
+        let tags = prompts::take_tags(&mut said, |field| field.to_owned()).map_err(|error| error.context(place))?;
+        settings.loras.extend(tags.iter().map(label));
         args.prompts.extend(said.prompt);
+        settings.options.prompt_2 = settings.options.prompt_2.and(said.prompt_2);
     }
     let model = &mut args.model.model;
-    for label in &settings.loras {
-        // What is not found is told later.
-        let (Some(folder), Some((name, weight))) = (&model.lora_dir, label.rsplit_once(':')) else { break };
-        if model.lora.iter().all(|own| own.label() != *label)
-            && let ([path], Ok(weight)) = (&named(folder, name)?[..], weight.parse())
+    for tag in settings.loras.iter().filter_map(|label| LoraTag::parse(label).ok()) {
+        // Flags take precedence, and what is not found is told later.
+        if model.lora.iter().all(|own| own.name() != tag.name)
+            && let Ok(found) = folders::lora(&tag, model.lora_dir.as_deref(), &[])
         {
-            model.lora.push(LoraChoice { path: path.clone(), weight });
+            model.lora.push(found);
         }
     }
     args.seed = args.seed.or(seed.map(Seed::Number));
@@ -87,10 +90,25 @@ pub fn check_model(args: &GenerateArgs, model: &Model, console: &Console) -> Res
     }
 }
 
-/// Prints what of the settings is not followed by the `requests`.
-pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, requests: &[Request], plan: &Plan, console: &Console) {
-    let (Some(settings), Some(place)) = (&args.settings, place(args)) else { return };
-    for line in not_followed(settings, args) {
+/// Prints what of the settings is not followed by the `requests` of a `model`.
+///
+/// # Errors
+/// If a file of the model cannot be read.
+pub fn tell(
+    args: &GenerateArgs,
+    model: &Model,
+    latents: Option<&Latents>,
+    requests: &[Request],
+    plan: &Plan,
+    console: &Console,
+) -> Result<()> {
+    let (Some(settings), Some(place), Some(request)) = (&args.settings, place(args), requests.first()) else {
+        return Ok(());
+    };
+    let hashes = model.hashes()?;
+    let embeddings = model.embeddings_of(request)?.into_iter().map(|index| hashes.embeddings[index].clone()).collect();
+    let own = Hashes { embeddings, ..(*hashes).clone() };
+    for line in other_files(settings, model.files.loras().0, &own).iter().chain(&settings.not_followed) {
         console.note(&format!("{place}: not followed: {line}"));
     }
     match (&settings.latents, latents.map(Latents::digest)) {
@@ -119,12 +137,10 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, requests: &[Request]
             _ => {}
         }
     }
-    let own: Vec<String> = requests
-        .first()
-        .map_or(Vec::new(), |request| request.controls.iter().map(|control| control.image.digest()).collect());
-    if !settings.control_pixels.is_empty() && settings.control_pixels != own {
-        let (count, flags) = (settings.control_pixels.len(), "--controlnet FILE --control-image FILE");
-        console.note(&format!("{place}: the picture was drawn with {count} ControlNets and other pictures: {flags}"));
+    let pixels = request.controls.iter().map(|control| control.image.digest());
+    if !request.controls.is_empty() && !settings.control_pixels.is_empty() && pixels.ne(settings.control_pixels.clone())
+    {
+        console.note(&format!("{place}: its ControlNets read other pictures than those of --control-image"));
     }
     if let Some(said) = &settings.dtype {
         let dtypes = [false, true].map(|guided| plan.denoiser_dtypes(guided)).concat();
@@ -138,20 +154,77 @@ pub fn tell(args: &GenerateArgs, latents: Option<&Latents>, requests: &[Request]
              expect a similar picture, not the same"
         ));
     }
+    Ok(())
 }
 
-/// What has no counterpart among the options here. An entry leaves this list when a flag for it is added.
-fn not_followed(settings: &Settings, args: &GenerateArgs) -> Vec<String> {
-    let own: Vec<String> = args.model.model.lora.iter().map(LoraChoice::label).collect();
-    let missing = settings.loras.iter().filter(|lora| !own.contains(lora));
-    let mut lines: Vec<String> = missing.map(|lora| format!("LoRA {lora}: --lora or --lora-dir gives one")).collect();
+/// A LoRA as [`LoraChoice::label`] writes it.
+fn label(tag: &LoraTag) -> String {
+    let text = tag.to_string();
+    text.trim_start_matches("<lora:").trim_end_matches('>').to_owned()
+}
+
+/// The files that a picture was drawn with and this run does not have: a line for each, with the flag that gives one.
+fn other_files(settings: &Settings, loras: &[LoraChoice], own: &Hashes) -> Vec<String> {
+    let mut lines = Vec::new();
+    for said in &settings.loras {
+        let tag = LoraTag::parse(said).ok();
+        let given = loras.iter().find(|own| tag.as_ref().is_some_and(|tag| tag.name == own.name()));
+        match (given, &tag) {
+            (None, _) => lines.push(format!("LoRA {said}: --lora or --lora-dir gives one")),
+            (Some(given), Some(tag)) => {
+                let weights = (tag.unet_weight as f32, tag.text_encoder_weight as f32);
+                if weights != (given.weight, given.text_encoder_weight) {
+                    lines.push(format!("LoRA {said}: this run has {}", given.label()));
+                }
+            }
+            (Some(_), None) => {}
+        }
+    }
+    let mut compare = |kind: &str, (name, hash): (&str, &str), own: &[Named], flags: &str| {
+        let digits = if hash.is_empty() { String::new() } else { format!(" ({hash})") };
+        match own.iter().find(|(own, _)| is_same_name(own, name)) {
+            None => lines.push(format!("{kind} {name}{digits}: {flags}")),
+            // Hashes of other lengths are of another kind.
+            Some((_, own)) if hash.len() == own.len() && !hash.eq_ignore_ascii_case(own) => {
+                lines.push(format!("{kind} {name}{digits}: this run has another file of this name ({own})"));
+            }
+            Some(_) => {}
+        }
+    };
+    for (name, hash) in &settings.lora_hashes {
+        // A LoRA that is missing was named above.
+        let is_told =
+            settings.loras.iter().any(|said| said.rsplit_once(':').is_some_and(|(said, _)| is_same_name(said, name)));
+        if !is_told || own.loras.iter().any(|(own, _)| is_same_name(own, name)) {
+            compare("LoRA", (name, hash), &own.loras, "--lora or --lora-dir gives one");
+        }
+    }
+    for (name, hash) in &settings.embedding_hashes {
+        compare("embedding", (name, hash), &own.embeddings, "--embedding or --embedding-dir gives one");
+    }
+    for said in &settings.controlnets {
+        let (name, hash) = said.strip_suffix(']').and_then(|said| said.split_once(" [")).unwrap_or((said, ""));
+        compare("ControlNet", (name, hash), &own.controlnets, "--controlnet FILE --control-image FILE");
+    }
     if settings.vae.is_some() || settings.vae_hash.is_some() {
-        let words: Vec<_> = settings.vae.iter().chain(&settings.vae_hash).cloned().collect();
-        lines.push(format!("VAE: {}", words.join(", ")));
+        let (name, hash) =
+            (settings.vae.as_deref().unwrap_or_default(), settings.vae_hash.as_deref().unwrap_or_default());
+        // One that is the same is so by any name.
+        if own.vae.as_ref().is_none_or(|(_, own)| !hash.eq_ignore_ascii_case(own)) {
+            compare("VAE", (name, hash), own.vae.as_slice(), "--vae gives one");
+        }
     }
-    for (what, hashes) in [("LoRA", &settings.lora_hashes), ("embedding", &settings.embedding_hashes)] {
-        lines.extend(hashes.iter().map(|(name, hash)| format!("{what} {name} ({hash})")));
-    }
-    lines.extend(settings.not_followed.iter().cloned());
+    // Settings may have a file in two lists.
+    let mut told = HashSet::new();
+    lines.retain(|line| told.insert(line.clone()));
     lines
+}
+
+/// Whether two files have one name: web UIs leave out what their lists are divided by, and extensions of VAEs differ.
+fn is_same_name(own: &str, said: &str) -> bool {
+    let plain = |name: &str| {
+        let stem = name.strip_suffix(".safetensors").unwrap_or(name);
+        stem.replace([':', ','], "").to_lowercase()
+    };
+    plain(own) == plain(said)
 }

@@ -104,7 +104,7 @@ pub fn run(args: &GenerateArgs, console: &Console, interrupt: &Interrupt) -> Res
         };
     };
     tracing::info!("plan:\n{plan}");
-    from::tell(args, latents.as_ref(), &requests, &plan, console);
+    from::tell(args, &model, latents.as_ref(), &requests, &plan, console)?;
     if args.seed.is_none_or(|seed| seed == Seed::Random) && jobs.iter().any(|job| !job.has_own_seed) {
         console.note(&format!("seed {first_seed} (--seed {first_seed} makes the same again)"));
     }
@@ -214,7 +214,7 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
     if !args.resume && !jobs.iter().any(is_taken) {
         return Ok(vec![false; jobs.len()]);
     }
-    let hash = model.identity()?;
+    let hashes = model.hashes()?;
     // It is not known in advance which place of the plan draws a picture.
     let [plain, guided] = [false, true].map(|guided| plan.denoiser_dtypes(guided));
     let look = |i: usize| {
@@ -222,7 +222,7 @@ fn are_made(jobs: &[Job], requests: &[Request], args: &GenerateArgs, model: &Mod
         let dtypes = if request.is_guided(&model.spec) { &guided } else { &plain };
         let mut has_name = args.overwrite;
         for dtypes in dtypes {
-            let metadata = Metadata::new(request, model, &hash, dtypes)?;
+            let metadata = Metadata::new(request, model, &hashes, dtypes)?;
             let names = jobs[i].names.all(&metadata).into_iter().map(|name| folder.join(name));
             let names: Vec<PathBuf> = names.filter(|path| args.resume && path.exists()).collect();
             if names.iter().any(|path| metadata.is_whole(path).unwrap_or(false)) {
@@ -338,7 +338,7 @@ mod tests {
         for (i, dtypes) in
             [&[DType::F16][..], &[DType::F32], &[DType::BF16], &[DType::F32, DType::F16]].iter().enumerate()
         {
-            let metadata = Metadata::new(&requests[i], &model, &model.identity().unwrap(), dtypes).unwrap();
+            let metadata = Metadata::new(&requests[i], &model, &model.hashes().unwrap(), dtypes).unwrap();
             std::fs::write(folder.path().join(&jobs[i].file), image.encode(PictureFormat::Png, &metadata).unwrap())
                 .unwrap();
         }

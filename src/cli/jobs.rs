@@ -11,7 +11,7 @@ use sdshard::{
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
-        ImageFiles, Metadata, Model, PictureFormat,
+        Hashes, ImageFiles, Metadata, Model, PictureFormat,
         latents::Latents,
         options::RequestOptions,
         request::{Output, Request, Rng, Start},
@@ -23,7 +23,7 @@ use super::{
     args::{GenerateArgs, Seed},
     from,
     names::{NameFields, Names, tell_apart},
-    prompts::{self, Asked, flag, take_tags},
+    prompts::{self, Asked, Places, SharedTags, flag},
 };
 
 /// The number of bytes of texts from which it is checked whether they fit into a JPEG.
@@ -53,7 +53,8 @@ pub fn requests(
             if format == Some(PictureFormat::Jpeg) && job.has_long_texts() {
                 // The longest names of types, because it is not known yet which one computes this picture.
                 let dtypes = [DType::F32, DType::F16, DType::BF16];
-                let metadata = Metadata::new(&request, model, &"0".repeat(10), &dtypes)?;
+                let hashes = Hashes::unread(&model.files, &model.spec);
+                let metadata = Metadata::new(&request, model, &hashes, &dtypes)?;
                 metadata.check_fits(PictureFormat::Jpeg).map_err(|e| e.context(job.name()))?;
             }
             // A solver may reject a number of steps, which should be reported before the first picture.
@@ -77,9 +78,8 @@ pub struct Job {
     pub file: String,
     /// The file and the line of the prompt, if it is in a file.
     pub asked_at: Option<String>,
-    /// The fields which are set there or in the file of `--from`, and not by flags, among those that may be invalid for
-    /// a model; and where each one is set.
-    pub asked_fields: Vec<(&'static str, String)>,
+    /// Where the options are set that are in files.
+    pub places: Places,
     /// Whether the prompt has its own seed, instead of one derived from `--seed`.
     pub has_own_seed: bool,
     /// The options, with the prompt and the seed of this picture.
@@ -112,44 +112,24 @@ pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
     let (from, from_at) = (args.settings.as_ref().map(|settings| settings.options.clone()), from::place(args));
     let from = from.unwrap_or_default();
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
-    let (mut jobs, mut tags) = (Vec::new(), None);
-    for (prompt_index, Asked { options, at }) in asked.enumerate() {
-        let said = |options: &RequestOptions| {
-            let steps = options.steps.is_some() || options.scheduler.is_some();
-            [("width", options.width.is_some()), ("height", options.height.is_some()), ("steps", steps)]
-        };
-        let fields = said(&options).into_iter().zip(said(&flags)).zip(said(&from));
-        let asked_fields: Vec<(&str, String)> = fields
-            .filter_map(|(((field, here), (_, by_flag)), (_, in_from))| match (here, by_flag, in_from) {
-                (true, ..) => Some((field, at.clone()?)),
-                (false, false, true) => Some((field, from_at.clone()?)),
-                _ => None,
-            })
-            .collect();
-        let mut options = options.or(&flags);
+    let (mut jobs, mut tags) = (Vec::new(), SharedTags::default());
+    for (prompt_index, asked) in asked.enumerate() {
+        let asked = asked.or(&flags, None);
         // What --from says of the pictures that its own was drawn with means nothing without such pictures.
         let mut from = from.clone();
-        if options.image.is_none() {
+        if asked.options.image.is_none() {
             (from.strength, from.paste_original) = (None, None);
         }
-        if options.control_image.len() != from.control_scale.len() {
+        if asked.options.control_image.len() != from.control_scale.len() {
             (from.control_scale, from.control_start, from.control_end) = (Vec::new(), Vec::new(), Vec::new());
         }
-        options = options.or(&from);
-        let asked_at = at.clone().or_else(|| from_at.clone());
-        let in_place = |error: Error| match &asked_at {
+        let mut asked = asked.or(&from, from_at.as_deref());
+        let asked_at = asked.at.clone().or_else(|| from_at.clone());
+        tags.take(&mut asked).map_err(|error| match &asked_at {
             Some(at) => error.context(at),
             None => error,
-        };
-        let own_tags = take_tags(&mut options).map_err(in_place)?;
-        let known_tags = tags.get_or_insert_with(|| own_tags.clone());
-        if *known_tags != own_tags {
-            let list = |tags: &[LoraTag]| tags.iter().map(|tag| format!("<lora:{}>", tag.name)).collect::<String>();
-            let error = Error::input("all prompts of a run have the same LoRAs with equal weights")
-                .found(format!("{:?} after {:?}", list(&own_tags), list(known_tags)))
-                .hint("a run for each set of LoRAs: they change the weights of the model");
-            return Err(in_place(error));
-        }
+        })?;
+        let Asked { options, at, places } = asked;
         let prompt = options.prompt.as_deref().unwrap_or_default();
         let images = options.num_images.unwrap_or(1);
         if jobs.len() + images > MAX_JOBS {
@@ -171,7 +151,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
                 file: names.to_string(),
                 names,
                 asked_at: at.clone(),
-                asked_fields: asked_fields.clone(),
+                places: places.clone(),
                 has_own_seed: options.seed.is_some(),
                 options: RequestOptions { seed: Some(seed), ..options.clone() },
             });
@@ -182,7 +162,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
         jobs.iter_mut().for_each(|job| job.file = job.names.to_string());
     }
     match (jobs.is_empty(), &args.prompts_file) {
-        (false, _) => Ok(Jobs { list: jobs, first_seed, tags: tags.unwrap_or_default() }),
+        (false, _) => Ok(Jobs { list: jobs, first_seed, tags: tags.into_list() }),
         (true, Some(path)) => Err(Error::input(format!("there is no prompt in {}", path.display()))),
         (true, None) => {
             Err(Error::input("there is no prompt").hint("sdshard \"a red fox\"; `sdshard --help` shows more"))
@@ -198,8 +178,7 @@ impl Job {
 
     /// All its texts.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
-        let RequestOptions { prompt, prompt_2, negative_prompt, negative_prompt_2, .. } = &self.options;
-        [prompt, prompt_2, negative_prompt, negative_prompt_2].into_iter().flatten().map(String::as_str)
+        prompts::texts(&self.options)
     }
 
     /// The seed of this picture.
@@ -214,16 +193,12 @@ impl Job {
 
     /// The name of one of its fields in messages: the flag, or the field and its place in a file.
     fn name_of(&self, field: &str) -> String {
-        match self.asked_fields.iter().find(|(asked, _)| *asked == field) {
-            Some((_, at)) => format!("{at}: {field}"),
-            None => flag(field),
-        }
+        self.places.name_of(field)
     }
 
     /// Whether the texts may be too long for the metadata of a JPEG.
     fn has_long_texts(&self) -> bool {
-        let negative = self.options.negative_prompt.as_deref().unwrap_or_default();
-        self.prompt().len() + negative.len() > LONG_TEXTS
+        self.texts().map(str::len).sum::<usize>() > LONG_TEXTS
     }
 
     /// The request, with the model's defaults for options that are not set.

@@ -8,7 +8,7 @@ use sdshard::{
     error::{Error, Result},
     models::{locate::locate, spec::ModelSpec},
     pipeline::Model,
-    weights::{self, Download, HubPlace, ModelFiles, Wanted},
+    weights::{self, Download, EmbeddingChoice, HubPlace, ModelFiles, Wanted},
 };
 
 use super::{
@@ -60,7 +60,7 @@ pub fn open(args: &ModelArgs, for_images: bool, console: &Console, interrupt: Op
         ModelSpec::load(&files(args, Wanted::Configs, console, interrupt)?)?;
         Model::without_weights(files(args, Wanted::Texts, console, interrupt)?, args.variant.clone())?;
     }
-    let files = files(args, Wanted::Everything, console, interrupt)?;
+    let files = with_found(files(args, Wanted::Everything, console, interrupt)?, args)?;
     if let Some(variant) = &args.variant {
         for component in weights::without_variant(&files, &ModelSpec::load(&files)?.folders(), variant)? {
             console.note(&format!("model: {component} has no files of the variant {variant}; reading its plain ones"));
@@ -70,6 +70,32 @@ pub fn open(args: &ModelArgs, for_images: bool, console: &Console, interrupt: Op
         true => Model::open_for_images(files, args.variant.clone()),
         false => Model::open(files, args.variant.clone()),
     }
+}
+
+/// The model with the textual inversions that were found in a folder, but for those that do not fit it: a folder may have
+/// those of several kinds of models.
+pub fn with_found(files: ModelFiles, args: &ModelArgs) -> Result<ModelFiles> {
+    if args.found_embeddings.is_empty() {
+        return Ok(files);
+    }
+    let model = Model::without_weights(files.clone(), None)?;
+    let mut all = files.embeddings().to_vec();
+    for choice in &args.found_embeddings {
+        let is_same = |other: &&EmbeddingChoice| {
+            let name = |choice: &EmbeddingChoice| choice.token.as_deref().map(str::to_lowercase);
+            name(other) == name(choice)
+        };
+        let checked = match all.iter().find(is_same) {
+            Some(other) => Err(Error::input(format!("the embedding {}: another has its name", choice.path.display()))
+                .found(other.path.display().to_string())),
+            None => model.check_embedding(choice),
+        };
+        match checked {
+            Ok(()) => all.push(choice.clone()),
+            Err(error) => tracing::warn!("--embedding-dir: {error}; it is left out"),
+        }
+    }
+    Ok(files.with_embeddings(&all))
 }
 
 /// Opens the built-in model without printing a message.

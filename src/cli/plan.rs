@@ -12,6 +12,7 @@ use sdshard::{
         ImageFiles, Model,
         model::check_weights,
         placement::{Place, Reside, Sections},
+        request::Request,
     },
     planner::{Largest, hardware, plan::Plan},
     prompt::PromptSyntax,
@@ -24,7 +25,7 @@ use super::{
     model::{self, device_map},
     names::file_name_is_possible,
     progress::Console,
-    prompts::{self, Asked, flag},
+    prompts::{self, Asked, SharedTags, flag},
     run::one_or_all,
 };
 
@@ -32,31 +33,39 @@ use super::{
 pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     let flags = prompts::checked(&args.options, flag)?;
     let asked = prompts::asked(&args.prompts, args.prompts_file.as_deref())?;
-    let mut asked: Vec<Asked> = asked.map(|asked| Asked { options: asked.options.or(&flags), ..asked }).collect();
-    for asked in &mut asked {
-        prompts::take_tags(&mut asked.options)?;
+    let mut asked: Vec<Asked> = asked.map(|asked| asked.or(&flags, None)).collect();
+    if asked.is_empty() {
+        asked.push(Asked { options: flags, ..Asked::default() });
     }
-    let asked = if asked.is_empty() { vec![Asked { options: flags, at: None }] } else { asked };
+    let mut tags = SharedTags::default();
+    for asked in &mut asked {
+        let at = asked.at.clone();
+        tags.take(asked).map_err(|error| if let Some(at) = at { error.context(at) } else { error })?;
+    }
     let map = device_map(&args.model)?;
-    let files = model::files(&args.model.model, Wanted::Configs, console, None)?;
+    let model_args = args.model.model.with_named(&tags.into_list(), asked.iter().flat_map(Asked::texts))?;
+    let is_a1111 = |asked: &Asked| asked.options.prompt_syntax == Some(PromptSyntax::A1111);
+    // Only tokenizers tell how long texts are, and how many rows textual inversions make of the token tables.
+    let has_embeddings = !model_args.embedding.is_empty() || !model_args.found_embeddings.is_empty();
+    let needs_tokenizers = has_embeddings || asked.iter().any(is_a1111);
+    let wanted = if needs_tokenizers { Wanted::Texts } else { Wanted::Configs };
+    let files = model::with_found(model::files(&model_args, wanted, console, None)?, &model_args)?;
+    let model = needs_tokenizers.then(|| Model::without_weights(files.clone(), None)).transpose()?;
     let images = ImageFiles::read(asked.iter().flat_map(|asked| asked.options.image_files()))?;
-    let spec = ModelSpec::load(&files)?;
+    let spec = match &model {
+        Some(model) => model.spec.clone(),
+        None => ModelSpec::load(&files)?,
+    };
     let starts = asked.iter().any(|asked| asked.options.image.is_some());
     let spec = if starts { spec.with_image_encoder() } else { spec };
     check_what_is_there(args, &files, &spec)?;
     let request = |asked: &Asked| {
-        let name = |field: &str| asked.at.as_ref().map_or_else(|| flag(field), |at| format!("{at}: {field}"));
-        asked.options.request(&spec, &images, name)
+        let request = asked.options.request(&spec, &images, |field| asked.places.name_of(field))?;
+        let chunks = model.as_ref().map_or(Ok(request.chunks), |model| model.chunks(&request))?;
+        request.schedule(&spec).map_err(|error| error.context(asked.places.name_of("steps")))?;
+        Ok(Request { chunks, ..request })
     };
-    let mut requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
-    if requests.iter().any(|request| request.prompt_syntax != PromptSyntax::Plain) {
-        // Only tokenizers tell how long texts are.
-        let files = model::files(&args.model.model, Wanted::Texts, console, None)?;
-        let model = Model::without_weights(files, None)?;
-        for request in &mut requests {
-            request.chunks = model.chunks(request)?;
-        }
-    }
+    let requests = asked.iter().map(request).collect::<Result<Vec<_>>>()?;
     let mut largest = Largest::of(&requests, &spec)?.expect("there is a request");
     largest.images = asked.iter().map(|asked| asked.options.num_images.unwrap_or(1)).sum();
     let devices = args.devices.as_deref().map_or_else(|| Ok(backend::visible()), hardware::read)?;
@@ -69,20 +78,20 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
 }
 
 /// Compares weights with configs if the weights exist, so that no plan is made for a model that a run would reject.
-/// Models whose weights are missing or incomplete, in a folder or on the hub, are planned too.
+/// Models whose weights are missing or incomplete, in a folder or on the hub, are planned too; what flags add to them is
+/// checked in any case.
 fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) -> Result<()> {
     let (name, variant) = (&args.model.model.model, args.model.model.variant.as_deref());
     let is_there = |component: &&str| {
         let sources = weights::sources(files, component, variant);
         sources.is_ok_and(|paths| paths.iter().all(|path| files.exists(path)))
     };
-    let names = spec.folders();
-    let there = names.iter().copied().filter(is_there).count();
+    let is_added = |component: &str| files.own_weights(component).is_some();
+    let own: Vec<&str> = spec.folders().into_iter().filter(|component| !is_added(component)).collect();
+    let there = own.iter().copied().filter(is_there).count();
     let is_folder = name.as_ref().is_none_or(|name| Path::new(name).exists());
-    if there == names.len() || (is_folder && there > 0) {
-        check_weights(files, spec, variant)?;
-    }
-    Ok(())
+    let is_whole = there == own.len() || (is_folder && there > 0);
+    check_weights(files, spec, variant, |component| is_whole || is_added(component)).map(drop)
 }
 
 /// One place in the form of a device map: a device, the device of each run of sections, or two of these.

@@ -1,6 +1,6 @@
 //! The requested pictures: on the command line and in a prompts file.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use sdshard::{
     error::{Error, Result},
@@ -19,11 +19,66 @@ pub struct Asked {
     pub options: RequestOptions,
     /// The file and the line, if they are in a file.
     pub at: Option<String>,
+    /// Where the fields were set that flags did not set: a prompts file and the line, or the file of `--from`.
+    pub places: Places,
+}
+
+/// For fields of options, the place where each was set.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Places(Arc<BTreeMap<String, String>>);
+
+impl Places {
+    /// The user's name of a field: the flag, or the place and the field.
+    pub fn name_of(&self, field: &str) -> String {
+        // A solver may reject a number of steps.
+        let own = self.0.get(field).or_else(|| self.0.get("scheduler").filter(|_| field == "steps"));
+        own.map_or_else(|| flag(field), |at| format!("{at}: {field}"))
+    }
+}
+
+impl Asked {
+    /// The options of one entry of a file, which is `at` this place.
+    fn in_file(options: RequestOptions, at: String) -> Self {
+        let places = fields(&options).map(|field| (field, at.clone())).collect();
+        Self { options, at: Some(at), places: Places(Arc::new(places)) }
+    }
+
+    /// These options, and those of `other` where these are not set. `other` is in a file `at` this place, or has flags.
+    pub fn or(self, other: &RequestOptions, at: Option<&str>) -> Self {
+        let mut places = self.places;
+        if let Some(at) = at {
+            let known: Vec<String> = fields(&self.options).collect();
+            let new = fields(other).filter(|field| !known.contains(field)).map(|field| (field, at.to_owned()));
+            Arc::make_mut(&mut places.0).extend(new);
+        } else if other.steps.is_some() && self.options.steps.is_none() {
+            // The flag is meant, although a scheduler may be set in the file.
+            Arc::make_mut(&mut places.0).remove("scheduler");
+        }
+        Self { options: self.options.or(other), at: self.at, places }
+    }
+
+    /// All its texts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        texts(&self.options)
+    }
+}
+
+/// The texts of options.
+pub fn texts(options: &RequestOptions) -> impl Iterator<Item = &str> {
+    let RequestOptions { prompt, prompt_2, negative_prompt, negative_prompt_2, .. } = options;
+    [prompt, prompt_2, negative_prompt, negative_prompt_2].into_iter().flatten().map(String::as_str)
+}
+
+/// The names of the fields that are set.
+fn fields(options: &RequestOptions) -> impl Iterator<Item = String> {
+    let value = serde_json::to_value(options).expect("texts and numbers can always be written as JSON");
+    let serde_json::Value::Object(fields) = value else { unreachable!("options have fields") };
+    fields.into_iter().map(|(field, _)| field)
 }
 
 impl From<String> for Asked {
     fn from(prompt: String) -> Self {
-        Self { options: RequestOptions { prompt: Some(prompt), ..RequestOptions::default() }, at: None }
+        Self { options: RequestOptions { prompt: Some(prompt), ..RequestOptions::default() }, ..Self::default() }
     }
 }
 
@@ -43,17 +98,60 @@ pub fn checked(options: &RequestOptions, name: impl Fn(&str) -> String) -> Resul
     Ok(RequestOptions { scheduler: scheduler.transpose()?, ..options.clone() })
 }
 
-/// Takes the tags of LoRAs out of a prompt with the syntax of web UIs.
+/// Takes the tags of LoRAs out of the prompts with the syntax of web UIs; `name` gives the user's name of a field.
 ///
 /// # Errors
-/// If its syntax is invalid, or has something that is not followed.
-pub fn take_tags(options: &mut RequestOptions) -> Result<Vec<LoraTag>> {
+/// If the syntax is invalid, or has something that is not followed, or if a LoRA has two weights.
+pub fn take_tags(options: &mut RequestOptions, name: impl Fn(&str) -> String) -> Result<Vec<LoraTag>> {
     let syntax = options.prompt_syntax.unwrap_or_default();
-    let read = syntax.prompt(options.prompt.as_deref().unwrap_or_default())?;
-    if !read.loras.is_empty() {
-        options.prompt = Some(read.text.trim().to_owned());
+    let mut tags: Vec<LoraTag> = Vec::new();
+    for (field, text) in [("prompt", &mut options.prompt), ("prompt_2", &mut options.prompt_2)] {
+        let Some(written) = text else { continue };
+        let in_field = |error: Error| if field == "prompt" { error } else { error.context(name(field)) };
+        let read = syntax.prompt(written).map_err(in_field)?;
+        if !read.loras.is_empty() {
+            *text = Some(read.text.trim().to_owned());
+        }
+        for tag in read.loras {
+            match tags.iter().find(|other| other.name == tag.name) {
+                None => tags.push(tag),
+                Some(other) if *other == tag => {}
+                Some(other) => {
+                    return Err(in_field(Error::input(format!("{tag}: the prompt names it with another weight")))
+                        .found(other.to_string()));
+                }
+            }
+        }
     }
-    Ok(read.loras)
+    Ok(tags)
+}
+
+/// The LoRAs that the prompts of a run name, which are the same ones for all.
+#[derive(Debug, Default)]
+pub struct SharedTags(Option<Vec<LoraTag>>);
+
+impl SharedTags {
+    /// Takes the tags out of the texts of one more prompt.
+    ///
+    /// # Errors
+    /// As [`take_tags`], or if it has others than those before.
+    pub fn take(&mut self, asked: &mut Asked) -> Result<()> {
+        let places = asked.places.clone();
+        let own = take_tags(&mut asked.options, |field| places.name_of(field))?;
+        let known = self.0.get_or_insert_with(|| own.clone());
+        if *known == own {
+            return Ok(());
+        }
+        let list = |tags: &[LoraTag]| tags.iter().map(LoraTag::to_string).collect::<String>();
+        Err(Error::input("all prompts of a run have the same LoRAs with equal weights")
+            .found(format!("{:?} after {:?}", list(&own), list(known)))
+            .hint("a run for each set of LoRAs: they change the weights of the model"))
+    }
+
+    /// The tags.
+    pub fn into_list(self) -> Vec<LoraTag> {
+        self.0.unwrap_or_default()
+    }
 }
 
 /// All prompts with their options: those of the command line, then those of the file.
@@ -109,7 +207,7 @@ pub fn read(path: &Path) -> Result<Vec<Asked>> {
                 }
                 false => Asked::from(line.to_string()).options,
             };
-            Ok(Asked { options, at: Some(at) })
+            Ok(Asked::in_file(options, at))
         })
         .collect()
 }
@@ -207,7 +305,7 @@ fn json_document(text: &str, file: &str) -> Result<Vec<Asked>> {
     };
     let number = |(index, Entry(options)): (usize, Entry)| {
         let at = format!("{file}, entry {}", index + 1);
-        Ok(Asked { options: entry(&options, &at)?, at: Some(at) })
+        Ok(Asked::in_file(entry(&options, &at)?, at))
     };
     entries.into_iter().enumerate().map(number).collect()
 }

@@ -80,10 +80,14 @@ impl PooledSpec {
         ids.iter().position(|id| Some(*id) == token).unwrap_or(0)
     }
 
-    /// The rows `[texts, width]` of the hidden states `[texts, tokens, width]` that are pooled.
-    fn rows(&self, ids: &[Vec<u32>], hidden: &Tensor) -> Result<Tensor> {
+    /// The rows `[texts, width]` of the hidden states `[texts, tokens, width]` that are pooled: those at `ends`, or by the
+    /// rule of the spec.
+    fn rows(&self, ids: &[Vec<u32>], ends: &[Option<usize>], hidden: &Tensor) -> Result<Tensor> {
         let (values, tokens, width) = (hidden.read()?, hidden.dim(1), hidden.dim(2));
-        let row = |(i, ids): (usize, &Vec<u32>)| &values[(i * tokens + self.position(ids)) * width..][..width];
+        let row = |(i, ids): (usize, &Vec<u32>)| {
+            let position = ends.get(i).copied().flatten().unwrap_or_else(|| self.position(ids));
+            &values[(i * tokens + position) * width..][..width]
+        };
         let rows: Vec<&[f32]> = ids.iter().enumerate().map(row).collect();
         Tensor::new(hidden.device(), [rows.len(), width], &rows.concat())?.cast(hidden.dtype())
     }
@@ -208,6 +212,21 @@ impl ClipTextEncoder {
     /// # Panics
     /// If there are not more than `skip` layers, which a checked request does not ask for.
     pub fn forward(&self, ids: &[Vec<u32>], skip: usize, pass: &ForwardPass) -> Result<ClipOutput> {
+        self.forward_to(ids, &[], skip, pass)
+    }
+
+    /// As [`forward`](Self::forward), with the positions of some texts that are pooled in place of the rule of
+    /// [`PooledSpec::end_token`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_to(
+        &self,
+        ids: &[Vec<u32>],
+        ends: &[Option<usize>],
+        skip: usize,
+        pass: &ForwardPass,
+    ) -> Result<ClipOutput> {
         let taken = self.spec.feature_layers(skip).expect("a request leaves layers over");
         let layers = if self.text_projection.is_some() { self.layers.len() } else { taken };
         let has_norm = self.spec.features == FeatureLayer::LastNormed || self.text_projection.is_some();
@@ -224,7 +243,7 @@ impl ClipTextEncoder {
         }
         let pooled = match (&self.text_projection, &self.spec.pooled) {
             (Some(projection), Some(spec)) => {
-                let last = pass.take(spec.rows(ids, &h)?)?;
+                let last = pass.take(spec.rows(ids, ends, &h)?)?;
                 drop(h);
                 Some(projection.forward(&self.final_layer_norm.forward(&last)?)?.cast(DType::F32)?)
             }

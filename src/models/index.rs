@@ -106,7 +106,7 @@ impl ModelSpec {
         let unet =
             UnetSpec::from_json(&pipeline.unet_config(Object::parse(&text, &file)?).to_value().to_string(), &file)?;
         let mut controlnets = Vec::new();
-        for name in controlnet_names().take_while(|name| files.has_own_weights(name)) {
+        for name in controlnet_names().take_while(|name| files.own_weights(name).is_some()) {
             let (text, file) = read(&format!("{name}/config.json"))?;
             let spec = ControlNetSpec::from_json(&text, &file, &unet)?;
             controlnets.push(ComponentSpec::new(name, NetworkSpec::ControlNet(spec)));

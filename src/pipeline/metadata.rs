@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    hashes::{Hashes, Named},
     latents::Latents,
     model::Model,
     options::RequestOptions,
@@ -43,6 +44,16 @@ pub struct Metadata {
     /// The LoRAs, as names and weights: `style:0.8`. The hash of the model contains those of their files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<String>,
+    /// The names and hashes of their files, of another VAE and of ControlNets, as [`Hashes`] has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora_hashes: Vec<Named>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<Named>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controlnets: Vec<Named>,
+    /// Those of the textual inversions in the texts of this picture, of which the hash of the model says nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embeddings: Vec<Named>,
     /// A hash of the starting noise, if it was given rather than generated from the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents: Option<String>,
@@ -58,12 +69,12 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The metadata of a picture of `request`; `model_hash` is the model's [`identity`](Model::identity), `dtypes` are
-    /// the types of the devices that run the UNet.
+    /// The metadata of a picture of `request`; `hashes` are the [model's](Model::hashes), `dtypes` the types of the
+    /// devices that run the UNet.
     ///
     /// # Errors
-    /// If the model has no such scheduler.
-    pub fn new(request: &Request, model: &Model, model_hash: &str, dtypes: &[DType]) -> Result<Self> {
+    /// If the model has no such scheduler, or as [`Model::embeddings_of`].
+    pub fn new(request: &Request, model: &Model, hashes: &Hashes, dtypes: &[DType]) -> Result<Self> {
         let (spec, scale) = (&model.spec, model.spec.latents.scale);
         let digest = |values: &std::sync::Arc<[f32]>| {
             let (height, width) = (request.height / scale, request.width / scale);
@@ -71,7 +82,7 @@ impl Metadata {
         };
         Ok(Self {
             model: model.files.name().to_string(),
-            model_hash: model_hash.to_string(),
+            model_hash: hashes.model.clone(),
             request: request.options(spec)?,
             dtype: dtypes
                 .iter()
@@ -82,6 +93,14 @@ impl Metadata {
                 .join("+"),
             rng: request.rng.to_string(),
             loras: model.files.loras().0.iter().map(LoraChoice::label).collect(),
+            lora_hashes: hashes.loras.clone(),
+            vae: hashes.vae.clone(),
+            controlnets: hashes.controlnets.clone(),
+            embeddings: model
+                .embeddings_of(request)?
+                .into_iter()
+                .map(|index| hashes.embeddings[index].clone())
+                .collect(),
             latents: match &request.start {
                 Start::Noise | Start::Image(_) => None,
                 Start::Latents(values) => Some(digest(values)),
@@ -106,7 +125,16 @@ impl Metadata {
 
     /// The text that Stable Diffusion web UIs read: prompt, negative prompt, and one line of settings.
     pub fn parameters(&self) -> String {
-        parameters::write(&self.request, &self.loras, &self.model_hash, &self.model, &self.rng)
+        parameters::write(&parameters::Said {
+            options: &self.request,
+            model: (&self.model, &self.model_hash),
+            rng: &self.rng,
+            loras: &self.loras,
+            lora_hashes: &self.lora_hashes,
+            vae: self.vae.as_ref(),
+            controlnets: &self.controlnets,
+            embeddings: &self.embeddings,
+        })
     }
 }
 
@@ -132,6 +160,10 @@ pub(super) mod tests {
             dtype: "f32".into(),
             rng: "cpu".into(),
             loras: Vec::new(),
+            lora_hashes: Vec::new(),
+            vae: None,
+            controlnets: Vec::new(),
+            embeddings: Vec::new(),
             latents: None,
             image_pixels: None,
             mask_pixels: None,
@@ -153,5 +185,24 @@ pub(super) mod tests {
         assert!(text.ends_with("Model: \"a, b\", RNG: CPU"), "{text}");
         let text = Metadata { loras: vec!["snow:0.8".into(), "ice:1".into()], ..metadata() }.parameters();
         assert!(text.starts_with("a red fox <lora:snow:0.8> <lora:ice:1>\nSteps: 25, "), "{text}");
+        // As create_infotext of the web UI and its extensions write them.
+        let named = |name: &str, hash: &str| (name.to_owned(), hash.to_owned());
+        let mut all = Metadata {
+            lora_hashes: vec![named("snow", "0123456789ab"), named("ice, 2", "ba9876543210")],
+            vae: Some(named("kl.safetensors", "abcdef0123")),
+            controlnets: vec![named("canny", "d14c016b"), named("depth", "01234567")],
+            embeddings: vec![named("bad", "111111111111")],
+            ..metadata()
+        };
+        all.request.control_scale = vec![0.75, 1.0];
+        (all.request.control_start, all.request.control_end) = (vec![0.0, 0.25], vec![1.0, 0.5]);
+        let text = all.parameters();
+        let end = "Model: emoji, VAE hash: abcdef0123, VAE: kl.safetensors, RNG: CPU, \
+                   ControlNet 0: \"Module: none, Model: canny [d14c016b], Weight: 0.75, Resize Mode: Just Resize, \
+                   Guidance Start: 0, Guidance End: 1, Control Mode: Balanced\", \
+                   ControlNet 1: \"Module: none, Model: depth [01234567], Weight: 1, Resize Mode: Just Resize, \
+                   Guidance Start: 0.25, Guidance End: 0.5, Control Mode: Balanced\", \
+                   Lora hashes: \"snow: 0123456789ab, ice 2: ba9876543210\", TI hashes: \"bad: 111111111111\"";
+        assert!(text.ends_with(end), "{text}");
     }
 }

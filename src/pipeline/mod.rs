@@ -10,6 +10,7 @@ mod encode;
 mod exif;
 mod files;
 pub mod gate;
+pub mod hashes;
 pub mod image;
 pub mod image_files;
 pub mod latents;
@@ -32,6 +33,7 @@ mod texts;
 
 pub use branch::branches;
 pub use draw::{OnProgress, Pipeline};
+pub use hashes::Hashes;
 pub use image::{Image, PictureFormat};
 pub use image_files::ImageFiles;
 pub use latents::Latents;

@@ -1,12 +1,13 @@
 //! A model before its weights are loaded: its files, its configs and its tokenizer; and loading its networks.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
+    hashes::Hashes,
     parts::{Instance, Parts, Placed},
     placement::{Place, Sections},
     request::Request,
@@ -38,7 +39,7 @@ pub struct Model {
     /// The contents of its configs.
     pub spec: ModelSpec,
     /// Convert texts to token ids, one for each text encoder.
-    pub tokenizers: Vec<Tokenizer>,
+    pub tokenizers: Vec<Arc<Tokenizer>>,
     /// The same for prompts in each syntax: plain text, and that of web UIs.
     prompts: Vec<[PromptTokenizer; 2]>,
     /// The variant of the weights to read, for example `fp16`.
@@ -49,8 +50,10 @@ pub struct Model {
     adapters: Arc<Adapters>,
     /// The vectors of textual inversions, for each text encoder.
     new_tokens: Vec<Option<Arc<NewTokens>>>,
-    /// [`Model::identity`], once it has been computed.
-    identity: Mutex<Option<String>>,
+    /// The number of vectors of each textual inversion.
+    vector_counts: Vec<usize>,
+    /// [`Model::hashes`], once they have been computed.
+    hashes: Mutex<Option<Arc<Hashes>>>,
 }
 
 impl fmt::Debug for Model {
@@ -80,7 +83,7 @@ impl Model {
     }
 
     fn checked(self) -> Result<Self> {
-        let adapters = check_weights(&self.files, &self.spec, self.variant.as_deref())?;
+        let adapters = check_weights(&self.files, &self.spec, self.variant.as_deref(), |_| true)?;
         Ok(Self { adapters: Arc::new(adapters), ..self })
     }
 
@@ -105,31 +108,32 @@ impl Model {
                 ))
                 .found(rows.to_string()));
             }
-            tokenizers.push(tokenizer);
+            tokenizers.push(Arc::new(tokenizer));
         }
         let encoders: Vec<ComponentId> = spec.in_stage(Stage::Encode).collect();
-        let widths: Vec<usize> = spec.texts().map(|text| text.width).collect();
-        let names: Vec<String> = encoders.iter().map(|encoder| spec.components[*encoder].name.clone()).collect();
-        let wanted: Vec<(&str, usize)> = names.iter().map(String::as_str).zip(widths).collect();
+        let wanted = text_encoders(&spec);
         let vectors = embeddings.iter().map(|embedding| embedding.for_encoders(&wanted));
         let vectors = vectors.collect::<Result<Vec<_>>>()?;
+        let vector_counts: Vec<usize> = vectors.iter().map(|vectors| vectors[0].count).collect();
         for (index, (encoder, tokenizer)) in encoders.into_iter().zip(&tokenizers).enumerate() {
             let own = || vectors.iter().map(|vectors| vectors[index]);
-            let in_syntax = |syntax, name: fn(&Embedding) -> &str| {
+            let in_syntax = |syntax| {
                 let named = files.embeddings().iter().zip(&embeddings).zip(own());
-                let named = named.map(|((choice, embedding), vectors)| {
-                    (choice.token.as_deref().unwrap_or_else(|| name(embedding)), vectors.count)
-                });
+                let named =
+                    named.map(|((choice, embedding), vectors)| (name(choice, embedding, syntax), vectors.count));
                 PromptTokenizer::new(tokenizer, syntax, &named.collect::<Vec<_>>())
             };
-            let plain = in_syntax(PromptSyntax::Plain, Embedding::token)?;
-            let (first_id, count) = (plain.first_id() as usize, own().map(|vectors| vectors.count).sum::<usize>());
+            let plain = in_syntax(PromptSyntax::Plain)?;
+            if index == 0 {
+                warn_of_capitals(&files, &embeddings, &vector_counts);
+            }
+            let (first_id, count) = (plain.first_id() as usize, vector_counts.iter().sum::<usize>());
             let vectors: Vec<f32> = own().flat_map(|vectors| vectors.values).copied().collect();
             new_tokens.push((count > 0).then(|| Arc::new(NewTokens { first_id, vectors })));
             if let (true, NetworkSpec::Clip(clip)) = (count > 0, &mut spec.components[encoder].network) {
                 clip.extended_size = Some(first_id + count);
             }
-            prompts.push([plain, in_syntax(PromptSyntax::A1111, Embedding::stem)?]);
+            prompts.push([plain, in_syntax(PromptSyntax::A1111)?]);
         }
         Ok(Self {
             files,
@@ -137,11 +141,28 @@ impl Model {
             tokenizers,
             prompts,
             new_tokens,
+            vector_counts,
             variant,
             observer: None,
             adapters: Arc::default(),
-            identity: Mutex::default(),
+            hashes: Mutex::default(),
         })
+    }
+
+    /// Checks that a textual inversion can be used with this model.
+    ///
+    /// # Errors
+    /// If it cannot be read, is for other text encoders, has more vectors than a text has tokens, or if the model has a
+    /// token of its name.
+    pub fn check_embedding(&self, choice: &EmbeddingChoice) -> Result<()> {
+        let embedding = Embedding::read(&choice.path)?;
+        let vectors = embedding.for_encoders(&text_encoders(&self.spec))?;
+        for (tokenizer, vectors) in self.tokenizers.iter().zip(vectors) {
+            for syntax in [PromptSyntax::Plain, PromptSyntax::A1111] {
+                PromptTokenizer::new(tokenizer, syntax, &[(name(choice, &embedding, syntax), vectors.count)])?;
+            }
+        }
+        Ok(())
     }
 
     /// The input of the text encoder with this index, for a text without tags.
@@ -162,16 +183,46 @@ impl Model {
     /// # Errors
     /// As [`Model::tokenize`].
     pub fn chunks(&self, request: &Request) -> Result<usize> {
-        // A negative prompt that is not used must not change the picture.
-        let negative = request.negative_text(&self.spec).filter(|_| request.is_guided(&self.spec));
-        let texts = [Some(request.text()), negative];
+        let texts = self.texts(request);
         let mut most = 1;
-        for text in texts.iter().flatten().filter(|text| text.syntax != PromptSyntax::Plain) {
+        for text in texts.iter().filter(|text| text.syntax != PromptSyntax::Plain) {
             for encoder in 0..self.prompts.len() {
                 most = most.max(self.tokenize(encoder, text.of(encoder), text.syntax)?.chunks.len());
             }
         }
         Ok(most)
+    }
+
+    /// The indices of the textual inversions that are in the texts of a request.
+    ///
+    /// # Errors
+    /// As [`Model::tokenize`].
+    pub fn embeddings_of(&self, request: &Request) -> Result<Vec<usize>> {
+        if self.vector_counts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut ids = HashSet::new();
+        for text in self.texts(request) {
+            for (encoder, [plain, _]) in self.prompts.iter().enumerate() {
+                let chunks = self.tokenize(encoder, text.of(encoder), text.syntax)?.chunks;
+                ids.extend(
+                    chunks.iter().flat_map(|chunk| &chunk.ids).filter_map(|id| id.checked_sub(plain.first_id())),
+                );
+            }
+        }
+        let mut first = 0;
+        let is_used = |(_, count): &(usize, &usize)| {
+            let own = first..first + **count as u32;
+            first = own.end;
+            ids.iter().any(|id| own.contains(id))
+        };
+        Ok(self.vector_counts.iter().enumerate().filter(is_used).map(|(index, _)| index).collect())
+    }
+
+    /// The texts of a request that are encoded. A negative prompt that is not used must not change the picture.
+    fn texts(&self, request: &Request) -> Vec<Text> {
+        let negative = request.negative_text(&self.spec).filter(|_| request.is_guided(&self.spec));
+        [Some(request.text()), negative].into_iter().flatten().collect()
     }
 
     /// As [`Model::tokenize`], filled up to the chunks of `text`.
@@ -199,16 +250,25 @@ impl Model {
         Ok(weights.observed(self.observer.clone()).adapted(self.adapters.clone()))
     }
 
-    /// Ten hexadecimal digits that identify this model: the [`weights::identity`] of everything that its pictures
-    /// depend on, which is weights, configs and tokenizer. The first call waits until all files have been read; later
-    /// calls get the stored result.
+    /// Ten hexadecimal digits that identify this model: the [`weights::identity`] of everything that all of its pictures
+    /// depend on, which is weights, also those of another VAE and of ControlNets, configs, tokenizers and LoRAs. Textual
+    /// inversions are not part of it: a picture depends on those in its own texts.
+    ///
+    /// # Errors
+    /// As [`Model::hashes`].
+    pub fn identity(&self) -> Result<String> {
+        Ok(self.hashes()?.model.clone())
+    }
+
+    /// The [`identity`](Model::identity), and the hashes of files that were added to the model. The first call waits
+    /// until all files have been read; later calls get the stored result.
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub fn identity(&self) -> Result<String> {
-        let mut known = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(identity) = &*known {
-            return Ok(identity.clone());
+    pub fn hashes(&self) -> Result<Arc<Hashes>> {
+        let mut known = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hashes) = &*known {
+            return Ok(hashes.clone());
         }
         let mut paths = vec![MODEL_INDEX.to_owned(), "scheduler/scheduler_config.json".to_owned()];
         paths.extend(self.spec.tokenizers().flat_map(|folder| tokenizer::paths(&self.files, &folder)));
@@ -228,22 +288,44 @@ impl Model {
         if self.files.is_averaged() {
             changes += "averages\n";
         }
-        for EmbeddingChoice { path, token } in self.files.embeddings() {
-            let token = token.as_deref().unwrap_or_default();
-            changes += &format!("{}  {:?} {token:?}\n", weights::file_hash(path)?, path.file_stem());
-        }
         let identity = if changes.is_empty() { identity } else { weights::digits(&format!("{identity}\n{changes}")) };
-        *known = Some(identity.clone());
-        Ok(identity)
+        let hashes = Arc::new(Hashes::read(identity, &self.files, &self.spec)?);
+        *known = Some(hashes.clone());
+        Ok(hashes)
     }
 
-    /// Starts to compute the [`identity`](Model::identity) in a thread, so that it is known when the first picture is
+    /// Starts to compute the [`hashes`](Model::hashes) in a thread, so that they are known when the first picture is
     /// done.
     pub fn identify_in_background(self: &Arc<Self>) {
         let model = self.clone();
         let thread = std::thread::Builder::new().name("identity".to_owned());
         // Without a thread, or if a file cannot be read, the next caller does the work or gets the error.
-        let _ = thread.spawn(move || model.identity().map_err(|error| tracing::debug!("{error}")));
+        let _ = thread.spawn(move || model.hashes().map_err(|error| tracing::debug!("{error}")));
+    }
+}
+
+/// The names of a model's text encoders, and the widths of their features.
+fn text_encoders(spec: &ModelSpec) -> Vec<(&str, usize)> {
+    let names = spec.in_stage(Stage::Encode).map(|encoder| spec.components[encoder].name.as_str());
+    names.zip(spec.texts().map(|text| text.width)).collect()
+}
+
+/// The name of a textual inversion in prompts.
+fn name<'a>(choice: &'a EmbeddingChoice, embedding: &'a Embedding, syntax: PromptSyntax) -> &'a str {
+    let own = || if syntax == PromptSyntax::Plain { embedding.token() } else { embedding.stem() };
+    choice.token.as_deref().unwrap_or_else(own)
+}
+
+/// Warns of textual inversions of which plain prompts use only the first vector, as in diffusers.
+fn warn_of_capitals(files: &ModelFiles, embeddings: &[Embedding], counts: &[usize]) {
+    for ((choice, embedding), count) in files.embeddings().iter().zip(embeddings).zip(counts) {
+        let name = name(choice, embedding, PromptSyntax::Plain);
+        if *count > 1 && name.to_lowercase() != name {
+            tracing::warn!(
+                "the embedding {name:?}: only the first of its {count} vectors is used in plain prompts, as in diffusers, \
+                 because its name has capital letters"
+            );
+        }
     }
 }
 
@@ -355,17 +437,25 @@ pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Res
 
 /// Compares the headers of the weights with the configs, by the code that loads them later. Stored tensors that no
 /// network uses are counted in one warning for each component, or for all that share a file; the reference ignores them
-/// too.
+/// too. Components whose folders are not `wanted` have weights that need not exist.
 ///
 /// # Errors
 /// If a file of weights is missing or invalid, or a tensor is missing, or has another shape or a type that is not a
 /// float; or if a LoRA is not for this model.
-pub fn check_weights(files: &ModelFiles, spec: &ModelSpec, variant: Option<&str>) -> Result<Adapters> {
+pub fn check_weights(
+    files: &ModelFiles,
+    spec: &ModelSpec,
+    variant: Option<&str>,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Adapters> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
     let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
     let mut all = Vec::new();
     for (_, component) in spec.components.iter() {
-        let weights = Weights::open(files, &component.folder, variant)?.headers_only();
+        let weights = match wanted(&component.folder) {
+            true => Weights::open(files, &component.folder, variant)?.headers_only(),
+            false => Weights::shapes_only(&component.folder),
+        };
         let sections = component.network.sections().len();
         load(component, weights.clone(), &Source::resident(Route::whole(&device, DType::F32, sections)))?;
         all.push(weights);

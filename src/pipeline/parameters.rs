@@ -1,13 +1,17 @@
 //! The settings of a picture in the form of AUTOMATIC1111's web UI, which others write too: prompt, negative prompt,
 //! and one line of keys and values.
 
-use super::options::RequestOptions;
+use std::borrow::Cow;
+
+use super::{hashes::Named, options::RequestOptions};
 use crate::scheduler::{SchedulerKind, Sigmas, Solver};
 
 /// What begins the negative prompt.
 const NEGATIVE: &str = "Negative prompt:";
 /// What begins the line of settings.
 const STEPS: &str = "Steps: ";
+/// What begins the keys of ControlNets, before a number.
+pub const CONTROLNET: &str = "ControlNet ";
 /// A last line with fewer settings belongs to the prompt.
 const LEAST_SETTINGS: usize = 3;
 
@@ -246,9 +250,30 @@ pub fn scheduler(sampler: &str, schedule: Option<&str>) -> Option<SchedulerKind>
     SchedulerKind::new(*solver, *sigmas)
 }
 
-/// The text of these options with LoRAs (`style:0.8`), for a model with this hash and name and the generator `rng`, as
-/// `--rng` names it.
-pub fn write(options: &RequestOptions, loras: &[String], model_hash: &str, model: &str, rng: &str) -> String {
+/// What a text says of a picture.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    /// The request.
+    pub options: &'a RequestOptions,
+    /// The name of the model and its hash.
+    pub model: (&'a str, &'a str),
+    /// The generator, as `--rng` names it.
+    pub rng: &'a str,
+    /// LoRAs as in tags: `style:0.8`.
+    pub loras: &'a [String],
+    /// The names and hashes of their files.
+    pub lora_hashes: &'a [Named],
+    /// Another VAE.
+    pub vae: Option<&'a Named>,
+    /// ControlNets in order.
+    pub controlnets: &'a [Named],
+    /// Textual inversions.
+    pub embeddings: &'a [Named],
+}
+
+/// The text that web UIs read.
+pub fn write(said: &Said) -> String {
+    let Said { options, model: (model, model_hash), rng, loras, lora_hashes, vae, controlnets, embeddings } = said;
     let mut text = options.prompt.clone().unwrap_or_default();
     text.extend(loras.iter().map(|lora| format!(" <lora:{lora}>")));
     if let Some(negative) = options.negative_prompt.as_deref().filter(|negative| !negative.is_empty()) {
@@ -256,15 +281,22 @@ pub fn write(options: &RequestOptions, loras: &[String], model_hash: &str, model
     }
     let (sampler, schedule) = sampler(options.scheduler.as_deref().unwrap_or_default());
     let size = format!("{}x{}", options.width.unwrap_or_default(), options.height.unwrap_or_default());
-    let settings = [
+    let (vae, vae_hash) = vae.map(|(name, hash)| (name.clone(), hash.clone())).unwrap_or_default();
+    let list = |files: &[Named]| {
+        let entry = |(name, hash): &Named| format!("{}: {hash}", name.replace([':', ','], ""));
+        files.iter().map(entry).collect::<Vec<_>>().join(", ")
+    };
+    let mut settings: Vec<(Cow<str>, String)> = [
         ("Steps", options.steps.unwrap_or_default().to_string()),
         ("Sampler", sampler.to_string()),
         ("Schedule type", schedule.to_string()),
         ("CFG scale", options.guidance_scale.unwrap_or_default().to_string()),
         ("Seed", options.seed.unwrap_or_default().to_string()),
         ("Size", size),
-        ("Model hash", model_hash.to_string()),
-        ("Model", model.to_string()),
+        ("Model hash", (*model_hash).to_owned()),
+        ("Model", (*model).to_owned()),
+        ("VAE hash", vae_hash),
+        ("VAE", vae),
         ("Denoising strength", options.strength.map(|strength| strength.to_string()).unwrap_or_default()),
         // DDIM has a name of its own for it.
         (
@@ -273,12 +305,75 @@ pub fn write(options: &RequestOptions, loras: &[String], model_hash: &str, model
         ),
         ("Clip skip", options.clip_skip.map(|skip| (skip + 1).to_string()).unwrap_or_default()),
         // The generator of GPUs is the one that is meant if none is named.
-        ("RNG", if rng == "cpu" { "CPU" } else { "" }.to_string()),
-    ];
+        ("RNG", if *rng == "cpu" { "CPU" } else { "" }.to_string()),
+    ]
+    .map(|(key, value)| (key.into(), value))
+    .into();
+    let units = controlnets.iter().enumerate();
+    settings
+        .extend(units.map(|(i, file)| (format!("{CONTROLNET}{i}").into(), ControlUnit::of(options, i, file).write())));
+    settings.extend([("Lora hashes".into(), list(lora_hashes)), ("TI hashes".into(), list(embeddings))]);
     let settings = settings.iter().filter(|(_, value)| !value.is_empty());
     let line: Vec<String> = settings.map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
     text += &format!("\n{}", line.join(", "));
     text.replace('\0', " ") // a NUL would end the text chunk
+}
+
+/// The settings of one ControlNet, as the extension of the web UI writes them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlUnit {
+    /// The name of the file and its [`old_hash`](crate::weights::old_hash).
+    pub model: String,
+    /// How strongly it works.
+    pub scale: f32,
+    /// The shares of the steps after which it begins and ends to work.
+    pub range: (f64, f64),
+    /// What there is not here, as `Key: value`.
+    pub others: Vec<String>,
+}
+
+impl ControlUnit {
+    /// Keys with the values that sdshard follows.
+    const FOLLOWED: [(&str, &str); 3] =
+        [("Module", "none"), ("Resize Mode", "Just Resize"), ("Control Mode", "Balanced")];
+    /// Keys whose values change nothing without those above.
+    const WITHOUT_EFFECT: [&str; 7] =
+        ["Low Vram", "Processor Res", "Threshold A", "Threshold B", "Pixel Perfect", "Hr Option", "Save Detected Map"];
+
+    /// The ControlNet with this index.
+    fn of(options: &RequestOptions, i: usize, (name, hash): &Named) -> Self {
+        let range = [(&options.control_start, 0.0), (&options.control_end, 1.0)];
+        let [start, end] = range.map(|(shares, default)| shares.get(i).copied().unwrap_or(default));
+        let scale = options.control_scale.get(i).copied().unwrap_or(1.0);
+        let model = format!("{} [{hash}]", name.replace([':', ','], ""));
+        Self { model, scale, range: (start, end), others: Vec::new() }
+    }
+
+    fn write(&self) -> String {
+        let Self { model, scale, range: (start, end), .. } = self;
+        let [module, resize, mode] = Self::FOLLOWED.map(|(key, value)| format!("{key}: {value}"));
+        format!(
+            "{module}, Model: {model}, Weight: {scale}, {resize}, Guidance Start: {start}, Guidance End: {end}, {mode}"
+        )
+    }
+
+    /// Reads what [`Parameters`] have under `ControlNet 0`. `None` if it names no model or has a number that is none.
+    pub fn read(text: &str) -> Option<Self> {
+        let mut unit = Self { model: String::new(), scale: 1.0, range: (0.0, 1.0), others: Vec::new() };
+        for (key, value) in text.split(',').filter_map(|entry| entry.split_once(':')) {
+            let (key, value) = (key.trim(), value.trim());
+            match key {
+                "Model" => unit.model = value.to_owned(),
+                "Weight" => unit.scale = value.parse().ok()?,
+                "Guidance Start" => unit.range.0 = value.parse().ok()?,
+                "Guidance End" => unit.range.1 = value.parse().ok()?,
+                _ if Self::WITHOUT_EFFECT.contains(&key) => {}
+                _ if Self::FOLLOWED.iter().any(|(name, known)| key == *name && known.eq_ignore_ascii_case(value)) => {}
+                _ => unit.others.push(format!("{key}: {value}")),
+            }
+        }
+        Some(unit).filter(|unit| !unit.model.is_empty())
+    }
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl Picture {
     /// # Errors
     /// If the model's weights, which its identity depends on, cannot be read any more.
     pub fn metadata(&self) -> Result<Metadata> {
-        Metadata::new(&self.request, &self.model, &self.model.identity()?, &self.dtypes)
+        Metadata::new(&self.request, &self.model, &*self.model.hashes()?, &self.dtypes)
     }
 
     /// Encodes the file with this metadata: in this format, or as safetensors if only the latents were requested.

@@ -60,7 +60,7 @@ impl StartImage {
         match self.mask.as_ref().filter(|_| self.paste_original) {
             Some(mask) => {
                 let (width, height) = (drawn.width, drawn.height);
-                overlay(&self.image.resized(width, height), &mask.resized(width, height), &drawn, None)
+                overlay(&self.image.resized(width, height), &mask.resized(width, height), &drawn)
             }
             None => drawn,
         }

@@ -127,7 +127,7 @@ pub(super) mod tests {
         let golden = golden();
         let rows = golden["resized"].as_array().unwrap();
         assert!(rows.len() >= 24);
-        for row in rows.iter().filter(|row| row["crop"].is_null()) {
+        for row in rows {
             let ((width, height), to) = (pair(&row["size"]), pair(&row["to"]));
             let pixels = match row["channels"].as_u64().unwrap() {
                 1 => lanczos::<1>(&computed(width * height, 5), (width, height), to),

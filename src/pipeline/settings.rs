@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use super::{
     container, exif,
+    hashes::Named,
     latents::EXTENSION,
     metadata::{Metadata, PARAMETERS, SDSHARD},
     options::RequestOptions,
-    parameters::{self, Parameters},
+    parameters::{self, ControlUnit, Parameters},
     request::Rng,
 };
 use crate::{
@@ -53,9 +54,11 @@ pub struct Settings {
     /// The LoRAs of a picture of sdshard, as names and weights: `style:0.8`.
     pub loras: Vec<String>,
     /// The names of LoRAs, and the beginnings of hashes of their files.
-    pub lora_hashes: Vec<(String, String)>,
+    pub lora_hashes: Vec<Named>,
     /// The same of embeddings.
-    pub embedding_hashes: Vec<(String, String)>,
+    pub embedding_hashes: Vec<Named>,
+    /// The names of ControlNets in order; of web UIs with a hash: `canny [d14c016b]`.
+    pub controlnets: Vec<String>,
     /// The type in which the UNet was computed.
     pub dtype: Option<String>,
     /// The digest of the noise, if it was given.
@@ -82,6 +85,10 @@ impl From<Metadata> for Settings {
             dtype,
             rng,
             loras,
+            lora_hashes,
+            vae,
+            controlnets,
+            embeddings: embedding_hashes,
             latents,
             image_pixels,
             mask_pixels,
@@ -93,6 +100,9 @@ impl From<Metadata> for Settings {
         let rng = rng.parse().ok();
         let (model, model_hash, dtype) = (Some(model), Some(model_hash), Some(dtype));
         let said = Self { options: request, rng, model, model_hash, dtype, loras, latents, ..Self::default() };
+        let (vae, vae_hash) = vae.unzip();
+        let controlnets = controlnets.into_iter().map(|(name, _)| name).collect();
+        let said = Self { lora_hashes, embedding_hashes, vae, vae_hash, controlnets, ..said };
         Self { image_pixels, mask_pixels, control_pixels, ..said }
     }
 }
@@ -147,6 +157,18 @@ impl From<Parameters> for Settings {
                     settings.embedding_hashes.extend(hashes(value));
                     true
                 }
+                key if is_unit(key) => match ControlUnit::read(value) {
+                    Some(unit) => {
+                        options.control_scale.push(unit.scale);
+                        options.control_start.push(unit.range.0);
+                        options.control_end.push(unit.range.1);
+                        settings.controlnets.push(unit.model);
+                        let others = unit.others.into_iter();
+                        settings.not_followed.extend(others.map(|other| format!("{key}: {other}")));
+                        true
+                    }
+                    None => false,
+                },
                 _ => false,
             };
             if !is_followed {
@@ -332,8 +354,13 @@ fn generator(text: &str) -> Option<Rng> {
     }
 }
 
+/// Whether a key is that of a ControlNet's settings.
+fn is_unit(key: &str) -> bool {
+    key.strip_prefix(parameters::CONTROLNET).is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Names and hashes of files in `a: 0123456789, b: abcdef0123`.
-fn hashes(text: &str) -> Vec<(String, String)> {
+fn hashes(text: &str) -> Vec<Named> {
     let entries = text.split(',').filter_map(|entry| entry.rsplit_once(':'));
     entries.map(|(name, hash)| (name.trim().to_string(), hash.trim().to_string())).collect()
 }
@@ -438,6 +465,29 @@ mod tests {
             of(&format!("a\n{settings}Hashes: {{\"model\": \"0123456789\", \"lora:x\": \"ab\", \"embed:y\": \"c\"}}"));
         assert_eq!(hashes.model_hash.as_deref(), Some("0123456789"));
         assert_eq!((hashes.lora_hashes.len(), hashes.embedding_hashes.len()), (1, 1));
+    }
+
+    #[test]
+    fn controlnets_of_a_web_ui_are_settings_of_their_controls() {
+        let unit = "Module: {M}, Model: canny [d14c016b], Weight: 0.8, Resize Mode: {R}, Low Vram: False, \
+                    Processor Res: 512, Threshold A: 100, Threshold B: 200, Guidance Start: 0.1, Guidance End: 0.9, \
+                    Pixel Perfect: False, Control Mode: Balanced, Hr Option: Both, Save Detected Map: True";
+        let settings = |module: &str, resize: &str| {
+            let unit = unit.replace("{M}", module).replace("{R}", resize);
+            of(&format!(
+                "a\nSteps: 20, CFG scale: 7, Seed: 1, ControlNet 0: \"{unit}\", ControlNet 1: \"Module: none\""
+            ))
+        };
+        let said = settings("None", "Just Resize");
+        let RequestOptions { control_scale, control_start, control_end, .. } = &said.options;
+        assert_eq!((&control_scale[..], &control_start[..], &control_end[..]), (&[0.8][..], &[0.1][..], &[0.9][..]));
+        assert_eq!(said.controlnets, ["canny [d14c016b]"]);
+        assert_eq!(said.not_followed, ["ControlNet 1: Module: none"], "there is no model");
+        let said = settings("canny", "Crop and Resize");
+        assert_eq!(
+            said.not_followed[..2],
+            ["ControlNet 0: Module: canny", "ControlNet 0: Resize Mode: Crop and Resize"]
+        );
     }
 
     #[test]

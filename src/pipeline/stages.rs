@@ -29,7 +29,18 @@ impl From<Stage> for Work {
 /// # Errors
 /// If the device fails, its arena is full, or a value is not finite.
 pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionHooks) -> Result<EncodedText> {
-    let output = encoder.network.text_encoder().forward(&[ids], skip, &encoder.pass(hooks))?;
+    encode_to(encoder, ids, None, skip, hooks)
+}
+
+/// As [`encode`], with pooled features from the position `end`, if there is one.
+fn encode_to(
+    encoder: &Placed,
+    ids: Vec<u32>,
+    end: Option<usize>,
+    skip: usize,
+    hooks: &dyn SectionHooks,
+) -> Result<EncodedText> {
+    let output = encoder.network.text_encoder().forward_to(&[ids], &[end], skip, &encoder.pass(hooks))?;
     let read = |tensor: &Tensor| -> Result<Vec<f32>> {
         let values = tensor.read()?;
         finite(&values, &encoder.name)?;
@@ -45,7 +56,7 @@ pub fn encode(encoder: &Placed, ids: Vec<u32>, skip: usize, hooks: &dyn SectionH
 /// # Errors
 /// As [`encode`].
 pub fn encode_chunks(encoder: &Placed, chunks: &[Chunk], skip: usize, hooks: &dyn SectionHooks) -> Result<EncodedText> {
-    let encode = |chunk: &Chunk| encode(encoder, chunk.ids.clone(), skip, hooks);
+    let encode = |chunk: &Chunk| encode_to(encoder, chunk.ids.clone(), chunk.end, skip, hooks);
     let mut encoded = chunks.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let mut features: Vec<f32> = encoded.iter().flat_map(|chunk| chunk.features.iter().copied()).collect();
     if emphasize(&mut features, chunks) == Emphasis::MeanLost {

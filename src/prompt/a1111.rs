@@ -4,6 +4,8 @@
 //!
 //! All functions take time in proportion to the length of the text, which is limited, as is the depth of brackets.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 
 /// The longest prompt, in bytes.
@@ -33,6 +35,54 @@ pub struct LoraTag {
     pub unet_weight: f64,
     /// The weight in the text encoders.
     pub text_encoder_weight: f64,
+}
+
+impl LoraTag {
+    /// Reads the arguments of a tag, such as `name:0.8`: name, weight in the text encoders, weight in the UNet, either
+    /// also as `te=` and `unet=`. One weight is for both.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn parse(arguments: &str) -> Result<Self, String> {
+        let (named, positional): (Vec<&str>, Vec<&str>) = arguments.split(':').partition(|part| part.contains('='));
+        let name = positional.first().copied().unwrap_or_default();
+        if name.is_empty() {
+            return Err("a name is missing".into());
+        }
+        if name.starts_with('.') || name.contains(|c: char| matches!(c, '/' | '\\') || c.is_control()) {
+            return Err("the name of a file without folder and extension is wanted".into());
+        }
+        let number = |text: &str| match text.trim().parse::<f64>() {
+            Ok(number) if (number as f32).is_finite() => Ok(number),
+            _ => Err(format!("{text:?} is not a weight")),
+        };
+        let mut text_encoder = positional.get(1).map(|text| number(text)).transpose()?;
+        let mut unet = positional.get(2).map(|text| number(text)).transpose()?;
+        if positional.len() > 3 {
+            return Err("the number of ranks that are used cannot be chosen".into());
+        }
+        for argument in named {
+            let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
+            match key.trim() {
+                "te" => text_encoder = Some(number(value)?),
+                "unet" => unet = Some(number(value)?),
+                _ => return Err(format!("{argument:?} is not supported, only `te=` and `unet=` are")),
+            }
+        }
+        let text_encoder_weight = text_encoder.unwrap_or(1.0);
+        let unet_weight = unet.unwrap_or(text_encoder_weight);
+        Ok(Self { name: name.to_owned(), unet_weight, text_encoder_weight })
+    }
+}
+
+impl fmt::Display for LoraTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, unet_weight, text_encoder_weight } = self;
+        match unet_weight == text_encoder_weight {
+            true => write!(f, "<lora:{name}:{unet_weight}>"),
+            false => write!(f, "<lora:{name}:{text_encoder_weight}:{unet_weight}>"),
+        }
+    }
 }
 
 /// A part of a prompt.
@@ -71,11 +121,6 @@ pub fn check(text: &str) -> Result<()> {
             .hint("brackets that are meant as text are written \\[ and \\]; for less weight: (word:0.9)"));
     }
     pieces(text).map(drop)
-}
-
-/// The first tag in a text, such as `<lora:name:1>`. Negative prompts are encoded with their tags, which is rarely meant.
-pub fn first_tag(text: &str) -> Option<&str> {
-    next_tag(text, 0).map(|tag| &text[tag.start..tag.end])
 }
 
 fn check_length(prompt: &str) -> Result<()> {
@@ -133,7 +178,7 @@ fn take_tags(prompt: &str) -> Result<Prompt> {
         };
         match tag.name {
             "lora" | "lyco" => {
-                let lora = lora(tag.arguments).map_err(|what| {
+                let lora = LoraTag::parse(tag.arguments).map_err(|what| {
                     refuse(&what).hint("<lora:name:0.8>, or <lora:name:0.5:0.8> for text encoder and UNet")
                 })?;
                 if read.loras.iter().any(|other| other.name == lora.name) {
@@ -149,39 +194,6 @@ fn take_tags(prompt: &str) -> Result<Prompt> {
     }
     read.text += &prompt[from..];
     Ok(read)
-}
-
-/// The arguments of a LoRA's tag: name, weight in the text encoders, weight in the UNet, either also as `te=` and
-/// `unet=`. One weight is for both.
-fn lora(arguments: &str) -> Result<LoraTag, String> {
-    let (named, positional): (Vec<&str>, Vec<&str>) = arguments.split(':').partition(|part| part.contains('='));
-    let name = positional.first().copied().unwrap_or_default();
-    if name.is_empty() {
-        return Err("a name is missing".into());
-    }
-    if name.starts_with('.') || name.contains(|c: char| matches!(c, '/' | '\\') || c.is_control()) {
-        return Err("the name of a file without folder and extension is wanted".into());
-    }
-    let number = |text: &str| match text.trim().parse::<f64>() {
-        Ok(number) if (number as f32).is_finite() => Ok(number),
-        _ => Err(format!("{text:?} is not a weight")),
-    };
-    let mut text_encoder = positional.get(1).map(|text| number(text)).transpose()?;
-    let mut unet = positional.get(2).map(|text| number(text)).transpose()?;
-    if positional.len() > 3 {
-        return Err("the number of ranks that are used cannot be chosen".into());
-    }
-    for argument in named {
-        let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
-        match key.trim() {
-            "te" => text_encoder = Some(number(value)?),
-            "unet" => unet = Some(number(value)?),
-            _ => return Err(format!("{argument:?} is not supported, only `te=` and `unet=` are")),
-        }
-    }
-    let text_encoder_weight = text_encoder.unwrap_or(1.0);
-    let unet_weight = unet.unwrap_or(text_encoder_weight);
-    Ok(LoraTag { name: name.to_owned(), unet_weight, text_encoder_weight })
 }
 
 /// The first prompt editing or alternation: where it begins, its text, and what it does in web UIs.
@@ -485,8 +497,10 @@ mod tests {
         ] {
             assert_eq!(prompt(text).unwrap(), Prompt { text: rest.to_owned(), loras }, "{text}");
         }
-        assert_eq!(first_tag("bad <lora:x:1> <lora:y:1>"), Some("<lora:x:1>"));
-        assert_eq!(first_tag("a <cat-toy>"), None);
+        assert_eq!(
+            [tag("a", 0.7, 0.7), tag("a", -0.5, 2.0)].map(|tag| tag.to_string()),
+            ["<lora:a:0.7>", "<lora:a:-0.5:2>"]
+        );
     }
 
     #[test]

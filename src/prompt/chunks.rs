@@ -1,5 +1,7 @@
 //! From a prompt to the input of a text encoder: chunks of token ids, and the weight of each token.
 
+use std::sync::Arc;
+
 use super::{
     PromptSyntax,
     a1111::{self, Piece},
@@ -21,6 +23,10 @@ pub struct Chunk {
     pub ids: Vec<u32>,
     /// The weight of each of them; 1 for the start, the end and padding.
     pub weights: Vec<f32>,
+    /// The position of the end token, where pooled features are taken. `None` leaves it to the text encoder, whose rule
+    /// may take the largest id, and so that of an embedding: see
+    /// [`PooledSpec::end_token`](crate::models::clip::PooledSpec::end_token). diffusers does this; web UIs do not.
+    pub end: Option<usize>,
 }
 
 /// A prompt in the form of one text encoder's input.
@@ -37,7 +43,7 @@ pub struct TokenizedPrompt {
 #[derive(Debug)]
 pub struct PromptTokenizer {
     /// With plain syntax it has a token for each vector of the embeddings.
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     syntax: PromptSyntax,
     /// The id of the first vector.
     first_id: u32,
@@ -58,14 +64,13 @@ impl PromptTokenizer {
     /// For prompts of this syntax, with these embeddings (textual inversions): the name of each, and how many vectors it
     /// has for this text encoder.
     ///
-    /// The vectors get ids in the order of the list, from [`PromptTokenizer::first_id`] on. In plain prompts an
-    /// embedding is a token and its further vectors are tokens called `name_1`, `name_2` and so on, as in diffusers'
-    /// `load_textual_inversion`; there, and here, a name with capital letters stands for its first vector only. In web UIs' prompts a name is found by its tokens, so in any case of letters, and the
-    /// longest name counts.
+    /// The vectors get ids in the order of the list, from [`PromptTokenizer::first_id`] on. In plain prompts each is a
+    /// token, as in diffusers' `load_textual_inversion`: `name`, `name_1`, `name_2` and so on, and `name` stands for all of
+    /// them if it has no capital letters. In web UIs' prompts a name is found by its tokens, and the longest name counts.
     ///
     /// # Errors
     /// If a name is empty, comes twice, or is a token already, or if an embedding has no vectors or more than a chunk.
-    pub fn new(tokenizer: &Tokenizer, syntax: PromptSyntax, embeddings: &[(&str, usize)]) -> Result<Self> {
+    pub fn new(tokenizer: &Arc<Tokenizer>, syntax: PromptSyntax, embeddings: &[(&str, usize)]) -> Result<Self> {
         let room = tokenizer.max_length() - 2;
         let first_id = tokenizer.largest_id() + 1;
         let mut next = first_id;
@@ -87,16 +92,9 @@ impl PromptTokenizer {
             names.push(Name { name: (*name).to_owned(), tokens, vectors: ids });
         }
         let tokenizer = match syntax {
+            PromptSyntax::Plain if names.is_empty() => tokenizer.clone(),
             PromptSyntax::Plain => {
-                let has_capitals = |name: &&Name| name.vectors.len() > 1 && name.name.to_lowercase() != name.name;
-                if let Some(Name { name, vectors, .. }) = names.iter().find(has_capitals) {
-                    tracing::warn!(
-                        "the embedding {name:?}: only the first of its {} vectors is used in plain prompts, as in diffusers, \
-                         because its name has capital letters",
-                        vectors.len()
-                    );
-                }
-                tokenizer.with_tokens(&names.iter().flat_map(Name::tokens).collect::<Vec<_>>())?
+                Arc::new(tokenizer.with_tokens(&names.iter().flat_map(Name::tokens).collect::<Vec<_>>())?)
             }
             PromptSyntax::A1111 => {
                 names.sort_by(|a, b| (b.tokens.len(), &b.tokens).cmp(&(a.tokens.len(), &a.tokens)));
@@ -127,7 +125,7 @@ impl PromptTokenizer {
             let encoded = self.tokenizer.encode(text)?;
             let weights = vec![1.0; encoded.ids.len()];
             return Ok(TokenizedPrompt {
-                chunks: vec![Chunk { ids: encoded.ids, weights }],
+                chunks: vec![Chunk { ids: encoded.ids, weights, end: None }],
                 truncated: encoded.truncated,
             });
         }
@@ -238,13 +236,15 @@ fn chunk(tokenizer: &Tokenizer, mut ids: Vec<u32>, mut weights: Vec<f32>) -> Chu
     ids.insert(0, begin);
     weights.insert(0, 1.0);
     weights.resize(tokenizer.max_length(), 1.0);
-    match ids.iter().position(|id| *id == end) {
+    let first = ids.iter().position(|id| *id == end);
+    match first {
         Some(first) if pad != end => ids.truncate(first + 1),
         Some(_) => {}
         None => ids.push(end),
     }
+    let end = first.unwrap_or(ids.len() - 1);
     ids.resize(tokenizer.max_length(), pad);
-    Chunk { ids, weights }
+    Chunk { ids, weights, end: Some(end) }
 }
 
 #[cfg(test)]
@@ -258,7 +258,7 @@ mod tests {
     const CAT: u32 = 11;
 
     /// A tokenizer that knows the letters of "cat", ",", "!" and the words "at" and "cat".
-    fn tokenizer(pad: &str, length: usize) -> Tokenizer {
+    fn tokenizer(pad: &str, length: usize) -> Arc<Tokenizer> {
         let tokens = ["!", ",</w>", ",", "c", "a", "t", "c</w>", "a</w>", "t</w>", "!</w>", "at</w>", "cat</w>"];
         let tokens = tokens.into_iter().chain(["<|startoftext|>", "<|endoftext|>"]).enumerate();
         let entries: Vec<String> = tokens.map(|(id, token)| format!("\"{token}\": {id}")).collect();
@@ -267,7 +267,7 @@ mod tests {
             ("merges.txt", "#version: 0.2\na t</w>\nc at</w>\n".to_owned()),
             ("special_tokens_map.json", format!("{{\"pad_token\": \"{pad}\"}}")),
         ];
-        Tokenizer::load(&files(&list), "tokenizer", length).unwrap()
+        Arc::new(Tokenizer::load(&files(&list), "tokenizer", length).unwrap())
     }
 
     fn a1111(pad: &str, length: usize, embeddings: &[(&str, usize)]) -> PromptTokenizer {
@@ -316,8 +316,8 @@ mod tests {
     #[test]
     fn each_token_has_the_weight_of_its_piece() {
         let prompt = a1111("<|endoftext|>", 8, &[]).encode("cat (cat, [!]:1.5)!").unwrap();
-        let Chunk { ids, weights } = &prompt.chunks[0];
-        assert_eq!(ids, &[BEGIN, CAT, CAT, COMMA, 9, 9, END, END]);
+        let Chunk { ids, weights, end } = &prompt.chunks[0];
+        assert_eq!((&ids[..], *end), (&[BEGIN, CAT, CAT, COMMA, 9, 9, END, END][..], Some(6)));
         assert_eq!(weights, &[1.0, 1.0, 1.5, 1.5, (1.5 / 1.1) as f32, 1.0, 1.0, 1.0]);
         let moved = a1111("<|endoftext|>", 6, &[]).encode("cat, (cat cat:2) cat").unwrap();
         assert_eq!(tokens(&moved), [&[CAT, COMMA][..], &[CAT, CAT, CAT]]);

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     fn chunk(weights: &[f32]) -> Chunk {
-        Chunk { ids: vec![0; weights.len()], weights: weights.to_vec() }
+        Chunk { ids: vec![0; weights.len()], weights: weights.to_vec(), end: None }
     }
 
     #[test]

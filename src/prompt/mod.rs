@@ -35,9 +35,6 @@ pub enum PromptSyntax {
 }
 
 impl PromptSyntax {
-    /// The names, as [`FromStr`] reads them.
-    pub const NAMES: [&str; 2] = ["plain", "a1111"];
-
     /// The name.
     pub fn name(self) -> &'static str {
         match self {
@@ -89,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_syntax_has_a_name() {
-        for name in PromptSyntax::NAMES {
+        for name in ["plain", "a1111"] {
             assert_eq!(name.parse::<PromptSyntax>().unwrap().name(), name);
         }
         let error = "comfy".parse::<PromptSyntax>().unwrap_err();

@@ -147,9 +147,12 @@ impl ModelFiles {
         self
     }
 
-    /// Whether the weights of `component` were added as a file of their own.
-    pub(crate) fn has_own_weights(&self, component: &str) -> bool {
-        self.added.contains_key(&own_file(component))
+    /// The file of the weights of `component`, if they were added as a file of their own.
+    pub fn own_weights(&self, component: &str) -> Option<&Path> {
+        match self.added.get(&own_file(component))? {
+            Added::File(path) => Some(path),
+            Added::Text(_) => None,
+        }
     }
 
     /// The path of the single file that has the weights of `component`, and whether it has no other component's; `None`

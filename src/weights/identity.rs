@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    io::{self, Read},
+    io::{self, Read, Seek},
     path::Path,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::ModelFiles;
+use super::{files::ModelFiles, tensor_file::TensorFile};
 use crate::{
     backend::rates::cache_folder,
     error::{Error, Result},
@@ -47,6 +47,43 @@ pub fn file_hash(place: &Path) -> Result<String> {
     let cache = cache_folder().map(|folder| folder.join("hashes.json"));
     let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
     of_file(place, cache.as_deref()).map_err(doing)
+}
+
+/// The hash of a LoRA that web UIs show, "AutoV3" of Civitai: the SHA-256 of what follows the header of a safetensors
+/// file, which programs may add remarks to; or the one that the header says, as kohya's scripts do.
+///
+/// # Errors
+/// If the file cannot be read or is no safetensors file.
+pub fn content_hash(place: &Path) -> Result<String> {
+    let file = TensorFile::open(place)?;
+    let is_hash = |text: &&str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some(said) = file.metadata("sshs_model_hash").filter(is_hash) {
+        return Ok(said.to_ascii_lowercase());
+    }
+    let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
+    let read = || {
+        let mut file = input::open(place)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        file.seek_relative(i64::try_from(u64::from_le_bytes(length)).map_err(io::Error::other)?)?;
+        of_reader(&mut file)
+    };
+    read().map_err(doing)
+}
+
+/// The hash of web UIs before 2023, which their names of ControlNets still have, "AutoV1" of Civitai: eight digits of the
+/// SHA-256 of 64 KiB of a file, from its second megabyte on.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn old_hash(place: &Path) -> Result<String> {
+    let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
+    let read = || {
+        let mut file = input::open(place)?;
+        file.seek_relative(1 << 20)?;
+        of_reader(&mut file.take(1 << 16))
+    };
+    read().map(|hash| hash[..8].to_owned()).map_err(doing)
 }
 
 fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> Result<String> {
@@ -109,15 +146,7 @@ fn of_file(place: &Path, cache: Option<&Path>) -> io::Result<String> {
     if let Some(known) = known.get(&key).filter(|known| known.stamp == stamp) {
         return Ok(known.sha256.clone());
     }
-    let mut file = input::open(&place)?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => hash.update(&buffer[..count]),
-        }
-    }
-    let sha256 = hex(hash);
+    let sha256 = of_reader(&mut input::open(&place)?)?;
     let after = fs::metadata(&place)?;
     if self::stamp(&after)? != stamp {
         return Err(io::Error::other("the file was changed while it was read"));
@@ -133,6 +162,17 @@ fn of_file(place: &Path, cache: Option<&Path>) -> io::Result<String> {
         }
     }
     Ok(sha256)
+}
+
+/// The SHA-256 of all that a reader has left.
+fn of_reader(reader: &mut impl Read) -> io::Result<String> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(hex(hash)),
+            count => hash.update(&buffer[..count]),
+        }
+    }
 }
 
 /// The hub's cache names large files by their SHA-256: `models--org--name/blobs/<64 digits>`.
@@ -204,6 +244,27 @@ mod tests {
         assert_eq!(identity(&files, &paths(&["b"])).unwrap(), "e3b0c44298");
         // printf abc >a; : >b; sha256sum a b | sha256sum
         assert_eq!(identity(&files, &paths(&["a", "b"])).unwrap(), "09c7e0b8a0");
+    }
+
+    /// `sha256sum` of the parts.
+    #[test]
+    fn other_files_have_the_hashes_that_web_uis_show() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let (header, values) = (br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, [0, 0, 128, 63]);
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &values].concat();
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(content_hash(&path).unwrap(), hex(Sha256::new_with_prefix(values)));
+        let said = "A1".repeat(32);
+        let header = format!(r#"{{"__metadata__":{{"sshs_model_hash":"{said}"}}}}"#);
+        fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+        assert_eq!(content_hash(&path).unwrap(), said.to_lowercase());
+        let bytes: Vec<u8> = (0..(1 << 20) + (1 << 16) + 5).map(|i: u32| (i % 251) as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(old_hash(&path).unwrap(), hex(Sha256::new_with_prefix(&bytes[1 << 20..][..1 << 16]))[..8]);
+        fs::write(&path, "short").unwrap();
+        assert_eq!(old_hash(&path).unwrap(), "e3b0c442", "of nothing");
+        assert!(content_hash(&path).is_err());
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::{
 pub use download::{Components, Download, HubPlace, ModelLayout, Wanted, is_hub_id};
 pub use embedding::{Embedding, Vectors};
 pub use files::ModelFiles;
-pub use identity::{digits, file_hash, hex, identity};
+pub use identity::{content_hash, digits, file_hash, hex, identity, old_hash};
 pub use loaded::Loaded;
 use lora::Adapters;
 pub use names::{CONTROLNET, UnetBlocks};
@@ -215,8 +215,8 @@ impl Weights {
     /// all their values. Fails if the tensor is missing, has another shape, or has a type that is not one of these or
     /// F32, F16 or BF16.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Loaded<'_>> {
-        let Some(stored) = &self.0.stored else { return Ok(Loaded::Stored(Values::ShapeOnly)) };
         let is_new = self.seen().names.insert(name.to_owned(), shape.to_vec()).is_none();
+        let Some(stored) = &self.0.stored else { return Ok(Loaded::Stored(Values::ShapeOnly)) };
         let doing = |what: String| Error::input(format!("loading {}: {what}", self.0.component));
         let Some((place, tensor, part)) = stored.find(name) else {
             let files: Vec<&str> = stored.files.iter().map(|file| file.path.as_str()).collect();

@@ -99,7 +99,7 @@ fn latents_with_a_lora_match_the_reference_wherever_its_weights_are() {
     let golden = Golden::open("lora");
     let folder = tempfile::tempdir().unwrap();
     let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
-    let choice = LoraChoice { path: lora_of(&golden, folder.path()), weight: number("strength") };
+    let choice = LoraChoice::new(lora_of(&golden, folder.path()), number("strength"));
     let plain = Arc::new(open(&[], false).unwrap());
     let model = Arc::new(open(std::slice::from_ref(&choice), false).unwrap());
     let request = Request {
@@ -111,6 +111,12 @@ fn latents_with_a_lora_match_the_reference_wherever_its_weights_are() {
     };
     let latents = draw(&model, request.clone()).latents.values;
     close("with the LoRA", &latents, &golden.values("with"), 1e-3);
+    let apart = LoraChoice { text_encoder_weight: number("text_strength"), ..choice.clone() };
+    let apart_model = Arc::new(open(std::slice::from_ref(&apart), false).unwrap());
+    let with_two = draw(&apart_model, request.clone()).latents.values;
+    close("with two strengths", &with_two, &golden.values("apart"), 1e-3);
+    assert_ne!(apart_model.identity().unwrap(), model.identity().unwrap());
+    assert_eq!([choice.label(), apart.label()], ["style:0.75", "style:-0.5:0.75"]);
     close("without it", &draw(&plain, request.clone()).latents.values, &golden.values("without"), 1e-3);
     assert_ne!(model.identity().unwrap(), plain.identity().unwrap(), "a LoRA makes another model");
     for reside in ["host", "disk"] {
@@ -121,7 +127,7 @@ fn latents_with_a_lora_match_the_reference_wherever_its_weights_are() {
         assert!(draw_with(&model, request.clone(), &map).latents.values == latents, "{reside}");
     }
     // Two of them in either order are the same model.
-    let half = LoraChoice { weight: 0.5, ..choice.clone() };
+    let half = LoraChoice::new(&choice.path, 0.5);
     let [one, other] =
         [[choice.clone(), half.clone()], [half, choice]].map(|both| Arc::new(open(&both, false).unwrap()));
     assert_eq!(one.identity().unwrap(), other.identity().unwrap());
@@ -152,9 +158,9 @@ fn a_lora_that_is_not_for_the_model_is_rejected() {
     ] {
         let path = folder.path().join(format!("{name}.safetensors"));
         formula::write(&path, &tensors);
-        let error = open(&[LoraChoice { path: path.clone(), weight: 1.0 }], lenient).unwrap_err().to_string();
+        let error = open(&[LoraChoice::new(&path, 1.0)], lenient).unwrap_err().to_string();
         common::has_facts(name, &error, &[facts, &[path.to_str().unwrap()]].concat());
     }
     let path = folder.path().join("both.safetensors");
-    open(&[LoraChoice { path, weight: 1.0 }], true).unwrap();
+    open(&[LoraChoice::new(path, 1.0)], true).unwrap();
 }

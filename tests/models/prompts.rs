@@ -4,7 +4,8 @@
 use std::{fs, sync::Arc};
 
 use sdshard::{
-    pipeline::{Model, request::Request},
+    backend::DType,
+    pipeline::{Metadata, Model, request::Request},
     prompt::{PromptSyntax, PromptTokenizer},
     tokenizer::Tokenizer,
     weights::{EmbeddingChoice, ModelFiles},
@@ -85,10 +86,74 @@ fn textual_inversions_are_rows_of_the_token_table() {
     let prompt = golden.text("inversion").replace(&token, "CAT");
     let a1111 = Request { prompt_syntax: PromptSyntax::A1111, ..request(prompt, "cat") };
     close("a1111", &draw(&model, a1111).latents.values, &golden.values("inversion"), 1e-3);
-    // Another name is another model to pictures, and so is a model without it.
-    let names = [model.identity(), open(Some("dog")).identity(), super::common::model().identity()];
-    let names: Vec<String> = names.into_iter().map(Result::unwrap).collect();
-    assert!(names[0] != names[1] && names[0] != names[2] && names[1] != names[2], "{names:?}");
+}
+
+#[test]
+fn a_picture_depends_on_the_embeddings_in_its_own_texts_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let choices = |names: &[(&str, &str)]| {
+        let choice = |(file, token): &(&str, &str)| {
+            let path = folder.path().join(format!("{file}.safetensors"));
+            let values = formula::weight("embedding", file, &[2, 32], 1.0);
+            formula::write(&path, &[("emb_params".to_owned(), (vec![2, 32], values))].into());
+            EmbeddingChoice { path, token: (!token.is_empty()).then(|| (*token).to_owned()) }
+        };
+        let files = super::common::model().files.clone();
+        Arc::new(Model::open(files.with_embeddings(&names.iter().map(choice).collect::<Vec<_>>()), None).unwrap())
+    };
+    let [plain, one, two, renamed] =
+        [&[][..], &[("cat", "")], &[("cat", ""), ("dog", "<d>")], &[("cat", "kitten")]].map(choices);
+    let of = |model: &Model, prompt: &str, negative: &str, syntax| {
+        let request = Request {
+            negative_prompt: Some(negative.into()),
+            prompt_syntax: syntax,
+            ..Request::new(prompt, &model.spec)
+        };
+        Metadata::new(&request, model, &model.hashes().unwrap(), &[DType::F32]).unwrap()
+    };
+    for syntax in [PromptSyntax::Plain, PromptSyntax::A1111] {
+        assert_eq!(of(&two, "a fox", "", syntax), of(&plain, "a fox", "", syntax), "neither is used");
+        assert_eq!(of(&two, "a cat", "", syntax), of(&one, "a cat", "", syntax), "one is used");
+        assert_ne!(of(&one, "a cat", "", syntax), of(&plain, "a cat", "", syntax));
+        assert_ne!(of(&renamed, "a kitten", "", syntax).embeddings, of(&one, "a cat", "", syntax).embeddings);
+        let said = of(&two, "a fox", "<d> cat", syntax).embeddings;
+        assert_eq!(said.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["cat", "<d>"]);
+        assert!(said.iter().all(|(_, hash)| hash.len() == 12));
+    }
+    // Without guidance the negative prompt is not used.
+    let unguided =
+        Request { guidance_scale: 1.0, negative_prompt: Some("cat".into()), ..Request::new("a fox", &two.spec) };
+    assert_eq!(two.embeddings_of(&unguided).unwrap(), [0; 0]);
+}
+
+#[test]
+fn an_embedding_is_not_taken_for_the_end_of_a_web_uis_prompt() {
+    let (golden, sdxl) = (Golden::open("prompt_syntax"), formula::folder("tiny-sdxl"));
+    let number = |key: &str| golden.text(key).parse::<f32>().unwrap();
+    let token = golden.text("token");
+    let path = sdxl.path().join("cat.safetensors");
+    let tensor = |(key, width): (&str, usize)| {
+        let values = formula::weight("embedding", &format!("{token}/{width}"), &[2, width], 1.0);
+        (key.to_owned(), (vec![2, width], values))
+    };
+    formula::write(&path, &[("clip_l", 32), ("clip_g", 48)].map(tensor).into());
+    let files = ModelFiles::folder(sdxl.path()).unwrap();
+    let choice = EmbeddingChoice { path, token: Some(token.clone()) };
+    let model = Arc::new(Model::open(files.with_embeddings(&[choice]), None).unwrap());
+    // diffusers takes the largest id for the end.
+    for (syntax, name) in [(PromptSyntax::Plain, "sdxl-inversion"), (PromptSyntax::A1111, "sdxl-inversion-a1111")] {
+        let request = Request {
+            prompt_syntax: syntax,
+            negative_prompt: Some(token.clone()),
+            seed: number("seed") as u64,
+            steps: number("steps") as usize,
+            guidance_scale: number("guidance_scale"),
+            width: number("width") as usize,
+            height: number("height") as usize,
+            ..Request::new(golden.text("inversion"), &model.spec)
+        };
+        close(name, &draw(&model, request).latents.values, &golden.values(name), 1e-3);
+    }
 }
 
 #[test]
@@ -134,7 +199,7 @@ fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
     let inside = |name: &str| folder.path().join("tokenizer").join(name);
     fs::write(inside("vocab.json"), json!(vocab(&merges)).to_string()).unwrap();
     fs::write(inside("merges.txt"), &merges).unwrap();
-    let tokenizer = Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap();
+    let tokenizer = Arc::new(Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap());
     let mut checked = 0;
     for case in golden_file["rows"].as_array().unwrap() {
         let embeddings: Vec<(String, usize)> = serde_json::from_value(case["embeddings"].clone()).unwrap();
@@ -156,7 +221,8 @@ fn embeddings_in_plain_prompts_have_the_ids_that_diffusers_gives_them() {
 fn prompts_of_web_uis_have_the_tokens_of_their_texts() {
     for pad in ["<|endoftext|>", "!"] {
         let folder = folder(pad);
-        let tokenizer = Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap();
+        let tokenizer =
+            Arc::new(Tokenizer::load(&ModelFiles::folder(folder.path()).unwrap(), "tokenizer", 77).unwrap());
         let prompts = PromptTokenizer::new(&tokenizer, PromptSyntax::A1111, &[("easy negative", 8)]).unwrap();
         for (prompt, plain) in [
             ("a (red:1.3) ball, [blurry]", "a red ball, blurry"),

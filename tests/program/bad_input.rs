@@ -191,7 +191,6 @@ fn a_prompt_of_a_web_ui_that_cannot_be_followed_is_refused() {
         (&["a <lora:../../x:1>"][..], &["<lora:../../x:1>", "the name of a file without folder"][..]),
         (&["a <lora:none:1>"], &["there is no none.safetensors in", loras]),
         (&["a <lora:twice:1>"], &["two files have this name", "a/twice.safetensors"]),
-        (&["a <lora:twice:1:0.5>"], &["the same weight", "1 for the text encoders, 0.5 for the UNet"]),
         (&["a <lora:x:1>", "a"], &["all prompts of a run have the same LoRAs"]),
         (&["a [b|c]"], &["[b|c]"]),
         (&["a <hypernet:x:1>"], &["hypernet"]),

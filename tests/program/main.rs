@@ -1,5 +1,6 @@
 //! The program, started from outside.
 
+mod adapters;
 mod bad_input;
 mod cli;
 #[path = "../common/mod.rs"]

@@ -9,7 +9,7 @@ use std::{
 use sdshard::pipeline::Image;
 
 use crate::common::{
-    Tiny, files, has_facts, json_lines, message_of,
+    self, Tiny, controlnet, files, formula, has_facts, json_lines, message_of,
     pictures::{self, picture},
     sdshard, succeeds, text, tiny,
 };
@@ -85,19 +85,82 @@ fn settings_of_a_web_ui_are_followed_as_far_as_they_can_be() {
         "not followed: LoRA snow:0.8: --lora or --lora-dir gives one",
         "drawn by another model (dream, hash 0123456789); this one is tiny-sd1, hash ",
         "the picture started from a picture: --image FILE",
-        "not followed: VAE: kl",
-        "not followed: LoRA snow (0123)",
+        "not followed: VAE kl: --vae gives one",
         "not followed: Foo bar: 1",
         "expect a similar picture",
     ] {
         assert!(message.contains(line), "wanted: {line}\n{message}");
     }
-    assert_eq!(message.matches("not followed").count(), 4, "{message}");
+    assert_eq!(message.matches("not followed").count(), 3, "{message}");
     let wanted = Tiny::new();
     let arguments = ["a fox", "--prompt-syntax", "a1111", "--negative-prompt", "blur", "--scheduler", "dpm++2m-karras"];
     let more = ["--guidance-scale", "3", "--seed", "5", "--rng", "cuda", "--clip-skip", "1"];
     draw(&wanted, &[&arguments[..], &more].concat());
     assert_eq!(tiny.made(), wanted.made());
+}
+
+#[test]
+fn files_that_flags_give_are_followed_and_others_are_asked_for() {
+    let tiny = Tiny::new();
+    let inside = |name: &str| tiny.folder.path().join(name).to_str().unwrap().to_owned();
+    let [cat, style, vae, image] = ["cat.safetensors", "style.safetensors", "kl.safetensors", "edges.png"].map(inside);
+    let values = |key: &str, shape: &[usize]| (shape.to_vec(), formula::weight("settings", key, shape, 1.0));
+    formula::write(cat.as_ref(), &[("emb_params".to_owned(), values("cat", &[2, 32]))].into());
+    let stem = "lora_te_text_model_encoder_layers_0_self_attn_q_proj";
+    let lora = [("down", [2, 32]), ("up", [32, 2])]
+        .map(|(part, shape)| (format!("{stem}.lora_{part}.weight"), values(part, &shape)));
+    formula::write(style.as_ref(), &lora.clone().into());
+    fs::copy(common::tiny().join("vae/diffusion_pytorch_model.safetensors"), &vae).unwrap();
+    save(&picture(64, 64), image.as_ref());
+    let net = controlnet::folder_of("sd");
+    let net_path = net.path().to_str().unwrap().to_owned();
+    let given = ["--lora", &format!("{style}:0.5"), "--embedding", &cat, "--vae", &vae, "--controlnet", &net_path];
+    let given: Vec<&str> = [&given[..], &["--control-image", &image]].concat();
+    let more = ["--control-scale", "0.75", "--control-end", "0.5", "--scheduler", "ddim", "--prompt-syntax", "a1111"];
+    let path = draw(&tiny, &[&["a cat"], &given[..], &more].concat());
+    let bytes = fs::read(&path).unwrap();
+    let shown = String::from_utf8_lossy(&bytes);
+    let start = shown.find("a cat <lora:style:0.5>").unwrap();
+    let length = shown[start..].find(|c: char| c.is_control() && c != '\n' || c == '\u{fffd}').unwrap();
+    // The chunk's checksum begins with characters that may look like text.
+    let text_of_web_ui = shown[start..start + length].rsplit_once('"').unwrap().0.to_owned() + "\"";
+    let net_name = net.path().file_name().unwrap().to_str().unwrap();
+    for part in ["VAE: kl.safetensors", "Lora hashes: \"style: ", "TI hashes: \"cat: ", net_name, "Weight: 0.75"] {
+        assert!(text_of_web_ui.contains(part), "wanted: {part}\n{text_of_web_ui}");
+    }
+    let web = tiny.file("web.txt", &text_of_web_ui);
+    for from in [&path, Path::new(&web)] {
+        let second = tempfile::tempdir().unwrap();
+        let output = again(from, second.path(), &given).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{message}");
+        assert!(!message.contains("not followed") && !message.contains("another model"), "{message}");
+        let made = fs::read(second.path().join(&files(second.path())[0])).unwrap();
+        assert_eq!(common::pixels(&made), common::pixels(&bytes), "{}", from.display());
+
+        let output = again(from, second.path(), &[]).output().unwrap();
+        let facts = [
+            "LoRA style:0.5: --lora or --lora-dir gives one",
+            "embedding cat (",
+            "--embedding or --embedding-dir gives one",
+            &format!("ControlNet {net_name}"),
+            "VAE kl.safetensors (",
+        ];
+        has_facts(from, text(&output.stderr), &facts);
+        assert_eq!(text(&output.stderr).matches("not followed").count(), 4, "{}", text(&output.stderr));
+    }
+    // Another file of the same name.
+    let folder = tiny.folder.path().join("other");
+    fs::create_dir(&folder).unwrap();
+    let other = folder.join("style.safetensors");
+    let doubled = lora.map(|(name, (shape, values))| (name, (shape, values.iter().map(|x| 2.0 * x).collect())));
+    formula::write(&other, &doubled.into());
+    let third = tempfile::tempdir().unwrap();
+    let output = again(&path, third.path(), &["--lora-dir", folder.to_str().unwrap()]).output().unwrap();
+    has_facts("another file", text(&output.stderr), &["LoRA style (", "this run has another file of this name"]);
+    let weight = format!("{style}:0.25");
+    let output = again(&path, third.path(), &["--lora", &weight]).output().unwrap();
+    has_facts("another weight", text(&output.stderr), &["LoRA style:0.5: this run has style:0.25"]);
 }
 
 #[test]
@@ -130,7 +193,7 @@ fn a_picture_from_a_picture_is_drawn_again_with_the_same_picture() {
         assert!(message.contains(flag), "wanted: {flag}\n{message}");
     }
     let output = again(&path, &third, &["--image", other.to_str().unwrap()]).output().unwrap();
-    has_facts("a mask is missing", &message_of(output, "a mask is missing"), &["paste-original", "no mask"]);
+    has_facts("a mask is missing", &message_of(output, "a mask is missing"), &["paste_original", "no mask"]);
 }
 
 /// Saves pixels without settings.

@@ -1,5 +1,5 @@
-"""tests/golden/lora.safetensors: latents of tiny-sd1 with a LoRA that is merged here by NumPy (facts: W + m · alpha / r ·
-up · down), and the names and shapes of the LoRA's tensors, whose values come from `formula.py`.
+"""tests/golden/lora.safetensors: latents of tiny-sd1 with a LoRA that is merged here by NumPy (W + m · alpha / r · up · down),
+with one strength and with another one in the text encoder; and the names and shapes of the LoRA's tensors, whose values come from `formula.py`.
 """
 
 import numpy
@@ -10,6 +10,8 @@ from common import GOLDEN, versions, write_tensors
 from pipelines import HEIGHT, PROMPT, SEED, WIDTH, load
 
 STEPS, RANK, ALPHA, STRENGTH = 4, 4, 2.0, 0.75
+# The strength in the text encoder, where it has one of its own.
+TEXT_STRENGTH = -0.5
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 # Modules of the UNet: linear layers, 1x1 convolutions and 3x3 convolutions.
 UNET = [f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_out.0", f"{BLOCK}.attn2.to_k", f"{BLOCK}.ff.net.0.proj",
@@ -18,7 +20,7 @@ UNET = [f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_out.0", f"{BLOCK}.attn2.to_k",
 TEXT = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc1"]
 
 
-def merge(module, stem, tensors):
+def merge(module, stem, tensors, strength=STRENGTH):
     """Merge one module in place, and note the shapes of the LoRA's tensors."""
     weight = module.weight
     down = [RANK, *weight.shape[1:]]
@@ -26,7 +28,7 @@ def merge(module, stem, tensors):
     tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     value = lambda name, shape: formula.weight("lora", name, tuple(shape)).double().numpy().reshape(shape[0], -1)
     product = value(f"{stem}.lora_up.weight", up) @ value(f"{stem}.lora_down.weight", down)
-    change = STRENGTH * ALPHA / RANK * product.reshape(weight.shape)
+    change = strength * ALPHA / RANK * product.reshape(weight.shape)
     weight.copy_(torch.from_numpy((weight.double().numpy() + change).astype(numpy.float32)))
 
 
@@ -38,11 +40,16 @@ def main():
     out, tensors = {"without": run()}, {}
     for name in UNET:
         merge(pipe.unet.get_submodule(name), "lora_unet_" + name.replace(".", "_"), tensors)
-    for name in TEXT:
-        merge(pipe.text_encoder.get_submodule(name), "lora_te_text_model_" + name.replace(".", "_"), tensors)
-    out["with"] = run()
+    plain = {name: pipe.text_encoder.get_submodule(name).weight.clone() for name in TEXT}
+    for key, strength in (("with", STRENGTH), ("apart", TEXT_STRENGTH)):
+        for name in TEXT:
+            module = pipe.text_encoder.get_submodule(name)
+            module.weight.copy_(plain[name])
+            merge(module, "lora_te_text_model_" + name.replace(".", "_"), tensors, strength)
+        out[key] = run()
     about = {"versions": versions(), "prompt": PROMPT, "seed": SEED, "steps": STEPS, "height": HEIGHT, "width": WIDTH,
-             "guidance_scale": 7.5, "alpha": ALPHA, "strength": STRENGTH, "tensors": tensors}
+             "guidance_scale": 7.5, "alpha": ALPHA, "strength": STRENGTH,
+             "text_strength": TEXT_STRENGTH, "tensors": tensors}
     write_tensors(GOLDEN / "lora.safetensors", out, about)
     print((out["with"] - out["without"]).abs().max() / out["without"].abs().max())
 

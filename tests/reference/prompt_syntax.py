@@ -1,9 +1,12 @@
 """tests/golden/prompt_syntax.safetensors: latents of the tiny pipelines for prompts with weights and several chunks, and
-for a plain prompt with a textual inversion.
+for prompts with a textual inversion.
 
 diffusers does not read this syntax, so the features are made here by the rules of AUTOMATIC1111's web UI: each chunk is
 encoded by itself, its features are multiplied by the weights of its tokens, and then all of them by the factor that
 gives the chunk the mean that it had. The pipelines get them as `prompt_embeds`.
+
+In SDXL, whose second text encoder takes the largest id for the end of a text, diffusers pools at a token of the textual
+inversion; the web UI, whose ids have zeros in these places, at the end token.
 """
 
 import torch
@@ -69,6 +72,24 @@ def main():
         texts.append((torch.cat([first, second], dim=-1), pooled))
     out["tiny-sdxl"] = run(pipe, prompt_embeds=texts[0][0], pooled_prompt_embeds=texts[0][1],
                            negative_prompt_embeds=texts[1][0], negative_pooled_prompt_embeds=texts[1][1])
+    for tokenizer, encoder, width in ((pipe.tokenizer, pipe.text_encoder, 32), (pipe.tokenizer_2, pipe.text_encoder_2, 48)):
+        vectors = {TOKEN: formula.weight("embedding", f"{TOKEN}/{width}", (2, width))}
+        pipe.load_textual_inversion(vectors, text_encoder=encoder, tokenizer=tokenizer)
+    out["sdxl-inversion"] = run(pipe, prompt=INVERSION, negative_prompt=TOKEN)
+    texts = []
+    for text in (INVERSION, TOKEN):
+        features, _, pooled, _ = pipe.encode_prompt(text, device="cpu", do_classifier_free_guidance=False)
+        text = pipe.maybe_convert_prompt(text, pipe.tokenizer_2)
+        ids = pipe.tokenizer_2(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        assert ids.max() > pipe.tokenizer_2.eos_token_id
+        end = ids[0].tolist().index(pipe.tokenizer_2.eos_token_id)
+        states = pipe.text_encoder_2(ids, output_hidden_states=True).last_hidden_state
+        at_end = pipe.text_encoder_2.text_projection(states[:, end])
+        assert (at_end - pooled).abs().max() > 0.1
+        texts.append((features, at_end))
+    out["sdxl-inversion-a1111"] = run(
+        pipe, prompt_embeds=texts[0][0], pooled_prompt_embeds=texts[0][1], negative_prompt_embeds=texts[1][0],
+        negative_pooled_prompt_embeds=texts[1][1])
     write_tensors(GOLDEN / "prompt_syntax.safetensors", out, about)
     print({name: round(tensor.std().item(), 3) for name, tensor in out.items()})
 

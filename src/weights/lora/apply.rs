@@ -23,14 +23,14 @@ pub struct Changeable<'a> {
 #[derive(Debug, Default)]
 pub struct Adapters {
     files: Vec<Applied>,
-    /// For each component and module: the index of a file and the module's name in it.
-    changes: HashMap<(String, String), Vec<(usize, String)>>,
+    /// For each component and module: the index of a file, the module's name in it, and the strength.
+    changes: HashMap<(String, String), Vec<(usize, String, f32)>>,
 }
 
 #[derive(Debug)]
 struct Applied {
     file: LoraFile,
-    weight: f32,
+    choice: LoraChoice,
     /// The SHA-256 of the file.
     hash: String,
 }
@@ -50,12 +50,15 @@ impl Adapters {
         hash: impl Fn(&Path) -> Result<String>,
     ) -> Result<Self> {
         let mut files = Vec::with_capacity(choices.len());
-        for LoraChoice { path, weight } in choices {
-            let file = LoraFile::open(path)?;
-            files.push(Applied { file, weight: *weight, hash: hash(path)? });
+        for choice in choices {
+            let file = LoraFile::open(&choice.path)?;
+            files.push(Applied { file, choice: choice.clone(), hash: hash(&choice.path)? });
         }
         // Sums of f32 depend on their order, which the order on the command line must not decide.
-        files.sort_by(|a, b| a.hash.cmp(&b.hash).then(a.weight.total_cmp(&b.weight)));
+        files.sort_by(|Applied { hash: a, choice: one, .. }, Applied { hash: b, choice: other, .. }| {
+            let by_text = one.text_encoder_weight.total_cmp(&other.text_encoder_weight);
+            a.cmp(b).then(one.weight.total_cmp(&other.weight)).then(by_text)
+        });
         let modules: Vec<_> = networks
             .iter()
             .flat_map(|network| network.modules.iter().map(move |(name, shape)| (network, name, shape)))
@@ -66,15 +69,20 @@ impl Adapters {
             for change in applied.file.resolve(&known, lenient)? {
                 let (network, name, shape) = modules[change.module];
                 applied.file.check_shape(&change.stem, shape)?;
-                changes.entry((network.component.to_owned(), name.clone())).or_default().push((index, change.stem));
+                let strength = match network.target {
+                    Target::Unet => applied.choice.weight,
+                    Target::TextEncoder(_) => applied.choice.text_encoder_weight,
+                };
+                let changes = changes.entry((network.component.to_owned(), name.clone())).or_default();
+                changes.push((index, change.stem, strength));
             }
         }
         Ok(Self { files, changes })
     }
 
-    /// What decides pictures: the hash and the weight of each file, one a line.
+    /// What decides pictures: the hash and the strength of each file, one a line.
     pub fn identity(&self) -> String {
-        self.files.iter().map(|applied| format!("{}  {}\n", applied.hash, applied.weight)).collect()
+        self.files.iter().map(|applied| format!("{}  {}\n", applied.hash, applied.choice.strengths())).collect()
     }
 
     /// Adds what the LoRAs change in a module of a component: in its weight, which has this shape, and in its bias.
@@ -91,8 +99,8 @@ impl Adapters {
     ) -> Result<()> {
         let add = |to: &mut [f32], sum: &[f32]| to.iter_mut().zip(sum).for_each(|(to, x)| *to += x);
         let (original, original_bias) = (weight.to_vec(), bias.as_deref().map(<[f32]>::to_vec));
-        for (file, stem) in self.of(component, module) {
-            let Applied { file, weight: strength, .. } = &self.files[*file];
+        for (file, stem, strength) in self.of(component, module) {
+            let file = &self.files[*file].file;
             let difference = file.adapter(stem)?.difference(&original, shape, original_bias.as_deref(), *strength);
             let difference =
                 difference.map_err(|error| error.context(format!("the LoRA {}, `{stem}`", file.path())))?;
@@ -111,7 +119,7 @@ impl Adapters {
         !self.of(component, module).is_empty()
     }
 
-    fn of(&self, component: &str, module: &str) -> &[(usize, String)] {
+    fn of(&self, component: &str, module: &str) -> &[(usize, String, f32)] {
         self.changes.get(&(component.to_owned(), module.to_owned())).map_or(&[], Vec::as_slice)
     }
 }

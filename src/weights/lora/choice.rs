@@ -7,14 +7,32 @@ use std::path::PathBuf;
 pub struct LoraChoice {
     /// The safetensors file.
     pub path: PathBuf,
-    /// The strength: 1 adds what the LoRA was trained to add.
+    /// The strength in the UNet: 1 adds what the LoRA was trained to add.
     pub weight: f32,
+    /// The strength in the text encoders.
+    pub text_encoder_weight: f32,
 }
 
 impl LoraChoice {
-    /// The name of the file without its extension, and the weight: `style:0.8`.
+    /// A LoRA with the same strength everywhere.
+    pub fn new(path: impl Into<PathBuf>, weight: f32) -> Self {
+        Self { path: path.into(), weight, text_encoder_weight: weight }
+    }
+
+    /// The name of the file without its extension.
+    pub fn name(&self) -> String {
+        self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    }
+
+    /// Name and strength as in the tags of web UIs: `style:0.8`, or `style:0.5:0.8` with the text encoders' before the
+    /// UNet's.
     pub fn label(&self) -> String {
-        let name = self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        format!("{name}:{}", self.weight)
+        format!("{}:{}", self.name(), self.strengths())
+    }
+
+    /// The strength, or that in the text encoders and that in the UNet.
+    pub(super) fn strengths(&self) -> String {
+        let Self { weight, text_encoder_weight, .. } = self;
+        if weight == text_encoder_weight { weight.to_string() } else { format!("{text_encoder_weight}:{weight}") }
     }
 }
