@@ -205,6 +205,47 @@ fn a_prompt_of_a_web_ui_that_cannot_be_followed_is_refused() {
 }
 
 #[test]
+fn an_adapter_for_another_model_is_refused() {
+    let tiny = Tiny::new();
+    let file = |name: &str, tensors: &[(&str, Vec<usize>)]| -> String {
+        let tensors = tensors
+            .iter()
+            .map(|(name, shape)| ((*name).to_owned(), (shape.clone(), vec![0.5; shape.iter().product()])));
+        let path = tiny.folder.path().join(name);
+        common::formula::write(&path, &tensors.collect());
+        path.to_str().unwrap().to_owned()
+    };
+    let (down, up) = (
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight",
+    );
+    let flux = "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight";
+    let flux_up = "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight";
+    let sdxl = file("sdxl.safetensors", &[(down, vec![2, 2048]), (up, vec![16, 2])]);
+    let flux = file("flux.safetensors", &[(flux, vec![2, 64]), (flux_up, vec![64, 2])]);
+    let half = file("half.safetensors", &[(down, vec![2, 32])]);
+    let wide = file("wide.safetensors", &[("emb_params", vec![2, 48])]);
+    let pair = file("pair.safetensors", &[("clip_l", vec![2, 32]), ("clip_g", vec![2, 40])]);
+    let pickle = tiny.file("old.pt", "\u{2}}q");
+    for (arguments, facts) in [
+        (["--lora", &sdxl], &["sdxl.safetensors", "is not for a weight of [16, 32]", "made for SDXL"][..]),
+        (
+            ["--lora", &format!("{flux}:0.5")],
+            &["flux.safetensors", "this model has none of its modules", "double_blocks"],
+        ),
+        (["--lora", &half], &["half.safetensors", "`lora_up.weight` is missing"]),
+        (["--lora", &wide], &["wide.safetensors", "`emb_params` is no tensor of a LoRA"]),
+        (["--lora", "none.safetensors"], &["none.safetensors", "there is no such file"]),
+        (["--embedding", &wide], &["wide.safetensors", "vectors of 32 values for text_encoder", "found: 48 values"]),
+        (["--embedding", &format!("{pair}:cat")], &["pair.safetensors", "one text encoder", "found: vectors for 2"]),
+        (["--embedding", &sdxl], &["sdxl.safetensors", "no textual inversion", "found: 2 tensors"]),
+        (["--embedding", &pickle], &["old.pt"]),
+    ] {
+        has_facts(format!("{arguments:?}"), &refused(&tiny, &[&["a fox"], &arguments[..]].concat()), facts);
+    }
+}
+
+#[test]
 fn a_controlnet_that_cannot_be_used_is_refused() {
     let tiny = Tiny::new();
     let [own, other] = ["sd", "xl"].map(common::controlnet::folder_of);

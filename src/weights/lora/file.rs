@@ -120,12 +120,13 @@ impl LoraFile {
         })
     }
 
-    /// Compares the outputs and inputs of a product with the shape of the module's weight. Other kinds of adapters are
-    /// compared when they are applied.
+    /// Checks that the tensors of a module are those of one adapter, and compares the outputs and inputs of a product with
+    /// the shape of the module's weight. Other kinds of adapters are compared when they are applied. No values are read.
     ///
     /// # Errors
-    /// If they differ: the file was made for another kind of model.
+    /// If a tensor is missing or of another adapter, or if the shapes differ: the file was made for another kind of model.
     pub(super) fn check_shape(&self, stem: &str, shape: &[usize]) -> Result<()> {
+        self.adapter_of(stem, |_, shape| Ok(Matrix { shape, values: Vec::new() }))?;
         let shapes: Vec<&[usize]> = self.file.tensors().map(|(_, shape)| shape).collect();
         let group = self.groups.iter().find(|group| group.stem == stem);
         let size = |part: Part, axis: usize| shapes[*group?.parts.get(&part)?].get(axis).copied();
@@ -150,14 +151,16 @@ impl LoraFile {
     /// # Errors
     /// If tensors are missing, have values that are not finite, or do not fit together.
     pub fn adapter(&self, stem: &str) -> Result<Adapter> {
+        self.adapter_of(stem, |index, shape| Matrix::new(shape, self.file.values(index)?))
+    }
+
+    /// The adapter of a module, whose tensors `read` gives by index and shape.
+    fn adapter_of(&self, stem: &str, read: impl Fn(usize, Vec<usize>) -> Result<Matrix>) -> Result<Adapter> {
         let doing = |error: Error| error.context(format!("the LoRA {}, `{stem}`", self.path()));
         let missing = || doing(Error::input("the file has no such module"));
         let group = self.groups.iter().find(|group| group.stem == stem).ok_or_else(missing)?;
         let shapes: Vec<&[usize]> = self.file.tensors().map(|(_, shape)| shape).collect();
-        let read = |part: Part| {
-            let index = group.parts[&part];
-            Matrix::new(shapes[index].to_vec(), self.file.values(index)?)
-        };
+        let read = |part: Part| read(group.parts[&part], shapes[group.parts[&part]].to_vec());
         let parts = Parts { left: group.parts.keys().copied().collect(), read };
         Adapter::of(parts, |rank| self.peft.as_ref().map_or(1.0, |peft| peft.scale(stem, rank))).map_err(doing)
     }
