@@ -83,9 +83,6 @@ fuzz_target!(|text: &str| {
     let Some(bytes) = file(text) else { return };
     fs::write(&*PATH, bytes).expect("the folder for temporary files can be written to");
     if let Err(error) = lora() {
-        if std::env::var_os("SAY").is_some() {
-            eprintln!("LORA {error}");
-        }
         refused(&error);
     }
     match Embedding::read(&PATH) {
