@@ -34,14 +34,18 @@ pub fn read(args: &mut GenerateArgs) -> Result<()> {
     let (Some(path), Some(place)) = (&args.from, place(args)) else { return Ok(()) };
     let mut settings = Settings::read(path).map_err(|error| error.context("--from"))?;
     settings.options = prompts::checked(&settings.options, |field| format!("{place}: {field}"))?;
-    let mut said =
-        RequestOptions { prompt: settings.options.prompt.take(), ..args.options.clone().or(&settings.options) };
+    let mut said = RequestOptions {
+        prompt: settings.options.prompt.take(),
+        prompt_2: settings.options.prompt_2.clone().filter(|_| args.options.prompt_2.is_none()),
+        prompt_syntax: args.options.prompt_syntax.or(settings.options.prompt_syntax),
+        ..RequestOptions::default()
+    };
     let seed = settings.options.seed.take();
     if args.prompts.is_empty() && args.prompts_file.is_none() {
-        let tags = prompts::take_tags(&mut said, |field| field.to_owned()).map_err(|error| error.context(place))?;
+        let tags = prompts::take_tags(&mut said, str::to_owned).map_err(|error| error.context(place))?;
         settings.loras.extend(tags.iter().map(label));
         args.prompts.extend(said.prompt);
-        settings.options.prompt_2 = settings.options.prompt_2.and(said.prompt_2);
+        settings.options.prompt_2 = said.prompt_2;
     }
     let model = &mut args.model.model;
     for tag in settings.loras.iter().filter_map(|label| LoraTag::parse(label).ok()) {

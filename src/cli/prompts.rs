@@ -30,9 +30,7 @@ pub struct Places(Arc<BTreeMap<String, String>>);
 impl Places {
     /// The user's name of a field: the flag, or the place and the field.
     pub fn name_of(&self, field: &str) -> String {
-        // A solver may reject a number of steps.
-        let own = self.0.get(field).or_else(|| self.0.get("scheduler").filter(|_| field == "steps"));
-        own.map_or_else(|| flag(field), |at| format!("{at}: {field}"))
+        self.0.get(field).map_or_else(|| flag(field), |at| format!("{at}: {field}"))
     }
 }
 
@@ -51,8 +49,7 @@ impl Asked {
             let new = fields(other).filter(|field| !known.contains(field)).map(|field| (field, at.to_owned()));
             Arc::make_mut(&mut places.0).extend(new);
         } else if other.steps.is_some() && self.options.steps.is_none() {
-            // The flag is meant, although a scheduler may be set in the file.
-            Arc::make_mut(&mut places.0).remove("scheduler");
+            Arc::make_mut(&mut places.0).remove("steps");
         }
         Self { options: self.options.or(other), at: self.at, places }
     }
@@ -69,11 +66,12 @@ pub fn texts(options: &RequestOptions) -> impl Iterator<Item = &str> {
     [prompt, prompt_2, negative_prompt, negative_prompt_2].into_iter().flatten().map(String::as_str)
 }
 
-/// The names of the fields that are set.
+/// The names of the fields that are set. A scheduler may reject the number of steps, so it counts for both.
 fn fields(options: &RequestOptions) -> impl Iterator<Item = String> {
     let value = serde_json::to_value(options).expect("texts and numbers can always be written as JSON");
     let serde_json::Value::Object(fields) = value else { unreachable!("options have fields") };
-    fields.into_iter().map(|(field, _)| field)
+    let steps = options.scheduler.is_some().then(|| "steps".to_owned());
+    fields.into_iter().map(|(field, _)| field).chain(steps)
 }
 
 impl From<String> for Asked {
