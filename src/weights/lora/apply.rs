@@ -23,8 +23,18 @@ pub struct Changeable<'a> {
 #[derive(Debug, Default)]
 pub struct Adapters {
     files: Vec<Applied>,
-    /// For each component and module: the index of a file, the module's name in it, and the strength.
-    changes: HashMap<(String, String), Vec<(usize, String, f32)>>,
+    /// The changes of each module, by component and module.
+    changes: HashMap<(String, String), Vec<Use>>,
+}
+
+/// The change of a module by a file.
+#[derive(Debug)]
+struct Use {
+    /// The index of the file.
+    file: usize,
+    /// The module's name in it.
+    stem: String,
+    strength: f32,
 }
 
 #[derive(Debug)]
@@ -74,7 +84,7 @@ impl Adapters {
                     Target::TextEncoder(_) => applied.choice.text_encoder_weight,
                 };
                 let changes = changes.entry((network.component.to_owned(), name.clone())).or_default();
-                changes.push((index, change.stem, strength));
+                changes.push(Use { file: index, stem: change.stem, strength });
             }
         }
         Ok(Self { files, changes })
@@ -99,7 +109,7 @@ impl Adapters {
     ) -> Result<()> {
         let add = |to: &mut [f32], sum: &[f32]| to.iter_mut().zip(sum).for_each(|(to, x)| *to += x);
         let (original, original_bias) = (weight.to_vec(), bias.as_deref().map(<[f32]>::to_vec));
-        for (file, stem, strength) in self.of(component, module) {
+        for Use { file, stem, strength } in self.of(component, module) {
             let file = &self.files[*file].file;
             let difference = file.adapter(stem)?.difference(&original, shape, original_bias.as_deref(), *strength);
             let difference =
@@ -119,7 +129,7 @@ impl Adapters {
         !self.of(component, module).is_empty()
     }
 
-    fn of(&self, component: &str, module: &str) -> &[(usize, String, f32)] {
+    fn of(&self, component: &str, module: &str) -> &[Use] {
         self.changes.get(&(component.to_owned(), module.to_owned())).map_or(&[], Vec::as_slice)
     }
 }
