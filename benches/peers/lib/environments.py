@@ -78,6 +78,7 @@ class Environments:
 
 
 def variables():
-    """This process's variables; candle and stable-diffusion.cpp are built for this machine's CPU."""
+    """This process's variables. candle and stable-diffusion.cpp are built for this machine, the latter with
+    its fast matrix products for CPUs, which are not the default."""
     flags = (os.environ.get("RUSTFLAGS", "") + " -C target-cpu=native").strip()
-    return os.environ | {"RUSTFLAGS": flags, "CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_TYPE": "Release"}
+    return os.environ | {"RUSTFLAGS": flags, "CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON"}
