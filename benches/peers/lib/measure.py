@@ -32,8 +32,8 @@ def measure(plan, models, environments, peer, turn, size, decoder, result):
     lines.unlink(missing_ok=True)
     task = {
         "out": lines, "model": models.model, "tiny": models.tiny, "models": models.folder,
-        "inputs_folder": models.inputs(size), "program": plan.program, "candle": environments.folder / "candle/build/release/peer-candle",
-        "work": plan.folder / "work", "size": size, "decoder": decoder, "threads": plan.threads, "exact": peer.exact,
+        "inputs_folder": models.inputs(size), "work": plan.folder / "work", "program": plan.program,
+        "candle": environments.folder / "candle/build/release/peer-candle", "size": size, "decoder": decoder, "threads": plan.threads, "exact": peer.exact,
         "repeat": plan.repeat, "pictures": plan.pictures, "options": peer.options, "started": time.time(),
     }
     command = [environments.python(peer.environment), HERE / f"workers/{peer.worker}.py", json.dumps(task, default=str)]
