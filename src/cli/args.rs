@@ -100,7 +100,8 @@ pub(super) struct ModelArgs {
     /// Without TOKEN the name is the one in the file (plain prompts, as in diffusers) or the file's name (a1111).
     #[arg(long, value_name = "FILE[:TOKEN]", value_parser = adapters::embedding)]
     pub(super) embedding: Vec<EmbeddingChoice>,
-    /// The folder in which textual inversions are; those whose file names are in a prompt and that fit the model are used
+    /// The folder in which textual inversions are; those whose file names are in a prompt and that fit the model are
+    /// used
     #[arg(long, value_name = "FOLDER", aliases = ["embd-dir", "embeddings-dir"])]
     pub(super) embedding_dir: Option<PathBuf>,
     /// The textual inversions of that folder.

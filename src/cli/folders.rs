@@ -11,8 +11,8 @@ use sdshard::{
     weights::{EmbeddingChoice, lora::LoraChoice},
 };
 
-/// The textual inversions in the folder of `--embedding-dir` whose names are in a text, in any case of letters, and that
-/// were not `given` already. Whether they fit the model is not known here.
+/// The textual inversions in the folder of `--embedding-dir` whose names are in a text, in any case of letters, and
+/// that were not `given` already. Whether they fit the model is not known here.
 ///
 /// # Errors
 /// If a folder cannot be read.
@@ -39,8 +39,8 @@ pub fn embeddings<'a>(
 /// The LoRA of a tag in a prompt, from the folder of `--lora-dir`.
 ///
 /// # Errors
-/// If there is no folder, no such file in it or several, or if it was `given` already: the web UI has no flags that could
-/// say which weight counts.
+/// If there is no folder, no such file in it or several, or if it was `given` already: the web UI has no flags that
+/// could say which weight counts.
 pub fn lora(tag: &LoraTag, folder: Option<&Path>, given: &[LoraChoice]) -> Result<LoraChoice> {
     let refuse = |what: &str| Error::input(format!("{tag}: {what}"));
     let Some(folder) = folder else {

@@ -72,8 +72,8 @@ pub fn open(args: &ModelArgs, for_images: bool, console: &Console, interrupt: Op
     }
 }
 
-/// The model with the textual inversions that were found in a folder, but for those that do not fit it: a folder may have
-/// those of several kinds of models.
+/// The model with the textual inversions that were found in a folder, but for those that do not fit it: a folder may
+/// have those of several kinds of models.
 pub fn with_found(files: ModelFiles, args: &ModelArgs) -> Result<ModelFiles> {
     if args.found_embeddings.is_empty() {
         return Ok(files);

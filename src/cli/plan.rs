@@ -78,8 +78,8 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
 }
 
 /// Compares weights with configs if the weights exist, so that no plan is made for a model that a run would reject.
-/// Models whose weights are missing or incomplete, in a folder or on the hub, are planned too; what flags add to them is
-/// checked in any case.
+/// Models whose weights are missing or incomplete, in a folder or on the hub, are planned too; what flags add to them
+/// is checked in any case.
 fn check_what_is_there(args: &PlanArgs, files: &ModelFiles, spec: &ModelSpec) -> Result<()> {
     let (name, variant) = (&args.model.model.model, args.model.model.variant.as_deref());
     let is_there = |component: &&str| {

@@ -80,8 +80,8 @@ impl PooledSpec {
         ids.iter().position(|id| Some(*id) == token).unwrap_or(0)
     }
 
-    /// The rows `[texts, width]` of the hidden states `[texts, tokens, width]` that are pooled: those at `ends`, or by the
-    /// rule of the spec.
+    /// The rows `[texts, width]` of the hidden states `[texts, tokens, width]` that are pooled: those at `ends`, or by
+    /// the rule of the spec.
     fn rows(&self, ids: &[Vec<u32>], ends: &[Option<usize>], hidden: &Tensor) -> Result<Tensor> {
         let (values, tokens, width) = (hidden.read()?, hidden.dim(1), hidden.dim(2));
         let row = |(i, ids): (usize, &Vec<u32>)| {

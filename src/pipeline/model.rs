@@ -177,8 +177,8 @@ impl Model {
         }
     }
 
-    /// The number of chunks that the longest text of a request needs in any text encoder, for [`Request::chunks`]: 1 for
-    /// plain text, which is cut off.
+    /// The number of chunks that the longest text of a request needs in any text encoder, for [`Request::chunks`]: 1
+    /// for plain text, which is cut off.
     ///
     /// # Errors
     /// As [`Model::tokenize`].
@@ -250,9 +250,9 @@ impl Model {
         Ok(weights.observed(self.observer.clone()).adapted(self.adapters.clone()))
     }
 
-    /// Ten hexadecimal digits that identify this model: the [`weights::identity`] of everything that all of its pictures
-    /// depend on, which is weights, also those of another VAE and of ControlNets, configs, tokenizers and LoRAs. Textual
-    /// inversions are not part of it: a picture depends on those in its own texts.
+    /// Ten hexadecimal digits that identify this model: the [`weights::identity`] of everything that all of its
+    /// pictures depend on, which is weights, also those of another VAE and of ControlNets, configs, tokenizers and
+    /// LoRAs. Textual inversions are not part of it: a picture depends on those in its own texts.
     ///
     /// # Errors
     /// As [`Model::hashes`].
@@ -322,8 +322,8 @@ fn warn_of_capitals(files: &ModelFiles, embeddings: &[Embedding], counts: &[usiz
         let name = name(choice, embedding, PromptSyntax::Plain);
         if *count > 1 && name.to_lowercase() != name {
             tracing::warn!(
-                "the embedding {name:?}: only the first of its {count} vectors is used in plain prompts, as in diffusers, \
-                 because its name has capital letters"
+                "the embedding {name:?}: only the first of its {count} vectors is used in plain prompts, as in \
+                 diffusers, because its name has capital letters"
             );
         }
     }

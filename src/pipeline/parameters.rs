@@ -221,8 +221,8 @@ const fn has_own_levels(solver: Solver) -> bool {
     matches!(solver, Solver::Pndm | Solver::Ddim)
 }
 
-/// The sampler and the schedule type that mean this solver in web UIs; the type is empty for a sampler with noise levels
-/// of its own. A solver that sdshard does not have stays as it is.
+/// The sampler and the schedule type that mean this solver in web UIs; the type is empty for a sampler with noise
+/// levels of its own. A solver that sdshard does not have stays as it is.
 pub fn sampler(scheduler: &str) -> (&str, &'static str) {
     let Ok(kind) = scheduler.parse::<SchedulerKind>() else { return (scheduler, "") };
     let sampler = SAMPLERS.iter().find(|(solver, _)| *solver == kind.solver()).map_or(scheduler, |(_, name)| name);

@@ -61,12 +61,13 @@ struct Name {
 }
 
 impl PromptTokenizer {
-    /// For prompts of this syntax, with these embeddings (textual inversions): the name of each, and how many vectors it
-    /// has for this text encoder.
+    /// For prompts of this syntax, with these embeddings (textual inversions): the name of each, and how many vectors
+    /// it has for this text encoder.
     ///
     /// The vectors get ids in the order of the list, from [`PromptTokenizer::first_id`] on. In plain prompts each is a
-    /// token, as in diffusers' `load_textual_inversion`: `name`, `name_1`, `name_2` and so on, and `name` stands for all of
-    /// them if it has no capital letters. In web UIs' prompts a name is found by its tokens, and the longest name counts.
+    /// token, as in diffusers' `load_textual_inversion`: `name`, `name_1`, `name_2` and so on, and `name` stands for
+    /// all of them if it has no capital letters. In web UIs' prompts a name is found by its tokens, and the longest
+    /// name counts.
     ///
     /// # Errors
     /// If a name is empty, comes twice, or is a token already, or if an embedding has no vectors or more than a chunk.
@@ -109,8 +110,8 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, syntax, first_id, names })
     }
 
-    /// The id of the first vector of the embeddings: the rows of the text encoder's token embedding from this one on are
-    /// the vectors.
+    /// The id of the first vector of the embeddings: the rows of the text encoder's token embedding from this one on
+    /// are the vectors.
     pub fn first_id(&self) -> u32 {
         self.first_id
     }
@@ -155,9 +156,10 @@ impl PromptTokenizer {
         Ok(TokenizedPrompt { chunks: chunks.finish()?, truncated: None })
     }
 
-    /// Adds empty chunks, which are encoded like any other, until there are `chunks` of them: prompt and negative prompt
-    /// can run as one batch if both have the same number. The web UI does the same if its option "Pad prompt/negative
-    /// prompt" is on, and otherwise calls the UNet for each by itself, which gives slightly other pictures.
+    /// Adds empty chunks, which are encoded like any other, until there are `chunks` of them: prompt and negative
+    /// prompt can run as one batch if both have the same number. The web UI does the same if its option "Pad
+    /// prompt/negative prompt" is on, and otherwise calls the UNet for each by itself, which gives slightly other
+    /// pictures.
     pub fn pad(&self, prompt: &mut TokenizedPrompt, chunks: usize) {
         while prompt.chunks.len() < chunks {
             prompt.chunks.push(chunk(&self.tokenizer, Vec::new(), Vec::new()));

@@ -71,8 +71,8 @@ pub fn content_hash(place: &Path) -> Result<String> {
     read().map_err(doing)
 }
 
-/// The hash of web UIs before 2023, which their names of ControlNets still have, "AutoV1" of Civitai: eight digits of the
-/// SHA-256 of 64 KiB of a file, from its second megabyte on.
+/// The hash of web UIs before 2023, which their names of ControlNets still have, "AutoV1" of Civitai: eight digits of
+/// the SHA-256 of 64 KiB of a file, from its second megabyte on.
 ///
 /// # Errors
 /// If the file cannot be read.

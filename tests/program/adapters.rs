@@ -32,7 +32,8 @@ fn style(folder: &Path) -> String {
     write(folder, "style.safetensors", &tensors)
 }
 
-/// Embeddings of 24 vectors, whose rows are many bytes: one for the small model, called `cat`, and one for another, `fox`.
+/// Embeddings of 24 vectors, whose rows are many bytes: one for the small model, called `cat`, and one for another,
+/// `fox`.
 fn embeddings(folder: &Path) -> [String; 2] {
     [("cat", 32), ("fox", 48)]
         .map(|(name, width)| write(folder, &format!("{name}.safetensors"), &[("emb_params", &[24, width])]))
