@@ -14,6 +14,7 @@ mod lora;
 mod networks;
 mod pipelines;
 mod prompts;
+mod published;
 mod sdxl;
 mod single_file;
 mod tiny_vae;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     common::formula,
-    golden::{Golden, close, draw, draw_with},
+    golden::{Golden, asked, close, draw, draw_with},
     tokenizer::{folder, golden, merges_of_clip, vocab},
 };
 
@@ -31,12 +31,8 @@ fn prompts_of_web_uis_have_weights_and_chunks() {
         let request = Request {
             negative_prompt: Some(golden.text("negative_prompt")),
             prompt_syntax: PromptSyntax::A1111,
-            seed: number("seed") as u64,
-            steps: number("steps") as usize,
             guidance_scale: number("guidance_scale"),
-            width: number("width") as usize,
-            height: number("height") as usize,
-            ..Request::new(golden.text("prompt"), &model.spec)
+            ..asked(&golden, &model)
         };
         let chunks = model.chunks(&request).unwrap();
         assert_eq!(chunks as f32, number("chunks"));
@@ -64,13 +60,10 @@ fn textual_inversions_are_rows_of_the_token_table() {
     };
     let model = open(None);
     let request = |prompt: String, negative: &str| Request {
+        prompt,
         negative_prompt: Some(negative.into()),
-        seed: number("seed") as u64,
-        steps: number("steps") as usize,
         guidance_scale: number("guidance_scale"),
-        width: number("width") as usize,
-        height: number("height") as usize,
-        ..Request::new(prompt, &model.spec)
+        ..asked(&golden, &model)
     };
     let own = request(golden.text("inversion"), &token);
     // Every way in which weights are kept has the new rows.
@@ -144,13 +137,10 @@ fn an_embedding_is_not_taken_for_the_end_of_a_web_uis_prompt() {
     for (syntax, name) in [(PromptSyntax::Plain, "sdxl-inversion"), (PromptSyntax::A1111, "sdxl-inversion-a1111")] {
         let request = Request {
             prompt_syntax: syntax,
+            prompt: golden.text("inversion"),
             negative_prompt: Some(token.clone()),
-            seed: number("seed") as u64,
-            steps: number("steps") as usize,
             guidance_scale: number("guidance_scale"),
-            width: number("width") as usize,
-            height: number("height") as usize,
-            ..Request::new(golden.text("inversion"), &model.spec)
+            ..asked(&golden, &model)
         };
         close(name, &draw(&model, request).latents.values, &golden.values(name), 1e-3);
     }
