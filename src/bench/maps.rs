@@ -72,16 +72,13 @@ struct Round {
 /// `on_round` is called before each map of a round with the number of the round, from 0, and the map's name.
 ///
 /// A map that does not run here is listed with its reason, and does not stop the others.
-///
-/// # Errors
-/// If `on_round` returns an error.
 pub fn maps(
     model: &Arc<Model>,
     maps: &[(String, DeviceMap)],
     request: &Request,
     settings: &Settings,
-    mut on_round: impl FnMut(usize, &str) -> Result<()>,
-) -> Result<Report> {
+    mut on_round: impl FnMut(usize, &str),
+) -> Report {
     let devices = backend::visible();
     let plan = |map: &DeviceMap, images: usize| {
         let largest = Largest::of([request], &model.spec)?.expect("there is a request");
@@ -92,34 +89,27 @@ pub fn maps(
         let most = maps.iter().filter_map(|(_, map)| plan(map, usize::MAX).ok()).map(in_flight).max();
         2 * most.unwrap_or(1)
     });
-    let mut failed = Vec::new();
-    let mut runs: Vec<(&str, Plan, Vec<Round>)> = Vec::new();
-    for (name, map) in maps {
-        match plan(map, images) {
-            Ok(plan) => runs.push((name, plan, Vec::new())),
-            Err(error) => failed.push((name.clone(), error.to_string())),
-        }
-    }
+    let mut runs: Vec<_> =
+        maps.iter().map(|(name, map)| (name.as_str(), plan(map, images).map(|plan| (plan, Vec::new())))).collect();
     for number in 0..settings.rounds {
-        let mut i = 0;
-        while i < runs.len() {
-            let (name, plan, rounds) = &mut runs[i];
-            on_round(number, name)?;
+        for (name, run) in &mut runs {
+            let Ok((plan, rounds)) = run else { continue };
+            on_round(number, name);
             match round(model, plan, request, images) {
-                Ok(round) => {
-                    rounds.push(round);
-                    i += 1;
-                }
-                Err(error) => {
-                    failed.push((name.to_string(), error.to_string()));
-                    runs.remove(i);
-                }
+                Ok(round) => rounds.push(round),
+                Err(error) => *run = Err(error),
             }
         }
     }
-    let mut maps: Vec<Figures> = runs.iter().map(|(name, plan, rounds)| figures(name, plan, rounds, images)).collect();
+    let (mut maps, mut failed) = (Vec::new(), Vec::new());
+    for (name, run) in runs {
+        match run {
+            Ok((plan, rounds)) => maps.push(figures(name, &plan, &rounds, images)),
+            Err(error) => failed.push((name.to_owned(), error.to_string())),
+        }
+    }
     maps.sort_by(|a, b| a.all_s.total_cmp(&b.all_s));
-    Ok(Report { images, maps, failed })
+    Report { images, maps, failed }
 }
 
 fn round(model: &Arc<Model>, plan: &Plan, request: &Request, images: usize) -> Result<Round> {

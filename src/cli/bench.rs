@@ -10,7 +10,7 @@ use sdshard::{
     },
     device_map::DeviceMap,
     error::{Error, Result},
-    pipeline::{ImageFiles, Model, options::RequestOptions},
+    pipeline::{ImageFiles, options::RequestOptions},
 };
 
 use super::{
@@ -92,13 +92,12 @@ fn run_maps(args: &BenchMapsArgs, console: &Console) -> Result<()> {
     };
     let named = args.maps.iter().map(load).collect::<Result<Vec<_>>>()?;
     let images = ImageFiles::read(options.image_files())?;
-    let model: Model = model::open(&args.model, options.image.is_some(), console, None)?;
+    let model = model::open(&args.model, options.image.is_some(), console, None)?;
     let request = options.request(&model.spec, &images, flag)?;
     let settings = maps::Settings { images: options.num_images, rounds: args.rounds };
     let report = maps::maps(&Arc::new(model), &named, &request, &settings, |round, name| {
         console.note(&format!("round {} of {}: {name}", round + 1, args.rounds));
-        Ok(())
-    })?;
+    });
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
         return console.print(&json);

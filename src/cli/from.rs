@@ -43,7 +43,7 @@ pub fn read(args: &mut GenerateArgs) -> Result<()> {
     let seed = settings.options.seed.take();
     if args.prompts.is_empty() && args.prompts_file.is_none() {
         let tags = prompts::take_tags(&mut said, str::to_owned).map_err(|error| error.context(place))?;
-        settings.loras.extend(tags.iter().map(label));
+        settings.loras.extend(tags.iter().map(LoraTag::arguments));
         args.prompts.extend(said.prompt);
         settings.options.prompt_2 = said.prompt_2;
     }
@@ -159,12 +159,6 @@ pub fn tell(
         ));
     }
     Ok(())
-}
-
-/// A LoRA as [`LoraChoice::label`] writes it.
-fn label(tag: &LoraTag) -> String {
-    let text = tag.to_string();
-    text.trim_start_matches("<lora:").trim_end_matches('>').to_owned()
 }
 
 /// The files that a picture was drawn with and this run does not have: a line for each, with the flag that gives one.

@@ -124,11 +124,7 @@ pub fn jobs(args: &GenerateArgs) -> Result<Jobs> {
             (from.control_scale, from.control_start, from.control_end) = (Vec::new(), Vec::new(), Vec::new());
         }
         let mut asked = asked.or(&from, from_at.as_deref());
-        let asked_at = asked.at.clone().or_else(|| from_at.clone());
-        tags.take(&mut asked).map_err(|error| match &asked_at {
-            Some(at) => error.context(at),
-            None => error,
-        })?;
+        tags.take(&mut asked, from_at.as_deref())?;
         let Asked { options, at, places } = asked;
         let prompt = options.prompt.as_deref().unwrap_or_default();
         let images = options.num_images.unwrap_or(1);

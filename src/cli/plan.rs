@@ -39,8 +39,7 @@ pub fn run(args: &PlanArgs, console: &Console) -> Result<()> {
     }
     let mut tags = SharedTags::default();
     for asked in &mut asked {
-        let at = asked.at.clone();
-        tags.take(asked).map_err(|error| if let Some(at) = at { error.context(at) } else { error })?;
+        tags.take(asked, None)?;
     }
     let map = device_map(&args.model)?;
     let model_args = args.model.model.with_named(&tags.into_list(), asked.iter().flat_map(Asked::texts))?;

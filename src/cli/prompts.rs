@@ -129,11 +129,19 @@ pub fn take_tags(options: &mut RequestOptions, name: impl Fn(&str) -> String) ->
 pub struct SharedTags(Option<Vec<LoraTag>>);
 
 impl SharedTags {
-    /// Takes the tags out of the texts of one more prompt.
+    /// Takes the tags out of the texts of one more prompt, which is in a file or else `elsewhere`.
     ///
     /// # Errors
     /// As [`take_tags`], or if it has others than those before.
-    pub fn take(&mut self, asked: &mut Asked) -> Result<()> {
+    pub fn take(&mut self, asked: &mut Asked, elsewhere: Option<&str>) -> Result<()> {
+        let taken = self.add(asked);
+        match asked.at.as_deref().or(elsewhere) {
+            Some(at) => taken.map_err(|error| error.context(at)),
+            None => taken,
+        }
+    }
+
+    fn add(&mut self, asked: &mut Asked) -> Result<()> {
         let places = asked.places.clone();
         let own = take_tags(&mut asked.options, |field| places.name_of(field))?;
         let known = self.0.get_or_insert_with(|| own.clone());

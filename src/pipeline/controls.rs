@@ -2,6 +2,7 @@
 
 use super::{branch::Branch, parts::Placed, request::Control};
 use crate::{
+    backend::PersistentArena,
     error::Result,
     models::{
         controlnet::ControlConditioning,
@@ -90,9 +91,8 @@ impl Controls<'_> {
         let new = |scale: f32| Controlled { scale, residuals: branches.iter().map(|_| Vec::new()).collect() };
         match self {
             Self::Networks(networks) => {
-                let active =
-                    networks.iter().zip(conditionings).filter(|(network, _)| network.control.is_active(done, steps));
-                let active: Vec<_> = active.collect();
+                let active = |(network, _): &(&Controller, _)| network.control.is_active(done, steps);
+                let active: Vec<_> = networks.iter().zip(conditionings).filter(active).collect();
                 if active.is_empty() {
                     return Ok(Vec::new());
                 }
@@ -100,10 +100,7 @@ impl Controls<'_> {
                 let call = |(network, conditioning): (&Controller, &ControlConditioning)| {
                     let mut controlled = new(network.control.scale);
                     network.call(step, shape, &latents, conditioning, &NoHooks, |i, residual| {
-                        for (branch, residuals) in branches.iter().zip(&mut controlled.residuals) {
-                            residuals.push(residual.keep(branch.keeps.on(branch.taker(i)))?);
-                        }
-                        Ok(())
+                        controlled.push(branches, i, |keep| residual.keep(keep))
                     })?;
                     Ok(controlled)
                 };
@@ -118,9 +115,7 @@ impl Controls<'_> {
                     let mut controlled = new(1.0);
                     let shapes = branches[0].denoiser.residual_shapes([rows, shape.dims()[1], shape.dims()[2]]);
                     for (i, shape) in shapes.into_iter().enumerate() {
-                        for (branch, residuals) in branches.iter().zip(&mut controlled.residuals) {
-                            residuals.push(Tensor::uninitialized_in(branch.keeps.on(branch.taker(i)), shape)?);
-                        }
+                        controlled.push(branches, i, |keep| Tensor::uninitialized_in(keep, shape))?;
                     }
                     Ok(controlled)
                 };
@@ -131,6 +126,14 @@ impl Controls<'_> {
 }
 
 impl Controlled {
+    /// Adds residual `i`, which `make` makes in the arena of each branch that takes it.
+    fn push(&mut self, branches: &[Branch], i: usize, make: impl Fn(&PersistentArena) -> Result<Tensor>) -> Result<()> {
+        for (branch, residuals) in branches.iter().zip(&mut self.residuals) {
+            residuals.push(make(branch.keeps.on(branch.taker(i)))?);
+        }
+        Ok(())
+    }
+
     /// The residuals for a branch, whose rows begin at `row` of all rows.
     pub(super) fn of_branch(all: &[Self], branch: usize, row: usize) -> Vec<Residuals<'_>> {
         all.iter().map(|one| Residuals { tensors: &one.residuals[branch], row, scale: one.scale }).collect()

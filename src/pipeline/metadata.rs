@@ -44,11 +44,13 @@ pub struct Metadata {
     /// The LoRAs, as names and weights: `style:0.8`. The hash of the model contains those of their files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<String>,
-    /// The names and hashes of their files, of another VAE and of ControlNets, as [`Hashes`] has them.
+    /// The names and hashes of their files, as [`Hashes`] has them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lora_hashes: Vec<Named>,
+    /// Those of another VAE than the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<Named>,
+    /// Those of ControlNets, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controlnets: Vec<Named>,
     /// Those of the textual inversions in the texts of this picture, of which the hash of the model says nothing.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     image_files::ImageFiles,
-    request::{Control, MAX_SIDE, Request, Start, StartImage},
+    request::{Control, MAX_SIDE, Request, Start, StartImage, check_share, check_strength},
 };
 use crate::{
     error::{Error, Result},
@@ -205,21 +205,16 @@ impl RequestOptions {
                 _ => {}
             }
         }
-        if let Some(strength) = self.strength.filter(|&strength| !(strength > 0.0 && strength <= 1.0)) {
-            return refuse("strength", strength.to_string(), "a number above 0 and at most 1 is needed".into());
+        if let Some(strength) = self.strength {
+            check_strength(&name("strength"), strength)?;
         }
-        if let Some(eta) = self.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
-            return refuse("eta", eta.to_string(), "a number from 0 to 1 is needed".into());
+        if let Some(eta) = self.eta {
+            check_share(&name("eta"), eta)?;
         }
-        match (self.guidance_scale, self.guidance_rescale) {
-            (Some(scale), _) if !scale.is_finite() => {
-                refuse("guidance_scale", scale.to_string(), "a finite number is needed".into())
-            }
-            (_, Some(factor)) if !(0.0..=1.0).contains(&factor) => {
-                refuse("guidance_rescale", factor.to_string(), "a number from 0 to 1 is needed".into())
-            }
-            _ => Ok(()),
+        if let Some(scale) = self.guidance_scale.filter(|scale| !scale.is_finite()) {
+            return refuse("guidance_scale", scale.to_string(), "a finite number is needed".into());
         }
+        self.guidance_rescale.map_or(Ok(()), |factor| check_share(&name("guidance_rescale"), factor))
     }
 
     /// The files of pictures that these options name.

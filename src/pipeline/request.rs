@@ -1,6 +1,6 @@
 //! The request for one picture, which is checked once.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use super::{
     image::Image,
@@ -293,11 +293,8 @@ impl Request {
             if !scale.is_finite() {
                 return refuse("control_scale", "a finite number is needed", scale.to_string());
             }
-            for (field, share) in [("control_start", start), ("control_end", end)] {
-                if !(0.0..=1.0).contains(share) {
-                    return refuse(field, "a number from 0 to 1 is needed", share.to_string());
-                }
-            }
+            check_share(&name("control_start"), *start)?;
+            check_share(&name("control_end"), *end)?;
             if start >= end {
                 return refuse("control_end", "the end must be greater than the start", format!("{start} to {end}"));
             }
@@ -329,18 +326,11 @@ impl Request {
             return Err(Error::input(format!("{}: a finite number is needed", name("guidance_scale")))
                 .found(self.guidance_scale.to_string()));
         }
-        if !(0.0..=1.0).contains(&self.guidance_rescale) {
-            return Err(Error::input(format!("{}: a number from 0 to 1 is needed", name("guidance_rescale")))
-                .found(self.guidance_rescale.to_string()));
-        }
-        if !(0.0..=1.0).contains(&self.eta) {
-            return Err(
-                Error::input(format!("{}: a number from 0 to 1 is needed", name("eta"))).found(self.eta.to_string())
-            );
-        }
+        check_share(&name("guidance_rescale"), self.guidance_rescale)?;
+        check_share(&name("eta"), self.eta)?;
         // A model whose own scheduler is not implemented may be checked before a solver is chosen.
-        if let Ok(config) = spec.scheduler_for(self.scheduler)
-            && self.eta != 0.0
+        if self.eta != 0.0
+            && let Ok(config) = spec.scheduler_for(self.scheduler)
             && !config.kind().solver().has_eta()
         {
             return Err(Error::input(format!("{}: the noise of {} is fixed", name("eta"), config.kind()))
@@ -400,10 +390,7 @@ impl Request {
             .hint(format!("{} FILE {} FILE", name("image"), name("mask"))));
         }
         if let Some(StartImage { image, strength, mask, paste_original }) = start {
-            if !(*strength > 0.0 && *strength <= 1.0) {
-                return Err(Error::input(format!("{}: a number above 0 and at most 1 is needed", name("strength")))
-                    .found(strength.to_string()));
-            }
+            check_strength(&name("strength"), *strength)?;
             match mask {
                 Some(mask) => check_mask_size(mask, image).map_err(|error| error.context(name("mask")))?,
                 None if *paste_original => {
@@ -419,6 +406,22 @@ impl Request {
         }
         Ok(())
     }
+}
+
+/// Checks a share that may be 0; `name` is the field's in messages.
+pub(super) fn check_share<T: PartialOrd + Display + From<u8>>(name: &str, share: T) -> Result<()> {
+    if (T::from(0)..=T::from(1)).contains(&share) {
+        return Ok(());
+    }
+    Err(Error::input(format!("{name}: a number from 0 to 1 is needed")).found(share.to_string()))
+}
+
+/// Checks the share of the steps that are made from a picture; `name` is the field's in messages.
+pub(super) fn check_strength(name: &str, strength: f64) -> Result<()> {
+    if strength > 0.0 && strength <= 1.0 {
+        return Ok(());
+    }
+    Err(Error::input(format!("{name}: a number above 0 and at most 1 is needed")).found(strength.to_string()))
 }
 
 #[cfg(test)]

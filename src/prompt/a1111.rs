@@ -38,6 +38,15 @@ pub struct LoraTag {
 }
 
 impl LoraTag {
+    /// The arguments of the tag, as [`LoraTag::parse`] reads them.
+    pub fn arguments(&self) -> String {
+        let Self { name, unet_weight, text_encoder_weight } = self;
+        match unet_weight == text_encoder_weight {
+            true => format!("{name}:{unet_weight}"),
+            false => format!("{name}:{text_encoder_weight}:{unet_weight}"),
+        }
+    }
+
     /// Reads the arguments of a tag, such as `name:0.8`: name, weight in the text encoders, weight in the UNet, either
     /// also as `te=` and `unet=`. One weight is for both.
     ///
@@ -77,11 +86,7 @@ impl LoraTag {
 
 impl fmt::Display for LoraTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, unet_weight, text_encoder_weight } = self;
-        match unet_weight == text_encoder_weight {
-            true => write!(f, "<lora:{name}:{unet_weight}>"),
-            false => write!(f, "<lora:{name}:{text_encoder_weight}:{unet_weight}>"),
-        }
+        write!(f, "<lora:{}>", self.arguments())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     fs,
     io::{self, Read, Seek},
     path::Path,
@@ -45,8 +45,7 @@ pub fn identity(files: &ModelFiles, paths: &[String]) -> Result<String> {
 /// If the file cannot be read.
 pub fn file_hash(place: &Path) -> Result<String> {
     let cache = cache_folder().map(|folder| folder.join("hashes.json"));
-    let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
-    of_file(place, cache.as_deref()).map_err(doing)
+    of_file(place, cache.as_deref()).map_err(|error| not_hashed(place.display(), error))
 }
 
 /// The hash of a LoRA that web UIs show, "AutoV3" of Civitai: the SHA-256 of what follows the header of a safetensors
@@ -60,7 +59,6 @@ pub fn content_hash(place: &Path) -> Result<String> {
     if let Some(said) = file.metadata("sshs_model_hash").filter(is_hash) {
         return Ok(said.to_ascii_lowercase());
     }
-    let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
     let read = || {
         let mut file = input::open(place)?;
         let mut length = [0; 8];
@@ -68,7 +66,7 @@ pub fn content_hash(place: &Path) -> Result<String> {
         file.seek_relative(i64::try_from(u64::from_le_bytes(length)).map_err(io::Error::other)?)?;
         of_reader(&mut file)
     };
-    read().map_err(doing)
+    read().map_err(|error| not_hashed(place.display(), error))
 }
 
 /// The hash of web UIs before 2023, which their names of ControlNets still have, "AutoV1" of Civitai: eight digits of
@@ -77,13 +75,16 @@ pub fn content_hash(place: &Path) -> Result<String> {
 /// # Errors
 /// If the file cannot be read.
 pub fn old_hash(place: &Path) -> Result<String> {
-    let doing = |error| Error::input(format!("{}: its content cannot be hashed", place.display())).source(error);
     let read = || {
         let mut file = input::open(place)?;
         file.seek_relative(1 << 20)?;
         of_reader(&mut file.take(1 << 16))
     };
-    read().map(|hash| hash[..8].to_owned()).map_err(doing)
+    read().map(|hash| hash[..8].to_owned()).map_err(|error| not_hashed(place.display(), error))
+}
+
+fn not_hashed(place: impl Display, error: io::Error) -> Error {
+    Error::input(format!("{place}: its content cannot be hashed")).source(error)
 }
 
 fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> Result<String> {
@@ -91,9 +92,7 @@ fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> 
     let mut whole = String::new();
     for path in paths {
         whole = match files.location(path) {
-            Some(place) => of_file(&place, cache).map_err(|error| {
-                Error::input(format!("{}: its content cannot be hashed", files.path_of(path))).source(error)
-            })?,
+            Some(place) => of_file(&place, cache).map_err(|error| not_hashed(files.path_of(path), error))?,
             // The file is compiled into the program, or was made by it.
             None => hex(Sha256::new_with_prefix(files.open(path)?.in_memory().unwrap_or_default())),
         };
