@@ -88,4 +88,4 @@ pub(crate) use ops::{Backend, Epilogue, Fusion, Op};
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};
 pub use weight::Weight;
-use weight::{Form, WeightData};
+use weight::{Form, Stored, WeightData};

@@ -17,6 +17,8 @@ pub enum Stored {
     F16,
     /// bfloat16.
     BF16,
+    /// 8-bit integers, with a scale for each output channel.
+    Int8,
 }
 
 impl Stored {
@@ -26,12 +28,16 @@ impl Stored {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::BF16 => DType::BF16,
+            Self::Int8 => panic!(),
         }
     }
 
     /// The bytes of this many elements.
     pub const fn bytes(self, elements: usize) -> usize {
-        elements * self.dtype().size()
+        match self {
+            Self::Int8 => elements,
+            _ => elements * self.dtype().size(),
+        }
     }
 }
 

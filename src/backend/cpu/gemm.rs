@@ -63,14 +63,16 @@ pub enum Lhs<'a> {
 }
 
 impl Lhs<'_> {
-    fn rows(&self) -> usize {
+    /// The rows of the product.
+    pub fn rows(&self) -> usize {
         match self {
             Lhs::Linear(p, _) => p.rows as usize,
             Lhs::Conv2d(p, _) => (p.batch * p.out_height * p.out_width) as usize,
         }
     }
 
-    fn taps(&self) -> usize {
+    /// The taps of its window.
+    pub fn taps(&self) -> usize {
         match self {
             Lhs::Linear(..) => 1,
             Lhs::Conv2d(p, _) => (p.kernel * p.kernel) as usize,
@@ -78,7 +80,7 @@ impl Lhs<'_> {
     }
 
     /// The elements of x.
-    fn x(&self) -> &[f32] {
+    pub fn x(&self) -> &[f32] {
         match self {
             Lhs::Linear(_, x) | Lhs::Conv2d(_, x) => x,
         }
@@ -93,24 +95,21 @@ impl Lhs<'_> {
     }
 
     /// The number of elements of one tap.
-    fn channels(&self) -> usize {
+    pub fn channels(&self) -> usize {
         match self {
             Lhs::Linear(p, _) => p.k as usize,
             Lhs::Conv2d(p, _) => p.channels as usize,
         }
     }
 
-    /// Points `to[tap * MAX_ROWS + i]` at tap `tap` of row `row + i`, for `count` rows.
+    /// Calls `f(tap, i, source)` for each tap of row `row + i`, for `count` rows. The source is a row of x, or a pixel;
+    /// `None` is padding.
     #[inline(always)]
-    fn point(&self, row: usize, count: usize, to: &mut [*const f32; MAX_TAPS * MAX_ROWS]) {
+    pub fn each_source(&self, row: usize, count: usize, mut f: impl FnMut(usize, usize, Option<usize>)) {
         match *self {
-            Lhs::Linear(p, x) => {
-                for i in 0..count {
-                    to[i] = x[(row + i) * p.k as usize..].as_ptr();
-                }
-            }
-            Lhs::Conv2d(p, x) => {
-                let (width, height, channels) = (p.width as usize, p.height as usize, p.channels as usize);
+            Lhs::Linear(..) => (0..count).for_each(|i| f(0, i, Some(row + i))),
+            Lhs::Conv2d(p, _) => {
+                let (width, height) = (p.width as usize, p.height as usize);
                 let (out_width, out_height) = (p.out_width as usize, p.out_height as usize);
                 let (kernel, stride, padding) = (p.kernel as usize, p.stride as usize, p.padding as usize);
                 for i in 0..count {
@@ -122,16 +121,25 @@ impl Lhs<'_> {
                         let y_in = (y * stride + ky).wrapping_sub(padding);
                         for kx in 0..kernel {
                             let x_in = (x_out * stride + kx).wrapping_sub(padding);
-                            to[(ky * kernel + kx) * MAX_ROWS + i] = if y_in < height && x_in < width {
-                                x[((image * height + y_in) * width + x_in) * channels..].as_ptr()
-                            } else {
-                                ZEROS.as_ptr()
-                            };
+                            let inside = y_in < height && x_in < width;
+                            f(ky * kernel + kx, i, inside.then(|| (image * height + y_in) * width + x_in));
                         }
                     }
                 }
             }
         }
+    }
+
+    /// Points `to[tap * MAX_ROWS + i]` at tap `tap` of row `row + i`, for `count` rows.
+    #[inline(always)]
+    fn point(&self, row: usize, count: usize, to: &mut [*const f32; MAX_TAPS * MAX_ROWS]) {
+        let (x, channels) = (self.x(), self.channels());
+        self.each_source(row, count, |tap, i, source| {
+            to[tap * MAX_ROWS + i] = match source {
+                Some(source) => x[source * channels..].as_ptr(),
+                None => ZEROS.as_ptr(),
+            };
+        });
     }
 }
 
@@ -180,6 +188,38 @@ impl Product<'_> {
                 panels: first_panel..panels.min(first_panel + task_panels),
             });
         });
+    }
+
+    /// The epilogue of a row's sums with a panel: `activation(sum + bias + channel_add) + residual`, each step rounded
+    /// separately, as the plain ops do.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s; the row and these columns of the output are the caller's own.
+    #[inline(always)]
+    pub unsafe fn finish_row<S: Simd, const N: usize>(
+        &self,
+        mut sum: [S::V; N],
+        out: &Parts<f32>,
+        row: usize,
+        panel: usize,
+    ) {
+        let geglu = self.activation == Activation::Geglu;
+        let first = if geglu { panel * S::LANES } else { panel * 2 * S::LANES };
+        // SAFETY: the bias is as wide as the panels; the caller's contract.
+        unsafe {
+            if let Some(bias) = &self.packed.bias {
+                let bias = &bias[panel * 2 * S::LANES..];
+                for (j, sum) in sum.iter_mut().enumerate() {
+                    *sum = S::add(*sum, S::load(bias[j * S::LANES..].as_ptr()));
+                }
+            }
+            if geglu {
+                sum[0] = S::mul(sum[0], math::gelu::<S>(sum[N - 1]));
+            }
+            for (j, &sum) in sum.iter().enumerate().take(if geglu { 1 } else { N }) {
+                self.write::<S>(sum, out, row, first + j * S::LANES);
+            }
+        }
     }
 
     /// Adds the bias to a vector of sums that begins at `column`, and writes it.
@@ -374,8 +414,7 @@ impl Task<'_> {
         }
     }
 
-    /// The epilogue: `activation(sum + bias + channel_add) + residual`, each step rounded separately, as the plain
-    /// ops do.
+    /// The epilogue of some rows.
     ///
     /// # Safety
     /// As [`Simd`]'s.
@@ -387,27 +426,9 @@ impl Task<'_> {
         count: usize,
         panel: usize,
     ) {
-        let product = self.product;
-        let geglu = product.activation == Activation::Geglu;
-        let bias = product.packed.bias.as_ref().map(|bias| &bias[panel * 2 * S::LANES..]);
-        let first = if geglu { panel * S::LANES } else { panel * 2 * S::LANES };
-        // SAFETY: bias is as wide as the panels. The output's rows and columns of this task are its own.
-        unsafe {
-            for (i, acc) in acc.iter().enumerate().take(count) {
-                let row = row + i;
-                let mut sum = *acc;
-                if let Some(bias) = bias {
-                    for (j, sum) in sum.iter_mut().enumerate() {
-                        *sum = S::add(*sum, S::load(bias[j * S::LANES..].as_ptr()));
-                    }
-                }
-                if geglu {
-                    sum[0] = S::mul(sum[0], math::gelu::<S>(sum[N - 1]));
-                }
-                for (j, &sum) in sum.iter().enumerate().take(if geglu { 1 } else { N }) {
-                    product.write::<S>(sum, self.out, row, first + j * S::LANES);
-                }
-            }
+        for (i, sum) in acc.iter().enumerate().take(count) {
+            // SAFETY: the caller's contract; the output's rows and columns of this task are its own.
+            unsafe { self.product.finish_row::<S, N>(*sum, self.out, row + i, panel) }
         }
     }
 }

@@ -8,6 +8,7 @@ mod gemm;
 mod kernels;
 mod machine;
 pub(super) mod memory;
+mod narrow;
 mod norm;
 pub(super) mod pack;
 mod peak;

@@ -101,4 +101,19 @@ impl Simd for Avx2 {
             _mm256_or_ps(_mm256_andnot_ps(bit, magnitude), _mm256_and_ps(bit, sign))
         }
     }
+    #[inline(always)]
+    unsafe fn store_bytes(v: __m256, to: *mut u8) {
+        unsafe {
+            let v = _mm256_cvtps_epi32(v);
+            let halves = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(halves, halves));
+        }
+    }
+    #[inline(always)]
+    unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> __m256 {
+        unsafe {
+            let product = _mm256_mullo_epi32(_mm256_set1_epi32(factor), _mm256_loadu_si256(b.cast()));
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(a.cast()), product))
+        }
+    }
 }

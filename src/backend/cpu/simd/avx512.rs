@@ -8,8 +8,8 @@ use super::vector::{Kernel, Simd};
 pub struct Avx512;
 
 /// # Safety
-/// The machine must have AVX-512 F and DQ.
-#[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+/// The machine must have AVX-512 F, DQ and BW.
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx2,fma")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are on here, and everything below is inlined into this function.
     unsafe { kernel.run::<Avx512>() }
@@ -95,6 +95,17 @@ impl Simd for Avx512 {
         unsafe {
             let bit = _mm512_set1_ps(-0.0);
             _mm512_or_ps(_mm512_andnot_ps(bit, magnitude), _mm512_and_ps(bit, sign))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(v: __m512, to: *mut u8) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
+    unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> __m512 {
+        unsafe {
+            let product = _mm512_mullo_epi32(_mm512_set1_epi32(factor), _mm512_loadu_si512(b.cast()));
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(a.cast()), product))
         }
     }
 }

@@ -88,4 +88,15 @@ impl Simd for Portable {
     unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V {
         each(|i| magnitude[i].copysign(sign[i]))
     }
+    #[inline(always)]
+    unsafe fn store_bytes(v: Self::V, to: *mut u8) {
+        for (i, x) in v.into_iter().enumerate() {
+            unsafe { *to.add(i) = x as u8 }
+        }
+    }
+    #[inline(always)]
+    unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> Self::V {
+        let (a, b) = unsafe { (a.cast::<[i32; LANES]>().read_unaligned(), b.cast::<[i32; LANES]>().read_unaligned()) };
+        each(|i| (a[i] - factor * b[i]) as f32)
+    }
 }

@@ -46,6 +46,10 @@ pub trait Simd: Copy {
     unsafe fn exp2_integral(a: Self::V) -> Self::V;
     /// `|magnitude|` with the sign of `sign`.
     unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V;
+    /// Writes integral lanes from 0 to 255 as `LANES` bytes.
+    unsafe fn store_bytes(v: Self::V, to: *mut u8);
+    /// `a - factor * b` in i32, converted to f32.
+    unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> Self::V;
 }
 
 /// Work that is compiled once for each path.

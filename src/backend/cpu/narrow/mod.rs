@@ -1,0 +1,394 @@
+//! Products of narrow elements, four int8 or two bf16 in a word of 32 bits: matrix products and convolutions whose
+//! weights and inputs are both converted.
+//!
+//! An op first converts its input, row by row ([`rows`]), and then multiplies words. In int8, each row, or pixel, has
+//! a scale and a zero point of its own, and each output channel has a scale: the sums over one tap of a window are exact
+//! integers, and they are added to an f32 sum after each tap. Integer sums do not depend on the instructions, and the
+//! few f32 steps are the same everywhere, so an int8 product has the same bits on every [`Unit`].
+
+mod amx;
+mod pack;
+mod rows;
+mod unit;
+mod vectors;
+
+use std::ops::Range;
+
+pub use pack::{Column, packed_words, parts};
+pub use rows::Rows;
+pub use unit::Unit;
+
+use super::{
+    gemm::{Lhs, MAX_CHANNELS, Product},
+    memory::{Parts, Scratch},
+    simd::Simd,
+    threads::Pool,
+};
+use crate::backend::Stored;
+use unit::{Dot, NarrowKernel};
+
+/// The most parts of k that are summed separately: the taps of a window, or the groups of a row.
+const MAX_SEGMENTS: usize = 64;
+/// The most rows of a tile, on any unit.
+const MAX_ROWS: usize = 32;
+/// The most columns of a panel, on any path.
+const MAX_PANEL: usize = 32;
+/// Bytes of packed weight that are reused from the second-level cache.
+const BLOCK_BYTES: usize = 512 << 10;
+/// The largest number of rows of one task.
+const TASK_ROWS: usize = 384;
+/// The number of tasks per thread to aim at, so that no thread waits long for the last one.
+const TASKS_PER_THREAD: usize = 8;
+
+/// What padding points to.
+static ZEROS: [u32; MAX_CHANNELS / 2] = [0; MAX_CHANNELS / 2];
+
+/// How the k of a layer is divided: into taps of a window, or groups of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments {
+    /// The number of segments.
+    pub count: usize,
+    /// Elements of one segment.
+    pub elements: usize,
+    /// Words of one segment, whose last elements may be padding.
+    pub words: usize,
+}
+
+impl Segments {
+    /// `count` segments of `elements` elements each.
+    pub fn new(stored: Stored, count: usize, elements: usize) -> Self {
+        Self { count, elements, words: elements.div_ceil(per_word(stored)).next_multiple_of(STEP) }
+    }
+}
+
+/// The number of words in which the words of a segment are counted: a row of AMX's tiles.
+const STEP: usize = 16;
+
+/// Elements in one word.
+fn per_word(stored: Stored) -> usize {
+    4 / stored.bytes(1)
+}
+
+/// A packed weight of narrow elements.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// The division of k.
+    pub segments: Segments,
+    /// Panels of words, `[panels, segments, words, panel]`.
+    pub words: &'a [u32],
+    /// The scale of each column; empty for bf16.
+    pub scales: &'a [f32],
+    /// The sum of each column's elements in each segment, `[segments, columns]`; empty for bf16.
+    pub sums: &'a [i32],
+}
+
+/// Computes a product and writes all of `out`. `rows` are the converted rows of the product's input.
+///
+/// # Panics
+/// If a slice is shorter than the sizes say, because the unsafe code depends on them.
+pub fn run(product: &Product, weight: Weight, rows: &Rows, unit: Unit, pool: &Pool, out: &mut [f32]) {
+    let (path, count, segments) = (unit.path(), product.lhs.rows(), weight.segments);
+    let panel_words = segments.count * segments.words * path.panel();
+    let panels = weight.words.len() / panel_words;
+    let columns = panels * path.panel();
+    assert!(segments.count <= MAX_SEGMENTS && segments.words <= ZEROS.len(), "a product of the unit's sizes");
+    assert!(rows.segments.words == segments.words, "rows that were converted for this weight");
+    if unit.is_int8() {
+        assert!(weight.scales.len() >= columns && weight.sums.len() >= segments.count * columns, "scales of all columns");
+    }
+    product.check(path, panels, out);
+    let task_rows = count.min(TASK_ROWS).next_multiple_of(unit.rows());
+    let row_tasks = count.div_ceil(task_rows);
+    let wanted = (pool.threads() * TASKS_PER_THREAD).div_ceil(row_tasks);
+    let task_panels = if pool.threads() == 1 { panels } else { panels.div_ceil(wanted).max(1) };
+    let out = Parts::new(out);
+    // Neighbouring tasks share the weights, because the weights are what does not fit into the caches.
+    pool.run(row_tasks * panels.div_ceil(task_panels), |task| {
+        let (first_row, first_panel) = (task % row_tasks * task_rows, task / row_tasks * task_panels);
+        unit.run(Task {
+            product,
+            weight: &weight,
+            input: rows,
+            columns,
+            out: &out,
+            rows: first_row..count.min(first_row + task_rows),
+            panels: first_panel..panels.min(first_panel + task_panels),
+        });
+    });
+}
+
+/// A rectangle of the result.
+struct Task<'a> {
+    product: &'a Product<'a>,
+    weight: &'a Weight<'a>,
+    input: &'a Rows<'a>,
+    /// The columns of all panels.
+    columns: usize,
+    out: &'a Parts<'a, f32>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+/// The rows of one tile in every segment, with the scale and the zero point of each.
+struct TileRows {
+    words: [[*const u32; MAX_ROWS]; MAX_SEGMENTS],
+    scales: [[f32; MAX_ROWS]; MAX_SEGMENTS],
+    zeros: [[i32; MAX_ROWS]; MAX_SEGMENTS],
+}
+
+impl TileRows {
+    /// Points at `count` rows from `row` on. Rows beyond them repeat the first one.
+    #[inline(always)]
+    fn point(&mut self, lhs: &Lhs, input: &Rows, segments: usize, row: usize, count: usize) {
+        let groups = input.segments.count;
+        lhs.each_source(row, count, |tap, i, source| {
+            // A window has one group for each pixel, and a row has one tap.
+            for group in 0..groups {
+                let segment = tap + group;
+                let (words, scale, zero) = match source {
+                    Some(source) => input.part(source * groups + group),
+                    None => (ZEROS.as_ptr(), 0.0, 0),
+                };
+                self.words[segment][i] = words;
+                self.scales[segment][i] = scale;
+                self.zeros[segment][i] = zero;
+            }
+        });
+        for words in &mut self.words[..segments] {
+            let first = words[0];
+            words[count..].fill(first);
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Tile([f32; MAX_ROWS * MAX_PANEL]);
+
+impl NarrowKernel for Task<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, D: Dot>(self) {
+        let Self { product, weight, .. } = &self;
+        let (panel_width, segments) = (2 * S::LANES, weight.segments);
+        let panel_words = segments.count * segments.words * panel_width;
+        let group = (BLOCK_BYTES / 4 / panel_words).max(1);
+        let mut rows = TileRows {
+            words: [[ZEROS.as_ptr(); MAX_ROWS]; MAX_SEGMENTS],
+            scales: [[0.0; MAX_ROWS]; MAX_SEGMENTS],
+            zeros: [[0; MAX_ROWS]; MAX_SEGMENTS],
+        };
+        let (mut tile, mut sums) = (Tile([0.0; MAX_ROWS * MAX_PANEL]), Tile([0.0; MAX_ROWS * MAX_PANEL]));
+        let mut gathered = Scratch::take(D::gathered_words(segments.count * segments.words));
+        // SAFETY: inside `NarrowKernel::run`; `run` has compared the slices with the sizes of the call.
+        unsafe {
+            D::start();
+            for first in self.panels.clone().step_by(group) {
+                for row in self.rows.clone().step_by(D::ROWS) {
+                    let count = D::ROWS.min(self.rows.end - row);
+                    rows.point(&product.lhs, self.input, segments.count, row, count);
+                    let mut room = gathered.as_mut_ptr().cast();
+                    for words in &mut rows.words[..segments.count] {
+                        room = D::gather(words, count, segments.words, room);
+                    }
+                    for panel in first..self.panels.end.min(first + group) {
+                        let mut words = weight.words[panel * panel_words..].as_ptr();
+                        for segment in 0..segments.count {
+                            let pointers = &rows.words[segment];
+                            if D::IS_INT8 {
+                                D::tile(pointers, count, segments.words, words, true, tile.0.as_mut_ptr());
+                                let columns = &weight.sums[segment * self.columns + panel * panel_width..];
+                                let (scales, zeros) = (&rows.scales[segment], &rows.zeros[segment]);
+                                add::<S>(count, &tile, columns, scales, zeros, segment == 0, &mut sums);
+                            } else {
+                                D::tile(pointers, count, segments.words, words, segment == 0, sums.0.as_mut_ptr());
+                            }
+                            words = words.add(segments.words * panel_width);
+                        }
+                        for i in 0..count {
+                            let mut sum = [S::zero(); 2];
+                            for (j, sum) in sum.iter_mut().enumerate() {
+                                *sum = S::load(sums.0[i * panel_width + j * S::LANES..].as_ptr());
+                                if D::IS_INT8 {
+                                    let scales = &weight.scales[panel * panel_width + j * S::LANES..];
+                                    *sum = S::mul(*sum, S::load(scales.as_ptr()));
+                                }
+                            }
+                            product.finish_row::<S, 2>(sum, self.out, row + i, panel);
+                        }
+                    }
+                }
+            }
+            D::stop();
+        }
+    }
+}
+
+/// Adds the integers of a tile to its f32 sums: `sum + (tile - zero * column) * scale`, each step rounded separately.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn add<S: Simd>(
+    count: usize,
+    tile: &Tile,
+    columns: &[i32],
+    scales: &[f32; MAX_ROWS],
+    zeros: &[i32; MAX_ROWS],
+    is_first: bool,
+    sums: &mut Tile,
+) {
+    let width = 2 * S::LANES;
+    let columns = &columns[..width];
+    for i in 0..count {
+        for j in [0, S::LANES] {
+            let at = i * width + j;
+            // SAFETY: tiles have a vector there, and there are `width` columns.
+            unsafe {
+                let value = S::minus_product(tile.0[at..].as_ptr().cast(), zeros[i], columns[j..].as_ptr());
+                let value = S::mul(value, S::splat(scales[i]));
+                let sum = if is_first { value } else { S::add(S::load(sums.0[at..].as_ptr()), value) };
+                S::store(sum, sums.0[at..].as_mut_ptr());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZero, time::Instant};
+
+    use super::*;
+    use crate::backend::{
+        Activation,
+        cpu::{memory::Pages, pack::CpuWeight, simd::Path},
+        params::{Conv2d, Linear},
+    };
+
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..count).map(|_| next() + next() + next()).collect()
+    }
+
+    /// A convolution or a linear layer on one unit: `[rows, out]`.
+    fn computed(lhs: Lhs, stored: Stored, unit: Unit, groups: usize, out: usize, weights: &[f32], pool: &Pool, rounds: usize) -> (Vec<f32>, f64) {
+        let (path, x) = (unit.path(), lhs.x().to_vec());
+        let taps = lhs.taps();
+        let segments = Segments::new(stored, taps * groups, lhs.channels() / groups);
+        let columns = out.next_multiple_of(path.panel());
+        let mut packed = vec![0u32; packed_words(stored, segments, columns)];
+        let per_panel = segments.count * segments.words * path.panel();
+        let at = columns * segments.count * segments.words;
+        for (column, row) in weights.chunks_exact(weights.len() / out).enumerate() {
+            let panel = column / path.panel();
+            let (words, rest) = packed.split_at_mut(at);
+            let mut to = Column { panel: &mut words[panel * per_panel..][..per_panel], width: path.panel(), at: column % path.panel() };
+            let scale = to.pack(stored, segments, taps, row, |segment, sum| {
+                if stored == Stored::Int8 { rest[columns * (1 + segment) + column] = sum as u32 }
+            });
+            if stored == Stored::Int8 { rest[column] = scale.to_bits() }
+        }
+        let weight = parts(stored, segments, columns, &packed);
+        let rows = lhs.rows();
+        let bias = CpuWeight { weight: Pages::zeroed(0).unwrap(), bias: None };
+        let product = Product { lhs, packed: &bias, columns: out, rows_per_image: rows, channel_add: None, activation: Activation::None, residual: None };
+        let x_segments = Segments { count: groups, ..segments };
+        let mut scratch = vec![0.0; Rows::elements(stored, x_segments, x.len() / (groups * segments.elements))];
+        let mut result = vec![0.0; rows * out];
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            let start = Instant::now();
+            let converted = Rows::convert(stored, x_segments, &x, path, pool, &mut scratch);
+            let mid = start.elapsed().as_secs_f64();
+            run(&product, weight, &converted, unit, pool, &mut result);
+            times.push(start.elapsed().as_secs_f64());
+            if rounds > 1 && times.len() == 1 { println!("convert {:.3} ms", mid * 1e3) }
+        }
+        times.sort_by(f64::total_cmp);
+        (result, times[times.len() / 2])
+    }
+
+    fn reference(lhs: &Lhs, out: usize, weights: &[f32]) -> Vec<f64> {
+        let (taps, channels, x) = (lhs.taps(), lhs.channels(), lhs.x());
+        let mut result = vec![0.0; lhs.rows() * out];
+        for row in 0..lhs.rows() {
+            lhs.each_source(row, 1, |tap, _, source| if let Some(source) = source {
+                for column in 0..out {
+                    let mut sum = 0.0;
+                    for channel in 0..channels {
+                        sum += x[source * channels + channel] as f64 * weights[(column * channels + channel) * taps + tap] as f64;
+                    }
+                    result[row * out + column] += sum;
+                }
+            });
+        }
+        result
+    }
+
+    fn units(is_int8: bool) -> impl Iterator<Item = Unit> {
+        Unit::ALL.into_iter().filter(move |unit| unit.is_here() && unit.is_int8() == is_int8)
+    }
+
+    fn conv(batch: u32, size: u32, channels: u32, out: u32, stride: u32) -> Conv2d {
+        Conv2d { batch, height: size, width: size, channels, out, kernel: 3, stride, padding: 1, out_height: size.div_ceil(stride), out_width: size.div_ceil(stride) }
+    }
+
+    #[test]
+    fn every_unit_gives_the_same_bits() {
+        let pool = Pool::new(NonZero::new(2).unwrap(), vec![]).unwrap();
+        for is_int8 in [true, false] {
+            let stored = if is_int8 { Stored::Int8 } else { Stored::BF16 };
+            for (p, seed) in [(conv(2, 9, 40, 37, 1), 1), (conv(1, 17, 64, 33, 2), 2), (conv(1, 16, 130, 70, 1), 3)] {
+                let x = values((p.batch * p.height * p.width * p.channels) as usize, seed);
+                let weights = values((p.out * p.channels * 9) as usize, seed + 100);
+                let want = reference(&Lhs::Conv2d(p, &x), p.out as usize, &weights);
+                let first = units(is_int8).next_back_bits(&x, p, stored, &weights, &pool);
+                let rms = (want.iter().map(|x| x * x).sum::<f64>() / want.len() as f64).sqrt();
+                let error = (first.iter().zip(&want).map(|(a, b)| (*a as f64 - b).powi(2)).sum::<f64>() / want.len() as f64).sqrt() / rms;
+                println!("{stored:?} error {error:.2e}");
+                assert!(error < 2e-2);
+                for unit in units(is_int8) {
+                    let (got, _) = computed(Lhs::Conv2d(p, &x), stored, unit, 1, p.out as usize, &weights, &pool, 1);
+                    let differ = got.iter().zip(&first).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    assert_eq!(differ, 0, "{unit:?} {stored:?}");
+                }
+            }
+        }
+    }
+
+    trait Bits { fn next_back_bits(self, x: &[f32], p: Conv2d, stored: Stored, weights: &[f32], pool: &Pool) -> Vec<f32>; }
+    impl<I: Iterator<Item = Unit>> Bits for I {
+        fn next_back_bits(self, x: &[f32], p: Conv2d, stored: Stored, weights: &[f32], pool: &Pool) -> Vec<f32> {
+            let unit = self.last().unwrap();
+            computed(Lhs::Conv2d(p, x), stored, unit, 1, p.out as usize, weights, pool, 1).0
+        }
+    }
+
+    #[test]
+    #[ignore]
+    fn speed() {
+        let threads = std::env::var("T").map_or(1, |t| t.parse().unwrap());
+        let pool = Pool::new(NonZero::new(threads).unwrap(), vec![]).unwrap();
+        for (name, p) in [("64x64 320", conv(2, 64, 320, 320, 1)), ("32x32 640", conv(2, 32, 640, 640, 1)), ("16x16 1280", conv(2, 16, 1280, 1280, 1)), ("8x8 1280", conv(2, 8, 1280, 1280, 1)), ("VAE 256", conv(1, 256, 256, 256, 1)), ("VAE 512 128", conv(1, 512, 128, 128, 1))] {
+            let x = values((p.batch * p.height * p.width * p.channels) as usize, 1);
+            let weights = values((p.out * p.channels * 9) as usize, 2);
+            let flops = 2.0 * (p.batch * p.out_height * p.out_width) as f64 * (p.out * p.channels * 9) as f64;
+            for unit in Unit::ALL.into_iter().filter(|unit| unit.is_here() && unit.path() == Path::Avx512) {
+                let stored = if unit.is_int8() { Stored::Int8 } else { Stored::BF16 };
+                let (_, time) = computed(Lhs::Conv2d(p, &x), stored, unit, 1, p.out as usize, &weights, &pool, 3);
+                println!("{name} {unit:?}: {:.1} ms, {:.0} G/s", time * 1e3, flops / time / 1e9);
+            }
+        }
+        for (rows, out, k, groups) in [(8192, 320, 320, 1), (8192, 2560, 320, 1), (8192, 320, 1280, 1), (8192, 320, 1280, 10), (2048, 5120, 640, 1), (512, 1280, 5120, 1), (512, 1280, 5120, 40), (154, 3072, 768, 1)] {
+            let p = Linear { rows, out, k };
+            let (x, weights) = (values((rows * k) as usize, 1), values((out * k) as usize, 2));
+            for unit in Unit::ALL.into_iter().filter(|unit| unit.is_here() && unit.path() == Path::Avx512) {
+                let stored = if unit.is_int8() { Stored::Int8 } else { Stored::BF16 };
+                let (_, time) = computed(Lhs::Linear(p, &x), stored, unit, groups, out as usize, &weights, &pool, 3);
+                println!("{rows}x{out}x{k} {groups} {unit:?}: {:.1} ms, {:.0} G/s", time * 1e3, 2.0 * rows as f64 * out as f64 * k as f64 / time / 1e9);
+            }
+        }
+    }
+}
