@@ -2,7 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sdshard::{
-    backend::{Activation, DType, Device, Extent, Layer, Values, Weight},
+    backend::{Activation, DType, Device, Extent, Layer, Precision, Values, Weight},
     tensor::{Fuse, Tensor, ops::Padding},
 };
 
@@ -13,7 +13,7 @@ fn values(count: usize) -> Vec<f32> {
 fn weight(device: &Device, layer: Layer, count: usize, bias: usize) -> Weight {
     let (weight, bias) = (values(count), values(bias));
     let data = |values: &'static [f32]| Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(values) };
-    device.pack(layer, DType::F32, data(weight.leak()), Some(data(bias.leak()))).expect("a weight packs")
+    device.pack(layer, Precision::F32, data(weight.leak()), Some(data(bias.leak()))).expect("a weight packs")
 }
 
 fn ops(c: &mut Criterion) {

@@ -25,9 +25,9 @@ use conformance::{
     check::{Subject, close, watched},
     reference::reference,
 };
-use sdshard::backend::{DType, DeviceId, DeviceKind, open};
+use sdshard::backend::{DeviceId, DeviceKind, Precision, open};
 
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::BF16];
 
 /// Elements of the inputs of a case.
 const LARGEST: usize = 1 << 16;
@@ -209,14 +209,14 @@ impl Answers {
         cases.sort_by_key(|(size, ..)| *size);
         for (_, index, case) in &cases {
             for (i, subject) in subjects.iter().enumerate() {
-                let data = case.data().rounded(subject.dtype);
+                let data = case.data().rounded(subject.precision, subject.dtype());
                 let want = self.0.entry((*index, i)).or_insert_with(|| {
                     let want = reference(&case.op, &data);
-                    case.fits(subject.dtype, want.iter().fold(0.0, |most, x| most.max(x.abs()))).then_some(want)
+                    case.fits(subject.dtype(), want.iter().fold(0.0, |most, x| most.max(x.abs()))).then_some(want)
                 });
                 let Some(want) = want else { continue };
                 let answer = watched(subject, case, &data, want.len())
-                    .and_then(|got| close(want, &got, case.tolerance_in(subject.dtype)));
+                    .and_then(|got| close(want, &got, case.tolerance_in(subject.dtype())));
                 if let Err(objection) = answer {
                     return Some(format!("{} {:?}: {objection}", subject.name, case.op));
                 }
@@ -228,10 +228,10 @@ impl Answers {
 
 fn subjects(index: usize) -> Vec<Subject> {
     let device = open(&[DeviceId::new(DeviceKind::Cuda, index)]).unwrap().remove(0);
-    DTYPES
+    PRECISIONS
         .into_iter()
-        .filter(|dtype| device.computes_in(*dtype))
-        .map(|dtype| Subject { dtype, ..Subject::f32(dtype.to_string(), device.clone()) })
+        .filter(|precision| device.input_type(*precision).is_some())
+        .map(|precision| Subject { precision, ..Subject::f32(precision.to_string(), device.clone()) })
         .collect()
 }
 

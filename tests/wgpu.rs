@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{model, refused, request, sdshard, succeeds, tiny};
 use sdshard::{
     DeviceMap, Engine, Largest, Model, ModelFiles, Plan, Request,
-    backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Values, Weight, wgpu::Capabilities},
+    backend::{self, DType, Device, DeviceId, DeviceKind, Layer, Precision, Values, Weight, wgpu::Capabilities},
     engine::Event,
     error::ErrorScope,
     pipeline::Picture,
@@ -226,7 +226,7 @@ fn an_adapter_that_is_the_processor_is_used_only_where_it_is_named() {
 fn linear(device: &Device) -> Weight {
     let values = [1f32; 64 * 64];
     let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&values) };
-    device.pack(Layer::Linear { out: 64, k: 64 }, DType::F32, weight, None).unwrap()
+    device.pack(Layer::Linear { out: 64, k: 64 }, Precision::F32, weight, None).unwrap()
 }
 
 #[test]
@@ -317,8 +317,12 @@ fn large_weights_and_tensors_go_in_pieces() {
     let (out, k) = (2304, 2000);
     let weight: Vec<f32> = (0..out * k).map(|i| f32::from(u8::from(i % k == i / k % k))).collect();
     let layer = Layer::Linear { out, k };
-    let weight =
-        device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&weight) }, None);
+    let weight = device.pack(
+        layer,
+        Precision::F32,
+        Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&weight) },
+        None,
+    );
     let x: Vec<f32> = (0..k).map(|i| i as f32).collect();
     let y = Tensor::new(&device, [1, k], &x).unwrap().linear(&weight.unwrap(), &Fuse::default()).unwrap();
     let want: Vec<f32> = (0..out).map(|i| (i % k) as f32).collect();
@@ -329,7 +333,7 @@ fn large_weights_and_tensors_go_in_pieces() {
     let table: Vec<f32> = (0..rows * channels).map(|i| (i / channels * 2 + i % channels % 2) as f32).collect();
     let pack = |rows, values: &[f32]| {
         let values = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(values) };
-        device.pack(Layer::Embedding { rows, channels }, DType::F32, values, None).unwrap()
+        device.pack(Layer::Embedding { rows, channels }, Precision::F32, values, None).unwrap()
     };
     let (table, positions) = (pack(rows, &table), pack(77, &vec![0.0; 77 * channels]));
     let ids = vec![0, 1, 63, 64, 43648, 43711, 43712, 49343, 49407];

@@ -6,8 +6,8 @@ use serde::{Serialize, Serializer};
 
 use super::{
     cpu::{Convolution, Kernels},
-    dtype::DType,
     id::DeviceKind,
+    precision::Precision,
 };
 
 /// Devices of one class give the same bits. It prints as in `cpu avx512 winograd f32` or `cuda sm_90 as sm_80 f16`.
@@ -17,8 +17,8 @@ pub struct NumericsClass {
     pub kind: DeviceKind,
     /// The kernels that run there.
     pub kernels: KernelPath,
-    /// The type in which these kernels compute.
-    pub dtype: DType,
+    /// How weights are stored and products computed.
+    pub precision: Precision,
 }
 
 /// The kernels of a backend, as far as they decide the bits of a result.
@@ -40,9 +40,9 @@ pub enum KernelPath {
 }
 
 impl NumericsClass {
-    /// The class of these kernels of the CPU, which compute in f32.
+    /// The class of these kernels of the CPU with weights in f32.
     pub const fn cpu(kernels: Kernels) -> Self {
-        Self { kind: DeviceKind::Cpu, kernels: KernelPath::Cpu(kernels), dtype: DType::F32 }
+        Self { kind: DeviceKind::Cpu, kernels: KernelPath::Cpu(kernels), precision: Precision::F32 }
     }
 
     /// The algorithm of a CPU's convolutions; the default for other devices.
@@ -53,10 +53,10 @@ impl NumericsClass {
         }
     }
 
-    /// The class of the same kernels in another type.
+    /// The class of the same kernels in another precision.
     #[must_use]
-    pub fn in_type(&self, dtype: DType) -> Self {
-        Self { dtype, ..self.clone() }
+    pub fn in_type(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
     }
 
     /// Whether a device with these kernels may compute in bf16: NVIDIA's GPUs do from compute capability 8.0 on.
@@ -82,7 +82,7 @@ impl fmt::Display for NumericsClass {
             KernelPath::Adapter(name) => write!(f, " {name}")?,
             KernelPath::None => {}
         }
-        write!(f, " {}", self.dtype)
+        write!(f, " {}", self.precision)
     }
 }
 
@@ -101,23 +101,24 @@ mod tests {
     fn a_class_prints_as_kind_kernels_and_type() {
         let direct = Kernels { path: Path::Avx512, convolution: Convolution::Direct };
         let cuda = |gpu, code| KernelPath::Capability { gpu, code };
-        for (kind, kernels, dtype, text) in [
-            (DeviceKind::Cpu, KernelPath::Cpu(Path::Avx512.into()), DType::F32, "cpu avx512 winograd f32"),
-            (DeviceKind::Cpu, KernelPath::Cpu(direct), DType::F32, "cpu avx512 f32"),
-            (DeviceKind::Cuda, cuda(Some(89), None), DType::F16, "cuda sm_89 f16"),
-            (DeviceKind::Cuda, cuda(Some(90), Some(80)), DType::BF16, "cuda sm_90 as sm_80 bf16"),
-            (DeviceKind::Cuda, cuda(None, None), DType::F16, "cuda sm_unknown f16"),
+        for (kind, kernels, precision, text) in [
+            (DeviceKind::Cpu, KernelPath::Cpu(Path::Avx512.into()), Precision::F32, "cpu avx512 winograd f32"),
+            (DeviceKind::Cpu, KernelPath::Cpu(direct), Precision::F32, "cpu avx512 f32"),
+            (DeviceKind::Cpu, KernelPath::Cpu(direct), Precision::Int8, "cpu avx512 int8"),
+            (DeviceKind::Cuda, cuda(Some(89), None), Precision::F16, "cuda sm_89 f16"),
+            (DeviceKind::Cuda, cuda(Some(90), Some(80)), Precision::BF16, "cuda sm_90 as sm_80 bf16"),
+            (DeviceKind::Cuda, cuda(None, None), Precision::F16, "cuda sm_unknown f16"),
             (
                 DeviceKind::Wgpu,
                 KernelPath::Adapter("a card, its driver 1.2".into()),
-                DType::F16,
+                Precision::F16,
                 "wgpu a card, its driver 1.2 f16",
             ),
-            (DeviceKind::Cuda, KernelPath::None, DType::F16, "cuda f16"),
+            (DeviceKind::Cuda, KernelPath::None, Precision::F16, "cuda f16"),
         ] {
-            let class = NumericsClass { kind, kernels, dtype };
+            let class = NumericsClass { kind, kernels, precision };
             assert_eq!(class.to_string(), text);
-            assert_eq!(class.in_type(DType::F32).to_string(), format!("{} f32", text.rsplit_once(' ').unwrap().0));
+            assert_eq!(class.in_type(Precision::F32).to_string(), format!("{} f32", text.rsplit_once(' ').unwrap().0));
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{
     id::DeviceId,
     layer::{Layer, Values},
     ops::Backend,
+    precision::Precision,
     rates::Rates,
     rules::Rules,
     sim,
@@ -179,12 +180,17 @@ impl Device {
         self.backend().computes_in(dtype)
     }
 
-    /// Brings a layer's parameters into this device's form, for inputs of `dtype`.
+    /// The type of the tensors of a component in this precision; `None` if the device has no such kernels.
+    pub fn input_type(&self, precision: Precision) -> Option<DType> {
+        self.backend().input_type(precision)
+    }
+
+    /// Brings a layer's parameters into this device's form in this precision.
     ///
     /// # Errors
     /// If the values are not as many as the layer has, are not floats, or if the device cannot run such a layer.
-    pub fn pack(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let form = self.checked(layer, dtype, weight, bias)?;
+    pub fn pack(&self, layer: Layer, precision: Precision, weight: Values, bias: Option<Values>) -> Result<Weight> {
+        let form = self.checked(layer, precision, weight, bias)?;
         let packed = self.backend().pack(form, weight, bias).map_err(|error| error.of_device(self.id()))?;
         Ok(packed.charged_to(&self.0.weights))
     }
@@ -193,8 +199,14 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::pack`].
-    pub fn pack_to_host(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Weight> {
-        let form = self.checked(layer, dtype, weight, bias)?;
+    pub fn pack_to_host(
+        &self,
+        layer: Layer,
+        precision: Precision,
+        weight: Values,
+        bias: Option<Values>,
+    ) -> Result<Weight> {
+        let form = self.checked(layer, precision, weight, bias)?;
         self.backend().pack_to_host(form, weight, bias).map_err(|error| error.of_device(self.id()))
     }
 
@@ -207,12 +219,13 @@ impl Device {
         Ok(copy.map(|copy| copy.charged_to(&self.0.weights)))
     }
 
-    /// The bytes that a layer occupies on this device once it is packed for inputs of `dtype`. Saturates where
-    /// [`Device::pack`] would reject the layer for its size.
-    pub fn packed_bytes(&self, layer: Layer, dtype: DType, has_bias: bool) -> usize {
+    /// The bytes that a layer occupies on this device once it is packed in this precision. Saturates where
+    /// [`Device::pack`] would reject the layer for its size or its precision.
+    pub fn packed_bytes(&self, layer: Layer, precision: Precision, has_bias: bool) -> usize {
         match layer.elements() {
             (weight, bias) if weight.max(bias) < MOST_ELEMENTS => {
-                self.backend().packed_bytes(Form::new(layer, dtype, has_bias))
+                let form = self.backend().form(layer, precision, has_bias);
+                form.map_or(usize::MAX, |form| self.backend().packed_bytes(form))
             }
             _ => usize::MAX,
         }
@@ -234,9 +247,18 @@ impl Device {
         Ok(here.charged_to(&self.0.weights))
     }
 
-    /// The form in which a layer will be packed. Rejects an invalid layer, the wrong number of values, and a type that
-    /// the device does not support.
-    fn checked(&self, layer: Layer, dtype: DType, weight: Values, bias: Option<Values>) -> Result<Form> {
+    /// The form of a layer on this device. Rejects a precision that the device does not support.
+    fn form(&self, layer: Layer, precision: Precision, has_bias: bool) -> Result<Form> {
+        self.backend().form(layer, precision, has_bias).ok_or_else(|| {
+            Error::input(format!("{layer:?} in {precision}: {} has no such arithmetic", self.id()))
+                .found(self.class().to_string())
+                .hint("another dtype for this component")
+        })
+    }
+
+    /// The form in which a layer will be packed. Rejects an invalid layer, the wrong number of values, and a precision
+    /// that the device does not support.
+    fn checked(&self, layer: Layer, precision: Precision, weight: Values, bias: Option<Values>) -> Result<Form> {
         let (elements, bias_elements) = layer.elements();
         let odd_halves = matches!(layer, Layer::Geglu { out, .. } if out % 2 != 0);
         if elements == 0 || odd_halves {
@@ -245,16 +267,12 @@ impl Device {
         if elements.max(bias_elements) >= MOST_ELEMENTS {
             return Err(Error::input(format!("{layer:?} has {elements} elements: kernels count fewer than 2^31")));
         }
-        if !self.computes_in(dtype) {
-            return Err(Error::input(format!("{layer:?} in {dtype}: {} has no such arithmetic", self.id()))
-                .found(self.class().to_string())
-                .hint("another dtype for this component"));
-        }
+        let form = self.form(layer, precision, bias.is_some())?;
         check_size(layer, "weight", elements, weight)?;
         if let Some(bias) = bias {
             check_size(layer, "bias", bias_elements, bias)?;
         }
-        Ok(Form::new(layer, dtype, bias.is_some()))
+        Ok(form)
     }
 
     /// Bytes of packed weights that are on the device now.
@@ -284,15 +302,18 @@ fn check_size(layer: Layer, part: &str, elements: usize, values: Values) -> Resu
 
 impl Weight {
     /// An offloaded weight, which `fetch` packs for `device` when it is used. It occupies `bytes` on the device then.
+    ///
+    /// # Errors
+    /// If the device does not support the precision.
     pub fn offloaded(
         device: &Device,
         layer: Layer,
-        dtype: DType,
+        precision: Precision,
         has_bias: bool,
         bytes: usize,
         fetch: impl Fn() -> Result<Self> + Send + Sync + 'static,
-    ) -> Self {
-        Self::offloaded_at(device.weight_home(), Form::new(layer, dtype, has_bias), bytes, fetch)
+    ) -> Result<Self> {
+        Ok(Self::offloaded_at(device.weight_home(), device.form(layer, precision, has_bias)?, bytes, fetch))
     }
 
     /// Whether `device` can use this weight.

@@ -4,8 +4,12 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
-    class::KernelPath, cpu::cost, gpu_cost, rules::Rules,
+    Backend, Buffer, DType, DeviceId, Form, Fusion, Layer, NumericsClass, Op, Precision, Rates, Slab, Values, Weight,
+    WeightData,
+    class::KernelPath,
+    cpu::{self, cost},
+    gpu_cost,
+    rules::Rules,
 };
 use crate::error::Result;
 
@@ -59,13 +63,13 @@ impl Dry {
     pub(super) fn new(id: DeviceId, rules: Rules, rates: Rates, counter: Arc<CostCounter>) -> Self {
         // All CPU devices share the host's memory; each GPU has its own.
         let (class, home) = match rules {
-            Rules::Cpu(kernels) => {
-                let class = NumericsClass::cpu(kernels);
+            Rules::Cpu(kernels, precision) => {
+                let class = NumericsClass::cpu(kernels).in_type(precision);
                 let home = format!("nowhere, for {class}");
                 (class, home)
             }
-            Rules::Gpu(dtype) | Rules::Wgpu(dtype) => {
-                (NumericsClass { kind: id.kind, kernels: KernelPath::None, dtype }, format!("nowhere, for {id}"))
+            Rules::Gpu(precision) | Rules::Wgpu(precision) => {
+                (NumericsClass { kind: id.kind, kernels: KernelPath::None, precision }, format!("nowhere, for {id}"))
             }
         };
         let home = home.into();
@@ -94,7 +98,22 @@ impl Backend for Dry {
     }
 
     fn computes_in(&self, dtype: DType) -> bool {
-        self.rules.in_type(dtype).is_some()
+        Precision::ALL.into_iter().any(|precision| self.input_type(precision) == Some(dtype))
+    }
+
+    fn input_type(&self, precision: Precision) -> Option<DType> {
+        match self.rules.in_type(precision)? {
+            Rules::Cpu(..) => Some(DType::F32),
+            Rules::Gpu(precision) | Rules::Wgpu(precision) => precision.dtype(),
+        }
+    }
+
+    fn form(&self, layer: Layer, precision: Precision, has_bias: bool) -> Option<Form> {
+        let computed = self.input_type(precision)?;
+        Some(match self.rules {
+            Rules::Cpu(..) => cpu::form(layer, precision, has_bias),
+            Rules::Gpu(_) | Rules::Wgpu(_) => Form::new(layer, computed, has_bias),
+        })
     }
 
     fn slab(&self, _: usize) -> Result<Slab> {
@@ -109,7 +128,7 @@ impl Backend for Dry {
 
     fn packed_bytes(&self, form: Form) -> usize {
         match self.rules {
-            Rules::Cpu(kernels) => cost::packed_bytes(kernels, form),
+            Rules::Cpu(kernels, _) => cost::packed_bytes(kernels, form),
             Rules::Gpu(_) | Rules::Wgpu(_) => gpu_cost::packed_bytes(form),
         }
     }
@@ -125,7 +144,7 @@ impl Backend for Dry {
 
     fn scratch(&self, op: &Op) -> Option<usize> {
         match self.rules {
-            Rules::Cpu(kernels) => cost::scratch(kernels, op),
+            Rules::Cpu(kernels, _) => cost::scratch(kernels, op),
             Rules::Gpu(_) => gpu_cost::cuda_scratch(op),
             Rules::Wgpu(_) => gpu_cost::wgpu_scratch(op),
         }
@@ -133,7 +152,7 @@ impl Backend for Dry {
 
     fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
         let timed_flops = match self.rules {
-            Rules::Cpu(kernels) => cost::timed_flops(kernels, op),
+            Rules::Cpu(kernels, _) => cost::timed_flops(kernels, op),
             Rules::Gpu(_) | Rules::Wgpu(_) => op.flops(),
         };
         self.done(op.flops(), timed_flops, op.bytes(scratch.as_deref(), out))

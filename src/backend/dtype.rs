@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The type of a tensor's elements, or of a weight's storage.
+/// The type of a tensor's elements, or of a weight's in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DType {
     /// 32-bit float.
@@ -24,7 +24,7 @@ impl DType {
         }
     }
 
-    /// The name used in device maps and on the command line.
+    /// The name used in messages.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Backend, DType, Device, Epilogue, Extent, Layer, Op, Rates, Values,
+    Backend, DType, Device, Epilogue, Extent, Layer, Op, Precision, Rates, Values,
     arena::aligned,
     params::{Conv2d, Linear, ScaleAdd},
 };
@@ -14,13 +14,14 @@ const PATIENCE: Duration = Duration::from_millis(30);
 /// A batch of calls that takes this many seconds shows the rate of long ops.
 const LONG: f64 = 2e-3;
 
-/// Measures `dtype` on a device that was opened for it: a matrix product and a convolution of Stable Diffusion 1.5, a
+/// Measures a precision on a device that was opened for it: a matrix product and a convolution of Stable Diffusion 1.5, a
 /// weighted sum that streams through memory, and a copy to the host, each of the smallest size that gives a stable
 /// result. Takes a quarter of a second on a real GPU, and seconds on an emulated one.
 ///
 /// # Errors
 /// If the device has no room or fails.
-pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
+pub fn measure(device: &Device, precision: Precision) -> Result<Rates> {
+    let dtype = device.input_type(precision).expect("devices are measured in precisions that they have");
     const SIDE: u32 = 8;
     const WIDE: usize = 1280;
     const CHANNELS: usize = 320;
@@ -34,7 +35,7 @@ pub fn measure(device: &Device, dtype: DType) -> Result<Rates> {
     let (mut from, mut to) = (device.alloc(stream, DType::F32)?, device.alloc(stream, DType::F32)?);
     let pack = |layer: Layer| {
         let bytes = vec![0; layer.elements().0 * dtype.size()];
-        device.pack(layer, dtype, Values::Data { dtype, bytes: &bytes }, None)
+        device.pack(layer, precision, Values::Data { dtype, bytes: &bytes }, None)
     };
     let (flat, square) = (
         pack(Layer::Linear { out: WIDE, k: WIDE })?,

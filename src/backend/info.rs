@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer};
 use super::{
     class::NumericsClass,
     cpu::{Convolution, Kernels},
-    dtype::DType,
     id::DeviceId,
+    precision::Precision,
     rates::Rates,
     rules::Rules,
 };
@@ -28,7 +28,7 @@ pub struct DeviceInfo {
     pub id: DeviceId,
     /// The product name.
     pub name: String,
-    /// The numerics class in the type of `rules`.
+    /// The numerics class in the precision of `rules`.
     pub class: NumericsClass,
     /// The number of CPU cores that compute; 0 for a GPU.
     pub cores: usize,
@@ -42,7 +42,7 @@ pub struct DeviceInfo {
     pub overhead_bytes: u64,
     /// The bytes that things occupy on the device, and the ops that it fuses.
     pub rules: Rules,
-    /// The device's speed in the type of `rules`.
+    /// The device's speed in the precision of `rules`.
     pub rates: Rates,
     /// Peak floating-point operations per second in f32.
     pub f32_flops: f64,
@@ -56,17 +56,18 @@ impl DeviceInfo {
     /// The same device with this algorithm for convolutions, if it is a CPU.
     #[must_use]
     pub fn with_convolution(self, convolution: Convolution) -> Self {
-        let Rules::Cpu(kernels) = self.rules else { return self };
+        let Rules::Cpu(kernels, precision) = self.rules else { return self };
         let kernels = Kernels { convolution, ..kernels };
-        Self { class: NumericsClass::cpu(kernels), rules: Rules::Cpu(kernels), ..self }
+        Self { class: NumericsClass::cpu(kernels).in_type(precision), rules: Rules::Cpu(kernels, precision), ..self }
     }
 
-    /// The same device computing in `dtype`, or in its default type; `None` if it does not support `dtype`.
-    pub fn in_type(&self, dtype: Option<DType>) -> Option<Self> {
-        let Some(dtype) = dtype else { return Some(self.clone()) };
-        let rules = self.rules.in_type(dtype).filter(|_| dtype != DType::BF16 || self.class.may_have_bf16())?;
-        let flops = if dtype == DType::F32 { self.f32_flops } else { self.rates.flops };
-        Some(Self { class: self.class.in_type(dtype), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
+    /// The same device in a precision, or in its default one; `None` if it has no such kernels.
+    pub fn in_type(&self, precision: Option<Precision>) -> Option<Self> {
+        let Some(precision) = precision else { return Some(self.clone()) };
+        let has_type = precision != Precision::BF16 || self.class.may_have_bf16();
+        let rules = self.rules.in_type(precision).filter(|_| has_type)?;
+        let flops = if precision == Precision::F32 { self.f32_flops } else { self.rates.flops };
+        Some(Self { class: self.class.in_type(precision), rules, rates: Rates { flops, ..self.rates }, ..self.clone() })
     }
 }
 

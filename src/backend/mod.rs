@@ -25,10 +25,10 @@
 //! ```compile_fail,E0599
 //! #![forbid(unsafe_code)]
 //! use std::num::NonZero;
-//! use sdshard::backend::{DType, Values, Layer, cpu::{Cpu, Path}};
+//! use sdshard::backend::{DType, Values, Layer, Precision, cpu::{Cpu, Path}};
 //! let cpu = Cpu::new(Path::Portable.into(), NonZero::<usize>::MIN, Vec::new(), true).unwrap();
 //! let values = Values::Data { dtype: DType::F32, bytes: &[0; 4] };
-//! cpu.pack(Layer::Linear { out: 1 << 20, k: 1 << 20 }, DType::F32, values, None);
+//! cpu.pack(Layer::Linear { out: 1 << 20, k: 1 << 20 }, Precision::F32, values, None);
 //! ```
 //!
 //! ```compile_fail,E0603
@@ -38,10 +38,10 @@
 //!
 //! ```compile_fail,E0616
 //! #![forbid(unsafe_code)]
-//! use sdshard::backend::{DType, Device, Layer, Values};
+//! use sdshard::backend::{DType, Device, Layer, Precision, Values};
 //! let device = Device::cpu(1 << 20).unwrap();
 //! let values = Values::Data { dtype: DType::F32, bytes: &[0; 256] };
-//! let mut weight = device.pack(Layer::Linear { out: 8, k: 8 }, DType::F32, values, None).unwrap();
+//! let mut weight = device.pack(Layer::Linear { out: 8, k: 8 }, Precision::F32, values, None).unwrap();
 //! weight.form.layer = Layer::Linear { out: 8, k: 1 << 20 };
 //! ```
 //!
@@ -50,7 +50,8 @@
 //! of this, the same request gives the same picture wherever its components run.
 //!
 //! **Types.** A buffer knows the type of its elements, and an op's output has the type of its input. All inputs of an
-//! op have one type, and a layer's weight is packed for it. Always f32 are: sums, softmax and the statistics of norms,
+//! op have one type, and a layer's weight is packed for it. How a weight is stored is its [`Precision`]: on a GPU in the
+//! type of its inputs, on a CPU, where all inputs are f32, in any precision. Always f32 are: sums, softmax and the statistics of norms,
 //! biases, the scale and shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
 
 pub mod arena;
@@ -69,6 +70,7 @@ pub mod info;
 mod layer;
 mod ops;
 pub mod params;
+pub mod precision;
 pub mod rates;
 pub mod registry;
 pub mod rules;
@@ -85,6 +87,7 @@ pub use id::{DeviceId, DeviceKind};
 pub use info::DeviceInfo;
 pub use layer::{Activation, Extent, Layer, ReadAt, Values};
 pub(crate) use ops::{Backend, Epilogue, Fusion, Op};
+pub use precision::Precision;
 pub use rates::Rates;
 pub use registry::{Opening, open, visible};
 pub use weight::Weight;

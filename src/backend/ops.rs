@@ -4,10 +4,11 @@ use super::{
     arena::{Buffer, Slab},
     class::NumericsClass,
     dtype::DType,
-    layer::{Activation, Values},
+    layer::{Activation, Layer, Values},
     params::{
         Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd, Upsample,
     },
+    precision::Precision,
     weight::{Form, Weight},
 };
 use crate::error::Result;
@@ -127,7 +128,7 @@ impl Op<'_> {
 
 /// The operations of one kind of device. Sizes are already checked; buffers and weights are this backend's own.
 pub(crate) trait Backend: Send + Sync {
-    /// Everything that decides the bits of a result, in the backend's default type.
+    /// Everything that decides the bits of a result, in the backend's default precision.
     fn class(&self) -> &NumericsClass;
 
     /// The identity of the memory and layout of packed weights: devices with equal values share them.
@@ -136,11 +137,20 @@ pub(crate) trait Backend: Send + Sync {
     /// Whether ops can have inputs of this type. All backends support f32.
     fn computes_in(&self, dtype: DType) -> bool;
 
+    /// The type of the tensors of a component in this precision; `None` if the device has no such kernels.
+    fn input_type(&self, precision: Precision) -> Option<DType> {
+        precision.dtype().filter(|dtype| self.computes_in(*dtype))
+    }
+
+    /// The form of a layer in this precision; `None` if the device has no such kernels.
+    fn form(&self, layer: Layer, precision: Precision, has_bias: bool) -> Option<Form> {
+        Some(Form::new(layer, self.input_type(precision)?, has_bias))
+    }
+
     /// Reserves memory.
     fn slab(&self, bytes: usize) -> Result<Slab>;
 
-    /// Packs a layer's parameters in the given form and in the order of this backend's kernels, which compute in the
-    /// form's type.
+    /// Packs a layer's parameters in the given form and in the order of this backend's kernels.
     fn pack(&self, form: Form, weight: Values, bias: Option<Values>) -> Result<Weight>;
 
     /// As [`Backend::pack`], for a weight that is kept in host memory until [`Backend::fetch`].

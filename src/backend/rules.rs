@@ -1,33 +1,32 @@
 //! The bytes that things occupy on a kind of device, and the ops that it fuses.
 
-use super::{cpu::Kernels, dtype::DType};
+use super::{cpu::Kernels, precision::Precision};
 
 /// The kind of device, with what its cost functions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rules {
-    /// CPU cores with these kernels.
-    Cpu(Kernels),
-    /// A GPU through CUDA that computes in this type.
-    Gpu(DType),
-    /// A GPU through wgpu that computes in this type.
-    Wgpu(DType),
+    /// CPU cores with these kernels, and weights in this precision.
+    Cpu(Kernels, Precision),
+    /// A GPU through CUDA that computes in this precision.
+    Gpu(Precision),
+    /// A GPU through wgpu that computes in this precision.
+    Wgpu(Precision),
 }
 
 impl Rules {
-    /// The type of weights and of results.
-    pub const fn dtype(self) -> DType {
+    /// The precision of weights.
+    pub const fn precision(self) -> Precision {
         match self {
-            Rules::Cpu(_) => DType::F32,
-            Rules::Gpu(dtype) | Rules::Wgpu(dtype) => dtype,
+            Rules::Cpu(_, precision) | Rules::Gpu(precision) | Rules::Wgpu(precision) => precision,
         }
     }
 
-    /// The same kind of device computing in `dtype`; `None` if it has no such kernels.
-    pub fn in_type(self, dtype: DType) -> Option<Self> {
-        match (self, dtype) {
-            (Rules::Cpu(_), DType::F32) => Some(self),
-            (Rules::Gpu(_), DType::F32 | DType::F16 | DType::BF16) => Some(Rules::Gpu(dtype)),
-            (Rules::Wgpu(_), DType::F32 | DType::F16) => Some(Rules::Wgpu(dtype)),
+    /// The same kind of device in another precision; `None` if it has no such kernels.
+    pub fn in_type(self, precision: Precision) -> Option<Self> {
+        match (self, precision) {
+            (Rules::Cpu(kernels, _), _) => Some(Rules::Cpu(kernels, precision)),
+            (Rules::Gpu(_), Precision::F32 | Precision::F16 | Precision::BF16) => Some(Rules::Gpu(precision)),
+            (Rules::Wgpu(_), Precision::F32 | Precision::F16) => Some(Rules::Wgpu(precision)),
             _ => None,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Backend, Buffer, DType, DeviceId, Form, Fusion, NumericsClass, Op, Rates, Slab, Values, Weight,
+    Backend, Buffer, DType, DeviceId, Form, Fusion, Layer, NumericsClass, Op, Precision, Rates, Slab, Values, Weight,
     dry::{CostCounter, Dry},
     rules::Rules,
 };
@@ -193,6 +193,14 @@ impl Backend for Sim {
 
     fn computes_in(&self, dtype: DType) -> bool {
         self.dry.computes_in(dtype)
+    }
+
+    fn input_type(&self, precision: Precision) -> Option<DType> {
+        self.dry.input_type(precision)
+    }
+
+    fn form(&self, layer: Layer, precision: Precision, has_bias: bool) -> Option<Form> {
+        self.dry.form(layer, precision, has_bias)
     }
 
     fn slab(&self, bytes: usize) -> Result<Slab> {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize, atomic::Ordering},
 };
 
-use super::{dtype::DType, layer::Layer};
+use super::{dtype::DType, layer::Layer, precision::Precision};
 use crate::error::{Error, Result};
 
 /// The type of the elements of a packed weight in memory.
@@ -22,22 +22,19 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// The type of the elements.
-    pub const fn dtype(self) -> DType {
+    /// The precision of the same name.
+    pub const fn precision(self) -> Precision {
         match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::BF16 => DType::BF16,
-            Self::Int8 => panic!(),
+            Self::F32 => Precision::F32,
+            Self::F16 => Precision::F16,
+            Self::BF16 => Precision::BF16,
+            Self::Int8 => Precision::Int8,
         }
     }
 
     /// The bytes of this many elements.
     pub const fn bytes(self, elements: usize) -> usize {
-        match self {
-            Self::Int8 => elements,
-            _ => elements * self.dtype().size(),
-        }
+        elements * self.precision().size()
     }
 }
 
@@ -57,8 +54,8 @@ pub struct Form {
 }
 
 impl Form {
-    /// The form of a layer that is computed in `computed`: stored in the same type, except the scales of norms, which
-    /// are f32.
+    /// The form of a layer on a GPU that computes in `computed`: stored in the same type, except the scales of norms,
+    /// which are f32.
     pub const fn new(layer: Layer, computed: DType, has_bias: bool) -> Self {
         let stored = match (layer, computed) {
             (Layer::Norm { .. }, _) | (_, DType::F32 | DType::U32) => Stored::F32,
@@ -179,9 +176,14 @@ impl Weight {
                     return Err(Error::request(format!(
                         "{:?} in {} cannot be fetched to its device",
                         self.layer(),
-                        self.dtype()
+                        self.form.stored.precision()
                     ))
-                    .found(format!("{:?} in {} for {}", came.layer(), came.dtype(), came.home)));
+                    .found(format!(
+                        "{:?} in {} for {}",
+                        came.layer(),
+                        came.form.stored.precision(),
+                        came.home
+                    )));
                 }
                 *here = Some(came);
             }

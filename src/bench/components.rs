@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::median;
 use crate::{
-    backend::{self, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Values, cpu},
+    backend::{self, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Precision, Values, cpu},
     error::Result,
     models::{
         component::ComponentId,
@@ -95,7 +95,7 @@ pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
             let machine = cpu::Cpu::whole(cpu::Convolution::default())?;
             (machine.threads(), machine.measure_peak())
         }
-        _ => (0, product_rate(settings.device, info.rules.dtype())?),
+        _ => (0, product_rate(settings.device, info.rules.precision())?),
     };
     let machine = Machine { name: info.name.clone(), class: info.class.to_string(), threads, peak_gflops: peak / 1e9 };
     let components =
@@ -110,15 +110,15 @@ fn open(id: DeviceId) -> Result<Device> {
 }
 
 /// The rate of the fastest of a few products, in operations per second.
-fn product_rate(id: DeviceId, dtype: DType) -> Result<f64> {
+fn product_rate(id: DeviceId, precision: Precision) -> Result<f64> {
     const SIZE: usize = 1024;
     let device = open(id)?;
     device.reserve(64 << 20)?;
     let values: Vec<f32> = (0..SIZE * SIZE).map(|i| (i % 7) as f32 - 3.0).collect();
     let bytes = bytemuck::cast_slice(&values);
     let layer = Layer::Linear { out: SIZE, k: SIZE };
-    let weight = device.pack(layer, dtype, Values::Data { dtype: DType::F32, bytes }, None)?;
-    let x = Tensor::new(&device, [SIZE, SIZE], &values)?.cast(dtype)?;
+    let weight = device.pack(layer, precision, Values::Data { dtype: DType::F32, bytes }, None)?;
+    let x = Tensor::new(&device, [SIZE, SIZE], &values)?.cast(weight.dtype())?;
     let mut best = f64::INFINITY;
     for _ in 0..4 {
         let started = Instant::now();
@@ -208,8 +208,9 @@ fn measure(
     info: &DeviceInfo,
     peak_gflops: f64,
 ) -> Result<Figures> {
-    let (spec, component, dtype) = (&model.spec, &model.spec.components[id], info.rules.dtype());
-    let source = |device: &Device| Source::resident(Route::whole(device, dtype, component.network.sections().len()));
+    let (spec, component, precision) = (&model.spec, &model.spec.components[id], info.rules.precision());
+    let source =
+        |device: &Device| Source::resident(Route::whole(device, precision, component.network.sections().len()));
     let (dry, counter) = Device::dry(info.id, info.rules, info.rates);
     let planned = load(component, Weights::shapes_only(&component.folder), &source(&dry))?;
     let weight_bytes = counter.take().weight_bytes;

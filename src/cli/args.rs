@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sdshard::{
-    backend::{DType, DeviceId},
+    backend::{DeviceId, Precision},
     device_map::{DTypes, Located},
     error::Result,
     models::single_file::Overrides,
@@ -190,7 +190,7 @@ pub(super) struct MapArgs {
     /// single, diffusers-balanced, throughput and latency.
     #[arg(long, value_name = "MAP", help_heading = "Devices")]
     pub(super) device_map: Option<String>,
-    /// The data type of weights and computation, in place of the device map's
+    /// The data type of weights, in place of the device map's; GPUs also compute in it
     #[arg(long, aliases = ["torch-dtype", "type"], help_heading = "Devices")]
     pub(super) dtype: Option<DTypeArg>,
 }
@@ -420,6 +420,8 @@ pub(super) enum DTypeArg {
     F16,
     #[value(aliases = ["bfloat16", "torch.bfloat16"])]
     Bf16,
+    /// Only on the CPU
+    Int8,
 }
 
 impl DTypeArg {
@@ -427,9 +429,10 @@ impl DTypeArg {
     pub(super) fn dtypes(self) -> DTypes {
         let default = match self {
             DTypeArg::Auto => None,
-            DTypeArg::F32 => Some(DType::F32),
-            DTypeArg::F16 => Some(DType::F16),
-            DTypeArg::Bf16 => Some(DType::BF16),
+            DTypeArg::F32 => Some(Precision::F32),
+            DTypeArg::F16 => Some(Precision::F16),
+            DTypeArg::Bf16 => Some(Precision::BF16),
+            DTypeArg::Int8 => Some(Precision::Int8),
         };
         DTypes { default: Located::flag("--dtype", default), ..DTypes::default() }
     }

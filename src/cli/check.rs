@@ -6,7 +6,9 @@ use std::{sync::Arc, time::Instant};
 
 use half::{bf16, f16};
 use sdshard::{
-    backend::{self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Extent, Layer, Values, Weight},
+    backend::{
+        self, Activation, DType, Device, DeviceId, DeviceInfo, DeviceKind, Extent, Layer, Precision, Values, Weight,
+    },
     error::{Error, Result},
     pipeline::Model,
     tensor::{Fuse, Tensor, ops::Padding},
@@ -23,7 +25,7 @@ const ARENA: usize = 64 << 20;
 /// The bytes of a tensor that is sent from device to device: more than what a driver may copy through the host on its
 /// own.
 const COPY_BYTES: usize = 3 << 20;
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::BF16];
 
 /// Checks every device, and prints a line for each check. `begun` is the time when the search for devices began.
 ///
@@ -59,10 +61,10 @@ pub fn run(devices: &[DeviceInfo], begun: Instant, model: Result<Model>, console
         report.line(&format!("cuda: {why}"))?;
     }
     for device in &opened {
-        for dtype in DTYPES.into_iter().filter(|&dtype| device.computes_in(dtype)) {
+        for precision in PRECISIONS.into_iter().filter(|&precision| device.input_type(precision).is_some()) {
             for (name, case) in CASES {
-                let name = format!("{} {dtype} {name}", device.id());
-                report.result(&name, compare(device, &cpu, dtype, *case))?;
+                let name = format!("{} {precision} {name}", device.id());
+                report.result(&name, compare(device, &cpu, precision, *case))?;
             }
         }
     }
@@ -216,15 +218,16 @@ const CASES: &[(&str, Case)] = &[
 struct Maker<'a> {
     device: &'a Device,
     /// The type that values are rounded to.
-    dtype: DType,
-    /// The type that the device computes in.
-    computes: DType,
+    rounds: Precision,
+    /// The precision of weights on the device.
+    precision: Precision,
 }
 
 impl Maker<'_> {
     fn tensor(&self, shape: &[usize], seed: u32) -> Result<Tensor> {
         let values = self.values(shape.iter().product(), seed);
-        let tensor = Tensor::new(self.device, [values.len()], &values)?.cast(self.computes)?;
+        let tensor = Tensor::new(self.device, [values.len()], &values)?
+            .cast(self.device.input_type(self.precision).expect("only its own precisions are checked"))?;
         match *shape {
             [a, b] => tensor.reshape([a, b]),
             [a, b, c] => tensor.reshape([a, b, c]),
@@ -239,10 +242,10 @@ impl Maker<'_> {
         let value = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let value = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            match self.dtype {
-                DType::F16 => f16::from_f32(value).to_f32(),
-                DType::BF16 => bf16::from_f32(value).to_f32(),
-                DType::F32 | DType::U32 => value,
+            match self.rounds {
+                Precision::F16 => f16::from_f32(value).to_f32(),
+                Precision::BF16 => bf16::from_f32(value).to_f32(),
+                Precision::F32 | Precision::Int8 => value,
             }
         };
         std::iter::repeat_with(value).take(count).collect()
@@ -255,7 +258,7 @@ impl Maker<'_> {
         };
         let (weight, bias) = (bytes(elements, 3), bytes(bias_elements, 4));
         let data = |bytes| Values::Data { dtype: DType::F32, bytes };
-        self.device.pack(layer, self.computes, data(&weight), Some(data(&bias)))
+        self.device.pack(layer, self.precision, data(&weight), Some(data(&bias)))
     }
 
     fn attention(
@@ -272,10 +275,10 @@ impl Maker<'_> {
 }
 
 /// Compares a case on a device with the CPU, and its first image with the same image alone.
-fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<String> {
+fn compare(device: &Device, cpu: &Device, precision: Precision, case: Case) -> Result<String> {
     device.reserve(ARENA)?;
-    let here = Maker { device, dtype, computes: dtype };
-    let there = Maker { device: cpu, dtype, computes: DType::F32 };
+    let here = Maker { device, rounds: precision, precision };
+    let there = Maker { device: cpu, rounds: precision, precision: Precision::F32 };
     let (got, want) = (case(&here, 2)?.read()?, case(&there, 2)?.read()?);
     let largest = want.iter().fold(0f32, |most, value| most.max(value.abs()));
     let error = got.iter().zip(&want).fold(0f32, |most, (got, want)| {
@@ -283,10 +286,10 @@ fn compare(device: &Device, cpu: &Device, dtype: DType, case: Case) -> Result<St
         if error.is_nan() { f32::INFINITY } else { most.max(error) }
     });
     // A few roundings of the type, relative to the largest result.
-    let allowed = match dtype {
-        DType::F16 => 2e-3,
-        DType::BF16 => 1.6e-2,
-        DType::F32 | DType::U32 => 1e-5,
+    let allowed = match precision {
+        Precision::F16 => 2e-3,
+        Precision::BF16 | Precision::Int8 => 1.6e-2,
+        Precision::F32 => 1e-5,
     };
     if got.len() != want.len() || error > allowed {
         return Err(Error::process(format!("off by {error:.1e} of the largest result, {allowed:.1e} is allowed")));
@@ -321,7 +324,7 @@ fn link(_: DeviceId, _: DeviceId) -> String {
 fn copies(from: &Device, to: &Device) -> Result<String> {
     from.reserve(ARENA)?;
     to.reserve(ARENA)?;
-    let values = Maker { device: from, dtype: DType::F32, computes: DType::F32 }.values(COPY_BYTES / 4, 7);
+    let values = Maker { device: from, rounds: Precision::F32, precision: Precision::F32 }.values(COPY_BYTES / 4, 7);
     let sent = Tensor::new(from, [values.len()], &values)?;
     let begun = Instant::now();
     let there = sent.to(to)?;
@@ -341,19 +344,19 @@ fn pictures(devices: &[DeviceInfo], model: &Arc<Model>, report: &mut Report) -> 
     // The CPU comes first, because the others are compared with it.
     let (cpu, others): (Vec<_>, Vec<_>) = devices.iter().partition(|info| info.id == DeviceId::CPU);
     for info in cpu.into_iter().chain(others) {
-        for dtype in DTYPES.into_iter().filter(|&dtype| info.in_type(Some(dtype)).is_some()) {
+        for precision in PRECISIONS.into_iter().filter(|&precision| info.in_type(Some(precision)).is_some()) {
             let begun = Instant::now();
-            let found = draw(model, info.id, dtype, devices).and_then(|picture| {
+            let found = draw(model, info.id, precision, devices).and_then(|picture| {
                 let seconds = begun.elapsed().as_secs_f64();
-                let beside = beside_the_reference(&picture, dtype);
+                let beside = beside_the_reference(&picture, precision);
                 let apart =
                     cpus.as_ref().map(|cpus| format!(", pixels by {:.2} from the CPU's", apart(&picture, cpus)));
                 if info.id == DeviceId::CPU {
-                    cpus = Some(picture);
+                    cpus.get_or_insert(picture);
                 }
                 Ok(format!("{}{}; in {seconds:.1} s with loading", beside?, apart.unwrap_or_default()))
             });
-            report.result(&format!("{} {dtype} a picture", info.id), found)?;
+            report.result(&format!("{} {precision} a picture", info.id), found)?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{DType, DeviceId, DeviceInfo},
+    backend::{DeviceId, DeviceInfo, Precision},
     device_map::{DTypes, DeviceMap},
     engine::Engine,
     error::{Error, Result},
@@ -30,7 +30,7 @@ fn request(spec: &ModelSpec) -> Request {
 }
 
 /// The picture that one device draws in a type: 8-bit RGB.
-pub fn draw(model: &Arc<Model>, id: DeviceId, dtype: DType, devices: &[DeviceInfo]) -> Result<Vec<u8>> {
+pub fn draw(model: &Arc<Model>, id: DeviceId, dtype: Precision, devices: &[DeviceInfo]) -> Result<Vec<u8>> {
     let request = request(&model.spec);
     let dtype = DTypes { default: Some(dtype).into(), ..DTypes::default() };
     let map = DeviceMap { devices: vec![id.into()], dtype, ..DeviceMap::default() };
@@ -42,16 +42,16 @@ pub fn draw(model: &Arc<Model>, id: DeviceId, dtype: DType, devices: &[DeviceInf
 
 /// The largest accepted difference of a mean colour in a type, in steps of 255: a few times the observed effect of
 /// roundings.
-fn bound(dtype: DType) -> f64 {
+fn bound(dtype: Precision) -> f64 {
     match dtype {
-        DType::F32 | DType::U32 => 0.6,
-        DType::F16 => 2.0,
-        DType::BF16 => 8.0,
+        Precision::F32 => 0.6,
+        Precision::F16 => 2.0,
+        Precision::BF16 | Precision::Int8 => 8.0,
     }
 }
 
 /// Whether a picture agrees with the reference's, as far as the type allows.
-pub fn beside_the_reference(rgb: &[u8], dtype: DType) -> Result<String> {
+pub fn beside_the_reference(rgb: &[u8], dtype: Precision) -> Result<String> {
     let want = colours(REFERENCE).expect("the file is as the script wrote it");
     let got = means(rgb);
     let most = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f64::max);
@@ -92,13 +92,13 @@ mod tests {
 
     fn picture() -> Vec<u8> {
         let model = Arc::new(crate::cli::model::built_in_alone().unwrap());
-        draw(&model, DeviceId::CPU, DType::F32, &backend::visible()).unwrap()
+        draw(&model, DeviceId::CPU, Precision::F32, &backend::visible()).unwrap()
     }
 
     #[test]
     fn the_cpu_draws_the_references_picture_and_other_pictures_are_not_it() {
         let right = picture();
-        println!("{}", beside_the_reference(&right, DType::F32).unwrap());
+        println!("{}", beside_the_reference(&right, Precision::F32).unwrap());
         let mut swapped = right.clone();
         swapped.chunks_exact_mut(3).for_each(|pixel| pixel.swap(0, 2));
         let mut mirrored = right.clone();
@@ -114,7 +114,7 @@ mod tests {
         let wrong =
             [swapped, mirrored, moved, one_block, darker, vec![0; right.len()], right[..right.len() / 2].to_vec()];
         for (i, wrong) in wrong.iter().enumerate() {
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for dtype in [Precision::F32, Precision::F16, Precision::BF16] {
                 assert!(beside_the_reference(wrong, dtype).is_err(), "wrong picture {i} passes in {dtype}");
             }
         }

@@ -300,7 +300,7 @@ mod tests {
     use clap::Parser;
 
     use sdshard::{
-        backend::DType,
+        backend::Precision,
         device_map::{DeviceMap, Strategy},
         pipeline::PictureFormat,
     };
@@ -336,7 +336,9 @@ mod tests {
         };
         let image = sdshard::pipeline::Image { width: 64, height: 64, rgb: vec![0; 64 * 64 * 3] };
         for (i, dtypes) in
-            [&[DType::F16][..], &[DType::F32], &[DType::BF16], &[DType::F32, DType::F16]].iter().enumerate()
+            [&[Precision::F16][..], &[Precision::F32], &[Precision::BF16], &[Precision::F32, Precision::F16]]
+                .iter()
+                .enumerate()
         {
             let metadata = Metadata::new(&requests[i], &model, &model.hashes().unwrap(), dtypes).unwrap();
             std::fs::write(folder.path().join(&jobs[i].file), image.encode(PictureFormat::Png, &metadata).unwrap())
@@ -361,6 +363,6 @@ mod tests {
         assert_eq!(of(&["a"]).strategy.value, Strategy::Throughput);
         assert_eq!(of(&["a", "--device-map", "balanced"]).strategy.value, Strategy::Balanced);
         let map = of(&["a", "--device-map", "cpu-split.toml", "--dtype", "bf16"]);
-        assert_eq!(map.dtype.of("unet").value, Some(sdshard::backend::DType::BF16));
+        assert_eq!(map.dtype.of("unet").value, Some(sdshard::backend::Precision::BF16));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sdshard::{
-    backend::DType,
+    backend::Precision,
     error::{Error, Result},
     models::spec::ModelSpec,
     pipeline::{
@@ -52,7 +52,7 @@ pub fn requests(
             let request = Request { chunks, ..request };
             if format == Some(PictureFormat::Jpeg) && job.has_long_texts() {
                 // The longest names of types, because it is not known yet which one computes this picture.
-                let dtypes = [DType::F32, DType::F16, DType::BF16];
+                let dtypes = Precision::ALL;
                 let hashes = Hashes::unread(&model.files, &model.spec);
                 let metadata = Metadata::new(&request, model, &hashes, &dtypes)?;
                 metadata.check_fits(PictureFormat::Jpeg).map_err(|e| e.context(job.name()))?;

@@ -9,7 +9,7 @@ use super::{
     with_nearest,
 };
 use crate::{
-    backend::{DType, DeviceId, DeviceKind},
+    backend::{DeviceId, DeviceKind, Precision},
     error::{Error, Result},
 };
 
@@ -450,22 +450,21 @@ impl<'a> Field<'a> {
         Ok(DTypes { default: Located::default(), components: components.collect::<Result<_>>()? })
     }
 
-    fn dtype(&self) -> Result<Option<DType>> {
-        match self.str() {
-            Some("auto") => Ok(None),
-            Some("f32") => Ok(Some(DType::F32)),
-            Some("f16") => Ok(Some(DType::F16)),
-            Some("bf16") => Ok(Some(DType::BF16)),
-            other => {
-                let near = match other.unwrap_or_default() {
-                    "float32" | "fp32" => "; did you mean \"f32\"?",
-                    "float16" | "fp16" | "half" => "; did you mean \"f16\"?",
-                    "bfloat16" => "; did you mean \"bf16\"?",
-                    _ => "",
-                };
-                Err(self.refuse("not a type of weights").hint(format!("\"auto\", \"f32\", \"f16\" or \"bf16\"{near}")))
-            }
+    fn dtype(&self) -> Result<Option<Precision>> {
+        let name = self.str().unwrap_or_default();
+        let known = Precision::ALL.into_iter().find(|precision| precision.name() == name);
+        if known.is_some() || name == "auto" {
+            return Ok(known);
         }
+        let near = match name {
+            "float32" | "fp32" => "; did you mean \"f32\"?",
+            "float16" | "fp16" | "half" => "; did you mean \"f16\"?",
+            "bfloat16" => "; did you mean \"bf16\"?",
+            "i8" | "q8" | "q8_0" => "; did you mean \"int8\"?",
+            _ => "",
+        };
+        let values = "\"auto\", \"f32\", \"f16\", \"bf16\" or \"int8\"";
+        Err(self.refuse("not a type of weights").hint(format!("{values}{near}")))
     }
 
     fn size(&self) -> Result<Located<u64>> {

@@ -20,7 +20,7 @@ pub(crate) use grammar::read_devices;
 
 pub use crate::{backend::cpu::Convolution, weights::Reside};
 use crate::{
-    backend::{DType, DeviceId},
+    backend::{DeviceId, Precision},
     weights::CONTROLNET,
 };
 
@@ -204,14 +204,14 @@ pub enum Numerics {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DTypes {
     /// The type of every component that is not in `components`.
-    pub default: Located<Option<DType>>,
+    pub default: Located<Option<Precision>>,
     /// The types of single components, by their names in the model.
-    pub components: BTreeMap<String, Located<Option<DType>>>,
+    pub components: BTreeMap<String, Located<Option<Precision>>>,
 }
 
 impl DTypes {
     /// The type of one component; `None` is `auto`.
-    pub fn of(&self, component: &str) -> &Located<Option<DType>> {
+    pub fn of(&self, component: &str) -> &Located<Option<Precision>> {
         let entry = |name: &str| self.components.get(name);
         entry(component).or_else(|| entry(covered_by(component)?)).unwrap_or(&self.default)
     }

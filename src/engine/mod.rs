@@ -424,7 +424,7 @@ impl Prepared {
 fn text_classes(model: &Model, parts: &Parts) -> Vec<NumericsClass> {
     let instances = model.spec.in_stage(Stage::Encode).flat_map(|component| &parts[component]);
     let routes = instances.flat_map(Instance::networks).flat_map(|network| network.route.typed());
-    let mut classes: Vec<_> = routes.map(|(device, dtype)| device.class().in_type(dtype)).collect();
+    let mut classes: Vec<_> = routes.map(|(device, precision)| device.class().in_type(precision)).collect();
     classes.sort();
     classes.dedup();
     classes

@@ -38,7 +38,9 @@ impl ResnetBlock {
         Ok(Self {
             norm1: GroupNorm::load(&w.at("norm1"), channels, groups, eps)?,
             conv1: Conv2d::load(&w.at("conv1"), channels, out, extent)?,
-            time_emb_proj: time_channels.map(|width| Linear::load(&w.at("time_emb_proj"), width, out)).transpose()?,
+            time_emb_proj: time_channels
+                .map(|width| Linear::load(&w.sensitive().at("time_emb_proj"), width, out))
+                .transpose()?,
             norm2: GroupNorm::load(&w.at("norm2"), out, groups, eps)?,
             conv2: Conv2d::load(&w.at("conv2"), out, out, extent)?,
             conv_shortcut: (channels != out)

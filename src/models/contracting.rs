@@ -426,7 +426,7 @@ pub(super) fn load_layers(
 ) -> Result<Vec<Layer>> {
     let (groups, eps, time) = (spec.norm_num_groups, spec.norm_eps, spec.time_channels());
     let layer = |(section, SectionSpec { name, kind, skip, .. }): (usize, &SectionSpec)| -> Result<Layer> {
-        let w = w.section(section, route.at(section), route.dtype(section)).at(name);
+        let w = w.section(section, route.at(section), route.precision(section)).at(name);
         let block = match *kind {
             Kind::Resnet { in_channels, out_channels, level } => {
                 let facts = ResnetFacts { groups, eps, time_channels: Some(time), extent: spec.extent(level) };
@@ -457,22 +457,23 @@ impl Contracting {
     /// Loads the path, each section for the device that runs it. `sections` begins with those of [`describe`].
     pub(super) fn load(w: &Scope, spec: &ContractingSpec, sections: &[SectionSpec], route: &Route) -> Result<Self> {
         let (width, time) = (spec.block_out_channels[0], spec.time_channels());
-        let first = w.section(0, route.at(0), route.dtype(0));
+        let first = w.section(0, route.at(0), route.precision(0));
+        let embedding = first.sensitive();
         let layers = |phase| load_layers(w, route, spec, sections, phase);
         Ok(Self {
             conv_in: Conv2d::load(&first.at("conv_in"), spec.in_channels, width, spec.extent(0))?,
-            linear_1: Linear::load(&first.at("time_embedding.linear_1"), width, time)?,
-            linear_2: Linear::load(&first.at("time_embedding.linear_2"), time, time)?,
+            linear_1: Linear::load(&embedding.at("time_embedding.linear_1"), width, time)?,
+            linear_2: Linear::load(&embedding.at("time_embedding.linear_2"), time, time)?,
             added: match spec.added {
                 Some(AddedSpec { input_width, .. }) => Some([
-                    Linear::load(&first.at("add_embedding.linear_1"), input_width, time)?,
-                    Linear::load(&first.at("add_embedding.linear_2"), time, time)?,
+                    Linear::load(&embedding.at("add_embedding.linear_1"), input_width, time)?,
+                    Linear::load(&embedding.at("add_embedding.linear_2"), time, time)?,
                 ]),
                 None => None,
             },
             cond_proj: spec
                 .time_cond_proj_dim
-                .map(|cond| Linear::load_without_bias(&first.at("time_embedding.cond_proj"), cond, width))
+                .map(|cond| Linear::load_without_bias(&embedding.at("time_embedding.cond_proj"), cond, width))
                 .transpose()?,
             down: layers(Phase::Down)?,
             mid: layers(Phase::Mid)?,

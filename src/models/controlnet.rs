@@ -166,7 +166,7 @@ impl ControlNet {
     /// If a tensor is missing or has another shape, or a device has no room.
     pub fn load(w: &Scope, spec: &ControlNetSpec, route: &Route) -> Result<Self> {
         let (sections, width) = (describe(&spec.contracting), spec.contracting.block_out_channels[0]);
-        let scope = |section: usize| w.section(section, route.at(section), route.dtype(section));
+        let scope = |section: usize| w.section(section, route.at(section), route.precision(section));
         let residuals = residuals(&sections, &spec.contracting);
         let zero_conv = |i: usize, name: String| {
             let (section, width) = residuals[i];

@@ -10,7 +10,7 @@ use super::{
     unet::{Unet, UnetSpec},
 };
 use crate::{
-    backend::{DType, Device},
+    backend::{Device, Precision},
     error::Result,
     weights::Scope,
 };
@@ -124,7 +124,7 @@ impl NetworkSpec {
         match self {
             Self::Clip(_) | Self::Unet(_) | Self::ControlNet(_) | Self::VaeEncoder(_) => Ok(()),
             Self::VaeDecoder(spec) => {
-                let route = Route::whole(device, DType::F32, spec.encoder_sections().len());
+                let route = Route::whole(device, Precision::F32, spec.encoder_sections().len());
                 Encoder::load(w, spec, &route).map(drop)
             }
         }

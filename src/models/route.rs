@@ -7,29 +7,29 @@
 use std::cell::{Cell, RefCell};
 
 use crate::{
-    backend::{DType, Device, PersistentArena},
+    backend::{DType, Device, PersistentArena, Precision},
     error::Result,
     tensor::Tensor,
     weights::{Offload, Scope},
 };
 
-/// A device for each section in the network's order, and the type in which the section computes there.
+/// A device for each section in the network's order, and the precision of the section's weights there.
 #[derive(Clone)]
-pub struct Route(Vec<(Device, DType)>);
+pub struct Route(Vec<(Device, Precision)>);
 
 impl Route {
-    /// A route with one device and type for each section.
+    /// A route with one device and precision for each section.
     ///
     /// # Panics
     /// If there is no section.
-    pub fn new(sections: Vec<(Device, DType)>) -> Self {
+    pub fn new(sections: Vec<(Device, Precision)>) -> Self {
         assert!(!sections.is_empty(), "a network has sections");
         Self(sections)
     }
 
-    /// A route with the same device and type for all sections.
-    pub fn whole(device: &Device, dtype: DType, sections: usize) -> Self {
-        Self::new(vec![(device.clone(), dtype); sections])
+    /// A route with the same device and precision for all sections.
+    pub fn whole(device: &Device, precision: Precision, sections: usize) -> Self {
+        Self::new(vec![(device.clone(), precision); sections])
     }
 
     /// The device of section `i`.
@@ -37,9 +37,17 @@ impl Route {
         &self.0[i].0
     }
 
-    /// The type in which section `i` computes.
-    pub fn dtype(&self, i: usize) -> DType {
+    /// The precision of section `i`.
+    pub fn precision(&self, i: usize) -> Precision {
         self.0[i].1
+    }
+
+    /// The type of the tensors in section `i`.
+    ///
+    /// # Panics
+    /// If its device does not support its precision: then no layer could be loaded there.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.at(i).input_type(self.precision(i)).expect("layers are only loaded in precisions that a device supports")
     }
 
     /// The device of the first section, which takes the network's input.
@@ -52,9 +60,9 @@ impl Route {
         self.0.iter().map(|(device, _)| device)
     }
 
-    /// The device and the type of each section.
-    pub fn typed(&self) -> impl Iterator<Item = (&Device, DType)> {
-        self.0.iter().map(|(device, dtype)| (device, *dtype))
+    /// The device and the precision of each section.
+    pub fn typed(&self) -> impl Iterator<Item = (&Device, Precision)> {
+        self.0.iter().map(|(device, precision)| (device, *precision))
     }
 
     /// All devices, each once, in the order of first use.
@@ -72,7 +80,7 @@ impl Route {
     #[must_use]
     pub fn with_request_scratch(&self, scratch: &[Device]) -> Self {
         let own = |device: &Device| scratch.iter().find(|own| *own == device).unwrap_or(device).clone();
-        Self(self.typed().map(|(device, dtype)| (own(device), dtype)).collect())
+        Self(self.typed().map(|(device, precision)| (own(device), precision)).collect())
     }
 
     /// A pass through all sections, for weights that stay on their devices.
@@ -88,7 +96,7 @@ impl Route {
 /// If there is no such section.
 pub fn section<'a>(w: &Scope<'a>, route: &'a Route, names: &[String], name: &str) -> Scope<'a> {
     let i = names.iter().position(|other| other == name).expect("a network loads the sections that it lists");
-    w.section(i, route.at(i), route.dtype(i))
+    w.section(i, route.at(i), route.precision(i))
 }
 
 /// Called before each section of a forward pass. It may make the pass wait.
@@ -187,10 +195,10 @@ impl<'a> ForwardPass<'a> {
         self.stop(self.passed.get()).filter(|&next| self.route.at(next) == self.route.at(here))
     }
 
-    /// The type in which the current section computes.
+    /// The type of the tensors in the current section.
     ///
     /// # Panics
-    /// If no section has begun.
+    /// If no section has begun, or as [`Route::dtype`].
     pub fn dtype(&self) -> DType {
         self.route.dtype(self.current_section().expect("a pass has begun"))
     }

@@ -155,7 +155,7 @@ impl Unet {
     pub fn load(w: &Scope, spec: &UnetSpec, route: &Route) -> Result<Self> {
         let (sections, width) = (sections_of(spec), spec.block_out_channels[0]);
         let last = sections.len() - 1;
-        let out = w.section(last, route.at(last), route.dtype(last));
+        let out = w.section(last, route.at(last), route.precision(last));
         let up = load_layers(w, route, spec, &sections, Phase::Up)?;
         Ok(Self {
             contracting: Contracting::load(w, spec, &sections, route)?,

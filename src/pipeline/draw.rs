@@ -22,7 +22,7 @@ use super::{
     texts::{Known, Text, TextCache},
 };
 use crate::{
-    backend::{DType, Device},
+    backend::{Device, Precision},
     error::{Error, ErrorScope, Result},
     models::{
         component::{ComponentId, Stage},
@@ -340,12 +340,12 @@ impl Pipeline {
         Ok(Picture { latents, image, spans, request: request.clone(), dtypes, model: self.model.clone() })
     }
 
-    /// The types in which the devices that ran the denoiser compute, each once.
-    fn denoiser_dtypes(&self, spans: &[Span]) -> Vec<DType> {
+    /// The precisions of the denoiser on the devices that ran it, each once.
+    fn denoiser_dtypes(&self, spans: &[Span]) -> Vec<Precision> {
         let denoiser = self.model.spec.denoiser();
         let ran = |id| spans.iter().any(|span| span.component == denoiser && span.devices.contains(&id));
         let sections = self.denoisers().iter().flat_map(Instance::networks).flat_map(|network| network.route.typed());
-        each_once(sections.filter(|(device, _)| ran(device.id())).map(|(_, dtype)| dtype))
+        each_once(sections.filter(|(device, _)| ran(device.id())).map(|(_, precision)| precision))
     }
 
     /// Waits for the devices of one instance of `component`, calls `work` there for request `i`, and records the

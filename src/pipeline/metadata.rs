@@ -14,7 +14,7 @@ use super::{
     request::{Request, Start},
 };
 use crate::{
-    backend::DType,
+    backend::Precision,
     error::Result,
     weights::{Fnv, lora::LoraChoice},
 };
@@ -76,7 +76,7 @@ impl Metadata {
     ///
     /// # Errors
     /// If the model has no such scheduler, or as [`Model::embeddings_of`].
-    pub fn new(request: &Request, model: &Model, hashes: &Hashes, dtypes: &[DType]) -> Result<Self> {
+    pub fn new(request: &Request, model: &Model, hashes: &Hashes, dtypes: &[Precision]) -> Result<Self> {
         let (spec, scale) = (&model.spec, model.spec.latents.scale);
         let digest = |values: &std::sync::Arc<[f32]>| {
             let (height, width) = (request.height / scale, request.width / scale);

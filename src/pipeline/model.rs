@@ -14,7 +14,7 @@ use super::{
     texts::Text,
 };
 use crate::{
-    backend::{DType, Device, DeviceId, Rates, rules::Rules},
+    backend::{Device, DeviceId, Precision, Rates, rules::Rules},
     error::{Error, Result},
     models::{
         component::{ComponentId, Stage},
@@ -391,12 +391,12 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// The memory and type of each section's weights. Offloaded weights are fetched to one device, so they are shared only
+/// The memory and precision of each section's weights. Offloaded weights are fetched to one device, so they are shared only
 /// by networks on the same device.
 fn key(component: ComponentId, route: &Route, reside: Reside) -> (ComponentId, Reside, Vec<String>) {
-    let home = |(device, dtype): (&Device, DType)| match reside {
-        Reside::Device => format!("{dtype} in {}", device.weight_home()),
-        Reside::Host | Reside::Disk => format!("{dtype} on {}", device.id()),
+    let home = |(device, precision): (&Device, Precision)| match reside {
+        Reside::Device => format!("{precision} in {}", device.weight_home()),
+        Reside::Host | Reside::Disk => format!("{precision} on {}", device.id()),
     };
     (component, reside, route.typed().map(home).collect())
 }
@@ -428,7 +428,7 @@ pub fn load(component: &ComponentSpec, weights: Weights, source: &Source) -> Res
     component.network.not_run().iter().for_each(|prefix| weights.skip(prefix));
     let (route, count) = (source.route.clone(), source.route.iter().count());
     let builder = OffloadBuilder::new(source.reside, count, source.packed.clone());
-    let scope = Scope::new(&weights, route.first(), route.dtype(0)).with_offload(&builder);
+    let scope = Scope::new(&weights, route.first(), route.precision(0)).with_offload(&builder);
     let network = Arc::new(component.network.load(&scope, &route)?);
     weights.finish()?;
     let offload = builder.build(source.ahead).map(Arc::new);
@@ -449,7 +449,7 @@ pub fn check_weights(
     wanted: impl Fn(&str) -> bool,
 ) -> Result<Adapters> {
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
-    let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
+    let (device, _) = Device::dry(DeviceId::CPU, Rules::Gpu(Precision::F32), rates);
     let mut all = Vec::new();
     for (_, component) in spec.components.iter() {
         let weights = match wanted(&component.folder) {
@@ -457,7 +457,7 @@ pub fn check_weights(
             false => Weights::shapes_only(&component.folder),
         };
         let sections = component.network.sections().len();
-        load(component, weights.clone(), &Source::resident(Route::whole(&device, DType::F32, sections)))?;
+        load(component, weights.clone(), &Source::resident(Route::whole(&device, Precision::F32, sections)))?;
         all.push(weights);
     }
     for group in all.chunk_by(Weights::shares_files_with) {

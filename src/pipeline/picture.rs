@@ -15,7 +15,7 @@ use super::{
     request::Request,
 };
 use crate::{
-    backend::{DType, DeviceId},
+    backend::{DeviceId, Precision},
     error::{Error, Result},
     models::component::{ComponentId, Stage},
     output::{self, Durability},
@@ -65,7 +65,7 @@ pub struct Picture {
     /// The request.
     pub request: Request,
     /// The types of the devices that ran the denoiser, each once.
-    pub dtypes: Vec<DType>,
+    pub dtypes: Vec<Precision>,
     pub(super) model: Arc<Model>,
 }
 

@@ -3,7 +3,7 @@
 
 use super::by_bytes::{DeviceBudget, for_replicas, partition};
 use crate::{
-    backend::{DType, Device, DeviceId, DeviceInfo, DeviceKind, Rates, rules::Rules},
+    backend::{Device, DeviceId, DeviceInfo, DeviceKind, Precision, Rates, rules::Rules},
     device_map::{DeviceMap, Located},
     error::{Error, Result},
     models::{
@@ -108,17 +108,17 @@ fn balanced(networks: &[NetworkSize], devices: &[DeviceBudget]) -> Result<Vec<Op
 fn parameters(component: &ComponentSpec) -> Result<u64> {
     // With f32 weights, a GPU holds exactly four bytes for each parameter.
     let rates = Rates { flops: 1.0, bandwidth: 1.0, link: 1.0 };
-    let (device, counter) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(DType::F32), rates);
-    let route = Route::whole(&device, DType::F32, component.network.sections().len());
+    let (device, counter) = Device::dry(DeviceId::new(DeviceKind::Cuda, 0), Rules::Gpu(Precision::F32), rates);
+    let route = Route::whole(&device, Precision::F32, component.network.sections().len());
     let weights = || Weights::shapes_only(&component.folder);
     load(component, weights(), &Source::resident(route))?;
-    component.network.load_not_run(&Scope::new(&weights(), &device, DType::F32), &device)?;
-    Ok(counter.take().weight_bytes / DType::F32.size() as u64)
+    component.network.load_not_run(&Scope::new(&weights(), &device, Precision::F32), &device)?;
+    Ok(counter.take().weight_bytes / Precision::F32.size() as u64)
 }
 
 /// The networks in the order of `model_index.json`, with the bytes that diffusers counts. `auto` is the type that
 /// `"auto"` in the map stands for.
-fn networks(map: &DeviceMap, spec: &ModelSpec, auto: DType) -> Result<Vec<NetworkSize>> {
+fn networks(map: &DeviceMap, spec: &ModelSpec, auto: Precision) -> Result<Vec<NetworkSize>> {
     let network = |listed: &Listed| {
         let component = spec.component(&listed.name);
         let count = match (component, listed.parameters) {
@@ -148,7 +148,7 @@ pub(super) fn place(
     infos: &[&DeviceInfo],
 ) -> Result<Vec<PerComponent<Place<DeviceId>>>> {
     let has_gpu = infos.iter().any(|info| info.id.kind != DeviceKind::Cpu);
-    let auto = if has_gpu { DType::F16 } else { DType::F32 };
+    let auto = if has_gpu { Precision::F16 } else { Precision::F32 };
     let networks = networks(map, spec, auto)?;
     let limits = &map.max_memory;
     let budgets: Vec<DeviceBudget> = infos

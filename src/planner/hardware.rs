@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::tuning::Tuning;
 use crate::{
     backend::{
-        DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
+        DeviceId, DeviceInfo, DeviceKind, NumericsClass, Precision, Rates,
         class::KernelPath,
         cpu::{self, Path, threads},
         info::plannable,
@@ -122,19 +122,23 @@ fn from_facts(id: DeviceId, located: &Located<DeviceFacts>) -> Result<DeviceInfo
         (None, DeviceKind::Cpu) => Tuning::CPU_CORE_RATES.part(allowed_cores.len() as f64),
     };
     let rules = match id.kind {
-        DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable).into()),
-        DeviceKind::Cuda => Rules::Gpu(DType::F16),
-        DeviceKind::Wgpu | DeviceKind::Numbered => Rules::Wgpu(DType::F16),
+        DeviceKind::Cpu => Rules::Cpu(cpu::path().unwrap_or(Path::Portable).into(), Precision::F32),
+        DeviceKind::Cuda => Rules::Gpu(Precision::F16),
+        DeviceKind::Wgpu | DeviceKind::Numbered => Rules::Wgpu(Precision::F16),
     };
     let name = model.map_or_else(|| format!("a {} device", id.kind.name()), |model| model.name.clone());
     let class = match (rules, id.kind) {
-        (Rules::Cpu(kernels), _) => NumericsClass::cpu(kernels),
+        (Rules::Cpu(kernels, _), _) => NumericsClass::cpu(kernels),
         (_, DeviceKind::Cuda) => {
             let compute = model.and_then(|model| model.compute.as_ref()?.replace('.', "").parse().ok());
             let kernels = KernelPath::Capability { gpu: compute, code: None };
-            NumericsClass { kind: DeviceKind::Cuda, kernels, dtype: rules.dtype() }
+            NumericsClass { kind: DeviceKind::Cuda, kernels, precision: rules.precision() }
         }
-        _ => NumericsClass { kind: DeviceKind::Wgpu, kernels: KernelPath::Adapter(name.clone()), dtype: rules.dtype() },
+        _ => NumericsClass {
+            kind: DeviceKind::Wgpu,
+            kernels: KernelPath::Adapter(name.clone()),
+            precision: rules.precision(),
+        },
     };
     let info = DeviceInfo {
         id,
@@ -162,7 +166,7 @@ pub(super) fn apply_facts(mut info: DeviceInfo, facts: &DeviceFacts) -> Result<D
         let model = catalogue::find(like, &format!("device.{}.like", info.id))?;
         info.rates = rates_like(model, info.id.kind);
         info.f32_flops = Tuning::SHARE_OF_PEAK * model.f32_flops;
-        if info.rules.dtype() == DType::F32 {
+        if info.rules.precision() == Precision::F32 {
             info.rates.flops = info.f32_flops;
         }
     }

@@ -2,10 +2,10 @@
 
 use super::hardware;
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, registry::measured},
+    backend::{DeviceId, DeviceInfo, DeviceKind, Precision, registry::measured},
     device_map::{DeviceMap, Strategy},
     error::{Error, Result},
-    models::spec::{ComponentSpec, ModelSpec},
+    models::spec::ComponentSpec,
 };
 
 /// The bytes that a map allows on a device. For `diffusers-balanced`, limits apply to weights only, as in diffusers:
@@ -19,36 +19,24 @@ pub(super) fn budget(map: &DeviceMap, info: &DeviceInfo) -> u64 {
 
 /// The data type that is requested for a component; `None` is the default type of each device: f16 on a GPU, f32 on the
 /// CPU. A network that overflows f16 is computed in f32 unless the map gives a type.
-pub(super) fn resolve_dtype(map: &DeviceMap, component: &ComponentSpec, infos: &[DeviceInfo]) -> Result<Option<DType>> {
+pub(super) fn resolve_dtype(
+    map: &DeviceMap,
+    component: &ComponentSpec,
+    infos: &[DeviceInfo],
+) -> Result<Option<Precision>> {
     let entry = map.dtype.of(&component.name);
     let Some(requested) = entry.value else {
-        return Ok(component.network.overflows_f16().then_some(DType::F32));
+        return Ok(component.network.overflows_f16().then_some(Precision::F32));
     };
     match infos.iter().find(|info| info.in_type(Some(requested)).is_none()) {
         None => Ok(Some(requested)),
-        Some(info) => Err(match info.id.kind {
-            DeviceKind::Cpu => entry
-                .refuse("dtype", format!("the CPU has no {requested} kernels for the {}", component.name))
-                .hint("dtype = \"auto\" or \"f32\"; weights stored as f16 or bf16 are read all the same"),
-            _ => entry
-                .refuse("dtype", format!("{} has no {requested} arithmetic for the {}", info.id, component.name))
-                .found(info.class.to_string())
-                .hint("dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on"),
-        }),
-    }
-}
-
-/// Leaves out a CPU that the map does not name if it does not support a requested type and there is a GPU.
-pub(super) fn leave_out_cpu_without_types(map: &DeviceMap, spec: &ModelSpec, infos: &mut Vec<DeviceInfo>) {
-    let maps = map.replica_maps();
-    let is_named = |id: DeviceId| {
-        let listed = |map: &DeviceMap| map.devices.iter().any(|device| device.value == id);
-        maps.iter().any(|map| listed(map) || map.placed_devices().any(|(_, device)| device.value == id))
-    };
-    let has_types =
-        |info: &DeviceInfo| spec.names().iter().all(|name| info.in_type(map.dtype.of(name).value).is_some());
-    if infos.iter().any(|info| info.id.kind != DeviceKind::Cpu) {
-        infos.retain(|info| info.id.kind != DeviceKind::Cpu || is_named(info.id) || has_types(info));
+        Some(info) => Err(entry
+            .refuse("dtype", format!("{} has no {requested} arithmetic for the {}", info.id, component.name))
+            .found(info.class.to_string())
+            .hint(match requested {
+                Precision::Int8 => "only a CPU has int8: dtype = \"f16\" on a GPU, or devices = [\"cpu\"]",
+                _ => "dtype = \"f16\" or \"f32\"; NVIDIA's devices have bf16 from compute capability 8.0 on",
+            })),
     }
 }
 

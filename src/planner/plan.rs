@@ -15,7 +15,7 @@ use super::{
     effort::Effort,
     largest::Largest,
     layout::{Costs, Layout},
-    machine::{budget, describe, leave_out_cpu_without_types, resolve_dtype},
+    machine::{budget, describe, resolve_dtype},
     predict::Load,
     problem::Chosen,
     trial::Trial,
@@ -24,7 +24,7 @@ use super::{
 };
 pub use super::{edges::Edge, problem::Rejected};
 use crate::{
-    backend::{DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass},
+    backend::{DeviceId, DeviceInfo, DeviceKind, NumericsClass, Precision},
     device_map::{DeviceFacts, DeviceMap, Located, Numerics, size::format_bytes},
     error::{Error, Result},
     models::{
@@ -89,7 +89,7 @@ pub struct DevicePlan {
     pub idle_share: f64,
     /// The data type of each component on this device.
     #[serde(skip)]
-    pub dtypes: PerComponent<DType>,
+    pub dtypes: PerComponent<Precision>,
 }
 
 impl DevicePlan {
@@ -115,7 +115,7 @@ pub struct ComponentPlan {
     /// The cost of the whole component on the first device that the map may use.
     pub cost: Cost,
     /// The data type of the component on the first of its devices.
-    pub dtype: DType,
+    pub dtype: Precision,
     /// The seconds for one image that never waits.
     pub seconds: f64,
 }
@@ -175,7 +175,7 @@ impl Plan {
     }
 
     /// The data types of the denoiser on the devices of each place that a request may use, with guidance or without.
-    pub fn denoiser_dtypes(&self, guided: bool) -> Vec<Vec<DType>> {
+    pub fn denoiser_dtypes(&self, guided: bool) -> Vec<Vec<Precision>> {
         let denoiser = self.denoiser();
         let dtype =
             |id: &DeviceId| self.devices.iter().find(|device| device.id == *id).map(|device| device.dtypes[denoiser]);
@@ -218,9 +218,7 @@ impl Plan {
         map.check_model(spec)?;
         let maps = map.replica_maps();
         let usable = map.usable(defaults)?;
-        let mut infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
-        leave_out_cpu_without_types(map, spec, &mut infos);
-
+        let infos = usable.iter().map(|&id| describe(map, id, &usable, devices)).collect::<Result<Vec<_>>>()?;
         let first = infos.first().ok_or_else(|| Error::input("there is no device to place the pipeline on"))?.id;
         let dtypes = spec.components.try_map(|_, component| resolve_dtype(map, component, &infos))?;
         let trial = Trial::new(spec, &infos, largest, dtypes, effort)?;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{effort::Effort, largest::Largest, tuning::Tuning};
 use crate::{
-    backend::{DType, Device, DeviceId, DeviceInfo, PersistentArena, dry},
+    backend::{Device, DeviceId, DeviceInfo, PersistentArena, Precision, dry},
     error::{Error, Result},
     models::{
         component::{ComponentId, PerComponent, Stage},
@@ -182,7 +182,7 @@ pub(super) struct Trial<'a> {
     pub largest: &'a Largest,
     pub schedule: Schedule,
     /// The requested data type of each component; `None` is the default type of the device.
-    pub dtypes: PerComponent<Option<DType>>,
+    pub dtypes: PerComponent<Option<Precision>>,
     /// The number of sections of each component.
     pub sections: PerComponent<usize>,
     /// The counter of planning steps.
@@ -199,7 +199,7 @@ impl<'a> Trial<'a> {
         spec: &'a ModelSpec,
         devices: &'a [DeviceInfo],
         largest: &'a Largest,
-        dtypes: PerComponent<Option<DType>>,
+        dtypes: PerComponent<Option<Precision>>,
         effort: &'a Effort,
     ) -> Result<Self> {
         let mut schedule = largest.schedule(spec)?;
@@ -340,9 +340,9 @@ impl<'a> Trial<'a> {
         Device::dry(id, info.rules, info.rates)
     }
 
-    /// The data type in which a device computes a component.
-    pub fn dtype(&self, component: ComponentId, id: DeviceId) -> DType {
-        self.info(component, id).rules.dtype()
+    /// The data type of a component's weights on a device.
+    pub fn dtype(&self, component: ComponentId, id: DeviceId) -> Precision {
+        self.info(component, id).rules.precision()
     }
 
     /// The description of a device with the data type of `component`.

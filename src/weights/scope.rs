@@ -9,13 +9,13 @@ use std::{
 
 use super::{Loaded, Offload, Reside, Weights, offload::Ahead};
 use crate::{
-    backend::{DType, Device, Layer, Values, Weight},
+    backend::{Device, Layer, Precision, Values, Weight},
     error::Result,
 };
 
-/// The weights that are already packed, by place, component, name and type, each with the memories (weight homes) that
+/// The weights that are already packed, by place, component, name and precision, each with the memories (weight homes) that
 /// have it: networks share common weights in the same memory, and devices copy them from each other.
-pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, DType), Vec<(String, Weight)>>>>;
+pub type Packed = Arc<Mutex<HashMap<(Reside, String, String, Precision), Vec<(String, Weight)>>>>;
 
 /// Collects the offloaded weights of a network that is being loaded, section by section.
 pub struct OffloadBuilder {
@@ -41,21 +41,21 @@ impl OffloadBuilder {
     }
 }
 
-/// A name prefix in a component's weights, with a device and the type in which it computes. Code that loads a network
+/// A name prefix in a component's weights, with a device and the precision of the weights there. Code that loads a network
 /// follows its structure: `Linear::load(&w.at("to_q"), ..)`.
 pub struct Scope<'a> {
     weights: &'a Weights,
     device: &'a Device,
-    dtype: DType,
+    precision: Precision,
     offload: Option<&'a OffloadBuilder>,
     section: usize,
     prefix: String,
 }
 
 impl<'a> Scope<'a> {
-    /// The root of `weights`, which are packed for `device`, for inputs of `dtype`, and stay there.
-    pub fn new(weights: &'a Weights, device: &'a Device, dtype: DType) -> Self {
-        Self { weights, device, dtype, offload: None, section: 0, prefix: String::new() }
+    /// The root of `weights`, which are packed for `device` in this precision, and stay there.
+    pub fn new(weights: &'a Weights, device: &'a Device, precision: Precision) -> Self {
+        Self { weights, device, precision, offload: None, section: 0, prefix: String::new() }
     }
 
     /// The same prefix; offloaded weights that are loaded through it are added to `offload`.
@@ -71,10 +71,17 @@ impl<'a> Scope<'a> {
         Self { prefix, ..*self }
     }
 
-    /// The same prefix in section `section` of the network, which runs on `device` and computes in `dtype`.
+    /// The same prefix in section `section` of the network, which runs on `device` in this precision.
     #[must_use]
-    pub fn section(&self, section: usize, device: &'a Device, dtype: DType) -> Self {
-        Self { section, device, dtype, prefix: self.prefix.clone(), ..*self }
+    pub fn section(&self, section: usize, device: &'a Device, precision: Precision) -> Self {
+        Self { section, device, precision, prefix: self.prefix.clone(), ..*self }
+    }
+
+    /// The same prefix for layers whose rounding would reach every pixel: f16 in place of int8.
+    #[must_use]
+    pub fn sensitive(&self) -> Self {
+        let precision = if self.precision == Precision::Int8 { Precision::F16 } else { self.precision };
+        Self { precision, prefix: self.prefix.clone(), ..*self }
     }
 
     /// Reads the layer's `weight`, which must have `shape` in the file, and its bias if it has one, and packs them:
@@ -86,24 +93,27 @@ impl<'a> Scope<'a> {
         let tensors =
             LayerTensors { weights: self.weights.clone(), prefix: self.prefix.clone(), shape: shape.to_vec(), bias };
         let reside = self.offload.map_or(Reside::Device, |offload| offload.reside);
-        let (device, dtype) = (self.device.clone(), self.dtype);
+        let (device, precision) = (self.device.clone(), self.precision);
         let offloaded = match (reside, self.offload) {
-            (_, None) => return tensors.pack(|weight, bias| device.pack(layer, dtype, weight, bias)),
+            (_, None) => return tensors.pack(|weight, bias| device.pack(layer, precision, weight, bias)),
             (Reside::Device, Some(offload)) => {
-                return self.packed_once(offload, &tensors, |weight, bias| device.pack(layer, dtype, weight, bias));
+                return self.packed_once(offload, &tensors, |weight, bias| device.pack(layer, precision, weight, bias));
             }
             (Reside::Host, Some(offload)) => {
-                let packed = self
-                    .packed_once(offload, &tensors, |weight, bias| device.pack_to_host(layer, dtype, weight, bias))?;
-                Weight::offloaded(&device.clone(), layer, dtype, bias, packed.bytes(), move || device.fetch(&packed))
+                let packed = self.packed_once(offload, &tensors, |weight, bias| {
+                    device.pack_to_host(layer, precision, weight, bias)
+                })?;
+                Weight::offloaded(&device.clone(), layer, precision, bias, packed.bytes(), move || {
+                    device.fetch(&packed)
+                })?
             }
             (Reside::Disk, Some(_)) => {
                 // The file is checked now, not in the middle of the first picture.
                 tensors.load()?;
-                let bytes = device.packed_bytes(layer, dtype, bias);
-                Weight::offloaded(&device.clone(), layer, dtype, bias, bytes, move || {
-                    tensors.pack(|weight, bias| device.pack(layer, dtype, weight, bias))
-                })
+                let bytes = device.packed_bytes(layer, precision, bias);
+                Weight::offloaded(&device.clone(), layer, precision, bias, bytes, move || {
+                    tensors.pack(|weight, bias| device.pack(layer, precision, weight, bias))
+                })?
             }
         };
         if let Some(offload) = self.offload {
@@ -125,7 +135,7 @@ impl<'a> Scope<'a> {
             Reside::Device => self.device.id().to_string(),
             Reside::Host | Reside::Disk => self.device.weight_home().to_string(),
         };
-        let key = (offload.reside, self.weights.component().to_string(), self.prefix.clone(), self.dtype);
+        let key = (offload.reside, self.weights.component().to_string(), self.prefix.clone(), self.precision);
         let mut known = offload.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let homes = known.entry(key).or_default();
         if let Some((_, packed)) = homes.iter().find(|(at, _)| *at == home) {

@@ -7,7 +7,7 @@
 use sdshard::{
     backend::{
         Activation::{self, *},
-        DType, Device, Extent, Layer, Values, Weight,
+        DType, Device, Extent, Layer, Precision, Values, Weight,
     },
     error::Result,
     tensor::{
@@ -320,12 +320,12 @@ pub struct HostWeight {
 }
 
 impl HostWeight {
-    /// Packed for inputs of `dtype` from elements of type `file` that begin `shift` bytes after an aligned address.
-    pub fn pack(&self, device: &Device, dtype: DType, file: DType, shift: usize) -> Result<Weight> {
+    /// Packed in this precision from elements of type `file` that begin `shift` bytes after an aligned address.
+    pub fn pack(&self, device: &Device, precision: Precision, file: DType, shift: usize) -> Result<Weight> {
         let bytes = |values: &[f32]| [vec![0; shift], encode(file, values)].concat();
         let (weight, bias) = (bytes(&self.weight), self.bias.as_deref().map(bytes));
         let data = |bytes| Values::Data { dtype: file, bytes };
-        device.pack(self.layer, dtype, data(&weight[shift..]), bias.as_ref().map(|bias| data(&bias[shift..])))
+        device.pack(self.layer, precision, data(&weight[shift..]), bias.as_ref().map(|bias| data(&bias[shift..])))
     }
 }
 
@@ -347,6 +347,15 @@ pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
         DType::F32 | DType::U32 => f32::from_le_bytes([x[0], x[1], x[2], x[3]]),
     };
     bytes.chunks_exact(dtype.size()).map(element).collect()
+}
+
+/// What one rounding to a 16-bit type changes at most, relative to the value.
+pub fn rounding(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2f64.powi(-11),
+        DType::BF16 => 2f64.powi(-8),
+        DType::F32 | DType::U32 => 0.0,
+    }
 }
 
 /// The values of a case.
@@ -374,15 +383,17 @@ impl Data {
     }
 
     /// The weights, from f32 at an odd address.
-    pub fn pack(&self, device: &Device, dtype: DType) -> Result<Vec<Weight>> {
-        self.weights.iter().map(|w| w.pack(device, dtype, DType::F32, 1)).collect()
+    pub fn pack(&self, device: &Device, precision: Precision) -> Result<Vec<Weight>> {
+        self.weights.iter().map(|w| w.pack(device, precision, DType::F32, 1)).collect()
     }
 
-    /// What a device that computes in `dtype` gets of it: biases, scales and shifts are f32 everywhere.
-    pub fn rounded(mut self, dtype: DType) -> Self {
-        let tensors = self.tensors.iter_mut().map(|x| &mut x.values);
+    /// What a device with weights of this precision and tensors of `dtype` gets of it: biases, scales and shifts are
+    /// f32 everywhere.
+    pub fn rounded(mut self, precision: Precision, dtype: DType) -> Self {
+        let stored = precision.dtype().expect("a float type");
+        let tensors = self.tensors.iter_mut().map(|x| (dtype, &mut x.values));
         let weights = self.weights.iter_mut().filter(|w| !matches!(w.layer, Layer::Norm { .. }));
-        for values in tensors.chain(weights.map(|w| &mut w.weight)) {
+        for (dtype, values) in tensors.chain(weights.map(|w| (stored, &mut w.weight))) {
             *values = decode(dtype, &encode(dtype, values));
         }
         self
@@ -493,12 +504,7 @@ impl Case {
 
     /// How close a result must be in `dtype`: as in f32, and what its roundings may add.
     pub fn tolerance_in(&self, dtype: DType) -> f64 {
-        let one = match dtype {
-            DType::F16 => 2f64.powi(-11),
-            DType::BF16 => 2f64.powi(-8),
-            DType::F32 | DType::U32 => 0.0,
-        };
-        self.tolerance + self.roundings() as f64 * one
+        self.tolerance + self.roundings() as f64 * rounding(dtype)
     }
 
     /// How often values are rounded to a 16-bit type on the way to a result.

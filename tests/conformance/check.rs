@@ -1,7 +1,7 @@
 //! When a result counts as right, and how an op is called so that its mistakes show.
 
 use sdshard::{
-    backend::{DType, Device, NumericsClass, arena::aligned},
+    backend::{DType, Device, NumericsClass, Precision, arena::aligned},
     tensor::Tensor,
 };
 
@@ -10,11 +10,11 @@ use super::{
     seeded::Fault,
 };
 
-/// A device, and the type in which it shall compute.
+/// A device, and the precision of its weights.
 pub struct Subject {
     pub name: String,
     pub device: Device,
-    pub dtype: DType,
+    pub precision: Precision,
     /// What it does wrong.
     pub fault: Fault,
 }
@@ -22,7 +22,12 @@ pub struct Subject {
 impl Subject {
     /// A device that computes in f32.
     pub fn f32(name: impl Into<String>, device: Device) -> Self {
-        Self { name: name.into(), device, dtype: DType::F32, fault: Fault::Sound }
+        Self { name: name.into(), device, precision: Precision::F32, fault: Fault::Sound }
+    }
+
+    /// The type of its tensors.
+    pub fn dtype(&self) -> DType {
+        self.device.input_type(self.precision).expect("a subject has its precision")
     }
 }
 
@@ -67,13 +72,14 @@ const GUARD: usize = 64;
 /// Computes `case` in memory that is watched: inputs, a guard, the output, a guard, then what the op takes by itself.
 /// Whatever is free begins as NaN, and nothing but the output may change.
 pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> Result<Vec<f32>, String> {
-    let &Subject { ref device, dtype, fault, .. } = subject;
+    let &Subject { ref device, precision, fault, .. } = subject;
+    let dtype = subject.dtype();
     if matches!(case.op, Op::Add { .. } | Op::Embedding { .. }) && dtype != DType::F32 {
         // Several ops, whose f32 results and ids lie where they like.
         return plain(subject, case, data);
     }
     let fail = |e: sdshard::error::Error| e.to_string();
-    let weights = data.pack(device, dtype).map_err(fail)?;
+    let weights = data.pack(device, precision).map_err(fail)?;
     let guard: Vec<f32> = (0..GUARD).map(|i| i as f32).collect();
     let run = || {
         let x = data.upload(device, dtype)?;
@@ -123,9 +129,10 @@ pub fn watched(subject: &Subject, case: &Case, data: &Data, outputs: usize) -> R
 
 /// Computes `case` plainly.
 pub fn plain(subject: &Subject, case: &Case, data: &Data) -> Result<Vec<f32>, String> {
-    let &Subject { ref device, dtype, fault, .. } = subject;
+    let &Subject { ref device, precision, fault, .. } = subject;
+    let dtype = subject.dtype();
     let run = || {
-        let (x, weights) = (data.upload(device, dtype)?, data.pack(device, dtype)?);
+        let (x, weights) = (data.upload(device, dtype)?, data.pack(device, precision)?);
         fault.run(device, case, data, &x, &weights)?.read_bytes()
     };
     device.reserve(ARENA).and_then(|()| run()).map(|bytes| decode(dtype, &bytes)).map_err(|e| e.to_string())
@@ -137,7 +144,7 @@ pub fn order(subjects: &[Subject], case: &Case) -> Result<(), String> {
     let data = case.data();
     let images: Vec<Data> = (0..case.images()).map(|i| data.image(i)).collect();
     let mut classes: Vec<(NumericsClass, &str, Vec<f32>)> = Vec::new();
-    for subject in subjects.iter().filter(|subject| case.fits(subject.dtype, 0.0)) {
+    for subject in subjects.iter().filter(|subject| case.fits(subject.dtype(), 0.0)) {
         let name = &subject.name;
         let whole = plain(subject, case, &data)?;
         for (i, image) in images.iter().enumerate() {
@@ -145,7 +152,7 @@ pub fn order(subjects: &[Subject], case: &Case) -> Result<(), String> {
             same_bits(&whole[i * size..][..size], &plain(subject, case, image)?)
                 .map_err(|e| format!("{name}: {:?}: image {i} alone: {e}", case.op))?;
         }
-        let class = subject.device.class().in_type(subject.dtype);
+        let class = subject.device.class().in_type(subject.precision);
         match classes.iter().find(|(known, ..)| *known == class) {
             Some((_, first, want)) => {
                 same_bits(want, &whole).map_err(|e| format!("{name} and {first}: {:?}: {e}", case.op))?;

@@ -11,7 +11,7 @@ use std::{
 
 use crate::common::{self, has_facts, model, request};
 use sdshard::{
-    backend::{self, DType},
+    backend::{self, Precision},
     device_map::DeviceMap,
     engine::{Engine, Event, Ticket},
     error::{Error, ErrorScope},
@@ -445,7 +445,7 @@ fn a_picture_saves_itself_with_what_it_was_made_from() {
     let picture = engine.submit(request(3)).unwrap().wait().unwrap();
     picture.save(&png).unwrap();
     picture.save(&latents).unwrap();
-    let metadata = Metadata::new(&request(3), &model, &model.hashes().unwrap(), &[DType::F32]).unwrap();
+    let metadata = Metadata::new(&request(3), &model, &model.hashes().unwrap(), &[Precision::F32]).unwrap();
     for path in [&png, &latents] {
         assert_eq!(Metadata::read(path).unwrap().as_ref(), Some(&metadata));
         assert!(metadata.is_whole(path).unwrap());

@@ -10,7 +10,7 @@ use std::{
 use crate::common::model;
 use sdshard::{
     backend::{
-        DType, Device, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Rates,
+        DType, Device, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Precision, Rates,
         cpu::Path,
         rules::Rules,
         sim::{Fault, Faults, Fusions, OpStart, Pace, Record, Setup, Waits},
@@ -99,7 +99,7 @@ impl World {
     }
 
     fn with(speeds: &[f64], fusions: Fusions, waits: Waits, faults: impl Fn(usize) -> Faults) -> Self {
-        let f32 = |&speed: &f64| (speed, Rules::Cpu(Path::Portable.into()));
+        let f32 = |&speed: &f64| (speed, Rules::Cpu(Path::Portable.into(), Precision::F32));
         Self::of(&speeds.iter().map(f32).collect::<Vec<_>>(), fusions, waits, faults)
     }
 
@@ -108,7 +108,7 @@ impl World {
         let infos = devices.iter().enumerate().map(|(i, &(speed, rules))| DeviceInfo {
             id: gpu(i),
             name: "simulated".into(),
-            class: NumericsClass::cpu(Path::Portable.into()).in_type(rules.dtype()),
+            class: NumericsClass::cpu(Path::Portable.into()).in_type(rules.precision()),
             cores: 1,
             memory_bytes: 16 << 30,
             free_bytes: 16 << 30,
@@ -841,7 +841,7 @@ fn a_plan_without_the_dead_device_brings_an_engine_back() {
 #[test]
 fn a_picture_says_the_type_of_the_devices_that_drew_it_and_not_of_the_plans_first_one() {
     let two = |map: &str| {
-        let devices = [(1.0, Rules::Cpu(Path::Portable.into())), (0.8, Rules::Gpu(DType::F16))];
+        let devices = [(1.0, Rules::Cpu(Path::Portable.into(), Precision::F32)), (0.8, Rules::Gpu(Precision::F16))];
         let world = World::of(&devices, Fusions::Native, Waits::ToRead, |_| Box::new(|_| None));
         let requests: Vec<Request> = (0..8).map(|n| if n % 2 == 0 { long(n) } else { guided(n) }).collect();
         let plan = world.plan_for(map, &requests);

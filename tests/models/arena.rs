@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use sdshard::{
     backend::{
-        Activation, DType, Device, DeviceId, DeviceKind, Extent, Layer, PersistentArena, Values, Weight,
+        Activation, DType, Device, DeviceId, DeviceKind, Extent, Layer, PersistentArena, Precision, Values, Weight,
         cpu::{Convolution, Cpu, Kernels, Path},
         dry::Work,
         rules::Rules,
@@ -33,10 +33,14 @@ fn device() -> Device {
 
 /// A layer of zeros with a bias where it can have one.
 fn pack(device: &Device, layer: Layer) -> Weight {
+    pack_in(device, layer, Precision::F32)
+}
+
+fn pack_in(device: &Device, layer: Layer, precision: Precision) -> Weight {
     let (weight, bias) = layer.elements();
     let (weight, bias) = (vec![0; 4 * weight], vec![0; 4 * bias]);
     let values = |bytes| Values::Data { dtype: DType::F32, bytes };
-    device.pack(layer, DType::F32, values(&weight), (!bias.is_empty()).then_some(values(&bias))).unwrap()
+    device.pack(layer, precision, values(&weight), (!bias.is_empty()).then_some(values(&bias))).unwrap()
 }
 
 fn zeros(device: &Device, shape: impl Into<Shape>) -> Result<Tensor> {
@@ -93,7 +97,8 @@ fn flops() -> f64 {
 #[test]
 fn a_dry_run_holds_what_a_real_run_holds() {
     for kernels in kernels() {
-        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(kernels), sdshard::backend::cpu::info().rates);
+        let (dry, counter) =
+            Device::dry(DeviceId::CPU, Rules::Cpu(kernels, Precision::F32), sdshard::backend::cpu::info().rates);
         let dry_keep = dry.persistent_arena(ROOM).unwrap();
         network(&dry, &dry_keep).unwrap();
         assert_eq!(counter.take().flops, flops(), "{kernels}");
@@ -117,7 +122,8 @@ fn a_dry_run_holds_what_a_real_run_holds() {
 #[test]
 fn a_dry_run_counts_the_bytes_of_real_weights() {
     for kernels in kernels() {
-        let (dry, counter) = Device::dry(DeviceId::CPU, Rules::Cpu(kernels), sdshard::backend::cpu::info().rates);
+        let (dry, counter) =
+            Device::dry(DeviceId::CPU, Rules::Cpu(kernels, Precision::F32), sdshard::backend::cpu::info().rates);
         for layer in [
             Layer::Linear { out: 37, k: 5 },
             Layer::Geglu { out: 42, k: 5 },
@@ -126,11 +132,13 @@ fn a_dry_run_counts_the_bytes_of_real_weights() {
             Layer::Norm { channels: 37 },
             Layer::Embedding { rows: 3, channels: 37 },
         ] {
-            let bytes = pack(&real(kernels, ROOM), layer).bytes();
-            let planned =
-                dry.pack(layer, DType::F32, Values::ShapeOnly, (layer.elements().1 > 0).then_some(Values::ShapeOnly));
-            assert_eq!(planned.unwrap().bytes(), bytes, "{kernels}: {layer:?}");
-            assert_eq!(counter.take().weight_bytes, bytes as u64, "{kernels}: {layer:?}");
+            for precision in [Precision::F32, Precision::F16, Precision::BF16] {
+                let bytes = pack_in(&real(kernels, ROOM), layer, precision).bytes();
+                let bias = (layer.elements().1 > 0).then_some(Values::ShapeOnly);
+                let planned = dry.pack(layer, precision, Values::ShapeOnly, bias);
+                assert_eq!(planned.unwrap().bytes(), bytes, "{kernels} {precision}: {layer:?}");
+                assert_eq!(counter.take().weight_bytes, bytes as u64, "{kernels} {precision}: {layer:?}");
+            }
         }
     }
 }
@@ -228,12 +236,14 @@ fn ops_refuse_what_does_not_fit_and_leave_nothing_behind() {
 #[test]
 fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
     let rates = sdshard::backend::cpu::info().rates;
-    let (device, counter) = Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(DType::F16), rates);
+    let (device, counter) = Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(Precision::F16), rates);
     let x = zeros(&device, [2, 6]).unwrap();
-    for (dtype, size) in [(DType::F16, 2), (DType::BF16, 2), (DType::F32, 4)] {
+    for (precision, size) in [(Precision::F16, 2), (Precision::BF16, 2), (Precision::F32, 4)] {
+        let dtype = precision.dtype().unwrap();
         let weight =
-            device.pack(Layer::Linear { out: 4, k: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
-        let norm = device.pack(Layer::Norm { channels: 6 }, dtype, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
+            device.pack(Layer::Linear { out: 4, k: 6 }, precision, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
+        let norm =
+            device.pack(Layer::Norm { channels: 6 }, precision, Values::ShapeOnly, Some(Values::ShapeOnly)).unwrap();
         assert_eq!((weight.bytes(), norm.bytes()), (24 * size + 16, 48), "biases and norms are f32");
         let x = x.cast(dtype).unwrap();
         counter.take();
@@ -242,7 +252,7 @@ fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
         assert_eq!(counter.take().bytes, (2 * 12 * size + 48 + 12 * size + weight.bytes() + 8 * size) as f64);
         let all = [&x.activate(Activation::Silu), &x.add(&x), &x.concat_channels(&x), &x.reshape([1, 1, 2, 6])];
         assert!(all.iter().all(|y| y.as_ref().unwrap().dtype() == dtype));
-        let table = device.pack(Layer::Embedding { rows: 3, channels: 6 }, dtype, Values::ShapeOnly, None).unwrap();
+        let table = device.pack(Layer::Embedding { rows: 3, channels: 6 }, precision, Values::ShapeOnly, None).unwrap();
         assert_eq!(Tensor::embedding(&device, &[vec![1]], &table, &table).unwrap().dtype(), dtype);
         if dtype != DType::F32 {
             let error = zeros(&device, [2, 6]).unwrap().linear(&weight, &Fuse::default()).err().unwrap().to_string();
@@ -251,8 +261,9 @@ fn what_is_computed_has_the_type_of_its_inputs_and_of_the_weight() {
             assert!(error.contains(&format!("scale_add: {dtype} in place of f32")), "{error}");
         }
     }
-    let (wgpu, _) = Device::dry("wgpu:0".parse().unwrap(), Rules::Wgpu(DType::F16), rates);
-    let error = wgpu.pack(Layer::Norm { channels: 6 }, DType::BF16, Values::ShapeOnly, None).err().unwrap().to_string();
+    let (wgpu, _) = Device::dry("wgpu:0".parse().unwrap(), Rules::Wgpu(Precision::F16), rates);
+    let error =
+        wgpu.pack(Layer::Norm { channels: 6 }, Precision::BF16, Values::ShapeOnly, None).err().unwrap().to_string();
     assert!(error.contains("in bf16: wgpu:0 has no such arithmetic") && error.contains("wgpu f16"), "{error}");
 }
 
@@ -291,7 +302,7 @@ fn a_row_by_itself_is_one_image() {
     let x = Tensor::new(&device, [4], &[1.0, 3.0, 5.0, 7.0]).unwrap();
     let ones: &[u8] = bytemuck::cast_slice(&[1f32; 4]);
     let values = Values::Data { dtype: DType::F32, bytes: ones };
-    let norm = device.pack(Layer::Norm { channels: 4 }, DType::F32, values, None).unwrap();
+    let norm = device.pack(Layer::Norm { channels: 4 }, Precision::F32, values, None).unwrap();
     assert_eq!(x.group_norm(&norm, 2, 0.0, Activation::None).unwrap().read().unwrap(), [-1.0, 1.0, -1.0, 1.0]);
     let add = Tensor::new(&device, [1, 4], &[10.0; 4]).unwrap();
     assert_eq!(x.add_channels(&add).unwrap().read().unwrap(), [11.0, 13.0, 15.0, 17.0]);
@@ -317,7 +328,7 @@ fn layers_reject_values_of_another_size_or_type() {
             "up to 7x7",
         ),
     ] {
-        let error = device().pack(layer, DType::F32, weight, bias).err().unwrap().to_string();
+        let error = device().pack(layer, Precision::F32, weight, bias).err().unwrap().to_string();
         assert!(error.contains(message), "\"{error}\" does not contain \"{message}\"");
     }
 }
@@ -340,7 +351,7 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
     let device = device();
     let announced = Layer::Linear { out: 64, k: 8 };
     let offloaded = |device: &Device, came: Weight| {
-        Weight::offloaded(device, announced, DType::F32, true, came.bytes(), move || Ok(came.clone()))
+        Weight::offloaded(device, announced, Precision::F32, true, came.bytes(), move || Ok(came.clone())).unwrap()
     };
     offloaded(&device, pack(&device, announced)).fetch().unwrap();
     for (came, why) in [
@@ -348,12 +359,19 @@ fn a_weight_that_comes_as_another_layer_is_refused() {
         (pack(&device, Layer::Norm { channels: 64 }), "another kind"),
         (offloaded(&device, pack(&device, announced)), "one that is itself not here"),
         (
-            device.pack(announced, DType::F32, Values::Data { dtype: DType::F32, bytes: &[0; 2048] }, None).unwrap(),
+            device
+                .pack(announced, Precision::F32, Values::Data { dtype: DType::F32, bytes: &[0; 2048] }, None)
+                .unwrap(),
             "no bias",
         ),
         (
             pack(
-                &Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable.into()), sdshard::backend::cpu::info().rates).0,
+                &Device::dry(
+                    DeviceId::CPU,
+                    Rules::Cpu(Path::Portable.into(), Precision::F32),
+                    sdshard::backend::cpu::info().rates,
+                )
+                .0,
                 announced,
             ),
             "another device's",
@@ -391,9 +409,10 @@ fn sizes_that_overflow_are_refused() {
         Layer::Embedding { rows: half + 1, channels: 2 },
         Layer::Linear { out: 1 << 16, k: 1 << 15 },
     ] {
-        assert_eq!(device.packed_bytes(layer, DType::F32, true), usize::MAX, "{layer:?}");
+        assert_eq!(device.packed_bytes(layer, Precision::F32, true), usize::MAX, "{layer:?}");
         for bytes in [&[0; 4][..], &[0; 8], &[0; 16]] {
-            let error = device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes }, None).err().unwrap();
+            let error =
+                device.pack(layer, Precision::F32, Values::Data { dtype: DType::F32, bytes }, None).err().unwrap();
             assert!(error.to_string().contains("kernels count fewer than 2^31"), "{error}");
         }
     }
@@ -401,7 +420,11 @@ fn sizes_that_overflow_are_refused() {
 
 #[test]
 fn a_weight_that_rests_for_another_device_is_not_fetched() {
-    let (dry, _) = Device::dry(DeviceId::CPU, Rules::Cpu(Path::Portable.into()), sdshard::backend::cpu::info().rates);
+    let (dry, _) = Device::dry(
+        DeviceId::CPU,
+        Rules::Cpu(Path::Portable.into(), Precision::F32),
+        sdshard::backend::cpu::info().rates,
+    );
     let resting = pack(&dry, Layer::Norm { channels: 4 });
     assert!(device().fetch(&resting).err().unwrap().to_string().contains("was not packed in host memory for cpu"));
 }

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use sdshard::{
     DeviceMap, Largest, Plan,
-    backend::{self, DType, Device, DeviceId, DeviceKind, rules::Rules},
+    backend::{self, Device, DeviceId, DeviceKind, Precision, rules::Rules},
     models::{
         clip::EncodedText,
         controlnet::{ControlNet, ControlNetSpec},
@@ -186,10 +186,10 @@ fn the_published_controlnets_have_as_many_parameters_as_their_files() {
     ] {
         let spec = ControlNetSpec::from_json(&format!("{{{base}{keys}}}"), what, &unet_for(&base)).unwrap();
         let rates = sdshard::backend::cpu::info().rates;
-        let (device, counter) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), rates);
+        let (device, counter) = Device::dry(DeviceId::CPU, Rules::Gpu(Precision::F32), rates);
         let weights = Weights::shapes_only("controlnet");
-        let route = Route::whole(&device, DType::F32, ControlNet::sections(&spec).len());
-        ControlNet::load(&Scope::new(&weights, &device, DType::F32), &spec, &route).unwrap();
+        let route = Route::whole(&device, Precision::F32, ControlNet::sections(&spec).len());
+        ControlNet::load(&Scope::new(&weights, &device, Precision::F32), &spec, &route).unwrap();
         assert_eq!(counter.take().weight_bytes / 4, want, "{what}");
     }
 }

@@ -2,7 +2,7 @@
 //! without data says.
 
 use sdshard::{
-    backend::{self, DType, Device, DeviceId, DeviceKind, cpu, rules::Rules},
+    backend::{self, Device, DeviceId, DeviceKind, Precision, cpu, rules::Rules},
     models::{
         component::{ComponentId, Stage},
         route::{ForwardPass, NoHooks, PersistentArenas, Route},
@@ -46,7 +46,7 @@ fn devices() -> Vec<Device> {
 
 /// The same in name only.
 fn dry() -> Vec<Device> {
-    let rules = Rules::Cpu(cpu::path().unwrap().into());
+    let rules = Rules::Cpu(cpu::path().unwrap().into(), Precision::F32);
     (0..3).map(|i| Device::dry(DeviceId::new(DeviceKind::Cpu, i), rules, cpu::info().rates).0).collect()
 }
 
@@ -66,7 +66,7 @@ fn sections(model: &Model, component: ComponentId) -> usize {
 }
 
 fn route(devices: &[Device], pattern: &[usize]) -> Route {
-    Route::new(pattern.iter().map(|i| (devices[*i].clone(), DType::F32)).collect())
+    Route::new(pattern.iter().map(|i| (devices[*i].clone(), Precision::F32)).collect())
 }
 
 fn peaks(devices: &[Device]) -> Vec<usize> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sdshard::{
     backend::{
-        DType, Device, DeviceId,
+        Device, DeviceId, Precision,
         cpu::{Convolution, Kernels, Path},
         dry::CostCounter,
         rules::Rules,
@@ -32,30 +32,34 @@ const VAE: &str = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_bl
 
 /// Everything on one device.
 fn whole(device: &Device) -> Route {
-    Route::whole(device, DType::F32, 100) // more than any of the networks has sections
+    Route::whole(device, Precision::F32, 100) // more than any of the networks has sections
 }
 
 /// A device on which a convolution's packed weights have as many elements as in the file.
 fn dry() -> (Device, Arc<CostCounter>) {
     let kernels = Kernels { path: Path::Portable, convolution: Convolution::Direct };
-    Device::dry(DeviceId::CPU, Rules::Cpu(kernels), sdshard::backend::cpu::info().rates)
+    Device::dry(DeviceId::CPU, Rules::Cpu(kernels, Precision::F32), sdshard::backend::cpu::info().rates)
 }
 
 fn unet(device: &Device) -> Unet {
     let spec = UnetSpec::from_json(UNET, "unet/config.json").unwrap();
-    Unet::load(&Scope::new(&Weights::shapes_only("unet"), device, DType::F32), &spec, &whole(device)).unwrap()
+    Unet::load(&Scope::new(&Weights::shapes_only("unet"), device, Precision::F32), &spec, &whole(device)).unwrap()
 }
 
 fn text_encoder(device: &Device) -> ClipTextEncoder {
     let spec = ClipSpec::from_json(TEXT_ENCODER, "text_encoder/config.json").unwrap();
-    ClipTextEncoder::load(&Scope::new(&Weights::shapes_only("text_encoder"), device, DType::F32), &spec, &whole(device))
-        .unwrap()
+    ClipTextEncoder::load(
+        &Scope::new(&Weights::shapes_only("text_encoder"), device, Precision::F32),
+        &spec,
+        &whole(device),
+    )
+    .unwrap()
 }
 
 fn vae(device: &Device) -> (VaeEncoder, VaeDecoder) {
     let spec = VaeSpec::from_json(VAE, "vae/config.json").unwrap();
     let weights = Weights::shapes_only("vae");
-    let scope = Scope::new(&weights, device, DType::F32);
+    let scope = Scope::new(&weights, device, Precision::F32);
     (VaeEncoder::load(&scope, &spec, &whole(device)).unwrap(), VaeDecoder::load(&scope, &spec, &whole(device)).unwrap())
 }
 
@@ -148,7 +152,7 @@ const BIG_G: &str = r#"{"hidden_size": 1280, "intermediate_size": 5120, "num_hid
 fn the_networks_of_sdxl_have_as_many_parameters_as_their_checkpoints() {
     // A GPU holds exactly four bytes for each parameter.
     let rates = sdshard::backend::cpu::info().rates;
-    let gpu = || Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(DType::F32), rates);
+    let gpu = || Device::dry("cuda:0".parse().unwrap(), Rules::Gpu(Precision::F32), rates);
     let pruned = |down: &str, up: &str| {
         format!(
             r#"{BASE}, "mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": {down},
@@ -168,13 +172,14 @@ fn the_networks_of_sdxl_have_as_many_parameters_as_their_checkpoints() {
     ] {
         let spec = UnetSpec::from_json(&format!("{{{SDXL}, {keys}}}"), what).unwrap();
         let (device, counter) = gpu();
-        Unet::load(&Scope::new(&Weights::shapes_only("unet"), &device, DType::F32), &spec, &whole(&device)).unwrap();
+        Unet::load(&Scope::new(&Weights::shapes_only("unet"), &device, Precision::F32), &spec, &whole(&device))
+            .unwrap();
         assert_eq!(counter.take().weight_bytes / 4, want, "{what}");
     }
     let spec = ClipSpec::for_sdxl(BIG_G, "text_encoder_2", true).unwrap();
     let (device, counter) = gpu();
     let weights = Weights::shapes_only("text_encoder_2");
-    let scope = Scope::new(&weights, &device, DType::F32);
+    let scope = Scope::new(&weights, &device, Precision::F32);
     ClipTextEncoder::load(&scope, &spec, &whole(&device)).unwrap();
     assert_eq!(counter.take().weight_bytes / 4, 694_659_840);
 }

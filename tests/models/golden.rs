@@ -10,7 +10,7 @@ use std::{fmt::Write, sync::Arc};
 use crate::common;
 use safetensors::{Dtype, SafeTensors};
 use sdshard::{
-    backend::{self, DType, Device, DeviceKind},
+    backend::{self, Device, DeviceKind, Precision},
     device_map::DeviceMap,
     engine::Engine,
     models::{
@@ -115,7 +115,7 @@ fn model(name: &str) -> Model {
 }
 
 /// A component of a model, all of it on one device.
-pub(crate) fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -> (Arc<Network>, Route) {
+pub(crate) fn loaded(name: &str, device: &Device, dtype: Precision, model: &Model) -> (Arc<Network>, Route) {
     let component = &model.spec.components[model.spec.component(name).unwrap()];
     let weights = Weights::open(&model.files, &component.folder, None).unwrap();
     let route = Route::whole(device, dtype, component.network.sections().len());
@@ -128,11 +128,12 @@ pub(crate) fn loaded(name: &str, device: &Device, dtype: DType, model: &Model) -
 /// their number: two roundings of the largest value were seen to come out of a text encoder, four out of a UNet, most
 /// of whose ops stand on small branches, and five out of a VAE, whose every op is on the way. Twice that is allowed. In
 /// f32 sums are taken in another order, which was seen to make 1.3e-6 at most.
-pub(crate) fn bound(dtype: DType, component: &str) -> f32 {
+pub(crate) fn bound(dtype: Precision, component: &str) -> f32 {
     let rounding = match dtype {
-        DType::F16 => 2f32.powi(-11),
-        DType::BF16 => 2f32.powi(-8),
-        DType::F32 | DType::U32 => return 5e-6,
+        Precision::F16 => 2f32.powi(-11),
+        Precision::BF16 => 2f32.powi(-8),
+        Precision::F32 => return 5e-6,
+        Precision::Int8 => panic!("no bound is stated"),
     };
     let roundings = match component {
         "text_encoder" => 4.0,
@@ -145,12 +146,12 @@ pub(crate) fn bound(dtype: DType, component: &str) -> f32 {
 /// Whether a part of a component is as near to the reference as its type allows, and no nearer: what is within the
 /// bound of the next finer type was not computed in this one.
 #[track_caller]
-pub(crate) fn as_close_as_its_type(what: &str, dtype: DType, component: &str, got: &[f32], want: &[f32]) {
+pub(crate) fn as_close_as_its_type(what: &str, dtype: Precision, component: &str, got: &[f32], want: &[f32]) {
     close(what, got, want, bound(dtype, component));
     let finer = match dtype {
-        DType::BF16 => DType::F16,
-        DType::F16 => DType::F32,
-        DType::F32 | DType::U32 => return,
+        Precision::BF16 => Precision::F16,
+        Precision::F16 => Precision::F32,
+        Precision::F32 | Precision::Int8 => return,
     };
     assert!(difference(got, want) > bound(finer, component), "{what}: so near that it was computed in {finer}");
 }
@@ -159,7 +160,7 @@ pub(crate) fn as_close_as_its_type(what: &str, dtype: DType, component: &str, go
 pub(crate) struct Part {
     pub(crate) name: &'static str,
     pub(crate) device: Device,
-    pub(crate) dtype: DType,
+    pub(crate) dtype: Precision,
     /// The device and the type in words.
     pub(crate) on: String,
 }
@@ -175,7 +176,10 @@ pub(crate) fn parts_of(names: &[&'static str]) -> Vec<Part> {
     let mut parts = Vec::new();
     for &name in names {
         for (words, device) in &devices {
-            for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|dtype| device.computes_in(*dtype)) {
+            for dtype in [Precision::F32, Precision::F16, Precision::BF16]
+                .into_iter()
+                .filter(|dtype| device.input_type(*dtype).is_some())
+            {
                 parts.push(Part { name, device: device.clone(), dtype, on: format!("{words} in {dtype}") });
             }
         }
@@ -217,7 +221,7 @@ fn without_f16() -> Option<(String, Device)> {
 fn the_page_on_accuracy_states_the_bound_of_every_component() {
     let mut table = String::from("| component | f32 | f16 | bf16 |\n|---|---|---|---|\n");
     for component in ["text_encoder", "unet", "vae"] {
-        let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(|dtype| bound(dtype, component));
+        let [f32, f16, bf16] = [Precision::F32, Precision::F16, Precision::BF16].map(|dtype| bound(dtype, component));
         writeln!(table, "| `{component}` | {f32:.1e} | {f16:.1e} | {bf16:.1e} |").unwrap();
     }
     common::page::has_table("docs/accuracy.md", "components", &table);

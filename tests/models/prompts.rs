@@ -4,7 +4,7 @@
 use std::{fs, sync::Arc};
 
 use sdshard::{
-    backend::DType,
+    backend::Precision,
     pipeline::{Metadata, Model, request::Request},
     prompt::{PromptSyntax, PromptTokenizer},
     tokenizer::Tokenizer,
@@ -102,7 +102,7 @@ fn a_picture_depends_on_the_embeddings_in_its_own_texts_alone() {
             prompt_syntax: syntax,
             ..Request::new(prompt, &model.spec)
         };
-        Metadata::new(&request, model, &model.hashes().unwrap(), &[DType::F32]).unwrap()
+        Metadata::new(&request, model, &model.hashes().unwrap(), &[Precision::F32]).unwrap()
     };
     for syntax in [PromptSyntax::Plain, PromptSyntax::A1111] {
         assert_eq!(of(&two, "a fox", "", syntax), of(&plain, "a fox", "", syntax), "neither is used");

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use sdshard::{
-    backend::{DType, Device, DeviceKind},
+    backend::{Device, DeviceKind, Precision},
     models::{clip::EncodedText, route::PersistentArenas, unet::Condition},
     pipeline::{ImageFiles, Model, options::RequestOptions, request::Request},
     weights::ModelFiles,
@@ -52,7 +52,7 @@ fn both_text_encoders_match_the_reference() {
 }
 
 /// One call of a UNet.
-fn output_of(model: &Model, device: &Device, dtype: DType, guidance_scale: f32) -> Vec<f32> {
+fn output_of(model: &Model, device: &Device, dtype: Precision, guidance_scale: f32) -> Vec<f32> {
     let golden = Golden::open(NAME);
     let (network, route) = loaded("unet", device, dtype, model);
     let keeps = PersistentArenas::new(vec![device.persistent_arena(ARENA).unwrap()]);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sdshard::{
-    backend::{self, DType, Device, DeviceId, DeviceKind, cpu::info, rules::Rules},
+    backend::{self, Device, DeviceId, DeviceKind, Precision, cpu::info, rules::Rules},
     models::{
         autoencoder::{AutoencoderSpec, Decoder, Encoder},
         network::{Network, NetworkSpec},
@@ -54,7 +54,7 @@ pub(crate) fn with(vae: &Path) -> Result<Model, sdshard::Error> {
     Model::open(overrides.apply(ModelFiles::folder(golden_folder("tiny-sd1")).unwrap())?, None)
 }
 
-fn loaded(model: &Model, name: &str, device: &Device, dtype: DType) -> (Arc<Network>, Route) {
+fn loaded(model: &Model, name: &str, device: &Device, dtype: Precision) -> (Arc<Network>, Route) {
     let component = &model.spec.components[model.spec.component(name).unwrap()];
     let weights = Weights::open(&model.files, &component.folder, None).unwrap();
     let route = Route::whole(device, dtype, component.network.sections().len());
@@ -179,16 +179,16 @@ fn it_is_cut_and_offloaded_as_any_component() {
 fn parameters(config: &Value) -> (u64, u64) {
     let spec = AutoencoderSpec::Tiny(TinyVaeSpec::from_json(&config.to_string(), "x").unwrap());
     let count = |is_encoder: bool| {
-        let (device, counter) = Device::dry(DeviceId::CPU, Rules::Gpu(DType::F32), info().rates);
+        let (device, counter) = Device::dry(DeviceId::CPU, Rules::Gpu(Precision::F32), info().rates);
         let weights = Weights::shapes_only("vae");
-        let scope = Scope::new(&weights, &device, DType::F32);
+        let scope = Scope::new(&weights, &device, Precision::F32);
         let sections = if is_encoder { spec.encoder_sections() } else { spec.decoder_sections() };
-        let route = Route::whole(&device, DType::F32, sections.len());
+        let route = Route::whole(&device, Precision::F32, sections.len());
         match is_encoder {
             true => drop(Encoder::load(&scope, &spec, &route).unwrap()),
             false => drop(Decoder::load(&scope, &spec, &route).unwrap()),
         }
-        counter.take().weight_bytes / DType::F32.size() as u64
+        counter.take().weight_bytes / Precision::F32.size() as u64
     };
     (count(true), count(false))
 }
@@ -273,7 +273,7 @@ fn the_decoder_alone_has_no_encoder() {
     model.spec = model.spec.with_image_encoder();
     let component: &ComponentSpec = &model.spec.components[model.spec.component("vae_encoder").unwrap()];
     let weights = Weights::open(&model.files, &component.folder, None).unwrap();
-    let route = Route::whole(&Device::cpu(1 << 20).unwrap(), DType::F32, component.network.sections().len());
+    let route = Route::whole(&Device::cpu(1 << 20).unwrap(), Precision::F32, component.network.sections().len());
     let Err(error) = load(component, weights, &Source::resident(route)) else { panic!("there is no encoder") };
     has_facts(&path, &error.to_string(), &["there is no `encoder.layers.0.weight`", "decoder.safetensors"]);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{self, DType, Device},
+    backend::{self, Device, Precision},
     device_map::DeviceMap,
     models::{
         component::Stage,
@@ -45,7 +45,7 @@ fn worked(model: &Model, stage: Stage, (shape, values): (Shape, Vec<f32>), scale
     let id = model.spec.in_stage(stage).next().unwrap();
     let component = &model.spec.components[id];
     let device = Device::cpu(ARENA).unwrap();
-    let route = Route::whole(&device, DType::F32, component.network.sections().len());
+    let route = Route::whole(&device, Precision::F32, component.network.sections().len());
     let weights = Weights::open(&model.files, &component.folder, None).unwrap();
     let placed: Placed = load(component, weights, &Source::resident(route)).unwrap();
     let tiles = model.spec.tiles(id);

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use crate::common::{self, has_facts, message_of, points_at, sdshard, sdxl, stable_diffusion, succeeds};
 use crate::largest;
 use sdshard::{
-    backend::{self, DType, DeviceId, DeviceInfo, DeviceKind, Opening, cpu::Convolution, rules::Rules},
+    backend::{self, DeviceId, DeviceInfo, DeviceKind, Opening, Precision, cpu::Convolution, rules::Rules},
     device_map::DeviceMap,
     models::{autoencoder::AutoencoderSpec, network::NetworkSpec, spec::ModelSpec},
     planner::{
@@ -93,7 +93,7 @@ cores = "0-15"
     assert_eq!(names, ["wgpu:0", "cuda:1", "cuda:2", "cuda:0", "cpu"]);
     let [igpu, big, other, small, cpu] = &devices[..] else { panic!("five devices") };
 
-    assert_eq!((&*igpu.class.to_string(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Wgpu(DType::F16)));
+    assert_eq!((&*igpu.class.to_string(), igpu.rules), ("wgpu AMD Radeon 780M f16", Rules::Wgpu(Precision::F16)));
     assert_eq!((igpu.memory_bytes, igpu.free_bytes), (8 * GIB, 8 * GIB - GIB / 2 - GIB));
     assert_eq!(big.class.to_string(), "cuda sm_89 f16");
     assert_eq!((big.rates.flops, big.f32_flops, big.rates.bandwidth), (82.6e12, 41.3e12, 1008e9));
@@ -107,16 +107,21 @@ cores = "0-15"
 #[test]
 fn a_gpu_in_f32_has_the_rates_and_bytes_of_f32() {
     let device = &devices("[device.\"cuda:0\"]\nlike = \"h100-sxm\"")[0];
-    let f32 = device.in_type(Some(DType::F32)).unwrap();
+    let f32 = device.in_type(Some(Precision::F32)).unwrap();
     assert_eq!(
         (&*f32.class.to_string(), f32.rules, f32.rates.flops),
-        ("cuda sm_90 f32", Rules::Gpu(DType::F32), 33.5e12)
+        ("cuda sm_90 f32", Rules::Gpu(Precision::F32), 33.5e12)
     );
-    let bf16 = device.in_type(Some(DType::BF16)).unwrap();
+    let bf16 = device.in_type(Some(Precision::BF16)).unwrap();
     assert_eq!((&*bf16.class.to_string(), bf16.rates), ("cuda sm_90 bf16", device.rates));
     assert_eq!(device.in_type(None).as_ref(), Some(device));
-    assert_eq!(device.in_type(Some(DType::U32)), None);
-    assert_eq!(four_cores()[0].in_type(Some(DType::F16)), None);
+    assert_eq!(device.in_type(Some(Precision::Int8)), None);
+    let cpu = four_cores().remove(0);
+    for precision in Precision::ALL {
+        let info = cpu.in_type(Some(precision)).unwrap();
+        assert_eq!((info.rules.precision(), info.rates), (precision, cpu.rates));
+        assert!(info.class.to_string().ends_with(precision.name()), "{}", info.class);
+    }
     // An NVIDIA GPU through wgpu has no tensor cores.
     let through_wgpu = &devices("[device.\"wgpu:0\"]\nlike = \"rtx-3090\"")[0];
     assert_eq!((through_wgpu.rates.flops, through_wgpu.f32_flops), (17.8e12, 17.8e12));
@@ -237,12 +242,28 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert!(low.host_weight_bytes > 0 && low.devices[0].total_bytes() <= parts, "{low}");
 
     let both = devices("[device.\"cuda:0\"]\nlike = \"t4\"\n[device.cpu]\nmemory = \"16GiB\"");
-    let message = plan("dtype = \"f16\"\ndevices = [\"cpu\", \"cuda:0\"]", &spec, &both).unwrap_err().to_string();
-    points_at(&message, "map.toml:1:9: dtype: the CPU has no f16 kernels for the text_encoder", "\"auto\" or \"f32\"");
-    // A CPU that nobody named has nothing to do beside the GPU, whatever it can compute in.
+    let message = plan("dtype = \"int8\"", &spec, &both).unwrap_err().to_string();
+    points_at(
+        &message,
+        "map.toml:1:9: dtype: cuda:0 has no int8 arithmetic for the text_encoder",
+        "only a CPU has int8",
+    );
     assert_eq!(placed(&plan("dtype = \"f16\"", &spec, &both).unwrap()), "unet cuda:0, text_encoder cuda:0, vae cuda:0");
     let mixed = plan("[components]\nunet = \"cuda:0\"\nvae = \"cpu\"", &spec, &both).unwrap();
-    assert_eq!((of(&mixed, "unet").dtype, of(&mixed, "vae").dtype), (DType::F16, DType::F32));
+    assert_eq!((of(&mixed, "unet").dtype, of(&mixed, "vae").dtype), (Precision::F16, Precision::F32));
+    // A CPU stores any type; what it computes on stays f32.
+    let on_cpu = |dtype: &str| {
+        let map = format!("dtype = \"{dtype}\"\ndevices = [\"cpu\"]\nconvolution = \"direct\"");
+        let plan = plan(&map, &spec, &both).unwrap();
+        let class = plan.devices[0].class_of(spec.component("unet").unwrap()).to_string();
+        assert!(class.ends_with(&format!(" {dtype}")), "{class}");
+        of(&plan, "unet").cost
+    };
+    let [wide, half, bf16, int8] = ["f32", "f16", "bf16", "int8"].map(on_cpu);
+    assert!((0.5..0.51).contains(&share(half.weight_bytes, wide.weight_bytes)), "{half:?} {wide:?}");
+    assert!((0.25..0.27).contains(&share(int8.weight_bytes, wide.weight_bytes)), "{int8:?} {wide:?}");
+    assert_eq!((half.keep_bytes, half.activation_bytes), (wide.keep_bytes, wide.activation_bytes));
+    assert_eq!((bf16.weight_bytes, bf16.activation_bytes), (half.weight_bytes, half.activation_bytes));
 }
 
 #[test]
@@ -388,15 +409,15 @@ fn a_decoder_that_overflows_f16_has_f32() {
     let folder = stable_diffusion("1.5", false);
     let mut spec = spec(folder.path());
     let machine = devices("[device.\"cuda:0\"]\nlike = \"l4\"");
-    assert_eq!(of(&plan("", &spec, &machine).unwrap(), "vae").dtype, DType::F16);
+    assert_eq!(of(&plan("", &spec, &machine).unwrap(), "vae").dtype, Precision::F16);
     let vae = spec.component("vae").unwrap();
     let NetworkSpec::VaeDecoder(AutoencoderSpec::Kl(decoder)) = &mut spec.components[vae].network else {
         panic!("it is a decoder")
     };
     decoder.force_upcast = true;
     let plain = plan("", &spec, &machine).unwrap();
-    assert_eq!((of(&plain, "unet").dtype, of(&plain, "vae").dtype), (DType::F16, DType::F32));
-    assert_eq!(of(&plan("dtype = \"bf16\"", &spec, &machine).unwrap(), "vae").dtype, DType::BF16);
+    assert_eq!((of(&plain, "unet").dtype, of(&plain, "vae").dtype), (Precision::F16, Precision::F32));
+    assert_eq!(of(&plan("dtype = \"bf16\"", &spec, &machine).unwrap(), "vae").dtype, Precision::BF16);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::common::{has_facts, points_at};
 use sdshard::{
-    backend::{DType, DeviceId, DeviceKind},
+    backend::{DeviceId, DeviceKind, Precision},
     device_map::{Convolution, DeviceMap, InFlight, MapPlace, Numerics, Replicas, Reside, Strategy},
     models::spec::ModelSpec,
     weights::ModelFiles,
@@ -87,7 +87,7 @@ unet = "cuda:1"
     assert_eq!(map.strategy.value, Strategy::Single);
     assert_eq!(map.devices.iter().map(|d| d.value).collect::<Vec<_>>(), [cuda(0), cuda(1)]);
     assert_eq!(map.replicas.value, Replicas::Count(1));
-    assert_eq!(COMPONENTS.map(|name| map.dtype.of(name).value), [None, Some(DType::F16), None]);
+    assert_eq!(COMPONENTS.map(|name| map.dtype.of(name).value), [None, Some(Precision::F16), None]);
     assert_eq!(map.max_memory[&cuda(0)].value, 6 << 30);
     assert_eq!(map.in_flight.value, InFlight::Count(3));
     assert_eq!(map.batch.value, 4);
@@ -184,7 +184,8 @@ cores = "0-3, 8,10-11"
 fn an_empty_map_is_the_default_map() {
     assert_eq!(parse(""), DeviceMap::default());
     assert_eq!(parse("strategy = \"auto\"\nreplicas = 1").strategy.value, Strategy::Balanced);
-    assert_eq!(COMPONENTS.map(|name| parse("dtype = \"bf16\"").dtype.of(name).value), [Some(DType::BF16); 3]);
+    assert_eq!(COMPONENTS.map(|name| parse("dtype = \"int8\"").dtype.of(name).value), [Some(Precision::Int8); 3]);
+    assert_eq!(COMPONENTS.map(|name| parse("dtype = \"bf16\"").dtype.of(name).value), [Some(Precision::BF16); 3]);
 }
 
 #[test]
@@ -240,6 +241,7 @@ fn a_bad_map_says_where_what_and_what_is_possible() {
         ("numerics = true", "map.toml:1:12: numerics: ", "found: true"),
         ("convolution = \"fft\"", "map.toml:1:15: convolution: ", "\"winograd\", or \"direct\""),
         ("dtype = \"fp16\"", "map.toml:1:9: dtype: ", "did you mean \"f16\"?"),
+        ("dtype = \"int4\"", "map.toml:1:9: dtype: ", "\"auto\", \"f32\", \"f16\", \"bf16\" or \"int8\""),
         // Memory.
         ("[max_memory]\n\"cuda:0\" = \"8Gb\"", "map.toml:2:12: max_memory.cuda:0: ", "did you mean GB?"),
         ("[max_memory]\n\"cuda:0\" = 8", "map.toml:2:12: max_memory.cuda:0: ", "\"8GiB\"?"),

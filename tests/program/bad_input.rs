@@ -66,7 +66,7 @@ fn a_request_that_the_model_cannot_draw_is_refused() {
         (&[], &["there is no prompt"]),
         (&["a fox", "--variant", "fp16"], &["no files of the variant \"fp16\""]),
         (&["a fox", "--revision", "main"], &["tiny-sd1", "only the hub", "found: revision \"main\""]),
-        (&["a fox", "--dtype", "f16"], &["f16", "f32"]),
+        (&["a fox", "--dtype", "int4"], &["int4", "auto, f32, f16, bf16, int8"]),
     ] {
         has_facts(arguments, &refused(&Tiny::new(), arguments), parts);
     }

@@ -53,7 +53,7 @@ fn bad_arguments_are_refused_with_one_message() {
         (&["a fox", "--scheduler", "eular"], "'euler'"),
         (&["a fox", "--output-type", "gif"], "[possible values: png, jpeg, webp, latent]"),
         (&["a fox", "--rng", "numpy"], "cpu, cuda"),
-        (&["a fox", "--dtype", "fp61"], "[possible values: auto, f32, f16, bf16]"),
+        (&["a fox", "--dtype", "fp61"], "[possible values: auto, f32, f16, bf16, int8]"),
         (&["a fox", "--latents", "/nowhere/l.safetensors"], "latents in /nowhere/l.safetensors"),
         (&["a fox", "--device-map", "balancd"], "did you mean \"balanced\"?"),
         (&["a fox", "--device-map", "/nowhere/m.toml"], "device map /nowhere/m.toml"),

@@ -25,14 +25,14 @@ pub const PLANES: usize = WINDOW * WINDOW;
 const WINOGRAD_TIME: f64 = 0.36;
 
 /// Elements of a layer's packed weight: panels of two vectors, each `[k, panel]`, the last one padded with zeros.
-pub fn packed_elements(kernels: Kernels, layer: Layer) -> usize {
+pub(in crate::backend) fn packed_elements(kernels: Kernels, form: Form) -> usize {
     let path = kernels.path;
     let panels = |out: usize, k: usize| out.div_ceil(path.panel()) * path.panel() * k;
-    match layer {
+    match form.layer {
         Layer::Linear { out, k } => panels(out, k),
         // Half a panel has hidden channels, and half has gates.
         Layer::Geglu { out, k } => panels((out / 2).next_multiple_of(path.lanes()) * 2, k),
-        Layer::Conv2d { out, channels, .. } if kernels.is_winograd(layer) => panels(out, channels * PLANES),
+        Layer::Conv2d { out, channels, .. } if kernels.is_winograd(form) => panels(out, channels * PLANES),
         Layer::Conv2d { out, channels, kernel, .. } => panels(out, channels * kernel * kernel),
         Layer::Norm { channels } => channels,
         Layer::Embedding { rows, channels } => rows * channels,
@@ -52,7 +52,7 @@ pub fn bias_elements(path: Path, layer: Layer) -> usize {
 /// The bytes of a packed layer.
 pub(in crate::backend) fn packed_bytes(kernels: Kernels, form: Form) -> usize {
     let bias = if form.has_bias { 4 * bias_elements(kernels.path, form.layer) } else { 0 };
-    form.stored.bytes(packed_elements(kernels, form.layer)) + bias
+    form.stored.bytes(packed_elements(kernels, form)) + bias
 }
 
 /// The elements of one image's and head's keys, or values: `[keys, head_dim]`.
@@ -63,7 +63,7 @@ pub fn head_elements(p: &Attention) -> usize {
 /// The operations of a dense product that takes as long as this op.
 pub(in crate::backend) fn timed_flops(kernels: Kernels, op: &Op) -> f64 {
     match op {
-        Op::Conv2d { w, .. } if kernels.is_winograd(w.layer()) => WINOGRAD_TIME * op.flops(),
+        Op::Conv2d { w, .. } if kernels.is_winograd(w.form) => WINOGRAD_TIME * op.flops(),
         _ => op.flops(),
     }
 }
@@ -113,7 +113,7 @@ impl Tiles {
 /// The bytes that an op needs in addition to its output.
 pub(in crate::backend) fn scratch(kernels: Kernels, op: &Op) -> Option<usize> {
     match op {
-        Op::Conv2d { p, w, .. } if kernels.is_winograd(w.layer()) => {
+        Op::Conv2d { p, w, .. } if kernels.is_winograd(w.form) => {
             Some(aligned(4 * Tiles::new(kernels.path, p).elements()))
         }
         Op::Attention { p, .. } => Some(aligned(4 * 2 * head_elements(p) * (p.batch * p.heads) as usize)),

@@ -124,12 +124,13 @@ impl Kernel for ScaleAddPart<'_> {
 pub fn embedding(pool: &Pool, p: Embedding, ids: &[u32], table: &CpuWeight, positions: &CpuWeight, out: &mut [f32]) {
     let (tokens, channels) = (p.tokens as usize, p.channels as usize);
     by_rows(pool, channels, out, |first, out| {
+        let mut position = vec![0.0; channels];
         for (row, out) in out.chunks_exact_mut(channels).enumerate() {
             let row = first + row;
-            let token = &table.weight[ids[row] as usize * channels..][..channels];
-            let position = &positions.weight[row % tokens * channels..][..channels];
-            for ((out, a), b) in out.iter_mut().zip(token).zip(position) {
-                *out = a + b;
+            table.weight.read(ids[row] as usize * channels, out);
+            positions.weight.read(row % tokens * channels, &mut position);
+            for (out, position) in out.iter_mut().zip(&position) {
+                *out += position;
             }
         }
     });

@@ -1,4 +1,5 @@
-//! Matrix product and convolution: one driver, one f32 micro-kernel.
+//! Matrix product and convolution: one driver, one f32 micro-kernel, which widens weights of other types as it loads
+//! them.
 //!
 //! The micro-kernel multiplies a few rows, given by pointers, with one packed panel. A convolution is the same product
 //! with one set of row pointers for each tap of its window (an implicit GEMM: no patch matrix is built; padding points
@@ -10,8 +11,9 @@
 use std::ops::Range;
 
 use super::{
+    element::Element,
     memory::{Parts, Scratch},
-    pack::CpuWeight,
+    pack::{CpuWeight, Elements},
     simd::{Kernel, Path, Simd, math},
     threads::Pool,
 };
@@ -166,8 +168,16 @@ impl Product<'_> {
     /// # Panics
     /// If a slice is shorter than the sizes say, because the unsafe code depends on them.
     pub fn run(&self, path: Path, pool: &Pool, out: &mut [f32]) {
+        match &self.packed.weight {
+            Elements::F32(weight) => self.run_with(weight, path, pool, out),
+            Elements::F16(weight) => self.run_with(weight, path, pool, out),
+            Elements::BF16(weight) => self.run_with(weight, path, pool, out),
+        }
+    }
+
+    fn run_with<E: Element>(&self, weight: &[E], path: Path, pool: &Pool, out: &mut [f32]) {
         let (rows, k) = (self.lhs.rows(), self.lhs.channels() * self.lhs.taps());
-        let panels = self.packed.weight.len() / (path.panel() * k);
+        let panels = weight.len() / (path.panel() * k);
         assert!(self.lhs.x().len() >= self.lhs.elements(), "a tensor of the sizes of the call");
         let is_rows = matches!(self.lhs, Lhs::Linear(..));
         assert!(is_rows || self.lhs.channels() <= MAX_CHANNELS, "zeros for every channel of a window");
@@ -183,6 +193,7 @@ impl Product<'_> {
             let (first_row, first_panel) = (task % row_tasks * task_rows, task / row_tasks * task_panels);
             path.run(Task {
                 product: self,
+                weight,
                 out: &out,
                 rows: first_row..rows.min(first_row + task_rows),
                 panels: first_panel..panels.min(first_panel + task_panels),
@@ -267,8 +278,10 @@ impl Product<'_> {
 }
 
 /// A rectangle of the result.
-struct Task<'a> {
+struct Task<'a, E> {
     product: &'a Product<'a>,
+    /// The elements of the product's weight.
+    weight: &'a [E],
     out: &'a Parts<'a, f32>,
     rows: Range<usize>,
     panels: Range<usize>,
@@ -303,14 +316,14 @@ impl Block {
     }
 }
 
-impl Kernel for Task<'_> {
+impl<E: Element> Kernel for Task<'_, E> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (lhs, panel) = (&self.product.lhs, 2 * S::LANES);
         let (taps, channels) = (lhs.taps(), lhs.channels());
-        let most = BLOCK_BYTES / 4 / panel;
+        let most = BLOCK_BYTES / size_of::<E>() / panel;
         let group = (most / (taps * channels)).max(1);
         // The sums between blocks of k: one panel wide, with as many rows as the task has.
         let mut sums = Scratch::take(TASK_ROWS.next_multiple_of(S::ROWS) * panel);
@@ -334,7 +347,7 @@ impl Kernel for Task<'_> {
     }
 }
 
-impl Task<'_> {
+impl<E: Element> Task<'_, E> {
     /// Computes one block of one panel for `count` rows: chooses the tile's size.
     ///
     /// # Safety
@@ -381,7 +394,7 @@ impl Task<'_> {
         let (taps, channels) = (self.product.lhs.taps(), self.product.lhs.channels());
         let width = 2 * S::LANES;
         let k = block.taps.start * channels + block.channels.start;
-        let weights = &self.product.packed.weight[(panel * taps * channels + k) * width..];
+        let weights = &self.weight[(panel * taps * channels + k) * width..];
         // SAFETY: rows beyond `count` repeat the first one, and `Product::run` has compared x with its sizes, so every
         // pointer has `channels` elements; the panel has `width` for each of the block's k, as panels are counted by
         // what is packed; `sums` has M rows of `width`.
@@ -400,7 +413,7 @@ impl Task<'_> {
                 for (i, row) in rows.iter_mut().enumerate().take(count) {
                     *row = pointers[tap * MAX_ROWS + i];
                 }
-                b = accumulate::<S, M, N>(&rows, block.channels.clone(), b, &mut acc);
+                b = accumulate::<S, E, M, N>(&rows, block.channels.clone(), b, &mut acc);
             }
             if block.is_last(taps, channels) {
                 self.finish::<S, M, N>(&acc, row, count, panel);
@@ -438,19 +451,19 @@ impl Task<'_> {
 /// # Safety
 /// As [`Simd`]'s; each row has `channels.end` elements, the panel two vectors for each channel.
 #[inline(always)]
-pub unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
+pub unsafe fn accumulate<S: Simd, E: Element, const M: usize, const N: usize>(
     rows: &[*const f32; M],
     channels: Range<usize>,
-    mut panel: *const f32,
+    mut panel: *const E,
     acc: &mut [[S::V; N]; M],
-) -> *const f32 {
+) -> *const E {
     let mut sums = *acc;
     for channel in channels {
         // SAFETY: the caller's contract.
         unsafe {
             let mut b = [S::zero(); N];
             for (j, b) in b.iter_mut().enumerate() {
-                *b = S::load(panel.add(j * S::LANES));
+                *b = E::load::<S>(panel.add(j * S::LANES));
             }
             for i in 0..M {
                 let a = S::splat(*rows[i].add(channel));

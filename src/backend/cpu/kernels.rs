@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::simd::Path;
-use crate::backend::{Extent, Layer};
+use crate::backend::{DType, Extent, Form, Layer, Precision, weight::Stored};
 
 /// How 3x3 convolutions of stride 1 are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -35,12 +35,37 @@ const MIN_WINOGRAD_CHANNELS: usize = 32;
 /// MB instead of 59 MB, and a UNet of SDXL has some twenty of them.
 const MAX_WINOGRAD_CHANNELS: usize = 640;
 
+/// The fewest input and output channels of a convolution, and inputs of a linear layer, that are stored as int8: the
+/// first and the last layers have fewer.
+const MIN_INT8_CHANNELS: usize = 32;
+/// The most inputs of a linear layer that is stored as int8.
+const MAX_INT8_INPUTS: usize = 1 << 16;
+
+/// The form of a layer on a CPU: its inputs and output are f32 in every precision.
+pub(in crate::backend) fn form(layer: Layer, precision: Precision, has_bias: bool) -> Form {
+    let has_int8 = match layer {
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => (MIN_INT8_CHANNELS..=MAX_INT8_INPUTS).contains(&k),
+        Layer::Conv2d { out, channels, .. } => out.min(channels) >= MIN_INT8_CHANNELS,
+        Layer::Norm { .. } | Layer::Embedding { .. } => false,
+    };
+    let stored = match (layer, precision) {
+        (Layer::Norm { .. }, _) | (_, Precision::F32) => Stored::F32,
+        (_, Precision::BF16) => Stored::BF16,
+        (_, Precision::Int8) if has_int8 => Stored::Int8,
+        (_, Precision::F16 | Precision::Int8) => Stored::F16,
+    };
+    Form { layer, stored, computed: DType::F32, has_bias }
+}
+
 impl Kernels {
-    /// Whether a layer is computed by Winograd's minimal filtering. With few pixels, reading the weights, of which
+    /// Whether a layer is computed by Winograd's minimal filtering; never one whose weights are int8. With few pixels, reading the weights, of which
     /// there are four times as many bytes, takes longer than the products that are saved.
-    pub fn is_winograd(self, layer: Layer) -> bool {
-        let Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent: Extent::Large } = layer else { return false };
+    pub(in crate::backend) fn is_winograd(self, form: Form) -> bool {
+        let Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent: Extent::Large } = form.layer else {
+            return false;
+        };
         self.convolution == Convolution::Winograd
+            && form.stored != Stored::Int8
             && channels >= MIN_WINOGRAD_CHANNELS
             && (MIN_WINOGRAD_CHANNELS..=MAX_WINOGRAD_CHANNELS).contains(&out)
     }

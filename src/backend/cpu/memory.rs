@@ -2,10 +2,11 @@
 
 use std::{
     cell::Cell,
+    marker::PhantomData,
     ops::{Deref, DerefMut},
 };
 
-use bytemuck::{AnyBitPattern, NoUninit};
+use bytemuck::{AnyBitPattern, NoUninit, Pod};
 use memmap2::MmapMut;
 
 use crate::{
@@ -67,13 +68,13 @@ pub fn write<T: AnyBitPattern + NoUninit>(buffer: &mut Buffer) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(base(buffer).cast(), buffer.bytes() / size_of::<T>()) }
 }
 
-/// f32 elements on memory pages of their own, for packed weights.
-pub struct Pages(MmapMut);
+/// Elements on memory pages of their own, for packed weights.
+pub struct Pages<T>(MmapMut, PhantomData<T>);
 
-impl Pages {
+impl<T: Pod> Pages<T> {
     /// Reserves `count` zeros.
     pub fn zeroed(count: usize) -> Result<Self> {
-        pages(count.saturating_mul(size_of::<f32>())).map(Self)
+        Ok(Self(pages(count.saturating_mul(size_of::<T>()))?, PhantomData))
     }
 
     /// Copies the elements to other pages.
@@ -84,17 +85,17 @@ impl Pages {
     }
 }
 
-impl Deref for Pages {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        let bytes = &self.0[..self.0.len() / 4 * 4];
-        bytemuck::cast_slice(bytes)
+impl<T: Pod> Deref for Pages<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        let whole = self.0.len() / size_of::<T>() * size_of::<T>();
+        bytemuck::cast_slice(&self.0[..whole])
     }
 }
 
-impl DerefMut for Pages {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        let whole = self.0.len() / 4 * 4;
+impl<T: Pod> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let whole = self.0.len() / size_of::<T>() * size_of::<T>();
         bytemuck::cast_slice_mut(&mut self.0[..whole])
     }
 }
@@ -142,7 +143,7 @@ impl Drop for Scratch {
 pub struct Parts<'a, T> {
     base: *mut T,
     len: usize,
-    _slice: std::marker::PhantomData<&'a mut [T]>,
+    _slice: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: a `&mut [T]` may be sent; `part`'s callers never overlap.
@@ -153,7 +154,7 @@ unsafe impl<T: Send> Sync for Parts<'_, T> {}
 impl<'a, T> Parts<'a, T> {
     /// Parts of all of `slice`.
     pub fn new(slice: &'a mut [T]) -> Self {
-        Self { base: slice.as_mut_ptr(), len: slice.len(), _slice: std::marker::PhantomData }
+        Self { base: slice.as_mut_ptr(), len: slice.len(), _slice: PhantomData }
     }
 
     /// The `len` elements from `start` on.

@@ -3,6 +3,7 @@
 mod attention;
 mod available;
 pub mod cost;
+mod element;
 mod elementwise;
 mod gemm;
 mod kernels;
@@ -20,13 +21,14 @@ mod winograd;
 use std::{num::NonZero, sync::Arc};
 
 use super::{
-    Backend, Buffer, DType, Device, DeviceId, Epilogue, Form, Fusion, Layer, NumericsClass, Op, Slab, Values, Weight,
-    WeightData,
+    Backend, Buffer, DType, Device, DeviceId, Epilogue, Form, Fusion, Layer, NumericsClass, Op, Precision, Slab,
+    Values, Weight, WeightData,
     params::{Conv2d, Linear},
 };
 use crate::error::{Error, Result};
 pub use available::address_space_limit;
 use gemm::{Lhs, Product};
+pub(super) use kernels::form;
 pub use kernels::{Convolution, Kernels};
 pub use machine::info;
 #[cfg(feature = "wgpu")]
@@ -95,12 +97,12 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// The layer as which a weight is packed: hidden channels and gates are only interleaved for an epilogue that
+    /// The form in which a weight is packed: hidden channels and gates are only interleaved for an epilogue that
     /// multiplies them.
-    fn order(&self, layer: Layer) -> Layer {
-        match layer {
-            Layer::Geglu { out, k } if !self.fuse => Layer::Linear { out, k },
-            layer => layer,
+    fn order(&self, form: Form) -> Form {
+        match form.layer {
+            Layer::Geglu { out, k } if !self.fuse => Form { layer: Layer::Linear { out, k }, ..form },
+            _ => form,
         }
     }
 
@@ -121,7 +123,7 @@ impl Cpu {
         };
         let product = self.product(lhs, p.out as usize, pixels as usize, w, e);
         let (path, pool) = (self.kernels.path, &self.pool);
-        match self.kernels.is_winograd(w.layer()) {
+        match self.kernels.is_winograd(w.form) {
             true => winograd::run(&product, p, read(x), path, pool, requested(scratch), write(out)),
             false => product.run(path, pool, write(out)),
         }
@@ -169,6 +171,14 @@ impl Backend for Cpu {
         dtype == DType::F32
     }
 
+    fn input_type(&self, _: Precision) -> Option<DType> {
+        Some(DType::F32)
+    }
+
+    fn form(&self, layer: Layer, precision: Precision, has_bias: bool) -> Option<Form> {
+        Some(form(layer, precision, has_bias))
+    }
+
     fn slab(&self, bytes: usize) -> Result<Slab> {
         Ok(Slab::Held(Arc::new(memory::HostSlab::new(bytes)?)))
     }
@@ -182,13 +192,13 @@ impl Backend for Cpu {
                 gemm::MAX_CHANNELS
             )));
         }
-        let packed = pack::pack(self.kernels, &self.pool, self.order(form.layer), weight, bias)?;
+        let packed = pack::pack(self.kernels, &self.pool, self.order(form), weight, bias)?;
         let bytes = self.packed_bytes(form);
         Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }
 
     fn packed_bytes(&self, form: Form) -> usize {
-        cost::packed_bytes(self.kernels, Form { layer: self.order(form.layer), ..form })
+        cost::packed_bytes(self.kernels, self.order(form))
     }
 
     fn fetch(&self, host_weight: &Weight) -> Result<Weight> {

@@ -58,7 +58,7 @@ pub fn group_norm(
             }
             let factor = 1.0 / (squares / count + p.eps as f64).sqrt();
             for channel in group * (channels / groups)..(group + 1) * (channels / groups) {
-                let scale = factor * w.weight[channel] as f64;
+                let scale = factor * w.weight.f32()[channel] as f64;
                 let shift = w.bias.as_ref().map_or(0.0, |bias| bias[channel] as f64);
                 affine[(image * 2) * channels + channel] = scale as f32;
                 affine[(image * 2 + 1) * channels + channel] = (shift - mean * scale) as f32;
@@ -211,7 +211,7 @@ impl Kernel for LayerNormRows<'_> {
                 let factor = 1.0 / (variance + self.eps).sqrt();
                 for (column, width) in columns() {
                     let value = S::mul(S::sub(load_up_to::<S>(&x[column..], width), S::splat(mean)), S::splat(factor));
-                    let mut value = S::mul(value, load_up_to::<S>(&self.w.weight[column..], width));
+                    let mut value = S::mul(value, load_up_to::<S>(&self.w.weight.f32()[column..], width));
                     if let Some(bias) = &self.w.bias {
                         value = S::add(value, load_up_to::<S>(&bias[column..], width));
                     }

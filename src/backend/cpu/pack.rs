@@ -8,6 +8,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     cost::{self, PLANES},
+    element::Element,
     kernels::Kernels,
     memory::{Pages, Parts},
     simd::{Kernel, Path, Simd},
@@ -15,16 +16,52 @@ use super::{
     transform::{FILTERS, transform_filters},
 };
 use crate::{
-    backend::{DType, Layer, Values},
+    backend::{DType, Form, Layer, Values, weight::Stored},
     error::{Error, Result},
 };
 
 /// A layer's packed parameters.
 pub struct CpuWeight {
     /// The weight, or the scale of a norm.
-    pub weight: Pages,
+    pub weight: Elements,
     /// The bias, or the shift of a norm.
-    pub bias: Option<Pages>,
+    pub bias: Option<Pages<f32>>,
+}
+
+/// The elements of a weight in the type in which they are stored.
+pub enum Elements {
+    F32(Pages<f32>),
+    F16(Pages<f16>),
+    BF16(Pages<bf16>),
+}
+
+impl Elements {
+    /// The elements of a weight that is always f32.
+    ///
+    /// # Panics
+    /// If they have another type.
+    pub fn f32(&self) -> &[f32] {
+        let Self::F32(elements) = self else { panic!("the scales of norms are f32") };
+        elements
+    }
+
+    /// Reads elements from `start` on, as f32.
+    pub fn read(&self, start: usize, to: &mut [f32]) {
+        let range = start..start + to.len();
+        match self {
+            Self::F32(elements) => Element::widen(&elements[range], to),
+            Self::F16(elements) => Element::widen(&elements[range], to),
+            Self::BF16(elements) => Element::widen(&elements[range], to),
+        }
+    }
+
+    fn copy(&self) -> Result<Self> {
+        Ok(match self {
+            Self::F32(elements) => Self::F32(elements.copy()?),
+            Self::F16(elements) => Self::F16(elements.copy()?),
+            Self::BF16(elements) => Self::BF16(elements.copy()?),
+        })
+    }
 }
 
 impl CpuWeight {
@@ -35,17 +72,21 @@ impl CpuWeight {
 }
 
 /// Packs a layer's parameters for `kernels`.
-pub fn pack(kernels: Kernels, pool: &Pool, layer: Layer, weight: Values, bias: Option<Values>) -> Result<CpuWeight> {
-    let path = kernels.path;
-    let mut packed = Pages::zeroed(cost::packed_elements(kernels, layer))?;
+pub(in crate::backend) fn pack(
+    kernels: Kernels,
+    pool: &Pool,
+    form: Form,
+    weight: Values,
+    bias: Option<Values>,
+) -> Result<CpuWeight> {
+    let (path, layer) = (kernels.path, form.layer);
     let weight = F32Reader::new(weight)?;
-    match layer {
-        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(kernels, pool, layer, k, 1, &weight, &mut packed)?,
-        Layer::Conv2d { channels, kernel, .. } => {
-            panels(kernels, pool, layer, channels, kernel * kernel, &weight, &mut packed)?;
-        }
-        Layer::Norm { .. } | Layer::Embedding { .. } => weight.read(0, &mut packed)?,
-    }
+    let weight = match form.stored {
+        Stored::F32 => Elements::F32(elements(kernels, pool, form, &weight)?),
+        Stored::F16 => Elements::F16(elements(kernels, pool, form, &weight)?),
+        Stored::BF16 => Elements::BF16(elements(kernels, pool, form, &weight)?),
+        Stored::Int8 => return Err(Error::input("the CPU has no int8 kernels yet")),
+    };
     let bias = match bias {
         None => None,
         Some(values) => {
@@ -61,7 +102,28 @@ pub fn pack(kernels: Kernels, pool: &Pool, layer: Layer, weight: Values, bias: O
             Some(bias)
         }
     };
-    Ok(CpuWeight { weight: packed, bias })
+    Ok(CpuWeight { weight, bias })
+}
+
+/// Packs a layer's weight in elements of type `E`.
+fn elements<E: Element>(kernels: Kernels, pool: &Pool, form: Form, source: &F32Reader) -> Result<Pages<E>> {
+    let mut packed = Pages::zeroed(cost::packed_elements(kernels, form))?;
+    match form.layer {
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(kernels, pool, form, k, 1, source, &mut packed)?,
+        Layer::Conv2d { channels, kernel, .. } => {
+            panels(kernels, pool, form, channels, kernel * kernel, source, &mut packed)?;
+        }
+        Layer::Norm { .. } | Layer::Embedding { .. } => {
+            let at_once = AT_ONCE / size_of::<f32>();
+            let mut values = vec![0.0; at_once.min(packed.len())];
+            for (i, packed) in packed.chunks_mut(at_once).enumerate() {
+                let values = &mut values[..packed.len()];
+                source.read(i * at_once, values)?;
+                E::narrow(values, packed);
+            }
+        }
+    }
+    Ok(packed)
 }
 
 /// The output channel whose weights are in packed column `column`; `None` for padding.
@@ -84,16 +146,16 @@ const AT_ONCE: usize = 256 << 10;
 
 /// Packs `[out, channels, taps]`, as stored, into panels of `[taps, channels, panel]`, or for Winograd's algorithm of
 /// `[planes, channels, panel]`.
-fn panels(
+fn panels<E: Element>(
     kernels: Kernels,
     pool: &Pool,
-    layer: Layer,
+    form: Form,
     channels: usize,
     taps: usize,
     source: &F32Reader,
-    packed: &mut [f32],
+    packed: &mut [E],
 ) -> Result<()> {
-    let (path, is_winograd) = (kernels.path, kernels.is_winograd(layer));
+    let (path, is_winograd) = (kernels.path, kernels.is_winograd(form));
     let (width, k) = (path.panel(), channels * taps);
     let panel_elements = width * if is_winograd { channels * PLANES } else { k };
     let count = packed.len() / panel_elements;
@@ -103,9 +165,10 @@ fn panels(
     let fill = |panel: usize| {
         // SAFETY: each panel is one task's.
         let panel_out = unsafe { packed.part(panel * panel_elements, panel_elements) };
-        let place = |column| Some((column, row_of(path, layer, panel * width + column)?));
+        let place = |column| Some((column, row_of(path, form.layer, panel * width + column)?));
         let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
         let mut rows = vec![0.0; rows_at_once.min(width) * k];
+        let mut narrow = vec![E::zeroed(); if is_winograd { 0 } else { rows.len() }];
         // Rows that are adjacent in the file are read together.
         let neighbours = columns.chunk_by(|(_, row), (_, next)| row + 1 == *next);
         for run in neighbours.flat_map(|run| run.chunks(rows_at_once)) {
@@ -115,7 +178,9 @@ fn panels(
                 path.run(Filters { rows, channels, width, first: run[0].0, panel: panel_out });
                 continue;
             }
-            for (&(column, _), row) in run.iter().zip(rows.chunks_exact(k)) {
+            let narrow = &mut narrow[..rows.len()];
+            E::narrow(rows, narrow);
+            for (&(column, _), row) in run.iter().zip(narrow.chunks_exact(k)) {
                 for tap in 0..taps {
                     let to = panel_out[tap * channels * width..].iter_mut().skip(column).step_by(width);
                     for (to, &from) in to.zip(row[tap..].iter().step_by(taps)) {
@@ -137,16 +202,16 @@ fn panels(
 
 /// The transform of up to [`FILTERS`] rows of 3x3 filters, `[channels, 9]` each, to adjacent columns of a panel
 /// `[planes, channels, width]`.
-struct Filters<'a> {
+struct Filters<'a, E> {
     rows: &'a [f32],
     channels: usize,
     width: usize,
     /// The first of the columns, a multiple of [`FILTERS`].
     first: usize,
-    panel: &'a mut [f32],
+    panel: &'a mut [E],
 }
 
-impl Kernel for Filters<'_> {
+impl<E: Element> Kernel for Filters<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -160,7 +225,7 @@ impl Kernel for Filters<'_> {
             }
             let to = self.panel[channel * self.width + self.first..].chunks_mut(self.channels * self.width);
             for (to, values) in to.zip(transform_filters(&filters)) {
-                to[..FILTERS].copy_from_slice(&values);
+                E::narrow(&values, &mut to[..FILTERS]);
             }
         }
     }

@@ -8,7 +8,9 @@ use super::{
     simd::{Kernel, Simd, math},
 };
 use crate::{
-    backend::{Backend, DType, Device, DeviceId, Epilogue, Extent, Layer, Op, Rates, Values, arena::aligned, params},
+    backend::{
+        Backend, DType, Device, DeviceId, Epilogue, Extent, Layer, Op, Precision, Rates, Values, arena::aligned, params,
+    },
     error::Result,
 };
 
@@ -86,7 +88,7 @@ pub fn measure_rates(cpu: Cpu) -> Result<Rates> {
     let (mut x, mut y) = (device.alloc(4 * rows * wide, DType::F32)?, device.alloc(4 * rows * wide, DType::F32)?);
     backend.write(&bytes(rows * wide), &mut x)?;
     let pack = |layer: Layer| {
-        device.pack(layer, DType::F32, Values::Data { dtype: DType::F32, bytes: &bytes(layer.elements().0) }, None)
+        device.pack(layer, Precision::F32, Values::Data { dtype: DType::F32, bytes: &bytes(layer.elements().0) }, None)
     };
     let weight = pack(Layer::Linear { out: wide, k: wide })?;
     let e = &Epilogue::default();

@@ -9,8 +9,10 @@ use std::ops::Range;
 
 use super::{
     cost::{PLANES, TILE, Tiles, WINDOW},
+    element::Element,
     gemm::{Product, accumulate},
     memory::{Parts, Scratch},
+    pack::Elements,
     simd::{Kernel, Path, Simd},
     threads::Pool,
     transform::{transform_input, transform_output, transposed},
@@ -30,6 +32,24 @@ const TASKS_PER_THREAD: usize = 2;
 /// # Panics
 /// If a slice is shorter than the sizes say, because the unsafe code depends on them.
 pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
+    match &product.packed.weight {
+        Elements::F32(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
+        Elements::F16(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
+        Elements::BF16(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "those of `run`, and the weight in its type")]
+fn run_with<E: Element>(
+    product: &Product,
+    weight: &[E],
+    p: Conv2d,
+    x: &[f32],
+    path: Path,
+    pool: &Pool,
+    scratch: &mut [f32],
+    out: &mut [f32],
+) {
     let tiles = Tiles::new(path, &p);
     let pixels = (p.batch * p.height * p.width) as usize;
     assert!(
@@ -37,7 +57,7 @@ pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scr
         "tensors of the call's sizes"
     );
     let panels = (p.out as usize).div_ceil(path.panel());
-    assert!(product.packed.weight.len() >= panels * path.panel() * PLANES * p.channels as usize, "all panels");
+    assert!(weight.len() >= panels * path.panel() * PLANES * p.channels as usize, "all panels");
     product.check(path, panels, out);
     let out = Parts::new(out);
     for first in (0..tiles.count).step_by(tiles.together) {
@@ -65,6 +85,7 @@ pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scr
             let first_panel = task / groups * task_panels;
             path.run(Outputs {
                 product,
+                weight,
                 p,
                 tiles: &tiles,
                 stored: stored.clone(),
@@ -134,8 +155,10 @@ impl Kernel for Inputs<'_> {
 }
 
 /// The products of some tiles with some panels, transformed back.
-struct Outputs<'a> {
+struct Outputs<'a, E> {
     product: &'a Product<'a>,
+    /// The elements of the product's weight.
+    weight: &'a [E],
     p: Conv2d,
     tiles: &'a Tiles,
     /// The tiles whose transformed inputs are in the scratch memory.
@@ -150,7 +173,7 @@ struct Outputs<'a> {
 /// Elements between the sums of two tiles: a task's columns, and a line so that tiles do not share the sets of a cache.
 const SUMS_ROW: usize = TASK_COLUMNS + 16;
 
-impl Kernel for Outputs<'_> {
+impl<E: Element> Kernel for Outputs<'_, E> {
     type Out = ();
 
     #[inline(always)]
@@ -185,7 +208,7 @@ impl Kernel for Outputs<'_> {
     }
 }
 
-impl Outputs<'_> {
+impl<E: Element> Outputs<'_, E> {
     /// The sums of `count` tiles in one plane and panel, in rows of [`SUMS_ROW`].
     ///
     /// # Safety
@@ -201,7 +224,7 @@ impl Outputs<'_> {
     ) {
         let channels = self.p.channels as usize;
         let first = plane * self.tiles.plane + (tile - self.stored.start) * self.tiles.row;
-        let weight = &self.product.packed.weight[(panel * PLANES + plane) * channels * 2 * S::LANES..];
+        let weight = &self.weight[(panel * PLANES + plane) * channels * 2 * S::LANES..];
         // SAFETY: rows beyond `count` repeat the first one, and each has `channels` elements in the scratch memory; the
         // panel has two vectors for each of them.
         unsafe {
@@ -211,7 +234,7 @@ impl Outputs<'_> {
                 *row = inputs.add(i * self.tiles.row);
             }
             let mut acc = [[S::zero(); 2]; M];
-            accumulate::<S, M, 2>(&rows, 0..channels, weight.as_ptr(), &mut acc);
+            accumulate::<S, E, M, 2>(&rows, 0..channels, weight.as_ptr(), &mut acc);
             for (i, acc) in acc.iter().enumerate().take(count) {
                 for (j, &v) in acc.iter().enumerate() {
                     S::store(v, sums.add(i * SUMS_ROW + j * S::LANES));

@@ -23,7 +23,7 @@ use std::{
 
 use super::{
     Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Epilogue, Form, Fusion,
-    NumericsClass, Op, Rates, Slab, Values, Weight, WeightData,
+    NumericsClass, Op, Precision, Rates, Slab, Values, Weight, WeightData,
     class::KernelPath,
     gpu_cost, gpu_rates, info,
     params::{Conv2d, GroupNorm},
@@ -178,13 +178,13 @@ pub fn infos() -> Vec<DeviceInfo> {
     (0..gpus.len()).filter_map(|index| info(index, &gpus[index])).collect()
 }
 
-/// The type in which a GPU computes by default.
-const DTYPE: DType = DType::F16;
+/// The precision in which a GPU computes by default.
+const PRECISION: Precision = Precision::F16;
 
 /// The numerics class of a GPU whose kernels are those of `arch`.
 fn class(capability: u32, arch: u32) -> NumericsClass {
     let kernels = KernelPath::Capability { gpu: Some(capability), code: (arch != capability).then_some(arch) };
-    NumericsClass { kind: DeviceKind::Cuda, kernels, dtype: DTYPE }
+    NumericsClass { kind: DeviceKind::Cuda, kernels, precision: PRECISION }
 }
 
 /// `None` for a GPU whose driver opens no context: the GPU is lost, or its compute mode forbids it.
@@ -206,13 +206,14 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         name += ", without kernels";
     }
     let kept = kernel_bytes(index);
-    let rates = |dtype| {
-        let key = format!("{}, {}, CUDA {}, sm_{arch} {dtype}", properties.name, properties.uuid, driver::version());
-        let measure = || open(index).and_then(|gpu| gpu_rates::measure(&Device::new(id, gpu), dtype)).ok();
+    let rates = |precision| {
+        let key =
+            format!("{}, {}, CUDA {}, sm_{arch} {precision}", properties.name, properties.uuid, driver::version());
+        let measure = || open(index).and_then(|gpu| gpu_rates::measure(&Device::new(id, gpu), precision)).ok();
         let measured = if only_named { None } else { rates::remembered(&key, measure) };
         measured.unwrap_or(Measured { rates: UNMEASURED, at: None })
     };
-    let (measured, f32_flops) = (rates(DTYPE), rates(DType::F32).rates.flops);
+    let (measured, f32_flops) = (rates(PRECISION), rates(Precision::F32).rates.flops);
     Some(DeviceInfo {
         id,
         name,
@@ -222,7 +223,7 @@ fn info(index: usize, properties: &'static Properties) -> Option<DeviceInfo> {
         memory_bytes: properties.memory_bytes,
         free_bytes: info::plannable(free + kept.unwrap_or_default()),
         overhead_bytes: kept.unwrap_or(KERNEL_BYTES),
-        rules: Rules::Gpu(DTYPE),
+        rules: Rules::Gpu(PRECISION),
         rates: measured.rates,
         f32_flops,
         rates_measured: measured.at,
@@ -684,6 +685,6 @@ mod tests {
     fn a_class_names_the_gpu_and_whose_code_runs_if_it_is_anothers() {
         assert_eq!(class(89, 89).to_string(), "cuda sm_89 f16");
         assert_eq!(class(90, 80).to_string(), "cuda sm_90 as sm_80 f16");
-        assert_eq!(class(90, 80).in_type(DType::BF16).to_string(), "cuda sm_90 as sm_80 bf16");
+        assert_eq!(class(90, 80).in_type(Precision::BF16).to_string(), "cuda sm_90 as sm_80 bf16");
     }
 }

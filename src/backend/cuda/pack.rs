@@ -5,7 +5,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use crate::{
     backend::{DType, Layer, Values, weight::Stored},
-    error::Result,
+    error::{Error, Result},
 };
 
 /// Makes packed elements from a tensor, a piece at a time.
@@ -25,7 +25,8 @@ impl<'a> Packing<'a> {
             Layer::Conv2d { channels, kernel, .. } if kernel > 1 => Some((channels, kernel * kernel)),
             _ => None,
         };
-        Self::new(values, stored.dtype(), window)
+        let dtype = stored.precision().dtype().ok_or_else(|| Error::input("a GPU stores no int8 weights"))?;
+        Self::new(values, dtype, window)
     }
 
     /// The packing of a layer's bias.

@@ -11,7 +11,7 @@ use super::{
     pipeline::{Constants, Lanes, Pipelines, Shader, Storage, Variant},
 };
 use crate::{
-    backend::{Activation, DType, Device, DeviceId, DeviceKind, NumericsClass, class::KernelPath, rates},
+    backend::{Activation, DType, Device, DeviceId, DeviceKind, NumericsClass, Precision, class::KernelPath, rates},
     error::Result,
 };
 
@@ -33,7 +33,7 @@ pub fn class(adapter: &Adapter, capabilities: Capabilities) -> NumericsClass {
     let driver = format!("{} {}", info.driver, info.driver_info);
     let f16 = if capabilities.f16 { "shader-f16" } else { "packed-f16" };
     let name = format!("{}, {}, {f16}", info.name, driver.trim());
-    NumericsClass { kind: DeviceKind::Wgpu, kernels: KernelPath::Adapter(name), dtype: DType::F16 }
+    NumericsClass { kind: DeviceKind::Wgpu, kernels: KernelPath::Adapter(name), precision: Precision::F16 }
 }
 
 /// The parameters of one call: the words that a shader reads.

@@ -52,7 +52,7 @@ use wgpu::{Adapter, DeviceType};
 
 use super::{
     Activation, Backend, Buffer, DType, Device, DeviceId, DeviceInfo, DeviceKind, Form, Fusion, NumericsClass, Op,
-    Rates, Slab, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
+    Precision, Rates, Slab, Values, Weight, WeightData, cpu, gpu_cost, gpu_rates, info,
     ops::Term,
     params::{Activate, AddChannels, Attention, Concat, Embedding, GroupNorm, LayerNorm, ScaleAdd, Upsample},
     rates::{self, Measured},
@@ -108,8 +108,8 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     let described = adapter.get_info();
     let memory_bytes = memory_bytes(adapter);
     let class = class(adapter, Capabilities::of(adapter));
-    let rates = |dtype| measured_rates(adapter, index, &class.in_type(dtype), opens);
-    let (measured, f32_flops) = (rates(DType::F16), rates(DType::F32).rates.flops);
+    let rates = |precision| measured_rates(adapter, index, &class.in_type(precision), opens);
+    let (measured, f32_flops) = (rates(Precision::F16), rates(Precision::F32).rates.flops);
     Some(DeviceInfo {
         id: DeviceId::new(DeviceKind::Wgpu, index),
         name: format!("{} ({:?}, {:?})", described.name, described.device_type, described.backend),
@@ -118,7 +118,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
         memory_bytes,
         free_bytes: info::plannable(memory_bytes),
         overhead_bytes: OVERHEAD_BYTES,
-        rules: Rules::Wgpu(DType::F16),
+        rules: Rules::Wgpu(Precision::F16),
         rates: measured.rates,
         f32_flops,
         rates_measured: measured.at,
@@ -127,7 +127,7 @@ fn info(index: usize, opens: Opens) -> Option<DeviceInfo> {
     })
 }
 
-/// The speed of an adapter in the type of `class`: measured at most once, by this process or an earlier one.
+/// The speed of an adapter in the precision of `class`: measured at most once, by this process or an earlier one.
 fn measured_rates(adapter: &Adapter, index: usize, class: &NumericsClass, opens: Opens) -> Measured {
     let key = match adapter.get_info().device_type {
         DeviceType::Cpu => format!("{class}, {}, {} cores", cpu::model_name(), cpu::threads::cores().len()),
@@ -135,7 +135,7 @@ fn measured_rates(adapter: &Adapter, index: usize, class: &NumericsClass, opens:
     };
     let measure = || {
         let id = DeviceId::new(DeviceKind::Wgpu, index);
-        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), class.dtype));
+        let measured = open(id, index).and_then(|wgpu| gpu_rates::measure(&Device::new(id, wgpu), class.precision));
         measured.inspect_err(|error| tracing::debug!("how fast {id} is cannot be measured: {error}")).ok()
     };
     let measured = match opens {

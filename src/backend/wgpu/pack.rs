@@ -158,7 +158,7 @@ fn in_type(
 ) -> Result<()> {
     match stored {
         Stored::F16 => in_order::<u16>(layer, columns, weight, write),
-        // No adapter computes in bf16.
+        // No adapter computes in bf16 or int8.
         Stored::F32 | Stored::BF16 | Stored::Int8 => in_order::<f32>(layer, columns, weight, write),
     }
 }

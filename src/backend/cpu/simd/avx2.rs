@@ -2,14 +2,16 @@
 
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::vector::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
 /// # Safety
-/// The machine must have AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
+/// The machine must have AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the features are on here, and everything below is inlined into this function.
     unsafe { kernel.run::<Avx2>() }
@@ -42,6 +44,17 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> __m256 {
         unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> __m256 {
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> __m256 {

@@ -25,7 +25,7 @@ pub use vector::{Kernel, Simd};
 pub enum Path {
     /// 512-bit vectors.
     Avx512,
-    /// 256-bit vectors with fused multiply-add.
+    /// 256-bit vectors with fused multiply-add and loads of f16.
     Avx2,
     /// The instruction set that every machine has.
     Portable,
@@ -46,7 +46,9 @@ impl Path {
                     && Self::Avx2.is_here()
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512 | Self::Avx2 => false,
             Self::Portable => true,

@@ -1,6 +1,8 @@
 //! Arrays that the compiler vectorises if it can. Multiplies and adds are rounded separately: a fused multiply-add
 //! without hardware is a slow library call.
 
+use half::{bf16, f16};
+
 use super::vector::Simd;
 
 #[derive(Clone, Copy)]
@@ -31,6 +33,15 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self::V {
         unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self::V {
+        // `to_f32` would ask at each element what the machine has.
+        each(|i| unsafe { *from.add(i) }.to_f32_const())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::V {
+        each(|i| unsafe { *from.add(i) }.to_f32_const())
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self::V {

@@ -1,5 +1,7 @@
 //! The vector operations that kernels are written with.
 
+use half::{bf16, f16};
+
 /// A vector of f32 and the operations of kernels. Lanes are independent except in `reduce_add` of
 /// [`math`](super::math), which goes through memory in lane order.
 ///
@@ -20,6 +22,10 @@ pub trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::V;
     /// Reads `LANES` elements.
     unsafe fn load(from: *const f32) -> Self::V;
+    /// Reads `LANES` elements of f16, as f32.
+    unsafe fn load_f16(from: *const f16) -> Self::V;
+    /// Reads `LANES` elements of bf16, as f32.
+    unsafe fn load_bf16(from: *const bf16) -> Self::V;
     /// Reads `count < LANES` elements; the other lanes are zero.
     unsafe fn load_first(from: *const f32, count: usize) -> Self::V;
     /// Writes `LANES` elements.
