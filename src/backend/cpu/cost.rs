@@ -1,7 +1,7 @@
 //! The bytes that things occupy on the CPU: pure functions of the kernels that both the real backend and the dry one
 //! call.
 
-use super::{kernels::Kernels, simd::Path};
+use super::{kernels::Kernels, narrow, simd::Path};
 use crate::backend::{
     Form, Layer, Op,
     arena::aligned,
@@ -52,6 +52,10 @@ pub fn bias_elements(path: Path, layer: Layer) -> usize {
 /// The bytes of a packed layer.
 pub(in crate::backend) fn packed_bytes(kernels: Kernels, form: Form) -> usize {
     let bias = if form.has_bias { 4 * bias_elements(kernels.path, form.layer) } else { 0 };
+    if kernels.is_narrow(form) {
+        let columns = bias_elements(kernels.path, form.layer);
+        return 4 * narrow::packed_words(form.stored, narrow::segments(form), columns) + bias;
+    }
     form.stored.bytes(packed_elements(kernels, form)) + bias
 }
 
@@ -115,6 +119,12 @@ pub(in crate::backend) fn scratch(kernels: Kernels, op: &Op) -> Option<usize> {
     match op {
         Op::Conv2d { p, w, .. } if kernels.is_winograd(w.form) => {
             Some(aligned(4 * Tiles::new(kernels.path, p).elements()))
+        }
+        Op::Conv2d { p, w, .. } if kernels.is_narrow(w.form) => {
+            Some(aligned(4 * narrow::converted_words(w.form, (p.batch * p.height * p.width) as usize)))
+        }
+        Op::Linear { p, w, .. } if kernels.is_narrow(w.form) => {
+            Some(aligned(4 * narrow::converted_words(w.form, p.rows as usize)))
         }
         Op::Attention { p, .. } => Some(aligned(4 * 2 * head_elements(p) * (p.batch * p.heads) as usize)),
         // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.

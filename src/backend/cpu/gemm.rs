@@ -89,7 +89,7 @@ impl Lhs<'_> {
     }
 
     /// The number of elements of x that follows from the sizes.
-    fn elements(&self) -> usize {
+    pub fn elements(&self) -> usize {
         match self {
             Lhs::Linear(p, _) => p.rows as usize * p.k as usize,
             Lhs::Conv2d(p, _) => p.batch as usize * p.height as usize * p.width as usize * p.channels as usize,
@@ -172,6 +172,7 @@ impl Product<'_> {
             Elements::F32(weight) => self.run_with(weight, path, pool, out),
             Elements::F16(weight) => self.run_with(weight, path, pool, out),
             Elements::BF16(weight) => self.run_with(weight, path, pool, out),
+            Elements::Words(_) => panic!("words are multiplied with converted rows"),
         }
     }
 

@@ -58,8 +58,8 @@ pub(in crate::backend) fn form(layer: Layer, precision: Precision, has_bias: boo
 }
 
 impl Kernels {
-    /// Whether a layer is computed by Winograd's minimal filtering; never one whose weights are int8. With few pixels, reading the weights, of which
-    /// there are four times as many bytes, takes longer than the products that are saved.
+    /// Whether a layer is computed by Winograd's minimal filtering; never one whose weights are int8. With few pixels,
+    /// reading the weights, of which there are four times as many bytes, takes longer than the products that are saved.
     pub(in crate::backend) fn is_winograd(self, form: Form) -> bool {
         let Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent: Extent::Large } = form.layer else {
             return false;
@@ -68,6 +68,12 @@ impl Kernels {
             && form.stored != Stored::Int8
             && channels >= MIN_WINOGRAD_CHANNELS
             && (MIN_WINOGRAD_CHANNELS..=MAX_WINOGRAD_CHANNELS).contains(&out)
+    }
+
+    /// Whether a layer is computed in words of narrow elements: its inputs are converted too.
+    pub(in crate::backend) fn is_narrow(self, form: Form) -> bool {
+        let is_product = !matches!(form.layer, Layer::Norm { .. } | Layer::Embedding { .. });
+        form.stored == Stored::Int8 || form.stored == Stored::BF16 && is_product && !self.is_winograd(form)
     }
 }
 

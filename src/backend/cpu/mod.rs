@@ -34,6 +34,7 @@ pub use machine::info;
 #[cfg(feature = "wgpu")]
 pub(super) use machine::model_name;
 use memory::{read, write};
+use pack::Elements;
 pub use simd::Path;
 use threads::Pool;
 
@@ -106,10 +107,10 @@ impl Cpu {
         }
     }
 
-    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, out: &mut Buffer) {
+    fn linear(&self, p: Linear, x: &Buffer, w: &Weight, e: &Epilogue, scratch: Option<&mut Buffer>, out: &mut Buffer) {
         let per_image = e.channel_add.map_or(1, |(_, rows)| (p.rows / rows) as usize);
         let product = self.product(Lhs::Linear(p, read(x)), p.out as usize, per_image, w, e);
-        product.run(self.kernels.path, &self.pool, write(out));
+        self.multiply(&product, w, scratch, out);
     }
 
     fn conv2d(&self, p: Conv2d, x: &Buffer, w: &Weight, e: &Epilogue, scratch: Option<&mut Buffer>, out: &mut Buffer) {
@@ -122,10 +123,19 @@ impl Cpu {
             Lhs::Conv2d(p, read(x))
         };
         let product = self.product(lhs, p.out as usize, pixels as usize, w, e);
-        let (path, pool) = (self.kernels.path, &self.pool);
         match self.kernels.is_winograd(w.form) {
-            true => winograd::run(&product, p, read(x), path, pool, requested(scratch), write(out)),
-            false => product.run(path, pool, write(out)),
+            true => {
+                winograd::run(&product, p, read(x), self.kernels.path, &self.pool, requested(scratch), write(out));
+            }
+            false => self.multiply(&product, w, scratch, out),
+        }
+    }
+
+    fn multiply(&self, product: &Product, w: &Weight, scratch: Option<&mut Buffer>, out: &mut Buffer) {
+        let (path, pool) = (self.kernels.path, &self.pool);
+        match &product.packed.weight {
+            Elements::Words(words) => narrow::run(product, w.form, words, path, pool, requested(scratch), write(out)),
+            _ => product.run(path, pool, write(out)),
         }
     }
 
@@ -217,7 +227,7 @@ impl Backend for Cpu {
     fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
         let (path, pool) = (self.kernels.path, &self.pool);
         match *op {
-            Op::Linear { p, x, w, e } => self.linear(p, x, w, e, out),
+            Op::Linear { p, x, w, e } => self.linear(p, x, w, e, scratch, out),
             Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, scratch, out),
             Op::Attention { p, q, k, v } => {
                 let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };

@@ -11,6 +11,7 @@ use super::{
     element::Element,
     kernels::Kernels,
     memory::{Pages, Parts},
+    narrow,
     simd::{Kernel, Path, Simd},
     threads::Pool,
     transform::{FILTERS, transform_filters},
@@ -33,6 +34,8 @@ pub enum Elements {
     F32(Pages<f32>),
     F16(Pages<f16>),
     BF16(Pages<bf16>),
+    /// Panels of words of int8 or bf16, and what belongs to each column: see [`narrow`].
+    Words(Pages<u32>),
 }
 
 impl Elements {
@@ -52,6 +55,7 @@ impl Elements {
             Self::F32(elements) => Element::widen(&elements[range], to),
             Self::F16(elements) => Element::widen(&elements[range], to),
             Self::BF16(elements) => Element::widen(&elements[range], to),
+            Self::Words(_) => panic!("tables are not packed in words"),
         }
     }
 
@@ -60,6 +64,7 @@ impl Elements {
             Self::F32(elements) => Self::F32(elements.copy()?),
             Self::F16(elements) => Self::F16(elements.copy()?),
             Self::BF16(elements) => Self::BF16(elements.copy()?),
+            Self::Words(words) => Self::Words(words.copy()?),
         })
     }
 }
@@ -82,10 +87,10 @@ pub(in crate::backend) fn pack(
     let (path, layer) = (kernels.path, form.layer);
     let weight = F32Reader::new(weight)?;
     let weight = match form.stored {
-        Stored::F32 => Elements::F32(elements(kernels, pool, form, &weight)?),
+        _ if kernels.is_narrow(form) => Elements::Words(words(kernels, pool, form, &weight)?),
+        Stored::F32 | Stored::Int8 => Elements::F32(elements(kernels, pool, form, &weight)?),
         Stored::F16 => Elements::F16(elements(kernels, pool, form, &weight)?),
         Stored::BF16 => Elements::BF16(elements(kernels, pool, form, &weight)?),
-        Stored::Int8 => return Err(Error::input("the CPU has no int8 kernels yet")),
     };
     let bias = match bias {
         None => None,
@@ -155,42 +160,99 @@ fn panels<E: Element>(
     source: &F32Reader,
     packed: &mut [E],
 ) -> Result<()> {
-    let (path, is_winograd) = (kernels.path, kernels.is_winograd(form));
-    let (width, k) = (path.panel(), channels * taps);
+    let is_winograd = kernels.is_winograd(form);
+    let (width, k) = (kernels.path.panel(), channels * taps);
     let panel_elements = width * if is_winograd { channels * PLANES } else { k };
     let count = packed.len() / panel_elements;
     let packed = Parts::new(packed);
     // Winograd's transform takes the filters of several columns together.
-    let rows_at_once = if is_winograd { FILTERS } else { (AT_ONCE / (k * size_of::<f32>())).max(1) };
-    let fill = |panel: usize| {
+    let at_once = if is_winograd { FILTERS } else { rows_at_once(k) };
+    each_panel(pool, count, |panel| {
         // SAFETY: each panel is one task's.
         let panel_out = unsafe { packed.part(panel * panel_elements, panel_elements) };
-        let place = |column| Some((column, row_of(path, form.layer, panel * width + column)?));
-        let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
-        let mut rows = vec![0.0; rows_at_once.min(width) * k];
-        let mut narrow = vec![E::zeroed(); if is_winograd { 0 } else { rows.len() }];
-        // Rows that are adjacent in the file are read together.
-        let neighbours = columns.chunk_by(|(_, row), (_, next)| row + 1 == *next);
-        for run in neighbours.flat_map(|run| run.chunks(rows_at_once)) {
-            let rows = &mut rows[..run.len() * k];
-            source.read(run[0].1 * k, rows)?;
+        let mut narrow = vec![E::zeroed(); if is_winograd { 0 } else { at_once.min(width) * k }];
+        each_rows(kernels.path, form.layer, panel, k, at_once, source, |first, rows| {
             if is_winograd {
-                path.run(Filters { rows, channels, width, first: run[0].0, panel: panel_out });
-                continue;
+                kernels.path.run(Filters { rows, channels, width, first, panel: &mut *panel_out });
+                return;
             }
             let narrow = &mut narrow[..rows.len()];
             E::narrow(rows, narrow);
-            for (&(column, _), row) in run.iter().zip(narrow.chunks_exact(k)) {
+            for (i, row) in narrow.chunks_exact(k).enumerate() {
                 for tap in 0..taps {
-                    let to = panel_out[tap * channels * width..].iter_mut().skip(column).step_by(width);
+                    let to = panel_out[tap * channels * width..].iter_mut().skip(first + i).step_by(width);
                     for (to, &from) in to.zip(row[tap..].iter().step_by(taps)) {
                         *to = from;
                     }
                 }
             }
-        }
-        Ok(())
-    };
+        })
+    })
+}
+
+/// Packs a layer's weight in panels of words, with what belongs to each column in int8.
+fn words(kernels: Kernels, pool: &Pool, form: Form, source: &F32Reader) -> Result<Pages<u32>> {
+    let (segments, width) = (narrow::segments(form), kernels.path.panel());
+    let columns = cost::bias_elements(kernels.path, form.layer);
+    let mut packed = Pages::zeroed(narrow::packed_words(form.stored, segments, columns))?;
+    let (panel_words, k) = (segments.count * segments.words * width, form.layer.elements().0 / form.layer.elements().1);
+    let taps = if let Layer::Conv2d { kernel, .. } = form.layer { kernel * kernel } else { 1 };
+    let (panels, beside) = packed.split_at_mut(columns / width * panel_words);
+    let (panels, beside) = (Parts::new(panels), Parts::new(beside));
+    each_panel(pool, columns / width, |panel| {
+        // SAFETY: each panel, and what belongs to its columns, is one task's.
+        let words = unsafe { panels.part(panel * panel_words, panel_words) };
+        each_rows(kernels.path, form.layer, panel, k, rows_at_once(k), source, |first, rows| {
+            for (i, row) in rows.chunks_exact(k).enumerate() {
+                let mut column = narrow::Column { panel: &mut *words, width, at: first + i };
+                let at = panel * width + first + i;
+                // SAFETY: as above.
+                let put = |row: usize, bits: u32| unsafe { beside.part(row * columns + at, 1)[0] = bits };
+                match form.stored {
+                    Stored::Int8 => {
+                        let scale = column.quantise(segments, taps, row, |segment, sum| put(1 + segment, sum as u32));
+                        put(0, scale.to_bits());
+                    }
+                    _ => column.round(segments, taps, row),
+                }
+            }
+        })
+    })?;
+    Ok(packed)
+}
+
+/// The rows that one task reads at a time.
+fn rows_at_once(k: usize) -> usize {
+    (AT_ONCE / (k * size_of::<f32>())).max(1)
+}
+
+/// Calls `f` with the rows of a panel's columns, of `k` elements each, and the first of these columns: at most
+/// `at_once` rows, which are adjacent in the file.
+fn each_rows(
+    path: Path,
+    layer: Layer,
+    panel: usize,
+    k: usize,
+    at_once: usize,
+    source: &F32Reader,
+    mut f: impl FnMut(usize, &[f32]),
+) -> Result<()> {
+    let width = path.panel();
+    let place = |column| Some((column, row_of(path, layer, panel * width + column)?));
+    let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
+    let mut rows = vec![0.0; at_once.min(width) * k];
+    // Rows that are adjacent in the file are read together.
+    let neighbours = columns.chunk_by(|(_, row), (_, next)| row + 1 == *next);
+    for run in neighbours.flat_map(|run| run.chunks(at_once)) {
+        let rows = &mut rows[..run.len() * k];
+        source.read(run[0].1 * k, rows)?;
+        f(run[0].0, rows);
+    }
+    Ok(())
+}
+
+/// Calls `fill` for each panel, on all threads.
+fn each_panel(pool: &Pool, count: usize, fill: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
     let failed: Mutex<Option<Error>> = Mutex::default();
     pool.run(count, |panel| {
         if let Err(error) = fill(panel) {

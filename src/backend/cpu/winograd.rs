@@ -36,6 +36,7 @@ pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scr
         Elements::F32(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
         Elements::F16(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
         Elements::BF16(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
+        Elements::Words(_) => panic!("transformed weights are not packed in words"),
     }
 }
 

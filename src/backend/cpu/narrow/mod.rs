@@ -21,10 +21,10 @@ pub use unit::Unit;
 use super::{
     gemm::{Lhs, MAX_CHANNELS, Product},
     memory::{Parts, Scratch},
-    simd::Simd,
+    simd::{Path, Simd},
     threads::Pool,
 };
-use crate::backend::Stored;
+use crate::backend::{Form, Layer, Stored};
 use unit::{Dot, NarrowKernel};
 
 /// The most parts of k that are summed separately: the taps of a window, or the groups of a row.
@@ -61,6 +61,40 @@ impl Segments {
     }
 }
 
+/// The division of a layer's k.
+///
+/// # Panics
+/// If the layer is no product.
+pub fn segments(form: Form) -> Segments {
+    match form.layer {
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => Segments::new(form.stored, 1, k),
+        Layer::Conv2d { channels, kernel, .. } => Segments::new(form.stored, kernel * kernel, channels),
+        Layer::Norm { .. } | Layer::Embedding { .. } => panic!("{:?} is no product", form.layer),
+    }
+}
+
+/// Words of memory in which a product's input of `rows` rows is converted.
+pub fn converted_words(form: Form, rows: usize) -> usize {
+    Rows::elements(form.stored, groups(form), rows)
+}
+
+/// The groups of a row of the input.
+fn groups(form: Form) -> Segments {
+    let segments = segments(form);
+    match form.layer {
+        Layer::Conv2d { .. } => Segments { count: 1, ..segments },
+        _ => segments,
+    }
+}
+
+/// Computes a product with a weight of this form, and writes all of `out`. The input is converted in `scratch`, of
+/// [`converted_words`].
+pub fn run(product: &Product, form: Form, packed: &[u32], path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
+    let rows = Rows::convert(form.stored, groups(form), &product.lhs.x()[..product.lhs.elements()], path, pool, scratch);
+    let columns = product.columns.next_multiple_of(path.panel());
+    multiply(product, parts(form.stored, segments(form), columns, packed), &rows, Unit::best(path, form.stored), pool, out);
+}
+
 /// The number of words in which the words of a segment are counted: a row of AMX's tiles.
 const STEP: usize = 16;
 
@@ -82,11 +116,11 @@ pub struct Weight<'a> {
     pub sums: &'a [i32],
 }
 
-/// Computes a product and writes all of `out`. `rows` are the converted rows of the product's input.
+/// Computes a product with converted rows and writes all of `out`. `rows` are the converted rows of the product's input.
 ///
 /// # Panics
 /// If a slice is shorter than the sizes say, because the unsafe code depends on them.
-pub fn run(product: &Product, weight: Weight, rows: &Rows, unit: Unit, pool: &Pool, out: &mut [f32]) {
+fn multiply(product: &Product, weight: Weight, rows: &Rows, unit: Unit, pool: &Pool, out: &mut [f32]) {
     let (path, count, segments) = (unit.path(), product.lhs.rows(), weight.segments);
     let panel_words = segments.count * segments.words * path.panel();
     let panels = weight.words.len() / panel_words;
@@ -259,7 +293,7 @@ mod tests {
     use super::*;
     use crate::backend::{
         Activation,
-        cpu::{memory::Pages, pack::CpuWeight, simd::Path},
+        cpu::{memory::Pages, pack::{CpuWeight, Elements}},
         params::{Conv2d, Linear},
     };
 
@@ -285,14 +319,16 @@ mod tests {
             let panel = column / path.panel();
             let (words, rest) = packed.split_at_mut(at);
             let mut to = Column { panel: &mut words[panel * per_panel..][..per_panel], width: path.panel(), at: column % path.panel() };
-            let scale = to.pack(stored, segments, taps, row, |segment, sum| {
-                if stored == Stored::Int8 { rest[columns * (1 + segment) + column] = sum as u32 }
-            });
-            if stored == Stored::Int8 { rest[column] = scale.to_bits() }
+            if stored == Stored::Int8 {
+                let scale = to.quantise(segments, taps, row, |segment, sum| rest[columns * (1 + segment) + column] = sum as u32);
+                rest[column] = scale.to_bits();
+            } else {
+                to.round(segments, taps, row);
+            }
         }
         let weight = parts(stored, segments, columns, &packed);
         let rows = lhs.rows();
-        let bias = CpuWeight { weight: Pages::zeroed(0).unwrap(), bias: None };
+        let bias = CpuWeight { weight: Elements::Words(Pages::zeroed(0).unwrap()), bias: None };
         let product = Product { lhs, packed: &bias, columns: out, rows_per_image: rows, channel_add: None, activation: Activation::None, residual: None };
         let x_segments = Segments { count: groups, ..segments };
         let mut scratch = vec![0.0; Rows::elements(stored, x_segments, x.len() / (groups * segments.elements))];
@@ -302,7 +338,7 @@ mod tests {
             let start = Instant::now();
             let converted = Rows::convert(stored, x_segments, &x, path, pool, &mut scratch);
             let mid = start.elapsed().as_secs_f64();
-            run(&product, weight, &converted, unit, pool, &mut result);
+            multiply(&product, weight, &converted, unit, pool, &mut result);
             times.push(start.elapsed().as_secs_f64());
             if rounds > 1 && times.len() == 1 { println!("convert {:.3} ms", mid * 1e3) }
         }
@@ -327,7 +363,7 @@ mod tests {
         result
     }
 
-    fn units(is_int8: bool) -> impl Iterator<Item = Unit> {
+    fn units(is_int8: bool) -> impl DoubleEndedIterator<Item = Unit> {
         Unit::ALL.into_iter().filter(move |unit| unit.is_here() && unit.is_int8() == is_int8)
     }
 

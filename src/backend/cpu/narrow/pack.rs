@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Segments, Weight, per_word};
+use super::{MAX_SEGMENTS, Segments, Weight, per_word};
 use crate::backend::Stored;
 
 /// Words of a packed weight with `columns` columns, scales and sums included.
@@ -29,37 +29,43 @@ pub struct Column<'a> {
 }
 
 impl Column<'_> {
-    /// Packs the weights of an output channel, `[elements, taps]` as stored, or `[groups, elements]` without taps.
-    /// Returns its scale, and calls `sum` with each segment and the sum of its elements, in int8.
-    pub fn pack(
+    /// Packs the weights of an output channel as int8, `[elements, taps]` as stored, or `[groups, elements]` without
+    /// taps. Returns its scale, and calls `sum` with each segment and the sum of its elements.
+    pub fn quantise(&mut self, segments: Segments, taps: usize, row: &[f32], mut sum: impl FnMut(usize, i32)) -> f32 {
+        // An invalid element gives an invalid scale.
+        let most = row.iter().fold(0.0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+        let (scale, inverse) = if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) };
+        let mut sums = [0; MAX_SEGMENTS];
+        self.put(Stored::Int8, segments, taps, row, |segment, x| {
+            let value = (x * inverse).round_ties_even() as i8;
+            sums[segment] += i32::from(value);
+            u32::from(value as u8)
+        });
+        (0..segments.count).for_each(|segment| sum(segment, sums[segment]));
+        scale
+    }
+
+    /// As [`Column::quantise`], rounded to bf16.
+    pub fn round(&mut self, segments: Segments, taps: usize, row: &[f32]) {
+        self.put(Stored::BF16, segments, taps, row, |_, x| u32::from(bf16::from_f32(x).to_bits()));
+    }
+
+    /// Writes the bits that `f` returns for each segment and element.
+    fn put(
         &mut self,
         stored: Stored,
         segments: Segments,
         taps: usize,
         row: &[f32],
-        mut sum: impl FnMut(usize, i32),
-    ) -> f32 {
-        // A NaN becomes a scale that is NaN.
-        let most = row.iter().fold(0.0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
-        let (scale, inverse) = if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) };
+        mut f: impl FnMut(usize, f32) -> u32,
+    ) {
+        let in_word = per_word(stored);
         for segment in 0..segments.count {
             let (first, step) = if taps > 1 { (segment, taps) } else { (segment * segments.elements, 1) };
-            let elements = row[first..].iter().step_by(step).take(segments.elements);
-            let mut total = 0;
-            for (i, &x) in elements.enumerate() {
-                let bits = match stored {
-                    Stored::Int8 => {
-                        let value = (x * inverse).round_ties_even() as i8;
-                        total += i32::from(value);
-                        u32::from(value as u8)
-                    }
-                    _ => u32::from(bf16::from_f32(x).to_bits()),
-                };
-                let (word, part) = (i / per_word(stored), i % per_word(stored));
-                self.panel[(segment * segments.words + word) * self.width + self.at] |= bits << (part * 32 / per_word(stored));
+            let words = &mut self.panel[segment * segments.words * self.width..];
+            for (i, &x) in row[first..].iter().step_by(step).take(segments.elements).enumerate() {
+                words[i / in_word * self.width + self.at] |= f(segment, x) << (i % in_word * 32 / in_word);
             }
-            sum(segment, total);
         }
-        scale
     }
 }
