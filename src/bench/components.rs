@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::median;
 use crate::{
     backend::{self, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Precision, Values, cpu},
-    error::Result,
+    error::{Error, Result},
     models::{
         component::ComponentId,
         network::Network,
@@ -27,6 +27,8 @@ use crate::{
 pub struct Settings {
     /// The device to measure.
     pub device: DeviceId,
+    /// The precision of all components; `None` is the device's own.
+    pub precision: Option<Precision>,
     /// Height and width of the latents.
     pub latents: (usize, usize),
     /// The number of texts in one encoder call and of latents in one UNet call. The VAE decodes one picture.
@@ -90,6 +92,10 @@ pub struct Figures {
 pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
     let info = backend::visible().into_iter().find(|info| info.id == settings.device);
     let info = info.ok_or_else(|| backend::registry::absent(settings.device))?;
+    let info = info.in_type(settings.precision).ok_or_else(|| {
+        let precision = settings.precision.map_or("", Precision::name);
+        Error::input(format!("--dtype: {} has no {precision} arithmetic", info.id)).found(info.class.to_string())
+    })?;
     let (threads, peak) = match settings.device.kind {
         DeviceKind::Cpu => {
             let machine = cpu::Cpu::whole(cpu::Convolution::default())?;

@@ -356,6 +356,9 @@ pub(super) struct BenchArgs {
     /// The device to measure [default: cpu]
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', value_parser = habits::device)]
     pub(super) device: Vec<DeviceId>,
+    /// How weights are stored and products computed there [default: f32 on the CPU, f16 on GPUs]
+    #[arg(long)]
+    pub(super) dtype: Option<DTypeArg>,
     /// Height and width of the latents, one eighth of the picture's [default: the model's]
     #[arg(long, value_name = "HEIGHTxWIDTH")]
     pub(super) latent_size: Option<LatentSize>,
@@ -425,16 +428,20 @@ pub(super) enum DTypeArg {
 }
 
 impl DTypeArg {
-    /// The flag as the data type of every component.
-    pub(super) fn dtypes(self) -> DTypes {
-        let default = match self {
+    /// The precision; `None` is each device's own.
+    pub(super) fn precision(self) -> Option<Precision> {
+        match self {
             DTypeArg::Auto => None,
             DTypeArg::F32 => Some(Precision::F32),
             DTypeArg::F16 => Some(Precision::F16),
             DTypeArg::Bf16 => Some(Precision::BF16),
             DTypeArg::Int8 => Some(Precision::Int8),
-        };
-        DTypes { default: Located::flag("--dtype", default), ..DTypes::default() }
+        }
+    }
+
+    /// The flag as the data type of every component.
+    pub(super) fn dtypes(self) -> DTypes {
+        DTypes { default: Located::flag("--dtype", self.precision()), ..DTypes::default() }
     }
 }
 

@@ -14,7 +14,7 @@ use sdshard::{
 };
 
 use super::{
-    args::{BenchArgs, BenchCommand, BenchMapsArgs},
+    args::{BenchArgs, BenchCommand, BenchMapsArgs, DTypeArg},
     model,
     progress::{Console, seconds},
     prompts::{self, flag},
@@ -45,7 +45,8 @@ fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
     };
     check_count("--batch", args.batch, 256)?;
     check_count("--repeat", args.repeat, 1_000_000)?;
-    let settings = Settings { device, latents, batch: args.batch, repeat: args.repeat };
+    let precision = args.dtype.and_then(DTypeArg::precision);
+    let settings = Settings { device, precision, latents, batch: args.batch, repeat: args.repeat };
     let report = components::components(&model, &settings)?;
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
