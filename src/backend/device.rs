@@ -1,8 +1,12 @@
 //! A device in use: its backend and its transient arena.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use super::{
@@ -12,7 +16,7 @@ use super::{
     dtype::DType,
     id::DeviceId,
     layer::{Layer, Values},
-    ops::Backend,
+    ops::{Backend, Op},
     precision::Precision,
     rates::Rates,
     rules::Rules,
@@ -32,6 +36,14 @@ struct Inner {
     transient: Mutex<Option<Arena>>,
     /// The number of ranges that were ever allocated: every op allocates one.
     calls: Arc<AtomicU64>,
+    times: Arc<OpTimes>,
+}
+
+/// The time of the ops of a device by their names, from [`Device::time_ops`] on.
+#[derive(Default)]
+struct OpTimes {
+    is_on: AtomicBool,
+    seconds: Mutex<BTreeMap<&'static str, f64>>,
 }
 
 /// The largest number of elements of a layer: kernels count them in 32 bits, and some of these counters are signed.
@@ -47,11 +59,14 @@ pub struct PersistentArena {
 impl Device {
     /// A device over a backend.
     pub(crate) fn new(id: DeviceId, backend: impl Backend + 'static) -> Self {
-        Self::over(id, Arc::new(backend), Arc::default(), Arc::default())
-    }
-
-    fn over(id: DeviceId, backend: Arc<dyn Backend>, weights: Arc<Meter>, calls: Arc<AtomicU64>) -> Self {
-        Self(Arc::new(Inner { id, backend, weights, transient: Mutex::default(), calls }))
+        Self(Arc::new(Inner {
+            id,
+            backend: Arc::new(backend),
+            weights: Arc::default(),
+            transient: Mutex::default(),
+            calls: Arc::default(),
+            times: Arc::default(),
+        }))
     }
 
     /// The same device with the request scratch of one request, of `bytes`, in place of the transient arena: other
@@ -60,8 +75,9 @@ impl Device {
     /// # Errors
     /// If the device has no room.
     pub fn request_scratch(&self, bytes: usize) -> Result<Self> {
-        let Inner { id, backend, weights, calls, .. } = &*self.0;
-        let scratch = Self::over(*id, backend.clone(), weights.clone(), calls.clone());
+        let Inner { id, backend, weights, transient: _, calls, times } = &*self.0;
+        let (backend, weights, calls, times) = (backend.clone(), weights.clone(), calls.clone(), times.clone());
+        let scratch = Self(Arc::new(Inner { id: *id, backend, weights, transient: Mutex::default(), calls, times }));
         scratch.reserve(bytes)?;
         Ok(scratch)
     }
@@ -126,6 +142,29 @@ impl Device {
             Some(arena) => arena.alloc(bytes, dtype),
             None => Err(Error::device(self.id(), "no arena is reserved yet")),
         }
+    }
+
+    /// Enqueues an op, see [`Backend::run`].
+    pub(crate) fn run(&self, op: &Op, scratch: Option<&mut Buffer>, out: &mut Buffer) -> Result<()> {
+        let times = &self.0.times;
+        if !times.is_on.load(Ordering::Relaxed) {
+            return self.backend().run(op, scratch, out);
+        }
+        let started = Instant::now();
+        let done = self.backend().run(op, scratch, out);
+        let mut seconds = times.seconds.lock().unwrap_or_else(PoisonError::into_inner);
+        *seconds.entry(op.name()).or_default() += started.elapsed().as_secs_f64();
+        done
+    }
+
+    /// Begins to measure how long ops take. Only a CPU's ops have finished when they return.
+    pub fn time_ops(&self) {
+        self.0.times.is_on.store(true, Ordering::Relaxed);
+    }
+
+    /// The seconds that ops of each name have taken since the last call; resets them to zero.
+    pub fn take_op_times(&self) -> BTreeMap<&'static str, f64> {
+        std::mem::take(&mut self.0.times.seconds.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Calls `work`; the device may enqueue all ops of it as one: see [`Backend::start_recording`].

@@ -81,6 +81,8 @@ pub struct Figures {
     /// The ratio of `gflops` to the machine's peak. Convolutions count with the operations of direct ones, so
     /// Winograd's algorithm can reach more than 1.
     pub peak_share: f64,
+    /// The share of the time that each kind of op takes, the largest first; empty on GPUs, whose ops are only enqueued.
+    pub op_shares: Vec<(String, f64)>,
     /// The peak memory of packed weights and arena, in bytes.
     pub peak_bytes: u64,
 }
@@ -230,11 +232,15 @@ fn measure(
 
     let device = open(info.id)?;
     device.reserve(dry.peak_bytes())?;
+    if info.id.kind == DeviceKind::Cpu {
+        device.time_ops();
+    }
     let weights = model.weights(id)?;
     let loaded = load(component, weights, &source(&device))?;
     let mut seconds = Vec::with_capacity(settings.repeat);
     run(id, &loaded, &device, spec, settings, &mut |call| {
         finish(&call()?)?;
+        device.take_op_times();
         for _ in 0..settings.repeat {
             let started = Instant::now();
             finish(&call()?)?;
@@ -242,6 +248,10 @@ fn measure(
         }
         Ok(())
     })?;
+    let times = device.take_op_times();
+    let total: f64 = times.values().sum();
+    let mut op_shares: Vec<_> = times.into_iter().map(|(op, time)| (op.to_string(), time / total)).collect();
+    op_shares.sort_by(|a, b| b.1.total_cmp(&a.1));
     seconds.sort_by(f64::total_cmp);
     let median_s = median(&seconds);
     Ok(Figures {
@@ -251,6 +261,7 @@ fn measure(
         gflop,
         gflops: gflop / median_s,
         peak_share: gflop / median_s / peak_gflops,
+        op_shares,
         peak_bytes: weight_bytes + device.peak_bytes() as u64,
     })
 }

@@ -62,11 +62,16 @@ fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
     console.print("component        median       min       max     GFLOP   GFLOP/s  of peak")?;
     let (height, width) = latents;
     for (name, figures) in &report.components {
-        let Figures { median_s, min_s, max_s, gflop, gflops, peak_share, .. } = figures;
+        let Figures { median_s, min_s, max_s, gflop, gflops, peak_share, op_shares, .. } = figures;
         console.print(&format!(
             "{name:<13} {median_s:>8.4} s {min_s:>7.4} s {max_s:>7.4} s {gflop:>9.2} {gflops:>9.1} {:>6.0} %",
             100.0 * peak_share
         ))?;
+        let shares = op_shares.iter().filter(|(_, share)| *share >= 0.005);
+        let shares: Vec<_> = shares.map(|(op, share)| format!("{op} {:.0} %", 100.0 * share)).collect();
+        if !shares.is_empty() {
+            console.print(&format!("{:13} {}", "", shares.join(", ")))?;
+        }
     }
     console.note(&format!(
         "texts and latents {} at a time, latents {height}x{width}; one picture for the VAE",

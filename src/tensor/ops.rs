@@ -135,7 +135,7 @@ impl Tensor {
     fn computed(device: &Device, shape: Shape, dtype: DType, op: &Op) -> Result<Tensor> {
         let mut out = Self::room(device, shape, dtype)?;
         let scratch = device.backend().scratch(op).map(|bytes| device.alloc(bytes, DType::F32));
-        device.backend().run(op, scratch.transpose()?.as_mut(), &mut out)?;
+        device.run(op, scratch.transpose()?.as_mut(), &mut out)?;
         Ok(Self::from_buffer(device, shape, dtype, out))
     }
 

@@ -1,0 +1,180 @@
+use std::num::NonZero;
+
+use super::*;
+use crate::backend::{
+    Activation,
+    cpu::{
+        memory::Pages,
+        pack::{CpuWeight, Elements},
+    },
+    params::{Conv2d, Linear},
+};
+
+/// Pseudorandom values around zero, from -1.5 to 1.5.
+fn values(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next() + next() + next()).collect()
+}
+
+fn pool() -> Pool {
+    Pool::new(NonZero::new(2).unwrap(), Vec::new()).unwrap()
+}
+
+fn conv(batch: u32, size: u32, channels: u32, out: u32, stride: u32) -> Conv2d {
+    let out_size = size.div_ceil(stride);
+    Conv2d {
+        batch,
+        height: size,
+        width: size,
+        channels,
+        out,
+        kernel: 3,
+        stride,
+        padding: 1,
+        out_height: out_size,
+        out_width: out_size,
+    }
+}
+
+/// The units of a type that this machine has.
+fn units(stored: Stored) -> impl Iterator<Item = Unit> {
+    let is_int8 = stored == Stored::Int8;
+    Unit::ALL.into_iter().filter(move |unit| unit.is_here() && unit.is_int8() == is_int8)
+}
+
+/// A product on one unit, `[rows, out]`. `weights` is `[out, channels, taps]`; a row without taps has `groups` groups.
+fn product(lhs: Lhs, stored: Stored, unit: Unit, groups: usize, weights: &[f32]) -> Vec<f32> {
+    let (path, taps) = (unit.path(), lhs.taps());
+    let out = weights.len() / (taps * lhs.channels());
+    let segments = Segments::new(stored, taps * groups, lhs.channels() / groups);
+    let columns = out.next_multiple_of(path.panel());
+    let mut packed = vec![0u32; packed_words(stored, segments, columns)];
+    let panel_words = segments.count * segments.words * path.panel();
+    let (words, beside) = packed.split_at_mut(columns * segments.count * segments.words);
+    for (column, row) in weights.chunks_exact(taps * lhs.channels()).enumerate() {
+        let panel = &mut words[column / path.panel() * panel_words..][..panel_words];
+        let mut to = Column { panel, width: path.panel(), at: column % path.panel() };
+        if stored == Stored::Int8 {
+            let put = |segment, sum| beside[columns * (1 + segment) + column] = sum as u32;
+            beside[column] = to.quantise(segments, taps, row, put).to_bits();
+        } else {
+            to.round(segments, taps, row);
+        }
+    }
+    let x = &lhs.x()[..lhs.elements()];
+    let groups = Segments { count: groups, ..segments };
+    let mut scratch = vec![0.0; Rows::elements(stored, groups, x.len() / (groups.count * groups.elements))];
+    let converted = Rows::convert(stored, groups, x, path, &pool(), &mut scratch);
+    let rows = lhs.rows();
+    let unused = CpuWeight { weight: Elements::Words(Pages::zeroed(0).unwrap()), bias: None };
+    let product = Product {
+        lhs,
+        packed: &unused,
+        columns: out,
+        rows_per_image: rows,
+        channel_add: None,
+        activation: Activation::None,
+        residual: None,
+    };
+    let mut result = vec![0.0; rows * out];
+    multiply(&product, parts(stored, segments, columns, &packed), &converted, unit, &pool(), &mut result);
+    result
+}
+
+/// The product in f64.
+fn reference(lhs: &Lhs, weights: &[f32]) -> Vec<f64> {
+    let (taps, channels, x) = (lhs.taps(), lhs.channels(), lhs.x());
+    let out = weights.len() / (taps * channels);
+    let mut result = vec![0.0; lhs.rows() * out];
+    for (row, result) in result.chunks_exact_mut(out).enumerate() {
+        lhs.each_source(row, 1, |tap, _, source| {
+            let Some(source) = source else { return };
+            for (result, weights) in result.iter_mut().zip(weights.chunks_exact(taps * channels)) {
+                for (x, weight) in x[source * channels..][..channels].iter().zip(weights[tap..].iter().step_by(taps)) {
+                    *result += f64::from(*x) * f64::from(*weight);
+                }
+            }
+        });
+    }
+    result
+}
+
+/// The root mean square of the error, divided by that of the result.
+fn error(got: &[f32], want: &[f64]) -> f64 {
+    let errors: f64 = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).powi(2)).sum();
+    (errors / want.iter().map(|want| want * want).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn every_unit_gives_the_same_bits() {
+    for (stored, bound) in [(Stored::Int8, 1.5e-2), (Stored::BF16, 4e-3)] {
+        for (i, p) in [conv(2, 9, 40, 37, 1), conv(1, 17, 64, 33, 2), conv(1, 16, 130, 70, 1)].into_iter().enumerate() {
+            let x = values((p.batch * p.height * p.width * p.channels) as usize, i as u32);
+            let weights = values((p.out * p.channels * 9) as usize, 100 + i as u32);
+            let first = product(Lhs::Conv2d(p, &x), stored, units(stored).next().unwrap(), 1, &weights);
+            let error = error(&first, &reference(&Lhs::Conv2d(p, &x), &weights));
+            assert!(error < bound, "{stored:?}: {error:e}");
+            for unit in units(stored) {
+                let got = product(Lhs::Conv2d(p, &x), stored, unit, 1, &weights);
+                assert_eq!(bytemuck::cast_slice::<f32, u32>(&got), bytemuck::cast_slice::<f32, u32>(&first), "{unit:?}");
+            }
+        }
+        for (rows, out, k, groups) in [(1, 33, 50, 1), (35, 64, 128, 2), (50, 16, 320, 5)] {
+            let p = Linear { rows, out, k };
+            let (x, weights) = (values((rows * k) as usize, rows), values((out * k) as usize, k));
+            let first = product(Lhs::Linear(p, &x), stored, units(stored).next().unwrap(), groups, &weights);
+            let error = error(&first, &reference(&Lhs::Linear(p, &x), &weights));
+            assert!(error < bound, "{stored:?}: {error:e}");
+            for unit in units(stored) {
+                let got = product(Lhs::Linear(p, &x), stored, unit, groups, &weights);
+                assert_eq!(bytemuck::cast_slice::<f32, u32>(&got), bytemuck::cast_slice::<f32, u32>(&first), "{unit:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_in_the_range_of_bytes_are_multiplied_exactly() {
+    let p = Linear { rows: 40, out: 45, k: 100 };
+    // Each row and each column has the ends of its range, so that both scales are 1.
+    let x: Vec<f32> = (0..4000).map(|i| if i % 100 == 0 { 255.0 } else { (i * 7 % 256) as f32 }).collect();
+    let weights: Vec<f32> = (0..4500).map(|i| if i % 100 == 9 { -127.0 } else { (i * 11 % 255) as f32 - 127.0 }).collect();
+    let want = reference(&Lhs::Linear(p, &x), &weights);
+    for unit in units(Stored::Int8) {
+        let got = product(Lhs::Linear(p, &x), Stored::Int8, unit, 1, &weights);
+        assert!(got.iter().zip(&want).all(|(got, want)| f64::from(*got) == *want), "{unit:?}");
+    }
+}
+
+#[test]
+fn an_invalid_element_makes_its_own_rows_invalid_and_no_other() {
+    let p = Linear { rows: 37, out: 40, k: 70 };
+    for stored in [Stored::Int8, Stored::BF16] {
+        let weights = values(40 * 70, 1);
+        for invalid in [f32::NAN, f32::INFINITY] {
+            let mut x = values(37 * 70, 2);
+            x[20 * 70 + 69] = invalid;
+            for unit in units(stored) {
+                let got = product(Lhs::Linear(p, &x), stored, unit, 1, &weights);
+                for (row, got) in got.chunks_exact(40).enumerate() {
+                    assert!(got.iter().all(|x| x.is_finite() == (row != 20)), "{unit:?}, row {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_zeros_and_rows_of_tiny_elements_give_zeros() {
+    let p = Linear { rows: 2, out: 8, k: 64 };
+    let mut x = vec![0.0; 128];
+    x[64..].fill(f32::MIN_POSITIVE / 4.0);
+    for unit in units(Stored::Int8) {
+        let got = product(Lhs::Linear(p, &x), Stored::Int8, unit, 1, &values(8 * 64, 3));
+        assert!(got.iter().all(|x| x.abs() < 1e-36), "{unit:?}: {got:?}");
+    }
+}
