@@ -385,6 +385,48 @@ fn latents_after_ten_steps_match_the_reference_with_every_scheduler() {
     }
 }
 
+/// A map in which the CPU alone stores weights in this type.
+fn on_the_cpu(dtype: &str, convolution: &str, unet: &str) -> String {
+    format!(
+        "dtype = \"{dtype}\"\nconvolution = \"{convolution}\"\ndevices = [\"cpu\"]\n\
+        [components]\nunet = {{ execute = \"cpu\", reside = \"{unet}\" }}"
+    )
+}
+
+#[test]
+fn weights_in_16_bits_on_the_cpu_give_nearly_the_latents_of_f32() {
+    for name in TINY {
+        let (model, golden) = (Arc::new(model(name)), Golden::open(name));
+        let request = Request { guidance_scale: 3.0, output: Output::Latents, ..asked(&golden, &model) };
+        for convolution in ["direct", "winograd"] {
+            let draw =
+                |dtype| draw_with(&model, request.clone(), &on_the_cpu(dtype, convolution, "device")).latents.values;
+            let want = draw("f32");
+            for (dtype, most) in [("f16", 1e-2), ("bf16", 1e-1)] {
+                let off = difference(&draw(dtype), &want);
+                println!("{name} {convolution} {dtype}: {off:e}");
+                assert!(off > 1e-6 && off < most, "{name} {convolution} {dtype}: {off:e}");
+            }
+        }
+    }
+}
+
+/// Widening is exact: weights of f16 files have the same values however they are stored.
+#[test]
+fn f16_files_give_the_same_bits_in_f16_and_f32_on_the_cpu_wherever_weights_are_kept() {
+    let files = ModelFiles::folder(format!("{}/models/emoji", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let model = Arc::new(Model::open(files, None).unwrap());
+    let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
+    let draw = |dtype, unet| draw_with(&model, request.clone(), &on_the_cpu(dtype, "direct", unet));
+    let want = draw("f32", "device");
+    for unet in ["device", "host", "disk"] {
+        let got = draw("f16", unet);
+        assert!(got.latents.values == want.latents.values, "{unet}");
+        assert!(got.image.unwrap().rgb == want.image.as_ref().unwrap().rgb, "{unet}");
+        assert_eq!(got.dtypes, [Precision::F16]);
+    }
+}
+
 #[test]
 fn latents_with_a_layer_of_the_text_encoder_left_out_match_the_reference() {
     let golden = Golden::open("clip_skip");
