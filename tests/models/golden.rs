@@ -404,12 +404,12 @@ fn on_the_cpu(dtype: &str, convolution: &str, unet: &str) -> String {
 fn weights_in_16_bits_on_the_cpu_give_nearly_the_latents_of_f32() {
     for name in TINY {
         let (model, golden) = (Arc::new(model(name)), Golden::open(name));
-        let request = Request { guidance_scale: 3.0, output: Output::Latents, ..asked(&golden, &model) };
+        let request = Request { guidance_scale: 3.0, ..asked(&golden, &model) };
         for convolution in ["direct", "winograd"] {
             let draw =
                 |dtype| draw_with(&model, request.clone(), &on_the_cpu(dtype, convolution, "\"cpu\"")).latents.values;
             let want = draw("f32");
-            for (dtype, most) in [("f16", 1e-2), ("bf16", 1e-1)] {
+            for (dtype, most) in [("f16", 2e-3), ("bf16", 2e-2)] {
                 let off = difference(&draw(dtype), &want);
                 println!("{name} {convolution} {dtype}: {off:e}");
                 assert!(off < most, "{name} {convolution} {dtype}: {off:e}");
