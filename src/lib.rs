@@ -118,7 +118,8 @@ pub mod world;
 
 #[doc(inline)]
 pub use backend::{
-    DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, cpu::Convolution, registry::visible as visible_devices,
+    DType, DeviceId, DeviceInfo, DeviceKind, NumericsClass, Precision, cpu::Convolution,
+    registry::visible as visible_devices,
 };
 #[doc(inline)]
 pub use device_map::{

@@ -7,7 +7,7 @@ use super::{
     Backend, Buffer, DType, DeviceId, Form, Fusion, Layer, NumericsClass, Op, Precision, Rates, Slab, Values, Weight,
     WeightData,
     class::KernelPath,
-    cpu::{self, cost},
+    cpu::{cost, form},
     gpu_cost,
     rules::Rules,
 };
@@ -111,7 +111,7 @@ impl Backend for Dry {
     fn form(&self, layer: Layer, precision: Precision, has_bias: bool) -> Option<Form> {
         let computed = self.input_type(precision)?;
         Some(match self.rules {
-            Rules::Cpu(..) => cpu::form(layer, precision, has_bias),
+            Rules::Cpu(..) => form(layer, precision, has_bias),
             Rules::Gpu(_) | Rules::Wgpu(_) => Form::new(layer, computed, has_bias),
         })
     }

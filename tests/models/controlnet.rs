@@ -123,7 +123,7 @@ fn one_call_with_its_residuals_matches_the_reference_in_every_form() {
             let named = |what: &str| (format!("{net} {what} on {on}"), golden.values(&format!("{net}.{what}")));
             let compare = |what: &str, got: &[f32]| {
                 let (what, want) = named(what);
-                as_close_as_its_type(&what, dtype, "unet", got, &want);
+                as_close_as_its_type(&what, &device, dtype, "unet", got, &want);
             };
             compare("first", &first(&residuals[0]));
             compare("mid", &first(&residuals[9]));

@@ -146,8 +146,18 @@ pub(crate) fn bound(dtype: Precision, component: &str) -> f32 {
 /// Whether a part of a component is as near to the reference as its type allows, and no nearer: what is within the
 /// bound of the next finer type was not computed in this one.
 #[track_caller]
-pub(crate) fn as_close_as_its_type(what: &str, dtype: Precision, component: &str, got: &[f32], want: &[f32]) {
+pub(crate) fn as_close_as_its_type(
+    what: &str,
+    device: &Device,
+    dtype: Precision,
+    component: &str,
+    got: &[f32],
+    want: &[f32],
+) {
     close(what, got, want, bound(dtype, component));
+    if device.input_type(dtype) != dtype.dtype() {
+        return; // Only weights are rounded, and those of f16 files not at all.
+    }
     let finer = match dtype {
         Precision::BF16 => Precision::F16,
         Precision::F16 => Precision::F32,
@@ -246,7 +256,7 @@ fn text_features_match_the_reference() {
         let (network, route) = loaded("text_encoder", &device, dtype, &model);
         let features = network.text_encoder().forward(&ids, 0, &route.pass()).unwrap().features.read().unwrap();
         let what = format!("{name} text on {on}");
-        as_close_as_its_type(&what, dtype, "text_encoder", &features, &golden.values("text.output"));
+        as_close_as_its_type(&what, &device, dtype, "text_encoder", &features, &golden.values("text.output"));
     }
 }
 
@@ -272,7 +282,7 @@ fn one_unet_call_matches_the_reference() {
             let latents = golden.feature_map(&device, &part("latents"));
             let out = unet.forward(&latents, &time, &texts, &[], &route.pass()).unwrap();
             let (what, want) = (format!("{name} unet {size} on {on}"), golden.values(&part("output")));
-            as_close_as_its_type(&what, dtype, "unet", &first(&out), &want);
+            as_close_as_its_type(&what, &device, dtype, "unet", &first(&out), &want);
         }
     }
 }
@@ -288,7 +298,7 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
             let out = network.decoder().forward(latents, &route.pass()).unwrap();
             let want = golden.values(&format!("vae.decode.{size}.output"));
             let what = format!("{name} vae decode {size} on {on}");
-            as_close_as_its_type(&what, dtype, "vae", &first(&out), &want);
+            as_close_as_its_type(&what, &device, dtype, "vae", &first(&out), &want);
         }
 
         let (network, route) = loaded("vae_encoder", &device, dtype, &model);
@@ -296,7 +306,7 @@ fn the_vae_decodes_and_encodes_as_the_reference() {
         let moments = network.image_encoder().forward(image, &route.pass()).unwrap();
         let want = golden.values("vae.encode.mean");
         let (what, means) = (format!("{name} vae encode on {on}"), &first(&moments)[..want.len()]);
-        as_close_as_its_type(&what, dtype, "vae", means, &want);
+        as_close_as_its_type(&what, &device, dtype, "vae", means, &want);
     }
 }
 
@@ -382,6 +392,46 @@ fn latents_after_ten_steps_match_the_reference_with_every_scheduler() {
                 }
             }
         }
+    }
+}
+
+/// A map in which the CPU alone stores weights in this type.
+fn on_the_cpu(dtype: &str, convolution: &str, unet: &str) -> String {
+    format!("dtype = \"{dtype}\"\nconvolution = \"{convolution}\"\ndevices = [\"cpu\"]\n[components]\nunet = {unet}")
+}
+
+#[test]
+fn weights_in_16_bits_on_the_cpu_give_nearly_the_latents_of_f32() {
+    for name in TINY {
+        let (model, golden) = (Arc::new(model(name)), Golden::open(name));
+        let request = Request { guidance_scale: 3.0, ..asked(&golden, &model) };
+        for convolution in ["direct", "winograd"] {
+            let draw =
+                |dtype| draw_with(&model, request.clone(), &on_the_cpu(dtype, convolution, "\"cpu\"")).latents.values;
+            let want = draw("f32");
+            for (dtype, most) in [("f16", 2e-3), ("bf16", 2e-2)] {
+                let off = difference(&draw(dtype), &want);
+                println!("{name} {convolution} {dtype}: {off:e}");
+                assert!(off < most, "{name} {convolution} {dtype}: {off:e}");
+            }
+        }
+    }
+}
+
+/// Widening is exact: weights of f16 files have the same values however they are stored.
+#[test]
+fn f16_files_give_the_same_bits_in_f16_and_f32_on_the_cpu_wherever_weights_are_kept() {
+    let files = ModelFiles::folder(format!("{}/models/emoji", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let model = Arc::new(Model::open(files, None).unwrap());
+    let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
+    let draw = |dtype, unet| draw_with(&model, request.clone(), &on_the_cpu(dtype, "direct", unet));
+    let want = draw("f32", "\"cpu\"");
+    let reside = |place: &str| format!("{{ execute = \"cpu\", reside = \"{place}\" }}");
+    for unet in ["\"cpu\"", &reside("host"), &reside("disk")] {
+        let got = draw("f16", unet);
+        assert!(got.latents.values == want.latents.values, "{unet}");
+        assert!(got.image.unwrap().rgb == want.image.as_ref().unwrap().rgb, "{unet}");
+        assert_eq!(got.dtypes, [Precision::F16]);
     }
 }
 

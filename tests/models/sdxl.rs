@@ -47,7 +47,7 @@ fn both_text_encoders_match_the_reference() {
             }
         }
         let (what, want) = (format!("features on {on}"), golden.values("text.features"));
-        as_close_as_its_type(&what, dtype, "text_encoder", &tokens.concat(), &want);
+        as_close_as_its_type(&what, &device, dtype, "text_encoder", &tokens.concat(), &want);
     }
 }
 
@@ -80,7 +80,7 @@ fn one_call_of_the_unet_matches_the_reference_in_every_form() {
         let is_tried = |part: &Part| unet == "unet" || part.device.id().kind == DeviceKind::Cpu;
         for Part { device, dtype, on, .. } in parts_of(&[NAME]).into_iter().filter(is_tried) {
             let output = output_of(&model, &device, dtype, 8.0);
-            as_close_as_its_type(&format!("{unet} on {on}"), dtype, "unet", &output, &want);
+            as_close_as_its_type(&format!("{unet} on {on}"), &device, dtype, "unet", &output, &want);
             // The distilled network takes the guidance scale as an input, the others do not.
             let other = output_of(&model, &device, dtype, 7.0);
             assert_eq!(other == output, unet != "distilled", "{unet} on {on}");

@@ -76,13 +76,13 @@ fn latents_and_pictures_become_what_the_reference_makes_of_them() {
         let (shape, latents) = input("latents");
         let pixels = network.decoder().decode(shape, &latents, &route.pass()).unwrap();
         let pixels = channels_first(&pixels, Shape::from([2, 96, 72, 3]));
-        as_close_as_its_type(&format!("decoded on {on}"), dtype, "vae", &pixels, &golden.values("decoded"));
+        as_close_as_its_type(&format!("decoded on {on}"), &device, dtype, "vae", &pixels, &golden.values("decoded"));
 
         let (network, route) = loaded(&model, "vae_encoder", &device, dtype);
         let (shape, pixels) = input("picture");
         let latents = network.image_encoder().encode(shape, &pixels, &route.pass()).unwrap();
         let latents = channels_first(&latents, Shape::from([1, 9, 7, 4]));
-        as_close_as_its_type(&format!("encoded on {on}"), dtype, "vae", &latents, &golden.values("encoded"));
+        as_close_as_its_type(&format!("encoded on {on}"), &device, dtype, "vae", &latents, &golden.values("encoded"));
     }
 }
 

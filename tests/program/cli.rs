@@ -181,7 +181,6 @@ fn messages_about_flags_name_the_flag_and_no_file() {
     for (arguments, flag) in [
         (&["--width", "100"][..], "--width: "),
         (&["--steps", "1001"], "--steps: "),
-        (&["--dtype", "bf16"], "--dtype: "),
         (&["--device", "cuda:77"], "--device: "),
     ] {
         for prompt in [&["a fox"][..], &["--prompts-file", &prompts]] {
