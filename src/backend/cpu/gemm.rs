@@ -29,6 +29,11 @@ pub const MAX_CHANNELS: usize = 1 << 14;
 /// The most rows of a micro-kernel's tile, on any path.
 const MAX_ROWS: usize = 12;
 
+/// The bytes of a line of a cache.
+const CACHE_LINE: usize = 64;
+/// How many steps of k ahead a panel is brought into the nearest cache.
+const STEPS_AHEAD: usize = 16;
+
 /// Bytes of packed weight that are reused from the second-level cache.
 const BLOCK_BYTES: usize = 320 << 10;
 /// The largest number of rows of one task.
@@ -460,6 +465,9 @@ pub unsafe fn accumulate<S: Simd, E: Element, const M: usize, const N: usize>(
 ) -> *const E {
     let mut sums = *acc;
     for channel in channels {
+        for line in (0..2 * S::LANES * size_of::<E>()).step_by(CACHE_LINE) {
+            S::prefetch(panel.wrapping_add(STEPS_AHEAD * 2 * S::LANES).cast::<u8>().wrapping_add(line));
+        }
         // SAFETY: the caller's contract.
         unsafe {
             let mut b = [S::zero(); N];

@@ -115,6 +115,11 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch does not access memory, so the address may be invalid.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn store_bytes(v: __m256, to: *mut u8) {
         unsafe {
             let v = _mm256_cvtps_epi32(v);

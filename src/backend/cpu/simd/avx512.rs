@@ -111,6 +111,11 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch does not access memory, so the address may be invalid.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn store_bytes(v: __m512, to: *mut u8) {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }

@@ -100,6 +100,8 @@ impl Simd for Portable {
         each(|i| magnitude[i].copysign(sign[i]))
     }
     #[inline(always)]
+    fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn store_bytes(v: Self::V, to: *mut u8) {
         for (i, x) in v.into_iter().enumerate() {
             unsafe { *to.add(i) = x as u8 }

@@ -52,6 +52,8 @@ pub trait Simd: Copy {
     unsafe fn exp2_integral(a: Self::V) -> Self::V;
     /// `|magnitude|` with the sign of `sign`.
     unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V;
+    /// Brings the line of an address into the nearest cache; the address may be invalid.
+    fn prefetch(address: *const u8);
     /// Writes integral lanes from 0 to 255 as `LANES` bytes.
     unsafe fn store_bytes(v: Self::V, to: *mut u8);
     /// `a - factor * b` in i32, converted to f32.
