@@ -47,7 +47,7 @@ pub(crate) enum Op<'a> {
     /// Convolution with an epilogue.
     Conv2d { p: Conv2d, x: &'a Buffer, w: &'a Weight, e: &'a Epilogue<'a> },
     /// Attention with an online softmax: the score matrix never exists. Milakov and Gimelshein 2018; Dao et al. 2022.
-    Attention { p: Attention, q: &'a Buffer, k: &'a Buffer, v: &'a Buffer },
+    Attention { p: Attention, precision: Precision, q: &'a Buffer, k: &'a Buffer, v: &'a Buffer },
     /// Group norm, followed by SiLU if `p` says so.
     GroupNorm { p: GroupNorm, x: &'a Buffer, w: &'a Weight },
     /// Layer norm.

@@ -127,6 +127,11 @@ impl Weight {
         self.form.computed
     }
 
+    /// How the weight is stored.
+    pub fn precision(&self) -> Precision {
+        self.form.stored.precision()
+    }
+
     /// The bytes that the weight occupies on a device.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -118,7 +118,7 @@ impl Attention {
 
     /// `residual + attention(h)`, with the given keys and values.
     pub fn forward(&self, h: &Tensor, kv: &KeysValues, residual: &Tensor) -> Result<Tensor> {
-        let h = self.to_q.forward(h)?.attention(&kv.k, &kv.v, self.heads, false)?;
+        let h = self.to_q.forward(h)?.attention_in(self.to_q.precision(), &kv.k, &kv.v, self.heads, false)?;
         self.to_out.forward_with(&h, &Fuse::residual(residual))
     }
 }

@@ -1,7 +1,7 @@
 //! Layers: the tensors that a checkpoint stores under one name, with the op that uses them.
 
 use crate::{
-    backend::{Activation, DType, Extent, Layer, Weight},
+    backend::{Activation, DType, Extent, Layer, Precision, Weight},
     error::Result,
     tensor::{Fuse, Tensor, ops::Padding},
     weights::Scope,
@@ -31,6 +31,11 @@ impl Linear {
     /// Loads `weight [out, k]`, whose two halves GEGLU multiplies.
     pub fn load_geglu(w: &Scope, k: usize, out: usize) -> Result<Self> {
         Ok(Self { weight: w.layer(Layer::Geglu { out, k }, &[out, k], true)? })
+    }
+
+    /// How the weight is stored.
+    pub fn precision(&self) -> Precision {
+        self.weight.precision()
     }
 
     /// Maps `[.., k]` to `[.., out]`.

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use super::{Shape, Tensor};
 use crate::{
     backend::{
-        Activation, DType, Device, Epilogue, Fusion, Layer, Op, Weight,
+        Activation, DType, Device, Epilogue, Fusion, Layer, Op, Precision, Weight,
         params::{
             Activate, AddChannels, Attention, Concat, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, ScaleAdd,
             Upsample,
@@ -230,6 +230,21 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::linear`].
     pub fn attention(&self, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+        self.attention_in(Precision::F32, k, v, heads, causal)
+    }
+
+    /// As [`Tensor::attention`], where a CPU may quantise queries, keys, values and weights if the precision is int8.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear`].
+    pub fn attention_in(
+        &self,
+        precision: Precision,
+        k: &Tensor,
+        v: &Tensor,
+        heads: usize,
+        causal: bool,
+    ) -> Result<Tensor> {
         const OP: &str = "attention";
         self.check_computable(OP)?;
         self.check_matches(OP, k)?;
@@ -255,7 +270,7 @@ impl Tensor {
             causal: u32::from(causal),
             scale: (1.0 / (head_dim as f64).sqrt()) as f32,
         };
-        self.compute(self.shape, &Op::Attention { p, q: &self.buffer, k: &k.buffer, v: &v.buffer })
+        self.compute(self.shape, &Op::Attention { p, precision, q: &self.buffer, k: &k.buffer, v: &v.buffer })
     }
 
     /// Group norm of `[batch, .., channels]`, followed by SiLU if `activation` says so.

@@ -3,7 +3,7 @@
 
 use super::{kernels::Kernels, narrow, simd::Path};
 use crate::backend::{
-    Form, Layer, Op,
+    Form, Layer, Op, Precision,
     arena::aligned,
     params::{Attention, Conv2d},
 };
@@ -125,6 +125,9 @@ pub(in crate::backend) fn scratch(kernels: Kernels, op: &Op) -> Option<usize> {
         }
         Op::Linear { p, w, .. } if kernels.is_narrow(w.form) => {
             Some(aligned(4 * narrow::converted_words(w.form, p.rows as usize)))
+        }
+        Op::Attention { p, precision: Precision::Int8, .. } if p.causal == 0 => {
+            Some(aligned(4 * narrow::attention::elements(p)))
         }
         Op::Attention { p, .. } => Some(aligned(4 * 2 * head_elements(p) * (p.batch * p.heads) as usize)),
         // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.

@@ -22,7 +22,7 @@ use std::{num::NonZero, sync::Arc};
 
 use super::{
     Backend, Buffer, DType, Device, DeviceId, Epilogue, Form, Fusion, Layer, NumericsClass, Op, Precision, Slab,
-    Values, Weight, WeightData,
+    Stored, Values, Weight, WeightData,
     params::{Conv2d, Linear},
 };
 use crate::error::{Error, Result};
@@ -229,7 +229,11 @@ impl Backend for Cpu {
         match *op {
             Op::Linear { p, x, w, e } => self.linear(p, x, w, e, scratch, out),
             Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, scratch, out),
-            Op::Attention { p, q, k, v } => {
+            Op::Attention { p, precision: Precision::Int8, q, k, v } if p.causal == 0 => {
+                let call = narrow::attention::Call { p, q: read(q), k: read(k), v: read(v) };
+                call.run(narrow::Unit::best(path, Stored::Int8), pool, requested(scratch), write(out));
+            }
+            Op::Attention { p, q, k, v, .. } => {
                 let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };
                 call.run(path, pool, requested(scratch), write(out));
             }

@@ -545,7 +545,7 @@ impl Backend for Cuda {
                 let product = launch::Product { rows, columns, channels, k };
                 self.product(name, product, &fields, x, w, e, scratch, out)
             }
-            Op::Attention { p, q, k, v } => {
+            Op::Attention { p, q, k, v, .. } => {
                 let launch = launch::attention(self.gpu.kernels.arch, q.dtype(), &p).ok_or_else(|| {
                     let most = launch::MOST_HEAD_DIM;
                     Error::request(format!("{name} with heads of {} channels: it goes up to {most}", p.head_dim))

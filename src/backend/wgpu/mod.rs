@@ -491,7 +491,7 @@ impl Backend for Wgpu {
         match *op {
             Op::Linear { p, x, w, e } => self.linear(p, x, w, e, out),
             Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, out),
-            Op::Attention { p, q, k, v } => self.attention(p, q, k, v, out),
+            Op::Attention { p, q, k, v, .. } => self.attention(p, q, k, v, out),
             Op::GroupNorm { p, x, w } => {
                 self.group_norm(p, x, w, scratch.expect("an op has the scratch that it asks for"), out)
             }

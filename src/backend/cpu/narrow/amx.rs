@@ -8,7 +8,7 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{MAX_ROWS, STEP, unit::Dot};
+use super::{MAX_ROWS, STEP, unit::Dot, vectors::x86::Vnni512};
 
 /// Bytes of a row of words of a panel: 32 columns.
 const PANEL_BYTES: usize = 32 * 4;
@@ -76,6 +76,7 @@ pub struct Amx;
 impl Dot for Amx {
     const ROWS: usize = 2 * TILE_ROWS;
     const IS_INT8: bool = true;
+    type Words = Vnni512;
 
     fn gathered_words(words: usize) -> usize {
         Self::ROWS * words

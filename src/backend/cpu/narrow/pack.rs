@@ -5,6 +5,11 @@ use half::bf16;
 use super::{MAX_SEGMENTS, Segments, Weight, per_word};
 use crate::backend::Stored;
 
+/// The largest magnitude; NaN if an element is invalid.
+pub fn largest(elements: impl Iterator<Item = f32>) -> f32 {
+    elements.fold(0.0, |most: f32, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() })
+}
+
 /// Words of a packed weight with `columns` columns, scales and sums included.
 pub fn packed_words(stored: Stored, segments: Segments, columns: usize) -> usize {
     let beside = if stored == Stored::Int8 { 1 + segments.count } else { 0 };
@@ -32,8 +37,7 @@ impl Column<'_> {
     /// Packs the weights of an output channel as int8, `[elements, taps]` as stored, or `[groups, elements]` without
     /// taps. Returns its scale, and calls `sum` with each segment and the sum of its elements.
     pub fn quantise(&mut self, segments: Segments, taps: usize, row: &[f32], mut sum: impl FnMut(usize, i32)) -> f32 {
-        // An invalid element gives an invalid scale.
-        let most = row.iter().fold(0.0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+        let most = largest(row.iter().copied());
         let (scale, inverse) = if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) };
         let mut sums = [0; MAX_SEGMENTS];
         self.put(Stored::Int8, segments, taps, row, |segment, x| {

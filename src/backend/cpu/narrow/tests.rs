@@ -7,7 +7,7 @@ use crate::backend::{
         memory::Pages,
         pack::{CpuWeight, Elements},
     },
-    params::{Conv2d, Linear},
+    params::{Attention, Conv2d, Linear},
 };
 
 /// Pseudorandom values around zero, from -1.5 to 1.5.
@@ -120,7 +120,11 @@ fn every_unit_gives_the_same_bits() {
             assert!(error < bound, "{stored:?}: {error:e}");
             for unit in units(stored) {
                 let got = product(Lhs::Conv2d(p, &x), stored, unit, 1, &weights);
-                assert_eq!(bytemuck::cast_slice::<f32, u32>(&got), bytemuck::cast_slice::<f32, u32>(&first), "{unit:?}");
+                assert_eq!(
+                    bytemuck::cast_slice::<f32, u32>(&got),
+                    bytemuck::cast_slice::<f32, u32>(&first),
+                    "{unit:?}"
+                );
             }
         }
         for (rows, out, k, groups) in [(1, 33, 50, 1), (35, 64, 128, 2), (50, 16, 320, 5)] {
@@ -131,7 +135,11 @@ fn every_unit_gives_the_same_bits() {
             assert!(error < bound, "{stored:?}: {error:e}");
             for unit in units(stored) {
                 let got = product(Lhs::Linear(p, &x), stored, unit, groups, &weights);
-                assert_eq!(bytemuck::cast_slice::<f32, u32>(&got), bytemuck::cast_slice::<f32, u32>(&first), "{unit:?}");
+                assert_eq!(
+                    bytemuck::cast_slice::<f32, u32>(&got),
+                    bytemuck::cast_slice::<f32, u32>(&first),
+                    "{unit:?}"
+                );
             }
         }
     }
@@ -142,7 +150,8 @@ fn integers_in_the_range_of_bytes_are_multiplied_exactly() {
     let p = Linear { rows: 40, out: 45, k: 100 };
     // Each row and each column has the ends of its range, so that both scales are 1.
     let x: Vec<f32> = (0..4000).map(|i| if i % 100 == 0 { 255.0 } else { (i * 7 % 256) as f32 }).collect();
-    let weights: Vec<f32> = (0..4500).map(|i| if i % 100 == 9 { -127.0 } else { (i * 11 % 255) as f32 - 127.0 }).collect();
+    let weights: Vec<f32> =
+        (0..4500).map(|i| if i % 100 == 9 { -127.0 } else { (i * 11 % 255) as f32 - 127.0 }).collect();
     let want = reference(&Lhs::Linear(p, &x), &weights);
     for unit in units(Stored::Int8) {
         let got = product(Lhs::Linear(p, &x), Stored::Int8, unit, 1, &weights);
@@ -176,5 +185,70 @@ fn rows_of_zeros_and_rows_of_tiny_elements_give_zeros() {
     for unit in units(Stored::Int8) {
         let got = product(Lhs::Linear(p, &x), Stored::Int8, unit, 1, &values(8 * 64, 3));
         assert!(got.iter().all(|x| x.abs() < 1e-36), "{unit:?}: {got:?}");
+    }
+}
+
+/// Attention in f64, of inputs as [`attention::Call`] has them.
+fn attention_reference(p: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    let (queries, keys, heads, dim) = (p.queries as usize, p.keys as usize, p.heads as usize, p.head_dim as usize);
+    let mut result = Vec::with_capacity(q.len());
+    for image in 0..p.batch as usize {
+        for query in 0..queries {
+            for head in 0..heads {
+                let row = |x: &[f32], rows: usize, row: usize| -> Vec<f64> {
+                    let from = ((image * rows + row) * heads + head) * dim;
+                    x[from..from + dim].iter().map(|x| f64::from(*x)).collect()
+                };
+                let q = row(q, queries, query);
+                let score = |key: &Vec<f64>| f64::from(p.scale) * q.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+                let weights: Vec<f64> = (0..keys).map(|key| score(&row(k, keys, key)).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let mut sums = vec![0.0; dim];
+                for (key, weight) in weights.iter().enumerate() {
+                    sums.iter_mut().zip(row(v, keys, key)).for_each(|(sum, v)| *sum += weight * v);
+                }
+                result.extend(sums.into_iter().map(|sum| sum / total));
+            }
+        }
+    }
+    result
+}
+
+fn attention_on(unit: Unit, p: Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    let (mut scratch, mut out) = (vec![0.0; attention::elements(&p)], vec![0.0; q.len()]);
+    attention::Call { p, q, k, v }.run(unit, &pool(), &mut scratch, &mut out);
+    out
+}
+
+#[test]
+fn attention_in_int8_is_close_to_the_reference_on_every_unit() {
+    for (queries, keys, heads, dim) in [(70, 300, 2, 40), (5, 77, 1, 64), (130, 131, 1, 50), (1, 1, 3, 8)] {
+        let p =
+            Attention { batch: 2, queries, keys, heads, head_dim: dim, causal: 0, scale: 1.0 / (dim as f32).sqrt() };
+        let of = |rows: u32, seed| values((2 * rows * heads * dim) as usize, seed);
+        let (q, k, v) = (of(queries, 1).iter().map(|x| 3.0 * x).collect::<Vec<_>>(), of(keys, 2), of(keys, 3));
+        let want = attention_reference(&p, &q, &k, &v);
+        for path in [Path::Avx512, Path::Avx2, Path::Portable] {
+            let all: Vec<_> = units(Stored::Int8).filter(|unit| unit.path() == path).collect();
+            let got: Vec<_> = all.iter().map(|unit| attention_on(*unit, p, &q, &k, &v)).collect();
+            for (unit, got) in all.iter().zip(&got) {
+                let error = error(got, &want);
+                assert!(error < 3e-2, "{unit:?} {queries}x{keys} {dim}: {error:e}");
+            }
+            assert!(got.windows(2).all(|two| two[0] == two[1]), "the units of {path} differ");
+        }
+    }
+}
+
+#[test]
+fn a_query_does_not_depend_on_the_others_in_int8() {
+    let p = Attention { batch: 1, queries: 61, keys: 150, heads: 1, head_dim: 40, causal: 0, scale: 0.2 };
+    let (q, k, v) = (values(61 * 40, 1), values(150 * 40, 2), values(150 * 40, 3));
+    for unit in units(Stored::Int8) {
+        let all = attention_on(unit, p, &q, &k, &v);
+        for query in [0, 17, 60] {
+            let alone = attention_on(unit, Attention { queries: 1, ..p }, &q[query * 40..][..40], &k, &v);
+            assert_eq!(alone, all[query * 40..][..40], "{unit:?}, query {query}");
+        }
     }
 }

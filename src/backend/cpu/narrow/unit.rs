@@ -1,12 +1,15 @@
 //! The instructions that multiply words, and which of them this machine has.
 
-use super::{MAX_ROWS, vectors::Vectors};
+use super::{
+    MAX_ROWS,
+    vectors::{Vectors, Words},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::simd::{Avx2, Avx512};
 use crate::backend::{
     Stored,
     cpu::simd::{Path, Portable, Simd},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::simd::{Avx2, Avx512};
 
 /// The instructions that multiply the words of one stored type on one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,9 @@ pub trait Dot {
     const ROWS: usize;
     /// Whether words are four int8, with sums in i32, or two bf16, with sums in f32.
     const IS_INT8: bool;
+
+    /// The vectors of the same type, for what is not a tile.
+    type Words: Words;
 
     /// Words of memory for [`Dot::gather`], for rows of this many words in all segments.
     fn gathered_words(_words: usize) -> usize {
@@ -138,7 +144,7 @@ impl Unit {
         self.path().is_here()
             && match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::AmxInt8 => super::amx::is_here(),
+                Self::AmxInt8 => is_x86_feature_detected!("avx512vnni") && super::amx::is_here(),
                 #[cfg(target_arch = "x86_64")]
                 Self::Vnni512 => is_x86_feature_detected!("avx512vnni"),
                 #[cfg(target_arch = "x86_64")]
@@ -198,7 +204,10 @@ impl Unit {
 /// One function with the target features of each unit, into which the kernel is inlined.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{super::{amx::Amx, vectors::x86::*}, *};
+    use super::{
+        super::{amx::Amx, vectors::x86::*},
+        *,
+    };
 
     macro_rules! compiled_for {
         ($($name:ident, $features:literal, $simd:ty, $dot:ty;)*) => {$(
@@ -212,7 +221,7 @@ mod x86 {
         )*};
     }
     compiled_for! {
-        amx_int8, "avx512f,avx512dq,avx512bw,avx2,fma", Avx512, Amx;
+        amx_int8, "avx512f,avx512dq,avx512bw,avx512vnni,avx2,fma", Avx512, Amx;
         vnni512, "avx512f,avx512dq,avx512bw,avx512vnni,avx2,fma", Avx512, Vectors<Vnni512>;
         madd512, "avx512f,avx512dq,avx512bw,avx2,fma", Avx512, Vectors<Madd512>;
         vnni256, "avx2,fma,avxvnni", Avx2, Vectors<Vnni256>;

@@ -1,9 +1,6 @@
 //! Dots of words in vectors: one accumulator for each row and vector of columns stays in a register.
 
-use super::{
-    MAX_ROWS,
-    unit::Dot,
-};
+use super::{MAX_ROWS, unit::Dot};
 
 /// The instructions of one kind of vector for words.
 ///
@@ -33,6 +30,12 @@ pub trait Words: Copy {
     unsafe fn column(from: *const u32) -> Self::Column;
     /// A word of a row.
     unsafe fn row(word: u32) -> Self::Row;
+    /// The words of `LANES` rows.
+    unsafe fn rows(from: *const u32) -> Self::Row;
+    /// A word of the weight, in all lanes.
+    unsafe fn column_of(word: u32) -> Self::Column;
+    /// Accumulators that begin with a number.
+    unsafe fn splat(x: i32) -> Self::Sum;
     /// `sum + row * column`, over the elements of a word.
     unsafe fn dot(sum: Self::Sum, row: Self::Row, column: Self::Column) -> Self::Sum;
 }
@@ -44,6 +47,7 @@ pub struct Vectors<W>(std::marker::PhantomData<W>);
 impl<W: Words> Dot for Vectors<W> {
     const ROWS: usize = W::ROWS;
     const IS_INT8: bool = W::IS_INT8;
+    type Words = W;
 
     #[inline(always)]
     unsafe fn tile(
@@ -123,7 +127,7 @@ impl Words for Int8Array {
     const ROWS: usize = 2;
     const IS_INT8: bool = true;
     type Sum = [i32; 8];
-    type Row = [i32; 4];
+    type Row = [u32; 8];
     type Column = [u32; 8];
 
     #[inline(always)]
@@ -144,13 +148,25 @@ impl Words for Int8Array {
     }
     #[inline(always)]
     unsafe fn row(word: u32) -> Self::Row {
-        word.to_le_bytes().map(i32::from)
+        [word; 8]
+    }
+    #[inline(always)]
+    unsafe fn rows(from: *const u32) -> Self::Row {
+        unsafe { Self::column(from) }
+    }
+    #[inline(always)]
+    unsafe fn column_of(word: u32) -> Self::Column {
+        [word; 8]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self::Sum {
+        [x; 8]
     }
     #[inline(always)]
     unsafe fn dot(mut sum: Self::Sum, row: Self::Row, column: Self::Column) -> Self::Sum {
-        for (sum, column) in sum.iter_mut().zip(column) {
-            let [a, b, c, d] = column.to_le_bytes().map(|byte| i32::from(byte as i8));
-            *sum += row[0] * a + row[1] * b + row[2] * c + row[3] * d;
+        for (sum, (row, column)) in sum.iter_mut().zip(row.into_iter().zip(column)) {
+            let bytes = row.to_le_bytes().into_iter().zip(column.to_le_bytes());
+            *sum += bytes.map(|(row, column)| i32::from(row) * i32::from(column as i8)).sum::<i32>();
         }
         sum
     }
@@ -162,7 +178,7 @@ impl Words for Bf16Array {
     const ROWS: usize = 2;
     const IS_INT8: bool = false;
     type Sum = [f32; 8];
-    type Row = [f32; 2];
+    type Row = [u32; 8];
     type Column = [u32; 8];
 
     #[inline(always)]
@@ -183,14 +199,26 @@ impl Words for Bf16Array {
     }
     #[inline(always)]
     unsafe fn row(word: u32) -> Self::Row {
-        [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
+        [word; 8]
+    }
+    #[inline(always)]
+    unsafe fn rows(from: *const u32) -> Self::Row {
+        unsafe { Self::column(from) }
+    }
+    #[inline(always)]
+    unsafe fn column_of(word: u32) -> Self::Column {
+        [word; 8]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: i32) -> Self::Sum {
+        [x as f32; 8]
     }
     #[inline(always)]
     unsafe fn dot(mut sum: Self::Sum, row: Self::Row, column: Self::Column) -> Self::Sum {
         // A product of two bf16 is exact in f32, so a multiply-add has the same bits with one rounding or two.
-        for (sum, column) in sum.iter_mut().zip(column) {
-            *sum += row[1] * f32::from_bits(column & 0xffff_0000);
-            *sum += row[0] * f32::from_bits(column << 16);
+        for (sum, (row, column)) in sum.iter_mut().zip(row.into_iter().zip(column)) {
+            *sum += f32::from_bits(row & 0xffff_0000) * f32::from_bits(column & 0xffff_0000);
+            *sum += f32::from_bits(row << 16) * f32::from_bits(column << 16);
         }
         sum
     }
@@ -205,7 +233,7 @@ pub mod x86 {
 
     /// The methods that do not depend on how words are multiplied.
     macro_rules! integers {
-        ($lanes:literal, $rows:literal, $sum:ty, $zero:ident, $load:ident, $store:ident) => {
+        ($lanes:literal, $rows:literal, $sum:ty, $zero:ident, $splat:ident, $load:ident, $store:ident) => {
             const LANES: usize = $lanes;
             const ROWS: usize = $rows;
             const IS_INT8: bool = true;
@@ -214,6 +242,10 @@ pub mod x86 {
             #[inline(always)]
             unsafe fn zero() -> $sum {
                 unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: i32) -> $sum {
+                unsafe { $splat(x) }
             }
             #[inline(always)]
             unsafe fn load_sum(from: *const f32) -> $sum {
@@ -226,7 +258,7 @@ pub mod x86 {
         };
     }
     macro_rules! floats {
-        ($lanes:literal, $rows:literal, $sum:ty, $zero:ident, $load:ident, $store:ident) => {
+        ($lanes:literal, $rows:literal, $sum:ty, $zero:ident, $splat:ident, $load:ident, $store:ident) => {
             const LANES: usize = $lanes;
             const ROWS: usize = $rows;
             const IS_INT8: bool = false;
@@ -235,6 +267,10 @@ pub mod x86 {
             #[inline(always)]
             unsafe fn zero() -> $sum {
                 unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: i32) -> $sum {
+                unsafe { $splat(x as f32) }
             }
             #[inline(always)]
             unsafe fn load_sum(from: *const f32) -> $sum {
@@ -254,7 +290,7 @@ pub mod x86 {
     // SAFETY of every block: the trait's contract, the features are on; pointers are the caller's.
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Vnni512 {
-        integers!(16, 12, __m512i, _mm512_setzero_si512, _mm512_loadu_si512, _mm512_storeu_si512);
+        integers!(16, 12, __m512i, _mm512_setzero_si512, _mm512_set1_epi32, _mm512_loadu_si512, _mm512_storeu_si512);
         type Row = __m512i;
         type Column = __m512i;
         #[inline(always)]
@@ -264,6 +300,14 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> __m512i {
             unsafe { _mm512_set1_epi32(word as i32) }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> __m512i {
+            unsafe { Self::column(from) }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> __m512i {
+            unsafe { Self::row(word) }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m512i, row: __m512i, column: __m512i) -> __m512i {
@@ -277,7 +321,7 @@ pub mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Vnni256 {
-        integers!(8, 6, __m256i, _mm256_setzero_si256, _mm256_loadu_si256, _mm256_storeu_si256);
+        integers!(8, 6, __m256i, _mm256_setzero_si256, _mm256_set1_epi32, _mm256_loadu_si256, _mm256_storeu_si256);
         type Row = __m256i;
         type Column = __m256i;
         #[inline(always)]
@@ -287,6 +331,14 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> __m256i {
             unsafe { _mm256_set1_epi32(word as i32) }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> __m256i {
+            unsafe { Self::column(from) }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> __m256i {
+            unsafe { Self::row(word) }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m256i, row: __m256i, column: __m256i) -> __m256i {
@@ -300,7 +352,7 @@ pub mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Madd512 {
-        integers!(16, 12, __m512i, _mm512_setzero_si512, _mm512_loadu_si512, _mm512_storeu_si512);
+        integers!(16, 12, __m512i, _mm512_setzero_si512, _mm512_set1_epi32, _mm512_loadu_si512, _mm512_storeu_si512);
         type Row = [__m512i; 2];
         type Column = [__m512i; 2];
         #[inline(always)]
@@ -313,10 +365,21 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m512i; 2] {
             unsafe {
-                [
-                    _mm512_set1_epi32((word & 0x00ff_00ff) as i32),
-                    _mm512_set1_epi32((word >> 8 & 0x00ff_00ff) as i32),
-                ]
+                [_mm512_set1_epi32((word & 0x00ff_00ff) as i32), _mm512_set1_epi32((word >> 8 & 0x00ff_00ff) as i32)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> [__m512i; 2] {
+            unsafe {
+                let (words, even) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi16(0x00ff));
+                [_mm512_and_si512(words, even), _mm512_srli_epi16::<8>(words)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> [__m512i; 2] {
+            unsafe {
+                let words = _mm512_set1_epi32(word as i32);
+                [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(words)), _mm512_srai_epi16::<8>(words)]
             }
         }
         #[inline(always)]
@@ -334,7 +397,7 @@ pub mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Madd256 {
-        integers!(8, 6, __m256i, _mm256_setzero_si256, _mm256_loadu_si256, _mm256_storeu_si256);
+        integers!(8, 6, __m256i, _mm256_setzero_si256, _mm256_set1_epi32, _mm256_loadu_si256, _mm256_storeu_si256);
         type Row = [__m256i; 2];
         type Column = [__m256i; 2];
         #[inline(always)]
@@ -347,10 +410,21 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m256i; 2] {
             unsafe {
-                [
-                    _mm256_set1_epi32((word & 0x00ff_00ff) as i32),
-                    _mm256_set1_epi32((word >> 8 & 0x00ff_00ff) as i32),
-                ]
+                [_mm256_set1_epi32((word & 0x00ff_00ff) as i32), _mm256_set1_epi32((word >> 8 & 0x00ff_00ff) as i32)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> [__m256i; 2] {
+            unsafe {
+                let (words, even) = (_mm256_loadu_si256(from.cast()), _mm256_set1_epi16(0x00ff));
+                [_mm256_and_si256(words, even), _mm256_srli_epi16::<8>(words)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> [__m256i; 2] {
+            unsafe {
+                let words = _mm256_set1_epi32(word as i32);
+                [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(words)), _mm256_srai_epi16::<8>(words)]
             }
         }
         #[inline(always)]
@@ -368,7 +442,7 @@ pub mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Bf16x512 {
-        floats!(16, 12, __m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps);
+        floats!(16, 12, __m512, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps);
         type Row = __m512i;
         type Column = __m512i;
         #[inline(always)]
@@ -378,6 +452,14 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> __m512i {
             unsafe { _mm512_set1_epi32(word as i32) }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> __m512i {
+            unsafe { Self::column(from) }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> __m512i {
+            unsafe { Self::row(word) }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m512, row: __m512i, column: __m512i) -> __m512 {
@@ -395,7 +477,7 @@ pub mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Widened512 {
-        floats!(16, 12, __m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps);
+        floats!(16, 12, __m512, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps);
         type Row = [__m512; 2];
         type Column = [__m512; 2];
         #[inline(always)]
@@ -408,9 +490,15 @@ pub mod x86 {
         }
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m512; 2] {
-            unsafe {
-                [_mm512_set1_ps(f32::from_bits(word << 16)), _mm512_set1_ps(f32::from_bits(word & 0xffff_0000))]
-            }
+            unsafe { [_mm512_set1_ps(f32::from_bits(word << 16)), _mm512_set1_ps(f32::from_bits(word & 0xffff_0000))] }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> [__m512; 2] {
+            unsafe { Self::column(from) }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> [__m512; 2] {
+            unsafe { Self::row(word) }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m512, row: [__m512; 2], column: [__m512; 2]) -> __m512 {
@@ -424,7 +512,7 @@ pub mod x86 {
 
     #[allow(clippy::undocumented_unsafe_blocks)]
     impl Words for Widened256 {
-        floats!(8, 6, __m256, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps);
+        floats!(8, 6, __m256, _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps);
         type Row = [__m256; 2];
         type Column = [__m256; 2];
         #[inline(always)]
@@ -437,9 +525,15 @@ pub mod x86 {
         }
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m256; 2] {
-            unsafe {
-                [_mm256_set1_ps(f32::from_bits(word << 16)), _mm256_set1_ps(f32::from_bits(word & 0xffff_0000))]
-            }
+            unsafe { [_mm256_set1_ps(f32::from_bits(word << 16)), _mm256_set1_ps(f32::from_bits(word & 0xffff_0000))] }
+        }
+        #[inline(always)]
+        unsafe fn rows(from: *const u32) -> [__m256; 2] {
+            unsafe { Self::column(from) }
+        }
+        #[inline(always)]
+        unsafe fn column_of(word: u32) -> [__m256; 2] {
+            unsafe { Self::row(word) }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m256, row: [__m256; 2], column: [__m256; 2]) -> __m256 {

@@ -128,6 +128,19 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_words(v: [__m256; 4], to: *mut u32) {
+        unsafe {
+            let [a, b, c, d] = v.map(|v| _mm256_cvtps_epi32(v));
+            let low = _mm256_or_si256(a, _mm256_slli_epi32::<8>(b));
+            let high = _mm256_or_si256(_mm256_slli_epi32::<16>(c), _mm256_slli_epi32::<24>(d));
+            _mm256_storeu_si256(to.cast(), _mm256_or_si256(low, high));
+        }
+    }
+    #[inline(always)]
+    unsafe fn from_integers(from: *const i32) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> __m256 {
         unsafe {
             let product = _mm256_mullo_epi32(_mm256_set1_epi32(factor), _mm256_loadu_si256(b.cast()));

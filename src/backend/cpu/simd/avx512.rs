@@ -120,6 +120,19 @@ impl Simd for Avx512 {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
+    unsafe fn store_words(v: [__m512; 4], to: *mut u32) {
+        unsafe {
+            let [a, b, c, d] = v.map(|v| _mm512_cvtps_epi32(v));
+            let low = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
+            let high = _mm512_or_si512(_mm512_slli_epi32::<16>(c), _mm512_slli_epi32::<24>(d));
+            _mm512_storeu_si512(to.cast(), _mm512_or_si512(low, high));
+        }
+    }
+    #[inline(always)]
+    unsafe fn from_integers(from: *const i32) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> __m512 {
         unsafe {
             let product = _mm512_mullo_epi32(_mm512_set1_epi32(factor), _mm512_loadu_si512(b.cast()));

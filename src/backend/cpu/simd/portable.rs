@@ -108,6 +108,18 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn store_words(v: [Self::V; 4], to: *mut u32) {
+        for i in 0..LANES {
+            let bytes = v.map(|v| v[i].round_ties_even() as u8);
+            unsafe { to.add(i).write_unaligned(u32::from_le_bytes(bytes)) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn from_integers(from: *const i32) -> Self::V {
+        let integers = unsafe { from.cast::<[i32; LANES]>().read_unaligned() };
+        each(|i| integers[i] as f32)
+    }
+    #[inline(always)]
     unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> Self::V {
         let (a, b) = unsafe { (a.cast::<[i32; LANES]>().read_unaligned(), b.cast::<[i32; LANES]>().read_unaligned()) };
         each(|i| (a[i] - factor * b[i]) as f32)

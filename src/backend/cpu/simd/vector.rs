@@ -56,6 +56,10 @@ pub trait Simd: Copy {
     fn prefetch(address: *const u8);
     /// Writes integral lanes from 0 to 255 as `LANES` bytes.
     unsafe fn store_bytes(v: Self::V, to: *mut u8);
+    /// Writes the lanes of four vectors as words of four bytes each, rounded to integers from 0 to 255.
+    unsafe fn store_words(v: [Self::V; 4], to: *mut u32);
+    /// Reads `LANES` i32 and converts them.
+    unsafe fn from_integers(from: *const i32) -> Self::V;
     /// `a - factor * b` in i32, converted to f32.
     unsafe fn minus_product(a: *const i32, factor: i32, b: *const i32) -> Self::V;
 }
