@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::{
+    pack::{largest, quantised, scales},
     unit::{Dot, NarrowKernel, Unit},
     vectors::Words,
 };
@@ -99,16 +100,6 @@ pub fn elements(p: &Attention) -> usize {
     Places::new(p).elements() * (p.batch * p.heads) as usize
 }
 
-/// The scale of some elements as integers from -127 to 127, and its inverse. An invalid element gives an invalid scale.
-fn scales(elements: impl Iterator<Item = f32>) -> (f32, f32) {
-    let most = super::pack::largest(elements);
-    if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) }
-}
-
-fn quantised(x: f32, inverse: f32) -> i8 {
-    (x * inverse).round_ties_even() as i8
-}
-
 impl Call<'_> {
     /// Computes the call and writes all of `out`. `scratch` has the [`elements`] of the call.
     ///
@@ -161,7 +152,7 @@ impl Call<'_> {
         let offsets: &mut [i32] = bytemuck::cast_slice_mut(offsets);
         for (key, words) in words.chunks_exact_mut(key_words).enumerate() {
             let row = &self.k[at(key)..][..dim];
-            let (scale, inverse) = scales(row.iter().copied());
+            let (scale, inverse) = scales(row.iter().copied().fold(0.0, largest));
             key_scales[key] = scale;
             let bytes: &mut [i8] = bytemuck::cast_slice_mut(words);
             let mut sum = 0;
@@ -174,11 +165,20 @@ impl Call<'_> {
         }
         let values: &mut [i8] = bytemuck::cast_slice_mut(values);
         values.fill(0);
-        for channel in 0..dim {
-            let (scale, inverse) = scales((0..keys).map(|key| self.v[at(key) + channel]));
-            value_scales[channel] = scale;
-            for key in 0..keys {
-                values[(key / 4 * dim + channel) * 4 + key % 4] = quantised(self.v[at(key) + channel], inverse);
+        value_scales.fill(0.0);
+        for key in 0..keys {
+            for (most, &x) in value_scales.iter_mut().zip(&self.v[at(key)..][..dim]) {
+                *most = largest(*most, x);
+            }
+        }
+        let mut inverses = vec![0.0; dim];
+        for (scale, inverse) in value_scales.iter_mut().zip(&mut inverses) {
+            (*scale, *inverse) = scales(*scale);
+        }
+        for key in 0..keys {
+            let words = values[key / 4 * dim * 4..][..4 * dim].chunks_exact_mut(4);
+            for ((word, &x), &inverse) in words.zip(&self.v[at(key)..][..dim]).zip(&inverses) {
+                word[key % 4] = quantised(x, inverse);
             }
         }
     }
@@ -253,7 +253,7 @@ impl Task<'_> {
         totals.fill(0.0);
         for (lane, query) in queries.enumerate() {
             let row = &self.call.q[self.row(query)..][..dim];
-            let (scale, inverse) = scales(row.iter().copied());
+            let (scale, inverse) = scales(row.iter().copied().fold(0.0, largest));
             // Scores are exponents of two.
             factors[lane] = scale * self.call.p.scale * std::f32::consts::LOG2_E;
             for (i, elements) in row.chunks(4).enumerate() {

@@ -5,9 +5,23 @@ use half::bf16;
 use super::{MAX_SEGMENTS, Segments, Weight, per_word};
 use crate::backend::Stored;
 
-/// The largest magnitude; NaN if an element is invalid.
-pub fn largest(elements: impl Iterator<Item = f32>) -> f32 {
-    elements.fold(0.0, |most: f32, x| if most.is_nan() || x.abs() <= most { most } else { x.abs() })
+/// The scale of some elements as integers from -127 to 127, and its inverse, from their [`largest`].
+pub fn scales(most: f32) -> (f32, f32) {
+    if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) }
+}
+
+/// An element as an integer, rounded to the nearest, ties to even.
+#[inline(always)]
+pub fn quantised(x: f32, inverse: f32) -> i8 {
+    // The sum's last bits are the integer: without SSE 4.1, rounding is a call of a function.
+    const MAGIC: f32 = 12_582_912.0;
+    (x * inverse + MAGIC).to_bits() as i8
+}
+
+/// The largest magnitude so far; NaN if an element is invalid.
+#[inline(always)]
+pub fn largest(most: f32, x: f32) -> f32 {
+    if most.is_nan() || x.abs() <= most { most } else { x.abs() }
 }
 
 /// Words of a packed weight with `columns` columns, scales and sums included.
@@ -37,11 +51,10 @@ impl Column<'_> {
     /// Packs the weights of an output channel as int8, `[elements, taps]` as stored, or `[groups, elements]` without
     /// taps. Returns its scale, and calls `sum` with each segment and the sum of its elements.
     pub fn quantise(&mut self, segments: Segments, taps: usize, row: &[f32], mut sum: impl FnMut(usize, i32)) -> f32 {
-        let most = largest(row.iter().copied());
-        let (scale, inverse) = if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) };
+        let (scale, inverse) = scales(row.iter().copied().fold(0.0, largest));
         let mut sums = [0; MAX_SEGMENTS];
         self.put(Stored::Int8, segments, taps, row, |segment, x| {
-            let value = (x * inverse).round_ties_even() as i8;
+            let value = quantised(x, inverse);
             sums[segment] += i32::from(value);
             u32::from(value as u8)
         });
