@@ -89,10 +89,26 @@ fn groups(form: Form) -> Segments {
 
 /// Computes a product with a weight of this form, and writes all of `out`. The input is converted in `scratch`, of
 /// [`converted_words`].
-pub fn run(product: &Product, form: Form, packed: &[u32], path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
-    let rows = Rows::convert(form.stored, groups(form), &product.lhs.x()[..product.lhs.elements()], path, pool, scratch);
+pub fn run(
+    product: &Product,
+    form: Form,
+    packed: &[u32],
+    path: Path,
+    pool: &Pool,
+    scratch: &mut [f32],
+    out: &mut [f32],
+) {
+    let rows =
+        Rows::convert(form.stored, groups(form), &product.lhs.x()[..product.lhs.elements()], path, pool, scratch);
     let columns = product.columns.next_multiple_of(path.panel());
-    multiply(product, parts(form.stored, segments(form), columns, packed), &rows, Unit::best(path, form.stored), pool, out);
+    multiply(
+        product,
+        parts(form.stored, segments(form), columns, packed),
+        &rows,
+        Unit::best(path, form.stored),
+        pool,
+        out,
+    );
 }
 
 /// The number of words in which the words of a segment are counted: a row of AMX's tiles.
@@ -125,10 +141,15 @@ fn multiply(product: &Product, weight: Weight, rows: &Rows, unit: Unit, pool: &P
     let panel_words = segments.count * segments.words * path.panel();
     let panels = weight.words.len() / panel_words;
     let columns = panels * path.panel();
-    assert!(segments.count <= MAX_SEGMENTS && segments.words <= ZEROS.len(), "a product of the unit's sizes");
+    let is_rows = matches!(product.lhs, Lhs::Linear(..));
+    assert!(segments.count <= MAX_SEGMENTS, "segments for every tap of a window");
+    assert!(is_rows || segments.words <= ZEROS.len(), "zeros for every channel of a window");
     assert!(rows.segments.words == segments.words, "rows that were converted for this weight");
     if unit.is_int8() {
-        assert!(weight.scales.len() >= columns && weight.sums.len() >= segments.count * columns, "scales of all columns");
+        assert!(
+            weight.scales.len() >= columns && weight.sums.len() >= segments.count * columns,
+            "scales of all columns"
+        );
     }
     product.check(path, panels, out);
     let task_rows = count.min(TASK_ROWS).next_multiple_of(unit.rows());

@@ -32,8 +32,8 @@ impl Column<'_> {
     /// Packs the weights of an output channel as int8, `[elements, taps]` as stored, or `[groups, elements]` without
     /// taps. Returns its scale, and calls `sum` with each segment and the sum of its elements.
     pub fn quantise(&mut self, segments: Segments, taps: usize, row: &[f32], mut sum: impl FnMut(usize, i32)) -> f32 {
-        // An invalid element gives an invalid scale.
-        let most = row.iter().fold(0.0f32, |most, x| if x.abs() <= most { most } else { x.abs() });
+        // An invalid element gives an invalid scale, whatever follows it.
+        let most = row.iter().fold(0.0f32, |most, x| if x.abs() <= most || most.is_nan() { most } else { x.abs() });
         let (scale, inverse) = if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) };
         let mut sums = [0; MAX_SEGMENTS];
         self.put(Stored::Int8, segments, taps, row, |segment, x| {

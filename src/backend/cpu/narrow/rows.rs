@@ -47,7 +47,8 @@ impl<'a> Rows<'a> {
         let parts = rows * segments.count;
         let (words, rest) = scratch.split_at_mut(parts * segments.words);
         let words: &mut [u32] = bytemuck::cast_slice_mut(words);
-        let (scales, zeros) = if stored == Stored::Int8 { rest[..2 * parts].split_at_mut(parts) } else { rest.split_at_mut(0) };
+        let (scales, zeros) =
+            if stored == Stored::Int8 { rest[..2 * parts].split_at_mut(parts) } else { rest.split_at_mut(0) };
         let zeros: &mut [i32] = bytemuck::cast_slice_mut(zeros);
         {
             let task_parts = TASK_ROWS * segments.count;

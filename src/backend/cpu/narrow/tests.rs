@@ -120,7 +120,11 @@ fn every_unit_gives_the_same_bits() {
             assert!(error < bound, "{stored:?}: {error:e}");
             for unit in units(stored) {
                 let got = product(Lhs::Conv2d(p, &x), stored, unit, 1, &weights);
-                assert_eq!(bytemuck::cast_slice::<f32, u32>(&got), bytemuck::cast_slice::<f32, u32>(&first), "{unit:?}");
+                assert_eq!(
+                    bytemuck::cast_slice::<f32, u32>(&got),
+                    bytemuck::cast_slice::<f32, u32>(&first),
+                    "{unit:?}"
+                );
             }
         }
         for (rows, out, k, groups) in [(1, 33, 50, 1), (35, 64, 128, 2), (50, 16, 320, 5)] {
@@ -131,7 +135,11 @@ fn every_unit_gives_the_same_bits() {
             assert!(error < bound, "{stored:?}: {error:e}");
             for unit in units(stored) {
                 let got = product(Lhs::Linear(p, &x), stored, unit, groups, &weights);
-                assert_eq!(bytemuck::cast_slice::<f32, u32>(&got), bytemuck::cast_slice::<f32, u32>(&first), "{unit:?}");
+                assert_eq!(
+                    bytemuck::cast_slice::<f32, u32>(&got),
+                    bytemuck::cast_slice::<f32, u32>(&first),
+                    "{unit:?}"
+                );
             }
         }
     }
@@ -142,7 +150,8 @@ fn integers_in_the_range_of_bytes_are_multiplied_exactly() {
     let p = Linear { rows: 40, out: 45, k: 100 };
     // Each row and each column has the ends of its range, so that both scales are 1.
     let x: Vec<f32> = (0..4000).map(|i| if i % 100 == 0 { 255.0 } else { (i * 7 % 256) as f32 }).collect();
-    let weights: Vec<f32> = (0..4500).map(|i| if i % 100 == 9 { -127.0 } else { (i * 11 % 255) as f32 - 127.0 }).collect();
+    let weights: Vec<f32> =
+        (0..4500).map(|i| if i % 100 == 9 { -127.0 } else { (i * 11 % 255) as f32 - 127.0 }).collect();
     let want = reference(&Lhs::Linear(p, &x), &weights);
     for unit in units(Stored::Int8) {
         let got = product(Lhs::Linear(p, &x), Stored::Int8, unit, 1, &weights);
@@ -162,6 +171,24 @@ fn an_invalid_element_makes_its_own_rows_invalid_and_no_other() {
                 let got = product(Lhs::Linear(p, &x), stored, unit, 1, &weights);
                 for (row, got) in got.chunks_exact(40).enumerate() {
                     assert!(got.iter().all(|x| x.is_finite() == (row != 20)), "{unit:?}, row {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_invalid_weight_makes_its_own_column_invalid_and_no_other() {
+    let p = Linear { rows: 3, out: 40, k: 70 };
+    let x = values(3 * 70, 2);
+    for stored in [Stored::Int8, Stored::BF16] {
+        for (invalid, at) in [(f32::NAN, 0), (f32::NAN, 69), (f32::INFINITY, 30)] {
+            let mut weights = values(40 * 70, 1);
+            weights[20 * 70 + at] = invalid;
+            for unit in units(stored) {
+                let got = product(Lhs::Linear(p, &x), stored, unit, 1, &weights);
+                for (column, got) in got.iter().enumerate().map(|(i, got)| (i % 40, got)) {
+                    assert_eq!(got.is_finite(), column != 20, "{unit:?}, column {column}");
                 }
             }
         }

@@ -1,12 +1,12 @@
 //! The instructions that multiply words, and which of them this machine has.
 
 use super::{MAX_ROWS, vectors::Vectors};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::simd::{Avx2, Avx512};
 use crate::backend::{
     Stored,
     cpu::simd::{Path, Portable, Simd},
 };
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::simd::{Avx2, Avx512};
 
 /// The instructions that multiply the words of one stored type on one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +198,10 @@ impl Unit {
 /// One function with the target features of each unit, into which the kernel is inlined.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{super::{amx::Amx, vectors::x86::*}, *};
+    use super::{
+        super::{amx::Amx, vectors::x86::*},
+        *,
+    };
 
     macro_rules! compiled_for {
         ($($name:ident, $features:literal, $simd:ty, $dot:ty;)*) => {$(

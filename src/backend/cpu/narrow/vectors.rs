@@ -1,9 +1,6 @@
 //! Dots of words in vectors: one accumulator for each row and vector of columns stays in a register.
 
-use super::{
-    MAX_ROWS,
-    unit::Dot,
-};
+use super::{MAX_ROWS, unit::Dot};
 
 /// The instructions of one kind of vector for words.
 ///
@@ -313,10 +310,7 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m512i; 2] {
             unsafe {
-                [
-                    _mm512_set1_epi32((word & 0x00ff_00ff) as i32),
-                    _mm512_set1_epi32((word >> 8 & 0x00ff_00ff) as i32),
-                ]
+                [_mm512_set1_epi32((word & 0x00ff_00ff) as i32), _mm512_set1_epi32((word >> 8 & 0x00ff_00ff) as i32)]
             }
         }
         #[inline(always)]
@@ -347,10 +341,7 @@ pub mod x86 {
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m256i; 2] {
             unsafe {
-                [
-                    _mm256_set1_epi32((word & 0x00ff_00ff) as i32),
-                    _mm256_set1_epi32((word >> 8 & 0x00ff_00ff) as i32),
-                ]
+                [_mm256_set1_epi32((word & 0x00ff_00ff) as i32), _mm256_set1_epi32((word >> 8 & 0x00ff_00ff) as i32)]
             }
         }
         #[inline(always)]
@@ -408,9 +399,7 @@ pub mod x86 {
         }
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m512; 2] {
-            unsafe {
-                [_mm512_set1_ps(f32::from_bits(word << 16)), _mm512_set1_ps(f32::from_bits(word & 0xffff_0000))]
-            }
+            unsafe { [_mm512_set1_ps(f32::from_bits(word << 16)), _mm512_set1_ps(f32::from_bits(word & 0xffff_0000))] }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m512, row: [__m512; 2], column: [__m512; 2]) -> __m512 {
@@ -437,9 +426,7 @@ pub mod x86 {
         }
         #[inline(always)]
         unsafe fn row(word: u32) -> [__m256; 2] {
-            unsafe {
-                [_mm256_set1_ps(f32::from_bits(word << 16)), _mm256_set1_ps(f32::from_bits(word & 0xffff_0000))]
-            }
+            unsafe { [_mm256_set1_ps(f32::from_bits(word << 16)), _mm256_set1_ps(f32::from_bits(word & 0xffff_0000))] }
         }
         #[inline(always)]
         unsafe fn dot(sum: __m256, row: [__m256; 2], column: [__m256; 2]) -> __m256 {
