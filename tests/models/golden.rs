@@ -133,7 +133,14 @@ pub(crate) fn bound(dtype: Precision, component: &str) -> f32 {
         Precision::F16 => 2f32.powi(-11),
         Precision::BF16 => 2f32.powi(-8),
         Precision::F32 => return 5e-6,
-        Precision::Int8 => return INT8_BOUND,
+        // Twice what was seen of products that round their inputs and weights to 8 bits.
+        Precision::Int8 => {
+            return match component {
+                "text_encoder" => 2e-2,
+                "unet" => 5.5e-2,
+                _ => 3.2e-2,
+            };
+        }
     };
     let roundings = match component {
         "text_encoder" => 4.0,
@@ -142,9 +149,6 @@ pub(crate) fn bound(dtype: Precision, component: &str) -> f32 {
     };
     roundings * rounding
 }
-
-/// How far a component may be from the reference in int8: twice what was seen.
-const INT8_BOUND: f32 = 0.1;
 
 /// Whether a part of a component is as near to the reference as its type allows, and no nearer: what is within the
 /// bound of the next finer type was not computed in this one.
@@ -417,7 +421,7 @@ fn narrower_types_on_the_cpu_give_nearly_the_latents_of_f32() {
                 |dtype| draw_with(&model, request.clone(), &on_the_cpu(dtype, convolution, "\"cpu\"")).latents.values;
             let want = draw(Precision::F32);
             for (dtype, bounds) in
-                [(Precision::F16, 1e-5..2e-3), (Precision::BF16, 2e-3..3e-2), (Precision::Int8, 2e-3..6e-2)]
+                [(Precision::F16, 0.0..2e-3), (Precision::BF16, 2e-3..2e-2), (Precision::Int8, 2e-3..4e-2)]
             {
                 let off = difference(&draw(dtype), &want);
                 println!("{name} {convolution} {dtype}: {off:e}");
@@ -442,7 +446,7 @@ fn the_cpu_draws_the_same_bits_wherever_weights_are_kept_and_those_of_f32_in_f16
         println!("{dtype}: {off:e}");
         match dtype {
             Precision::F16 => assert!(want == wide),
-            _ => assert!((1e-3..0.1).contains(&off), "{dtype}: {off:e}"),
+            _ => assert!((5e-3..0.17).contains(&off), "{dtype}: {off:e}"),
         }
         for place in ["host", "disk"] {
             let got = draw(dtype, &format!("{{ execute = \"cpu\", reside = \"{place}\" }}"));
