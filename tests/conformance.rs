@@ -44,7 +44,7 @@ fn kernels(path: Path) -> impl Iterator<Item = Kernels> {
     Convolution::NAMED.into_iter().map(move |(_, convolution)| Kernels { path, convolution })
 }
 
-/// The CPU in every form: class, threads, with and without fused epilogues; with weights of 16 bits in two forms.
+/// The CPU in every form: class, threads, with and without fused epilogues; with narrower weights in two forms.
 fn cpus() -> Vec<Subject> {
     let mut devices = Vec::new();
     for kernels in paths().flat_map(kernels) {
@@ -54,7 +54,7 @@ fn cpus() -> Vec<Subject> {
                 let device = cpu(kernels, threads, fuse).device(DeviceId::CPU);
                 devices.push(Subject::f32(&name, device.clone()));
                 if (threads, fuse) == (1, false) || (threads, fuse) == (3, true) {
-                    let stored = [Precision::F16, Precision::BF16];
+                    let stored = [Precision::F16, Precision::BF16, Precision::Int8];
                     devices.extend(stored.map(|precision| Subject {
                         precision,
                         ..Subject::f32(format!("{name}, {precision}"), device.clone())
@@ -139,7 +139,7 @@ fn every_op_gives_what_its_definition_says() {
     let devices = devices();
     none(&cases(), |case| {
         let mut objections = Vec::new();
-        // Weights of 16 bits with inputs of the same type, or with f32 on a CPU.
+        // Weights of 16 bits with inputs of the same type, or with f32 on a CPU, which rounds those of products in bf16.
         for (precision, dtype) in [
             (Precision::F32, DType::F32),
             (Precision::F16, DType::F16),
@@ -148,7 +148,9 @@ fn every_op_gives_what_its_definition_says() {
             (Precision::BF16, DType::F32),
         ] {
             let subjects = || devices.iter().filter(|it| (it.precision, it.dtype()) == (precision, dtype));
-            let data = case.data().rounded(precision, dtype);
+            let is_product = matches!(case.op, Op::Linear { .. } | Op::Conv2d { .. });
+            let rounds = precision == Precision::BF16 && is_product;
+            let data = case.data().rounded(precision, if rounds { DType::BF16 } else { dtype });
             let want = if subjects().next().is_some() { reference(&case.op, &data) } else { Vec::new() };
             if !case.fits(dtype, want.iter().fold(0.0, |most, x| most.max(x.abs()))) {
                 continue;
@@ -314,26 +316,85 @@ fn weights_of_every_type_and_address_are_read_as_they_are() {
     }
 }
 
-/// Widening is exact, so weights that 16 bits hold are the same in f32.
+/// The CPU with convolutions as one sum.
+fn direct(path: Path, precision: Precision) -> Subject {
+    let device = cpu(Kernels { path, convolution: Convolution::Direct }, 2, true).device(DeviceId::CPU);
+    Subject { precision, ..Subject::f32(format!("cpu {path} {precision}"), device) }
+}
+
+/// Widening is exact, so weights that f16 holds are the same in f32.
 #[test]
-fn weights_that_16_bits_hold_give_the_bits_of_f32_on_the_cpu() {
+fn weights_that_f16_holds_give_the_bits_of_f32_on_the_cpu() {
     for path in paths() {
-        let device = cpu(Kernels { path, convolution: Convolution::Direct }, 2, true).device(DeviceId::CPU);
-        for stored in [Precision::F16, Precision::BF16] {
-            none(&cases(), |case| {
-                let data = case.data().rounded(stored, DType::F32);
-                let [want, got] = [Precision::F32, stored].map(|precision| {
-                    let subject = Subject { precision, ..Subject::f32("", device.clone()) };
-                    plain(&subject, case, &data).unwrap()
-                });
-                same_bits(&want, &got)
-                    .err()
-                    .map(|e| format!("{path} {stored} {:?}: {e}", case.op))
-                    .into_iter()
-                    .collect()
-            });
-        }
+        none(&cases(), |case| {
+            let data = case.data().rounded(Precision::F16, DType::F32);
+            let [want, got] =
+                [Precision::F32, Precision::F16].map(|stored| plain(&direct(path, stored), case, &data).unwrap());
+            same_bits(&want, &got).err().map(|e| format!("{path} {:?}: {e}", case.op)).into_iter().collect()
+        });
     }
+}
+
+/// The products whose weights a CPU stores as int8.
+fn products_in_int8() -> Vec<Case> {
+    let of = |op, tolerance| Case { op, center: 0.0, spread: 1.0, tolerance };
+    // More inputs than padding has zeros.
+    let long = of(Op::Linear { x: [1, 2, 40000], out: 34, tail: BIAS }, 0.0);
+    let is_int8 = |case: &Case| match case.op {
+        Op::Linear { x: [.., k], .. } => k >= 32,
+        Op::Conv2d { x: [.., channels], out, .. } => channels.min(out) >= 32,
+        _ => false,
+    };
+    cases().into_iter().filter(is_int8).chain([long]).collect()
+}
+
+/// All is f32 after a product, and only some activations are computed in another way on another path.
+fn is_the_same_on_every_path(case: &Case) -> bool {
+    let (Op::Linear { tail, .. } | Op::Conv2d { tail, .. }) = case.op else { return false };
+    [Activation::None, Activation::Relu].contains(&tail.activation)
+}
+
+#[test]
+fn products_in_int8_are_near_their_definition_and_have_the_same_bits_on_every_path() {
+    let rms = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    none(&products_in_int8(), |case| {
+        let data = case.data();
+        let want = reference(&case.op, &data);
+        let all: Vec<_> =
+            paths().map(|path| plain(&direct(path, Precision::Int8), case, &data).expect("a valid case")).collect();
+        let mut objections = Vec::new();
+        for (path, got) in paths().zip(&all) {
+            let error = rms(&mut got.iter().zip(&want).map(|(got, want)| f64::from(*got) - want));
+            let error = error / rms(&mut want.iter().copied());
+            println!("{path} {:?}: {error:.1e}", case.op);
+            if !(1e-3..2e-2).contains(&error) {
+                objections.push(format!("{path} {:?}: error {error:e}", case.op));
+            }
+            let same = same_bits(&all[0], got).err().filter(|_| is_the_same_on_every_path(case));
+            objections.extend(same.map(|e| format!("{path} {:?}: {e}", case.op)));
+        }
+        objections
+    });
+}
+
+#[test]
+fn products_in_bf16_round_their_inputs_and_have_the_same_bits_on_every_path() {
+    none(&products_in_int8(), |case| {
+        let data = case.data();
+        let mut rounded = data.clone();
+        let x = &mut rounded.tensors[0].values;
+        *x = decode(DType::BF16, &encode(DType::BF16, x));
+        let run = |path, data| plain(&direct(path, Precision::BF16), case, data).expect("a valid case");
+        let first = run(Path::Portable, &data);
+        let mut objections = Vec::new();
+        for path in paths() {
+            let got = run(path, &data);
+            let same = [Some(run(path, &rounded)), is_the_same_on_every_path(case).then(|| first.clone())];
+            let different = same.iter().flatten().filter_map(|want| same_bits(want, &got).err());
+            objections.extend(different.map(|e| format!("{path} {:?}: {e}", case.op)));
+        }
+        objections
+    });
 }
 
 const ONE_ROW: Case =

@@ -51,8 +51,10 @@
 //!
 //! **Types.** A buffer knows the type of its elements, and an op's output has the type of its input. All inputs of an
 //! op have one type, and a layer's weight is packed for it. How a weight is stored is its [`Precision`]: on a GPU in the
-//! type of its inputs, on a CPU, where all inputs are f32, in any precision. Always f32 are: sums, softmax and the statistics of norms,
-//! biases, the scale and shift of norms, and all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
+//! type of its inputs, on a CPU, where all tensors are f32, in any precision. There, f16 is only a form of storage; in
+//! bf16 and int8 a product also converts its inputs ([`cpu`]), and no tensor has these types. Always f32 are: sums
+//! (integers within a product in int8), softmax and the statistics of norms, biases, the scale and shift of norms, and
+//! all of [`Tensor::scale_add`](crate::tensor::Tensor::scale_add).
 
 pub mod arena;
 pub mod class;

@@ -190,7 +190,8 @@ pub(super) struct MapArgs {
     /// single, diffusers-balanced, throughput and latency.
     #[arg(long, value_name = "MAP", help_heading = "Devices")]
     pub(super) device_map: Option<String>,
-    /// The data type of weights, in place of the device map's; GPUs also compute in it
+    /// How weights are stored and products computed, in place of the device map's type: GPUs compute in it; CPUs compute
+    /// products in it in bf16 and int8, and store weights in it in f16
     #[arg(long, aliases = ["torch-dtype", "type"], help_heading = "Devices")]
     pub(super) dtype: Option<DTypeArg>,
 }

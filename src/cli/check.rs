@@ -25,7 +25,6 @@ const ARENA: usize = 64 << 20;
 /// The bytes of a tensor that is sent from device to device: more than what a driver may copy through the host on its
 /// own.
 const COPY_BYTES: usize = 3 << 20;
-const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::BF16];
 
 /// Checks every device, and prints a line for each check. `begun` is the time when the search for devices began.
 ///
@@ -61,7 +60,7 @@ pub fn run(devices: &[DeviceInfo], begun: Instant, model: Result<Model>, console
         report.line(&format!("cuda: {why}"))?;
     }
     for device in &opened {
-        for precision in PRECISIONS.into_iter().filter(|&precision| device.input_type(precision).is_some()) {
+        for precision in Precision::ALL.into_iter().filter(|&precision| device.input_type(precision).is_some()) {
             for (name, case) in CASES {
                 let name = format!("{} {precision} {name}", device.id());
                 report.result(&name, compare(device, &cpu, precision, *case))?;
@@ -344,7 +343,7 @@ fn pictures(devices: &[DeviceInfo], model: &Arc<Model>, report: &mut Report) -> 
     // The CPU comes first, because the others are compared with it.
     let (cpu, others): (Vec<_>, Vec<_>) = devices.iter().partition(|info| info.id == DeviceId::CPU);
     for info in cpu.into_iter().chain(others) {
-        for precision in PRECISIONS.into_iter().filter(|&precision| info.in_type(Some(precision)).is_some()) {
+        for precision in Precision::ALL.into_iter().filter(|&precision| info.in_type(Some(precision)).is_some()) {
             let begun = Instant::now();
             let found = draw(model, info.id, precision, devices).and_then(|picture| {
                 let seconds = begun.elapsed().as_secs_f64();

@@ -114,7 +114,7 @@ mod tests {
         let wrong =
             [swapped, mirrored, moved, one_block, darker, vec![0; right.len()], right[..right.len() / 2].to_vec()];
         for (i, wrong) in wrong.iter().enumerate() {
-            for dtype in [Precision::F32, Precision::F16, Precision::BF16] {
+            for dtype in Precision::ALL {
                 assert!(beside_the_reference(wrong, dtype).is_err(), "wrong picture {i} passes in {dtype}");
             }
         }

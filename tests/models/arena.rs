@@ -55,13 +55,14 @@ const HEADS: usize = 2;
 const TOKENS: usize = 7;
 
 /// A small network in the manner of a UNet's level, with every op; something of it goes to `keep`.
-fn network(device: &Device, keep: &PersistentArena) -> Result<Vec<f32>> {
+fn network(device: &Device, keep: &PersistentArena, precision: Precision) -> Result<Vec<f32>> {
+    let pack = |layer| pack_in(device, layer, precision);
     let strided =
-        |channels, out, stride| pack(device, Layer::Conv2d { out, channels, kernel: 3, stride, extent: Extent::Large });
+        |channels, out, stride| pack(Layer::Conv2d { out, channels, kernel: 3, stride, extent: Extent::Large });
     let conv = |channels, out| strided(channels, out, 1);
-    let linear = |k, out| pack(device, Layer::Linear { out, k });
-    let norm = pack(device, Layer::Norm { channels: WIDTH });
-    let table = |rows| pack(device, Layer::Embedding { rows, channels: WIDTH });
+    let linear = |k, out| pack(Layer::Linear { out, k });
+    let norm = pack(Layer::Norm { channels: WIDTH });
+    let table = |rows| pack(Layer::Embedding { rows, channels: WIDTH });
 
     let text = Tensor::embedding(device, &vec![vec![0; TOKENS]; BATCH], &table(9), &table(TOKENS))?;
     let text = text.layer_norm(&norm, 1e-5)?.keep(keep)?;
@@ -73,7 +74,7 @@ fn network(device: &Device, keep: &PersistentArena) -> Result<Vec<f32>> {
     let h = down.group_norm(&norm, 8, 1e-5, Activation::Silu)?.add_channels(&time)?;
     let tokens = h.reshape([BATCH, SIZE * SIZE / 4, WIDTH])?;
     let seen = tokens.attention(&text, &text, HEADS, false)?;
-    let wide = seen.linear(&pack(device, Layer::Geglu { out: 8 * WIDTH, k: WIDTH }), &GEGLU)?;
+    let wide = seen.linear(&pack(Layer::Geglu { out: 8 * WIDTH, k: WIDTH }), &GEGLU)?;
     let h = wide.linear(&linear(4 * WIDTH, WIDTH), &Fuse::residual(&tokens))?.activate(Activation::Gelu)?;
     let up = h.reshape(down.shape().with_channels(WIDTH))?.upsample2x(SIZE, SIZE)?.concat_channels(&skip)?;
     let up = up.conv2d(&conv(2 * WIDTH, 2 * WIDTH), Padding::Same, &Fuse::default())?;
@@ -96,25 +97,26 @@ fn flops() -> f64 {
 
 #[test]
 fn a_dry_run_holds_what_a_real_run_holds() {
-    for kernels in kernels() {
-        let (dry, counter) =
-            Device::dry(DeviceId::CPU, Rules::Cpu(kernels, Precision::F32), sdshard::backend::cpu::info().rates);
+    for (kernels, precision) in kernels().flat_map(|kernels| Precision::ALL.map(|precision| (kernels, precision))) {
+        let what = format!("{kernels} {precision}");
+        let rules = Rules::Cpu(kernels, precision);
+        let (dry, counter) = Device::dry(DeviceId::CPU, rules, sdshard::backend::cpu::info().rates);
         let dry_keep = dry.persistent_arena(ROOM).unwrap();
-        network(&dry, &dry_keep).unwrap();
-        assert_eq!(counter.take().flops, flops(), "{kernels}");
+        network(&dry, &dry_keep, precision).unwrap();
+        assert_eq!(counter.take().flops, flops(), "{what}");
         assert_eq!(counter.take(), Work::default(), "taken once");
 
         // In exactly the memory that was planned.
         let device = real(kernels, dry.peak_bytes());
         let keep = device.persistent_arena(dry_keep.peak_bytes()).unwrap();
-        network(&device, &keep).unwrap();
-        assert_eq!(device.peak_bytes(), dry.peak_bytes(), "{kernels}");
-        assert_eq!(keep.peak_bytes(), dry_keep.peak_bytes(), "{kernels}");
+        network(&device, &keep, precision).unwrap();
+        assert_eq!(device.peak_bytes(), dry.peak_bytes(), "{what}");
+        assert_eq!(keep.peak_bytes(), dry_keep.peak_bytes(), "{what}");
         assert_empty(&device);
 
         let tight = real(kernels, dry.peak_bytes() - 256);
-        let error = network(&tight, &tight.persistent_arena(ROOM).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("cpu: the transient arena is full"), "{kernels}: {error}");
+        let error = network(&tight, &tight.persistent_arena(ROOM).unwrap(), precision).unwrap_err().to_string();
+        assert!(error.contains("cpu: the transient arena is full"), "{what}: {error}");
         assert_empty(&tight);
     }
 }
@@ -126,13 +128,16 @@ fn a_dry_run_counts_the_bytes_of_real_weights() {
             Device::dry(DeviceId::CPU, Rules::Cpu(kernels, Precision::F32), sdshard::backend::cpu::info().rates);
         for layer in [
             Layer::Linear { out: 37, k: 5 },
+            Layer::Linear { out: 37, k: 70 },
             Layer::Geglu { out: 42, k: 5 },
+            Layer::Geglu { out: 42, k: 40 },
             Layer::Conv2d { out: 37, channels: 3, kernel: 3, stride: 1, extent: Extent::Large },
             Layer::Conv2d { out: 37, channels: 33, kernel: 3, stride: 1, extent: Extent::Large },
+            Layer::Conv2d { out: 37, channels: 70, kernel: 3, stride: 2, extent: Extent::Large },
             Layer::Norm { channels: 37 },
             Layer::Embedding { rows: 3, channels: 37 },
         ] {
-            for precision in [Precision::F32, Precision::F16, Precision::BF16] {
+            for precision in Precision::ALL {
                 let bytes = pack_in(&real(kernels, ROOM), layer, precision).bytes();
                 let bias = (layer.elements().1 > 0).then_some(Values::ShapeOnly);
                 let planned = dry.pack(layer, precision, Values::ShapeOnly, bias);

@@ -66,7 +66,11 @@ fn sections(model: &Model, component: ComponentId) -> usize {
 }
 
 fn route(devices: &[Device], pattern: &[usize]) -> Route {
-    Route::new(pattern.iter().map(|i| (devices[*i].clone(), Precision::F32)).collect())
+    route_in(Precision::F32, devices, pattern)
+}
+
+fn route_in(precision: Precision, devices: &[Device], pattern: &[usize]) -> Route {
+    Route::new(pattern.iter().map(|i| (devices[*i].clone(), precision)).collect())
 }
 
 fn peaks(devices: &[Device]) -> Vec<usize> {
@@ -84,20 +88,31 @@ fn every_cut(component: ComponentId, model: &Model, work: impl Fn(&[Device], &[u
     let elsewhere = [Reside::Host, Reside::Disk];
     let elsewhere = elsewhere.into_iter().flat_map(|rest| patterns.iter().filter(some).map(move |p| (p, rest)));
     for (pattern, reside) in patterns.iter().map(|pattern| (pattern, Reside::Device)).chain(elsewhere) {
-        let (real, dry) = (devices(), dry());
-        let what = format!("{}, {reside:?}, {pattern:?}", model.spec.components[component].name);
-        assert!(work(&real, pattern, From::Files(reside)) == whole, "{what}: other bits");
-        work(&dry, pattern, From::Shapes(reside));
-        assert_eq!(peaks(&real), peaks(&dry), "{what}: arenas");
-        assert!(real.iter().all(|device| device.live() == 0), "{what}: tensors are left");
-        let weights = |devices: &[Device]| devices.iter().map(Device::weight_peak_bytes).collect::<Vec<_>>();
-        match reside {
-            Reside::Device => assert_eq!(weights(&real), weights(&dry), "{what}: weights"),
-            // What comes ahead may come late, but no more than two neighbours are ever there.
-            _ => assert!(weights(&real).iter().zip(weights(&dry)).all(|(real, dry)| *real <= dry), "{what}: weights"),
-        }
+        has_bits_and_bytes(&model.spec.components[component].name, &whole, pattern, reside, &work);
     }
     whole
+}
+
+/// Runs `work` on real devices and on devices without data: it gives `whole`, in the bytes that were planned.
+fn has_bits_and_bytes(
+    name: &str,
+    whole: &[f32],
+    pattern: &[usize],
+    reside: Reside,
+    work: impl Fn(&[Device], &[usize], From) -> Vec<f32>,
+) {
+    let (real, dry) = (devices(), dry());
+    let what = format!("{name}, {reside:?}, {pattern:?}");
+    assert!(work(&real, pattern, From::Files(reside)) == whole, "{what}: other bits");
+    work(&dry, pattern, From::Shapes(reside));
+    assert_eq!(peaks(&real), peaks(&dry), "{what}: arenas");
+    assert!(real.iter().all(|device| device.live() == 0), "{what}: tensors are left");
+    let weights = |devices: &[Device]| devices.iter().map(Device::weight_peak_bytes).collect::<Vec<_>>();
+    match reside {
+        Reside::Device => assert_eq!(weights(&real), weights(&dry), "{what}: weights"),
+        // What comes ahead may come late, but no more than two neighbours are ever there.
+        _ => assert!(weights(&real).iter().zip(weights(&dry)).all(|(real, dry)| *real <= dry), "{what}: weights"),
+    }
 }
 
 /// Where weights come from, and where they rest.
@@ -217,6 +232,29 @@ fn a_unet_can_be_cut_anywhere() {
             let place = Instance { negative: None, positive: unet(model, route(devices, pattern), from) };
             denoise(model, &place, devices, &[], &[4.0]).0.remove(0)
         });
+    });
+}
+
+#[test]
+fn a_unet_with_narrow_products_has_the_same_bits_and_the_planned_bytes_wherever_it_is() {
+    with_each_model(|model| {
+        let count = sections(model, model.spec.denoiser());
+        let (on_one, cut) = (vec![0; count], (0..count).map(|i| i * 2 / count).collect::<Vec<_>>());
+        let mut drawn: Vec<Vec<f32>> = Vec::new();
+        for precision in Precision::ALL {
+            let work = |devices: &[Device], pattern: &[usize], from: From| {
+                let positive = unet(model, route_in(precision, devices, pattern), from);
+                denoise(model, &Instance { negative: None, positive }, devices, &[], &[4.0]).0.remove(0)
+            };
+            let whole = work(&devices(), &on_one, From::Files(Reside::Device));
+            assert!(whole.iter().all(|x| x.is_finite()) && !drawn.contains(&whole), "{precision}");
+            for reside in [Reside::Device, Reside::Host, Reside::Disk] {
+                for pattern in [&on_one, &cut] {
+                    has_bits_and_bytes(precision.name(), &whole, pattern, reside, work);
+                }
+            }
+            drawn.push(whole);
+        }
     });
 }
 

@@ -133,7 +133,14 @@ pub(crate) fn bound(dtype: Precision, component: &str) -> f32 {
         Precision::F16 => 2f32.powi(-11),
         Precision::BF16 => 2f32.powi(-8),
         Precision::F32 => return 5e-6,
-        Precision::Int8 => panic!("no bound is stated"),
+        // Twice what was seen of products that round their inputs and weights to 8 bits.
+        Precision::Int8 => {
+            return match component {
+                "text_encoder" => 2e-2,
+                "unet" => 5.5e-2,
+                _ => 3.2e-2,
+            };
+        }
     };
     let roundings = match component {
         "text_encoder" => 4.0,
@@ -156,7 +163,7 @@ pub(crate) fn as_close_as_its_type(
 ) {
     close(what, got, want, bound(dtype, component));
     if device.input_type(dtype) != dtype.dtype() {
-        return; // Only weights are rounded, and those of f16 files not at all.
+        return; // Less is rounded than on a GPU, in layers of f16 files nothing.
     }
     let finer = match dtype {
         Precision::BF16 => Precision::F16,
@@ -186,10 +193,7 @@ pub(crate) fn parts_of(names: &[&'static str]) -> Vec<Part> {
     let mut parts = Vec::new();
     for &name in names {
         for (words, device) in &devices {
-            for dtype in [Precision::F32, Precision::F16, Precision::BF16]
-                .into_iter()
-                .filter(|dtype| device.input_type(*dtype).is_some())
-            {
+            for dtype in Precision::ALL.into_iter().filter(|dtype| device.input_type(*dtype).is_some()) {
                 parts.push(Part { name, device: device.clone(), dtype, on: format!("{words} in {dtype}") });
             }
         }
@@ -229,10 +233,10 @@ fn without_f16() -> Option<(String, Device)> {
 
 #[test]
 fn the_page_on_accuracy_states_the_bound_of_every_component() {
-    let mut table = String::from("| component | f32 | f16 | bf16 |\n|---|---|---|---|\n");
+    let mut table = String::from("| component | f32 | f16 | bf16 | int8 |\n|---|---|---|---|---|\n");
     for component in ["text_encoder", "unet", "vae"] {
-        let [f32, f16, bf16] = [Precision::F32, Precision::F16, Precision::BF16].map(|dtype| bound(dtype, component));
-        writeln!(table, "| `{component}` | {f32:.1e} | {f16:.1e} | {bf16:.1e} |").unwrap();
+        let [f32, f16, bf16, int8] = Precision::ALL.map(|dtype| bound(dtype, component));
+        writeln!(table, "| `{component}` | {f32:.1e} | {f16:.1e} | {bf16:.1e} | {int8:.1e} |").unwrap();
     }
     common::page::has_table("docs/accuracy.md", "components", &table);
 }
@@ -347,12 +351,19 @@ fn loaded_with(model: &Arc<Model>, request: &Request, map: &str) -> (Plan, Engin
     (plan, engine)
 }
 
-/// Draws one picture with a device map, in the planned bytes.
+/// Draws one picture with a device map, in the planned bytes. Those of offloaded weights are the most that there may be.
 pub(crate) fn draw_with(model: &Arc<Model>, request: Request, map: &str) -> Picture {
     let (plan, engine) = loaded_with(model, &request, map);
     let picture = engine.submit(request).unwrap().wait().unwrap();
     for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_bytes()) {
         assert_eq!((planned.id, planned.activation_bytes), (id, peak as u64), "planned and measured arena bytes");
+    }
+    for (planned, (id, peak)) in plan.devices.iter().zip(engine.peak_weight_bytes()) {
+        let (most, peak) = (planned.weight_bytes + planned.visitor_bytes, peak as u64);
+        assert!(
+            peak == most || planned.visitor_bytes > 0 && peak < most,
+            "{id}: {peak} bytes of weights, {most} planned"
+        );
     }
     picture
 }
@@ -395,43 +406,53 @@ fn latents_after_ten_steps_match_the_reference_with_every_scheduler() {
     }
 }
 
-/// A map in which the CPU alone stores weights in this type.
-fn on_the_cpu(dtype: &str, convolution: &str, unet: &str) -> String {
+/// A map in which the CPU alone computes in this type.
+fn on_the_cpu(dtype: Precision, convolution: &str, unet: &str) -> String {
     format!("dtype = \"{dtype}\"\nconvolution = \"{convolution}\"\ndevices = [\"cpu\"]\n[components]\nunet = {unet}")
 }
 
 #[test]
-fn weights_in_16_bits_on_the_cpu_give_nearly_the_latents_of_f32() {
+fn narrower_types_on_the_cpu_give_nearly_the_latents_of_f32() {
     for name in TINY {
         let (model, golden) = (Arc::new(model(name)), Golden::open(name));
         let request = Request { guidance_scale: 3.0, ..asked(&golden, &model) };
         for convolution in ["direct", "winograd"] {
             let draw =
                 |dtype| draw_with(&model, request.clone(), &on_the_cpu(dtype, convolution, "\"cpu\"")).latents.values;
-            let want = draw("f32");
-            for (dtype, most) in [("f16", 2e-3), ("bf16", 2e-2)] {
+            let want = draw(Precision::F32);
+            for (dtype, bounds) in
+                [(Precision::F16, 0.0..2e-3), (Precision::BF16, 2e-3..2e-2), (Precision::Int8, 2e-3..4e-2)]
+            {
                 let off = difference(&draw(dtype), &want);
                 println!("{name} {convolution} {dtype}: {off:e}");
-                assert!(off < most, "{name} {convolution} {dtype}: {off:e}");
+                assert!(bounds.contains(&off), "{name} {convolution} {dtype}: {off:e}");
             }
         }
     }
 }
 
-/// Widening is exact: weights of f16 files have the same values however they are stored.
+/// Widening is exact: weights of f16 files have the same values in f16 and f32.
 #[test]
-fn f16_files_give_the_same_bits_in_f16_and_f32_on_the_cpu_wherever_weights_are_kept() {
+fn the_cpu_draws_the_same_bits_wherever_weights_are_kept_and_those_of_f32_in_f16() {
     let files = ModelFiles::folder(format!("{}/models/emoji", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let model = Arc::new(Model::open(files, None).unwrap());
     let request = Request { steps: 2, width: 64, height: 64, ..Request::new("a red apple", &model.spec) };
-    let draw = |dtype, unet| draw_with(&model, request.clone(), &on_the_cpu(dtype, "direct", unet));
-    let want = draw("f32", "\"cpu\"");
-    let reside = |place: &str| format!("{{ execute = \"cpu\", reside = \"{place}\" }}");
-    for unet in ["\"cpu\"", &reside("host"), &reside("disk")] {
-        let got = draw("f16", unet);
-        assert!(got.latents.values == want.latents.values, "{unet}");
-        assert!(got.image.unwrap().rgb == want.image.as_ref().unwrap().rgb, "{unet}");
-        assert_eq!(got.dtypes, [Precision::F16]);
+    let draw = |dtype, unet: &str| draw_with(&model, request.clone(), &on_the_cpu(dtype, "direct", unet));
+    let latents = |dtype| draw(dtype, "\"cpu\"").latents.values;
+    let wide = latents(Precision::F32);
+    for dtype in [Precision::F16, Precision::BF16, Precision::Int8] {
+        let want = latents(dtype);
+        let off = difference(&want, &wide);
+        println!("{dtype}: {off:e}");
+        match dtype {
+            Precision::F16 => assert!(want == wide),
+            _ => assert!((5e-3..0.17).contains(&off), "{dtype}: {off:e}"),
+        }
+        for place in ["host", "disk"] {
+            let got = draw(dtype, &format!("{{ execute = \"cpu\", reside = \"{place}\" }}"));
+            assert!(got.latents.values == want, "{dtype}, {place}");
+            assert_eq!(got.dtypes, [dtype]);
+        }
     }
 }
 

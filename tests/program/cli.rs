@@ -434,7 +434,14 @@ fn pictures_that_fail_are_listed_and_the_exit_code_is_1() {
     bytes[end..].copy_from_slice(&f32::NAN.to_le_bytes()); // one weight that is no number
     fs::write(&unet, bytes).unwrap();
     let arguments = ["a fox", "an owl", "--steps", "1", "--json", "--quiet"];
-    let output = sdshard(&arguments).arg("--model").arg(&model).arg("--output-dir").arg(&out).output().unwrap();
+    let draw = |dtype| {
+        let mut command = sdshard(&arguments);
+        command.args(["--dtype", dtype]).arg("--model").arg(&model).arg("--output-dir").arg(&out).output().unwrap()
+    };
+    let int8 = draw("int8");
+    assert_eq!(int8.status.code(), Some(1));
+    has_facts(arguments, text(&int8.stderr), &["error: 2 of 2 pictures failed", "the unet", "not finite"]);
+    let output = draw("auto");
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
     let facts = ["error: 2 of 2 pictures failed", "00000-a-fox.png", "00001-an-owl.png", "the unet", "not finite"];

@@ -241,8 +241,8 @@ fn each_rows(
     let place = |column| Some((column, row_of(path, layer, panel * width + column)?));
     let columns: Vec<(usize, usize)> = (0..width).filter_map(place).collect();
     let mut rows = vec![0.0; at_once.min(width) * k];
-    // Rows that are adjacent in the file are read together.
-    let neighbours = columns.chunk_by(|(_, row), (_, next)| row + 1 == *next);
+    // Rows that are adjacent in the file and in the panel are read together.
+    let neighbours = columns.chunk_by(|(column, row), next| (column + 1, row + 1) == *next);
     for run in neighbours.flat_map(|run| run.chunks(at_once)) {
         let rows = &mut rows[..run.len() * k];
         source.read(run[0].1 * k, rows)?;

@@ -142,7 +142,9 @@ fn multiply(product: &Product, weight: Weight, rows: &Rows, unit: Unit, pool: &P
     let panel_words = segments.count * segments.words * path.panel();
     let panels = weight.words.len() / panel_words;
     let columns = panels * path.panel();
-    assert!(segments.count <= MAX_SEGMENTS && segments.words <= ZEROS.len(), "a product of the unit's sizes");
+    let is_rows = matches!(product.lhs, Lhs::Linear(..));
+    assert!(segments.count <= MAX_SEGMENTS, "segments for every tap of a window");
+    assert!(is_rows || segments.words <= ZEROS.len(), "zeros for every channel of a window");
     assert!(rows.segments.words == segments.words, "rows that were converted for this weight");
     if unit.is_int8() {
         assert!(

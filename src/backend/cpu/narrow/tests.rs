@@ -178,6 +178,24 @@ fn an_invalid_element_makes_its_own_rows_invalid_and_no_other() {
 }
 
 #[test]
+fn an_invalid_weight_makes_its_own_column_invalid_and_no_other() {
+    let p = Linear { rows: 3, out: 40, k: 70 };
+    let x = values(3 * 70, 2);
+    for stored in [Stored::Int8, Stored::BF16] {
+        for (invalid, at) in [(f32::NAN, 0), (f32::NAN, 69), (f32::INFINITY, 30)] {
+            let mut weights = values(40 * 70, 1);
+            weights[20 * 70 + at] = invalid;
+            for unit in units(stored) {
+                let got = product(Lhs::Linear(p, &x), stored, unit, 1, &weights);
+                for (column, got) in got.iter().enumerate().map(|(i, got)| (i % 40, got)) {
+                    assert_eq!(got.is_finite(), column != 20, "{unit:?}, column {column}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_of_zeros_and_rows_of_tiny_elements_give_zeros() {
     let p = Linear { rows: 2, out: 8, k: 64 };
     let mut x = vec![0.0; 128];
