@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{
-    pack::{largest, quantised, scales},
+    pack::{larger, quantised, scales},
     unit::{Dot, NarrowKernel, Unit},
     vectors::Words,
 };
@@ -152,7 +152,7 @@ impl Call<'_> {
         let offsets: &mut [i32] = bytemuck::cast_slice_mut(offsets);
         for (key, words) in words.chunks_exact_mut(key_words).enumerate() {
             let row = &self.k[at(key)..][..dim];
-            let (scale, inverse) = scales(row.iter().copied().fold(0.0, largest));
+            let (scale, inverse) = scales(row.iter().copied().fold(0.0, larger));
             key_scales[key] = scale;
             let bytes: &mut [i8] = bytemuck::cast_slice_mut(words);
             let mut sum = 0;
@@ -168,7 +168,7 @@ impl Call<'_> {
         value_scales.fill(0.0);
         for key in 0..keys {
             for (most, &x) in value_scales.iter_mut().zip(&self.v[at(key)..][..dim]) {
-                *most = largest(*most, x);
+                *most = larger(*most, x);
             }
         }
         let mut inverses = vec![0.0; dim];
@@ -253,7 +253,7 @@ impl Task<'_> {
         totals.fill(0.0);
         for (lane, query) in queries.enumerate() {
             let row = &self.call.q[self.row(query)..][..dim];
-            let (scale, inverse) = scales(row.iter().copied().fold(0.0, largest));
+            let (scale, inverse) = scales(row.iter().copied().fold(0.0, larger));
             // Scores are exponents of two.
             factors[lane] = scale * self.call.p.scale * std::f32::consts::LOG2_E;
             for (i, elements) in row.chunks(4).enumerate() {

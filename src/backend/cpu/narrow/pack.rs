@@ -5,7 +5,7 @@ use half::bf16;
 use super::{MAX_SEGMENTS, Segments, Weight, per_word};
 use crate::backend::Stored;
 
-/// The scale of some elements as integers from -127 to 127, and its inverse, from their [`largest`].
+/// The scale of some elements as integers from -127 to 127, and its inverse, from the [`larger`] of all.
 pub fn scales(most: f32) -> (f32, f32) {
     if most > 0.0 { (most / 127.0, 127.0 / most) } else { (most, 0.0) }
 }
@@ -20,7 +20,7 @@ pub fn quantised(x: f32, inverse: f32) -> i8 {
 
 /// The largest magnitude so far; NaN if an element is invalid.
 #[inline(always)]
-pub fn largest(most: f32, x: f32) -> f32 {
+pub fn larger(most: f32, x: f32) -> f32 {
     if most.is_nan() || x.abs() <= most { most } else { x.abs() }
 }
 
@@ -51,7 +51,7 @@ impl Column<'_> {
     /// Packs the weights of an output channel as int8, `[elements, taps]` as stored, or `[groups, elements]` without
     /// taps. Returns its scale, and calls `sum` with each segment and the sum of its elements.
     pub fn quantise(&mut self, segments: Segments, taps: usize, row: &[f32], mut sum: impl FnMut(usize, i32)) -> f32 {
-        let (scale, inverse) = scales(row.iter().copied().fold(0.0, largest));
+        let (scale, inverse) = scales(row.iter().copied().fold(0.0, larger));
         let mut sums = [0; MAX_SEGMENTS];
         self.put(Stored::Int8, segments, taps, row, |segment, x| {
             let value = quantised(x, inverse);
