@@ -439,7 +439,7 @@ unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
         let n = S::round(x);
         let r = S::sub(x, n);
         let mut p = S::splat(0.009_618_1);
-        for c in [0.055_504_1, 0.240_226_5, 0.693_147_2, 1.0] {
+        for c in [0.055_504_1, 0.240_226_5, std::f32::consts::LN_2, 1.0] {
             p = S::mul_add(p, r, S::splat(c));
         }
         S::mul(p, S::exp2_integral(n))
