@@ -134,7 +134,9 @@ impl Cpu {
     fn multiply(&self, product: &Product, w: &Weight, scratch: Option<&mut Buffer>, out: &mut Buffer) {
         let (path, pool) = (self.kernels.path, &self.pool);
         match &product.packed.weight {
-            Elements::Words(words) => narrow::run(product, w.form, words, path, pool, requested(scratch), write(out)),
+            Elements::Words(words) => {
+                narrow::product::run(product, w.form, words, path, pool, requested(scratch), write(out))
+            }
             _ => product.run(path, pool, write(out)),
         }
     }

@@ -8,7 +8,10 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{MAX_ROWS, STEP, unit::Dot};
+use super::{
+    dot::Dot,
+    segments::{MAX_ROWS, STEP},
+};
 
 /// Bytes of a row of words of a panel: 32 columns.
 const PANEL_BYTES: usize = 32 * 4;

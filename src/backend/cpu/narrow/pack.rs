@@ -2,8 +2,21 @@
 
 use half::bf16;
 
-use super::{MAX_SEGMENTS, Segments, Weight, per_word};
+use super::segments::{MAX_SEGMENTS, Segments, per_word};
 use crate::backend::Stored;
+
+/// A packed weight of narrow elements.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// The division of k.
+    pub segments: Segments,
+    /// Panels of words, `[panels, segments, words, panel]`.
+    pub words: &'a [u32],
+    /// The scale of each column; empty for bf16.
+    pub scales: &'a [f32],
+    /// The sum of each column's elements in each segment, `[segments, columns]`; empty for bf16.
+    pub sums: &'a [i32],
+}
 
 /// Words of a packed weight with `columns` columns, scales and sums included.
 pub fn packed_words(stored: Stored, segments: Segments, columns: usize) -> usize {

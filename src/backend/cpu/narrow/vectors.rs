@@ -1,6 +1,6 @@
 //! Dots of words in vectors: one accumulator for each row and vector of columns stays in a register.
 
-use super::{MAX_ROWS, unit::Dot};
+use super::{dot::Dot, segments::MAX_ROWS};
 
 /// The instructions of one kind of vector for words.
 ///
