@@ -146,10 +146,8 @@ impl Unit {
 /// One function with the target features of each unit, into which the kernel is inlined.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{
-        super::{amx::Amx, vectors::x86::*},
-        *,
-    };
+    use super::*;
+    use crate::backend::cpu::narrow::{amx::Amx, vectors::x86::*};
 
     macro_rules! compiled_for {
         ($($name:ident, $features:literal, $simd:ty, $dot:ty;)*) => {$(
