@@ -1,7 +1,11 @@
 //! The bytes that things occupy on the CPU: pure functions of the kernels that both the real backend and the dry one
 //! call.
 
-use super::{kernels::Kernels, narrow, simd::Path};
+use super::{
+    kernels::Kernels,
+    narrow::{attention, pack, rows, segments},
+    simd::Path,
+};
 use crate::backend::{
     Form, Layer, Op, Precision, Stored,
     arena::aligned,
@@ -57,7 +61,7 @@ pub(in crate::backend) fn packed_bytes(kernels: Kernels, form: Form) -> usize {
     let bias = if form.has_bias { 4 * bias_elements(kernels.path, form.layer) } else { 0 };
     if kernels.is_narrow(form) {
         let columns = bias_elements(kernels.path, form.layer);
-        return 4 * narrow::packed_words(form.stored, narrow::segments(form), columns) + bias;
+        return 4 * pack::packed_words(form.stored, segments::segments(form), columns) + bias;
     }
     form.stored.bytes(packed_elements(kernels, form)) + bias
 }
@@ -125,13 +129,13 @@ pub(in crate::backend) fn scratch(kernels: Kernels, op: &Op) -> Option<usize> {
             Some(aligned(4 * Tiles::new(kernels.path, p).elements()))
         }
         Op::Conv2d { p, w, .. } if kernels.is_narrow(w.form) => {
-            Some(aligned(4 * narrow::converted_words(w.form, (p.batch * p.height * p.width) as usize)))
+            Some(aligned(4 * rows::converted_words(w.form, (p.batch * p.height * p.width) as usize)))
         }
         Op::Linear { p, w, .. } if kernels.is_narrow(w.form) => {
-            Some(aligned(4 * narrow::converted_words(w.form, p.rows as usize)))
+            Some(aligned(4 * rows::converted_words(w.form, p.rows as usize)))
         }
         Op::Attention { p, precision: Precision::Int8, .. } if p.causal == 0 => {
-            Some(aligned(4 * narrow::attention::elements(p)))
+            Some(aligned(4 * attention::elements(p)))
         }
         Op::Attention { p, .. } => Some(aligned(4 * 2 * head_elements(p) * (p.batch * p.heads) as usize)),
         // A mean and a sum of squares for each chunk and group, then a factor and an offset for each channel.

@@ -134,7 +134,9 @@ impl Cpu {
     fn multiply(&self, product: &Product, w: &Weight, scratch: Option<&mut Buffer>, out: &mut Buffer) {
         let (path, pool) = (self.kernels.path, &self.pool);
         match &product.packed.weight {
-            Elements::Words(words) => narrow::run(product, w.form, words, path, pool, requested(scratch), write(out)),
+            Elements::Words(words) => {
+                narrow::product::run(product, w.form, words, path, pool, requested(scratch), write(out))
+            }
             _ => product.run(path, pool, write(out)),
         }
     }
@@ -231,7 +233,7 @@ impl Backend for Cpu {
             Op::Conv2d { p, x, w, e } => self.conv2d(p, x, w, e, scratch, out),
             Op::Attention { p, precision: Precision::Int8, q, k, v } if p.causal == 0 => {
                 let call = narrow::attention::Call { p, q: read(q), k: read(k), v: read(v) };
-                call.run(narrow::Unit::best(path, Stored::Int8), pool, requested(scratch), write(out));
+                call.run(narrow::unit::Unit::best(path, Stored::Int8), pool, requested(scratch), write(out));
             }
             Op::Attention { p, q, k, v, .. } => {
                 let call = attention::Call { p, q: read(q), k: read(k), v: read(v) };

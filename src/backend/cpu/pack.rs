@@ -11,7 +11,7 @@ use super::{
     element::Element,
     kernels::Kernels,
     memory::{Pages, Parts},
-    narrow,
+    narrow::{pack, segments},
     simd::{Kernel, Path, Simd},
     threads::Pool,
     transform::{FILTERS, transform_filters},
@@ -192,9 +192,9 @@ fn panels<E: Element>(
 
 /// Packs a layer's weight in panels of words, with what belongs to each column in int8.
 fn words(kernels: Kernels, pool: &Pool, form: Form, source: &F32Reader) -> Result<Pages<u32>> {
-    let (segments, width) = (narrow::segments(form), kernels.path.panel());
+    let (segments, width) = (segments::segments(form), kernels.path.panel());
     let columns = cost::bias_elements(kernels.path, form.layer);
-    let mut packed = Pages::zeroed(narrow::packed_words(form.stored, segments, columns))?;
+    let mut packed = Pages::zeroed(pack::packed_words(form.stored, segments, columns))?;
     let (panel_words, k) = (segments.count * segments.words * width, form.layer.elements().0 / form.layer.elements().1);
     let taps = if let Layer::Conv2d { kernel, .. } = form.layer { kernel * kernel } else { 1 };
     let (panels, beside) = packed.split_at_mut(columns / width * panel_words);
@@ -204,7 +204,7 @@ fn words(kernels: Kernels, pool: &Pool, form: Form, source: &F32Reader) -> Resul
         let words = unsafe { panels.part(panel * panel_words, panel_words) };
         each_rows(kernels.path, form.layer, panel, k, rows_at_once(k), source, |first, rows| {
             for (i, row) in rows.chunks_exact(k).enumerate() {
-                let mut column = narrow::Column { panel: &mut *words, width, at: first + i };
+                let mut column = pack::Column { panel: &mut *words, width, at: first + i };
                 let at = panel * width + first + i;
                 // SAFETY: as above.
                 let put = |row: usize, bits: u32| unsafe { beside.part(row * columns + at, 1)[0] = bits };

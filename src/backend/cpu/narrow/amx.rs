@@ -8,7 +8,11 @@ use std::{
     sync::LazyLock,
 };
 
-use super::{MAX_ROWS, STEP, unit::Dot, vectors::x86::Vnni512};
+use super::{
+    dot::Dot,
+    segments::{MAX_ROWS, STEP},
+    vectors::x86::Vnni512,
+};
 
 /// Bytes of a row of words of a panel: 32 columns.
 const PANEL_BYTES: usize = 32 * 4;

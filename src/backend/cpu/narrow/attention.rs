@@ -7,13 +7,12 @@
 use std::ops::Range;
 
 use super::{
+    dot::{Dot, Words},
     pack::{larger, quantised, scales},
-    unit::{Dot, NarrowKernel, Unit},
-    vectors::Words,
+    unit::{NarrowKernel, Unit},
 };
 use crate::backend::{
     cpu::{
-        cost::KEY_BLOCK,
         memory::{Parts, Scratch},
         simd::Simd,
         threads::Pool,
@@ -21,6 +20,8 @@ use crate::backend::{
     params::Attention,
 };
 
+/// The number of keys in a block, after which sums are rescaled.
+const KEY_BLOCK: usize = 128;
 /// The vectors of queries of a block.
 const BLOCK_VECTORS: usize = 3;
 /// The most blocks of queries that one task computes, so that a block of keys is used several times from the near

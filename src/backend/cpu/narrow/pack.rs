@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{MAX_SEGMENTS, Segments, Weight, per_word};
+use super::segments::{MAX_SEGMENTS, Segments, per_word};
 use crate::backend::Stored;
 
 /// The scale of some elements as integers from -127 to 127, and its inverse, from the [`larger`] of all.
@@ -22,6 +22,19 @@ pub fn quantised(x: f32, inverse: f32) -> i8 {
 #[inline(always)]
 pub fn larger(most: f32, x: f32) -> f32 {
     if most.is_nan() || x.abs() <= most { most } else { x.abs() }
+}
+
+/// A packed weight of narrow elements.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// The division of k.
+    pub segments: Segments,
+    /// Panels of words, `[panels, segments, words, panel]`.
+    pub words: &'a [u32],
+    /// The scale of each column; empty for bf16.
+    pub scales: &'a [f32],
+    /// The sum of each column's elements in each segment, `[segments, columns]`; empty for bf16.
+    pub sums: &'a [i32],
 }
 
 /// Words of a packed weight with `columns` columns, scales and sums included.

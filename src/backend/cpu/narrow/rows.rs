@@ -1,8 +1,8 @@
 //! The converted rows of an op's input.
 
-use super::Segments;
+use super::segments::{Segments, groups};
 use crate::backend::{
-    Stored,
+    Form, Stored,
     cpu::{
         memory::Parts,
         simd::{Kernel, Path, Simd},
@@ -18,6 +18,11 @@ pub struct Rows<'a> {
     words: &'a [u32],
     scales: &'a [f32],
     zeros: &'a [i32],
+}
+
+/// Words of memory in which a product's input of `rows` rows is converted.
+pub fn converted_words(form: Form, rows: usize) -> usize {
+    Rows::elements(form.stored, groups(form), rows)
 }
 
 /// The rows that one task converts.

@@ -1,9 +1,6 @@
 //! The instructions that multiply words, and which of them this machine has.
 
-use super::{
-    MAX_ROWS,
-    vectors::{Vectors, Words},
-};
+use super::{dot::Dot, vectors::Vectors};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::simd::{Avx2, Avx512};
 use crate::backend::{
@@ -43,61 +40,6 @@ pub trait NarrowKernel {
     /// # Safety
     /// It may only be called through [`Unit::run`], which enables the target features.
     unsafe fn run<S: Simd, D: Dot>(self);
-}
-
-/// Products of some rows with a panel.
-pub trait Dot {
-    /// The most rows of a tile.
-    const ROWS: usize;
-    /// Whether words are four int8, with sums in i32, or two bf16, with sums in f32.
-    const IS_INT8: bool;
-
-    /// The vectors of the same type, for what is not a tile.
-    type Words: Words;
-
-    /// Words of memory for [`Dot::gather`], for rows of this many words in all segments.
-    fn gathered_words(_words: usize) -> usize {
-        0
-    }
-
-    /// Prepares the thread.
-    ///
-    /// # Safety
-    /// Inside [`NarrowKernel::run`].
-    #[inline(always)]
-    unsafe fn start() {}
-
-    /// Undoes [`Dot::start`].
-    ///
-    /// # Safety
-    /// As [`Dot::start`].
-    #[inline(always)]
-    unsafe fn stop() {}
-
-    /// Brings `count` rows of one segment into the order that tiles need, in `room` if they are not; returns the room
-    /// that is left.
-    ///
-    /// # Safety
-    /// Rows have `words` words each, and so has the room, for all rows of a tile.
-    #[inline(always)]
-    unsafe fn gather(_rows: &mut [*const u32; MAX_ROWS], _count: usize, _words: usize, room: *mut u32) -> *mut u32 {
-        room
-    }
-
-    /// The sums of `count` rows of `words` words with a panel, in rows as wide as the panel: new sums, or added to the
-    /// old ones.
-    ///
-    /// # Safety
-    /// Inside [`NarrowKernel::run`]; all of `rows` have `words` words, `weights` has as many rows of a panel, and `to`
-    /// has [`Dot::ROWS`] rows of it.
-    unsafe fn tile(
-        rows: &[*const u32; MAX_ROWS],
-        count: usize,
-        words: usize,
-        weights: *const u32,
-        is_first: bool,
-        to: *mut f32,
-    );
 }
 
 impl Unit {
@@ -204,10 +146,8 @@ impl Unit {
 /// One function with the target features of each unit, into which the kernel is inlined.
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{
-        super::{amx::Amx, vectors::x86::*},
-        *,
-    };
+    use super::*;
+    use crate::backend::cpu::narrow::{amx::Amx, vectors::x86::*};
 
     macro_rules! compiled_for {
         ($($name:ident, $features:literal, $simd:ty, $dot:ty;)*) => {$(

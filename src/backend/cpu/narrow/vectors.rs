@@ -1,44 +1,9 @@
 //! Dots of words in vectors: one accumulator for each row and vector of columns stays in a register.
 
-use super::{MAX_ROWS, unit::Dot};
-
-/// The instructions of one kind of vector for words.
-///
-/// # Safety
-/// Methods may only be called where the unit's target features are enabled.
-#[allow(clippy::missing_safety_doc, reason = "the trait's own section speaks for every method")]
-pub trait Words: Copy {
-    /// Columns of one vector.
-    const LANES: usize;
-    /// Rows of a tile.
-    const ROWS: usize;
-    /// Whether words are four int8, or two bf16.
-    const IS_INT8: bool;
-    /// Accumulators: i32, or f32.
-    type Sum: Copy;
-    /// A word of a row, in all lanes.
-    type Row: Copy;
-    /// Words of the weight.
-    type Column: Copy;
-    /// Zeros.
-    unsafe fn zero() -> Self::Sum;
-    /// Reads accumulators.
-    unsafe fn load_sum(from: *const f32) -> Self::Sum;
-    /// Writes accumulators.
-    unsafe fn store_sum(v: Self::Sum, to: *mut f32);
-    /// Reads the words of `LANES` columns.
-    unsafe fn column(from: *const u32) -> Self::Column;
-    /// A word of a row.
-    unsafe fn row(word: u32) -> Self::Row;
-    /// The words of `LANES` rows.
-    unsafe fn rows(from: *const u32) -> Self::Row;
-    /// A word of the weight, in all lanes.
-    unsafe fn column_of(word: u32) -> Self::Column;
-    /// Accumulators that begin with a number.
-    unsafe fn splat(x: i32) -> Self::Sum;
-    /// `sum + row * column`, over the elements of a word.
-    unsafe fn dot(sum: Self::Sum, row: Self::Row, column: Self::Column) -> Self::Sum;
-}
+use super::{
+    dot::{Dot, Words},
+    segments::MAX_ROWS,
+};
 
 /// A [`Dot`] by vectors.
 #[derive(Clone, Copy)]
@@ -229,7 +194,7 @@ impl Words for Bf16Array {
 pub mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Words;
+    use crate::backend::cpu::narrow::dot::Words;
 
     /// The methods that do not depend on how words are multiplied.
     macro_rules! integers {

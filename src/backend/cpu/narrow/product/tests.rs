@@ -1,8 +1,13 @@
 use std::num::NonZero;
 
 use super::*;
+use crate::backend::cpu::narrow::{
+    attention,
+    pack::{Column, packed_words},
+    segments::Segments,
+};
 use crate::backend::{
-    Activation,
+    Activation, Stored,
     cpu::{
         memory::Pages,
         pack::{CpuWeight, Elements},
