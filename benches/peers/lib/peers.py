@@ -36,6 +36,9 @@ def torch(name, **options):
 PEERS = [
     Peer("sdshard-f32", "plain", "peer_sdshard", {}, exact=True),
     Peer("sdshard-direct", "plain", "peer_sdshard", {"map": DIRECT}, exact=True),
+    Peer("sdshard-f16", "plain", "peer_sdshard", {"arguments": ["--dtype", "f16"]}),
+    Peer("sdshard-bf16", "plain", "peer_sdshard", {"arguments": ["--dtype", "bf16"]}),
+    Peer("sdshard-int8", "plain", "peer_sdshard", {"arguments": ["--dtype", "int8"]}),
     Peer("openvino-f32", "openvino", "peer_openvino", {"precision": "f32"}, OPENVINO, exact=True),
     Peer("openvino-bf16", "openvino", "peer_openvino", {"precision": "bf16"}, OPENVINO, flags=BF16),
     Peer("openvino-int8", "openvino", "peer_openvino", {"precision": "f32", "weights": "int8"}, OPENVINO_INT8),
