@@ -47,8 +47,8 @@ pub struct Report {
     pub components: Vec<(String, Figures)>,
 }
 
-fn as_map<S: Serializer>(components: &[(String, Figures)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_map(components.iter().map(|(name, figures)| (name, figures)))
+fn as_map<S: Serializer, T: Serialize>(items: &[(String, T)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(items.iter().map(|(name, item)| (name, item)))
 }
 
 /// The device that the figures are compared with.
@@ -82,6 +82,7 @@ pub struct Figures {
     /// Winograd's algorithm can reach more than 1.
     pub peak_share: f64,
     /// The share of the time that each kind of op takes, the largest first; empty on GPUs, whose ops are only enqueued.
+    #[serde(serialize_with = "as_map")]
     pub op_shares: Vec<(String, f64)>,
     /// The peak memory of packed weights and arena, in bytes.
     pub peak_bytes: u64,

@@ -264,9 +264,8 @@ fn gpus_store_halves_and_what_the_driver_takes_counts() {
     assert!((0.25..0.27).contains(&share(int8.weight_bytes, wide.weight_bytes)), "{int8:?} {wide:?}");
     assert_eq!((half.keep_bytes, half.activation_bytes), (wide.keep_bytes, wide.activation_bytes));
     assert!((1.0..1.02).contains(&share(bf16.weight_bytes, half.weight_bytes)), "{bf16:?} {half:?}");
-    for converts in [bf16, int8] {
-        assert!(converts.activation_bytes >= wide.activation_bytes, "inputs are converted in scratch memory");
-    }
+    // Attention in int8 has smaller keys and values.
+    assert!(bf16.activation_bytes >= wide.activation_bytes, "inputs are converted in scratch memory");
 }
 
 #[test]

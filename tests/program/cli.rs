@@ -1004,6 +1004,7 @@ fn the_benchmark_as_json_has_the_documented_fields() {
                 "gflop: number",
                 "gflops: number",
                 "peak_share: number",
+                "op_shares: object",
                 "peak_bytes: number",
             ]
         );
