@@ -1,5 +1,5 @@
-//! JPEG segments and WebP chunks, as far as EXIF data needs them: where it is, how it gets into a file, and whether a
-//! file ends early. Pixels are not decoded here.
+//! JPEG segments, WebP and PNG chunks, as far as EXIF data and the checks before decoding need them: where EXIF data is,
+//! how it gets into a file, whether a file ends early, and whether a palette is damaged. Pixels are not decoded here.
 
 use std::{
     io::{Read, Result, Seek, SeekFrom},
@@ -167,5 +167,20 @@ pub fn jpeg_has_end(bytes: &[u8]) -> bool {
                 }
             }
         }
+    }
+}
+
+/// The length of a PNG file's palette chunk that ends within a colour, if it has one. The `png` crate up to 0.18.1 panics
+/// on it (image-png's issue 694).
+pub fn damaged_png_palette(bytes: &[u8]) -> Option<u32> {
+    let mut chunks = bytes.get(PNG.len()..)?;
+    loop {
+        let (head, rest) = chunks.split_first_chunk::<8>()?;
+        let [a, b, c, d, kind @ ..] = *head;
+        let length = u32::from_be_bytes([a, b, c, d]);
+        if kind == *b"PLTE" && length % 3 != 0 {
+            return Some(length);
+        }
+        chunks = rest.get(length as usize..)?.get(4..)?; // the checksum follows
     }
 }

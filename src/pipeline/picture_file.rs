@@ -56,6 +56,12 @@ impl Image {
             let format = name(format);
             return Err(Error::input(format!("the {format} file is damaged or not whole: its end is missing")));
         }
+        if format == ImageFormat::Png
+            && let Some(length) = container::damaged_png_palette(bytes)
+        {
+            return Err(Error::input("the PNG file is damaged or not whole: its palette ends within a colour")
+                .found(format!("a PLTE chunk of {length} bytes, which three bytes for each colour do not fill")));
+        }
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(max_pixels.saturating_mul(WORKING_BYTES));
@@ -213,6 +219,22 @@ mod tests {
         assert!(error.contains("a folder; a regular file is needed"), "{error}");
         let error = Image::read(Path::new("/nowhere/a.png")).unwrap_err();
         assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_png_palette_that_ends_within_a_colour_is_refused_without_a_panic() {
+        let whole = fs::read(folder().join("palette.png")).unwrap();
+        let at = whole.windows(4).position(|kind| kind == b"PLTE").unwrap();
+        let length = u32::from_be_bytes(whole[at - 4..at].try_into().unwrap()) as usize;
+        for cut in 1..=2 {
+            let mut chunk = whole[at..at + 4 + length - cut].to_vec();
+            chunk.extend(crc32(&chunk));
+            let damaged =
+                [&whole[..at - 4], &((length - cut) as u32).to_be_bytes(), &chunk, &whole[at + 8 + length..]].concat();
+            let error = Image::decode(&damaged, MAX_PIXELS).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("its palette ends within a colour"), "{error}");
+        }
     }
 
     /// The checksum of a PNG chunk.
