@@ -54,6 +54,8 @@ pub enum Layer {
 pub enum Extent {
     /// 32 × 32 pixels or more, or any in a VAE.
     Large,
+    /// 16 × 16 pixels or more.
+    Medium,
     /// Fewer pixels.
     Small,
 }

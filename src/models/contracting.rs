@@ -187,9 +187,10 @@ impl ContractingSpec {
 
     /// The extent of a level's convolutions.
     pub(super) fn extent(&self, level: usize) -> Extent {
-        match self.sample_height.div_ceil(1 << level) * self.sample_width.div_ceil(1 << level) >= 32 * 32 {
-            true => Extent::Large,
-            false => Extent::Small,
+        match self.sample_height.div_ceil(1 << level) * self.sample_width.div_ceil(1 << level) {
+            1024.. => Extent::Large,
+            256.. => Extent::Medium,
+            _ => Extent::Small,
         }
     }
 

@@ -2,7 +2,7 @@
 //! call.
 
 use super::{
-    kernels::Kernels,
+    kernels::{Filtering, Kernels},
     narrow::{attention, pack, rows, segments},
     simd::Path,
 };
@@ -17,16 +17,11 @@ pub const NORM_CHUNK: usize = 64;
 /// The number of keys in a block of attention, after which it rescales its sums.
 pub const KEY_BLOCK: usize = 128;
 
-/// Rows and columns of the outputs of one tile of Winograd's algorithm.
-pub const TILE: usize = 4;
-/// Rows and columns of the inputs of one tile.
-pub const WINDOW: usize = TILE + 2;
-/// Elements of a transformed tile, which are the planes of a transformed weight.
-pub const PLANES: usize = WINDOW * WINDOW;
-
-/// The time of a convolution by Winograd's algorithm, as a share of the time as one sum over the window: the median of
-/// SD 1.5's layers on an AMD EPYC (Zen 5).
-const WINOGRAD_TIME: f64 = 0.36;
+/// The time of a convolution by F(4x4, 3x3), as a share of the time as one sum over the window: the median of SD 1.5's
+/// layers on an AMD EPYC (Zen 5).
+const F4_TIME: f64 = 0.36;
+/// As [`F4_TIME`], by F(2x2, 3x3), on an Intel Xeon (Sapphire Rapids).
+const F2_TIME: f64 = 0.55;
 /// The time of a product in int8, as a share of the time in f32: ratio measured on an Intel Xeon with AMX, and used for
 /// all CPUs. A product in bf16 takes as long as one in f32 there.
 const INT8_TIME: f64 = 0.3;
@@ -39,8 +34,9 @@ pub(in crate::backend) fn packed_elements(kernels: Kernels, form: Form) -> usize
         Layer::Linear { out, k } => panels(out, k),
         // Half a panel has hidden channels, and half has gates.
         Layer::Geglu { out, k } => panels((out / 2).next_multiple_of(path.lanes()) * 2, k),
-        Layer::Conv2d { out, channels, .. } if kernels.is_winograd(form) => panels(out, channels * PLANES),
-        Layer::Conv2d { out, channels, kernel, .. } => panels(out, channels * kernel * kernel),
+        Layer::Conv2d { out, channels, kernel, .. } => {
+            panels(out, channels * kernels.filtering(form).map_or(kernel * kernel, Filtering::planes))
+        }
         Layer::Norm { channels } => channels,
         Layer::Embedding { rows, channels } => rows * channels,
     }
@@ -74,8 +70,15 @@ pub fn head_elements(p: &Attention) -> usize {
 /// The operations of a dense product that takes as long as this op.
 pub(in crate::backend) fn timed_flops(kernels: Kernels, op: &Op) -> f64 {
     match op {
-        Op::Conv2d { w, .. } if kernels.is_winograd(w.form) => WINOGRAD_TIME * op.flops(),
-        Op::Conv2d { w, .. } | Op::Linear { w, .. } if w.form.stored == Stored::Int8 => INT8_TIME * op.flops(),
+        Op::Conv2d { w, .. } | Op::Linear { w, .. } => {
+            let share = match kernels.filtering(w.form) {
+                Some(Filtering::F4) => F4_TIME,
+                Some(Filtering::F2) => F2_TIME,
+                None if w.form.stored == Stored::Int8 => INT8_TIME,
+                None => 1.0,
+            };
+            share * op.flops()
+        }
         _ => op.flops(),
     }
 }
@@ -83,6 +86,8 @@ pub(in crate::backend) fn timed_flops(kernels: Kernels, op: &Op) -> f64 {
 /// The tiles of a convolution by Winograd's algorithm, and how their transformed inputs are stored: `[planes, tiles,
 /// channels]`, for some tiles at a time.
 pub struct Tiles {
+    /// The form of the algorithm.
+    pub filtering: Filtering,
     rows: usize,
     columns: usize,
     /// All tiles.
@@ -98,22 +103,26 @@ pub struct Tiles {
 impl Tiles {
     /// The bytes of the inputs that are stored at one time, unless so few tiles have more.
     const BYTES: usize = 4 << 20;
-    /// The tiles that are always stored together, so that each weight is used often.
-    const FEWEST: usize = 96;
 
-    pub fn new(path: Path, p: &Conv2d) -> Self {
-        let (rows, columns) = ((p.out_height as usize).div_ceil(TILE), (p.out_width as usize).div_ceil(TILE));
+    pub fn new(path: Path, filtering: Filtering, p: &Conv2d) -> Self {
+        let (tile, planes) = (filtering.tile(), filtering.planes());
+        let (rows, columns) = ((p.out_height as usize).div_ceil(tile), (p.out_width as usize).div_ceil(tile));
+        // The tiles that are always stored together, so that each weight is used often.
+        let fewest = match filtering {
+            Filtering::F4 => 96,
+            Filtering::F2 => 256,
+        };
         let count = p.batch as usize * rows * columns;
         // A line more than the channels, and three more than the tiles, so that rows and planes do not share the sets
         // of a cache.
         let row = (p.channels as usize).next_multiple_of(path.lanes()) + 16;
-        let together = (Self::BYTES / (4 * PLANES * row) / Self::FEWEST * Self::FEWEST).max(Self::FEWEST).min(count);
-        Self { rows, columns, count, together, row, plane: together * row + 48 }
+        let together = (Self::BYTES / (4 * planes * row) / fewest * fewest).max(fewest).min(count);
+        Self { filtering, rows, columns, count, together, row, plane: together * row + 48 }
     }
 
     /// Elements of the stored inputs.
     pub fn elements(&self) -> usize {
-        PLANES * self.plane
+        self.filtering.planes() * self.plane
     }
 
     /// The image of a tile, and its row and column there.
@@ -125,12 +134,13 @@ impl Tiles {
 /// The bytes that an op needs in addition to its output.
 pub(in crate::backend) fn scratch(kernels: Kernels, op: &Op) -> Option<usize> {
     match op {
-        Op::Conv2d { p, w, .. } if kernels.is_winograd(w.form) => {
-            Some(aligned(4 * Tiles::new(kernels.path, p).elements()))
-        }
-        Op::Conv2d { p, w, .. } if kernels.is_narrow(w.form) => {
-            Some(aligned(4 * rows::converted_words(w.form, (p.batch * p.height * p.width) as usize)))
-        }
+        Op::Conv2d { p, w, .. } => match kernels.filtering(w.form) {
+            Some(filtering) => Some(aligned(4 * Tiles::new(kernels.path, filtering, p).elements())),
+            None if kernels.is_narrow(w.form) => {
+                Some(aligned(4 * rows::converted_words(w.form, (p.batch * p.height * p.width) as usize)))
+            }
+            None => None,
+        },
         Op::Linear { p, w, .. } if kernels.is_narrow(w.form) => {
             Some(aligned(4 * rows::converted_words(w.form, p.rows as usize)))
         }

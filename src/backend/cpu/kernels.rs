@@ -8,7 +8,7 @@ use crate::backend::{DType, Extent, Form, Layer, Precision, weight::Stored};
 /// How 3x3 convolutions of stride 1 are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Convolution {
-    /// By Winograd's minimal filtering, two to three times as fast, with four times the memory for their weights.
+    /// By Winograd's minimal filtering, two to three times as fast, with up to four times the memory for their weights.
     #[default]
     Winograd,
     /// As one sum over the window, like every other convolution.
@@ -18,6 +18,30 @@ pub enum Convolution {
 impl Convolution {
     /// The values with their names in a device map.
     pub const NAMED: [(&str, Self); 2] = [("winograd", Self::Winograd), ("direct", Self::Direct)];
+}
+
+/// A form of Winograd's minimal filtering for 3x3 convolutions of stride 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filtering {
+    /// F(4x4, 3x3): a quarter of the products, and four times the weights.
+    F4,
+    /// F(2x2, 3x3): four ninths of the products, and 1.8 times the weights.
+    F2,
+}
+
+impl Filtering {
+    /// Rows and columns of the outputs of one tile.
+    pub const fn tile(self) -> usize {
+        match self {
+            Self::F4 => 4,
+            Self::F2 => 2,
+        }
+    }
+
+    /// Elements of a transformed tile, which are the planes of a transformed weight.
+    pub const fn planes(self) -> usize {
+        (self.tile() + 2).pow(2)
+    }
 }
 
 /// The kernels of a CPU device: all that decides the bits of its results. It prints as in `avx512 winograd`.
@@ -33,7 +57,7 @@ pub struct Kernels {
 const MIN_WINOGRAD_CHANNELS: usize = 32;
 /// The most output channels of a layer whose weights are stored fourfold. One of 1280 to 1280 channels would take 236
 /// MB instead of 59 MB, and a UNet of SDXL has some twenty of them.
-const MAX_WINOGRAD_CHANNELS: usize = 640;
+const MAX_FOURFOLD_CHANNELS: usize = 640;
 
 /// The fewest input and output channels of a convolution, and inputs of a linear layer, that are stored as int8: the
 /// first and the last layers have fewer.
@@ -58,22 +82,30 @@ pub(in crate::backend) fn form(layer: Layer, precision: Precision, has_bias: boo
 }
 
 impl Kernels {
-    /// Whether a layer is computed by Winograd's minimal filtering; never one whose weights are int8. With few pixels,
-    /// reading the weights, of which there are four times as many bytes, takes longer than the products that are saved.
-    pub(in crate::backend) fn is_winograd(self, form: Form) -> bool {
-        let Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent: Extent::Large } = form.layer else {
-            return false;
+    /// The form of Winograd's minimal filtering by which a layer is computed, if it is; never one whose weights are
+    /// int8. With few pixels, reading the weights, which have more bytes, takes longer than the products that are saved;
+    /// in bf16 a product with converted inputs is as fast as F(2x2).
+    pub(in crate::backend) fn filtering(self, form: Form) -> Option<Filtering> {
+        let Layer::Conv2d { out, channels, kernel: 3, stride: 1, extent } = form.layer else {
+            return None;
         };
-        self.convolution == Convolution::Winograd
-            && form.stored != Stored::Int8
-            && channels >= MIN_WINOGRAD_CHANNELS
-            && (MIN_WINOGRAD_CHANNELS..=MAX_WINOGRAD_CHANNELS).contains(&out)
+        if self.convolution == Convolution::Direct
+            || form.stored == Stored::Int8
+            || out.min(channels) < MIN_WINOGRAD_CHANNELS
+        {
+            return None;
+        }
+        match extent {
+            Extent::Large if out <= MAX_FOURFOLD_CHANNELS => Some(Filtering::F4),
+            Extent::Large | Extent::Medium if form.stored != Stored::BF16 => Some(Filtering::F2),
+            _ => None,
+        }
     }
 
     /// Whether a layer is computed in words of narrow elements: its inputs are converted too.
     pub(in crate::backend) fn is_narrow(self, form: Form) -> bool {
         let is_product = !matches!(form.layer, Layer::Norm { .. } | Layer::Embedding { .. });
-        form.stored == Stored::Int8 || form.stored == Stored::BF16 && is_product && !self.is_winograd(form)
+        form.stored == Stored::Int8 || form.stored == Stored::BF16 && is_product && self.filtering(form).is_none()
     }
 }
 

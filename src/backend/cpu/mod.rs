@@ -123,11 +123,12 @@ impl Cpu {
             Lhs::Conv2d(p, read(x))
         };
         let product = self.product(lhs, p.out as usize, pixels as usize, w, e);
-        match self.kernels.is_winograd(w.form) {
-            true => {
-                winograd::run(&product, p, read(x), self.kernels.path, &self.pool, requested(scratch), write(out));
+        match self.kernels.filtering(w.form) {
+            Some(filtering) => {
+                let (path, pool) = (self.kernels.path, &self.pool);
+                winograd::run(&product, filtering, p, read(x), path, pool, requested(scratch), write(out));
             }
-            false => self.multiply(&product, w, scratch, out),
+            None => self.multiply(&product, w, scratch, out),
         }
     }
 

@@ -7,14 +7,14 @@ use bytemuck::Pod;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    cost::{self, PLANES},
+    cost,
     element::Element,
-    kernels::Kernels,
+    kernels::{Filtering, Kernels},
     memory::{Pages, Parts},
     narrow::{pack, segments},
     simd::{Kernel, Path, Simd},
     threads::Pool,
-    transform::{FILTERS, transform_filters},
+    transform::{F2, F4, FILTERS, Transform, transform_filters},
 };
 use crate::{
     backend::{DType, Form, Layer, Values, weight::Stored},
@@ -160,20 +160,20 @@ fn panels<E: Element>(
     source: &F32Reader,
     packed: &mut [E],
 ) -> Result<()> {
-    let is_winograd = kernels.is_winograd(form);
+    let filtering = kernels.filtering(form);
     let (width, k) = (kernels.path.panel(), channels * taps);
-    let panel_elements = width * if is_winograd { channels * PLANES } else { k };
+    let panel_elements = width * channels * filtering.map_or(taps, Filtering::planes);
     let count = packed.len() / panel_elements;
     let packed = Parts::new(packed);
     // Winograd's transform takes the filters of several columns together.
-    let at_once = if is_winograd { FILTERS } else { rows_at_once(k) };
+    let at_once = if filtering.is_some() { FILTERS } else { rows_at_once(k) };
     each_panel(pool, count, |panel| {
         // SAFETY: each panel is one task's.
         let panel_out = unsafe { packed.part(panel * panel_elements, panel_elements) };
-        let mut narrow = vec![E::zeroed(); if is_winograd { 0 } else { at_once.min(width) * k }];
+        let mut narrow = vec![E::zeroed(); if filtering.is_some() { 0 } else { at_once.min(width) * k }];
         each_rows(kernels.path, form.layer, panel, k, at_once, source, |first, rows| {
-            if is_winograd {
-                kernels.path.run(Filters { rows, channels, width, first, panel: &mut *panel_out });
+            if let Some(filtering) = filtering {
+                kernels.path.run(Filters { filtering, rows, channels, width, first, panel: &mut *panel_out });
                 return;
             }
             let narrow = &mut narrow[..rows.len()];
@@ -265,6 +265,7 @@ fn each_panel(pool: &Pool, count: usize, fill: impl Fn(usize) -> Result<()> + Sy
 /// The transform of up to [`FILTERS`] rows of 3x3 filters, `[channels, 9]` each, to adjacent columns of a panel
 /// `[planes, channels, width]`.
 struct Filters<'a, E> {
+    filtering: Filtering,
     rows: &'a [f32],
     channels: usize,
     width: usize,
@@ -278,6 +279,16 @@ impl<E: Element> Kernel for Filters<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        match self.filtering {
+            Filtering::F4 => self.transform::<F4, 4, 6>(),
+            Filtering::F2 => self.transform::<F2, 2, 4>(),
+        }
+    }
+}
+
+impl<E: Element> Filters<'_, E> {
+    #[inline(always)]
+    fn transform<T: Transform<M, N>, const M: usize, const N: usize>(self) {
         for channel in 0..self.channels {
             let mut filters = [[0.0; FILTERS]; 9];
             for (i, row) in self.rows.chunks_exact(9 * self.channels).enumerate() {
@@ -286,8 +297,9 @@ impl<E: Element> Kernel for Filters<'_, E> {
                 }
             }
             let to = self.panel[channel * self.width + self.first..].chunks_mut(self.channels * self.width);
-            for (to, values) in to.zip(transform_filters(&filters)) {
-                E::narrow(&values, &mut to[..FILTERS]);
+            let planes = transform_filters::<T, M, N>(&filters);
+            for (to, values) in to.zip(planes.as_flattened()) {
+                E::narrow(values, &mut to[..FILTERS]);
             }
         }
     }

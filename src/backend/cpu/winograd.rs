@@ -1,21 +1,22 @@
-//! 3x3 convolutions of stride 1 by Winograd's minimal filtering F(4x4, 3x3): a tile of 4x4 outputs takes 36 products
-//! per channel instead of 144. Lavin and Gray 2016.
+//! 3x3 convolutions of stride 1 by Winograd's minimal filtering: by F(4x4, 3x3), a tile of 4x4 outputs takes 36 products
+//! per channel instead of 144; by F(2x2, 3x3), a tile of 2x2 outputs takes 16 instead of 36. Lavin and Gray 2016.
 //!
 //! The tiles of an image begin at its first row and column, and what lies outside counts as zero. Each output element
-//! is one chain: the transform of its tile, one chain of multiply-adds over the channels in order for each of the 36
+//! is one chain: the transform of its tile, one chain of multiply-adds over the channels in order for each of its
 //! planes, and the transform back. So it depends neither on the batch nor on threads.
 
 use std::ops::Range;
 
 use super::{
-    cost::{PLANES, TILE, Tiles, WINDOW},
+    cost::Tiles,
     element::Element,
     gemm::{Product, accumulate},
+    kernels::Filtering,
     memory::{Parts, Scratch},
     pack::Elements,
     simd::{Kernel, Path, Simd},
     threads::Pool,
-    transform::{transform_input, transform_output, transposed},
+    transform::{F2, F4, Transform, transposed},
 };
 use crate::backend::params::Conv2d;
 
@@ -31,11 +32,22 @@ const TASKS_PER_THREAD: usize = 2;
 ///
 /// # Panics
 /// If a slice is shorter than the sizes say, because the unsafe code depends on them.
-pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
+#[allow(clippy::too_many_arguments, reason = "the call, what it runs on, and its memory")]
+pub fn run(
+    product: &Product,
+    filtering: Filtering,
+    p: Conv2d,
+    x: &[f32],
+    path: Path,
+    pool: &Pool,
+    scratch: &mut [f32],
+    out: &mut [f32],
+) {
+    let tiles = &Tiles::new(path, filtering, &p);
     match &product.packed.weight {
-        Elements::F32(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
-        Elements::F16(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
-        Elements::BF16(weight) => run_with(product, weight, p, x, path, pool, scratch, out),
+        Elements::F32(weight) => run_with(product, weight, tiles, p, x, path, pool, scratch, out),
+        Elements::F16(weight) => run_with(product, weight, tiles, p, x, path, pool, scratch, out),
+        Elements::BF16(weight) => run_with(product, weight, tiles, p, x, path, pool, scratch, out),
         Elements::Words(_) => panic!("transformed weights are not packed in words"),
     }
 }
@@ -44,6 +56,7 @@ pub fn run(product: &Product, p: Conv2d, x: &[f32], path: Path, pool: &Pool, scr
 fn run_with<E: Element>(
     product: &Product,
     weight: &[E],
+    tiles: &Tiles,
     p: Conv2d,
     x: &[f32],
     path: Path,
@@ -51,14 +64,14 @@ fn run_with<E: Element>(
     scratch: &mut [f32],
     out: &mut [f32],
 ) {
-    let tiles = Tiles::new(path, &p);
+    let planes = tiles.filtering.planes();
     let pixels = (p.batch * p.height * p.width) as usize;
     assert!(
         x.len() >= pixels * p.channels as usize && scratch.len() >= tiles.elements(),
         "tensors of the call's sizes"
     );
     let panels = (p.out as usize).div_ceil(path.panel());
-    assert!(weight.len() >= panels * path.panel() * PLANES * p.channels as usize, "all panels");
+    assert!(weight.len() >= panels * path.panel() * planes * p.channels as usize, "all panels");
     product.check(path, panels, out);
     let out = Parts::new(out);
     for first in (0..tiles.count).step_by(tiles.together) {
@@ -67,7 +80,7 @@ fn run_with<E: Element>(
         pool.run(stored.len().div_ceil(path.rows()), |task| {
             let first = stored.start + task * path.rows();
             let range = first..stored.end.min(first + path.rows());
-            path.run(Inputs { p, x, tiles: &tiles, stored: stored.clone(), range, to: &to });
+            path.run(Inputs { p, x, tiles, stored: stored.clone(), range, to: &to });
         });
         let inputs = &scratch[..tiles.elements()];
         let (mut task_tiles, mut task_panels) = (TASK_TILES, TASK_COLUMNS / path.panel());
@@ -88,7 +101,7 @@ fn run_with<E: Element>(
                 product,
                 weight,
                 p,
-                tiles: &tiles,
+                tiles,
                 stored: stored.clone(),
                 range: first..stored.end.min(first + task_tiles),
                 panels: first_panel..panels.min(first_panel + task_panels),
@@ -116,14 +129,30 @@ impl Kernel for Inputs<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        // SAFETY: inside `Kernel::run`.
+        unsafe {
+            match self.tiles.filtering {
+                Filtering::F4 => self.transform::<S, F4, 4, 6>(),
+                Filtering::F2 => self.transform::<S, F2, 2, 4>(),
+            }
+        }
+    }
+}
+
+impl Inputs<'_> {
+    /// Transforms the inputs of the task's tiles.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s.
+    #[inline(always)]
+    unsafe fn transform<S: Simd, T: Transform<M, N>, const M: usize, const N: usize>(&self) {
         let (height, width, channels) = (self.p.height as usize, self.p.width as usize, self.p.channels as usize);
         for tile in self.range.clone() {
             let (image, y, x) = self.tiles.place(tile);
             // Above or left of the picture, the subtraction wraps to a value larger than the picture.
-            let rows: [usize; WINDOW] = std::array::from_fn(|i| (y * TILE + i).wrapping_sub(self.p.padding as usize));
-            let columns: [usize; WINDOW] =
-                std::array::from_fn(|i| (x * TILE + i).wrapping_sub(self.p.padding as usize));
-            let pixels: [[Option<usize>; WINDOW]; WINDOW] = rows.map(|y| {
+            let rows: [usize; N] = std::array::from_fn(|i| (y * M + i).wrapping_sub(self.p.padding as usize));
+            let columns: [usize; N] = std::array::from_fn(|i| (x * M + i).wrapping_sub(self.p.padding as usize));
+            let pixels: [[Option<usize>; N]; N] = rows.map(|y| {
                 columns.map(|x| (y < height && x < width).then(|| ((image * height + y) * width + x) * channels))
             });
             for channel in (0..channels).step_by(S::LANES) {
@@ -131,7 +160,7 @@ impl Kernel for Inputs<'_> {
                 // SAFETY: the trait's contract. A pixel inside the picture has `channels` elements; the tile's place in
                 // the scratch memory is this task's, and a row there has room for whole vectors.
                 unsafe {
-                    let zeros = [[S::zero(); WINDOW]; WINDOW];
+                    let zeros = [[S::zero(); N]; N];
                     let mut columns = zeros;
                     for (x, column) in columns.iter_mut().enumerate() {
                         for (v, row) in column.iter_mut().zip(&pixels) {
@@ -140,11 +169,11 @@ impl Kernel for Inputs<'_> {
                                 *v = if count == S::LANES { S::load(from) } else { S::load_first(from, count) };
                             }
                         }
-                        *column = transform_input::<S>(*column);
+                        *column = T::inputs::<S>(*column);
                     }
                     let mut to = self.to.at((tile - self.stored.start) * self.tiles.row + channel);
                     for row in transposed(&columns, zeros) {
-                        for v in transform_input::<S>(row) {
+                        for v in T::inputs::<S>(row) {
                             S::store(v, to);
                             to = to.wrapping_add(self.tiles.plane);
                         }
@@ -179,9 +208,10 @@ impl<E: Element> Kernel for Outputs<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let planes = self.tiles.filtering.planes();
         // The sums of a task in all planes.
-        let mut sums = Scratch::take(PLANES * TASK_TILES * SUMS_ROW);
-        for plane in 0..PLANES {
+        let mut sums = Scratch::take(planes * TASK_TILES * SUMS_ROW);
+        for plane in 0..planes {
             for tile in self.range.clone().step_by(S::ROWS) {
                 let count = S::ROWS.min(self.range.end - tile);
                 for panel in self.panels.clone() {
@@ -204,7 +234,12 @@ impl<E: Element> Kernel for Outputs<'_, E> {
         for tile in self.range.clone() {
             let at = (tile - self.range.start) * SUMS_ROW;
             // SAFETY: inside `Kernel::run`.
-            unsafe { self.finish::<S>(tile, &sums[at..]) }
+            unsafe {
+                match self.tiles.filtering {
+                    Filtering::F4 => self.finish::<S, F4, 4, 6>(tile, &sums[at..]),
+                    Filtering::F2 => self.finish::<S, F2, 2, 4>(tile, &sums[at..]),
+                }
+            }
         }
     }
 }
@@ -225,7 +260,7 @@ impl<E: Element> Outputs<'_, E> {
     ) {
         let channels = self.p.channels as usize;
         let first = plane * self.tiles.plane + (tile - self.stored.start) * self.tiles.row;
-        let weight = &self.weight[(panel * PLANES + plane) * channels * 2 * S::LANES..];
+        let weight = &self.weight[(panel * self.tiles.filtering.planes() + plane) * channels * 2 * S::LANES..];
         // SAFETY: rows beyond `count` repeat the first one, and each has `channels` elements in the scratch memory; the
         // panel has two vectors for each of them.
         unsafe {
@@ -249,7 +284,7 @@ impl<E: Element> Outputs<'_, E> {
     /// # Safety
     /// As [`Simd`]'s.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, tile: usize, sums: &[f32]) {
+    unsafe fn finish<S: Simd, T: Transform<M, N>, const M: usize, const N: usize>(&self, tile: usize, sums: &[f32]) {
         let (image, y, x) = self.tiles.place(tile);
         let (height, width) = (self.p.out_height as usize, self.p.out_width as usize);
         let (first, last) =
@@ -258,19 +293,19 @@ impl<E: Element> Outputs<'_, E> {
             // SAFETY: the sums have a vector at this column in each plane; rows and columns of the output are cut to
             // its size.
             unsafe {
-                let mut columns = [[S::zero(); TILE]; WINDOW];
+                let mut columns = [[S::zero(); M]; N];
                 for (x, half) in columns.iter_mut().enumerate() {
-                    let mut sum = [S::zero(); WINDOW];
+                    let mut sum = [S::zero(); N];
                     for (y, sum) in sum.iter_mut().enumerate() {
-                        let plane = (y * WINDOW + x) * TASK_TILES * SUMS_ROW;
+                        let plane = (y * N + x) * TASK_TILES * SUMS_ROW;
                         *sum = S::load(sums[plane + column - first..].as_ptr());
                     }
-                    *half = transform_output::<S>(sum);
+                    *half = T::outputs::<S>(sum);
                 }
-                let rows = transposed(&columns, [[S::zero(); WINDOW]; TILE]);
-                for (i, row) in rows.into_iter().enumerate().take(height - y * TILE) {
-                    let pixel = (image * height + y * TILE + i) * width + x * TILE;
-                    for (j, sum) in transform_output::<S>(row).into_iter().enumerate().take(width - x * TILE) {
+                let rows = transposed(&columns, [[S::zero(); N]; M]);
+                for (i, row) in rows.into_iter().enumerate().take(height - y * M) {
+                    let pixel = (image * height + y * M + i) * width + x * M;
+                    for (j, sum) in T::outputs::<S>(row).into_iter().enumerate().take(width - x * M) {
                         self.product.finish_vector::<S>(sum, self.out, pixel + j, column);
                     }
                 }
