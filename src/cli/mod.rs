@@ -7,6 +7,7 @@ mod check;
 mod check_picture;
 mod describe;
 mod devices;
+mod dtypes;
 mod folders;
 mod from;
 mod gauge;
