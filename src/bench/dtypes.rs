@@ -90,6 +90,7 @@ pub fn dtypes(
     requests: &[Request],
     mut on_picture: impl FnMut(Precision, usize),
 ) -> Result<Report> {
+    let machine = device_in(device, Some(Precision::F32))?.name;
     let infos = types.iter().map(|dtype| device_in(device, Some(*dtype))).collect::<Result<Vec<_>>>()?;
     let mut draw = |dtype: Precision| {
         let drawn = draw(model, device, dtype, requests, |done| on_picture(dtype, done));
@@ -100,7 +101,7 @@ pub fn dtypes(
         Ok(figures(*dtype, info.class.to_string(), &draw(*dtype)?, &reference))
     };
     let figures = types.iter().zip(&infos).map(compare).collect::<Result<_>>()?;
-    Ok(Report { machine: device_in(device, None)?.name, pictures: requests.len(), types: figures })
+    Ok(Report { machine, pictures: requests.len(), types: figures })
 }
 
 fn draw(

@@ -172,8 +172,8 @@ pub fn dtypes(report: &dtypes::Report, facts: &Facts) -> String {
         ["type", "least PSNR", "median PSNR", "median error", "greatest error", "worst prompt", "numerics class"];
     let sections = [
         ("PSNR of the pixels, compared with f32", psnr),
-        ("Relative error of the latents behind each step", errors),
-        ("Figures, with the error behind the last step", table(&head, report.types.iter().map(row))),
+        ("Relative error of the latents behind each call of the denoiser", errors),
+        ("Figures, with the error behind the last call", table(&head, report.types.iter().map(row))),
     ];
     page(&format!("Data types, {} pictures each", report.pictures), facts, &sections)
 }
@@ -253,7 +253,8 @@ fn bars(bars: &[Bar], entries: &[(&str, &str)]) -> String {
             x += width;
         }
         svg.text((x + CHARACTER, middle), &small(FAINT), &bar.note);
-        svg.y += ROW;
+        // A bar without a label belongs to the one above it.
+        svg.y += if bar.label.is_empty() { 1.4 * ROW } else { ROW };
     }
     svg.document()
 }
@@ -268,7 +269,7 @@ struct Line {
     values: Vec<f64>,
 }
 
-/// Lines over the numbers of steps, with a logarithmic axis. Values that have no place there are left out.
+/// Lines over the numbers of calls, with a logarithmic axis. Values that have no place there are left out.
 fn lines(lines: &[Line]) -> String {
     const HEIGHT: f64 = 320.0;
     let has_place = |value: &f64| value.is_finite() && *value > 0.0;
@@ -280,8 +281,8 @@ fn lines(lines: &[Line]) -> String {
     }
     let (bottom, top) = (least.floor() as i32, (most.ceil() as i32).max(least.floor() as i32 + 1));
     let (left, right) = (MARGIN + 48.0, WIDTH - 130.0);
-    let steps = lines.iter().map(|line| line.values.len()).max().unwrap_or(1);
-    let x = |step: usize| left + (right - left) * step as f64 / (steps.max(2) - 1) as f64;
+    let calls = lines.iter().map(|line| line.values.len()).max().unwrap_or(1);
+    let x = |call: usize| left + (right - left) * call as f64 / (calls.max(2) - 1) as f64;
     let y = |logarithm: f64| MARGIN + HEIGHT * (f64::from(top) - logarithm) / f64::from(top - bottom);
     let mut svg = Svg::new(MARGIN + HEIGHT);
     for decade in bottom..=top {
@@ -289,13 +290,14 @@ fn lines(lines: &[Line]) -> String {
         svg.put(format_args!("<path d=\"M{left:.1} {at:.1}H{right:.1}\" stroke=\"{LINE}\"/>"));
         svg.text((left - 8.0, at + 4.0), &format!("{} text-anchor=\"end\"", small(FAINT)), &format!("1e{decade}"));
     }
-    for step in (0..steps).step_by(steps.div_ceil(12)) {
+    svg.text((left - 24.0, svg.y + 18.0), &format!("{} text-anchor=\"end\"", small(FAINT)), "call");
+    for call in (0..calls).step_by(calls.div_ceil(12)) {
         let style = format!("{} text-anchor=\"middle\"", small(FAINT));
-        svg.text((x(step), svg.y + 18.0), &style, &(step + 1).to_string());
+        svg.text((x(call), svg.y + 18.0), &style, &(call + 1).to_string());
     }
     for (number, Line { name, colour, style, values }) in lines.iter().enumerate() {
         let places = values.iter().enumerate().filter(|(_, value)| has_place(value));
-        let places: Vec<_> = places.map(|(step, value)| format!("{:.1},{:.1}", x(step), y(value.log10()))).collect();
+        let places: Vec<_> = places.map(|(call, value)| format!("{:.1},{:.1}", x(call), y(value.log10()))).collect();
         let stroke = format!("fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\" {style}");
         svg.put(format_args!("<polyline points=\"{}\" {stroke}/>", places.join(" ")));
         let at = MARGIN + ROW * number as f64;

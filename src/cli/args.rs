@@ -384,7 +384,7 @@ pub(super) enum BenchCommand {
     Maps(BenchMapsArgs),
     /// Compare pictures in several data types with those in f32
     #[command(name = "dtypes")]
-    DTypes(Box<BenchDTypesArgs>),
+    DTypes(BenchDTypesArgs),
 }
 
 /// `sdshard bench maps`

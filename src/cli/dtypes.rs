@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{self, Precision},
+    backend::{self, DeviceId, Precision},
     bench::{
         dtypes::{self, Report},
         page,
@@ -15,7 +15,7 @@ use sdshard::{
 
 use super::{
     args::BenchDTypesArgs,
-    bench::{Html, facts, one_device},
+    html::{Html, facts},
     model,
     progress::Console,
     prompts::{self, Asked, SharedTags, flag},
@@ -28,9 +28,8 @@ const GENERAL: &str = include_str!("prompts_general.txt");
 /// A note is printed whenever so many more pictures are done.
 const PICTURES_PER_NOTE: usize = 16;
 
-/// Draws the prompts in each type and prints the differences.
-pub fn run(args: &BenchDTypesArgs, console: &Console) -> Result<()> {
-    let device = one_device(&args.device)?;
+/// Draws the prompts on the device in each type and prints the differences.
+pub fn run(args: &BenchDTypesArgs, device: DeviceId, console: &Console) -> Result<()> {
     let html = Html::new(args.html.as_deref())?;
     let flags = prompts::checked(&args.options, flag)?;
     let fixed = match (&args.prompts_file, &args.model.model) {
@@ -118,7 +117,8 @@ fn print(report: &Report, console: &Console) -> Result<()> {
         ))?;
     }
     let names = report.types.iter().map(|figures| format!("{:>21}", figures.dtype.name())).collect::<String>();
-    console.print(&format!("\nerror of the latents, median and greatest\nstep{names}"))?;
+    console
+        .print(&format!("\nerror of the latents behind each call of the denoiser, median and greatest\ncall{names}"))?;
     let calls = report.types.iter().map(|figures| figures.latents.len()).max().unwrap_or_default();
     for call in 0..calls {
         let errors = report.types.iter().map(|figures| match figures.latents.get(call) {

@@ -13,6 +13,7 @@ mod from;
 mod gauge;
 mod generate;
 mod habits;
+mod html;
 mod interrupt;
 mod jobs;
 mod model;
