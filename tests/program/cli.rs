@@ -1046,9 +1046,10 @@ fn device_maps_are_run_and_ranked_beside_their_plans() {
     let seconds = |map: &Value, field: &str| map[field].as_f64().unwrap();
     assert!(seconds(&ranked[0], "all_s") <= seconds(&ranked[1], "all_s"));
     for map in ranked {
-        for field in ["load_s", "first_s", "one_s", "planned_one_s", "all_s", "planned_all_s", "planned_bytes"] {
+        for field in ["load_s", "first_s", "one_s", "planned_one_s", "all_s", "planned_all_s", "peak_bytes"] {
             assert!(seconds(map, field) > 0.0, "{field}: {map}");
         }
+        assert!(map["peak_bytes"].as_u64() <= map["planned_bytes"].as_u64(), "{map}");
         assert!(seconds(map, "planned_all_s") > seconds(map, "planned_one_s"), "{map}");
     }
     assert_eq!(report["failed"][0][0], "absent.toml");
@@ -1128,7 +1129,7 @@ fn data_types_are_compared_with_f32() {
         (&["--device", "cuda:77"], "cuda:77"),
         (&["--output-dir", empty.to_str().unwrap()], "the output folder"),
     ] {
-        let arguments = [&["bench", "dtypes", "--steps", "1"], arguments].concat();
+        let arguments = [&["bench", "dtypes", "--quiet", "--steps", "1"], arguments].concat();
         has_facts(&arguments, &refused(&arguments), &[says]);
     }
 }
