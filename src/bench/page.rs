@@ -153,7 +153,8 @@ pub fn dtypes(report: &dtypes::Report, facts: &Facts) -> String {
         };
         [line("median", |error| error.median, ""), line("greatest", |error| error.greatest, "stroke-dasharray=\"5 4\"")]
     };
-    let errors = lines(&coloured().flat_map(line).collect::<Vec<_>>());
+    let errors = "<p>Errors of 0 have no place on the logarithmic axis.</p>\n".to_owned()
+        + &lines(&coloured().flat_map(line).collect::<Vec<_>>());
     let row = |figures: &dtypes::Figures| {
         let last = figures.latents.last();
         let error =
@@ -277,7 +278,7 @@ fn lines(lines: &[Line]) -> String {
         || lines.iter().flat_map(|line| line.values.iter().filter(|value| has_place(value))).map(|x| x.log10());
     let (least, most) = logarithms().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
     if least > most {
-        return "<p>All latents are equal.</p>\n".to_owned();
+        return String::new();
     }
     let (bottom, top) = (least.floor() as i32, (most.ceil() as i32).max(least.floor() as i32 + 1));
     let (left, right) = (MARGIN + 48.0, WIDTH - 130.0);

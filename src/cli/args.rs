@@ -427,16 +427,12 @@ pub(super) struct BenchDTypesArgs {
     /// The device that draws [default: cpu]
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', value_parser = habits::device)]
     pub(super) device: Vec<DeviceId>,
-    #[command(flatten)]
-    pub(super) model: ModelArgs,
     /// Draw the prompts of this file, as a run reads it, in place of the fixed ones
     ///
     /// There are 64 fixed prompts for the built-in model, and 64 for all others. A picture whose entry has no seed has
     /// its number in the list as its seed, from 0.
     #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts"])]
     pub(super) prompts_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) options: RequestOptions,
     /// Write the worst picture of each type, and the same picture in f32, into this folder
     #[arg(long, value_name = "FOLDER", alias = "output")]
     pub(super) output_dir: Option<PathBuf>,
@@ -446,6 +442,10 @@ pub(super) struct BenchDTypesArgs {
     /// Also write the results as a page with plots into this file: one HTML file, without scripts
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) options: RequestOptions,
 }
 
 /// `--latent-size`

@@ -31,6 +31,13 @@ const PICTURES_PER_NOTE: usize = 16;
 /// Draws the prompts on the device in each type and prints the differences.
 pub fn run(args: &BenchDTypesArgs, device: DeviceId, console: &Console) -> Result<()> {
     let html = Html::new(args.html.as_deref())?;
+    let info = backend::visible().into_iter().find(|info| info.id == device);
+    let info = info.ok_or_else(|| backend::registry::absent(device))?;
+    let has = |dtype: &Precision| info.in_type(Some(*dtype)).is_some();
+    let types: Vec<Precision> = match args.dtype.as_slice() {
+        [] => Precision::ALL.into_iter().filter(|dtype| *dtype != Precision::F32 && has(dtype)).collect(),
+        named => named.iter().map(|dtype| dtype.precision().unwrap_or(info.rules.precision())).collect(),
+    };
     let flags = prompts::checked(&args.options, flag)?;
     let fixed = match (&args.prompts_file, &args.model.model) {
         (Some(_), _) => "",
@@ -55,14 +62,6 @@ pub fn run(args: &BenchDTypesArgs, device: DeviceId, console: &Console) -> Resul
     let starts = asked.iter().any(|asked| asked.options.image.is_some());
     let model = Arc::new(model::open(&model_args, starts, console, None)?);
     let requests = requests(&asked, &model, &images)?;
-    let types = match args.dtype.as_slice() {
-        [] => {
-            let info = backend::visible().into_iter().find(|info| info.id == device);
-            let has = |dtype: &Precision| info.as_ref().is_some_and(|info| info.in_type(Some(*dtype)).is_some());
-            Precision::ALL.into_iter().filter(|dtype| *dtype != Precision::F32 && has(dtype)).collect()
-        }
-        named => named.iter().map(|dtype| dtype.precision().unwrap_or(Precision::F32)).collect::<Vec<_>>(),
-    };
     let count = requests.len();
     let report = dtypes::dtypes(&model, device, &types, &requests, |dtype, done| {
         if done.is_multiple_of(PICTURES_PER_NOTE) || done == count {
