@@ -17,8 +17,10 @@ use crate::{
     },
 };
 
-const WIDTH: f64 = 1000.0;
-const MARGIN: f64 = 24.0;
+/// The width of every drawing.
+pub(crate) const WIDTH: f64 = 1000.0;
+/// The space around it.
+pub(crate) const MARGIN: f64 = 24.0;
 /// Width and height of the box of one device.
 const BOX: (f64, f64) = (216.0, 118.0);
 const GAP: f64 = 29.0;
@@ -28,9 +30,12 @@ const REPLICAS: usize = 8;
 const LANES: usize = 16;
 const LANE: f64 = 24.0;
 
-const INK: &str = "#1f2933";
-const FAINT: &str = "#7b8794";
-const LINE: &str = "#cbd2d9";
+/// The colour of text.
+pub(crate) const INK: &str = "#1f2933";
+/// The colour of what is less important.
+pub(crate) const FAINT: &str = "#7b8794";
+/// The colour of borders and grids.
+pub(crate) const LINE: &str = "#cbd2d9";
 
 /// The colour of a component: components of one stage share it.
 fn colour(stage: Stage) -> &'static str {
@@ -53,31 +58,58 @@ const FILLINGS: [(&str, &str); 5] = [
 
 type Components = PerComponent<ComponentPlan>;
 
-struct Svg {
+/// The marker at the end of an arrow, `url(#tip)`.
+const TIP: &str = "<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"8\" \
+                   markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" fill=\"#7b8794\"/></marker></defs>\n";
+
+/// Text as it is written between tags and in attributes of HTML and SVG.
+pub(crate) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A drawing in progress.
+pub(crate) struct Svg {
     body: String,
-    y: f64,
+    /// Where the next row is drawn.
+    pub(crate) y: f64,
 }
 
 impl Svg {
-    fn put(&mut self, element: std::fmt::Arguments) {
+    /// An empty drawing whose first row is at `y`.
+    pub(crate) fn new(y: f64) -> Self {
+        Self { body: String::new(), y }
+    }
+
+    /// The drawing as an element or a file, as high as the rows so far.
+    pub(crate) fn document(&self) -> String {
+        let height = self.y + MARGIN;
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height:.0}\" viewBox=\"0 0 {WIDTH} \
+             {height:.0}\" font-family=\"Helvetica, Arial, sans-serif\">\n{}</svg>\n",
+            self.body
+        )
+    }
+
+    pub(crate) fn put(&mut self, element: std::fmt::Arguments) {
         // Writing to a String cannot fail.
         let _ = self.body.write_fmt(element);
         self.body.push('\n');
     }
 
-    fn text(&mut self, (x, y): (f64, f64), style: &str, text: &str) {
-        let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    pub(crate) fn text(&mut self, (x, y): (f64, f64), style: &str, text: &str) {
+        let text = escaped(text);
         self.put(format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" {style}>{text}</text>"));
     }
 
-    fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), style: &str) {
+    pub(crate) fn rect(&mut self, (x, y): (f64, f64), (width, height): (f64, f64), style: &str) {
         self.put(format_args!("<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" {style}/>"));
     }
 }
 
 /// The SVG file of a plan.
 pub fn svg(plan: &Plan) -> String {
-    let mut svg = Svg { body: String::new(), y: MARGIN + 14.0 };
+    let mut svg = Svg::new(MARGIN + 14.0);
+    svg.put(format_args!("{TIP}<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>"));
     let title = format!(
         "One picture of {}x{} in {}, {} with many",
         plan.largest.width,
@@ -113,14 +145,7 @@ pub fn svg(plan: &Plan) -> String {
         svg.y += 24.0;
     }
     timeline(&mut svg, plan);
-    let height = svg.y + MARGIN;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height:.0}\" viewBox=\"0 0 {WIDTH} \
-         {height:.0}\" font-family=\"Helvetica, Arial, sans-serif\">\n<defs><marker id=\"tip\" viewBox=\"0 0 8 8\" \
-         refX=\"7\" refY=\"4\" markerWidth=\"8\" markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0L8 4L0 8z\" \
-         fill=\"{FAINT}\"/></marker></defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{}</svg>\n",
-        svg.body
-    )
+    svg.document()
 }
 
 fn legend(svg: &mut Svg, components: &Components) {

@@ -35,7 +35,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `bench` | how fast each component is here |
+//! | `bench` | how fast each component is here, and how near each data type is to f32 |
 //! | `engine` | replicas side by side over one queue |
 //! | `figure` | a plan as a drawing |
 //! | `planner` | strategies and plans: what runs where, how many bytes it occupies, how long it takes |

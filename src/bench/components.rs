@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use serde::{Serialize, Serializer};
 
-use super::median;
+use super::{device_in, median};
 use crate::{
     backend::{self, DType, Device, DeviceId, DeviceInfo, DeviceKind, Layer, Precision, Values, cpu},
-    error::{Error, Result},
+    error::Result,
     models::{
         component::ComponentId,
         network::Network,
@@ -93,12 +93,7 @@ pub struct Figures {
 /// # Errors
 /// If the device does not exist, or the model cannot be read or does not fit.
 pub fn components(model: &Model, settings: &Settings) -> Result<Report> {
-    let info = backend::visible().into_iter().find(|info| info.id == settings.device);
-    let info = info.ok_or_else(|| backend::registry::absent(settings.device))?;
-    let info = info.in_type(settings.precision).ok_or_else(|| {
-        let precision = settings.precision.map_or("", Precision::name);
-        Error::input(format!("--dtype: {} has no {precision} arithmetic", info.id)).found(info.class.to_string())
-    })?;
+    let info = device_in(settings.device, settings.precision)?;
     let (threads, peak) = match settings.device.kind {
         DeviceKind::Cpu => {
             let machine = cpu::Cpu::whole(cpu::Convolution::default())?;

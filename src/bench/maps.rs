@@ -58,14 +58,18 @@ pub struct Figures {
     pub planned_all_s: f64,
     /// The bytes that the plan says: weights and arenas of all devices.
     pub planned_bytes: u64,
+    /// The most bytes in a round of the weights and the working memory of all devices, each at its peak; without what
+    /// requests keep between steps, and without what drivers occupy.
+    pub peak_bytes: u64,
 }
 
-/// One round of one map, in seconds.
+/// One round of one map: times in seconds.
 struct Round {
     load: f64,
     first: f64,
     one: f64,
     all: f64,
+    peak_bytes: usize,
 }
 
 /// Runs every map in turn, as often as there are rounds: with the same request again and again, whose seed counts up.
@@ -130,7 +134,9 @@ fn round(model: &Arc<Model>, plan: &Plan, request: &Request, images: usize) -> R
     let (first, one) = (seconds(&engine, 1)?, seconds(&engine, 1)?);
     // Every replica has made a picture before all are measured together.
     seconds(&engine, plan.replicas.len())?;
-    Ok(Round { load, first, one, all: seconds(&engine, images)? })
+    let all = seconds(&engine, images)?;
+    let peaks = engine.peak_bytes().into_iter().chain(engine.peak_weight_bytes());
+    Ok(Round { load, first, one, all, peak_bytes: peaks.map(|(_, bytes)| bytes).sum() })
 }
 
 fn figures(name: &str, plan: &Plan, rounds: &[Round], images: usize) -> Figures {
@@ -150,5 +156,6 @@ fn figures(name: &str, plan: &Plan, rounds: &[Round], images: usize) -> Figures 
         all_s: of(|round| round.all),
         planned_all_s: plan.seconds_for(images),
         planned_bytes: plan.total_bytes(),
+        peak_bytes: rounds.iter().map(|round| round.peak_bytes as u64).max().unwrap_or_default(),
     }
 }

@@ -1,7 +1,27 @@
-//! Measures how fast each component, and each device map, is on this machine.
+//! Measures how fast each component and each device map is on this machine, and how near each data type is to f32.
 
 pub mod components;
+pub mod dtypes;
 pub mod maps;
+pub mod page;
+
+use crate::{
+    backend::{self, DeviceId, DeviceInfo, Precision},
+    error::{Error, Result},
+};
+
+/// A device of this machine in a precision, or in its own.
+///
+/// # Errors
+/// If there is no such device, or it has no such arithmetic.
+fn device_in(id: DeviceId, precision: Option<Precision>) -> Result<DeviceInfo> {
+    let info = backend::visible().into_iter().find(|info| info.id == id);
+    let info = info.ok_or_else(|| backend::registry::absent(id))?;
+    info.in_type(precision).ok_or_else(|| {
+        let precision = precision.map_or("", Precision::name);
+        Error::input(format!("--dtype: {id} has no {precision} arithmetic")).found(info.class.to_string())
+    })
+}
 
 /// The middle one of sorted values, or the mean of the two middle ones.
 fn median(sorted: &[f64]) -> f64 {

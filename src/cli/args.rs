@@ -372,6 +372,9 @@ pub(super) struct BenchArgs {
     /// Print the results as JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Also write the results as a page with plots into this file: one HTML file, without scripts
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
 }
 
 /// What `sdshard bench` measures beside components.
@@ -379,6 +382,9 @@ pub(super) struct BenchArgs {
 pub(super) enum BenchCommand {
     /// Run several device maps end to end, and rank them beside what their plans predict
     Maps(BenchMapsArgs),
+    /// Compare pictures in several data types with those in f32
+    #[command(name = "dtypes")]
+    DTypes(BenchDTypesArgs),
 }
 
 /// `sdshard bench maps`
@@ -397,6 +403,49 @@ pub(super) struct BenchMapsArgs {
     /// Print the results as JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Also write the results as a page with plots into this file: one HTML file, without scripts
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+}
+
+const DTYPES_EXAMPLES: &str = "\
+Examples:
+  sdshard bench dtypes                                    64 fixed prompts, all types of the CPU
+  sdshard bench dtypes --dtype int8 --output-dir worst    the worst pictures in int8 and in f32 as files
+  sdshard bench dtypes --model FOLDER --steps 20 --json   of another model
+  sdshard bench dtypes --model FOLDER --prompts-file prompts.txt
+
+The error of latents is |a - b| / |b|, where b is in f32 and | | is the root of the sum of squares.";
+
+/// `sdshard bench dtypes`
+#[derive(Debug, Args)]
+#[command(after_help = DTYPES_EXAMPLES)]
+pub(super) struct BenchDTypesArgs {
+    /// The types to compare with f32, separated by commas [default: all others that the device has]
+    #[arg(long, value_delimiter = ',')]
+    pub(super) dtype: Vec<DTypeArg>,
+    /// The device that draws [default: cpu]
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', value_parser = habits::device)]
+    pub(super) device: Vec<DeviceId>,
+    /// Draw the prompts of this file, as a run reads it, in place of the fixed ones
+    ///
+    /// There are 64 fixed prompts for the built-in model, and 64 for all others. A picture whose entry has no seed has
+    /// its number in the list as its seed, from 0.
+    #[arg(long, value_name = "FILE", aliases = ["prompt-file", "prompts"])]
+    pub(super) prompts_file: Option<PathBuf>,
+    /// Write the worst picture of each type, and the same picture in f32, into this folder
+    #[arg(long, value_name = "FOLDER", alias = "output")]
+    pub(super) output_dir: Option<PathBuf>,
+    /// Print the results as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Also write the results as a page with plots into this file: one HTML file, without scripts
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+    #[command(flatten)]
+    pub(super) options: RequestOptions,
 }
 
 /// `--latent-size`

@@ -3,18 +3,20 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use sdshard::{
-    backend::DeviceId,
+    backend::{self, DeviceId, DeviceInfo},
     bench::{
         components::{self, Figures, Settings},
-        maps,
+        maps, page,
     },
     device_map::DeviceMap,
     error::{Error, Result},
-    pipeline::{ImageFiles, options::RequestOptions},
+    pipeline::{ImageFiles, options::RequestOptions, request::Request},
 };
 
 use super::{
     args::{BenchArgs, BenchCommand, BenchMapsArgs, DTypeArg},
+    dtypes,
+    html::{Html, facts},
     model,
     progress::{Console, seconds},
     prompts::{self, flag},
@@ -25,19 +27,13 @@ pub fn run(args: &BenchArgs, console: &Console) -> Result<()> {
     match &args.what {
         None => run_components(args, console),
         Some(BenchCommand::Maps(args)) => run_maps(args, console),
+        Some(BenchCommand::DTypes(args)) => dtypes::run(args, one_device(&args.device)?, console),
     }
 }
 
 fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
-    let device = match args.device.as_slice() {
-        [] => DeviceId::CPU,
-        [device] => *device,
-        several => {
-            return Err(
-                Error::input("--device: one device is measured at a time").found(format!("{} devices", several.len()))
-            );
-        }
-    };
+    let html = Html::new(args.html.as_deref())?;
+    let device = one_device(&args.device)?;
     let model = model::open(&args.model, false, console, None)?;
     let latents = match args.latent_size {
         Some(size) => size.0,
@@ -48,6 +44,15 @@ fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
     let precision = args.dtype.and_then(DTypeArg::precision);
     let settings = Settings { device, precision, latents, batch: args.batch, repeat: args.repeat };
     let report = components::components(&model, &settings)?;
+    let (height, width) = latents;
+    let what = format!("texts and latents {} at a time, latents {height}x{width}; one picture for the VAE", args.batch);
+    html.write(|| {
+        let machine = &report.machine;
+        let threads = if machine.threads > 0 { format!(", {} threads", machine.threads) } else { String::new() };
+        let peak = format!("{:.0} GFLOP/s at most", machine.peak_gflops);
+        let facts = facts(format!("{}{threads}, {}, {peak}", machine.name, machine.class), &args.model, what.clone());
+        page::components(&report, &facts)
+    })?;
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
         return console.print(&json);
@@ -60,7 +65,6 @@ fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
         report.machine.peak_gflops
     ))?;
     console.print("component        median       min       max     GFLOP   GFLOP/s  of peak")?;
-    let (height, width) = latents;
     for (name, figures) in &report.components {
         let Figures { median_s, min_s, max_s, gflop, gflops, peak_share, op_shares, .. } = figures;
         console.print(&format!(
@@ -73,11 +77,19 @@ fn run_components(args: &BenchArgs, console: &Console) -> Result<()> {
             console.print(&format!("{:13} {}", "", shares.join(", ")))?;
         }
     }
-    console.note(&format!(
-        "texts and latents {} at a time, latents {height}x{width}; one picture for the VAE",
-        args.batch
-    ));
+    console.note(&what);
     Ok(())
+}
+
+/// The device of `--device`.
+fn one_device(named: &[DeviceId]) -> Result<DeviceId> {
+    match named {
+        [] => Ok(DeviceId::CPU),
+        [device] => Ok(*device),
+        several => {
+            Err(Error::input("--device: one device is measured at a time").found(format!("{} devices", several.len())))
+        }
+    }
 }
 
 fn check_count(flag: &str, count: usize, most: usize) -> Result<()> {
@@ -90,6 +102,7 @@ fn check_count(flag: &str, count: usize, most: usize) -> Result<()> {
 
 fn run_maps(args: &BenchMapsArgs, console: &Console) -> Result<()> {
     check_count("--rounds", args.rounds, 1000)?;
+    let html = Html::new(args.html.as_deref())?;
     let options = prompts::checked(&args.options, flag)?;
     let options = options.or(&RequestOptions { prompt: Some("a red fox".to_owned()), ..RequestOptions::default() });
     let load = |name: &String| {
@@ -104,6 +117,14 @@ fn run_maps(args: &BenchMapsArgs, console: &Console) -> Result<()> {
     let report = maps::maps(&Arc::new(model), &named, &request, &settings, |round, name| {
         console.note(&format!("round {} of {}: {name}", round + 1, args.rounds));
     });
+    let Request { width, height, steps, .. } = &request;
+    let what = format!("{width}x{height}, {steps} steps; medians of {} rounds", args.rounds);
+    html.write(|| {
+        let used = |info: &DeviceInfo| report.maps.iter().any(|map| map.devices.contains(&info.id));
+        let devices = backend::visible().into_iter().filter(used);
+        let devices: Vec<_> = devices.map(|info| format!("{}: {}", info.id, info.name)).collect();
+        page::maps(&report, &facts(devices.join("; "), &args.model, what.clone()))
+    })?;
     if args.json {
         let json = serde_json::to_string(&report).expect("numbers and strings can always be written as JSON");
         return console.print(&json);
@@ -131,9 +152,6 @@ fn run_maps(args: &BenchMapsArgs, console: &Console) -> Result<()> {
     for (name, reason) in &report.failed {
         console.print(&format!("{name}: not measured: {reason}"))?;
     }
-    console.note(&format!(
-        "{}x{}, {} steps; medians of {} rounds",
-        request.width, request.height, request.steps, args.rounds
-    ));
+    console.note(&what);
     Ok(())
 }

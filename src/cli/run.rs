@@ -313,25 +313,27 @@ pub(super) fn trace_file(path: &Path, world: &World) -> PathBuf {
     path.with_file_name(format!("{stem}-rank{}{extension}", world.rank))
 }
 
+/// A word of a command line as a shell reads it.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else if word.contains('\n') || printable(word) != word {
+        // Bash, zsh and ksh read these escapes; they have no effect on a terminal.
+        let escaped = |c: char| match c {
+            '\'' | '\\' => format!("\\{c}"),
+            c if c.is_ascii() && !c.is_control() => c.to_string(),
+            c => format!("\\U{:08x}", u32::from(c)),
+        };
+        format!("$'{}'", word.chars().map(escaped).collect::<String>())
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// The command line that continues a stopped run, quoted for a shell: with `--resume`, with the seed that was drawn,
 /// and for one process of several with its rank.
 fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, world: &World) -> String {
-    let quote = |word: &String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+".contains(c);
-        if !word.is_empty() && word.chars().all(plain) {
-            word.clone()
-        } else if word.contains('\n') || printable(word) != word.as_str() {
-            // Bash, zsh and ksh read these escapes; they have no effect on a terminal.
-            let escaped = |c: char| match c {
-                '\'' | '\\' => format!("\\{c}"),
-                c if c.is_ascii() && !c.is_control() => c.to_string(),
-                c => format!("\\U{:08x}", u32::from(c)),
-            };
-            format!("$'{}'", word.chars().map(escaped).collect::<String>())
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
     let mut words: Vec<String> = arguments.filter(|word| word != "--resume").collect();
     let says_rank = words.iter().any(|word| word == "--rank" || word.starts_with("--rank="));
     for i in 1..words.len() {
@@ -345,7 +347,7 @@ fn command_to_resume(arguments: impl Iterator<Item = String>, first_seed: u64, w
     let place = place.into_iter().filter(|_| world.world_size > 1 && !says_rank);
     let first = 1.min(words.len());
     words.splice(first..first, std::iter::once("--resume".to_string()).chain(place));
-    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// The last line of `--json`. Without an engine there was nothing to do.

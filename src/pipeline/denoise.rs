@@ -37,9 +37,9 @@ pub struct PictureStart {
 }
 
 /// Runs the denoising loop and returns the final latents, `[height, width, channels]` for each picture, or an error for
-/// the picture. During the loop the latents are on the first device of the last branch. `progress(0)` is called when
-/// the texts are prepared ([`Unet::condition`]), then `progress` after each step; its error stops the loop. The
-/// guidance follows Ho and Salimans 2022.
+/// the picture. During the loop the latents are on the first device of the last branch. `progress` is called with 0 and
+/// no latents when the texts are prepared ([`Unet::condition`]), then after each step with the number of steps that are
+/// done and the latents of every picture; its error stops the loop. The guidance follows Ho and Salimans 2022.
 ///
 /// [`Unet::condition`]: crate::models::unet::Unet::condition
 ///
@@ -49,7 +49,7 @@ pub fn denoise(
     branches: &[Branch],
     controls: &Controls,
     mut input: DenoiseInput,
-    mut progress: impl FnMut(usize) -> Result<()>,
+    mut progress: impl FnMut(usize, &[Tensor]) -> Result<()>,
 ) -> Result<Vec<Result<Vec<f32>>>> {
     let home = branches.last().expect("a request has a prompt");
     let (device, keep) = (home.route.first(), home.keeps.on(home.route.first()));
@@ -60,7 +60,7 @@ pub fn denoise(
     let condition = |branch: &Branch| branch.denoiser.condition(&branch.rows, &branch.pass(), branch.keeps);
     let texts = branches.iter().map(condition).collect::<Result<Vec<_>>>()?;
     let conditionings = controls.condition()?;
-    progress(0)?;
+    progress(0, &[])?;
     enter_home()?;
     let (shape, schedule) = (input.shape, input.schedule);
     let first = |picture: &PictureStart| Tensor::new(device, shape, &picture.beginning.latents(schedule))?.keep(keep);
@@ -97,7 +97,7 @@ pub fn denoise(
             earlier[i] = Some(std::mem::replace(&mut latents[i], next)).filter(|_| looks_back);
         }
         drop(outs);
-        progress(done + 1)?;
+        progress(done + 1, &latents)?;
     }
     let values = latents.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
     Ok(values.into_iter().map(|values| finite(&values, home.name).map(|()| values)).collect())

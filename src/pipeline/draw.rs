@@ -30,7 +30,7 @@ use crate::{
         spec::{LatentSpec, SdxlSpec},
         unet::{Condition, TextFeatures},
     },
-    tensor::Shape,
+    tensor::{Shape, Tensor},
 };
 
 /// One loaded placement of a model. Several requests may be in progress at once, each with its own [`Slot`]s.
@@ -81,6 +81,11 @@ impl Batch<'_> {
     /// Reports the progress of all requests.
     fn report_all(&mut self, progress: &Progress) -> Result<()> {
         (0..self.requests.len()).try_for_each(|i| self.report(i, progress.clone()))
+    }
+
+    /// Whether the steps of one request are reported with latents.
+    fn wants_latents(&self, i: usize) -> bool {
+        self.requests[i].step_latents && self.members[i].stopped.is_none()
     }
 
     /// The indices of the requests that were not stopped.
@@ -192,7 +197,7 @@ impl Pipeline {
         }
 
         let input = DenoiseInput { schedule: &schedule, pictures, shape };
-        let latents = self.denoise(input, rows, guided, arrival, slots, batch)?;
+        let latents = self.denoise(input, rows, &indices, arrival, slots, batch)?;
 
         let mut pictures = Vec::with_capacity(indices.len());
         for (i, values) in indices.into_iter().zip(latents) {
@@ -244,18 +249,22 @@ impl Pipeline {
         Ok(Beginning::new(request, spec, shape, encoded, pictures.mask.as_ref()))
     }
 
-    /// Runs the denoising loop in the first of the denoiser's instances that is free.
+    /// Runs the denoising loop in the first of the denoiser's instances that is free, for the requests with these
+    /// indices.
     fn denoise<'a>(
         &'a self,
         input: DenoiseInput,
         rows: Vec<Condition>,
-        guided: bool,
+        indices: &[usize],
         arrival: u64,
         slots: &[Slot],
         batch: &mut Batch<'a>,
     ) -> Result<Vec<Result<Vec<f32>>>> {
         let spec = &self.model.spec;
         let (component, instances) = (spec.denoiser(), self.denoisers());
+        // The requests of a batch have equal controls but for the pictures, and all are guided or none is.
+        let request = batch.requests[indices[0]];
+        let guided = request.is_guided(spec);
         // Each instance of the denoiser has the same instance of a ControlNet every time.
         let controlling = |choice: usize| {
             let pools = spec.controlnets().map(|id| &self.parts[id]);
@@ -285,8 +294,6 @@ impl Pipeline {
             calls,
             at: started,
         })?;
-        // The requests of a batch have equal controls but for the pictures.
-        let request = batch.requests[0];
         let controller = |(i, instance): (usize, &'a Instance)| Controller {
             placed: &instance.positive,
             keeps: &slot.positive.1,
@@ -297,8 +304,13 @@ impl Pipeline {
         };
         let controls = Controls::Networks(controlling(choice).into_iter().enumerate().map(controller).collect());
         let branches = branches(instance, slot, rows, guided, &held_devices);
-        let latents = denoise(&branches, &controls, input, |done| {
-            batch.report_all(&Progress::Step { done, of: calls, at: clock.now() })
+        let latents = denoise(&branches, &controls, input, |done, latents| {
+            let at = clock.now();
+            indices.iter().enumerate().try_for_each(|(row, &i)| {
+                let wanted = latents.get(row).filter(|_| batch.wants_latents(i));
+                let latents = wanted.map(Tensor::read).transpose()?.map(Arc::from);
+                batch.report(i, Progress::Step { done, of: calls, at, latents })
+            })
         })?;
         let (spans, held) = held_devices.finish();
         batch.held = held;

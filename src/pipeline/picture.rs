@@ -46,6 +46,10 @@ pub enum Progress {
         of: usize,
         /// The time of this event.
         at: Instant,
+        /// The latents behind this step, f32 `[height / 8, width / 8, channels]`, with the scale of the model's VAE in
+        /// place of 8. They are those of the solver: with the noise that is left, in the solver's own scale. `None` at
+        /// step 0, and unless [`Request::step_latents`] asks for them.
+        latents: Option<Arc<[f32]>>,
     },
     /// A component has finished its work on this request.
     Finished(Span),

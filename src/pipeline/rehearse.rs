@@ -93,7 +93,8 @@ pub fn rehearse(
             // Two branches run in parallel, so their sections have no common order to report.
             let hooks = if instance.negative.is_some() { &NoHooks } else { hooks };
             let branches = branches(instance, &slot, rows, sample.guided, hooks);
-            denoise(&branches, &controls, DenoiseInput { schedule: sample.schedule, pictures, shape }, &mut progress)?;
+            let input = DenoiseInput { schedule: sample.schedule, pictures, shape };
+            denoise(&branches, &controls, input, |done, _| progress(done))?;
             sample.schedule.steps.len()
         }
         Stage::Decode => {

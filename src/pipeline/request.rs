@@ -162,6 +162,10 @@ pub struct Request {
     pub controls: Vec<Control>,
     /// The output.
     pub output: Output,
+    /// Whether the event of every step carries the latents, for previews or measurements: see
+    /// [`Progress::Step`](super::Progress::Step). Each step then waits until they are copied to the host; without it
+    /// nothing is copied. The picture does not depend on it.
+    pub step_latents: bool,
 }
 
 impl Request {
@@ -189,6 +193,7 @@ impl Request {
             start: Start::Noise,
             controls: Vec::new(),
             output: Output::default(),
+            step_latents: false,
         }
     }
 

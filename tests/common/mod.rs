@@ -57,6 +57,7 @@ pub fn request(n: u64) -> Request {
         start: Start::Noise,
         controls: Vec::new(),
         output: Kind::Image,
+        step_latents: false,
     }
 }
 

@@ -144,6 +144,61 @@ fn events_come_in_the_order_of_the_work() {
     }
 }
 
+/// The latents of every step: how many steps are done, and the bits of the values if the event has them.
+fn step_latents(ticket: &Ticket) -> Vec<(usize, Option<Vec<u32>>)> {
+    let mut steps = Vec::new();
+    while let Some(event) = ticket.next() {
+        match event {
+            Event::Progress(Progress::Step { done, latents, .. }) => {
+                let bits = |values: Arc<[f32]>| values.iter().map(|value| value.to_bits()).collect();
+                steps.push((done, latents.map(bits)));
+            }
+            Event::Done(result) => {
+                let Latents { channels, height, width, values } = result.unwrap().latents;
+                // From [channels, height, width] to [height, width, channels].
+                let places = (0..height * width).flat_map(|place| (0..channels).map(move |c| (c, place)));
+                let last = places.map(|(c, place)| values[c * height * width + place].to_bits()).collect();
+                steps.push((usize::MAX, Some(last)));
+            }
+            _ => {}
+        }
+    }
+    steps
+}
+
+#[test]
+fn steps_carry_latents_if_and_only_if_the_request_asks_for_them() {
+    let model = model();
+    let split_guidance =
+        "devices = [\"cpu:0\", \"cpu:1\"]\n[components]\nunet = { negative = \"cpu:0\", positive = \"cpu:1\" }";
+    let cut = "devices = [\"cpu:0\", \"cpu:1\"]\n[components]\n\
+               unet = { shards = { \"\" = \"cpu:0\", \"up_blocks\" = \"cpu:1\", \"conv_out\" = \"cpu:1\" } }";
+    let batch = format!("{SINGLE}\nbatch = 4");
+    let mut want: Option<Vec<_>> = None;
+    for map in [SINGLE, THREE, SPLIT, split_guidance, cut, &batch] {
+        let engine = engine(&model, map);
+        // Those that ask and those that do not are in one batch.
+        let asking = |n| Request { steps: 3, step_latents: n % 2 == 0, ..request(n) };
+        let tickets: Vec<_> = (0..4).map(|n| engine.submit(asking(n)).unwrap()).collect();
+        let mut with = Vec::new();
+        for (n, ticket) in tickets.iter().enumerate() {
+            let steps = step_latents(ticket);
+            let (end, steps) = steps.split_last().unwrap();
+            let (beginning, steps) = steps.split_first().unwrap();
+            assert_eq!(*beginning, (0, None), "{map}: before the first step there are none");
+            if n % 2 == 0 {
+                assert!(steps.iter().all(|(_, values)| values.is_some()), "{map}");
+                assert!(steps.last().unwrap().1 == end.1, "{map}: the last are the picture's");
+                with.push(steps.to_vec());
+            } else {
+                assert!(steps.iter().all(|(_, values)| values.is_none()), "{map}");
+            }
+        }
+        assert!(with[0] != with[1] && with[0][0].1 != with[0][1].1);
+        assert!(*want.get_or_insert_with(|| with.clone()) == with, "{map}: other latents");
+    }
+}
+
 #[test]
 fn a_request_larger_than_planned_is_rejected_when_it_is_submitted() {
     let model = model();

@@ -62,6 +62,7 @@ fn request(n: u64) -> Request {
         start: Start::Noise,
         controls: Vec::new(),
         output: Output::Image,
+        step_latents: false,
     }
 }
 

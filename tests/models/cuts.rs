@@ -217,7 +217,7 @@ fn denoise_with(
     };
     let controls = Controls::Networks(controlnet.map(controller).into_iter().collect());
     let branches = branches(place, &slot, texts.clone(), true, &NoHooks);
-    let latents = denoise::denoise(&branches, &controls, request, |_| Ok(())).unwrap();
+    let latents = denoise::denoise(&branches, &controls, request, |_, _| Ok(())).unwrap();
     (latents.into_iter().map(Result::unwrap).collect(), keeps.iter().map(|keep| keep.peak_bytes()).collect())
 }
 

@@ -9,6 +9,7 @@ use crate::common::{
     pictures::{self, picture},
     pixels, sdshard, succeeds, tiny,
 };
+use sdshard::bench::dtypes::psnr;
 use serde_json::{Value, json};
 
 const PROMPTS: [&str; 4] = ["a red fox", "an owl", "zwei Hühner", ""];
@@ -121,20 +122,6 @@ fn a_picture_does_not_depend_on_other_requests() {
     for prompt in PROMPTS {
         assert!(draw(&[prompt], &[], &[])[prompt] == want[prompt], "{prompt:?} alone is another picture");
     }
-}
-
-/// Peak signal-to-noise ratio in dB; infinite for equal pictures.
-fn psnr(a: &[u8], b: &[u8]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let squares: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
-    10.0 * (255.0_f64.powi(2) * a.len() as f64 / squares).log10()
-}
-
-#[test]
-fn a_difference_is_measured() {
-    assert!(psnr(&[0, 10], &[0, 10]).is_infinite());
-    assert!((psnr(&[0, 0], &[255, 255])).abs() < 1e-9);
-    assert!(psnr(&[100; 4], &[104; 4]) < 40.0);
 }
 
 #[test]
