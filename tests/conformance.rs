@@ -468,15 +468,19 @@ fn wrong_answers_are_objected_to() {
     same_bits(&[0.0], &[-0.0]).expect_err("zeros of either sign are different bits");
 }
 
-/// The input channels of the layers of Stable Diffusion 1 that Winograd's algorithm computes.
-const WINOGRAD_CHANNELS: [usize; 8] = [128, 256, 320, 512, 640, 960, 1280, 1920];
+/// The input channels of the layers of Stable Diffusion 1 that Winograd's algorithm computes, and the extents for which
+/// it takes tiles of 4x4 and of 2x2.
+const WINOGRAD_CHANNELS: [(Extent, &[usize]); 2] =
+    [(Extent::Large, &[128, 256, 320, 512, 640, 960, 1280, 1920]), (Extent::Medium, &[640, 1280, 1920, 2560])];
 
 #[test]
 fn winograd_is_within_three_times_the_error_of_direct_convolution() {
     const SIZE: usize = 14;
     const OUT: usize = 32;
-    for channels in WINOGRAD_CHANNELS {
-        let layer = Layer::Conv2d { out: OUT, channels, kernel: 3, stride: 1, extent: Extent::Large };
+    for (extent, channels) in
+        WINOGRAD_CHANNELS.into_iter().flat_map(|(extent, all)| all.iter().map(move |n| (extent, *n)))
+    {
+        let layer = Layer::Conv2d { out: OUT, channels, kernel: 3, stride: 1, extent };
         let op = Op::Conv2d { x: [1, SIZE, SIZE, channels], out: OUT, kernel: 3, stride: 1, padding: Same, tail: BARE };
         let case = Case { op, center: 0.0, spread: 2.5, tolerance: 0.0 };
         let mut data = case.data();
@@ -495,7 +499,7 @@ fn winograd_is_within_three_times_the_error_of_direct_convolution() {
                 let got = x.conv2d(&weight, Padding::Same, &Fuse::default()).unwrap().read().unwrap();
                 rms(&mut got.iter().zip(&want).map(|(got, want)| f64::from(*got) - want)) / size
             });
-            println!("{path}, {channels} channels: direct {direct:.1e}, winograd {winograd:.1e}");
+            println!("{path}, {extent:?}, {channels} channels: direct {direct:.1e}, winograd {winograd:.1e}");
             assert!(winograd < 3.0 * direct, "{path}, {channels} channels: direct {direct:e}, winograd {winograd:e}");
             assert_ne!(winograd, direct, "{path}, {channels} channels: both were computed in the same way");
         }

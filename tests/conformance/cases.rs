@@ -117,6 +117,8 @@ pub fn cases() -> Vec<Case> {
         ([1, 20, 20, 3],         2,   3, 1, Same,        1e-6), // more pixels than one task takes
         ([2, 13, 10, 33],        47,  3, 1, Same,        4e-6), // Winograd's tiles cut at both edges
         ([1, 7, 9, 40],          40,  3, 1, BottomRight, 4e-6),
+        ([2, 7, 5, 33],          645, 3, 1, Same,        4e-6), // so many outputs that the tiles are of 2x2
+        ([1, 33, 34, 32],        641, 3, 1, BottomRight, 4e-6), // more of them than are stored at one time
         ([2, 5, 6, 40],          33,  1, 1, Same,        1e-6), // of a width that is stored in int8
         ([2, 4, 5, 33],          34,  7, 1, Same,        2e-6),
         ([1, 161, 9, 640],       70,  3, 1, Same,        8e-6), // more of its tiles than are stored at one time

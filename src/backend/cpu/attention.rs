@@ -11,7 +11,10 @@ use std::ops::Range;
 use super::{
     cost::{self, KEY_BLOCK},
     memory::{Parts, Scratch},
-    simd::{Kernel, Path, Simd, math},
+    simd::{
+        Kernel, Path, Simd,
+        math::{EXACT, exp2},
+    },
     threads::Pool,
 };
 use crate::backend::params::Attention;
@@ -220,7 +223,7 @@ impl Task<'_> {
             for (key, scores) in scores.chunks_exact_mut(lanes).enumerate() {
                 for (j, new) in new.iter().enumerate() {
                     let score = scores[j * S::LANES..].as_mut_ptr();
-                    S::store(math::exp::<S>(S::sub(S::load(score), *new)), score);
+                    S::store(exp2::<S, _>(S::sub(S::load(score), *new), EXACT), score);
                 }
                 scores[..hidden(key)].fill(0.0);
                 for (j, total) in total.iter_mut().enumerate() {
@@ -230,7 +233,7 @@ impl Task<'_> {
             let mut factors = [S::zero(); N];
             for (j, factor) in factors.iter_mut().enumerate() {
                 let (old, sum) = (largest[j * S::LANES..].as_mut_ptr(), totals[j * S::LANES..].as_mut_ptr());
-                *factor = math::exp::<S>(S::sub(S::load(old), new[j]));
+                *factor = exp2::<S, _>(S::sub(S::load(old), new[j]), EXACT);
                 S::store(S::add(S::mul(S::load(sum), *factor), total[j]), sum);
                 S::store(new[j], old);
             }
@@ -251,15 +254,16 @@ impl Task<'_> {
         (self.image * p.queries as usize + self.first + i) * p.heads as usize * dim + self.head * dim
     }
 
-    /// Packs `count` queries from `first` on, multiplied by the scale, as `[head_dim, lanes]`. Lanes without a query
-    /// are zero.
+    /// Packs `count` queries from `first` on, as `[head_dim, lanes]`, multiplied by the scale and by log2 e, because
+    /// weights are powers of two. Lanes without a query are zero.
     fn pack_queries(&self, first: usize, count: usize, lanes: usize, to: &mut [f32]) {
         let dim = self.call.p.head_dim as usize;
+        let scale = self.call.p.scale * std::f32::consts::LOG2_E;
         to.fill(0.0);
         for i in 0..count {
             let to = to[i..].iter_mut().step_by(lanes);
             for (to, &from) in to.zip(&self.call.q[self.row(first + i)..][..dim]) {
-                *to = self.call.p.scale * from;
+                *to = scale * from;
             }
         }
     }

@@ -14,7 +14,10 @@ use super::{
 use crate::backend::{
     cpu::{
         memory::{Parts, Scratch},
-        simd::Simd,
+        simd::{
+            Simd,
+            math::{COARSE, exp2},
+        },
         threads::Pool,
     },
     params::Attention,
@@ -315,13 +318,13 @@ impl Task<'_> {
                     let mut four = [S::zero(); 4];
                     for (i, weight) in four.iter_mut().enumerate() {
                         let score = S::load(scores[(4 * word + i) * lanes + at..].as_ptr());
-                        *weight = exp2::<S>(S::sub(score, new[j]));
+                        *weight = exp2::<S, _>(S::sub(score, new[j]), COARSE);
                         total = S::add(total, *weight);
                     }
                     let bytes = four.map(|weight| S::mul(weight, S::splat(MOST_WEIGHT)));
                     S::store_words(bytes, weights[word * lanes + at..].as_mut_ptr().cast());
                 }
-                factor[j] = exp2::<S>(S::sub(S::load(largest[at..].as_ptr()), new[j]));
+                factor[j] = exp2::<S, _>(S::sub(S::load(largest[at..].as_ptr()), new[j]), COARSE);
                 let old = S::mul(S::load(totals[at..].as_ptr()), factor[j]);
                 S::store(S::add(old, total), totals[at..].as_mut_ptr());
                 S::store(new[j], largest[at..].as_mut_ptr());
@@ -424,25 +427,5 @@ unsafe fn multiply_rows<W: Words, const M: usize>(
                 W::store_sum(sum, to.add((i * BLOCK_VECTORS + j) * W::LANES));
             }
         }
-    }
-}
-
-/// `2^x` for `x <= 0`, relative error below 5e-5, which is less than a step of the quantised weights; 0 below -126.
-///
-/// # Safety
-/// As [`Simd`]'s.
-#[inline(always)]
-unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
-    // SAFETY: the caller's contract is the trait's.
-    unsafe {
-        // The limit is the first operand, because a NaN in the second one is kept.
-        let x = S::max(S::splat(-126.0), x);
-        let n = S::round(x);
-        let r = S::sub(x, n);
-        let mut p = S::splat(0.009_618_1);
-        for c in [0.055_504_1, 0.240_226_5, std::f32::consts::LN_2, 1.0] {
-            p = S::mul_add(p, r, S::splat(c));
-        }
-        S::mul(p, S::exp2_integral(n))
     }
 }

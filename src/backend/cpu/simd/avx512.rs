@@ -97,11 +97,8 @@ impl Simd for Avx512 {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn exp2_integral(a: __m512) -> __m512 {
-        unsafe {
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
-        }
+    unsafe fn scale(a: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(a, n) }
     }
     #[inline(always)]
     unsafe fn copy_sign(magnitude: __m512, sign: __m512) -> __m512 {

@@ -1,5 +1,7 @@
 //! Functions over vectors, the same source on every path.
 
+use std::f32::consts::LN_2;
+
 use super::vector::Simd;
 use crate::backend::Activation;
 
@@ -21,7 +23,32 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = S::mul_add(p, r, S::splat(c));
         }
-        S::mul(p, S::exp2_integral(n))
+        S::scale(p, n)
+    }
+}
+
+/// Coefficients of [`exp2`] for a relative error below 3e-7, of the Taylor series.
+pub const EXACT: [f32; 7] = [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, LN_2, 1.0];
+/// Coefficients of [`exp2`] for a relative error below 5e-5, which is less than a step of 8-bit integers.
+pub const COARSE: [f32; 5] = [0.009_618_1, 0.055_504_1, 0.240_226_5, LN_2, 1.0];
+
+/// `2^x` for `x <= 0`, as exact as the coefficients; 2^-126 below -126.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+pub unsafe fn exp2<S: Simd, const N: usize>(x: S::V, coefficients: [f32; N]) -> S::V {
+    // SAFETY: the caller's contract is the trait's.
+    unsafe {
+        // The limit is the first operand, because a NaN in the second one is kept.
+        let x = S::max(S::splat(-126.0), x);
+        let n = S::round(x);
+        let r = S::sub(x, n);
+        let mut p = S::splat(coefficients[0]);
+        for &c in &coefficients[1..] {
+            p = S::mul_add(p, r, S::splat(c));
+        }
+        S::scale(p, n)
     }
 }
 
@@ -117,6 +144,7 @@ mod tests {
     #[derive(Clone, Copy)]
     enum Which {
         Exp,
+        Exp2,
         Erf,
         Gelu,
         Silu,
@@ -134,6 +162,7 @@ mod tests {
                     let v = S::splat(x);
                     reduce_add::<S>(match self.2 {
                         Which::Exp => exp::<S>(v),
+                        Which::Exp2 => exp2::<S, _>(v, EXACT),
                         Which::Erf => erf::<S>(v),
                         Which::Gelu => gelu::<S>(v),
                         Which::Silu => activate::<S>(Activation::Silu, v),
@@ -169,6 +198,8 @@ mod tests {
         let xs: Vec<f32> = (-20_000..20_000).map(|i| i as f32 * 0.004).collect();
         for path in Path::ALL.into_iter().filter(|path| path.is_here()) {
             assert!(path.run(Map(&xs, f64::exp, Which::Exp)) < 3e-7, "{path} exp");
+            let powers: Vec<f32> = (0..30_000).map(|i| i as f32 * -0.0042).collect();
+            assert!(path.run(Map(&powers, f64::exp2, Which::Exp2)) < 3e-7, "{path} exp2");
             assert!(path.run(Map(&xs, erf_exact, Which::Erf)) < 5e-7, "{path} erf");
             let gelu = |x: f64| 0.5 * x * (1.0 + erf_exact(x / 2f64.sqrt()));
             assert!(path.run(Map(&xs, gelu, Which::Gelu)) < 5e-7, "{path} gelu");

@@ -92,8 +92,8 @@ impl Simd for Portable {
         each(|i| (a[i] + MAGIC) - MAGIC)
     }
     #[inline(always)]
-    unsafe fn exp2_integral(a: Self::V) -> Self::V {
-        each(|i| f32::from_bits(((a[i] as i32 + 127) as u32) << 23))
+    unsafe fn scale(a: Self::V, n: Self::V) -> Self::V {
+        each(|i| a[i] * f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
     unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V {

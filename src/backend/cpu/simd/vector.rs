@@ -48,8 +48,8 @@ pub trait Simd: Copy {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// The nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// `2^a` for integral a from -126 to 127.
-    unsafe fn exp2_integral(a: Self::V) -> Self::V;
+    /// `a * 2^n` for integral n from -126 to 127.
+    unsafe fn scale(a: Self::V, n: Self::V) -> Self::V;
     /// `|magnitude|` with the sign of `sign`.
     unsafe fn copy_sign(magnitude: Self::V, sign: Self::V) -> Self::V;
     /// Brings the line of an address into the nearest cache; the address may be invalid.
