@@ -201,7 +201,7 @@ fn stay_on(pool: u64, cores: &[usize]) {
 }
 
 #[cfg_attr(not(target_os = "linux"), allow(unused_variables))]
-fn bind(cores: &[usize]) {
+pub(super) fn bind(cores: &[usize]) {
     #[cfg(target_os = "linux")]
     {
         let mut set = rustix::thread::CpuSet::new();

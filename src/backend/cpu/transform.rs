@@ -18,7 +18,10 @@ pub const FILTERS: usize = 8;
 /// `G filter G^T` of some 3x3 filters: their values in the 36 planes, rounded once.
 #[inline(always)]
 pub fn transform_filters(filters: &[[f64; FILTERS]; 9]) -> [[f32; FILTERS]; PLANES] {
-    let columns: [_; 3] = std::array::from_fn(|x| transform_filter([&filters[x], &filters[3 + x], &filters[6 + x]]));
+    let mut columns = [[[0.0; FILTERS]; WINDOW]; 3];
+    for (x, column) in columns.iter_mut().enumerate() {
+        *column = transform_filter([&filters[x], &filters[3 + x], &filters[6 + x]]);
+    }
     let mut planes = [[0.0; FILTERS]; PLANES];
     for y in 0..WINDOW {
         let row = transform_filter([&columns[0][y], &columns[1][y], &columns[2][y]]);
