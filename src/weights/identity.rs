@@ -5,17 +5,18 @@ use std::{
     fmt::{Display, Write as _},
     fs,
     io::{self, Read, Seek},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{files::ModelFiles, tensor_file::TensorFile};
 use crate::{
-    backend::rates::cache_folder,
+    backend::{cpu::all_cores::HASHING, rates::cache_folder},
     error::{Error, Result},
     input, output,
 };
@@ -45,7 +46,8 @@ pub fn identity(files: &ModelFiles, paths: &[String]) -> Result<String> {
 /// If the file cannot be read.
 pub fn file_hash(place: &Path) -> Result<String> {
     let cache = cache_folder().map(|folder| folder.join("hashes.json"));
-    of_file(place, cache.as_deref()).map_err(|error| not_hashed(place.display(), error))
+    let hash = of_files(&[place], cache.as_deref())?.pop().expect("a hash for the file");
+    hash.map_err(|error| not_hashed(place.display(), error))
 }
 
 /// The hash of a LoRA that web UIs show, "AutoV3" of Civitai: the SHA-256 of what follows the header of a safetensors
@@ -88,11 +90,13 @@ fn not_hashed(place: impl Display, error: io::Error) -> Error {
 }
 
 fn identity_with(files: &ModelFiles, paths: &[String], cache: Option<&Path>) -> Result<String> {
+    let places: Vec<Option<PathBuf>> = paths.iter().map(|path| files.location(path)).collect();
+    let mut hashes = of_files(&places.iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>(), cache)?.into_iter();
     let mut list = String::new();
     let mut whole = String::new();
-    for path in paths {
-        whole = match files.location(path) {
-            Some(place) => of_file(&place, cache).map_err(|error| not_hashed(files.path_of(path), error))?,
+    for (path, place) in paths.iter().zip(&places) {
+        whole = match place.as_ref().and_then(|_| hashes.next()) {
+            Some(hash) => hash.map_err(|error| not_hashed(files.path_of(path), error))?,
             // The file is compiled into the program, or was made by it.
             None => hex(Sha256::new_with_prefix(files.open(path)?.in_memory().unwrap_or_default())),
         };
@@ -118,49 +122,64 @@ pub fn digits(text: &str) -> String {
 }
 
 /// An entry of the cache.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Known {
     /// Size, inode and times, in an undocumented form.
     stamp: String,
     sha256: String,
 }
 
-/// Locked by one thread at a time, so that no two threads read the same file or lose each other's entries.
+/// Locked during a call, so that no two calls read the same file or lose each other's entries.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The SHA-256 of a file in hexadecimal digits.
-fn of_file(place: &Path, cache: Option<&Path>) -> io::Result<String> {
+/// The SHA-256 of each file in hexadecimal digits; several files are read at once, on all cores.
+fn of_files(places: &[&Path], cache: Option<&Path>) -> Result<Vec<io::Result<String>>> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = cache.map(read).unwrap_or_default();
+    let hashed: Vec<_> = HASHING.run(|| Ok(places.par_iter().map(|place| of_file(place, &known)).collect()))?;
+    let new = |hashed: &io::Result<Hashed>| hashed.as_ref().ok().and_then(|hashed| hashed.new.clone());
+    let new: Vec<(String, Known)> = hashed.iter().filter_map(new).collect();
+    if let (Some(cache), false) = (cache, new.is_empty()) {
+        // Another process may have changed the cache meanwhile.
+        let mut known = read(cache);
+        known.retain(|path, _| Path::new(path).exists());
+        known.extend(new);
+        let text = serde_json::to_vec_pretty(&known).expect("texts become JSON");
+        if let Err(error) = output::write_cache(cache, &text) {
+            tracing::debug!("{} cannot be written: {error}", cache.display());
+        }
+    }
+    Ok(hashed.into_iter().map(|hashed| hashed.map(|hashed| hashed.sha256)).collect())
+}
+
+/// The hash of a file, and what the cache will have of it, by its path.
+struct Hashed {
+    sha256: String,
+    new: Option<(String, Known)>,
+}
+
+fn of_file(place: &Path, known: &BTreeMap<String, Known>) -> io::Result<Hashed> {
+    let old = |sha256| Ok(Hashed { sha256, new: None });
     let place = fs::canonicalize(place)?;
     if let Some(hash) = hash_in_name(&place) {
-        return Ok(hash);
+        return old(hash);
     }
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let before = fs::metadata(&place)?;
     if !before.is_file() {
         return Err(io::Error::other("this is not a regular file"));
     }
     let (key, stamp) = (place.to_string_lossy().into_owned(), stamp(&before)?);
-    let cache = cache.filter(|_| before.len() >= REMEMBERED_FROM);
-    let known = cache.map(read).unwrap_or_default();
-    if let Some(known) = known.get(&key).filter(|known| known.stamp == stamp) {
-        return Ok(known.sha256.clone());
+    let is_remembered = before.len() >= REMEMBERED_FROM;
+    if let Some(known) = known.get(&key).filter(|known| is_remembered && known.stamp == stamp) {
+        return old(known.sha256.clone());
     }
     let sha256 = of_reader(&mut input::open(&place)?)?;
     let after = fs::metadata(&place)?;
     if self::stamp(&after)? != stamp {
         return Err(io::Error::other("the file was changed while it was read"));
     }
-    if let Some(cache) = cache.filter(|_| is_settled(&after)) {
-        // Another process may have changed the cache meanwhile.
-        let mut known = read(cache);
-        known.retain(|path, _| Path::new(path).exists());
-        known.insert(key, Known { stamp, sha256: sha256.clone() });
-        let text = serde_json::to_vec_pretty(&known)?;
-        if let Err(error) = output::write_cache(cache, &text) {
-            tracing::debug!("{} cannot be written: {error}", cache.display());
-        }
-    }
-    Ok(sha256)
+    let is_new = is_remembered && is_settled(&after);
+    Ok(Hashed { new: is_new.then(|| (key, Known { stamp, sha256: sha256.clone() })), sha256 })
 }
 
 /// The SHA-256 of all that a reader has left.
@@ -217,8 +236,6 @@ fn read(cache: &Path) -> BTreeMap<String, Known> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::weights::files::{EmbeddedFile, MODEL_INDEX};
 
@@ -323,13 +340,13 @@ mod tests {
         let cache = folder.path().join("hashes.json");
         // The test program was built more than a few seconds ago.
         let place = std::env::current_exe().unwrap();
-        let hash = of_file(&place, Some(&cache)).unwrap();
+        let hash = of_files(&[&place], Some(&cache)).unwrap().remove(0).unwrap();
         if is_settled(&fs::metadata(&place).unwrap()) {
             assert_eq!(read(&cache).into_values().next().unwrap().sha256, hash);
         }
         let fresh = folder.path().join("fresh");
         fs::write(&fresh, vec![0; REMEMBERED_FROM as usize]).unwrap();
-        of_file(&fresh, Some(&cache)).unwrap();
+        of_files(&[&fresh], Some(&cache)).unwrap().remove(0).unwrap();
         assert!(!read(&cache).keys().any(|path| path.ends_with("fresh")), "it may change again within the same tick");
     }
 

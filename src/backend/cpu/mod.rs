@@ -1,5 +1,6 @@
 //! CPU cores. Ops run in the calling thread and have finished when they return, so they are always in order.
 
+pub(crate) mod all_cores;
 mod attention;
 mod available;
 pub mod cost;
@@ -26,6 +27,7 @@ use super::{
     params::{Conv2d, Linear},
 };
 use crate::error::{Error, Result};
+use all_cores::LOADING;
 pub use available::address_space_limit;
 use gemm::{Lhs, Product};
 pub(super) use kernels::form;
@@ -205,7 +207,7 @@ impl Backend for Cpu {
                 gemm::MAX_CHANNELS
             )));
         }
-        let packed = pack::pack(self.kernels, &self.pool, self.order(form), weight, bias)?;
+        let packed = LOADING.run(|| pack::pack(self.kernels, self.order(form), weight, bias))?;
         let bytes = self.packed_bytes(form);
         Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }

@@ -1,10 +1,9 @@
 //! Weights in panels: two vectors of output columns side by side, `[k, panel]`, padded with zeros. Packed once at load,
 //! in the order in which the micro-kernel reads them.
 
-use std::sync::{Mutex, PoisonError};
-
 use bytemuck::Pod;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
 
 use super::{
     cost,
@@ -13,12 +12,11 @@ use super::{
     memory::{Pages, Parts},
     narrow::{pack, segments},
     simd::{Kernel, Path, Simd},
-    threads::Pool,
     transform::{F2, F4, FILTERS, Transform, transform_filters},
 };
 use crate::{
     backend::{DType, Form, Layer, Values, weight::Stored},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// A layer's packed parameters.
@@ -76,10 +74,9 @@ impl CpuWeight {
     }
 }
 
-/// Packs a layer's parameters for `kernels`.
+/// Packs a layer's parameters for `kernels`, on the threads of the current pool of rayon.
 pub(in crate::backend) fn pack(
     kernels: Kernels,
-    pool: &Pool,
     form: Form,
     weight: Values,
     bias: Option<Values>,
@@ -87,10 +84,10 @@ pub(in crate::backend) fn pack(
     let (path, layer) = (kernels.path, form.layer);
     let weight = F32Reader::new(weight)?;
     let weight = match form.stored {
-        _ if kernels.is_narrow(form) => Elements::Words(words(kernels, pool, form, &weight)?),
-        Stored::F32 | Stored::Int8 => Elements::F32(elements(kernels, pool, form, &weight)?),
-        Stored::F16 => Elements::F16(elements(kernels, pool, form, &weight)?),
-        Stored::BF16 => Elements::BF16(elements(kernels, pool, form, &weight)?),
+        _ if kernels.is_narrow(form) => Elements::Words(words(kernels, form, &weight)?),
+        Stored::F32 | Stored::Int8 => Elements::F32(elements(kernels, form, &weight)?),
+        Stored::F16 => Elements::F16(elements(kernels, form, &weight)?),
+        Stored::BF16 => Elements::BF16(elements(kernels, form, &weight)?),
     };
     let bias = match bias {
         None => None,
@@ -111,12 +108,12 @@ pub(in crate::backend) fn pack(
 }
 
 /// Packs a layer's weight in elements of type `E`.
-fn elements<E: Element>(kernels: Kernels, pool: &Pool, form: Form, source: &F32Reader) -> Result<Pages<E>> {
+fn elements<E: Element>(kernels: Kernels, form: Form, source: &F32Reader) -> Result<Pages<E>> {
     let mut packed = Pages::zeroed(cost::packed_elements(kernels, form))?;
     match form.layer {
-        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(kernels, pool, form, k, 1, source, &mut packed)?,
+        Layer::Linear { k, .. } | Layer::Geglu { k, .. } => panels(kernels, form, k, 1, source, &mut packed)?,
         Layer::Conv2d { channels, kernel, .. } => {
-            panels(kernels, pool, form, channels, kernel * kernel, source, &mut packed)?;
+            panels(kernels, form, channels, kernel * kernel, source, &mut packed)?;
         }
         Layer::Norm { .. } | Layer::Embedding { .. } => {
             let at_once = AT_ONCE / size_of::<f32>();
@@ -153,7 +150,6 @@ const AT_ONCE: usize = 256 << 10;
 /// `[planes, channels, panel]`.
 fn panels<E: Element>(
     kernels: Kernels,
-    pool: &Pool,
     form: Form,
     channels: usize,
     taps: usize,
@@ -167,7 +163,7 @@ fn panels<E: Element>(
     let packed = Parts::new(packed);
     // Winograd's transform takes the filters of several columns together.
     let at_once = if filtering.is_some() { FILTERS } else { rows_at_once(k) };
-    each_panel(pool, count, |panel| {
+    each_panel(count, |panel| {
         // SAFETY: each panel is one task's.
         let panel_out = unsafe { packed.part(panel * panel_elements, panel_elements) };
         let mut narrow = vec![E::zeroed(); if filtering.is_some() { 0 } else { at_once.min(width) * k }];
@@ -178,44 +174,38 @@ fn panels<E: Element>(
             }
             let narrow = &mut narrow[..rows.len()];
             E::narrow(rows, narrow);
-            for (i, row) in narrow.chunks_exact(k).enumerate() {
-                for tap in 0..taps {
-                    let to = panel_out[tap * channels * width..].iter_mut().skip(first + i).step_by(width);
-                    for (to, &from) in to.zip(row[tap..].iter().step_by(taps)) {
-                        *to = from;
-                    }
-                }
-            }
+            interleave(narrow, taps, k, &mut panel_out[first..], width);
         })
     })
 }
 
 /// Packs a layer's weight in panels of words, with what belongs to each column in int8.
-fn words(kernels: Kernels, pool: &Pool, form: Form, source: &F32Reader) -> Result<Pages<u32>> {
+fn words(kernels: Kernels, form: Form, source: &F32Reader) -> Result<Pages<u32>> {
     let (segments, width) = (segments::segments(form), kernels.path.panel());
     let columns = cost::bias_elements(kernels.path, form.layer);
     let mut packed = Pages::zeroed(pack::packed_words(form.stored, segments, columns))?;
-    let (panel_words, k) = (segments.count * segments.words * width, form.layer.elements().0 / form.layer.elements().1);
+    let k = form.layer.elements().0 / form.layer.elements().1;
+    let row_words = segments.count * segments.words;
+    let panel_words = row_words * width;
     let taps = if let Layer::Conv2d { kernel, .. } = form.layer { kernel * kernel } else { 1 };
+    let packing = pack::Packing { path: kernels.path, stored: form.stored, segments, taps };
     let (panels, beside) = packed.split_at_mut(columns / width * panel_words);
     let (panels, beside) = (Parts::new(panels), Parts::new(beside));
-    each_panel(pool, columns / width, |panel| {
+    each_panel(columns / width, |panel| {
         // SAFETY: each panel, and what belongs to its columns, is one task's.
         let words = unsafe { panels.part(panel * panel_words, panel_words) };
-        each_rows(kernels.path, form.layer, panel, k, rows_at_once(k), source, |first, rows| {
-            for (i, row) in rows.chunks_exact(k).enumerate() {
-                let mut column = pack::Column { panel: &mut *words, width, at: first + i };
-                let at = panel * width + first + i;
+        let at_once = rows_at_once(k);
+        let mut rounded = vec![0; packing.rounded_words()];
+        let mut placed = vec![0; at_once.min(width) * row_words];
+        each_rows(kernels.path, form.layer, panel, k, at_once, source, |first, rows| {
+            let placed = &mut placed[..rows.len() / k * row_words];
+            for (i, (row, placed)) in rows.chunks_exact(k).zip(placed.chunks_exact_mut(row_words)).enumerate() {
+                let column = panel * width + first + i;
                 // SAFETY: as above.
-                let put = |row: usize, bits: u32| unsafe { beside.part(row * columns + at, 1)[0] = bits };
-                match form.stored {
-                    Stored::Int8 => {
-                        let scale = column.quantise(segments, taps, row, |segment, sum| put(1 + segment, sum as u32));
-                        put(0, scale.to_bits());
-                    }
-                    _ => column.round(segments, taps, row),
-                }
+                let put = |row: usize, bits: u32| unsafe { beside.part(row * columns + column, 1)[0] = bits };
+                packing.row(row, &mut rounded, placed, put);
             }
+            interleave(placed, 1, row_words, &mut words[first..], width);
         })
     })?;
     Ok(packed)
@@ -252,14 +242,26 @@ fn each_rows(
 }
 
 /// Calls `fill` for each panel, on all threads.
-fn each_panel(pool: &Pool, count: usize, fill: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
-    let failed: Mutex<Option<Error>> = Mutex::default();
-    pool.run(count, |panel| {
-        if let Err(error) = fill(panel) {
-            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+fn each_panel(count: usize, fill: impl Fn(usize) -> Result<()> + Send + Sync) -> Result<()> {
+    (0..count).into_par_iter().try_for_each(fill)
+}
+
+/// Writes rows of `k` elements, `[k / taps, taps]` as stored, to adjacent columns `[taps, k / taps, width]` from the
+/// start of `panel` on.
+fn interleave<T: Copy>(rows: &[T], taps: usize, k: usize, panel: &mut [T], width: usize) {
+    // A few elements of each row at a time, so that the lines that are written stay in the nearest cache.
+    const BLOCK: usize = 16;
+    for start in (0..k / taps).step_by(BLOCK) {
+        for (column, row) in rows.chunks_exact(k).enumerate() {
+            let row = &row[start * taps..k.min((start + BLOCK) * taps)];
+            for tap in 0..taps {
+                let to = panel[(tap * (k / taps) + start) * width + column..].iter_mut().step_by(width);
+                for (to, &from) in to.zip(row[tap..].iter().step_by(taps)) {
+                    *to = from;
+                }
+            }
         }
-    });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
 }
 
 /// The transform of up to [`FILTERS`] rows of 3x3 filters, `[channels, 9]` each, to adjacent columns of a panel
@@ -335,5 +337,45 @@ impl<'a> F32Reader<'a> {
             convert(halves, to);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rayon::ThreadPoolBuilder;
+
+    use super::*;
+    use crate::backend::{Extent, Precision, cpu::kernels::Convolution};
+
+    #[test]
+    fn a_weight_is_the_same_whatever_the_number_of_threads() {
+        let layers = [
+            Layer::Linear { out: 70, k: 33 },
+            Layer::Geglu { out: 140, k: 40 },
+            Layer::Conv2d { out: 100, channels: 70, kernel: 3, stride: 1, extent: Extent::Large },
+            Layer::Conv2d { out: 65, channels: 70, kernel: 3, stride: 2, extent: Extent::Large },
+            Layer::Embedding { rows: 300, channels: 400 },
+        ];
+        for path in Path::ALL.into_iter().filter(|path| path.is_here()) {
+            let kernels = Kernels { path, convolution: Convolution::default() };
+            for (layer, precision) in layers.into_iter().flat_map(|layer| Precision::ALL.map(|p| (layer, p))) {
+                let form = super::super::form(layer, precision, false);
+                let values: Vec<f32> = (0..layer.elements().0).map(|i| ((i * 7919) % 2001) as f32 - 1000.0).collect();
+                let packed = |threads| {
+                    let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&values) };
+                    let threads = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let packed = threads.install(|| pack(kernels, form, weight, None)).unwrap();
+                    match packed.weight {
+                        Elements::F32(elements) => bytemuck::cast_slice::<_, u8>(&elements).to_vec(),
+                        Elements::F16(elements) => bytemuck::cast_slice(&elements).to_vec(),
+                        Elements::BF16(elements) => bytemuck::cast_slice(&elements).to_vec(),
+                        Elements::Words(words) => bytemuck::cast_slice(&words).to_vec(),
+                    }
+                };
+                let alone = packed(1);
+                assert!(alone.iter().any(|byte| *byte != 0));
+                assert!(alone == packed(4), "{layer:?} in {precision} for {path}");
+            }
+        }
     }
 }

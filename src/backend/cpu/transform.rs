@@ -130,7 +130,11 @@ impl Transform<2, 4> for F2 {
 pub fn transform_filters<T: Transform<M, N>, const M: usize, const N: usize>(
     filters: &[[f64; FILTERS]; 9],
 ) -> [[[f32; FILTERS]; N]; N] {
-    let columns: [_; 3] = std::array::from_fn(|x| T::filters([&filters[x], &filters[3 + x], &filters[6 + x]]));
+    // Loops, because closures would be compiled without the path's features.
+    let mut columns = [[[0.0; FILTERS]; N]; 3];
+    for (x, column) in columns.iter_mut().enumerate() {
+        *column = T::filters([&filters[x], &filters[3 + x], &filters[6 + x]]);
+    }
     let mut planes = [[[0.0; FILTERS]; N]; N];
     for (y, planes) in planes.iter_mut().enumerate() {
         let row = T::filters([&columns[0][y], &columns[1][y], &columns[2][y]]);

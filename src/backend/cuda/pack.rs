@@ -2,9 +2,10 @@
 //! channels]`, norms and biases in f32.
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
 
 use crate::{
-    backend::{DType, Layer, Values, weight::Stored},
+    backend::{DType, Layer, Values, cpu::all_cores::LOADING, weight::Stored},
     error::{Error, Result},
 };
 
@@ -44,11 +45,17 @@ impl<'a> Packing<'a> {
         self.bytes / self.from.size() * self.to.size()
     }
 
-    /// Writes the bytes of the result from byte `start` on; both ends are at whole elements.
+    /// Writes the bytes of the result from byte `start` on, on all cores; both ends are at whole elements.
     ///
     /// # Errors
     /// If the file cannot be read.
     pub fn piece(&self, start: usize, to: &mut [u8]) -> Result<()> {
+        const PART: usize = 1 << 18;
+        let parts = to.par_chunks_mut(PART).enumerate();
+        LOADING.run(|| parts.try_for_each(|(i, to)| self.part(start + i * PART, to)))
+    }
+
+    fn part(&self, start: usize, to: &mut [u8]) -> Result<()> {
         let (first, count) = (start / self.to.size(), to.len() / self.to.size());
         let size = self.from.size();
         match self.window {

@@ -1,8 +1,11 @@
 //! Weights in panels of words.
 
-use half::bf16;
+use half::{bf16, slice::HalfFloatSliceExt};
 
-use super::segments::{MAX_SEGMENTS, Segments, per_word};
+use super::{
+    super::simd::{Kernel, Path, Simd},
+    segments::{Segments, per_word},
+};
 use crate::backend::Stored;
 
 /// The scale of some elements as integers from -127 to 127, and its inverse, from the [`larger`] of all.
@@ -50,52 +53,76 @@ pub fn parts(stored: Stored, segments: Segments, columns: usize, packed: &[u32])
     Weight { segments, words, scales: bytemuck::cast_slice(scales), sums: bytemuck::cast_slice(sums) }
 }
 
-/// One column of a panel, `[segments, words, width]`.
-pub struct Column<'a> {
-    /// The words of the panel.
-    pub panel: &'a mut [u32],
-    /// Columns of the panel.
-    pub width: usize,
-    /// The column's place in the panel.
-    pub at: usize,
+/// How a layer's weight is packed.
+#[derive(Clone, Copy)]
+pub struct Packing {
+    /// The instruction set.
+    pub path: Path,
+    /// The type of the elements: int8 or bf16.
+    pub stored: Stored,
+    /// The division of k.
+    pub segments: Segments,
+    /// The taps of a window, 1 for linear layers.
+    pub taps: usize,
 }
 
-impl Column<'_> {
-    /// Packs the weights of an output channel as int8, `[elements, taps]` as stored, or `[groups, elements]` without
-    /// taps. Returns its scale, and calls `sum` with each segment and the sum of its elements.
-    pub fn quantise(&mut self, segments: Segments, taps: usize, row: &[f32], mut sum: impl FnMut(usize, i32)) -> f32 {
-        let (scale, inverse) = scales(row.iter().copied().fold(0.0, larger));
-        let mut sums = [0; MAX_SEGMENTS];
-        self.put(Stored::Int8, segments, taps, row, |segment, x| {
-            let value = quantised(x, inverse);
-            sums[segment] += i32::from(value);
-            u32::from(value as u8)
-        });
-        (0..segments.count).for_each(|segment| sum(segment, sums[segment]));
-        scale
+impl Packing {
+    /// Words of scratch memory for the elements of one output channel.
+    pub fn rounded_words(self) -> usize {
+        (self.segments.count * self.segments.elements).div_ceil(per_word(self.stored))
     }
 
-    /// As [`Column::quantise`], rounded to bf16.
-    pub fn round(&mut self, segments: Segments, taps: usize, row: &[f32]) {
-        self.put(Stored::BF16, segments, taps, row, |_, x| u32::from(bf16::from_f32(x).to_bits()));
+    /// Packs the weights of an output channel, `[elements, taps]` as stored or `[groups, elements]` without taps, in
+    /// words `[segments, words]` whose padding is zero already. Calls `beside` with the rows and the bits of what
+    /// belongs to the column in int8: the scale, and the sum of each segment.
+    pub fn row(self, row: &[f32], rounded: &mut [u32], words: &mut [u32], mut beside: impl FnMut(usize, u32)) {
+        if self.stored == Stored::Int8 {
+            let rounded: &mut [i8] = &mut bytemuck::cast_slice_mut(rounded)[..row.len()];
+            beside(0, self.path.run(Quantise { row, to: rounded }).to_bits());
+            let placed: &mut [i8] = bytemuck::cast_slice_mut(words);
+            self.place(rounded, placed);
+            for (segment, elements) in placed.chunks_exact(4 * self.segments.words).enumerate() {
+                beside(1 + segment, elements.iter().map(|x| i32::from(*x)).sum::<i32>() as u32);
+            }
+        } else {
+            let rounded: &mut [bf16] = &mut bytemuck::cast_slice_mut(rounded)[..row.len()];
+            rounded.convert_from_f32_slice(row);
+            self.place(rounded, bytemuck::cast_slice_mut(words));
+        }
     }
 
-    /// Writes the bits that `f` returns for each segment and element.
-    fn put(
-        &mut self,
-        stored: Stored,
-        segments: Segments,
-        taps: usize,
-        row: &[f32],
-        mut f: impl FnMut(usize, f32) -> u32,
-    ) {
-        let in_word = per_word(stored);
-        for segment in 0..segments.count {
+    /// Puts the elements of an output channel into the order of its words.
+    fn place<T: Copy>(self, row: &[T], to: &mut [T]) {
+        let Self { segments, taps, .. } = self;
+        for (segment, to) in to.chunks_exact_mut(to.len() / segments.count).enumerate() {
             let (first, step) = if taps > 1 { (segment, taps) } else { (segment * segments.elements, 1) };
-            let words = &mut self.panel[segment * segments.words * self.width..];
-            for (i, &x) in row[first..].iter().step_by(step).take(segments.elements).enumerate() {
-                words[i / in_word * self.width + self.at] |= f(segment, x) << (i % in_word * 32 / in_word);
+            for (to, &from) in to.iter_mut().take(segments.elements).zip(row[first..].iter().step_by(step)) {
+                *to = from;
             }
         }
+    }
+}
+
+/// Rounds weights to int8; returns their scale.
+struct Quantise<'a> {
+    row: &'a [f32],
+    to: &'a mut [i8],
+}
+
+impl Kernel for Quantise<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // Magnitudes are in the order of their bits, with NaN above all: a maximum of integers takes one instruction.
+        let mut most = 0;
+        for x in self.row {
+            most = most.max(x.abs().to_bits());
+        }
+        let (scale, inverse) = scales(f32::from_bits(most));
+        for (to, &x) in self.to.iter_mut().zip(self.row) {
+            *to = quantised(x, inverse);
+        }
+        scale
     }
 }

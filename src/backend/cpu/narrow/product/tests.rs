@@ -3,7 +3,7 @@ use std::num::NonZero;
 use super::*;
 use crate::backend::cpu::narrow::{
     attention,
-    pack::{Column, packed_words},
+    pack::{Packing, packed_words},
     segments::Segments,
 };
 use crate::backend::{
@@ -60,14 +60,14 @@ fn product(lhs: Lhs, stored: Stored, unit: Unit, groups: usize, weights: &[f32])
     let mut packed = vec![0u32; packed_words(stored, segments, columns)];
     let panel_words = segments.count * segments.words * path.panel();
     let (words, beside) = packed.split_at_mut(columns * segments.count * segments.words);
+    let packing = Packing { path, stored, segments, taps };
     for (column, row) in weights.chunks_exact(taps * lhs.channels()).enumerate() {
-        let panel = &mut words[column / path.panel() * panel_words..][..panel_words];
-        let mut to = Column { panel, width: path.panel(), at: column % path.panel() };
-        if stored == Stored::Int8 {
-            let put = |segment, sum| beside[columns * (1 + segment) + column] = sum as u32;
-            beside[column] = to.quantise(segments, taps, row, put).to_bits();
-        } else {
-            to.round(segments, taps, row);
+        let (mut rounded, mut row_words) = (vec![0; packing.rounded_words()], vec![0; segments.count * segments.words]);
+        let put = |row, bits| beside[columns * row + column] = bits;
+        packing.row(row, &mut rounded, &mut row_words, put);
+        let panel = words[column / path.panel() * panel_words..][..panel_words].iter_mut();
+        for (to, word) in panel.skip(column % path.panel()).step_by(path.panel()).zip(row_words) {
+            *to = word;
         }
     }
     let x = &lhs.x()[..lhs.elements()];
