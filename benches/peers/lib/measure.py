@@ -33,7 +33,8 @@ def measure(plan, models, environments, peer, turn, size, decoder, result):
     task = {
         "out": lines, "model": models.model, "tiny": models.tiny, "models": models.folder,
         "inputs_folder": models.inputs(size), "work": plan.folder / "work", "program": plan.program,
-        "candle": environments.folder / "candle/build/release/peer-candle", "size": size, "decoder": decoder, "threads": plan.threads, "exact": peer.exact,
+        "candle": environments.folder / "candle/build/release/peer-candle",
+        "size": size, "decoder": decoder, "threads": plan.threads, "exact": peer.exact,
         "repeat": plan.repeat, "pictures": plan.pictures, "options": peer.options, "started": time.time(),
     }
     command = [environments.python(peer.environment), HERE / f"workers/{peer.worker}.py", json.dumps(task, default=str)]

@@ -40,6 +40,10 @@ use pack::Elements;
 pub use simd::Path;
 use threads::Pool;
 
+/// Weights with as many elements are packed on all cores: waking other threads takes longer than packing a smaller one,
+/// which counts where weights are read from disk in every step.
+const ELEMENTS_ON_ALL_CORES: usize = 1 << 17;
+
 /// Some of this machine's cores.
 pub struct Cpu {
     kernels: Kernels,
@@ -207,7 +211,9 @@ impl Backend for Cpu {
                 gemm::MAX_CHANNELS
             )));
         }
-        let packed = LOADING.run(|| pack::pack(self.kernels, self.order(form), weight, bias))?;
+        let few = form.layer.elements().0 < ELEMENTS_ON_ALL_CORES;
+        let pack = || pack::pack(self.kernels, self.order(form), weight, bias);
+        let packed = if few { pack() } else { LOADING.run(pack) }?;
         let bytes = self.packed_bytes(form);
         Ok(Weight::new(form, bytes, self.home.clone(), WeightData::Held(Arc::new(packed))))
     }

@@ -74,7 +74,8 @@ impl CpuWeight {
     }
 }
 
-/// Packs a layer's parameters for `kernels`, on the threads of the current pool of rayon.
+/// Packs a layer's parameters for `kernels`, on the threads of the current pool of rayon, or in this thread outside of
+/// one.
 pub(in crate::backend) fn pack(
     kernels: Kernels,
     form: Form,
@@ -241,9 +242,12 @@ fn each_rows(
     Ok(())
 }
 
-/// Calls `fill` for each panel, on all threads.
+/// Calls `fill` for each panel, as [`pack`] says.
 fn each_panel(count: usize, fill: impl Fn(usize) -> Result<()> + Send + Sync) -> Result<()> {
-    (0..count).into_par_iter().try_for_each(fill)
+    match rayon::current_thread_index() {
+        Some(_) => (0..count).into_par_iter().try_for_each(fill),
+        None => (0..count).try_for_each(fill),
+    }
 }
 
 /// Writes rows of `k` elements, `[k / taps, taps]` as stored, to adjacent columns `[taps, k / taps, width]` from the
@@ -363,8 +367,11 @@ mod tests {
                 let values: Vec<f32> = (0..layer.elements().0).map(|i| ((i * 7919) % 2001) as f32 - 1000.0).collect();
                 let packed = |threads| {
                     let weight = Values::Data { dtype: DType::F32, bytes: bytemuck::cast_slice(&values) };
-                    let threads = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                    let packed = threads.install(|| pack(kernels, form, weight, None)).unwrap();
+                    let pack = || pack(kernels, form, weight, None).unwrap();
+                    let packed = match threads {
+                        0 => pack(),
+                        _ => ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(pack),
+                    };
                     match packed.weight {
                         Elements::F32(elements) => bytemuck::cast_slice::<_, u8>(&elements).to_vec(),
                         Elements::F16(elements) => bytemuck::cast_slice(&elements).to_vec(),
@@ -372,9 +379,11 @@ mod tests {
                         Elements::Words(words) => bytemuck::cast_slice(&words).to_vec(),
                     }
                 };
-                let alone = packed(1);
+                let alone = packed(0);
                 assert!(alone.iter().any(|byte| *byte != 0));
-                assert!(alone == packed(4), "{layer:?} in {precision} for {path}");
+                for threads in [1, 4] {
+                    assert!(alone == packed(threads), "{layer:?} in {precision} for {path}, {threads} threads");
+                }
             }
         }
     }

@@ -51,6 +51,9 @@ impl<'a> Packing<'a> {
     /// If the file cannot be read.
     pub fn piece(&self, start: usize, to: &mut [u8]) -> Result<()> {
         const PART: usize = 1 << 18;
+        if to.len() <= PART {
+            return self.part(start, to);
+        }
         let parts = to.par_chunks_mut(PART).enumerate();
         LOADING.run(|| parts.try_for_each(|(i, to)| self.part(start + i * PART, to)))
     }
