@@ -74,6 +74,13 @@ struct Drawn {
     latents: Vec<Arc<[f32]>>,
 }
 
+impl Drawn {
+    /// The bytes of its image; none if only the latents were asked for.
+    fn pixels(&self) -> &[u8] {
+        self.picture.image.as_ref().map_or(&[], |image| &image.rgb)
+    }
+}
+
 /// Draws all requests on a device in f32, then in each of the types. All pictures in f32 and in one other type are in
 /// memory at a time, with their latents of all steps. `on_picture` is called with the type and the number of pictures
 /// that are done in it.
@@ -143,9 +150,8 @@ fn draw(
 }
 
 fn figures(dtype: Precision, class: String, drawn: &[Drawn], reference: &[Drawn]) -> Figures {
-    let pixels = |drawn: &Drawn| drawn.picture.image.as_ref().map_or(Vec::new(), |image| image.rgb.clone());
     let pairs = || drawn.iter().zip(reference);
-    let mut psnrs: Vec<f64> = pairs().map(|(own, of_f32)| psnr(&pixels(own), &pixels(of_f32))).collect();
+    let mut psnrs: Vec<f64> = pairs().map(|(own, of_f32)| psnr(own.pixels(), of_f32.pixels())).collect();
     let worst = (0..psnrs.len()).min_by(|a, b| psnrs[*a].total_cmp(&psnrs[*b])).expect("there is a picture");
     let (picture, reference) = (drawn[worst].picture.clone(), reference[worst].picture.clone());
     let calls = drawn.iter().map(|drawn| drawn.latents.len()).max().unwrap_or_default();
@@ -176,6 +182,11 @@ pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
     assert_eq!(a.len(), b.len(), "pictures of one size are compared");
     let squares: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
     10.0 * (255.0_f64.powi(2) * a.len() as f64 / squares).log10()
+}
+
+/// A [`psnr`] as text.
+pub fn decibels(psnr: f64) -> String {
+    if psnr.is_finite() { format!("{psnr:.1} dB") } else { "equal".to_owned() }
 }
 
 /// See [`LatentError`].

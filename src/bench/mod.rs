@@ -14,7 +14,7 @@ use crate::{
 ///
 /// # Errors
 /// If there is no such device, or it has no such arithmetic.
-fn device_in(id: DeviceId, precision: Option<Precision>) -> Result<DeviceInfo> {
+pub fn device_in(id: DeviceId, precision: Option<Precision>) -> Result<DeviceInfo> {
     let info = backend::visible().into_iter().find(|info| info.id == id);
     let info = info.ok_or_else(|| backend::registry::absent(id))?;
     info.in_type(precision).ok_or_else(|| {

@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{components, dtypes, maps};
+use super::{
+    components,
+    dtypes::{self, decibels},
+    maps,
+};
 use crate::{
     device_map::size::format_bytes,
     figure::{FAINT, INK, LINE, MARGIN, Svg, WIDTH, escaped},
@@ -135,7 +139,6 @@ pub fn maps(report: &maps::Report, facts: &Facts) -> String {
 /// The page of `sdshard bench dtypes`.
 pub fn dtypes(report: &dtypes::Report, facts: &Facts) -> String {
     let coloured = || report.types.iter().zip(COLOURS.into_iter().cycle());
-    let decibels = |psnr: f64| if psnr.is_finite() { format!("{psnr:.1} dB") } else { "equal".to_owned() };
     let pair = |(figures, colour): (&dtypes::Figures, &'static str)| {
         [("least", figures.least_psnr_db), ("median", figures.median_psnr_db)].map(|(what, psnr)| Bar {
             label: format!("{}, {what}", figures.dtype),

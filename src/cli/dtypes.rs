@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use sdshard::{
-    backend::{self, DeviceId, Precision},
+    backend::{DeviceId, Precision},
     bench::{
-        dtypes::{self, Report},
+        device_in,
+        dtypes::{self, Report, decibels},
         page,
     },
     error::{Error, Result},
@@ -31,8 +32,7 @@ const PICTURES_PER_NOTE: usize = 16;
 /// Draws the prompts on the device in each type and prints the differences.
 pub fn run(args: &BenchDTypesArgs, device: DeviceId, console: &Console) -> Result<()> {
     let html = Html::new(args.html.as_deref())?;
-    let info = backend::visible().into_iter().find(|info| info.id == device);
-    let info = info.ok_or_else(|| backend::registry::absent(device))?;
+    let info = device_in(device, None)?;
     let has = |dtype: &Precision| info.in_type(Some(*dtype)).is_some();
     let types: Vec<Precision> = match args.dtype.as_slice() {
         [] => Precision::ALL.into_iter().filter(|dtype| *dtype != Precision::F32 && has(dtype)).collect(),
@@ -103,7 +103,6 @@ fn requests(asked: &[Asked], model: &Model, images: &ImageFiles) -> Result<Vec<R
 }
 
 fn print(report: &Report, console: &Console) -> Result<()> {
-    let decibels = |psnr: f64| if psnr.is_finite() { format!("{psnr:.1} dB") } else { "equal".to_owned() };
     console.print("type   least PSNR  median PSNR  worst prompt")?;
     for figures in &report.types {
         console.print(&format!(

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod bad_input;
+mod benchmarks;
 mod cli;
 #[path = "../common/mod.rs"]
 mod common;
@@ -9,6 +10,8 @@ mod common;
 mod faults;
 #[cfg(feature = "hub")]
 mod hub;
+#[cfg(unix)]
+mod interruptions;
 #[cfg(target_os = "linux")]
 mod machine_faults;
 #[cfg(target_os = "linux")]

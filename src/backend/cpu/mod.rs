@@ -132,7 +132,7 @@ impl Cpu {
         match self.kernels.filtering(w.form) {
             Some(filtering) => {
                 let (path, pool) = (self.kernels.path, &self.pool);
-                winograd::run(&product, filtering, p, read(x), path, pool, requested(scratch), write(out));
+                winograd::run(&product, filtering, path, pool, requested(scratch), write(out));
             }
             None => self.multiply(&product, w, scratch, out),
         }

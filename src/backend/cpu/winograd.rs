@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::{
     cost::Tiles,
     element::Element,
-    gemm::{Product, accumulate},
+    gemm::{Lhs, Product, accumulate},
     kernels::Filtering,
     memory::{Parts, Scratch},
     pack::Elements,
@@ -31,47 +31,34 @@ const TASKS_PER_THREAD: usize = 2;
 /// [`Tiles::together`].
 ///
 /// # Panics
-/// If a slice is shorter than the sizes say, because the unsafe code depends on them.
-#[allow(clippy::too_many_arguments, reason = "the call, what it runs on, and its memory")]
-pub fn run(
-    product: &Product,
-    filtering: Filtering,
-    p: Conv2d,
-    x: &[f32],
-    path: Path,
-    pool: &Pool,
-    scratch: &mut [f32],
-    out: &mut [f32],
-) {
-    let tiles = &Tiles::new(path, filtering, &p);
+/// If it is no convolution, or a slice is shorter than the sizes say, because the unsafe code depends on them.
+pub fn run(product: &Product, filtering: Filtering, path: Path, pool: &Pool, scratch: &mut [f32], out: &mut [f32]) {
     match &product.packed.weight {
-        Elements::F32(weight) => run_with(product, weight, tiles, p, x, path, pool, scratch, out),
-        Elements::F16(weight) => run_with(product, weight, tiles, p, x, path, pool, scratch, out),
-        Elements::BF16(weight) => run_with(product, weight, tiles, p, x, path, pool, scratch, out),
+        Elements::F32(weight) => run_with(product, weight, filtering, path, pool, scratch, out),
+        Elements::F16(weight) => run_with(product, weight, filtering, path, pool, scratch, out),
+        Elements::BF16(weight) => run_with(product, weight, filtering, path, pool, scratch, out),
         Elements::Words(_) => panic!("transformed weights are not packed in words"),
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "those of `run`, and the weight in its type")]
 fn run_with<E: Element>(
     product: &Product,
     weight: &[E],
-    tiles: &Tiles,
-    p: Conv2d,
-    x: &[f32],
+    filtering: Filtering,
     path: Path,
     pool: &Pool,
     scratch: &mut [f32],
     out: &mut [f32],
 ) {
-    let planes = tiles.filtering.planes();
+    let Lhs::Conv2d(p, x) = product.lhs else { panic!("a 3x3 window has rows of pixels") };
+    let tiles = &Tiles::new(path, filtering, &p);
     let pixels = (p.batch * p.height * p.width) as usize;
     assert!(
         x.len() >= pixels * p.channels as usize && scratch.len() >= tiles.elements(),
         "tensors of the call's sizes"
     );
     let panels = (p.out as usize).div_ceil(path.panel());
-    assert!(weight.len() >= panels * path.panel() * planes * p.channels as usize, "all panels");
+    assert!(weight.len() >= panels * path.panel() * filtering.planes() * p.channels as usize, "all panels");
     product.check(path, panels, out);
     let out = Parts::new(out);
     for first in (0..tiles.count).step_by(tiles.together) {
